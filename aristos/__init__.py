@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from .config import MoEConfig, Router
     from .layer.exchange import Exchange
     from .layer.moe import MoE
+    from .layer.routing import Routing
 
-__all__ = ["AristosError", "Checkpoint", "Exchange", "MoE", "MoEConfig", "Router", "__version__", "results"]
+__all__ = ["AristosError", "Checkpoint", "Exchange", "MoE", "MoEConfig", "Router", "Routing", "__version__", "results"]
 
 _LAZY = {
     "MoE": ".layer.moe",
@@ -24,6 +25,7 @@ _LAZY = {
     "Exchange": ".layer.exchange",
     "MoEConfig": ".config",
     "Router": ".config",
+    "Routing": ".layer.routing",
 }
 _MODULES = (
     "bench",

@@ -31,9 +31,19 @@ ACTIVATIONS: dict[str, ActivationRule] = {
     "swiglu_oai": ActivationRule(4, gate_only=True, shift=1.0),
 }
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"]
+
+
 # by name, a router score's number in kernels; kernels/common and reference.py have a function for each name
-SCORES: dict[str, int] = {"softmax": 0, "softmax_topk": 1}
-Score = Literal["softmax", "softmax_topk"]
+SCORES: dict[str, int] = {"softmax": 0, "softmax_topk": 1, "sigmoid": 2, "sqrtsoftplus": 3, "sparsemixer": 4}
+# scores with a value of each expert on its own, so that groups and a bias for choosing can be compared
+BIASED: tuple[str, ...] = ("softmax", "sigmoid", "sqrtsoftplus")
+Score = Literal["softmax", "softmax_topk", "sigmoid", "sqrtsoftplus", "sparsemixer"]
+GROUP_SCORES: dict[str, int] = {"max": 0, "sum_top2": 1}  # a group's score is its best expert's, or its best two's sum
+GroupScore = Literal["max", "sum_top2"]
+WEIGHTS_ON: tuple[str, ...] = ("output", "input")
+MOST_GROUPS = 63  # a set of groups is a word
+SPARSEMIXER_WIDTH = 0.02  # twice the jitter of Phi-3.5-MoE
+LEAST_SUM = 1e-20  # added to the sum of k weights that are divided by it, as in DeepSeek-V3's code
 DTYPES: tuple[str, ...] = ("float32", "tf32", "bfloat16", "float16")
 NARROW = ("bfloat16", "float16")  # dtypes of two bytes
 PRECISIONS: tuple[str, ...] = ("highest", "high")
@@ -98,27 +108,63 @@ def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
 class Router:
     """How the scores of a token become k expert ids and k combine weights.
 
-    score: "softmax" takes the softmax over all experts and then the k largest; "softmax_topk" takes the k
-        largest scores and then the softmax over those k.
-    renormalize: divide the k weights by their sum (no effect with "softmax_topk", whose weights sum to one).
+    score: of the scores s = x Wr + router_bias, the weights are
+        "softmax": the softmax over all experts, at the k largest s (Mixtral, OLMoE, Qwen);
+        "softmax_topk": the softmax over the k largest s (gpt-oss, Granite);
+        "sigmoid": 1 / (1 + e^-s) at the k largest (DeepSeek-V3);
+        "sqrtsoftplus": sqrt(log(1 + e^s)) at the k largest (DeepSeek-V4);
+        "sparsemixer": for the best, then for the best of the rest, and so on: its share of the softmax over those of
+        the rest that are at most 0.02 max(|s_i|, best) below it (Phi-3.5-MoE, arXiv:2409.12136).
+    renormalize: divide the k weights by their sum plus 1e-20 (no effect with "softmax_topk", whose weights sum to one,
+        and with "sparsemixer").
     scale: factor on every combine weight.
-    Of equal scores, the lowest expert id wins. Raises InputError.
+    groups, topk_groups: the experts are this many groups of equal size, and only those of the topk_groups best groups
+        are chosen; 0: no groups. group_score: of a group, its largest weight (DeepSeek-V2), or "sum_top2", the sum of
+        its two largest (DeepSeek-V3).
+    capacity_factor: a rank sends at most ceil(capacity_factor * S * k / E) of its S tokens to an expert: first choices
+        come before second ones, and tokens in their order (GShard, arXiv:2006.16668; Switch, arXiv:2101.03961).
+        `Routing.dropped` has the number of choices that were dropped; their ids are -1. None: no limit.
+    weight_on: "input", for k = 1: an expert gets the weighted token, and its output counts once (Llama 4).
+    A bias for choosing alone (`select_bias`) is added to the weights when experts and groups are compared.
+    Of equal values, the lowest id wins. Raises InputError.
     """
 
     score: Score = "softmax"
     renormalize: bool = True
     scale: float = 1.0
+    groups: int = 0
+    topk_groups: int = 0
+    group_score: GroupScore = "max"
+    capacity_factor: float | None = None
+    weight_on: Literal["output", "input"] = "output"
 
     def __post_init__(self) -> None:
         scale = real(self.scale)
         if not abs(scale) < 3.4e38:
             raise InputError(f"scale must be a finite number within the range of float32, got {self.scale!r}")
+        factor = self.capacity_factor
+        if factor is not None and not 0 < real(factor) < 1e9:
+            raise InputError(f"capacity_factor must be None or a positive number below 1e9, got {factor!r}")
         _normalize(
             self,
             score=_one_of("score", self.score, SCORES),
             renormalize=boolean("renormalize", self.renormalize),
             scale=scale,
+            group_score=_one_of("group_score", self.group_score, GROUP_SCORES),
+            capacity_factor=None if factor is None else real(factor),
+            weight_on=_one_of("weight_on", self.weight_on, WEIGHTS_ON),
         )
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        if self.groups == 0 and self.topk_groups == 0 and not isinstance(self.groups, bool):
+            _normalize(self, groups=0, topk_groups=0)
+            return
+        groups = whole("groups", self.groups, MOST_GROUPS, f"0 or an int in 1..{MOST_GROUPS}")
+        kept = whole("topk_groups", self.topk_groups, groups, f"an int in 1..groups ({groups})")
+        if self.score not in BIASED:
+            raise InputError(f"groups require one of the scores {', '.join(BIASED)}, got score={self.score!r}")
+        _normalize(self, groups=groups, topk_groups=kept)
 
 
 @dataclass(frozen=True)
@@ -135,7 +181,8 @@ class MoEConfig:
     precision: "high" allows products of float32 by three products of bfloat16, with 16 significant bits of rows, hidden
     activations and weights: outputs within 2e-5 of the largest one. Only CPUs with AMX gain by it and do so; all others
     compute as with "highest".
-    router: see `Router`. Raises InputError.
+    router: see `Router`. identity_experts: ids from `experts` up name so many experts that return the token itself
+    (LongCat); the router has a column for each of them. Raises InputError.
     """
 
     hidden: int
@@ -150,6 +197,12 @@ class MoEConfig:
     max_tokens: int = 4096
     router: Router = field(default_factory=Router)
     precision: str = "highest"
+    identity_experts: int = 0
+
+    @property
+    def columns(self) -> int:
+        """Columns of the router: experts and identity experts."""
+        return self.experts + self.identity_experts
 
     def __post_init__(self) -> None:
         sizes = {name: whole(name, getattr(self, name)) for name in ("hidden", "ffn", "experts", "top_k", "max_tokens")}
@@ -167,5 +220,36 @@ class MoEConfig:
             raise InputError(f"router must be an aristos.Router, got {self.router!r}")
         if self.precision != "highest" and self.dtype != "float32":
             raise InputError(f"precision={self.precision!r} requires dtype='float32', got dtype={self.dtype!r}")
-        if self.top_k > self.experts:
-            raise InputError(f"top_k must be at most experts ({self.experts}), got {self.top_k}")
+        if self.identity_experts != 0 or isinstance(self.identity_experts, bool):
+            identity = whole("identity_experts", self.identity_experts, wanted="0 or a positive int below 2**40")
+            _normalize(self, identity_experts=identity)
+        if self.top_k > self.columns:
+            raise InputError(f"top_k must be at most experts ({self.columns}), got {self.top_k}")
+        self._check_router()
+
+    def _check_router(self) -> None:
+        """Raise InputError for a router that this layer cannot have."""
+        router, k = self.router, self.top_k
+        if router.weight_on == "input" and k != 1:
+            raise InputError(f"weight_on='input' requires top_k=1, got top_k={k}: weigh the outputs instead")
+        if self.identity_experts:
+            for name, value in (
+                ("groups", router.groups),
+                ("capacity_factor", router.capacity_factor),
+                ("weight_on='input'", router.weight_on == "input"),
+            ):
+                if value:
+                    raise InputError(f"identity_experts={self.identity_experts} cannot be combined with {name}")
+        if router.groups:
+            self._check_groups(router.groups, router.topk_groups)
+
+    def _check_groups(self, groups: int, kept: int) -> None:
+        size = self.experts // groups
+        if self.experts % groups:
+            raise InputError(f"experts must be a multiple of groups={groups}, got {self.experts}")
+        if self.router.group_score == "sum_top2" and size < 2:
+            raise InputError(f"group_score='sum_top2' requires groups of two experts, got {size} in each of {groups}")
+        if self.top_k > kept * size:
+            raise InputError(
+                f"top_k must be at most the {kept * size} experts of topk_groups={kept} groups, got {self.top_k}"
+            )

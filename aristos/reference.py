@@ -3,11 +3,13 @@
 A definition, not an implementation: one loop over experts, one over choices, no blocking, no parallelism, no
 float32. It is not fast, shares no code with the implementations, and does not run across ranks.
 
-    s     = x Wr                                                       scores, [S, E]
+    s     = x Wr + router_bias                                         scores, [S, E]
     h_e   = act(x up_e + up_bias_e)                                    ungated
     h_e   = act(x gate_e + gate_bias_e) * (x up_e + up_bias_e)         gated; see `gated` for limits, swiglu_oai
     f_e   = h_e down_e + down_bias_e                                   one expert, [S, H]
+    f_e   = x                                                          identity experts, ids from E up
     y[t]  = sum over j of w[t,j] f_{ids[t,j]}(x[t])                    a choice of id -1 adds nothing
+    y[t]  = f_{ids[t,0]}(w[t,0] x[t])                                  weight_on="input"
 
 Scores are float64 here and float32 in the layer, so two experts closer than float32 rounding may change
 places. A check of the arithmetic alone passes the layer's own `ids` and `weights`.
@@ -82,23 +84,107 @@ def softmax_topk_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats
     return softmax(np.take_along_axis(scores, ids, axis=1))
 
 
+def sigmoid(x: Floats) -> Floats:
+    """1 / (1 + e^-x), through tanh: see `silu`."""
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+def sqrtsoftplus(x: Floats) -> Floats:
+    """sqrt(log(1 + e^x))."""
+    return np.sqrt(np.logaddexp(0.0, x))
+
+
+def normalized(weights: Floats, renormalize: bool) -> Floats:
+    """weights [S, k], divided by their sum if `renormalize`."""
+    return weights / (weights.sum(axis=1, keepdims=True) + config.LEAST_SUM) if renormalize else weights
+
+
+def sigmoid_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
+    return normalized(sigmoid(np.take_along_axis(scores, ids, axis=1)), renormalize)
+
+
+def sqrtsoftplus_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
+    return normalized(sqrtsoftplus(np.take_along_axis(scores, ids, axis=1)), renormalize)
+
+
+def sparsemixer_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
+    """For each choice, its share of the softmax over those of the rest that are close to it; see `Router`."""
+    rest, found = scores.copy(), np.zeros(ids.shape)
+    for j in range(ids.shape[1]):
+        best = np.take_along_axis(scores, ids[:, j : j + 1], axis=1)
+        close = best - scores <= config.SPARSEMIXER_WIDTH * np.maximum(np.abs(scores), best)
+        shares = softmax(np.where(close, rest, -np.inf))
+        found[:, j] = np.take_along_axis(shares, ids[:, j : j + 1], axis=1)[:, 0]
+        np.put_along_axis(rest, ids[:, j : j + 1], -np.inf, axis=1)
+    return found
+
+
 SCORES: dict[str, Callable[[Floats, Ints, bool], Floats]] = {
     name: globals()[f"{name}_weights"] for name in config.SCORES
 }
+# by score, the weights of all experts before the choice: what a bias for choosing is added to
+VALUES: dict[str, Callable[[Floats], Floats]] = {name: globals()[name] for name in config.BIASED}
 
 
-def route(cfg: MoEConfig, x: ArrayLike, router: ArrayLike) -> tuple[Ints, Floats]:
-    """x: [S, H], router: [H, E] -> ids [S, k] int64, best first, and combine weights [S, k] float64.
+def in_kept_groups(cfg: MoEConfig, values: Floats) -> NDArray[np.bool_]:
+    """values: [S, E] -> [S, E], whether an expert lies in one of its token's best groups; ties: the lowest group."""
+    groups = values.reshape(len(values), cfg.router.groups, -1)
+    order = np.sort(groups, axis=2)[:, :, ::-1]
+    best = order[:, :, 0] if cfg.router.group_score == "max" else order[:, :, 0] + order[:, :, 1]
+    kept = np.argsort(-best, axis=1, kind="stable")[:, : cfg.router.topk_groups]
+    found = np.zeros(best.shape, bool)
+    np.put_along_axis(found, kept, True, axis=1)
+    return np.repeat(found, groups.shape[2], axis=1)
 
-    The k experts are chosen by score, not by softmax, which may round two different scores to one probability;
-    equal scores go to the lowest id. Raises InputError for a score that is not finite.
+
+def within_capacity(cfg: MoEConfig, ids: Ints) -> Ints:
+    """ids [S, k] of one rank's tokens, with -1 for choices beyond an expert's capacity; see `Router`."""
+    if cfg.router.capacity_factor is None:
+        return ids
+    capacity = math.ceil(cfg.router.capacity_factor * len(ids) * cfg.top_k / cfg.experts)
+    left, found = np.full(cfg.experts, capacity), ids.copy()
+    for j in range(ids.shape[1]):
+        for t, e in enumerate(ids[:, j]):
+            left[e] -= 1
+            if left[e] < 0:
+                found[t, j] = -1
+    return found
+
+
+def scores_of(cfg: MoEConfig, x: ArrayLike, router: ArrayLike, router_bias: ArrayLike | None = None) -> Floats:
+    """Router scores [S, columns]: x Wr + router_bias. x: [S, H], router: [H, columns]."""
+    scores = _floats("x", x, (None, cfg.hidden)) @ _floats("router", router, (cfg.hidden, cfg.columns))
+    return scores + _bias("router_bias", router_bias, (cfg.columns,))
+
+
+def route(
+    cfg: MoEConfig,
+    x: ArrayLike,
+    router: ArrayLike,
+    router_bias: ArrayLike | None = None,
+    select_bias: ArrayLike | None = None,
+) -> tuple[Ints, Floats]:
+    """x: [S, H], router: [H, columns] -> ids [S, k] int64, best first, and combine weights [S, k] float64.
+
+    columns: E and the identity experts. The k experts are chosen by score, not by softmax, which may round two
+    different scores to one probability; with a bias for choosing ([columns]) they are chosen by weight plus bias. Equal
+    values go to the lowest id. A choice beyond the capacity has the id -1. Raises InputError for a score that is not
+    finite.
     """
-    scores = _floats("x", x, (None, cfg.hidden)) @ _floats("router", router, (cfg.hidden, cfg.experts))
+    scores = scores_of(cfg, x, router, router_bias)
     if not np.isfinite(scores).all():
         token = int(np.argmin(np.isfinite(scores).all(axis=1)))
         raise InputError(f"router scores must be finite, got {scores[token].tolist()} for token {token}")
-    ids = np.argsort(-scores, axis=1, kind="stable")[:, : cfg.top_k].astype(np.int64)
-    return ids, SCORES[cfg.router.score](scores, ids, cfg.router.renormalize) * cfg.router.scale
+    values = scores
+    if select_bias is not None or (cfg.router.groups and cfg.router.group_score == "sum_top2"):
+        if cfg.router.score not in VALUES:
+            raise InputError(f"select_bias requires a score of {', '.join(VALUES)}, got {cfg.router.score!r}")
+        values = VALUES[cfg.router.score](scores) + _bias("select_bias", select_bias, (cfg.columns,))
+    if cfg.router.groups:
+        values = np.where(in_kept_groups(cfg, values), values, -np.inf)
+    ids = np.argsort(-values, axis=1, kind="stable")[:, : cfg.top_k].astype(np.int64)
+    weights = SCORES[cfg.router.score](scores, ids, cfg.router.renormalize) * cfg.router.scale
+    return within_capacity(cfg, ids), weights
 
 
 def expert(
@@ -139,24 +225,30 @@ def moe(
     down: ArrayLike,
     gate: ArrayLike | None = None,
     router: ArrayLike | None = None,
+    router_bias: ArrayLike | None = None,
+    select_bias: ArrayLike | None = None,
     up_bias: ArrayLike | None = None,
     gate_bias: ArrayLike | None = None,
     down_bias: ArrayLike | None = None,
     ids: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    router_x: ArrayLike | None = None,
 ) -> Floats:
     """x: [..., H] -> y [..., H] float64.
 
-    up, gate: [E, H, F]; down: [E, F, H]; router: [H, E]; up_bias, gate_bias: [E, F]; down_bias: [E, H].
-    ids [..., n] integers in -1..E-1 and weights [..., n] route from outside, for any n; without them `router`
-    routes. Raises InputError for a shape that does not fit, an id out of range, or no routing at all.
+    up, gate: [E, H, F]; down: [E, F, H]; router: [H, columns], router_bias, select_bias: [columns], see `route`;
+    up_bias, gate_bias: [E, F]; down_bias: [E, H]. ids [..., n] integers in -1..columns-1 and weights [..., n] route
+    from outside, for any n; without them `router` routes, by router_x [..., H] if it is given. Raises InputError for a
+    shape that does not fit, an id out of range, or no routing at all.
     """
     xs = np.asarray(x, dtype=np.float64)
     if xs.shape[-1:] != (cfg.hidden,):
         raise InputError(f"x must have shape [..., {cfg.hidden}], got {list(xs.shape)}")
     lead, rows = xs.shape[:-1], xs.reshape(-1, cfg.hidden)
     if ids is None and weights is None and router is not None:
-        ids, weights = (chosen.reshape(*lead, cfg.top_k) for chosen in route(cfg, rows, router))
+        by = rows if router_x is None else np.asarray(router_x, dtype=np.float64).reshape(rows.shape)
+        chosen = route(cfg, by, router, router_bias, select_bias)
+        ids, weights = (each.reshape(*lead, cfg.top_k) for each in chosen)
     if ids is None or weights is None:
         raise InputError("give router, or ids and weights together")
     choices, w = np.asarray(ids), np.asarray(weights, dtype=np.float64)
@@ -166,8 +258,8 @@ def moe(
         raise InputError(f"weights must have the shape of ids {list(choices.shape)}, got {list(w.shape)}")
     n = choices.shape[-1]
     choices, w = choices.reshape(len(rows), n), w.reshape(len(rows), n)
-    if choices.size and (choices.min() < -1 or choices.max() >= cfg.experts):
-        raise InputError(f"ids must lie in -1..{cfg.experts - 1}, got {choices.min()}..{choices.max()}")
+    if choices.size and (choices.min() < -1 or choices.max() >= cfg.columns):
+        raise InputError(f"ids must lie in -1..{cfg.columns - 1}, got {choices.min()}..{choices.max()}")
     tensors: dict[str, Any] = {"up": up, "down": down, "gate": gate}
     biases: dict[str, Any] = {"up_bias": up_bias, "gate_bias": gate_bias, "down_bias": down_bias}
     y = np.zeros_like(rows)
@@ -175,10 +267,12 @@ def moe(
         tokens = np.nonzero((choices == e).any(axis=1))[0]
         if len(tokens) == 0:
             continue
-        out = expert(cfg, rows[tokens], e, **tensors, **biases)
-        for j in range(n):
-            taken = choices[tokens, j] == e
-            y[tokens[taken]] += w[tokens[taken], j, None] * out[taken]
+        factors = (np.where(choices == e, w, 0.0)).sum(axis=1)[tokens, None]  # of that expert's choice in each token
+        if cfg.router.weight_on == "input":
+            y[tokens] += expert(cfg, factors * rows[tokens], e, **tensors, **biases)
+        else:
+            y[tokens] += factors * expert(cfg, rows[tokens], e, **tensors, **biases)
+    y += np.where(choices >= cfg.experts, w, 0.0).sum(axis=1, keepdims=True) * rows  # identity experts
     return y.reshape(xs.shape)
 
 
@@ -195,7 +289,7 @@ def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
         return rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)
 
     made = {
-        "router": normal((H, E), H**-0.5),
+        "router": normal((H, cfg.columns), H**-0.5),
         "up": normal((E, H, F), H**-0.5),
         "down": normal((E, F, H), F**-0.5),
     }

@@ -91,7 +91,7 @@ def open_run(job, st, slot):
     run = words.run(job, slot)
     base = mem.load_acquire(state_word(job, words.run_limit(run)))  # every share of earlier runs is done
     st[words.run_base(run)] = base
-    open_phase(job, run, base + job[words.UP_SHARES])
+    open_phase(job, run, base + up_shares(job, st[words.command_expert(words.run_command(job, slot))]))
 
 
 @jit
@@ -103,11 +103,12 @@ def take_from(job, st, worker, slot):
     while share < limit:
         if mem.compare_exchange(state_word(job, words.run_next(run)), share, share + 1):
             share -= st[words.run_base(run)]  # the base of this share's run, which cannot end before the share
-            phase = codes.RUN_UP if share < job[words.UP_SHARES] else codes.RUN_DOWN
             c, whole = words.command(job, worker), words.run_command(job, slot)
+            up = up_shares(job, st[words.command_expert(whole)])
+            phase = codes.RUN_UP if share < up else codes.RUN_DOWN
             st[words.command_kind(c)] = codes.SHARE
             st[words.command_expert(c)] = st[words.command_expert(whole)]
-            st[words.command_share(c)] = share - job[words.UP_SHARES] * phase
+            st[words.command_share(c)] = share - up * phase
             st[words.command_phase(c)] = phase
             st[words.command_rows(c)] = st[words.command_rows(whole)]
             st[words.command_run(c)] = slot
@@ -141,8 +142,29 @@ def take(job, st, worker):
 
 
 @jit
+def ffn_of(job, expert):
+    """Width of a held expert's hidden activations."""
+    return job[words.SHARED_FFN] if expert + 1 == job[words.SHARED] else job[words.FFN]
+
+
+@jit
+def up_shares(job, expert):
+    """Shares of the first phase of a held expert's column-split run."""
+    return job[words.SHARED_SHARES] if expert + 1 == job[words.SHARED] else job[words.UP_SHARES]
+
+
+@jit
 def weights_of(job, expert):
     """Addresses (up, gate, down, up_bias, gate_bias, down_bias) of a held expert's weights; 0 for absent ones."""
+    if expert + 1 == job[words.SHARED]:
+        return (
+            job[words.SHARED_UP],
+            job[words.SHARED_GATE],
+            job[words.SHARED_DOWN],
+            job[words.SHARED_UP_BIAS],
+            job[words.SHARED_GATE_BIAS],
+            job[words.SHARED_DOWN_BIAS],
+        )
     gate, up_bias = job[words.GATE], job[words.UP_BIAS]
     gate_bias, down_bias = job[words.GATE_BIAS], job[words.DOWN_BIAS]
     return (
@@ -163,7 +185,8 @@ def execute(job, st, worker):
     x = state_word(job, words.row_list(words.run_command(job, slot)))
     weights = weights_of(job, st[words.command_expert(c)])
     scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
-    activations, wire, ffn, act = hidden(job, slot), job[words.WIRE], job[words.FFN], job[words.ACTIVATION]
+    activations, wire, act = hidden(job, slot), job[words.WIRE], job[words.ACTIVATION]
+    ffn = ffn_of(job, st[words.command_expert(c)])
     kernels = job[words.KERNELS]
     if st[words.command_phase(c)] == codes.RUN_UP:
         columns = min(COLUMNS, ffn - first)
@@ -179,7 +202,8 @@ def execute(job, st, worker):
 def share_done(job, st, slot):
     """Count a share; True if it was the run's last: the caller then finishes the run and frees its slot."""
     run = words.run(job, slot)
-    base, up, down = st[words.run_base(run)], job[words.UP_SHARES], job[words.DOWN_SHARES]
+    up = up_shares(job, st[words.command_expert(words.run_command(job, slot))])
+    base, down = st[words.run_base(run)], job[words.DOWN_SHARES]
     done = mem.fetch_add(state_word(job, words.run_done(run)), 1) + 1 - base
     if done == up:  # the release orders the whole first phase before shares of the second
         open_phase(job, run, base + up + down)

@@ -25,12 +25,21 @@ def claim(job, st, worker):
 
 @jit
 def list_rows(job, st, worker):
-    """List the addresses of the claimed tokens' rows, k a token; 0 for a choice not taken. By all threads together."""
+    """List the addresses of the claimed tokens' rows, k a token; 0 for a choice not taken. By all threads together.
+
+    The row of an identity expert is the token.
+    """
     c = words.command(job, worker)
     k, rows = job[words.TOP_K], words.row_list(c)
+    first = k * st[words.command_first(c)]
     for i in range(mem.thread(), k * st[words.command_rows(c)], mem.threads()):
-        packed = st[words.position(job, k * st[words.command_first(c)] + i)]
-        st[rows + i] = row_back(job, st, packed) if packed >= 0 else 0
+        packed = st[words.position(job, first + i)]
+        if packed >= 0:
+            st[rows + i] = row_back(job, st, packed)
+        elif job[words.IDENTITY] != 0 and mem.load(job[words.IDS] + 8 * (first + i)) >= 0:
+            st[rows + i] = job[words.INPUT] + job[words.INPUT_STRIDE] * ((first + i) // k)
+        else:
+            st[rows + i] = 0
 
 
 @jit

@@ -212,7 +212,7 @@ def compute(job, st, worker):
             column_runs.weights_of(job, st[words.command_expert(c)]),
             job[words.ACTIVATION],
             job[words.HIDDEN],
-            job[words.FFN],
+            column_runs.ffn_of(job, st[words.command_expert(c)]),
             job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker,
             job[words.WIRE],
         )

@@ -45,16 +45,36 @@ def begin(job, st):
 
 
 @jit
+def drop(job, st, tokens, ids):
+    """Mark the choices beyond the capacity: first choices before second ones, tokens in order. Counts end as zeros."""
+    count, slot_of = words.count(job, 0), words.slot_of(job, 0)
+    for j in range(job[words.CHOICES]):
+        for i in range(j, tokens * job[words.TOP_K], job[words.TOP_K]):
+            if ids[i] >= 0:
+                at = count + job[slot_of + ids[i]]
+                st[at] += 1
+                if st[at] > job[words.CAPACITY]:
+                    ids[i] = -2 - ids[i]
+    for s in range(job[words.slot_start(job, job[words.WORLD])]):
+        st[count + s] = 0
+
+
+@jit
 def sort(job, st, tokens):
-    """Counting sort of tokens * k choices: offset [slots + 1], token [rows], position [tokens, k]; returns rows."""
+    """Counting sort of tokens * k choices: offset [slots + 1], token [rows], position [tokens, k]; returns rows.
+
+    A choice that is not taken, one beyond the capacity and one of an identity expert have the position -1.
+    """
     slots, k = job[words.slot_start(job, job[words.WORLD])], job[words.TOP_K]
     count, offset = words.count(job, 0), words.offset(job, 0)
     token, position, slot_of = words.token(job, 0), words.position(job, 0), words.slot_of(job, 0)
     for s in range(slots):
         st[count + s] = 0
     ids = mem.words(job[words.IDS], tokens * k)
+    if job[words.CAPACITY] > 0:
+        drop(job, st, tokens, ids)
     for i in range(tokens * k):
-        if ids[i] >= 0:
+        if ids[i] >= 0 and job[slot_of + ids[i]] >= 0:
             st[count + job[slot_of + ids[i]]] += 1
     rows = 0
     for s in range(slots):
@@ -66,7 +86,7 @@ def sort(job, st, tokens):
     for t in range(tokens):
         for _ in range(k):
             p = -1
-            if ids[i] >= 0:
+            if ids[i] >= 0 and job[slot_of + ids[i]] >= 0:
                 s = count + job[slot_of + ids[i]]
                 p = st[s]
                 st[s] = p + 1

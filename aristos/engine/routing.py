@@ -27,50 +27,104 @@ def execute(job, st, worker):
     """Route the claimed block, or check its ids and weights; the command gets the status."""
     c = words.command(job, worker)
     first, count = st[words.command_first(c)], st[words.command_rows(c)]
+    scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
     if job[words.ROUTED] != 0:
-        st[words.command_status(c)] = _check(job, first, count)
+        status = _check(job, first, count)
     else:
-        st[words.command_status(c)] = _route(job, first, count, job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker)
+        status = _route(job, first, count, scratch)
+    if status == codes.OK and job[words.SHARED] != 0:
+        status = _share(job, first, count, scratch)
+    if status == codes.OK and job[words.ON_INPUT] != 0:
+        _weigh_tokens(job, first, count, scratch)
+    st[words.command_status(c)] = status
 
 
 @jit
 def _route(job, first, count, scratch):
     """Scores, top-k and weights of tokens first..first+count into ids [S, k] int64 and weights [S, k] float32."""
-    k = job[words.TOP_K]
+    pitch, columns, logits = job[words.TOP_K], job[words.EXPERTS], job[words.LOGITS]
     finite = arithmetic.route_block(
         job[words.KERNELS],
         count,
-        job[words.X] + job[words.X_STRIDE] * first,
-        job[words.X_STRIDE],
+        job[words.ROUTER_X] + job[words.ROUTER_X_STRIDE] * first,
+        job[words.ROUTER_X_STRIDE],
         job[words.HIDDEN],
         job[words.ROUTER],
-        job[words.EXPERTS],
-        k,
+        columns,
+        job[words.CHOICES],
         job[words.SCORE],
         job[words.RENORMALIZE],
         job[words.SCALE],
-        job[words.IDS] + 8 * k * first,
-        job[words.WEIGHTS] + 4 * k * first,
+        job[words.ROUTER_BIAS],
+        job[words.SELECT_BIAS],
+        job[words.IDS] + 8 * pitch * first,
+        job[words.WEIGHTS] + 4 * pitch * first,
+        pitch,
+        logits + 4 * columns * first if logits != 0 else 0,
         scratch,
     )
     return codes.OK if finite else codes.NOT_FINITE
 
 
 @jit
+def _share(job, first, count, scratch):
+    """The last choice of every token is the shared expert; its weight is 1, or the logistic function of a score."""
+    pitch = job[words.TOP_K]
+    ids = mem.words(job[words.IDS] + 8 * pitch * first, pitch * count)
+    weights = mem.floats(job[words.WEIGHTS] + 4 * pitch * first, pitch * count)
+    for i in range(pitch - 1, pitch * count, pitch):
+        ids[i] = job[words.EXPERTS]
+        weights[i] = 1
+    if job[words.SHARED_SIGMOID] == 0:
+        return codes.OK
+    finite = arithmetic.weigh_shared(
+        job[words.KERNELS],
+        count,
+        job[words.INPUT] + job[words.INPUT_STRIDE] * first,
+        job[words.INPUT_STRIDE],
+        job[words.HIDDEN],
+        job[words.SHARED_SIGMOID],
+        job[words.WEIGHTS] + 4 * (pitch * first + pitch - 1),
+        pitch,
+        scratch,
+    )
+    return codes.OK if finite else codes.NOT_FINITE
+
+
+@jit
+def _weigh_tokens(job, first, count, scratch):
+    """Each token, times the weight of its choice, becomes the row that travels; its output then has the weight 1."""
+    pitch = job[words.TOP_K]
+    ids = mem.words(job[words.IDS] + 8 * pitch * first, pitch * count)
+    weights = mem.floats(job[words.WEIGHTS] + 4 * pitch * first, pitch * count)
+    for i in range(count):
+        t = first + i
+        if ids[pitch * i] >= 0:
+            y, x = job[words.X] + job[words.X_STRIDE] * t, job[words.INPUT] + job[words.INPUT_STRIDE] * t
+            arithmetic.weigh_row(
+                job[words.KERNELS], y, job[words.WEIGHTS] + 4 * pitch * t, x, job[words.HIDDEN], scratch
+            )
+        if job[words.KEPT_WEIGHTS] != 0:
+            mem.floats(job[words.KEPT_WEIGHTS] + 4 * pitch * t, 1)[0] = weights[pitch * i]
+        weights[pitch * i] = 1
+
+
+@jit
 def _check(job, first, count):
     """Status of given routing: ids in -1..E-1, none twice in a token; weights of the choices taken finite."""
-    k, experts = job[words.TOP_K], job[words.EXPERTS]
-    ids = mem.words(job[words.IDS] + 8 * k * first, k * count)
-    weights = mem.floats(job[words.WEIGHTS] + 4 * k * first, k * count)
-    for i in range(k * count):
-        e = ids[i]
-        if e < -1 or e >= experts:
-            return codes.BAD_IDS
-        for j in range(i - i % k, i):
-            if e >= 0 and ids[j] == e:
+    k, pitch, experts = job[words.CHOICES], job[words.TOP_K], job[words.EXPERTS]
+    ids = mem.words(job[words.IDS] + 8 * pitch * first, pitch * count)
+    weights = mem.floats(job[words.WEIGHTS] + 4 * pitch * first, pitch * count)
+    for t in range(0, pitch * count, pitch):
+        for i in range(t, t + k):
+            e = ids[i]
+            if e < -1 or e >= experts:
                 return codes.BAD_IDS
-        if e >= 0 and weights[i] - weights[i] != 0:
-            return codes.NOT_FINITE
+            for j in range(t, i):
+                if e >= 0 and ids[j] == e:
+                    return codes.BAD_IDS
+            if e >= 0 and weights[i] - weights[i] != 0:
+                return codes.NOT_FINITE
     return codes.OK
 
 

@@ -97,8 +97,12 @@ JOB_SCALARS: list[Word] = [
     *_words(
         OBJECT,
         """
-        EXPERTS | experts | experts of the layer
-        TOP_K | choices | experts that a token chooses
+        EXPERTS | experts | that ids name: the layer's experts, and its identity experts
+        TOP_K | choices | experts that compute a token: those that it chooses, and the shared expert
+        CHOICES | choices | experts that a token chooses
+        SHARED | experts | 1 + the shared expert's place among those held, 0: none
+        SHARED_FFN | columns | width of the shared expert's hidden activations
+        IDENTITY | experts | identity experts: their ids have no slot
         HIDDEN | columns | width of a row
         FFN | columns | width of the hidden activations
         """,
@@ -113,9 +117,10 @@ JOB_SCALARS: list[Word] = [
         OBJECT,
         """
         KERNELS | handle | of the element type's kernels, see kernels/cpu/entries.py | cpu
-        SCORE | | which score, see `SCORES` of config.py | cpu
+        SCORE | | which score, and groups of experts, see `rule` in kernels/common/scores.py | cpu
         RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu
         SCALE | float32 bits | factor of the weights | cpu
+        ON_INPUT | flag | tokens are weighted, not outputs: X is the engine's own buffer | cpu
         ACTIVATION | | which activation, and its limit
         """,
     ),
@@ -158,16 +163,24 @@ JOB_SCALARS: list[Word] = [
         SPLIT_ROWS | rows | most rows of a column-split run
         UP_SHARES | shares | of the first phase of a column-split run
         DOWN_SHARES | shares | of its second phase
+        SHARED_SHARES | shares | of the first phase, for the shared expert
         ALL_SPLIT | flag | every run is column-split, not only those with few rows
         """,
     ),
     *_words(
         CALL,
         """
-        X | address | rows of the tokens
+        X | address | rows that travel: those of INPUT, or these weighted
         X_STRIDE | bytes | between them
+        INPUT | address | rows of the tokens, as the user gave them
+        INPUT_STRIDE | bytes | between them
+        ROUTER_X | address | rows that the router reads | cpu
+        ROUTER_X_STRIDE | bytes | between them | cpu
+        CAPACITY | choices | most of an expert by this rank, 0: no limit | cpu
+        LOGITS | address | where router scores are kept, [tokens, experts] float32, 0: nowhere | cpu
+        KEPT_WEIGHTS | address | where weights of tokens are kept, [tokens, top_k] float32, 0: nowhere | cpu
         Y | address | rows of the output
-        IDS | address | [tokens, k] int64 experts chosen, -1: a choice not taken
+        IDS | address | [tokens, k] int64 experts chosen, -1: a choice not taken, -2 - id: one beyond the capacity
         WEIGHTS | address | [tokens, k] float32
         """,
     ),
@@ -175,6 +188,15 @@ JOB_SCALARS: list[Word] = [
         WEIGHTS,
         """
         ROUTER | address | packed router weights, 0: none | cpu
+        ROUTER_BIAS | address | added to scores, 0: none | cpu
+        SELECT_BIAS | address | added to weights for choosing alone, 0: none | cpu
+        SHARED_UP | address | the shared expert's up projection
+        SHARED_GATE | address | its gate projection, 0: none
+        SHARED_DOWN | address | its down projection
+        SHARED_UP_BIAS | address | 0: none
+        SHARED_GATE_BIAS | address | 0: none
+        SHARED_DOWN_BIAS | address | 0: none
+        SHARED_SIGMOID | address | a packed column: its output's weight is the logistic function of it, 0: 1 | cpu
         LOADED | flag | weights are loaded
         UP | address | up projection of this rank's first expert
         GATE | address | gate projection, 0: none | cpu

@@ -123,13 +123,13 @@ class Rank:
         )  # fmt: skip
         jobs.fill(
             job, schema.TILE, schema.CPU, tile=case.tile, batch=BATCH, run_rows=case.run, merge_rows=case.merge,
-            runs=case.runs, split_rows=BATCH, up_shares=experts.SHARES, down_shares=case.words,
+            runs=case.runs, split_rows=BATCH, up_shares=experts.SHARES, down_shares=case.words, shared_shares=0,
             all_split=case.all_split, scratch_step=0, run_step=WORD * experts.SHARES * BATCH, run_pitch=0,
         )  # fmt: skip
         jobs.fill(
             job, schema.OBJECT, schema.CPU, held=self.placement.held[me], experts=len(case.placement),
             top_k=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words, kernels=0, score=0,
-            renormalize=0, scale=0, activation=0,
+            renormalize=0, scale=0, activation=0, choices=case.top_k, shared=0, shared_ffn=0, identity=0, on_input=0,
         )  # fmt: skip
         jobs.update(job, workers=case.workers, routed=1, up_step=1, loaded=1)
 

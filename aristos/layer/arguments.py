@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..config import LARGEST, MOST_THREADS, real, whole
+from ..config import LARGEST, MOST_THREADS, MoEConfig, real, whole
 from ..errors import AristosError, InputError
 from ..primitives.arrays import view
 from .weights import ROUTER, NotLoaded
 
 DEFAULT_TIMEOUT = 120.0  # seconds
+
+
+@dataclass(frozen=True)
+class CallArguments:
+    """The arguments of a call of `MoE` as the caller passed them, but for the layer."""
+
+    x: Any
+    ids: Any = None
+    weights: Any = None
+    out: Any = None
+    stream: Any = None
+    router_x: Any = None
+    return_routing: bool = False
+
+
+def capacity(cfg: MoEConfig, count: int) -> int:
+    """Most choices of an expert by a rank's `count` tokens; 0: no limit."""
+    factor = cfg.router.capacity_factor
+    return 0 if factor is None else math.ceil(factor * count * cfg.top_k / cfg.experts)
 
 
 def refusal(error: Exception) -> AristosError:

@@ -16,6 +16,7 @@ import numpy as np
 from ..config import MoEConfig
 from ..errors import InputError
 from ..substrate.runtime import Runtime
+from .arguments import CallArguments
 from .collective import Membership, Needs
 from .given import GivenLayer
 from .stats import Totals
@@ -40,7 +41,11 @@ class Backend(ABC):
     def __init__(self, settings: Settings, member: Membership) -> None:
         self.settings, self.cfg, self.member = settings, settings.cfg, member
         self.weights: list[Any] = [None] * settings.layers
-        self.totals = Totals()
+        self.clear_totals()
+
+    def clear_totals(self) -> None:
+        """Forget what calls of this rank have counted."""
+        self.totals = Totals(self.settings.layers, self.cfg.experts)
 
     # ------------------------------------------------------------ before the layer joins its runtime
 
@@ -97,11 +102,10 @@ class Backend(ABC):
         """An empty call; `layer: int` and `error: Exception | None` are for `MoE` to set."""
 
     @abstractmethod
-    def take(self, call: Any, x: Any, ids: Any, weights: Any, out: Any, copy: bool, stream: Any = None) -> None:
+    def take(self, call: Any, given: CallArguments, copy: bool) -> None:
         """Check the arguments of a call of a loaded layer and keep what `run` reads; raises InputError.
 
-        copy: copy ids and weights, because the caller may change them before the call ends. stream: of the caller's,
-        for a GPU.
+        copy: copy ids and weights, because the caller may change them before the call ends.
         """
 
     @abstractmethod
@@ -114,7 +118,10 @@ class Backend(ABC):
 
     @abstractmethod
     def result(self, call: Any, seconds: float, return_stats: bool) -> Any:
-        """The output, or (output, CallStats); raises what this rank or a peer refused. Closes the call."""
+        """The output, or a tuple of it and what else the caller wants; raises what this rank or a peer refused.
+
+        Closes the call.
+        """
 
     # ------------------------------------------------------------ what only one backend has
 

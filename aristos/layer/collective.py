@@ -148,7 +148,8 @@ class Membership:
         """
         job = aligned((jobs.size(experts, self.world),), np.int64)
         job[:] = 0
-        jobs.fill_placement(job, self.placement.slots_for(self.rank), self.placement.start)
+        nowhere = np.full(values["identity"], -1)  # identity experts have no slot
+        jobs.fill_placement(job, np.concatenate([self.placement.slots_for(self.rank), nowhere]), self.placement.start)
         jobs.fill(job, schema.OBJECT, substrate, held=len(self.mine), object=self._number, experts=experts, **values)
         return job
 

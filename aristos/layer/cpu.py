@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..config import SCORES, MoEConfig
+from ..config import MoEConfig
 from ..engine import codes, column_runs, schema, words
+from ..engine.layout import lines
 from ..errors import InputError
 from ..kernels.by_isa import module
-from ..kernels.common import activations
+from ..kernels.common import activations, scores
 from ..kernels.cpu.elements import ELEMENTS
 from ..kernels.cpu.entries import BLOCK_BYTES
 from ..kernels.cpu.lowering import handle
@@ -20,10 +21,19 @@ from ..primitives import arrays, isa
 from ..primitives.buffers import LINE, aligned
 from ..substrate.cpu.runtime import CpuRuntime
 from ..substrate.runtime import Runtime
-from .arguments import explain_ids, not_finite, routed_outside, routing_arrays, weight_arrays
+from .arguments import (
+    CallArguments,
+    capacity,
+    explain_ids,
+    not_finite,
+    routed_outside,
+    routing_arrays,
+    weight_arrays,
+)
 from .backend import Backend, Event, Settings
 from .bulk import Bulk
 from .collective import Membership, Needs, status_of
+from .routing import Routing, routing_of
 from .stats import call_stats
 from .weights import LayerWeights
 
@@ -43,10 +53,19 @@ EVENT_KINDS = {
 
 @dataclass
 class CpuCall:
-    """One call between its checks and its result. x: [S, H]; ids, weights: [..., k], or None for the router's."""
+    """One call between its checks and its result.
+
+    x, router_x: [S, H]; ids, weights: [..., k], or None for the router's. logits: [S, columns] and kept: [S, k'], where
+    the router writes what the caller wants to have.
+    """
 
     layer: int = 0
     x: np.ndarray | None = None
+    router_x: np.ndarray | None = None
+    lead: tuple[int, ...] = ()
+    wants_routing: bool = False
+    logits: np.ndarray | None = None
+    kept: np.ndarray | None = None
     out: np.ndarray | None = None
     ids: np.ndarray | None = None
     weights: np.ndarray | None = None
@@ -86,6 +105,9 @@ class CpuBackend(Backend):
         self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
         self._ids = aligned((cfg.max_tokens, cfg.top_k), np.int64)
         self._combine_weights = aligned((cfg.max_tokens, cfg.top_k))
+        self._on_input = cfg.router.weight_on == "input"
+        self._weighted_step = lines(self._element.nbytes * cfg.hidden)
+        self._weighted = aligned((cfg.max_tokens * self._on_input, self._weighted_step), np.uint8)
         self._events: np.ndarray | None = None
         self._bulk = Bulk(member.runtime, settings.timeout) if settings.schedule == "bulk" else None
 
@@ -102,7 +124,7 @@ class CpuBackend(Backend):
         chosen = isa_of(cfg, runtime)
         elements, entries, tokens = (module(name, chosen) for name in ("elements", "entries", "tokens"))
         element = elements.element_type(cfg.dtype, cfg.precision).code
-        route = tokens.route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.experts)
+        route = tokens.route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.columns)
         rows, _ = entries.run_rows(element)
         run, activations = entries.run_bytes(element, rows, column_runs.MOST_ROWS, cfg.hidden, cfg.ffn, cfg.gated)
         most = max(run, route, tokens.combine_bytes(cfg.top_k))
@@ -126,36 +148,68 @@ class CpuBackend(Backend):
     def new_call(self) -> CpuCall:
         return CpuCall()
 
-    def take(self, call: CpuCall, x: Any, ids: Any, weights: Any, out: Any, copy: bool, stream: Any = None) -> None:
-        cfg = self.cfg
-        if stream is not None:
-            raise InputError(f"stream applies only to backend='cuda', got {stream!r}")
-        call.x, lead = arrays.rows("x", x, cfg.hidden, cfg.dtype)
+    def take(self, call: CpuCall, given: CallArguments, copy: bool) -> None:
+        cfg, ids, weights, out = self.cfg, given.ids, given.weights, given.out
+        if given.stream is not None:
+            raise InputError(f"stream applies only to backend='cuda', got {given.stream!r}")
+        call.wants_routing = given.return_routing
+        call.x, lead = arrays.rows("x", given.x, cfg.hidden, cfg.dtype)
+        call.lead = lead
         if len(call.x) > cfg.max_tokens:
             raise InputError(f"x has {len(call.x)} tokens, more than max_tokens={cfg.max_tokens}")
         if routed_outside(ids, weights, call.layer, self.weights[call.layer].router is not None):
             shape = (*lead, cfg.top_k)
             call.ids, call.weights = routing_arrays(ids, shape, copy), weight_arrays(weights, shape, copy)
+        self._take_router_x(call, given.router_x)
         shape = (*lead, cfg.hidden)
         if out is None:
             call.out = np.empty(shape, call.x.dtype)
         else:
-            arrays.check_out(out, shape, call.x.dtype, call.x, call.ids, call.weights)
+            arrays.check_out(out, shape, call.x.dtype, call.x, call.ids, call.weights, call.router_x)
             call.out = out
         self._fill(call, call.x, call.out)
 
+    def _take_router_x(self, call: CpuCall, router_x: Any) -> None:
+        if router_x is None:
+            return
+        if call.ids is not None:
+            raise InputError("router_x needs the layer's router: give either router_x, or ids and weights")
+        call.router_x, lead = arrays.rows("router_x", router_x, self.cfg.hidden, self.cfg.dtype)
+        if lead != call.lead:
+            wanted, got = [*call.lead, self.cfg.hidden], [*lead, self.cfg.hidden]
+            raise InputError(f"router_x must have the shape of x {wanted}, got {got}")
+
     def _fill(self, call: CpuCall, x: np.ndarray, out: np.ndarray) -> None:
         """Write into the job what changes from call to call."""
-        job = self._job(call.layer)
+        job, count = self._job(call.layer), len(x)
+        by = x if call.router_x is None else call.router_x
         job[words.STATUS_IN] = codes.OK
-        job[words.TOKENS] = len(x)
-        job[words.X] = x.ctypes.data
-        job[words.X_STRIDE] = x.strides[0]
+        job[words.TOKENS] = count
+        job[words.INPUT], job[words.INPUT_STRIDE] = x.ctypes.data, x.strides[0]
+        job[words.X], job[words.X_STRIDE] = x.ctypes.data, x.strides[0]
+        if self._on_input:
+            job[words.X], job[words.X_STRIDE] = self._weighted.ctypes.data, self._weighted_step
+        job[words.ROUTER_X], job[words.ROUTER_X_STRIDE] = by.ctypes.data, by.strides[0]
         job[words.Y] = out.ctypes.data
         job[words.ROUTED] = call.ids is not None
-        ids = self._ids if call.ids is None else call.ids
-        weights = self._combine_weights if call.weights is None else call.weights
+        job[words.CAPACITY] = 0 if call.ids is not None else capacity(self.cfg, count)
+        if call.wants_routing and call.ids is None:
+            call.logits = np.empty((count, self.cfg.columns), np.float32)
+        if call.wants_routing and self._on_input:
+            call.kept = np.empty((count, self.cfg.top_k), np.float32)
+        job[words.LOGITS] = 0 if call.logits is None else call.logits.ctypes.data
+        job[words.KEPT_WEIGHTS] = 0 if call.kept is None else call.kept.ctypes.data
+        ids, weights = self._routing(call, count)
         job[words.IDS], job[words.WEIGHTS] = ids.ctypes.data, weights.ctypes.data
+
+    def _routing(self, call: CpuCall, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The arrays of ids and weights that the engine reads: the caller's, or those that it may write."""
+        if call.ids is None or call.weights is None:
+            return self._ids, self._combine_weights
+        if not self._on_input:
+            return call.ids, call.weights
+        self._combine_weights[:count] = call.weights.reshape(count, -1)
+        return call.ids, self._combine_weights
 
     def refuse(self, call: CpuCall) -> None:
         job = self._job(call.layer)
@@ -170,11 +224,16 @@ class CpuBackend(Backend):
                 schema.CPU,
                 hidden=cfg.hidden,
                 ffn=cfg.ffn,
-                experts=cfg.experts,
+                experts=cfg.columns,
                 top_k=cfg.top_k,
+                choices=cfg.top_k,
+                shared=0,
+                shared_ffn=0,
+                identity=cfg.identity_experts,
+                on_input=self._on_input,
                 row_bytes=self._element.nbytes * cfg.hidden,
                 kernels=self._kernels,
-                score=SCORES[cfg.router.score],
+                score=scores.rule(cfg.router),
                 renormalize=cfg.router.renormalize,
                 scale=int(np.float32(cfg.router.scale).view(np.int32)),
                 activation=activations.word(cfg.activation, cfg.limit),
@@ -208,7 +267,7 @@ class CpuBackend(Backend):
         else:
             runtime.run(job, self.settings.timeout)
         seconds = time.perf_counter() - started
-        self.totals.add(runtime.state, runtime.counted, seconds)
+        self.totals.add(job, runtime.state, runtime.counted, seconds)
         return seconds
 
     def result(self, call: CpuCall, seconds: float, return_stats: bool) -> Any:
@@ -221,18 +280,33 @@ class CpuBackend(Backend):
                 raise InputError(self._own_problem(call, int(state[words.STATUS])))
             if self.member.world > 1:
                 self.member.raise_peer_problem(job)
-            if not return_stats:
+            if not (return_stats or call.wants_routing):
                 return call.out
-            schedule, used = self.settings.schedule, self._isa
-            return call.out, call_stats(job, state, runtime.counted, schedule=schedule, seconds=seconds, isa=used)
+            found: tuple[Any, ...] = (call.out,)
+            if return_stats:
+                schedule, used = self.settings.schedule, self._isa
+                stats = call_stats(job, state, runtime.counted, schedule=schedule, seconds=seconds, isa=used)
+                found += (stats,)
+            return (*found, self._routing_of(call)) if call.wants_routing else found
         finally:
             runtime.open = False
+
+    def _routing_of(self, call: CpuCall) -> Routing:
+        assert call.x is not None
+        count, k = len(call.x), self.cfg.top_k
+        shape = (*call.lead, k)
+        ids = self._ids[:count] if call.ids is None else call.ids
+        weights = self._combine_weights[:count] if call.weights is None else call.weights
+        if call.kept is not None:
+            weights = call.kept
+        logits = None if call.logits is None else call.logits.reshape(*call.lead, self.cfg.columns)
+        return routing_of(ids.reshape(shape), weights.reshape(shape), logits, self.cfg.columns)
 
     def _own_problem(self, call: CpuCall, status: int) -> str:
         """Why the engine has refused this rank's routing."""
         if status == codes.BAD_IDS:
             assert call.ids is not None
-            return explain_ids(call.ids.reshape(-1, self.cfg.top_k), self.cfg.experts)
+            return explain_ids(call.ids.reshape(-1, self.cfg.top_k), self.cfg.columns)
         if call.weights is not None and call.ids is not None:
             given = call.weights.reshape(-1, self.cfg.top_k)
             return not_finite(given, call.ids.reshape(given.shape) >= 0) or "weights must be finite"

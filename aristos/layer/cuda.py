@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..config import SCORES, MoEConfig, whole
+from ..config import MoEConfig, whole
 from ..engine import codes, schema, words
 from ..errors import InputError, PeerInputError
 from ..kernels.common import activations
+from ..kernels.common.scores import rule
 from ..kernels.cuda import router
 from ..kernels.cuda.tile import BYTES, Tile
 from ..primitives import arrays
@@ -20,7 +21,7 @@ from ..substrate.cuda import persistent
 from ..substrate.cuda.runtime import CudaRuntime, timeout_ns
 from ..substrate.runtime import Runtime
 from . import device_arrays, streams
-from .arguments import explain_ids, routed_outside, routing_arrays, weight_arrays
+from .arguments import CallArguments, explain_ids, routed_outside, routing_arrays, weight_arrays
 from .backend import Backend, Settings
 from .collective import Membership, Needs, status_of, why
 from .cuda_weights import DeviceWeights
@@ -85,6 +86,13 @@ class CudaBackend(Backend):
     def check(cfg: MoEConfig, schedule: str, threads: int | None, sms: int | None = None) -> None:
         if sms is not None:
             whole("sms", sms, MOST_SMS, "None or a positive int")
+        for option, given in (
+            ("identity_experts", cfg.identity_experts),
+            ("Router(capacity_factor=...)", cfg.router.capacity_factor),
+            ("Router(weight_on='input')", cfg.router.weight_on == "input"),
+        ):
+            if given:
+                raise InputError(f"backend='cuda' does not have {option} yet: pass backend='cpu'")
         nbytes = BYTES[KINDS[cfg.dtype]] * cfg.hidden
         if nbytes % device_arrays.LINE:
             raise InputError(
@@ -126,7 +134,7 @@ class CudaBackend(Backend):
         cfg, runtime, starts = self.cfg, self._runtime, self._runtime.tables.starts
         job = np.zeros(router.JOB_WORDS, np.int64)
         job[[router.HIDDEN, router.EXPERTS, router.TOP_K]] = cfg.hidden, cfg.experts, cfg.top_k
-        job[[router.SCORE, router.RENORMALIZE]] = SCORES[cfg.router.score], cfg.router.renormalize
+        job[[router.SCORE, router.RENORMALIZE]] = rule(cfg.router), cfg.router.renormalize
         job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
         job[router.SLOTS] = self.member.placement.slots
         for word, table in (
@@ -137,6 +145,7 @@ class CudaBackend(Backend):
             job[word] = runtime.state_at + 8 * starts[table]
         job[router.STATUS] = runtime.state_at + 8 * words.STATUS
         job[router.ROUTER] = self.weights[layer].router or 0 if self.weights[layer] is not None else 0
+        job[router.SELECT_BIAS] = self.weights[layer].select_bias if self.weights[layer] is not None else 0
         job[router.SLOT_OF] = self._buffer("slots", 8 * cfg.experts)
         runtime.device.copy_in(job[router.SLOT_OF], self.member.placement.slots_for(self.member.rank))
         scratch = router.scratch_bytes(cfg.max_tokens, cfg.experts, self.member.placement.slots)
@@ -165,6 +174,10 @@ class CudaBackend(Backend):
                 ffn=cfg.ffn,
                 experts=cfg.experts,
                 top_k=cfg.top_k,
+                choices=cfg.top_k,
+                shared=0,
+                shared_ffn=0,
+                identity=0,
                 row_bytes=BYTES[self._kind] * cfg.hidden,
                 activation=activations.word(cfg.activation, cfg.limit),
                 timeout_ns=timeout_ns(self.settings.timeout),
@@ -206,8 +219,12 @@ class CudaBackend(Backend):
     def new_call(self) -> DeviceCall:
         return DeviceCall(self._kind, self.cfg.top_k, self.member.placement.slots, stream=self._runtime.device.stream)
 
-    def take(self, call: DeviceCall, x: Any, ids: Any, weights: Any, out: Any, copy: bool, stream: Any = None) -> None:
-        gpu = self._runtime.device
+    def take(self, call: DeviceCall, given: CallArguments, copy: bool) -> None:
+        gpu, stream = self._runtime.device, given.stream
+        x, ids, weights, out = given.x, given.ids, given.weights, given.out
+        for name, asked in (("router_x", given.router_x is not None), ("return_routing", given.return_routing)):
+            if asked:
+                raise InputError(f"backend='cuda' does not have {name}= yet: pass backend='cpu' to the layer")
         call.stream, call.before = streams.choose(stream, (x, out, ids, weights), gpu.stream)
         if stream is None:
             call.after = call.before
@@ -339,10 +356,10 @@ class CudaBackend(Backend):
                 return call.result
             runtime.read_all()
             seconds = max(seconds, time.perf_counter() - self._started)
-            self.totals.add(runtime.state, runtime.counted, seconds)
             assert self._last is not None
             job = self._host_jobs[self._last]
             job[words.TOKENS], job[words.EPOCH] = call.tokens, runtime.state[words.CALLS]
+            self.totals.add(job, runtime.state, runtime.counted, seconds)
             stats = call_stats(job, runtime.state, runtime.counted, schedule=self.settings.schedule, seconds=seconds)
             return call.result, stats
         finally:

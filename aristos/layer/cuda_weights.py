@@ -20,7 +20,7 @@ class DeviceWeights(PackedLayer):
     """A layer's weights on a GPU: packed on the host, expert by expert, and copied there.
 
     gpu: see substrate/cuda/device.py. kind: the arithmetic that weights are rounded to; biases stay float32.
-    router: its address, or None. nbytes: bytes of GPU memory.
+    router: its address, or None. select_bias: its address, or 0. nbytes: bytes of GPU memory.
     """
 
     def __init__(self, gpu: Any, kind: str, cfg: MoEConfig, mine: list[int]) -> None:
@@ -29,6 +29,8 @@ class DeviceWeights(PackedLayer):
         self._at: dict[str, int] = {}
         self._steps: dict[str, int] = {}
         self.router: int | None = None
+        self.select_bias = 0
+        self._routers: Arrays = {}  # on the host: a bias may come after the router
         self.nbytes = 0
 
     def take_expert(self, i: int, arrays: Arrays) -> None:
@@ -39,9 +41,14 @@ class DeviceWeights(PackedLayer):
         self._has[i] = True
 
     def take_router(self, arrays: Arrays) -> None:
-        weight = np.ascontiguousarray(arrays["router"], np.float32)
-        self._keep("router", 0, router.pack_router(weight), 1)
-        self.router = self._at["router"]
+        self._routers |= {name: np.array(array, np.float32) for name, array in arrays.items()}
+        if "router" in self._routers:
+            packed = router.pack_router(self._routers["router"], self._routers.get("router_bias"))
+            self._keep("router", 0, packed, 1)
+            self.router = self._at["router"]
+        if "select_bias" in arrays:
+            self._keep("select_bias", 0, self._routers["select_bias"], 1)
+            self.select_bias = self._at["select_bias"]
 
     def _side(self, arrays: Arrays, side: str) -> np.ndarray:
         """[K, N] of a product; the gate's columns are interleaved with those of `up`."""

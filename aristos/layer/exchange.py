@@ -89,6 +89,11 @@ class Exchange(Collective):
             renormalize=0,
             scale=0,
             activation=0,
+            choices=top_k,
+            shared=0,
+            shared_ffn=0,
+            identity=0,
+            on_input=0,
         )
         self._ones = aligned((max_tokens, top_k))
         self._ones[:] = 1

@@ -7,10 +7,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..config import MoEConfig, boolean
+from ..config import BIASED, MoEConfig, boolean
 from ..errors import InputError
 from ..primitives import arrays
 
+ROUTERS = ("router", "router_bias", "select_bias")  # arrays of a router
 LAYOUTS = ("in_out", "out_in")
 BITS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}  # what arrays of uint16 may hold
 ACCEPTED = "float32, bfloat16 or float16"
@@ -29,7 +30,8 @@ def shapes(cfg: MoEConfig, layout: str) -> dict[str, tuple[int, ...]]:
     wide, narrow = ((width, h), (h, width)) if turned else ((h, width), (width, h))
     return {
         "up": wide, "down": narrow, "gate": wide, "up_bias": (width,), "gate_bias": (width,), "down_bias": (h,),
-        "router": (cfg.experts, h) if turned else (h, cfg.experts),
+        "router": (cfg.columns, h) if turned else (h, cfg.columns), "router_bias": (cfg.columns,),
+        "select_bias": (cfg.columns,),
     }  # fmt: skip
 
 
@@ -92,9 +94,17 @@ class Given:
         return {name: self.one(name, given[name], wanted[name]) for name in self.present(given)}
 
     def router(self, given: dict[str, Any]) -> Arrays:
-        """The arrays of a layer's router that came."""
+        """The arrays of a layer's router that came, of ROUTERS."""
         wanted = shapes(self.cfg, self.layout)
-        return {name: self.one(name, value, wanted[name]) for name, value in given.items() if value is not None}
+        found = {name: self.one(name, given[name], wanted[name]) for name in ROUTERS if given[name] is not None}
+        score = self.cfg.router.score
+        if "select_bias" in found and score not in BIASED:
+            raise InputError(f"select_bias requires one of the scores {', '.join(BIASED)}, got score={score!r}")
+        for name in ROUTERS[1:]:
+            if name in found and not np.isfinite(found[name].astype(np.float32)).all():
+                expert = int(np.argmin(np.isfinite(found[name].astype(np.float32))))
+                raise InputError(f"{name} must be finite, got {found[name][expert]} for expert {expert}")
+        return found
 
 
 class GivenLayer(Given):
@@ -111,7 +121,9 @@ class GivenLayer(Given):
         self.experts = list(range(len(mine))) if self.local else mine
         self._count = len(mine)
         self._arrays = {name: self._stack(name, given[name]) for name in self.present(given)}
-        self.routers = self.router({"router": given["router"]})
+        self.routers = self.router(given)
+        if self.routers and "router" not in self.routers:
+            raise InputError(f"load got {next(iter(self.routers))}= without router=")
 
     def held(self, i: int) -> Arrays:
         """The arrays of this rank's expert number i."""

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..config import BACKENDS, MoEConfig, whole
+from ..config import BACKENDS, MoEConfig, boolean, whole
 from ..engine.layout import lines, rank_bytes
 from ..errors import InputError, OpenCallError
 from ..host.nodes import Nodes
 from ..placement import Placement
 from ..substrate.runtime import Runtime
 from . import weights as cpu_weights
-from .arguments import DEFAULT_TIMEOUT, check_comm, check_common, refusal, usable_nodes, usable_timeout
+from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common, refusal, usable_nodes, usable_timeout
 from .backend import Backend, Event, Settings, check_layer
 from .collective import Collective, Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
 from .given import Given, GivenLayer
 from .grouped import split
 from .pending import PendingCall
-from .stats import Summary, Totals, summarize
+from .stats import Summary, summarize
 from .weights import WEIGHTS, NotLoaded
 
 if TYPE_CHECKING:
@@ -142,14 +142,17 @@ class MoE(Collective):
         up_bias: Any = None,
         gate_bias: Any = None,
         down_bias: Any = None,
+        router_bias: Any = None,
+        select_bias: Any = None,
         local: bool = False,
         layout: Layout = "in_out",
         bits: Bits | None = None,
     ) -> None:
         """Take the weights of one layer; they are packed, so later changes to the arrays are not seen.
 
-        up, gate: [E, H, F], down: [E, F, H], router: [H, E], up_bias, gate_bias: [E, F], down_bias: [E, H], each
-        float32, bfloat16 (ml_dtypes) or float16, memory-mapped or not; with local=True only this rank's experts, in the
+        up, gate: [E, H, F], down: [E, F, H], router: [H, E], up_bias, gate_bias: [E, F], down_bias: [E, H],
+        router_bias (added to the scores), select_bias (added to the weights for choosing alone): [E], each float32,
+        bfloat16 (ml_dtypes) or float16, memory-mapped or not; with local=True only this rank's experts, in the
         order of their ids (`placement.mine(rank)`). Instead of an array with E in front, a list of E arrays; those of
         experts that this rank does not hold may be None. layout="out_in": nn.Linear's order, up, gate [E, F, H], down
         [E, H, F], router [E, H]. bits: the type whose bits arrays of uint16 hold. Weights are rounded to cfg.dtype;
@@ -168,10 +171,12 @@ class MoE(Collective):
             "up_bias": up_bias,
             "gate_bias": gate_bias,
             "down_bias": down_bias,
+            "router_bias": router_bias,
+            "select_bias": select_bias,
         }
         checked = GivenLayer(self.cfg, self._member.mine, local, layout, bits, given)
         self._backend.load(int(layer), checked)
-        self._backend.totals = Totals()
+        self._backend.clear_totals()
 
     def layer_config(self, layer: int) -> MoEConfig:
         """The configuration of one layer."""
@@ -220,17 +225,27 @@ class MoE(Collective):
         arrays = Given("load_expert", self.cfg, layout, bits).expert(given)
         self._backend.load_part(int(layer), lambda weights: weights.take_expert(slot, arrays))
 
-    def load_router(self, layer: int, *, router: Any, layout: Layout = "in_out", bits: Bits | None = None) -> None:
-        """Take a layer's router, [H, E], on every rank; types, layout and bits as in `load`. Not collective.
+    def load_router(
+        self,
+        layer: int,
+        *,
+        router: Any = None,
+        router_bias: Any = None,
+        select_bias: Any = None,
+        layout: Layout = "in_out",
+        bits: Bits | None = None,
+    ) -> None:
+        """Take a layer's router, on every rank; what is None stays as it was. Not collective.
 
-        Raises InputError; the layer then keeps the router it had.
+        router: [H, E], router_bias, select_bias: [E]; with identity experts a column more for each; types, layout and
+        bits as in `load`. Raises InputError; the layer then keeps the router it had.
         """
         self._settled()
         check_layer(layer, self.layers)
         given = Given("load_router", self.cfg, layout, bits)
-        if router is None:
-            raise InputError("load_router needs router=")
-        arrays = given.router({"router": router})
+        arrays = given.router({"router": router, "router_bias": router_bias, "select_bias": select_bias})
+        if not arrays:
+            raise InputError("load_router needs router=, router_bias= or select_bias=")
         self._backend.load_part(int(layer), lambda weights: weights.take_router(arrays))
 
     def _slot(self, expert: Any) -> int | None:
@@ -298,18 +313,23 @@ class MoE(Collective):
         out: Any = None,
         return_stats: bool = False,
         stream: Any = None,
+        router_x: Any = None,
+        return_routing: bool = False,
     ) -> Any:
         """y = sum over a token's experts of weight * expert(x). Collective, in the same order on every rank.
 
         x: [..., H] of cfg.dtype; y has its shape. ids: [..., k] integers (-1: choice not taken) and weights: [..., k]
-        route from outside. out: [..., H], contiguous, not overlapping x. With return_stats also a `CallStats`.
-        Raises InputError here, and PeerInputError or MismatchError on the other ranks; the layer stays usable.
+        route from outside. router_x: what the router reads instead of x, of the same shape and dtype. out: [..., H],
+        contiguous, not overlapping x. With return_stats also a `CallStats`, with return_routing also a `Routing`: y,
+        stats, routing. Raises InputError here, and PeerInputError or MismatchError on the other ranks; the layer stays
+        usable.
 
         stream: with backend="cuda", the stream that the call is queued on, of any library or as CUDA's number. By
         default the current one of the arrays' library, x's first; then every library's later work sees the result. With
         `stream`, only that stream's does. The call waits for what the libraries have queued before in either case.
         """
-        call = self._enter(x, ids, weights, layer, out, stream=stream)
+        given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
+        call = self._enter(given, layer)
         return self._backend.result(call, self._backend.run(call), return_stats)
 
     def start(
@@ -321,10 +341,13 @@ class MoE(Collective):
         out: Any = None,
         return_stats: bool = False,
         stream: Any = None,
+        router_x: Any = None,
+        return_routing: bool = False,
     ) -> PendingCall:
         """Begin the same call in the background; `wait()` on what this returns ends it."""
         backend = self._backend
-        call = self._enter(x, ids, weights, layer, out, copy=True, stream=stream)
+        given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
+        call = self._enter(given, layer, copy=True)
         done = self._alive().background().submit(lambda: backend.run(call))
         self._pending = PendingCall(done, lambda seconds: backend.result(call, seconds, return_stats), self._ended)
         return self._pending
@@ -332,9 +355,7 @@ class MoE(Collective):
     def _ended(self) -> None:
         self._pending = None
 
-    def _enter(
-        self, x: Any, ids: Any, weights: Any, layer: Any, out: Any, copy: bool = False, stream: Any = None
-    ) -> Any:
+    def _enter(self, given: CallArguments, layer: Any, copy: bool = False) -> Any:
         """Open a call and check its arguments; a refusal is kept for the result, because the other ranks enter too."""
         runtime, backend = self._alive(), self._backend
         runtime.enter()
@@ -343,7 +364,8 @@ class MoE(Collective):
             check_layer(layer, self.layers)
             call.layer = int(layer)
             self._loaded(layer)
-            backend.take(call, x, ids, weights, out, copy, stream)
+            boolean("return_routing", given.return_routing)
+            backend.take(call, given, copy)
         except Exception as error:
             call.error = refusal(error)
             backend.refuse(call)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import words
+from ..engine import codes, words
 from ..substrate.counters import Tables
 
 
@@ -17,6 +17,7 @@ class CallStats:
 
     logical bytes: the row of every routed (token, choice) pair on its way to an expert, own rank included; moved bytes:
     those that crossed between ranks. wait: idle because of a peer; idle: without a runnable tile for any reason.
+    expert_rows: rows of this rank's tokens for each expert. dropped_rows: choices beyond the capacity.
     wire: serving peers on other nodes (puts, flushes, arrived words) between two commands; a worker that serves them
     because it has no command is idle. isa: the instruction set of this rank's kernels; None on a GPU. On a GPU, whose
     workers are blocks, only idle_seconds is measured and the other sums over workers are zero: reading the clock around
@@ -45,7 +46,13 @@ class CallStats:
     wait_seconds: float
     wait_seconds_by_peer: tuple[float, ...]
     idle_seconds: float
+    expert_rows: tuple[int, ...]
     dropped_rows: int = 0
+
+    @property
+    def balance(self) -> float:
+        """Rows of the expert that gets most from this rank, over the mean: 1 if all get the same, or none a row."""
+        return float(_balance(np.array(self.expert_rows)))
 
     @property
     def other_seconds(self) -> float:
@@ -78,7 +85,10 @@ class MessageClass:
 
 @dataclass(frozen=True)
 class Summary:
-    """Totals over all calls of an object and all ranks. wait_seconds: [W, W]; [i, j]: rank i waited for rank j."""
+    """Totals over all calls of an object and all ranks. wait_seconds: [W, W]; [i, j]: rank i waited for rank j.
+
+    expert_rows: [layers, E] int64, rows that experts have got. dropped_rows: choices beyond the capacity.
+    """
 
     calls: int
     rows: int
@@ -88,6 +98,13 @@ class Summary:
     idle_seconds: float
     messages: tuple[MessageClass, ...]
     wait_seconds: np.ndarray
+    expert_rows: np.ndarray
+    dropped_rows: int
+
+    @property
+    def balance(self) -> np.ndarray:
+        """[layers] of each layer, rows of the expert that has got most, over the mean: 1 if all have got the same."""
+        return _balance(self.expert_rows)
 
     def __str__(self) -> str:
         lines = [
@@ -102,9 +119,33 @@ class Summary:
                 f"{m.mean_latency_seconds * 1e6:>10.2f}{m.bandwidth_bytes_per_second / 1e9:>8.2f}"
                 f"{m.straggler_seconds:>12.6f}"
             )
+        for layer, (rows, balance) in enumerate(zip(self.expert_rows, self.balance)):
+            if rows.any():
+                lines.append(f"layer {layer}: expert {rows.argmax()} got most rows, {balance:.2f} times the mean")
         lines.append("seconds that a rank (line) waited for a rank (column):")
         lines += ["  " + " ".join(f"{s:9.4f}" for s in row) for row in self.wait_seconds]
         return "\n".join(lines)
+
+
+def _balance(rows: np.ndarray) -> np.ndarray:
+    """rows: [..., E] -> [...], the largest over the mean; 1 where there are none."""
+    mean = rows.mean(axis=-1)
+    return np.divide(rows.max(axis=-1), mean, out=np.ones_like(mean, np.float64), where=mean > 0)
+
+
+def expert_rows(job: np.ndarray, state: np.ndarray) -> np.ndarray:
+    """[E] rows that this rank's tokens had for each expert in the call that has just ended."""
+    experts = int(job[words.EXPERTS] - job[words.IDENTITY])
+    slot_of = job[job[words.SLOT_OF] :][:experts]
+    offset = state[job[words.T_OFFSET] :]
+    return offset[slot_of + 1] - offset[slot_of]
+
+
+def dropped_rows(job: np.ndarray, rows: np.ndarray, state: np.ndarray) -> int:
+    """Choices beyond the capacity. rows: of `expert_rows`."""
+    if job[words.CAPACITY] == 0 or state[words.STATUS] != codes.OK:
+        return 0
+    return int(job[words.TOKENS] * job[words.CHOICES] - rows.sum())
 
 
 def call_stats(
@@ -117,6 +158,7 @@ def call_stats(
     row_bytes = int(job[words.ROW_BYTES])
     rows_to = tuple(int(r) for r in tables.peers(counted, words.T_ROWS_TO))
     wait = tables.wait(counted, rank)
+    by_expert = expert_rows(job, state)
     return CallStats(
         rank=rank,
         world=int(job[words.WORLD]),
@@ -140,20 +182,24 @@ def call_stats(
         wait_seconds=float(wait.sum()),
         wait_seconds_by_peer=tuple(float(w) for w in wait),
         idle_seconds=n[words.N_IDLE] * 1e-9,
+        expert_rows=tuple(by_expert.tolist()),
+        dropped_rows=dropped_rows(job, by_expert, state),
     )
 
 
 class Totals:
     """Adds up the calls of one layer object on one rank."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int, experts: int) -> None:
         self.calls = 0
+        self.dropped = 0
+        self.expert_rows = np.zeros((layers, experts), np.int64)
         self.seconds = 0.0
         self.words: np.ndarray | None = None
         self._tables: Tables | None = None
         self._old: list[dict[str, Any]] = []
 
-    def add(self, state: np.ndarray, tables: Tables, seconds: float) -> None:
+    def add(self, job: np.ndarray, state: np.ndarray, tables: Tables, seconds: float) -> None:
         """Add the call that has just ended: a few vector additions."""
         if self._tables is not tables:  # the engine has grown: keep the counts of its former layout
             if self.words is not None:
@@ -163,6 +209,9 @@ class Totals:
         self.calls += 1
         self.seconds += seconds
         self.words += state[tables.first :]
+        rows = expert_rows(job, state)
+        self.expert_rows[job[words.LAYER]] += rows
+        self.dropped += dropped_rows(job, rows, state)
 
     def _plain(self) -> dict[str, Any]:
         tables, counted = self._tables, self.words
@@ -185,6 +234,8 @@ class Totals:
             "rows": sum(p["rows"] for p in parts),
             "counters": sum((p["counters"] for p in parts), np.zeros(words.COUNTER_WORDS, np.int64)),
             "wait": wait,
+            "expert_rows": self.expert_rows,
+            "dropped": self.dropped,
         }
 
 
@@ -222,4 +273,6 @@ def summarize(shares: list[dict[str, Any]]) -> Summary:
         idle_seconds=float(counters[:, words.N_IDLE].sum() * 1e-9),
         messages=(*_messages(counters, "shm", words.N_LOCAL_PUTS), *_messages(counters, "rma", words.N_REMOTE_PUTS)),
         wait_seconds=np.array([s["wait"] for s in shares]),
+        expert_rows=sum(s["expert_rows"] for s in shares),
+        dropped_rows=sum(s["dropped"] for s in shares),
     )

@@ -9,7 +9,7 @@ from ..engine import words
 from ..errors import InputError
 from ..kernels.cpu.elements import ElementType, element_type
 from ..primitives.buffers import FLOAT, aligned
-from .given import Arrays, GivenLayer, expert_names
+from .given import ROUTERS, Arrays, GivenLayer, expert_names
 
 WEIGHTS, ROUTER, EXPERTS = range(3)  # parts of a layer: any of it, its router, and EXPERTS + e its expert e
 
@@ -48,7 +48,7 @@ class PackedLayer:
         raise NotImplementedError
 
     def take_router(self, arrays: Arrays) -> None:
-        """Pack the router."""
+        """Pack the arrays of the router that came; the others stay."""
         raise NotImplementedError
 
     def take_layer(self, given: GivenLayer) -> None:
@@ -88,6 +88,7 @@ class LayerWeights(PackedLayer):
         for name in sorted(biases):
             self.packed[name] = aligned((len(mine), element.padded(shape[name.removesuffix("_bias")][1])))
         self.router: np.ndarray | None = None
+        self._biases: dict[str, np.ndarray] = {}
 
     def take_expert(self, i: int, arrays: Arrays) -> None:
         for name, packed in self.packed.items():
@@ -100,11 +101,15 @@ class LayerWeights(PackedLayer):
         self._has[i] = True
 
     def take_router(self, arrays: Arrays) -> None:
-        self.router = self._float32.pack(arrays["router"])
+        if "router" in arrays:
+            self.router = self._float32.pack(arrays["router"])
+        for name in ROUTERS[1:]:
+            if name in arrays:
+                self._biases[name] = np.array(arrays[name], np.float32)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all packed arrays."""
+        """Bytes of all packed arrays, without the router's biases."""
         router = 0 if self.router is None else self.router.nbytes
         return sum(array.nbytes for array in self.packed.values()) + router
 
@@ -125,6 +130,8 @@ class LayerWeights(PackedLayer):
             array = self.packed.get(name)
             job[slot] = array.strides[0] if array is not None else 0
         job[words.ROUTER] = self.router.ctypes.data if self.router is not None else 0
+        for name, word in (("router_bias", words.ROUTER_BIAS), ("select_bias", words.SELECT_BIAS)):
+            job[word] = self._biases[name].ctypes.data if name in self._biases else 0
 
 
 def packed_bytes(cfg: MoEConfig, count: int) -> int:
@@ -134,4 +141,4 @@ def packed_bytes(cfg: MoEConfig, count: int) -> int:
     expert = wide * element.packed_bytes(cfg.hidden, cfg.ffn) + element.packed_bytes(cfg.ffn, cfg.hidden)
     if cfg.bias:
         expert += FLOAT * (wide * element.padded(cfg.ffn) + element.padded(cfg.hidden))
-    return count * expert + element_type("float32").packed_bytes(cfg.hidden, cfg.experts)
+    return count * expert + element_type("float32").packed_bytes(cfg.hidden, cfg.columns)

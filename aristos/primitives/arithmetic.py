@@ -12,13 +12,28 @@ def _missing(name):
 
 
 def route_block(
-    kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, ids, weights, scratch
-):
+    kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, router_bias, select_bias,
+    ids, weights, pitch, logits, scratch,
+):  # fmt: skip
     """Choose k experts for each of `count` tokens; False if a score is not finite. ids, weights: addresses of
-    [count, k] int64 and float32, written. scale: bits of a float32. scratch: BLOCK_BYTES of `kernels.cpu.entries`, then
+    [count, pitch] int64 and float32, whose first k columns are written. score: `rule` of kernels/common/scores.py.
+    scale: bits of a float32. router_bias, select_bias: addresses of [experts] float32, 0 for absent ones. logits: where
+    the scores go, [count, experts] float32, or 0. scratch: BLOCK_BYTES of `kernels.cpu.entries`, then
     `kernels.cpu.tokens.route_bytes` bytes.
     """
     _missing("route_block")
+
+
+def weigh_shared(kernels, count, x, x_stride, hidden, column, weights, pitch, scratch):
+    """Write the logistic function of x column, for `count` tokens, at `weights`, `pitch` float32 apart; False if a
+    product is not finite. column: address of a packed [hidden, 1]; scratch as of `route_block`.
+    """
+    _missing("weigh_shared")
+
+
+def weigh_row(kernels, y, weight, x, hidden, scratch):
+    """y[hidden] = weight * x, rounded to the element type. y, weight, x: addresses, of a float32 and of rows."""
+    _missing("weigh_row")
 
 
 def expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire):

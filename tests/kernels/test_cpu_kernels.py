@@ -409,11 +409,16 @@ def test_the_roof_is_above_the_micro_kernel_and_blas():
 # ---- tokens -------------------------------------------------------------------------------------------------------
 
 
-def choose(scores: np.ndarray, k: int, router: Router) -> tuple[np.ndarray, np.ndarray, bool]:
+def choose(
+    scores: np.ndarray, k: int, router: Router, select_bias: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, bool]:
     row = scores.astype(np.float32).copy()
     ids, weights = np.full(k, -9, np.int64), np.full(k, np.nan, np.float32)
-    mode = SCORES[router.score]
-    fine = router_scores.choose(row, len(row), k, mode, router.renormalize, np.float32(router.scale), ids, weights)
+    bias = np.zeros(0, np.float32) if select_bias is None else select_bias.astype(np.float32)
+    fine = router_scores.choose(
+        row, len(row), k, router_scores.rule(router), router.renormalize, np.float32(router.scale),
+        bias.ctypes.data if len(bias) else 0, ids, weights,
+    )  # fmt: skip
     return ids, weights, bool(fine)
 
 

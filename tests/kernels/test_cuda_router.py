@@ -169,7 +169,7 @@ def test_the_larger_status_wins(order):
 def engine_status(ids, weights, experts):
     """The status of the CPU's step, uncompiled, called block by block as on CPUs."""
     job = np.zeros(words.JOB_WORDS, np.int64)
-    job[[words.TOP_K, words.EXPERTS]] = ids.shape[1], experts
+    job[[words.TOP_K, words.CHOICES, words.EXPERTS]] = ids.shape[1], ids.shape[1], experts
     job[[words.IDS, words.WEIGHTS]] = ids.ctypes.data, weights.ctypes.data
     step = words.TOKEN_BLOCK
     plain = getattr(routing._check, "py_func", routing._check)

@@ -49,10 +49,21 @@ def exponentials(scores):
     return [math.exp(s) for s in scores]
 
 
+def mixed(best, scores, before):
+    """A choice's share of the softmax over the rest that is close to it, as in transformers' modeling_phimoe.py."""
+    rest = list(scores)
+    for taken in before:
+        rest.remove(taken)
+    return 1 / sum(math.exp(s - best) for s in rest if not (best - s) / max(abs(s), best) > 2 * 0.01)
+
+
 # the weights of the chosen scores, from them and from all scores
 SCALAR_SCORES: dict[str, Callable[[list[float], list[float]], list[float]]] = {
     "softmax": lambda chosen, scores: [e / sum(exponentials(scores)) for e in exponentials(chosen)],
     "softmax_topk": lambda chosen, scores: [e / sum(exponentials(chosen)) for e in exponentials(chosen)],
+    "sigmoid": lambda chosen, scores: [1 / (1 + math.exp(-s)) for s in chosen],
+    "sqrtsoftplus": lambda chosen, scores: [math.sqrt(math.log1p(math.exp(s))) for s in chosen],
+    "sparsemixer": lambda chosen, scores: [mixed(s, scores, chosen[:j]) for j, s in enumerate(chosen)],
 }
 
 
@@ -60,7 +71,7 @@ def scalar_route(cfg, x, router):
     scores = [dot(x, router, e) for e in range(cfg.experts)]
     chosen = sorted(range(cfg.experts), key=lambda e: (-scores[e], e))[: cfg.top_k]
     w = SCALAR_SCORES[cfg.router.score]([scores[e] for e in chosen], scores)
-    if cfg.router.renormalize:
+    if cfg.router.renormalize and cfg.router.score != "sparsemixer":
         w = [v / sum(w) for v in w]
     return chosen, [v * cfg.router.scale for v in w]
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from aristos import reference, simt
-from aristos.config import SCORES, MoEConfig
+from aristos.config import MoEConfig
 from aristos.engine import codes, schema, words
 from aristos.engine import job as builder
 from aristos.engine.layout import StateLayout, lines, local_bytes
 from aristos.host.nodes import Nodes
 from aristos.kernels.common import activations
+from aristos.kernels.common.scores import rule
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.gemm import TILES
 from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, widen
@@ -198,7 +199,7 @@ class Rank:
         job[r.HIDDEN] = cfg.hidden
         job[[r.ROUTER, r.EXPERTS, r.TOP_K]] = self.put(r.pack_router(layers.weights["router"])), cfg.experts, cfg.top_k
         router = cfg.router
-        job[[r.SCORE, r.RENORMALIZE]] = SCORES[router.score], router.renormalize
+        job[[r.SCORE, r.RENORMALIZE]] = rule(router), router.renormalize
         job[r.SCALE] = np.float32(router.scale).view(np.int32)
         job[[r.SLOT_OF, r.SLOTS]] = self.put(layers.held.slots_for(self.me)), slots
         for word, table in ((r.OFFSET, words.T_OFFSET), (r.TOKEN, words.T_TOKEN), (r.POSITION, words.T_POSITION)):

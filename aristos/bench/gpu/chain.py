@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ...config import SCORES
 from ...engine import words
 from ...kernels.common import activations
+from ...kernels.common.scores import rule
 from ...kernels.cuda import ptx, router
 from ...kernels.cuda.catalogue import Kernel, route_kernels
 from ...kernels.cuda.combine import FLOATS, ZERO, parts
@@ -155,7 +155,7 @@ class Chain:
             cfg.top_k,
             cfg.experts,
         )
-        job[[router.SCORE, router.RENORMALIZE]] = SCORES[cfg.router.score], cfg.router.renormalize
+        job[[router.SCORE, router.RENORMALIZE]] = rule(cfg.router), cfg.router.renormalize
         job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
         job[router.ROUTER], job[router.SLOT_OF] = buffers.router, buffers.slot_of
         for word, at in (buffers.of_routing | given).items():

@@ -17,12 +17,13 @@ from .branches import implementations
 LIMIT_SHIFT = 32  # of an activation word: the code in the low half, the float32 bits of the limit in the high half
 
 _f = np.float32
-ZERO, ONE, HALF, INFINITY = _f(0), _f(1), _f(0.5), _f(np.inf)
+ZERO, ONE, TWO, HALF, INFINITY = _f(0), _f(1), _f(2), _f(0.5), _f(np.inf)
 LOG2E = _f(1.4426950408889634)
 LN2_HIGH, LN2_LOW = _f(0.693359375), _f(-2.12194440e-4)  # Cody and Waite's split of ln 2
 LEAST = _f(-87.0)  # logistic(x) is zero below it, so that x * logistic(x) goes to zero
 MAGIC = _f(12582912.0)  # 1.5 * 2^23: adding it rounds a small float32 to an integer
 E2, E3, E4, E5, E6, E7 = (_f(1 / math.factorial(i)) for i in range(2, 8))
+A3, A5, A7, A9, A11, A13, A15 = (_f(1 / i) for i in range(3, 16, 2))  # of the series of atanh
 SQRT_HALF = _f(math.sqrt(0.5))
 OAI_SCALE = _f(1.702)
 TANH_SCALE, TANH_CUBE = _f(math.sqrt(2 / math.pi)), _f(0.044715)
@@ -60,6 +61,21 @@ def normal_cdf(x):
 def logistic(x):
     """1 / (1 + e^-x) for float32."""
     return ONE / (ONE + exp(-x)) if x > LEAST else ZERO
+
+
+@jit
+def log1p(x):
+    """log(1 + x) for float32 x in 0..1: 2 atanh(x / (2 + x)) as a series."""
+    z = x / (TWO + x)
+    q = z * z
+    p = ONE + q * (A3 + q * (A5 + q * (A7 + q * (A9 + q * (A11 + q * (A13 + q * A15))))))
+    return (z + z) * p
+
+
+@jit
+def softplus(x):
+    """log(1 + e^x) for float32."""
+    return max(x, ZERO) + log1p(exp(-abs(x)))
 
 
 @jit

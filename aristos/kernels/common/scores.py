@@ -1,17 +1,34 @@
 """From a token's router scores to k expert ids and k combine weights, by the scores of `config.SCORES`.
 
 All in float32. Every value depends on its own token alone, not on other tokens of the call. To add a score: its code in
-config.py, a function here of that name and one in reference.py.
+config.py, a function here of that name and one in reference.py; if experts can be chosen by it with groups or a bias
+(`config.BIASED`), a branch in `values`.
 """
+
+import math
 
 import numpy as np
 
-from ...config import SCORES
+from ...config import BIASED, GROUP_SCORES, LEAST_SUM, SCORES, SPARSEMIXER_WIDTH, Router
+from ...primitives import memory as mem
 from ...primitives.compile import jit
-from .activations import exp
+from .activations import ONE, exp, logistic, softplus
 from .branches import implementations, unrolled
 
-ZERO = np.float32(0)
+ZERO, HALF, FAR = np.float32(0), np.float32(0.5), np.float32(-20)
+SMALL, WIDTH = np.float32(LEAST_SUM), np.float32(SPARSEMIXER_WIDTH)
+UNLIKE = np.float32(-np.inf)
+SOFTMAX, SIGMOID, SQRTSOFTPLUS = (SCORES[name] for name in ("softmax", "sigmoid", "sqrtsoftplus"))
+if set(BIASED) != {"softmax", "sigmoid", "sqrtsoftplus"}:
+    raise ImportError(f"config.BIASED names {', '.join(BIASED)}: extend `values`")
+SUM_TOP2 = GROUP_SCORES["sum_top2"]
+GROUPS_SHIFT, KEPT_SHIFT, GROUP_SCORE_SHIFT = 8, 16, 24  # of a rule: the score's code lies below them
+
+
+def rule(router: Router) -> int:
+    """A router's score and groups in one word, as kernels take them."""
+    groups = router.groups << GROUPS_SHIFT | router.topk_groups << KEPT_SHIFT
+    return SCORES[router.score] | groups | GROUP_SCORES[router.group_score] << GROUP_SCORE_SHIFT
 
 
 @jit
@@ -20,22 +37,28 @@ def top_k(row, experts, k, ids, weights):
     for j in range(k):
         ids[j] = -1
     for e in range(experts):
-        value = row[e]
-        if ids[k - 1] >= 0 and not value > weights[k - 1]:
-            continue
-        j = k - 1
-        while j > 0 and (ids[j - 1] < 0 or value > weights[j - 1]):
-            ids[j] = ids[j - 1]
-            weights[j] = weights[j - 1]
-            j -= 1
-        ids[j] = e
-        weights[j] = value
+        insert(e, row[e], k, ids, weights)
+
+
+@jit
+def insert(e, value, k, ids, weights):
+    """Take expert e into the k best so far, if it is better than the last of them; lower ids come first."""
+    if ids[k - 1] >= 0 and not value > weights[k - 1]:
+        return
+    j = k - 1
+    while j > 0 and (ids[j - 1] < 0 or value > weights[j - 1]):
+        ids[j] = ids[j - 1]
+        weights[j] = weights[j - 1]
+        j -= 1
+    ids[j] = e
+    weights[j] = value
 
 
 # ---- scores: functions of one signature, which replace a token's k largest scores by combine weights
 #
-# row: [experts] float32, all scores, may be overwritten; largest: the largest of them. weights: [k] float32, the k
-# largest scores at first. renormalize: the weights' sum shall be one.
+# row: [experts] float32, all scores, may be overwritten; largest: the largest of them (of those to choose from, where
+# the weights are renormalized). weights: [k] float32, the k largest scores at first. renormalize: the weights' sum
+# shall be one.
 
 
 @jit
@@ -60,6 +83,46 @@ def softmax_topk(row, experts, largest, renormalize, weights, k):
 
 
 @jit
+def sigmoid(row, experts, largest, renormalize, weights, k):
+    """The logistic function of each of the k scores."""
+    for j in range(k):
+        weights[j] = logistic(weights[j])
+    if renormalize:
+        divide_by_sum(weights, k)
+
+
+@jit
+def root_softplus(x):
+    """sqrt(log(1 + e^x)); far below zero that is e^(x / 2), and e^x would not fit float32."""
+    return exp(HALF * x) if x < FAR else math.sqrt(softplus(x))
+
+
+@jit
+def sqrtsoftplus(row, experts, largest, renormalize, weights, k):
+    """The square root of log(1 + e^s) of each of the k scores."""
+    for j in range(k):
+        weights[j] = root_softplus(weights[j])
+    if renormalize:
+        divide_by_sum(weights, k)
+
+
+@jit
+def sparsemixer(row, experts, largest, renormalize, weights, k):
+    """Of each choice, its share of the softmax over the rest that is close to it; the rest: all but earlier choices."""
+    for j in range(k - 1, -1, -1):
+        best, taken, total = weights[j], 0, ZERO
+        for i in range(j):
+            taken += weights[i] == best  # earlier choices of the same score; those above it are earlier choices anyway
+        for e in range(experts):
+            below = best - row[e]
+            if below == ZERO and taken > 0:
+                taken -= 1
+            elif below >= ZERO and below <= WIDTH * max(abs(row[e]), best):
+                total += exp(-below)
+        weights[j] = ONE / total
+
+
+@jit
 def exponentials(weights, k, largest):
     """Replace k scores by e^(score - largest). Returns their sum."""
     total = ZERO
@@ -76,6 +139,15 @@ def divide(weights, k, total):
         weights[j] = weights[j] / total
 
 
+@jit
+def divide_by_sum(weights, k):
+    """Divide k weights by their sum, which may be zero."""
+    total = ZERO
+    for j in range(k):
+        total += weights[j]
+    divide(weights, k, total + SMALL)
+
+
 FUNCTIONS = implementations(SCORES, globals())
 weigh = jit(
     unrolled(
@@ -88,14 +160,97 @@ weigh = jit(
 )
 
 
+# ---- groups, and a bias for choosing only
+
+
+@jit
+def values(code, row, experts, largest):
+    """Replace all scores of a token by the weights that they have before the choice. code: one of `config.BIASED`."""
+    if code == SOFTMAX:
+        total = ZERO
+        for e in range(experts):
+            row[e] = exp(row[e] - largest)
+        for e in range(experts):
+            total += row[e]
+        for e in range(experts):
+            row[e] = row[e] / total
+    elif code == SIGMOID:
+        for e in range(experts):
+            row[e] = logistic(row[e])
+    else:
+        for e in range(experts):
+            row[e] = root_softplus(row[e])
+
+
+@jit
+def group_value(row, bias, first, size, score):
+    """A group's best value, or the sum of its best two, of row + bias. bias: [experts], or empty."""
+    best, second = UNLIKE, UNLIKE
+    for e in range(first, first + size):
+        value = row[e] + bias[e] if len(bias) > 0 else row[e]
+        if value > best:
+            second = best
+            best = value
+        elif value > second:
+            second = value
+    return best + second if score == SUM_TOP2 else best
+
+
+@jit
+def kept_groups(row, bias, groups, kept, size, score):
+    """The set of the `kept` best of `groups` groups, a bit each: those that fewer than `kept` others beat."""
+    found = 0
+    for g in range(groups):
+        mine, beaten = group_value(row, bias, g * size, size, score), 0
+        for other in range(groups):
+            if other != g:
+                theirs = group_value(row, bias, other * size, size, score)
+                beaten += theirs > mine or (theirs == mine and other < g)
+        if beaten < kept:
+            found |= 1 << g
+    return found
+
+
+@jit
+def top_k_of_groups(row, bias, experts, groups, found, k, ids, weights):
+    """`top_k` of row + bias among the experts of the groups in `found`; groups: 0 for none, then all experts."""
+    for j in range(k):
+        ids[j] = -1
+    size = experts // groups if groups > 0 else experts
+    for e in range(experts):
+        if groups == 0 or found >> (e // size) & 1 != 0:
+            insert(e, row[e] + bias[e] if len(bias) > 0 else row[e], k, ids, weights)
+
+
+@jit
+def choose_by_rule(row, experts, largest, k, rule, renormalize, bias, ids, weights):
+    """`choose` with groups or a bias, but for the scale."""
+    code, groups = rule & 0xFF, rule >> GROUPS_SHIFT & 0xFF
+    kept, score = rule >> KEPT_SHIFT & 0xFF, rule >> GROUP_SCORE_SHIFT
+    by_score = len(bias) == 0 and score != SUM_TOP2  # as weights, but they round different scores to one weight
+    if not by_score:
+        values(code, row, experts, largest)
+    found = kept_groups(row, bias, groups, kept, experts // groups, score) if groups > 0 else 0
+    top_k_of_groups(row, bias, experts, groups, found, k, ids, weights)
+    if by_score:
+        best = weights[0] if renormalize else largest
+        weigh(code, row, experts, best, renormalize, weights, k)
+        return
+    for j in range(k):
+        weights[j] = row[ids[j]]
+    if renormalize:
+        divide_by_sum(weights, k)
+
+
 # ---- routing of one token
 
 
 @jit
-def choose(row, experts, k, mode, renormalize, scale, ids, weights):
+def choose(row, experts, k, rule, renormalize, scale, bias, ids, weights):
     """Scores of one token -> k ids and k combine weights; False if a score is not finite.
 
-    row: [experts] float32, overwritten. mode: a code of `config.SCORES`. ids: [k] int64, weights: [k] float32.
+    row: [experts] float32, overwritten. rule: `rule` of the router. bias: address of [experts] float32 that is added to
+    the weights when experts are compared, or 0. ids: [k] int64, weights: [k] float32.
     """
     largest = row[0]
     finite = ZERO
@@ -104,8 +259,12 @@ def choose(row, experts, k, mode, renormalize, scale, ids, weights):
         largest = max(largest, row[e])
     if finite != ZERO:
         return False
-    top_k(row, experts, k, ids, weights)
-    weigh(mode, row, experts, largest, renormalize, weights, k)
+    if rule > 0xFF or bias != 0:
+        added = mem.floats(bias, experts if bias != 0 else 0)
+        choose_by_rule(row, experts, largest, k, rule, renormalize, added, ids, weights)
+    else:
+        top_k(row, experts, k, ids, weights)
+        weigh(rule, row, experts, largest, renormalize, weights, k)
     for j in range(k):
         weights[j] = weights[j] * scale
     return True

@@ -14,9 +14,9 @@ from ...primitives.compile import jit
 from . import expert, gemm, rounded_expert
 from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT
 from .target import ISA
-from .tokens import combine_token, route_block
+from .tokens import combine_token, route_block, weigh_shared
 
-ROUTE, EXPERT, UP, DOWN, COMBINE, PRODUCT = range(6)
+ROUTE, EXPERT, UP, DOWN, COMBINE, PRODUCT, WEIGH = range(7)
 BLOCK_BYTES = 192  # of a block of arguments: whole cache lines
 SIGNATURE = types.int64, types.int64
 
@@ -42,7 +42,16 @@ def route(element, block):
     return route_block(
         element, argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
         argument(a, 6), argument(a, 7), argument(a, 8), mem.float_of_bits(argument(a, 9)), argument(a, 10),
-        argument(a, 11), argument(a, 12),
+        argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14), argument(a, 15), argument(a, 16),
+    )  # fmt: skip
+
+
+@jit
+def weigh(element, block):
+    a = block
+    return weigh_shared(
+        element, argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
+        argument(a, 6), argument(a, 7),
     )  # fmt: skip
 
 
@@ -80,6 +89,8 @@ def float32_kernels(kernel, block):
             argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
             argument(a, 6),
         )  # fmt: skip
+    elif kernel == WEIGH:
+        return int(weigh(FLOAT32, block))
     else:
         return int(route(FLOAT32, block))
     return 0
@@ -111,6 +122,8 @@ def run_rounded(element, kernel, block):
             element, argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
             argument(a, 6),
         )  # fmt: skip
+    elif kernel == WEIGH:
+        return int(weigh(rows, block))
     else:
         return int(route(rows, block))
     return 0

@@ -12,7 +12,7 @@ from ...primitives import arithmetic
 from ...primitives import memory as mem
 from ...primitives.compile import config, jit, warm_up
 from ..by_isa import module
-from .entries import BLOCK_BYTES, COMBINE, DOWN, EXPERT, ROUTE, SIGNATURE, UP
+from .entries import BLOCK_BYTES, COMBINE, DOWN, EXPERT, ROUTE, SIGNATURE, UP, WEIGH
 
 _plain: list[Callable[[int, int], int]] = []  # in plain Python: the functions that handles count
 
@@ -62,9 +62,13 @@ def pass_weights(block, i, weights):
 
 @overload(arithmetic.route_block)
 def _route_block(
-    kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, ids, weights, scratch
-):
-    def run(kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, ids, weights, scratch):
+    kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, router_bias, select_bias,
+    ids, weights, pitch, logits, scratch,
+):  # fmt: skip
+    def run(
+        kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, router_bias, select_bias,
+        ids, weights, pitch, logits, scratch,
+    ):  # fmt: skip
         pass_on(scratch, 0, count)
         pass_on(scratch, 1, x)
         pass_on(scratch, 2, x_stride)
@@ -75,10 +79,45 @@ def _route_block(
         pass_on(scratch, 7, score)
         pass_on(scratch, 8, renormalize)
         pass_on(scratch, 9, scale)
-        pass_on(scratch, 10, ids)
-        pass_on(scratch, 11, weights)
-        pass_on(scratch, 12, scratch + BLOCK_BYTES)
+        pass_on(scratch, 10, router_bias)
+        pass_on(scratch, 11, select_bias)
+        pass_on(scratch, 12, ids)
+        pass_on(scratch, 13, weights)
+        pass_on(scratch, 14, pitch)
+        pass_on(scratch, 15, logits)
+        pass_on(scratch, 16, scratch + BLOCK_BYTES)
         return call(kernels, ROUTE, scratch) != 0
+
+    return run
+
+
+@overload(arithmetic.weigh_shared)
+def _weigh_shared(kernels, count, x, x_stride, hidden, column, weights, pitch, scratch):
+    def run(kernels, count, x, x_stride, hidden, column, weights, pitch, scratch):
+        pass_on(scratch, 0, count)
+        pass_on(scratch, 1, x)
+        pass_on(scratch, 2, x_stride)
+        pass_on(scratch, 3, hidden)
+        pass_on(scratch, 4, column)
+        pass_on(scratch, 5, weights)
+        pass_on(scratch, 6, pitch)
+        pass_on(scratch, 7, scratch + BLOCK_BYTES)
+        return call(kernels, WEIGH, scratch) != 0
+
+    return run
+
+
+@overload(arithmetic.weigh_row)
+def _weigh_row(kernels, y, weight, x, hidden, scratch):
+    def run(kernels, y, weight, x, hidden, scratch):
+        pass_on(scratch, 0, y)
+        pass_on(scratch, 1, 1)
+        pass_on(scratch, 2, weight)
+        pass_on(scratch, 3, scratch + 16 + 8 * 6)  # a table of one row: the argument after the last
+        pass_on(scratch, 4, hidden)
+        pass_on(scratch, 5, scratch + BLOCK_BYTES)
+        pass_on(scratch, 6, x)
+        call(kernels, COMBINE, scratch)
 
     return run
 
@@ -151,6 +190,6 @@ def _combine_token(kernels, y, k, weights, rows, hidden, scratch):
 
 
 if config.DISABLE_JIT:
-    for _typed in (_route_block, _expert_rows, _up_columns, _down_columns, _combine_token):
+    for _typed in (_route_block, _weigh_shared, _weigh_row, _expert_rows, _up_columns, _down_columns, _combine_token):
         _types = [None] * _typed.__code__.co_argcount
         setattr(arithmetic, _typed.__name__[1:], _typed(*_types))

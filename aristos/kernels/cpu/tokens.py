@@ -9,6 +9,7 @@ from numba.extending import overload
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
+from ..common.activations import logistic
 from ..common.scores import choose
 from . import micro_kernels
 from .convert import BFLOAT16, FLOAT32, round_row, widen_row
@@ -46,21 +47,53 @@ def route_bytes(tokens: int, hidden: int, experts: int) -> int:
 
 @jit
 def route_block(
-    element, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, ids, weights, scratch
-):
+    element, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, router_bias, select_bias,
+    ids, weights, pitch, logits, scratch,
+):  # fmt: skip
     """Scores, top-k and weights of `count` tokens; False if a score is not finite.
 
-    x: address of rows of this element type, x_stride bytes apart; ids, weights: addresses of [count, k] int64 and
-    float32; scratch: address of `route_bytes(count, hidden, experts)` bytes.
+    x: address of rows of this element type, x_stride bytes apart; ids, weights: addresses of [count, pitch] int64 and
+    float32, of which the first k columns are written; router_bias, select_bias: addresses of [experts] float32, or 0;
+    logits: address of [count, experts] float32, or 0; scratch: address of `route_bytes(count, hidden, experts)` bytes.
     """
     width = FLOAT * LANES * ((experts + LANES - 1) // LANES)
     made = (scratch + LINE - 1) // LINE * LINE
     scores(element, count, x, x_stride, hidden, router, experts, made + width * count, made)
     for i in range(count):
         row = mem.floats(made + width * i, experts)
-        chosen = mem.words(ids + 8 * k * i, k)
-        if not choose(row, experts, k, score, renormalize, scale, chosen, mem.floats(weights + FLOAT * k * i, k)):
+        if router_bias != 0:
+            add(row, router_bias, experts)
+        if logits != 0:
+            mem.copy_row(logits + FLOAT * experts * i, made + width * i, FLOAT * experts)
+        chosen, shares = mem.words(ids + 8 * pitch * i, k), mem.floats(weights + FLOAT * pitch * i, k)
+        if not choose(row, experts, k, score, renormalize, scale, select_bias, chosen, shares):
             return False
+    return True
+
+
+@jit
+def add(row, bias, n):
+    """row[n] += the n float32 at address `bias`."""
+    added = mem.floats(bias, n)
+    for i in range(n):
+        row[i] += added[i]
+
+
+@jit
+def weigh_shared(element, count, x, x_stride, hidden, column, weights, pitch, scratch):
+    """Write the logistic function of x column for `count` tokens; False if a product is not finite.
+
+    column: address of a packed [hidden, 1] of float32; weights: address of float32, `pitch` of them apart; scratch as
+    of `route_block`.
+    """
+    width = FLOAT * LANES
+    made = (scratch + LINE - 1) // LINE * LINE
+    scores(element, count, x, x_stride, hidden, column, 1, made + width * count, made)
+    for i in range(count):
+        score = mem.floats(made + width * i, 1)[0]
+        if score - score != ZERO:
+            return False
+        mem.floats(weights + FLOAT * pitch * i, 1)[0] = logistic(score)
     return True
 
 
@@ -93,28 +126,37 @@ def _weighted_block(element, n, rows, weights, offset, sums):
 
 
 def combine_bytes(k: int) -> int:
-    """Bytes of scratch that `combine_token` needs for k choices: 32 sums, and the rows and weights of those taken."""
-    return 12 * k + FLOAT * WIDTH + LINE
+    """Bytes of scratch that `combine_token` needs for k choices: 32 sums; of those taken, rows, their ends, weights."""
+    return k * (8 + FLOAT + 8 + 2 * WIDTH) + FLOAT * WIDTH + LINE
 
 
 @jit
 def combine_rows(element, y, k, weights, rows, hidden, scratch):
-    """`combine_token` for elements of 16 bits. Rows have space for blocks of 32 elements."""
+    """`combine_token` for elements of 16 bits. The ends of rows are copied: a block of 32 may read beyond them."""
     sums = (scratch + LINE - 1) // LINE * LINE
-    taken_rows = sums + FLOAT * WIDTH
-    taken_weights = taken_rows + 8 * k
+    ends = sums + FLOAT * WIDTH
+    taken_rows = ends + 2 * WIDTH * k
+    row_ends = taken_rows + 8 * k
+    taken_weights = row_ends + 8 * k
+    whole = hidden // WIDTH * WIDTH
     factors, n = mem.floats(taken_weights, k), 0
     for j in range(k):
         if rows[j] != 0:
             mem.store(taken_rows + 8 * n, rows[j])
+            if whole < hidden:
+                mem.copy_row(ends + 2 * WIDTH * n, rows[j] + 2 * whole, 2 * (hidden - whole))
+                mem.store(row_ends + 8 * n, ends + 2 * WIDTH * n)
             factors[n] = weights[j]
             n += 1
     if n == 0:
         mem.bits16(y, hidden)[:] = 0
         return
-    for i in range(0, hidden, WIDTH):
+    for i in range(0, whole, WIDTH):
         weighted_block(element, n, taken_rows, taken_weights, 2 * i, sums)
-        round_row(element, y + 2 * i, sums, min(WIDTH, hidden - i))
+        round_row(element, y + 2 * i, sums, WIDTH)
+    if whole < hidden:
+        weighted_block(element, n, row_ends, taken_weights, 0, sums)
+        round_row(element, y + 2 * whole, sums, hidden - whole)
 
 
 @jit

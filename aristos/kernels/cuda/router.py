@@ -20,21 +20,22 @@ from ..common.scores import choose
 from .compiler import cuda
 from .epilogue import NONE
 from .gemm import TILES, tile_product
-from .pack import COLUMNS, outputs, pack
+from .pack import COLUMNS, outputs, pack, pack_bias
 from .tile import CHUNK, Tile, tile_memory
 
 # ---- the words of a router job, in device memory
 (
     X, X_STRIDE, TOKENS, HIDDEN,  # rows of the kernel's kind, `X_STRIDE` bytes apart, all on 16 bytes
     ROUTER, EXPERTS, TOP_K,  # address of `pack_router`
-    SCORE, RENORMALIZE, SCALE,  # arguments of `scores.choose`; the scale as the bits of a float32
+    SCORE, RENORMALIZE, SCALE,  # arguments of `scores.choose`: its rule; the scale as the bits of a float32
     IDS, WEIGHTS,  # [tokens, k] int64, float32: `route` writes them, `check` reads them; -1 is a choice not taken
     SLOT_OF, SLOTS,  # [experts] int64: the place of an expert in the packed order
     OFFSET, TOKEN, POSITION,  # [slots + 1], [tokens * k], [tokens, k] int64: see engine/packing.py
+    SELECT_BIAS,  # [experts] float32, added to the weights when experts are compared, or 0
     STATUS,  # a word: OK at first, then the largest status of any token; unless OK, `place` assigns no rows
     SCRATCH,  # `scratch_bytes` bytes
     JOB_WORDS,
-) = range(20)  # fmt: skip
+) = range(21)  # fmt: skip
 
 OK, NOT_FINITE, BAD_IDS = 0, 2, 3  # in STATUS: the engine's codes, which this room may not import; a test compares them
 KINDS = ("f32", "bf16", "f16")  # of tokens
@@ -77,10 +78,10 @@ def place_shared(slots: int, k: int) -> int:
     return WORD * (2 * slots + THREADS) + WORD * BLOCK * k
 
 
-def pack_router(router: np.ndarray) -> np.ndarray:
-    """router: [H, E] float32 -> the array that ROUTER points to: the packed router, then zeros as its bias."""
+def pack_router(router: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """router: [H, E], bias: [E] float32 -> the array that ROUTER points to: both packed; a bias of None is zero."""
     packed = pack(router, "f32")
-    return np.concatenate([packed.ravel(), np.zeros(outputs(packed), np.float32)])
+    return np.concatenate([packed.ravel(), pack_bias(bias, outputs(packed))])
 
 
 @cuda.jit(device=True)
@@ -143,7 +144,8 @@ def route(kind: str) -> Any:
             ids, weights = mem.words(job[IDS] + WORD * k * token, k), mem.floats(job[WEIGHTS] + FLOAT * k * token, k)
             for j in range(k):
                 weights[j] = 0  # compiled code may read them speculatively
-            if choose(row, experts, k, job[SCORE], job[RENORMALIZE], mem.float_of_bits(job[SCALE]), ids, weights):
+            scale, bias = mem.float_of_bits(job[SCALE]), job[SELECT_BIAS]
+            if choose(row, experts, k, job[SCORE], job[RENORMALIZE], scale, bias, ids, weights):
                 slot_of = mem.words(job[SLOT_OF], experts)
                 for j in range(k):
                     cuda.atomic.add(counts, slot_of[ids[j]], 1)

@@ -120,8 +120,8 @@ class CpuRuntime(Runtime):
 
     def fill(self, job: np.ndarray) -> None:
         """See `Runtime.fill`."""
-        hidden, ffn = int(job[words.HIDDEN]), int(job[words.FFN])
-        limit = int(RUN_FLOPS / max(1, 4 * hidden * ffn))
+        hidden, ffn, shared = int(job[words.HIDDEN]), int(job[words.FFN]), int(job[words.SHARED_FFN])
+        limit = int(RUN_FLOPS / max(1, 4 * hidden * max(ffn, shared)))
         crowded = self._sharing > 1 or self.threads > self.cores
         spins, yields = CROWDED if crowded else ALONE
         return_stride = lines(int(job[words.ROW_BYTES]))
@@ -133,8 +133,9 @@ class CpuRuntime(Runtime):
         jobs.fill(
             job, schema.TILE, schema.CPU, tile=TILE, batch=BATCH, merge_rows=MERGE_ROWS, runs=1,
             run_rows=min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP)), split_rows=column_runs.MOST_ROWS,
-            up_shares=column_runs.shares(ffn), down_shares=column_runs.shares(hidden), all_split=0,
-            scratch_step=self._scratch_step, run_step=0, run_pitch=0,
+            up_shares=column_runs.shares(ffn), shared_shares=column_runs.shares(shared),
+            down_shares=column_runs.shares(hidden), all_split=0, scratch_step=self._scratch_step, run_step=0,
+            run_pitch=0,
         )  # fmt: skip
 
     # ------------------------------------------------------------ calls

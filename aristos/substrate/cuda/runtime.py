@@ -182,8 +182,9 @@ class CudaRuntime(Runtime):
         """Write into a job what depends on the kernel that runs it. gated: do experts have a gate projection?"""
         runs = persistent.column_split_runs(tile, int(job[words.HIDDEN]), int(job[words.FFN]), gated, blocks)
         jobs.fill(
-            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=tile.m // 2, **runs
-        )
+            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=tile.m // 2,
+            shared_shares=0, **runs,
+        )  # fmt: skip
         job[words.WORKERS] = blocks
 
     # ------------------------------------------------------------ calls

@@ -1,0 +1,38 @@
+"""What the router of a call has decided, for its caller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The routing of one call on one rank. The arrays are the caller's: later calls do not change them.
+
+    ids: [..., k] int64, best first; -1: a choice not taken, or one beyond the capacity. weights: [..., k] float32, the
+    factors of the experts' outputs (of tokens, with weight_on="input"). logits: [..., columns] float32, router scores
+    with the router's bias; None if the call brought its ids. counts: [columns] int64, choices of each expert by this
+    rank's tokens, those beyond the capacity included. dropped: how many choices were beyond it. columns: experts, then
+    identity experts.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+    logits: np.ndarray | None
+    counts: np.ndarray
+    dropped: int
+
+
+def routing_of(ids: np.ndarray, weights: np.ndarray, logits: np.ndarray | None, columns: int) -> Routing:
+    """A `Routing` from the engine's arrays. ids: [..., k], -2 - id for a choice of `id` beyond the capacity."""
+    beyond = ids < -1
+    chosen = np.where(beyond, -2 - ids, ids)
+    return Routing(
+        ids=np.where(beyond, -1, ids),
+        weights=np.array(weights),
+        logits=logits,
+        counts=np.bincount(chosen[chosen >= 0], minlength=columns),
+        dropped=int(beyond.sum()),
+    )
