@@ -71,7 +71,7 @@ OAI: dict[str, Any] = {"activation": "swiglu_oai", "limit": 7.0}
 
 
 def _row(
-    shape: tuple[int, ...],
+    shape: tuple[int, int, int, int, int, int],
     source: str,
     family: str,
     router: Mapping[str, Any],

@@ -134,10 +134,11 @@ def shape(
     counts = preset.tokens if tokens is None else tokens
     if not counts:
         raise InputError(f"tokens must have an entry for each call to measure, got {counts!r}")
+    whole_groups = preset.router.groups or 1
     cfg = MoEConfig(
         hidden=width["hidden"] if hidden is None else hidden,
         ffn=width["ffn"] if ffn is None else ffn,
-        experts=max(preset.experts, world) if experts is None else experts,
+        experts=-(-max(preset.experts, world) // whole_groups) * whole_groups if experts is None else experts,
         top_k=preset.top_k if top_k is None else top_k,
         activation=preset.activation if activation is None else activation,
         gated=preset.gated,

@@ -78,7 +78,8 @@ def examine(asked: argparse.Namespace) -> dict[str, Any]:
         kinds.setdefault(cfg, []).append(number)
     return {
         "path": str(checkpoint.path), "model_type": checkpoint.model_type,
-        "quantisation": checkpoint.quantisation or None, "layers": list(checkpoint.layers), "problems": problems, "notes": notes,
+        "quantisation": checkpoint.quantisation or None, "layers": list(checkpoint.layers),
+        "problems": problems, "notes": notes,
         "kinds": [{"layers": numbers, "config": str(cfg)} for cfg, numbers in kinds.items()],
         "bytes": memory(kinds, asked.ranks),
     }  # fmt: skip
