@@ -158,7 +158,7 @@ def dense_of(output: Any, experts: int, factor: float) -> np.ndarray | None:
         return None
     dense = np.zeros((len(ids[0]), experts), np.float32)
     np.put_along_axis(dense, ids[0].numpy(), weights[0].float().numpy(), axis=1)
-    return dense * factor * factor
+    return dense * factor
 
 
 def blocks(model: Any) -> dict[str, np.ndarray]:
