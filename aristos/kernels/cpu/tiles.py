@@ -5,8 +5,8 @@ x w is low high + high high + high low. A tile of high values is followed by tha
 zeros; an infinite value, or one of 3.39e38 and more, gives NaN.
 
 Rows are cut into groups of nearly equal size, at most 32 each. A tile holds, for each block of 32 k, 16 rows of 64
-bytes: STEP bytes, whole cache lines. Sums stay in tiles over KC, and wait in the L1 cache between passes. The tile unit
-adds the products of a sum in its own fixed order of k, which does not depend on the rows.
+bytes: STEP bytes, whole cache lines. Sums of many rows stay in tiles over KC, and wait in the L1 cache between passes. The
+tile unit adds the products of a sum in its own fixed order of k, which does not depend on the rows.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ from .elements import WIDTH
 from .micro_kernels import STEP, SUMS
 
 KC = 256  # k a pass, half as many of split values: a panel's part of 16 KiB stays in the L1 cache
-AHEAD_GROUPS = 3  # with fewer groups of rows, the hardware's prefetcher does better alone
+WHOLE_GROUPS = 2  # with so few groups of rows, memory is the limit: sums stay in tiles over all of k
 ROW = STEP // 16  # bytes of a row of a tile
 NO_SHAPE = -1
 
@@ -196,9 +196,7 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     groups, steps = (m + 31) // 32, (depth + WIDTH - 1) // WIDTH
     step = step_bytes(element)
     pace = ((2 * step + groups - 1) // groups + 63) // 64 * 64
-    if groups < AHEAD_GROUPS:
-        ahead, pace = panel, 0
-    most = KC * STEP // (WIDTH * step)  # blocks of k a pass
+    most = steps if groups <= WHOLE_GROUPS else KC * STEP // (WIDTH * step)  # blocks of k a pass
     for here in range(0, steps, most):
         count = min(most, steps - here)
         left, out = a + step * here, sums
