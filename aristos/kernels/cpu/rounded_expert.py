@@ -69,11 +69,18 @@ def up(n):
     return (n + WIDTH - 1) // WIDTH * WIDTH
 
 
+@inlined
+def ahead_of(panel, step, more):
+    """What a panel's product prefetches: the next panel if there are more, else this one, which costs nothing."""
+    return panel + step if more else panel
+
+
 @jit
-def hidden_panels(element, m, a, weights, code, hidden, first, last, j0, h, columns, sums, spare, wire):
+def hidden_panels(element, m, a, weights, code, hidden, first, last, j0, h, columns, after, sums, spare, wire):
     """Hidden activations first..last of m rows, rounded, become columns first - j0.. of the operand h.
 
-    a: operand of x; columns: of h; sums: of m rows of 32 sums, twice when gated.
+    a: operand of x; columns: of h; after: address of the weights that are read next, or 0; sums: of m rows of 32 sums,
+    twice when gated.
     """
     up_weights, gate, _, up_bias, gate_bias, _ = weights
     step = panel_bytes(element) * up(hidden)
@@ -81,11 +88,14 @@ def hidden_panels(element, m, a, weights, code, hidden, first, last, j0, h, colu
     for j in range(first, last, WIDTH):
         mpi.tend(wire)
         offset = step * (j // WIDTH)
+        more = j + WIDTH < last
+        ahead = ahead_of(up_weights + offset, step, more) if more or after == 0 else after
         carry = start_sums(m, up_bias + FLOAT * j if up_bias != 0 else 0, sums)
-        panel_sums(element, m, a, hidden, up_weights + offset, sums, carry, up_weights + offset + step, spare)
+        panel_sums(element, m, a, hidden, up_weights + offset, sums, carry, ahead, spare)
         if gate != 0:
             carry = start_sums(m, gate_bias + FLOAT * j if gate_bias != 0 else 0, gates)
-            panel_sums(element, m, a, hidden, gate + offset, gates, carry, gate + offset + step, spare)
+            ahead = ahead_of(gate + offset, step, more)
+            panel_sums(element, m, a, hidden, gate + offset, gates, carry, ahead, spare)
             activate(code, gates, m * WIDTH)
             multiply(code, sums, gates, m * WIDTH)
         else:
@@ -116,7 +126,8 @@ def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire):
     width, step = panel_bytes(element), panel_bytes(element) * up(ffn)
     for f0 in range(0, ffn, chunk):
         last = min(ffn, f0 + chunk)
-        hidden_panels(element, m, a, weights, code, hidden, f0, last, f0, h, last - f0, sums, spare, wire)
+        after = down + width * f0
+        hidden_panels(element, m, a, weights, code, hidden, f0, last, f0, h, last - f0, after, sums, spare, wire)
         for j in range(0, hidden, WIDTH):
             mpi.tend(wire)
             out = outputs + kept * (j // WIDTH)
@@ -124,7 +135,7 @@ def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire):
             if f0 == 0:
                 carry = start_sums(m, down_bias + FLOAT * j if down_bias != 0 else 0, out)
             panel = down + step * (j // WIDTH) + width * f0
-            panel_sums(element, m, h, last - f0, panel, out, carry, panel + step, spare)
+            panel_sums(element, m, h, last - f0, panel, out, carry, ahead_of(panel, step, j + WIDTH < hidden), spare)
             if last == ffn:
                 write_rows(element, m, out, y, j, hidden)
     end()
@@ -141,7 +152,7 @@ def up_columns(element, m, x, activations, weights, code, hidden, ffn, first, co
     begin(spare)
     pack_operand(element, m, x, hidden, a)
     last = first + columns
-    hidden_panels(element, m, a, weights, code, hidden, first, last, 0, activations, ffn, sums, spare, wire)
+    hidden_panels(element, m, a, weights, code, hidden, first, last, 0, activations, ffn, 0, sums, spare, wire)
     end()
 
 
@@ -156,7 +167,7 @@ def down_columns(element, m, activations, y, weights, ffn, first, last, scratch,
         mpi.tend(wire)
         carry = start_sums(m, down_bias + FLOAT * j if down_bias != 0 else 0, sums)
         panel = down + step * (j // WIDTH)
-        panel_sums(element, m, activations, ffn, panel, sums, carry, panel + step, spare)
+        panel_sums(element, m, activations, ffn, panel, sums, carry, ahead_of(panel, step, j + WIDTH < last), spare)
         write_rows(element, m, sums, y, j, last)
     end()
 
@@ -174,6 +185,6 @@ def product(element, m, x, depth, panels, columns, y, scratch):
     pack_operand(element, m, x, depth, a)
     for j in range(0, columns, WIDTH):
         panel = panels + step * (j // WIDTH)
-        panel_sums(element, m, a, depth, panel, sums, 0, panel + step, spare)
+        panel_sums(element, m, a, depth, panel, sums, 0, ahead_of(panel, step, j + WIDTH < columns), spare)
         write_rows(element, m, sums, y, j, columns)
     end()

@@ -5,8 +5,8 @@ x w is low high + high high + high low. A tile of high values is followed by tha
 zeros; an infinite value, or one of 3.39e38 and more, gives NaN.
 
 Rows are cut into groups of nearly equal size, at most 32 each. A tile holds, for each block of 32 k, 16 rows of 64
-bytes: STEP bytes, whole cache lines. Sums of many rows stay in tiles over KC, and wait in the L1 cache between passes. The
-tile unit adds the products of a sum in its own fixed order of k, which does not depend on the rows.
+bytes: STEP bytes, whole cache lines. Sums of many rows stay in tiles over KC, and wait in the L1 cache between passes.
+The tile unit adds the products of a sum in its own fixed order of k, which does not depend on the rows.
 """
 
 import numpy as np
