@@ -32,6 +32,7 @@ _MODULES = (
     "checkpoint",
     "errors",
     "kernels",
+    "model_table",
     "models",
     "placement",
     "planner",

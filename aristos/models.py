@@ -1,8 +1,8 @@
-"""Published models: their shapes (`MODELS`), and presets to measure (`PRESETS`), with five shapes for comparisons.
+"""Presets to measure (`PRESETS`), of published models (`MODELS`, the table in model_table.py) and five more shapes.
 
 A preset keeps a model's number of experts, top-k, activation and routing rule, and divides its widths by `scale`,
-so that the ratio of tokens to experts stays real on a laptop. Where the layer lacks a model's router or activation,
-`note` names the substitute.
+so that the ratio of tokens to experts stays real on a laptop. Where the layer lacks something of a model,
+`note` names it. `reduced` makes a layer of any model of the table at a fraction of its width.
 """
 
 from __future__ import annotations
@@ -12,73 +12,11 @@ from typing import Any
 
 from .config import Activation, MoEConfig, Router, whole
 from .errors import InputError
+from .model_table import MODELS, Model
+
+__all__ = ["DEFAULT", "MODELS", "PRESETS", "Model", "Preset", "Shape", "listing", "matching", "reduced", "shape"]
 
 DEFAULT = "olmoe-1b-7b"
-ATTENTION = 4  # times hidden^2 parameters of a layer's attention: four square matrices
-
-
-@dataclass(frozen=True)
-class Model:
-    """A published model's shape. hidden, ffn, experts, top_k: of an MoE layer. moe_layers: those of `layers`.
-
-    source: where the numbers are published. shared: the total width of the experts of an MoE layer that every token
-    uses. dense_ffn: the width of the feed-forward block in the other layers.
-    """
-
-    hidden: int
-    ffn: int
-    experts: int
-    top_k: int
-    moe_layers: int
-    layers: int
-    gated: bool
-    source: str
-    shared: int = 0
-    dense_ffn: int = 0
-
-    @property
-    def expert(self) -> int:
-        """Parameters of one expert of one layer."""
-        return self._feed_forward(self.ffn)
-
-    @property
-    def dense(self) -> int:
-        """Parameters outside the routed experts, embeddings and routers left out."""
-        plain = (self.layers - self.moe_layers) * self._feed_forward(self.dense_ffn)
-        return ATTENTION * self.hidden**2 * self.layers + self.moe_layers * self._feed_forward(self.shared) + plain
-
-    def _feed_forward(self, width: int) -> int:
-        return (3 if self.gated else 2) * self.hidden * width
-
-
-MODELS: dict[str, Model] = {
-    "mixtral-8x7b": Model(4096, 14336, 8, 2, 32, 32, True, "mistralai/Mixtral-8x7B-v0.1 config.json"),
-    "mixtral-8x22b": Model(6144, 16384, 8, 2, 56, 56, True, "mistral-community/Mixtral-8x22B-v0.1 config.json"),
-    "deepseek-moe-16b": Model(
-        2048, 1408, 64, 6, 27, 28, True, "deepseek-ai/deepseek-moe-16b-base config.json", 2816, 10944
-    ),
-    "deepseek-v2-lite": Model(2048, 1408, 64, 6, 26, 27, True, "deepseek-ai/DeepSeek-V2-Lite config.json", 2816, 10944),
-    "deepseek-v2": Model(
-        5120, 1536, 160, 6, 59, 60, True, "deepseek-ai/DeepSeek-V3 inference/configs/config_236B.json", 3072, 12288
-    ),
-    "deepseek-v3": Model(
-        7168, 2048, 256, 8, 58, 61, True, "deepseek-ai/DeepSeek-V3 inference/configs/config_671B.json", 2048, 18432
-    ),
-    "kimi-k2": Model(7168, 2048, 384, 8, 60, 61, True, "MoonshotAI/Kimi-K2 README.md", 2048, 18432),
-    "qwen3-30b-a3b": Model(2048, 768, 128, 8, 48, 48, True, "Qwen/Qwen3-30B-A3B config.json"),
-    "qwen3-235b-a22b": Model(4096, 1536, 128, 8, 94, 94, True, "THUDM/slime scripts/models/qwen3-235B-A22B.sh"),
-    "olmoe-1b-7b": Model(2048, 1024, 64, 8, 16, 16, True, "allenai/OLMoE-1B-7B-0924 config.json"),
-    "gpt-oss-20b": Model(2880, 2880, 32, 4, 24, 24, True, "openai/gpt-oss-20b config.json"),
-    "gpt-oss-120b": Model(2880, 2880, 128, 4, 36, 36, True, "openai/gpt-oss gpt_oss/torch/model.py"),
-    "phi-3.5-moe": Model(4096, 6400, 16, 2, 32, 32, True, "microsoft/Phi-3.5-MoE-instruct config.json"),
-    "switch-base-128": Model(768, 3072, 128, 1, 12, 24, False, "google/switch-base-128 config.json", 0, 3072),
-    "dbrx": Model(6144, 10752, 16, 4, 40, 40, True, "databricks/dbrx model/config.json"),
-    "llama-4-scout": Model(5120, 8192, 16, 1, 48, 48, True, "transformers 5.24.0 models/llama4 defaults", 8192),
-    "glm-4.5-355b": Model(
-        5120, 1536, 160, 8, 89, 92, True, "THUDM/slime scripts/models/glm4.5-355B-A32B.sh", 1536, 12288
-    ),
-    "minimax-m2": Model(3072, 1536, 256, 8, 62, 62, True, "THUDM/slime scripts/models/minimax-m2.sh"),
-}
 
 
 @dataclass(frozen=True)
@@ -104,16 +42,15 @@ def _compared(tokens: int, hidden: int, ffn: int, experts: int, top_k: int, sour
     return Preset(hidden, ffn, experts, top_k, (tokens,), activation="relu", gated=False, source=source)
 
 
-def _published(name: str, scale: int, **options: Any) -> Preset:
-    """The preset of a model of `MODELS`, with few and with many tokens."""
+def _published(name: str, scale: int, note: str = "") -> Preset:
+    """The preset of a model of the table, with few and with many tokens; without its shared expert and capacity."""
     m = MODELS[name]
-    tokens = (16, 1024)
-    return Preset(m.hidden, m.ffn, m.experts, m.top_k, tokens, gated=m.gated, scale=scale, source=m.source, **options)
+    kept = {key: value for key, value in m.options.items() if key in ("activation", "bias", "limit")}
+    return Preset(
+        m.hidden, m.ffn, m.experts, m.top_k, (16, 1024), gated=m.gated, scale=scale, source=m.source, note=note,
+        router=Router(**m.router), **kept,
+    )  # fmt: skip
 
-
-_PLAIN = Router(renormalize=False)
-_TOPK = Router(score="softmax_topk")
-_SIGMOID = "softmax stands in for the model's sigmoid router"
 
 PRESETS: dict[str, Preset] = {
     "a": _compared(1024, 1024, 4096, 8, 2, "comparison shape A: bound by arithmetic"),
@@ -121,21 +58,13 @@ PRESETS: dict[str, Preset] = {
     "c": _compared(32, 512, 1024, 8, 2, "comparison shape C: few tokens"),
     "d": _compared(16, 2048, 512, 32, 8, "comparison shape D: decode, bound by reading weights"),
     "e": _compared(1024, 2048, 512, 32, 8, "comparison shape E: many small experts"),
-    "olmoe-1b-7b": _published("olmoe-1b-7b", 4, router=_PLAIN),
+    "olmoe-1b-7b": _published("olmoe-1b-7b", 4),
     "qwen3-30b-a3b": _published("qwen3-30b-a3b", 4),
     "mixtral-8x7b": _published("mixtral-8x7b", 8),
-    "deepseek-v2-lite": _published("deepseek-v2-lite", 4, router=_PLAIN),
-    "deepseek-v3": _published("deepseek-v3", 16, router=Router(scale=2.5), note=_SIGMOID),
-    "gpt-oss-20b": _published(
-        "gpt-oss-20b",
-        6,
-        activation="swiglu_oai",
-        bias=True,
-        limit=7.0,
-        router=_TOPK,
-        note="without the bias of the model's router",
-    ),
-    "switch-base-128": _published("switch-base-128", 3, activation="relu", router=_PLAIN, note="no capacity limit"),
+    "deepseek-v2-lite": _published("deepseek-v2-lite", 4, "without shared experts"),
+    "deepseek-v3": _published("deepseek-v3", 16, "without the shared expert"),
+    "gpt-oss-20b": _published("gpt-oss-20b", 6),
+    "switch-base-128": _published("switch-base-128", 3, "no capacity limit"),
 }
 
 
@@ -205,10 +134,11 @@ def shape(
     counts = preset.tokens if tokens is None else tokens
     if not counts:
         raise InputError(f"tokens must have an entry for each call to measure, got {counts!r}")
+    whole_groups = preset.router.groups or 1
     cfg = MoEConfig(
         hidden=width["hidden"] if hidden is None else hidden,
         ffn=width["ffn"] if ffn is None else ffn,
-        experts=max(preset.experts, world) if experts is None else experts,
+        experts=-(-max(preset.experts, world) // whole_groups) * whole_groups if experts is None else experts,
         top_k=preset.top_k if top_k is None else top_k,
         activation=preset.activation if activation is None else activation,
         gated=preset.gated,
@@ -225,6 +155,25 @@ def shape(
     if changed:
         note = "; ".join(filter(None, [note, f"not the model's: {', '.join(changed)}"]))
     return Shape(label, cfg, counts, preset.source, note)
+
+
+def reduced(name: str, scale: int = 16, **given: Any) -> MoEConfig:
+    """A layer of a model of the table with all widths divided by `scale`; given: options of MoEConfig that replace it.
+
+    Raises InputError for a name that is not in the table, and for a model that Aristos cannot run.
+    """
+    if name not in MODELS:
+        raise InputError(f"name must be one of {', '.join(MODELS)}, got {name!r}")
+    m, divisor = MODELS[name], whole("scale", scale)
+    if not m.buildable:
+        raise InputError(f"{name} cannot be made: {m.lacking}")
+    options: dict[str, Any] = {
+        "hidden": max(1, m.hidden // divisor), "ffn": max(1, m.ffn // divisor), "experts": m.experts, "top_k": m.top_k,
+        "gated": m.gated, "router": Router(**m.router), **m.options,
+    }  # fmt: skip
+    if m.shared:
+        options["shared_ffn"] = max(1, m.shared // divisor)
+    return MoEConfig(**{**options, **given})
 
 
 def with_max_tokens(cfg: MoEConfig, tokens: int) -> MoEConfig:

@@ -208,7 +208,7 @@ class Checkpoint:
 
     def _checked(self, number: int) -> LayerReader:
         reader = self._reader(number)
-        used = reader.check()
+        used = reader.check() | {reader.prefix + name for name in self._block(number).unused}
         for scope in self._block(number).scopes:
             for name in self._directory.names(reader.prefix + scope):
                 if name not in used:

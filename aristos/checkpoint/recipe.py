@@ -29,6 +29,7 @@ class Block:
     parts: tuple[Part, ...]
     scopes: tuple[str, ...] = ("mlp.",)
     layer: str = LAYERS
+    unused: tuple[str, ...] = ()  # tensors that may be there and that no value of the layer depends on
     own: int | None = None  # the number in names, where the model numbers several stacks from 0
     problem: str = ""
     note: str = ""

@@ -415,4 +415,8 @@ def longcat(o: Options) -> dict[int, Block]:
         (each("mlp."),), named("router", "mlp.router.classifier.weight"),
         named("select_bias", "mlp.router.e_score_correction_bias"),
     )  # fmt: skip
-    return dict.fromkeys(layers(o, "num_layers"), Block(options, parts))
+    first, identity = options["experts"], options["identity_experts"]
+    names = (f"mlp.experts.{e}.{name}_proj.weight" for e in range(first, first + identity) for name in ("gate", "up"))
+    first, identity = options["experts"], options["identity_experts"]
+    names = (f"mlp.experts.{e}.{name}_proj.weight" for e in range(first, first + identity) for name in ("gate", "up"))
+    return dict.fromkeys(layers(o, "num_layers"), Block(options, parts, unused=tuple(names)))

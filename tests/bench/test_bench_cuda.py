@@ -226,7 +226,7 @@ def test_layer_without_cublas():
 @pytest.fixture
 def trace(tmp_path, monkeypatch):
     """Two sequences, two layers, some choices not taken; replayed in few steps."""
-    monkeypatch.setattr(replay, "MOST_STEPS", steps := {"prefill": 2, "decode": 3})
+    monkeypatch.setattr(replay, "MOST_STEPS", steps := {"prefill": 2, "decode": 3, "call_2": 1})
     monkeypatch.setattr(replay_gpu, "MOST_STEPS", steps)
     ids = np.argsort(np.random.default_rng(0).random((14, 2, 3)), axis=2)[:, :, :2].astype(np.int16)
     ids[1, 0, 1] = ids[3, 1, :] = -1
@@ -247,10 +247,10 @@ def test_replay_times_prefill_and_decode(trace, monkeypatch):
     records = result.sheets[0].records
     assert [(r["phase"], r["steps"], r["what"]) for r in records] == [
         (phase, steps, what)
-        for phase, steps in (("prefill", 2), ("decode", 3))
+        for phase, steps in (("prefill", 2), ("decode", 3), ("call_2", 1))
         for what in (layer_gpu.GRAPH, layer_gpu.CHAIN)
     ]
-    assert [table.variables["tokens"].values.tolist() for table in result.tables] == [[6, 6], [2, 1, 1]]
+    assert [table.variables["tokens"].values.tolist() for table in result.tables] == [[6, 6], [2, 1, 1], [2]]
 
 
 def test_replay_on_two_ranks(trace):

@@ -147,8 +147,8 @@ def randomise(model: Any) -> None:
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
 
 
-def dense_of(output: Any, experts: int) -> np.ndarray | None:
-    """[T, E] weights from a router's (logits, weights, ids), in any order; None where it gives something else."""
+def dense_of(output: Any, experts: int, factor: float) -> np.ndarray | None:
+    """[T, E] weights times factor, of a router's (logits, weights, ids) in any order; None where it gives others."""
     found = [t for t in output if isinstance(t, torch.Tensor)] if isinstance(output, tuple) else []
     ids = [t for t in found if not t.is_floating_point() and t.ndim == 2]
     if len(ids) != 1 or ids[0].shape[1] >= experts:
@@ -158,7 +158,7 @@ def dense_of(output: Any, experts: int) -> np.ndarray | None:
         return None
     dense = np.zeros((len(ids[0]), experts), np.float32)
     np.put_along_axis(dense, ids[0].numpy(), weights[0].float().numpy(), axis=1)
-    return dense
+    return dense * factor
 
 
 def blocks(model: Any) -> dict[str, np.ndarray]:
@@ -185,11 +185,17 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
         for hook in hooks:
             hook.remove()
         y = y[0] if isinstance(y, tuple) else y
+        beside = getattr(model.get_submodule(name.rpartition(".")[0]), "shared_mlp", None)
+        if beside is not None:  # models/granitemoeshared: the decoder adds it
+            with torch.no_grad():
+                y = y + beside(x)
         found[f"{name}.x"], found[f"{name}.y"] = x[0].numpy(), y.reshape(TOKENS, width).numpy()
-        experts = max(
-            getattr(model.config, k, 0) or 0 for k in ("num_experts", "num_local_experts", "n_routed_experts")
-        )
-        dense = dense_of(routed[0], experts + (getattr(model.config, "zero_expert_num", 0) or 0)) if routed else None
+        c = model.config
+        experts = max(getattr(c, k, 0) or 0 for k in ("num_experts", "num_local_experts", "n_routed_experts"))
+        experts += getattr(c, "zero_expert_num", 0) or 0
+        # models/openai_privacy_filter divides weights by k in the router, and multiplies outputs by k
+        factor = c.num_experts_per_tok if c.model_type == "openai_privacy_filter" else 1.0
+        dense = dense_of(routed[0], experts, factor) if routed else None
         if dense is not None:
             found[f"{name}.dense"] = dense
         names.append(name)

@@ -37,7 +37,5 @@ def replay(table: Table) -> Any:
     return figure
 
 
-PICTURES = {
-    "replay_prefill": [("replay-prefill", replay)],
-    "replay_decode": [("replay-decode", replay)],
-}
+PHASES = ("prefill", "decode", "call_1", "call_16", "call_256")
+PICTURES = {f"replay_{name}": [(f"replay-{name.replace('_', '-')}", replay)] for name in PHASES}

@@ -1,8 +1,9 @@
-"""Suite `replay`: a recorded routing replayed, prefill batches and decode steps, fused against bulk.
+"""Suite `replay`: a recorded routing replayed, prefill batches, decode steps and small calls, fused against bulk.
 
     prefill   every rank has consecutive tokens of the trace, whole sequences one after another
     decode    every rank has one token of each of its sequences that has not ended; token counts differ between ranks
               and steps
+    call_N    every rank has N consecutive tokens of the trace: the latency of calls of 1, 16 and 256 tokens
 
 A step is one layer call with the routing of one recorded layer. Recorded layers follow each other; all use the weights
 of one layer of the preset's width. A pass runs all steps, and every step of every pass is timed. Every output is
@@ -27,7 +28,8 @@ from ..registry import suite
 from ..routing import Trace, busiest_over_mean
 from ..workload import Call, Workload, execute
 
-MOST_STEPS = {"prefill": 26, "decode": 104}
+CALL = "call_"  # and a rank's number of tokens
+MOST_STEPS = {"prefill": 26, "decode": 104, "call_1": 104, "call_16": 104, "call_256": 52}
 FEWEST_STEPS = 4
 MOST_PASSES = 50
 
@@ -63,7 +65,7 @@ class Phase:
 
 @suite(
     "replay",
-    "a recorded routing (--routing FILE.npz), prefill batches and decode steps",
+    "a recorded routing (--routing FILE.npz): prefill batches, decode steps, calls of 1, 16, 256 tokens",
     order=80,
     share=3.0,
     default=False,
@@ -73,7 +75,7 @@ def run(ctx: Context) -> Result:
         raise InputError("suite replay needs --routing FILE.npz, a recorded routing trace")
     shape = ctx.shape()
     prefill = min(shape.tokens[-1], len(ctx.trace.ids))
-    most = max(prefill, -(-len(ctx.trace.lengths) // ctx.world.size))
+    most = most_tokens(ctx.trace, prefill, ctx.world.size)
     work = Workload(ctx.world, with_max_tokens(shape.cfg, most), ctx.options.seed)
     stacked = work.weights()
     layers = {s: work.layer(s, ctx.options.threads, stacked) for s in ctx.options.schedules}
@@ -90,12 +92,22 @@ def run(ctx: Context) -> Result:
     return Result(all(p.right for p in done), [sheet], [_table(ctx, p, list(layers)) for p in done])
 
 
+def most_tokens(trace: Trace, prefill: int, world: int) -> int:
+    """The most tokens of a rank in any step."""
+    return max(prefill, -(-len(trace.lengths) // world), *(_tokens(trace, name, prefill) for name in MOST_STEPS))
+
+
+def _tokens(trace: Trace, name: str, prefill: int) -> int:
+    """A rank's tokens in a step of consecutive ones; `prefill` for all phases that do not name a number."""
+    return min(int(name.removeprefix(CALL)), len(trace.ids)) if name.startswith(CALL) else prefill
+
+
 def step_call(work: Workload, trace: Trace, name: str, prefill: int, step: int, steps: int) -> tuple[Call, int]:
     """(this rank's call in a step, the recorded layer whose routing it has)."""
     layer = step % trace.layers
     rank, world = work.world.rank, work.world.size
-    if name == "prefill":
-        return work.recorded(trace, trace.prefill(rank, world, prefill, step), layer), layer
+    if name != "decode":
+        return work.recorded(trace, trace.prefill(rank, world, _tokens(trace, name, prefill), step), layer), layer
     position = step * (int(trace.lengths.max()) - 1) // max(1, steps)
     return work.recorded(trace, trace.decode(rank, world, position), layer), layer
 

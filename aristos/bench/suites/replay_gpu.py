@@ -1,4 +1,5 @@
-"""Suite `replay` on GPUs: a recorded routing replayed, prefill batches and decode steps, against the unfused chain.
+"""Suite `replay` on GPUs: a recorded routing replayed, prefill batches, decode steps and small calls, against the
+unfused chain.
 
 Phases and steps are those of the CPU's suite (`suites/replay.py`): each step is one call with the routing of one
 recorded layer, whose ids and weights are on the GPU. Each is captured in a CUDA graph:
@@ -30,7 +31,7 @@ from ..registry import gpu_suite
 from ..routing import busiest_over_mean
 from ..workload import Call, Workload
 from .layer_gpu import CHAIN, GRAPH, chain_buffers, chained
-from .replay import MOST_PASSES, MOST_STEPS, step_call
+from .replay import MOST_PASSES, MOST_STEPS, most_tokens, step_call
 
 CHECKED = 4  # tokens per step that the oracle computes
 
@@ -91,7 +92,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         raise InputError("suite replay needs --routing FILE.npz, a recorded routing trace")
     shape, trace = ctx.shape(), ctx.trace
     prefill = min(shape.tokens[-1], len(trace.ids))
-    most = max(prefill, -(-len(trace.lengths) // ctx.world.size))
+    most = most_tokens(trace, prefill, ctx.world.size)
     work = Workload(ctx.world, with_max_tokens(shape.cfg, most), ctx.options.seed)
     ctx.report("weights", 0.0)
     moe = work.layer("fused", None, backend="cuda")

@@ -1,0 +1,136 @@
+"""`aristos inspect MODEL_DIR`: what of a model directory runs here, and the bytes that each of N ranks needs.
+
+Exit codes: 0 all layers are supported and whole, 1 some are not, 2 usage or no model that is known, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from ..bench.arguments import positive
+from ..host import launch_environment
+
+SUMMARY = "what of a model directory runs, and the bytes a rank needs: aristos inspect MODEL_DIR"
+PROBLEMS, USAGE, INTERRUPTED = 1, 2, 130
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def options(argv: list[str]) -> argparse.Namespace:
+    parser = launch_environment.OneRankParser(
+        prog="aristos inspect",
+        description="Read config.json and the headers of a model directory: layers, experts, recipe, and the bytes of "
+        "windows and packed weights on each of N ranks. No weights are read.",
+    )
+    parser.add_argument("path", metavar="MODEL_DIR", help="config.json and *.safetensors")
+    parser.add_argument(
+        "--ranks", type=positive, nargs="+", metavar="N", help="(1 2 4 ... up to the number of experts)"
+    )
+    parser.add_argument("--tokens", type=positive, default=4096, help="a rank brings to one call (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of rows and experts (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    asked = options(argv)
+    if not launch_environment.prints():
+        return 0
+    from ..errors import AristosError
+
+    try:
+        found = examine(asked)
+        print(json.dumps(found, indent=1) if asked.json else "\n".join(lines(found, asked)))
+    except BrokenPipeError:  # | head
+        return launch_environment.unread()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except AristosError as error:
+        print(f"aristos inspect: {error}", file=sys.stderr)
+        return USAGE
+    return PROBLEMS if found["problems"] else 0
+
+
+def examine(asked: argparse.Namespace) -> dict[str, Any]:
+    """What the directory holds. problems: by layer, why it cannot be loaded."""
+    from ..checkpoint import Checkpoint
+    from ..errors import AristosError
+
+    checkpoint = Checkpoint(asked.path)
+    problems, notes, configs = {}, {}, {}
+    for number in checkpoint.layers:
+        if note := checkpoint.note(number):
+            notes[number] = note
+        problem = checkpoint.problem(number)
+        if not problem:
+            configs[number] = checkpoint.layer_config(number, max_tokens=asked.tokens, dtype=asked.dtype)
+            try:
+                checkpoint.check(number)
+            except AristosError as error:
+                problem = str(error)
+        if problem:
+            problems[number] = problem
+    kinds: dict[Any, list[int]] = {}
+    for number, cfg in configs.items():
+        kinds.setdefault(cfg, []).append(number)
+    return {
+        "path": str(checkpoint.path), "model_type": checkpoint.model_type,
+        "quantisation": checkpoint.quantisation or None, "layers": list(checkpoint.layers),
+        "problems": problems, "notes": notes,
+        "kinds": [{"layers": numbers, "config": str(cfg)} for cfg, numbers in kinds.items()],
+        "bytes": memory(kinds, asked.ranks),
+    }  # fmt: skip
+
+
+def memory(kinds: dict[Any, list[int]], ranks: list[int] | None) -> dict[int, int]:
+    """Bytes of the rank that needs most, by the number of ranks: one set of windows, and the weights of all layers."""
+    from ..layer.moe import MoE
+
+    if not kinds:
+        return {}
+    experts = min(cfg.experts for cfg in kinds)
+    found = {}
+    for n in ranks or [r for r in RANKS if r <= experts]:
+        needs = [(MoE.memory(cfg, n), MoE.memory(cfg, n, layers=2), len(numbers)) for cfg, numbers in kinds.items()]
+        windows = max(2 * one - two for one, two, _ in needs)
+        found[n] = windows + sum((two - one) * count for one, two, count in needs)
+    return found
+
+
+def lines(found: dict[str, Any], asked: argparse.Namespace) -> list[str]:
+    """The report as text."""
+    quantised = f", quantised: {found['quantisation']}" if found["quantisation"] else ""
+    out = [f"{found['path']}: {found['model_type']}{quantised}, {len(found['layers'])} MoE layers"]
+    for kind in found["kinds"]:
+        out.append(f"layers {ranges(kind['layers'])}: {kind['config']}")
+    for what in ("notes", "problems"):
+        for text, numbers in grouped(found[what]).items():
+            word = "note" if what == "notes" else "NOT SUPPORTED"
+            out.append(f"layers {ranges(numbers)}: {word}: {text}")
+    if found["bytes"]:
+        out.append(f"GiB of the rank that needs most, {asked.dtype}, {asked.tokens} tokens a call:")
+        out.append("  ranks " + " ".join(f"{n:>9d}" for n in found["bytes"]))
+        out.append("  GiB   " + " ".join(f"{size / 2**30:9.3f}" for size in found["bytes"].values()))
+    return out
+
+
+def grouped(texts: dict[int, str]) -> dict[str, list[int]]:
+    """Numbers by text."""
+    groups: dict[str, list[int]] = {}
+    for number, text in texts.items():
+        groups.setdefault(text, []).append(number)
+    return groups
+
+
+def ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] as "0-2 5"."""
+    parts: list[list[int]] = []
+    for n in numbers:
+        if parts and n == parts[-1][1] + 1:
+            parts[-1][1] = n
+        else:
+            parts.append([n, n])
+    return " ".join(f"{a}-{b}" if b > a else str(a) for a, b in parts)

@@ -1,0 +1,101 @@
+"""`aristos models [NAME]`: the table of published models: sizes, router, what runs here, and the source of each line.
+
+Exit codes: 0 printed, 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..host import launch_environment
+
+if TYPE_CHECKING:
+    from ..model_table import Model
+
+SUMMARY = "the table of published models, and what of them runs: aristos models"
+USAGE = 2
+
+
+def options(argv: list[str]) -> argparse.Namespace:
+    from ..model_table import MODELS
+
+    parser = launch_environment.OneRankParser(
+        prog="aristos models",
+        description="Published MoE models: sizes of a layer, router, and what of it Aristos has. `aristos inspect`"
+        " reads a model directory.",
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?", help="one model, with everything that is known of it")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    asked = parser.parse_args(argv)
+    if asked.name is not None and asked.name not in MODELS:
+        parser.error(f"NAME must be one of {', '.join(MODELS)}, got {asked.name!r}")
+    return asked
+
+
+def main(argv: list[str]) -> int:
+    from ..model_table import MODELS
+
+    asked = options(argv)
+    if not launch_environment.prints():
+        return 0
+    chosen = MODELS if asked.name is None else {asked.name: MODELS[asked.name]}
+    try:
+        if asked.json:
+            print(json.dumps({name: record(m) for name, m in chosen.items()}, indent=1))
+        elif asked.name is not None:
+            for key, value in record(chosen[asked.name]).items():
+                print(f"{key:12s}{value}")
+        else:
+            print("\n".join(lines(chosen)))
+    except BrokenPipeError:  # | head
+        return launch_environment.unread()
+    return 0
+
+
+def verdict(m: Model) -> str:
+    """What runs here, in a word or two."""
+    if not m.lacking:
+        return "runs"
+    return "ids from outside" if m.outside else "no"
+
+
+def record(m: Model) -> dict[str, Any]:
+    """A model's line as JSON has it."""
+    return {
+        "hidden": m.hidden, "ffn": m.ffn, "experts": m.experts, "top_k": m.top_k, "moe_layers": m.moe_layers or None,
+        "layers": m.layers or None, "shared": m.shared, "dense_ffn": m.dense_ffn, "gated": m.gated,
+        "router": dict(m.router), "options": dict(m.options), "family": m.family or None, "runs": verdict(m),
+        "lacking": m.lacking or None, "source": m.source,
+    }  # fmt: skip
+
+
+def router(m: Model) -> str:
+    """The router's options in a few words."""
+    r = dict(m.router)
+    words = [str(r.pop("score"))]
+    if r.pop("renormalize", False):
+        words.append("renormalised")
+    if (scale := r.pop("scale", 1.0)) != 1.0:
+        words.append(f"x{scale:g}")
+    if "groups" in r:
+        words.append(f"{r.pop('topk_groups')} of {r.pop('groups')} groups")
+    r.pop("group_score", None)
+    return " ".join(words + [f"{key}={value}" for key, value in r.items()])
+
+
+def lines(chosen: dict[str, Model]) -> list[str]:
+    """The table, a line a model."""
+    head = ("model", "H", "F", "E", "k", "shared", "layers", "router", "recipe", "here", "source")
+    rows = [
+        (
+            name, str(m.hidden), str(m.ffn), str(m.experts), str(m.top_k), str(m.shared or "-"),
+            f"{m.moe_layers}/{m.layers}" if m.layers else "-", router(m), m.family or "-", verdict(m), m.source,
+        )
+        for name, m in chosen.items()
+    ]  # fmt: skip
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *rows]]
+    lacking = [f"{name}: {m.lacking}" for name, m in chosen.items() if m.lacking]
+    return [*table, "", *lacking, f"{len(rows)} models; layers: MoE layers of all"]

@@ -1,0 +1,108 @@
+"""The table of published models, and the commands `aristos models` and `aristos inspect`."""
+
+from __future__ import annotations
+
+import json
+
+import cases
+import numpy as np
+import pytest
+from model_files import OLMOE, olmoe, write
+
+from aristos import models
+from aristos.checkpoint.recipe import FAMILIES
+from aristos.cli import __main__ as command
+from aristos.config import Router
+from aristos.errors import InputError
+
+
+def test_every_model_has_a_source_and_a_recipe_that_exists():
+    assert len(models.MODELS) >= 56
+    for name, m in models.MODELS.items():
+        assert m.source, name
+        assert not m.family or m.family in FAMILIES, name
+        assert m.lacking or not m.outside, name
+        assert m.layers >= m.moe_layers, name
+        assert m.moe_layers == m.layers or m.dense_ffn or name == "minimax-m3", name
+
+
+@pytest.mark.parametrize("name", [name for name, m in models.MODELS.items() if m.buildable])
+def test_every_model_can_be_made_at_reduced_width(name):
+    if "shared_ffn" not in models.MoEConfig.__dataclass_fields__ and (models.MODELS[name].shared or "nano" in name):
+        pytest.skip("needs shared experts")
+    cfg = models.reduced(name, 64, max_tokens=8)
+    assert cfg.hidden == models.MODELS[name].hidden // 64
+    assert cfg.router == Router(**models.MODELS[name].router)
+
+
+def test_what_cannot_be_made_says_why():
+    with pytest.raises(InputError, match="switchhead cannot be made: an expert is one matrix"):
+        models.reduced("switchhead")
+    with pytest.raises(InputError, match="name must be one of"):
+        models.reduced("quokka")
+
+
+def test_presets_are_of_the_table():
+    for name, preset in models.PRESETS.items():
+        if len(name) > 1:
+            m = models.MODELS[name]
+            assert (preset.hidden, preset.ffn, preset.experts, preset.top_k) == (m.hidden, m.ffn, m.experts, m.top_k)
+            assert preset.router == Router(**m.router)
+
+
+def test_models_are_listed(capsys):
+    assert command.main(["models"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in models.MODELS)
+    assert "an expert is one matrix" in out
+    assert command.main(["models", "deepseek-v3", "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)["deepseek-v3"]
+    assert (one["experts"], one["router"]["groups"], one["runs"]) == (256, 8, "runs")
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["models", "quokka"])
+
+
+def test_inspect_reports_layers_recipe_and_bytes(tmp_path, capsys):
+    write(tmp_path, OLMOE, olmoe(), shards=2)
+    assert command.main(["inspect", str(tmp_path), "--ranks", "1", "2", "--tokens", "16", "--dtype", "float32"]) == 0
+    out = capsys.readouterr().out
+    assert "olmoe, 2 MoE layers" in out
+    assert "layers 0-1: MoEConfig(hidden=24, ffn=20, experts=5" in out
+    assert (
+        command.main(["inspect", str(tmp_path), "--ranks", "1", "2", "--tokens", "16", "--dtype", "float32", "--json"])
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    cfg = models.MoEConfig(24, 20, 5, 2, "silu", True, max_tokens=16)
+    for world in (1, 2):
+        assert found["bytes"][str(world)] == cases.MoE.memory(cfg, world, layers=2)
+
+
+def test_inspect_names_what_is_not_supported(tmp_path, capsys):
+    tensors = olmoe()
+    del tensors["model.layers.1.mlp.experts.2.up_proj.weight"]
+    write(tmp_path, OLMOE, tensors)
+    assert command.main(["inspect", str(tmp_path)]) == 1
+    assert "layers 1: NOT SUPPORTED:" in capsys.readouterr().out
+    (tmp_path / "config.json").write_text(json.dumps({**OLMOE, "model_type": "quokka"}))
+    assert command.main(["inspect", str(tmp_path)]) == 2
+    assert "'quokka' is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "gpt-oss-20b", "phi-3.5-moe", "longcat-flash", "llama-4-scout"])
+def test_a_reduced_model_runs(name):
+    """A call with random weights gives finite numbers; what they are, tests/layer and `make test-hf` judge."""
+    given = {"max_tokens": 4}
+    if "shared_ffn" in models.MoEConfig.__dataclass_fields__:
+        given["shared_ffn"] = 0
+    elif models.MODELS[name].shared:
+        pytest.skip("needs shared experts")
+    cfg = models.reduced(name, 128, **given)
+    rng = np.random.default_rng(2)
+    shapes = {"up": (cfg.hidden, cfg.ffn), "gate": (cfg.hidden, cfg.ffn), "down": (cfg.ffn, cfg.hidden)}
+    one = {key: rng.standard_normal(shape, dtype=np.float32) for key, shape in shapes.items()}
+    with cases.MoE(cfg, threads=1) as moe:
+        for e in range(cfg.experts):
+            moe.load_expert(0, e, **one)
+        moe.load_router(0, router=rng.standard_normal((cfg.hidden, cfg.columns), dtype=np.float32))
+        assert np.isfinite(moe(cases.tokens(cfg, 4, 1))).all()
