@@ -376,17 +376,15 @@ def switch(o: Options) -> dict[int, Block]:
     o.ignore("add_router_probs", "router_jitter_noise", "router_ignore_padding_tokens", "router_z_loss_coef")
     o.ignore("feed_forward_proj", "encoder_sparse_step", "decoder_sparse_step")
     bias = o.flag("router_bias")
-    options = {
+    options: dict[str, Any] = {
         "hidden": o.size("d_model"), "ffn": o.size("d_ff"), "experts": o.size("num_experts"), "top_k": 1,
         "gated": False, "activation": o.word("dense_act_fn", ACTIVATIONS),
         "router": {"score": "softmax", "renormalize": False},
     }  # fmt: skip
-    capacity = o.size("expert_capacity") if o.get("expert_capacity") is not None else None
-    note = (
-        ""
-        if capacity is None
-        else f"the model drops tokens past {capacity} of an expert and sequence; calls here drop none"
-    )
+    note = ""
+    if o.get("expert_capacity") is not None:
+        options["router"]["capacity"] = o.size("expert_capacity")
+        note = "the capacity counts the tokens of a rank's call; the model's own code counts those of a sequence"
     pieces = {"up": Piece("mlp.experts.expert_{e}.wi.weight"), "down": Piece("mlp.experts.expert_{e}.wo.weight")}
     parts = [(pieces,), named("router", "mlp.router.classifier.weight")]
     if bias:
