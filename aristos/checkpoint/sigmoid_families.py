@@ -42,7 +42,9 @@ def corrected(
     bias: tuple[str, ...] = ("mlp." + CORRECTION,),
 ) -> Block:
     """DeepSeek-V3's router: sigmoid, chosen with a bias, of the best groups; weights without it, scaled."""
-    o.only(scoring_func="sigmoid", topk_method="noaux_tc", mlp_bias=False, moe_router_use_sigmoid=True)
+    if o.get("scoring_func") not in (None, "sigmoid", "noaux_tc"):  # dots.llm1 gives the method's name
+        o.only(scoring_func="sigmoid")
+    o.only(topk_method="noaux_tc", mlp_bias=False, moe_router_use_sigmoid=True)
     o.ignore("intermediate_size", "aux_loss_alpha", "seq_aux", "moe_router_activation_func")
     o.only(moe_router_activation_func="sigmoid", score_function="sigmoid", moe_router_enable_expert_bias=True)
     width = o.size(*ffn)
@@ -224,7 +226,7 @@ def step3p7(o: Options) -> dict[int, Block]:
 @family("llama4_text", hidden_act="silu", interleave_moe_layer_step=1)
 def llama4(o: Options) -> dict[int, Block]:
     """models/llama4: the best logit; its sigmoid multiplies the expert's input. Experts are [in, out]."""
-    o.only(for_llm_compressor=None)
+    o.only(for_llm_compressor=False)
     o.ignore("router_jitter_noise", "intermediate_size_mlp", "for_llm_compressor")
     how: dict[str, Any] = {"score": "sigmoid", "renormalize": False, "weight_on": "input"}
     ffn, base = o.size("intermediate_size"), "feed_forward."

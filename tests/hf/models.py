@@ -62,7 +62,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama4_text": {"num_experts_per_tok": 1, "intermediate_size_mlp": 80, "interleave_moe_layer_step": 2},
     "switch_transformers": {
         "d_model": 64, "d_kv": 16, "d_ff": 48, "num_layers": 4, "num_decoder_layers": 4, "num_heads": 4,
-        "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2, "expert_capacity": 64,
+        "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2, "expert_capacity": 4,
     },
     "flex_olmo": {"norm_topk_prob": False},
     "minimax": {"layer_types": ["full_attention"] * 3, "block_size": 16},
@@ -193,8 +193,12 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
         c = model.config
         experts = max(getattr(c, k, 0) or 0 for k in ("num_experts", "num_local_experts", "n_routed_experts"))
         experts += getattr(c, "zero_expert_num", 0) or 0
-        # models/openai_privacy_filter divides weights by k in the router, and multiplies outputs by k
-        factor = c.num_experts_per_tok if c.model_type == "openai_privacy_filter" else 1.0
+        # these scale outside the router: what it divided by k, what it left out, the mean with a shared expert
+        scaled = {
+            "openai_privacy_filter": getattr(c, "num_experts_per_tok", 1), "cohere2_moe": 0.5,
+            "minimax_m3_vl_text": getattr(c, "routed_scaling_factor", 1.0),
+        }  # fmt: skip
+        factor = scaled.get(c.model_type, 1.0)
         dense = dense_of(routed[0], experts, factor) if routed else None
         if dense is not None:
             found[f"{name}.dense"] = dense
