@@ -210,8 +210,17 @@ def step3p7(o: Options) -> dict[int, Block]:
         (*experts(*MLP), stacked), named("router", "moe.gate.weight", "mlp.gate.weight"),
         named("select_bias", "moe.router_bias", "mlp." + CORRECTION), shared("share_expert.", "mlp.shared_experts."),
     )  # fmt: skip
+    listed = o.get("moe_layers_enum")  # published files: "3,4,5"
+    if isinstance(listed, str):
+        listed = [int(word) for word in listed.split(",") if word.strip().isdecimal() and len(word) < 9]
+    if o.get("mlp_layer_types") is None:
+        chosen_layers = [
+            i for i in layers(o) if i in (listed if isinstance(listed, list) else range(3, len(layers(o))))
+        ]
+    else:
+        chosen_layers = after_dense(o)
     blocks = {}
-    for i in after_dense(o):
+    for i in chosen_layers:
         limits = [(o.get(key) or [])[i : i + 1] for key in ("swiglu_limits", "swiglu_limits_shared")]
         routed, beside = (limit[0] or None if limit else None for limit in limits)
         chosen, problem = dict(options), ""
