@@ -32,6 +32,7 @@ _MODULES = (
     "checkpoint",
     "errors",
     "kernels",
+    "losses",
     "model_table",
     "models",
     "placement",

@@ -29,8 +29,9 @@ ACTIVATIONS: dict[str, ActivationRule] = {
     "gelu_tanh": ActivationRule(2),
     "silu": ActivationRule(3),
     "swiglu_oai": ActivationRule(4, gate_only=True, shift=1.0),
+    "relu2": ActivationRule(5),
 }
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai", "relu2"]
 
 
 # by name, a router score's number in kernels; kernels/common and reference.py have a function for each name
@@ -124,6 +125,7 @@ class Router:
     capacity_factor: a rank sends at most ceil(capacity_factor * S * k / E) of its S tokens to an expert: first choices
         come before second ones, and tokens in their order (GShard, arXiv:2006.16668; Switch, arXiv:2101.03961).
         `Routing.dropped` has the number of choices that were dropped; their ids are -1. None: no limit.
+    capacity: the same limit as a number of choices (`expert_capacity` of Switch Transformers); one of the two at most.
     weight_on: "input", for k = 1: an expert gets the weighted token, and its output counts once (Llama 4).
     A bias for choosing alone (`select_bias`) is added to the weights when experts and groups are compared.
     Of equal values, the lowest id wins. Raises InputError.
@@ -137,6 +139,7 @@ class Router:
     group_score: GroupScore = "max"
     capacity_factor: float | None = None
     weight_on: Literal["output", "input"] = "output"
+    capacity: int | None = None
 
     def __post_init__(self) -> None:
         scale = real(self.scale)
@@ -145,6 +148,10 @@ class Router:
         factor = self.capacity_factor
         if factor is not None and not 0 < real(factor) < 1e9:
             raise InputError(f"capacity_factor must be None or a positive number below 1e9, got {factor!r}")
+        if self.capacity is not None:
+            if factor is not None:
+                raise InputError(f"give capacity or capacity_factor, got {self.capacity!r} and {factor!r}")
+            _normalize(self, capacity=whole("capacity", self.capacity, wanted="None or a positive int below 2**40"))
         _normalize(
             self,
             score=_one_of("score", self.score, SCORES),
@@ -174,7 +181,9 @@ class MoEConfig:
     hidden: H, width of a token. ffn: F, width inside an expert. experts: E over the whole EP group.
     top_k: experts for each token. gated: act(x·gate) * (x·up) instead of act(x·up).
     activation: "swiglu_oai" is gpt-oss's, g * sigmoid(1.702 g) * (u + 1) for g = x·gate and u = x·up; it needs gated.
-    limit: with gated, clamps g to at most limit and u to -limit..limit before the activation.
+    "relu2" is max(x, 0) squared.
+    limit: with gated, clamps g to at most limit and u to -limit..limit before the activation; with limit_after, act(g)
+    is clamped and not g (Step-3.7).
     bias: biases on all projections. max_tokens: most tokens one rank brings to one call.
     dtype: of rows and of the experts' arithmetic; "tf32" is float32 whose products use 10 fraction bits, on tensor
     cores. On CPUs: float32, bfloat16, float16.
@@ -182,7 +191,11 @@ class MoEConfig:
     activations and weights: outputs within 2e-5 of the largest one. Only CPUs with AMX gain by it and do so; all others
     compute as with "highest".
     router: see `Router`. identity_experts: ids from `experts` up name so many experts that return the token itself
-    (LongCat); the router has a column for each of them. Raises InputError.
+    (LongCat); the router has a column for each of them.
+    shared_ffn: width of the shared expert, which every rank has and every token passes, 0: none; several shared
+    experts are one of their summed width. Activation, gate, limit and biases are as the experts'. Its output is added
+    to those of the chosen experts; with shared_sigmoid (Qwen2-MoE) it is multiplied by sigmoid(x·w) for a vector w.
+    Raises InputError.
     """
 
     hidden: int
@@ -198,6 +211,9 @@ class MoEConfig:
     router: Router = field(default_factory=Router)
     precision: str = "highest"
     identity_experts: int = 0
+    shared_ffn: int = 0
+    shared_sigmoid: bool = False
+    limit_after: bool = False
 
     @property
     def columns(self) -> int:
@@ -220,12 +236,26 @@ class MoEConfig:
             raise InputError(f"router must be an aristos.Router, got {self.router!r}")
         if self.precision != "highest" and self.dtype != "float32":
             raise InputError(f"precision={self.precision!r} requires dtype='float32', got dtype={self.dtype!r}")
-        if self.identity_experts != 0 or isinstance(self.identity_experts, bool):
-            identity = whole("identity_experts", self.identity_experts, wanted="0 or a positive int below 2**40")
-            _normalize(self, identity_experts=identity)
+        for name in ("identity_experts", "shared_ffn"):
+            value = getattr(self, name)
+            if value != 0 or isinstance(value, bool):
+                _normalize(self, **{name: whole(name, value, wanted="0 or a positive int below 2**40")})
+        self._check_flags()
         if self.top_k > self.columns:
             raise InputError(f"top_k must be at most experts ({self.columns}), got {self.top_k}")
         self._check_router()
+
+    def _check_flags(self) -> None:
+        """Raise InputError for a flag whose subject is missing."""
+        _normalize(
+            self,
+            shared_sigmoid=boolean("shared_sigmoid", self.shared_sigmoid),
+            limit_after=boolean("limit_after", self.limit_after),
+        )
+        if self.shared_sigmoid and not self.shared_ffn:
+            raise InputError("shared_sigmoid=True requires a shared expert, got shared_ffn=0")
+        if self.limit_after and self.limit is None:
+            raise InputError("limit_after=True requires a limit, got limit=None")
 
     def _check_router(self) -> None:
         """Raise InputError for a router that this layer cannot have."""
@@ -236,6 +266,7 @@ class MoEConfig:
             for name, value in (
                 ("groups", router.groups),
                 ("capacity_factor", router.capacity_factor),
+                ("capacity", router.capacity),
                 ("weight_on='input'", router.weight_on == "input"),
             ):
                 if value:

@@ -10,6 +10,8 @@ float32. It is not fast, shares no code with the implementations, and does not r
     f_e   = x                                                          identity experts, ids from E up
     y[t]  = sum over j of w[t,j] f_{ids[t,j]}(x[t])                    a choice of id -1 adds nothing
     y[t]  = f_{ids[t,0]}(w[t,0] x[t])                                  weight_on="input"
+    y[t] += f_shared(x[t])                                             shared_ffn
+    y[t] += sigmoid(x[t] shared_sigmoid) f_shared(x[t])                shared_sigmoid
 
 Scores are float64 here and float32 in the layer, so two experts closer than float32 rounding may change
 places. A check of the arithmetic alone passes the layer's own `ids` and `weights`.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,14 +60,22 @@ def swiglu_oai(x: Floats) -> Floats:
     return x * 0.5 * (1.0 + np.tanh(0.5 * 1.702 * x))
 
 
+def relu2(x: Floats) -> Floats:
+    return np.maximum(x, 0.0) ** 2
+
+
 ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {name: globals()[name] for name in config.ACTIVATIONS}
 
 
-def gated(activation: str, limit: float | None, g: Floats, u: Floats) -> Floats:
-    """act(g) * u, for the products g = x·gate and u = x·up; swiglu_oai multiplies by u + 1."""
-    if limit is not None:
-        g, u = np.minimum(g, limit), np.clip(u, -limit, limit)
-    return ACTIVATIONS[activation](g) * (u + config.ACTIVATIONS[activation].shift)
+def gated(activation: str, limit: float | None, g: Floats, u: Floats, after: bool = False) -> Floats:
+    """act(g) * u, for the products g = x·gate and u = x·up; swiglu_oai multiplies by u + 1.
+
+    after: `MoEConfig.limit_after`.
+    """
+    bound = np.inf if limit is None else limit
+    u = np.clip(u, -bound, bound) + config.ACTIVATIONS[activation].shift
+    act = ACTIVATIONS[activation]
+    return np.minimum(act(g), bound) * u if after else act(np.minimum(g, bound)) * u
 
 
 def softmax(scores: Floats) -> Floats:
@@ -139,9 +150,11 @@ def in_kept_groups(cfg: MoEConfig, values: Floats) -> NDArray[np.bool_]:
 
 def within_capacity(cfg: MoEConfig, ids: Ints) -> Ints:
     """ids [S, k] of one rank's tokens, with -1 for choices beyond an expert's capacity; see `Router`."""
-    if cfg.router.capacity_factor is None:
+    factor, capacity = cfg.router.capacity_factor, cfg.router.capacity
+    if factor is not None:
+        capacity = math.ceil(factor * len(ids) * cfg.top_k / cfg.experts)
+    if capacity is None:
         return ids
-    capacity = math.ceil(cfg.router.capacity_factor * len(ids) * cfg.top_k / cfg.experts)
     left, found = np.full(cfg.experts, capacity), ids.copy()
     for j in range(ids.shape[1]):
         for t, e in enumerate(ids[:, j]):
@@ -209,12 +222,46 @@ def expert(
         if gate is None:
             raise InputError("gate must be given for a gated config, got None")
         g = rows @ _floats("gate", gate, (E, H, F))[e] + _bias("gate_bias", gate_bias, (E, F))[e]
-        h = gated(cfg.activation, cfg.limit, g, h)
+        h = gated(cfg.activation, cfg.limit, g, h, cfg.limit_after)
     else:
         if gate is not None or gate_bias is not None:
             raise InputError("gate and gate_bias must be None for a config with gated=False")
         h = ACTIVATIONS[cfg.activation](h)
     return h @ _floats("down", down, (E, F, H))[e] + _bias("down_bias", down_bias, (E, H))[e]
+
+
+def shared_expert(
+    cfg: MoEConfig,
+    x: ArrayLike,
+    *,
+    shared_up: ArrayLike,
+    shared_down: ArrayLike,
+    shared_gate: ArrayLike | None = None,
+    shared_up_bias: ArrayLike | None = None,
+    shared_gate_bias: ArrayLike | None = None,
+    shared_down_bias: ArrayLike | None = None,
+    shared_sigmoid: ArrayLike | None = None,
+) -> Floats:
+    """x: [M, H] -> the shared expert's output [M, H] float64. Arrays: as of one expert with F = shared_ffn."""
+    alone = replace(_plain(cfg), ffn=cfg.shared_ffn)
+    given = {
+        "up": shared_up, "gate": shared_gate, "down": shared_down, "up_bias": shared_up_bias,
+        "gate_bias": shared_gate_bias, "down_bias": shared_down_bias,
+    }  # fmt: skip
+    arrays: dict[str, Any] = {name: np.asarray(array)[None] for name, array in given.items() if array is not None}
+    y = expert(alone, x, 0, **arrays)
+    if not cfg.shared_sigmoid:
+        return y
+    if shared_sigmoid is None:
+        raise InputError("shared_sigmoid must be given for a config with shared_sigmoid=True, got None")
+    scores = _floats("x", x, (None, cfg.hidden)) @ _floats("shared_sigmoid", shared_sigmoid, (cfg.hidden,))
+    return y * sigmoid(scores)[:, None]
+
+
+def _plain(cfg: MoEConfig) -> MoEConfig:
+    """`cfg` with one expert and no shared one."""
+    one = {"experts": 1, "top_k": 1, "identity_experts": 0, "shared_ffn": 0, "shared_sigmoid": False}
+    return replace(cfg, router=config.Router(), **one)  # type: ignore[arg-type]
 
 
 def moe(
@@ -233,8 +280,9 @@ def moe(
     ids: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     router_x: ArrayLike | None = None,
+    **shared: Any,
 ) -> Floats:
-    """x: [..., H] -> y [..., H] float64.
+    """x: [..., H] -> y [..., H] float64. shared: arguments of `shared_expert`, with cfg.shared_ffn.
 
     up, gate: [E, H, F]; down: [E, F, H]; router: [H, columns], router_bias, select_bias: [columns], see `route`;
     up_bias, gate_bias: [E, F]; down_bias: [E, H]. ids [..., n] integers in -1..columns-1 and weights [..., n] route
@@ -273,13 +321,18 @@ def moe(
         else:
             y[tokens] += factors * expert(cfg, rows[tokens], e, **tensors, **biases)
     y += np.where(choices >= cfg.experts, w, 0.0).sum(axis=1, keepdims=True) * rows  # identity experts
+    if cfg.shared_ffn:
+        y += shared_expert(cfg, rows, **shared)
+    elif shared:
+        raise InputError(f"{next(iter(shared))} must be left out for a config with shared_ffn=0")
     return y.reshape(xs.shape)
 
 
 def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Random float32 weights for `cfg`, equal for equal (cfg, seed): keyword arguments of `moe` and `MoE.load`.
 
-    Keys: router, up, down; gate with cfg.gated; up_bias, down_bias (and gate_bias) with cfg.bias. Projections
+    Keys: router, up, down; gate with cfg.gated; up_bias, down_bias (and gate_bias) with cfg.bias; the same with
+    `shared_` before them, without E in front, with cfg.shared_ffn, and shared_sigmoid. Projections
     have standard deviation 1/sqrt(rows summed over), so that outputs stay near the size of the inputs.
     """
     rng = np.random.default_rng(seed)
@@ -300,6 +353,11 @@ def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
         made["down_bias"] = normal((E, H), 0.1)
         if cfg.gated:
             made["gate_bias"] = normal((E, F), 0.1)
+    if cfg.shared_ffn:
+        one = weights(replace(_plain(cfg), ffn=cfg.shared_ffn), seed + 1)
+        made |= {f"shared_{name}": array[0] for name, array in one.items() if name != "router"}
+    if cfg.shared_sigmoid:
+        made["shared_sigmoid"] = normal((H,), H**-0.5)
     return made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -111,12 +111,7 @@ class Checkpoint:
 
     def _layer_config(self, number: int, given: Mapping[str, Any]) -> MoEConfig:
         options = dict(self._block(number).options)
-        chosen = options.pop("router")
-        for kind, names in ((Router, chosen), (MoEConfig, options)):
-            missing = set(names) - {f.name for f in fields(kind)}
-            if missing:
-                raise CheckpointError(f"{kind.__name__} has no {', '.join(sorted(missing))} yet")
-        router = Router(**chosen)
+        router = Router(**options.pop("router"))
         return MoEConfig(**options, router=router, **given)
 
     def configs(self, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest") -> list[MoEConfig]:
@@ -238,7 +233,7 @@ class Checkpoint:
     def _load(self, moe: Any, layer: int, number: int) -> None:
         cfg = moe.layer_config(layer)
         wanted = self.layer_config(number, max_tokens=cfg.max_tokens, dtype=cfg.dtype, precision=cfg.precision)
-        if cfg != wanted:
+        if _without_capacity(cfg) != _without_capacity(wanted):
             raise CheckpointError(
                 f"layer {layer} of the MoE does not fit layer {number} of {self.path} ({_difference(cfg, wanted)}):"
                 " make it with Checkpoint.config or configs"
@@ -287,13 +282,17 @@ class Checkpoint:
 def _shapes(cfg: MoEConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of one expert's arrays and of the layer's, in nn.Linear's order."""
     h, f = cfg.hidden, cfg.ffn
-    columns = cfg.experts + getattr(cfg, "identity_experts", 0)
-    beside = getattr(cfg, "shared_ffn", 0)
+    columns, beside = cfg.columns, cfg.shared_ffn
     return {
         "up": (f, h), "gate": (f, h), "down": (h, f), "up_bias": (f,), "gate_bias": (f,), "down_bias": (h,),
         "router": (columns, h), "router_bias": (columns,), "select_bias": (columns,), "shared_up": (beside, h),
         "shared_gate": (beside, h), "shared_down": (h, beside), "shared_sigmoid": (h,),
     }  # fmt: skip
+
+
+def _without_capacity(cfg: MoEConfig) -> MoEConfig:
+    """`cfg` without its capacity, which a caller may change: no weight depends on it."""
+    return replace(cfg, router=replace(cfg.router, capacity=None, capacity_factor=None))
 
 
 def _difference(one: MoEConfig, other: MoEConfig) -> str:

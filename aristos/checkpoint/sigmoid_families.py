@@ -42,7 +42,9 @@ def corrected(
     bias: tuple[str, ...] = ("mlp." + CORRECTION,),
 ) -> Block:
     """DeepSeek-V3's router: sigmoid, chosen with a bias, of the best groups; weights without it, scaled."""
-    o.only(scoring_func="sigmoid", topk_method="noaux_tc", mlp_bias=False, moe_router_use_sigmoid=True)
+    if o.get("scoring_func") not in (None, "sigmoid", "noaux_tc"):  # dots.llm1 gives the method's name
+        o.only(scoring_func="sigmoid")
+    o.only(topk_method="noaux_tc", mlp_bias=False, moe_router_use_sigmoid=True)
     o.ignore("intermediate_size", "aux_loss_alpha", "seq_aux", "moe_router_activation_func")
     o.only(moe_router_activation_func="sigmoid", score_function="sigmoid", moe_router_enable_expert_bias=True)
     width = o.size(*ffn)
@@ -208,8 +210,17 @@ def step3p7(o: Options) -> dict[int, Block]:
         (*experts(*MLP), stacked), named("router", "moe.gate.weight", "mlp.gate.weight"),
         named("select_bias", "moe.router_bias", "mlp." + CORRECTION), shared("share_expert.", "mlp.shared_experts."),
     )  # fmt: skip
+    listed = o.get("moe_layers_enum")  # published files: "3,4,5"
+    if isinstance(listed, str):
+        listed = [int(word) for word in listed.split(",") if word.strip().isdecimal() and len(word) < 9]
+    if o.get("mlp_layer_types") is None:
+        chosen_layers = [
+            i for i in layers(o) if i in (listed if isinstance(listed, list) else range(3, len(layers(o))))
+        ]
+    else:
+        chosen_layers = after_dense(o)
     blocks = {}
-    for i in after_dense(o):
+    for i in chosen_layers:
         limits = [(o.get(key) or [])[i : i + 1] for key in ("swiglu_limits", "swiglu_limits_shared")]
         routed, beside = (limit[0] or None if limit else None for limit in limits)
         chosen, problem = dict(options), ""
@@ -224,7 +235,7 @@ def step3p7(o: Options) -> dict[int, Block]:
 @family("llama4_text", hidden_act="silu", interleave_moe_layer_step=1)
 def llama4(o: Options) -> dict[int, Block]:
     """models/llama4: the best logit; its sigmoid multiplies the expert's input. Experts are [in, out]."""
-    o.only(for_llm_compressor=None)
+    o.only(for_llm_compressor=False)
     o.ignore("router_jitter_noise", "intermediate_size_mlp", "for_llm_compressor")
     how: dict[str, Any] = {"score": "sigmoid", "renormalize": False, "weight_on": "input"}
     ffn, base = o.size("intermediate_size"), "feed_forward."

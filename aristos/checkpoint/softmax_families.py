@@ -142,7 +142,7 @@ def mistral4(o: Options) -> dict[int, Block]:
 @family("gpt_oss", "openai_privacy_filter", swiglu_limit=7.0, swiglu_alpha=1.702)
 def gpt_oss(o: Options) -> dict[int, Block]:
     """models/gpt_oss: biases everywhere; gate and up alternate, or are halves in models/openai_privacy_filter."""
-    o.only(swiglu_alpha=1.702, experts_per_token=None)
+    o.only(swiglu_alpha=1.702, experts_per_token=o.get("num_experts_per_tok"))
     o.ignore("hidden_act")  # says silu and is not it
     halves = o.config.get("model_type") == "openai_privacy_filter"
     base = "mlp.experts."
@@ -245,12 +245,13 @@ def dbrx(o: Options) -> dict[int, Block]:
     inner = o.get("ffn_config")
     if not isinstance(inner, dict):
         o.refuse("ffn_config must be an object")
-    f = Options(inner, o.where, {"ffn_act_fn": {"name": "silu"}, "moe_normalize_expert_weights": None})
+    f = Options(inner, o.where, {"ffn_act_fn": {"name": "silu"}})
     act = f.get("ffn_act_fn")
     name = act.get("name") if isinstance(act, dict) else None
     if name not in ACTIVATIONS or set(act) != {"name"}:
         o.refuse(f"ffn_act_fn is {str(act)[:80]}; Aristos has a name of {', '.join(ACTIVATIONS)} alone")
-    norm = f.get("moe_normalize_expert_weights")
+    f.ignore("moe_normalize_expert_weights")
+    norm = inner.get("moe_normalize_expert_weights", 1)  # null is none
     if norm not in (None, 1):
         o.refuse(f"moe_normalize_expert_weights is {str(norm)[:80]}; Aristos has null and 1")
     f.ignore("moe_jitter_eps", "moe_loss_weight", "hidden_size", "uniform_expert_assignment")
@@ -289,7 +290,7 @@ def phimoe(o: Options) -> dict[int, Block]:
 )  # fmt: skip
 def ernie(o: Options) -> dict[int, Block]:
     """models/ernie4_5_moe: softmax, chosen with a bias, weights without it, renormalised."""
-    o.only(use_bias=False, moe_gate="topk", moe_use_aux_free=True, moe_group="dp")
+    o.only(use_bias=False, moe_gate="topk", moe_use_aux_free=True)
     o.ignore("intermediate_size", "moe_group", "moe_capacity", "moe_use_aux_free", "moe_gate")
     if o.number("moe_norm_min") > 1e-6:
         o.refuse(f"moe_norm_min is {o.number('moe_norm_min')}; Aristos has no least sum of weights")
@@ -312,8 +313,11 @@ def ernie(o: Options) -> dict[int, Block]:
 @family("hunyuan_v1_moe", hidden_act="silu")
 def hunyuan(o: Options) -> dict[int, Block]:
     """models/hunyuan_v1_moe: softmax, k best, renormalised; sizes may be lists by layer."""
-    o.only(mlp_bias=False, num_shared_expert=None, moe_drop_tokens=False, use_mixed_mlp_moe=None)
-    o.ignore("use_mixed_mlp_moe", "moe_layer_num_skipped", "moe_random_routing_dropped_token", "group_limited_greedy")
+    o.only(mlp_bias=False, moe_drop_tokens=False, use_mixed_mlp_moe=True)
+    beside = o.get("num_shared_expert", "num_shared_experts")
+    if beside is not None and any(n != 1 for n in (beside if isinstance(beside, list) else [beside])):
+        o.refuse(f"num_shared_expert is {str(beside)[:80]}; Aristos has 1 for this model")
+    o.ignore("dense_list", "moe_layer_num_skipped", "moe_random_routing_dropped_token", "group_limited_greedy")
     o.only(group_limited_greedy=False, norm_topk_prob=True, routed_scaling_factor=1.0)
     o.only(moe_layer_num_skipped=0)
 
@@ -372,17 +376,15 @@ def switch(o: Options) -> dict[int, Block]:
     o.ignore("add_router_probs", "router_jitter_noise", "router_ignore_padding_tokens", "router_z_loss_coef")
     o.ignore("feed_forward_proj", "encoder_sparse_step", "decoder_sparse_step")
     bias = o.flag("router_bias")
-    options = {
+    options: dict[str, Any] = {
         "hidden": o.size("d_model"), "ffn": o.size("d_ff"), "experts": o.size("num_experts"), "top_k": 1,
         "gated": False, "activation": o.word("dense_act_fn", ACTIVATIONS),
         "router": {"score": "softmax", "renormalize": False},
     }  # fmt: skip
-    capacity = o.size("expert_capacity") if o.get("expert_capacity") is not None else None
-    note = (
-        ""
-        if capacity is None
-        else f"the model drops tokens past {capacity} of an expert and sequence; calls here drop none"
-    )
+    note = ""
+    if o.get("expert_capacity") is not None:
+        options["router"]["capacity"] = o.size("expert_capacity")
+        note = "the capacity counts the tokens of a rank's call; the model's own code counts those of a sequence"
     pieces = {"up": Piece("mlp.experts.expert_{e}.wi.weight"), "down": Piece("mlp.experts.expert_{e}.wo.weight")}
     parts = [(pieces,), named("router", "mlp.router.classifier.weight")]
     if bias:

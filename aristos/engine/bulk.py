@@ -41,8 +41,15 @@ def pack(job, st):
 def copy_out(job, st, rows, target):
     """Copy rows in packed order to `target`, RETURN_STRIDE apart."""
     start = mem.clock()
+    shared, end = rows, rows  # packed rows of the shared expert, whose tokens are never weighted
+    if job[words.SHARED] != 0:
+        slot = job[words.slot_of(job, job[words.EXPERTS])]
+        shared, end = st[words.offset(job, slot)], st[words.offset(job, slot + 1)]
     for p in range(rows):
-        source = job[words.X] + job[words.X_STRIDE] * st[words.token(job, p)]
+        if shared <= p < end:
+            source = job[words.INPUT] + job[words.INPUT_STRIDE] * st[words.token(job, p)]
+        else:
+            source = job[words.X] + job[words.X_STRIDE] * st[words.token(job, p)]
         mem.copy_row(target + job[words.RETURN_STRIDE] * p, source, job[words.ROW_BYTES])
     st[words.counter(job, 0, words.N_DISPATCH)] += mem.clock() - start
 

@@ -129,6 +129,9 @@ def list_rows(job, st, c):
     """List the addresses of a command's rows and outputs, from its parts. By all threads of the worker together."""
     step = job[words.ROW_BYTES] if job[words.MODE] == codes.MODE_DISPATCH else job[words.RETURN_STRIDE]
     have = words.row_list(c)
+    own, own_step = job[words.X], job[words.X_STRIDE]
+    if st[words.command_expert(c)] + 1 == job[words.SHARED]:  # its tokens are never weighted
+        own, own_step = job[words.INPUT], job[words.INPUT_STRIDE]
     for i in range(st[words.command_parts(c)]):
         part = words.part(job, c, i)
         source, rows = st[words.part_source(part)], st[words.part_rows(part)]
@@ -137,7 +140,7 @@ def list_rows(job, st, c):
         staged = remote and job[words.MODE] == codes.MODE_LAYER
         for j in range(mem.thread(), rows, mem.threads()):
             if source == job[words.RANK]:
-                x = job[words.X] + job[words.X_STRIDE] * st[words.token(job, first + j)]
+                x = own + own_step * st[words.token(job, first + j)]
             elif remote:  # first + j is a pair: the index has its row, and its output is staged
                 x = ring_row_from(job, st, source, mem.load(index_from(job, st, source, first + j)))
             else:

@@ -32,6 +32,8 @@ class CallArguments:
 def capacity(cfg: MoEConfig, count: int) -> int:
     """Most choices of an expert by a rank's `count` tokens; 0: no limit."""
     factor = cfg.router.capacity_factor
+    if cfg.router.capacity is not None:
+        return cfg.router.capacity
     return 0 if factor is None else math.ceil(factor * count * cfg.top_k / cfg.experts)
 
 

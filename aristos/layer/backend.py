@@ -22,24 +22,31 @@ from .given import GivenLayer
 from .stats import Totals
 
 Event = tuple[int, str, float, float, int, int]
+COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision")  # equal in all layers of an object
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked options of a layer. timeout: seconds. sms: most SMs of a GPU, None for all."""
+    """Checked options of an object. cfgs: of each layer. timeout: seconds. sms: most SMs of a GPU, None for all."""
 
-    cfg: MoEConfig
-    layers: int
+    cfgs: tuple[MoEConfig, ...]
     schedule: str
     timeout: float
     sms: int | None = None
 
+    @property
+    def layers(self) -> int:
+        return len(self.cfgs)
+
 
 class Backend(ABC):
-    """One layer object's execution on CPUs or on a GPU. weights: packed, an entry a layer, None before `load`."""
+    """One layer object's execution on CPUs or on a GPU. weights: packed, an entry a layer, None before `load`.
+
+    cfgs: of each layer. cfg: of the first one, for what is equal in all: see `COMMON`.
+    """
 
     def __init__(self, settings: Settings, member: Membership) -> None:
-        self.settings, self.cfg, self.member = settings, settings.cfg, member
+        self.settings, self.cfgs, self.cfg, self.member = settings, settings.cfgs, settings.cfgs[0], member
         self.weights: list[Any] = [None] * settings.layers
         self.clear_totals()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +44,12 @@ def shape_of(
     top_k: int,
     max_tokens: int,
     dtype: str = "float32",
+    shared: bool = False,
 ) -> EngineShape:
-    """The engine's capacity that a layer or an exchange needs."""
+    """The engine's capacity that a layer or an exchange needs. shared: with a shared expert, which every rank holds.
+
+    A token's row for the shared expert stays on its rank.
+    """
     stride = lines((2 if dtype in NARROW else FLOAT) * hidden)
     most_held = max(placement.held)
     most = max_tokens * min(top_k, max(1, most_held))
@@ -52,17 +57,18 @@ def shape_of(
         world=world,
         ring_rows=max(ring_rows(world, stride, most), min(top_k, most)) if world > 1 else 1,
         stride=stride,
-        return_rows=max_tokens * top_k,
-        max_held=max(1, most_held),
-        top_k=top_k,
-        experts=placement.slots,
+        return_rows=max_tokens * (top_k + shared),
+        max_held=max(1, most_held) + shared,
+        top_k=top_k + shared,
+        experts=placement.slots + world * shared,
         max_tokens=max_tokens,
     )
 
 
-def widths(cfg: MoEConfig) -> dict[str, Any]:
-    """The keywords of `shape_of` for a layer."""
-    return {name: getattr(cfg, name) for name in ("hidden", "experts", "top_k", "max_tokens", "dtype")}
+def widths(*layers: MoEConfig) -> dict[str, Any]:
+    """The keywords of `shape_of` for layers, which differ in nothing but `shared`."""
+    common = {name: getattr(layers[0], name) for name in ("hidden", "experts", "top_k", "max_tokens", "dtype")}
+    return common | {"shared": any(cfg.shared_ffn for cfg in layers)}
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,12 @@ class Needs:
     scratch_bytes: int = 0  # for each worker
     shared_bytes: int = 0  # for all workers of a rank
     workers: int = 0
+
+    @classmethod
+    def most(cls, needs: Iterable[Needs]) -> Needs:
+        """What serves all of these."""
+        each = list(needs)
+        return cls(*(max(getattr(one, name) for one in each) for name in ("scratch_bytes", "shared_bytes", "workers")))
 
 
 class Membership:
@@ -146,11 +158,18 @@ class Membership:
 
         values: the words of that part on this substrate, see `engine.job.fill`.
         """
-        job = aligned((jobs.size(experts, self.world),), np.int64)
+        places, shared = self.placement, values["shared"] != 0
+        if shared:
+            places = Placement([*places.copies, list(range(self.world))], len(places.copies) + 1, self.world)
+        slots = places.slots_for(self.rank)
+        of_shared = slots[len(self.placement.copies) :]
+        job = aligned((jobs.size(experts + len(of_shared), self.world),), np.int64)
         job[:] = 0
         nowhere = np.full(values["identity"], -1)  # identity experts have no slot
-        jobs.fill_placement(job, np.concatenate([self.placement.slots_for(self.rank), nowhere]), self.placement.start)
-        jobs.fill(job, schema.OBJECT, substrate, held=len(self.mine), object=self._number, experts=experts, **values)
+        chosen = slots[: len(self.placement.copies)]
+        jobs.fill_placement(job, np.concatenate([chosen, nowhere, of_shared]), places.start)
+        held = places.held[self.rank]
+        jobs.fill(job, schema.OBJECT, substrate, held=held, object=self._number, experts=experts, **values)
         return job
 
     def raise_peer_problem(self, job: Any) -> None:

@@ -72,6 +72,16 @@ class CpuCall:
     error: Exception | None = None
 
 
+def choices(cfg: MoEConfig) -> int:
+    """Experts that compute a token: those that it chooses, and the shared one."""
+    return cfg.top_k + bool(cfg.shared_ffn)
+
+
+def on_input(cfg: MoEConfig) -> bool:
+    """Whether experts get weighted tokens."""
+    return cfg.router.weight_on == "input"
+
+
 def depends_on_isa(cfg: MoEConfig) -> bool:
     """Whether the bits of a layer's outputs depend on the instruction set, so that its ranks must have one in common.
 
@@ -94,7 +104,7 @@ class CpuBackend(Backend):
         super().__init__(settings, member)
         assert isinstance(member.runtime, CpuRuntime)
         self._runtime = member.runtime
-        cfg = settings.cfg
+        cfg = self.cfg
         self._isa = isa_of(cfg, self._runtime)
         if depends_on_isa(cfg):
             self._runtime.report_isa()
@@ -103,11 +113,11 @@ class CpuBackend(Backend):
         self._kernels = handle(self._isa, self._element.code)
         self._jobs: list[np.ndarray | None] = [None] * settings.layers
         self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
-        self._ids = aligned((cfg.max_tokens, cfg.top_k), np.int64)
-        self._combine_weights = aligned((cfg.max_tokens, cfg.top_k))
-        self._on_input = cfg.router.weight_on == "input"
+        pairs = cfg.max_tokens * max(choices(each) for each in self.cfgs)
+        self._ids, self._combine_weights = aligned((pairs,), np.int64), aligned((pairs,))
         self._weighted_step = lines(self._element.nbytes * cfg.hidden)
-        self._weighted = aligned((cfg.max_tokens * self._on_input, self._weighted_step), np.uint8)
+        weighted = cfg.max_tokens * any(on_input(each) for each in self.cfgs)
+        self._weighted = aligned((weighted, self._weighted_step), np.uint8)
         self._events: np.ndarray | None = None
         self._bulk = Bulk(member.runtime, settings.timeout) if settings.schedule == "bulk" else None
 
@@ -126,8 +136,9 @@ class CpuBackend(Backend):
         element = elements.element_type(cfg.dtype, cfg.precision).code
         route = tokens.route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.columns)
         rows, _ = entries.run_rows(element)
-        run, activations = entries.run_bytes(element, rows, column_runs.MOST_ROWS, cfg.hidden, cfg.ffn, cfg.gated)
-        most = max(run, route, tokens.combine_bytes(cfg.top_k))
+        ffn = max(cfg.ffn, cfg.shared_ffn)
+        run, activations = entries.run_bytes(element, rows, column_runs.MOST_ROWS, cfg.hidden, ffn, cfg.gated)
+        most = max(run, route, tokens.combine_bytes(choices(cfg)))
         return Needs(BLOCK_BYTES + most, activations + LINE)
 
     @property
@@ -135,7 +146,8 @@ class CpuBackend(Backend):
         return self._isa
 
     def new_weights(self, layer: int) -> LayerWeights:
-        return LayerWeights(self._element, self._elements.element_type("float32"), self.cfg, self.member.mine)
+        float32 = self._elements.element_type("float32")
+        return LayerWeights(self._element, float32, self.cfgs[layer], self.member.mine)
 
     def idle(self) -> None:
         pass  # a call ends before it returns
@@ -149,7 +161,7 @@ class CpuBackend(Backend):
         return CpuCall()
 
     def take(self, call: CpuCall, given: CallArguments, copy: bool) -> None:
-        cfg, ids, weights, out = self.cfg, given.ids, given.weights, given.out
+        cfg, ids, weights, out = self.cfgs[call.layer], given.ids, given.weights, given.out
         if given.stream is not None:
             raise InputError(f"stream applies only to backend='cuda', got {given.stream!r}")
         call.wants_routing = given.return_routing
@@ -181,22 +193,22 @@ class CpuBackend(Backend):
 
     def _fill(self, call: CpuCall, x: np.ndarray, out: np.ndarray) -> None:
         """Write into the job what changes from call to call."""
-        job, count = self._job(call.layer), len(x)
+        job, cfg, count = self._job(call.layer), self.cfgs[call.layer], len(x)
         by = x if call.router_x is None else call.router_x
         job[words.STATUS_IN] = codes.OK
         job[words.TOKENS] = count
         job[words.INPUT], job[words.INPUT_STRIDE] = x.ctypes.data, x.strides[0]
         job[words.X], job[words.X_STRIDE] = x.ctypes.data, x.strides[0]
-        if self._on_input:
+        if on_input(cfg):
             job[words.X], job[words.X_STRIDE] = self._weighted.ctypes.data, self._weighted_step
         job[words.ROUTER_X], job[words.ROUTER_X_STRIDE] = by.ctypes.data, by.strides[0]
         job[words.Y] = out.ctypes.data
         job[words.ROUTED] = call.ids is not None
-        job[words.CAPACITY] = 0 if call.ids is not None else capacity(self.cfg, count)
+        job[words.CAPACITY] = 0 if call.ids is not None else capacity(cfg, count)
         if call.wants_routing and call.ids is None:
-            call.logits = np.empty((count, self.cfg.columns), np.float32)
-        if call.wants_routing and self._on_input:
-            call.kept = np.empty((count, self.cfg.top_k), np.float32)
+            call.logits = np.empty((count, cfg.columns), np.float32)
+        if call.wants_routing and on_input(cfg):
+            call.kept = np.empty((count, choices(cfg)), np.float32)
         job[words.LOGITS] = 0 if call.logits is None else call.logits.ctypes.data
         job[words.KEPT_WEIGHTS] = 0 if call.kept is None else call.kept.ctypes.data
         ids, weights = self._routing(call, count)
@@ -204,12 +216,19 @@ class CpuBackend(Backend):
 
     def _routing(self, call: CpuCall, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The arrays of ids and weights that the engine reads: the caller's, or those that it may write."""
-        if call.ids is None or call.weights is None:
-            return self._ids, self._combine_weights
-        if not self._on_input:
-            return call.ids, call.weights
-        self._combine_weights[:count] = call.weights.reshape(count, -1)
-        return call.ids, self._combine_weights
+        cfg = self.cfgs[call.layer]
+        if call.ids is not None and call.weights is not None:
+            if not cfg.shared_ffn and not on_input(cfg):
+                return call.ids, call.weights
+            own_ids, own_weights = self._own_routing(cfg, count)
+            own_ids[:], own_weights[:] = call.ids.reshape(own_ids.shape), call.weights.reshape(own_weights.shape)
+        return self._ids, self._combine_weights
+
+    def _own_routing(self, cfg: MoEConfig, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """[count, k] views of this object's ids and weights, without the shared expert's column."""
+        pitch = choices(cfg)
+        ids, weights = (a[: count * pitch].reshape(count, pitch) for a in (self._ids, self._combine_weights))
+        return ids[:, : cfg.top_k], weights[:, : cfg.top_k]
 
     def refuse(self, call: CpuCall) -> None:
         job = self._job(call.layer)
@@ -217,7 +236,7 @@ class CpuBackend(Backend):
 
     def _job(self, layer: int) -> np.ndarray:
         """The job of a layer, filled again when its weights or the runtime's windows have changed."""
-        runtime, cfg = self.member.runtime, self.cfg
+        runtime, cfg = self.member.runtime, self.cfgs[layer]
         job = self._jobs[layer]
         if job is None:
             job = self.member.new_job(
@@ -225,18 +244,18 @@ class CpuBackend(Backend):
                 hidden=cfg.hidden,
                 ffn=cfg.ffn,
                 experts=cfg.columns,
-                top_k=cfg.top_k,
+                top_k=choices(cfg),
                 choices=cfg.top_k,
-                shared=0,
-                shared_ffn=0,
+                shared=len(self.member.mine) + 1 if cfg.shared_ffn else 0,
+                shared_ffn=cfg.shared_ffn,
                 identity=cfg.identity_experts,
-                on_input=self._on_input,
+                on_input=on_input(cfg),
                 row_bytes=self._element.nbytes * cfg.hidden,
                 kernels=self._kernels,
                 score=scores.rule(cfg.router),
                 renormalize=cfg.router.renormalize,
                 scale=int(np.float32(cfg.router.scale).view(np.int32)),
-                activation=activations.word(cfg.activation, cfg.limit),
+                activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
             )
             self._jobs[layer] = job
             job[words.LAYER] = layer
@@ -293,23 +312,25 @@ class CpuBackend(Backend):
 
     def _routing_of(self, call: CpuCall) -> Routing:
         assert call.x is not None
-        count, k = len(call.x), self.cfg.top_k
-        shape = (*call.lead, k)
-        ids = self._ids[:count] if call.ids is None else call.ids
-        weights = self._combine_weights[:count] if call.weights is None else call.weights
+        cfg, count = self.cfgs[call.layer], len(call.x)
+        own_ids, own_weights = self._own_routing(cfg, count)
+        ids = own_ids if call.ids is None else call.ids
+        weights = own_weights if call.weights is None else call.weights
         if call.kept is not None:
-            weights = call.kept
-        logits = None if call.logits is None else call.logits.reshape(*call.lead, self.cfg.columns)
-        return routing_of(ids.reshape(shape), weights.reshape(shape), logits, self.cfg.columns)
+            weights = call.kept[:, : cfg.top_k]
+        shape = (*call.lead, cfg.top_k)
+        logits = None if call.logits is None else call.logits.reshape(*call.lead, cfg.columns)
+        return routing_of(ids.reshape(shape), weights.reshape(shape), logits, cfg.columns)
 
     def _own_problem(self, call: CpuCall, status: int) -> str:
         """Why the engine has refused this rank's routing."""
         if status == codes.BAD_IDS:
             assert call.ids is not None
-            return explain_ids(call.ids.reshape(-1, self.cfg.top_k), self.cfg.columns)
+            return explain_ids(call.ids.reshape(-1, self.cfg.top_k), self.cfgs[call.layer].columns)
         if call.weights is not None and call.ids is not None:
             given = call.weights.reshape(-1, self.cfg.top_k)
-            return not_finite(given, call.ids.reshape(given.shape) >= 0) or "weights must be finite"
+            problem = not_finite(given, call.ids.reshape(given.shape) >= 0)
+            return problem or "x times shared_sigmoid must be finite, got NaN or infinity: look for it in both"
         return "router scores must be finite, got NaN or infinity: look for it in x and in the router's weights"
 
     # ------------------------------------------------------------ events

@@ -88,6 +88,9 @@ class CudaBackend(Backend):
             whole("sms", sms, MOST_SMS, "None or a positive int")
         for option, given in (
             ("identity_experts", cfg.identity_experts),
+            ("shared_ffn", cfg.shared_ffn),
+            ("limit_after", cfg.limit_after),
+            ("Router(capacity=...)", cfg.router.capacity),
             ("Router(capacity_factor=...)", cfg.router.capacity_factor),
             ("Router(weight_on='input')", cfg.router.weight_on == "input"),
         ):
@@ -118,7 +121,7 @@ class CudaBackend(Backend):
         return Needs(shared_bytes=shared, workers=max(blocks.values()))
 
     def new_weights(self, layer: int) -> DeviceWeights:
-        return DeviceWeights(self._runtime.device, self._kind, self.cfg, self.member.mine)
+        return DeviceWeights(self._runtime.device, self._kind, self.cfgs[layer], self.member.mine)
 
     def idle(self) -> None:
         self._runtime.idle()  # memory is allocated, and what a call may read is freed or overwritten
@@ -131,7 +134,7 @@ class CudaBackend(Backend):
 
     def _routing_job(self, layer: int) -> np.ndarray:
         """The job of the router kernels."""
-        cfg, runtime, starts = self.cfg, self._runtime, self._runtime.tables.starts
+        cfg, runtime, starts = self.cfgs[layer], self._runtime, self._runtime.tables.starts
         job = np.zeros(router.JOB_WORDS, np.int64)
         job[[router.HIDDEN, router.EXPERTS, router.TOP_K]] = cfg.hidden, cfg.experts, cfg.top_k
         job[[router.SCORE, router.RENORMALIZE]] = rule(cfg.router), cfg.router.renormalize
@@ -167,7 +170,7 @@ class CudaBackend(Backend):
             self._filled[layer] = runtime.version
         key = (layer, tile.m)
         if key not in self._jobs:
-            cfg = self.cfg
+            cfg = self.cfgs[layer]
             job = self.member.new_job(
                 schema.CUDA,
                 hidden=cfg.hidden,

@@ -24,7 +24,7 @@ class DeviceWeights(PackedLayer):
     """
 
     def __init__(self, gpu: Any, kind: str, cfg: MoEConfig, mine: list[int]) -> None:
-        super().__init__(mine)
+        super().__init__(cfg, mine)
         self.gpu, self.gated, self._kind = gpu, cfg.gated, kind
         self._at: dict[str, int] = {}
         self._steps: dict[str, int] = {}

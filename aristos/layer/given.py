@@ -11,6 +11,8 @@ from ..config import BIASED, MoEConfig, boolean
 from ..errors import InputError
 from ..primitives import arrays
 
+PROJECTIONS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
+SHARED = (*(f"shared_{name}" for name in PROJECTIONS), "shared_sigmoid")  # arrays of a shared expert
 ROUTERS = ("router", "router_bias", "select_bias")  # arrays of a router
 LAYOUTS = ("in_out", "out_in")
 BITS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}  # what arrays of uint16 may hold
@@ -25,10 +27,13 @@ def expert_names(cfg: MoEConfig) -> tuple[set[str], set[str]]:
 
 
 def shapes(cfg: MoEConfig, layout: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of one expert's arrays and of the router's, by name."""
+    """Shapes of one expert's arrays, of the router's and of the shared expert's, by name."""
     h, width, turned = cfg.hidden, cfg.ffn, layout == "out_in"
     wide, narrow = ((width, h), (h, width)) if turned else ((h, width), (width, h))
+    shared = (cfg.shared_ffn, h) if turned else (h, cfg.shared_ffn)
     return {
+        "shared_up": shared, "shared_gate": shared, "shared_down": shared[::-1], "shared_up_bias": (cfg.shared_ffn,),
+        "shared_gate_bias": (cfg.shared_ffn,), "shared_down_bias": (h,), "shared_sigmoid": (h,),
         "up": wide, "down": narrow, "gate": wide, "up_bias": (width,), "gate_bias": (width,), "down_bias": (h,),
         "router": (cfg.columns, h) if turned else (h, cfg.columns), "router_bias": (cfg.columns,),
         "select_bias": (cfg.columns,),
@@ -59,16 +64,19 @@ class Given:
         self.call, self.cfg, self.layout, self.bits = call, cfg, layout, bits
         self.turned = layout == "out_in"
 
-    def present(self, given: dict[str, Any]) -> list[str]:
-        """Names of the arrays of an expert that came. Raises InputError for one that is missing or of no use."""
+    def present(self, given: dict[str, Any], prefix: str = "") -> list[str]:
+        """Names of the arrays of an expert that came. Raises InputError for one that is missing or of no use.
+
+        prefix: of their names in messages.
+        """
         cfg, (wanted, biases) = self.cfg, expert_names(self.cfg)
         for name in sorted(wanted):
             if given[name] is None:
-                raise InputError(f"{self.call} needs {name}= for gated={cfg.gated}, bias={cfg.bias}")
+                raise InputError(f"{self.call} needs {prefix}{name}= for gated={cfg.gated}, bias={cfg.bias}")
         for name in ("gate", "up_bias", "gate_bias", "down_bias"):
             if given[name] is not None and name not in wanted | biases:
                 raise InputError(
-                    f"{self.call} got {name}=, but the configuration has gated={cfg.gated}, bias={cfg.bias}"
+                    f"{self.call} got {prefix}{name}=, but the configuration has gated={cfg.gated}, bias={cfg.bias}"
                 )
         return [name for name in sorted(wanted | biases) if given[name] is not None]
 
@@ -92,6 +100,22 @@ class Given:
         """The arrays of one expert."""
         wanted = shapes(self.cfg, self.layout)
         return {name: self.one(name, given[name], wanted[name]) for name in self.present(given)}
+
+    def shared(self, given: dict[str, Any]) -> Arrays:
+        """The arrays of a layer's shared expert. given: those of SHARED, None for absent ones."""
+        cfg = self.cfg
+        if not cfg.shared_ffn:
+            for name in SHARED:
+                if given[name] is not None:
+                    raise InputError(f"{self.call} got {name}=, but the configuration has shared_ffn=0")
+            return {}
+        found = self.present({name: given[f"shared_{name}"] for name in PROJECTIONS}, "shared_")
+        if cfg.shared_sigmoid != (given["shared_sigmoid"] is not None):
+            came = "None" if cfg.shared_sigmoid else "an array"
+            raise InputError(f"{self.call}: shared_sigmoid= must fit shared_sigmoid={cfg.shared_sigmoid}, got {came}")
+        names = [*(f"shared_{name}" for name in found), *(["shared_sigmoid"] if cfg.shared_sigmoid else [])]
+        wanted = shapes(cfg, self.layout)
+        return {name: self.one(name, given[name], wanted[name]) for name in names}
 
     def router(self, given: dict[str, Any]) -> Arrays:
         """The arrays of a layer's router that came, of ROUTERS."""
@@ -122,6 +146,7 @@ class GivenLayer(Given):
         self._count = len(mine)
         self._arrays = {name: self._stack(name, given[name]) for name in self.present(given)}
         self.routers = self.router(given)
+        self.shared_expert = self.shared(given)
         if self.routers and "router" not in self.routers:
             raise InputError(f"load got {next(iter(self.routers))}= without router=")
 

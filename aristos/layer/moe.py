@@ -16,7 +16,7 @@ from ..placement import Placement
 from ..substrate.runtime import Runtime
 from . import weights as cpu_weights
 from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common, refusal, usable_nodes, usable_timeout
-from .backend import Backend, Event, Settings, check_layer
+from .backend import COMMON, Backend, Event, Settings, check_layer
 from .collective import Collective, Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
 from .given import Given, GivenLayer
@@ -57,7 +57,9 @@ def backend_class(name: str) -> type[Backend]:
 class MoE(Collective):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
-    cfg: equal on all ranks. comm: an mpi4py communicator, or None for one process without MPI.
+    cfg: equal on all ranks; or a list with the configuration of each layer, without `layers`, which are equal but for
+    ffn, router, shared expert and what an expert is (activation, gated, limit, bias). The attribute `cfg` is the first
+    one, `layer_config` has that of a layer. comm: an mpi4py communicator, or None for one process without MPI.
     layers: layers with weights of their own that share windows, workers and threads. schedule: "fused" (one-sided,
     tile by tile) or "bulk" (count exchange, Alltoallv, experts, Alltoallv: the baseline). threads: workers a rank; by
     default the cores that this rank may use, divided by the number of ranks that share them. placement: an entry for
@@ -81,7 +83,7 @@ class MoE(Collective):
 
     def __init__(
         self,
-        cfg: MoEConfig,
+        cfg: MoEConfig | Sequence[MoEConfig],
         comm: Any = None,
         *,
         layers: int = 1,
@@ -99,7 +101,8 @@ class MoE(Collective):
             if comm is None:
                 raise InputError("plan needs comm, with a rank for each of its devices")
             check_comm(comm)
-            experts = getattr(cfg, "experts", None)
+            first = cfg[0] if isinstance(cfg, list | tuple) and cfg else cfg
+            experts = getattr(first, "experts", None)
             nodes = usable_nodes(ranks_per_node)
             comm, placement, self.group = split(comm, plan, experts, placement, usable_timeout(timeout), nodes)
             self._group_comm = comm
@@ -111,23 +114,26 @@ class MoE(Collective):
             super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node, self.backend))
             problem: Exception | None = None
             alike, places, shape, needs = "", None, {}, Needs()
+            cfgs: tuple[MoEConfig, ...] = ()
             try:
-                layers = _checked_options(cfg, layers, schedule, backend)
-                kind.check(cfg, schedule, threads, sms)
+                cfgs = _checked_options(cfg, layers, schedule, backend)
+                for each in dict.fromkeys(cfgs):
+                    kind.check(each, schedule, threads, sms)
                 check_common(threads, timeout, ranks_per_node)
-                places = Placement(placement, cfg.experts, self.world)
-                alike = f"{cfg!r}, layers={layers}, schedule={str(schedule)!r}, placement={places}"
-                shape, needs = widths(cfg), kind.needs(cfg, self._member.runtime, sms)
+                places = Placement(placement, cfgs[0].experts, self.world)
+                alike = f"{cfg!r}, layers={len(cfgs)}, schedule={str(schedule)!r}, placement={places}"
+                shape = widths(*cfgs)
+                needs = Needs.most(kind.needs(each, self._member.runtime, sms) for each in dict.fromkeys(cfgs))
             except Exception as error:
                 problem = refusal(error)
             self._member.join(problem, alike, places, shape, needs, threads)
         except BaseException:
             self._leave_group()
             raise
-        self.cfg, self.layers, self.schedule, self.timeout = cfg, layers, schedule, float(timeout)
+        self.cfg, self.layers, self.schedule, self.timeout = cfgs[0], len(cfgs), schedule, float(timeout)
         self._pending: PendingCall | None = None
         self._slots = {expert: slot for slot, expert in enumerate(self._member.mine)}
-        self._backend = kind(Settings(cfg, layers, schedule, self.timeout, sms), self._member)
+        self._backend = kind(Settings(cfgs, schedule, self.timeout, sms), self._member)
 
     # ------------------------------------------------------------ weights and memory
 
@@ -144,6 +150,13 @@ class MoE(Collective):
         down_bias: Any = None,
         router_bias: Any = None,
         select_bias: Any = None,
+        shared_up: Any = None,
+        shared_gate: Any = None,
+        shared_down: Any = None,
+        shared_up_bias: Any = None,
+        shared_gate_bias: Any = None,
+        shared_down_bias: Any = None,
+        shared_sigmoid: Any = None,
         local: bool = False,
         layout: Layout = "in_out",
         bits: Bits | None = None,
@@ -151,7 +164,8 @@ class MoE(Collective):
         """Take the weights of one layer; they are packed, so later changes to the arrays are not seen.
 
         up, gate: [E, H, F], down: [E, F, H], router: [H, E], up_bias, gate_bias: [E, F], down_bias: [E, H],
-        router_bias (added to the scores), select_bias (added to the weights for choosing alone): [E], each float32,
+        router_bias (added to the scores), select_bias (added to the weights for choosing alone): [E]; shared_up and so
+        on: the shared expert's, without E; shared_sigmoid: [H]. Each is float32,
         bfloat16 (ml_dtypes) or float16, memory-mapped or not; with local=True only this rank's experts, in the
         order of their ids (`placement.mine(rank)`). Instead of an array with E in front, a list of E arrays; those of
         experts that this rank does not hold may be None. layout="out_in": nn.Linear's order, up, gate [E, F, H], down
@@ -173,15 +187,22 @@ class MoE(Collective):
             "down_bias": down_bias,
             "router_bias": router_bias,
             "select_bias": select_bias,
+            "shared_up": shared_up,
+            "shared_gate": shared_gate,
+            "shared_down": shared_down,
+            "shared_up_bias": shared_up_bias,
+            "shared_gate_bias": shared_gate_bias,
+            "shared_down_bias": shared_down_bias,
+            "shared_sigmoid": shared_sigmoid,
         }
-        checked = GivenLayer(self.cfg, self._member.mine, local, layout, bits, given)
+        checked = GivenLayer(self.layer_config(layer), self._member.mine, local, layout, bits, given)
         self._backend.load(int(layer), checked)
         self._backend.clear_totals()
 
     def layer_config(self, layer: int) -> MoEConfig:
         """The configuration of one layer."""
         check_layer(layer, self.layers)
-        return self.cfg
+        return self._backend.cfgs[layer]
 
     def holds(self, expert: int) -> bool:
         """Whether this rank holds the expert: `load_expert` ignores all others, so their arrays need not be read."""
@@ -222,8 +243,43 @@ class MoE(Collective):
             "gate_bias": gate_bias,
             "down_bias": down_bias,
         }
-        arrays = Given("load_expert", self.cfg, layout, bits).expert(given)
+        arrays = Given("load_expert", self.layer_config(layer), layout, bits).expert(given)
         self._backend.load_part(int(layer), lambda weights: weights.take_expert(slot, arrays))
+
+    def load_shared(
+        self,
+        layer: int,
+        *,
+        up: Any,
+        down: Any,
+        gate: Any = None,
+        up_bias: Any = None,
+        gate_bias: Any = None,
+        down_bias: Any = None,
+        sigmoid: Any = None,
+        layout: Layout = "in_out",
+        bits: Bits | None = None,
+    ) -> None:
+        """Take a layer's shared expert, on every rank. Not collective.
+
+        up, gate: [H, Fs], down: [Fs, H], up_bias, gate_bias: [Fs], Fs = cfg.shared_ffn, down_bias: [H]; sigmoid: [H],
+        with cfg.shared_sigmoid. Types, layout and bits as in `load`. Raises InputError; the layer then keeps the one it
+        had.
+        """
+        self._settled()
+        check_layer(layer, self.layers)
+        given = {
+            "shared_up": up,
+            "shared_gate": gate,
+            "shared_down": down,
+            "shared_up_bias": up_bias,
+            "shared_gate_bias": gate_bias,
+            "shared_down_bias": down_bias,
+            "shared_sigmoid": sigmoid,
+        }
+        arrays = Given("load_shared", self.layer_config(layer), layout, bits).shared(given)
+        if arrays:
+            self._backend.load_part(int(layer), lambda weights: weights.take_shared(arrays))
 
     def load_router(
         self,
@@ -242,7 +298,7 @@ class MoE(Collective):
         """
         self._settled()
         check_layer(layer, self.layers)
-        given = Given("load_router", self.cfg, layout, bits)
+        given = Given("load_router", self.layer_config(layer), layout, bits)
         arrays = given.router({"router": router, "router_bias": router_bias, "select_bias": select_bias})
         if not arrays:
             raise InputError("load_router needs router=, router_bias= or select_bias=")
@@ -262,7 +318,7 @@ class MoE(Collective):
 
     @staticmethod
     def memory(
-        cfg: MoEConfig,
+        cfg: MoEConfig | Sequence[MoEConfig],
         world: int,
         placement: Sequence[Any] | np.ndarray | None = None,
         ranks_per_node: int | None = None,
@@ -274,7 +330,8 @@ class MoE(Collective):
         """Bytes that the rank that needs most allocates for this layer on `world` ranks: windows and packed weights.
 
         Windows: rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each), return rows
-        (max_tokens * top_k) and words; neither skew nor `layers` changes them. With several nodes there is a second
+        (max_tokens * top_k, and max_tokens more for a shared expert) and words; neither skew nor `layers` changes them.
+        cfg: one, or a list with that of each layer. With several nodes there is a second
         window, and for each rank of another node an outbox and a ring of staged outputs. Weights: of `layers` layers,
         the experts of the rank that holds most of them, with biases, and a router a layer, padded as the kernels read
         them. Not included: the arrays given to `load` and to calls, and tables that grow with the workers.
@@ -286,11 +343,12 @@ class MoE(Collective):
         """
         world = whole("world", world)
         check_common(threads, DEFAULT_TIMEOUT, ranks_per_node)
-        layers = _checked_options(cfg, layers, "fused", backend)
-        name = backend or ("cuda" if cfg.dtype == "tf32" else "cpu")
-        backend_class(name).check(cfg, "fused", threads)
-        places = Placement(placement, cfg.experts, world)
-        windows = rank_bytes(shape_of(world, places, **widths(cfg)), Nodes.of(world, ranks_per_node), world - 1)
+        cfgs = _checked_options(cfg, layers, "fused", backend)
+        name = backend or ("cuda" if cfgs[0].dtype == "tf32" else "cpu")
+        for each in dict.fromkeys(cfgs):
+            backend_class(name).check(each, "fused", threads)
+        places = Placement(placement, cfgs[0].experts, world)
+        windows = rank_bytes(shape_of(world, places, **widths(*cfgs)), Nodes.of(world, ranks_per_node), world - 1)
         packed_bytes = cpu_weights.packed_bytes
         if name == "cuda":
             from .cuda_weights import packed_bytes
@@ -298,9 +356,10 @@ class MoE(Collective):
             threads = None
         scratch = 0
         if threads is not None:
-            needs = CpuBackend.needs(cfg, None)
+            needs = Needs.most(CpuBackend.needs(each, None) for each in dict.fromkeys(cfgs))
             scratch = int(threads) * lines(needs.scratch_bytes) + needs.shared_bytes
-        return windows + scratch + layers * packed_bytes(cfg, max(places.held))
+        weights = {each: packed_bytes(each, max(places.held)) for each in dict.fromkeys(cfgs)}
+        return windows + scratch + sum(weights[each] for each in cfgs)
 
     # ------------------------------------------------------------ calls
 
@@ -458,12 +517,29 @@ class MoE(Collective):
             comm.Free()
 
 
-def _checked_options(cfg: Any, layers: Any, schedule: Any, backend: Any) -> int:
-    """`layers` as an int. Raises InputError for an option that no backend has."""
+def _checked_options(cfg: Any, layers: Any, schedule: Any, backend: Any) -> tuple[MoEConfig, ...]:
+    """The configuration of each layer. Raises InputError for an option that no backend has."""
     if backend is not None and not (isinstance(backend, str) and backend in BACKENDS):
         raise InputError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
-    if not isinstance(cfg, MoEConfig):
-        raise InputError(f"cfg must be an aristos.MoEConfig, got {type(cfg).__name__}")
+    listed = isinstance(cfg, list | tuple)
+    cfgs = tuple(cfg) if listed else (cfg,)
+    if not cfgs:
+        raise InputError("cfg must be an aristos.MoEConfig or a list of them, got an empty list")
+    for number, each in enumerate(cfgs):
+        if not isinstance(each, MoEConfig):
+            name = f"cfg[{number}]" if listed else "cfg"
+            raise InputError(f"{name} must be an aristos.MoEConfig, got {type(each).__name__}")
+        for name in COMMON:
+            if getattr(each, name) != getattr(cfgs[0], name):
+                raise InputError(
+                    f"layers of one object must have equal {', '.join(COMMON)}, got {name}={getattr(each, name)!r} in"
+                    f" layer {number} and {getattr(cfgs[0], name)!r} in layer 0: make an object for each"
+                )
     if not isinstance(schedule, str) or schedule not in ("fused", "bulk"):
         raise InputError(f"schedule must be 'fused' or 'bulk', got {schedule!r}")
-    return whole("layers", layers, MOST_LAYERS, f"an int in 1..{MOST_LAYERS}")
+    count = whole("layers", layers, MOST_LAYERS, f"an int in 1..{MOST_LAYERS}")
+    if not listed:
+        return cfgs * count
+    if count != 1:
+        raise InputError(f"layers must be left out where cfg is a list, got {layers!r}")
+    return cfgs

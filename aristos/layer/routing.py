@@ -15,7 +15,7 @@ class Routing:
     factors of the experts' outputs (of tokens, with weight_on="input"). logits: [..., columns] float32, router scores
     with the router's bias; None if the call brought its ids. counts: [columns] int64, choices of each expert by this
     rank's tokens, those beyond the capacity included. dropped: how many choices were beyond it. columns: experts, then
-    identity experts.
+    identity experts. chosen: [..., k] int64, ids with those beyond the capacity.
     """
 
     ids: np.ndarray
@@ -23,6 +23,7 @@ class Routing:
     logits: np.ndarray | None
     counts: np.ndarray
     dropped: int
+    chosen: np.ndarray
 
 
 def routing_of(ids: np.ndarray, weights: np.ndarray, logits: np.ndarray | None, columns: int) -> Routing:
@@ -35,4 +36,5 @@ def routing_of(ids: np.ndarray, weights: np.ndarray, logits: np.ndarray | None, 
         logits=logits,
         counts=np.bincount(chosen[chosen >= 0], minlength=columns),
         dropped=int(beyond.sum()),
+        chosen=chosen,
     )

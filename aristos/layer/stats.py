@@ -16,8 +16,9 @@ class CallStats:
     """One call on one rank. Tuples have an entry a rank; seconds are sums over its workers, except call_seconds.
 
     logical bytes: the row of every routed (token, choice) pair on its way to an expert, own rank included; moved bytes:
-    those that crossed between ranks. wait: idle because of a peer; idle: without a runnable tile for any reason.
-    expert_rows: rows of this rank's tokens for each expert. dropped_rows: choices beyond the capacity.
+    those that crossed between ranks. A shared expert's rows are in no count of rows or bytes. expert_rows: rows of this
+    rank's tokens for each expert. dropped_rows: choices beyond the capacity. wait: idle because of a peer; idle:
+    without a runnable tile for any reason.
     wire: serving peers on other nodes (puts, flushes, arrived words) between two commands; a worker that serves them
     because it has no command is idle. isa: the instruction set of this rank's kernels; None on a GPU. On a GPU, whose
     workers are blocks, only idle_seconds is measured and the other sums over workers are zero: reading the clock around
@@ -133,6 +134,15 @@ def _balance(rows: np.ndarray) -> np.ndarray:
     return np.divide(rows.max(axis=-1), mean, out=np.ones_like(mean, np.float64), where=mean > 0)
 
 
+def shared_rows(job: np.ndarray, state: np.ndarray) -> int:
+    """Rows of the shared expert in the call that has just ended; they never leave the rank."""
+    if job[words.SHARED] == 0:
+        return 0
+    slot = job[job[words.SLOT_OF] + job[words.EXPERTS]]
+    offset = state[job[words.T_OFFSET] :]
+    return int(offset[slot + 1] - offset[slot])
+
+
 def expert_rows(job: np.ndarray, state: np.ndarray) -> np.ndarray:
     """[E] rows that this rank's tokens had for each expert in the call that has just ended."""
     experts = int(job[words.EXPERTS] - job[words.IDENTITY])
@@ -156,7 +166,8 @@ def call_stats(
     n = tables.counters(counted)
     rank = int(job[words.RANK])
     row_bytes = int(job[words.ROW_BYTES])
-    rows_to = tuple(int(r) for r in tables.peers(counted, words.T_ROWS_TO))
+    shared = shared_rows(job, state)
+    rows_to = tuple(int(r) - shared * (p == rank) for p, r in enumerate(tables.peers(counted, words.T_ROWS_TO)))
     wait = tables.wait(counted, rank)
     by_expert = expert_rows(job, state)
     return CallStats(
@@ -172,7 +183,9 @@ def call_stats(
         tiles_to_peer=tuple(int(t) for t in tables.peers(counted, words.T_TILES_TO)),
         logical_bytes_to_peer=tuple(r * row_bytes for r in rows_to),
         moved_bytes_to_peer=tuple(int(r) * row_bytes for r in tables.peers(counted, words.T_MOVED_TO)),
-        rows_from_peer=tuple(int(r) for r in tables.peers(counted, words.T_ROWS_FROM)),
+        rows_from_peer=tuple(
+            int(r) - shared * (p == rank) for p, r in enumerate(tables.peers(counted, words.T_ROWS_FROM))
+        ),
         call_seconds=seconds,
         route_seconds=(n[words.N_ROUTE] + n[words.N_PACK]) * 1e-9,
         dispatch_seconds=n[words.N_DISPATCH] * 1e-9,
@@ -192,7 +205,7 @@ class Totals:
 
     def __init__(self, layers: int, experts: int) -> None:
         self.calls = 0
-        self.dropped = 0
+        self.dropped = self.shared = 0
         self.expert_rows = np.zeros((layers, experts), np.int64)
         self.seconds = 0.0
         self.words: np.ndarray | None = None
@@ -212,6 +225,7 @@ class Totals:
         rows = expert_rows(job, state)
         self.expert_rows[job[words.LAYER]] += rows
         self.dropped += dropped_rows(job, rows, state)
+        self.shared += shared_rows(job, state)
 
     def _plain(self) -> dict[str, Any]:
         tables, counted = self._tables, self.words
@@ -231,7 +245,7 @@ class Totals:
         return {
             "calls": self.calls,
             "seconds": self.seconds,
-            "rows": sum(p["rows"] for p in parts),
+            "rows": sum(p["rows"] for p in parts) - self.shared,
             "counters": sum((p["counters"] for p in parts), np.zeros(words.COUNTER_WORDS, np.int64)),
             "wait": wait,
             "expert_rows": self.expert_rows,

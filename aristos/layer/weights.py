@@ -10,12 +10,14 @@ from ..errors import InputError
 from ..kernels.cpu.elements import ElementType, element_type
 from ..primitives.buffers import FLOAT, aligned
 from .given import ROUTERS, Arrays, GivenLayer, expert_names
+from .given import SHARED as SHARED_ARRAYS
 
-WEIGHTS, ROUTER, EXPERTS = range(3)  # parts of a layer: any of it, its router, and EXPERTS + e its expert e
+# parts of a layer: any of it, its router, its shared expert, and EXPERTS + e its expert e
+WEIGHTS, ROUTER, SHARED, EXPERTS = range(4)
 
 
 class NotLoaded(InputError):
-    """A part of a layer's weights is missing. part: WEIGHTS, ROUTER, or EXPERTS + the expert's id."""
+    """A part of a layer's weights is missing. part: WEIGHTS, ROUTER, SHARED, or EXPERTS + the expert's id."""
 
     def __init__(self, message: str, part: int) -> None:
         super().__init__(message)
@@ -26,7 +28,7 @@ def part_name(part: int) -> str:
     """A part of a layer in words."""
     if part >= EXPERTS:
         return f"expert {part - EXPERTS}"
-    return ("any weights", "a router")[part]
+    return ("any weights", "a router", "the shared expert")[part]
 
 
 class PackedLayer:
@@ -34,17 +36,22 @@ class PackedLayer:
 
     router: object = None  # None before it is loaded
 
-    def __init__(self, mine: list[int]) -> None:
-        self.mine = mine
+    def __init__(self, cfg: MoEConfig, mine: list[int]) -> None:
+        self.cfg, self.mine = cfg, mine
         self._has = np.zeros(len(mine), bool)
+        self._has_shared = cfg.shared_ffn == 0
 
     @property
     def complete(self) -> bool:
-        """Whether every expert of this rank has come."""
-        return bool(self._has.all())
+        """Whether every expert of this rank, and the shared one, has come."""
+        return bool(self._has.all()) and self._has_shared
 
     def take_expert(self, i: int, arrays: Arrays) -> None:
         """Pack this rank's expert number i; it replaces the one that was there."""
+        raise NotImplementedError
+
+    def take_shared(self, arrays: Arrays) -> None:
+        """Pack the shared expert."""
         raise NotImplementedError
 
     def take_router(self, arrays: Arrays) -> None:
@@ -57,17 +64,21 @@ class PackedLayer:
             self.take_expert(i, given.held(i))
         if given.routers:
             self.take_router(given.routers)
+        if given.shared_expert:
+            self.take_shared(given.shared_expert)
 
     def free(self) -> None:
         """Free memory that is not Python's."""
 
     def check(self, layer: int) -> None:
-        """Raise NotLoaded if an expert has not come."""
+        """Raise NotLoaded if an expert of this rank, or the shared one, has not come."""
         missing = [e for e, has in zip(self.mine, self._has) if not has]
         if missing:
             named = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
             experts = "experts" if len(missing) > 1 else "expert"
             raise NotLoaded(f"layer {layer} lacks {experts} {named}: load_expert() first", EXPERTS + missing[0])
+        if not self._has_shared:
+            raise NotLoaded(f"layer {layer} lacks its shared expert: load_shared() first", SHARED)
 
 
 class LayerWeights(PackedLayer):
@@ -78,7 +89,7 @@ class LayerWeights(PackedLayer):
     """
 
     def __init__(self, element: ElementType, float32: ElementType, cfg: MoEConfig, mine: list[int]) -> None:
-        super().__init__(mine)
+        super().__init__(cfg, mine)
         self._element, self._float32 = element, float32
         wanted, biases = expert_names(cfg)
         shape = {"up": (cfg.hidden, cfg.ffn), "gate": (cfg.hidden, cfg.ffn), "down": (cfg.ffn, cfg.hidden)}
@@ -89,6 +100,16 @@ class LayerWeights(PackedLayer):
             self.packed[name] = aligned((len(mine), element.padded(shape[name.removesuffix("_bias")][1])))
         self.router: np.ndarray | None = None
         self._biases: dict[str, np.ndarray] = {}
+        self._shared: dict[str, np.ndarray] = {}
+
+    def take_shared(self, arrays: Arrays) -> None:
+        packed = {}
+        for name, array in arrays.items():
+            if name == "shared_sigmoid":
+                packed[name] = self._float32.pack(array[:, None])
+            else:
+                packed[name] = self._element.pack_bias(array) if "bias" in name else self._element.pack(array)
+        self._shared, self._has_shared = packed, True
 
     def take_expert(self, i: int, arrays: Arrays) -> None:
         for name, packed in self.packed.items():
@@ -111,7 +132,7 @@ class LayerWeights(PackedLayer):
     def nbytes(self) -> int:
         """Bytes of all packed arrays, without the router's biases."""
         router = 0 if self.router is None else self.router.nbytes
-        return sum(array.nbytes for array in self.packed.values()) + router
+        return sum(array.nbytes for part in (self.packed, self._shared) for array in part.values()) + router
 
     def fill(self, job: np.ndarray) -> None:
         """Write the addresses into a job; 0 for absent arrays."""
@@ -130,15 +151,26 @@ class LayerWeights(PackedLayer):
             array = self.packed.get(name)
             job[slot] = array.strides[0] if array is not None else 0
         job[words.ROUTER] = self.router.ctypes.data if self.router is not None else 0
+        for name in SHARED_ARRAYS:
+            array = self._shared.get(name)
+            job[getattr(words, name.upper())] = array.ctypes.data if array is not None else 0
         for name, word in (("router_bias", words.ROUTER_BIAS), ("select_bias", words.SELECT_BIAS)):
             job[word] = self._biases[name].ctypes.data if name in self._biases else 0
 
 
 def packed_bytes(cfg: MoEConfig, count: int) -> int:
-    """Bytes of `LayerWeights` with `count` experts, all biases of the configuration, and a router."""
+    """Bytes of `LayerWeights` with `count` experts and the shared one, all biases of theirs, and a router."""
+    float32 = element_type("float32")
+    shared = _expert_bytes(cfg, cfg.shared_ffn) if cfg.shared_ffn else 0
+    shared += float32.packed_bytes(cfg.hidden, 1) if cfg.shared_sigmoid else 0
+    return count * _expert_bytes(cfg, cfg.ffn) + shared + float32.packed_bytes(cfg.hidden, cfg.columns)
+
+
+def _expert_bytes(cfg: MoEConfig, ffn: int) -> int:
+    """Bytes of one packed expert of this width, with all biases."""
     element = element_type(cfg.dtype, cfg.precision)
     wide = 2 if cfg.gated else 1  # products of width F
-    expert = wide * element.packed_bytes(cfg.hidden, cfg.ffn) + element.packed_bytes(cfg.ffn, cfg.hidden)
+    expert = wide * element.packed_bytes(cfg.hidden, ffn) + element.packed_bytes(ffn, cfg.hidden)
     if cfg.bias:
-        expert += FLOAT * (wide * element.padded(cfg.ffn) + element.padded(cfg.hidden))
-    return count * expert + element_type("float32").packed_bytes(cfg.hidden, cfg.columns)
+        expert += FLOAT * (wide * element.padded(ffn) + element.padded(cfg.hidden))
+    return expert

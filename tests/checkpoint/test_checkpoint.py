@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import tracemalloc
@@ -10,9 +11,13 @@ import cases
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from model_files import OLMOE, olmoe, stacked, write
 
 import aristos
+from aristos.checkpoint.options import Options
+from aristos.checkpoint.recipe import FAMILIES
 from aristos.errors import CheckpointError, InputError, PeerInputError
 
 E, H, F = OLMOE["num_experts"], OLMOE["hidden_size"], OLMOE["intermediate_size"]
@@ -51,7 +56,7 @@ def test_nothing_but_the_options_is_read_at_first(tmp_path):
         ({"moe_expert_skip": False}, "option 'moe_expert_skip'"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
         ({"num_experts": None}, "it has no num_experts"),
-        ({"num_experts": -1}, "num_experts must be an int of at least 1, got -1"),
+        ({"num_experts": -1}, "num_experts must be an int of at least 1"),
         ({"num_experts_per_tok": "two"}, "num_experts_per_tok must be an int"),
         ({"num_experts": True}, "num_experts must be an int"),
         ({"norm_topk_prob": 1}, "norm_topk_prob must be true or false"),
@@ -119,11 +124,102 @@ def test_layers_that_differ_have_configurations_of_their_own(tmp_path):
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     checkpoint = aristos.Checkpoint(tmp_path)
-    if checkpoint.problem(0):
-        pytest.skip(checkpoint.problem(0))
     with pytest.raises(CheckpointError, match=r"layers 0 and 1 differ \(top_k 1 and 2\): use configs"):
         checkpoint.config()
     assert [cfg.top_k for cfg in checkpoint.configs()] == [1, 2]
+
+
+# ---- options as published files have them --------------------------------------------------------------------------
+
+DEEP = {
+    "model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+    "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "first_k_dense_replace": 3, "n_group": 8,
+    "topk_group": 4, "moe_layer_freq": 1, "num_hidden_layers": 61, "num_nextn_predict_layers": 1, "ep_size": 1,
+    "norm_topk_prob": True, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+    "hidden_act": "silu", "attention_bias": False, "kv_lora_rank": 512, "rope_scaling": {"type": "yarn"},
+    "quantization_config": {
+        "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128],
+    },
+}  # fmt: skip
+OSS = {
+    "model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880, "num_local_experts": 32,
+    "num_experts_per_tok": 4, "experts_per_token": 4, "num_hidden_layers": 24, "hidden_act": "silu",
+    "swiglu_limit": 7.0, "router_aux_loss_coef": 0.9, "layer_types": ["sliding_attention"] * 24,
+    "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
+}  # fmt: skip
+DBRX = {
+    "model_type": "dbrx", "d_model": 6144, "n_layers": 40, "attn_config": {"clip_qkv": 8}, "router_aux_loss_coef": 0.05,
+    "ffn_config": {
+        "ffn_hidden_size": 10752, "moe_jitter_eps": 0, "moe_loss_weight": 0.05, "moe_num_experts": 16, "moe_top_k": 4,
+    },
+}  # fmt: skip
+
+
+def of(tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return aristos.Checkpoint(tmp_path)
+
+
+def test_published_options_of_deepseek_v3(tmp_path):
+    checkpoint = of(tmp_path, DEEP)
+    assert checkpoint.layers == tuple(range(3, 61))
+    assert checkpoint.quantisation == "fp8"
+    r = dict(checkpoint._blocks[3].options["router"])
+    assert r == {
+        "score": "sigmoid", "renormalize": True, "scale": 2.5, "groups": 8, "topk_groups": 4, "group_score": "sum_top2",
+    }  # fmt: skip
+    of(tmp_path, {**DEEP, "model_type": "dots1", "scoring_func": "noaux_tc"})
+    for change in ({"scoring_func": "softmax"}, {"topk_method": "greedy"}, {"n_group": 8, "topk_group": None}):
+        with pytest.raises(CheckpointError, match=r"scoring_func|topk_method|topk_group"):
+            of(tmp_path, {**DEEP, **change})
+
+
+def test_published_options_of_gpt_oss(tmp_path):
+    cfg = of(tmp_path, OSS).config()
+    assert (cfg.activation, cfg.limit, cfg.bias, cfg.router.score) == ("swiglu_oai", 7.0, True, "softmax_topk")
+    with pytest.raises(CheckpointError, match="experts_per_token is 2"):
+        of(tmp_path, {**OSS, "experts_per_token": 2})
+
+
+def test_published_options_of_dbrx(tmp_path):
+    """The norm's default is 1; null is none."""
+    assert of(tmp_path, DBRX).config().router.renormalize
+    none = {**DBRX["ffn_config"], "moe_normalize_expert_weights": None}
+    assert not of(tmp_path, {**DBRX, "ffn_config": none}).config().router.renormalize
+    with pytest.raises(CheckpointError, match="moe_normalize_expert_weights is 2"):
+        of(tmp_path, {**DBRX, "ffn_config": {**none, "moe_normalize_expert_weights": 2}})
+
+
+@pytest.mark.parametrize(
+    ("change", "layers"),
+    [
+        ({"model_type": "qwen3_moe", "mlp_only_layers": [1], "decoder_sparse_step": 1}, (0, 2, 3, 4, 5)),
+        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, (1, 3, 5)),
+        ({"model_type": "jamba", "expert_layer_period": 2, "expert_layer_offset": 1}, (1, 3, 5)),
+        ({"model_type": "mimo_v2_flash", "moe_layer_freq": [0, 1, 0, 1, 1, 0]}, (1, 3, 4)),
+        ({"model_type": "hy_v3", "mlp_layer_types": ["dense", "dense", *["sparse"] * 4]}, (2, 3, 4, 5)),
+        ({"model_type": "llama4_text", "interleave_moe_layer_step": 2}, (1, 3, 5)),
+        ({"model_type": "llama4_text", "moe_layers": [0, 5]}, (0, 5)),
+        ({"model_type": "ernie4_5_moe", "moe_layer_interval": 2, "moe_layer_end_index": 4}, (1, 3)),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "ME*EM-"}, (1, 3)),
+        ({"model_type": "switch_transformers", "num_layers": 4, "num_sparse_encoder_layers": 2,
+          "num_sparse_decoder_layers": 1}, (1, 3, 5)),
+    ],
+)  # fmt: skip
+def test_which_layers_are_moe(tmp_path, change, layers):
+    sizes = dict.fromkeys(
+        ("hidden_size", "intermediate_size", "moe_intermediate_size", "num_experts", "n_routed_experts", "d_model",
+         "d_ff", "num_local_experts", "moe_num_experts", "moe_shared_expert_intermediate_size"), 8,
+    )  # fmt: skip
+    keys = {
+        "jamba": {"moe_intermediate_size", "n_routed_experts"}, "llama4_text": {"moe_intermediate_size"},
+        "switch_transformers": {"intermediate_size", "moe_intermediate_size"},
+    }  # fmt: skip
+    unread = keys.get(change["model_type"], set())
+    config = {**{k: v for k, v in sizes.items() if k not in unread}, "num_experts_per_tok": 1, "moe_k": 1,
+              "num_hidden_layers": 6, **change}  # fmt: skip
+    build = FAMILIES[change["model_type"]]
+    assert tuple(build.build(Options(config, tmp_path, build.defaults))) == layers
 
 
 # ---- where arrays lie: one expert's values, by names and layouts of several families -------------------------------
@@ -363,3 +459,43 @@ def test_ranks_load_their_experts_and_refuse_together(comm):
         comm.Barrier()
         if comm.rank == 0:
             shutil.rmtree(folder)
+
+
+SIZES = (
+    "hidden_size", "intermediate_size", "moe_intermediate_size", "num_experts", "n_routed_experts", "d_model", "d_ff",
+    "num_local_experts", "moe_num_experts", "moe_shared_expert_intermediate_size", "num_experts_per_tok", "moe_k",
+    "moe_topk", "num_experts_per_token", "num_hidden_layers", "num_layers", "n_layers",
+    "shared_expert_intermediate_size", "share_expert_dim", "shared_intermediate_size", "expert_ffn_hidden_size",
+    "n_shared_experts", "ffn_hidden_size",
+)  # fmt: skip
+WORDS = (
+    "mlp_layer_types", "moe_layer_freq", "mlp_only_layers", "decoder_sparse_step", "swiglu_limit", "swiglu_limits",
+    "n_group", "topk_group", "routed_scaling_factor", "hidden_act", "norm_topk_prob", "moe_layers", "layers_block_type",
+    "hybrid_override_pattern", "ffn_config", "expert_layer_offset", "moe_layers_enum", "quantization_config",
+    "num_sparse_encoder_layers", "zero_expert_num", "first_k_dense_replace", "num_shared_expert", "expert_capacity",
+    "moe_layer_end_index", "moe_norm_min", "interleave_moe_layer_step", "num_hash_layers", "text_config",
+)  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS + SIZES), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(sorted(FAMILIES)), st.dictionaries(st.sampled_from(WORDS + SIZES), VALUES, max_size=4))
+def test_options_of_any_kind_are_read_or_refused(tmp_path_factory, family, change):
+    """No other error than a refusal, and no work by the word of a file."""
+    path = tmp_path_factory.getbasetemp() / "options"
+    path.mkdir(exist_ok=True)
+    config = {**dict.fromkeys(SIZES, 4), "model_type": family, "ffn_config": dict.fromkeys(SIZES, 4), **change}
+    (path / "config.json").write_text(json.dumps(config))
+    with contextlib.suppress(CheckpointError):
+        checkpoint = aristos.Checkpoint(path)
+        for number in checkpoint.layers[:3]:
+            checkpoint.problem(number)
+
+
+def test_the_number_of_layers_is_bounded(tmp_path):
+    with pytest.raises(CheckpointError, match="num_hidden_layers must be an int of at least 1 and at most"):
+        of(tmp_path, {**OLMOE, "num_hidden_layers": 2**50})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import cases
 import numpy as np
@@ -28,8 +29,6 @@ def test_every_model_has_a_source_and_a_recipe_that_exists():
 
 @pytest.mark.parametrize("name", [name for name, m in models.MODELS.items() if m.buildable])
 def test_every_model_can_be_made_at_reduced_width(name):
-    if "shared_ffn" not in models.MoEConfig.__dataclass_fields__ and (models.MODELS[name].shared or "nano" in name):
-        pytest.skip("needs shared experts")
     cfg = models.reduced(name, 64, max_tokens=8)
     assert cfg.hidden == models.MODELS[name].hidden // 64
     assert cfg.router == Router(**models.MODELS[name].router)
@@ -62,6 +61,14 @@ def test_models_are_listed(capsys):
         command.main(["models", "quokka"])
 
 
+def test_the_page_names_every_recipe():
+    page = (cases.ROOT / "docs" / "models.md").read_text()
+    assert [name for name in FAMILIES if f"`{name}`" not in page] == []
+    counted = re.search(r"recipes of (\d+) values", (cases.ROOT / "CHANGELOG.md").read_text())
+    assert counted is not None
+    assert int(counted[1]) == len(FAMILIES)
+
+
 def test_inspect_reports_layers_recipe_and_bytes(tmp_path, capsys):
     write(tmp_path, OLMOE, olmoe(), shards=2)
     assert command.main(["inspect", str(tmp_path), "--ranks", "1", "2", "--tokens", "16", "--dtype", "float32"]) == 0
@@ -92,17 +99,18 @@ def test_inspect_names_what_is_not_supported(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["deepseek-v3", "gpt-oss-20b", "phi-3.5-moe", "longcat-flash", "llama-4-scout"])
 def test_a_reduced_model_runs(name):
     """A call with random weights gives finite numbers; what they are, tests/layer and `make test-hf` judge."""
-    given = {"max_tokens": 4}
-    if "shared_ffn" in models.MoEConfig.__dataclass_fields__:
-        given["shared_ffn"] = 0
-    elif models.MODELS[name].shared:
-        pytest.skip("needs shared experts")
-    cfg = models.reduced(name, 128, **given)
+    cfg = models.reduced(name, 128, max_tokens=4)
     rng = np.random.default_rng(2)
     shapes = {"up": (cfg.hidden, cfg.ffn), "gate": (cfg.hidden, cfg.ffn), "down": (cfg.ffn, cfg.hidden)}
     one = {key: rng.standard_normal(shape, dtype=np.float32) for key, shape in shapes.items()}
+    beside = {
+        key: np.resize(array, [cfg.shared_ffn if n == cfg.ffn else n for n in array.shape])
+        for key, array in one.items()
+    }
     with cases.MoE(cfg, threads=1) as moe:
         for e in range(cfg.experts):
             moe.load_expert(0, e, **one)
+        if cfg.shared_ffn:
+            moe.load_shared(0, **beside)
         moe.load_router(0, router=rng.standard_normal((cfg.hidden, cfg.columns), dtype=np.float32))
         assert np.isfinite(moe(cases.tokens(cfg, 4, 1))).all()

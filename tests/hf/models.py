@@ -62,7 +62,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama4_text": {"num_experts_per_tok": 1, "intermediate_size_mlp": 80, "interleave_moe_layer_step": 2},
     "switch_transformers": {
         "d_model": 64, "d_kv": 16, "d_ff": 48, "num_layers": 4, "num_decoder_layers": 4, "num_heads": 4,
-        "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2, "expert_capacity": 64,
+        "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2, "expert_capacity": 4,
     },
     "flex_olmo": {"norm_topk_prob": False},
     "minimax": {"layer_types": ["full_attention"] * 3, "block_size": 16},
@@ -76,8 +76,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"num_shared_experts": 1, "routed_scaling_factor": 2.5},
     "hunyuan_v1_moe": {"moe_topk": [3, 3, 3]},
     "hy_v3": {"num_shared_experts": 1, "router_scaling_factor": 2.826},
-    "step3p5": {"share_expert_dim": 40, "moe_layers_enum": "1,2", "swiglu_limits": [0.0, 0.0, 0.5],
-                "swiglu_limits_shared": [0.0, 0.0, 0.5], "moe_router_scaling_factor": 1.5},
+    "step3p7": {
+        "text_config": {
+            "share_expert_dim": 40, "mlp_layer_types": SPARSE, "swiglu_limits": [0.0, 0.0, 0.5],
+            "swiglu_limits_shared": [0.0, 0.0, 0.5], "moe_router_scaling_factor": 1.5,
+        },
+        "vision_config": {
+            "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 56, "mlp_ratio": 2.0,
+        },
+    },
     "lfm2_moe": {"num_dense_layers": 1, "layer_types": ["conv", "full_attention", "full_attention"]},
     "afmoe": {"num_shared_experts": 2, "num_dense_layers": 1, "route_scale": 1.3},
     "mimo_v2_flash": {},
@@ -134,6 +141,15 @@ def config_of(family: str, options: dict[str, Any]) -> Any:
     return kind(**{**chosen, **copy.deepcopy(options)})
 
 
+def composite(family: str, options: dict[str, Any]) -> Any:
+    """A config with a text model of the common sizes inside."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    text = type(CONFIG_MAPPING[family]().text_config).model_type
+    inner = config_of(text, options["text_config"]).to_dict()
+    return CONFIG_MAPPING[family](**{**options, "text_config": inner})
+
+
 def randomise(model: Any) -> None:
     """Weights large enough that routing is not a near tie; biases and buffers of routers are not left at zero."""
     generator = torch.Generator().manual_seed(7)
@@ -165,7 +181,8 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
     """The arrays of every MoE block, and their names under `names`."""
     found: dict[str, np.ndarray] = {}
     names = []
-    width = getattr(model.config, "hidden_size", None) or model.config.d_model
+    c = model.config.get_text_config()
+    width = getattr(c, "hidden_size", None) or c.d_model
     generator = torch.Generator().manual_seed(3)
     for name, module in model.named_modules():
         held = any("xpert" in n or "input_linear" in n for n, _ in module.named_parameters())
@@ -190,11 +207,14 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
             with torch.no_grad():
                 y = y + beside(x)
         found[f"{name}.x"], found[f"{name}.y"] = x[0].numpy(), y.reshape(TOKENS, width).numpy()
-        c = model.config
         experts = max(getattr(c, k, 0) or 0 for k in ("num_experts", "num_local_experts", "n_routed_experts"))
         experts += getattr(c, "zero_expert_num", 0) or 0
-        # models/openai_privacy_filter divides weights by k in the router, and multiplies outputs by k
-        factor = c.num_experts_per_tok if c.model_type == "openai_privacy_filter" else 1.0
+        # these scale outside the router: what it divided by k, what it left out, the mean with a shared expert
+        scales = {
+            "openai_privacy_filter": "num_experts_per_tok", "step3p5": "moe_router_scaling_factor",
+            "minimax_m3_vl_text": "routed_scaling_factor",
+        }  # fmt: skip
+        factor = 0.5 if c.model_type == "cohere2_moe" else getattr(c, scales.get(c.model_type, ""), 1.0)
         dense = dense_of(routed[0], experts, factor) if routed else None
         if dense is not None:
             found[f"{name}.dense"] = dense
@@ -220,7 +240,7 @@ def greedy(model: Any) -> list[list[int]]:
 
 def make(folder: Path, family: str, options: dict[str, Any]) -> None:
     """One family's directory and arrays."""
-    config = config_of(family, options)
+    config = (composite if "text_config" in options else config_of)(family, options)
     config.dtype = torch.float32
     try:
         model = transformers.AutoModelForCausalLM.from_config(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -217,16 +218,54 @@ def test_a_gate_is_bounded(activation):
     assert np.isfinite(y[0]).all()
 
 
+def half_erfc(x: np.ndarray) -> np.ndarray:
+    """x Phi(x) with relative accuracy far below zero."""
+    return np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x])
+
+
+def of_logistic(scale: float, cube: float = 0.0) -> Callable[[np.ndarray], np.ndarray]:
+    """x / (1 + e^-(scale (x + cube x^3))) with relative accuracy far below zero."""
+    return lambda x: x / (1 + np.exp(np.minimum(-scale * (x + cube * x**3), 700)))
+
+
+# by activation: its formula in float64, and the largest relative error from -5 up and below, as docs/layer.md states
+ACCURACY: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float, float]] = {
+    "relu": (lambda x: np.maximum(x, 0), 0.0, 0.0),
+    "relu2": (lambda x: np.maximum(x, 0) ** 2, 1e-7, 0.0),
+    "silu": (of_logistic(1.0), 3e-7, 3e-7),
+    "swiglu_oai": (of_logistic(1.702), 1e-6, 1e-5),
+    "gelu_tanh": (of_logistic(2 * math.sqrt(2 / math.pi), 0.044715), 5e-6, 3e-5),
+    "gelu": (half_erfc, 5e-6, 3e-5),
+}
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_are_accurate_over_their_range(activation):
-    """Errors are a few units in the last place of the result's own scale, from -100 to 100 and around zero."""
+    """From -100 to 100 and around zero: relative errors, and absolute ones in units of the argument."""
     x = np.concatenate([np.linspace(-100, 100, 20_000), np.linspace(-6, 6, 20_000), np.geomspace(1e-30, 1, 2_000)])
     x = np.concatenate([x, -x]).astype(np.float32)
     got = aligned(x.shape)
     got[:] = x
     activate(act.word(activation), got.ctypes.data, got.size)
-    want = reference.ACTIVATIONS[activation](x.astype(np.float64))
-    assert (np.abs(got - want) <= 4e-7 * np.maximum(np.abs(x), 1e-3)).all()
+    formula, near, far = ACCURACY[activation]
+    want = formula(x.astype(np.float64))
+    off, size = np.abs(got - want), np.abs(want)
+    assert (off <= np.where(x >= -5, near, far) * size + 1e-30).all()
+    assert (off <= 4e-7 * np.maximum(np.abs(x), np.maximum(size, 1e-3))).all()
+    same_formula = reference.ACTIVATIONS[activation](x.astype(np.float64))
+    assert (np.abs(same_formula - want) <= 1e-13 * np.maximum(np.abs(x), 1) ** 2).all()
+
+
+def test_scores_are_accurate_over_their_range():
+    """Weights of sigmoid and sqrtsoftplus have a relative error below 4e-7."""
+    x = np.linspace(-80, 80, 8_001).astype(np.float32)
+    for score, formula in (
+        ("sigmoid", lambda s: 1 / (1 + np.exp(-s))),
+        ("sqrtsoftplus", lambda s: np.sqrt(np.log1p(np.exp(s)))),
+    ):
+        got = np.array([choose(s[None], 1, Router(score, renormalize=False))[1][0] for s in x])
+        want = formula(x.astype(np.float64))
+        assert (np.abs(got - want) <= 4e-7 * want).all(), score
 
 
 def test_an_activation_depends_on_its_value_alone():

@@ -22,6 +22,7 @@ SCALAR_ACTIVATIONS: dict[str, Callable[[float], float]] = {
     "gelu_tanh": lambda v: 0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v * v * v))),
     "silu": lambda v: v / (1 + math.exp(-v)),
     "swiglu_oai": lambda v: v / (1 + math.exp(-1.702 * v)),
+    "relu2": lambda v: v * v if v > 0 else 0.0,
 }
 
 

@@ -58,6 +58,7 @@ def plans(draw: st.DrawFn) -> Plan:
         gated=gated,
         limit=draw(st.sampled_from((None, 0.5))) if gated else None,
         bias=draw(st.booleans()),
+        shared_ffn=draw(st.sampled_from((0, 33, 200))),
         max_tokens=most,
         router=router,
     )

@@ -14,7 +14,8 @@ from ...primitives import memory as mem
 from ...primitives.compile import jit
 from .branches import implementations
 
-LIMIT_SHIFT = 32  # of an activation word: the code in the low half, the float32 bits of the limit in the high half
+LIMIT_SHIFT = 32  # of an activation word: code and flag in the low half, the float32 bits of the limit in the high half
+AFTER = 0x100  # the flag: the limit bounds the activation, not its argument
 
 _f = np.float32
 ZERO, ONE, TWO, HALF, INFINITY = _f(0), _f(1), _f(2), _f(0.5), _f(np.inf)
@@ -104,6 +105,12 @@ def swiglu_oai(x):
     return x * logistic(OAI_SCALE * x)
 
 
+@jit
+def relu2(x):
+    """relu(x)^2 (Primer, arXiv:2109.08668; Nemotron-H)."""
+    return relu(x) * relu(x)
+
+
 FUNCTIONS = implementations({name: rule.code for name, rule in ACTIVATIONS.items()}, globals())
 SHIFTED = [rule for rule in ACTIVATIONS.values() if rule.shift]
 if len(SHIFTED) != 1:
@@ -111,15 +118,15 @@ if len(SHIFTED) != 1:
 SHIFTED_CODE, SHIFT = SHIFTED[0].code, _f(SHIFTED[0].shift)
 
 
-def word(activation: str, limit: float | None = None) -> int:
+def word(activation: str, limit: float | None = None, after: bool = False) -> int:
     """An activation and its limit in 64 bits, as kernels take them."""
     bits = np.array(np.inf if limit is None else limit, np.float32).view(np.uint32)
-    return ACTIVATIONS[activation].code | int(bits) << LIMIT_SHIFT
+    return ACTIVATIONS[activation].code | (AFTER if after else 0) | int(bits) << LIMIT_SHIFT
 
 
 @jit
 def code_of(word):
-    return word & 0xFFFFFFFF
+    return word & 0xFF
 
 
 @jit

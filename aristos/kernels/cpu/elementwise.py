@@ -2,7 +2,7 @@
 
 from ...primitives import memory as mem
 from ...primitives.compile import jit
-from ..common.activations import FUNCTIONS, INFINITY, at_most, code_of, factor, limit_of, plain, shift_of
+from ..common.activations import AFTER, FUNCTIONS, INFINITY, at_most, code_of, factor, limit_of, plain, shift_of
 from ..common.branches import unrolled
 
 apply = jit(unrolled("apply", "v, n", "for i in range(n):\n    v[i] = case(v[i])", FUNCTIONS, globals()))
@@ -13,10 +13,19 @@ def activate(word, addr, n):
     """Apply an activation in place to n float32 at `addr`. word: `activations.word`."""
     v = mem.floats(addr, n)
     limit = limit_of(word)
-    if limit < INFINITY:
-        for i in range(n):
-            v[i] = at_most(v[i], limit)
+    bounded, after = limit < INFINITY, word & AFTER != 0
+    if bounded and not after:
+        bound(v, n, limit)
     apply(code_of(word), v, n)
+    if bounded and after:
+        bound(v, n, limit)
+
+
+@jit
+def bound(v, n, limit):
+    """Clamp v[n] to at most `limit`."""
+    for i in range(n):
+        v[i] = at_most(v[i], limit)
 
 
 @jit

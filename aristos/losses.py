@@ -1,0 +1,174 @@
+"""Losses on a call's routing: they keep experts evenly loaded and router scores small.
+
+Each takes the `Routing` of a call with `return_routing=True` and returns (loss, dlogits): the loss over all ranks of
+`comm`, the same float on each, and its gradient by this rank's logits, float32 of their shape. Loads are counts and
+have no gradient. With comm, calls are collective; None is this process alone. E: columns of the logits; T: tokens of
+all ranks; p: the softmax of the logits. Sums are in float64, over ranks in rank order. They are plain NumPy, know no
+layer, and do not add themselves to anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from .errors import AristosError, InputError, PeerInputError
+
+if TYPE_CHECKING:
+    from .layer.routing import Routing
+
+Floats = np.ndarray
+Result = tuple[float, np.ndarray]
+
+
+def switch(routing: Routing, coefficient: float, comm: Any = None) -> Result:
+    """coefficient * E * sum over e of f_e P_e (Switch Transformers, arXiv:2101.03961, equations 4 to 6).
+
+    f_e: the share of all choices that name expert e, those beyond the capacity included; P_e: the mean of p_e over all
+    tokens. Even loads give `coefficient`, for any k.
+    """
+    logits = _meet(routing, comm)
+    p = _softmax(logits)
+    totals = _sum(np.concatenate([[len(logits)], routing.counts, p.sum(axis=0)]), comm)
+    tokens, experts = totals[0], logits.shape[1]
+    share = totals[1 : 1 + experts] / max(1.0, totals[1 : 1 + experts].sum())
+    each = coefficient * experts * share / max(1.0, tokens)
+    return float(each @ totals[1 + experts :]), _back(routing, _by_softmax(p, np.broadcast_to(each, p.shape)))
+
+
+def gshard(routing: Routing, coefficient: float, comm: Any = None) -> Result:
+    """coefficient * 1/E * sum over e of (c_e / S) m_e, a rank's tokens being a group (GShard, arXiv:2006.16668,
+    algorithm 1, line 13); the mean over ranks that have tokens.
+
+    c_e: how many of the S tokens have e as first choice; m_e: their mean of p_e.
+    """
+    logits = _meet(routing, comm)
+    p, (count, experts) = _softmax(logits), logits.shape
+    first = _choices(routing)[:, 0]
+    c = np.bincount(first[first >= 0], minlength=experts)
+    groups = max(1.0, _sum(np.array([float(count > 0)]), comm)[0])
+    each = coefficient / experts * c / max(1, count) / max(1, count) / groups
+    loss = _sum(np.array([each @ p.sum(axis=0)]), comm)[0]
+    return float(loss), _back(routing, _by_softmax(p, np.broadcast_to(each, p.shape)))
+
+
+def sequence(
+    routing: Routing,
+    coefficient: float,
+    comm: Any = None,
+    *,
+    score: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "sigmoid",
+    lengths: Sequence[int] | None = None,
+) -> Result:
+    """coefficient * sum over e of f_e P_e in a sequence; the mean over all sequences (DeepSeek-V3, arXiv:2412.19437,
+    equations 17 to 20).
+
+    f_e: E / (k T) times the choices of e in the sequence of T tokens; P_e: the mean of s_e / sum of s over its tokens,
+    for the router's score s. A sequence is logits[i] of logits [B, T, E], or all of [S, E]; lengths: of the sequences
+    in [S, E], one after the other.
+    """
+    problem: AristosError | None = None
+    ends = np.zeros(0, np.int64)
+    try:
+        ends = _ends(routing, score, lengths)
+    except AristosError as error:
+        problem = error
+    logits = _meet(routing, comm, problem)
+    experts, chosen = logits.shape[1], _choices(routing)
+    k = chosen.shape[1]
+    s, slope = _scores(score, logits)
+    total = s.sum(axis=1, keepdims=True) + 1e-300
+    shares = s / total
+    back = np.zeros_like(s)
+    sums = np.zeros(2)  # the loss of this rank's sequences, and their number
+    for first, end in zip([0, *ends], ends):
+        ids = chosen[first:end].ravel()
+        f = np.bincount(ids[ids >= 0], minlength=experts) * experts / (k * (end - first))
+        back[first:end] = coefficient * f / (end - first)
+        sums += coefficient * (f @ shares[first:end].mean(axis=0)), 1
+    loss, sequences = _sum(sums, comm)
+    back /= max(1.0, sequences)
+    by_s = (back - (back * shares).sum(axis=1, keepdims=True)) / total
+    by_logits = _by_softmax(s, by_s) if score == "softmax" else by_s * slope
+    return float(loss / max(1.0, sequences)), _back(routing, by_logits)
+
+
+def z(routing: Routing, coefficient: float, comm: Any = None) -> Result:
+    """coefficient / T * sum over tokens of (log of the sum of e^logits)^2 (ST-MoE, arXiv:2202.08906, equation 5)."""
+    logits = _meet(routing, comm)
+    largest = logits.max(axis=1, keepdims=True, initial=-np.inf)
+    logs = largest[:, 0] + np.log(np.exp(logits - largest).sum(axis=1))
+    squares, tokens = _sum(np.array([logs @ logs, len(logits)]), comm)
+    factor = coefficient / max(1.0, tokens)
+    return float(factor * squares), _back(routing, 2 * factor * logs[:, None] * _softmax(logits))
+
+
+def _meet(routing: Routing, comm: Any, problem: AristosError | None = None) -> Floats:
+    """The logits as [S, E] float64; raises on every rank where one cannot compute the loss."""
+    if problem is None and routing.logits is None:
+        problem = InputError("the routing has no logits: the call brought its ids, and no router computed scores")
+    if comm is not None:
+        for rank, text in enumerate(comm.allgather(None if problem is None else str(problem))):
+            if text is not None and problem is None:
+                raise PeerInputError(f"rank {rank} refused its arguments: {text}")
+    if problem is not None:
+        raise problem
+    assert routing.logits is not None
+    return np.asarray(routing.logits, np.float64).reshape(-1, routing.logits.shape[-1])
+
+
+def _choices(routing: Routing) -> np.ndarray:
+    """[S, k] ids, with those beyond the capacity."""
+    return routing.chosen.reshape(-1, routing.chosen.shape[-1])
+
+
+def _ends(routing: Routing, score: Any, lengths: Sequence[int] | None) -> np.ndarray:
+    """Where each sequence ends among this rank's tokens."""
+    if score not in ("softmax", "sigmoid", "sqrtsoftplus"):
+        raise InputError(f"score must be softmax, sigmoid or sqrtsoftplus, got {score!r}")
+    if routing.logits is None:
+        return np.zeros(0, np.int64)
+    shape = routing.logits.shape
+    count = int(np.prod(shape[:-1], dtype=np.int64))
+    if lengths is None:
+        each = shape[-2] if len(shape) > 2 else count
+        return np.arange(each, count + 1, each) if count else np.zeros(0, np.int64)
+    given = np.asarray(lengths)
+    if len(shape) != 2 or given.ndim != 1 or given.dtype.kind not in "iu" or (given < 1).any() or given.sum() != count:
+        raise InputError(f"lengths must be positive ints of sum {count} for logits [S, E], got {lengths!r}")
+    return np.cumsum(given)
+
+
+def _scores(score: str, logits: Floats) -> tuple[Floats, Floats]:
+    """Scores, and their derivatives by the logit of the same expert (of softmax: not used)."""
+    if score == "softmax":
+        return _softmax(logits), logits
+    logistic = 0.5 * (1.0 + np.tanh(0.5 * logits))
+    if score == "sigmoid":
+        return logistic, logistic * (1 - logistic)
+    root = np.sqrt(np.logaddexp(0.0, logits))
+    return root, logistic / (2 * root)
+
+
+def _softmax(logits: Floats) -> Floats:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _by_softmax(p: Floats, by_p: Floats) -> Floats:
+    """The gradient by logits from that by their softmax p."""
+    return p * (by_p - (p * by_p).sum(axis=1, keepdims=True))
+
+
+def _back(routing: Routing, by_logits: Floats) -> np.ndarray:
+    assert routing.logits is not None
+    return by_logits.astype(np.float32).reshape(routing.logits.shape)
+
+
+def _sum(values: Floats, comm: Any) -> Floats:
+    """The sum over ranks, in rank order, so that all ranks have the same bits."""
+    if comm is None:
+        return values
+    return np.sum(comm.allgather(values), axis=0)

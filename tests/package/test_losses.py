@@ -1,0 +1,161 @@
+"""Losses on a routing: values against loops written from the papers, gradients against finite differences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cases import MoE, tokens
+from mpi import ranks_each
+
+import aristos
+from aristos import Router, losses, reference
+from aristos.errors import InputError, PeerInputError
+from aristos.layer.routing import Routing, routing_of
+
+EXPERTS, K = 5, 2
+
+
+def made(count: int, seed: int, shape: tuple[int, ...] | None = None, beyond: bool = True) -> Routing:
+    """A routing by softmax, of which some choices are beyond the capacity."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.standard_normal((count, EXPERTS)).astype(np.float32)
+    ids = np.argsort(-logits, axis=1, kind="stable")[:, :K]
+    if beyond and count:
+        ids[rng.random(ids.shape) < 0.2] *= -1
+        ids = np.where(ids < 0, ids - 2, ids)
+    lead = shape or (count,)
+    return routing_of(ids.reshape(*lead, K), np.ones((*lead, K), "f4"), logits.reshape(*lead, EXPERTS), EXPERTS)
+
+
+def softmax(row: list[float]) -> list[float]:
+    powers = [math.exp(v) for v in row]
+    return [p / sum(powers) for p in powers]
+
+
+def by_loops(name: str, groups: list[Routing], coefficient: float, lengths: list[list[int]]) -> float:
+    """The loss of several ranks' tokens, a token and an expert at a time."""
+    tokens = [(row, ids) for g in groups for row, ids in zip(flat(g.logits), flat(g.chosen))]
+    if name == "z":
+        return coefficient * sum(math.log(sum(map(math.exp, row))) ** 2 for row, _ in tokens) / len(tokens)
+    if name == "switch":
+        loss = 0.0
+        for e in range(EXPERTS):
+            f = sum(list(ids).count(e) for _, ids in tokens) / (K * len(tokens))
+            loss += f * sum(softmax(row)[e] for row, _ in tokens) / len(tokens)
+        return coefficient * EXPERTS * loss
+    if name == "gshard":
+        parts = []
+        for g in groups:
+            rows, firsts = flat(g.logits), [ids[0] for ids in flat(g.chosen)]
+            if rows:
+                means = [sum(softmax(row)[e] for row in rows) / len(rows) for e in range(EXPERTS)]
+                parts.append(sum(firsts.count(e) / len(rows) * means[e] for e in range(EXPERTS)) / EXPERTS)
+        return coefficient * sum(parts) / len(parts)
+    parts = []
+    for g, each in zip(groups, lengths):
+        rows, chosen, first = flat(g.logits), flat(g.chosen), 0
+        for n in each:
+            part = 0.0
+            for e in range(EXPERTS):
+                f = EXPERTS / (K * n) * sum(list(ids).count(e) for ids in chosen[first : first + n])
+                s = [[1 / (1 + math.exp(-v)) for v in row] for row in rows[first : first + n]]
+                part += f * sum(row[e] / sum(row) for row in s) / n
+            parts.append(part)
+            first += n
+    return coefficient * sum(parts) / len(parts)
+
+
+def flat(array: np.ndarray) -> list[list]:
+    return array.reshape(-1, array.shape[-1]).tolist()
+
+
+NAMES = ("switch", "gshard", "z", "sequence")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_equal_loops(name):
+    routing = made(12, 0)
+    loss, back = getattr(losses, name)(routing, 0.3)
+    assert loss == pytest.approx(by_loops(name, [routing], 0.3, [[12]]), rel=1e-12)
+    assert (back.shape, back.dtype) == (routing.logits.shape, np.float32)
+    split = losses.sequence(routing, 0.3, lengths=[3, 5, 4])[0]
+    assert split == pytest.approx(by_loops("sequence", [routing], 0.3, [[3, 5, 4]]), rel=1e-12)
+    batch = made(12, 0, (3, 4))
+    assert losses.sequence(batch, 1.0)[0] == pytest.approx(losses.sequence(routing, 1.0, lengths=[4, 4, 4])[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in NAMES), ("sequence", {"score": "softmax"}), ("sequence", {"score": "sqrtsoftplus"})],
+)
+def test_gradients_equal_finite_differences(name, options):
+    """Central differences of the loss in float64, with the choices held fixed."""
+    routing = made(6, 1, (2, 3))
+    wide = replace(routing, logits=routing.logits.astype("f8"))
+    _, back = getattr(losses, name)(wide, 0.7, **options)
+    for at in np.ndindex(*wide.logits.shape):
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = wide.logits.copy()
+            moved[at] += step
+            ends.append(getattr(losses, name)(replace(wide, logits=moved), 0.7, **options)[0])
+        assert back[at] == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-8)
+
+
+def test_even_loads_give_the_coefficient():
+    logits = np.zeros((10, EXPERTS), np.float32)
+    ids = np.stack([np.arange(10) % 5, (np.arange(10) + 1) % 5], axis=1)
+    even = routing_of(ids, np.ones((10, 2), "f4"), logits, EXPERTS)
+    assert losses.switch(even, 0.01)[0] == pytest.approx(0.01)
+    assert losses.sequence(even, 0.01)[0] == pytest.approx(0.01)
+    assert losses.z(even, 1.0)[0] == pytest.approx(math.log(5) ** 2)
+
+
+def test_no_tokens_and_no_logits():
+    for name in NAMES:
+        loss, back = getattr(losses, name)(made(0, 0), 1.0)
+        assert (loss, back.shape) == (0.0, (0, EXPERTS))
+        with pytest.raises(InputError, match="the routing has no logits: the call brought its ids"):
+            getattr(losses, name)(replace(made(3, 0), logits=None), 1.0)
+    for lengths in ([1, 1], [4, -1], [1.0, 2.0], [[3]]):
+        with pytest.raises(InputError, match="lengths must be positive ints of sum 3"):
+            losses.sequence(made(3, 0), 1.0, lengths=lengths)
+    with pytest.raises(InputError, match="score must be softmax, sigmoid or sqrtsoftplus, got 'relu'"):
+        losses.sequence(made(3, 0), 1.0, score="relu")  # type: ignore[arg-type]
+
+
+@ranks_each(2, 3)
+def test_losses_over_ranks(comm, world):
+    """Ranks with different numbers of tokens, one without; each has the gradient by its own logits."""
+    counts = [7, 4, 0][-world:]
+    everyone = [made(n, seed=n) for n in counts]
+    mine = everyone[comm.rank]
+    alone = made(sum(counts), 0)  # the same tokens on one rank
+    alone = replace(
+        alone, logits=np.concatenate([g.logits for g in everyone]), chosen=np.concatenate([g.chosen for g in everyone]),
+        counts=sum(g.counts for g in everyone),
+    )  # fmt: skip
+    first = sum(counts[: comm.rank])
+    for name in NAMES:
+        loss, back = getattr(losses, name)(mine, 0.3, comm)
+        assert loss == pytest.approx(by_loops(name, everyone, 0.3, [[n] if n else [] for n in counts]), rel=1e-12)
+        assert comm.allgather(loss) == [loss] * world
+        if name in ("switch", "z"):
+            whole = getattr(losses, name)(alone, 0.3)[1]
+            assert np.abs(back - whole[first : first + len(back)]).max(initial=0) < 1e-7
+        with pytest.raises(PeerInputError if comm.rank else InputError, match="no logits"):
+            getattr(losses, name)(mine if comm.rank else replace(mine, logits=None), 0.3, comm)
+
+
+def test_losses_of_a_call():
+    cfg = aristos.MoEConfig(hidden=40, ffn=24, experts=EXPERTS, top_k=K, router=Router(capacity_factor=0.5))
+    w, x = reference.weights(cfg), tokens(cfg, 20, seed=0)
+    with MoE(cfg, threads=1) as moe:
+        moe.load(**w)
+        _, routing = moe(x, return_routing=True)
+    assert routing.dropped > 0
+    assert (routing.chosen >= 0).all()
+    assert losses.switch(routing, 0.1)[0] == pytest.approx(by_loops("switch", [routing], 0.1, []), rel=1e-12)
