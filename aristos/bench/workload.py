@@ -123,7 +123,11 @@ class Workload:
 
     def rows(self, ids: routing.Ids) -> NDArray[np.int64]:
         """Rows per expert [E] over all ranks. ids: of this rank's call. Collective."""
-        return np.sum(self.world.allgather(np.bincount(ids[ids >= 0], minlength=self.cfg.experts)), axis=0)
+        return self.counts(ids).sum(axis=0)
+
+    def counts(self, ids: routing.Ids) -> NDArray[np.int64]:
+        """Rows [W, E] of each rank for each expert. ids: of this rank's call. Collective."""
+        return np.array(self.world.allgather(np.bincount(ids[ids >= 0], minlength=self.cfg.experts)), np.int64)
 
     def oracle(self, call: Call) -> NDArray[np.float64]:
         """y: [S, H] float64 for this rank's tokens."""

@@ -6,7 +6,9 @@ import contextlib
 import ctypes
 import subprocess
 import sys
+import threading
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from aristos import results
 from aristos.bench import main, plots, routing, suites
 from aristos.bench.command_line import parse
 from aristos.bench.context import VERDICTS, Context
-from aristos.bench.gpu import calls, clock, cublas, launch_cost
+from aristos.bench.gpu import alltoall, calls, clock, cublas, launch_cost
 from aristos.bench.options import Options, UsageError
 from aristos.bench.suites import (
     exchange_gpu,
@@ -72,6 +74,47 @@ class FakeCublas:
         rows(c, m, n, ldc)[:] = narrow(left @ right.T, kind)
 
 
+class FakeNccl:
+    """CuPy's binding of NCCL, between threads: `groupEnd` moves the bytes of the group. In place of its module."""
+
+    available, NCCL_INT8 = True, 0
+
+    def __init__(self):
+        self.local = threading.local()
+
+    def get_unique_id(self):
+        return {"barrier": threading.Barrier(2), "sent": {}}
+
+    def groupStart(self):
+        self.local.sends, self.local.gets = [], []
+
+    def NcclCommunicator(self, size, key, rank):
+        self.local.key, self.local.rank = key, rank
+        assert size == key["barrier"].parties
+        return SimpleNamespace(
+            send=lambda at, n, kind, peer, stream: self.local.sends.append((at, n, peer)),
+            recv=lambda at, n, kind, peer, stream: self.local.gets.append((at, n, peer)),
+        )
+
+    def groupEnd(self):
+        gpu, key, rank = GPUS[threading.get_ident()], self.local.key, self.local.rank
+        gpu.synchronize()
+        for at, n, peer in self.local.sends:
+            key["sent"][rank, peer] = gpu._bytes(at, n).copy()
+        key["barrier"].wait(60)
+        for at, n, peer in self.local.gets:
+            gpu._bytes(at, n)[:] = key["sent"][peer, rank]
+        key["barrier"].wait(60)
+
+
+GPUS = {}  # thread -> its GPU
+
+
+@pytest.fixture
+def nccl(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", FakeNccl())
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Sizes that the PTX machine can run quickly."""
@@ -95,6 +138,7 @@ def measured(name, ranks=1, trace=None, **options):
     def body(comm, rank):
         world = World(comm)
         gpu = clock.BenchGpu(world)
+        GPUS[threading.get_ident()] = gpu.device
         try:
             return suites.known("cuda")[name].run(Context(world, Options(**SMALL | options), 5.0, trace=trace), gpu)
         finally:
@@ -209,6 +253,29 @@ def test_layer_against_the_chain(dtype, preset, monkeypatch):
     assert {r["speedup"] for r in records if r["what"] == layer_gpu.GRAPH} == {1.0}
 
 
+def test_layer_of_two_ranks_against_chains_with_nccl_and_mpi(monkeypatch, nccl):
+    """Rows go to the experts' ranks and outputs come back, with biases and gate; every chain's outputs are right."""
+    monkeypatch.setattr(cublas, "Cublas", FakeCublas)
+    even = {"experts": 4, "tokens": (12,)}  # every expert has rows: both GPUs run the same number of products
+    (sheet, _) = measured("layer", ranks=2, dtype="bfloat16", preset="gpt-oss-20b", iters=1, **even).sheets
+    assert [r["what"] for r in sheet.records] == [
+        layer_gpu.CALLED,
+        layer_gpu.GRAPH,
+        layer_gpu.CHAIN_NCCL,
+        layer_gpu.CHAIN_MPI,
+    ]
+    assert "speedup" in sheet.records[1]
+
+
+def test_chains_of_two_ranks_without_nccl(monkeypatch):
+    """MPI's chain is left, and the sheet says why."""
+    monkeypatch.setattr(cublas, "Cublas", FakeCublas)
+    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", None)
+    (sheet, _) = measured("layer", ranks=2, experts=4, tokens=(12,), iters=1).sheets
+    assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH, layer_gpu.CHAIN_MPI}
+    assert any("no NCCL (rank 0: CuPy cannot be imported" in note for note in sheet.notes)
+
+
 def test_layer_without_cublas():
     """The cost of a launch is measured all the same."""
     sheet, launched = measured("layer", tokens=(6,)).sheets
@@ -275,25 +342,28 @@ def test_exchange_on_one_rank():
     assert "in place" in sheet.notes[-1]
 
 
-def test_exchange_on_two_ranks():
+def test_exchange_on_two_ranks(nccl):
     (sheet,) = measured("exchange", ranks=2, tokens=(6,), routing="uniform", preset="gpt-oss-20b", iters=1).sheets
     (record,) = sheet.records
-    assert record["share"] == record["speedup"] == 1
+    assert record["share"] == record["speedup"] == record["nccl_speedup"] == 1
     assert record["mb"] < 2 * 6 * 128 / 1e6  # a rank's own rows do not move
 
 
-@pytest.mark.parametrize("what", [exchange_gpu.COPY, exchange_gpu.STAGED])
-def test_exchange_detects_bytes_that_did_not_move(what):
-    def lossy(moves):
-        moves.staged()
+@pytest.mark.parametrize("what", [exchange_gpu.COPY, exchange_gpu.STAGED, exchange_gpu.NCCL])
+def test_exchange_detects_bytes_that_did_not_move(what, nccl):
+    def lossy(moves, exchange):
+        moves.there_and_back(exchange)
         moves.gpu.device.clear(moves.landed, 8)
 
     def body(comm, rank):
         gpu = clock.BenchGpu(World(comm))
-        moves = exchange_gpu.Moves(gpu, np.array([[0, 3], [2, 0]]), 64)
+        GPUS[threading.get_ident()] = gpu.device
+        by_nccl = alltoall.Nccl(gpu)
+        moves = exchange_gpu.Moves(gpu, np.array([[0, 3], [2, 0]]), 64, by_nccl)
         right = moves.right(what)
         if rank == 1:
-            moves.calls[what] = {exchange_gpu.COPY: lambda: None, exchange_gpu.STAGED: partial(lossy, moves)}[what]
+            exchange = {exchange_gpu.STAGED: moves.through_hosts, exchange_gpu.NCCL: by_nccl}.get(what)
+            moves.calls[what] = partial(lossy, moves, exchange) if exchange else lambda: None
         wrong = moves.right(what)
         moves.close()
         gpu.close()

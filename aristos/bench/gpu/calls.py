@@ -66,7 +66,9 @@ def sample(call: Call, most: int = CHECKED) -> tuple[np.ndarray, Call]:
 
 
 class Played:
-    """One call of a layer with its arrays on the GPU. rows: [E] rows of each expert. Making one is collective.
+    """One call of a layer with its arrays on the GPU. Making one is collective.
+
+    counts: [W, E] rows of each rank for each expert; rows: [E] their sums over ranks.
 
     most: number of tokens to check. truth: [tokens, H] the oracle's outputs of these, if already known.
     """
@@ -81,7 +83,8 @@ class Played:
         self.routing: dict[str, GpuArray] = {}
         if call.ids is not None and call.weights is not None:
             self.routing = {"ids": gpu.array(call.ids), "weights": gpu.array(call.weights)}
-        self.count, self.rows = len(call.x), work.rows(work.routed(call)[0])
+        self.count, self.counts = len(call.x), work.counts(work.routed(call)[0])
+        self.rows = self.counts.sum(axis=0)
         self.some, few = sample(call, most)
         self.truth = work.oracle(few) if truth is None else truth
 

@@ -95,13 +95,24 @@ def scatter(kind: str) -> Kernel:
 GATHER = Kernel("chain_gather", gather, (types.int64,) * 5, THREADS, 0, 1)
 
 
+class ProductBuffers:
+    """Buffers of the experts' products for at most `rows` rows. columns, pitch: elements and bytes between rows."""
+
+    def __init__(self, gpu: Any, cfg: Any, kind: str, rows: int) -> None:
+        size, rows = BYTES[kind], max(1, rows)
+        self.columns = -(-cfg.ffn // INTERLEAVE) * INTERLEAVE * 2 if cfg.gated else -(-cfg.ffn // 8) * 8
+        self.pitch = -(-cfg.ffn * size // 128) * 128
+        self.wide = gpu.allocate(rows * size * self.columns)
+        self.hidden = gpu.allocate(rows * self.pitch)
+
+
 class ChainBuffers:
     """Weights and intermediate buffers that the chains of one layer share, for at most `tokens` tokens.
 
-    weights: the layer's on this GPU (`DeviceWeights`).
+    weights: the layer's on this GPU (`DeviceWeights`), of `held` experts.
     """
 
-    def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, tokens: int) -> None:
+    def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, tokens: int, held: int) -> None:
         job = np.zeros(words.JOB_WORDS, np.int64)
         weights.fill(job)
         self.up_step, self.up_bias, self.up_bias_step = job[[words.UP_STEP, words.UP_BIAS, words.UP_BIAS_STEP]]
@@ -109,16 +120,12 @@ class ChainBuffers:
         self.down_bias, self.down_bias_step = job[[words.DOWN_BIAS, words.DOWN_BIAS_STEP]]
         self.router = weights.router
         count, size = max(1, tokens * cfg.top_k), BYTES[kind]
-        self.columns = -(-cfg.ffn // INTERLEAVE) * INTERLEAVE * 2 if cfg.gated else -(-cfg.ffn // 8) * 8
         # bytes between rows:
-        self.pitch = -(-cfg.ffn * size // 128) * 128  # of hidden activations and of the second product's weights
+        self.pitch = -(-cfg.ffn * size // 128) * 128  # of the second product's weights
         self.depth = -(-cfg.hidden * size // 128) * 128  # the same of the first one's
-        self.up = unpacked_copy(gpu, int(job[words.UP]), int(self.up_step) * cfg.experts, self.depth)
-        self.down = unpacked_copy(gpu, int(job[words.DOWN]), int(self.down_step) * cfg.experts, self.pitch)
+        self.up = unpacked_copy(gpu, int(job[words.UP]), int(self.up_step) * held, self.depth)
+        self.down = unpacked_copy(gpu, int(job[words.DOWN]), int(self.down_step) * held, self.pitch)
         self.packed = gpu.allocate(count * size * cfg.hidden)
-        self.wide = gpu.allocate(count * size * self.columns)
-        self.hidden = gpu.allocate(count * self.pitch)
-        self.out = gpu.allocate(count * size * cfg.hidden)
         self.of_routing = {
             word: gpu.allocate(max(16, nbytes))
             for word, nbytes in (
@@ -131,17 +138,17 @@ class ChainBuffers:
 
 
 class Chain:
-    """The chain of a layer for one token count, on one rank with all experts.
+    """The steps of a layer's chain for one token count: `LocalChain` on one rank, `RankChain` on several.
 
-    x, y: addresses of contiguous rows. rows: [E] rows of each expert. ids, weights: addresses of [tokens, k] int64 and
-    float32 routed outside, or 0: the chain routes.
+    buffers: a `ChainBuffers`. x, y: addresses of contiguous rows. rows: rows of each expert held. ids, weights:
+    addresses of [tokens, k] int64 and float32 routed outside, or 0: the chain routes.
     """
 
-    def __init__(self, gpu: Any, cfg: Any, kind: str, blas: Any, buffers: ChainBuffers, x: int, y: int, tokens: int,
+    def __init__(self, gpu: Any, cfg: Any, kind: str, blas: Any, buffers: Any, x: int, y: int, tokens: int,
                  rows: np.ndarray, ids: int = 0, weights: int = 0) -> None:  # fmt: skip
         self.gpu, self.cfg, self.kind, self.blas, self.tokens, self.rows = gpu, cfg, kind, blas, tokens, rows
         self.x, self.y, self.size, self.routed = x, y, BYTES[kind], ids != 0
-        self.grid = BLOCKS_A_SM * gpu.device.sms
+        self.grid, self.row_bytes = BLOCKS_A_SM * gpu.device.sms, self.size * cfg.hidden
         self.buffers = buffers
         self._routing({router.IDS: ids, router.WEIGHTS: weights} if ids else {})
 
@@ -162,41 +169,68 @@ class Chain:
             job[word] = at
         self.job, self.job_at = job, gpu.array(job).at
 
-    def __call__(self) -> None:
-        """Queue all launches."""
+    def pack(self, count: int) -> None:
+        """Queue the routing, and the gathering of `count` rows in packed order."""
         cfg, gpu, buffers, kernels, job = self.cfg, self.gpu, self.buffers, route_kernels(), self.job
         kind = self.kind if self.kind in router.KINDS else "f32"
-        blocks, count, row = router.blocks(self.tokens), int(self.rows.sum()), self.size * cfg.hidden
+        blocks = router.blocks(self.tokens)
         if self.routed:
             gpu.launch(kernels["check"], blocks, router.check_shared(cfg.experts), self.job_at)
         else:
             route = kernels[router.route(kind).__name__]
             gpu.launch(route, blocks, router.route_shared(cfg.experts, kind), self.job_at)
         gpu.launch(kernels["place"], blocks, router.place_shared(cfg.experts, cfg.top_k), self.job_at)
-        gpu.launch(GATHER, self.grid, 0, buffers.packed, self.x, job[router.TOKEN], count, row)
+        gpu.launch(GATHER, self.grid, 0, buffers.packed, self.x, job[router.TOKEN], count, self.row_bytes)
+
+    def experts(self, rows: int, out: int, buffers: ProductBuffers) -> None:
+        """Queue the products of every expert on its rows, which lie side by side. rows, out: addresses."""
         first = 0
         for e, m in enumerate(self.rows.tolist()):
             if m:
-                self._expert(e, m, first)
+                at = self.row_bytes * first
+                self._expert(e, m, rows + at, out + at, buffers)
             first += m
-        gpu.launch(
-            scatter(self.kind), self.grid, 0, self.y, self.tokens, cfg.top_k, job[router.WEIGHTS], job[router.IDS],
-            job[router.POSITION], buffers.out, row, buffers.down_bias, buffers.down_bias_step,
+
+    def scatter(self, out: int) -> None:
+        """Queue the weighted sums of the outputs, which are in packed order. out: address."""
+        buffers, job = self.buffers, self.job
+        self.gpu.launch(
+            scatter(self.kind), self.grid, 0, self.y, self.tokens, self.cfg.top_k, job[router.WEIGHTS], job[router.IDS],
+            job[router.POSITION], out, self.row_bytes, buffers.down_bias, buffers.down_bias_step,
         )  # fmt: skip
 
-    def _expert(self, e: int, m: int, first: int) -> None:
+    def _expert(self, e: int, m: int, rows: int, out: int, of: ProductBuffers) -> None:
         cfg, buffers, size = self.cfg, self.buffers, self.size
-        wide, hidden = buffers.wide + size * buffers.columns * first, buffers.hidden + buffers.pitch * first
         self.blas.product(
-            self.kind, m, buffers.columns, cfg.hidden, buffers.packed + size * cfg.hidden * first, cfg.hidden,
-            int(buffers.up + buffers.up_step * e), buffers.depth // size, wide, buffers.columns,
+            self.kind, m, of.columns, cfg.hidden, rows, cfg.hidden, int(buffers.up + buffers.up_step * e),
+            buffers.depth // size, of.wide, of.columns,
         )  # fmt: skip
         self.gpu.launch(
-            activate(self.kind), self.grid, 0, hidden, buffers.pitch, wide, size * buffers.columns,
+            activate(self.kind), self.grid, 0, of.hidden, of.pitch, of.wide, size * of.columns,
             buffers.up_bias + buffers.up_bias_step * e, m, cfg.ffn, activations.word(cfg.activation, cfg.limit),
             cfg.gated,
         )  # fmt: skip
         self.blas.product(
-            self.kind, m, cfg.hidden, cfg.ffn, hidden, buffers.pitch // size, int(buffers.down + buffers.down_step * e),
-            buffers.pitch // size, buffers.out + size * cfg.hidden * first, cfg.hidden,
+            self.kind, m, cfg.hidden, cfg.ffn, of.hidden, of.pitch // size, int(buffers.down + buffers.down_step * e),
+            buffers.pitch // size, out, cfg.hidden,
         )  # fmt: skip
+
+
+class LocalChain(Chain):
+    """The chain on one rank. Arguments as those of `Chain`."""
+
+    def __call__(self) -> None:
+        """Queue all launches."""
+        buffers = self.buffers
+        self.pack(int(self.rows.sum()))
+        self.experts(buffers.packed, buffers.out, buffers.products)
+        self.scatter(buffers.out)
+
+
+class LocalBuffers(ChainBuffers):
+    """What the chains of a layer on one rank share. Arguments as those of `ChainBuffers`."""
+
+    def __init__(self, gpu: Any, cfg: Any, kind: str, weights: Any, tokens: int) -> None:
+        super().__init__(gpu, cfg, kind, weights, tokens, held=cfg.experts)
+        self.products = ProductBuffers(gpu, cfg, kind, tokens * cfg.top_k)
+        self.out = gpu.allocate(max(1, tokens * cfg.top_k) * BYTES[kind] * cfg.hidden)

@@ -7,6 +7,7 @@ with it, the same rows move without that work:
     aristos graph   the call, captured in a CUDA graph
     copy            a cuMemcpyDtoDAsync to each peer and one back, without waits or signals; on one node only
     MPI, staged     from the GPU to pinned memory, MPI_Alltoallv, to the GPU, and back the same way; several ranks only
+    NCCL            its all-to-all and the one back, captured in a CUDA graph; several ranks, a GPU each
 
 Routing is uniform and zipf, from outside, or that of --routing. A rank's own rows do not move. With one rank the layer
 reads its rows in place, and the copies move all of them within its memory. GB/s: bytes that the busiest rank sends and
@@ -17,6 +18,7 @@ against those sent.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from ...results import Table
 from ...transport.ipc import IpcWindow
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..gpu.alltoall import Nccl, Staged, nccl_or_why, starts
 from ..gpu.calls import Played, routed_call
 from ..gpu.clock import BenchGpu, ratios
 from ..measure import Statistics, gathered, padded
@@ -32,7 +35,7 @@ from ..registry import gpu_suite
 from ..workload import Workload
 from ..world import World
 
-GRAPH, COPY, STAGED = "aristos graph", "copy", "MPI, staged"
+GRAPH, COPY, STAGED, NCCL = "aristos graph", "copy", "MPI, staged", "NCCL"
 FFN = 16  # the smallest width without padding for every kind of arithmetic
 PATTERNS = ("uniform", "zipf")
 
@@ -49,6 +52,8 @@ COLUMNS = (
     Column("share_high", "95 %", ".0%"),
     Column("mpi_us", "MPI, staged\nus", ".1f"),
     Column("speedup", "against\nMPI", ".2f"),
+    Column("nccl_us", "NCCL\nus", ".1f"),
+    Column("nccl_speedup", "against\nNCCL", ".2f"),
     Column("turns", "turns", "d"),
     ERROR,
     CHECK,
@@ -58,11 +63,11 @@ COLUMNS = (
 class Moves:
     """The rows of a call, moved out and back without a layer. counts: [W, W] rows from rank to rank. Collective."""
 
-    def __init__(self, gpu: BenchGpu, counts: NDArray[np.int64], row_bytes: int) -> None:
+    def __init__(self, gpu: BenchGpu, counts: NDArray[np.int64], row_bytes: int, nccl: Nccl | None = None) -> None:
         self.gpu, self.world, me = gpu, gpu.world, gpu.world.rank
         self.nbytes = counts * row_bytes
         self.sends, self.gets = self.nbytes[me], self.nbytes[:, me]
-        self.send_at, self.get_at = _starts(self.sends), _starts(self.gets)
+        self.send_at, self.get_at = starts(self.sends), starts(self.gets)
         self.land_at = np.cumsum(self.nbytes, axis=0) - self.nbytes  # [from, to]: offset at the target
         self.home_at = np.cumsum(self.nbytes, axis=1) - self.nbytes  # [from, to]: offset at the source, on return
         self.source = gpu.array(self._bytes_of(me))
@@ -72,10 +77,14 @@ class Moves:
         self.calls: dict[str, Any] = {}
         if self.world.size == 1 or self.window is not None:
             self.calls[COPY] = self.copy
-        self.host: list[Any] = []
-        if self.world.size > 1:
-            self.calls[STAGED] = self.staged
-            self.host = [gpu.device.host(most)[0] for _ in range(2)]
+        self.through_hosts = Staged(gpu, most) if self.world.size > 1 else None
+        if self.through_hosts is not None:
+            self.calls[STAGED] = partial(self.there_and_back, self.through_hosts)
+        if nccl is not None:
+            move = partial(self.there_and_back, nccl)
+            move()  # NCCL connects ranks at their first transfer, which a capture forbids
+            gpu.device.synchronize(gpu.stream)
+            self.calls[NCCL] = partial(gpu.device.replay, gpu.device.graph(gpu.stream, move), gpu.stream)
 
     def _window(self, nbytes: int) -> tuple[Any, list[int]]:
         """(window that peers open, or None; address of each rank's part on this GPU, 0 if it has none)."""
@@ -104,23 +113,10 @@ class Moves:
                 gpu.device.copy(self.base[p] + self._half + int(self.home_at[p, me]), self.landed + int(self.get_at[p]),
                               int(self.gets[p]), gpu.stream)  # fmt: skip
 
-    def staged(self) -> None:
-        """Move the rows through the hosts; waits for the stream before and after MPI."""
-        out, into = (self.host[0], self.sends, self.send_at), (self.host[1], self.gets, self.get_at)
-        self._through(self.source.at, out, into, self.landed)
-        self._through(self.landed, into, out, self.back)
-
-    def _through(self, source: int, out: Any, into: Any, to: int) -> None:
-        from mpi4py import MPI
-
-        device, stream = self.gpu.device, self.gpu.stream
-        sends, gets = ((array[: int(n.sum())], (n, at)) for array, n, at in (out, into))
-        device.copy_out(sends[0], source, stream)
-        device.synchronize(stream)
-        with self.world.bounded("Alltoallv"):
-            self.world.comm.Alltoallv([*sends, MPI.BYTE], [*gets, MPI.BYTE])
-        device.copy_in(to, gets[0], stream)
-        device.synchronize(stream)
+    def there_and_back(self, exchange: Nccl | Staged) -> None:
+        """Move the rows by an all-to-all, and back by another."""
+        exchange(self.landed, self.source.at, self.sends, self.gets)
+        exchange(self.back, self.landed, self.gets, self.sends)
 
     def right(self, name: str) -> bool:
         """Move the rows on cleared memory; whether all bytes landed and came back, on every rank. Collective."""
@@ -153,12 +149,8 @@ class Moves:
         else:
             self.gpu.free(self.landed)
         self.gpu.free(self.source.at)
-        for array in self.host:
-            self.gpu.device.free_host(array)
-
-
-def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.cumsum(counts) - counts
+        if self.through_hosts is not None:
+            self.through_hosts.close()
 
 
 def moved(world: World, placement: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -185,12 +177,14 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     sheet = Sheet(f"{title}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     patterns = PATTERNS if ctx.options.routing is None else (ctx.options.routing,)
     plan = [(pattern, tokens) for pattern in patterns for tokens in shape.tokens]
+    nccl, why = nccl_or_why(gpu) if ctx.world.size > 1 else (None, "")
     done = []
     for i, (pattern, tokens) in enumerate(plan):
         ctx.report(f"{pattern}, {tokens} tokens", i / len(plan))
         call = routed_call(ctx, work, tokens, pattern)
         played = Played(gpu, work, moe, call)
-        moves = Moves(gpu, moved(ctx.world, work.placement, work.routed(call)[0]), played.x.nbytes // max(1, tokens))
+        counts = moved(ctx.world, work.placement, work.routed(call)[0])
+        moves = Moves(gpu, counts, played.x.nbytes // max(1, tokens), nccl)
         calls = {GRAPH: played.graph(), **moves.calls}
         errors, right = [played.error(calls[GRAPH])], [moves.right(name) for name in moves.calls]
         found = gpu.in_turns(calls, ctx.left() / (len(plan) - i), ctx.options.warmup, ctx.options.iters)
@@ -202,6 +196,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         record = _record(moves, times) | {"pattern": pattern, "tokens": tokens, "error": max(errors)}
         sheet.records.append(record | {"check": VERDICTS[all(right) and work.passes(max(errors))]})
     moe.close()
+    sheet.notes += [why] if why else []
     sheet.notes.append(f"aristos: a whole call with experts of F {FFN}: routing checked, rows out, outputs back, sums")
     if not ctx.world.nodes.single:
         sheet.notes.append("ranks of several nodes: there is no copy from GPU to GPU to compare with")
@@ -225,6 +220,9 @@ def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:
     if STAGED in slowest:
         record |= {"mpi_us": Statistics.of(slowest[STAGED]).median * 1e6}
         record["speedup"], *_ = ratios(slowest[GRAPH], slowest[STAGED])
+    if NCCL in slowest:
+        record |= {"nccl_us": Statistics.of(slowest[NCCL]).median * 1e6}
+        record["nccl_speedup"], *_ = ratios(slowest[GRAPH], slowest[NCCL])
     return record
 
 

@@ -5,7 +5,7 @@ Phases and steps are those of the CPU's suite (`suites/replay.py`): each step is
 recorded layer, whose ids and weights are on the GPU. Each is captured in a CUDA graph:
 
     aristos graph   MoE(backend="cuda"), one launch of the graph
-    chain graph     `chain.py` with the same routing; one rank only
+    chain ...       the unfused chains of suite `layer` with the same routing
 
 They take turns, step by step, with cold caches (`clock.py`). `against chain` compares whole passes. Outputs of some
 tokens of every step are checked against the float64 oracle, before all passes and after.
@@ -25,12 +25,11 @@ from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, held, sample
 from ..gpu.clock import BenchGpu, GpuArray, ratios
-from ..gpu.cublas import Cublas, cublas_or_why
 from ..measure import Statistics, gathered, no_gc, rotated
 from ..registry import gpu_suite
 from ..routing import busiest_over_mean
 from ..workload import Call, Workload
-from .layer_gpu import CHAIN, GRAPH, chain_buffers, chained
+from .layer_gpu import GRAPH, Rival, fastest, rival_or_why
 from .replay import MOST_PASSES, MOST_STEPS, most_tokens, step_call
 
 CHECKED = 4  # tokens per step that the oracle computes
@@ -96,25 +95,27 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     work = Workload(ctx.world, with_max_tokens(shape.cfg, most), ctx.options.seed)
     ctx.report("weights", 0.0)
     moe = work.layer("fused", None, backend="cuda")
-    blas, why = cublas_or_why(gpu)
-    buffers = chain_buffers(gpu, work, moe, blas, most)
+    rival, why = rival_or_why(gpu, work, moe, most)
     sheet = Sheet(f"replay on {gpu.device.name}: {trace.path}, {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     done = []
     for i, name in enumerate(MOST_STEPS):
         ctx.report(name, i / len(MOST_STEPS))
-        phase = _phase(ctx, gpu, work, moe, name, prefill, blas, buffers)
+        phase = _phase(ctx, gpu, work, moe, name, prefill, rival)
         _play(ctx, gpu, phase, ctx.left() / (len(MOST_STEPS) - i))
         phase.check()
         sheet.records += _records(work, phase)
         done.append(phase)
+    if rival is not None:
+        rival.close()
     moe.close()
     sheet.notes.append(f"{trace.layers} recorded layers in turn, {len(trace.lengths)} sequences")
-    sheet.notes += [note for note in (why, "" if ctx.world.size == 1 else "the chain is for one rank") if note]
+    sheet.notes += why
     return Result(sheet.ok, [sheet], [_table(ctx, phase) for phase in done])
 
 
-def _phase(ctx: Context, gpu: BenchGpu, work: Workload, moe: Any, name: str, prefill: int, blas: Cublas | None,
-           buffers: Any) -> GpuPhase:  # fmt: skip
+def _phase(
+    ctx: Context, gpu: BenchGpu, work: Workload, moe: Any, name: str, prefill: int, rival: Rival | None
+) -> GpuPhase:
     """All steps on the GPU, captured and checked. One call of the oracle covers all, so that it generates the
     weights of each expert once."""
     assert ctx.trace is not None
@@ -129,8 +130,8 @@ def _phase(ctx: Context, gpu: BenchGpu, work: Workload, moe: Any, name: str, pre
         ctx.report(f"{name}, step {i + 1} of {count}", 0.0)
         played = Played(gpu, work, moe, call, CHECKED, wanted)
         step = Step(played, layer, {GRAPH: played.graph()}, {GRAPH: played.y})
-        if blas is not None and buffers is not None:
-            step.calls[CHAIN], step.outputs[CHAIN] = chained(played, blas, buffers)
+        for what, (chain, out) in rival.chains(played).items() if rival is not None else ():
+            step.calls[what], step.outputs[what] = chain, out
         steps.append(step)
     tokens = np.sum(ctx.world.allgather([len(call.x) for call in calls]), axis=0)
     rows = np.array([np.bincount(work.placement, step.played.rows, ctx.world.size) for step in steps])
@@ -180,8 +181,8 @@ def _records(work: Workload, phase: GpuPhase) -> list[dict[str, Any]]:
             "tokens_per_s": float(phase.tokens.sum() / np.median(whole[name])), "passes": times.shape[1],
             "error": error, "check": VERDICTS[work.passes(error)],
         }  # fmt: skip
-        if name == GRAPH and CHAIN in whole:
-            record["speedup"], record["speedup_low"], record["speedup_high"] = ratios(whole[name], whole[CHAIN])
+        if name == GRAPH and (chain := fastest(whole)) is not None:
+            record["speedup"], record["speedup_low"], record["speedup_high"] = ratios(whole[name], chain)
         records.append(record)
     return records
 
