@@ -29,6 +29,9 @@ ELSEWHERE = re.compile(
 )
 
 
+MOST = 1 << 20  # of a size: nothing is allocated by the word of a file
+
+
 class Options:
     """A config.json's object for one recipe. where: the file, for messages. defaults: the family's."""
 
@@ -49,23 +52,24 @@ class Options:
                     return source[key]
         return None
 
-    def _number(self, keys: tuple[str, ...], kinds: tuple[type, ...], least: float) -> Any:
+    def _number(self, keys: tuple[str, ...], kinds: tuple[type, ...], least: float, most: float = math.inf) -> Any:
         value: Any = self.get(*keys)
         if value is None:
             self.refuse(f"it has no {' or '.join(keys)}: this model's options are not complete")
         good = isinstance(value, kinds) and not isinstance(value, bool)
-        if not good or not least <= value < math.inf:
+        if not good or not least <= value <= most or value == math.inf:
             kind = "an int" if float not in kinds else "a number"
-            self.refuse(f"{keys[0]} must be {kind} of at least {least:g}, got {shown(value)}")
+            bound = f" and at most {most}" if most < math.inf else ""
+            self.refuse(f"{keys[0]} must be {kind} of at least {least:g}{bound}, got {shown(value)}")
         return value
 
     def size(self, *keys: str) -> int:
         """A positive int under one of these keys."""
-        return self._number(keys, (int,), 1)
+        return self._number(keys, (int,), 1, MOST)
 
     def count(self, *keys: str) -> int:
         """An int from 0 up; 0 where it is not there."""
-        return 0 if self.get(*keys) is None else self._number(keys, (int,), 0)
+        return 0 if self.get(*keys) is None else self._number(keys, (int,), 0, MOST)
 
     def number(self, *keys: str) -> float:
         """A finite number from 0 up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import tracemalloc
@@ -10,6 +11,8 @@ import cases
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from model_files import OLMOE, olmoe, stacked, write
 
 import aristos
@@ -53,7 +56,7 @@ def test_nothing_but_the_options_is_read_at_first(tmp_path):
         ({"moe_expert_skip": False}, "option 'moe_expert_skip'"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
         ({"num_experts": None}, "it has no num_experts"),
-        ({"num_experts": -1}, "num_experts must be an int of at least 1, got -1"),
+        ({"num_experts": -1}, "num_experts must be an int of at least 1"),
         ({"num_experts_per_tok": "two"}, "num_experts_per_tok must be an int"),
         ({"num_experts": True}, "num_experts must be an int"),
         ({"norm_topk_prob": 1}, "norm_topk_prob must be true or false"),
@@ -456,3 +459,43 @@ def test_ranks_load_their_experts_and_refuse_together(comm):
         comm.Barrier()
         if comm.rank == 0:
             shutil.rmtree(folder)
+
+
+SIZES = (
+    "hidden_size", "intermediate_size", "moe_intermediate_size", "num_experts", "n_routed_experts", "d_model", "d_ff",
+    "num_local_experts", "moe_num_experts", "moe_shared_expert_intermediate_size", "num_experts_per_tok", "moe_k",
+    "moe_topk", "num_experts_per_token", "num_hidden_layers", "num_layers", "n_layers",
+    "shared_expert_intermediate_size", "share_expert_dim", "shared_intermediate_size", "expert_ffn_hidden_size",
+    "n_shared_experts", "ffn_hidden_size",
+)  # fmt: skip
+WORDS = (
+    "mlp_layer_types", "moe_layer_freq", "mlp_only_layers", "decoder_sparse_step", "swiglu_limit", "swiglu_limits",
+    "n_group", "topk_group", "routed_scaling_factor", "hidden_act", "norm_topk_prob", "moe_layers", "layers_block_type",
+    "hybrid_override_pattern", "ffn_config", "expert_layer_offset", "moe_layers_enum", "quantization_config",
+    "num_sparse_encoder_layers", "zero_expert_num", "first_k_dense_replace", "num_shared_expert", "expert_capacity",
+    "moe_layer_end_index", "moe_norm_min", "interleave_moe_layer_step", "num_hash_layers", "text_config",
+)  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS + SIZES), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(sorted(FAMILIES)), st.dictionaries(st.sampled_from(WORDS + SIZES), VALUES, max_size=4))
+def test_options_of_any_kind_are_read_or_refused(tmp_path_factory, family, change):
+    """No other error than a refusal, and no work by the word of a file."""
+    path = tmp_path_factory.getbasetemp() / "options"
+    path.mkdir(exist_ok=True)
+    config = {**dict.fromkeys(SIZES, 4), "model_type": family, "ffn_config": dict.fromkeys(SIZES, 4), **change}
+    (path / "config.json").write_text(json.dumps(config))
+    with contextlib.suppress(CheckpointError):
+        checkpoint = aristos.Checkpoint(path)
+        for number in checkpoint.layers[:3]:
+            checkpoint.problem(number)
+
+
+def test_the_number_of_layers_is_bounded(tmp_path):
+    with pytest.raises(CheckpointError, match="num_hidden_layers must be an int of at least 1 and at most"):
+        of(tmp_path, {**OLMOE, "num_hidden_layers": 2**50})

@@ -19,7 +19,7 @@ import aristos
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "generate.py"
 MOST = 1e-5  # relative error in float32
-TIE = 1e-4  # relative distance of weights or scores that rounding may exchange
+TOKENS = 40  # of a block
 REFUSED = {  # family: words of the refusal that is right
     "gemma4_text": "not known", "inkling_text": "not known", "zaya": "not known",
     "doge": "not known", "nllb-moe": "not known",
@@ -33,6 +33,32 @@ def block_name(name: str) -> tuple[str, int]:
     return parts[0] if parts[0] in ("encoder", "decoder") else "", number
 
 
+def compare_layer(moe: Any, layer: int, given: dict[str, np.ndarray], comm: Any) -> tuple[list[str], float]:
+    """(what is wrong, relative error) of a layer on this rank's tokens. given: x, y and maybe dense of its block."""
+    x, y = given["x"], given["y"]
+    mine = slice(comm.rank * len(x) // comm.size, (comm.rank + 1) * len(x) // comm.size)
+    if (
+        moe.layer_config(layer).router.capacity is not None
+    ):  # it counts a rank's tokens, the block all: they are rank 0's
+        mine = slice(0, len(x) if comm.rank == 0 else 0)
+    got, routing = moe(np.ascontiguousarray(x[mine]), layer=layer, return_routing=True)
+    found, other = [], np.zeros(len(got), bool)
+    if "dense" in given:
+        wanted = given["dense"][mine]
+        dense = np.zeros_like(wanted)
+        np.put_along_axis(dense, np.asarray(routing.ids), np.asarray(routing.weights), axis=1)
+        other = ((dense != 0) != (wanted != 0)).any(axis=1)
+        far = np.abs(dense - wanted).max(axis=1) > MOST * np.abs(wanted).max()
+        if (far & ~other).any():
+            found.append(f"weights differ by {np.abs(dense - wanted)[~other].max():.2g}")
+        if other.sum() > 1:
+            found.append(f"{other.sum()} tokens have other experts")
+    error = float(np.abs(got - y[mine])[~other].max(initial=0.0) / np.abs(y).max())
+    if not error < MOST:
+        found.append(f"relative error {error:.2g}")
+    return found, error
+
+
 def compare(folder: Path, family: str, comm: Any) -> str:
     """ "" if every layer of a family agrees with its block; else what does not."""
     arrays = np.load(folder / f"{family}.npz")
@@ -42,40 +68,24 @@ def compare(folder: Path, family: str, comm: Any) -> str:
     blocks = {block_name(name): name for name in map(str, arrays["names"])}
     if not blocks:
         return "no block was recorded"
-    encoder = sum(1 for n in checkpoint.layers if ("encoder", n) in blocks)
     found, worst = [], 0.0
-    for number in checkpoint.layers:
-        key = ("", number)
-        if encoder:
-            half = json.loads((folder / family / "config.json").read_text())["num_layers"]
-            key = ("encoder", number) if number < half else ("decoder", number - half)
-        if key not in blocks:
-            return f"the model has no block {number}, the recipe says it does"
-        name = blocks.pop(key)
-        x, y = arrays[f"{name}.x"], arrays[f"{name}.y"]
-        cfg = checkpoint.layer_config(number, max_tokens=len(x))
-        mine = slice(comm.rank * len(x) // comm.size, (comm.rank + 1) * len(x) // comm.size)
-        if cfg.router.capacity is not None:  # it counts a rank's tokens, the block all: they are rank 0's
-            mine = slice(0, len(x) if comm.rank == 0 else 0)
-        with aristos.MoE(cfg, comm, threads=1, timeout=60) as moe:
-            checkpoint.load(moe, layer=0, number=number)
-            got, routing = moe(np.ascontiguousarray(x[mine]), return_routing=True)
-        wrong = np.zeros(len(got), bool)
-        if f"{name}.dense" in arrays:
-            wanted = arrays[f"{name}.dense"][mine]
-            dense = np.zeros_like(wanted)
-            np.put_along_axis(dense, np.asarray(routing.ids), np.asarray(routing.weights), axis=1)
-            other = ((dense != 0) != (wanted != 0)).any(axis=1)
-            wrong = np.abs(dense - wanted).max(axis=1) > MOST * np.abs(wanted).max()
-            if (wrong & ~other).any():
-                found.append(f"layer {number}: weights differ by {np.abs(dense - wanted)[~other].max():.2g}")
-            if other.sum() > 1:
-                found.append(f"layer {number}: {other.sum()} tokens have other experts")
-            wrong = other
-        error = float(np.abs(got - y[mine])[~wrong].max(initial=0.0) / np.abs(y).max())
-        worst = max(worst, error)
-        if not error < MOST:
-            found.append(f"layer {number}: relative error {error:.2g}")
+    stacks = {stack for stack, _ in blocks} - {""}  # an encoder and a decoder
+    cfgs = checkpoint.configs(max_tokens=TOKENS)
+    half = json.loads((folder / family / "config.json").read_text()).get("num_layers", 0)
+    with aristos.MoE(cfgs, comm, threads=1, timeout=60) as moe:
+        for layer, number in enumerate(checkpoint.layers):
+            checkpoint.load(moe, layer=layer, number=number)
+        for layer, number in enumerate(checkpoint.layers):
+            key = ("", number)
+            if stacks:
+                key = ("encoder", number) if number < half else ("decoder", number - half)
+            if key not in blocks:
+                return f"the model has no block {number}, the recipe says it does"
+            name = blocks.pop(key)
+            given = {what: arrays[f"{name}.{what}"] for what in ("x", "y", "dense") if f"{name}.{what}" in arrays}
+            why, error = compare_layer(moe, layer, given, comm)
+            worst = max(worst, error)
+            found += [f"layer {number}: {each}" for each in why]
     if blocks:
         found.append(f"the recipe does not know the blocks {sorted(blocks.values())}")
     if "generated" in arrays:

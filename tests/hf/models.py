@@ -210,11 +210,11 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
         experts = max(getattr(c, k, 0) or 0 for k in ("num_experts", "num_local_experts", "n_routed_experts"))
         experts += getattr(c, "zero_expert_num", 0) or 0
         # these scale outside the router: what it divided by k, what it left out, the mean with a shared expert
-        names = {
+        scales = {
             "openai_privacy_filter": "num_experts_per_tok", "step3p5": "moe_router_scaling_factor",
             "minimax_m3_vl_text": "routed_scaling_factor",
         }  # fmt: skip
-        factor = 0.5 if c.model_type == "cohere2_moe" else getattr(c, names.get(c.model_type, ""), 1.0)
+        factor = 0.5 if c.model_type == "cohere2_moe" else getattr(c, scales.get(c.model_type, ""), 1.0)
         dense = dense_of(routed[0], experts, factor) if routed else None
         if dense is not None:
             found[f"{name}.dense"] = dense
