@@ -80,6 +80,12 @@ def qwen3_moe(o: Options) -> dict[int, Block]:
     return dict.fromkeys(by_step(o), qwen(o, o.flag("norm_topk_prob"), False))
 
 
+@family("mellum", norm_topk_prob=True, first_k_dense_replace=0, hidden_act="silu")
+def mellum(o: Options) -> dict[int, Block]:
+    """models/mellum: as Qwen3-MoE, in the layers that mlp_layer_types calls sparse."""
+    return dict.fromkeys(after_dense(o), qwen(o, o.flag("norm_topk_prob"), False))
+
+
 @family("qwen3_next", norm_topk_prob=True, **STEPS)
 def qwen3_next(o: Options) -> dict[int, Block]:
     """models/qwen3_next."""
@@ -186,9 +192,9 @@ def granitemoe(o: Options) -> dict[int, Block]:
     return dict.fromkeys(layers(o), granite(o))
 
 
-@family("granitemoeshared", "granitemoehybrid", hidden_act="silu")
+@family("granitemoeshared", "granitemoehybrid", "granitemoe_swa", hidden_act="silu")
 def granitemoeshared(o: Options) -> dict[int, Block]:
-    """models/granitemoeshared, granitemoehybrid: the decoder adds shared_mlp; it is part of the layer here."""
+    """models/granitemoeshared, granitemoehybrid, _swa: the decoder adds shared_mlp; it is part of the layer here."""
     block, width = granite(o), o.count("shared_intermediate_size")
     if not width:
         return dict.fromkeys(layers(o), block)

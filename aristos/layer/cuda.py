@@ -26,7 +26,8 @@ from .backend import Backend, Settings
 from .collective import Membership, Needs, status_of, why
 from .cuda_weights import DeviceWeights
 from .device_arrays import KINDS
-from .stats import call_stats
+from .routing import Routing, routing_of
+from .stats import CallStats, call_stats
 
 MOST_SMS = 1 << 20
 NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
@@ -36,8 +37,10 @@ NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
 class DeviceCall:
     """One call between its checks and its result: addresses on the GPU, and the host's arrays.
 
-    waits: the result is a host array, so the call ends before it is returned. stream: that it is queued on. before:
-    streams that it waits for; after: streams that wait for it. keeps: arrays that must stay alive.
+    router_x: rows that the router reads, 0: those of x. wants_routing: the routing is copied to the host, so the call
+    ends before its result is returned. waits: the result is a host array, so the call ends before it is returned.
+    stream: that it is queued on. before: streams that it waits for; after: streams that wait for it. keeps: arrays that
+    must stay alive.
     """
 
     kind: str
@@ -46,6 +49,10 @@ class DeviceCall:
     layer: int = 0
     x: int = 0
     x_stride: int = 0
+    router_x: int = 0
+    router_x_stride: int = 0
+    lead: tuple[int, ...] = ()
+    wants_routing: bool = False
     tokens: int = 0
     y: int = 0
     ids: int = 0
@@ -78,6 +85,7 @@ class CudaBackend(Backend):
         self._jobs: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, tile rows) -> addresses on the GPU
         self._host_jobs: dict[tuple[int, int], np.ndarray] = {}
         self._filled = [-1] * settings.layers  # the runtime's version that a layer's jobs were filled for
+        self._keeps_logits = False  # until a call wants its routing, the router writes none
         self._last: tuple[int, int] | None = None  # key of the last call's job
         self._started = 0.0  # when the last call was
         self._queued = self._runtime.device.event(timed=False)  # what other streams have queued before a call
@@ -87,7 +95,6 @@ class CudaBackend(Backend):
         if sms is not None:
             whole("sms", sms, MOST_SMS, "None or a positive int")
         for option, given in (
-            ("identity_experts", cfg.identity_experts),
             ("shared_ffn", cfg.shared_ffn),
             ("limit_after", cfg.limit_after),
             ("Router(capacity=...)", cfg.router.capacity),
@@ -136,7 +143,8 @@ class CudaBackend(Backend):
         """The job of the router kernels."""
         cfg, runtime, starts = self.cfgs[layer], self._runtime, self._runtime.tables.starts
         job = np.zeros(router.JOB_WORDS, np.int64)
-        job[[router.HIDDEN, router.EXPERTS, router.TOP_K]] = cfg.hidden, cfg.experts, cfg.top_k
+        job[[router.HIDDEN, router.EXPERTS, router.TOP_K]] = cfg.hidden, cfg.columns, cfg.top_k
+        job[router.LOGITS] = self._logits() if self._keeps_logits else 0
         job[[router.SCORE, router.RENORMALIZE]] = rule(cfg.router), cfg.router.renormalize
         job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
         job[router.SLOTS] = self.member.placement.slots
@@ -149,9 +157,12 @@ class CudaBackend(Backend):
         job[router.STATUS] = runtime.state_at + 8 * words.STATUS
         job[router.ROUTER] = self.weights[layer].router or 0 if self.weights[layer] is not None else 0
         job[router.SELECT_BIAS] = self.weights[layer].select_bias if self.weights[layer] is not None else 0
-        job[router.SLOT_OF] = self._buffer("slots", 8 * cfg.experts)
-        runtime.device.copy_in(job[router.SLOT_OF], self.member.placement.slots_for(self.member.rank))
-        scratch = router.scratch_bytes(cfg.max_tokens, cfg.experts, self.member.placement.slots)
+        columns = max(each.columns for each in self.cfgs)
+        slots = np.full(columns, -1)  # identity experts have none
+        slots[: cfg.experts] = self.member.placement.slots_for(self.member.rank)
+        job[router.SLOT_OF] = self._buffer("slots", slots.nbytes)
+        runtime.device.copy_in(job[router.SLOT_OF], slots)
+        scratch = router.scratch_bytes(cfg.max_tokens, columns, self.member.placement.slots)
         job[router.SCRATCH] = self._buffer("scores", scratch)
         return job
 
@@ -175,12 +186,12 @@ class CudaBackend(Backend):
                 schema.CUDA,
                 hidden=cfg.hidden,
                 ffn=cfg.ffn,
-                experts=cfg.experts,
+                experts=cfg.columns,
                 top_k=cfg.top_k,
                 choices=cfg.top_k,
                 shared=0,
                 shared_ffn=0,
-                identity=0,
+                identity=cfg.identity_experts,
                 row_bytes=BYTES[self._kind] * cfg.hidden,
                 activation=activations.word(cfg.activation, cfg.limit),
                 timeout_ns=timeout_ns(self.settings.timeout),
@@ -225,48 +236,67 @@ class CudaBackend(Backend):
     def take(self, call: DeviceCall, given: CallArguments, copy: bool) -> None:
         gpu, stream = self._runtime.device, given.stream
         x, ids, weights, out = given.x, given.ids, given.weights, given.out
-        for name, asked in (("router_x", given.router_x is not None), ("return_routing", given.return_routing)):
-            if asked:
-                raise InputError(f"backend='cuda' does not have {name}= yet: pass backend='cpu' to the layer")
-        call.stream, call.before = streams.choose(stream, (x, out, ids, weights), gpu.stream)
+        call.stream, call.before = streams.choose(stream, (x, out, ids, weights, given.router_x), gpu.stream)
         if stream is None:
             call.after = call.before
-        self._take_arrays(call, x, ids, weights, out)
+        self._take_arrays(call, given)
+        call.wants_routing = given.return_routing
+        if call.wants_routing and not self._keeps_logits:
+            self._keeps_logits, self._filled = True, [-1] * len(self.cfgs)
         if gpu.capturing(call.stream):
+            if call.wants_routing:
+                raise InputError("return_routing cannot be captured in a graph: it copies to the host")
             if call.waits or call.host_ids is not None:
                 raise InputError("a call that is captured in a graph needs all its arrays in GPU memory")
             if self._filled[call.layer] != self._runtime.version:
                 raise InputError("make a call outside the capture first: another layer has changed this one's memory")
             call.before, call.after = [], []  # a capture holds no other stream's work
 
-    def _take_arrays(self, call: DeviceCall, x: Any, ids: Any, weights: Any, out: Any) -> None:
-        lead = self._take_x(call, x)
+    def _take_arrays(self, call: DeviceCall, given: CallArguments) -> None:
+        lead = call.lead = self._take_x(call, given.x)
         if call.tokens > self.cfg.max_tokens:
             raise InputError(f"x has {call.tokens} tokens, more than max_tokens={self.cfg.max_tokens}")
-        self._take_routing(call, ids, weights, lead)
-        self._take_y(call, x, out, lead)
+        self._take_routing(call, given.ids, given.weights, lead)
+        self._take_router_x(call, given.router_x)
+        self._take_y(call, given.x, given.out, lead)
+
+    def _take_router_x(self, call: DeviceCall, router_x: Any) -> None:
+        if router_x is None:
+            return
+        if call.routed:
+            raise InputError("router_x needs the layer's router: give either router_x, or ids and weights")
+        by = DeviceCall(self._kind, self.cfg.top_k, call.slots, stream=call.stream)
+        lead = self._take_x(by, router_x, "router_x")
+        if lead != call.lead:
+            wanted, got = [*call.lead, self.cfg.hidden], [*lead, self.cfg.hidden]
+            raise InputError(f"router_x must have the shape of x {wanted}, got {got}")
+        if by.waits != call.waits:
+            where = "in main memory" if call.waits else "in GPU memory"
+            raise InputError(f"router_x must lie {where} as x does, got {type(router_x).__name__}")
+        call.router_x, call.router_x_stride = by.x, by.x_stride
+        call.keeps += by.keeps
 
     def refuse(self, call: DeviceCall) -> None:
         call.status, call.tokens, call.routed = status_of(call.error), 0, False
 
-    def _take_x(self, call: DeviceCall, x: Any) -> tuple[int, ...]:
+    def _take_x(self, call: DeviceCall, x: Any, name: str = "x") -> tuple[int, ...]:
         cfg = self.cfg
         nbytes = BYTES[self._kind] * cfg.hidden
-        found = device_arrays.on_device("x", x, call.stream)
+        found = device_arrays.on_device(name, x, call.stream)
         if found is not None:
-            self._check_device("x", found)
-            lead, call.x_stride = device_arrays.rows("x", found, cfg.hidden, cfg.dtype)
+            self._check_device(name, found)
+            lead, call.x_stride = device_arrays.rows(name, found, cfg.hidden, cfg.dtype)
             call.x, call.tokens, call.waits = found.address, int(np.prod(lead, dtype=np.int64)), False
             call.keeps = (found,)
             return lead
-        given = arrays.view("x", x)
+        given = arrays.view(name, x)
         wanted = "float32" if cfg.dtype == "tf32" else cfg.dtype
         if given.dtype.name != wanted:
-            raise arrays.wrong_dtype("x", given.dtype, wanted)
-        flat, lead = arrays.rows("x", given, cfg.hidden, given.dtype.name)
+            raise arrays.wrong_dtype(name, given.dtype, wanted)
+        flat, lead = arrays.rows(name, given, cfg.hidden, given.dtype.name)
         call.tokens, call.x_stride = len(flat), nbytes
         if call.tokens <= cfg.max_tokens:
-            call.x = self._buffer("x", nbytes * cfg.max_tokens)
+            call.x = self._buffer(name, nbytes * cfg.max_tokens)
             self._runtime.device.copy_in(call.x, np.ascontiguousarray(flat).view(np.uint8), call.stream)
         return lead
 
@@ -353,20 +383,44 @@ class CudaBackend(Backend):
         try:
             if call.error is not None:
                 raise call.error
-            if call.waits or return_stats:
+            if call.waits or return_stats or call.wants_routing:
                 self._raise_status(call)
-            if not return_stats:
-                return call.result
-            runtime.read_all()
-            seconds = max(seconds, time.perf_counter() - self._started)
-            assert self._last is not None
-            job = self._host_jobs[self._last]
-            job[words.TOKENS], job[words.EPOCH] = call.tokens, runtime.state[words.CALLS]
-            self.totals.add(job, runtime.state, runtime.counted, seconds)
-            stats = call_stats(job, runtime.state, runtime.counted, schedule=self.settings.schedule, seconds=seconds)
-            return call.result, stats
+            found: tuple[Any, ...] = (call.result,)
+            if return_stats:
+                found += (self._stats(call, seconds),)
+            if call.wants_routing:
+                found += (self._routing_of(call),)
+            return found if len(found) > 1 else call.result
         finally:
             runtime.open = False
+
+    def _stats(self, call: DeviceCall, seconds: float) -> CallStats:
+        runtime = self._runtime
+        runtime.read_all()
+        seconds = max(seconds, time.perf_counter() - self._started)
+        assert self._last is not None
+        job = self._host_jobs[self._last]
+        job[words.TOKENS], job[words.EPOCH] = call.tokens, runtime.state[words.CALLS]
+        self.totals.add(job, runtime.state, runtime.counted, seconds)
+        return call_stats(job, runtime.state, runtime.counted, schedule=self.settings.schedule, seconds=seconds)
+
+    def _routing_of(self, call: DeviceCall) -> Routing:
+        """The routing of a call that has ended, copied to the host."""
+        gpu, cfg = self._runtime.device, self.cfgs[call.layer]
+        shape = (*call.lead, cfg.top_k)
+        ids, weights, logits = np.empty(shape, np.int64), np.empty(shape, np.float32), None
+        if call.tokens:
+            gpu.copy_out(ids.reshape(-1), call.ids)
+            gpu.copy_out(weights.reshape(-1), call.weights)
+        if not call.routed:
+            logits = np.empty((*call.lead, cfg.columns), np.float32)
+            if call.tokens:
+                gpu.copy_out(logits.reshape(-1), self._logits())
+        return routing_of(ids, weights, logits, cfg.columns)
+
+    def _logits(self) -> int:
+        """Where the router writes the scores that callers want to have."""
+        return self._buffer("logits", 4 * self.cfg.max_tokens * max(cfg.columns for cfg in self.cfgs))
 
     def _raise_status(self, call: DeviceCall) -> None:
         """Raise what this rank or a peer refused in a call that has ended."""
@@ -394,7 +448,7 @@ class CudaBackend(Backend):
             given = "weights of choices taken" if call.routed else "router scores"
             return what or f"{given} must be finite, got NaN or infinity"
         if status == codes.BAD_IDS:
-            return explain_ids(call.host_ids.reshape(-1, self.cfg.top_k), self.cfg.experts)
+            return explain_ids(call.host_ids.reshape(-1, self.cfg.top_k), self.cfgs[call.layer].columns)
         return "weights of choices taken must be finite, got NaN or infinity"
 
     def synchronize(self) -> None:

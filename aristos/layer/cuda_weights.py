@@ -95,7 +95,7 @@ def packed_bytes(cfg: MoEConfig, count: int) -> int:
     wide = 2 * _up(cfg.ffn, INTERLEAVE) if cfg.gated else cfg.ffn
     kind = KINDS[cfg.dtype]
     expert = _product_bytes(cfg.hidden, wide, kind) + _product_bytes(cfg.ffn, cfg.hidden, kind)
-    return count * expert + _product_bytes(cfg.hidden, cfg.experts, "f32")
+    return count * expert + _product_bytes(cfg.hidden, cfg.columns, "f32")
 
 
 def _product_bytes(k: int, n: int, kind: str) -> int:

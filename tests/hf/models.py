@@ -48,6 +48,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "dots1": {"routed_scaling_factor": 2.5, "n_shared_experts": 2, "norm_topk_prob": True},
     "gpt_oss": {"swiglu_limit": 0.7},
     "granitemoe": {},
+    "granitemoe_swa": {"shared_intermediate_size": 40},
+    "mellum": {"mlp_layer_types": SPARSE},
     "jamba": {
         "expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 2, "attn_layer_offset": 1,
         "mamba_d_state": 4, "mamba_d_conv": 2, "mamba_expand": 2, "use_mamba_kernels": False,

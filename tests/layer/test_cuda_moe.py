@@ -92,6 +92,70 @@ def test_every_dtype_equals_the_reference(dtype):
     close(y, x, bound=0.03 if dtype == "bfloat16" else 4e-3)
 
 
+def test_published_routers_and_identity_experts():
+    """Biases, groups, identity experts and another input of the router, on two ranks; the routing comes back."""
+    router = aristos.Router("sigmoid", scale=2.5, groups=3, topk_groups=2, group_score="sum_top2")
+    grouped = replace(CFG, experts=6, router=router)
+    identity = replace(CFG, identity_experts=3, top_k=3, router=aristos.Router(renormalize=False, scale=6.0))
+    mixed = replace(CFG, router=aristos.Router("sparsemixer"))
+
+    def body(comm, rank):
+        for cfg, has_bias in ((grouped, True), (identity, True), (mixed, False)):
+            w = reference.weights(cfg)
+            w["router_bias"] = w["router"][0]
+            if has_bias:
+                w["select_bias"] = w["router"][1] / 4
+            with aristos.MoE(cfg, comm, backend="cuda") as moe:
+                moe.load(**w)
+                x, by = tokens(cfg, 12 + rank, seed=rank), tokens(cfg, 12 + rank, seed=9)
+                y, stats, found = moe(x, return_stats=True, return_routing=True)
+                ids, weights = reference.route(cfg, x, w["router"], w["router_bias"], w.get("select_bias"))
+                assert np.array_equal(found.ids, ids)
+                assert np.abs(found.weights - weights).max() < 1e-5
+                assert reference.error(found.logits, x.astype("f8") @ w["router"] + w["router_bias"]) < 1e-6
+                assert reference.error(y, reference.moe(cfg, x, **w)) < 1e-5
+                assert found.counts[: cfg.experts].tolist() == list(stats.expert_rows)
+                assert reference.error(moe(x, router_x=by), reference.moe(cfg, x, router_x=by, **w)) < 1e-5
+                given = moe(x, found.ids, found.weights, return_routing=True)
+                assert given[0].tobytes() == y.tobytes()
+                assert given[1].logits is None
+                assert np.array_equal(given[1].ids, ids)
+                with pytest.raises(InputError, match="router_x needs the layer's router"):
+                    moe(x, found.ids, found.weights, router_x=by)
+
+    on_ranks(2, body, gpus=2, blocks=2)
+
+
+def test_layers_of_different_kinds():
+    cfgs = [replace(CFG, router=aristos.Router("sqrtsoftplus")), replace(CFG, ffn=24, gated=False, activation="relu2")]
+
+    def body(comm, rank):
+        with aristos.MoE(cfgs, comm, backend="cuda") as moe:
+            for layer, cfg in enumerate(cfgs):
+                moe.load(layer, **reference.weights(cfg, seed=layer))
+            for layer in (1, 0, 1):
+                x, w = tokens(CFG, 9, seed=rank), reference.weights(cfgs[layer], seed=layer)
+                assert reference.error(moe(x, layer=layer), reference.moe(cfgs[layer], x, **w)) < 1e-5
+
+    on_ranks(2, body, gpus=2, blocks=2)
+
+
+def test_what_a_gpu_does_not_have_is_refused_by_name():
+    def body(comm, rank):
+        limited = replace(CFG, limit=1.0, limit_after=True)
+        for cfg, name in (
+            (replace(CFG, shared_ffn=8), "shared_ffn"),
+            (limited, "limit_after"),
+            (replace(CFG, router=aristos.Router(capacity_factor=1.0)), r"Router\(capacity_factor=\.\.\.\)"),
+            (replace(CFG, router=aristos.Router(capacity=3)), r"Router\(capacity=\.\.\.\)"),
+            (replace(CFG, top_k=1, router=aristos.Router(weight_on="input")), r"Router\(weight_on='input'\)"),
+        ):
+            with pytest.raises(InputError, match=f"backend='cuda' does not have {name} yet: pass backend='cpu'"):
+                aristos.MoE(cfg, comm, backend="cuda")
+
+    on_ranks(1, body)
+
+
 def test_an_input_refused_by_one_rank():
     def body(comm, rank):
         with aristos.MoE(CFG, comm, backend="cuda") as moe:

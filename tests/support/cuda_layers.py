@@ -163,7 +163,7 @@ class Rank:
         )  # fmt: skip
         builder.fill(
             job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=layers.merge,
-            **layers.runs,
+            shared_shares=0, **layers.runs,
         )  # fmt: skip
         builder.update(
             job, workers=layers.grid, held=held.held[self.me], experts=cfg.experts, top_k=cfg.top_k, hidden=cfg.hidden,
@@ -216,6 +216,7 @@ class Rank:
         self.device.launch(
             substrate.begin, 1, 64, self.job.ptr, self.state.ptr, self.routing.ptr, self.x_at,
             BYTES[layers.kind] * cfg.hidden, count, self.y.ptr, self.ids.ptr, self.combine.ptr, codes.OK,
+            self.x_at, BYTES[layers.kind] * cfg.hidden,
         )  # fmt: skip
         if count:
             kernel, shared = r.route(self.routed_as), r.route_shared(slots, self.routed_as)

@@ -29,13 +29,14 @@ from .tile import CHUNK, Tile, tile_memory
     ROUTER, EXPERTS, TOP_K,  # address of `pack_router`
     SCORE, RENORMALIZE, SCALE,  # arguments of `scores.choose`: its rule; the scale as the bits of a float32
     IDS, WEIGHTS,  # [tokens, k] int64, float32: `route` writes them, `check` reads them; -1 is a choice not taken
-    SLOT_OF, SLOTS,  # [experts] int64: the place of an expert in the packed order
+    SLOT_OF, SLOTS,  # [experts] int64: the place of an expert in the packed order; -1: it has none, nor rows (identity)
     OFFSET, TOKEN, POSITION,  # [slots + 1], [tokens * k], [tokens, k] int64: see engine/packing.py
+    LOGITS,  # where `route` keeps the scores, [tokens, experts] float32, or 0
     SELECT_BIAS,  # [experts] float32, added to the weights when experts are compared, or 0
     STATUS,  # a word: OK at first, then the largest status of any token; unless OK, `place` assigns no rows
     SCRATCH,  # `scratch_bytes` bytes
     JOB_WORDS,
-) = range(21)  # fmt: skip
+) = range(22)  # fmt: skip
 
 OK, NOT_FINITE, BAD_IDS = 0, 2, 3  # in STATUS: the engine's codes, which this room may not import; a test compares them
 KINDS = ("f32", "bf16", "f16")  # of tokens
@@ -142,13 +143,18 @@ def route(kind: str) -> Any:
             token = first + thread
             row = mem.floats(scores + FLOAT * width * thread, experts)
             ids, weights = mem.words(job[IDS] + WORD * k * token, k), mem.floats(job[WEIGHTS] + FLOAT * k * token, k)
+            if job[LOGITS] != 0:
+                kept = mem.floats(job[LOGITS] + FLOAT * experts * token, experts)
+                for e in range(experts):
+                    kept[e] = row[e]
             for j in range(k):
                 weights[j] = 0  # compiled code may read them speculatively
             scale, bias = mem.float_of_bits(job[SCALE]), job[SELECT_BIAS]
             if choose(row, experts, k, job[SCORE], job[RENORMALIZE], scale, bias, ids, weights):
                 slot_of = mem.words(job[SLOT_OF], experts)
                 for j in range(k):
-                    cuda.atomic.add(counts, slot_of[ids[j]], 1)
+                    if slot_of[ids[j]] >= 0:
+                        cuda.atomic.add(counts, slot_of[ids[j]], 1)
             else:
                 _report(job, NOT_FINITE)
         _keep(job, counts)
@@ -182,7 +188,8 @@ def check(job_address):
                 good = good and ids[j] != e
             if weights[i] - weights[i] != 0:
                 worst = max(worst, NOT_FINITE)
-            cuda.atomic.add(counts, slot_of[e], 1)
+            if slot_of[e] >= 0:
+                cuda.atomic.add(counts, slot_of[e], 1)
         if not good:
             worst = BAD_IDS
     if worst != OK:

@@ -99,11 +99,14 @@ def keep_refusal(job, st):
 
 
 @cuda.jit
-def begin(job_address, state_address, routing_address, x, x_stride, tokens, y, ids, weights, status):
+def begin(
+    job_address, state_address, routing_address, x, x_stride, tokens, y, ids, weights, status, router_x, router_x_stride
+):
     """Open a call, before its router kernels: one block. Arguments are what changes from call to call.
 
-    x, y: addresses of the rows; ids, weights: where the router writes, or the routing from outside; status: OK, or why
-    this rank refuses its input. The calls are counted here, so that a call captured in a graph can be replayed.
+    x, y, router_x: addresses of the rows, router_x of those that the router reads; ids, weights: where the router
+    writes, or the routing from outside; status: OK, or why this rank refuses its input. The calls are counted here, so
+    that a call captured in a graph can be replayed.
 
     The host orders calls by events. Where it cannot, as between branches of a graph, this kernel waits for the call in
     flight: that one needs no SM in addition to those that it has, and its waits are bounded.
@@ -118,9 +121,10 @@ def begin(job_address, state_address, routing_address, x, x_stride, tokens, y, i
         st[words.WAIT_SINCE] = 0
         job[words.EPOCH] = st[words.CALLS]
         job[words.X], job[words.X_STRIDE], job[words.TOKENS], job[words.Y] = x, x_stride, tokens, y
+        job[words.INPUT], job[words.INPUT_STRIDE] = x, x_stride
         job[words.IDS], job[words.WEIGHTS], job[words.STATUS_IN] = ids, weights, status
         routing = mem.words(routing_address, router.JOB_WORDS)
-        routing[router.X], routing[router.X_STRIDE], routing[router.TOKENS] = x, x_stride, tokens
+        routing[router.X], routing[router.X_STRIDE], routing[router.TOKENS] = router_x, router_x_stride, tokens
         routing[router.IDS], routing[router.WEIGHTS] = ids, weights
     mem.block_barrier()
     packing.begin(job, st)
@@ -339,7 +343,7 @@ FEWER_BLOCKS = {
     ("sm_100", "f32", 16),
     ("sm_100", "f32", 64),
 }
-BEGIN = Kernel("begin", begin, (types.int64,) * 10, 128, 0, 1)
+BEGIN = Kernel("begin", begin, (types.int64,) * 12, 128, 0, 1)
 FAIL = Kernel("fail", fail, (types.int64,) * 4, 1, 0, 1)
 
 

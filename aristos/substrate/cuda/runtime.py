@@ -200,7 +200,8 @@ class CudaRuntime(Runtime):
         device.wait(stream, self._ended, capturing)
         device.launch(
             device.load(persistent.BEGIN), 1, 0, job, self.state_at, routing, call.x, call.x_stride, call.tokens,
-            call.y, call.ids, call.weights, call.status, stream=stream,
+            call.y, call.ids, call.weights, call.status, call.router_x or call.x,
+            call.router_x_stride or call.x_stride, stream=stream,
         )  # fmt: skip
         routes, count = route_kernels(), router.blocks(call.tokens)
         if count and call.routed:
