@@ -46,7 +46,7 @@ KINDS: tuple[dict[str, Any], ...] = (
     {},
     {"shared_sigmoid": True, "bias": True},
     {"activation": "relu2", "gated": False, "shared_ffn": 300, "bias": True},
-    {"top_k": 1, "router": Router("sigmoid", weight_on="input")},
+    {"top_k": 1, "router": Router("sigmoid", renormalize=False, weight_on="input")},
     {"identity_experts": 3, "shared_sigmoid": True},
 )
 
