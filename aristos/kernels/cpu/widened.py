@@ -9,6 +9,7 @@ zeros to blocks of 32 columns.
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numba.extending import overload
@@ -25,7 +26,7 @@ from .micro_kernels import STEP, SUMS
 from .panels import LANES
 from .target import ISA
 
-_products = {
+_products: dict[str, Any] = {
     "avx512bf16": partial(micro_kernels.dot_bfloat16, instruction=f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"),
     "neonbf16": micro_kernels.matrix_bfloat16,
 }
