@@ -165,6 +165,8 @@ class Router:
 
     def _check_groups(self) -> None:
         if self.groups == 0 and self.topk_groups == 0 and not isinstance(self.groups, bool):
+            if self.group_score != "max":
+                raise InputError(f"group_score={self.group_score!r} requires groups, got groups=0")
             _normalize(self, groups=0, topk_groups=0)
             return
         groups = whole("groups", self.groups, MOST_GROUPS, f"0 or an int in 1..{MOST_GROUPS}")

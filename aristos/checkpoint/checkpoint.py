@@ -59,7 +59,7 @@ class Checkpoint:
     def _text_model(self, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """(model_type, options) of the model that has experts: the directory's, or one inside it."""
         outer = kind = config.get("model_type")
-        while kind not in FAMILIES:
+        while not isinstance(kind, str) or kind not in FAMILIES:
             inner = next((config[key] for key in INNER if isinstance(config.get(key), dict)), None)
             if inner is None:
                 break
@@ -111,8 +111,11 @@ class Checkpoint:
 
     def _layer_config(self, number: int, given: Mapping[str, Any]) -> MoEConfig:
         options = dict(self._block(number).options)
-        router = Router(**options.pop("router"))
-        return MoEConfig(**options, router=router, **given)
+        try:
+            cfg = MoEConfig(**{**options, "router": Router(**options["router"])})
+        except InputError as error:
+            raise CheckpointError(f"{self._where}: layer {number} cannot be made by its options: {error}") from error
+        return replace(cfg, **given)
 
     def configs(self, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest") -> list[MoEConfig]:
         """A configuration for each of `layers`. Raises CheckpointError for what Aristos cannot run."""
@@ -226,9 +229,9 @@ class Checkpoint:
         problem: Exception | None = None
         try:
             self._load(moe, layer, number)
-        except (AristosError, OSError, MemoryError) as error:
+        except Exception as error:  # whatever it is, the other ranks wait in `agree`
             problem = error
-        moe.agree(problem, f"layer {number} of {self.path.name}")
+        moe.agree(problem, f"layer {number} of {self.path}")
 
     def _load(self, moe: Any, layer: int, number: int) -> None:
         cfg = moe.layer_config(layer)

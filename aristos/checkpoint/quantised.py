@@ -26,7 +26,7 @@ METHODS = ("fp8", "mxfp4", "compressed-tensors", "bitsandbytes")
 
 @dataclass(frozen=True)
 class Options:
-    """What quantization_config says. block: rows and columns of a scale of fp8. methods: that scales may follow."""
+    """What quantization_config says. method: quant_method, or "". block: rows and columns that share a scale of fp8."""
 
     method: str = ""
     block: tuple[int, int] = BLOCK
@@ -44,7 +44,7 @@ def options(config: dict[str, Any], where: str) -> Options:
             " take the model's unquantised files"
         )
     block = found.get("weight_block_size") or BLOCK
-    if not isinstance(block, list | tuple) or len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
+    if not isinstance(block, list | tuple) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
         raise CheckpointError(f"{where}: weight_block_size must be two positive ints, got {str(block)[:80]}")
     if method == "bitsandbytes" and found.get("load_in_8bit") is not True:
         raise CheckpointError(f"{where}: of bitsandbytes, Aristos reads load_in_8bit alone: take unquantised files")
@@ -65,6 +65,11 @@ def _check_compressed(found: dict[str, Any], where: str) -> None:
             raise CheckpointError(
                 f"{where}: quantization_config {shown(name)} has weights of {kind[0]} bits, symmetric={kind[1]}, by"
                 f" {shown(kind[2])}; Aristos reads 8 bits, symmetric, by channel, tensor or block: take other files"
+            )
+        if kind[2] == "block" and weights.get("block_structure") not in (None, list(BLOCK)):
+            raise CheckpointError(
+                f"{where}: quantization_config {shown(name)} has block_structure"
+                f" {shown(weights['block_structure'])}; Aristos reads {list(BLOCK)}: take other files"
             )
 
 

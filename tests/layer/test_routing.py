@@ -252,6 +252,7 @@ def test_what_makes_no_sense_is_refused():
         ({"score": "softmax_topk", "groups": 2, "topk_groups": 1}, "groups require one of the scores softmax, sigmoid"),
         ({"score": "sparsemixer", "groups": 2, "topk_groups": 1}, "groups require one of the scores"),
         ({"group_score": "mean"}, "group_score must be one of max, sum_top2, got 'mean'"),
+        ({"score": "softmax_topk", "group_score": "sum_top2"}, "group_score='sum_top2' requires groups, got groups=0"),
         ({"capacity_factor": 0.0}, "capacity_factor must be None or a positive number"),
         ({"capacity_factor": float("nan")}, "capacity_factor must be None or a positive number"),
         ({"weight_on": "both"}, "weight_on must be one of output, input, got 'both'"),
