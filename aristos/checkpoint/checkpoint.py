@@ -26,7 +26,7 @@ RECIPES = (softmax_families, sigmoid_families)  # they register themselves when 
 INNER = ("text_config", "thinker_config", "llm_config", "language_config")
 OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "model.vision", "audio", "model.audio")
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
-ROUTER = {"router": "router", "router_bias": "router_bias", "select_bias": "select_bias"}
+BIASES = ("router_bias", "select_bias")  # of a router
 SHARED = {"shared_up": "up", "shared_gate": "gate", "shared_down": "down", "shared_sigmoid": "sigmoid"}
 
 
@@ -252,8 +252,8 @@ class Checkpoint:
             del found
             for name in arrays:
                 reader.release(name, e)
-        routing: dict[str, Any] = {ROUTER[name]: reader.read(name) for name in ROUTER if name in reader.pieces}
-        moe.load_router(layer, layout="out_in", **routing)
+        biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.pieces}
+        moe.load_router(layer, layout="out_in", router=reader.read("router"), **biases)
         beside: dict[str, Any] = {name: reader.read(name) for name in SHARED if name in reader.pieces}
         if beside:
             if (factor := self._block(number).shared_factor) != 1.0:

@@ -517,6 +517,25 @@ def test_a_layer_of_another_configuration_is_refused(tmp_path):
             moe(cases.tokens(moe.cfg, 2, 1))
 
 
+def test_a_bias_that_is_not_finite_is_refused_by_file_and_tensor(tmp_path):
+    config = {
+        "model_type": "minimax_m2", "hidden_size": H, "intermediate_size": F, "num_local_experts": E,
+        "num_experts_per_tok": 2, "num_hidden_layers": 1,
+    }  # fmt: skip
+    p = "model.layers.0.block_sparse_moe."
+    tensors = {
+        p + "experts.gate_up_proj": arrays(E, 2 * F, H), p + "experts.down_proj": arrays(E, H, F),
+        p + "gate.weight": arrays(E, H), p + "e_score_correction_bias": arrays(E),
+    }  # fmt: skip
+    tensors[p + "e_score_correction_bias"][3] = np.nan
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
+    with (
+        cases.MoE(checkpoint.config(max_tokens=4), threads=1) as moe,
+        pytest.raises(CheckpointError, match=r"model\.safetensors: tensor '.*correction_bias' has nan for expert 3"),
+    ):
+        checkpoint.load(moe, layer=0, number=0)
+
+
 def test_a_load_keeps_one_expert_beside_the_packed_ones(tmp_path):
     config = {**OLMOE, "hidden_size": 256, "intermediate_size": 256, "num_experts": 16, "num_hidden_layers": 1}
     checkpoint = aristos.Checkpoint(write(tmp_path, config, olmoe(config=config)))
