@@ -104,7 +104,10 @@ class Checkpoint:
     def layer_config(
         self, number: int, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest"
     ) -> MoEConfig:
-        """The configuration of layer `number` of the model. Raises CheckpointError for what Aristos cannot run."""
+        """The configuration of layer `number` of the model. Raises CheckpointError for what Aristos cannot run.
+
+        max_tokens, dtype, precision: see MoEConfig; InputError for values that it refuses.
+        """
         if why := self._block(number).problem:
             raise CheckpointError(f"{self._where}: layer {number} of this {self.model_type} is not supported: {why}")
         return self._layer_config(number, {"max_tokens": max_tokens, "dtype": dtype, "precision": precision})
