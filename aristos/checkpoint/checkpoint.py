@@ -247,14 +247,14 @@ class Checkpoint:
         reader = self._checked(number)
         mine = moe.placement.mine(moe.rank)
         arrays = [name for name in EXPERT if name in reader.pieces]
-        self._progress.begin(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine))
-        for e in mine:
-            found: dict[str, Any] = {name: reader.read(name, e) for name in arrays}
-            moe.load_expert(layer, e, layout="out_in", **found)
-            self._progress.step(sum(array.nbytes for array in found.values()))
-            del found
-            for name in arrays:
-                reader.release(name, e)
+        with self._progress.load(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine)):
+            for e in mine:
+                found: dict[str, Any] = {name: reader.read(name, e) for name in arrays}
+                moe.load_expert(layer, e, layout="out_in", **found)
+                self._progress.step(sum(array.nbytes for array in found.values()))
+                del found
+                for name in arrays:
+                    reader.release(name, e)
         biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.pieces}
         moe.load_router(layer, layout="out_in", router=reader.read("router"), **biases)
         beside: dict[str, Any] = {name: reader.read(name) for name in SHARED if name in reader.pieces}
@@ -262,7 +262,6 @@ class Checkpoint:
             if (factor := self._block(number).shared_factor) != 1.0:
                 beside["shared_down"] = (beside["shared_down"] * np.float32(factor)).astype(beside["shared_down"].dtype)
             moe.load_shared(layer, layout="out_in", **{SHARED[name]: array for name, array in beside.items()})
-        self._progress.end()
 
     @property
     def options(self) -> Mapping[str, Any]:
