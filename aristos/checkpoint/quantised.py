@@ -21,6 +21,7 @@ MX_BLOCK = 32
 MX_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 MX_BIAS = 127  # of a scale's exponent
 NARROW = ("F8_E4M3", "F8_E5M2", "I8")
+SCALES = ("F32", "BF16", "F16", "F8_E8M0")
 METHODS = ("fp8", "mxfp4", "compressed-tensors", "bitsandbytes")
 
 
@@ -98,7 +99,12 @@ def check_scales(directory: Directory, name: str, asked: Options) -> set[str]:
             " F16, or F8_E4M3, F8_E5M2, I8 with scales"
         )
     scales = scale_name(directory, name, asked.method)
-    got = directory.entry(scales).shape
+    got, kind = directory.entry(scales).shape, directory.entry(scales).dtype
+    if kind not in SCALES:
+        raise CheckpointError(
+            f"{directory.file(scales).path}: tensor {shown(scales)} has dtype {kind}; scales must be"
+            f" {', '.join(SCALES)}: take the model's unquantised files"
+        )
     *lead, rows, columns = entry.shape if len(entry.shape) > 1 else (1, *entry.shape)
     fits = [(*lead, -(-rows // asked.block[0]), -(-columns // asked.block[1]))]
     if not scales.endswith("_inv"):
