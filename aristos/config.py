@@ -244,7 +244,8 @@ class MoEConfig:
                 _normalize(self, **{name: whole(name, value, wanted="0 or a positive int below 2**40")})
         self._check_flags()
         if self.top_k > self.columns:
-            raise InputError(f"top_k must be at most experts ({self.columns}), got {self.top_k}")
+            named = "experts + identity_experts" if self.identity_experts else "experts"
+            raise InputError(f"top_k must be at most {named} ({self.columns}), got {self.top_k}")
         self._check_router()
 
     def _check_flags(self) -> None:

@@ -270,6 +270,7 @@ def test_what_makes_no_sense_is_refused():
         ({"identity_experts": 2, "router": two}, "identity_experts=2 cannot be combined with groups"),
         ({"identity_experts": 2, "router": Router(capacity_factor=1.0)}, "cannot be combined with capacity_factor"),
         ({"top_k": 9}, r"top_k must be at most experts \(8\), got 9"),
+        ({"top_k": 11, "identity_experts": 2}, r"top_k must be at most experts \+ identity_experts \(10\), got 11"),
     ):
         with pytest.raises(InputError, match=words):
             replace(CFG, **changes)  # type: ignore[arg-type]
