@@ -9,10 +9,9 @@ import os
 import re
 import subprocess
 import sys
-from typing import Any
 
 import pytest
-from llvmlite import binding, ir
+from arm import arm_assembly
 
 from aristos.kernels.by_isa import module
 from aristos.kernels.cpu.convert import BFLOAT16, FLOAT16
@@ -65,46 +64,19 @@ def test_the_inner_loop_keeps_its_sums_in_registers(cpu, features, register, tmp
         assert not spills, f"spilled:\n{loop}"
 
 
-class Nothing:
-    """In place of Numba's context, which a micro-kernel asks for its empty result."""
-
-    def get_dummy_value(self) -> None:
-        return None
-
-
-def arm_assembly(kernel: Any, count: int, cpu: str, features: str) -> str:
-    """What LLVM makes of a micro-kernel with `count` arguments for an AArch64 CPU, on any machine."""
-    binding.initialize_all_targets()
-    binding.initialize_all_asmprinters()
-    _, emit = kernel._defn(None, *[None] * count)
-    made = ir.Module()
-    made.triple = "aarch64-unknown-linux-gnu"
-    word = ir.IntType(64)
-    function = ir.Function(made, ir.FunctionType(ir.VoidType(), [word] * count), "kernel")
-    builder = ir.IRBuilder(function.append_basic_block())
-    emit(Nothing(), builder, None, function.args)
-    builder.ret_void()
-    parsed = binding.parse_assembly(str(made))
-    parsed.verify()
-    machine = binding.Target.from_triple(made.triple).create_target_machine(cpu=cpu, features=features, opt=3)
-    passes = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(3))
-    passes.getModulePassManager().run(parsed, passes)
-    return str(machine.emit_assembly(parsed))
-
-
 @pytest.mark.parametrize(
     ("isa", "cpu", "features"),
     [("neon", "neoverse-n1", "+neon"), ("neonbf16", "neoverse-v1", "+neon,+bf16"), ("neon", "apple-m1", "+neon")],
 )
 def test_the_inner_loops_for_arm_keep_their_sums_in_registers(isa, cpu, features):
-    """One multiply-add or dot product of 128 bits for each vector of sums, and nothing moves to the stack or back."""
+    """One multiply-add or matrix product of 128 bits for each vector of sums; nothing moves to the stack or back."""
     gemm, widened = module("gemm", isa), module("widened", isa)
     assert (gemm.LANES, gemm.NR, gemm.ROWS) == (4, 12, 8)
     vectors, rows = widened.SPAN // widened.LANES, widened.ROWS
     dots = isa == "neonbf16"
     for kernel, count, instruction, wanted in (
         (gemm._kernels[gemm.ROWS * gemm.VECTORS], 8, "fmla", 24),
-        (widened._kernels[rows + rows * (BFLOAT16 - 1)], 7, "bfdot" if dots else "fmla", rows * vectors * (2 - dots)),
+        (widened._kernels[rows + rows * (BFLOAT16 - 1)], 7, "bfmmla" if dots else "fmla", rows * vectors * (2 - dots)),
         (widened._kernels[rows + rows * (FLOAT16 - 1)], 7, "fmla", rows * vectors),
     ):
         (loop,) = innermost_loops(arm_assembly(kernel, count, cpu, features))

@@ -99,10 +99,9 @@ def test_16_bit_experts_on_every_isa_of_this_machine():
 
 
 @pytest.mark.slow
-def test_kernels_as_plain_python_for_every_isa():
-    """Tile loads, tile products and dot products included, also those that this machine does not have."""
+def test_kernels_as_plain_python_for_every_kind_of_product():
+    """Tiles, dot products, matrix products of Arm, and widened weights, also those that this machine does not have."""
     chosen = "float64 or chunked or column or passes or combine or split"
     small = f"({chosen}) and not (1030 or 515 or 193)"  # 1300 columns of F are several passes too
-    on_each(isa.NEEDS, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, "-k", small, NUMBA_DISABLE_JIT="1")
-    products = "-m", "pytest", "-q", "-p", "no:cacheprovider", MATRIX, "-k", small
-    on_each(["amx", "avx512bf16", "neon"], *products, NUMBA_DISABLE_JIT="1")
+    kinds = "amx", "avx512bf16", "neonbf16", "avx2"
+    on_each(kinds, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, MATRIX, "-k", small, NUMBA_DISABLE_JIT="1")

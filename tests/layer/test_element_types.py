@@ -231,6 +231,7 @@ with aristos.MoE(cfg, comm, threads=1, backend="cpu") as moe:
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_processes_with_two_values_of_aristos_isa():
     def run(*command: str) -> list[str]:

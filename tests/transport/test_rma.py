@@ -23,6 +23,7 @@ import aristos
 from aristos import reference
 from aristos.errors import ClosedError, InputError, MismatchError, PeerInputError
 
+pytestmark = pytest.mark.parallel  # those that start jobs of their own
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=70)
 W = reference.weights(CFG)
 SHAPE: dict[str, Any] = {"hidden": 40, "experts": 5, "top_k": 2, "max_tokens": 70}

@@ -412,6 +412,75 @@ def dot_bfloat16(rows, vectors, pitch, lanes, instruction):
     return _intrinsic(f"dot_{rows}x{vectors * lanes}", 7, emit)
 
 
+def matrix_bfloat16(rows, vectors, pitch, lanes):
+    """As `dot_bfloat16` with vectors of 4 sums, by Arm's BFMMLA: sums of 2 rows x 2 columns (+)= 2 x 4 k times 4 k x 2.
+
+    An instruction has twice the products of BFDOT. Where `rows` is odd, the last row is its own partner, and its second
+    sums are dropped. Arm Architecture Reference Manual, BFMMLA (vector).
+    """
+    assert lanes == 4
+    vector, pairs, halves = ir.VectorType(F32, 4), ir.VectorType(I32, 4), ir.VectorType(BFloat(), 8)
+    two = ir.VectorType(I64, 2)
+    partners = [(i, min(i + 1, rows - 1)) for i in range(0, rows, 2)]
+
+    def pick(builder, first, second, lanes):
+        return builder.shuffle_vector(first, second, ir.Constant(pairs, lanes))
+
+    def emit(builder, args):
+        a, b, sums, steps, carry, ahead, pace = args
+        product = _declare(builder, "llvm.aarch64.neon.bfmmla", vector, [vector, halves, halves])
+
+        def place(i, j):
+            return _at(builder, sums, SUMS * i + 16 * j, vector)
+
+        def resume():
+            found = []
+            for i, k in partners:
+                for j in range(vectors):
+                    upper, lower = builder.load(place(i, j), align=4), builder.load(place(k, j), align=4)
+                    found += [pick(builder, upper, lower, [0, 1, 4, 5]), pick(builder, upper, lower, [2, 3, 6, 7])]
+            return found
+
+        def fresh():
+            return [vector([0.0] * 4) for _ in range(2 * vectors * len(partners))]
+
+        def body(q, values):
+            """Four k: two pairs, of 16 a block of 32 k."""
+            block, within = builder.lshr(q, I64(3)), builder.and_(q, I64(7))
+            for line in range(2):
+                _prefetch(
+                    builder, builder.add(ahead, builder.mul(builder.add(builder.shl(q, I64(1)), I64(line)), pace))
+                )
+            right = builder.add(b, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(within, I64(128))))
+            left = builder.add(a, builder.mul(q, I64(8)))
+            rows_of = []
+            for partner in partners:
+                x = ir.Constant(two, ir.Undefined)
+                for lane, row in enumerate(partner):
+                    part = builder.load(_at(builder, left, pitch * row, I64), align=4)
+                    x = builder.insert_element(x, part, I32(lane))
+                rows_of.append(builder.bitcast(x, halves))
+            new = list(values)
+            for j in range(vectors):
+                one, other = (builder.load(_at(builder, right, at + 16 * j, pairs), align=4) for at in (0, 64))
+                for side, lanes_of in enumerate(([0, 4, 1, 5], [2, 6, 3, 7])):
+                    column = builder.bitcast(pick(builder, one, other, lanes_of), halves)
+                    for number, x in enumerate(rows_of):
+                        at = 2 * (vectors * number + j) + side
+                        new[at] = builder.call(product, [new[at], x, column])
+            return new
+
+        found = _loop(builder, _either(builder, carry, resume, fresh), builder.mul(steps, I64(8)), body)
+        for number, (i, k) in enumerate(partners):
+            for j in range(vectors):
+                one, other = found[2 * (vectors * number + j) :][:2]
+                builder.store(pick(builder, one, other, [0, 1, 4, 5]), place(i, j), align=4)
+                if k != i:
+                    builder.store(pick(builder, one, other, [2, 3, 6, 7]), place(k, j), align=4)
+
+    return _intrinsic(f"matrix_{rows}x{vectors * lanes}", 7, emit)
+
+
 # ---------------------------------------------------------------- AMX tiles of bfloat16
 
 

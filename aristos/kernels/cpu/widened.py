@@ -1,13 +1,15 @@
 """Products of 16-bit elements by multiply-adds: rows are widened to float32, weights in registers.
 
 For float16, and for bfloat16 on instruction sets without tiles. Each sum is one chain of fused multiply-adds in order
-of k. With the ISAs avx512bf16 and neonbf16, bfloat16 uses their dot products of pairs instead, and rows stay bfloat16.
+of k. Rows of bfloat16 stay bfloat16 with the ISAs avx512bf16, which has dot products of pairs, and neonbf16, which has
+products of 2 x 4 and 4 x 2.
 
 An *operand* is a matrix of few rows, prepared as the left side of a product: packed rows as in `gemm`, padded with
 zeros to blocks of 32 columns.
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numba.extending import overload
@@ -24,17 +26,17 @@ from .micro_kernels import STEP, SUMS
 from .panels import LANES
 from .target import ISA
 
-_dots = {
-    "avx512bf16": f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}",
-    "neonbf16": "llvm.aarch64.neon.bfdot.v4f32.v8bf16",
+_products: dict[str, Any] = {
+    "avx512bf16": partial(micro_kernels.dot_bfloat16, instruction=f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"),
+    "neonbf16": micro_kernels.matrix_bfloat16,
 }
-DOT = ISA in _dots
+DOT = ISA in _products
 SPAN = WIDTH if ISA.startswith(("avx512", "amx")) else 16  # columns of a micro-kernel
 # its sums, weights as loaded and widened, and a broadcast fit the registers
-ROWS = 5 if ISA in ("neon", "neonbf16") else {16: 12, 8: 5, 4: 4}[LANES]
+ROWS = {"neon": 5, "neonbf16": 6}.get(ISA) or {16: 12, 8: 5, 4: 4}[LANES]
 AHEAD_GROUPS = 2  # see gemm.py
 
-_bfloat16 = partial(micro_kernels.dot_bfloat16, instruction=_dots[ISA]) if DOT else micro_kernels.widened_bfloat16
+_bfloat16 = _products.get(ISA, micro_kernels.widened_bfloat16)
 _kernels = {
     rows + ROWS * (element - 1): emit(rows, SPAN // LANES, PITCH, LANES)
     for element, emit in ((BFLOAT16, _bfloat16), (FLOAT16, micro_kernels.widened_float16))
