@@ -165,6 +165,8 @@ class Router:
 
     def _check_groups(self) -> None:
         if self.groups == 0 and self.topk_groups == 0 and not isinstance(self.groups, bool):
+            if self.group_score != "max":
+                raise InputError(f"group_score={self.group_score!r} requires groups, got groups=0")
             _normalize(self, groups=0, topk_groups=0)
             return
         groups = whole("groups", self.groups, MOST_GROUPS, f"0 or an int in 1..{MOST_GROUPS}")
@@ -242,7 +244,8 @@ class MoEConfig:
                 _normalize(self, **{name: whole(name, value, wanted="0 or a positive int below 2**40")})
         self._check_flags()
         if self.top_k > self.columns:
-            raise InputError(f"top_k must be at most experts ({self.columns}), got {self.top_k}")
+            named = "experts + identity_experts" if self.identity_experts else "experts"
+            raise InputError(f"top_k must be at most {named} ({self.columns}), got {self.top_k}")
         self._check_router()
 
     def _check_flags(self) -> None:

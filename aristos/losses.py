@@ -135,7 +135,10 @@ def _ends(routing: Routing, score: Any, lengths: Sequence[int] | None) -> np.nda
     if lengths is None:
         each = shape[-2] if len(shape) > 2 else count
         return np.arange(each, count + 1, each) if count else np.zeros(0, np.int64)
-    given = np.asarray(lengths)
+    try:
+        given = np.asarray(lengths)
+    except ValueError:  # lists of different lengths: refused below
+        given = np.empty((0, 0), np.int64)
     if len(shape) != 2 or given.ndim != 1 or given.dtype.kind not in "iu" or (given < 1).any() or given.sum() != count:
         raise InputError(f"lengths must be positive ints of sum {count} for logits [S, E], got {lengths!r}")
     return np.cumsum(given)

@@ -58,6 +58,8 @@ class Decoder:
         rope = options.get("rope_parameters") or options.get("rope_scaling") or {}
         if rope.get("rope_type", "default") != "default" or options.get("use_sliding_window"):
             raise SystemExit("this decoder has plain rotary embeddings and full attention alone")
+        if (act := options.get("hidden_act", "silu")) != "silu":
+            raise SystemExit(f"this decoder's dense layers have hidden_act 'silu' alone, not {act!r}")
         self.eps = options.get("rms_norm_eps", 1e-6)
         self.heads = options["num_attention_heads"]
         self.groups = options.get("num_key_value_heads") or self.heads
@@ -76,6 +78,9 @@ class Decoder:
         cfg = self.checkpoint.config(max_tokens=max_tokens, dtype=dtype)
         self.row = np.dtype(getattr(ml_dtypes, dtype, dtype))
         self.moe = aristos.MoE(cfg, comm, layers=len(self.moe_layer))
+
+    def load(self) -> None:
+        """Load this rank's experts of every layer. Collective."""
         for number, i in self.moe_layer.items():
             self.checkpoint.load(self.moe, layer=i, number=number)
 
@@ -166,12 +171,17 @@ class Decoder:
 def generate(
     path: Path, prompts: list[list[int]], new: int, comm: Any = None, dtype: str = "float32"
 ) -> list[Sequence]:
-    """This rank's sequences: its prompts and up to `new` tokens for each."""
+    """This rank's sequences: its prompts and up to `new` tokens for each. prompts: token ids, equal on all ranks."""
     rank, world = (comm.rank, comm.size) if comm is not None else (0, 1)
+    words = range(aristos.Checkpoint(path).options["vocab_size"])
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, list) or not prompt or not all(type(t) is int and t in words for t in prompt):
+            raise SystemExit(f"prompt {number} must be a list of token ids in 0..{len(words) - 1}, got {prompt!r}")
     most = max(sum(map(len, prompts[r::world])) for r in range(world))
     decoder = Decoder(path, comm, max(1, most), dtype)
     mine = [Sequence(i, list(prompts[i])) for i in range(rank, len(prompts), world)]
     with decoder.moe:
+        decoder.load()
         for _ in range(new):
             running = [s for s in mine if not s.done]
             left = len(running) if comm is None else comm.allreduce(len(running))

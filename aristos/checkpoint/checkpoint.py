@@ -26,7 +26,7 @@ RECIPES = (softmax_families, sigmoid_families)  # they register themselves when 
 INNER = ("text_config", "thinker_config", "llm_config", "language_config")
 OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "model.vision", "audio", "model.audio")
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
-ROUTER = {"router": "router", "router_bias": "router_bias", "select_bias": "select_bias"}
+BIASES = ("router_bias", "select_bias")  # of a router
 SHARED = {"shared_up": "up", "shared_gate": "gate", "shared_down": "down", "shared_sigmoid": "sigmoid"}
 
 
@@ -59,7 +59,7 @@ class Checkpoint:
     def _text_model(self, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """(model_type, options) of the model that has experts: the directory's, or one inside it."""
         outer = kind = config.get("model_type")
-        while kind not in FAMILIES:
+        while not isinstance(kind, str) or kind not in FAMILIES:
             inner = next((config[key] for key in INNER if isinstance(config.get(key), dict)), None)
             if inner is None:
                 break
@@ -104,15 +104,21 @@ class Checkpoint:
     def layer_config(
         self, number: int, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest"
     ) -> MoEConfig:
-        """The configuration of layer `number` of the model. Raises CheckpointError for what Aristos cannot run."""
+        """The configuration of layer `number` of the model. Raises CheckpointError for what Aristos cannot run.
+
+        max_tokens, dtype, precision: see MoEConfig; InputError for values that it refuses.
+        """
         if why := self._block(number).problem:
             raise CheckpointError(f"{self._where}: layer {number} of this {self.model_type} is not supported: {why}")
         return self._layer_config(number, {"max_tokens": max_tokens, "dtype": dtype, "precision": precision})
 
     def _layer_config(self, number: int, given: Mapping[str, Any]) -> MoEConfig:
         options = dict(self._block(number).options)
-        router = Router(**options.pop("router"))
-        return MoEConfig(**options, router=router, **given)
+        try:
+            cfg = MoEConfig(**{**options, "router": Router(**options["router"])})
+        except InputError as error:
+            raise CheckpointError(f"{self._where}: layer {number} cannot be made by its options: {error}") from error
+        return replace(cfg, **given)
 
     def configs(self, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest") -> list[MoEConfig]:
         """A configuration for each of `layers`. Raises CheckpointError for what Aristos cannot run."""
@@ -226,9 +232,9 @@ class Checkpoint:
         problem: Exception | None = None
         try:
             self._load(moe, layer, number)
-        except (AristosError, OSError, MemoryError) as error:
+        except Exception as error:  # whatever it is, the other ranks wait in `agree`
             problem = error
-        moe.agree(problem, f"layer {number} of {self.path.name}")
+        moe.agree(problem, f"layer {number} of {self.path}")
 
     def _load(self, moe: Any, layer: int, number: int) -> None:
         cfg = moe.layer_config(layer)
@@ -241,22 +247,21 @@ class Checkpoint:
         reader = self._checked(number)
         mine = moe.placement.mine(moe.rank)
         arrays = [name for name in EXPERT if name in reader.pieces]
-        self._progress.begin(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine))
-        for e in mine:
-            found: dict[str, Any] = {name: reader.read(name, e) for name in arrays}
-            moe.load_expert(layer, e, layout="out_in", **found)
-            self._progress.step(sum(array.nbytes for array in found.values()))
-            del found
-            for name in arrays:
-                reader.release(name, e)
-        routing: dict[str, Any] = {ROUTER[name]: reader.read(name) for name in ROUTER if name in reader.pieces}
-        moe.load_router(layer, layout="out_in", **routing)
+        with self._progress.load(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine)):
+            for e in mine:
+                found: dict[str, Any] = {name: reader.read(name, e) for name in arrays}
+                moe.load_expert(layer, e, layout="out_in", **found)
+                self._progress.step(sum(array.nbytes for array in found.values()))
+                del found
+                for name in arrays:
+                    reader.release(name, e)
+        biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.pieces}
+        moe.load_router(layer, layout="out_in", router=reader.read("router"), **biases)
         beside: dict[str, Any] = {name: reader.read(name) for name in SHARED if name in reader.pieces}
         if beside:
             if (factor := self._block(number).shared_factor) != 1.0:
                 beside["shared_down"] = (beside["shared_down"] * np.float32(factor)).astype(beside["shared_down"].dtype)
             moe.load_shared(layer, layout="out_in", **{SHARED[name]: array for name, array in beside.items()})
-        self._progress.end()
 
     @property
     def options(self) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ tensors is asked for.
 from __future__ import annotations
 
 import json
+import os
 import re
 from bisect import bisect_left
 from functools import cached_property
@@ -90,7 +91,7 @@ class Directory:
         for file in sorted(set(listed.values())):
             if Path(file).name != file or "\0" in file or not file.endswith(".safetensors"):
                 raise CheckpointError(f"{path} names {shown(file)}, which is no safetensors file of this directory")
-            if not (self.path / file).is_file():
+            if not os.path.isfile(self.path / file):  # False for a name that is too long, too
                 tensor = next(name for name, its in listed.items() if its == file)
                 raise CheckpointError(
                     f"{path} says that tensor {shown(tensor)} lies in {shown(file)}, which is missing: download it too"

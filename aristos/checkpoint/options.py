@@ -19,17 +19,25 @@ CONCERNS = re.compile(
     r"moe|expert|rout|gate|gating|top_?k|scor|swiglu|(?:^|_)act(?:_|$|ivation)|capacity|jitter|shared|clamp|limit|latent|zero|mlp"
     r"|dense|sparse|ffn|feed_forward|intermediate|bias|renorm|norm_topk|correction|identity|group|quant"
 )
-# of attention, embeddings, losses, vision, other layers and generation: no option of an MoE layer
+# of training, of layers that predict further tokens, and of how the model's own code runs: no option of an MoE layer
+NO_EFFECT = r"aux_loss|z_loss|loss|output_router_logits|mtp|nextn|initializer|init_|dropout|parallel|use_grouped_mm"
+# of attention, embeddings, vision, other layers and generation, too
 ELSEWHERE = re.compile(
     r"attn|attention|qkv|_lora|rope|rotary|vision|audio|image|video|mamba|ssm|conv|linear_(?!beta)|delta|lightning"
-    r"|num_nextn|mtp|nextn|index_|indexer|sliding|layer_types|initializer|init_|dropout|aux_loss|z_loss|loss|_token"
-    r"|output_router_logits|output_hidden|tie_|vocab|max_position|torch|transformers|architectures|auto_map|pad_"
-    r"|use_cache|gradient|problem|label|chunk_size|pretraining|head_|lm_head|norm_eps|ep_size|parallel|use_grouped_mm"
-    r"|time_step|rescale_prenorm|quantization_config|compression_config|embed"
+    r"|index_|indexer|sliding|layer_types|_token|output_hidden|tie_|vocab|max_position|torch|transformers|architectures"
+    r"|auto_map|pad_|use_cache|gradient|problem|label|chunk_size|pretraining|head_|lm_head|norm_eps|ep_size"
+    r"|time_step|rescale_prenorm|quantization_config|compression_config|embed|" + NO_EFFECT
 )
-
+OF_EXPERTS = re.compile("moe|expert|rout")  # a name with one of these concerns the layer, whatever else it holds
+HARMLESS = re.compile(NO_EFFECT)
 
 MOST = 1 << 20  # of a size: nothing is allocated by the word of a file
+
+
+def concerns(key: str) -> bool:
+    """Whether an option of this name may change what an MoE layer computes."""
+    elsewhere = HARMLESS if OF_EXPERTS.search(key) else ELSEWHERE
+    return bool(CONCERNS.search(key)) and not elsewhere.search(key)
 
 
 class Options:
@@ -44,13 +52,26 @@ class Options:
         raise CheckpointError(f"{self.where}: {why}")
 
     def get(self, *keys: str) -> Any:
-        """The value of the first key that is there and not null, else the family's default; None without one."""
+        """The value of these names of one option, else the family's default; None without one.
+
+        A null counts as not there. Refuses names that are there with different values.
+        """
         self.read.update(keys)
+        given = [key for key in keys if self.config.get(key) is not None]
+        for key in given[1:]:
+            one, other = self.config[given[0]], self.config[key]
+            if one != other:
+                self.refuse(f"{given[0]} is {shown(one)} and {key} is {shown(other)}, but they name one option")
         for source in (self.config, self.defaults):
             for key in keys:
                 if source.get(key) is not None:
                     return source[key]
         return None
+
+    def first(self, *keys: str) -> str:
+        """The first of these keys that is there and not null, else the first. All of them may be there and differ."""
+        self.read.update(keys)
+        return next((key for key in keys if self.config.get(key) is not None), keys[0])
 
     def _number(self, keys: tuple[str, ...], kinds: tuple[type, ...], least: float, most: float = math.inf) -> Any:
         value: Any = self.get(*keys)
@@ -105,6 +126,15 @@ class Options:
             self.refuse(f"{key} must be a list of ints, got {shown(value)}")
         return value
 
+    def flags(self, key: str) -> list[bool] | None:
+        """A list of booleans, or of 0 and 1, for every layer at least; None where it is not there."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(n in (0, 1) for n in value):
+            self.refuse(f"{key} must be a list of 0 and 1, got {shown(value)}")
+        return [bool(n) for n in value]
+
     def ignore(self, *keys: str) -> None:
         """These options have no effect on the layer."""
         self.read.update(keys)
@@ -112,7 +142,7 @@ class Options:
     def refuse_unknown(self, model: str) -> None:
         """Raise for a key that may change the layer and that the recipe has not read."""
         for key, value in self.config.items():
-            if key in self.read or value is None or not CONCERNS.search(key) or ELSEWHERE.search(key):
+            if key in self.read or value is None or not concerns(key):
                 continue
             self.refuse(
                 f"option {shown(key)} (here {shown(value)}) is not known for {model}: what it changes is not known, so"

@@ -155,6 +155,18 @@ class LayerReader:
             found = found[ALTERNATING[piece.outputs] :: 2]
         return found
 
+    def read_finite(self, array: str) -> np.ndarray:
+        """A vector of the layer; raises CheckpointError where a value is NaN or infinite."""
+        found = self.read(array)
+        good = np.isfinite(found.astype(np.float32))
+        if not good.all():
+            name, at = self.prefix + self.pieces[array].name, int(np.argmin(good))
+            raise CheckpointError(
+                f"{self.directory.file(name).path}: tensor {shown(name)} has {found[at]} for expert {at}: download this"
+                " file again"
+            )
+        return found
+
     def release(self, array: str, expert: int = 0) -> None:
         """Drop from this process the pages that `read` used; the file stays in the system's cache."""
         piece = self.pieces[array]

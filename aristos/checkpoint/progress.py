@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 PATIENCE = 2.0  # seconds of reading before anything is shown
 PERIODS = {True: 0.2, False: 10.0}  # seconds between lines: on a terminal, elsewhere
@@ -15,10 +17,20 @@ class Progress:
     def __init__(self) -> None:
         self._bytes, self._seconds = 0, 0.0
         self._shown, self._since = -PERIODS[False], 0.0
+        self._what, self._experts, self._done = "", 0, 0
+        self._width = 0  # columns of the line on the terminal
 
-    def begin(self, what: str, experts: int) -> None:
-        """A load of so many experts begins."""
+    @contextmanager
+    def load(self, what: str, experts: int) -> Iterator[None]:
+        """A load of so many experts; at its end, well or not, the line on a terminal is cleared."""
         self._what, self._experts, self._done, self._since = what, experts, 0, time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds += time.monotonic() - self._since
+            if self._width:
+                self._show(f"\r{' ' * self._width}\r")
+            self._width = 0
 
     def step(self, size: int) -> None:
         """One expert of `size` bytes was read."""
@@ -26,13 +38,14 @@ class Progress:
         self._bytes += size
         spent = self._seconds + time.monotonic() - self._since
         terminal = sys.stderr is not None and sys.stderr.isatty()
-        if sys.stderr is None or spent < PATIENCE or spent - self._shown < PERIODS[terminal]:
+        if spent < PATIENCE or spent - self._shown < PERIODS[terminal]:
             return
         self._shown = spent
         read = self._bytes / 1e9
         text = f"{self._what}: {self._done} of {self._experts} experts, {read:.1f} GB at {read / spent:.2f} GB/s"
-        print(f"\r{text}  " if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+        self._show(f"\r{text.ljust(self._width)}" if terminal else text + "\n")
+        self._width = max(self._width, len(text)) if terminal else 0
 
-    def end(self) -> None:
-        """The load has ended."""
-        self._seconds += time.monotonic() - self._since
+    def _show(self, text: str) -> None:
+        if sys.stderr is not None:
+            print(text, end="", file=sys.stderr, flush=True)

@@ -21,12 +21,13 @@ MX_BLOCK = 32
 MX_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 MX_BIAS = 127  # of a scale's exponent
 NARROW = ("F8_E4M3", "F8_E5M2", "I8")
+SCALES = ("F32", "BF16", "F16", "F8_E8M0")
 METHODS = ("fp8", "mxfp4", "compressed-tensors", "bitsandbytes")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What quantization_config says. block: rows and columns of a scale of fp8. methods: that scales may follow."""
+    """What quantization_config says. method: quant_method, or "". block: rows and columns that share a scale of fp8."""
 
     method: str = ""
     block: tuple[int, int] = BLOCK
@@ -44,7 +45,7 @@ def options(config: dict[str, Any], where: str) -> Options:
             " take the model's unquantised files"
         )
     block = found.get("weight_block_size") or BLOCK
-    if not isinstance(block, list | tuple) or len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
+    if not isinstance(block, list | tuple) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
         raise CheckpointError(f"{where}: weight_block_size must be two positive ints, got {str(block)[:80]}")
     if method == "bitsandbytes" and found.get("load_in_8bit") is not True:
         raise CheckpointError(f"{where}: of bitsandbytes, Aristos reads load_in_8bit alone: take unquantised files")
@@ -65,6 +66,11 @@ def _check_compressed(found: dict[str, Any], where: str) -> None:
             raise CheckpointError(
                 f"{where}: quantization_config {shown(name)} has weights of {kind[0]} bits, symmetric={kind[1]}, by"
                 f" {shown(kind[2])}; Aristos reads 8 bits, symmetric, by channel, tensor or block: take other files"
+            )
+        if kind[2] == "block" and weights.get("block_structure") not in (None, list(BLOCK)):
+            raise CheckpointError(
+                f"{where}: quantization_config {shown(name)} has block_structure"
+                f" {shown(weights['block_structure'])}; Aristos reads {list(BLOCK)}: take other files"
             )
 
 
@@ -93,7 +99,12 @@ def check_scales(directory: Directory, name: str, asked: Options) -> set[str]:
             " F16, or F8_E4M3, F8_E5M2, I8 with scales"
         )
     scales = scale_name(directory, name, asked.method)
-    got = directory.entry(scales).shape
+    got, kind = directory.entry(scales).shape, directory.entry(scales).dtype
+    if kind not in SCALES:
+        raise CheckpointError(
+            f"{directory.file(scales).path}: tensor {shown(scales)} has dtype {kind}; scales must be"
+            f" {', '.join(SCALES)}: take the model's unquantised files"
+        )
     *lead, rows, columns = entry.shape if len(entry.shape) > 1 else (1, *entry.shape)
     fits = [(*lead, -(-rows // asked.block[0]), -(-columns // asked.block[1]))]
     if not scales.endswith("_inv"):

@@ -80,14 +80,24 @@ def after_dense(o: Options, key: str = "first_k_dense_replace") -> list[int]:
     kinds = o.get("mlp_layer_types")
     freq = o.get("moe_layer_freq")
     if kinds is not None:
-        if not isinstance(kinds, list) or len(kinds) < len(layers(o)) or not set(kinds) <= {"dense", "sparse", "moe"}:
-            o.refuse(f"mlp_layer_types must say 'dense' or 'sparse' for every layer, got {str(kinds)[:80]}")
         o.ignore(key)
-        return [i for i in layers(o) if kinds[i] != "dense"]
+        return [i for i, kind in enumerate(kinds_of_layers(o, "dense", "sparse", "moe")) if kind != "dense"]
     if isinstance(freq, list):
         o.ignore(key)
-        return [i for i in layers(o) if i < len(freq) and freq[i]]
-    return [i for i in layers(o) if i >= o.count(key) and i % (o.size("moe_layer_freq") if freq else 1) == 0]
+        flags = o.flags("moe_layer_freq") or []
+        if len(flags) < len(layers(o)):
+            o.refuse(f"moe_layer_freq must have 0 or 1 for each of the {len(layers(o))} layers, got {len(flags)}")
+        return [i for i in layers(o) if flags[i]]
+    step = 1 if freq is None else o.size("moe_layer_freq")
+    return [i for i in layers(o) if i >= o.count(key) and i % step == 0]
+
+
+def kinds_of_layers(o: Options, *known: str) -> list[str]:
+    """mlp_layer_types, a word of `known` for every layer; further entries are of layers that predict further tokens."""
+    kinds, count = o.get("mlp_layer_types"), len(layers(o))
+    if not isinstance(kinds, list) or len(kinds) < count or not all(kind in known for kind in kinds):
+        o.refuse(f"mlp_layer_types must say {' or '.join(known)} for each of {count} layers, got {str(kinds)[:80]}")
+    return kinds[:count]
 
 
 # ---------------------------------------------------------------- where the arrays are
@@ -156,6 +166,9 @@ def gated(o: Options, ffn: int, experts: int, top_k: int, act: str = "hidden_act
 
 def groups(o: Options, kind: str, count: str = "n_group", kept: str = "topk_group") -> dict[str, Any]:
     """Options of a router that first chooses groups of experts; none where all experts are one group."""
+    for key in (count, kept):
+        if key in o.config and o.config[key] is None and o.defaults.get(key, 1) != 1:
+            o.refuse(f"{key} is null, the model's default is {o.defaults[key]}: give the number that is meant")
     many = o.count(count)
     if many <= 1:
         o.ignore(kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .options import Options
@@ -16,6 +17,7 @@ from .recipe import (
     fused,
     gated,
     groups,
+    kinds_of_layers,
     layers,
     named,
     shared,
@@ -24,6 +26,7 @@ from .recipe import (
 MLP = ("mlp.",)
 CORRECTION = "gate.e_score_correction_bias"
 DEEP: dict[str, Any] = {"hidden_act": "silu", "routed_scaling_factor": 1.0, "norm_topk_prob": True}
+V3: dict[str, Any] = {**DEEP, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4}
 
 
 def corrected(
@@ -45,7 +48,7 @@ def corrected(
     if o.get("scoring_func") not in (None, "sigmoid", "noaux_tc"):  # dots.llm1 gives the method's name
         o.only(scoring_func="sigmoid")
     o.only(topk_method="noaux_tc", mlp_bias=False, moe_router_use_sigmoid=True)
-    o.ignore("intermediate_size", "aux_loss_alpha", "seq_aux", "moe_router_activation_func")
+    o.ignore("intermediate_size", "aux_loss_alpha", "seq_aux")
     o.only(moe_router_activation_func="sigmoid", score_function="sigmoid", moe_router_enable_expert_bias=True)
     width = o.size(*ffn)
     how: dict[str, Any] = {
@@ -59,12 +62,15 @@ def corrected(
     return Block(options, tuple(parts), bases)
 
 
-@family("deepseek_v3", "kimi_k2", "glm4_moe", "glm4v_moe_text", "dots1", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa",
-        first_k_dense_replace=0, **DEEP)  # fmt: skip
+@family("deepseek_v3", "kimi_k2", "deepseek_v32", **V3)
+@family("glm4_moe", "glm4v_moe_text", **DEEP)
+@family("glm4_moe_lite", **{**DEEP, "routed_scaling_factor": 1.8})
+@family("glm_moe_dsa", **{**DEEP, "routed_scaling_factor": 2.5})
+@family("dots1", **{**DEEP, "norm_topk_prob": False})
 def deepseek_v3(o: Options) -> dict[int, Block]:
     """models/deepseek_v3, glm4_moe, dots1, deepseek_v32, glm4_moe_lite, glm_moe_dsa; Kimi K2 has DeepSeek-V3's code."""
     block = corrected(o)
-    if "first_k_dense_replace" not in o.config and "mlp_layer_types" not in o.config:
+    if o.get("first_k_dense_replace") is None and o.get("mlp_layer_types") is None:
         o.refuse("it has neither first_k_dense_replace nor mlp_layer_types: which layers are MoE is not said")
     return dict.fromkeys(after_dense(o), block)
 
@@ -76,7 +82,7 @@ def solar_open(o: Options) -> dict[int, Block]:
     return dict.fromkeys(layers(o), corrected(o))
 
 
-@family("exaone_moe", first_k_dense_replace=1, **DEEP)
+@family("exaone_moe", first_k_dense_replace=1, **{**DEEP, "routed_scaling_factor": 2.5})
 def exaone_moe(o: Options) -> dict[int, Block]:
     """models/exaone_moe: as DeepSeek-V3; the bias lies beside the router."""
     o.ignore("is_moe_layer")
@@ -93,7 +99,7 @@ def mimo(o: Options) -> dict[int, Block]:
     return dict.fromkeys(after_dense(o), block)
 
 
-@family("kimi_linear", hidden_act="silu", first_k_dense_replace=1, moe_renormalize=True, routed_scaling_factor=1.0)
+@family("kimi_linear", hidden_act="silu", first_k_dense_replace=1, moe_renormalize=True, routed_scaling_factor=2.446)
 def kimi_linear(o: Options) -> dict[int, Block]:
     """models/kimi_linear: as DeepSeek-V3 with other names."""
     bases = ("block_sparse_moe.", "mlp.")
@@ -107,7 +113,8 @@ def kimi_linear(o: Options) -> dict[int, Block]:
     return dict.fromkeys(after_dense(o), block)
 
 
-@family("bailing_hybrid", hidden_act="silu", first_k_dense_replace=2, moe_renormalize=True, routed_scaling_factor=1.0)
+@family("bailing_hybrid", hidden_act="silu", first_k_dense_replace=2, moe_renormalize=True, routed_scaling_factor=2.5,
+        num_expert_group=8, topk_group=4)  # fmt: skip
 def bailing(o: Options) -> dict[int, Block]:
     """models/bailing_hybrid (Ling 3.0): as DeepSeek-V3 with other names."""
     o.ignore("kda_safe_gate", "layer_group_size")
@@ -118,7 +125,7 @@ def bailing(o: Options) -> dict[int, Block]:
     return dict.fromkeys(after_dense(o), block)
 
 
-@family("hy_v3", hidden_act="silu", first_k_dense_replace=1, router_scaling_factor=1.0, route_norm=True)
+@family("hy_v3", hidden_act="silu", first_k_dense_replace=1, router_scaling_factor=2.826, route_norm=True)
 def hy_v3(o: Options) -> dict[int, Block]:
     """models/hy_v3: sigmoid, chosen with a bias, renormalised, scaled; the first layer is dense."""
     o.ignore("enable_moe_fp32_combine")
@@ -175,7 +182,7 @@ def minimax_m2(o: Options) -> dict[int, Block]:
     return dict.fromkeys(layers(o), Block(gated(o, *sizes, score="sigmoid", renormalize=True), parts, bases))
 
 
-@family("minimax_m3_vl_text", swiglu_alpha=1.702, swiglu_limit=7.0, routed_scaling_factor=1.0)
+@family("minimax_m3_vl_text", swiglu_alpha=1.702, swiglu_limit=7.0, routed_scaling_factor=2.0)
 def minimax_m3(o: Options) -> dict[int, Block]:
     """models/minimax_m3_vl: as MiniMax-M2, scaled; gpt-oss's gate, for the shared expert too."""
     o.only(swiglu_alpha=1.702)
@@ -220,16 +227,27 @@ def step3p7(o: Options) -> dict[int, Block]:
     else:
         chosen_layers = after_dense(o)
     blocks = {}
+    limits = [_limits(o, key) for key in ("swiglu_limits", "swiglu_limits_shared")]
     for i in chosen_layers:
-        limits = [(o.get(key) or [])[i : i + 1] for key in ("swiglu_limits", "swiglu_limits_shared")]
-        routed, beside = (limit[0] or None if limit else None for limit in limits)
+        routed, beside = (limit[i] if limit else None for limit in limits)
         chosen, problem = dict(options), ""
         if routed is not None:
-            chosen |= {"limit": float(routed), "limit_after": True}
+            chosen |= {"limit": routed, "limit_after": True}
         if beside != routed:
             problem = f"the shared expert's limit ({beside}) is another than the experts' ({routed})"
         blocks[i] = Block(chosen, parts, ("mlp.", "moe.", "share_expert."), problem=problem)
     return blocks
+
+
+def _limits(o: Options, key: str) -> list[float | None]:
+    """The limit of every layer, None where the file has null or 0; empty if the option is not there."""
+    value, count = o.get(key), len(layers(o))
+    if value is None:
+        return []
+    good = isinstance(value, list) and len(value) >= count
+    if not good or not all(n is None or (isinstance(n, int | float) and 0 <= n < math.inf) for n in value):
+        o.refuse(f"{key} must have null or a number from 0 up for each of {count} layers, got {str(value)[:80]}")
+    return [float(n) if n else None for n in value]
 
 
 @family("llama4_text", hidden_act="silu", interleave_moe_layer_step=1)
@@ -252,27 +270,28 @@ def llama4(o: Options) -> dict[int, Block]:
     return {i: block for i in layers(o) if (i in chosen if chosen is not None else (i + 1) % step == 0)}
 
 
-@family("deepseek_v4", hidden_act="silu", routed_scaling_factor=1.5, scoring_func="sqrtsoftplus", num_hash_layers=3)
+@family("deepseek_v4", hidden_act="silu", routed_scaling_factor=1.5, scoring_func="sqrtsoftplus", num_hash_layers=3,
+        swiglu_limit=10.0)  # fmt: skip
 def deepseek_v4(o: Options) -> dict[int, Block]:
     """models/deepseek_v4: sqrt(softplus), chosen with a bias, renormalised, scaled; first layers have a table."""
     o.only(norm_topk_prob=True, mlp_bias=False, topk_method="noaux_tc", expert_dtype=None)
     o.ignore("router_jitter_noise", "o_groups", "hc_mult", "topk_method")
     score = o.word("scoring_func", {"sqrtsoftplus": "sqrtsoftplus", "sigmoid": "sigmoid", "softmax": "softmax"})
     how: dict[str, Any] = {"score": score, "renormalize": True, "scale": o.number("routed_scaling_factor")}
-    ffn = o.size("moe_intermediate_size", "intermediate_size")
+    ffn = o.size(o.first("moe_intermediate_size", "intermediate_size"))
     options = gated(o, ffn, o.size("n_routed_experts"), o.size("num_experts_per_tok"), **how)
     options |= {"limit": o.number("swiglu_limit"), "shared_ffn": ffn * o.size("n_shared_experts")}
-    o.ignore("intermediate_size")
     bases = ("ffn.", "mlp.")
     parts = (
         experts(*bases), named("router", *(base + "gate.weight" for base in bases)),
         named("select_bias", "ffn.gate.bias", *(base + CORRECTION for base in bases)),
         shared(*(base + "shared_experts." for base in bases)),
     )  # fmt: skip
-    kinds, hashed = o.get("mlp_layer_types"), o.count("num_hash_layers")
+    hashed = o.count("num_hash_layers")
+    kinds = None if o.get("mlp_layer_types") is None else kinds_of_layers(o, "moe", "hash_moe")
     blocks = {}
     for i in layers(o):
-        table = kinds[i] == "hash_moe" if isinstance(kinds, list) and i < len(kinds) else i < hashed
+        table = i < hashed if kinds is None else kinds[i] == "hash_moe"
         problem = "its experts are chosen by a table of token ids: bring ids and weights to each call" if table else ""
         blocks[i] = Block(options, parts, bases, problem=problem)
     return blocks
@@ -285,7 +304,7 @@ def nemotron_h(o: Options) -> dict[int, Block]:
     o.ignore(
         "intermediate_size", "n_groups", "moe_shared_expert_overlap", "use_bias", "use_conv_bias", "n_shared_experts"
     )
-    kinds = o.get("layers_block_type", "hybrid_override_pattern")
+    kinds = o.get(o.first("layers_block_type", "hybrid_override_pattern"))
     if isinstance(kinds, str):
         kinds = ["moe" if letter == "E" else "other" for letter in kinds]
     if not isinstance(kinds, list):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .options import Options
+from .options import MOST, Options
 from .pieces import Piece
 from .recipe import (
     ACTIVATIONS,
@@ -40,7 +40,8 @@ def mixtral(o: Options) -> dict[int, Block]:
 def minimax(o: Options) -> dict[int, Block]:
     """models/minimax (MiniMax-Text-01): as Mixtral; the attention's factors are the decoder's."""
     o.ignore("mlp_alpha_factor", "mlp_beta_factor")
-    o.only(shared_intermediate_size=0, shared_moe_mode=None)
+    o.only(shared_intermediate_size=0)
+    o.ignore("shared_moe_mode")  # of a shared expert, which there is none of
     return mixtral(o)
 
 
@@ -117,6 +118,8 @@ def deepseek_v2(o: Options) -> dict[int, Block]:
     limited = o.word("topk_method", {"greedy": False, "group_limited_greedy": True})
     o.ignore("n_group", "topk_group")
     router: dict[str, Any] = {"score": "softmax", "renormalize": False, "scale": o.number("routed_scaling_factor")}
+    if limited:
+        o.size("n_group")
     ffn = o.size("moe_intermediate_size")
     options = gated(o, ffn, o.size("n_routed_experts"), o.size("num_experts_per_tok"), **router)
     if limited:
@@ -192,13 +195,12 @@ def granitemoe(o: Options) -> dict[int, Block]:
     return dict.fromkeys(layers(o), granite(o))
 
 
-@family("granitemoeshared", "granitemoehybrid", "granitemoe_swa", hidden_act="silu")
+@family("granitemoehybrid", hidden_act="silu", shared_intermediate_size=1024)
+@family("granitemoeshared", "granitemoe_swa", hidden_act="silu")
 def granitemoeshared(o: Options) -> dict[int, Block]:
     """models/granitemoeshared, granitemoehybrid, _swa: the decoder adds shared_mlp; it is part of the layer here."""
     block, width = granite(o), o.count("shared_intermediate_size")
-    if not width:
-        return dict.fromkeys(layers(o), block)
-    parts = (*block.parts, shared("shared_mlp."))
+    parts = (*block.parts, shared("shared_mlp.")) if width else block.parts
     options = {**block.options, "shared_ffn": width}
     return dict.fromkeys(layers(o), Block(options, parts, (*block.scopes, "shared_mlp.")))
 
@@ -206,7 +208,8 @@ def granitemoeshared(o: Options) -> dict[int, Block]:
 @family("jetmoe", activation_function="silu")
 def jetmoe(o: Options) -> dict[int, Block]:
     """models/jetmoe: as Granite, and a bias of the output, which is every expert's here: the weights sum to one."""
-    sizes = o.size("ffn_hidden_size", "intermediate_size"), o.size("moe_num_experts", "num_local_experts")
+    ffn = o.size(o.first("ffn_hidden_size", "intermediate_size"))
+    sizes = ffn, o.size("moe_num_experts", "num_local_experts")
     top_k = o.size("moe_top_k", "num_experts_per_tok")
     options = gated(o, *sizes, top_k, "activation_function", score="softmax_topk") | {"bias": True}
     o.only(bias=True, glu=True)
@@ -222,7 +225,7 @@ def aria(o: Options) -> dict[int, Block]:
     """models/aria: the k best logits, softmax over these; fc1 and fc2 are [in, out]; routed experts are always silu."""
     o.only(hidden_act="silu", mlp_bias=False)
     o.ignore("moe_z_loss_coeff", "moe_aux_loss_coeff")
-    ffn = o.size("intermediate_size", "moe_intermediate_size")
+    ffn = o.size(o.first("intermediate_size", "moe_intermediate_size"))
     options = gated(o, ffn, o.size("moe_num_experts"), o.size("moe_topk"), score="softmax_topk")
     ways = (fused("mlp.", "experts.fc1.weight", "experts.fc2.weight", turned=True), fused("mlp.", turned=True))
     parts = [ways, named("router", "mlp.router.weight")]
@@ -254,7 +257,7 @@ def dbrx(o: Options) -> dict[int, Block]:
     f = Options(inner, o.where, {"ffn_act_fn": {"name": "silu"}})
     act = f.get("ffn_act_fn")
     name = act.get("name") if isinstance(act, dict) else None
-    if name not in ACTIVATIONS or set(act) != {"name"}:
+    if not isinstance(name, str) or name not in ACTIVATIONS or set(act) != {"name"}:
         o.refuse(f"ffn_act_fn is {str(act)[:80]}; Aristos has a name of {', '.join(ACTIVATIONS)} alone")
     f.ignore("moe_normalize_expert_weights")
     norm = inner.get("moe_normalize_expert_weights", 1)  # null is none
@@ -297,7 +300,7 @@ def phimoe(o: Options) -> dict[int, Block]:
 def ernie(o: Options) -> dict[int, Block]:
     """models/ernie4_5_moe: softmax, chosen with a bias, weights without it, renormalised."""
     o.only(use_bias=False, moe_gate="topk", moe_use_aux_free=True)
-    o.ignore("intermediate_size", "moe_group", "moe_capacity", "moe_use_aux_free", "moe_gate")
+    o.ignore("intermediate_size", "moe_group", "moe_capacity")
     if o.number("moe_norm_min") > 1e-6:
         o.refuse(f"moe_norm_min is {o.number('moe_norm_min')}; Aristos has no least sum of weights")
     ffn = o.size("moe_intermediate_size")
@@ -328,17 +331,16 @@ def hunyuan(o: Options) -> dict[int, Block]:
     o.only(moe_layer_num_skipped=0)
 
     def of(layer: int, *keys: str) -> int:
-        value = o.get(*keys)
-        if isinstance(value, list):
-            numbers = o.numbers(next(k for k in keys if o.config.get(k) is not None)) or []
-            if layer >= len(numbers) or numbers[layer] < 1:
-                o.refuse(f"{keys[0]} must have a positive int for every layer, got {str(value)[:80]}")
+        if isinstance(o.get(*keys), list):
+            numbers = o.numbers(o.first(*keys)) or []
+            if layer >= len(numbers) or not 1 <= numbers[layer] <= MOST:
+                o.refuse(f"{keys[0]} must have an int in 1..{MOST} for every layer, got {str(numbers)[:80]}")
             return numbers[layer]
         return o.size(*keys)
 
     blocks = {}
     for i in layers(o):
-        ffn = of(i, "moe_intermediate_size", "intermediate_size")
+        ffn = of(i, o.first("moe_intermediate_size", "intermediate_size"))
         options = gated(o, ffn, of(i, "num_experts"), of(i, "moe_topk", "num_experts_per_tok"),
                         score="softmax", renormalize=True)  # fmt: skip
         options["shared_ffn"] = o.size("intermediate_size")
@@ -369,7 +371,7 @@ def cohere2_moe(o: Options) -> dict[int, Block]:
 
 
 @family("switch_transformers", dense_act_fn="relu", num_sparse_encoder_layers=3, num_sparse_decoder_layers=3,
-        router_bias=False, is_gated_act=False)  # fmt: skip
+        router_bias=False, is_gated_act=False, expert_capacity=64)  # fmt: skip
 def switch(o: Options) -> dict[int, Block]:
     """models/switch_transformers: the best expert; ungated. Decoder layers are numbered after the encoder's."""
     o.only(
@@ -379,18 +381,15 @@ def switch(o: Options) -> dict[int, Block]:
         feed_forward_proj="relu",
         router_type="tokens_masked",
     )
-    o.ignore("add_router_probs", "router_jitter_noise", "router_ignore_padding_tokens", "router_z_loss_coef")
-    o.ignore("feed_forward_proj", "encoder_sparse_step", "decoder_sparse_step")
+    o.ignore("router_jitter_noise", "router_ignore_padding_tokens", "encoder_sparse_step", "decoder_sparse_step")
     bias = o.flag("router_bias")
     options: dict[str, Any] = {
         "hidden": o.size("d_model"), "ffn": o.size("d_ff"), "experts": o.size("num_experts"), "top_k": 1,
         "gated": False, "activation": o.word("dense_act_fn", ACTIVATIONS),
         "router": {"score": "softmax", "renormalize": False},
     }  # fmt: skip
-    note = ""
-    if o.get("expert_capacity") is not None:
-        options["router"]["capacity"] = o.size("expert_capacity")
-        note = "the capacity counts the tokens of a rank's call; the model's own code counts those of a sequence"
+    options["router"]["capacity"] = o.size("expert_capacity")
+    note = "the capacity counts the tokens of a rank's call; the model's own code counts those of a sequence"
     pieces = {"up": Piece("mlp.experts.expert_{e}.wi.weight"), "down": Piece("mlp.experts.expert_{e}.wo.weight")}
     parts = [(pieces,), named("router", "mlp.router.classifier.weight")]
     if bias:
@@ -403,6 +402,8 @@ def switch(o: Options) -> dict[int, Block]:
         (encoder, decoder, "num_sparse_decoder_layers", "decoder.block.{n}.layer.2."),
     ):
         sparse = o.count(key)
+        if sparse > count:
+            o.refuse(f"{key} is {sparse}, but there are {count} layers")
         step = count // sparse if sparse else count
         for i in range(count):
             if i % step == 1 or step == 1:
@@ -410,12 +411,12 @@ def switch(o: Options) -> dict[int, Block]:
     return blocks
 
 
-@family("longcat_flash", hidden_act="silu", routed_scaling_factor=1.0, zero_expert_num=0, router_bias=False)
+@family("longcat_flash", hidden_act="silu", routed_scaling_factor=6.0, zero_expert_num=256, router_bias=False)
 def longcat(o: Options) -> dict[int, Block]:
     """models/longcat_flash: softmax over experts and identity experts, chosen with a bias, not renormalised."""
     o.only(router_bias=False, zero_expert_type="identity", norm_topk_prob=False)
     o.ignore("ffn_hidden_size", "intermediate_size", "moe_intermediate_size")
-    ffn = o.size("expert_ffn_hidden_size", "moe_intermediate_size")
+    ffn = o.size(o.first("expert_ffn_hidden_size", "moe_intermediate_size"))
     options = gated(o, ffn, o.size("n_routed_experts"), o.size("moe_topk", "num_experts_per_tok"),
                     score="softmax", renormalize=False, scale=o.number("routed_scaling_factor"))  # fmt: skip
     options["identity_experts"] = o.count("zero_expert_num")
@@ -423,8 +424,6 @@ def longcat(o: Options) -> dict[int, Block]:
         (each("mlp."),), named("router", "mlp.router.classifier.weight"),
         named("select_bias", "mlp.router.e_score_correction_bias"),
     )  # fmt: skip
-    first, identity = options["experts"], options["identity_experts"]
-    names = (f"mlp.experts.{e}.{name}_proj.weight" for e in range(first, first + identity) for name in ("gate", "up"))
     first, identity = options["experts"], options["identity_experts"]
     names = (f"mlp.experts.{e}.{name}_proj.weight" for e in range(first, first + identity) for name in ("gate", "up"))
     return dict.fromkeys(layers(o, "num_layers"), Block(options, parts, unused=tuple(names)))

@@ -52,8 +52,12 @@ def test_nothing_but_the_options_is_read_at_first(tmp_path):
     [
         ({"model_type": "quokka"}, "model_type 'quokka' is not known"),
         ({"model_type": None}, "has no model_type"),
+        ({"model_type": ["olmoe"]}, "has no model_type"),
         ({"router_warmth": 2}, "option 'router_warmth' (here 2) is not known for olmoe"),
         ({"moe_expert_skip": False}, "option 'moe_expert_skip'"),
+        ({"experts_per_token": 3}, "option 'experts_per_token'"),
+        ({"moe_token_drop": True}, "option 'moe_token_drop'"),
+        ({"num_local_experts": 4}, "num_experts is 5 and num_local_experts is 4, but they name one option"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
         ({"num_experts": None}, "it has no num_experts"),
         ({"num_experts": -1}, "num_experts must be an int of at least 1"),
@@ -62,6 +66,16 @@ def test_nothing_but_the_options_is_read_at_first(tmp_path):
         ({"norm_topk_prob": 1}, "norm_topk_prob must be true or false"),
         ({"quantization_config": {"quant_method": "awq"}}, "quant_method 'awq'"),
         ({"quantization_config": 3}, "quant_method None"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [True, 128]}}, "two positive ints"),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "config_groups": {"group_0": {"weights": {"strategy": "block", "block_structure": [64, 64]}}},
+                }
+            },
+            "'group_0' has block_structure [64, 64]",
+        ),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(tmp_path, change, words):
@@ -72,8 +86,97 @@ def test_what_is_not_known_is_refused_by_name(tmp_path, change, words):
     assert "config.json" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "step3p5", "swiglu_limits": 3}, "swiglu_limits must have null or a number"),
+        ({"model_type": "step3p5", "swiglu_limits": [0.5, 0.5]}, "swiglu_limits must have null or a number"),
+        ({"model_type": "step3p5", "swiglu_limits_shared": ["a"] * 4}, "swiglu_limits_shared must have null or a num"),
+        ({"model_type": "switch_transformers", "num_sparse_decoder_layers": 5}, "is 5, but there are 4 layers"),
+        ({"model_type": "hy_v3", "mlp_layer_types": [["sparse"]] * 4}, "mlp_layer_types must say dense or sparse or"),
+        ({"model_type": "hy_v3", "mlp_layer_types": ["sparse"] * 3}, "mlp_layer_types must say dense or sparse or"),
+        ({"model_type": "deepseek_v4", "mlp_layer_types": ["moe", "tree"] * 2}, "must say moe or hash_moe for each of"),
+        ({"model_type": "mimo_v2_flash", "moe_layer_freq": [0, 1]}, "must have 0 or 1 for each of the 4 layers, got 2"),
+        ({"model_type": "mimo_v2_flash", "moe_layer_freq": [0, 1, 1, 2]}, "must be a list of 0 and 1"),
+        ({"model_type": "hy_v3", "moe_layer_freq": 0}, "moe_layer_freq must be an int of at least 1"),
+        ({"model_type": "deepseek_v3", "first_k_dense_replace": 0, "n_group": None}, "n_group is null"),
+        ({"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"}, "it has no n_group"),
+        (
+            {"model_type": "dbrx", "ffn_config": {**dict.fromkeys(
+                ("ffn_hidden_size", "moe_num_experts", "moe_top_k"), 2), "ffn_act_fn": {"name": ["silu"]}}},
+            "ffn_act_fn is {'name': ['silu']}",
+        ),
+    ],
+)  # fmt: skip
+def test_options_of_wrong_kinds_are_refused(tmp_path, change, words):
+    sizes = dict.fromkeys(SIZES, 4)
+    build = FAMILIES[change["model_type"]]
+    with pytest.raises(CheckpointError) as error:
+        build.build(Options({**sizes, **change}, tmp_path / "config.json", build.defaults))
+    assert words in str(error.value)
+    assert "config.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("deepseek_v3", "routed_scaling_factor", 2.5), ("deepseek_v3", "n_group", 8), ("deepseek_v3", "topk_group", 4),
+        ("deepseek_v32", "routed_scaling_factor", 2.5), ("glm4_moe", "routed_scaling_factor", 1.0),
+        ("glm4_moe_lite", "routed_scaling_factor", 1.8), ("glm_moe_dsa", "routed_scaling_factor", 2.5),
+        ("dots1", "norm_topk_prob", False), ("exaone_moe", "routed_scaling_factor", 2.5),
+        ("kimi_linear", "routed_scaling_factor", 2.446), ("bailing_hybrid", "num_expert_group", 8),
+        ("bailing_hybrid", "topk_group", 4), ("bailing_hybrid", "routed_scaling_factor", 2.5),
+        ("hy_v3", "router_scaling_factor", 2.826), ("minimax_m3_vl_text", "routed_scaling_factor", 2.0),
+        ("longcat_flash", "routed_scaling_factor", 6.0), ("longcat_flash", "zero_expert_num", 256),
+        ("granitemoehybrid", "shared_intermediate_size", 1024), ("switch_transformers", "expert_capacity", 64),
+        ("deepseek_v4", "swiglu_limit", 10.0), ("deepseek_v4", "routed_scaling_factor", 1.5),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_left_out_is_the_family_s(tmp_path, family, key, value):
+    """The values are those of transformers 5.24, models/*/configuration_*.py; files may leave them out."""
+    sizes = {name: 16 for name in SIZES if name != key}
+    config = {**sizes, "num_layers": 4, "num_hidden_layers": 2, "first_k_dense_replace": 0}
+    build = FAMILIES[family]
+    blocks = [build.build(Options(c, tmp_path, build.defaults)) for c in (config, {**config, key: value})]
+    assert blocks[0] == blocks[1]
+    other = build.build(Options({**config, key: value * 2 if value else True}, tmp_path, build.defaults))
+    assert other != blocks[0]
+
+
+def test_options_that_contradict_each_other_are_refused_by_file(tmp_path):
+    checkpoint = of(tmp_path, {**OLMOE, "num_experts_per_tok": 6})
+    for ask in (checkpoint.config, lambda: checkpoint.check(0)):
+        with pytest.raises(
+            CheckpointError, match=r"config\.json: layer 0 cannot be made .*top_k must be at most .*, got 6"
+        ):
+            ask()
+    assert "got 6" in checkpoint.problem(0)
+    with pytest.raises(InputError, match="max_tokens must be"):
+        of(tmp_path, OLMOE).config(max_tokens=0)
+
+
+def test_a_shared_expert_that_config_json_does_not_name_is_refused(tmp_path):
+    config = {
+        "model_type": "granitemoeshared", "hidden_size": H, "intermediate_size": F, "num_local_experts": E,
+        "num_experts_per_tok": 2, "num_hidden_layers": 1,
+    }  # fmt: skip
+    p = "model.layers.0."
+    tensors = {
+        p + "block_sparse_moe.input_linear.weight": arrays(E, 2 * F, H),
+        p + "block_sparse_moe.output_linear.weight": arrays(E, H, F),
+        p + "block_sparse_moe.router.layer.weight": arrays(E, H),
+    }
+    aristos.Checkpoint(write(tmp_path / "plain", config, tensors)).check(0)
+    tensors[p + "shared_mlp.input_linear.weight"] = arrays(2 * F, H)
+    with pytest.raises(CheckpointError, match=r"shared_mlp\.input_linear\.weight' is not known"):
+        aristos.Checkpoint(write(tmp_path / "shared", config, tensors)).check(0)
+
+
 def test_options_of_other_parts_are_let_through(tmp_path):
-    more = {"rope_scaling": {"factor": 2}, "attention_bias": False, "torch_dtype": "bfloat16", "some_moe_option": None}
+    more = {
+        "rope_scaling": {"factor": 2}, "attention_bias": False, "torch_dtype": "bfloat16", "some_moe_option": None,
+        "output_router_logits": True, "moe_z_loss_coeff": 0.1, "num_local_experts": OLMOE["num_experts"],
+    }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps({**OLMOE, **more}))
     aristos.Checkpoint(tmp_path)
 
@@ -323,6 +426,7 @@ def test_fp8_with_block_scales(tmp_path):
         (np.array([[2.0, 3.0], [5.0, np.nan]], np.float32), "has a scale of nan at [1, 1]"),
         (np.array([[2.0, np.inf], [5.0, 1.0]], np.float32), "has a scale of inf at [0, 1]"),
         (np.ones((2, 3), np.float32), "must have shape [2, 2]"),
+        (np.ones((2, 2), np.int8), "has dtype I8; scales must be F32, BF16, F16, F8_E8M0"),
     ],
 )
 def test_wrong_scales_are_refused_by_name(tmp_path, scale, words):
@@ -414,6 +518,25 @@ def test_a_layer_of_another_configuration_is_refused(tmp_path):
             moe(cases.tokens(moe.cfg, 2, 1))
 
 
+def test_a_bias_that_is_not_finite_is_refused_by_file_and_tensor(tmp_path):
+    config = {
+        "model_type": "minimax_m2", "hidden_size": H, "intermediate_size": F, "num_local_experts": E,
+        "num_experts_per_tok": 2, "num_hidden_layers": 1,
+    }  # fmt: skip
+    p = "model.layers.0.block_sparse_moe."
+    tensors = {
+        p + "experts.gate_up_proj": arrays(E, 2 * F, H), p + "experts.down_proj": arrays(E, H, F),
+        p + "gate.weight": arrays(E, H), p + "e_score_correction_bias": arrays(E),
+    }  # fmt: skip
+    tensors[p + "e_score_correction_bias"][3] = np.nan
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
+    with (
+        cases.MoE(checkpoint.config(max_tokens=4), threads=1) as moe,
+        pytest.raises(CheckpointError, match=r"model\.safetensors: tensor '.*correction_bias' has nan for expert 3"),
+    ):
+        checkpoint.load(moe, layer=0, number=0)
+
+
 def test_a_load_keeps_one_expert_beside_the_packed_ones(tmp_path):
     config = {**OLMOE, "hidden_size": 256, "intermediate_size": 256, "num_experts": 16, "num_hidden_layers": 1}
     checkpoint = aristos.Checkpoint(write(tmp_path, config, olmoe(config=config)))
@@ -455,6 +578,10 @@ def test_ranks_load_their_experts_and_refuse_together(comm):
                 broken.load(moe, layer=0, number=0)
             checkpoint.load(moe, layer=0, number=0)
             cases.check(cfg, stacked(tensors, 0, E), x, {}, moe(x))
+            if comm.rank == 1:  # an error that nobody foresaw
+                checkpoint._checked = lambda number: 1 // 0
+            with pytest.raises((ZeroDivisionError, PeerInputError), match=r"integer.*by zero"):
+                checkpoint.load(moe, layer=0, number=0)
     finally:
         comm.Barrier()
         if comm.rank == 0:

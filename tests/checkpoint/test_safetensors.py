@@ -159,6 +159,14 @@ def test_an_index_that_names_a_missing_shard_is_refused(tmp_path):
         _ = directory.where
 
 
+def test_an_index_may_name_a_file_that_no_system_can_have(tmp_path):
+    directory = shards(tmp_path)
+    index = {"weight_map": {"a": "x" * 5000 + ".safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"'a' lies in 'x+\.\.\.', which is missing"):
+        _ = directory.where
+
+
 @pytest.mark.parametrize("file", ["../x.safetensors", "/etc/passwd", "a\0b.safetensors", "x.bin"])
 def test_an_index_names_files_of_its_directory_alone(tmp_path, file):
     directory = shards(tmp_path)

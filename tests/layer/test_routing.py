@@ -252,6 +252,7 @@ def test_what_makes_no_sense_is_refused():
         ({"score": "softmax_topk", "groups": 2, "topk_groups": 1}, "groups require one of the scores softmax, sigmoid"),
         ({"score": "sparsemixer", "groups": 2, "topk_groups": 1}, "groups require one of the scores"),
         ({"group_score": "mean"}, "group_score must be one of max, sum_top2, got 'mean'"),
+        ({"score": "softmax_topk", "group_score": "sum_top2"}, "group_score='sum_top2' requires groups, got groups=0"),
         ({"capacity_factor": 0.0}, "capacity_factor must be None or a positive number"),
         ({"capacity_factor": float("nan")}, "capacity_factor must be None or a positive number"),
         ({"weight_on": "both"}, "weight_on must be one of output, input, got 'both'"),
@@ -269,6 +270,7 @@ def test_what_makes_no_sense_is_refused():
         ({"identity_experts": 2, "router": two}, "identity_experts=2 cannot be combined with groups"),
         ({"identity_experts": 2, "router": Router(capacity_factor=1.0)}, "cannot be combined with capacity_factor"),
         ({"top_k": 9}, r"top_k must be at most experts \(8\), got 9"),
+        ({"top_k": 11, "identity_experts": 2}, r"top_k must be at most experts \+ identity_experts \(10\), got 11"),
     ):
         with pytest.raises(InputError, match=words):
             replace(CFG, **changes)  # type: ignore[arg-type]

@@ -88,6 +88,9 @@ def generated_alike(comm, dtype):
                 assert s.tokens == alone[s.number].tokens
                 assert s.logits.tobytes() == alone[s.number].logits.tobytes()
                 assert len(s.tokens) == len(prompts[s.number]) + 5
+        for wrong in ([], [128], [1.5], 3):
+            with pytest.raises(SystemExit, match=r"prompt 1 must be a list of token ids in 0\.\.127, got"):
+                program.generate(folder / "qwen", [[1], wrong], 5, comm, dtype)
     finally:
         comm.Barrier()
         if comm.rank == 0:

@@ -120,7 +120,7 @@ def test_no_tokens_and_no_logits():
         assert (loss, back.shape) == (0.0, (0, EXPERTS))
         with pytest.raises(InputError, match="the routing has no logits: the call brought its ids"):
             getattr(losses, name)(replace(made(3, 0), logits=None), 1.0)
-    for lengths in ([1, 1], [4, -1], [1.0, 2.0], [[3]]):
+    for lengths in ([1, 1], [4, -1], [1.0, 2.0], [[3]], [[1], [1, 1]]):
         with pytest.raises(InputError, match="lengths must be positive ints of sum 3"):
             losses.sequence(made(3, 0), 1.0, lengths=lengths)
     with pytest.raises(InputError, match="score must be softmax, sigmoid or sqrtsoftplus, got 'relu'"):
