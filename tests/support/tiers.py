@@ -41,7 +41,7 @@ class Budget:
 
 FOLDERS = {
     "bench": Budget(60, 900),
-    "checkpoint": Budget(30, 60),
+    "checkpoint": Budget(90, 150),
     "doctor": Budget(30, 150),
     "engine": Budget(60, 120, parallel=True),
     "explore": Budget(120, 900, parallel=True),
