@@ -94,6 +94,7 @@ class FakeNccl:
         return SimpleNamespace(
             send=lambda at, n, kind, peer, stream: self.local.sends.append((at, n, peer)),
             recv=lambda at, n, kind, peer, stream: self.local.gets.append((at, n, peer)),
+            destroy=lambda: None,
         )
 
     def groupEnd(self):

@@ -62,6 +62,11 @@ class Nccl:
                     self._comm.recv(to + at, n, kind, p, stream)
             self._nccl.groupEnd()
 
+    def close(self) -> None:
+        """Free the communicator. Collective."""
+        with self.gpu.device.current():
+            self._comm.destroy()
+
 
 class Staged:
     """MPI_Alltoallv through pinned memory of the hosts. most: of the bytes that a rank sends or gets."""

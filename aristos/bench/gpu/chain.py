@@ -118,7 +118,7 @@ class ChainBuffers:
         self.up_step, self.up_bias, self.up_bias_step = job[[words.UP_STEP, words.UP_BIAS, words.UP_BIAS_STEP]]
         self.down_step = job[words.DOWN_STEP]
         self.down_bias, self.down_bias_step = job[[words.DOWN_BIAS, words.DOWN_BIAS_STEP]]
-        self.router = weights.router
+        self.router, self.select_bias = weights.router, weights.select_bias
         count, size = max(1, tokens * cfg.top_k), BYTES[kind]
         # bytes between rows:
         self.pitch = -(-cfg.ffn * size // 128) * 128  # of the second product's weights
@@ -164,7 +164,8 @@ class Chain:
         )
         job[[router.SCORE, router.RENORMALIZE]] = rule(cfg.router), cfg.router.renormalize
         job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
-        job[router.ROUTER], job[router.SLOT_OF] = buffers.router, buffers.slot_of
+        job[[router.ROUTER, router.SELECT_BIAS]] = buffers.router, buffers.select_bias
+        job[router.SLOT_OF] = buffers.slot_of
         for word, at in (buffers.of_routing | given).items():
             job[word] = at
         self.job, self.job_at = job, gpu.array(job).at

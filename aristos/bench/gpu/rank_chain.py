@@ -29,11 +29,12 @@ class RankBuffers(ChainBuffers):
         slot_of = np.empty(cfg.experts, np.int64)
         slot_of[self.order] = np.arange(cfg.experts)
         self.slot_of = gpu.array(slot_of).at
-        own = np.empty((len(self.mine), int(self.down_bias_step)), np.uint8)
+        self.down_bias_step = max(gpu.world.allgather(int(self.down_bias_step)))  # 0 on a rank without experts
+        own = np.empty((len(self.mine), self.down_bias_step), np.uint8)
         if own.size:
             gpu.device.copy_out(own, int(self.down_bias), gpu.stream)
             gpu.device.synchronize(gpu.stream)
-        every = np.zeros((cfg.experts, int(self.down_bias_step)), np.uint8)
+        every = np.zeros((cfg.experts, self.down_bias_step), np.uint8)
         for rank, part in enumerate(gpu.world.allgather(own)):
             every[placement == rank] = part
         self.down_bias = gpu.array(every).at  # of all experts: the source adds an expert's bias

@@ -195,6 +195,8 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         done.append((pattern, tokens, times))
         record = _record(moves, times) | {"pattern": pattern, "tokens": tokens, "error": max(errors)}
         sheet.records.append(record | {"check": VERDICTS[all(right) and work.passes(max(errors))]})
+    if nccl is not None:
+        nccl.close()
     moe.close()
     sheet.notes += [why] if why else []
     sheet.notes.append(f"aristos: a whole call with experts of F {FFN}: routing checked, rows out, outputs back, sums")

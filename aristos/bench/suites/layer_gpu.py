@@ -101,9 +101,10 @@ class Rival:
         return shared.graph(), out
 
     def close(self) -> None:
-        """Free the hosts' memory of all chains, which cannot run again."""
-        for each in self.staged:
-            each.close()
+        """Free what moves rows between ranks: the chains cannot run again. Collective."""
+        for each in (*self.exchanges.values(), *self.staged):
+            if each is not None:
+                each.close()
 
 
 def rival_or_why(gpu: BenchGpu, work: Workload, moe: Any, tokens: int) -> tuple[Rival | None, list[str]]:
