@@ -5,14 +5,11 @@ The PTX machine compiles a kernel in every process that launches it, which takes
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from aristos.kernels.cuda import build
-from aristos.primitives.compile import cache_folder, compiling
+from aristos.primitives.compile import cache_folder
 from aristos.simt.kernels import part
 
 _read: dict[Path, tuple[str, str]] = {}
@@ -23,22 +20,11 @@ def ptx(kernel: Any, arch: str) -> tuple[str, str]:
     compiler = "-".join(map(str, (build.version("numba-cuda"), *part("cudadrv.nvvm").NVVM().get_version())))
     path = cache_folder() / "ptx" / f"{kernel.name}.{arch}.{build.kernel_key(kernel)}.{compiler}"
     if path not in _read:
-        if not path.exists():
-            with compiling(quiet=True):
-                if not path.exists():  # another process may have compiled it meanwhile
-                    _write(path, *build.ptx(kernel, arch))
-        entry, _, text = path.read_text(encoding="utf-8").partition("\n")
-        _read[path] = text, entry
+        found = build.kept(path, lambda: _compiled(kernel, arch))
+        _read[path] = found.cubin.decode(), found.entry
     return _read[path]
 
 
-def _write(path: Path, text: str, entry: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-        file.write(f"{entry}\n{text}")
-    try:
-        os.replace(file.name, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(file.name)
-        raise
+def _compiled(kernel: Any, arch: str) -> build.Built:
+    text, entry = build.ptx(kernel, arch)
+    return build.Built(entry, text.encode())

@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,14 +42,22 @@ def build(kernel: Any, arch: str) -> Built:
     One process of a node compiles at a time. Raises EnvironmentProblem where a tool is missing or fails.
     """
     target = TARGETS.get(arch, arch)
-    path = cache_folder() / "cuda" / f"{kernel.name}.{target}.{_key(kernel)}.cubin"
+
+    def make() -> Built:
+        text, entry = ptx(kernel, target)
+        return Built(entry, _machine_code(text, target))
+
+    return kept(cache_folder() / "cuda" / f"{kernel.name}.{target}.{_key(kernel)}.cubin", make)
+
+
+def kept(path: Path, make: Callable[[], Built]) -> Built:
+    """The cache entry at a path; where there is none, one process of the node makes it."""
     found = _read(path)
     if found is None:
         with compiling():
             found = _read(path)  # another process may have compiled it meanwhile
             if found is None:
-                text, entry = ptx(kernel, target)
-                found = Built(entry, _machine_code(text, target))
+                found = make()
                 _write(path, found)
     return found
 
