@@ -13,14 +13,16 @@ from aristos.kernels.cpu.convert import FLOAT32
 from aristos.kernels.cpu.panels import pack, padded
 from aristos.kernels.cpu.tokens import route_bytes, scores
 from aristos.kernels.cuda import router as r
+from aristos.kernels.cuda.capacity import drop, drop_shared
 from aristos.kernels.cuda.pack import narrow, widen
 from aristos.primitives.buffers import aligned
 
 pytestmark = pytest.mark.slow
 
 
-def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=1.0, kind="f32", given=None, seed=0):
-    """The tables by name after both launches, without a report. given: (ids, weights), checked instead of computed."""
+def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=1.0, kind="f32", given=None, seed=0,
+          capacity=0):  # fmt: skip
+    """The tables by name after all launches, without a report. given: (ids, weights), checked instead of computed."""
     tokens, experts = len(x), weight.shape[1]
     slot_of = np.arange(experts) if slot_of is None else np.asarray(slot_of)
     machine = simt.Machine(seed=seed)
@@ -33,7 +35,7 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
         "weights": device.array(weights) if given else device.empty((tokens, k), np.float32),
         "offset": device.empty(slots + 1, np.int64), "token": device.array(np.full(tokens * k, -7)),
         "position": device.empty((tokens, k), np.int64), "status": device.array(np.zeros(1, np.int64)),
-        "scratch": device.empty(r.scratch_bytes(tokens, experts, slots), np.uint8),
+        "scratch": device.empty(r.scratch_bytes(tokens, experts, slots, k if capacity else 0), np.uint8),
     }  # fmt: skip
     job = np.zeros(r.JOB_WORDS, np.int64)
     for word, name in ((r.X, "x"), (r.ROUTER, "router"), (r.SLOT_OF, "slot_of"), (r.IDS, "ids"),
@@ -41,13 +43,15 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
                        (r.STATUS, "status"), (r.SCRATCH, "scratch")):  # fmt: skip
         job[word] = arrays[name].ptr
     job[[r.X_STRIDE, r.TOKENS, r.HIDDEN]] = x.strides[0], tokens, len(weight)
-    job[[r.EXPERTS, r.TOP_K, r.SLOTS]] = experts, k, slots
+    job[[r.EXPERTS, r.TOP_K, r.CHOICES, r.SLOTS, r.CAPACITY]] = experts, k, k, slots, capacity
     job[[r.SCORE, r.RENORMALIZE, r.SCALE]] = SCORES[score], renormalize, np.float32(scale).view(np.int32)
-    job_array = device.array(job)
     if given:
-        device.launch(r.check, r.blocks(tokens), r.THREADS, job_array.ptr, shared=r.check_shared(slots))
-    else:
-        device.launch(r.route(kind), r.blocks(tokens), r.THREADS, job_array.ptr, shared=r.route_shared(slots, kind))
+        job[[r.GIVEN_IDS, r.GIVEN_WEIGHTS]] = job[[r.IDS, r.WEIGHTS]]
+    job_array = device.array(job)
+    shared = r.route_shared(slots, kind, k if capacity else 0)
+    device.launch(r.route(kind), r.blocks(tokens), r.THREADS, job_array.ptr, shared=shared)
+    if capacity:
+        device.launch(drop, r.blocks(tokens), r.THREADS, job_array.ptr, shared=drop_shared(slots, k))
     device.launch(r.place, r.blocks(tokens), r.THREADS, job_array.ptr, shared=r.place_shared(slots, k))
     reports = machine.run()
     assert not reports, [str(report) for report in reports]

@@ -137,7 +137,7 @@ def test_every_block_has_work(kind):
     for tile in [*TILES[kind], *GROUPS.get(kind, ())]:
         for hidden, ffn, gated, grid in ((32, 48, True, 1), (2048, 1408, True, 264), (4096, 14336, True, 132),
                                          (7168, 2048, True, 132), (1024, 4096, False, 7)):  # fmt: skip
-            runs = substrate.column_split_runs(tile, hidden, ffn, gated, grid)
+            runs = substrate.column_split_runs(tile, hidden, ffn, 0, gated, grid)
             for word, columns in (("up_shares", 2 * ffn if gated else ffn), ("down_shares", hidden)):
                 tiles, shares = substrate.tiles(columns, tile), runs[word]
                 each = -(-tiles // shares)
