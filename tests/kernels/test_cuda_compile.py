@@ -89,7 +89,7 @@ BUDGETS = {
     "route": Budget(168, 48 * KB, (3, 3, 3), "the product of 64x64"),
     "route_bf16": Budget(168, 36 * KB, (3, 3, 3), "the product of 64x64, rows half as wide"),
     "route_f16": Budget(168, 36 * KB, (3, 3, 3), "the product of 64x64, rows half as wide"),
-    "drop": Budget(48, 21 * KB, (7, 7, 7), "as place, with a count for each choice"),
+    "drop": Budget(88, 21 * KB, (5, 5, 5), "as place, with a count for each choice"),
     "place": Budget(
         48, 9 * KB, (10, 10, 10), "a few loads a thread: warps hide each other's waits; 256 slots and k = 8"
     ),

@@ -201,8 +201,8 @@ class Chain:
         )  # fmt: skip
         self.gpu.launch(
             activate(self.kind), self.grid, 0, of.hidden, of.pitch, of.wide, size * of.columns,
-            buffers.up_bias + buffers.up_bias_step * e, m, cfg.ffn, activations.word(cfg.activation, cfg.limit),
-            cfg.gated,
+            buffers.up_bias + buffers.up_bias_step * e, m, cfg.ffn,
+            activations.word(cfg.activation, cfg.limit, cfg.limit_after), cfg.gated,
         )  # fmt: skip
         self.blas.product(
             self.kind, m, cfg.hidden, cfg.ffn, of.hidden, of.pitch // size, int(buffers.down + buffers.down_step * e),

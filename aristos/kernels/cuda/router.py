@@ -105,9 +105,21 @@ def width_of(job):
 
 
 @cuda.jit(device=True)
+def _scores(job, token):
+    """Address of a token's scores."""
+    return job[SCRATCH] + 2 * WORD * job[TOKENS] + FLOAT * width_of(job) * token
+
+
+@cuda.jit(device=True)
+def _gate(job, token):
+    """Address of a token's product with SHARED_SIGMOID."""
+    return _scores(job, job[TOKENS]) + GATE * token
+
+
+@cuda.jit(device=True)
 def counts_of(job):
     """Address of the counts of every block, [blocks, slots]; those by choice, [blocks, TOP_K, slots], follow them."""
-    return job[SCRATCH] + job[TOKENS] * (2 * WORD + FLOAT * width_of(job) + GATE)
+    return _gate(job, job[TOKENS])
 
 
 @cuda.jit(device=True)
@@ -158,11 +170,11 @@ def _chosen(job, token, row, ids, weights):
 
 
 @cuda.jit(device=True)
-def _shared_weight(job, gates, thread):
-    """(weight of the shared expert, its status) for the block's token `thread`; gates: address of its tokens' sums."""
+def _shared_weight(job, token):
+    """(weight of the shared expert for a token, its status)."""
     if job[SHARED_SIGMOID] == 0:
         return ONE, OK
-    gate = mem.floats(gates + GATE * thread, 1)[0]
+    gate = mem.floats(_gate(job, token), 1)[0]
     return logistic(gate), OK if gate - gate == 0 else NOT_FINITE
 
 
@@ -179,31 +191,28 @@ def route(kind: str) -> Any:
     def kernel(job_address):
         job = mem.words(job_address, JOB_WORDS)
         shared = memory()
-        thread, first = cuda.threadIdx.x, cuda.blockIdx.x * BLOCK
-        tokens, width = job[TOKENS], width_of(job)
-        m = min(tokens - first, BLOCK)
-        depth = FLOAT * job[HIDDEN]
-        pitch = (depth + CHUNK - 1) // CHUNK * CHUNK
-        a_rows = job[SCRATCH] + WORD * first
-        c_rows = a_rows + WORD * tokens
-        scores = job[SCRATCH] + 2 * WORD * tokens + FLOAT * width * first
-        gates = job[SCRATCH] + tokens * (2 * WORD + FLOAT * width) + GATE * first
-        if thread < m:
-            mem.store(a_rows + WORD * thread, job[X] + job[X_STRIDE] * (first + thread))
-            mem.store(c_rows + WORD * thread, scores + FLOAT * width * thread)
-        cuda.syncthreads()
-        # the router's columns, and then, as one tile more, the shared expert's gate
-        for n0 in range(
-            width if job[GIVEN_IDS] != 0 else 0, width + (tile_n if job[SHARED_SIGMOID] != 0 else 0), tile_n
-        ):
+        # the router's columns, and then, as one tile more, the shared expert's gate. Each tile reads the job again:
+        # what is read here does not fit the registers across a product
+        n0 = width_of(job) if job[GIVEN_IDS] != 0 else 0
+        while n0 < width_of(job) + (tile_n if job[SHARED_SIGMOID] != 0 else 0):
+            thread, first = cuda.threadIdx.x, cuda.blockIdx.x * BLOCK
+            m, width, depth = min(job[TOKENS] - first, BLOCK), width_of(job), FLOAT * job[HIDDEN]
+            pitch = (depth + CHUNK - 1) // CHUNK * CHUNK
+            a_rows = job[SCRATCH] + WORD * first
+            c_rows = a_rows + WORD * job[TOKENS]
             weight, columns, stored, at = job[ROUTER], width, width, n0
             if n0 == width:
                 weight, columns, stored, at = job[SHARED_SIGMOID], COLUMNS, 1, 0
-                if thread < m:
-                    mem.store(a_rows + WORD * thread, job[INPUT] + job[INPUT_STRIDE] * (first + thread))
-                    mem.store(c_rows + WORD * thread, gates + GATE * thread)
-                cuda.syncthreads()
+            if thread < m and (n0 == 0 or n0 == width):
+                token = first + thread
+                row = job[X] + job[X_STRIDE] * token if n0 == 0 else job[INPUT] + job[INPUT_STRIDE] * token
+                mem.store(a_rows + WORD * thread, row)
+                mem.store(c_rows + WORD * thread, _scores(job, token) if n0 == 0 else _gate(job, token))
+            cuda.syncthreads()
             product(shared, a_rows, c_rows, m, weight, pitch, weight + pitch * columns, stored, depth, at, NONE, 0)
+            n0 += tile_n
+        thread, first = cuda.threadIdx.x, cuda.blockIdx.x * BLOCK
+        m, a_rows = min(job[TOKENS] - first, BLOCK), job[SCRATCH] + WORD * first
         counts = cuda.shared.array(0, np.int64, CHUNK)
         slots, limited = job[SLOTS], job[CAPACITY] > 0
         counted = slots * job[TOP_K] if limited else slots
@@ -216,11 +225,11 @@ def route(kind: str) -> Any:
             if job[GIVEN_IDS] != 0:
                 status = _checked(job, token, ids, weights)
             else:
-                row = mem.floats(scores + FLOAT * width * thread, job[EXPERTS])
+                row = mem.floats(_scores(job, token), job[EXPERTS])
                 status = _chosen(job, token, row, ids, weights)
             if k > chosen:
                 ids[chosen] = job[EXPERTS]
-                weights[chosen], fine = _shared_weight(job, gates, thread)
+                weights[chosen], fine = _shared_weight(job, token)
                 status = max(status, fine)
             if status == OK:
                 slot_of = mem.words(job[SLOT_OF], job[EXPERTS] + 1)
