@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -13,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..config import MoEConfig, Router
-from ..errors import AristosError, CheckpointError, InputError
+from ..errors import AristosError, CheckpointError, InputError, MismatchError, PeerInputError
+from ..layer.arguments import DEFAULT_TIMEOUT, check_comm, usable_timeout
 from . import quantised, sigmoid_families, softmax_families
 from .directory import Directory
 from .options import Options
@@ -33,14 +36,31 @@ SHARED = {"shared_up": "up", "shared_gate": "gate", "shared_down": "down", "shar
 class Checkpoint:
     """A model directory: config.json and safetensors files, memory-mapped. Nothing but config.json is read at first.
 
-    path: the directory. Raises CheckpointError for a model_type or an option that Aristos does not know: it is named,
-    nothing is guessed.
+    path: the directory. comm: an mpi4py communicator: then opening is collective, and what one rank cannot open is
+    refused on all of them at once, which else would wait for it in MoE. None: this process alone. timeout: as of MoE.
+    Raises CheckpointError for a model_type or an option that Aristos does not know: it is named, nothing is guessed.
+    With comm, PeerInputError where another rank cannot open it, MismatchError where the ranks' config.json differ.
 
     Attributes: path. model_type: of the (text) model. layers: numbers of the model's MoE layers, in order; decoder
     layers of an encoder-decoder model are numbered after the encoder's. quantisation: its method, or "".
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], comm: Any = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        check_comm(comm)
+        problem: Exception | None = None
+        try:
+            self._open(path)
+        except Exception as error:
+            if comm is None:
+                raise
+            problem = error
+        if comm is not None:
+            options = "" if problem else json.dumps(self._directory.config, sort_keys=True)
+            _agree(comm, timeout, path, problem, hashlib.sha256(options.encode()).hexdigest())
+
+    def _open(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"path must be that of a model directory, got {path!r}")
         self.path = Path(path)
         self._directory = Directory(self.path)
         self._where = self.path / "config.json"
@@ -282,6 +302,26 @@ class Checkpoint:
         if isinstance(expert, bool) or not isinstance(expert, int | np.integer) or not 0 <= expert < reader.experts:
             raise InputError(f"expert must be an int in 0..{reader.experts - 1}, got {expert!r}")
         return {name: reader.read(name, int(expert)) for name in EXPERT if name in reader.pieces}
+
+
+def _agree(comm: Any, timeout: float, path: Any, problem: Exception | None, options: str) -> None:
+    """Raise `problem` here and PeerInputError on the other ranks, MismatchError where `options` differ. Collective."""
+    from ..substrate.attach import attach
+
+    runtime = attach(comm, usable_timeout(timeout))
+    try:
+        runtime.refuse_open()
+        reported = runtime.group.allgather((None if problem is None else str(problem), options), "a checkpoint")
+    finally:
+        runtime.release()
+    if problem is not None:
+        raise problem
+    for rank, (text, _) in enumerate(reported):
+        if text is not None:
+            raise PeerInputError(f"rank {rank} cannot open its model directory: {text}")
+    for rank, (_, theirs) in enumerate(reported):
+        if theirs != reported[0][1]:
+            raise MismatchError(f"{path}: ranks 0 and {rank} have different config.json: give all ranks one model")
 
 
 def _shapes(cfg: MoEConfig) -> dict[str, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from model_files import OLMOE, olmoe, stacked, write
 import aristos
 from aristos.checkpoint.options import Options
 from aristos.checkpoint.recipe import FAMILIES
-from aristos.errors import CheckpointError, InputError, PeerInputError
+from aristos.errors import CheckpointError, InputError, MismatchError, PeerInputError
 
 E, H, F = OLMOE["num_experts"], OLMOE["hidden_size"], OLMOE["intermediate_size"]
 
@@ -550,6 +550,32 @@ def test_a_load_keeps_one_expert_beside_the_packed_ones(tmp_path):
         tracemalloc.stop()
         packed = moe.packed_weights(0).nbytes
     assert peak < packed + 2 * one_expert, (peak, packed, one_expert)
+
+
+@pytest.mark.ranks(3, timeout=60)
+def test_ranks_open_a_directory_or_refuse_it_together(comm, tmp_path):
+    """One rank's own folder, as on a node with a disk of its own, is damaged; nobody waits for it."""
+    good = write(tmp_path / "good", OLMOE, olmoe())
+    assert aristos.Checkpoint(good, comm).config(max_tokens=4).experts == E
+    for text, words in (
+        (None, "config.json cannot be read"), ("{", "config.json is not JSON"),
+        (json.dumps({**OLMOE, "model_type": "quokka"}), "model_type 'quokka' is not known"),
+    ):  # fmt: skip
+        bad = tmp_path / "bad"
+        bad.mkdir(exist_ok=True)
+        if text is not None:
+            (bad / "config.json").write_text(text)
+        for broken in (1, 2):
+            kind = CheckpointError if comm.rank == broken else PeerInputError
+            with pytest.raises(kind, match=words) as error:
+                aristos.Checkpoint(bad if comm.rank == broken else good, comm)
+            assert "bad" in str(error.value)
+            assert comm.rank == broken or f"rank {broken} cannot open its model directory" in str(error.value)
+    other = write(tmp_path / "other", {**OLMOE, "norm_topk_prob": False}, olmoe())
+    with pytest.raises(MismatchError, match=r"ranks 0 and 2 have different config\.json"):
+        aristos.Checkpoint(other if comm.rank == 2 else good, comm)
+    with pytest.raises((InputError, PeerInputError), match="path must be that of a model directory, got 3"):
+        aristos.Checkpoint(3 if comm.rank == 0 else good, comm)
 
 
 @pytest.mark.ranks(2)

@@ -64,7 +64,7 @@ def compare(folder: Path, family: str, comm: Any) -> str:
     arrays = np.load(folder / f"{family}.npz")
     if "failed" in arrays:
         return f"there is no model: {str(arrays['failed'])[:200]}"
-    checkpoint = aristos.Checkpoint(folder / family)
+    checkpoint = aristos.Checkpoint(folder / family, comm)
     blocks = {block_name(name): name for name in map(str, arrays["names"])}
     if not blocks:
         return "no block was recorded"
