@@ -10,22 +10,28 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from ..config import MoEConfig, Router
 from ..errors import AristosError, CheckpointError, InputError, MismatchError, PeerInputError
 from ..layer.arguments import DEFAULT_TIMEOUT, check_comm, usable_timeout
-from . import quantised, sigmoid_families, softmax_families
+from . import encoder_decoder_families, quantised, sigmoid_families, softmax_families, topk_families
 from .directory import Directory
 from .options import Options
-from .pieces import LayerReader, Piece
+from .pieces import TABLE, LayerReader, Piece
 from .progress import Progress
-from .recipe import FAMILIES, Block, Family
+from .recipe import FAMILIES, REFUSED, Block, Family
 from .safetensors import shown
+from .tables import TokenTable
 
-RECIPES = (softmax_families, sigmoid_families)  # they register themselves when imported
+RECIPES = (
+    softmax_families,
+    topk_families,
+    sigmoid_families,
+    encoder_decoder_families,
+)  # they register themselves when imported
 INNER = ("text_config", "thinker_config", "llm_config", "language_config")
 OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "model.vision", "audio", "model.audio")
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
@@ -79,7 +85,7 @@ class Checkpoint:
     def _text_model(self, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """(model_type, options) of the model that has experts: the directory's, or one inside it."""
         outer = kind = config.get("model_type")
-        while not isinstance(kind, str) or kind not in FAMILIES:
+        while not isinstance(kind, str) or kind not in FAMILIES | REFUSED:
             inner = next((config[key] for key in INNER if isinstance(config.get(key), dict)), None)
             if inner is None:
                 break
@@ -90,6 +96,11 @@ class Checkpoint:
         return kind, config
 
     def _family(self) -> Family:
+        if why := REFUSED.get(self.model_type):
+            raise CheckpointError(
+                f"{self._where}: model_type {shown(self.model_type)} is not supported: {why}. Bring ids and weights to"
+                " each call of MoE, and its weights to MoE.load_expert"
+            )
         if self.model_type not in FAMILIES:
             raise CheckpointError(
                 f"{self._where}: model_type {shown(self.model_type)} is not known; known are"
@@ -216,7 +227,9 @@ class Checkpoint:
 
     def _fits(self, prefix: str, way: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], experts: int) -> bool:
         return all(
-            piece.mxfp4 or self._directory.entry(prefix + piece.probe).shape == piece.shape(shapes[array], experts)
+            piece.mxfp4
+            or array == TABLE
+            or self._directory.entry(prefix + piece.probe).shape == piece.shape(shapes[array], experts)
             for array, piece in way.items()
         )
 
@@ -233,11 +246,19 @@ class Checkpoint:
         for scope in self._block(number).scopes:
             for name in self._directory.names(reader.prefix + scope):
                 if name not in used:
-                    raise CheckpointError(
-                        f"{self._directory.file(name).path}: tensor {shown(name)} is not known for a {self.model_type}:"
-                        " what it changes is not known, so nothing is guessed"
-                    )
+                    self._refuse_tensor(name, number)
         return reader
+
+    def _refuse_tensor(self, name: str, number: int) -> NoReturn:
+        what = f"{self._directory.file(name).path}: tensor {shown(name)}"
+        if "shared" in name and not self._block(number).options.get("shared_ffn"):
+            raise CheckpointError(
+                f"{what} is of a shared expert, but {self._where} says that layer {number} has none: does it lack the"
+                " option with the number or width of shared experts, such as n_shared_experts?"
+            )
+        raise CheckpointError(
+            f"{what} is not known for a {self.model_type}: what it changes is not known, so nothing is guessed"
+        )
 
     # ------------------------------------------------------------ loading
 
@@ -269,19 +290,38 @@ class Checkpoint:
         arrays = [name for name in EXPERT if name in reader.pieces]
         with self._progress.load(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine)):
             for e in mine:
-                found: dict[str, Any] = {name: reader.read(name, e) for name in arrays}
+                found: dict[str, Any] = reader.expert(arrays, e)
                 moe.load_expert(layer, e, layout="out_in", **found)
                 self._progress.step(sum(array.nbytes for array in found.values()))
                 del found
                 for name in arrays:
                     reader.release(name, e)
-        biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.pieces}
-        moe.load_router(layer, layout="out_in", router=reader.read("router"), **biases)
+        if TABLE not in reader.pieces:  # with a router, a call without ids would choose by scores
+            biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.pieces}
+            router = reader.router(self._block(number).router_factor)
+            moe.load_router(layer, layout="out_in", router=router, **biases)
         beside: dict[str, Any] = {name: reader.read(name) for name in SHARED if name in reader.pieces}
         if beside:
             if (factor := self._block(number).shared_factor) != 1.0:
                 beside["shared_down"] = (beside["shared_down"] * np.float32(factor)).astype(beside["shared_down"].dtype)
             moe.load_shared(layer, layout="out_in", **{SHARED[name]: array for name, array in beside.items()})
+
+    def route(self, number: int, x: Any, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(ids [S, k] int32, weights [S, k] float32) for a call of a layer that chooses by a table of token ids.
+
+        x: [S, H], the layer's input. tokens: [S] ints, the tokens' ids in the vocabulary. Local. Raises InputError for
+        another layer or arguments that do not fit, CheckpointError for a damaged table.
+        """
+        if number not in self._tables:
+            reader = self._checked(number)
+            if TABLE not in reader.pieces:
+                raise InputError(f"layer {number} has a router that chooses by scores: call MoE without ids")
+            self._tables[number] = TokenTable(reader, self.layer_config(number))
+        return self._tables[number].route(x, tokens)
+
+    @cached_property
+    def _tables(self) -> dict[int, TokenTable]:
+        return {}
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -301,7 +341,7 @@ class Checkpoint:
         reader = self._checked(number)
         if isinstance(expert, bool) or not isinstance(expert, int | np.integer) or not 0 <= expert < reader.experts:
             raise InputError(f"expert must be an int in 0..{reader.experts - 1}, got {expert!r}")
-        return {name: reader.read(name, int(expert)) for name in EXPERT if name in reader.pieces}
+        return reader.expert([name for name in EXPERT if name in reader.pieces], int(expert))
 
 
 def _agree(comm: Any, timeout: float, path: Any, problem: Exception | None, options: str) -> None:
@@ -331,7 +371,8 @@ def _shapes(cfg: MoEConfig) -> dict[str, tuple[int, ...]]:
     return {
         "up": (f, h), "gate": (f, h), "down": (h, f), "up_bias": (f,), "gate_bias": (f,), "down_bias": (h,),
         "router": (columns, h), "router_bias": (columns,), "select_bias": (columns,), "shared_up": (beside, h),
-        "shared_gate": (beside, h), "shared_down": (h, beside), "shared_sigmoid": (h,),
+        "shared_gate": (beside, h), "shared_down": (h, beside), "shared_sigmoid": (h,), "router_scale": (h,),
+        "router_norm": (h,), "expert_scale": (columns,),
     }  # fmt: skip
 
 

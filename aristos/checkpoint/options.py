@@ -92,6 +92,12 @@ class Options:
         """An int from 0 up; 0 where it is not there."""
         return 0 if self.get(*keys) is None else self._number(keys, (int,), 0, MOST)
 
+    def optional_count(self, *keys: str) -> int:
+        """An int from 0 up; 0 where it is null in the file, whatever the family's default."""
+        self.read.update(keys)
+        named = [key for key in keys if key in self.config]
+        return 0 if named and all(self.config[key] is None for key in named) else self.count(*keys)
+
     def number(self, *keys: str) -> float:
         """A finite number from 0 up."""
         return float(self._number(keys, (int, float), 0.0))

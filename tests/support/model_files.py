@@ -13,6 +13,7 @@ import numpy as np
 
 WORDS = {
     "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "uint8": "U8", "int8": "I8",
+    "int64": "I64",
 }  # fmt: skip
 
 
