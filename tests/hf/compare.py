@@ -17,6 +17,9 @@ import numpy as np
 
 import aristos
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+import published_routers
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "generate.py"
 MOST = 1e-5  # relative error in float32
 TOKENS = 40  # of a block
@@ -97,11 +100,35 @@ def compare(folder: Path, family: str, comm: Any) -> str:
             found += [f"layer {number}: {each}" for each in why]
     if blocks:
         found.append(f"the recipe does not know the blocks {sorted(blocks.values())}")
+    if "sparsemixer.x" in arrays:
+        found += compare_sparsemixer(arrays, comm)
     if "generated" in arrays:
         found += compare_generated(folder / family, json.loads(str(arrays["generated"])), comm)
     if comm.rank == 0 and not found:
         print(f"{family:24s} {len(checkpoint.layers)} layers, relative error {worst:.1e}", flush=True)
     return "; ".join(found)
+
+
+def compare_sparsemixer(arrays: Any, comm: Any) -> list[str]:
+    """Where the router, and the one that tests compare it with, differ from models/phimoe's own on the same scores."""
+    x, ids, weights = (arrays[f"sparsemixer.{key}"] for key in ("x", "ids", "weights"))
+    experts = x.shape[1]
+    cfg = aristos.MoEConfig(
+        experts, 1, experts, 2, "silu", True, max_tokens=len(x),
+        router=aristos.Router(score="sparsemixer", renormalize=False),
+    )  # fmt: skip
+    nothing = np.zeros((experts, experts, 1), np.float32)
+    with aristos.MoE(cfg, comm, threads=1, timeout=60) as moe:
+        moe.load(up=nothing, gate=nothing, down=nothing.swapaxes(1, 2), router=np.eye(experts, dtype=np.float32))
+        routing = moe(x, return_routing=True)[1]
+    found = []
+    oracle = published_routers.phimoe(x.astype(np.float64))
+    for name, (chosen, shares) in {"router": (routing.ids, routing.weights), "published_routers": oracle}.items():
+        if not np.array_equal(chosen, ids):
+            found.append(f"sparsemixer: the {name} chooses others in {(chosen != ids).any(axis=1).sum()} rows")
+        elif (error := np.abs(shares - weights).max()) > MOST:
+            found.append(f"sparsemixer: the {name} has weights off by {error:.2g}")
+    return found
 
 
 def compare_generated(path: Path, wanted: dict[str, Any], comm: Any) -> list[str]:

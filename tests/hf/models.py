@@ -286,6 +286,21 @@ def greedy(model: Any) -> list[list[int]]:
     return sequences
 
 
+def sparsemixer() -> dict[str, np.ndarray]:
+    """logits [S, E], and the weights and ids that models/phimoe's own function makes of them in evaluation.
+
+    Most experts lie within its width of the best; rows of small ints have ties, and one row has nothing but ties.
+    """
+    from transformers.models.phimoe.modeling_phimoe import sparsemixer as mix
+
+    generator = torch.Generator().manual_seed(5)
+    near = torch.randn((200, 8), generator=generator) * 0.02 + torch.randn((200, 1), generator=generator)
+    tied = torch.randint(-2, 3, (60, 8), generator=generator).float()
+    logits = torch.cat([near, tied, torch.zeros((1, 8)), torch.randn((40, 8), generator=generator)])
+    weights, ids = mix(logits, jitter_eps=0.01, training=False)
+    return {f"sparsemixer.{key}": value.numpy() for key, value in (("x", logits), ("weights", weights), ("ids", ids))}
+
+
 def make(folder: Path, family: str, options: dict[str, Any]) -> None:
     """One family's directory and arrays."""
     config = (composite if "text_config" in options else config_of)(family, options)
@@ -301,6 +316,8 @@ def make(folder: Path, family: str, options: dict[str, Any]) -> None:
     randomise(model)
     model.save_pretrained(folder / family, max_shard_size="150KB")
     found = blocks(model)
+    if family == "phimoe":
+        found |= sparsemixer()
     if family in GENERATED:
         found["generated"] = np.array(json.dumps({"prompts": PROMPTS, "new": NEW, "tokens": greedy(model)}))
     np.savez(folder / f"{family}.npz", **found)
