@@ -34,6 +34,7 @@ RECIPES = (
 )  # they register themselves when imported
 INNER = ("text_config", "thinker_config", "llm_config", "language_config")
 OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "model.vision", "audio", "model.audio")
+MOST_EXPERTS = 1 << 16  # of a layer: four times the most that was published
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 BIASES = ("router_bias", "select_bias")  # of a router
 SHARED = {"shared_up": "up", "shared_gate": "gate", "shared_down": "down", "shared_sigmoid": "sigmoid"}
@@ -149,6 +150,8 @@ class Checkpoint:
             cfg = MoEConfig(**{**options, "router": Router(**options["router"])})
         except InputError as error:
             raise CheckpointError(f"{self._where}: layer {number} cannot be made by its options: {error}") from error
+        if cfg.columns > MOST_EXPERTS:
+            raise CheckpointError(f"{self._where}: layer {number} has {cfg.columns} experts, more than {MOST_EXPERTS}")
         return replace(cfg, **given)
 
     def configs(self, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest") -> list[MoEConfig]:

@@ -36,8 +36,8 @@ def switch(o: Options) -> dict[int, Block]:
     parts = [(pieces,), named("router", "mlp.router.classifier.weight")]
     if bias:
         parts.append(named("router_bias", "mlp.router.classifier.bias"))
-    encoder = o.size("num_layers")
-    decoder = encoder if o.get("num_decoder_layers") is None else o.size("num_decoder_layers")
+    encoder = o.depth("num_layers")
+    decoder = encoder if o.get("num_decoder_layers") is None else o.depth("num_decoder_layers")
     blocks = {}
     for first, count, key, layer in (
         (0, encoder, "num_sparse_encoder_layers", "encoder.block.{n}.layer.1."),
@@ -82,7 +82,7 @@ def nllb(o: Options) -> dict[int, Block]:
             "top_k": 2, "gated": False, "bias": True, "activation": o.word("activation_function", ACTIVATIONS),
             "router": {"score": "softmax", "renormalize": True, "scale": 1 - dropout},
         }  # fmt: skip
-        count, step = o.size(f"{stack}_layers"), o.count(f"{stack}_sparse_step")
+        count, step = o.depth(f"{stack}_layers"), o.count(f"{stack}_sparse_step")
         for i in range(count):
             if step and (i + 1) % step == 0:
                 layer = f"{stack}.layers.{{n}}."

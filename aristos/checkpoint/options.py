@@ -32,6 +32,7 @@ OF_EXPERTS = re.compile("moe|expert|rout")  # a name with one of these concerns 
 HARMLESS = re.compile(NO_EFFECT)
 
 MOST = 1 << 20  # of a size: nothing is allocated by the word of a file
+MOST_LAYERS = 1 << 12
 
 
 def concerns(key: str) -> bool:
@@ -87,6 +88,10 @@ class Options:
     def size(self, *keys: str) -> int:
         """A positive int under one of these keys."""
         return self._number(keys, (int,), 1, MOST)
+
+    def depth(self, key: str) -> int:
+        """A number of layers."""
+        return self._number((key,), (int,), 1, MOST_LAYERS)
 
     def count(self, *keys: str) -> int:
         """An int from 0 up; 0 where it is not there."""

@@ -81,12 +81,12 @@ def family(*names: str, **defaults: Any) -> Callable[[Build], Build]:
 
 def layers(o: Options, key: str = "num_hidden_layers") -> range:
     """All layers of the model."""
-    return range(o.size(key))
+    return range(o.depth(key))
 
 
 def by_step(o: Options) -> list[int]:
     """Qwen's rule: every decoder_sparse_step-th layer that mlp_only_layers does not name."""
-    step, plain = o.size("decoder_sparse_step"), o.numbers("mlp_only_layers") or []
+    step, plain = o.size("decoder_sparse_step"), set(o.numbers("mlp_only_layers") or [])
     return [i for i in layers(o) if i not in plain and (i + 1) % step == 0]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .options import Options
+from .options import MOST_LAYERS, Options
 from .pieces import Part, Piece
 from .recipe import (
     ACTIVATIONS,
@@ -22,6 +22,7 @@ from .recipe import (
     named,
     shared,
 )
+from .safetensors import shown
 
 MLP = ("mlp.",)
 CORRECTION = "gate.e_score_correction_bias"
@@ -221,15 +222,11 @@ def step3p7(o: Options) -> dict[int, Block]:
         (*experts(*MLP), stacked), named("router", "moe.gate.weight", "mlp.gate.weight"),
         named("select_bias", "moe.router_bias", "mlp." + CORRECTION), shared("share_expert.", "mlp.shared_experts."),
     )  # fmt: skip
-    listed = o.get("moe_layers_enum")  # published files: "3,4,5"
-    if isinstance(listed, str):
-        listed = [int(word) for word in listed.split(",") if word.strip().isdecimal() and len(word) < 9]
-    if o.get("mlp_layer_types") is None:
-        chosen_layers = [
-            i for i in layers(o) if i in (listed if isinstance(listed, list) else range(3, len(layers(o))))
-        ]
-    else:
+    listed = _listed(o, "moe_layers_enum")
+    if o.get("mlp_layer_types") is not None:
         chosen_layers = after_dense(o)
+    else:
+        chosen_layers = [i for i in layers(o) if (i >= 3 if listed is None else i in listed)]
     blocks = {}
     limits = [_limits(o, key) for key in ("swiglu_limits", "swiglu_limits_shared")]
     for i in chosen_layers:
@@ -241,6 +238,17 @@ def step3p7(o: Options) -> dict[int, Block]:
             problem = f"the shared expert's limit ({beside}) is another than the experts' ({routed})"
         blocks[i] = Block(chosen, parts, ("mlp.", "moe.", "share_expert."), problem=problem)
     return blocks
+
+
+def _listed(o: Options, key: str) -> set[int] | None:
+    """Numbers of layers, as a list or, in published files, as words: "3,4,5"; None where it is not there."""
+    value = o.get(key)
+    if not isinstance(value, str):
+        return None if value is None else set(o.numbers(key) or [])
+    words = [word.strip() for word in value.split(",")]
+    if not all(word.isdecimal() and len(word) < 9 for word in words):
+        o.refuse(f"{key} must be numbers of layers with commas between, got {shown(value)}")
+    return {int(word) for word in words}
 
 
 def _limits(o: Options, key: str) -> list[float | None]:
@@ -269,7 +277,8 @@ def llama4(o: Options) -> dict[int, Block]:
         shared(base + "shared_expert."),
     )
     step = o.size("interleave_moe_layer_step")
-    chosen = o.numbers("moe_layers")
+    listed = o.numbers("moe_layers")
+    chosen = None if listed is None else set(listed)
     block = Block(options, parts, (base,))
     return {i: block for i in layers(o) if (i in chosen if chosen is not None else (i + 1) % step == 0)}
 
@@ -312,6 +321,7 @@ def nemotron_h(o: Options) -> dict[int, Block]:
         kinds = ["moe" if letter == "E" else "other" for letter in kinds]
     if not isinstance(kinds, list):
         o.refuse("it has neither layers_block_type nor hybrid_override_pattern: which layers are MoE is not said")
+    count = o.depth("num_hidden_layers") if o.get("num_hidden_layers") else min(len(kinds), MOST_LAYERS)
     options = {
         "hidden": o.size("hidden_size"), "ffn": o.size("moe_intermediate_size"), "experts": o.size("n_routed_experts"),
         "top_k": o.size("num_experts_per_tok"), "gated": False, "activation": o.word("mlp_hidden_act", ACTIVATIONS),
@@ -329,8 +339,4 @@ def nemotron_h(o: Options) -> dict[int, Block]:
         named("select_bias", base + CORRECTION), (both,),
     )  # fmt: skip
     block = Block(options, parts, (base,))
-    return {
-        i: block
-        for i, kind in enumerate(kinds[: o.size("num_hidden_layers")] if o.get("num_hidden_layers") else kinds)
-        if kind == "moe"
-    }
+    return {i: block for i, kind in enumerate(kinds[:count]) if kind == "moe"}

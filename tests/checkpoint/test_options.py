@@ -69,6 +69,8 @@ def test_what_is_not_known_is_refused_by_name(tmp_path, change, words):
         ({"model_type": "step3p5", "swiglu_limits": 3}, "swiglu_limits must have null or a number"),
         ({"model_type": "step3p5", "swiglu_limits": [0.5, 0.5]}, "swiglu_limits must have null or a number"),
         ({"model_type": "step3p5", "swiglu_limits_shared": ["a"] * 4}, "swiglu_limits_shared must have null or a num"),
+        ({"model_type": "step3p5", "moe_layers_enum": "1,x,3"}, "moe_layers_enum must be numbers of layers"),
+        ({"model_type": "step3p5", "moe_layers_enum": 3}, "moe_layers_enum must be a list of ints"),
         ({"model_type": "switch_transformers", "num_sparse_decoder_layers": 5}, "is 5, but there are 4 layers"),
         ({"model_type": "hy_v3", "mlp_layer_types": [["sparse"]] * 4}, "mlp_layer_types must say dense or sparse or"),
         ({"model_type": "hy_v3", "mlp_layer_types": ["sparse"] * 3}, "mlp_layer_types must say dense or sparse or"),
@@ -311,6 +313,8 @@ def test_what_transformers_ignores_and_the_model_s_code_does_not_is_noted(tmp_pa
         ({"model_type": "llama4_text", "moe_layers": [0, 5]}, (0, 5)),
         ({"model_type": "ernie4_5_moe", "moe_layer_interval": 2, "moe_layer_end_index": 4}, (1, 3)),
         ({"model_type": "nemotron_h", "hybrid_override_pattern": "ME*EM-"}, (1, 3)),
+        ({"model_type": "step3p5", "share_expert_dim": 8}, (3, 4, 5)),
+        ({"model_type": "step3p5", "share_expert_dim": 8, "moe_layers_enum": "1, 4"}, (1, 4)),
         ({"model_type": "switch_transformers", "num_layers": 4, "num_sparse_encoder_layers": 2,
           "num_sparse_decoder_layers": 1}, (1, 3, 5)),
     ],
@@ -363,6 +367,10 @@ def test_options_of_any_kind_are_read_or_refused(tmp_path_factory, family, chang
             checkpoint.problem(number)
 
 
-def test_the_number_of_layers_is_bounded(tmp_path):
-    with pytest.raises(CheckpointError, match="num_hidden_layers must be an int of at least 1 and at most"):
-        of(tmp_path, {**OLMOE, "num_hidden_layers": 2**50})
+def test_numbers_of_layers_and_experts_are_bounded(tmp_path):
+    assert "layer 0 has 65537 experts, more than 65536" in of(tmp_path, {**OLMOE, "num_experts": 65537}).problem(0)
+    assert of(tmp_path, {**OLMOE, "num_experts": 65536}).config().experts == 65536
+    for count in (2**50, 4097):
+        with pytest.raises(CheckpointError, match="num_hidden_layers must be an int of at least 1 and at most 4096"):
+            of(tmp_path, {**OLMOE, "num_hidden_layers": count})
+    assert len(of(tmp_path, {**OLMOE, "num_hidden_layers": 4096}).layers) == 4096
