@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -79,7 +80,7 @@ class Options:
         if value is None:
             self.refuse(f"it has no {' or '.join(keys)}: this model's options are not complete")
         good = isinstance(value, kinds) and not isinstance(value, bool)
-        if not good or not least <= value <= most or value == math.inf:
+        if not good or not least <= value <= most or value > sys.float_info.max:
             kind = "an int" if float not in kinds else "a number"
             bound = f" and at most {most}" if most < math.inf else ""
             self.refuse(f"{keys[0]} must be {kind} of at least {least:g}{bound}, got {shown(value)}")

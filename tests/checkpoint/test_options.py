@@ -79,6 +79,8 @@ def test_what_is_not_known_is_refused_by_name(tmp_path, change, words):
         ({"model_type": "mimo_v2_flash", "moe_layer_freq": [0, 1, 1, 2]}, "must be a list of 0 and 1"),
         ({"model_type": "hy_v3", "moe_layer_freq": 0}, "moe_layer_freq must be an int of at least 1"),
         ({"model_type": "deepseek_v3", "first_k_dense_replace": 0, "n_group": None}, "n_group is null"),
+        ({"model_type": "gpt_oss", "swiglu_limit": 10**400}, "swiglu_limit must be a number of at least 0, got 1000"),
+        ({"model_type": "gpt_oss", "swiglu_limit": float("inf")}, "swiglu_limit must be a number of at least 0, got i"),
         ({"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"}, "it has no n_group"),
         (
             {"model_type": "dbrx", "ffn_config": {**dict.fromkeys(
