@@ -54,16 +54,17 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike[str], comm: Any = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         check_comm(comm)
-        problem: Exception | None = None
+        problem, options = None, ""
         try:
             self._open(path)
+            text = json.dumps(self._directory.config, sort_keys=True)
+            options = hashlib.sha256(text.encode()).hexdigest()
         except Exception as error:
             if comm is None:
                 raise
             problem = error
         if comm is not None:
-            options = "" if problem else json.dumps(self._directory.config, sort_keys=True)
-            _agree(comm, timeout, path, problem, hashlib.sha256(options.encode()).hexdigest())
+            _agree(comm, timeout, path, problem, options)
 
     def _open(self, path: str | os.PathLike[str]) -> None:
         if not isinstance(path, str | os.PathLike):
