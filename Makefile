@@ -55,7 +55,7 @@ test: $(READY)-test
 
 # TIER=rest leaves out what `make test` has run.
 test-all: $(READY)-test $(OTHERS:%=$(VENV)/mpi/%/.aristos) $(VENV)/cuda13/.aristos
-	$(PY) -m pytest --tier $(TIER) --part parallel -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PY) -m pytest --tier $(TIER) --part parallel -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(PY) -m pytest --tier $(TIER) --part serial $(ARGS)
 	for mpi in $(OTHERS); do $(VENV)/mpi/$$mpi/bin/python -m pytest -m core $(ARGS); done
 

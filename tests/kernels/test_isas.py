@@ -88,8 +88,12 @@ def on_each(names: Iterable[str], *words: str, **variables: str) -> dict[str, st
 
 @pytest.mark.slow
 def test_every_isa_of_this_machine_gives_the_same_float32_bits():
-    """A float32 sum is one chain of fused multiply-adds in k order, whatever the width of the vectors."""
-    outputs = on_each(USABLE, "-c", SCRIPT)
+    """A float32 sum is one chain of fused multiply-adds in k order, whatever the width of the vectors.
+
+    Of the ISAs with 512-bit vectors, whose float32 kernels are the same, the best one runs.
+    """
+    wide = [name for name in USABLE if name not in ("avx2", "generic")]
+    outputs = on_each([*wide[:1], *USABLE[len(wide) :]], "-c", SCRIPT)
     assert len(set(outputs.values())) == 1, outputs
 
 

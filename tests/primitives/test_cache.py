@@ -14,20 +14,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cases import ROOT, USE_EVERYTHING, Job, clean_environment, run_job
+from cases import ROOT, USE_EVERYTHING, Job, clean_environment, compile_once, run_job
 from mpi import find_mpiexec
 
 from aristos.errors import EnvironmentProblem
 from aristos.primitives import compile as compiling
 from aristos.primitives import sources
 
-ALONE = USE_EVERYTHING.replace("COMM", "None")
-RANKS = USE_EVERYTHING.replace("COMM", "comm")
+KERNELS = """
+import numpy as np
+from aristos import kernels
+from aristos.primitives import compile as compiling
+x = np.ones((4, 4), np.float32)
+kernels.ffn(x, x, x)
+print(">", compiling.compiled_here(), compiling.cache_folder(), flush=True)
+"""
 
 pytestmark = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 
 
-def use(code: str = ALONE, root: Path = ROOT, start: Callable[[], None] | None = None, **env: str) -> tuple[int, Path]:
+def use(
+    code: str = KERNELS, root: Path = ROOT, start: Callable[[], None] | None = None, **env: str
+) -> tuple[int, Path]:
     """(functions compiled, cache folder) of one process that runs `code` with the package in `root`."""
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -48,7 +56,7 @@ def cold(tmp_path_factory) -> tuple[Path, Job]:
     """A cache that three ranks, started at once, have filled; and how they ended."""
     place = tmp_path_factory.mktemp("cold")
     cache = place / "not there yet" / "cache"
-    return cache, run_job(place / "job", 3, RANKS, timeout=280, ARISTOS_CACHE=str(cache))
+    return cache, run_job(place / "job", 3, KERNELS, timeout=280, ARISTOS_CACHE=str(cache))
 
 
 @pytest.mark.slow
@@ -64,16 +72,20 @@ def test_ranks_with_a_cold_cache_compile_once(cold):
 
 
 @pytest.mark.slow
-def test_a_second_process_compiles_nothing(cold, tmp_path):
+def test_a_second_process_compiles_nothing(cold):
     cache, _ = cold
     before = {p: p.stat().st_mtime_ns for p in cache.rglob("*.nb?")}
-    count, folder = use(ARISTOS_CACHE=str(cache))
-    assert count == 0
-    assert folder.parent == cache
-    job = run_job(tmp_path, 2, RANKS, ARISTOS_CACHE=str(cache), timeout=120)
+    assert use(ARISTOS_CACHE=str(cache)) == (0, next(cache.iterdir()))
+    assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.nb?")} == before
+
+
+@pytest.mark.slow
+def test_layers_on_ranks_load_what_a_process_alone_compiled(tmp_path):
+    """Of layers and an exchange, fused and bulk; the cache is the one of all tests."""
+    compile_once()
+    job = run_job(tmp_path, 2, USE_EVERYTHING.replace("COMM", "comm"), timeout=120)
     assert job.code == 0, job.out
     assert [job.lines(r)[0].split()[0] for r in range(2)] == ["0", "0"]
-    assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.nb?")} == before
 
 
 @pytest.mark.slow
@@ -207,22 +219,29 @@ def test_progress_reports_how_long_it_has_taken(monkeypatch, capsys):
     assert not capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_damaged_cache_is_rebuilt(cold, tmp_path):
+TWO_FUNCTIONS = """
+from numba import types
+from aristos.primitives import compile as compiling
+from aristos.kernels.cpu import elementwise
+array, word = types.Array(types.float32, 1, "C"), types.int64
+compiling.warm_up([(elementwise.bound, (array, word, types.float32)), (elementwise.activate, (word, word, word))])
+print(">", compiling.compiled_here(), compiling.cache_folder())
+"""
+
+
+@pytest.mark.compiled
+def test_a_damaged_cache_is_rebuilt(tmp_path):
     """A file cut short by a full disk: the process warns and compiles everything again.
 
     What the first process had loaded before it found the damage is no longer kept: the next one compiles that little.
     """
-    cache, _ = cold
-    mine = tmp_path / "cache"
-    shutil.copytree(cache, mine)
-    victims = [*mine.rglob("loop.work-*.nbc"), *mine.rglob("loop.run_alone-*.nbc")]
-    assert len(victims) >= 2
-    for victim in victims:
-        victim.write_bytes(victim.read_bytes()[:100])
-    counts = [use(ARISTOS_CACHE=str(mine))[0] for _ in range(3)]
-    assert counts[0] > 20
-    assert counts[1] < 10
+    (whole, _), (kept, folder) = (use(TWO_FUNCTIONS, ARISTOS_CACHE=str(tmp_path)) for _ in range(2))
+    assert (whole > 10, kept) == (True, 0)
+    (victim,) = folder.rglob("elementwise.activate-*.nbc")
+    victim.write_bytes(victim.read_bytes()[:100])
+    counts = [use(TWO_FUNCTIONS, ARISTOS_CACHE=str(tmp_path))[0] for _ in range(3)]
+    assert 0 < counts[1] < counts[0] < whole
+    assert counts[0] + counts[1] == whole
     assert counts[2] == 0
 
 

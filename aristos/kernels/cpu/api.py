@@ -10,10 +10,11 @@ from ...config import ACTIVATIONS, PRECISIONS, checked_limit
 from ...errors import InputError
 from ...primitives.arrays import check_out, is_type
 from ...primitives.buffers import aligned
+from ...primitives.compile import warm_up
 from ..common.activations import word
 from .convert import FLOAT32
 from .elements import ELEMENTS, ElementType, element_type
-from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT, product_bytes, run_bytes
+from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT, SIGNATURE, product_bytes, run_bytes
 
 RUN = 192  # rows of one run of the kernel
 NARROW_RUN = 128  # rows of a product of 16-bit elements, whose copy stays in the L2 cache: 4 to 25 % faster than 192
@@ -24,6 +25,7 @@ class KernelCall:
 
     def __init__(self, element: int, kernel: int) -> None:
         self._run, self._kernel = KERNELS[element], kernel
+        warm_up([(self._run, SIGNATURE)])
         self._block = aligned((BLOCK_BYTES // 8,), np.int64)
 
     def __call__(self, *arguments: int) -> int:

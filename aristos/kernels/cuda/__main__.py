@@ -7,6 +7,7 @@ report.md has the same as a table.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def architectures(text: str) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m aristos.kernels.cuda", description=__doc__)
     parser.add_argument("--arch", default=",".join(TARGETS), help="architectures, with commas (%(default)s)")
+    parser.add_argument("--kernels", default="", help="regular expression: only kernels in whose names it is found")
     parser.add_argument("--out", required=True, type=Path, help="folder for the files; made if it is not there")
     given = parser.parse_args(arguments)
     try:
@@ -35,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         from ...substrate.cuda import persistent  # needs numba-cuda; if it is missing, the error is reported below
         from .catalogue import kernels
 
-        rows = build_all(archs, given.out, (kernels, persistent.kernels))
-    except (AristosError, OSError) as error:
+        rows = build_all(archs, given.out, (kernels, persistent.kernels), given.kernels)
+    except (AristosError, OSError, re.error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{len(rows)} kernels, {given.out / 'report.json'}", file=sys.stderr)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from ...errors import InputError
 from ...primitives.offline import capability
 from ...simt import limits
 from .assemble import TARGETS, assemble, disassemble, tool, tool_version
@@ -26,16 +28,20 @@ Row = dict[str, Any]  # one entry of report.json
 Listing = Callable[[str], list[Any]]  # architecture -> catalogue.Kernels; a module's function, because it is pickled
 
 
-def build_all(archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> list[Row]:
+def build_all(archs: Sequence[str], out: Path, listings: Sequence[Listing], pattern: str = "") -> list[Row]:
     """Write NAME.ARCH.ptx, .cubin and .sass of every kernel, report.json and report.md; print progress on stderr.
 
     advice.json: ptxas's advice, [{"kernel", "arch", "advice"}]; it should be empty.
     listings: functions of modules that return the kernels of an architecture; names must be unique.
+    pattern: a regular expression; kernels in whose names it is not found are left out.
     """
     for name in ("ptxas", "nvdisasm"):
         tool(name)  # fail before the first kernel is compiled
+    every = [(kernel.name, arch) for arch in archs for kernel in listed(arch, listings)]
+    wanted = [(name, arch) for name, arch in every if re.search(pattern, name)]
+    if not wanted:
+        raise InputError(f"--kernels {pattern!r} is in no kernel's name; names are {', '.join(sorted(dict(every)))}")
     out.mkdir(parents=True, exist_ok=True)
-    wanted = [(kernel.name, arch) for arch in archs for kernel in listed(arch, listings)]
     names = list(dict.fromkeys(name for name, _ in wanted))
     rows: dict[tuple[str, str], Row] = {}
     start = time.monotonic()
