@@ -117,6 +117,7 @@ def test_options_of_wrong_kinds_are_refused(tmp_path, change, words):
             "solar_open", "mistral4", "exaone_moe", "kimi_linear", "bailing_hybrid", "hy_v3",
         )),
         ("deepseek_v2", "n_shared_experts", 2), ("afmoe", "n_shared_experts", 2),
+        ("inkling_text", "route_scale", 8.0), ("inkling_text", "n_shared_experts", 2),
         ("ernie4_5_moe", "moe_num_shared_experts", 2), ("aria_text", "moe_num_shared_experts", 2),
         ("nllb-moe", "moe_token_dropout", 0.2),
         ("nllb-moe", "encoder_sparse_step", 4), ("nllb-moe", "decoder_sparse_step", 4),
@@ -158,7 +159,6 @@ def test_no_shared_expert_is_null_or_zero(tmp_path):
     [
         ("doge", "product keys"),
         ("zaya", "router is a network"),
-        ("inkling_text", "one sum"),
         ("grok-1", "code differs"),
     ],
 )
