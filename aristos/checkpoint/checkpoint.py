@@ -271,8 +271,8 @@ class Checkpoint:
 
         Collective over the ranks of `moe`. Values are read expert by expert, so memory beside the packed weights is one
         expert's. A rank that has to read for long shows its progress on stderr. Raises CheckpointError for damaged or
-        missing tensors and for a configuration that is not this layer's, PeerInputError where another rank does; the
-        layer must then be loaded again.
+        missing tensors and for a configuration that is not this layer's, PeerInputError where another rank does; calls
+        of the layer are then refused on all ranks until it is loaded again.
         """
         problem: Exception | None = None
         try:
@@ -282,6 +282,7 @@ class Checkpoint:
         moe.agree(problem, f"layer {number} of {self.path}")
 
     def _load(self, moe: Any, layer: int, number: int) -> None:
+        moe.unload(layer)  # on every rank, whichever fails: no call may mix old parts and new ones
         cfg = moe.layer_config(layer)
         wanted = self.layer_config(number, max_tokens=cfg.max_tokens, dtype=cfg.dtype, precision=cfg.precision)
         if _without_capacity(cfg) != _without_capacity(wanted):
