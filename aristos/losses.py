@@ -19,6 +19,7 @@ from .errors import AristosError, InputError, PeerInputError
 if TYPE_CHECKING:
     from .layer.routing import Routing
 
+FAR = -40.0  # below it, 1 + e^x is 1 in float64
 Floats = np.ndarray
 Result = tuple[float, np.ndarray]
 
@@ -148,11 +149,14 @@ def _scores(score: str, logits: Floats) -> tuple[Floats, Floats]:
     """Scores, and their derivatives by the logit of the same expert (of softmax: not used)."""
     if score == "softmax":
         return _softmax(logits), logits
-    logistic = 0.5 * (1.0 + np.tanh(0.5 * logits))
+    power = np.exp(-np.abs(logits))
+    logistic = np.where(logits < 0, power, 1.0) / (1.0 + power)
     if score == "sigmoid":
-        return logistic, logistic * (1 - logistic)
-    root = np.sqrt(np.logaddexp(0.0, logits))
-    return root, logistic / (2 * root)
+        return logistic, power / (1.0 + power) ** 2
+    far = logits < FAR  # there log(1 + e^x) is e^x, and has no bits left where the root still has
+    root = np.sqrt(np.logaddexp(0.0, np.where(far, 0.0, logits)))
+    half = np.exp(0.5 * np.minimum(logits, 0.0))
+    return np.where(far, half, root), np.where(far, 0.5 * half, logistic / (2 * root))
 
 
 def _softmax(logits: Floats) -> Floats:

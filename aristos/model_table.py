@@ -119,7 +119,7 @@ MODELS: dict[str, Model] = {
         GATED_SHARED, shared=512,
     ),
     "deepseek-moe-16b": _row(
-        (2048, 1408, 64, 6, 27, 28), "deepseek-ai/deepseek-moe-16b-base config.json", "", PLAIN, shared=2816,
+        (2048, 1408, 64, 6, 27, 28), "deepseek-ai/deepseek-moe-16b-base config.json", "deepseek", PLAIN, shared=2816,
         dense=10944
     ),
     "deepseek-v2-lite": _row(
@@ -137,7 +137,6 @@ MODELS: dict[str, Model] = {
     "deepseek-v4-flash": _row(
         (4096, 2048, 256, 6, 43, 43), "transformers models/deepseek_v4", "deepseek_v4",
         {"score": "sqrtsoftplus", "renormalize": True, "scale": 1.5}, {**SILU, "limit": 10.0}, shared=2048,
-        lacking="the first layers take experts from a table of token ids", outside=True,
     ),
     "kimi-k2": _row(
         (7168, 2048, 384, 8, 60, 61), "MoonshotAI/Kimi-K2 README.md", "kimi_k2", _scaled(2.827), shared=2048,
@@ -183,7 +182,7 @@ MODELS: dict[str, Model] = {
         (2560, 768, 512, 8, 40, 42), "transformers models/bailing_hybrid", "bailing_hybrid", V3, shared=768, dense=6144
     ),
     "hunyuan-large": _row(
-        (6400, 18304, 16, 1, 0, 0), "tencent/Tencent-Hunyuan-Large config.json", "", RENORMALISED, shared=18304
+        (6400, 18304, 16, 1, 0, 0), "tencent/Tencent-Hunyuan-Large config.json", "hunyuan", PLAIN, shared=18304
     ),
     "hunyuan-a13b": _row(
         (4096, 3072, 64, 8, 32, 32), "transformers models/hunyuan_v1_moe; unchecked", "hunyuan_v1_moe", RENORMALISED,
@@ -214,7 +213,7 @@ MODELS: dict[str, Model] = {
         {"score": "sigmoid", "renormalize": False, "weight_on": "input"}, shared=8192,
     ),
     "grok-1": _row((6144, 32768, 8, 2, 0, 0), "xai-org/grok-1 run.py", "", PLAIN, {"activation": "gelu_tanh"}),
-    "arctic": _row((7168, 4864, 128, 2, 0, 0), "Snowflake/snowflake-arctic-base config.json", "", RENORMALISED),
+    "arctic": _row((7168, 4864, 128, 2, 0, 0), "Snowflake/snowflake-arctic-base config.json", "arctic", RENORMALISED),
     "dbrx": _row((6144, 10752, 16, 4, 40, 40), "databricks/dbrx model/config.json", "dbrx", RENORMALISED),
     "jamba-mini": _row((4096, 14336, 16, 2, 16, 32), "ai21labs/Jamba-v0.1 config.json", "jamba", PLAIN, dense=14336),
     "granite-3.0-1b-a400m": _row(
@@ -229,9 +228,8 @@ MODELS: dict[str, Model] = {
         {"activation": "relu"}, dense=3072, gated=False,
     ),
     "nllb-moe-54b": _row(
-        (2048, 8192, 128, 2, 12, 48), "facebook/nllb-moe-54b config.json", "", RENORMALISED,
+        (2048, 8192, 128, 2, 12, 48), "facebook/nllb-moe-54b config.json", "nllb-moe", {**RENORMALISED, "scale": 0.8},
         {"activation": "relu", "bias": True}, gated=False, dense=8192,
-        lacking="its capacity is a share of the tokens, and weights are divided by their sum after drops", outside=True,
     ),
     "openmoe-8b": _row(
         (2048, 8192, 32, 2, 0, 0), "OrionZheng/openmoe-8b config.json", "", {**PLAIN, "capacity_factor": 2.0},
@@ -250,9 +248,8 @@ MODELS: dict[str, Model] = {
     ),
     "cohere2-moe": _row((8192, 22528, 8, 2, 40, 40), "transformers models/cohere2_moe", "cohere2_moe", TOPK),
     "gemma-4-moe": _row(
-        (2304, 704, 128, 8, 0, 0), "transformers models/gemma4; unchecked", "", RENORMALISED,
+        (2304, 704, 128, 8, 0, 0), "transformers models/gemma4; unchecked", "gemma4_text", RENORMALISED,
         {"activation": "gelu_tanh"},
-        lacking="its router reads the tokens normed in another way, and scales each expert", outside=True,
     ),
     "zaya1": _row(
         (2048, 2048, 16, 1, 0, 0), "transformers models/zaya", "", PLAIN,
@@ -260,7 +257,7 @@ MODELS: dict[str, Model] = {
     ),
     "inkling": _row(
         (6144, 3072, 256, 6, 0, 0), "transformers models/inkling", "", SIGMOID,
-        lacking="routed and shared experts' weights are divided by one sum", outside=True,
+        lacking="the weights of routed and shared experts are divided by one sum", outside=True,
     ),
     "nemotron-3-nano": _row(
         (2688, 1856, 128, 6, 0, 0), "transformers models/nemotron_h; unchecked", "nemotron_h", _scaled(2.5),

@@ -51,7 +51,7 @@ class Decoder:
     """An OLMoE- or Qwen3-MoE-shaped decoder on the ranks of comm. Weights outside the experts are on every rank."""
 
     def __init__(self, path: Path, comm: Any, max_tokens: int, dtype: str = "float32") -> None:
-        self.checkpoint = aristos.Checkpoint(path)
+        self.checkpoint = aristos.Checkpoint(path, comm)
         options = self.checkpoint.options
         if self.checkpoint.model_type not in SHAPES:
             raise SystemExit(f"this decoder has the shapes of {', '.join(SHAPES)}, not of {self.checkpoint.model_type}")
@@ -70,17 +70,22 @@ class Decoder:
         self.layers = options["num_hidden_layers"]
         self.moe_layer = {number: i for i, number in enumerate(self.checkpoint.layers)}
         self.eos = options.get("eos_token_id")
-        self.embedding = self.weight("model.embed_tokens.weight")
-        tied = options.get("tie_word_embeddings", False)
-        self.head = self.embedding if tied else self.weight("lm_head.weight")
-        self.norm = self.weight("model.norm.weight")
-        self.blocks = [self.block(i) for i in range(self.layers)]
+        self.tied = options.get("tie_word_embeddings", False)
         cfg = self.checkpoint.config(max_tokens=max_tokens, dtype=dtype)
         self.row = np.dtype(getattr(ml_dtypes, dtype, dtype))
         self.moe = aristos.MoE(cfg, comm, layers=len(self.moe_layer))
 
     def load(self) -> None:
-        """Load this rank's experts of every layer. Collective."""
+        """Load this rank's experts of every layer, and what every rank has. Collective."""
+        problem = None
+        try:
+            self.embedding = self.weight("model.embed_tokens.weight")
+            self.head = self.embedding if self.tied else self.weight("lm_head.weight")
+            self.norm = self.weight("model.norm.weight")
+            self.blocks = [self.block(i) for i in range(self.layers)]
+        except aristos.AristosError as error:  # a file may be damaged on one node alone
+            problem = error
+        self.moe.agree(problem, "the weights outside the experts")
         for number, i in self.moe_layer.items():
             self.checkpoint.load(self.moe, layer=i, number=number)
 
@@ -173,7 +178,7 @@ def generate(
 ) -> list[Sequence]:
     """This rank's sequences: its prompts and up to `new` tokens for each. prompts: token ids, equal on all ranks."""
     rank, world = (comm.rank, comm.size) if comm is not None else (0, 1)
-    words = range(aristos.Checkpoint(path).options["vocab_size"])
+    words = range(aristos.Checkpoint(path, comm).options["vocab_size"])
     for number, prompt in enumerate(prompts):
         if not isinstance(prompt, list) or not prompt or not all(type(t) is int and t in words for t in prompt):
             raise SystemExit(f"prompt {number} must be a list of token ids in 0..{len(words) - 1}, got {prompt!r}")
@@ -245,7 +250,7 @@ def main() -> None:
         random_model(path, SMALL)
     comm.Barrier()
     if asked.prompts is None:
-        size = aristos.Checkpoint(path).options["vocab_size"]
+        size = aristos.Checkpoint(path, comm).options["vocab_size"]
         rng = np.random.default_rng(1)
         asked.prompts = [rng.integers(0, size, n).tolist() for n in (3, 11, 1, 6, 8)]
     mine = generate(path, asked.prompts, asked.new, comm, asked.dtype)

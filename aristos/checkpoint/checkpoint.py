@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from ..config import MoEConfig, Router
-from ..errors import AristosError, CheckpointError, InputError
-from . import quantised, sigmoid_families, softmax_families
+from ..errors import AristosError, CheckpointError, InputError, MismatchError, PeerInputError
+from ..layer.arguments import DEFAULT_TIMEOUT, check_comm, usable_timeout
+from . import encoder_decoder_families, quantised, sigmoid_families, softmax_families, topk_families
 from .directory import Directory
 from .options import Options
-from .pieces import LayerReader, Piece
+from .pieces import TABLE, LayerReader, Piece
 from .progress import Progress
-from .recipe import FAMILIES, Block, Family
+from .recipe import FAMILIES, REFUSED, Block, Family
 from .safetensors import shown
+from .tables import TokenTable
 
-RECIPES = (softmax_families, sigmoid_families)  # they register themselves when imported
+RECIPES = (
+    softmax_families,
+    topk_families,
+    sigmoid_families,
+    encoder_decoder_families,
+)  # they register themselves when imported
 INNER = ("text_config", "thinker_config", "llm_config", "language_config")
 OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "model.vision", "audio", "model.audio")
+MOST_EXPERTS = 1 << 16  # of a layer: four times the most that was published
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 BIASES = ("router_bias", "select_bias")  # of a router
 SHARED = {"shared_up": "up", "shared_gate": "gate", "shared_down": "down", "shared_sigmoid": "sigmoid"}
@@ -33,14 +43,32 @@ SHARED = {"shared_up": "up", "shared_gate": "gate", "shared_down": "down", "shar
 class Checkpoint:
     """A model directory: config.json and safetensors files, memory-mapped. Nothing but config.json is read at first.
 
-    path: the directory. Raises CheckpointError for a model_type or an option that Aristos does not know: it is named,
-    nothing is guessed.
+    path: the directory. comm: an mpi4py communicator: then opening is collective, and what one rank cannot open is
+    refused on all of them at once, which else would wait for it in MoE. None: this process alone. timeout: as of MoE.
+    Raises CheckpointError for a model_type or an option that Aristos does not know: it is named, nothing is guessed.
+    With comm, PeerInputError where another rank cannot open it, MismatchError where the ranks' config.json differ.
 
     Attributes: path. model_type: of the (text) model. layers: numbers of the model's MoE layers, in order; decoder
     layers of an encoder-decoder model are numbered after the encoder's. quantisation: its method, or "".
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], comm: Any = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        check_comm(comm)
+        problem, options = None, ""
+        try:
+            self._open(path)
+            text = json.dumps(self._directory.config, sort_keys=True)
+            options = hashlib.sha256(text.encode()).hexdigest()
+        except Exception as error:
+            if comm is None:
+                raise
+            problem = error
+        if comm is not None:
+            _agree(comm, timeout, path, problem, options)
+
+    def _open(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"path must be that of a model directory, got {path!r}")
         self.path = Path(path)
         self._directory = Directory(self.path)
         self._where = self.path / "config.json"
@@ -59,7 +87,7 @@ class Checkpoint:
     def _text_model(self, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """(model_type, options) of the model that has experts: the directory's, or one inside it."""
         outer = kind = config.get("model_type")
-        while not isinstance(kind, str) or kind not in FAMILIES:
+        while not isinstance(kind, str) or kind not in FAMILIES | REFUSED:
             inner = next((config[key] for key in INNER if isinstance(config.get(key), dict)), None)
             if inner is None:
                 break
@@ -70,6 +98,11 @@ class Checkpoint:
         return kind, config
 
     def _family(self) -> Family:
+        if why := REFUSED.get(self.model_type):
+            raise CheckpointError(
+                f"{self._where}: model_type {shown(self.model_type)} is not supported: {why}. Bring ids and weights to"
+                " each call of MoE, and its weights to MoE.load_expert"
+            )
         if self.model_type not in FAMILIES:
             raise CheckpointError(
                 f"{self._where}: model_type {shown(self.model_type)} is not known; known are"
@@ -118,6 +151,8 @@ class Checkpoint:
             cfg = MoEConfig(**{**options, "router": Router(**options["router"])})
         except InputError as error:
             raise CheckpointError(f"{self._where}: layer {number} cannot be made by its options: {error}") from error
+        if cfg.columns > MOST_EXPERTS:
+            raise CheckpointError(f"{self._where}: layer {number} has {cfg.columns} experts, more than {MOST_EXPERTS}")
         return replace(cfg, **given)
 
     def configs(self, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest") -> list[MoEConfig]:
@@ -196,7 +231,9 @@ class Checkpoint:
 
     def _fits(self, prefix: str, way: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], experts: int) -> bool:
         return all(
-            piece.mxfp4 or self._directory.entry(prefix + piece.probe).shape == piece.shape(shapes[array], experts)
+            piece.mxfp4
+            or array == TABLE
+            or self._directory.entry(prefix + piece.probe).shape == piece.shape(shapes[array], experts)
             for array, piece in way.items()
         )
 
@@ -213,11 +250,19 @@ class Checkpoint:
         for scope in self._block(number).scopes:
             for name in self._directory.names(reader.prefix + scope):
                 if name not in used:
-                    raise CheckpointError(
-                        f"{self._directory.file(name).path}: tensor {shown(name)} is not known for a {self.model_type}:"
-                        " what it changes is not known, so nothing is guessed"
-                    )
+                    self._refuse_tensor(name, number)
         return reader
+
+    def _refuse_tensor(self, name: str, number: int) -> NoReturn:
+        what = f"{self._directory.file(name).path}: tensor {shown(name)}"
+        if "shared" in name and not self._block(number).options.get("shared_ffn"):
+            raise CheckpointError(
+                f"{what} is of a shared expert, but {self._where} says that layer {number} has none: does it lack the"
+                " option with the number or width of shared experts, such as n_shared_experts?"
+            )
+        raise CheckpointError(
+            f"{what} is not known for a {self.model_type}: what it changes is not known, so nothing is guessed"
+        )
 
     # ------------------------------------------------------------ loading
 
@@ -249,19 +294,38 @@ class Checkpoint:
         arrays = [name for name in EXPERT if name in reader.pieces]
         with self._progress.load(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine)):
             for e in mine:
-                found: dict[str, Any] = {name: reader.read(name, e) for name in arrays}
+                found: dict[str, Any] = reader.expert(arrays, e)
                 moe.load_expert(layer, e, layout="out_in", **found)
                 self._progress.step(sum(array.nbytes for array in found.values()))
                 del found
                 for name in arrays:
                     reader.release(name, e)
-        biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.pieces}
-        moe.load_router(layer, layout="out_in", router=reader.read("router"), **biases)
+        if TABLE not in reader.pieces:  # with a router, a call without ids would choose by scores
+            biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.pieces}
+            router = reader.router(self._block(number).router_factor)
+            moe.load_router(layer, layout="out_in", router=router, **biases)
         beside: dict[str, Any] = {name: reader.read(name) for name in SHARED if name in reader.pieces}
         if beside:
             if (factor := self._block(number).shared_factor) != 1.0:
                 beside["shared_down"] = (beside["shared_down"] * np.float32(factor)).astype(beside["shared_down"].dtype)
             moe.load_shared(layer, layout="out_in", **{SHARED[name]: array for name, array in beside.items()})
+
+    def route(self, number: int, x: Any, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(ids [S, k] int32, weights [S, k] float32) for a call of a layer that chooses by a table of token ids.
+
+        x: [S, H], the layer's input. tokens: [S] ints, the tokens' ids in the vocabulary. Local. Raises InputError for
+        another layer or arguments that do not fit, CheckpointError for a damaged table.
+        """
+        if number not in self._tables:
+            reader = self._checked(number)
+            if TABLE not in reader.pieces:
+                raise InputError(f"layer {number} has a router that chooses by scores: call MoE without ids")
+            self._tables[number] = TokenTable(reader, self.layer_config(number))
+        return self._tables[number].route(x, tokens)
+
+    @cached_property
+    def _tables(self) -> dict[int, TokenTable]:
+        return {}
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -281,7 +345,27 @@ class Checkpoint:
         reader = self._checked(number)
         if isinstance(expert, bool) or not isinstance(expert, int | np.integer) or not 0 <= expert < reader.experts:
             raise InputError(f"expert must be an int in 0..{reader.experts - 1}, got {expert!r}")
-        return {name: reader.read(name, int(expert)) for name in EXPERT if name in reader.pieces}
+        return reader.expert([name for name in EXPERT if name in reader.pieces], int(expert))
+
+
+def _agree(comm: Any, timeout: float, path: Any, problem: Exception | None, options: str) -> None:
+    """Raise `problem` here and PeerInputError on the other ranks, MismatchError where `options` differ. Collective."""
+    from ..substrate.attach import attach
+
+    runtime = attach(comm, usable_timeout(timeout))
+    try:
+        runtime.refuse_open()
+        reported = runtime.group.allgather((None if problem is None else str(problem), options), "a checkpoint")
+    finally:
+        runtime.release()
+    if problem is not None:
+        raise problem
+    for rank, (text, _) in enumerate(reported):
+        if text is not None:
+            raise PeerInputError(f"rank {rank} cannot open its model directory: {text}")
+    for rank, (_, theirs) in enumerate(reported):
+        if theirs != reported[0][1]:
+            raise MismatchError(f"{path}: ranks 0 and {rank} have different config.json: give all ranks one model")
 
 
 def _shapes(cfg: MoEConfig) -> dict[str, tuple[int, ...]]:
@@ -291,7 +375,8 @@ def _shapes(cfg: MoEConfig) -> dict[str, tuple[int, ...]]:
     return {
         "up": (f, h), "gate": (f, h), "down": (h, f), "up_bias": (f,), "gate_bias": (f,), "down_bias": (h,),
         "router": (columns, h), "router_bias": (columns,), "select_bias": (columns,), "shared_up": (beside, h),
-        "shared_gate": (beside, h), "shared_down": (h, beside), "shared_sigmoid": (h,),
+        "shared_gate": (beside, h), "shared_down": (h, beside), "shared_sigmoid": (h,), "router_scale": (h,),
+        "router_norm": (h,), "expert_scale": (columns,),
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +33,7 @@ OF_EXPERTS = re.compile("moe|expert|rout")  # a name with one of these concerns 
 HARMLESS = re.compile(NO_EFFECT)
 
 MOST = 1 << 20  # of a size: nothing is allocated by the word of a file
+MOST_LAYERS = 1 << 12
 
 
 def concerns(key: str) -> bool:
@@ -78,7 +80,7 @@ class Options:
         if value is None:
             self.refuse(f"it has no {' or '.join(keys)}: this model's options are not complete")
         good = isinstance(value, kinds) and not isinstance(value, bool)
-        if not good or not least <= value <= most or value == math.inf:
+        if not good or not least <= value <= most or value > sys.float_info.max:
             kind = "an int" if float not in kinds else "a number"
             bound = f" and at most {most}" if most < math.inf else ""
             self.refuse(f"{keys[0]} must be {kind} of at least {least:g}{bound}, got {shown(value)}")
@@ -88,9 +90,19 @@ class Options:
         """A positive int under one of these keys."""
         return self._number(keys, (int,), 1, MOST)
 
+    def depth(self, key: str) -> int:
+        """A number of layers."""
+        return self._number((key,), (int,), 1, MOST_LAYERS)
+
     def count(self, *keys: str) -> int:
         """An int from 0 up; 0 where it is not there."""
         return 0 if self.get(*keys) is None else self._number(keys, (int,), 0, MOST)
+
+    def optional_count(self, *keys: str) -> int:
+        """An int from 0 up; 0 where it is null in the file, whatever the family's default."""
+        self.read.update(keys)
+        named = [key for key in keys if key in self.config]
+        return 0 if named and all(self.config[key] is None for key in named) else self.count(*keys)
 
     def number(self, *keys: str) -> float:
         """A finite number from 0 up."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from .directory import Directory
 from .safetensors import shown
 
 READ = ("F32", "BF16", "F16")  # dtypes whose values are weights as they are
+TABLE = "table"
 HALVES = {"first": 0, "second": 1}
 ALTERNATING = {"even": 0, "odd": 1}
 
@@ -63,6 +64,16 @@ class Piece:
         return (experts, *one) if self.stacked else one
 
 
+def _outputs(piece: Piece, found: np.ndarray) -> np.ndarray:
+    """The outputs that `piece` names, of a tensor that has all."""
+    if piece.outputs in HALVES:
+        half = len(found) // 2
+        return found[HALVES[piece.outputs] * half :][:half]
+    if piece.outputs in ALTERNATING:
+        return found[ALTERNATING[piece.outputs] :: 2]
+    return found
+
+
 Part = tuple[dict[str, Piece], ...]  # alternatives, each {array of the layer: piece}; the first that is there is used
 
 
@@ -88,6 +99,9 @@ class LayerReader:
         """The names of all tensors that the layer's arrays come from; raises CheckpointError for a wrong shape."""
         used: set[str] = set()
         for array, piece in self.pieces.items():
+            if array == TABLE:  # its rows are the token ids: see `tables`
+                used.add(self.prefix + piece.name)
+                continue
             wanted = piece.shape(self.shapes[array], self.experts)
             if piece.mxfp4:
                 used |= self._check_mxfp4(piece, wanted)
@@ -131,10 +145,45 @@ class LayerReader:
 
     def read(self, array: str, expert: int = 0) -> np.ndarray:
         """One expert's array, or the layer's: [out, in] or [out], float32 or as stored. A view where possible."""
-        piece, directory = self.pieces[array], self.directory
+        piece = self.pieces[array]
+        return _outputs(piece, self._tensor(piece, expert))
+
+    def expert(self, names: Iterable[str], expert: int) -> dict[str, np.ndarray]:
+        """Arrays of one expert by name. A tensor that holds several of them is read and dequantised once."""
+        tensors: dict[Piece, np.ndarray] = {}
+        found = {}
+        for name in names:
+            piece = self.pieces[name]
+            whole = replace(piece, outputs="all")
+            if whole not in tensors:
+                tensors[whole] = self._tensor(piece, expert)
+            found[name] = _outputs(piece, tensors[whole])
+        if "expert_scale" in self.pieces:
+            scale = np.float32(self.read_finite("expert_scale")[expert])
+            found |= {name: found[name].astype(np.float32) * scale for name in ("down", "down_bias") if name in found}
+        return found
+
+    def router(self, factor: float) -> np.ndarray:
+        """The router [E, H]; its input is scaled by "router_scale" and `factor`, over "router_norm", if there."""
+        found = self.read("router")
+        if "router_scale" not in self.pieces:
+            return found
+        norm = self.read_finite("router_norm").astype(np.float64)
+        if not norm.all():
+            name, at = self.prefix + self.pieces["router_norm"].name, int(np.argmin(norm != 0))
+            raise CheckpointError(
+                f"{self.directory.file(name).path}: tensor {shown(name)} has 0 at {at}: the router cannot be computed"
+                " from the experts' input; load the layer by hand and pass router_x= to its calls"
+            )
+        columns = factor * self.read_finite("router_scale").astype(np.float64) / norm
+        return (found * columns).astype(np.float32)
+
+    def _tensor(self, piece: Piece, expert: int) -> np.ndarray:
+        """What a piece's tensor holds of one expert, or of the layer: [out, in] or [out], all outputs."""
+        directory = self.directory
         if piece.mxfp4:
             blocks, scales = (self.prefix + below for below in piece.tensors(self.experts))
-            return quantised.mxfp4(directory, blocks, scales, expert, piece.outputs)
+            return quantised.mxfp4(directory, blocks, scales, expert)
         name = self.prefix + piece.name.format(e=expert)
         whole = directory.array(name)
         rows: slice | int = slice(None)
@@ -146,14 +195,7 @@ class LayerReader:
         elif piece.row:
             rows = 0
         found = quantised.values(directory, name, whole, rows, self.options)
-        if piece.turned:
-            found = found.T
-        if piece.outputs in HALVES:
-            half = len(found) // 2
-            found = found[HALVES[piece.outputs] * half :][:half]
-        elif piece.outputs in ALTERNATING:
-            found = found[ALTERNATING[piece.outputs] :: 2]
-        return found
+        return found.T if piece.turned else found
 
     def read_finite(self, array: str) -> np.ndarray:
         """A vector of the layer; raises CheckpointError where a value is NaN or infinite."""
@@ -162,8 +204,8 @@ class LayerReader:
         if not good.all():
             name, at = self.prefix + self.pieces[array].name, int(np.argmin(good))
             raise CheckpointError(
-                f"{self.directory.file(name).path}: tensor {shown(name)} has {found[at]} for expert {at}: download this"
-                " file again"
+                f"{self.directory.file(name).path}: tensor {shown(name)} has {found[at]} at {at}: download this file"
+                " again"
             )
         return found
 

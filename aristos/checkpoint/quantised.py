@@ -19,8 +19,13 @@ from .safetensors import shown
 BLOCK = (128, 128)
 MX_BLOCK = 32
 MX_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+MX_PAIRS = np.stack([np.tile(MX_VALUES, 16), np.repeat(MX_VALUES, 16)], axis=1)  # by byte: low nibble, high nibble
 MX_BIAS = 127  # of a scale's exponent
-NARROW = ("F8_E4M3", "F8_E5M2", "I8")
+MX_ROWS = 16  # that are looked up at once
+MX_SAFE = 253  # from this scale up, 6 times it is beyond float32
+LARGEST = float(np.finfo(np.float32).max)
+NARROW = {"F8_E4M3": 448, "F8_E5M2": 57344, "I8": 128}  # the largest finite value of each
+OTHER_FILES = "download this file again, or take the model's unquantised files"
 SCALES = ("F32", "BF16", "F16", "F8_E8M0")
 METHODS = ("fp8", "mxfp4", "compressed-tensors", "bitsandbytes")
 
@@ -124,22 +129,26 @@ def values(directory: Directory, name: str, whole: np.ndarray, rows: Any, asked:
     if stored not in NARROW:
         return whole[rows]
     scales = scale_name(directory, name, asked.method)
-    scale = finite(directory, scales, np.asarray(directory.array(scales), np.float32))
-    if scales.endswith("SCB"):
-        scale = scale / np.float32(127)
+    scale = directory.array(scales)
     if isinstance(rows, int) and whole.ndim > 2 and scale.ndim > 1:
         scale = scale[rows]
     elif isinstance(rows, slice) and rows != slice(None) and scale.size > 1:
         raise CheckpointError(f"{directory.file(name).path}: tensor {shown(name)}: flat experts cannot have scales")
+    scale = finite(directory, scales, np.asarray(scale, np.float32))
+    if scales.endswith("SCB"):
+        scale = scale / np.float32(127)
     one = whole[rows].astype(np.float32)
-    if scale.size == 1:
-        one *= scale.reshape(())
-    elif scale.shape in ((len(one),), (len(one), 1)):
-        one *= scale.reshape(-1, 1)
-    else:
-        high, wide = asked.block
-        for i, row in enumerate(scale):
-            one[i * high : (i + 1) * high] *= np.repeat(row, wide)[: one.shape[1]]
+    with np.errstate(over="ignore"):  # refused below
+        if scale.size == 1:
+            one *= scale.reshape(())
+        elif scale.shape in ((len(one),), (len(one), 1)):
+            one *= scale.reshape(-1, 1)
+        else:
+            high, wide = asked.block
+            for i, row in enumerate(scale):
+                one[i * high : (i + 1) * high] *= np.repeat(row, wide)[: one.shape[1]]
+    if np.abs(scale).max(initial=0.0) > LARGEST / NARROW[stored]:
+        _refuse_infinite(directory, name, one, np.isfinite(whole[rows].astype(np.float32)))
     return one
 
 
@@ -149,21 +158,39 @@ def finite(directory: Directory, name: str, scale: np.ndarray) -> np.ndarray:
         at = np.unravel_index(int(np.argmin(np.isfinite(scale))), scale.shape)
         raise CheckpointError(
             f"{directory.file(name).path}: tensor {shown(name)} has a scale of {scale[at]} at {[int(i) for i in at]}:"
-            " download this file again, or take the model's unquantised files"
+            f" {OTHER_FILES}"
         )
     return scale
 
 
-def mxfp4(directory: Directory, blocks: str, scales: str, expert: int, outputs: str) -> np.ndarray:
-    """[out, in] float32 of one expert. outputs: "all", or the "even" or "odd" ones."""
-    rows = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}[outputs]
-    codes = directory.array(blocks)[expert][rows].view(np.uint8)  # [out, in / 32, 16]
-    exponent = directory.array(scales)[expert][rows].view(np.uint8).astype(np.int32)  # [out, in / 32]
+def _refuse_infinite(directory: Directory, name: str, product: np.ndarray, counted: Any = True) -> None:
+    """Raise CheckpointError where a value of tensor `name` times its scale, where `counted`, is beyond float32."""
+    beyond = ~np.isfinite(product) & counted
+    if beyond.any():
+        at = [int(i) for i in np.unravel_index(int(np.argmax(beyond)), product.shape)]
+        raise CheckpointError(
+            f"{directory.file(name).path}: tensor {shown(name)} has a value at {at} of its expert that its scale takes"
+            f" beyond float32: {OTHER_FILES}"
+        )
+
+
+def mxfp4(directory: Directory, blocks: str, scales: str, expert: int) -> np.ndarray:
+    """[out, in] float32 of one expert.
+
+    A scale is E8M0: 2^(byte - 127), and 255 is NaN (OCP Microscaling Formats 1.0, section 5.4.1). Values of E2M1 reach
+    6, so with bytes from 253 up a product may be beyond float32; such a file is refused.
+    """
+    codes = directory.array(blocks)[expert].view(np.uint8)  # [out, in / 32, 16]
+    exponent = directory.array(scales)[expert].view(np.uint8).astype(np.int32)  # [out, in / 32]
     if (exponent == 255).any():
         finite(directory, scales, np.where(exponent == 255, np.float32(np.nan), np.float32(1)))
     found = np.empty((*codes.shape, 2), np.float32)
-    found[..., 0] = MX_VALUES[codes & 15]
-    found[..., 1] = MX_VALUES[codes >> 4]
+    for i in range(0, len(codes), MX_ROWS):  # take makes wide integers of the codes
+        np.take(MX_PAIRS, codes[i : i + MX_ROWS], axis=0, out=found[i : i + MX_ROWS], mode="clip")
     grouped = found.reshape(*exponent.shape, MX_BLOCK)
-    np.ldexp(grouped, exponent[..., None] - MX_BIAS, out=grouped)
-    return grouped.reshape(len(codes), -1)
+    with np.errstate(over="ignore"):  # refused below
+        np.ldexp(grouped, exponent[..., None] - MX_BIAS, out=grouped)
+    values = grouped.reshape(len(codes), -1)
+    if exponent.max(initial=0) >= MX_SAFE:
+        _refuse_infinite(directory, blocks, values)
+    return values

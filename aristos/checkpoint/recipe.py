@@ -22,7 +22,12 @@ class Block:
 
     parts: the layer's arrays, each with alternatives. scopes: what every tensor of the block begins with, below
     `layer`, which has the layer's own number for {n}. problem: why Aristos cannot run this layer; empty if it can.
-    shared_factor: a power of two that the shared expert's output is multiplied by.
+    note: in what the layer differs from the model's own code, or what a call needs. shared_factor: a power of two that
+    the shared expert's output is multiplied by. router_factor: of the router, where the parts have "router_scale".
+
+    Beside the layer's own arrays, parts may have "table" [V, k], the experts of each token id, which replaces choosing
+    by scores; "expert_scale" [E], which multiplies an expert's output; "router_scale" [H], which multiplies the input
+    of the router, and "router_norm" [H], which has multiplied that of the layer.
     """
 
     options: Mapping[str, Any]
@@ -34,6 +39,7 @@ class Block:
     problem: str = ""
     note: str = ""
     shared_factor: float = 1.0
+    router_factor: float = 1.0
 
 
 Build = Callable[[Options], dict[int, Block]]
@@ -48,6 +54,15 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
+# by model_type: what a layer of these models needs and the MoE layer does not have
+REFUSED = {
+    "doge": "product keys choose among thousands of experts of one neuron each",
+    "inkling_text": "the weights of routed and shared experts are divided by one sum, so a shared expert's weight"
+    " differs from token to token; Aristos's shared expert has weight 1",
+    "zaya": "its router is a network with a state from the layer before, and may skip the layer",
+    "grok-1": "published code differs on its router: a cap of the scores and whether weights are renormalised",
+}
+REFUSED["inkling_mm_model"] = REFUSED["inkling_text"]
 
 
 def family(*names: str, **defaults: Any) -> Callable[[Build], Build]:
@@ -66,12 +81,12 @@ def family(*names: str, **defaults: Any) -> Callable[[Build], Build]:
 
 def layers(o: Options, key: str = "num_hidden_layers") -> range:
     """All layers of the model."""
-    return range(o.size(key))
+    return range(o.depth(key))
 
 
 def by_step(o: Options) -> list[int]:
     """Qwen's rule: every decoder_sparse_step-th layer that mlp_only_layers does not name."""
-    step, plain = o.size("decoder_sparse_step"), o.numbers("mlp_only_layers") or []
+    step, plain = o.size("decoder_sparse_step"), set(o.numbers("mlp_only_layers") or [])
     return [i for i in layers(o) if i not in plain and (i + 1) % step == 0]
 
 

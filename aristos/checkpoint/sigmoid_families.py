@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .options import Options
+from .options import MOST_LAYERS, Options
 from .pieces import Part, Piece
 from .recipe import (
     ACTIVATIONS,
@@ -22,9 +22,11 @@ from .recipe import (
     named,
     shared,
 )
+from .safetensors import shown
 
 MLP = ("mlp.",)
 CORRECTION = "gate.e_score_correction_bias"
+TABLE = "its experts are chosen by a table of token ids: give each call the ids and weights of Checkpoint.route"
 DEEP: dict[str, Any] = {"hidden_act": "silu", "routed_scaling_factor": 1.0, "norm_topk_prob": True}
 V3: dict[str, Any] = {**DEEP, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4}
 
@@ -56,16 +58,16 @@ def corrected(
     }  # fmt: skip
     options = gated(o, width, o.size(*count), o.size(*top_k), **how)
     parts: list[Part] = [experts(*bases), named("router", *router), named("select_bias", *bias)]
-    if number := o.count(*shared_count):
+    if number := o.optional_count(*shared_count):
         options["shared_ffn"] = width * number
         parts.append(shared(*shared_names))
     return Block(options, tuple(parts), bases)
 
 
-@family("deepseek_v3", "kimi_k2", "deepseek_v32", **V3)
-@family("glm4_moe", "glm4v_moe_text", **DEEP)
-@family("glm4_moe_lite", **{**DEEP, "routed_scaling_factor": 1.8})
-@family("glm_moe_dsa", **{**DEEP, "routed_scaling_factor": 2.5})
+@family("deepseek_v3", "kimi_k2", "deepseek_v32", n_shared_experts=1, **V3)
+@family("glm4_moe", "glm4v_moe_text", n_shared_experts=1, **DEEP)
+@family("glm4_moe_lite", n_shared_experts=1, **{**DEEP, "routed_scaling_factor": 1.8})
+@family("glm_moe_dsa", n_shared_experts=1, **{**DEEP, "routed_scaling_factor": 2.5})
 @family("dots1", **{**DEEP, "norm_topk_prob": False})
 def deepseek_v3(o: Options) -> dict[int, Block]:
     """models/deepseek_v3, glm4_moe, dots1, deepseek_v32, glm4_moe_lite, glm_moe_dsa; Kimi K2 has DeepSeek-V3's code."""
@@ -75,14 +77,14 @@ def deepseek_v3(o: Options) -> dict[int, Block]:
     return dict.fromkeys(after_dense(o), block)
 
 
-@family("solar_open", **DEEP)
+@family("solar_open", n_shared_experts=1, **DEEP)
 def solar_open(o: Options) -> dict[int, Block]:
     """models/solar_open: as DeepSeek-V3, every layer."""
     o.only(first_k_dense_replace=0)
     return dict.fromkeys(layers(o), corrected(o))
 
 
-@family("exaone_moe", first_k_dense_replace=1, **{**DEEP, "routed_scaling_factor": 2.5})
+@family("exaone_moe", first_k_dense_replace=1, num_shared_experts=1, **{**DEEP, "routed_scaling_factor": 2.5})
 def exaone_moe(o: Options) -> dict[int, Block]:
     """models/exaone_moe: as DeepSeek-V3; the bias lies beside the router."""
     o.ignore("is_moe_layer")
@@ -99,7 +101,8 @@ def mimo(o: Options) -> dict[int, Block]:
     return dict.fromkeys(after_dense(o), block)
 
 
-@family("kimi_linear", hidden_act="silu", first_k_dense_replace=1, moe_renormalize=True, routed_scaling_factor=2.446)
+@family("kimi_linear", hidden_act="silu", first_k_dense_replace=1, moe_renormalize=True, routed_scaling_factor=2.446,
+        num_shared_experts=1)  # fmt: skip
 def kimi_linear(o: Options) -> dict[int, Block]:
     """models/kimi_linear: as DeepSeek-V3 with other names."""
     bases = ("block_sparse_moe.", "mlp.")
@@ -114,7 +117,7 @@ def kimi_linear(o: Options) -> dict[int, Block]:
 
 
 @family("bailing_hybrid", hidden_act="silu", first_k_dense_replace=2, moe_renormalize=True, routed_scaling_factor=2.5,
-        num_expert_group=8, topk_group=4)  # fmt: skip
+        num_expert_group=8, topk_group=4, num_shared_experts=1)  # fmt: skip
 def bailing(o: Options) -> dict[int, Block]:
     """models/bailing_hybrid (Ling 3.0): as DeepSeek-V3 with other names."""
     o.ignore("kda_safe_gate", "layer_group_size")
@@ -125,7 +128,8 @@ def bailing(o: Options) -> dict[int, Block]:
     return dict.fromkeys(after_dense(o), block)
 
 
-@family("hy_v3", hidden_act="silu", first_k_dense_replace=1, router_scaling_factor=2.826, route_norm=True)
+@family("hy_v3", hidden_act="silu", first_k_dense_replace=1, router_scaling_factor=2.826, route_norm=True,
+        num_shared_experts=1)  # fmt: skip
 def hy_v3(o: Options) -> dict[int, Block]:
     """models/hy_v3: sigmoid, chosen with a bias, renormalised, scaled; the first layer is dense."""
     o.ignore("enable_moe_fp32_combine")
@@ -137,7 +141,8 @@ def hy_v3(o: Options) -> dict[int, Block]:
     return dict.fromkeys(after_dense(o), block)
 
 
-@family("afmoe", hidden_act="silu", num_dense_layers=1, route_scale=1.0, route_norm=True, score_func="sigmoid")
+@family("afmoe", hidden_act="silu", num_dense_layers=1, route_scale=1.0, route_norm=True, score_func="sigmoid",
+        num_shared_experts=2)  # fmt: skip
 def afmoe(o: Options) -> dict[int, Block]:
     """models/afmoe (Trinity): sigmoid, chosen with a bias, renormalised, scaled."""
     o.only(score_func="sigmoid", route_norm=True, num_expert_groups=1, num_limited_groups=1, n_group=1, topk_group=1)
@@ -217,15 +222,11 @@ def step3p7(o: Options) -> dict[int, Block]:
         (*experts(*MLP), stacked), named("router", "moe.gate.weight", "mlp.gate.weight"),
         named("select_bias", "moe.router_bias", "mlp." + CORRECTION), shared("share_expert.", "mlp.shared_experts."),
     )  # fmt: skip
-    listed = o.get("moe_layers_enum")  # published files: "3,4,5"
-    if isinstance(listed, str):
-        listed = [int(word) for word in listed.split(",") if word.strip().isdecimal() and len(word) < 9]
-    if o.get("mlp_layer_types") is None:
-        chosen_layers = [
-            i for i in layers(o) if i in (listed if isinstance(listed, list) else range(3, len(layers(o))))
-        ]
-    else:
+    listed = _listed(o, "moe_layers_enum")
+    if o.get("mlp_layer_types") is not None:
         chosen_layers = after_dense(o)
+    else:
+        chosen_layers = [i for i in layers(o) if (i >= 3 if listed is None else i in listed)]
     blocks = {}
     limits = [_limits(o, key) for key in ("swiglu_limits", "swiglu_limits_shared")]
     for i in chosen_layers:
@@ -237,6 +238,17 @@ def step3p7(o: Options) -> dict[int, Block]:
             problem = f"the shared expert's limit ({beside}) is another than the experts' ({routed})"
         blocks[i] = Block(chosen, parts, ("mlp.", "moe.", "share_expert."), problem=problem)
     return blocks
+
+
+def _listed(o: Options, key: str) -> set[int] | None:
+    """Numbers of layers, as a list or, in published files, as words: "3,4,5"; None where it is not there."""
+    value = o.get(key)
+    if not isinstance(value, str):
+        return None if value is None else set(o.numbers(key) or [])
+    words = [word.strip() for word in value.split(",")]
+    if not all(word.isdecimal() and len(word) < 9 for word in words):
+        o.refuse(f"{key} must be numbers of layers with commas between, got {shown(value)}")
+    return {int(word) for word in words}
 
 
 def _limits(o: Options, key: str) -> list[float | None]:
@@ -265,13 +277,14 @@ def llama4(o: Options) -> dict[int, Block]:
         shared(base + "shared_expert."),
     )
     step = o.size("interleave_moe_layer_step")
-    chosen = o.numbers("moe_layers")
+    listed = o.numbers("moe_layers")
+    chosen = None if listed is None else set(listed)
     block = Block(options, parts, (base,))
     return {i: block for i in layers(o) if (i in chosen if chosen is not None else (i + 1) % step == 0)}
 
 
 @family("deepseek_v4", hidden_act="silu", routed_scaling_factor=1.5, scoring_func="sqrtsoftplus", num_hash_layers=3,
-        swiglu_limit=10.0)  # fmt: skip
+        swiglu_limit=10.0, n_shared_experts=1)  # fmt: skip
 def deepseek_v4(o: Options) -> dict[int, Block]:
     """models/deepseek_v4: sqrt(softplus), chosen with a bias, renormalised, scaled; first layers have a table."""
     o.only(norm_topk_prob=True, mlp_bias=False, topk_method="noaux_tc", expert_dtype=None)
@@ -280,21 +293,20 @@ def deepseek_v4(o: Options) -> dict[int, Block]:
     how: dict[str, Any] = {"score": score, "renormalize": True, "scale": o.number("routed_scaling_factor")}
     ffn = o.size(o.first("moe_intermediate_size", "intermediate_size"))
     options = gated(o, ffn, o.size("n_routed_experts"), o.size("num_experts_per_tok"), **how)
-    options |= {"limit": o.number("swiglu_limit"), "shared_ffn": ffn * o.size("n_shared_experts")}
+    count = o.optional_count("n_shared_experts")
+    options |= {"limit": o.number("swiglu_limit"), "shared_ffn": ffn * count}
     bases = ("ffn.", "mlp.")
-    parts = (
-        experts(*bases), named("router", *(base + "gate.weight" for base in bases)),
-        named("select_bias", "ffn.gate.bias", *(base + CORRECTION for base in bases)),
-        shared(*(base + "shared_experts." for base in bases)),
-    )  # fmt: skip
+    parts = [experts(*bases), named("router", *(base + "gate.weight" for base in bases))]
+    if count:
+        parts.append(shared(*(base + "shared_experts." for base in bases)))
+    biased = named("select_bias", "ffn.gate.bias", *(base + CORRECTION for base in bases))
+    chosen = Block(options, (*parts, biased), bases)
+    table = named("table", *(base + "gate.tid2eid" for base in bases))
+    looked_up = Block(options, (*parts, table), bases, note=TABLE)
     hashed = o.count("num_hash_layers")
     kinds = None if o.get("mlp_layer_types") is None else kinds_of_layers(o, "moe", "hash_moe")
-    blocks = {}
-    for i in layers(o):
-        table = i < hashed if kinds is None else kinds[i] == "hash_moe"
-        problem = "its experts are chosen by a table of token ids: bring ids and weights to each call" if table else ""
-        blocks[i] = Block(options, parts, bases, problem=problem)
-    return blocks
+    by_table = (i < hashed if kinds is None else kinds[i] == "hash_moe" for i in layers(o))
+    return {i: looked_up if table else chosen for i, table in enumerate(by_table)}
 
 
 @family("nemotron_h", mlp_hidden_act="relu2", routed_scaling_factor=1.0, norm_topk_prob=True)
@@ -309,6 +321,7 @@ def nemotron_h(o: Options) -> dict[int, Block]:
         kinds = ["moe" if letter == "E" else "other" for letter in kinds]
     if not isinstance(kinds, list):
         o.refuse("it has neither layers_block_type nor hybrid_override_pattern: which layers are MoE is not said")
+    count = o.depth("num_hidden_layers") if o.get("num_hidden_layers") else min(len(kinds), MOST_LAYERS)
     options = {
         "hidden": o.size("hidden_size"), "ffn": o.size("moe_intermediate_size"), "experts": o.size("n_routed_experts"),
         "top_k": o.size("num_experts_per_tok"), "gated": False, "activation": o.word("mlp_hidden_act", ACTIVATIONS),
@@ -326,8 +339,4 @@ def nemotron_h(o: Options) -> dict[int, Block]:
         named("select_bias", base + CORRECTION), (both,),
     )  # fmt: skip
     block = Block(options, parts, (base,))
-    return {
-        i: block
-        for i, kind in enumerate(kinds[: o.size("num_hidden_layers")] if o.get("num_hidden_layers") else kinds)
-        if kind == "moe"
-    }
+    return {i: block for i, kind in enumerate(kinds[:count]) if kind == "moe"}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from .options import MOST, Options
+from .options import MOST, Options, concerns
 from .pieces import Piece
 from .recipe import (
     ACTIVATIONS,
@@ -21,6 +22,7 @@ from .recipe import (
     named,
     shared,
 )
+from .safetensors import shown
 
 MLP = ("mlp.",)
 SPARSE = ("block_sparse_moe.", "mlp.")
@@ -43,6 +45,21 @@ def minimax(o: Options) -> dict[int, Block]:
     o.only(shared_intermediate_size=0)
     o.ignore("shared_moe_mode")  # of a shared expert, which there is none of
     return mixtral(o)
+
+
+@family("arctic", hidden_act="silu")
+def arctic(o: Options) -> dict[int, Block]:
+    """Snowflake Arctic (vllm-project/vllm models/arctic.py): as Mixtral in every moe_layer_frequency-th layer.
+
+    The dense residual MLP reads another norm, and lies outside the layer.
+    """
+    o.only(moe_token_dropping=False)
+    o.ignore("moe_train_capacity_factor", "moe_eval_capacity_factor", "moe_min_capacity")  # of drops
+    o.ignore("use_residual", "enable_expert_tensor_parallelism")
+    if o.size("num_experts_per_tok") < 2:
+        o.refuse("num_experts_per_tok must be at least 2: published code differs on the weight of a single expert")
+    step = o.size("moe_layer_frequency")
+    return {i: block for i, block in mixtral(o).items() if (i + 1) % step == 0}
 
 
 @family("olmoe", "flex_olmo", hidden_act="silu", norm_topk_prob=False)
@@ -110,129 +127,57 @@ def qwen3_vl_moe(o: Options) -> dict[int, Block]:
     return dict.fromkeys(by_step(o), block)
 
 
-@family("deepseek_v2", hidden_act="silu", routed_scaling_factor=1.0, first_k_dense_replace=0, topk_method="greedy")
+def with_shared(o: Options, router: dict[str, Any], *experts_keys: str) -> Block:
+    """DeepSeek's layer: experts of moe_intermediate_size, and n_shared_experts of them for every token."""
+    o.ignore("intermediate_size")  # of dense layers
+    ffn = o.size("moe_intermediate_size")
+    options = gated(o, ffn, o.size(*experts_keys), o.size("num_experts_per_tok"), **router)
+    parts = [experts(*MLP), named("router", "mlp.gate.weight")]
+    if count := o.optional_count("n_shared_experts"):
+        options["shared_ffn"] = ffn * count
+        parts.append(shared("mlp.shared_experts."))
+    return Block(options, tuple(parts))
+
+
+@family("deepseek", hidden_act="silu", first_k_dense_replace=0, moe_layer_freq=1, norm_topk_prob=False,
+        scoring_func="softmax")  # fmt: skip
+def deepseek(o: Options) -> dict[int, Block]:
+    """DeepSeek-MoE-16B (vllm-project/vllm models/deepseek.py): softmax, k best; renormalised if the model says so."""
+    o.only(scoring_func="softmax", mlp_bias=False)
+    o.ignore("aux_loss_alpha", "seq_aux")
+    block = with_shared(o, {"score": "softmax", "renormalize": o.flag("norm_topk_prob")}, "n_routed_experts")
+    return dict.fromkeys(after_dense(o), block)
+
+
+@family("deepseek_v2", hidden_act="silu", routed_scaling_factor=1.0, first_k_dense_replace=0, topk_method="greedy",
+        n_shared_experts=2)  # fmt: skip
 def deepseek_v2(o: Options) -> dict[int, Block]:
     """models/deepseek_v2: softmax, k best, of the best groups by topk_method; norm_topk_prob is not read."""
     o.only(scoring_func="softmax", mlp_bias=False, moe_layer_freq=1)
-    o.ignore("norm_topk_prob", "intermediate_size", "aux_loss_alpha", "seq_aux")
+    o.ignore("aux_loss_alpha", "seq_aux")
     limited = o.word("topk_method", {"greedy": False, "group_limited_greedy": True})
     o.ignore("n_group", "topk_group")
     router: dict[str, Any] = {"score": "softmax", "renormalize": False, "scale": o.number("routed_scaling_factor")}
     if limited:
         o.size("n_group")
-    ffn = o.size("moe_intermediate_size")
-    options = gated(o, ffn, o.size("n_routed_experts"), o.size("num_experts_per_tok"), **router)
-    if limited:
-        options["router"] |= groups(o, "max")
-    parts = [experts(*MLP), named("router", "mlp.gate.weight")]
-    if count := o.count("n_shared_experts"):
-        options["shared_ffn"] = ffn * count
-        parts.append(shared("mlp.shared_experts."))
-    return dict.fromkeys(after_dense(o), Block(options, tuple(parts)))
+        router |= groups(o, "max")
+    note = ""
+    if o.flag("norm_topk_prob"):
+        note = "norm_topk_prob is true: transformers ignores it, as here; the model's own code renormalises by it"
+    block = with_shared(o, router, "n_routed_experts")
+    return dict.fromkeys(after_dense(o), replace(block, note=note))
 
 
-@family("mistral4", hidden_act="silu", routed_scaling_factor=1.0, first_k_dense_replace=0, norm_topk_prob=True)
+@family("mistral4", hidden_act="silu", routed_scaling_factor=1.0, first_k_dense_replace=0, norm_topk_prob=True,
+        n_shared_experts=1)  # fmt: skip
 def mistral4(o: Options) -> dict[int, Block]:
     """models/mistral4: softmax; groups valued by their two best; renormalised if the model says so."""
-    o.ignore("intermediate_size")
-    ffn = o.size("moe_intermediate_size")
     router: dict[str, Any] = {
         "score": "softmax", "renormalize": o.flag("norm_topk_prob"), "scale": o.number("routed_scaling_factor"),
         **groups(o, "sum_top2"),
     }  # fmt: skip
-    options = gated(o, ffn, o.size("n_routed_experts", "num_local_experts"), o.size("num_experts_per_tok"), **router)
-    parts = [experts(*MLP), named("router", "mlp.gate.weight")]
-    if count := o.count("n_shared_experts"):
-        options["shared_ffn"] = ffn * count
-        parts.append(shared("mlp.shared_experts."))
-    return dict.fromkeys(after_dense(o), Block(options, tuple(parts)))
-
-
-@family("gpt_oss", "openai_privacy_filter", swiglu_limit=7.0, swiglu_alpha=1.702)
-def gpt_oss(o: Options) -> dict[int, Block]:
-    """models/gpt_oss: biases everywhere; gate and up alternate, or are halves in models/openai_privacy_filter."""
-    o.only(swiglu_alpha=1.702, experts_per_token=o.get("num_experts_per_tok"))
-    o.ignore("hidden_act")  # says silu and is not it
-    halves = o.config.get("model_type") == "openai_privacy_filter"
-    base = "mlp.experts."
-    plain = fused("mlp.", turned=True, interleaved=not halves)
-    packed = {
-        "gate": Piece(base + "gate_up_proj", stacked=True, outputs="even", mxfp4=True),
-        "up": Piece(base + "gate_up_proj", stacked=True, outputs="odd", mxfp4=True),
-        "down": Piece(base + "down_proj", stacked=True, mxfp4=True),
-    }
-    first, second = ("first", "second") if halves else ("even", "odd")
-    biases = {
-        "gate_bias": Piece(base + "gate_up_proj_bias", stacked=True, outputs=first),
-        "up_bias": Piece(base + "gate_up_proj_bias", stacked=True, outputs=second),
-        "down_bias": Piece(base + "down_proj_bias", stacked=True),
-    }
-    options = {
-        "hidden": o.size("hidden_size"), "ffn": o.size("intermediate_size"), "bias": True, "gated": True,
-        "experts": o.size("num_local_experts", "num_experts"), "top_k": o.size("num_experts_per_tok"),
-        "activation": "swiglu_oai", "limit": o.number("swiglu_limit"), "router": {"score": "softmax_topk"},
-    }  # fmt: skip
-    parts = (
-        (plain,) if halves else (plain, packed), (biases,),
-        named("router", "mlp.router.weight"), named("router_bias", "mlp.router.bias"),
-    )  # fmt: skip
-    return dict.fromkeys(layers(o), Block(options, parts))
-
-
-def granite(o: Options) -> Block:
-    """models/granitemoe: the k best logits, softmax over these; input_linear holds gate and up."""
-    o.ignore("logits_scaling", "residual_multiplier", "embedding_multiplier")  # outside the layer
-    sizes = o.size("intermediate_size"), o.size("num_local_experts"), o.size("num_experts_per_tok")
-    base = "block_sparse_moe."
-    ways = (fused(base, "input_linear.weight", "output_linear.weight"), fused(base))
-    router = named("router", base + "router.layer.weight", base + "router.weight")
-    return Block(gated(o, *sizes, score="softmax_topk"), (ways, router), (base,))
-
-
-@family("granitemoe", hidden_act="silu")
-def granitemoe(o: Options) -> dict[int, Block]:
-    """models/granitemoe."""
-    return dict.fromkeys(layers(o), granite(o))
-
-
-@family("granitemoehybrid", hidden_act="silu", shared_intermediate_size=1024)
-@family("granitemoeshared", "granitemoe_swa", hidden_act="silu")
-def granitemoeshared(o: Options) -> dict[int, Block]:
-    """models/granitemoeshared, granitemoehybrid, _swa: the decoder adds shared_mlp; it is part of the layer here."""
-    block, width = granite(o), o.count("shared_intermediate_size")
-    parts = (*block.parts, shared("shared_mlp.")) if width else block.parts
-    options = {**block.options, "shared_ffn": width}
-    return dict.fromkeys(layers(o), Block(options, parts, (*block.scopes, "shared_mlp.")))
-
-
-@family("jetmoe", activation_function="silu")
-def jetmoe(o: Options) -> dict[int, Block]:
-    """models/jetmoe: as Granite, and a bias of the output, which is every expert's here: the weights sum to one."""
-    ffn = o.size(o.first("ffn_hidden_size", "intermediate_size"))
-    sizes = ffn, o.size("moe_num_experts", "num_local_experts")
-    top_k = o.size("moe_top_k", "num_experts_per_tok")
-    options = gated(o, *sizes, top_k, "activation_function", score="softmax_topk") | {"bias": True}
-    o.only(bias=True, glu=True)
-    parts = (
-        (fused("mlp.", "input_linear.weight", "output_linear.weight"),),
-        named("router", "mlp.router.layer.weight"), named("down_bias", "mlp.bias"),
-    )  # fmt: skip
-    return dict.fromkeys(layers(o), Block(options, parts))
-
-
-@family("aria_text", hidden_act="silu")
-def aria(o: Options) -> dict[int, Block]:
-    """models/aria: the k best logits, softmax over these; fc1 and fc2 are [in, out]; routed experts are always silu."""
-    o.only(hidden_act="silu", mlp_bias=False)
-    o.ignore("moe_z_loss_coeff", "moe_aux_loss_coeff")
-    ffn = o.size(o.first("intermediate_size", "moe_intermediate_size"))
-    options = gated(o, ffn, o.size("moe_num_experts"), o.size("moe_topk"), score="softmax_topk")
-    ways = (fused("mlp.", "experts.fc1.weight", "experts.fc2.weight", turned=True), fused("mlp.", turned=True))
-    parts = [ways, named("router", "mlp.router.weight")]
-    if count := o.count("moe_num_shared_experts"):
-        options["shared_ffn"] = ffn * count
-        parts.append(shared("mlp.shared_experts."))
-    return dict.fromkeys(layers(o), Block(options, tuple(parts)))
+    block = with_shared(o, router, "n_routed_experts", "num_local_experts")
+    return dict.fromkeys(after_dense(o), block)
 
 
 @family("jamba", hidden_act="silu", expert_layer_period=2, expert_layer_offset=1)
@@ -295,7 +240,7 @@ def phimoe(o: Options) -> dict[int, Block]:
 
 @family(
     "ernie4_5_moe", hidden_act="silu", moe_layer_interval=1, moe_layer_start_index=1, moe_layer_end_index=-1,
-    moe_norm_min=1e-12,
+    moe_norm_min=1e-12, moe_num_shared_experts=2,
 )  # fmt: skip
 def ernie(o: Options) -> dict[int, Block]:
     """models/ernie4_5_moe: softmax, chosen with a bias, weights without it, renormalised."""
@@ -308,7 +253,7 @@ def ernie(o: Options) -> dict[int, Block]:
                     score="softmax", renormalize=True)  # fmt: skip
     statics = ("mlp.moe_statics.e_score_correction_bias", "mlp.gate.moe_statics.e_score_correction_bias")
     parts = [experts(*MLP), named("router", "mlp.gate.weight"), named("select_bias", *statics, row=True)]
-    if count := o.count("moe_num_shared_experts"):
+    if count := o.optional_count("moe_num_shared_experts"):
         options["shared_ffn"] = ffn * count
         parts.append(shared("mlp.shared_experts."))
     start, interval = o.count("moe_layer_start_index"), o.size("moe_layer_interval")
@@ -319,9 +264,14 @@ def ernie(o: Options) -> dict[int, Block]:
     return {i: block for i in every if (i + 1) % interval == 0 and start <= i <= end}
 
 
-@family("hunyuan_v1_moe", hidden_act="silu")
+@family("hunyuan", "hunyuan_v1_moe", hidden_act="silu")
 def hunyuan(o: Options) -> dict[int, Block]:
-    """models/hunyuan_v1_moe: softmax, k best, renormalised; sizes may be lists by layer."""
+    """models/hunyuan_v1_moe: softmax, k best, renormalised; sizes may be lists by layer.
+
+    Hunyuan-Large (model_type hunyuan; vllm-project/vllm models/hunyuan_v1.py) does not renormalise a single expert.
+    """
+    large = o.config.get("model_type") == "hunyuan"
+    o.ignore("capacity_factor")  # of drops
     o.only(mlp_bias=False, moe_drop_tokens=False, use_mixed_mlp_moe=True)
     beside = o.get("num_shared_expert", "num_shared_experts")
     if beside is not None and any(n != 1 for n in (beside if isinstance(beside, list) else [beside])):
@@ -341,73 +291,12 @@ def hunyuan(o: Options) -> dict[int, Block]:
     blocks = {}
     for i in layers(o):
         ffn = of(i, o.first("moe_intermediate_size", "intermediate_size"))
-        options = gated(o, ffn, of(i, "num_experts"), of(i, "moe_topk", "num_experts_per_tok"),
-                        score="softmax", renormalize=True)  # fmt: skip
+        top_k = of(i, "moe_topk", "num_experts_per_tok")
+        renormalize = top_k > 1 or not large
+        options = gated(o, ffn, of(i, "num_experts"), top_k, score="softmax", renormalize=renormalize)
         options["shared_ffn"] = o.size("intermediate_size")
         parts = (experts(*MLP), named("router", "mlp.gate.wg.weight"), shared("mlp.shared_mlp."))
         blocks[i] = Block(options, parts)
-    return blocks
-
-
-@family("cohere2_moe", hidden_act="silu", expert_selection_fn="softmax", shared_expert_combination_strategy="average",
-        first_k_dense_replace=0, norm_topk_prob=True)  # fmt: skip
-def cohere2_moe(o: Options) -> dict[int, Block]:
-    """models/cohere2_moe: the k best logits, softmax or sigmoid over these; the mean or sum with a shared expert."""
-    o.ignore("prefix_dense_intermediate_size", "prefix_dense_sliding_window_pattern")
-    sigmoid = o.word("expert_selection_fn", {"softmax": False, "sigmoid": True})
-    renormalize = o.flag("norm_topk_prob")
-    router: dict[str, Any] = {"score": "sigmoid", "renormalize": renormalize} if sigmoid else {"score": "softmax_topk"}
-    ffn, count = o.size("intermediate_size"), o.count("num_shared_experts")
-    mean = o.word("shared_expert_combination_strategy", {"sum": False, "average": True}) and count > 0
-    if mean:
-        router["scale"] = 0.5
-    options = gated(o, ffn, o.size("num_experts"), o.size("num_experts_per_tok"), **router)
-    parts = [experts(*MLP), named("router", "mlp.gate.weight")]
-    if count:
-        options["shared_ffn"] = ffn * count
-        parts.append(shared("mlp.shared_experts."))
-    block = Block(options, tuple(parts), shared_factor=0.5 if mean else 1.0)
-    return dict.fromkeys(after_dense(o), block)
-
-
-@family("switch_transformers", dense_act_fn="relu", num_sparse_encoder_layers=3, num_sparse_decoder_layers=3,
-        router_bias=False, is_gated_act=False, expert_capacity=64)  # fmt: skip
-def switch(o: Options) -> dict[int, Block]:
-    """models/switch_transformers: the best expert; ungated. Decoder layers are numbered after the encoder's."""
-    o.only(
-        add_router_probs=False,
-        router_dtype="float32",
-        is_gated_act=False,
-        feed_forward_proj="relu",
-        router_type="tokens_masked",
-    )
-    o.ignore("router_jitter_noise", "router_ignore_padding_tokens", "encoder_sparse_step", "decoder_sparse_step")
-    bias = o.flag("router_bias")
-    options: dict[str, Any] = {
-        "hidden": o.size("d_model"), "ffn": o.size("d_ff"), "experts": o.size("num_experts"), "top_k": 1,
-        "gated": False, "activation": o.word("dense_act_fn", ACTIVATIONS),
-        "router": {"score": "softmax", "renormalize": False},
-    }  # fmt: skip
-    options["router"]["capacity"] = o.size("expert_capacity")
-    note = "the capacity counts the tokens of a rank's call; the model's own code counts those of a sequence"
-    pieces = {"up": Piece("mlp.experts.expert_{e}.wi.weight"), "down": Piece("mlp.experts.expert_{e}.wo.weight")}
-    parts = [(pieces,), named("router", "mlp.router.classifier.weight")]
-    if bias:
-        parts.append(named("router_bias", "mlp.router.classifier.bias"))
-    encoder = o.size("num_layers")
-    decoder = encoder if o.get("num_decoder_layers") is None else o.size("num_decoder_layers")
-    blocks = {}
-    for first, count, key, layer in (
-        (0, encoder, "num_sparse_encoder_layers", "encoder.block.{n}.layer.1."),
-        (encoder, decoder, "num_sparse_decoder_layers", "decoder.block.{n}.layer.2."),
-    ):
-        sparse = o.count(key)
-        if sparse > count:
-            o.refuse(f"{key} is {sparse}, but there are {count} layers")
-        step = count // sparse if sparse else count
-        for i in range(count):
-            if i % step == 1 or step == 1:
-                blocks[first + i] = Block(options, tuple(parts), layer=layer, own=i, note=note)
     return blocks
 
 
@@ -427,3 +316,27 @@ def longcat(o: Options) -> dict[int, Block]:
     first, identity = options["experts"], options["identity_experts"]
     names = (f"mlp.experts.{e}.{name}_proj.weight" for e in range(first, first + identity) for name in ("gate", "up"))
     return dict.fromkeys(layers(o, "num_layers"), Block(options, parts, unused=tuple(names)))
+
+
+@family("gemma4_text", hidden_activation="gelu_pytorch_tanh", enable_moe_block=False)
+def gemma4(o: Options) -> dict[int, Block]:
+    """models/gemma4: softmax, k best, renormalised, times a scale of the expert, which goes to its down projection.
+
+    The router and the experts read two norms of one tensor, which differ in their weights alone: the quotient of the
+    weights goes to the router, so that both read the experts' input (pre_feedforward_layernorm_2).
+    """
+    o.ignore("intermediate_size", "use_double_wide_mlp", "num_kv_shared_layers")  # of the dense block beside, attention
+    own = o.get("per_layer_config")
+    for layer in own.values() if isinstance(own, dict) else ():
+        if not isinstance(layer, dict) or any(map(concerns, layer)):
+            o.refuse(f"per_layer_config is {shown(own)}; for this model Aristos has one configuration for all layers")
+    if not o.flag("enable_moe_block"):
+        return {}
+    options = gated(o, o.size("moe_intermediate_size"), o.size("num_experts"), o.size("top_k_experts"),
+                    "hidden_activation", score="softmax", renormalize=True)  # fmt: skip
+    parts = (
+        (fused(""),), named("router", "router.proj.weight"), named("router_scale", "router.scale"),
+        named("router_norm", "pre_feedforward_layernorm_2.weight"), named("expert_scale", "router.per_expert_scale"),
+    )  # fmt: skip
+    block = Block(options, parts, ("experts.", "router."), router_factor=options["hidden"] ** -0.5)
+    return dict.fromkeys(layers(o), block)

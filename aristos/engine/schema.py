@@ -183,7 +183,7 @@ JOB_SCALARS: list[Word] = [
         INPUT_STRIDE | bytes | between them
         ROUTER_X | address | rows that the router reads | cpu
         ROUTER_X_STRIDE | bytes | between them | cpu
-        CAPACITY | choices | most of an expert by this rank, 0: no limit | cpu
+        CAPACITY | choices | most of an expert by this rank, 0: no limit
         LOGITS | address | where router scores are kept, [tokens, experts] float32, 0: nowhere | cpu
         KEPT_WEIGHTS | address | where weights of tokens are kept, [tokens, top_k] float32, 0: nowhere | cpu
         Y | address | rows of the output

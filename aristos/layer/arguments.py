@@ -29,6 +29,16 @@ class CallArguments:
     return_routing: bool = False
 
 
+def choices(cfg: MoEConfig) -> int:
+    """Experts that compute a token: those that it chooses, and the shared one."""
+    return cfg.top_k + bool(cfg.shared_ffn)
+
+
+def on_input(cfg: MoEConfig) -> bool:
+    """Whether experts get weighted tokens."""
+    return cfg.router.weight_on == "input"
+
+
 def capacity(cfg: MoEConfig, count: int) -> int:
     """Most choices of an expert by a rank's `count` tokens; 0: no limit."""
     factor = cfg.router.capacity_factor

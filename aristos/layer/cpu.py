@@ -24,8 +24,10 @@ from ..substrate.runtime import Runtime
 from .arguments import (
     CallArguments,
     capacity,
+    choices,
     explain_ids,
     not_finite,
+    on_input,
     routed_outside,
     routing_arrays,
     weight_arrays,
@@ -72,16 +74,6 @@ class CpuCall:
     ids: np.ndarray | None = None
     weights: np.ndarray | None = None
     error: Exception | None = None
-
-
-def choices(cfg: MoEConfig) -> int:
-    """Experts that compute a token: those that it chooses, and the shared one."""
-    return cfg.top_k + bool(cfg.shared_ffn)
-
-
-def on_input(cfg: MoEConfig) -> bool:
-    """Whether experts get weighted tokens."""
-    return cfg.router.weight_on == "input"
 
 
 def depends_on_isa(cfg: MoEConfig) -> bool:

@@ -21,7 +21,17 @@ from ..substrate.cuda import persistent
 from ..substrate.cuda.runtime import CudaRuntime, timeout_ns
 from ..substrate.runtime import Runtime
 from . import device_arrays, streams
-from .arguments import CallArguments, explain_ids, routed_outside, routing_arrays, weight_arrays
+from .arguments import (
+    CallArguments,
+    capacity,
+    choices,
+    explain_ids,
+    not_finite,
+    on_input,
+    routed_outside,
+    routing_arrays,
+    weight_arrays,
+)
 from .backend import Backend, Settings
 from .collective import Membership, Needs, status_of, why
 from .cuda_weights import DeviceWeights
@@ -37,16 +47,17 @@ NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
 class DeviceCall:
     """One call between its checks and its result: addresses on the GPU, and the host's arrays.
 
-    router_x: rows that the router reads, 0: those of x. wants_routing: the routing is copied to the host, so the call
-    ends before its result is returned. waits: the result is a host array, so the call ends before it is returned.
-    stream: that it is queued on. before: streams that it waits for; after: streams that wait for it. keeps: arrays that
-    must stay alive.
+    router_x: rows that the router reads, 0: those of x. ids, weights: what the engine reads, with the shared expert's
+    column, of `pitch` columns; given_ids, given_weights: the routing from outside, or 0. wants_routing: the routing is
+    copied to the host, so the call ends before its result is returned. waits: the result is a host array, so the call
+    ends before it is returned. stream: that it is queued on. before: streams that it waits for; after: streams that
+    wait for it. keeps: arrays that must stay alive.
     """
 
     kind: str
-    top_k: int
-    slots: int
     layer: int = 0
+    slots: int = 0
+    pitch: int = 0
     x: int = 0
     x_stride: int = 0
     router_x: int = 0
@@ -57,6 +68,9 @@ class DeviceCall:
     y: int = 0
     ids: int = 0
     weights: int = 0
+    given_ids: int = 0
+    given_weights: int = 0
+    capacity: int = 0
     status: int = codes.OK
     routed: bool = False
     stream: int = 0
@@ -94,15 +108,6 @@ class CudaBackend(Backend):
     def check(cfg: MoEConfig, schedule: str, threads: int | None, sms: int | None = None) -> None:
         if sms is not None:
             whole("sms", sms, MOST_SMS, "None or a positive int")
-        for option, given in (
-            ("shared_ffn", cfg.shared_ffn),
-            ("limit_after", cfg.limit_after),
-            ("Router(capacity=...)", cfg.router.capacity),
-            ("Router(capacity_factor=...)", cfg.router.capacity_factor),
-            ("Router(weight_on='input')", cfg.router.weight_on == "input"),
-        ):
-            if given:
-                raise InputError(f"backend='cuda' does not have {option} yet: pass backend='cpu'")
         nbytes = BYTES[KINDS[cfg.dtype]] * cfg.hidden
         if nbytes % device_arrays.LINE:
             raise InputError(
@@ -122,7 +127,10 @@ class CudaBackend(Backend):
         runtime.idle()  # kernels are loaded
         blocks = _blocks(cfg, runtime, sms)
         tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
-        runs = [persistent.column_split_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, blocks[tile.m]) for tile in tiles]
+        runs = [
+            persistent.column_split_runs(tile, cfg.hidden, cfg.ffn, cfg.shared_ffn, cfg.gated, blocks[tile.m])
+            for tile in tiles
+        ]
         row_bytes = BYTES[KINDS[cfg.dtype]] * cfg.hidden
         shared = max(persistent.run_scratch(run, tile, row_bytes) for run, tile in zip(runs, tiles))
         return Needs(shared_bytes=shared, workers=max(blocks.values()))
@@ -139,15 +147,25 @@ class CudaBackend(Backend):
             self._jobs_of(layer, tile)
         self._routing_buffers()
 
-    def _routing_job(self, layer: int) -> np.ndarray:
-        """The job of the router kernels."""
+    def _slots(self, layer: int) -> int:
+        """Copies of experts, with those of the shared one."""
+        return self.member.placement.slots + self.member.world * bool(self.cfgs[layer].shared_ffn)
+
+    def _routing_job(self, layer: int, slot_of: int) -> np.ndarray:
+        """The job of the router kernels. slot_of: address of the engine's table on the GPU."""
         cfg, runtime, starts = self.cfgs[layer], self._runtime, self._runtime.tables.starts
+        loaded = self.weights[layer]
         job = np.zeros(router.JOB_WORDS, np.int64)
-        job[[router.HIDDEN, router.EXPERTS, router.TOP_K]] = cfg.hidden, cfg.columns, cfg.top_k
+        job[[router.HIDDEN, router.EXPERTS, router.TOP_K, router.CHOICES]] = (
+            cfg.hidden,
+            cfg.columns,
+            choices(cfg),
+            cfg.top_k,
+        )
         job[router.LOGITS] = self._logits() if self._keeps_logits else 0
         job[[router.SCORE, router.RENORMALIZE]] = rule(cfg.router), cfg.router.renormalize
         job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
-        job[router.SLOTS] = self.member.placement.slots
+        job[router.SLOTS], job[router.SLOT_OF] = self._slots(layer), slot_of
         for word, table in (
             (router.OFFSET, words.T_OFFSET),
             (router.TOKEN, words.T_TOKEN),
@@ -155,16 +173,24 @@ class CudaBackend(Backend):
         ):
             job[word] = runtime.state_at + 8 * starts[table]
         job[router.STATUS] = runtime.state_at + 8 * words.STATUS
-        job[router.ROUTER] = self.weights[layer].router or 0 if self.weights[layer] is not None else 0
-        job[router.SELECT_BIAS] = self.weights[layer].select_bias if self.weights[layer] is not None else 0
-        columns = max(each.columns for each in self.cfgs)
-        slots = np.full(columns, -1)  # identity experts have none
-        slots[: cfg.experts] = self.member.placement.slots_for(self.member.rank)
-        job[router.SLOT_OF] = self._buffer("slots", slots.nbytes)
-        runtime.device.copy_in(job[router.SLOT_OF], slots)
-        scratch = router.scratch_bytes(cfg.max_tokens, columns, self.member.placement.slots)
+        if loaded is not None:
+            job[router.ROUTER], job[router.SELECT_BIAS] = loaded.router or 0, loaded.select_bias
+            job[router.SHARED_SIGMOID] = loaded.shared_sigmoid
+        if on_input(cfg):
+            job[router.WEIGHTED] = self._buffer("weighted", BYTES[self._kind] * cfg.hidden * cfg.max_tokens)
+            job[router.KEPT_WEIGHTS] = self._kept_weights()
+        scratch = max(self._router_scratch(layer) for layer in range(len(self.cfgs)))
         job[router.SCRATCH] = self._buffer("scores", scratch)
         return job
+
+    def _router_scratch(self, layer: int) -> int:
+        cfg = self.cfgs[layer]
+        limited = choices(cfg) if capacity(cfg, cfg.max_tokens) else 0
+        return router.scratch_bytes(cfg.max_tokens, cfg.columns, self._slots(layer), limited)
+
+    def _kept_weights(self) -> int:
+        """Where the weights of tokens are, if these are weighted and not outputs."""
+        return self._buffer("kept weights", 4 * self.cfg.max_tokens)
 
     def _buffer(self, name: str, nbytes: int) -> int:
         """Address of GPU memory of this object, allocated once."""
@@ -187,13 +213,13 @@ class CudaBackend(Backend):
                 hidden=cfg.hidden,
                 ffn=cfg.ffn,
                 experts=cfg.columns,
-                top_k=cfg.top_k,
+                top_k=choices(cfg),
                 choices=cfg.top_k,
-                shared=0,
-                shared_ffn=0,
+                shared=len(self.member.mine) + 1 if cfg.shared_ffn else 0,
+                shared_ffn=cfg.shared_ffn,
                 identity=cfg.identity_experts,
                 row_bytes=BYTES[self._kind] * cfg.hidden,
-                activation=activations.word(cfg.activation, cfg.limit),
+                activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
                 timeout_ns=timeout_ns(self.settings.timeout),
             )
             job[words.LAYER] = layer
@@ -201,16 +227,16 @@ class CudaBackend(Backend):
             if self.weights[layer] is not None:
                 self.weights[layer].fill(job)
             runtime.fill_tile(job, tile, self._blocks[tile.m], cfg.gated)
-            self._host_jobs[key] = job
-            self._jobs[key] = (self._copied(job), self._copied(self._routing_job(layer)))
+            self._host_jobs[key], at = job, self._copied(job)
+            self._jobs[key] = at, self._copied(self._routing_job(layer, at + 8 * int(job[words.SLOT_OF])))
         return self._jobs[key]
 
     def _tiles(self) -> list[Tile]:
         return persistent.layer_tiles(self._kind, self._runtime.device.arch)
 
     def _routing_buffers(self) -> tuple[int, int]:
-        """Where the router writes ids and weights, and where those of the host are copied."""
-        pairs = self.cfg.top_k * self.cfg.max_tokens
+        """Where the router writes ids and weights."""
+        pairs = max(choices(cfg) for cfg in self.cfgs) * self.cfg.max_tokens
         return self._buffer("ids", 8 * pairs), self._buffer("weights", 4 * pairs)
 
     def _copied(self, job: np.ndarray) -> int:
@@ -231,7 +257,7 @@ class CudaBackend(Backend):
         return persistent.layer_tile(self._kind, rows, self._runtime.device.arch)
 
     def new_call(self) -> DeviceCall:
-        return DeviceCall(self._kind, self.cfg.top_k, self.member.placement.slots, stream=self._runtime.device.stream)
+        return DeviceCall(self._kind, stream=self._runtime.device.stream)
 
     def take(self, call: DeviceCall, given: CallArguments, copy: bool) -> None:
         gpu, stream = self._runtime.device, given.stream
@@ -265,7 +291,7 @@ class CudaBackend(Backend):
             return
         if call.routed:
             raise InputError("router_x needs the layer's router: give either router_x, or ids and weights")
-        by = DeviceCall(self._kind, self.cfg.top_k, call.slots, stream=call.stream)
+        by = DeviceCall(self._kind, stream=call.stream)
         lead = self._take_x(by, router_x, "router_x")
         if lead != call.lead:
             wanted, got = [*call.lead, self.cfg.hidden], [*lead, self.cfg.hidden]
@@ -277,7 +303,7 @@ class CudaBackend(Backend):
         call.keeps += by.keeps
 
     def refuse(self, call: DeviceCall) -> None:
-        call.status, call.tokens, call.routed = status_of(call.error), 0, False
+        call.status, call.tokens, call.given_ids, call.host_ids = status_of(call.error), 0, 0, None
 
     def _take_x(self, call: DeviceCall, x: Any, name: str = "x") -> tuple[int, ...]:
         cfg = self.cfg
@@ -301,21 +327,26 @@ class CudaBackend(Backend):
         return lead
 
     def _take_routing(self, call: DeviceCall, ids: Any, weights: Any, lead: tuple[int, ...]) -> None:
-        k = self.cfg.top_k
+        cfg = self.cfgs[call.layer]
         call.ids, call.weights = self._routing_buffers()
         if not routed_outside(ids, weights, call.layer, self.weights[call.layer].router is not None):
+            call.capacity = capacity(cfg, call.tokens)
             return
-        call.routed, shape = True, (*lead, k)
+        call.routed, shape = True, (*lead, cfg.top_k)
         given = ("ids", ids), ("weights", weights)
         found = [device_arrays.on_device(name, value, call.stream) for name, value in given]
         if found[0] is not None and found[1] is not None:
             self._check_device("ids", found[0])
             self._check_device("weights", found[1])
-            call.ids = device_arrays.whole("ids", found[0], shape, "int64")
-            call.weights = device_arrays.whole("weights", found[1], shape, "float32")
+            call.given_ids = device_arrays.whole("ids", found[0], shape, "int64")
+            call.given_weights = device_arrays.whole("weights", found[1], shape, "float32")
             call.keeps += tuple(found)
-            return
-        call.host_ids, call.host_weights = routing_arrays(ids, shape), weight_arrays(weights, shape)
+        else:
+            call.host_ids, call.host_weights = routing_arrays(ids, shape), weight_arrays(weights, shape)
+            pairs = cfg.top_k * cfg.max_tokens
+            call.given_ids, call.given_weights = self._buffer("given ids", 8 * pairs), self._buffer("given", 4 * pairs)
+        if not cfg.shared_ffn and not on_input(cfg):  # then the engine reads them in place
+            call.ids, call.weights = call.given_ids, call.given_weights
 
     def _take_y(self, call: DeviceCall, x: Any, out: Any, lead: tuple[int, ...]) -> None:
         cfg, shape = self.cfg, (*lead, self.cfg.hidden)
@@ -359,6 +390,7 @@ class CudaBackend(Backend):
         runtime = self._runtime
         started = self._started = time.perf_counter()
         tile = self._tile(call.tokens)
+        call.slots, call.pitch = self._slots(call.layer), choices(self.cfgs[call.layer])
         with runtime.failing(NO_JOB):
             job, routing = self._jobs_of(call.layer, tile)
             self._last = (call.layer, tile.m)
@@ -367,8 +399,8 @@ class CudaBackend(Backend):
                 runtime.device.wait(call.stream, self._queued)
             if call.host_ids is not None:
                 runtime.follow(call.stream)  # a call in flight may read the buffers
-                runtime.device.copy_in(call.ids, call.host_ids, call.stream)
-                runtime.device.copy_in(call.weights, call.host_weights, call.stream)
+                runtime.device.copy_in(call.given_ids, call.host_ids, call.stream)
+                runtime.device.copy_in(call.given_weights, call.host_weights, call.stream)
             runtime.launch(tile, self._blocks[tile.m], job, routing, call, call.stream)
             for stream in call.after:
                 runtime.follow(stream)
@@ -401,22 +433,25 @@ class CudaBackend(Backend):
         assert self._last is not None
         job = self._host_jobs[self._last]
         job[words.TOKENS], job[words.EPOCH] = call.tokens, runtime.state[words.CALLS]
+        job[words.CAPACITY] = call.capacity
         self.totals.add(job, runtime.state, runtime.counted, seconds)
         return call_stats(job, runtime.state, runtime.counted, schedule=self.settings.schedule, seconds=seconds)
 
     def _routing_of(self, call: DeviceCall) -> Routing:
         """The routing of a call that has ended, copied to the host."""
         gpu, cfg = self._runtime.device, self.cfgs[call.layer]
-        shape = (*call.lead, cfg.top_k)
-        ids, weights, logits = np.empty(shape, np.int64), np.empty(shape, np.float32), None
+        shape, logits = (*call.lead, cfg.top_k), None
+        kept, k = on_input(cfg), cfg.top_k
+        ids = np.empty((call.tokens, call.pitch), np.int64)
+        weights = np.empty((call.tokens, 1 if kept else call.pitch), np.float32)
         if call.tokens:
             gpu.copy_out(ids.reshape(-1), call.ids)
-            gpu.copy_out(weights.reshape(-1), call.weights)
+            gpu.copy_out(weights.reshape(-1), self._kept_weights() if kept else call.weights)
         if not call.routed:
             logits = np.empty((*call.lead, cfg.columns), np.float32)
             if call.tokens:
                 gpu.copy_out(logits.reshape(-1), self._logits())
-        return routing_of(ids, weights, logits, cfg.columns)
+        return routing_of(ids[:, :k].reshape(shape), weights[:, :k].reshape(shape), logits, cfg.columns)
 
     def _logits(self) -> int:
         """Where the router writes the scores that callers want to have."""
@@ -446,16 +481,21 @@ class CudaBackend(Backend):
         if call.host_ids is None:
             what = "ids must be in 0..E-1 or -1, none twice in a token" if status == codes.BAD_IDS else None
             given = "weights of choices taken" if call.routed else "router scores"
+            if self.cfgs[call.layer].shared_sigmoid:
+                given += ", and x times shared_sigmoid,"
             return what or f"{given} must be finite, got NaN or infinity"
+        chosen = call.host_ids.reshape(-1, self.cfg.top_k)
         if status == codes.BAD_IDS:
-            return explain_ids(call.host_ids.reshape(-1, self.cfg.top_k), self.cfgs[call.layer].columns)
-        return "weights of choices taken must be finite, got NaN or infinity"
+            return explain_ids(chosen, self.cfgs[call.layer].columns)
+        assert call.host_weights is not None
+        problem = not_finite(call.host_weights.reshape(chosen.shape), chosen >= 0)
+        return problem or "x times shared_sigmoid must be finite, got NaN or infinity: look for it in both"
 
     def synchronize(self) -> None:
         runtime = self._runtime
         if self._last is None:
             return
-        call = DeviceCall(self._kind, self.cfg.top_k, self.member.placement.slots, waits=False)
+        call = DeviceCall(self._kind, waits=False)
         runtime.refuse_open()
         self._raise_status(call)
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MoEConfig
+from ..config import BIASED, MoEConfig
 from ..engine import words
 from ..kernels.cuda import router
 from ..kernels.cuda.pack import COLUMNS, INTERLEAVE, interleaved, outputs, pack, pack_bias
 from ..kernels.cuda.tile import BYTES, CHUNK
+from ..primitives.buffers import FLOAT
 from .device_arrays import KINDS
 from .given import Arrays
 from .weights import PackedLayer
@@ -20,7 +21,7 @@ class DeviceWeights(PackedLayer):
     """A layer's weights on a GPU: packed on the host, expert by expert, and copied there.
 
     gpu: see substrate/cuda/device.py. kind: the arithmetic that weights are rounded to; biases stay float32.
-    router: its address, or None. select_bias: its address, or 0. nbytes: bytes of GPU memory.
+    router: its address, or None. select_bias, shared_sigmoid: their addresses, or 0. nbytes: bytes of GPU memory.
     """
 
     def __init__(self, gpu: Any, kind: str, cfg: MoEConfig, mine: list[int]) -> None:
@@ -29,7 +30,7 @@ class DeviceWeights(PackedLayer):
         self._at: dict[str, int] = {}
         self._steps: dict[str, int] = {}
         self.router: int | None = None
-        self.select_bias = 0
+        self.select_bias = self.shared_sigmoid = 0
         self._routers: Arrays = {}  # on the host: a bias may come after the router
         self.nbytes = 0
 
@@ -39,6 +40,17 @@ class DeviceWeights(PackedLayer):
             self._keep(side, i, packed)
             self._keep(f"{side}_bias", i, pack_bias(self._bias(arrays, side), outputs(packed)))
         self._has[i] = True
+
+    def take_shared(self, arrays: Arrays) -> None:
+        mine = {name.removeprefix("shared_"): array for name, array in arrays.items()}
+        for side in ("up", "down"):
+            packed = pack(self._side(mine, side), self._kind)
+            self._keep(f"shared_{side}", 0, packed, 1)
+            self._keep(f"shared_{side}_bias", 0, pack_bias(self._bias(mine, side), outputs(packed)), 1)
+        if "sigmoid" in mine:
+            self._keep("shared_sigmoid", 0, router.pack_router(mine["sigmoid"].astype(np.float32)[:, None]), 1)
+            self.shared_sigmoid = self._at["shared_sigmoid"]
+        self._has_shared = True
 
     def take_router(self, arrays: Arrays) -> None:
         self._routers |= {name: np.array(array, np.float32) for name, array in arrays.items()}
@@ -81,6 +93,8 @@ class DeviceWeights(PackedLayer):
                                ("up_bias", words.UP_BIAS, words.UP_BIAS_STEP),
                                ("down_bias", words.DOWN_BIAS, words.DOWN_BIAS_STEP)):  # fmt: skip
             job[at], job[step] = self._at.get(name, 0), self._steps.get(name, 0)
+        for name in ("shared_up", "shared_down", "shared_up_bias", "shared_down_bias"):
+            job[getattr(words, name.upper())] = self._at.get(name, 0)
         job[words.LOADED], job[words.GATED] = self.complete, self.gated
 
     def free(self) -> None:
@@ -91,16 +105,25 @@ class DeviceWeights(PackedLayer):
 
 
 def packed_bytes(cfg: MoEConfig, count: int) -> int:
-    """Bytes of `DeviceWeights` with `count` experts and a router. Biases take memory in every configuration."""
-    wide = 2 * _up(cfg.ffn, INTERLEAVE) if cfg.gated else cfg.ffn
-    kind = KINDS[cfg.dtype]
-    expert = _product_bytes(cfg.hidden, wide, kind) + _product_bytes(cfg.ffn, cfg.hidden, kind)
-    return count * expert + _product_bytes(cfg.hidden, cfg.columns, "f32")
+    """Bytes of `DeviceWeights` with `count` experts and the shared one, a router, and the biases that it may have.
+
+    Biases of experts take memory in every configuration.
+    """
+    shared = _expert_bytes(cfg, cfg.shared_ffn) if cfg.shared_ffn else 0
+    shared += _product_bytes(cfg.hidden, 1, "f32") if cfg.shared_sigmoid else 0
+    select_bias = FLOAT * cfg.columns if cfg.router.score in BIASED else 0
+    return count * _expert_bytes(cfg, cfg.ffn) + shared + _product_bytes(cfg.hidden, cfg.columns, "f32") + select_bias
+
+
+def _expert_bytes(cfg: MoEConfig, ffn: int) -> int:
+    """Bytes of one packed expert of this width."""
+    wide, kind = 2 * _up(ffn, INTERLEAVE) if cfg.gated else ffn, KINDS[cfg.dtype]
+    return _product_bytes(cfg.hidden, wide, kind) + _product_bytes(ffn, cfg.hidden, kind)
 
 
 def _product_bytes(k: int, n: int, kind: str) -> int:
     """Bytes of a packed [K, N] and its bias of float32."""
-    return _up(n, COLUMNS) * (_up(k * BYTES[kind], CHUNK) + 4)
+    return _up(n, COLUMNS) * (_up(k * BYTES[kind], CHUNK) + FLOAT)
 
 
 def _up(n: int, step: int) -> int:

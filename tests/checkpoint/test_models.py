@@ -6,10 +6,12 @@ import json
 import re
 
 import cases
+import ml_dtypes
 import numpy as np
 import pytest
 from model_files import OLMOE, olmoe, write
 
+import aristos
 from aristos import models
 from aristos.checkpoint.recipe import FAMILIES
 from aristos.cli import __main__ as command
@@ -67,6 +69,15 @@ def test_the_page_names_every_recipe():
     counted = re.search(r"recipes of (\d+) values", (cases.ROOT / "CHANGELOG.md").read_text())
     assert counted is not None
     assert int(counted[1]) == len(FAMILIES)
+
+
+def test_the_page_s_lines_run(tmp_path, monkeypatch):
+    lines = re.findall(r"```python\n(.*?)```", (cases.ROOT / "docs" / "models.md").read_text(), re.S)[0]
+    write(tmp_path / re.search(r'Checkpoint\("(.*?)"', lines)[1], OLMOE, olmoe())
+    monkeypatch.chdir(tmp_path)
+    found = {"aristos": aristos, "comm": None, "x": np.ones((3, OLMOE["hidden_size"]), ml_dtypes.bfloat16)}
+    exec(lines, found)
+    assert found["y"].shape == (3, OLMOE["hidden_size"])
 
 
 def test_inspect_reports_layers_recipe_and_bytes(tmp_path, capsys):

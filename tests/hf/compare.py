@@ -17,31 +17,43 @@ import numpy as np
 
 import aristos
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+import published_routers
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "generate.py"
 MOST = 1e-5  # relative error in float32
 TOKENS = 40  # of a block
+GIVEN = ("x", "y", "dense", "tokens")
 REFUSED = {  # family: words of the refusal that is right
-    "gemma4_text": "not known", "inkling_text": "not known", "zaya": "not known",
-    "doge": "not known", "nllb-moe": "not known",
+    "inkling_text": "are divided by one sum", "zaya": "its router is a network", "doge": "product keys",
 }  # fmt: skip
 
 
 def block_name(name: str) -> tuple[str, int]:
-    """("encoder" or "", number) of a block's module name."""
+    """("encoder", "decoder" or "", number) of a block's module name."""
     parts = name.split(".")
     number = next(int(part) for part in parts if part.isdigit())
-    return parts[0] if parts[0] in ("encoder", "decoder") else "", number
+    return next((part for part in parts if part in ("encoder", "decoder")), ""), number
 
 
-def compare_layer(moe: Any, layer: int, given: dict[str, np.ndarray], comm: Any) -> tuple[list[str], float]:
-    """(what is wrong, relative error) of a layer on this rank's tokens. given: x, y and maybe dense of its block."""
+def compare_layer(
+    checkpoint: Any, number: int, moe: Any, layer: int, given: dict[str, np.ndarray], comm: Any
+) -> tuple[list[str], float]:
+    """(what is wrong, relative error) of a layer on this rank's tokens.
+
+    given: x, y and maybe dense and tokens of its block.
+    """
     x, y = given["x"], given["y"]
     mine = slice(comm.rank * len(x) // comm.size, (comm.rank + 1) * len(x) // comm.size)
     if (
         moe.layer_config(layer).router.capacity is not None
     ):  # it counts a rank's tokens, the block all: they are rank 0's
         mine = slice(0, len(x) if comm.rank == 0 else 0)
-    got, routing = moe(np.ascontiguousarray(x[mine]), layer=layer, return_routing=True)
+    rows = np.ascontiguousarray(x[mine])
+    chosen = {}
+    if "tokens" in given:
+        chosen = dict(zip(("ids", "weights"), checkpoint.route(number, rows, given["tokens"][mine])))
+    got, routing = moe(rows, layer=layer, return_routing=True, **chosen)
     found, other = [], np.zeros(len(got), bool)
     if "dense" in given:
         wanted = given["dense"][mine]
@@ -64,14 +76,14 @@ def compare(folder: Path, family: str, comm: Any) -> str:
     arrays = np.load(folder / f"{family}.npz")
     if "failed" in arrays:
         return f"there is no model: {str(arrays['failed'])[:200]}"
-    checkpoint = aristos.Checkpoint(folder / family)
+    checkpoint = aristos.Checkpoint(folder / family, comm)
     blocks = {block_name(name): name for name in map(str, arrays["names"])}
     if not blocks:
         return "no block was recorded"
     found, worst = [], 0.0
     stacks = {stack for stack, _ in blocks} - {""}  # an encoder and a decoder
     cfgs = checkpoint.configs(max_tokens=TOKENS)
-    half = json.loads((folder / family / "config.json").read_text()).get("num_layers", 0)
+    half = checkpoint.options.get("num_layers") or checkpoint.options.get("encoder_layers")
     with aristos.MoE(cfgs, comm, threads=1, timeout=60) as moe:
         for layer, number in enumerate(checkpoint.layers):
             checkpoint.load(moe, layer=layer, number=number)
@@ -82,17 +94,41 @@ def compare(folder: Path, family: str, comm: Any) -> str:
             if key not in blocks:
                 return f"the model has no block {number}, the recipe says it does"
             name = blocks.pop(key)
-            given = {what: arrays[f"{name}.{what}"] for what in ("x", "y", "dense") if f"{name}.{what}" in arrays}
-            why, error = compare_layer(moe, layer, given, comm)
+            given = {what: arrays[f"{name}.{what}"] for what in GIVEN if f"{name}.{what}" in arrays}
+            why, error = compare_layer(checkpoint, number, moe, layer, given, comm)
             worst = max(worst, error)
             found += [f"layer {number}: {each}" for each in why]
     if blocks:
         found.append(f"the recipe does not know the blocks {sorted(blocks.values())}")
+    if "sparsemixer.x" in arrays:
+        found += compare_sparsemixer(arrays, comm)
     if "generated" in arrays:
         found += compare_generated(folder / family, json.loads(str(arrays["generated"])), comm)
     if comm.rank == 0 and not found:
         print(f"{family:24s} {len(checkpoint.layers)} layers, relative error {worst:.1e}", flush=True)
     return "; ".join(found)
+
+
+def compare_sparsemixer(arrays: Any, comm: Any) -> list[str]:
+    """Where the router, and the one that tests compare it with, differ from models/phimoe's own on the same scores."""
+    x, ids, weights = (arrays[f"sparsemixer.{key}"] for key in ("x", "ids", "weights"))
+    experts = x.shape[1]
+    cfg = aristos.MoEConfig(
+        experts, 1, experts, 2, "silu", True, max_tokens=len(x),
+        router=aristos.Router(score="sparsemixer", renormalize=False),
+    )  # fmt: skip
+    nothing = np.zeros((experts, experts, 1), np.float32)
+    with aristos.MoE(cfg, comm, threads=1, timeout=60) as moe:
+        moe.load(up=nothing, gate=nothing, down=nothing.swapaxes(1, 2), router=np.eye(experts, dtype=np.float32))
+        routing = moe(x, return_routing=True)[1]
+    found = []
+    oracle = published_routers.phimoe(x.astype(np.float64))
+    for name, (chosen, shares) in {"router": (routing.ids, routing.weights), "published_routers": oracle}.items():
+        if not np.array_equal(chosen, ids):
+            found.append(f"sparsemixer: the {name} chooses others in {(chosen != ids).any(axis=1).sum()} rows")
+        elif (error := np.abs(shares - weights).max()) > MOST:
+            found.append(f"sparsemixer: the {name} has weights off by {error:.2g}")
+    return found
 
 
 def compare_generated(path: Path, wanted: dict[str, Any], comm: Any) -> list[str]:

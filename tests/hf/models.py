@@ -71,7 +71,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "minimax_m2": {},
     "qwen3_5_moe_text": {**SHARED, **LINEAR},
     "deepseek_v32": {"mlp_layer_types": SPARSE, "n_shared_experts": 1, "routed_scaling_factor": 2.5, **INDEXER},
-    "deepseek_v4": {"mlp_layer_types": ["moe"] * 3, "swiglu_limit": 0.5},
+    "deepseek_v4": {"mlp_layer_types": ["hash_moe", "moe", "moe"], "swiglu_limit": 0.5},
     "glm4_moe_lite": {"n_shared_experts": 1, "routed_scaling_factor": 1.8},
     "glm_moe_dsa": {"mlp_layer_types": SPARSE, "n_shared_experts": 1, "routed_scaling_factor": 2.5, **INDEXER},
     "kimi_linear": {"num_shared_experts": 1, "routed_scaling_factor": 2.446},
@@ -99,6 +99,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nllb-moe": {
         "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
         "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_sparse_step": 2, "decoder_sparse_step": 2,
+        "router_bias": True,
     },
     "longcat_flash": {
         "num_layers": 2, "zero_expert_num": 4, "expert_ffn_hidden_size": 48, "ffn_hidden_size": 80, "moe_topk": 3,
@@ -120,7 +121,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
 GENERATED = ("olmoe", "qwen3_moe")  # by examples/generate.py too
 PROMPTS = [[11, 7, 3], [5], [9, 8, 7, 6, 5, 4, 3], [100, 101], [64, 32, 16, 8]]
 NEW = 12
-BLOCK = re.compile(r"(MoE|Moe|SparseMoeBlock|SparseMLP|DbrxFFN|TextMoe|MoEBlock|MoELayer|GptOssMLP|PrivacyFilterMLP)$")
+BLOCK = re.compile(
+    r"(MoE|Moe|SparseMoeBlock|SparseMLP|DbrxFFN|TextMoe|MoEBlock|MoELayer|GptOssMLP|PrivacyFilterMLP"
+    r"|Gemma4TextDecoderLayer)$"
+)
 ROUTER = re.compile(r"(Router|Gate|Gating)$")
 
 
@@ -163,6 +167,12 @@ def randomise(model: Any) -> None:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5)
             elif re.search(r"bias|statics", name):
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+            elif re.search(r"router.*scale|pre_feedforward_layernorm_2", name):  # gemma4's, of the router's input
+                tensor.copy_(1 + 0.3 * torch.randn(tensor.shape, generator=generator))
+        for name, tensor in model.named_buffers():
+            if name.endswith("tid2eid"):  # three different experts of eight
+                for row in tensor:
+                    row.copy_(torch.randperm(COMMON["n_routed_experts"], generator=generator)[: len(row)])
 
 
 def dense_of(output: Any, experts: int, factor: float) -> np.ndarray | None:
@@ -177,6 +187,40 @@ def dense_of(output: Any, experts: int, factor: float) -> np.ndarray | None:
     dense = np.zeros((len(ids[0]), experts), np.float32)
     np.put_along_axis(dense, ids[0].numpy(), weights[0].float().numpy(), axis=1)
     return dense * factor
+
+
+def gemma4(layer: Any, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x, y) of the experts in a layer of models/gemma4, which has no module for its block; see the layer's forward."""
+    flat = residual[0]
+    _, weights, ids = layer.router(flat)
+    x = layer.pre_feedforward_layernorm_2(flat)
+    return x[None], layer.experts(x, ids, weights)
+
+
+def nllb(block: Any, x: torch.Tensor) -> torch.Tensor:
+    """What a block of models/nllb_moe is to compute: its router's weights times its experts, with its dropout.
+
+    Its NllbMoeExperts of transformers 5.24 takes the mask of each token's first expert for ids: all rows go to experts
+    0 and 1.
+    """
+    _, weights, _ = block.router(x[0])
+    experts = block.experts
+    found = [experts[f"expert_{e}"](x[0]) * weights[:, e : e + 1] for e in range(block.num_experts)]
+    return sum(found) * (1 - experts.moe_token_dropout)
+
+
+def run(block: Any, x: torch.Tensor, found: dict[str, np.ndarray], name: str) -> tuple[torch.Tensor, Any]:
+    """(x, y) of a block; adds to `found` the token ids that it was given, if it chooses by them."""
+    kind = type(block).__name__
+    if kind == "Gemma4TextDecoderLayer":
+        return gemma4(block, x)
+    if kind == "NllbMoeSparseMLP":
+        return x, nllb(block, x)
+    if getattr(block, "is_hash", False):
+        tokens = torch.arange(TOKENS)[None] * 3 % COMMON["vocab_size"]
+        found[f"{name}.tokens"] = tokens[0].numpy()
+        return x, block(x.clone(), tokens)
+    return x, block(x.clone())
 
 
 def blocks(model: Any) -> dict[str, np.ndarray]:
@@ -200,7 +244,7 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
             if ROUTER.search(type(m).__name__)
         ]
         with torch.no_grad():
-            y = module(x.clone())
+            x, y = run(module, x, found, name)
         for hook in hooks:
             hook.remove()
         y = y[0] if isinstance(y, tuple) else y
@@ -219,6 +263,8 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
         factor = 0.5 if c.model_type == "cohere2_moe" else getattr(c, scales.get(c.model_type, ""), 1.0)
         dense = dense_of(routed[0], experts, factor) if routed else None
         if dense is not None:
+            if c.model_type == "gemma4_text":  # the scale of an expert goes to its down projection
+                dense /= module.router.per_expert_scale.detach().numpy()
             found[f"{name}.dense"] = dense
         names.append(name)
     found["names"] = np.array(names)
@@ -240,6 +286,21 @@ def greedy(model: Any) -> list[list[int]]:
     return sequences
 
 
+def sparsemixer() -> dict[str, np.ndarray]:
+    """logits [S, E], and the weights and ids that models/phimoe's own function makes of them in evaluation.
+
+    Most experts lie within its width of the best; rows of small ints have ties, and one row has nothing but ties.
+    """
+    from transformers.models.phimoe.modeling_phimoe import sparsemixer as mix
+
+    generator = torch.Generator().manual_seed(5)
+    near = torch.randn((200, 8), generator=generator) * 0.02 + torch.randn((200, 1), generator=generator)
+    tied = torch.randint(-2, 3, (60, 8), generator=generator).float()
+    logits = torch.cat([near, tied, torch.zeros((1, 8)), torch.randn((40, 8), generator=generator)])
+    weights, ids = mix(logits, jitter_eps=0.01, training=False)
+    return {f"sparsemixer.{key}": value.numpy() for key, value in (("x", logits), ("weights", weights), ("ids", ids))}
+
+
 def make(folder: Path, family: str, options: dict[str, Any]) -> None:
     """One family's directory and arrays."""
     config = (composite if "text_config" in options else config_of)(family, options)
@@ -255,6 +316,8 @@ def make(folder: Path, family: str, options: dict[str, Any]) -> None:
     randomise(model)
     model.save_pretrained(folder / family, max_shard_size="150KB")
     found = blocks(model)
+    if family == "phimoe":
+        found |= sparsemixer()
     if family in GENERATED:
         found["generated"] = np.array(json.dumps({"prompts": PROMPTS, "new": NEW, "tokens": greedy(model)}))
     np.savez(folder / f"{family}.npz", **found)

@@ -90,8 +90,10 @@ BUDGETS = {
     "route": Budget(168, 48 * KB, (3, 3, 3), "the product of 64x64"),
     "route_bf16": Budget(168, 36 * KB, (3, 3, 3), "the product of 64x64, rows half as wide"),
     "route_f16": Budget(168, 36 * KB, (3, 3, 3), "the product of 64x64, rows half as wide"),
-    "check": Budget(40, 2 * KB, (12, 12, 12), "a few loads a thread: warps hide each other's waits"),
-    "place": Budget(48, 9 * KB, (10, 10, 10), "as check; shared memory is for 256 slots and k = 8"),
+    "drop": Budget(88, 21 * KB, (5, 5, 5), "as place, with a count for each choice"),
+    "place": Budget(
+        48, 9 * KB, (10, 10, 10), "a few loads a thread: warps hide each other's waits; 256 slots and k = 8"
+    ),
     # persistent kernels: the product's registers, and values of the steps that live across it; 128 more bytes of shared
     # memory for the command. 24 to 40 registers of slack, up to the blocks' limit: steps change oftener than products
     "layer_16x128": Budget(152, 73 * KB, (2, 3, 3), "up to 168 registers leave three blocks, as the product has them"),

@@ -32,7 +32,7 @@ EPILOGUES = [
     {"activation": None, "bias": False}, {"activation": "relu"}, {"activation": "gelu"}, {"activation": "gelu_tanh"},
     {"activation": "silu", "gated": True}, {"activation": "gelu", "gated": True, "bias": False},
     {"activation": "swiglu_oai", "gated": True, "limit": 0.7}, {"activation": "silu", "gated": True, "limit": 2.0},
-    {"activation": "relu2", "bias": False},
+    {"activation": "relu2", "bias": False}, {"activation": "silu", "gated": True, "limit": 1.5, "after": True},
 ]  # fmt: skip
 
 

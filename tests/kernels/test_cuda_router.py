@@ -13,27 +13,35 @@ from aristos.kernels.cpu.convert import FLOAT32
 from aristos.kernels.cpu.panels import pack, padded
 from aristos.kernels.cpu.tokens import route_bytes, scores
 from aristos.kernels.cuda import router as r
+from aristos.kernels.cuda.capacity import drop, drop_shared
 from aristos.kernels.cuda.pack import narrow, widen
 from aristos.primitives.buffers import aligned
 
 pytestmark = pytest.mark.slow
 
 
-def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=1.0, kind="f32", given=None, seed=0):
-    """The tables by name after both launches, without a report. given: (ids, weights), checked instead of computed."""
-    tokens, experts = len(x), weight.shape[1]
+def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=1.0, kind="f32", given=None, seed=0,
+          capacity=0, gate=None, weighted=False):  # fmt: skip
+    """The tables by name after all launches, without a report. given: (ids, weights), checked instead of computed.
+
+    gate: [H], then there is a shared expert. weighted: tokens are.
+    """
+    tokens, experts = len(x), weight.shape[1] + (gate is not None)
+    pitch = k + (gate is not None)
     slot_of = np.arange(experts) if slot_of is None else np.asarray(slot_of)
     machine = simt.Machine(seed=seed)
     device = machine.device(0)
     slots = experts
-    ids, weights = given or (np.zeros((tokens, k), np.int64), np.zeros((tokens, k), np.float32))
     arrays = {
-        "x": device.array(x), "router": device.array(r.pack_router(weight)), "slot_of": device.array(slot_of),
-        "ids": device.array(ids) if given else device.empty((tokens, k), np.int64),
-        "weights": device.array(weights) if given else device.empty((tokens, k), np.float32),
-        "offset": device.empty(slots + 1, np.int64), "token": device.array(np.full(tokens * k, -7)),
-        "position": device.empty((tokens, k), np.int64), "status": device.array(np.zeros(1, np.int64)),
-        "scratch": device.empty(r.scratch_bytes(tokens, experts, slots), np.uint8),
+        "x": device.array(x), "gate": device.array(r.pack_router(weight[:, :1] if gate is None else gate[:, None])),
+        "weighted": device.empty(x.shape, x.dtype), "kept": device.empty(tokens, np.float32),
+        "router": device.array(r.pack_router(weight)), "slot_of": device.array(slot_of),
+        "given_ids": device.array(given[0] if given else np.zeros(1)),
+        "given_weights": device.array(given[1] if given else np.zeros(1)),
+        "ids": device.empty((tokens, pitch), np.int64), "weights": device.empty((tokens, pitch), np.float32),
+        "offset": device.empty(slots + 1, np.int64), "token": device.array(np.full(tokens * pitch, -7)),
+        "position": device.empty((tokens, pitch), np.int64), "status": device.array(np.zeros(1, np.int64)),
+        "scratch": device.empty(r.scratch_bytes(tokens, experts, slots, pitch if capacity else 0), np.uint8),
     }  # fmt: skip
     job = np.zeros(r.JOB_WORDS, np.int64)
     for word, name in ((r.X, "x"), (r.ROUTER, "router"), (r.SLOT_OF, "slot_of"), (r.IDS, "ids"),
@@ -41,14 +49,19 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
                        (r.STATUS, "status"), (r.SCRATCH, "scratch")):  # fmt: skip
         job[word] = arrays[name].ptr
     job[[r.X_STRIDE, r.TOKENS, r.HIDDEN]] = x.strides[0], tokens, len(weight)
-    job[[r.EXPERTS, r.TOP_K, r.SLOTS]] = experts, k, slots
+    job[[r.INPUT, r.INPUT_STRIDE]] = job[[r.X, r.X_STRIDE]]
+    job[[r.EXPERTS, r.TOP_K, r.CHOICES, r.SLOTS, r.CAPACITY]] = weight.shape[1], pitch, k, slots, capacity
+    job[r.SHARED_SIGMOID] = 0 if gate is None else arrays["gate"].ptr
+    job[[r.WEIGHTED, r.KEPT_WEIGHTS]] = (arrays["weighted"].ptr, arrays["kept"].ptr) if weighted else 0
     job[[r.SCORE, r.RENORMALIZE, r.SCALE]] = SCORES[score], renormalize, np.float32(scale).view(np.int32)
-    job_array = device.array(job)
     if given:
-        device.launch(r.check, r.blocks(tokens), r.THREADS, job_array.ptr, shared=r.check_shared(slots))
-    else:
-        device.launch(r.route(kind), r.blocks(tokens), r.THREADS, job_array.ptr, shared=r.route_shared(slots, kind))
-    device.launch(r.place, r.blocks(tokens), r.THREADS, job_array.ptr, shared=r.place_shared(slots, k))
+        job[[r.GIVEN_IDS, r.GIVEN_WEIGHTS]] = arrays["given_ids"].ptr, arrays["given_weights"].ptr
+    job_array = device.array(job)
+    shared = r.route_shared(slots, kind, pitch if capacity else 0)
+    device.launch(r.route(kind), r.blocks(tokens), r.THREADS, job_array.ptr, shared=shared)
+    if capacity:
+        device.launch(drop, r.blocks(tokens), r.THREADS, job_array.ptr, shared=drop_shared(slots, pitch))
+    device.launch(r.place, r.blocks(tokens), r.THREADS, job_array.ptr, shared=r.place_shared(slots, pitch))
     reports = machine.run()
     assert not reports, [str(report) for report in reports]
     return {name: array.copy_to_host() for name, array in arrays.items() if name != "router"} | {
@@ -59,7 +72,7 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
 def packed(ids, slot_of, k):
     """OFFSET, TOKEN, POSITION: a stable sort of the choices by slot."""
     flat = ids.ravel()
-    order = [i for i in np.argsort(np.where(flat >= 0, slot_of[flat], 1 << 30), kind="stable") if flat[i] >= 0]
+    order = [i for i in np.argsort(np.where(flat >= 0, slot_of[flat.clip(0)], 1 << 30), kind="stable") if flat[i] >= 0]
     position = np.full(flat.size, -1)
     position[order] = np.arange(len(order))
     counts = np.bincount(slot_of[flat[order]], minlength=len(slot_of))
@@ -92,6 +105,44 @@ def test_routing_equals_the_reference(tokens, hidden, experts, k, score, renorma
     np.testing.assert_allclose(got["weights"], weights, rtol=1e-5)  # exponentials of scores near 20
     assert got["status"] == codes.OK
     check_packing(got, slot_of, k)
+
+
+@pytest.mark.parametrize(("capacity", "k", "shared"), [(1, 3, False), (11, 2, True), (20, 1, False), (60, 3, True)])
+def test_choices_beyond_the_capacity_are_marked(capacity, k, shared):
+    """First choices before second ones, tokens in order, over three blocks; the shared expert has no limit."""
+    rng = np.random.default_rng(capacity)
+    x, weight = rng.standard_normal((150, 8), dtype=np.float32), rng.standard_normal((8, 6), dtype=np.float32)
+    slot_of = rng.permutation(6 + shared)
+    gate = x[0] if shared else None
+    free, got = (route(x, weight, k, slot_of, gate=gate, capacity=most) for most in (0, capacity))
+    cfg = MoEConfig(hidden=8, ffn=4, experts=6, top_k=k, router=Router(capacity=capacity))
+    want = reference.within_capacity(cfg, free["ids"][:, :k])
+    np.testing.assert_array_equal(np.maximum(got["ids"][:, :k], -1), want)
+    np.testing.assert_array_equal(np.where(got["ids"] < -1, -2 - got["ids"], got["ids"]), free["ids"])
+    np.testing.assert_array_equal(got["weights"], free["weights"])
+    assert (want < 0).any()
+    check_packing(got, slot_of, k + shared)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("kind", r.KINDS)
+def test_a_shared_expert_and_weights_on_the_input(kind, given):
+    """Its choice follows the others, with the gate's weight; tokens times the weight of their choice have its bits."""
+    rng = np.random.default_rng(9)
+    x = narrow(rng.standard_normal((70, 40), dtype=np.float32), kind)
+    wide = widen(x, kind)
+    weight, gate = rng.standard_normal((40, 5), dtype=np.float32), rng.standard_normal(40, dtype=np.float32)
+    outside = (rng.integers(-1, 5, (70, 1)), rng.standard_normal((70, 1), dtype=np.float32)) if given else None
+    slot_of = rng.permutation(6)
+    got = route(x, weight, 1, slot_of, "sigmoid", kind=kind, given=outside, gate=gate, weighted=True)
+    cfg = MoEConfig(hidden=40, ffn=4, experts=5, top_k=1, router=Router("sigmoid", renormalize=False))
+    ids, weights = outside or reference.route(cfg, wide, weight)
+    np.testing.assert_array_equal(got["ids"], np.column_stack([ids, np.full(70, 5)]))
+    shares = 1 / (1 + np.exp(-(wide.astype("f8") @ gate)))
+    np.testing.assert_allclose(got["weights"], np.column_stack([np.ones(70), shares]), rtol=3e-5)
+    np.testing.assert_allclose(got["kept"], weights[:, 0], rtol=1e-5)
+    np.testing.assert_array_equal(widen(got["weighted"], kind), widen(narrow(got["kept"][:, None] * wide, kind), kind))
+    check_packing(got, slot_of, 2)
 
 
 def test_ties_go_to_the_lowest_id():

@@ -38,7 +38,7 @@ def test_one_rank_equals_the_reference():
             assert moe.backend == "cuda"
             assert isinstance(moe, aristos.MoE)
             moe.load(**WEIGHTS)
-            assert moe.packed_weights().nbytes == packed_bytes(CFG, CFG.experts)
+            assert moe.packed_weights().nbytes == packed_bytes(CFG, CFG.experts) - 4 * CFG.experts  # no select_bias
             for count in (7, 24, 0, 1):
                 x = tokens(CFG, count, seed=count)
                 y = moe(x)
@@ -82,7 +82,7 @@ def test_every_dtype_equals_the_reference(dtype):
     def body(comm, rank):
         with aristos.MoE(cfg, comm, backend="cuda") as moe:
             moe.load(**WEIGHTS)
-            assert moe.packed_weights().nbytes == packed_bytes(cfg, cfg.experts)
+            assert moe.packed_weights().nbytes == packed_bytes(cfg, cfg.experts) - 4 * cfg.experts
             x = tokens(CFG, 20, seed=1).astype(kind)
             y = moe(x)
             assert y.dtype == x.dtype
@@ -140,20 +140,71 @@ def test_layers_of_different_kinds():
     on_ranks(2, body, gpus=2, blocks=2)
 
 
-def test_what_a_gpu_does_not_have_is_refused_by_name():
-    def body(comm, rank):
-        limited = replace(CFG, limit=1.0, limit_after=True)
-        for cfg, name in (
-            (replace(CFG, shared_ffn=8), "shared_ffn"),
-            (limited, "limit_after"),
-            (replace(CFG, router=aristos.Router(capacity_factor=1.0)), r"Router\(capacity_factor=\.\.\.\)"),
-            (replace(CFG, router=aristos.Router(capacity=3)), r"Router\(capacity=\.\.\.\)"),
-            (replace(CFG, top_k=1, router=aristos.Router(weight_on="input")), r"Router\(weight_on='input'\)"),
-        ):
-            with pytest.raises(InputError, match=f"backend='cuda' does not have {name} yet: pass backend='cpu'"):
-                aristos.MoE(cfg, comm, backend="cuda")
+SHARED = replace(CFG, shared_ffn=56, shared_sigmoid=True)
+ON_INPUT = replace(CFG, top_k=1, router=aristos.Router("sigmoid", renormalize=False, weight_on="input"))
+KINDS = {
+    "shared": replace(CFG, shared_ffn=24),
+    "sigmoid": SHARED,
+    "wide": replace(SHARED, shared_ffn=300, gated=False, activation="relu2", identity_experts=2),
+    "input": ON_INPUT,
+    "input and shared": replace(ON_INPUT, shared_ffn=24, shared_sigmoid=True),
+    "limit": replace(CFG, limit=0.2, limit_after=True),
+    "capacity": replace(SHARED, router=aristos.Router(capacity_factor=0.75)),
+}
 
-    on_ranks(1, body)
+
+def test_shared_experts_weights_on_the_input_and_capacities():
+    """Outputs and routings, with rows that lie apart, routed here and outside; a rank without tokens takes part."""
+
+    def body(comm, rank):
+        for name, cfg in KINDS.items():
+            w = reference.weights(cfg, seed=1)
+            if cfg.shared_sigmoid:
+                w["shared_sigmoid"] = w["shared_sigmoid"] * 4
+            with aristos.MoE(cfg, comm, backend="cuda") as moe:
+                moe.load(**w)
+                if cfg.router.score != "softmax" or cfg is SHARED:
+                    moe.load_router(0, select_bias=np.zeros(cfg.columns, "f4"))
+                    assert moe.packed_weights().nbytes == packed_bytes(cfg, len(moe.placement.mine(rank)))
+                x, by = tokens(cfg, 13 * (1 - rank), seed=rank), tokens(cfg, 13 * (1 - rank), seed=9)
+                y, stats, found = moe(x, return_stats=True, return_routing=True)
+                ids, weights = reference.route(cfg, x, w["router"])
+                assert np.array_equal(found.ids, ids), name
+                assert found.weights.size == 0 or np.abs(found.weights - weights).max() < 1e-5, name
+                assert reference.error(y, reference.moe(cfg, x, **w)) < 1e-5, name
+                assert found.dropped == stats.dropped_rows == (ids < 0).sum(), name
+                assert (found.dropped > 0) == (name == "capacity" and rank == 0)
+                assert sum(stats.expert_rows) + (ids >= cfg.experts).sum() + found.dropped == ids.size
+                z, given = moe(x, found.ids, found.weights, return_routing=True)
+                assert z.tobytes() == y.tobytes(), name
+                assert given.weights.tobytes() == found.weights.tobytes()
+                assert reference.error(moe(x, router_x=by), reference.moe(cfg, x, router_x=by, **w)) < 1e-5, name
+                bad = x.copy()
+                bad[:1, 3] = np.inf
+                with pytest.raises(InputError if rank == 0 else PeerInputError, match=r"finite|not finite"):
+                    moe(bad)
+                if cfg.shared_sigmoid:
+                    with pytest.raises(InputError if rank == 0 else PeerInputError, match=r"x times shared_s|finite"):
+                        moe(bad, found.ids, found.weights)
+
+    on_ranks(2, body, gpus=2, blocks=3)
+
+
+def test_layers_with_and_without_a_shared_expert():
+    """Layers that differ in shared expert, capacity and weights' place share windows and buffers."""
+    cfgs = [replace(ON_INPUT, router=replace(ON_INPUT.router, capacity=2)), KINDS["input and shared"], ON_INPUT]
+
+    def body(comm, rank):
+        with aristos.MoE(cfgs, comm, backend="cuda") as moe:
+            for layer, cfg in enumerate(cfgs):
+                moe.load(layer, **reference.weights(cfg, seed=layer))
+            for layer in (2, 0, 1, 2):
+                x, w = tokens(CFG, 20, seed=rank), reference.weights(cfgs[layer], seed=layer)
+                y, found = moe(x, layer=layer, return_routing=True)
+                assert reference.error(y, reference.moe(cfgs[layer], x, **w)) < 1e-5
+                assert found.dropped == (reference.route(cfgs[layer], x, w["router"])[0] < 0).sum()
+
+    on_ranks(2, body, gpus=2, blocks=2)
 
 
 def test_an_input_refused_by_one_rank():

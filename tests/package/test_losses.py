@@ -159,3 +159,24 @@ def test_losses_of_a_call():
     assert routing.dropped > 0
     assert (routing.chosen >= 0).all()
     assert losses.switch(routing, 0.1)[0] == pytest.approx(by_loops("switch", [routing], 0.1, []), rel=1e-12)
+
+
+@pytest.mark.parametrize("score", ["sigmoid", "sqrtsoftplus"])
+def test_scores_of_very_low_logits_have_a_gradient(score):
+    """Where e^x is far below 1, and where it is 0: neither rounds the slope to 0 nor makes it 0 / 0."""
+    row = [1.0, -60.0, -38.0, -800.0, -3e38]
+    ids = np.array([[0, 2]])
+    routing = routing_of(ids, np.ones((1, K), "f4"), np.array([row], "f4"), EXPERTS)
+    loss, back = losses.sequence(routing, 1.0, score=score)
+    logistic = [1 / (1 + math.exp(-v)) if v > -700 else 0.0 for v in row]
+    s, slope = logistic, [p * (1 - p) for p in logistic]
+    if score == "sqrtsoftplus":
+        s = [math.sqrt(math.log1p(math.exp(v))) for v in row]
+        slope = [p / (2 * r) if r else 0.0 for p, r in zip(logistic, s)]
+    f = [EXPERTS / K * (e in ids) for e in range(EXPERTS)]
+    shares = [v / sum(s) for v in s]
+    assert loss == pytest.approx(sum(a * b for a, b in zip(f, shares)), rel=1e-12)
+    mean = sum(a * b for a, b in zip(f, shares))
+    expected = [(a - mean) / sum(s) * b for a, b in zip(f, slope)]
+    assert back[0].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-40)
+    assert back[0, 1] < 0

@@ -12,6 +12,7 @@ from cuda_layers import SMALL, Layers
 
 from aristos.engine import codes, words
 from aristos.kernels.cuda.gemm import GROUPS, TILES
+from aristos.kernels.cuda.tile import BYTES
 from aristos.reference import error
 from aristos.substrate.cuda import persistent as substrate
 
@@ -137,12 +138,17 @@ def test_every_block_has_work(kind):
     for tile in [*TILES[kind], *GROUPS.get(kind, ())]:
         for hidden, ffn, gated, grid in ((32, 48, True, 1), (2048, 1408, True, 264), (4096, 14336, True, 132),
                                          (7168, 2048, True, 132), (1024, 4096, False, 7)):  # fmt: skip
-            runs = substrate.column_split_runs(tile, hidden, ffn, gated, grid)
-            for word, columns in (("up_shares", 2 * ffn if gated else ffn), ("down_shares", hidden)):
+            shared = grid % 2 * 3 * ffn // 2
+            runs = substrate.column_split_runs(tile, hidden, ffn, shared, gated, grid)
+            phases = [("up_shares", 2 * ffn if gated else ffn), ("down_shares", hidden)]
+            assert shared or runs["shared_shares"] == 0
+            if shared:
+                phases.append(("shared_shares", 2 * shared if gated else shared))
+            for word, columns in phases:
                 tiles, shares = substrate.tiles(columns, tile), runs[word]
                 each = -(-tiles // shares)
                 assert tiles * tile.n >= columns
                 assert each * (shares - 1) < tiles <= each * shares
                 assert shares >= min(tiles, grid)
                 assert (runs["runs"] - 1) * shares >= grid or runs["runs"] == substrate.MOST_RUNS
-            assert runs["run_step"] >= tile.m * runs["run_pitch"] >= tile.m * ffn
+            assert runs["run_step"] >= tile.m * runs["run_pitch"] >= tile.m * max(ffn, shared) * BYTES[kind]

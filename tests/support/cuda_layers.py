@@ -73,7 +73,7 @@ class Layers:
             for p in range(world)
         ]
         cfg, tile = self.cfg, self.tile
-        self.runs = substrate.column_split_runs(tile, cfg.hidden, cfg.ffn, cfg.gated, self.grid)
+        self.runs = substrate.column_split_runs(tile, cfg.hidden, cfg.ffn, 0, cfg.gated, self.grid)
         self.tables = StateLayout(self.shape, self.grid, MOST_ROWS, self.runs["runs"])
         self.ranks = [self.make_rank(me) for me in range(world)]
 
@@ -163,7 +163,7 @@ class Rank:
         )  # fmt: skip
         builder.fill(
             job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=layers.merge,
-            shared_shares=0, **layers.runs,
+            **layers.runs,
         )  # fmt: skip
         builder.update(
             job, workers=layers.grid, held=held.held[self.me], experts=cfg.experts, top_k=cfg.top_k, hidden=cfg.hidden,
@@ -197,7 +197,8 @@ class Rank:
         slots = layers.held.slots
         job = np.zeros(r.JOB_WORDS, np.int64)
         job[r.HIDDEN] = cfg.hidden
-        job[[r.ROUTER, r.EXPERTS, r.TOP_K]] = self.put(r.pack_router(layers.weights["router"])), cfg.experts, cfg.top_k
+        job[[r.ROUTER, r.EXPERTS]] = self.put(r.pack_router(layers.weights["router"])), cfg.experts
+        job[[r.TOP_K, r.CHOICES]] = cfg.top_k
         router = cfg.router
         job[[r.SCORE, r.RENORMALIZE]] = rule(router), router.renormalize
         job[r.SCALE] = np.float32(router.scale).view(np.int32)
@@ -213,15 +214,14 @@ class Rank:
         """Queue a call: begin, route, place, layer."""
         layers, cfg, tile = self.layers, self.layers.cfg, self.layers.tile
         count, slots = layers.tokens[self.me], layers.held.slots
+        given = (self.ids.ptr, self.combine.ptr) if self.given is not None else (0, 0)
         self.device.launch(
             substrate.begin, 1, 64, self.job.ptr, self.state.ptr, self.routing.ptr, self.x_at,
             BYTES[layers.kind] * cfg.hidden, count, self.y.ptr, self.ids.ptr, self.combine.ptr, codes.OK,
-            self.x_at, BYTES[layers.kind] * cfg.hidden,
+            self.x_at, BYTES[layers.kind] * cfg.hidden, *given, 0,
         )  # fmt: skip
         if count:
             kernel, shared = r.route(self.routed_as), r.route_shared(slots, self.routed_as)
-            if self.given is not None:
-                kernel, shared = r.check, r.check_shared(slots)
             self.device.launch(kernel, r.blocks(count), r.THREADS, self.routing.ptr, shared=shared)
         self.device.launch(
             r.place, max(1, r.blocks(count)), r.THREADS, self.routing.ptr, shared=r.place_shared(slots, cfg.top_k)

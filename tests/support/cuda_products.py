@@ -27,6 +27,7 @@ class Product:
     gate_bias: Any = None
     activation: str | None = None
     limit: float | None = None
+    after: bool = False
     arrays: Any = field(default_factory=list)
 
     def weights(self):
@@ -58,7 +59,7 @@ class Product:
         d_y = machine.device(peer).empty((m, -(-n // step) * step), x.dtype)
         a_rows = device.array(d_x.ptr + order.astype(np.int64) * wide.strides[0])
         c_rows = device.array(d_y.ptr + order.astype(np.int64) * d_y.strides[0])
-        code = NONE if self.activation is None else word(self.activation, self.limit)
+        code = NONE if self.activation is None else word(self.activation, self.limit, self.after)
         device.launch(
             alone or gemm(tile), (-(-m // tile.m), 1 if alone else outputs(packed) // tile.n), tile.threads,
             a_rows.ptr, c_rows.ptr, m, d_w.ptr,
@@ -81,11 +82,11 @@ class Product:
         up = side(self.up, self.bias)
         if self.gate is not None:
             assert self.activation is not None
-            return gated(self.activation, self.limit, side(self.gate, self.gate_bias), up)
+            return gated(self.activation, self.limit, side(self.gate, self.gate_bias), up, self.after)
         return up if self.activation is None else ACTIVATIONS[self.activation](up)
 
 
-def drawn(kind, m, k, n, gated=False, bias=True, activation=None, limit=None, seed=0):
+def drawn(kind, m, k, n, gated=False, bias=True, activation=None, limit=None, after=False, seed=0):
     """A product of random numbers."""
     rng = np.random.default_rng(seed)
 
@@ -95,5 +96,5 @@ def drawn(kind, m, k, n, gated=False, bias=True, activation=None, limit=None, se
     up, gate = numbers(k, n) / np.float32(k**0.5), numbers(k, n) / np.float32(k**0.5)
     return Product(
         kind, numbers(m, k), up, numbers(n) if bias else None, gate if gated else None,
-        numbers(n) if gated and bias else None, activation, limit,
+        numbers(n) if gated and bias else None, activation, limit, after,
     )  # fmt: skip

@@ -11,8 +11,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+import aristos
+
 WORDS = {
     "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "uint8": "U8", "int8": "I8",
+    "int64": "I64",
 }  # fmt: skip
 
 
@@ -57,6 +60,19 @@ OLMOE = {
     "num_hidden_layers": 2, "norm_topk_prob": True, "hidden_act": "silu", "num_attention_heads": 4,
     "router_aux_loss_coef": 0.01, "rope_theta": 10000.0,
 }  # fmt: skip
+
+E, H, F = OLMOE["num_experts"], OLMOE["hidden_size"], OLMOE["intermediate_size"]
+
+
+def of(folder: Path, config: Mapping[str, Any]) -> aristos.Checkpoint:
+    """The checkpoint of a directory without tensors."""
+    (folder / "config.json").write_text(json.dumps(config))
+    return aristos.Checkpoint(folder)
+
+
+def arrays(*shape: int) -> np.ndarray:
+    """Normal values of a generator with a fixed seed."""
+    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
 
 def olmoe(dtype: str = "float32", config: Mapping[str, Any] = OLMOE) -> dict[str, np.ndarray]:

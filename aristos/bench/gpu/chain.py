@@ -150,18 +150,15 @@ class Chain:
         self.x, self.y, self.size, self.routed = x, y, BYTES[kind], ids != 0
         self.grid, self.row_bytes = BLOCKS_A_SM * gpu.device.sms, self.size * cfg.hidden
         self.buffers = buffers
-        self._routing({router.IDS: ids, router.WEIGHTS: weights} if ids else {})
+        given = {router.IDS: ids, router.WEIGHTS: weights, router.GIVEN_IDS: ids, router.GIVEN_WEIGHTS: weights}
+        self._routing(given if ids else {})
 
     def _routing(self, given: dict[int, int]) -> None:
         cfg, gpu, buffers = self.cfg, self.gpu, self.buffers
         job = np.zeros(router.JOB_WORDS, np.int64)
         job[[router.X, router.X_STRIDE, router.TOKENS]] = self.x, self.size * cfg.hidden, self.tokens
-        job[[router.HIDDEN, router.EXPERTS, router.TOP_K, router.SLOTS]] = (
-            cfg.hidden,
-            cfg.experts,
-            cfg.top_k,
-            cfg.experts,
-        )
+        job[[router.HIDDEN, router.EXPERTS, router.SLOTS]] = cfg.hidden, cfg.experts, cfg.experts
+        job[[router.TOP_K, router.CHOICES]] = cfg.top_k
         job[[router.SCORE, router.RENORMALIZE]] = rule(cfg.router), cfg.router.renormalize
         job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
         job[[router.ROUTER, router.SELECT_BIAS]] = buffers.router, buffers.select_bias
@@ -174,12 +171,8 @@ class Chain:
         """Queue the routing, and the gathering of `count` rows in packed order."""
         cfg, gpu, buffers, kernels, job = self.cfg, self.gpu, self.buffers, route_kernels(), self.job
         kind = self.kind if self.kind in router.KINDS else "f32"
-        blocks = router.blocks(self.tokens)
-        if self.routed:
-            gpu.launch(kernels["check"], blocks, router.check_shared(cfg.experts), self.job_at)
-        else:
-            route = kernels[router.route(kind).__name__]
-            gpu.launch(route, blocks, router.route_shared(cfg.experts, kind), self.job_at)
+        blocks, route = router.blocks(self.tokens), kernels[router.route(kind).__name__]
+        gpu.launch(route, blocks, router.route_shared(cfg.experts, kind), self.job_at)
         gpu.launch(kernels["place"], blocks, router.place_shared(cfg.experts, cfg.top_k), self.job_at)
         gpu.launch(GATHER, self.grid, 0, buffers.packed, self.x, job[router.TOKEN], count, self.row_bytes)
 
@@ -208,8 +201,8 @@ class Chain:
         )  # fmt: skip
         self.gpu.launch(
             activate(self.kind), self.grid, 0, of.hidden, of.pitch, of.wide, size * of.columns,
-            buffers.up_bias + buffers.up_bias_step * e, m, cfg.ffn, activations.word(cfg.activation, cfg.limit),
-            cfg.gated,
+            buffers.up_bias + buffers.up_bias_step * e, m, cfg.ffn,
+            activations.word(cfg.activation, cfg.limit, cfg.limit_after), cfg.gated,
         )  # fmt: skip
         self.blas.product(
             self.kind, m, cfg.hidden, cfg.ffn, of.hidden, of.pitch // size, int(buffers.down + buffers.down_step * e),

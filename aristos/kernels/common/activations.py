@@ -135,6 +135,13 @@ def limit_of(word):
 
 
 @jit
+def limits(word):
+    """(bound of the activation's argument, bound of its value): one of them is infinite."""
+    limit = limit_of(word)
+    return (INFINITY, limit) if word & AFTER != 0 else (limit, INFINITY)
+
+
+@jit
 def at_most(x, limit):
     return limit if x > limit else x  # this order keeps a NaN
 

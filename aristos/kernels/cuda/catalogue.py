@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from . import put_probe, put_signal, router
+from . import capacity, put_probe, put_signal, router
 from .compiler import types
 from .gemm import TILES, gemm, tiles
 from .tile import Tile
@@ -33,7 +33,7 @@ def route_kernels() -> dict[str, Kernel]:
         for kind, kernel in ((kind, router.route(kind)) for kind in router.KINDS)
     ]
     others = [
-        Kernel("check", router.check, word, router.THREADS, router.check_shared(slots), 8),
+        Kernel("drop", capacity.drop, word, router.THREADS, capacity.drop_shared(slots, k), 4),
         Kernel("place", router.place, word, router.THREADS, router.place_shared(slots, k), 8),
     ]
     return {kernel.name: kernel for kernel in [*routes, *others]}

@@ -23,11 +23,18 @@ activated = cuda.jit(device=True)(unrolled("activated", "x", "return case(x)", a
 
 
 @cuda.jit(device=True)
+def bounded(word, x):
+    """act(x), with the limit of its argument or of its value."""
+    before, after = activations.limits(word)
+    return activations.at_most(activated(activations.code_of(word), activations.at_most(x, before)), after)
+
+
+@cuda.jit(device=True)
 def gated_product(word, g, u):
     """act(g) * u, with the bounds encoded in the activation's word."""
     limit, code = activations.limit_of(word), activations.code_of(word)
     by = u if activations.plain(word) else activations.factor(u, limit, activations.shift_of(code))
-    return activated(code, activations.at_most(g, limit)) * by
+    return bounded(word, g) * by
 
 
 @cuda.jit(device=True)
@@ -44,7 +51,7 @@ def activate(word, sums, pitch, count, shift, gated, thread, threads):
         if gated != 0:
             column = (column & -INTERLEAVE) * 2 + INTERLEAVE + (column & INTERLEAVE - 1)
         at = sums + (i >> shift) * pitch + 4 * column
-        ptx.store_shared4(at, activated(code, activations.at_most(ptx.load_shared4(at), limit)))
+        ptx.store_shared4(at, bounded(word, ptx.load_shared4(at)))
         if not plain:
             other = at - 4 * INTERLEAVE
             by = activations.factor(ptx.load_shared4(other), limit, activations.shift_of(code))

@@ -1,10 +1,11 @@
 """Routing on a GPU: scores, the best k experts and their weights, rows by expert, and the packed order.
 
-Two launches. First `route`: a block takes 64 tokens, computes their scores in float32 (each score is one chain of fused
-multiply-adds in k order, as on the CPU), chooses experts with the CPU's own function, and counts the choices by slot.
-`check` replaces it for a call with ids and weights from outside. Then `place`: each block adds up the counts of the
-blocks before it and assigns packed rows to its tokens' choices. This is a stable counting sort by slot without atomics,
-so the order does not depend on the grid.
+First `route`: a block takes 64 tokens, computes their scores in float32 (each score is one chain of fused multiply-adds
+in k order, as on the CPU), chooses experts with the CPU's own function, and counts the choices by slot. Ids and weights
+from outside are checked instead. It adds the choice of the shared expert, and weighs tokens where weights are on the
+input. Then, with a capacity, `drop` (capacity.py) marks the choices beyond it. Then `place`: each block adds up the
+counts of the blocks before it and assigns packed rows to its tokens' choices. This is a stable counting sort by slot
+without atomics, so the order does not depend on the grid.
 """
 
 from __future__ import annotations
@@ -16,33 +17,44 @@ from typing import Any
 import numpy as np
 
 from ...primitives import memory as mem
+from ..common.activations import logistic
 from ..common.scores import choose
+from .combine import combine_tokens
 from .compiler import cuda
 from .epilogue import NONE
 from .gemm import TILES, tile_product
 from .pack import COLUMNS, outputs, pack, pack_bias
-from .tile import CHUNK, Tile, tile_memory
+from .tile import BYTES, CHUNK, Tile, tile_memory
 
 # ---- the words of a router job, in device memory
 (
     X, X_STRIDE, TOKENS, HIDDEN,  # rows of the kernel's kind, `X_STRIDE` bytes apart, all on 16 bytes
-    ROUTER, EXPERTS, TOP_K,  # address of `pack_router`
+    ROUTER, EXPERTS,  # address of `pack_router`; ids name so many experts, identity experts among them
+    TOP_K, CHOICES,  # experts that compute a token; those that it chooses: one less with a shared expert
     SCORE, RENORMALIZE, SCALE,  # arguments of `scores.choose`: its rule; the scale as the bits of a float32
-    IDS, WEIGHTS,  # [tokens, k] int64, float32: `route` writes them, `check` reads them; -1 is a choice not taken
-    SLOT_OF, SLOTS,  # [experts] int64: the place of an expert in the packed order; -1: it has none, nor rows (identity)
-    OFFSET, TOKEN, POSITION,  # [slots + 1], [tokens * k], [tokens, k] int64: see engine/packing.py
+    IDS, WEIGHTS,  # [tokens, TOP_K] int64, float32; -1 is a choice not taken, -2 - id one beyond the capacity
+    GIVEN_IDS, GIVEN_WEIGHTS,  # [tokens, CHOICES]: the routing from outside, perhaps IDS and WEIGHTS; 0: there is none
+    CAPACITY,  # most choices of an expert, 0: no limit
+    SLOT_OF, SLOTS,  # [experts, and the shared one] int64: places in the packed order; -1: none, nor rows (identity)
+    OFFSET, TOKEN, POSITION,  # [slots + 1], [tokens * TOP_K], [tokens, TOP_K] int64: see engine/packing.py
     LOGITS,  # where `route` keeps the scores, [tokens, experts] float32, or 0
     SELECT_BIAS,  # [experts] float32, added to the weights when experts are compared, or 0
+    INPUT, INPUT_STRIDE,  # the tokens, as X; X has the rows that the router reads
+    SHARED_SIGMOID,  # `pack_router` of one column: the shared expert's weight is the logistic function of it, or 0: 1
+    WEIGHTED,  # where tokens times their weights go, whole rows of the kernel's kind side by side, or 0
+    KEPT_WEIGHTS,  # with WEIGHTED: where these weights are kept, [tokens] float32; those in WEIGHTS become 1
     STATUS,  # a word: OK at first, then the largest status of any token; unless OK, `place` assigns no rows
     SCRATCH,  # `scratch_bytes` bytes
     JOB_WORDS,
-) = range(22)  # fmt: skip
+) = range(31)  # fmt: skip
 
 OK, NOT_FINITE, BAD_IDS = 0, 2, 3  # in STATUS: the engine's codes, which this room may not import; a test compares them
 KINDS = ("f32", "bf16", "f16")  # of tokens
 TILE = TILES["f32"][1]
 BLOCK, THREADS = TILE.m, TILE.threads
 FLOAT, WORD = 4, 8  # bytes
+GATE = 16  # bytes of SCRATCH a token for x times SHARED_SIGMOID: a product stores whole 16 bytes
+ONE = np.float32(1)
 
 
 def _tile(kind: str) -> Tile:
@@ -59,19 +71,14 @@ def padded(experts: int) -> int:
     return -(-experts // COLUMNS) * COLUMNS
 
 
-def scratch_bytes(tokens: int, experts: int, slots: int) -> int:
-    """Bytes of SCRATCH: row addresses, scores, and counts of every block."""
-    return tokens * (2 * WORD + FLOAT * padded(experts)) + blocks(tokens) * slots * WORD
+def scratch_bytes(tokens: int, experts: int, slots: int, limited: int = 0) -> int:
+    """Bytes of SCRATCH: row addresses, scores, and counts of every block. limited: TOP_K with a capacity, else 0."""
+    return tokens * (2 * WORD + FLOAT * padded(experts) + GATE) + blocks(tokens) * slots * WORD * (1 + limited)
 
 
-def route_shared(slots: int, kind: str = "f32") -> int:
-    """Bytes of dynamic shared memory that `route(kind)` needs."""
-    return max(_tile(kind).shared_bytes, WORD * slots)
-
-
-def check_shared(slots: int) -> int:
-    """Bytes of dynamic shared memory that `check` needs."""
-    return WORD * slots
+def route_shared(slots: int, kind: str = "f32", limited: int = 0) -> int:
+    """Bytes of dynamic shared memory that `route(kind)` needs. limited: see `scratch_bytes`."""
+    return max(_tile(kind).shared_bytes, WORD * slots * max(1, limited))
 
 
 def place_shared(slots: int, k: int) -> int:
@@ -92,22 +99,83 @@ def _report(job, status):
 
 
 @cuda.jit(device=True)
-def _clear(counts, slots):
-    """Zero the block's counts in shared memory. All threads call it together."""
-    for slot in range(cuda.threadIdx.x, slots, THREADS):
-        counts[slot] = 0
-    cuda.syncthreads()
+def width_of(job):
+    """Scores stored per token, padding included."""
+    return (job[EXPERTS] + COLUMNS - 1) // COLUMNS * COLUMNS
 
 
 @cuda.jit(device=True)
-def _keep(job, counts):
-    """Write the block's counts to SCRATCH, for `place`. All threads call it together."""
-    cuda.syncthreads()
-    slots = job[SLOTS]
-    width = (job[EXPERTS] + COLUMNS - 1) // COLUMNS * COLUMNS
-    total = job[SCRATCH] + job[TOKENS] * (2 * WORD + FLOAT * width) + WORD * slots * cuda.blockIdx.x
-    for slot in range(cuda.threadIdx.x, slots, THREADS):
-        mem.store(total + WORD * slot, counts[slot])
+def _scores(job, token):
+    """Address of a token's scores."""
+    return job[SCRATCH] + 2 * WORD * job[TOKENS] + FLOAT * width_of(job) * token
+
+
+@cuda.jit(device=True)
+def _gate(job, token):
+    """Address of a token's product with SHARED_SIGMOID."""
+    return _scores(job, job[TOKENS]) + GATE * token
+
+
+@cuda.jit(device=True)
+def counts_of(job):
+    """Address of the counts of every block, [blocks, slots]; those by choice, [blocks, TOP_K, slots], follow them."""
+    return _gate(job, job[TOKENS])
+
+
+@cuda.jit(device=True)
+def counts_by_choice(job):
+    """Address of `route`'s counts with a capacity."""
+    return counts_of(job) + WORD * job[SLOTS] * ((job[TOKENS] + BLOCK - 1) // BLOCK)
+
+
+@cuda.jit(device=True)
+def _checked(job, token, ids, weights):
+    """Take a token's routing from outside into ids [CHOICES] and weights [CHOICES]; returns its status.
+
+    Ids must be in -1..E-1, none but -1 twice; weights of choices taken must be finite.
+    """
+    k, experts, status = job[CHOICES], job[EXPERTS], OK
+    given_ids = mem.words(job[GIVEN_IDS] + WORD * k * token, k)
+    given_weights = mem.floats(job[GIVEN_WEIGHTS] + FLOAT * k * token, k)
+    apart = job[GIVEN_IDS] != job[IDS]
+    for j in range(k):
+        e = given_ids[j]
+        good = -1 <= e < experts
+        if good and e >= 0:
+            for i in range(j):
+                good = good and given_ids[i] != e
+            if given_weights[j] - given_weights[j] != 0:
+                status = max(status, NOT_FINITE)
+        if not good:
+            status = BAD_IDS
+        if apart:
+            ids[j] = e
+            weights[j] = given_weights[j]
+    return status
+
+
+@cuda.jit(device=True)
+def _chosen(job, token, row, ids, weights):
+    """Choose a token's experts by its scores, `row` [EXPERTS], into ids [CHOICES] and weights [CHOICES]; its status."""
+    k, experts = job[CHOICES], job[EXPERTS]
+    if job[LOGITS] != 0:
+        kept = mem.floats(job[LOGITS] + FLOAT * experts * token, experts)
+        for e in range(experts):
+            kept[e] = row[e]
+    for j in range(k):
+        weights[j] = 0  # compiled code may read them speculatively
+    scale, bias = mem.float_of_bits(job[SCALE]), job[SELECT_BIAS]
+    found = choose(row, experts, k, job[SCORE], job[RENORMALIZE], scale, bias, ids, weights)
+    return OK if found else NOT_FINITE
+
+
+@cuda.jit(device=True)
+def _shared_weight(job, token):
+    """(weight of the shared expert for a token, its status)."""
+    if job[SHARED_SIGMOID] == 0:
+        return ONE, OK
+    gate = mem.floats(_gate(job, token), 1)[0]
+    return logistic(gate), OK if gate - gate == 0 else NOT_FINITE
 
 
 @cache
@@ -115,86 +183,75 @@ def route(kind: str) -> Any:
     """The kernel for tokens of a kind (f32, bf16 or f16): computes scores, ids, weights, and counts per block.
 
     Grid: blocks(tokens). 16-bit tokens are widened exactly, so results equal those of the same values in float32.
+    With ids and weights from outside it checks these.
     """
-    product, memory, tile_n = tile_product(_tile(kind)), tile_memory(_tile(kind)), TILE.n
+    product, memory, tile_n, weigh = tile_product(_tile(kind)), tile_memory(_tile(kind)), TILE.n, combine_tokens(kind)
+    size = BYTES[kind]
 
     def kernel(job_address):
         job = mem.words(job_address, JOB_WORDS)
         shared = memory()
+        # the router's columns, and then, as one tile more, the shared expert's gate. Each tile reads the job again:
+        # what is read here does not fit the registers across a product
+        n0 = width_of(job) if job[GIVEN_IDS] != 0 else 0
+        while n0 < width_of(job) + (tile_n if job[SHARED_SIGMOID] != 0 else 0):
+            thread, first = cuda.threadIdx.x, cuda.blockIdx.x * BLOCK
+            m, width, depth = min(job[TOKENS] - first, BLOCK), width_of(job), FLOAT * job[HIDDEN]
+            pitch = (depth + CHUNK - 1) // CHUNK * CHUNK
+            a_rows = job[SCRATCH] + WORD * first
+            c_rows = a_rows + WORD * job[TOKENS]
+            weight, columns, stored, at = job[ROUTER], width, width, n0
+            if n0 == width:
+                weight, columns, stored, at = job[SHARED_SIGMOID], COLUMNS, 1, 0
+            if thread < m and (n0 == 0 or n0 == width):
+                token = first + thread
+                row = job[X] + job[X_STRIDE] * token if n0 == 0 else job[INPUT] + job[INPUT_STRIDE] * token
+                mem.store(a_rows + WORD * thread, row)
+                mem.store(c_rows + WORD * thread, _scores(job, token) if n0 == 0 else _gate(job, token))
+            cuda.syncthreads()
+            product(shared, a_rows, c_rows, m, weight, pitch, weight + pitch * columns, stored, depth, at, NONE, 0)
+            n0 += tile_n
         thread, first = cuda.threadIdx.x, cuda.blockIdx.x * BLOCK
-        tokens, k, slots, experts = job[TOKENS], job[TOP_K], job[SLOTS], job[EXPERTS]
-        m = min(tokens - first, BLOCK)
-        width = (experts + COLUMNS - 1) // COLUMNS * COLUMNS
-        depth = FLOAT * job[HIDDEN]
-        pitch = (depth + CHUNK - 1) // CHUNK * CHUNK
-        a_rows = job[SCRATCH] + WORD * first
-        c_rows = a_rows + WORD * tokens
-        scores = job[SCRATCH] + 2 * WORD * tokens + FLOAT * width * first
-        if thread < m:
-            mem.store(a_rows + WORD * thread, job[X] + job[X_STRIDE] * (first + thread))
-            mem.store(c_rows + WORD * thread, scores + FLOAT * width * thread)
-        cuda.syncthreads()
-        bias = job[ROUTER] + pitch * width
-        for n0 in range(0, width, tile_n):
-            product(shared, a_rows, c_rows, m, job[ROUTER], pitch, bias, width, depth, n0, NONE, 0)
+        m, a_rows = min(job[TOKENS] - first, BLOCK), job[SCRATCH] + WORD * first
         counts = cuda.shared.array(0, np.int64, CHUNK)
-        _clear(counts, slots)
+        slots, limited = job[SLOTS], job[CAPACITY] > 0
+        counted = slots * job[TOP_K] if limited else slots
+        for i in range(thread, counted, THREADS):
+            counts[i] = 0
+        cuda.syncthreads()
         if thread < m:
-            token = first + thread
-            row = mem.floats(scores + FLOAT * width * thread, experts)
+            token, k, chosen = first + thread, job[TOP_K], job[CHOICES]
             ids, weights = mem.words(job[IDS] + WORD * k * token, k), mem.floats(job[WEIGHTS] + FLOAT * k * token, k)
-            if job[LOGITS] != 0:
-                kept = mem.floats(job[LOGITS] + FLOAT * experts * token, experts)
-                for e in range(experts):
-                    kept[e] = row[e]
-            for j in range(k):
-                weights[j] = 0  # compiled code may read them speculatively
-            scale, bias = mem.float_of_bits(job[SCALE]), job[SELECT_BIAS]
-            if choose(row, experts, k, job[SCORE], job[RENORMALIZE], scale, bias, ids, weights):
-                slot_of = mem.words(job[SLOT_OF], experts)
-                for j in range(k):
-                    if slot_of[ids[j]] >= 0:
-                        cuda.atomic.add(counts, slot_of[ids[j]], 1)
+            if job[GIVEN_IDS] != 0:
+                status = _checked(job, token, ids, weights)
             else:
-                _report(job, NOT_FINITE)
-        _keep(job, counts)
+                row = mem.floats(_scores(job, token), job[EXPERTS])
+                status = _chosen(job, token, row, ids, weights)
+            if k > chosen:
+                ids[chosen] = job[EXPERTS]
+                weights[chosen], fine = _shared_weight(job, token)
+                status = max(status, fine)
+            if status == OK:
+                slot_of = mem.words(job[SLOT_OF], job[EXPERTS] + 1)
+                for j in range(k):
+                    if ids[j] >= 0 and slot_of[ids[j]] >= 0:
+                        cuda.atomic.add(counts, slot_of[ids[j]] + (slots * j if limited else 0), 1)
+            else:
+                _report(job, status)
+            if job[WEIGHTED] != 0:
+                mem.floats(job[KEPT_WEIGHTS] + FLOAT * token, 1)[0] = weights[0]
+                weights[0] = ONE
+                mem.store(a_rows + WORD * thread, job[INPUT] + job[INPUT_STRIDE] * token)
+        cuda.syncthreads()
+        total = (counts_by_choice(job) if limited else counts_of(job)) + WORD * counted * cuda.blockIdx.x
+        for i in range(thread, counted, THREADS):
+            mem.store(total + WORD * i, counts[i])
+        if job[WEIGHTED] != 0:
+            row_bytes = size * job[HIDDEN]
+            weigh(job[WEIGHTED] + row_bytes * first, m, 1, job[KEPT_WEIGHTS] + FLOAT * first, a_rows, row_bytes)
 
     kernel.__name__ = "route" if kind == "f32" else f"route_{kind}"
     return cuda.jit(kernel)
-
-
-@cuda.jit
-def check(job_address):
-    """Replaces `route` for ids and weights from outside: sets STATUS and counts per block. Grid: blocks(tokens).
-
-    Ids must be in -1..E-1, none but -1 twice in a token; weights of choices taken must be finite.
-    """
-    job = mem.words(job_address, JOB_WORDS)
-    counts = cuda.shared.array(0, np.int64, CHUNK)
-    first, k, experts = cuda.blockIdx.x * BLOCK, job[TOP_K], job[EXPERTS]
-    choices = min(job[TOKENS] - first, BLOCK) * k
-    ids, weights = (
-        mem.words(job[IDS] + WORD * k * first, choices),
-        mem.floats(job[WEIGHTS] + FLOAT * k * first, choices),
-    )
-    slot_of = mem.words(job[SLOT_OF], experts)
-    _clear(counts, job[SLOTS])
-    worst = OK
-    for i in range(cuda.threadIdx.x, choices, THREADS):
-        e = ids[i]
-        good = -1 <= e < experts
-        if good and e >= 0:
-            for j in range(i - i % k, i):
-                good = good and ids[j] != e
-            if weights[i] - weights[i] != 0:
-                worst = max(worst, NOT_FINITE)
-            if slot_of[e] >= 0:
-                cuda.atomic.add(counts, slot_of[e], 1)
-        if not good:
-            worst = BAD_IDS
-    if worst != OK:
-        _report(job, worst)
-    _keep(job, counts)
 
 
 @cuda.jit(device=True)
@@ -217,12 +274,11 @@ def place(job_address):
     job = mem.words(job_address, JOB_WORDS)
     shared = cuda.shared.array(0, np.int64, CHUNK)
     thread, block, first = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.x * BLOCK
-    tokens, k, slots, experts = job[TOKENS], job[TOP_K], job[SLOTS], job[EXPERTS]
-    width = (experts + COLUMNS - 1) // COLUMNS * COLUMNS
+    tokens, k, slots = job[TOKENS], job[TOP_K], job[SLOTS]
     before, base, partial = shared[:slots], shared[slots : 2 * slots], shared[2 * slots : 2 * slots + THREADS]
     slot_of_choice = shared[2 * slots + THREADS :]
     parts = (tokens + BLOCK - 1) // BLOCK  # without tokens: 0 parts, but one block
-    counts = mem.words(job[SCRATCH] + tokens * (2 * WORD + FLOAT * width), parts * slots)
+    counts = mem.words(counts_of(job), parts * slots)
     good = mem.load(job[STATUS]) == OK
     for slot in range(thread, slots, THREADS):
         all_blocks, earlier = 0, 0
@@ -251,7 +307,7 @@ def place(job_address):
         mem.store(job[OFFSET] + WORD * slots, offset)
     choices = min(tokens - first, BLOCK) * k if good else 0
     ids = mem.words(job[IDS] + WORD * k * first, choices)
-    slot_of = mem.words(job[SLOT_OF], experts)
+    slot_of = mem.words(job[SLOT_OF], job[EXPERTS] + 1)
     for i in range(thread, choices, THREADS):
         slot_of_choice[i] = slot_of[ids[i]] if ids[i] >= 0 else -1
     cuda.syncthreads()

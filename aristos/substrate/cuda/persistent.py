@@ -16,6 +16,7 @@ from ...engine import (
     arrivals,
     blocks,
     codes,
+    column_runs,
     combine,
     dispatch,
     experts,
@@ -61,8 +62,8 @@ def tiles(columns: int, tile: Tile) -> int:
     return padded(columns, COLUMNS) // tile.n
 
 
-def column_split_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int) -> dict[str, int]:
-    """Words of a job of `grid` workers: how they share runs.
+def column_split_runs(tile: Tile, hidden: int, ffn: int, shared_ffn: int, gated: bool, grid: int) -> dict[str, int]:
+    """Words of a job of `grid` workers: how they share runs. shared_ffn: width of the shared expert, 0: none.
 
     A share is one tile, or as many as leave each worker SHARES_A_WORKER of a phase. There are enough runs that all
     workers have a share of the smaller phase, and one more, which starts while others end. The rank needs
@@ -71,14 +72,15 @@ def column_split_runs(tile: Tile, hidden: int, ffn: int, gated: bool, grid: int)
     found = {"all_split": 1, "split_rows": tile.m, "scratch_step": 0}
     for word, columns in (
         ("up_shares", padded(ffn, INTERLEAVE) * 2 if gated else ffn),
+        ("shared_shares", padded(shared_ffn, INTERLEAVE) * 2 if gated else shared_ffn),
         ("down_shares", hidden),
     ):
         count = tiles(columns, tile)
-        each = -(-count // (SHARES_A_WORKER * grid))
+        each = max(1, -(-count // (SHARES_A_WORKER * grid)))
         found[word] = -(-count // each)
-    least = min(found["up_shares"], found["down_shares"])
+    least = min(found[word] for word in ("up_shares", "shared_shares", "down_shares") if found[word])
     found["runs"] = min(MOST_RUNS, 1 + -(-grid // least))
-    found["run_pitch"] = hidden_pitch(ffn, tile.kind)
+    found["run_pitch"] = hidden_pitch(max(ffn, shared_ffn), tile.kind)
     found["run_step"] = tile.m * found["run_pitch"]
     return found
 
@@ -100,13 +102,14 @@ def keep_refusal(job, st):
 
 @cuda.jit
 def begin(
-    job_address, state_address, routing_address, x, x_stride, tokens, y, ids, weights, status, router_x, router_x_stride
-):
+    job_address, state_address, routing_address, x, x_stride, tokens, y, ids, weights, status, router_x,
+    router_x_stride, given_ids, given_weights, most,
+):  # fmt: skip
     """Open a call, before its router kernels: one block. Arguments are what changes from call to call.
 
-    x, y, router_x: addresses of the rows, router_x of those that the router reads; ids, weights: where the router
-    writes, or the routing from outside; status: OK, or why this rank refuses its input. The calls are counted here, so
-    that a call captured in a graph can be replayed.
+    x, y, router_x: addresses of the rows, router_x of those that the router reads; ids, weights: what the engine reads;
+    given_ids, given_weights: the routing from outside, or 0; status: OK, or why this rank refuses its input; most:
+    the capacity, or 0. The calls are counted here, so that a call captured in a graph can be replayed.
 
     The host orders calls by events. Where it cannot, as between branches of a graph, this kernel waits for the call in
     flight: that one needs no SM in addition to those that it has, and its waits are bounded.
@@ -124,8 +127,16 @@ def begin(
         job[words.INPUT], job[words.INPUT_STRIDE] = x, x_stride
         job[words.IDS], job[words.WEIGHTS], job[words.STATUS_IN] = ids, weights, status
         routing = mem.words(routing_address, router.JOB_WORDS)
+        if routing[router.WEIGHTED] != 0:
+            job[words.X], job[words.X_STRIDE] = routing[router.WEIGHTED], job[words.ROW_BYTES]
         routing[router.X], routing[router.X_STRIDE], routing[router.TOKENS] = router_x, router_x_stride, tokens
+        routing[router.INPUT], routing[router.INPUT_STRIDE] = x, x_stride
         routing[router.IDS], routing[router.WEIGHTS] = ids, weights
+        routing[router.GIVEN_IDS], routing[router.GIVEN_WEIGHTS], routing[router.CAPACITY] = (
+            given_ids,
+            given_weights,
+            most,
+        )
     mem.block_barrier()
     packing.begin(job, st)
     mem.block_barrier()
@@ -223,7 +234,8 @@ def _share(tile: Tile) -> Any:
     def bounds(job, st, worker):
         c = words.command(job, worker)
         if st[words.command_phase(c)] == codes.RUN_UP:
-            ffn, shares = job[words.FFN], job[words.UP_SHARES]
+            expert = st[words.command_expert(c)]
+            ffn, shares = column_runs.ffn_of(job, expert), column_runs.up_shares(job, expert)
             columns = 2 * ((ffn + INTERLEAVE - 1) // INTERLEAVE * INTERLEAVE) if job[words.GATED] != 0 else ffn
         else:
             columns, shares = job[words.HIDDEN], job[words.DOWN_SHARES]
@@ -238,20 +250,20 @@ def _share(tile: Tile) -> Any:
         expert, rows = st[words.command_expert(c)], st[words.command_rows(c)]
         lists = job[words.STATE] + WORD * words.row_list(words.run_command(job, st[words.command_run(c)]))
         outputs, activations = lists + WORD * job[words.BATCH], lists + 2 * WORD * job[words.BATCH]
-        hidden, ffn = job[words.HIDDEN], job[words.FFN]
+        hidden, ffn, of_shared = job[words.HIDDEN], column_runs.ffn_of(job, expert), expert + 1 == job[words.SHARED]
         if st[words.command_phase(c)] == codes.RUN_UP:
             a, out, gated = lists, activations, 1 if job[words.GATED] != 0 else 0
-            weight, bias = (
-                job[words.UP] + job[words.UP_STEP] * expert,
-                job[words.UP_BIAS] + job[words.UP_BIAS_STEP] * expert,
-            )
+            weight, bias = job[words.SHARED_UP], job[words.SHARED_UP_BIAS]
+            if not of_shared:
+                weight = job[words.UP] + job[words.UP_STEP] * expert
+                bias = job[words.UP_BIAS] + job[words.UP_BIAS_STEP] * expert
             width, depth, code = ffn, size * hidden, job[words.ACTIVATION]
         else:
             a, out, gated = activations, outputs, 0
-            weight, bias = (
-                job[words.DOWN] + job[words.DOWN_STEP] * expert,
-                job[words.DOWN_BIAS] + job[words.DOWN_BIAS_STEP] * expert,
-            )
+            weight, bias = job[words.SHARED_DOWN], job[words.SHARED_DOWN_BIAS]
+            if not of_shared:
+                weight = job[words.DOWN] + job[words.DOWN_STEP] * expert
+                bias = job[words.DOWN_BIAS] + job[words.DOWN_BIAS_STEP] * expert
             width, depth, code = hidden, size * ffn, NONE
         step = (depth + CHUNK - 1) // CHUNK * CHUNK
         product(shared, a, out, rows, weight, step, bias, width, depth, n0, code, gated)
@@ -343,7 +355,7 @@ FEWER_BLOCKS = {
     ("sm_100", "f32", 16),
     ("sm_100", "f32", 64),
 }
-BEGIN = Kernel("begin", begin, (types.int64,) * 12, 128, 0, 1)
+BEGIN = Kernel("begin", begin, (types.int64,) * 15, 128, 0, 1)
 FAIL = Kernel("fail", fail, (types.int64,) * 4, 1, 0, 1)
 
 

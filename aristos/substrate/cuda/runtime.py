@@ -25,7 +25,7 @@ from ...engine import job as jobs
 from ...engine.layout import LINE, WORD, EngineShape, StateLayout, lines, word_from
 from ...errors import AristosError, EnvironmentProblem, InputError, PoisonedError, WaitTimeout
 from ...host import mpi_facts
-from ...kernels.cuda import router
+from ...kernels.cuda import capacity, router
 from ...kernels.cuda.catalogue import route_kernels
 from ...kernels.cuda.tile import Tile
 from ...primitives.memory import store_release
@@ -180,11 +180,11 @@ class CudaRuntime(Runtime):
 
     def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int, gated: bool) -> None:
         """Write into a job what depends on the kernel that runs it. gated: do experts have a gate projection?"""
-        runs = persistent.column_split_runs(tile, int(job[words.HIDDEN]), int(job[words.FFN]), gated, blocks)
+        hidden, ffn, shared = (int(job[word]) for word in (words.HIDDEN, words.FFN, words.SHARED_FFN))
+        runs = persistent.column_split_runs(tile, hidden, ffn, shared, gated, blocks)
         jobs.fill(
-            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=tile.m // 2,
-            shared_shares=0, **runs,
-        )  # fmt: skip
+            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=tile.m // 2, **runs
+        )
         job[words.WORKERS] = blocks
 
     # ------------------------------------------------------------ calls
@@ -192,8 +192,8 @@ class CudaRuntime(Runtime):
     def launch(self, tile: Tile, blocks: int, job: int, routing: int, call: Any, stream: int) -> None:
         """Queue a call on a stream: open it, route it or check its routing, pack, run the layer.
 
-        job, routing: addresses of the jobs on the GPU. call: has x, x_stride, tokens, y, ids, weights (addresses),
-        status, routed, kind, slots, top_k.
+        job, routing: addresses of the jobs on the GPU. call: has x, x_stride, router_x, router_x_stride, tokens, y,
+        ids, weights, given_ids, given_weights (addresses), status, capacity, kind, slots, pitch.
         """
         device = self.device
         capturing = device.capturing(stream)
@@ -201,16 +201,17 @@ class CudaRuntime(Runtime):
         device.launch(
             device.load(persistent.BEGIN), 1, 0, job, self.state_at, routing, call.x, call.x_stride, call.tokens,
             call.y, call.ids, call.weights, call.status, call.router_x or call.x,
-            call.router_x_stride or call.x_stride, stream=stream,
+            call.router_x_stride or call.x_stride, call.given_ids, call.given_weights, call.capacity, stream=stream,
         )  # fmt: skip
         routes, count = route_kernels(), router.blocks(call.tokens)
-        if count and call.routed:
-            device.launch(device.load(routes["check"]), count, router.check_shared(call.slots), routing, stream=stream)
-        elif count:
+        if count:
             kind = call.kind if call.kind in router.KINDS else "f32"
-            kernel, shared = routes[router.route(kind).__name__], router.route_shared(call.slots, kind)
-            device.launch(device.load(kernel), count, shared, routing, stream=stream)
-        shared = router.place_shared(call.slots, call.top_k)
+            shared = router.route_shared(call.slots, kind, call.pitch if call.capacity else 0)
+            device.launch(device.load(routes[router.route(kind).__name__]), count, shared, routing, stream=stream)
+        if count and call.capacity:
+            shared = capacity.drop_shared(call.slots, call.pitch)
+            device.launch(device.load(routes["drop"]), count, shared, routing, stream=stream)
+        shared = router.place_shared(call.slots, call.pitch)
         device.launch(device.load(routes["place"]), max(1, count), shared, routing, stream=stream)
         kernel = device.load(persistent.layer_kernel(tile))
         device.launch(kernel, blocks, tile.shared_bytes, job, self.state_at, stream=stream)

@@ -1,0 +1,91 @@
+"""Recipes of encoder-decoder models. Each names its code in transformers 5.24.
+
+Decoder layers are numbered after the encoder's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .options import Options
+from .pieces import Piece
+from .recipe import ACTIVATIONS, Block, family, named
+
+
+@family("switch_transformers", dense_act_fn="relu", num_sparse_encoder_layers=3, num_sparse_decoder_layers=3,
+        router_bias=False, is_gated_act=False, expert_capacity=64)  # fmt: skip
+def switch(o: Options) -> dict[int, Block]:
+    """models/switch_transformers: the best expert; ungated."""
+    o.only(
+        add_router_probs=False,
+        router_dtype="float32",
+        is_gated_act=False,
+        feed_forward_proj="relu",
+        router_type="tokens_masked",
+    )
+    o.ignore("router_jitter_noise", "router_ignore_padding_tokens", "encoder_sparse_step", "decoder_sparse_step")
+    bias = o.flag("router_bias")
+    options: dict[str, Any] = {
+        "hidden": o.size("d_model"), "ffn": o.size("d_ff"), "experts": o.size("num_experts"), "top_k": 1,
+        "gated": False, "activation": o.word("dense_act_fn", ACTIVATIONS),
+        "router": {"score": "softmax", "renormalize": False},
+    }  # fmt: skip
+    options["router"]["capacity"] = o.size("expert_capacity")
+    note = "the capacity counts the tokens of a rank's call; the model's own code counts those of a sequence"
+    pieces = {"up": Piece("mlp.experts.expert_{e}.wi.weight"), "down": Piece("mlp.experts.expert_{e}.wo.weight")}
+    parts = [(pieces,), named("router", "mlp.router.classifier.weight")]
+    if bias:
+        parts.append(named("router_bias", "mlp.router.classifier.bias"))
+    encoder = o.depth("num_layers")
+    decoder = encoder if o.get("num_decoder_layers") is None else o.depth("num_decoder_layers")
+    blocks = {}
+    for first, count, key, layer in (
+        (0, encoder, "num_sparse_encoder_layers", "encoder.block.{n}.layer.1."),
+        (encoder, decoder, "num_sparse_decoder_layers", "decoder.block.{n}.layer.2."),
+    ):
+        sparse = o.count(key)
+        if sparse > count:
+            o.refuse(f"{key} is {sparse}, but there are {count} layers")
+        step = count // sparse if sparse else count
+        for i in range(count):
+            if i % step == 1 or step == 1:
+                blocks[first + i] = Block(options, tuple(parts), layer=layer, own=i, note=note)
+    return blocks
+
+
+@family("nllb-moe", activation_function="relu", router_bias=False, second_expert_policy="all", encoder_sparse_step=4,
+        decoder_sparse_step=4, moe_eval_capacity_token_fraction=1.0, moe_token_dropout=0.2)  # fmt: skip
+def nllb(o: Options) -> dict[int, Block]:
+    """models/nllb_moe: the two best experts, renormalised, times 1 - moe_token_dropout; ungated, with biases.
+
+    Its own block in transformers 5.24 sends all rows to experts 0 and 1; its router and its experts are right.
+    """
+    o.only(second_expert_policy="all", router_dtype="float32")
+    o.ignore("router_ignore_padding_tokens", "expert_capacity")  # the capacity of training
+    o.ignore("batch_prioritized_routing", "normalize_router_prob_before_dropping")  # without drops the same
+    if o.number("moe_eval_capacity_token_fraction") < 1:
+        o.refuse("moe_eval_capacity_token_fraction must be at least 1: Aristos renormalises before it drops a choice")
+    dropout = o.number("moe_token_dropout")
+    if dropout >= 1:
+        o.refuse(f"moe_token_dropout must be below 1, got {dropout:g}")
+    pieces = {
+        array: Piece(f"ffn.experts.expert_{{e}}.{name}.weight") for array, name in (("up", "fc1"), ("down", "fc2"))
+    }
+    pieces |= {f"{array}_bias": Piece(piece.name.replace("weight", "bias")) for array, piece in pieces.items()}
+    parts = [(pieces,), named("router", "ffn.router.classifier.weight")]
+    if o.flag("router_bias"):
+        parts.append(named("router_bias", "ffn.router.classifier.bias"))
+    blocks, first = {}, 0
+    for stack in ("encoder", "decoder"):
+        options = {
+            "hidden": o.size("d_model"), "ffn": o.size(f"{stack}_ffn_dim"), "experts": o.size("num_experts"),
+            "top_k": 2, "gated": False, "bias": True, "activation": o.word("activation_function", ACTIVATIONS),
+            "router": {"score": "softmax", "renormalize": True, "scale": 1 - dropout},
+        }  # fmt: skip
+        count, step = o.depth(f"{stack}_layers"), o.count(f"{stack}_sparse_step")
+        for i in range(count):
+            if step and (i + 1) % step == 0:
+                layer = f"{stack}.layers.{{n}}."
+                blocks[first + i] = Block(options, tuple(parts), ("ffn.",), layer=layer, own=i)
+        first += count
+    return blocks

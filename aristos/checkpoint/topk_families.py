@@ -1,0 +1,119 @@
+"""Recipes of models that take a softmax over the k best logits. Each names its code in transformers 5.24."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .options import Options
+from .pieces import Piece
+from .recipe import Block, after_dense, experts, family, fused, gated, layers, named, shared
+
+MLP = ("mlp.",)
+
+
+@family("gpt_oss", "openai_privacy_filter", swiglu_limit=7.0, swiglu_alpha=1.702)
+def gpt_oss(o: Options) -> dict[int, Block]:
+    """models/gpt_oss: biases everywhere; gate and up alternate, or are halves in models/openai_privacy_filter."""
+    o.only(swiglu_alpha=1.702, experts_per_token=o.get("num_experts_per_tok"))
+    o.ignore("hidden_act")  # says silu and is not it
+    halves = o.config.get("model_type") == "openai_privacy_filter"
+    base = "mlp.experts."
+    plain = fused("mlp.", turned=True, interleaved=not halves)
+    packed = {
+        "gate": Piece(base + "gate_up_proj", stacked=True, outputs="even", mxfp4=True),
+        "up": Piece(base + "gate_up_proj", stacked=True, outputs="odd", mxfp4=True),
+        "down": Piece(base + "down_proj", stacked=True, mxfp4=True),
+    }
+    first, second = ("first", "second") if halves else ("even", "odd")
+    biases = {
+        "gate_bias": Piece(base + "gate_up_proj_bias", stacked=True, outputs=first),
+        "up_bias": Piece(base + "gate_up_proj_bias", stacked=True, outputs=second),
+        "down_bias": Piece(base + "down_proj_bias", stacked=True),
+    }
+    options = {
+        "hidden": o.size("hidden_size"), "ffn": o.size("intermediate_size"), "bias": True, "gated": True,
+        "experts": o.size("num_local_experts", "num_experts"), "top_k": o.size("num_experts_per_tok"),
+        "activation": "swiglu_oai", "limit": o.number("swiglu_limit"), "router": {"score": "softmax_topk"},
+    }  # fmt: skip
+    parts = (
+        (plain,) if halves else (plain, packed), (biases,),
+        named("router", "mlp.router.weight"), named("router_bias", "mlp.router.bias"),
+    )  # fmt: skip
+    return dict.fromkeys(layers(o), Block(options, parts))
+
+
+def granite(o: Options) -> Block:
+    """models/granitemoe: the k best logits, softmax over these; input_linear holds gate and up."""
+    o.ignore("logits_scaling", "residual_multiplier", "embedding_multiplier")  # outside the layer
+    sizes = o.size("intermediate_size"), o.size("num_local_experts"), o.size("num_experts_per_tok")
+    base = "block_sparse_moe."
+    ways = (fused(base, "input_linear.weight", "output_linear.weight"), fused(base))
+    router = named("router", base + "router.layer.weight", base + "router.weight")
+    return Block(gated(o, *sizes, score="softmax_topk"), (ways, router), (base,))
+
+
+@family("granitemoe", hidden_act="silu")
+def granitemoe(o: Options) -> dict[int, Block]:
+    """models/granitemoe."""
+    return dict.fromkeys(layers(o), granite(o))
+
+
+@family("granitemoehybrid", hidden_act="silu", shared_intermediate_size=1024)
+@family("granitemoeshared", "granitemoe_swa", hidden_act="silu")
+def granitemoeshared(o: Options) -> dict[int, Block]:
+    """models/granitemoeshared, granitemoehybrid, _swa: the decoder adds shared_mlp; it is part of the layer here."""
+    block, width = granite(o), o.count("shared_intermediate_size")
+    parts = (*block.parts, shared("shared_mlp.")) if width else block.parts
+    options = {**block.options, "shared_ffn": width}
+    return dict.fromkeys(layers(o), Block(options, parts, (*block.scopes, "shared_mlp.")))
+
+
+@family("jetmoe", activation_function="silu")
+def jetmoe(o: Options) -> dict[int, Block]:
+    """models/jetmoe: as Granite, and a bias of the output, which is every expert's here: the weights sum to one."""
+    ffn = o.size(o.first("ffn_hidden_size", "intermediate_size"))
+    sizes = ffn, o.size("moe_num_experts", "num_local_experts")
+    top_k = o.size("moe_top_k", "num_experts_per_tok")
+    options = gated(o, *sizes, top_k, "activation_function", score="softmax_topk") | {"bias": True}
+    o.only(bias=True, glu=True)
+    parts = (
+        (fused("mlp.", "input_linear.weight", "output_linear.weight"),),
+        named("router", "mlp.router.layer.weight"), named("down_bias", "mlp.bias"),
+    )  # fmt: skip
+    return dict.fromkeys(layers(o), Block(options, parts))
+
+
+@family("aria_text", hidden_act="silu", moe_num_shared_experts=2)
+def aria(o: Options) -> dict[int, Block]:
+    """models/aria: the k best logits, softmax over these; fc1 and fc2 are [in, out]; routed experts are always silu."""
+    o.only(hidden_act="silu", mlp_bias=False)
+    o.ignore("moe_z_loss_coeff", "moe_aux_loss_coeff")
+    ffn = o.size(o.first("intermediate_size", "moe_intermediate_size"))
+    options = gated(o, ffn, o.size("moe_num_experts"), o.size("moe_topk"), score="softmax_topk")
+    ways = (fused("mlp.", "experts.fc1.weight", "experts.fc2.weight", turned=True), fused("mlp.", turned=True))
+    parts = [ways, named("router", "mlp.router.weight")]
+    if count := o.optional_count("moe_num_shared_experts"):
+        options["shared_ffn"] = ffn * count
+        parts.append(shared("mlp.shared_experts."))
+    return dict.fromkeys(layers(o), Block(options, tuple(parts)))
+
+
+@family("cohere2_moe", hidden_act="silu", expert_selection_fn="softmax", shared_expert_combination_strategy="average",
+        first_k_dense_replace=0, norm_topk_prob=True)  # fmt: skip
+def cohere2_moe(o: Options) -> dict[int, Block]:
+    """models/cohere2_moe: the k best logits, softmax or sigmoid over these; the mean or sum with a shared expert."""
+    o.ignore("prefix_dense_intermediate_size", "prefix_dense_sliding_window_pattern")
+    sigmoid = o.word("expert_selection_fn", {"softmax": False, "sigmoid": True})
+    renormalize = o.flag("norm_topk_prob")
+    router: dict[str, Any] = {"score": "sigmoid", "renormalize": renormalize} if sigmoid else {"score": "softmax_topk"}
+    ffn, count = o.size("intermediate_size"), o.optional_count("num_shared_experts")
+    mean = o.word("shared_expert_combination_strategy", {"sum": False, "average": True}) and count > 0
+    if mean:
+        router["scale"] = 0.5
+    options = gated(o, ffn, o.size("num_experts"), o.size("num_experts_per_tok"), **router)
+    parts = [experts(*MLP), named("router", "mlp.gate.weight")]
+    if count:
+        options["shared_ffn"] = ffn * count
+        parts.append(shared("mlp.shared_experts."))
+    block = Block(options, tuple(parts), shared_factor=0.5 if mean else 1.0)
+    return dict.fromkeys(after_dense(o), block)

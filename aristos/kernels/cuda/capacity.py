@@ -1,0 +1,60 @@
+"""The capacity of experts on a GPU: marks the choices beyond it, before rows get their packed order.
+
+First choices come before second ones, and tokens in their order (engine/packing.py `drop` does the same on CPUs). A
+choice's place among those of its expert is the number of all earlier choices, plus those of the same choice in the
+blocks before, plus those in its block. The shared expert has no limit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...primitives import memory as mem
+from . import router as r
+from .compiler import cuda
+from .tile import CHUNK
+
+
+def drop_shared(slots: int, k: int) -> int:
+    """Bytes of dynamic shared memory that `drop` needs. k: TOP_K of the job."""
+    return r.WORD * k * (slots + r.BLOCK)
+
+
+@cuda.jit
+def drop(job_address):
+    """Set ids beyond the capacity to -2 - id, and write the counts of the others. Grid: blocks(tokens)."""
+    job = mem.words(job_address, r.JOB_WORDS)
+    shared = cuda.shared.array(0, np.int64, CHUNK)
+    thread, block, first = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.x * r.BLOCK
+    tokens, k, slots = job[r.TOKENS], job[r.TOP_K], job[r.SLOTS]
+    parts = (tokens + r.BLOCK - 1) // r.BLOCK
+    counts = mem.words(r.counts_by_choice(job), parts * k * slots)
+    left, slot_of_choice = shared[: k * slots], shared[k * slots :]  # left: choices that this block may keep
+    good = mem.load(job[r.STATUS]) == r.OK
+    for slot in range(thread, slots if good else 0, r.THREADS):
+        taken, kept = 0, 0
+        for j in range(k):
+            all_blocks, earlier = 0, 0
+            for b in range(parts):
+                count = counts[(b * k + j) * slots + slot]
+                all_blocks += count
+                earlier += count if b < block else 0
+            most = job[r.CAPACITY] - taken - earlier if j < job[r.CHOICES] else r.BLOCK
+            left[j * slots + slot] = most
+            kept += max(0, min(most, counts[(block * k + j) * slots + slot]))
+            taken += all_blocks
+        mem.store(r.counts_of(job) + r.WORD * (block * slots + slot), kept)
+    choices = min(tokens - first, r.BLOCK) * k if good else 0
+    ids = mem.words(job[r.IDS] + r.WORD * k * first, choices)
+    slot_of = mem.words(job[r.SLOT_OF], job[r.EXPERTS] + 1)
+    for i in range(thread, choices, r.THREADS):
+        slot_of_choice[i] = slot_of[ids[i]] if ids[i] >= 0 else -1
+    cuda.syncthreads()
+    for i in range(thread, choices, r.THREADS):
+        slot = slot_of_choice[i]
+        if slot >= 0:
+            place = 0
+            for other in range(i % k, i, k):
+                place += slot_of_choice[other] == slot
+            if place >= left[i % k * slots + slot]:
+                ids[i] = -2 - ids[i]
