@@ -1,4 +1,4 @@
-"""Experts in place: what crosses between the ranks of a node never changes the outputs, whoever loads whenever."""
+"""Experts in place: what crosses between ranks of a node never changes the outputs, also while ranks load weights."""
 
 from __future__ import annotations
 
