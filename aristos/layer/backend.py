@@ -102,6 +102,13 @@ class Backend(ABC):
         take(self.weights[layer])
         self.loaded(layer)
 
+    def unload(self, layer: int) -> None:
+        """Count every part of a layer as missing."""
+        self.idle()
+        if self.weights[layer] is not None:
+            self.weights[layer].forget()
+            self.loaded(layer)
+
     @abstractmethod
     def loaded(self, layer: int) -> None:
         """The layer's weights have changed: fill its jobs again."""

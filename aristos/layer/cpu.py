@@ -165,8 +165,9 @@ class CpuBackend(Backend):
     def load(self, layer: int, given: GivenLayer) -> None:
         if self._home is None:
             super().load(layer, given)
-        else:  # in place: all arrays are checked
-            self.load_part(layer, lambda weights: weights.begin_again() or weights.take_layer(given))
+        else:  # in place, after all arrays were checked; a call is refused if it fails half-way
+            self.unload(layer)
+            self.load_part(layer, lambda weights: weights.take_layer(given))
 
     def idle(self) -> None:
         if self._home is not None:

@@ -34,14 +34,13 @@ class DeviceWeights(PackedLayer):
         self._routers: Arrays = {}  # on the host: a bias may come after the router
         self.nbytes = 0
 
-    def take_expert(self, i: int, arrays: Arrays) -> None:
+    def _pack_expert(self, i: int, arrays: Arrays) -> None:
         for side in ("up", "down"):
             packed = pack(self._side(arrays, side), self._kind)
             self._keep(side, i, packed)
             self._keep(f"{side}_bias", i, pack_bias(self._bias(arrays, side), outputs(packed)))
-        self._has[i] = True
 
-    def take_shared(self, arrays: Arrays) -> None:
+    def _pack_shared(self, arrays: Arrays) -> None:
         mine = {name.removeprefix("shared_"): array for name, array in arrays.items()}
         for side in ("up", "down"):
             packed = pack(self._side(mine, side), self._kind)
@@ -50,7 +49,9 @@ class DeviceWeights(PackedLayer):
         if "sigmoid" in mine:
             self._keep("shared_sigmoid", 0, router.pack_router(mine["sigmoid"].astype(np.float32)[:, None]), 1)
             self.shared_sigmoid = self._at["shared_sigmoid"]
-        self._has_shared = True
+
+    def _forget_router(self) -> None:
+        self.router, self.select_bias, self._routers = None, 0, {}
 
     def take_router(self, arrays: Arrays) -> None:
         self._routers |= {name: np.array(array, np.float32) for name, array in arrays.items()}

@@ -244,7 +244,7 @@ class MoE(Collective):
         up, gate: [H, F], down: [F, H], up_bias, gate_bias: [F], down_bias: [H]; types, layout and bits as in `load`. An
         expert that this rank does not hold is ignored, whatever the arrays. Memory is allocated once for all experts of
         this rank, and packing needs space for one more. Not collective; a call is refused on all ranks while an expert
-        is missing. Raises InputError; the layer then keeps the weights it had.
+        is missing. Raises InputError; the layer then keeps the weights it had. To load all experts again: `unload`.
         """
         self._settled()
         check_layer(layer, self.layers)
@@ -319,6 +319,16 @@ class MoE(Collective):
         if not arrays:
             raise InputError("load_router needs router=, router_bias= or select_bias=")
         self._backend.load_part(int(layer), lambda weights: weights.take_router(arrays))
+
+    def unload(self, layer: int) -> None:
+        """Forget a layer's weights: calls of it are refused on all ranks until all parts have been loaded again.
+
+        Before a layer is loaded again part by part, so that no call mixes old and new parts if that fails half-way.
+        Memory stays. Not collective.
+        """
+        self._settled()
+        check_layer(layer, self.layers)
+        self._backend.unload(int(layer))
 
     def _slot(self, expert: Any) -> int | None:
         """The number of an expert among this rank's; None if another rank holds it."""

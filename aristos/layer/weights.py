@@ -48,20 +48,35 @@ class PackedLayer:
         return bool(self._has.all()) and self._has_shared
 
     def take_expert(self, i: int, arrays: Arrays) -> None:
-        """Pack this rank's expert number i; it replaces the one that was there."""
-        raise NotImplementedError
+        """Pack this rank's expert number i; it replaces the one that was there, and is missing if that fails."""
+        self._has[i] = False
+        self._pack_expert(i, arrays)
+        self._has[i] = True
 
     def take_shared(self, arrays: Arrays) -> None:
-        """Pack the shared expert."""
-        raise NotImplementedError
+        """Pack the shared expert; it is missing if that fails."""
+        self._has_shared = False
+        self._pack_shared(arrays)
+        self._has_shared = True
 
     def take_router(self, arrays: Arrays) -> None:
         """Pack the arrays of the router that came; the others stay."""
         raise NotImplementedError
 
-    def begin_again(self) -> None:
-        """Nothing has come: what is there will be replaced in place."""
+    def forget(self) -> None:
+        """Count every part as missing; memory for the experts stays."""
         self._has[:] = False
+        self._has_shared = self.cfg.shared_ffn == 0
+        self._forget_router()
+
+    def _pack_expert(self, i: int, arrays: Arrays) -> None:
+        raise NotImplementedError
+
+    def _pack_shared(self, arrays: Arrays) -> None:
+        raise NotImplementedError
+
+    def _forget_router(self) -> None:
+        raise NotImplementedError
 
     def take_layer(self, given: GivenLayer) -> None:
         """Pack everything that `load` was given, expert by expert."""
@@ -126,16 +141,16 @@ class LayerWeights(PackedLayer):
         self._biases: dict[str, np.ndarray] = {}
         self._shared: dict[str, np.ndarray] = {}
 
-    def take_shared(self, arrays: Arrays) -> None:
+    def _pack_shared(self, arrays: Arrays) -> None:
         packed = {}
         for name, array in arrays.items():
             if name == "shared_sigmoid":
                 packed[name] = self._float32.pack(array[:, None])
             else:
                 packed[name] = self._element.pack_bias(array) if "bias" in name else self._element.pack(array)
-        self._shared, self._has_shared = packed, True
+        self._shared = packed
 
-    def take_expert(self, i: int, arrays: Arrays) -> None:
+    def _pack_expert(self, i: int, arrays: Arrays) -> None:
         for name, packed in self.packed.items():
             if not name.endswith("_bias"):
                 packed[i] = self._element.pack(arrays[name])
@@ -143,7 +158,9 @@ class LayerWeights(PackedLayer):
                 packed[i] = self._element.pack_bias(arrays[name])
             else:
                 packed[i] = 0
-        self._has[i] = True
+
+    def _forget_router(self) -> None:
+        self.router, self._biases = None, {}
 
     def take_router(self, arrays: Arrays) -> None:
         if "router" in arrays:

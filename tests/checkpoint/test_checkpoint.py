@@ -203,6 +203,8 @@ def test_ranks_load_their_experts_and_refuse_together(comm):
                 broken = checkpoint
             with pytest.raises((CheckpointError, PeerInputError), match=r"model\.safetensors|rank 0 refused layer 0"):
                 broken.load(moe, layer=0, number=0)
+            with pytest.raises((InputError, PeerInputError), match=r"lacks expert|has not loaded expert"):
+                moe(x)  # rank 0 has layer 1's experts still, rank 1 those of layer 0
             checkpoint.load(moe, layer=0, number=0)
             cases.check(cfg, stacked(tensors, 0, E), x, {}, moe(x))
             if comm.rank == 1:  # an error that nobody foresaw

@@ -167,7 +167,7 @@ def randomise(model: Any) -> None:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5)
             elif re.search(r"bias|statics", name):
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
-            elif re.search(r"router.*scale|pre_feedforward_layernorm_2", name):  # gemma4's, of the router's input
+            elif re.search(r"router.*scale|pre_feedforward_layernorm_2|global_scale", name):  # gemma4's, inkling's
                 tensor.copy_(1 + 0.3 * torch.randn(tensor.shape, generator=generator))
         for name, tensor in model.named_buffers():
             if name.endswith("tid2eid"):  # three different experts of eight
@@ -265,6 +265,9 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
         if dense is not None:
             if c.model_type == "gemma4_text":  # the scale of an expert goes to its down projection
                 dense /= module.router.per_expert_scale.detach().numpy()
+            if c.model_type == "inkling_text":  # the same; shared experts are the last ones
+                dense = np.concatenate([dense, routed[0][3].float().numpy()], axis=1)
+                dense /= module.gate.global_scale.detach().numpy()
             found[f"{name}.dense"] = dense
         names.append(name)
     found["names"] = np.array(names)

@@ -203,6 +203,19 @@ def test_layers_with_and_without_a_shared_expert():
                 y, found = moe(x, layer=layer, return_routing=True)
                 assert reference.error(y, reference.moe(cfgs[layer], x, **w)) < 1e-5
                 assert found.dropped == (reference.route(cfgs[layer], x, w["router"])[0] < 0).sum()
+            before, w = moe(x, layer=1), reference.weights(cfgs[1], seed=1)
+            if rank == 0:  # a reload that ends half-way is refused, and one that goes on is not
+                moe.unload(1)
+            for name in ("expert", "shared expert", "router"):
+                with pytest.raises(InputError if rank == 0 else PeerInputError, match=f"lacks|without|loaded.* {name}"):
+                    moe(x, layer=1)
+                if name == "expert":
+                    for e in range(CFG.experts):
+                        moe.load_expert(1, e, **{n: a[e] for n, a in w.items() if n in WEIGHTS and n != "router"})
+                elif name == "shared expert":
+                    moe.load_shared(1, **{n.removeprefix("shared_"): a for n, a in w.items() if n.startswith("shared")})
+            moe.load_router(1, router=w["router"])
+            assert moe(x, layer=1).tobytes() == before.tobytes()
 
     on_ranks(2, body, gpus=2, blocks=2)
 

@@ -173,6 +173,63 @@ def test_a_call_names_what_is_missing_on_every_rank(comm, world, schedule):
         assert same(moe(x, layer=1), y)
 
 
+@pytest.mark.parametrize("schedule", ["fused", "bulk"])
+@ranks_each(1, 2)
+def test_a_reload_that_ends_half_way_is_refused(comm, world, schedule):
+    """After `unload` on rank 0 no call mixes old and new parts, whichever part is missing; other layers work."""
+    cfg = replace(CFG, shared_ffn=24, router=aristos.Router("sigmoid"))
+    old, new = (dict(reference.weights(cfg, seed=seed)) for seed in (1, 2))
+    old["select_bias"] = np.float32([9, 0, 0, 0, 0])
+    x, first = tokens(cfg, 9, seed=world), comm is None or comm.rank == 0
+
+    def refused(own: str, peers: str) -> None:
+        with pytest.raises(InputError if first else PeerInputError, match=own if first else peers):
+            moe(x)
+
+    with MoE(cfg, comm, layers=2, schedule=schedule, placement=[0, world - 1, 0, 0, world - 1]) as moe:
+        moe.load(0, **old)
+        moe.load(1, **old)
+        y = moe(x)
+        if first:
+            moe.unload(0)
+        else:
+            moe.load(0, **new)
+        refused("layer 0 lacks experts 0, ", "rank 0 .* has not loaded expert 0 of this layer")
+        for e in range(5):
+            moe.load_expert(0, e, **{name: new[name][e] for name in EXPERTS})
+        refused("layer 0 lacks its shared expert", "rank 0 .* has not loaded the shared expert of this layer")
+        moe.load_shared(0, **{n.removeprefix("shared_"): a for n, a in new.items() if n.startswith("shared_")})
+        refused("layer 0 was loaded without a router", "rank 0 .* has not loaded a router of this layer")
+        assert same(moe(x, layer=1), y)
+        moe.load_router(0, router=new["router"])
+        assert reference.error(moe(x), reference.moe(cfg, x, **new)) < 1e-5  # the old select_bias is gone too
+
+
+def test_an_expert_that_is_packed_half_way_is_missing(monkeypatch):
+    """Its old and new projections are not mixed."""
+    cfg = replace(CFG, shared_ffn=24)
+    w, x = reference.weights(cfg), tokens(CFG, 9, seed=0)
+    shared = {n.removeprefix("shared_"): a for n, a in w.items() if n.startswith("shared_")}
+    with MoE(cfg, threads=1, backend="cpu") as moe:
+        moe.load(**w)
+        y = moe(x)
+        element = type(moe.packed_weights()._element)
+        pack = element.pack
+        for load, words in (
+            (lambda: moe.load_expert(0, 2, **of_expert(2)), "layer 0 lacks expert 2: load_expert"),
+            (lambda: moe.load_shared(0, **shared), "layer 0 lacks its shared expert: load_shared"),
+        ):
+            works = iter((True, False))
+            with monkeypatch.context() as patch:
+                patch.setattr(element, "pack", lambda self, a, works=works: pack(self, a) if next(works) else 1 // 0)
+                with pytest.raises(ZeroDivisionError):
+                    load()
+            with pytest.raises(InputError, match=words):
+                moe(x)
+            load()
+            assert same(moe(x), y)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_memory_of_loading_expert_by_expert(tmp_path, dtype):
     """The peak is this rank's packed experts and the space of one expert's arrays, read from files."""
