@@ -321,6 +321,7 @@ class Checkpoint:
         x: [S, H], the layer's input. tokens: [S] ints, the tokens' ids in the vocabulary. Local. Raises InputError for
         another layer or arguments that do not fit, CheckpointError for a damaged table.
         """
+        self._block(number)
         if number not in self._tables:
             reader = self._checked(number)
             if TABLE not in reader.pieces:
