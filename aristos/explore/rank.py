@@ -130,6 +130,7 @@ class Rank:
             job, schema.OBJECT, schema.CPU, held=self.placement.held[me], experts=len(case.placement),
             top_k=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words, kernels=0, score=0,
             renormalize=0, scale=0, activation=0, choices=case.top_k, shared=0, shared_ffn=0, identity=0, on_input=0,
+            computed=self.placement.held[me], stay_rows=1,
         )  # fmt: skip
         jobs.update(job, workers=case.workers, routed=1, up_step=1, loaded=1)
 
@@ -318,7 +319,7 @@ class Rank:
             job[words.OUT_ROWS] = private(self.me, places.LANDED)
         elif code == codes.RAN:
             self._gather()
-            steps.heartbeat(job, st, -1)
+            steps.end(job, st)
             self._tend(False)
             self.stage = "close"
             if self.call.exchange and job[words.MODE] == codes.MODE_DISPATCH:

@@ -21,6 +21,7 @@ from .collective import Collective, Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
 from .given import Given, GivenLayer
 from .grouped import split
+from .node_weights import most_foreign
 from .pending import PendingCall
 from .stats import Summary, summarize
 from .weights import WEIGHTS, NotLoaded
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..planner import Plan
 
 MOST_LAYERS = 1 << 20
+MOVES = "auto", "tokens", "experts"
 Schedule = Literal["fused", "bulk"]
 Layout = Literal["in_out", "out_in"]
 Bits = Literal["bfloat16", "float16"]
@@ -74,6 +76,11 @@ class MoE(Collective):
     Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
     windows do not fit.
 
+    moves: what crosses between the ranks of a node, on CPUs. "tokens": rows travel to the ranks that hold their
+    experts. "experts": a rank computes its own rows, and reads the experts of local peers where they lie. "auto": the
+    latter for an expert that gets so many rows from a rank that computing them takes longer than reading its weights.
+    The bits of the outputs are the same.
+
     With backend="cuda", a rank has one GPU. Host arrays are copied in and out, and a call has ended when it returns.
     Arrays in GPU memory (CuPy, PyTorch, JAX, Numba, `__cuda_array_interface__`, DLPack) are used in place, on their
     library's current stream or on `stream`, and a call returns before it has run; `synchronize` waits for it. Such a
@@ -95,6 +102,7 @@ class MoE(Collective):
         plan: Plan | None = None,
         backend: Literal["cpu", "cuda"] | None = None,
         sms: int | None = None,
+        moves: Literal["auto", "tokens", "experts"] = "auto",
     ) -> None:
         self.group, self._group_comm = 0, None
         if plan is not None:
@@ -120,9 +128,12 @@ class MoE(Collective):
                 for each in dict.fromkeys(cfgs):
                     kind.check(each, schedule, threads, sms)
                 check_common(threads, timeout, ranks_per_node)
+                check_moves(moves, self.backend, schedule)
                 places = Placement(placement, cfgs[0].experts, self.world)
-                alike = f"{cfg!r}, layers={len(cfgs)}, schedule={str(schedule)!r}, placement={places}"
+                alike = f"{cfg!r}, layers={len(cfgs)}, schedule={str(schedule)!r}, moves={moves}, placement={places}"
                 shape = widths(*cfgs)
+                if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
+                    shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
                 needs = Needs.most(kind.needs(each, self._member.runtime, sms) for each in dict.fromkeys(cfgs))
             except Exception as error:
                 problem = refusal(error)
@@ -133,7 +144,12 @@ class MoE(Collective):
         self.cfg, self.layers, self.schedule, self.timeout = cfgs[0], len(cfgs), schedule, float(timeout)
         self._pending: PendingCall | None = None
         self._slots = {expert: slot for slot, expert in enumerate(self._member.mine)}
-        self._backend = kind(Settings(cfgs, schedule, self.timeout, sms), self._member)
+        try:
+            self._backend = kind(Settings(cfgs, schedule, self.timeout, sms, moves), self._member)
+        except BaseException:
+            self._member.leave()
+            self._leave_group()
+            raise
 
     # ------------------------------------------------------------ weights and memory
 
@@ -525,6 +541,15 @@ class MoE(Collective):
         comm, self._group_comm = self._group_comm, None
         if comm is not None:
             comm.Free()
+
+
+def check_moves(moves: Any, backend: str, schedule: Any) -> None:
+    """Raise InputError unless `moves` can be had with this backend and schedule."""
+    if not isinstance(moves, str) or moves not in MOVES:
+        raise InputError(f"moves must be one of {', '.join(MOVES)}, got {moves!r}")
+    if moves == "experts" and (backend == "cuda" or schedule == "bulk"):
+        what = "backend='cuda'" if backend == "cuda" else "schedule='bulk'"
+        raise InputError(f"moves='experts' is for CPUs and the fused schedule: with {what} tokens always travel")
 
 
 def _checked_options(cfg: Any, layers: Any, schedule: Any, backend: Any) -> tuple[MoEConfig, ...]:
