@@ -141,7 +141,8 @@ def stay_over_other_rows(put: Put) -> None:
 @mutation("stay-of-the-last-call", fixed=STAY, calls=3)
 def stay_of_the_last_call(put: Put) -> None:
     """An announcement admits as many rows as stayed in the call before."""
-    real, before = arrivals.admit_staying, {}
+    real = arrivals.admit_staying
+    before: dict[int, dict[int, int]] = {}
 
     def admit_staying(job: Any, st: Any, owner: int) -> None:
         now = {e: st[words.staying(job, e)] for e in range(job[words.HELD], job[words.COMPUTED])}
