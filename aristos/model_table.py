@@ -256,8 +256,8 @@ MODELS: dict[str, Model] = {
         lacking="its router is a network with state from the layer before, and may skip the layer", outside=True,
     ),
     "inkling": _row(
-        (6144, 3072, 256, 6, 0, 0), "transformers models/inkling", "", SIGMOID,
-        lacking="the weights of routed and shared experts are divided by one sum", outside=True,
+        (6144, 3072, 258, 8, 0, 0), "transformers models/inkling; with its two shared experts", "inkling_text",
+        _scaled(8.0),
     ),
     "nemotron-3-nano": _row(
         (2688, 1856, 128, 6, 0, 0), "transformers models/nemotron_h; unchecked", "nemotron_h", _scaled(2.5),

@@ -20,7 +20,7 @@ from ..layer.arguments import DEFAULT_TIMEOUT, check_comm, usable_timeout
 from . import encoder_decoder_families, quantised, sigmoid_families, softmax_families, topk_families
 from .directory import Directory
 from .options import Options
-from .pieces import TABLE, LayerReader, Piece
+from .pieces import LATE, TABLE, LayerReader, Piece
 from .progress import Progress
 from .recipe import FAMILIES, REFUSED, Block, Family
 from .safetensors import shown
@@ -203,11 +203,11 @@ class Checkpoint:
         block = self._block(number)
         cfg = self.layer_config(number)
         prefix = self._prefix(number, block)
-        shapes = _shapes(cfg)
+        shapes = _shapes(cfg, block)
         pieces: dict[str, Piece] = {}
         for part in block.parts:
-            pieces |= self._choose(prefix, part, shapes, cfg.experts)
-        return LayerReader(self._directory, prefix, pieces, shapes, cfg.experts, self._quantised)
+            pieces |= self._choose(prefix, part, shapes, cfg.experts - block.late)
+        return LayerReader(self._directory, prefix, pieces, shapes, cfg.experts, block.late, self._quantised)
 
     def _choose(self, prefix: str, part: Any, shapes: Mapping[str, tuple[int, ...]], experts: int) -> dict[str, Piece]:
         """The alternative of a part that the directory has."""
@@ -303,7 +303,11 @@ class Checkpoint:
                     reader.release(name, e)
         if TABLE not in reader.pieces:  # with a router, a call without ids would choose by scores
             biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.pieces}
-            router = reader.router(self._block(number).router_factor)
+            block = self._block(number)
+            if block.late:  # above all that sigmoid and bias give the others
+                bias = np.asarray(biases["select_bias"], np.float32)
+                biases["select_bias"] = np.append(bias, [2 + 2 * np.abs(bias).max()] * block.late).astype(np.float32)
+            router = reader.router(block.router_factor)
             moe.load_router(layer, layout="out_in", router=router, **biases)
         beside: dict[str, Any] = {name: reader.read(name) for name in SHARED if name in reader.pieces}
         if beside:
@@ -317,6 +321,7 @@ class Checkpoint:
         x: [S, H], the layer's input. tokens: [S] ints, the tokens' ids in the vocabulary. Local. Raises InputError for
         another layer or arguments that do not fit, CheckpointError for a damaged table.
         """
+        self._block(number)
         if number not in self._tables:
             reader = self._checked(number)
             if TABLE not in reader.pieces:
@@ -343,9 +348,9 @@ class Checkpoint:
 
     def arrays(self, number: int, expert: int) -> dict[str, np.ndarray]:
         """One expert's arrays by name, in nn.Linear's order: up, gate [F, H], down [H, F], biases; read when used."""
-        reader = self._checked(number)
-        if isinstance(expert, bool) or not isinstance(expert, int | np.integer) or not 0 <= expert < reader.experts:
-            raise InputError(f"expert must be an int in 0..{reader.experts - 1}, got {expert!r}")
+        reader, cfg = self._checked(number), self.layer_config(number)
+        if isinstance(expert, bool) or not isinstance(expert, int | np.integer) or not 0 <= expert < cfg.experts:
+            raise InputError(f"expert must be an int in 0..{cfg.experts - 1}, got {expert!r}")
         return reader.expert([name for name in EXPERT if name in reader.pieces], int(expert))
 
 
@@ -369,16 +374,17 @@ def _agree(comm: Any, timeout: float, path: Any, problem: Exception | None, opti
             raise MismatchError(f"{path}: ranks 0 and {rank} have different config.json: give all ranks one model")
 
 
-def _shapes(cfg: MoEConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: MoEConfig, block: Block) -> dict[str, tuple[int, ...]]:
     """Shapes of one expert's arrays and of the layer's, in nn.Linear's order."""
     h, f = cfg.hidden, cfg.ffn
     columns, beside = cfg.columns, cfg.shared_ffn
-    return {
+    shapes: dict[str, tuple[int, ...]] = {
         "up": (f, h), "gate": (f, h), "down": (h, f), "up_bias": (f,), "gate_bias": (f,), "down_bias": (h,),
-        "router": (columns, h), "router_bias": (columns,), "select_bias": (columns,), "shared_up": (beside, h),
-        "shared_gate": (beside, h), "shared_down": (h, beside), "shared_sigmoid": (h,), "router_scale": (h,),
-        "router_norm": (h,), "expert_scale": (columns,),
+        "router": (columns, h), "router_bias": (columns,), "select_bias": (columns - block.late,),
+        "shared_up": (beside, h), "shared_gate": (beside, h), "shared_down": (h, beside), "shared_sigmoid": (h,),
+        "router_scale": (h,), "router_norm": (h,), "expert_scale": (1 if block.late else columns,),
     }  # fmt: skip
+    return shapes | {LATE + name: shapes[name] for name in ("up", "gate", "down")}
 
 
 def _without_capacity(cfg: MoEConfig) -> MoEConfig:

@@ -14,6 +14,7 @@ from .safetensors import shown
 
 READ = ("F32", "BF16", "F16")  # dtypes whose values are weights as they are
 TABLE = "table"
+LATE = "late_"  # before the name of an array: that of the last experts, which have tensors of their own
 HALVES = {"first": 0, "second": 1}
 ALTERNATING = {"even": 0, "odd": 1}
 
@@ -80,7 +81,8 @@ Part = tuple[dict[str, Piece], ...]  # alternatives, each {array of the layer: p
 class LayerReader:
     """Reads the arrays of one layer. prefix: of the layer's tensors. shapes: of one expert's or the layer's arrays.
 
-    pieces: by array. All names and shapes are checked against the headers by `check`, before anything is read.
+    experts: how many there are. late: how many of them, the last ones, are stored apart. pieces: by array. All names
+    and shapes are checked against the headers by `check`, before anything is read.
     """
 
     def __init__(
@@ -90,10 +92,11 @@ class LayerReader:
         pieces: dict[str, Piece],
         shapes: dict[str, tuple[int, ...]],
         experts: int,
+        late: int,
         options: quantised.Options,
     ) -> None:
         self.directory, self.prefix, self.pieces, self.shapes = directory, prefix, pieces, shapes
-        self.experts, self.options = experts, options
+        self.experts, self.late, self.options = experts - late, late, options
 
     def check(self) -> set[str]:
         """The names of all tensors that the layer's arrays come from; raises CheckpointError for a wrong shape."""
@@ -102,7 +105,7 @@ class LayerReader:
             if array == TABLE:  # its rows are the token ids: see `tables`
                 used.add(self.prefix + piece.name)
                 continue
-            wanted = piece.shape(self.shapes[array], self.experts)
+            wanted = piece.shape(self.shapes[array], self.late if array.startswith(LATE) else self.experts)
             if piece.mxfp4:
                 used |= self._check_mxfp4(piece, wanted)
                 continue
@@ -153,13 +156,14 @@ class LayerReader:
         tensors: dict[Piece, np.ndarray] = {}
         found = {}
         for name in names:
-            piece = self.pieces[name]
+            piece, number = self._stored(name, expert)
             whole = replace(piece, outputs="all")
             if whole not in tensors:
-                tensors[whole] = self._tensor(piece, expert)
+                tensors[whole] = self._tensor(piece, number)
             found[name] = _outputs(piece, tensors[whole])
         if "expert_scale" in self.pieces:
-            scale = np.float32(self.read_finite("expert_scale")[expert])
+            scales = self.read_finite("expert_scale")
+            scale = np.float32(scales[expert if len(scales) > 1 else 0])
             found |= {name: found[name].astype(np.float32) * scale for name in ("down", "down_bias") if name in found}
         return found
 
@@ -177,6 +181,12 @@ class LayerReader:
             )
         columns = factor * self.read_finite("router_scale").astype(np.float64) / norm
         return (found * columns).astype(np.float32)
+
+    def _stored(self, name: str, expert: int) -> tuple[Piece, int]:
+        """The piece of one expert's array, and the expert's number in its tensors."""
+        if expert < self.experts:
+            return self.pieces[name], expert
+        return self.pieces[LATE + name], expert - self.experts
 
     def _tensor(self, piece: Piece, expert: int) -> np.ndarray:
         """What a piece's tensor holds of one expert, or of the layer: [out, in] or [out], all outputs."""
@@ -210,8 +220,8 @@ class LayerReader:
         return found
 
     def release(self, array: str, expert: int = 0) -> None:
-        """Drop from this process the pages that `read` used; the file stays in the system's cache."""
-        piece = self.pieces[array]
+        """Drop from this process the pages that `expert` used; the file stays in the system's cache."""
+        piece, expert = self._stored(array, expert)
         if piece.mxfp4 or piece.flat:
             names = [self.prefix + below for below in piece.tensors(self.experts)]
         else:

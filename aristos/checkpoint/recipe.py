@@ -24,10 +24,11 @@ class Block:
     `layer`, which has the layer's own number for {n}. problem: why Aristos cannot run this layer; empty if it can.
     note: in what the layer differs from the model's own code, or what a call needs. shared_factor: a power of two that
     the shared expert's output is multiplied by. router_factor: of the router, where the parts have "router_scale".
+    late: how many of the experts, the last ones, have tensors of their own ("late_up" and so on) and are always chosen.
 
     Beside the layer's own arrays, parts may have "table" [V, k], the experts of each token id, which replaces choosing
-    by scores; "expert_scale" [E], which multiplies an expert's output; "router_scale" [H], which multiplies the input
-    of the router, and "router_norm" [H], which has multiplied that of the layer.
+    by scores; "expert_scale" [E] or [1], which multiplies an expert's output; "router_scale" [H], which multiplies the
+    input of the router, and "router_norm" [H], which has multiplied that of the layer.
     """
 
     options: Mapping[str, Any]
@@ -40,6 +41,7 @@ class Block:
     note: str = ""
     shared_factor: float = 1.0
     router_factor: float = 1.0
+    late: int = 0
 
 
 Build = Callable[[Options], dict[int, Block]]
@@ -57,12 +59,9 @@ FAMILIES: dict[str, Family] = {}
 # by model_type: what a layer of these models needs and the MoE layer does not have
 REFUSED = {
     "doge": "product keys choose among thousands of experts of one neuron each",
-    "inkling_text": "the weights of routed and shared experts are divided by one sum, so a shared expert's weight"
-    " differs from token to token; Aristos's shared expert has weight 1",
     "zaya": "its router is a network with a state from the layer before, and may skip the layer",
     "grok-1": "published code differs on its router: a cap of the scores and whether weights are renormalised",
 }
-REFUSED["inkling_mm_model"] = REFUSED["inkling_text"]
 
 
 def family(*names: str, **defaults: Any) -> Callable[[Build], Build]:

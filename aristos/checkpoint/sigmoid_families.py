@@ -27,6 +27,10 @@ from .safetensors import shown
 MLP = ("mlp.",)
 CORRECTION = "gate.e_score_correction_bias"
 TABLE = "its experts are chosen by a table of token ids: give each call the ids and weights of Checkpoint.route"
+LATE_NOTE = (
+    "the last {late} experts are the model's shared ones, which every token uses: give them a copy on every rank by"
+    " placement=, or the ranks that hold them have most of the work"
+)
 DEEP: dict[str, Any] = {"hidden_act": "silu", "routed_scaling_factor": 1.0, "norm_topk_prob": True}
 V3: dict[str, Any] = {**DEEP, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4}
 
@@ -340,3 +344,30 @@ def nemotron_h(o: Options) -> dict[int, Block]:
     )  # fmt: skip
     block = Block(options, parts, (base,))
     return {i: block for i, kind in enumerate(kinds[:count]) if kind == "moe"}
+
+
+@family("inkling_text", hidden_act="silu", n_shared_experts=2, route_scale=8.0, shared_expert_sink=True)
+def inkling(o: Options) -> dict[int, Block]:
+    """models/inkling: sigmoid, chosen with a bias; the weights of routed and shared experts are divided by one sum.
+
+    So the shared experts are the last experts here, which a bias makes every token choose. In published files gate and
+    up alternate.
+    """
+    o.only(shared_expert_sink=True)
+    o.ignore("intermediate_size", "rms_norm_eps_moe_gate")  # of dense layers; of nothing
+    late = o.size("n_shared_experts")
+    how: dict[str, Any] = {"score": "sigmoid", "renormalize": True, "scale": o.number("route_scale")}
+    sizes = o.size("moe_intermediate_size"), o.size("n_routed_experts") + late, o.size("num_experts_per_tok") + late
+    both = {
+        "late_gate": Piece("mlp.shared_experts.shared_w13_weight", stacked=True, outputs="even"),
+        "late_up": Piece("mlp.shared_experts.shared_w13_weight", stacked=True, outputs="odd"),
+        "late_down": Piece("mlp.shared_experts.shared_w2_weight", stacked=True),
+    }
+    apart = {f"late_{name}": Piece(f"mlp.shared_experts.{name}_proj", stacked=True) for name in ("gate", "up", "down")}
+    parts = (
+        (fused("mlp."), fused("mlp.", "experts.w13_weight", "experts.w2_weight", interleaved=True)), (apart, both),
+        named("router", "mlp.gate.weight"), named("select_bias", "mlp." + CORRECTION, "mlp.gate.bias"),
+        named("expert_scale", "mlp.gate.global_scale"),
+    )  # fmt: skip
+    block = Block(gated(o, *sizes, **how), parts, late=late, note=LATE_NOTE.format(late=late))
+    return dict.fromkeys(after_dense(o), block)

@@ -32,7 +32,7 @@ class TokenTable:
                 f"{self._where} must have ints of shape [token ids, {cfg.top_k}], got {self._table.dtype}"
                 f" {list(self._table.shape)}: config.json and the tensors are of different models"
             )
-        self._router = reader.router(1.0).astype(np.float32)
+        self._router = reader.router(1.0).astype(np.float64)  # so that the other tokens of a call do not show
         self._cfg = cfg
 
     def route(self, x: Any, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -56,6 +56,6 @@ class TokenTable:
                 " download this file again"
             )
         router = self._cfg.router
-        scores = (given.astype(np.float32) @ self._router.T).astype(np.float64)
+        scores = given.astype(np.float64) @ self._router.T
         weights = router.scale * reference.SCORES[router.score](scores, ids, router.renormalize)
         return ids.astype(np.int32), weights.astype(np.float32)

@@ -49,7 +49,21 @@ def read_announcement(job, st, source):
                 end += count
             st[words.source_end(job, source, expert)] = end
             st[words.expert_coming(job, expert)] += count
+    admit_staying(job, st, source)
     return True
+
+
+@jit
+def admit_staying(job, st, owner):
+    """Own rows for experts of `owner` that stay here may run: it has announced this epoch, so it loads no weights.
+
+    They run even if it makes another call or refuses its input: then the call has no result.
+    """
+    me = job[words.RANK]
+    for expert in range(job[words.HELD], job[words.COMPUTED]):
+        if job[words.foreign_owner(words.foreign(job, expert))] == owner:
+            st[words.pending(job, me, expert)] = st[words.staying(job, expert)]
+            st[words.expert_pending(job, expert)] = st[words.staying(job, expert)]
 
 
 @jit

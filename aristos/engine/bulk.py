@@ -33,7 +33,7 @@ def pack(job, st):
     tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
     rows = packing.sort(job, st, tokens)
     packing.set_blocks(job, st, tokens)
-    packing.set_streams(job, st, rows)
+    packing.set_streams(job, st)
     return rows
 
 

@@ -143,19 +143,29 @@ def take(job, st, worker):
 
 @jit
 def ffn_of(job, expert):
-    """Width of a held expert's hidden activations."""
+    """Width of an expert's hidden activations."""
     return job[words.SHARED_FFN] if expert + 1 == job[words.SHARED] else job[words.FFN]
 
 
 @jit
 def up_shares(job, expert):
-    """Shares of the first phase of a held expert's column-split run."""
+    """Shares of the first phase of an expert's column-split run."""
     return job[words.SHARED_SHARES] if expert + 1 == job[words.SHARED] else job[words.UP_SHARES]
 
 
 @jit
 def weights_of(job, expert):
-    """Addresses (up, gate, down, up_bias, gate_bias, down_bias) of a held expert's weights; 0 for absent ones."""
+    """Addresses (up, gate, down, up_bias, gate_bias, down_bias) of an expert's weights; 0 for absent ones."""
+    if expert >= job[words.HELD]:
+        record = words.foreign(job, expert)
+        return (
+            job[words.foreign_up(record)],
+            job[words.foreign_gate(record)],
+            job[words.foreign_down(record)],
+            job[words.foreign_up_bias(record)],
+            job[words.foreign_gate_bias(record)],
+            job[words.foreign_down_bias(record)],
+        )
     if expert + 1 == job[words.SHARED]:
         return (
             job[words.SHARED_UP],

@@ -33,12 +33,12 @@ def more_can_land(job, st, expert):
 @jit
 def choose(job, st):
     """(expert to run or -1, number of experts that have rows)."""
-    local = job[words.HELD]
+    computed = job[words.COMPUTED]
     remote, own, early, active = -1, -1, -1, 0
-    for i in range(local):
+    for i in range(computed):
         expert = st[words.NEXT_EXPERT] + i
-        if expert >= local:
-            expert -= local
+        if expert >= computed:
+            expert -= computed
         rows = st[words.expert_pending(job, expert)]
         if rows == 0:
             continue

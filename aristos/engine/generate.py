@@ -19,7 +19,7 @@ from ..primitives.compile import inlined
 '''
 ARGUMENTS: dict[tuple[str, ...], str] = {
     schema.PEER: "peer",
-    schema.HELD: "expert",
+    schema.COMPUTED: "expert",
     schema.SLOT: "slot",
     ("copies_and_end",): "slot",
     ("rows",): "i",
@@ -46,7 +46,9 @@ def _sentence(text: str) -> str:
 def _table(table: schema.StateTable) -> str:
     meaning, start = _sentence(table.meaning), table.start
     if table.shape == schema.SOURCE_EXPERT:
-        whole = _function(table.name, "job, source, expert", f"job[{start}] + source * job[MAX_HELD] + expert", meaning)
+        whole = _function(
+            table.name, "job, source, expert", f"job[{start}] + source * job[MAX_COMPUTED] + expert", meaning
+        )
         return whole + _function(
             f"{table.name}_at",
             "job, source_expert",
@@ -88,7 +90,8 @@ def words() -> str:
     text = HEAD
     text += _constants("the job", [*_numbered(job), ("JOB_WORDS", len(job))])
     text += _constants("the state", [*_numbered(schema.STATE_WORDS), ("STATE_WORDS", len(schema.STATE_WORDS))])
-    text += _constants("a line of words for a peer", [*line, (schema.POSTED.name, len(schema.LINE_WORDS))])
+    behind = [(word.name, len(schema.LINE_WORDS) + i) for i, word in enumerate((schema.POSTED, schema.ENDED))]
+    text += _constants("a line of words for a peer, and words behind it", [*line, *behind])
     text += _constants("counters of a worker", [*_numbered(schema.COUNTERS), ("N_REMOTE_PUTS", schema.N_REMOTE_PUTS)])
     text += _constants("sizes", sizes)
     for index in schema.INDICES:
@@ -123,7 +126,7 @@ def tables() -> str:
               [(f"`{t.name}`", ", ".join(t.shape), t.unit, t.meaning, t.writer) for t in schema.TABLES]),
         _rows("A line of words for a peer", "index, word, unit, meaning, writer",
               [(i, f"`{w.name}`", w.unit, w.meaning, w.writer)
-               for i, w in enumerate([*schema.LINE_WORDS, schema.POSTED])]),
+               for i, w in enumerate([*schema.LINE_WORDS, schema.POSTED, schema.ENDED])]),
         _rows("Parts of a region", "part, entries, entry, meaning",
               [(f"`{p.address}`", p.entries, p.entry, p.meaning + ", remote only" * p.remote_only)
                for p in schema.REGION]),

@@ -6,15 +6,16 @@ runs it), `object` (a layer or an exchange), `weights` and `call`. A part names 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from . import schema, words
 from .layout import EngineShape, PairLayout, StateLayout
 
 
-def size(experts: int, world: int) -> int:
-    """Words of a job for so many experts and ranks; without experts it only reaches peers."""
-    return words.JOB_WORDS + experts + world + 1
+def size(experts: int, world: int, foreign: int = 0) -> int:
+    """Words of a job for so many experts, ranks and experts of local peers; without experts it only reaches peers."""
+    return words.JOB_WORDS + experts + world + 1 + words.FOREIGN_WORDS * foreign
 
 
 def names(part: str, substrate: str) -> set[str]:
@@ -56,13 +57,21 @@ def _of_shape(shape: EngineShape) -> dict[str, int]:
         "stride": shape.stride,
         "ring_rows": shape.ring_rows,
         "slots": shape.slots,
-        "max_held": shape.max_held,
+        "max_computed": shape.max_held + shape.foreign,
     }
 
 
-def fill_placement(job: Any, slot_of: Any, start: Any) -> None:
-    """Write the tables of slots. slot_of: [experts], start: [world + 1]; see schema.JOB_TABLES."""
+def fill_placement(job: Any, slot_of: Any, start: Any, foreign: Sequence[tuple[int, int]] = ()) -> None:
+    """Write the tables of a job. slot_of: [experts], start: [world + 1]; see schema.JOB_TABLES.
+
+    foreign: (slot, rank that holds it) of each expert of a local peer that this rank may compute, in the order of
+    slots. The weights fill in their addresses.
+    """
     first = words.JOB_WORDS
     middle = first + len(slot_of)
-    job[words.SLOT_OF], job[words.SLOT_START] = first, middle
-    job[first:middle], job[middle : middle + len(start)] = slot_of, start
+    end = middle + len(start)
+    job[words.SLOT_OF], job[words.SLOT_START], job[words.FOREIGN] = first, middle, end
+    job[first:middle], job[middle:end] = slot_of, start
+    for i, (slot, owner) in enumerate(foreign):
+        record = end + words.FOREIGN_WORDS * i
+        job[words.foreign_slot(record)], job[words.foreign_owner(record)] = slot, owner

@@ -8,7 +8,7 @@ window for its local peers and one for its remote peers. Each holds return rows,
 
 A region with a ring of R rows. Each part begins on a line of 64 bytes, so that no two writers share a line:
 
-    words                              one line, see schema.LINE_WORDS
+    words                              two lines, see schema.LINE_WORDS and ENDED
     announcement[epoch parity]         8 words + a word per held expert, in whole lines
     records[R + 1]                     tile records
     return_records[R + 1]              return records
@@ -54,6 +54,7 @@ class EngineShape:
     top_k: int = 1
     experts: int = 1
     max_tokens: int = 1
+    foreign: int = 0  # most experts of local peers that a rank may compute
     return_bytes: int = 0  # of return rows; 0: return_rows * stride
 
     def union(self, other: EngineShape) -> EngineShape:
@@ -62,7 +63,7 @@ class EngineShape:
             self.world,
             *(
                 max(getattr(self, n), getattr(other, n))
-                for n in ("ring_rows", "stride", "return_rows", "max_held", "top_k", "experts", "max_tokens")
+                for n in ("ring_rows", "stride", "return_rows", "max_held", "top_k", "experts", "max_tokens", "foreign")
             ),
         )
         nbytes = max(self.returns, other.returns)  # one user may need the most rows, another the widest
@@ -102,7 +103,7 @@ class PairLayout:
 
     @classmethod
     def of(cls, s: EngineShape) -> PairLayout:
-        announce = LINE
+        announce = 2 * LINE
         step = lines(WORD * (words.ANNOUNCED_WORDS + s.max_held))
         records = announce + 2 * step
         return_records = records + lines(s.slots * RECORD_BYTES)
@@ -166,7 +167,7 @@ class StateLayout:
 
     def __init__(self, s: EngineShape, workers: int, batch: int, runs: int = 1) -> None:
         dimensions = schema.sizes(
-            world=s.world, max_held=s.max_held, copies=s.experts, records=s.slots, rows=s.return_rows,
+            world=s.world, max_computed=s.max_held + s.foreign, copies=s.experts, records=s.slots, rows=s.return_rows,
             tokens=s.max_tokens, top_k=s.top_k, workers=workers, runs=runs, batch=batch,
         )  # fmt: skip
         self.command_words = dimensions["command_words"]
@@ -290,7 +291,7 @@ def staged_row(job, st, source, pair):
 def row_back(job, st, packed):
     """Address where the output of a packed row comes back to: local and remote owners write different windows."""
     owner = job[words.RANK]
-    if job[words.REMOTE] != 0:
+    if job[words.REMOTE] != 0 and packed < st[words.offset(job, job[words.slot_start(job, job[words.WORLD])])]:
         low, high = 0, job[words.WORLD]
         while high - low > 1:
             middle = (low + high) // 2

@@ -61,9 +61,10 @@ def drop(job, st, tokens, ids):
 
 @jit
 def sort(job, st, tokens):
-    """Counting sort of tokens * k choices: offset [slots + 1], token [rows], position [tokens, k]; returns rows.
+    """Counting sort of tokens * k choices: offset [slots + 1], token [rows], position [tokens, k].
 
-    A choice that is not taken, one beyond the capacity and one of an identity expert have the position -1.
+    A choice that is not taken, one beyond the capacity and one of an identity expert have the position -1. Rows that
+    stay come behind those of all slots, and their slot has none: they are not announced. Returns offset[slots].
     """
     slots, k = job[words.slot_start(job, job[words.WORLD])], job[words.TOP_K]
     count, offset = words.count(job, 0), words.offset(job, 0)
@@ -76,12 +77,24 @@ def sort(job, st, tokens):
     for i in range(tokens * k):
         if ids[i] >= 0 and job[slot_of + ids[i]] >= 0:
             st[count + job[slot_of + ids[i]]] += 1
+    for expert in range(job[words.HELD], job[words.COMPUTED]):
+        s = count + job[words.foreign_slot(words.foreign(job, expert))]
+        st[words.staying(job, expert)] = 0
+        if st[s] >= job[words.STAY_ROWS]:
+            st[words.staying(job, expert)] = st[s]
+            st[s] = 0
     rows = 0
     for s in range(slots):
         st[offset + s] = rows
         rows += st[count + s]
         st[count + s] = st[offset + s]
     st[offset + slots] = rows
+    end = rows
+    for expert in range(job[words.HELD], job[words.COMPUTED]):
+        if st[words.staying(job, expert)] > 0:
+            st[words.front(job, job[words.RANK], expert)] = end
+            st[count + job[words.foreign_slot(words.foreign(job, expert))]] = end
+            end += st[words.staying(job, expert)]
     i = 0
     for t in range(tokens):
         for _ in range(k):
@@ -122,7 +135,7 @@ def set_blocks(job, st, tokens):
 
 
 @jit
-def set_streams(job, st, rows):
+def set_streams(job, st):
     """Set cursors to the first rows for every rank; own rows are pending; no announcement is read."""
     me, world, local = job[words.RANK], job[words.WORLD], job[words.HELD]
     offset, start = words.offset(job, 0), words.slot_start(job, 0)
@@ -134,7 +147,7 @@ def set_streams(job, st, rows):
         st[words.exchanges(job, p)] = 0
         st[words.peer_status(job, p)] = codes.OK
         st[words.rows_to(job, p)] = st[offset + job[start + p + 1]] - st[offset + job[start + p]]
-        for i in range(p * job[words.MAX_HELD], words.source_expert(job, p, local)):
+        for i in range(words.source_expert(job, p, 0), words.source_expert(job, p, local)):
             st[words.front_at(job, i)] = 0
             st[words.taken_at(job, i)] = 0
             st[words.pending_at(job, i)] = 0
@@ -142,6 +155,11 @@ def set_streams(job, st, rows):
         for slot in range(mem.thread(), job[start + world], mem.threads()):
             st[words.slot_from(job, slot)] = st[offset + slot]
     mem.block_barrier()
+    for expert in range(local + mem.thread(), job[words.COMPUTED], mem.threads()):  # until their holders announce
+        i = words.source_expert(job, me, expert)
+        st[words.taken_at(job, i)] = 0
+        st[words.pending_at(job, i)] = 0
+        st[words.expert_pending(job, expert)] = 0
     for expert in range(mem.thread(), local, mem.threads()):
         slot = job[start + me] + expert
         count = st[offset + slot + 1] - st[offset + slot]
@@ -156,8 +174,11 @@ def set_streams(job, st, rows):
     own = st[offset + job[start + me + 1]] - st[offset + job[start + me]]
     st[words.first_packed(job, me)] = st[offset + job[start + me]]
     st[words.OWED] = own
+    for expert in range(local, job[words.COMPUTED]):
+        st[words.OWED] += st[words.staying(job, expert)]
+        st[words.rows_to(job, job[words.foreign_owner(words.foreign(job, expert))])] += st[words.staying(job, expert)]
     st[words.rows_from(job, me)] = own
-    st[words.UNSENT] = rows - own
+    st[words.UNSENT] = st[offset + job[start + world]] - own
     st[words.UNREAD] = world - 1
     st[words.NEXT_DEST] = (me + 1) % world
     st[words.NEXT_EXPERT] = 0
@@ -174,7 +195,7 @@ def write_announcement(job, st, p):
         mem.store(words.announced_row_bytes(a), job[words.ROW_BYTES])
         mem.store(words.announced_top_k(a), job[words.TOP_K])
         mem.store(words.announced_status(a), st[words.STATUS])
-        mem.store(words.announced_rows(a), st[words.rows_to(job, p)])
+        mem.store(words.announced_rows(a), st[offset + job[words.slot_start(job, p + 1)]] - st[offset + first])
         mem.store(words.announced_first(a), st[offset + first])
     for slot in range(first + mem.thread(), job[words.slot_start(job, p + 1)], mem.threads()):
         count = st[offset + slot + 1] - st[offset + slot]
@@ -201,10 +222,8 @@ def execute(job, st):
     """
     tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
     if job[words.PACKED] == 0:
-        rows = sort(job, st, tokens)
-    else:
-        rows = st[words.offset(job, job[words.slot_start(job, job[words.WORLD])])]
+        sort(job, st, tokens)
     set_blocks(job, st, tokens)
-    set_streams(job, st, rows)
+    set_streams(job, st)
     mem.block_barrier()
     announce(job, st)

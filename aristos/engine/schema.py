@@ -92,8 +92,15 @@ def _words(part: str, rows: str) -> list[Word]:
 JOB_SCALARS: list[Word] = [
     *_words(ENGINE, "RANK | rank | this rank\nWORLD | ranks | ranks of the group"),
     *_words(CALL, "WORKERS | workers | that take part"),
-    *_words(OBJECT, "HELD | experts | experts that this rank holds"),
-    *_words(ENGINE, "MAX_HELD | experts | most experts that any rank holds"),
+    *_words(
+        OBJECT,
+        """
+        HELD | experts | experts that this rank holds
+        COMPUTED | experts | that this rank may compute: those held, then those of local peers that it can read
+        STAY_ROWS | rows | so many own rows for an expert of a local peer are computed here; fewer travel | cpu
+        """,
+    ),
+    *_words(ENGINE, "MAX_COMPUTED | experts | most experts that a rank may compute"),
     *_words(
         OBJECT,
         """
@@ -254,6 +261,7 @@ JOB_SCALARS: list[Word] = [
 JOB_TABLES = [
     Word("SLOT_OF", "for each expert the slot that this rank sends to", "slot", HOST, OBJECT),
     Word("SLOT_START", "for each rank its first slot; then the number of slots", "slot", HOST, OBJECT),
+    Word("FOREIGN", "for each expert of a local peer that this rank may compute a record `foreign`", "", HOST, OBJECT),
 ]
 COMMAND_STEP = Word("T_COMMAND_STEP", "words of a command", "words", HOST, ENGINE)
 
@@ -302,7 +310,7 @@ SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
 # names of sizes: meaning
 DIMENSIONS = {
     "world": "ranks of the group",
-    "max_held": "most experts that any rank holds",
+    "max_computed": "most experts that a rank may compute",
     "copies": "slots: copies of experts over all ranks",
     "copies_and_end": "slots + 1",
     "records": "records of a pair: ring rows + 1",
@@ -316,7 +324,7 @@ DIMENSIONS = {
     "command_words": "words of a command, whole lines",
     "counter_words": "words of a worker's counters",
 }
-PEER, SOURCE_EXPERT, HELD, SLOT = ("world",), ("world", "max_held"), ("max_held",), ("copies",)
+PEER, SOURCE_EXPERT, COMPUTED, SLOT = ("world",), ("world", "max_computed"), ("max_computed",), ("copies",)
 
 TABLES = [
     StateTable("region_to", PEER, "what this rank writes for a peer", "address", HOST),
@@ -374,9 +382,10 @@ TABLES = [
     StateTable("pending", SOURCE_EXPERT, "landed rows that are not claimed", "rows"),
     StateTable("source_end", SOURCE_EXPERT, "read_rows when all announced rows have landed", "rows"),
     StateTable("target", SOURCE_EXPERT, "next row of an exchange's output", "row"),
-    StateTable("expert_pending", HELD, "landed rows of all sources that are not claimed", "rows"),
-    StateTable("expert_remote", HELD, "those of them that are not own rows", "rows"),
-    StateTable("expert_coming", HELD, "announced rows that have not landed", "rows"),
+    StateTable("expert_pending", COMPUTED, "landed rows of all sources that are not claimed", "rows"),
+    StateTable("expert_remote", COMPUTED, "those of them that are not own rows", "rows"),
+    StateTable("expert_coming", COMPUTED, "announced rows that have not landed", "rows"),
+    StateTable("staying", COMPUTED, "own rows for an expert of a local peer that are computed here", "rows", PACK),
     StateTable("block_left", ("blocks",), "rows that a block of tokens waits for", "rows", ATOMIC),
     StateTable("ready", ("blocks",), "queue of blocks to combine: 1 + block", "block", ATOMIC),
     StateTable("run", ("runs", "run_words"), "column-split runs"),
@@ -401,6 +410,7 @@ LINE_WORDS = [
     Word("RETURN_TAIL", "tiles returned to the peer", "tiles", "the source"),
 ]
 POSTED = Word("POSTED", "behind the words of a remote peer: what was put to it, added up", "", WIRE)
+ENDED = Word("ENDED", "first of the next line, for a local peer: last epoch that has ended", "call", "the source")
 
 # ---- records
 
@@ -455,6 +465,11 @@ RECORDS = [
         ("packed", "first packed row", "packed row"), ("left", "rows that are not computed", "rows"),
         ("last", "ring rows of the block that ends here, 0: it goes on", "rows"),
         ("next", "next tile of the same expert", "tile"))),
+    Record("foreign", 8, 1, "an expert of a local peer, of those that this rank may compute", HOST, _fields(
+        ("slot", "its slot", "slot"), ("owner", "rank that holds it", "rank"),
+        ("up", "up projection", "address"), ("gate", "gate projection, 0: none", "address"),
+        ("down", "down projection", "address"), ("up_bias", "0: none", "address"),
+        ("gate_bias", "0: none", "address"), ("down_bias", "0: none", "address"))),
     Record("command", COMMAND_HEAD, 1, "a command; its pieces, lists and parts follow", OWN, _ARGUMENTS),
     Record("piece", 2, 1, "own rows that came back", OWN, _fields(
         ("packed", "first packed row", "packed row"), ("rows", "rows", "rows"))),
@@ -499,7 +514,7 @@ class RegionPart:
 
 
 REGION = [
-    RegionPart("word", "line words", "8 bytes", "the line of words"),
+    RegionPart("word", "line words", "8 bytes", "the line of words; then ENDED on a line of its own"),
     RegionPart("announcement", "2", "announcement", "announcements, by the parity of the epoch"),
     RegionPart("record", "records", "record", "tile records"),
     RegionPart("return_record", "records", "returned", "return records"),
@@ -539,9 +554,14 @@ class Index:
 
 INDICES = [
     Index("slot_of", "job, expert", "job[SLOT_OF] + expert", "Word of the job: the slot that gets an expert's rows."),
+    Index("foreign", "job, expert", "job[FOREIGN] + FOREIGN_WORDS * (expert - job[HELD])",
+          "Record, in the job, of an expert that a local peer holds; the first is number HELD."),
     Index("slot_start", "job, rank", "job[SLOT_START] + rank", "Word of the job: first slot of a rank."),
     Index(
-        "source_expert", "job, source, expert", "source * job[MAX_HELD] + expert", "Number of a source and an expert."
+        "source_expert",
+        "job, source, expert",
+        "source * job[MAX_COMPUTED] + expert",
+        "Number of a source and an expert.",
     ),
     Index("kept", "job, source, tile", "job[T_KEPT] + KEPT_WORDS * (source * job[SLOTS] + tile % job[SLOTS])",
           "Kept record of a source's tile."),
@@ -577,15 +597,15 @@ def job_words() -> list[Word]:
     return [*JOB_SCALARS, *starts, *JOB_TABLES]
 
 
-def sizes(*, world: int, max_held: int, copies: int, records: int, rows: int, tokens: int, top_k: int, workers: int,
+def sizes(*, world: int, max_computed: int, copies: int, records: int, rows: int, tokens: int, top_k: int, workers: int,
           runs: int, batch: int) -> dict[str, int]:  # fmt: skip
     """The DIMENSIONS of a configuration."""
     # a combine command lists the rows of its tokens' choices
     lists = max(batch * (LISTS + record("part").words), min(TOKEN_BLOCK, tokens) * top_k)
     command = COMMAND_HEAD + record("piece").words * BACK_MOST + lists
     return {
-        "world": world, "max_held": max_held, "copies": copies, "copies_and_end": copies + 1, "records": records,
-        "rows": rows, "blocks": -(-tokens // TOKEN_BLOCK) + 1, "workers": workers, "runs": runs,
+        "world": world, "max_computed": max_computed, "copies": copies, "copies_and_end": copies + 1,
+        "records": records, "rows": rows, "blocks": -(-tokens // TOKEN_BLOCK) + 1, "workers": workers, "runs": runs,
         "commands": workers + runs, "kept_words": record("kept").words, "run_words": record("run").words,
         "command_words": -(-command // 8) * 8, "counter_words": COUNTER_WORDS,
     }  # fmt: skip

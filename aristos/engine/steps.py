@@ -152,6 +152,15 @@ def heartbeat(job, st, progress):
 
 
 @jit
+def end(job, st):
+    """The call has ended here: this rank no longer reads weights of local peers, which may load others."""
+    heartbeat(job, st, -1)
+    for p in range(job[words.WORLD]):
+        if p != job[words.RANK] and st[words.remote(job, p)] == 0:
+            mem.store_release(word_to(job, st, p, words.ENDED), job[words.EPOCH])
+
+
+@jit
 def poison(job, st, origin, cause):
     """Notify every peer, once, that this epoch has failed; the engine is unusable after."""
     me, world = job[words.RANK], job[words.WORLD]

@@ -11,176 +11,180 @@ RANK = 0
 WORLD = 1
 WORKERS = 2
 HELD = 3
-MAX_HELD = 4
-EXPERTS = 5
-TOP_K = 6
-CHOICES = 7
-SHARED = 8
-SHARED_FFN = 9
-IDENTITY = 10
-HIDDEN = 11
-FFN = 12
-TOKENS = 13
-EPOCH = 14
-OBJECT = 15
-LAYER = 16
-ROW_BYTES = 17
-STATUS_IN = 18
-ROUTED = 19
-KERNELS = 20
-SCORE = 21
-RENORMALIZE = 22
-SCALE = 23
-ON_INPUT = 24
-ACTIVATION = 25
-MODE = 26
-EVENTS_MAX = 27
-SPINS = 28
-YIELDS = 29
-STRIDE = 30
-RETURN_STRIDE = 31
-RING_ROWS = 32
-SLOTS = 33
-TILE = 34
-BATCH = 35
-RUN_ROWS = 36
-MERGE_ROWS = 37
-MERGE_POLLS = 38
-PAUSE_NS = 39
-REMOTE = 40
-REMOTE_BLOCK = 41
-PACKED = 42
-TIMEOUT_NS = 43
-RUNS = 44
-SPLIT_ROWS = 45
-UP_SHARES = 46
-DOWN_SHARES = 47
-SHARED_SHARES = 48
-ALL_SPLIT = 49
-X = 50
-X_STRIDE = 51
-INPUT = 52
-INPUT_STRIDE = 53
-ROUTER_X = 54
-ROUTER_X_STRIDE = 55
-CAPACITY = 56
-LOGITS = 57
-KEPT_WEIGHTS = 58
-Y = 59
-IDS = 60
-WEIGHTS = 61
-ROUTER = 62
-ROUTER_BIAS = 63
-SELECT_BIAS = 64
-SHARED_UP = 65
-SHARED_GATE = 66
-SHARED_DOWN = 67
-SHARED_UP_BIAS = 68
-SHARED_GATE_BIAS = 69
-SHARED_DOWN_BIAS = 70
-SHARED_SIGMOID = 71
-LOADED = 72
-UP = 73
-GATE = 74
-DOWN = 75
-UP_BIAS = 76
-GATE_BIAS = 77
-GATED = 78
-DOWN_BIAS = 79
-UP_STEP = 80
-DOWN_STEP = 81
-UP_BIAS_STEP = 82
-DOWN_BIAS_STEP = 83
-SCRATCH = 84
-SCRATCH_STEP = 85
-ALL_WORKERS = 86
-LOCK = 87
-EVENTS = 88
-OUT_ROWS = 89
-WIRE = 90
-STATE = 91
-ABORT = 92
-MIRROR = 93
-MIRROR_BYTES = 94
-RUN_STEP = 95
-RUN_PITCH = 96
-P_ANNOUNCE = 97
-P_ANNOUNCE_STEP = 98
-P_RECORDS = 99
-P_RETURN_RECORDS = 100
-P_RING = 101
-P_INDEX = 102
-P_CODED = 103
-T_REGION_TO = 104
-T_REGION_FROM = 105
-T_LINE_FROM = 106
-T_RETURN_ROWS = 107
-T_ROWS_BACK = 108
-T_REMOTE = 109
-T_PUT_REGION = 110
-T_PUT_RETURN_ROWS = 111
-T_STAGED = 112
-T_OUT_RING = 113
-T_CODED = 114
-T_SENT_ROWS = 115
-T_SENT_TILES = 116
-T_SEEN_TILES = 117
-T_EXTRA = 118
-T_READ_TILES = 119
-T_READ_ROWS = 120
-T_FREE_TILES = 121
-T_FREED_ROWS = 122
-T_PUT_ROWS = 123
-T_PUT_TILES = 124
-T_PUT_RETURNED = 125
-T_PUT_CREDIT = 126
-T_PUT_TIME = 127
-T_OPEN = 128
-T_OPEN_EPOCH = 129
-T_OPEN_ROWS = 130
-T_OPEN_TILES = 131
-T_OPEN_RETURNED = 132
-T_OPEN_CREDIT = 133
-T_OPEN_BYTES = 134
-T_RETURNED = 135
-T_KEPT = 136
-T_COUNT = 137
-T_SLOT_FROM = 138
-T_SLOT_TO = 139
-T_SLOT_PAIR = 140
-T_OFFSET = 141
-T_TOKEN = 142
-T_POSITION = 143
-T_CURSOR = 144
-T_BUSY = 145
-T_VERDICT = 146
-T_ROWS_LEFT = 147
-T_FIRST_PACKED = 148
-T_EXCHANGES = 149
-T_PEER_STATUS = 150
-T_FRONT = 151
-T_LATEST = 152
-T_TAKEN = 153
-T_PENDING = 154
-T_SOURCE_END = 155
-T_TARGET = 156
-T_EXPERT_PENDING = 157
-T_EXPERT_REMOTE = 158
-T_EXPERT_COMING = 159
-T_BLOCK_LEFT = 160
-T_READY = 161
-T_RUN = 162
-T_COMMAND = 163
-T_COMMAND_STEP = 164
-T_COUNTERS = 165
-T_PEER_WAIT = 166
-T_ROWS_TO = 167
-T_TILES_TO = 168
-T_ROWS_FROM = 169
-T_MOVED_TO = 170
-SLOT_OF = 171
-SLOT_START = 172
-JOB_WORDS = 173
+COMPUTED = 4
+STAY_ROWS = 5
+MAX_COMPUTED = 6
+EXPERTS = 7
+TOP_K = 8
+CHOICES = 9
+SHARED = 10
+SHARED_FFN = 11
+IDENTITY = 12
+HIDDEN = 13
+FFN = 14
+TOKENS = 15
+EPOCH = 16
+OBJECT = 17
+LAYER = 18
+ROW_BYTES = 19
+STATUS_IN = 20
+ROUTED = 21
+KERNELS = 22
+SCORE = 23
+RENORMALIZE = 24
+SCALE = 25
+ON_INPUT = 26
+ACTIVATION = 27
+MODE = 28
+EVENTS_MAX = 29
+SPINS = 30
+YIELDS = 31
+STRIDE = 32
+RETURN_STRIDE = 33
+RING_ROWS = 34
+SLOTS = 35
+TILE = 36
+BATCH = 37
+RUN_ROWS = 38
+MERGE_ROWS = 39
+MERGE_POLLS = 40
+PAUSE_NS = 41
+REMOTE = 42
+REMOTE_BLOCK = 43
+PACKED = 44
+TIMEOUT_NS = 45
+RUNS = 46
+SPLIT_ROWS = 47
+UP_SHARES = 48
+DOWN_SHARES = 49
+SHARED_SHARES = 50
+ALL_SPLIT = 51
+X = 52
+X_STRIDE = 53
+INPUT = 54
+INPUT_STRIDE = 55
+ROUTER_X = 56
+ROUTER_X_STRIDE = 57
+CAPACITY = 58
+LOGITS = 59
+KEPT_WEIGHTS = 60
+Y = 61
+IDS = 62
+WEIGHTS = 63
+ROUTER = 64
+ROUTER_BIAS = 65
+SELECT_BIAS = 66
+SHARED_UP = 67
+SHARED_GATE = 68
+SHARED_DOWN = 69
+SHARED_UP_BIAS = 70
+SHARED_GATE_BIAS = 71
+SHARED_DOWN_BIAS = 72
+SHARED_SIGMOID = 73
+LOADED = 74
+UP = 75
+GATE = 76
+DOWN = 77
+UP_BIAS = 78
+GATE_BIAS = 79
+GATED = 80
+DOWN_BIAS = 81
+UP_STEP = 82
+DOWN_STEP = 83
+UP_BIAS_STEP = 84
+DOWN_BIAS_STEP = 85
+SCRATCH = 86
+SCRATCH_STEP = 87
+ALL_WORKERS = 88
+LOCK = 89
+EVENTS = 90
+OUT_ROWS = 91
+WIRE = 92
+STATE = 93
+ABORT = 94
+MIRROR = 95
+MIRROR_BYTES = 96
+RUN_STEP = 97
+RUN_PITCH = 98
+P_ANNOUNCE = 99
+P_ANNOUNCE_STEP = 100
+P_RECORDS = 101
+P_RETURN_RECORDS = 102
+P_RING = 103
+P_INDEX = 104
+P_CODED = 105
+T_REGION_TO = 106
+T_REGION_FROM = 107
+T_LINE_FROM = 108
+T_RETURN_ROWS = 109
+T_ROWS_BACK = 110
+T_REMOTE = 111
+T_PUT_REGION = 112
+T_PUT_RETURN_ROWS = 113
+T_STAGED = 114
+T_OUT_RING = 115
+T_CODED = 116
+T_SENT_ROWS = 117
+T_SENT_TILES = 118
+T_SEEN_TILES = 119
+T_EXTRA = 120
+T_READ_TILES = 121
+T_READ_ROWS = 122
+T_FREE_TILES = 123
+T_FREED_ROWS = 124
+T_PUT_ROWS = 125
+T_PUT_TILES = 126
+T_PUT_RETURNED = 127
+T_PUT_CREDIT = 128
+T_PUT_TIME = 129
+T_OPEN = 130
+T_OPEN_EPOCH = 131
+T_OPEN_ROWS = 132
+T_OPEN_TILES = 133
+T_OPEN_RETURNED = 134
+T_OPEN_CREDIT = 135
+T_OPEN_BYTES = 136
+T_RETURNED = 137
+T_KEPT = 138
+T_COUNT = 139
+T_SLOT_FROM = 140
+T_SLOT_TO = 141
+T_SLOT_PAIR = 142
+T_OFFSET = 143
+T_TOKEN = 144
+T_POSITION = 145
+T_CURSOR = 146
+T_BUSY = 147
+T_VERDICT = 148
+T_ROWS_LEFT = 149
+T_FIRST_PACKED = 150
+T_EXCHANGES = 151
+T_PEER_STATUS = 152
+T_FRONT = 153
+T_LATEST = 154
+T_TAKEN = 155
+T_PENDING = 156
+T_SOURCE_END = 157
+T_TARGET = 158
+T_EXPERT_PENDING = 159
+T_EXPERT_REMOTE = 160
+T_EXPERT_COMING = 161
+T_STAYING = 162
+T_BLOCK_LEFT = 163
+T_READY = 164
+T_RUN = 165
+T_COMMAND = 166
+T_COMMAND_STEP = 167
+T_COUNTERS = 168
+T_PEER_WAIT = 169
+T_ROWS_TO = 170
+T_TILES_TO = 171
+T_ROWS_FROM = 172
+T_MOVED_TO = 173
+SLOT_OF = 174
+SLOT_START = 175
+FOREIGN = 176
+JOB_WORDS = 177
 
 # ---- the state
 PHASE = 0
@@ -215,7 +219,7 @@ IN_FLIGHT = 28
 LEFT = 29
 STATE_WORDS = 30
 
-# ---- a line of words for a peer
+# ---- a line of words for a peer, and words behind it
 POISON = 0
 AT_EPOCH = 1
 AT_PROGRESS = 2
@@ -225,6 +229,7 @@ CREDIT = 5
 RETURN_TAIL = 6
 LINE_WORDS = 7
 POSTED = 7
+ENDED = 8
 
 # ---- counters of a worker
 N_ROUTE = 0
@@ -243,6 +248,7 @@ ANNOUNCED_WORDS = 8
 RECORD_WORDS = 4
 RETURNED_WORDS = 4
 KEPT_WORDS = 6
+FOREIGN_WORDS = 8
 PIECE_WORDS = 2
 PART_WORDS = 5
 RUN_WORDS = 32
@@ -265,6 +271,12 @@ def slot_of(job, expert):
 
 
 @inlined
+def foreign(job, expert):
+    """Record, in the job, of an expert that a local peer holds; the first is number HELD."""
+    return job[FOREIGN] + FOREIGN_WORDS * (expert - job[HELD])
+
+
+@inlined
 def slot_start(job, rank):
     """Word of the job: first slot of a rank."""
     return job[SLOT_START] + rank
@@ -273,7 +285,7 @@ def slot_start(job, rank):
 @inlined
 def source_expert(job, source, expert):
     """Number of a source and an expert."""
-    return source * job[MAX_HELD] + expert
+    return source * job[MAX_COMPUTED] + expert
 
 
 @inlined
@@ -639,7 +651,7 @@ def peer_status(job, peer):
 @inlined
 def front(job, source, expert):
     """First tile with pending rows; of own rows the first packed row."""
-    return job[T_FRONT] + source * job[MAX_HELD] + expert
+    return job[T_FRONT] + source * job[MAX_COMPUTED] + expert
 
 
 @inlined
@@ -651,7 +663,7 @@ def front_at(job, source_expert):
 @inlined
 def latest(job, source, expert):
     """Last tile that was read."""
-    return job[T_LATEST] + source * job[MAX_HELD] + expert
+    return job[T_LATEST] + source * job[MAX_COMPUTED] + expert
 
 
 @inlined
@@ -663,7 +675,7 @@ def latest_at(job, source_expert):
 @inlined
 def taken(job, source, expert):
     """Rows of the front tile that are claimed."""
-    return job[T_TAKEN] + source * job[MAX_HELD] + expert
+    return job[T_TAKEN] + source * job[MAX_COMPUTED] + expert
 
 
 @inlined
@@ -675,7 +687,7 @@ def taken_at(job, source_expert):
 @inlined
 def pending(job, source, expert):
     """Landed rows that are not claimed."""
-    return job[T_PENDING] + source * job[MAX_HELD] + expert
+    return job[T_PENDING] + source * job[MAX_COMPUTED] + expert
 
 
 @inlined
@@ -687,7 +699,7 @@ def pending_at(job, source_expert):
 @inlined
 def source_end(job, source, expert):
     """Read_rows when all announced rows have landed."""
-    return job[T_SOURCE_END] + source * job[MAX_HELD] + expert
+    return job[T_SOURCE_END] + source * job[MAX_COMPUTED] + expert
 
 
 @inlined
@@ -699,7 +711,7 @@ def source_end_at(job, source_expert):
 @inlined
 def target(job, source, expert):
     """Next row of an exchange's output."""
-    return job[T_TARGET] + source * job[MAX_HELD] + expert
+    return job[T_TARGET] + source * job[MAX_COMPUTED] + expert
 
 
 @inlined
@@ -724,6 +736,12 @@ def expert_remote(job, expert):
 def expert_coming(job, expert):
     """Announced rows that have not landed."""
     return job[T_EXPERT_COMING] + expert
+
+
+@inlined
+def staying(job, expert):
+    """Own rows for an expert of a local peer that are computed here."""
+    return job[T_STAYING] + expert
 
 
 @inlined
@@ -892,6 +910,54 @@ def kept_last(kept):
 def kept_next(kept):
     """Next tile of the same expert."""
     return kept + 5
+
+
+@inlined
+def foreign_slot(foreign):
+    """Its slot."""
+    return foreign
+
+
+@inlined
+def foreign_owner(foreign):
+    """Rank that holds it."""
+    return foreign + 1
+
+
+@inlined
+def foreign_up(foreign):
+    """Up projection."""
+    return foreign + 2
+
+
+@inlined
+def foreign_gate(foreign):
+    """Gate projection, 0: none."""
+    return foreign + 3
+
+
+@inlined
+def foreign_down(foreign):
+    """Down projection."""
+    return foreign + 4
+
+
+@inlined
+def foreign_up_bias(foreign):
+    """0: none."""
+    return foreign + 5
+
+
+@inlined
+def foreign_gate_bias(foreign):
+    """0: none."""
+    return foreign + 6
+
+
+@inlined
+def foreign_down_bias(foreign):
+    """0: none."""
+    return foreign + 7
 
 
 @inlined

@@ -27,12 +27,16 @@ COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision")  # e
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked options of an object. cfgs: of each layer. timeout: seconds. sms: most SMs of a GPU, None for all."""
+    """Checked options of an object. cfgs: of each layer. timeout: seconds. sms: most SMs of a GPU, None for all.
+
+    moves: what crosses between ranks of a node, see `MoE`.
+    """
 
     cfgs: tuple[MoEConfig, ...]
     schedule: str
     timeout: float
     sms: int | None = None
+    moves: str = "tokens"
 
     @property
     def layers(self) -> int:
@@ -84,6 +88,9 @@ class Backend(ABC):
             packed.take_layer(given)
         except BaseException:
             packed.free()
+            if packed.in_place and before is not None:  # it has written over those
+                before.forget()
+                self.loaded(layer)
             raise
         self.weights[layer] = packed
         self.loaded(layer)

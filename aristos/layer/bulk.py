@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..engine import bulk as step
-from ..engine import codes, packing, words
+from ..engine import codes, packing, steps, words
 from ..primitives.buffers import aligned
 from ..primitives.compile import warm_up
 from ..substrate.runtime import Runtime
@@ -40,6 +40,7 @@ class Bulk:
                 (step.all_back, (job, st)),
                 (step.combine_all, (job, st, i)),
                 (step.return_base, (job, st)),
+                (steps.end, (job, st)),
             ]
         )
 
@@ -51,6 +52,7 @@ class Bulk:
         with runtime.failing(job):
             packing.begin(job, runtime.state)
             self._phases(job, runtime.state)
+            steps.end(job, runtime.state)
 
     def _phases(self, job: np.ndarray, st: np.ndarray) -> None:
         world, me, stride = int(job[words.WORLD]), int(job[words.RANK]), int(job[words.RETURN_STRIDE])
@@ -97,7 +99,8 @@ class Bulk:
     def _exchange_counts(self, job: np.ndarray, st: np.ndarray) -> np.ndarray:
         """Exchange row counts and statuses of all ranks: [W, L], zero if any rank is in another call."""
         world, me, local = int(job[words.WORLD]), int(job[words.RANK]), int(job[words.HELD])
-        width = words.ANNOUNCED_WORDS + int(job[words.MAX_HELD])
+        assert self.runtime.shape is not None
+        width = words.ANNOUNCED_WORDS + self.runtime.shape.max_held
         start = job[job[words.SLOT_START] :][: world + 1]
         offset = st[job[words.T_OFFSET] :][: int(start[world]) + 1]
         by_slot = np.diff(offset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +45,11 @@ def shape_of(
     max_tokens: int,
     dtype: str = "float32",
     shared: bool = False,
+    foreign: int = 0,
 ) -> EngineShape:
     """The engine's capacity that a layer or an exchange needs. shared: with a shared expert, which every rank holds.
 
-    A token's row for the shared expert stays on its rank.
+    A token's row for the shared expert stays on its rank. foreign: most experts of local peers that a rank computes.
     """
     stride = lines((2 if dtype in NARROW else FLOAT) * hidden)
     most_held = max(placement.held)
@@ -62,6 +63,7 @@ def shape_of(
         top_k=top_k + shared,
         experts=placement.slots + world * shared,
         max_tokens=max_tokens,
+        foreign=foreign,
     )
 
 
@@ -153,23 +155,30 @@ class Membership:
         self.mine = placement.mine(self.rank)
         self._number = runtime.number_object()
 
-    def new_job(self, substrate: str, *, experts: int, **values: int) -> np.ndarray:
+    def new_job(
+        self, substrate: str, *, experts: int, foreign: Sequence[tuple[int, int]] = (), **values: int
+    ) -> np.ndarray:
         """A job with the part `object`. `Runtime.fill`, the weights and each call write the other parts.
 
-        values: the words of that part on this substrate, see `engine.job.fill`.
+        foreign: (slot, rank) of the experts of local peers that this rank may compute, in slots of `placement`. values:
+        the words of that part on this substrate, see `engine.job.fill`.
         """
         places, shared = self.placement, values["shared"] != 0
         if shared:
             places = Placement([*places.copies, list(range(self.world))], len(places.copies) + 1, self.world)
         slots = places.slots_for(self.rank)
         of_shared = slots[len(self.placement.copies) :]
-        job = aligned((jobs.size(experts + len(of_shared), self.world),), np.int64)
+        job = aligned((jobs.size(experts + len(of_shared), self.world, len(foreign)),), np.int64)
         job[:] = 0
         nowhere = np.full(values["identity"], -1)  # identity experts have no slot
         chosen = slots[: len(self.placement.copies)]
-        jobs.fill_placement(job, np.concatenate([chosen, nowhere, of_shared]), places.start)
+        moved = [(slot + rank * shared, rank) for slot, rank in foreign]  # a shared expert follows a rank's own
+        jobs.fill_placement(job, np.concatenate([chosen, nowhere, of_shared]), places.start, moved)
         held = places.held[self.rank]
-        jobs.fill(job, schema.OBJECT, substrate, held=held, object=self._number, experts=experts, **values)
+        jobs.fill(
+            job, schema.OBJECT, substrate, held=held, computed=held + len(foreign), object=self._number,
+            experts=experts, **values,
+        )  # fmt: skip
         return job
 
     def raise_peer_problem(self, job: Any) -> None:

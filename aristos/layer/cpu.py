@@ -11,7 +11,7 @@ import numpy as np
 from ..config import MoEConfig
 from ..engine import codes, column_runs, schema, words
 from ..engine.layout import lines
-from ..errors import InputError
+from ..errors import EnvironmentProblem, InputError
 from ..kernels.by_isa import module
 from ..kernels.common import activations, scores
 from ..kernels.cpu.elements import ELEMENTS
@@ -35,9 +35,11 @@ from .arguments import (
 from .backend import Backend, Event, Settings
 from .bulk import Bulk
 from .collective import Membership, Needs, status_of
+from .given import GivenLayer
+from .node_weights import NodeWeights, foreign_slots
 from .routing import Routing, routing_of
 from .stats import call_stats
-from .weights import LayerWeights
+from .weights import LayerWeights, expert_bytes
 
 EVENT_KINDS = {
     codes.IDLE: "wait",
@@ -111,7 +113,25 @@ class CpuBackend(Backend):
         weighted = cfg.max_tokens * any(on_input(each) for each in self.cfgs)
         self._weighted = aligned((weighted, self._weighted_step), np.uint8)
         self._events: np.ndarray | None = None
+        self._stay_rows = 1
+        self._home = self._open_home(settings, member)
+        nodes, rank = member.runtime.group.nodes, member.rank
+        self._foreign = [] if self._home is None else foreign_slots(member.placement, nodes, rank)
         self._bulk = Bulk(member.runtime, settings.timeout) if settings.schedule == "bulk" else None
+
+    def _open_home(self, settings: Settings, member: Membership) -> NodeWeights | None:
+        """Memory for experts that local peers may read; None if this object's tokens always travel. Collective."""
+        if settings.moves == "tokens" or settings.schedule == "bulk" or member.world == 1:
+            return None
+        layers = [expert_bytes(self._element, cfg) for cfg in self.cfgs]
+        always = settings.moves == "experts"
+        home = NodeWeights.open(member.runtime.group, layers, member.placement.held, self._isa, always)
+        if not home.problem:
+            self._stay_rows = 1 if always else module("break_even", self._isa).rows(self._element)
+            return home
+        if always:
+            raise EnvironmentProblem(f"moves='experts' needs memory that the ranks of a node share: {home.problem}")
+        return None
 
     @staticmethod
     def check(cfg: MoEConfig, schedule: str, threads: int | None, sms: int | None = None) -> None:
@@ -139,10 +159,19 @@ class CpuBackend(Backend):
 
     def new_weights(self, layer: int) -> LayerWeights:
         float32 = self._elements.element_type("float32")
-        return LayerWeights(self._element, float32, self.cfgs[layer], self.member.mine)
+        home = None if self._home is None else (self._home, layer)
+        return LayerWeights(self._element, float32, self.cfgs[layer], self.member.mine, home)
+
+    def load(self, layer: int, given: GivenLayer) -> None:
+        if self._home is None:
+            super().load(layer, given)
+        else:  # in place, after all arrays were checked; a call is refused if it fails half-way
+            self.unload(layer)
+            self.load_part(layer, lambda weights: weights.take_layer(given))
 
     def idle(self) -> None:
-        pass  # a call ends before it returns
+        if self._home is not None:
+            self._runtime.await_readers()
 
     def loaded(self, layer: int) -> None:
         self._filled[layer] = -1
@@ -242,6 +271,8 @@ class CpuBackend(Backend):
                 shared_ffn=cfg.shared_ffn,
                 identity=cfg.identity_experts,
                 on_input=on_input(cfg),
+                foreign=self._foreign,
+                stay_rows=self._stay_rows,
                 row_bytes=self._element.nbytes * cfg.hidden,
                 kernels=self._kernels,
                 score=scores.rule(cfg.router),
@@ -345,5 +376,7 @@ class CpuBackend(Backend):
     def close(self) -> None:
         super().close()
         self._jobs = []
+        if self._home is not None:
+            self._home.close()
         if self._bulk is not None:
             self._bulk.close()

@@ -19,7 +19,8 @@ from .collective import Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
 from .grouped import split
 from .loading import LoadedLayers
-from .options import Schedule, backend_class, checked_options, default_backend
+from .node_weights import most_foreign
+from .options import Schedule, backend_class, check_moves, checked_options, default_backend
 from .pending import PendingCall
 from .stats import Summary, summarize
 
@@ -47,6 +48,11 @@ class MoE(LoadedLayers):
     Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
     windows do not fit.
 
+    moves: what crosses between the ranks of a node, on CPUs. "tokens": rows travel to the ranks that hold their
+    experts. "experts": a rank computes its own rows, and reads the experts of local peers where they lie. "auto": the
+    latter for an expert that gets so many rows from a rank that computing them takes longer than reading its weights.
+    The bits of the outputs are the same.
+
     With backend="cuda", a rank has one GPU. Host arrays are copied in and out, and a call has ended when it returns.
     Arrays in GPU memory (CuPy, PyTorch, JAX, Numba, `__cuda_array_interface__`, DLPack) are used in place, on their
     library's current stream or on `stream`, and a call returns before it has run; `synchronize` waits for it. Such a
@@ -68,6 +74,7 @@ class MoE(LoadedLayers):
         plan: Plan | None = None,
         backend: Literal["cpu", "cuda"] | None = None,
         sms: int | None = None,
+        moves: Literal["auto", "tokens", "experts"] = "auto",
     ) -> None:
         self.group, self._group_comm = 0, None
         if plan is not None:
@@ -93,9 +100,12 @@ class MoE(LoadedLayers):
                 for each in dict.fromkeys(cfgs):
                     kind.check(each, schedule, threads, sms)
                 check_common(threads, timeout, ranks_per_node)
+                check_moves(moves, self.backend, schedule)
                 places = Placement(placement, cfgs[0].experts, self.world)
-                alike = f"{cfg!r}, layers={len(cfgs)}, schedule={str(schedule)!r}, placement={places}"
+                alike = f"{cfg!r}, layers={len(cfgs)}, schedule={str(schedule)!r}, moves={moves}, placement={places}"
                 shape = widths(*cfgs)
+                if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
+                    shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
                 needs = Needs.most(kind.needs(each, self._member.runtime, sms) for each in dict.fromkeys(cfgs))
             except Exception as error:
                 problem = refusal(error)
@@ -104,7 +114,12 @@ class MoE(LoadedLayers):
             self._leave_group()
             raise
         self.cfg, self.schedule, self.timeout = cfgs[0], schedule, float(timeout)
-        self._begin(kind(Settings(cfgs, schedule, self.timeout, sms), self._member))
+        try:
+            self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves), self._member))
+        except BaseException:
+            self._member.leave()
+            self._leave_group()
+            raise
 
     # ------------------------------------------------------------ memory
 

@@ -11,6 +11,7 @@ from .backend import COMMON, Backend
 from .cpu import CpuBackend
 
 MOST_LAYERS = 1 << 20
+MOVES = "auto", "tokens", "experts"
 Schedule = Literal["fused", "bulk"]
 
 
@@ -32,6 +33,15 @@ def backend_class(name: str) -> type[Backend]:
     from .cuda import CudaBackend
 
     return CudaBackend
+
+
+def check_moves(moves: Any, backend: str, schedule: Any) -> None:
+    """Raise InputError unless `moves` can be had with this backend and schedule."""
+    if not isinstance(moves, str) or moves not in MOVES:
+        raise InputError(f"moves must be one of {', '.join(MOVES)}, got {moves!r}")
+    if moves == "experts" and (backend == "cuda" or schedule == "bulk"):
+        what = "backend='cuda'" if backend == "cuda" else "schedule='bulk'"
+        raise InputError(f"moves='experts' is for CPUs and the fused schedule: with {what} tokens always travel")
 
 
 def checked_options(cfg: Any, layers: Any, schedule: Any, backend: Any) -> tuple[MoEConfig, ...]:

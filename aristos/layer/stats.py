@@ -17,8 +17,9 @@ class CallStats:
 
     logical bytes: the row of every routed (token, choice) pair on its way to an expert, own rank included; moved bytes:
     those that crossed between ranks. A shared expert's rows are in no count of rows or bytes. expert_rows: rows of this
-    rank's tokens for each expert. dropped_rows: choices beyond the capacity. wait: idle because of a peer; idle:
-    without a runnable tile for any reason.
+    rank's tokens for each expert. kept_rows_to_peer: those of rows_to_peer that were computed here, where that local
+    peer has its weights; they are in nobody's rows_from_peer. dropped_rows: choices beyond the capacity. wait: idle
+    because of a peer; idle: without a runnable tile for any reason.
     wire: serving peers on other nodes (puts, flushes, arrived words) between two commands; a worker that serves them
     because it has no command is idle. isa: the instruction set of this rank's kernels; None on a GPU. On a GPU, whose
     workers are blocks, only idle_seconds is measured and the other sums over workers are zero: reading the clock around
@@ -48,6 +49,7 @@ class CallStats:
     wait_seconds_by_peer: tuple[float, ...]
     idle_seconds: float
     expert_rows: tuple[int, ...]
+    kept_rows_to_peer: tuple[int, ...]
     dropped_rows: int = 0
 
     @property
@@ -148,7 +150,26 @@ def expert_rows(job: np.ndarray, state: np.ndarray) -> np.ndarray:
     experts = int(job[words.EXPERTS] - job[words.IDENTITY])
     slot_of = job[job[words.SLOT_OF] :][:experts]
     offset = state[job[words.T_OFFSET] :]
-    return offset[slot_of + 1] - offset[slot_of]
+    rows = offset[slot_of + 1] - offset[slot_of]
+    if job[words.COMPUTED] > job[words.HELD]:
+        slots, _, staying = kept_rows(job, state)
+        by_slot = np.zeros(job[job[words.SLOT_START] + job[words.WORLD]], np.int64)
+        by_slot[slots] = staying
+        rows += by_slot[slot_of]
+    return rows
+
+
+def kept_rows(job: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(slot, rank that holds it, own rows computed here) of each expert of a local peer that this rank may compute."""
+    held, computed = int(job[words.HELD]), int(job[words.COMPUTED])
+    records = job[job[words.FOREIGN] :][: words.FOREIGN_WORDS * (computed - held)].reshape(-1, words.FOREIGN_WORDS)
+    return records[:, 0], records[:, 1], state[words.staying(job, held) :][: computed - held]
+
+
+def kept_by_peer(job: np.ndarray, state: np.ndarray) -> tuple[int, ...]:
+    """For each rank the rows for its experts that were computed here in the call that has just ended."""
+    _, owners, rows = kept_rows(job, state)
+    return tuple(int(n) for n in np.bincount(owners, rows, int(job[words.WORLD])))
 
 
 def dropped_rows(job: np.ndarray, rows: np.ndarray, state: np.ndarray) -> int:
@@ -196,6 +217,7 @@ def call_stats(
         wait_seconds_by_peer=tuple(float(w) for w in wait),
         idle_seconds=n[words.N_IDLE] * 1e-9,
         expert_rows=tuple(by_expert.tolist()),
+        kept_rows_to_peer=kept_by_peer(job, state),
         dropped_rows=dropped_rows(job, by_expert, state),
     )
 

@@ -11,6 +11,7 @@ from ..kernels.cpu.elements import ElementType, element_type
 from ..primitives.buffers import FLOAT, aligned
 from .given import ROUTERS, Arrays, GivenLayer, expert_names
 from .given import SHARED as SHARED_ARRAYS
+from .node_weights import NodeWeights
 
 # parts of a layer: any of it, its router, its shared expert, and EXPERTS + e its expert e
 WEIGHTS, ROUTER, SHARED, EXPERTS = range(4)
@@ -35,6 +36,7 @@ class PackedLayer:
     """What the weights of both backends have in common: which parts have come. mine: ids of this rank's experts."""
 
     router: object = None  # None before it is loaded
+    in_place = False  # whether experts are packed where those of the layer's former weights lie
 
     def __init__(self, cfg: MoEConfig, mine: list[int]) -> None:
         self.cfg, self.mine = cfg, mine
@@ -100,23 +102,42 @@ class PackedLayer:
             raise NotLoaded(f"layer {layer} lacks its shared expert: load_shared() first", SHARED)
 
 
+def expert_bytes(element: ElementType, cfg: MoEConfig) -> dict[str, int]:
+    """Bytes of each packed array of one expert, by name, in the order in which they lie in memory."""
+    wanted, biases = expert_names(cfg)
+    shape = {"up": (cfg.hidden, cfg.ffn), "gate": (cfg.hidden, cfg.ffn), "down": (cfg.ffn, cfg.hidden)}
+    matrices = {name: element.packed_bytes(*shape[name]) for name in sorted(wanted)}
+    columns = {name: element.padded(shape[name.removesuffix("_bias")][1]) for name in sorted(biases)}
+    return matrices | {name: FLOAT * count for name, count in columns.items()}
+
+
 class LayerWeights(PackedLayer):
     """One layer's weights for the CPU kernels: this rank's experts in slot order, and the router.
 
     Memory for all of them is allocated at once; an expert that comes is packed array by array. float32: the element
-    type of routers, for the instruction set that `element` is for.
+    type of routers, for the instruction set that `element` is for. home: where experts lie that local peers may read,
+    and the layer's number there.
     """
 
-    def __init__(self, element: ElementType, float32: ElementType, cfg: MoEConfig, mine: list[int]) -> None:
+    def __init__(
+        self,
+        element: ElementType,
+        float32: ElementType,
+        cfg: MoEConfig,
+        mine: list[int],
+        home: tuple[NodeWeights, int] | None = None,
+    ) -> None:
         super().__init__(cfg, mine)
-        self._element, self._float32 = element, float32
-        wanted, biases = expert_names(cfg)
-        shape = {"up": (cfg.hidden, cfg.ffn), "gate": (cfg.hidden, cfg.ffn), "down": (cfg.ffn, cfg.hidden)}
-        self.packed = {
-            name: aligned((len(mine), element.packed_bytes(*shape[name])), np.uint8) for name in sorted(wanted)
-        }
-        for name in sorted(biases):
-            self.packed[name] = aligned((len(mine), element.padded(shape[name.removesuffix("_bias")][1])))
+        self._element, self._float32, self._home, self.in_place = element, float32, home, home is not None
+        self.packed = {}
+        if home is not None:
+            home[0].prepare(home[1])
+        for name, nbytes in expert_bytes(element, cfg).items():
+            if home is not None:
+                memory = home[0].own(home[1], name)
+            else:
+                memory = aligned((len(mine), nbytes), np.uint8)
+            self.packed[name] = memory.view(np.float32) if name.endswith("_bias") else memory
         self.router: np.ndarray | None = None
         self._biases: dict[str, np.ndarray] = {}
         self._shared: dict[str, np.ndarray] = {}
@@ -171,6 +192,8 @@ class LayerWeights(PackedLayer):
         ):
             array = self.packed.get(name)
             job[slot] = array.strides[0] if array is not None else 0
+        if self._home is not None:
+            self._home[0].fill(job, self._home[1])
         job[words.ROUTER] = self.router.ctypes.data if self.router is not None else 0
         for name in SHARED_ARRAYS:
             array = self._shared.get(name)

@@ -9,7 +9,7 @@ import cases
 import ml_dtypes
 import numpy as np
 import pytest
-from model_files import OLMOE, E, F, H, arrays, olmoe, write
+from model_files import OLMOE, E, F, H, arrays, fused_fp8, olmoe, write
 
 import aristos
 from aristos.errors import CheckpointError
@@ -134,6 +134,52 @@ def test_a_norm_that_cannot_be_folded_is_refused(tmp_path):
         pytest.raises(CheckpointError, match=r"layernorm_2\.weight' has 0 at 0: the router cannot be computed"),
     ):
         checkpoint.load(moe, layer=0, number=0)
+
+
+def inkling(published):
+    """(config, tensors) of a layer of Inkling's shape, with two shared experts; published: as the hub has it."""
+    config = {
+        "model_type": "inkling_text", "hidden_size": H, "moe_intermediate_size": F, "n_routed_experts": E,
+        "n_shared_experts": 2, "num_experts_per_tok": 2, "num_hidden_layers": 1, "mlp_layer_types": ["sparse"],
+        "route_scale": 1.5,
+    }  # fmt: skip
+    wide, narrow = 0.3 * arrays(E + 2, 2, F, H), 0.3 * arrays(E + 2, H, F)  # gate, then up
+    alternating = wide.swapaxes(1, 2).reshape(E + 2, 2 * F, H)
+    p = "model.llm.layers.0.mlp." if published else "model.layers.0.mlp."
+    tensors = {p + "gate.weight": arrays(E + 2, H), p + "gate.global_scale": np.array([3], np.float32)}
+    tensors[p + ("gate.bias" if published else "gate.e_score_correction_bias")] = np.linspace(5, -5, E, dtype="f4")
+    if published:
+        tensors |= {
+            p + "experts.w13_weight": alternating[:E], p + "experts.w2_weight": narrow[:E],
+            p + "shared_experts.shared_w13_weight": alternating[E:], p + "shared_experts.shared_w2_weight": narrow[E:],
+        }  # fmt: skip
+    else:
+        tensors |= {
+            p + "experts.gate_up_proj": wide[:E].reshape(E, 2 * F, H), p + "experts.down_proj": narrow[:E],
+            p + "shared_experts.gate_proj": wide[E:, 0], p + "shared_experts.up_proj": wide[E:, 1],
+            p + "shared_experts.down_proj": narrow[E:],
+        }  # fmt: skip
+    return config, tensors, wide, narrow
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_shared_experts_that_share_a_sum_of_weights_are_the_last_experts(tmp_path, published):
+    config, tensors, wide, narrow = inkling(published)
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
+    for e in (1, E, E + 1):
+        got = checkpoint.arrays(0, e)
+        assert np.array_equal(got["gate"], wide[e, 0])
+        assert np.array_equal(got["up"], wide[e, 1])
+        assert np.array_equal(got["down"], 3 * narrow[e])
+    x = arrays(7, H)
+    with cases.MoE(checkpoint.config(max_tokens=7), threads=1) as moe:
+        checkpoint.load(moe, layer=0, number=0)
+        _, routing = moe(x, return_routing=True)
+    scores = 1 / (1 + np.exp(-x.astype(np.float64) @ arrays(E + 2, H).T))
+    for row, ids, weights in zip(scores, routing.ids, routing.weights):
+        chosen = [*np.argsort(-(row[:E] + np.linspace(5, -5, E)))[:2], E, E + 1]
+        assert sorted(ids) == sorted(chosen)
+        assert np.allclose(weights, 1.5 * row[ids] / row[chosen].sum(), rtol=1e-5)
 
 
 # ---- quantised weights ---------------------------------------------------------------------------------------------
@@ -267,19 +313,6 @@ def test_fp8_beyond_float32_is_refused(tmp_path):
     values[129, 130] = 448
     with pytest.raises(CheckpointError, match=r"up_proj\.weight' has a value at \[129, 130\] .* beyond float32"):
         one(tmp_path / "bad", config, tensors)
-
-
-def fused_fp8(h, f, experts):
-    """(config, tensors) of OLMoE's shape with stacked fp8 experts, gate and up in one tensor."""
-    config = {**OLMOE, "hidden_size": h, "intermediate_size": f, "num_experts": experts, "num_hidden_layers": 1,
-              "quantization_config": {"quant_method": "fp8"}}  # fmt: skip
-    p = "model.layers.0.mlp."
-    tensors = {p + "gate.weight": arrays(experts, h)}
-    for name, shape in (("gate_up_proj", (experts, 2 * f, h)), ("down_proj", (experts, h, f))):
-        tensors[p + "experts." + name] = arrays(*shape).astype(ml_dtypes.float8_e4m3fn)
-        scales = np.arange(1, experts + 1, dtype=np.float32)[:, None, None]
-        tensors[f"{p}experts.{name}_scale_inv"] = np.tile(scales, (1, -(-shape[1] // 128), -(-shape[2] // 128)))
-    return config, tensors
 
 
 @pytest.mark.parametrize("form", [oss, fused_fp8])

@@ -20,7 +20,8 @@ SIZES = (
     "num_local_experts", "moe_num_experts", "moe_shared_expert_intermediate_size", "num_experts_per_tok", "moe_k",
     "moe_topk", "num_experts_per_token", "num_hidden_layers", "num_layers", "n_layers",
     "shared_expert_intermediate_size", "share_expert_dim", "shared_intermediate_size", "expert_ffn_hidden_size",
-    "n_shared_experts", "ffn_hidden_size",
+    "n_shared_experts", "ffn_hidden_size", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim",
+    "top_k_experts",
 )  # fmt: skip
 
 
@@ -116,6 +117,7 @@ def test_options_of_wrong_kinds_are_refused(tmp_path, change, words):
             "solar_open", "mistral4", "exaone_moe", "kimi_linear", "bailing_hybrid", "hy_v3",
         )),
         ("deepseek_v2", "n_shared_experts", 2), ("afmoe", "n_shared_experts", 2),
+        ("inkling_text", "route_scale", 8.0), ("inkling_text", "n_shared_experts", 2),
         ("ernie4_5_moe", "moe_num_shared_experts", 2), ("aria_text", "moe_num_shared_experts", 2),
         ("nllb-moe", "moe_token_dropout", 0.2),
         ("nllb-moe", "encoder_sparse_step", 4), ("nllb-moe", "decoder_sparse_step", 4),
@@ -124,7 +126,6 @@ def test_options_of_wrong_kinds_are_refused(tmp_path, change, words):
 def test_an_option_that_is_left_out_is_the_family_s(tmp_path, family, key, value):
     """The values are those of transformers 5.24, models/*/configuration_*.py; files may leave them out."""
     sizes = {name: 16 for name in SIZES if name != key}
-    sizes |= {"moe_topk": 16, "encoder_layers": 4, "decoder_layers": 4, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
     config = {**sizes, "num_layers": 4, "num_hidden_layers": 2, "first_k_dense_replace": 0}
     build = FAMILIES[family]
     blocks = [build.build(Options(c, tmp_path, build.defaults)) for c in (config, {**config, key: value})]
@@ -158,7 +159,6 @@ def test_no_shared_expert_is_null_or_zero(tmp_path):
     [
         ("doge", "product keys"),
         ("zaya", "router is a network"),
-        ("inkling_text", "one sum"),
         ("grok-1", "code differs"),
     ],
 )
@@ -345,6 +345,7 @@ WORDS = (
     "hybrid_override_pattern", "ffn_config", "expert_layer_offset", "moe_layers_enum", "quantization_config",
     "num_sparse_encoder_layers", "zero_expert_num", "first_k_dense_replace", "num_shared_expert", "expert_capacity",
     "moe_layer_end_index", "moe_norm_min", "interleave_moe_layer_step", "num_hash_layers", "text_config",
+    "per_layer_config", "enable_moe_block", "moe_token_dropout", "encoder_sparse_step", "moe_layer_frequency",
 )  # fmt: skip
 
 

@@ -50,6 +50,9 @@ def test_a_layer_that_chooses_by_a_table_of_token_ids(tmp_path):
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
             checkpoint.route(0, *wrong)
+    for number in (1, True, [0]):
+        with pytest.raises(InputError, match=r"number must be of Checkpoint\.layers"):
+            checkpoint.route(number, x, tokens)
     with pytest.raises(InputError, match="layer 0 has a router that chooses by scores"):
         aristos.Checkpoint(write(tmp_path / "olmoe", OLMOE, olmoe())).route(0, x, tokens)
 

@@ -185,6 +185,8 @@ def region_parts(a: Addresses, peer: int, remote: bool) -> Iterator[tuple[str, i
     """What rank `a.me` writes for a peer by the schema, every entry of every part: (what, address, bytes)."""
     s = a.shape
     sizes = region_sizes(s)
+    if not remote:
+        yield "ended", a.at("word_to", peer, words.ENDED), 8
     for part in schema.REGION:
         if remote or not part.remote_only:
             entries = sizes[part.entries]
@@ -359,7 +361,7 @@ def stated_bytes(
     most = cfg.max_tokens * min(cfg.top_k, max(1, held))
     ring = max(1, min(most, max(64, (64 << 20) // (max(1, world - 1) * stride))))
     ring = max(ring, min(cfg.top_k, most)) if world > 1 else 1
-    words = LINE + 2 * lines(8 * (8 + max(1, held)))
+    words = 2 * LINE + 2 * lines(8 * (8 + max(1, held)))
     region = words + 2 * lines((ring + 1) * 32) + ring * stride
     remote_part = region + lines(8 * ring) + 128
     returns = cfg.max_tokens * cfg.top_k * stride

@@ -50,7 +50,7 @@ def test_every_shape_is_made_of_dimensions():
     for table in schema.TABLES:
         assert set(table.shape) <= set(schema.DIMENSIONS), table.name
     sizes = schema.sizes(
-        world=3, max_held=2, copies=5, records=5, rows=12, tokens=6, top_k=2, workers=2, runs=1, batch=8
+        world=3, max_computed=2, copies=5, records=5, rows=12, tokens=6, top_k=2, workers=2, runs=1, batch=8
     )  # fmt: skip
     assert set(sizes) == set(schema.DIMENSIONS)
 

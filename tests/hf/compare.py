@@ -25,7 +25,7 @@ MOST = 1e-5  # relative error in float32
 TOKENS = 40  # of a block
 GIVEN = ("x", "y", "dense", "tokens")
 REFUSED = {  # family: words of the refusal that is right
-    "inkling_text": "are divided by one sum", "zaya": "its router is a network", "doge": "product keys",
+    "zaya": "its router is a network", "doge": "product keys",
 }  # fmt: skip
 
 

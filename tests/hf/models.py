@@ -47,6 +47,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm4_moe": {"routed_scaling_factor": 1.5, "n_shared_experts": 1, "norm_topk_prob": True},
     "dots1": {"routed_scaling_factor": 2.5, "n_shared_experts": 2, "norm_topk_prob": True},
     "gpt_oss": {"swiglu_limit": 0.7},
+    "gpt_oss_mxfp4": {"swiglu_limit": 0.7},
     "granitemoe": {},
     "granitemoe_swa": {"shared_intermediate_size": 40},
     "mellum": {"mlp_layer_types": SPARSE},
@@ -167,7 +168,7 @@ def randomise(model: Any) -> None:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5)
             elif re.search(r"bias|statics", name):
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
-            elif re.search(r"router.*scale|pre_feedforward_layernorm_2", name):  # gemma4's, of the router's input
+            elif re.search(r"router.*scale|pre_feedforward_layernorm_2|global_scale", name):  # gemma4's, inkling's
                 tensor.copy_(1 + 0.3 * torch.randn(tensor.shape, generator=generator))
         for name, tensor in model.named_buffers():
             if name.endswith("tid2eid"):  # three different experts of eight
@@ -265,6 +266,9 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
         if dense is not None:
             if c.model_type == "gemma4_text":  # the scale of an expert goes to its down projection
                 dense /= module.router.per_expert_scale.detach().numpy()
+            if c.model_type == "inkling_text":  # the same; shared experts are the last ones
+                dense = np.concatenate([dense, routed[0][3].float().numpy()], axis=1)
+                dense /= module.gate.global_scale.detach().numpy()
             found[f"{name}.dense"] = dense
         names.append(name)
     found["names"] = np.array(names)
@@ -301,9 +305,40 @@ def sparsemixer() -> dict[str, np.ndarray]:
     return {f"sparsemixer.{key}": value.numpy() for key, value in (("x", logits), ("weights", weights), ("ids", ids))}
 
 
+def packed(model: Any) -> dict[str, torch.Tensor]:
+    """Random mxfp4 experts of models/gpt_oss by name, as published; the model gets what transformers reads of them."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    generator = torch.Generator().manual_seed(9)
+    found = {}
+    for name, weight in model.named_parameters():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            experts, inputs, outputs = weight.shape
+            codes = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), generator=generator).to(torch.uint8)
+            scales = torch.randint(121, 126, codes.shape[:3], generator=generator).to(torch.uint8)
+            with torch.no_grad():
+                weight.copy_(convert_moe_packed_tensors(codes, scales, dtype=torch.float32))
+            found |= {f"{name}_blocks": codes, f"{name}_scales": scales}
+    return found
+
+
+def save_packed(folder: Path, model: Any, found: dict[str, torch.Tensor]) -> None:
+    """Write `folder` as `save_pretrained` does, with these tensors for the experts' weights."""
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: t for name, t in tensors.items() if f"{name}_blocks" not in found}
+    save_file(kept | found, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def make(folder: Path, family: str, options: dict[str, Any]) -> None:
     """One family's directory and arrays."""
-    config = (composite if "text_config" in options else config_of)(family, options)
+    kind = family.removesuffix("_mxfp4")
+    config = (composite if "text_config" in options else config_of)(kind, options)
     config.dtype = torch.float32
     try:
         model = transformers.AutoModelForCausalLM.from_config(config)
@@ -314,7 +349,10 @@ def make(folder: Path, family: str, options: dict[str, Any]) -> None:
             model = transformers.AutoModel.from_config(config)
     model = model.float().eval()
     randomise(model)
-    model.save_pretrained(folder / family, max_shard_size="150KB")
+    if kind != family:
+        save_packed(folder / family, model, packed(model))
+    else:
+        model.save_pretrained(folder / family, max_shard_size="150KB")
     found = blocks(model)
     if family == "phimoe":
         found |= sparsemixer()

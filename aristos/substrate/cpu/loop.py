@@ -133,5 +133,5 @@ def run_alone(job, st):
     packing.begin(job, st)
     code = work(job, st, 0)
     if code == codes.RAN:
-        steps.heartbeat(job, st, -1)
+        steps.end(job, st)
     return code

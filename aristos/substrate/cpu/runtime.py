@@ -13,7 +13,7 @@ from ...engine import arrivals, codes, column_runs, outbox, packing, schema, ste
 from ...engine import job as jobs
 from ...engine.experts import GROUP
 from ...engine.layout import EngineShape, StateLayout, lines, word_from
-from ...errors import PoisonedError
+from ...errors import PoisonedError, WaitTimeout
 from ...primitives import isa, wire
 from ...primitives.buffers import aligned
 from ...primitives.compile import warm_up
@@ -107,7 +107,7 @@ class CpuRuntime(Runtime):
                 (work, step),
                 (run_alone, plain),
                 (packing.begin, plain),
-                (steps.heartbeat, step),
+                (steps.end, plain),
                 (arrivals.poisoned, plain),
                 (arrivals.read_poison, (*plain, int64)),
                 (arrivals.standing, plain),
@@ -183,8 +183,27 @@ class CpuRuntime(Runtime):
             self._raise_poison(job)
         if code == codes.RAN:
             self._workers.gather()
-            steps.heartbeat(job, self.state, -1)
+            steps.end(job, self.state)
         return code
+
+    def await_readers(self) -> None:
+        """Wait until no local peer reads this rank's weights: the last call has ended there too.
+
+        Bounded by the timeout. No peer begins to read before this rank announces its next call.
+        """
+        self.refuse_open()
+        job = self._blank_job()
+        started = time.monotonic()
+        for peer in self.group.nodes.local(self.group.rank):
+            while self._read_word(job, peer, words.ENDED) < self.epoch:
+                if self._read_word(job, peer, words.POISON):
+                    self._raise_poison(job)
+                if time.monotonic() - started > self.group.timeout:
+                    raise WaitTimeout(
+                        f"rank {self.group.rank} cannot load weights: rank {peer} has been in call {self.epoch} for"
+                        f" {self.group.timeout:.3g} s since, and may read them"
+                    )
+                time.sleep(1e-5)
 
     # ------------------------------------------------------------ failure
 

@@ -1,0 +1,59 @@
+"""How many rows of an expert take as long to compute as its weights to read: with fewer, reading is what counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from ...primitives.buffers import aligned
+from ..common.activations import word
+from .api import KernelCall
+from .elements import ElementType
+from .entries import EXPERT, run_bytes
+
+HIDDEN, FFN = 512, 1024
+EXPERTS = 8  # together more bytes of weights than a core's own caches hold
+MOST = 192
+
+
+@cache
+def rows(element: ElementType) -> int:
+    """The rows of one expert from which on arithmetic takes longer than reading weights; measured once a process.
+
+    One row takes as long as reading. In a long run a row takes as long as its arithmetic.
+    """
+    up, down = element.packed_bytes(HIDDEN, FFN), element.packed_bytes(FFN, HIDDEN)
+    weights = aligned((EXPERTS, up + down), np.uint8)
+    x, y = (aligned((MOST, HIDDEN * element.nbytes), np.uint8) for _ in range(2))
+    scratch = aligned((run_bytes(element.code, MOST, 0, HIDDEN, FFN, False)[0],), np.uint8)
+    weights[:], x[:] = 0, 0  # zeros of every element type; pages that were never written would be one page
+    xs, ys = (each.ctypes.data + each.strides[0] * np.arange(MOST) for each in (x, y))
+    call = KernelCall(element.code, EXPERT)
+
+    def run(count: int, expert: int) -> None:
+        at = weights[expert].ctypes.data
+        call(
+            count, xs.ctypes.data, ys.ctypes.data, at, 0, at + up, 0, 0, 0, word("relu", None), HIDDEN, FFN,
+            scratch.ctypes.data, 0,
+        )  # fmt: skip
+
+    def run_all() -> None:
+        for expert in range(EXPERTS):
+            run(1, expert)
+
+    reading = _least(run_all) / EXPERTS
+    row = _least(lambda: run(MOST, 0)) / MOST
+    return max(1, round(reading / row))
+
+
+def _least(work: Callable[[], None]) -> float:
+    """Seconds of the fastest of three runs."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

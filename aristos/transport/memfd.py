@@ -1,0 +1,134 @@
+"""Anonymous shared memory of the ranks of a node (memfd): each rank writes its own part, and its local peers read it.
+
+No name in a file system and no limit of /dev/shm. The kernel frees the memory with the last process that maps it, also
+after a kill. Peers open it by /proc, and check a token: a process number may mean another process in another namespace.
+
+A rank asks for huge pages where it writes (MADV_COLLAPSE, Linux 6.1), because most machines give shared memory none by
+themselves (/sys/kernel/mm/transparent_hugepage/shmem_enabled), and reading a stream of weights is slower without.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import secrets
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from .group import Group
+
+HUGE = 2 << 20  # bytes of a huge page
+HEAD = mmap.PAGESIZE  # bytes before a part's own: the token
+TOKEN = 16
+MAP_FIXED, MAP_NORESERVE, MADV_COLLAPSE = 0x10, 0x4000, 25
+NO_HUGE_PAGES = "no huge pages for shared memory (MADV_COLLAPSE needs Linux 6.1)"
+
+
+@cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.mmap.restype = ctypes.c_void_p
+    return libc
+
+
+class SharedMap:
+    """All of a memfd, mapped at a multiple of HUGE, so that huge pages fit. address: where it lies.
+
+    It stays mapped until neither this object nor an array of it is in use.
+    """
+
+    def __init__(self, fd: int, writable: bool) -> None:
+        self.nbytes = os.fstat(fd).st_size
+        access = mmap.PROT_READ | mmap.PROT_WRITE * writable
+        reserved = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        place = mmap.mmap(-1, self.nbytes + HUGE, flags=reserved, prot=access)
+        whole = np.frombuffer(place, np.uint8)
+        self.address = -(-whole.ctypes.data // HUGE) * HUGE
+        got = _libc().mmap(self.address, self.nbytes, access, mmap.MAP_SHARED | MAP_FIXED, fd, 0)
+        if got != self.address:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self.array = whole[self.address - whole.ctypes.data :][: self.nbytes]
+
+    def collapse(self, start: int, nbytes: int) -> bool:
+        """Back these bytes, and their neighbours in the same pages, by huge pages; False if the machine has none.
+
+        A huge page comes only where a page is: one byte of each is written, with the value that it has.
+        """
+        first, end = start // HUGE * HUGE, min(self.nbytes, -(-(start + nbytes) // HUGE) * HUGE)
+        self.array[first:end:HUGE] |= 0
+        return bool(_libc().madvise(self.address + first, end - first, MADV_COLLAPSE) == 0)
+
+
+class NodeMemory:
+    """`nbytes` of memory a rank that its local peers can read. Collective over all ranks of the group.
+
+    own: this rank's part, zeros. base: address of the part of each rank of this node in this process. problem: why a
+    rank has none, after which no rank has any; else empty.
+    """
+
+    def __init__(self, group: Group, nbytes: int, alike: str, small_pages: bool = False) -> None:
+        """alike: what must be equal on the ranks of a node, as text. small_pages: take it without huge pages too."""
+        self.base: dict[int, int] = {}
+        self.own = np.zeros(0, np.uint8)
+        self._maps: list[SharedMap] = []
+        token, fd, problem = secrets.token_bytes(TOKEN), -1, ""
+        try:
+            fd = os.memfd_create("aristos", os.MFD_CLOEXEC)
+            os.ftruncate(fd, -(-(HEAD + nbytes) // HUGE) * HUGE)
+            self._map(fd, group.rank, True)
+            self._maps[0].array[:TOKEN] = np.frombuffer(token, np.uint8)
+            if not (self._maps[0].collapse(0, HUGE) or small_pages):
+                problem = NO_HUGE_PAGES
+        except OSError as error:
+            problem = f"no anonymous shared memory: {error}"
+        offers = group.allgather((problem, alike, os.getpid(), fd, token), "shared memory")
+        problem = first_problem([offer[0] for offer in offers])
+        for rank in group.nodes.local(group.rank):
+            if not problem and offers[rank][1] != alike:
+                problem = f"it has {alike}, and rank {rank} {offers[rank][1]}"
+            problem = problem or self._open(rank, *offers[rank][2:])
+        self.problem = first_problem(group.allgather(problem, "the mapping of shared memory"))
+        if fd >= 0:
+            os.close(fd)
+        if self.problem:
+            self.close()
+        else:
+            self.own = self._maps[0].array[HEAD:]
+
+    def _open(self, rank: int, pid: int, fd: int, token: bytes) -> str:
+        """Map a peer's part; returns why that cannot be done, or an empty text."""
+        try:
+            theirs = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            return f"the shared memory of rank {rank} cannot be opened: {error}"
+        try:
+            if not os.fstat(theirs).st_size:
+                return f"/proc/{pid} is not rank {rank}: it has another process namespace"
+            self._map(theirs, rank, False)
+        except OSError as error:
+            return f"the shared memory of rank {rank} cannot be mapped: {error}"
+        finally:
+            os.close(theirs)
+        return "" if self._maps[-1].array[:TOKEN].tobytes() == token else f"/proc/{pid} is not rank {rank}"
+
+    def _map(self, fd: int, rank: int, writable: bool) -> None:
+        self._maps.append(SharedMap(fd, writable))
+        self.base[rank] = self._maps[-1].address + HEAD
+
+    def prepare(self, start: int, nbytes: int) -> None:
+        """This rank will write these bytes of its part: give them huge pages, if the machine has any."""
+        self._maps[0].collapse(HEAD + start, nbytes)
+
+    def close(self) -> None:
+        """Let go of the memory; it is unmapped when no array uses it any more."""
+        self._maps, self.base, self.own = [], {}, np.zeros(0, np.uint8)
+
+
+def first_problem(problems: list[str]) -> str:
+    """The first that is not empty, with its rank."""
+    return next((f"rank {rank}: {problem}" for rank, problem in enumerate(problems) if problem), "")

@@ -1,0 +1,149 @@
+"""Experts in place: what crosses between ranks of a node never changes the outputs, also while ranks load weights."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import MoE, check, routing, same, tokens
+
+import aristos
+from aristos import reference
+from aristos.errors import EnvironmentProblem, InputError
+from aristos.layer.options import check_moves
+from aristos.transport import memfd
+
+CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=6, top_k=2, gated=True, bias=True, max_tokens=90)
+KINDS = {
+    "float32": CFG,
+    "bfloat16": replace(CFG, dtype="bfloat16", activation="silu"),
+    "high": replace(CFG, precision="high"),
+    "shared": replace(CFG, shared_ffn=24, shared_sigmoid=True),
+    "capacity": replace(CFG, router=aristos.Router(capacity_factor=0.7)),
+}
+
+
+def alone(w, x, call=None):
+    """The output of one process that has all experts."""
+    with MoE(CFG) as moe:
+        moe.load(**w)
+        return moe(x, **(call or {}))
+
+
+@pytest.mark.ranks(2)
+def test_outputs_do_not_depend_on_what_moves(comm):
+    for name, cfg in KINDS.items():
+        w = reference.weights(cfg)
+        x = tokens(cfg, 80 - 77 * comm.rank, seed=comm.rank)
+        x = x.astype(ml_dtypes.bfloat16) if cfg.dtype == "bfloat16" else x
+        made, stats = {}, {}
+        for moves in ("tokens", "experts", "auto"):
+            with MoE(cfg, comm, moves=moves) as moe:
+                moe.load(**w)
+                made[moves], stats[moves] = moe(x, return_stats=True)
+        assert same(made["tokens"], made["experts"]), name
+        assert same(made["tokens"], made["auto"]), name
+        before, here = stats["tokens"], stats["experts"]
+        for same_field in ("rows_to_peer", "logical_bytes_to_peer", "expert_rows", "dropped_rows", "tokens"):
+            assert getattr(before, same_field) == getattr(here, same_field), (name, same_field)
+        peer = 1 - comm.rank
+        assert here.kept_rows_to_peer[peer] == here.rows_to_peer[peer] > 0
+        assert sum(here.moved_bytes_to_peer) == here.rows_from_peer[peer] == sum(before.kept_rows_to_peer) == 0
+
+
+@pytest.mark.ranks(4)
+def test_copies_and_other_nodes(comm):
+    """Experts of local peers are computed in place, those of other nodes get their tokens."""
+    placement = [[0, 2], 1, [2, 3], 3, [0, 1, 2, 3], 2]
+    w, x = reference.weights(CFG), tokens(CFG, 20 * comm.rank, seed=comm.rank)
+    call = routing(CFG, len(x), "some", seed=comm.rank)
+    with MoE(CFG, comm, placement=placement, ranks_per_node=2, moves="experts", threads=1) as moe:
+        moe.load(**w)
+        for _ in range(3):
+            y, stats = moe(x, **call, return_stats=True)
+        check(CFG, w, x, call, y)
+        assert same(y, alone(w, x, call))
+        for peer, (kept, rows) in enumerate(zip(stats.kept_rows_to_peer, stats.rows_to_peer)):
+            assert kept == (rows if peer == comm.rank ^ 1 else 0)
+
+
+@pytest.mark.ranks(2)
+def test_few_rows_travel(comm, monkeypatch):
+    with MoE(CFG, comm, moves="auto") as moe:
+        moe._backend._stay_rows = 10
+        moe.load(**reference.weights(CFG))
+        ids = np.full((30, 2), -1)
+        ids[:, 0] = [3 * (1 - comm.rank)] * 21 + [3 * (1 - comm.rank) + 1] * 9
+        _, stats = moe(tokens(CFG, 30, seed=1), ids, np.ones((30, 2), np.float32), return_stats=True)
+        assert (stats.kept_rows_to_peer[1 - comm.rank], stats.rows_from_peer[1 - comm.rank]) == (21, 9)
+        assert stats.expert_rows[3 * (1 - comm.rank)] == 21
+        assert moe.summary().expert_rows.sum() == 60
+
+
+@pytest.mark.ranks(2)
+def test_weights_change_while_the_other_rank_is_late(comm):
+    """A rank that loads waits for those that still read; one that reads waits until the holder has announced."""
+    x = tokens(CFG, 60, seed=comm.rank)
+    late = np.random.default_rng(comm.rank)
+    with MoE(CFG, comm, moves="experts", layers=2) as moe:
+        for call in range(30):
+            w = reference.weights(CFG, seed=call // 2)
+            if call % 2 == 0:
+                moe.load(call // 2 % 2, **w)
+            time.sleep(late.choice([0, 0, 0.002]))
+            y = moe(x, layer=call // 2 % 2)
+            assert same(y, alone(w, x)), call
+
+
+@pytest.mark.ranks(2)
+def test_without_shared_memory_tokens_travel(comm, monkeypatch):
+    def refused(*arguments):
+        raise OSError(38, "Function not implemented")
+
+    w, x = reference.weights(CFG), tokens(CFG, 90, seed=comm.rank)
+    with monkeypatch.context() as patch:
+        if comm.rank == 1:
+            patch.setattr(memfd.os, "memfd_create", refused)
+        with pytest.raises(EnvironmentProblem, match=r"rank 1: no anonymous shared memory: .*not implemented"):
+            MoE(CFG, comm, moves="experts")
+        with MoE(CFG, comm) as moe:
+            moe.load(**w)
+            y, stats = moe(x, return_stats=True)
+    assert sum(stats.kept_rows_to_peer) == 0
+    assert same(y, alone(w, x))
+    with monkeypatch.context() as patch:
+        patch.setattr(memfd.SharedMap, "collapse", lambda self, start, nbytes: comm.rank == 1)
+        with MoE(CFG, comm) as moe:
+            assert moe._backend._home is None, "without huge pages few rows would wait longer for weights"
+        with MoE(CFG, comm, moves="experts") as moe:
+            moe.load(**w)
+            assert same(moe(x), y)
+
+
+@pytest.mark.ranks(2)
+def test_a_peer_of_another_process_namespace_is_not_read(comm, monkeypatch):
+    class Elsewhere:
+        """The module os, in a process that is number 1 of its namespace."""
+
+        def __getattr__(self, name):
+            return (lambda: 1) if name == "getpid" else getattr(os, name)
+
+    monkeypatch.setattr(memfd, "os", Elsewhere())
+    with pytest.raises(EnvironmentProblem, match=r"rank \d: (/proc/1 is not rank|the shared memory of rank)"):
+        MoE(CFG, comm, moves="experts")
+
+
+def test_what_cannot_move_is_refused():
+    with pytest.raises(InputError, match="moves must be one of auto, tokens, experts, got 'rows'"):
+        MoE(CFG, moves="rows")
+    with pytest.raises(InputError, match="with schedule='bulk' tokens always travel"):
+        MoE(CFG, moves="experts", schedule="bulk")
+    with pytest.raises(InputError, match="with backend='cuda' tokens always travel"):
+        check_moves("experts", "cuda", "fused")
+    with MoE(CFG, moves="experts") as moe:  # a process alone has all experts
+        moe.load(**reference.weights(CFG))
+        check(CFG, reference.weights(CFG), x := tokens(CFG, 9, seed=0), {}, moe(x))
