@@ -72,8 +72,8 @@ class LoadedLayers(Collective):
         router and biases become float32. A router is needed unless every call brings its ids.
 
         Not collective. It clears what this rank adds to `summary`; the other calls that load keep it. Raises
-        InputError; the layer then keeps the weights it had. If packing itself fails, it keeps them too, or its calls are
-        refused on all ranks: experts that local peers read have one place.
+        InputError; the layer then keeps the weights it had. If packing itself fails, it keeps them too, or its calls
+        are refused on all ranks: experts that local peers read have one place.
         """
         self._settled()
         check_layer(layer, self.layers)

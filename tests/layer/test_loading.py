@@ -245,9 +245,7 @@ def test_a_load_that_fails_over_the_weights_that_peers_read_is_refused(comm, mon
                 with pytest.raises(ZeroDivisionError):
                     moe.load(**W)
         if in_place:
-            with pytest.raises(
-                InputError if comm.rank == 0 else PeerInputError, match="lacks experts 0|not loaded exp"
-            ):
+            with pytest.raises(InputError if comm.rank == 0 else PeerInputError, match=r"lacks exp|not loaded exp"):
                 moe(x)
             moe.load(**W)
         assert same(moe(x), y)
