@@ -68,7 +68,12 @@ class Workload:
         return stacked
 
     def layer(
-        self, schedule: Any, threads: int | None, stacked: dict[str, Any] | None = None, backend: Any = "cpu"
+        self,
+        schedule: Any,
+        threads: int | None,
+        stacked: dict[str, Any] | None = None,
+        backend: Any = "cpu",
+        moves: Any = "auto",
     ) -> Any:
         """A loaded `aristos.MoE`."""
         import aristos
@@ -81,6 +86,7 @@ class Workload:
             backend=backend,
             placement=self.placement.tolist(),
             ranks_per_node=self.world.ranks_per_node,
+            moves=moves,
         )
         weights: dict[str, Any] = self.weights() if stacked is None else stacked
         moe.load(router=self.router, local=True, **weights)
