@@ -548,6 +548,16 @@ def test_the_cost_of_skew_is_by_the_row_and_by_the_turn():
     assert over_even(skewed, even, 30, 10) == 1.0
 
 
+def test_rows_have_the_type_of_the_layer():
+    cfg = aristos.MoEConfig(hidden=24, ffn=16, experts=4, top_k=2, max_tokens=20, dtype="bfloat16")
+    work = workload.Workload(World(), cfg, seed=0)
+    with work.layer("fused", 1) as layer:
+        for how in ("router", "zipf"):
+            call = work.typed(work.call(20, how, 0))
+            assert call.x.dtype == "bfloat16"
+            assert 1e-5 < work.error(workload.execute(layer, call), work.oracle(call)) < 0.02
+
+
 def test_every_routing_of_the_idle_suite_has_the_rows_of_two_ranks():
     work = workload.Workload(World(), aristos.MoEConfig(hidden=8, ffn=8, experts=6, top_k=2, max_tokens=40), seed=0)
     for size, one, source in ((1, 20, 20), (2, 20, 40), (4, 10, 40)):

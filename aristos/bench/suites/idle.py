@@ -141,7 +141,7 @@ def run(ctx: Context) -> Result:
     for i, pattern in enumerate(patterns):
         ctx.report(pattern, 0.5 * i / len(patterns))
         late = LATE * usual * (pattern == "late rank" and world.rank == world.size - 1)
-        players.append(Player(work, layers, _call(work, pattern, tokens, i), pattern, late))
+        players.append(Player(work, layers, work.typed(_call(work, pattern, tokens, i)), pattern, late))
     done = _measure(ctx, players, ways)
     for layer in layers.values():
         layer.close()
@@ -165,7 +165,7 @@ def _call(work: Workload, pattern: str, tokens: int, key: int) -> Call:
 
 def _affordable(ctx: Context, work: Workload, layers: dict[Way, Any], tokens: int) -> tuple[int, float]:
     """(`tokens`, or as many as fit the time unless --tokens was given; about the seconds of a call). Collective."""
-    call = work.call(tokens, "uniform", 0)
+    call = work.typed(work.call(tokens, "uniform", 0))
     taken = in_turns(ctx.world, {str(way): partial(execute, m, call) for way, m in layers.items()}, 2)
     seconds = ctx.world.largest(sum(t[-1] for t in taken.values()))
     fits = tokens
