@@ -9,7 +9,7 @@ import cases
 import ml_dtypes
 import numpy as np
 import pytest
-from model_files import OLMOE, E, F, H, arrays, olmoe, write
+from model_files import OLMOE, E, F, H, arrays, fused_fp8, olmoe, write
 
 import aristos
 from aristos.errors import CheckpointError
@@ -313,19 +313,6 @@ def test_fp8_beyond_float32_is_refused(tmp_path):
     values[129, 130] = 448
     with pytest.raises(CheckpointError, match=r"up_proj\.weight' has a value at \[129, 130\] .* beyond float32"):
         one(tmp_path / "bad", config, tensors)
-
-
-def fused_fp8(h, f, experts):
-    """(config, tensors) of OLMoE's shape with stacked fp8 experts, gate and up in one tensor."""
-    config = {**OLMOE, "hidden_size": h, "intermediate_size": f, "num_experts": experts, "num_hidden_layers": 1,
-              "quantization_config": {"quant_method": "fp8"}}  # fmt: skip
-    p = "model.layers.0.mlp."
-    tensors = {p + "gate.weight": arrays(experts, h)}
-    for name, shape in (("gate_up_proj", (experts, 2 * f, h)), ("down_proj", (experts, h, f))):
-        tensors[p + "experts." + name] = arrays(*shape).astype(ml_dtypes.float8_e4m3fn)
-        scales = np.arange(1, experts + 1, dtype=np.float32)[:, None, None]
-        tensors[f"{p}experts.{name}_scale_inv"] = np.tile(scales, (1, -(-shape[1] // 128), -(-shape[2] // 128)))
-    return config, tensors
 
 
 @pytest.mark.parametrize("form", [oss, fused_fp8])

@@ -8,7 +8,7 @@ import tracemalloc
 import cases
 import numpy as np
 import pytest
-from model_files import OLMOE, E, F, H, arrays, olmoe, stacked, write
+from model_files import OLMOE, E, F, H, arrays, fused_fp8, olmoe, stacked, write
 
 import aristos
 from aristos.errors import CheckpointError, InputError, MismatchError, PeerInputError
@@ -138,9 +138,11 @@ def test_a_bias_that_is_not_finite_is_refused_by_file_and_tensor(tmp_path):
         checkpoint.load(moe, layer=0, number=0)
 
 
-def test_a_load_keeps_one_expert_beside_the_packed_ones(tmp_path):
+@pytest.mark.parametrize("fp8", [False, True])
+def test_a_load_keeps_one_expert_beside_the_packed_ones(tmp_path, fp8):
     config = {**OLMOE, "hidden_size": 256, "intermediate_size": 256, "num_experts": 16, "num_hidden_layers": 1}
-    checkpoint = aristos.Checkpoint(write(tmp_path, config, olmoe(config=config)))
+    model = fused_fp8(256, 256, 16) if fp8 else (config, olmoe(config=config))
+    checkpoint = aristos.Checkpoint(write(tmp_path, *model))
     cfg = checkpoint.config(max_tokens=4)
     one_expert = 3 * 4 * 256 * 256
     with cases.MoE(cfg, threads=1) as moe:

@@ -92,6 +92,19 @@ def olmoe(dtype: str = "float32", config: Mapping[str, Any] = OLMOE) -> dict[str
     return tensors
 
 
+def fused_fp8(h: int, f: int, experts: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(config, tensors) of OLMoE's shape with stacked fp8 experts, gate and up in one tensor."""
+    config = {**OLMOE, "hidden_size": h, "intermediate_size": f, "num_experts": experts, "num_hidden_layers": 1,
+              "quantization_config": {"quant_method": "fp8"}}  # fmt: skip
+    p = "model.layers.0.mlp."
+    tensors = {p + "gate.weight": arrays(experts, h)}
+    for name, shape in (("gate_up_proj", (experts, 2 * f, h)), ("down_proj", (experts, h, f))):
+        tensors[p + "experts." + name] = arrays(*shape).astype(ml_dtypes.float8_e4m3fn)
+        scales = np.arange(1, experts + 1, dtype=np.float32)[:, None, None]
+        tensors[f"{p}experts.{name}_scale_inv"] = np.tile(scales, (1, -(-shape[1] // 128), -(-shape[2] // 128)))
+    return config, tensors
+
+
 def stacked(tensors: Mapping[str, np.ndarray], layer: int, experts: int) -> dict[str, np.ndarray]:
     """One layer's weights for `aristos.reference`, [in, out] in float32."""
     p = f"model.layers.{layer}.mlp."
