@@ -31,6 +31,8 @@ def options(argv: list[str]) -> argparse.Namespace:
         choices=("shm", "rma", "mixed", "proxy"),
         help="proxy: between nodes, for ranks on GPUs (shm)",
     )
+    parser.add_argument("--stay", type=int, help="so many rows for an expert of a local peer are computed in place, 0: "
+                        "all travel (drawn; exhaustive: 0)")  # fmt: skip
     parser.add_argument("--strategy", choices=("pct", "random", "exhaustive"), default="pct", help="(%(default)s)")
     parser.add_argument("--schedules", type=int, default=300, help="how many (%(default)s)")
     parser.add_argument("--tokens", type=int, help="of each rank's call, exhaustive only (3)")
@@ -51,6 +53,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         ("schedules", 1, 10**9),
         ("seed", 0, 2**63 - 1),
         ("tokens", 0, 6),
+        ("stay", 0, 64),
     ):
         if getattr(asked, name) is not None and not least <= getattr(asked, name) <= most:
             parser.error(f"--{name} must be in {least}..{most}, got {getattr(asked, name)}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..engine.layout import LINE, EngineShape
 from ..host.nodes import Nodes
+from ..layer.node_weights import most_foreign
 from ..placement import Placement
 from .regions import WORD
 
@@ -72,6 +73,7 @@ class Case:
     run: int = 4  # most rows of a run
     group: int = 6  # a run's rows are a multiple of this: 1 cuts tiles in two
     merge: int = 0
+    stay: int = 0  # so many own rows for an expert of a local peer are computed in place, 0: all travel
     words: int = 1  # of a row
     node_of: tuple[int, ...] = (0, 0)
     block: int = 9  # most pairs of a block for a remote owner
@@ -90,17 +92,23 @@ class Case:
     @property
     def shape(self) -> EngineShape:
         """The shape of the engine."""
-        held = Placement(self.placement, len(self.placement), self.ranks).held
+        placement = Placement(self.placement, len(self.placement), self.ranks)
         return EngineShape(
             world=self.ranks,
             ring_rows=self.rows if self.nodes.single else max(self.rows, self.top_k),
             stride=-(-WORD * self.words // LINE) * LINE,
             return_rows=self.max_tokens * self.top_k,
-            max_held=max(1, *held),
+            max_held=max(1, *placement.held),
             top_k=self.top_k,
             experts=len(self.placement),
             max_tokens=self.max_tokens,
+            foreign=most_foreign(placement, self.nodes) if self.stay else 0,
         )
+
+    def computes(self, source: int, owner: int, rows: int) -> int:
+        """The rank that computes so many rows of one expert of `owner`."""
+        stays = self.stay and rows >= self.stay and owner in self.nodes.local(source)
+        return source if stays else owner
 
     def describe(self) -> str:
         """One line for people."""
@@ -112,6 +120,8 @@ class Case:
             f"rings of {self.rows}, tiles of {self.tile}",
             f"top-{self.top_k}",
         ]
+        if self.stay:
+            words.append(f"{self.stay} rows of an expert stay")
         if self.start:
             words.append(f"counters from {self.start}")
         if self.fault is not None:
@@ -185,6 +195,7 @@ def draw(seed: int, asked: Asked) -> Case:
     case = replace(case, workers=workers, runs=more.choice((1, 2, 3)), all_split=more.random() < 0.4)
     if asked.transport == "proxy":
         case = replace(case, proxy=True, workers=more.choice((1, 2, 3, 4)), all_split=more.random() < 0.8)
+    case = replace(case, stay=random.Random(f"{seed} experts in place").choice((0, 0, 0, 1, 2)))
     case = replace(case, **dict(asked.fixed))
     count = asked.calls or rng.randint(1, 5)
     rounds = [_round(case, rng, asked) for _ in range(count)]
@@ -193,7 +204,8 @@ def draw(seed: int, asked: Asked) -> Case:
     if faulty and world > 1:
         fault = _fault(case, rng)
         case = replace(case, fault=replace(fault, how=more.choice(HOW)) if case.proxy and fault.raises else fault)
-    return case
+    # a rank that loads weights waits for its peers without reading poison
+    return replace(case, stay=0) if case.proxy or case.fault is not None else case
 
 
 def _fault(case: Case, rng: random.Random) -> RankFault:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import mutations, mutations_between, mutations_proxy
+from . import mutations, mutations_between, mutations_in_place, mutations_proxy
 from .mutation import REGISTERED, Mutation
 
-__all__ = ["mutations", "mutations_between", "mutations_proxy"]  # imported to register
+__all__ = ["mutations", "mutations_between", "mutations_in_place", "mutations_proxy"]  # imported to register
 
 
 def load() -> dict[str, Mutation]:

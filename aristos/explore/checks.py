@@ -67,10 +67,12 @@ class Checks:
             return
         for source in self.cluster.ranks:
             theirs = source.calls[rank.epoch - 1]
+            rows = Counter(expert for ids in theirs.ids for expert in ids)
             for token, ids in enumerate(theirs.ids):
                 row = tuple(source.row(rank.epoch, token))
                 for expert in ids:
-                    if expert >= 0 and rank.placement.ranks[expert] == rank.me:
+                    owner = int(rank.placement.ranks[expert])
+                    if expert >= 0 and self.cluster.case.computes(source.me, owner, rows[expert]) == rank.me:
                         weights = rank.weights_of(expert, call.layer)
                         if not self.runs[weights, row, -1] and not self.runs[weights, row, case_share(row)]:
                             raise WrongResult(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .rank import Rank
     from .stretches import Stretches
 
-PLAIN = ("epoch", "stage", "call", "slices", "left", "counts")  # of a rank: never changed in place
+PLAIN = ("epoch", "version", "stage", "call", "slices", "left", "counts")  # of a rank: never changed in place
 DICTS = ("value", "writes", "reads", "released", "returned", "full", "holders")  # of a memory, all changed in place
 
 

@@ -186,7 +186,9 @@ def search(options: Any) -> int:
     left = options.seconds or SECONDS
     with bug:
         for routing in ROUTINGS:
-            case = small(routing, options.rows or 2, options.tokens, options.calls or 2, options.transport)
+            case = small(
+                routing, options.rows or 2, options.tokens, options.calls or 2, options.transport, options.stay or 0
+            )
             result = exhaustive.StateSearch(case).run(left, Clock(f"{routing}: ").tick)
             left -= result.seconds
             numbers = {"states": result.states, "moves": result.moves, "ends": result.ends, "complete": result.complete}
@@ -231,6 +233,7 @@ def run(options: Any) -> int:
         return search(options)
     if options.mutation is not None:
         return mutate(options)
-    asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport)
+    fixed = () if options.stay is None else (("stay", options.stay),)
+    asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport, fixed=fixed)
     sweep = explore(asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
     return report(sweep, options)

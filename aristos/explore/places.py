@@ -1,7 +1,8 @@
 """Addresses as numbers: where the windows and the private memory of every rank lie. No byte is stored here.
 
-Rank r has the numbers from FIRST + r * SPAN on: its window for local peers, its window for remote peers, its outboxes
-and its private memory. On a GPU it also has the mirror of the remote window and the words that its proxy has accepted.
+Rank r has the numbers from FIRST + r * SPAN on: its window for local peers, its window for remote peers, its outboxes,
+its private memory, and experts that local peers read. On a GPU it also has the mirror of the remote window and the
+words that its proxy has accepted.
 The package's own code fills the tables of addresses (`substrate.windows.EngineMemory` and
 `substrate.cuda.outboxes.DeviceMemory`), over a group that has no MPI.
 """
@@ -22,7 +23,7 @@ FIRST = 1 << 60
 SPAN = 1 << 40  # between two ranks
 PART_BITS = 37
 PART = 1 << PART_BITS
-LOCAL, REMOTE, OUTBOX, MIRROR, ACCEPTED = range(5)
+LOCAL, REMOTE, OUTBOX, MIRROR, ACCEPTED, HOME = range(6)
 PRIVATE = SPAN // PART - 1
 
 # areas of the private part

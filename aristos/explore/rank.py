@@ -15,6 +15,7 @@ from ..engine import exchange as halves
 from ..engine import job as jobs
 from ..engine.layout import StateLayout, word_from, word_to
 from ..errors import WaitTimeout
+from ..layer.node_weights import foreign_slots
 from ..placement import Placement
 from ..primitives import memory, wire
 from ..substrate.cpu import loop
@@ -53,11 +54,13 @@ class Rank:
         alone = case.workers == 1
         self.st = State(self.tables.words, at) if alone else Watched(self.tables, at, cluster.memory, me)
         self.st.times = range(self.tables.starts[words.T_PEER_WAIT], words.peer_wait(self.tables.starts, case.ranks))
-        self.job: list[int] = [0] * jobs.size(len(case.placement), case.ranks)
+        self.foreign = foreign_slots(self.placement, case.nodes, me) if case.stay else []
+        self.job: list[int] = [0] * jobs.size(len(case.placement), case.ranks, len(self.foreign))
         self._fill_places()
         self._fill_job()
         self._fill_counters()
         self.epoch = 0
+        self.version = 0  # of its weights
         self.stage = "open"
         self.cause, self.origin = 0, me  # why it has failed, and the rank that failed first
         self.joined = [0] * case.workers  # the last call that each worker has joined
@@ -114,7 +117,7 @@ class Rank:
         job, case, me = self.job, self.case, self.me
         hidden, ffn = experts.columns_of(case.words)
         remote = len(case.nodes.remote(me))
-        jobs.fill_placement(job, self.placement.slot_of.tolist(), self.placement.start.tolist())
+        jobs.fill_placement(job, self.placement.slot_of.tolist(), self.placement.start.tolist(), self.foreign)
         jobs.fill_engine(
             job, schema.CPU, case.shape, self.tables, rank=me, world=case.ranks, all_workers=case.workers, spins=0,
             yields=0, return_stride=case.shape.stride, merge_polls=MERGE_POLLS, pause_ns=PAUSE_NS, remote=remote,
@@ -130,9 +133,13 @@ class Rank:
             job, schema.OBJECT, schema.CPU, held=self.placement.held[me], experts=len(case.placement),
             top_k=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words, kernels=0, score=0,
             renormalize=0, scale=0, activation=0, choices=case.top_k, shared=0, shared_ffn=0, identity=0, on_input=0,
-            computed=self.placement.held[me], stay_rows=1,
+            computed=self.placement.held[me] + len(self.foreign), stay_rows=case.stay,
         )  # fmt: skip
         jobs.update(job, workers=case.workers, routed=1, up_step=1, loaded=1)
+        for i, (slot, owner) in enumerate(self.foreign):
+            home = places.address(owner, places.HOME, WORD * slot)
+            job[words.foreign_up(words.foreign(job, job[words.HELD] + i))] = home
+            self.cluster.memory.value[home] = 0
 
     def _fill_counters(self) -> None:
         """An engine with a long past: every counter at the same value on both sides."""
@@ -200,8 +207,16 @@ class Rank:
 
     # ---- instead of kernels
 
+    def _at(self, weights: int) -> int:
+        """The stand-in address of the weights that lie at an address of a local peer: they have the version there."""
+        if weights < places.FIRST:
+            return weights
+        _, _, offset = places.where(weights)
+        return experts.weights_address(offset // WORD, self.cluster.memory.load(weights))
+
     def run_expert(self, rows: int, x: int, y: int, weights: int) -> None:
         mem = self.cluster.memory
+        weights = self._at(weights)
         for i in range(rows):
             row = self._row_at(mem.load(x + WORD * i))
             self.cluster.checks.count(weights, row, -1)
@@ -215,6 +230,7 @@ class Rank:
 
     def run_up(self, rows: int, x: int, activations: int, weights: int, share: int) -> None:
         mem = self.cluster.memory
+        weights = self._at(weights)
         for i in range(rows):
             row = self._row_at(mem.load(x + WORD * i))
             self.cluster.checks.count(weights, row, share)
@@ -224,6 +240,7 @@ class Rank:
 
     def run_down(self, rows: int, activations: int, y: int, weights: int, share: int) -> None:
         mem = self.cluster.memory
+        weights = self._at(weights)
         for i in range(rows):
             at = activations + WORD * experts.SHARES * i
             made = [mem.load(at + WORD * s) for s in range(experts.SHARES)]
@@ -261,6 +278,8 @@ class Rank:
 
     def _open(self, call: Call) -> None:
         cluster, job, count = self.cluster, self.job, len(call.ids)
+        if self.case.stay and not call.exchange and call.layer != self.version:
+            self.load_weights(call.layer)
         self.epoch += 1
         cluster.checks.epoch(self)
         self.call, self.output, self.slices, self.patience = call, {}, 0, None
@@ -282,6 +301,7 @@ class Rank:
         )
         job[words.UP] = experts.weights_address(int(self.placement.start[me]), call.layer)
         job[words.MODE] = codes.MODE_DISPATCH if call.exchange else codes.MODE_LAYER
+        job[words.COMPUTED] = job[words.HELD] + (0 if call.exchange else len(self.foreign))
         job[words.WORKERS] = 1 if call.exchange else self.case.workers
         cluster.memory.forget_returns(me)
         packing.begin(job, self.st)
@@ -289,6 +309,19 @@ class Rank:
         if job[words.WORKERS] > 1:
             memory.store_release(private(me, places.GATE, GATE_OPEN), self.epoch)
         self.stage = "work"
+
+    def load_weights(self, version: int) -> None:
+        """As `MoE.load` does where local peers read weights in place."""
+        self.await_readers()
+        for slot in range(self.placement.start[self.me], self.placement.start[self.me + 1]):
+            memory.store(places.address(self.me, places.HOME, WORD * int(slot)), version)
+        self.version = version
+
+    def await_readers(self) -> None:
+        """As `CpuRuntime.await_readers`: every local peer has ended the last call that has ended here."""
+        for peer in self.case.nodes.local(self.me):
+            while memory.load_acquire(word_from(self.job, self.st, peer, words.ENDED)) < self.epoch:
+                memory.yield_core()
 
     def _tend(self, yes: bool) -> None:
         """As `CpuRuntime.progressing`: whether the progress thread makes MPI progress."""

@@ -8,10 +8,10 @@ from functools import lru_cache
 from ..engine import schema, words
 from ..engine.layout import LINE, EngineShape, PairLayout, lines, local_bytes, outbox_bytes, remote_bytes
 from ..host.nodes import Nodes
-from .places import ACCEPTED, AREA, LOCAL, MIRROR, OUTBOX, PRIVATE, REMOTE, address, where
+from .places import ACCEPTED, AREA, HOME, LOCAL, MIRROR, OUTBOX, PRIVATE, REMOTE, address, where
 
 WORD = 8
-WORDS = tuple(word.name for word in (*schema.LINE_WORDS, schema.POSTED))
+WORDS = tuple(word.name for word in (*schema.LINE_WORDS, schema.POSTED, schema.ENDED))
 AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate")
 RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
 
@@ -58,6 +58,8 @@ class Regions:
             return Place(OUT_OF_BOUNDS, rank, part, "outside", -1, offset)
         if part == PRIVATE:
             return Place(PLAIN, rank, part, AREAS[offset // AREA], rank, offset % AREA)
+        if part == HOME:
+            return Place(PLAIN, rank, part, "experts", rank, offset)
         if part == ACCEPTED:
             return Place(PLAIN, rank, part, "accepted words", rank, offset % LINE, offset // LINE)
         begin, peers, step, nbytes = self._part(rank, part)
@@ -82,6 +84,8 @@ class Regions:
         """Whether the part or private area exists."""
         if not 0 <= rank < self.shape.world:
             return False
+        if part == HOME:
+            return offset < WORD * self.shape.experts
         return part <= ACCEPTED or (part == PRIVATE and offset < AREA * len(AREAS))
 
     def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
@@ -130,7 +134,7 @@ class Regions:
             return f"address {at:#x}, where nothing lies"
         number = p.offset // WORD
         if p.region.endswith("words"):
-            word = WORDS[number] if number <= words.POSTED else f"word {number}"
+            word = WORDS[number] if number <= words.ENDED else f"word {number}"
             if p.part == ACCEPTED:
                 return f"{word} accepted from rank {p.peer} at rank {p.rank}"
             if p.part != OUTBOX:
@@ -153,5 +157,5 @@ class Regions:
             buffer, rest = divmod(p.offset, self.layout.announce_step)
             detail = f"buffer {buffer} word {rest // WORD}"
         whose = f" of rank {p.writer}" if p.writer >= 0 and p.part in (LOCAL, REMOTE) else ""
-        kind = {LOCAL: "", REMOTE: "remote ", OUTBOX: "outbox ", MIRROR: "mirror of ", PRIVATE: ""}[p.part]
+        kind = {LOCAL: "", REMOTE: "remote ", OUTBOX: "outbox ", MIRROR: "mirror of ", HOME: "", PRIVATE: ""}[p.part]
         return f"{kind}{p.region} {detail}{whose} at rank {p.rank}"

@@ -103,7 +103,7 @@ def test_every_mutation_is_found(first):
     seed = int.from_bytes(os.urandom(4), "little") if first is None else first
     print(f"seed {seed}")
     found = explore("--mutation", "all", "--seed", str(seed), timeout=600)["mutations"]
-    assert len(found) >= 18
+    assert len(found) >= 74
     assert all(each["found"] and each["schedules"] <= 300 for each in found)
 
 
@@ -129,6 +129,16 @@ def test_all_schedules_within_a_node():
     assert result["complete"], result
     assert result["states"] > 250_000
     assert all(each["ends"] > 0 for each in result["routings"])
+
+
+def test_all_schedules_of_experts_in_place():
+    """Own rows stay, and each rank loads other weights before each of 3 calls: searched to the end."""
+    result = explore("--strategy", "exhaustive", "--stay", "1", "--calls", "3")
+    assert result["complete"], result
+    assert all(each["ends"] > 0 and each["states"] > 60 for each in result["routings"])
+    words = ("--strategy", "exhaustive", "--stay", "1", "--calls", "3", "--mutation")
+    for bug in ("load-without-wait", "stay-before-announcement"):
+        assert explore(*words, bug)["found"], bug
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from aristos.explore import main as explorer
 from aristos.explore import shrink, step_limit, strategies
 from aristos.explore.cases import Call, Case, RankFault
 from aristos.explore.cluster import Cluster
-from aristos.explore.places import ACCEPTED, COPIES, LOCAL, PART, STATE, WIRE, address, private
+from aristos.explore.places import COPIES, HOME, LOCAL, PART, STATE, WIRE, address, private
 from aristos.explore.violation import OutOfBounds, Race, SecondWriter, WrongSide
 from aristos.primitives import compile as compiling
 from aristos.primitives import wire
@@ -171,7 +171,8 @@ def test_a_second_writer_is_seen():
 
 
 @pytest.mark.parametrize("access", ["load", "store", "load_acquire", "store_release", "fetch_add", "compare_exchange"])
-@pytest.mark.parametrize("at", [0, -8, address(2, LOCAL), address(0, ACCEPTED + 1), address(0, LOCAL, PART - 8),
+@pytest.mark.parametrize("at", [0, -8, address(2, LOCAL), address(0, HOME + 1), address(0, HOME, 1 << 20),
+                                address(0, LOCAL, PART - 8),
                                 private(0, 13), private(2, STATE), private(-1, WIRE)])  # fmt: skip
 def test_an_access_where_nothing_lies_is_seen(at, access):
     """An address never written, or past its area: on a real machine a fault or, worse, no fault."""
