@@ -37,7 +37,7 @@ def rank() -> None:
         down = rng.standard_normal((experts, ffn, hidden), np.float32)
         router = rng.standard_normal((hidden, experts), np.float32)
         x = np.array_split(rng.standard_normal((tokens, hidden), np.float32), comm.size)[comm.rank]
-        with aristos.MoE(cfg, comm, threads=1) as moe:
+        with aristos.MoE(cfg, comm, threads=1, moves="tokens") as moe:
             moe.load(up=up, down=down, router=router)
             ends = []
             for _ in range(CALLS):

@@ -44,7 +44,7 @@ class Pair:
         self.layers = {}
         if inside:
             for schedule in ("fused", "bulk"):
-                layer = aristos.MoE(cfg, self.comm, schedule=schedule, threads=1)
+                layer = aristos.MoE(cfg, self.comm, schedule=schedule, threads=1, moves="tokens")
                 layer.load(**weights)
                 self.layers[schedule] = layer
 

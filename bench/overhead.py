@@ -31,7 +31,7 @@ def measure(shape: Shape, calls: int, comm: MPI.Comm) -> tuple[float, float]:
     ids = np.argsort(rng.random((shape.tokens, shape.experts)), axis=1)[:, : shape.top_k]
     weights = rng.random((shape.tokens, shape.top_k), np.float32)
     seconds, inside = [], []
-    with aristos.MoE(cfg, comm, threads=1, backend="cpu") as moe:
+    with aristos.MoE(cfg, comm, threads=1, backend="cpu", moves="tokens") as moe:
         moe.load(0, **reference.weights(cfg))
         for _ in range(calls):
             start = time.perf_counter()

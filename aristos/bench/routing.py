@@ -22,6 +22,7 @@ Weights = NDArray[np.float32]
 
 GENERATORS = ("uniform", "zipf", "one")
 LARGEST_ID = 65535
+ZIPF = 1.2  # exponent
 
 # Raised by numpy, zipfile and zlib for files that are truncated, damaged, encrypted or of another kind.
 _BROKEN = (
@@ -55,7 +56,7 @@ def uniform(rng: np.random.Generator, tokens: int, experts: int, top_k: int) -> 
     return _drawn(rng, tokens, top_k, np.zeros(experts))
 
 
-def zipf(rng: np.random.Generator, tokens: int, experts: int, top_k: int, exponent: float = 1.0) -> Ids:
+def zipf(rng: np.random.Generator, tokens: int, experts: int, top_k: int, exponent: float = ZIPF) -> Ids:
     """ids [tokens, k], expert e with odds 1 / (e + 1)^exponent: rank 0 is the busiest under a contiguous placement."""
     return _drawn(rng, tokens, top_k, -exponent * np.log(np.arange(1, experts + 1)))
 

@@ -41,6 +41,7 @@ def record(ctx: Context, path: str) -> None:
         call = work.recorded(ctx.trace, where, ctx.trace.layers // 2)
     else:
         call = work.call(tokens, ctx.options.routing or "router", tokens)
+    call = work.typed(call)
     schedule = "fused" if ctx.options.schedule == "both" else ctx.options.schedule
     layer = work.layer(schedule, ctx.options.threads)
     for _ in range(WARMUP):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +23,7 @@ from .world import World
 # against float64; 16-bit types round weights, hidden activations and outputs, tf32 rounds factors
 TOLERANCE = {"float32": 1e-5, "tf32": 4e-3, "float16": 4e-3, "bfloat16": 3e-2}
 HIGH = 2e-5  # the tolerance of precision="high"
+ROUNDED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}  # types of rows that are not float32's
 NEAR_TIE = 1e-4  # closer scores may be ordered differently in float32 and float64
 
 Array = NDArray[np.float32]
@@ -29,7 +31,8 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Call:
-    """Arguments of one call on this rank. x: [S, H]; ids, weights: [S, k], or None if the layer is to route."""
+    """Arguments of one call on this rank. x: [S, H], float32 or as `Workload.typed` makes it; ids, weights: [S, k], or
+    None if the layer is to route."""
 
     x: Array
     ids: routing.Ids | None = None
@@ -68,7 +71,12 @@ class Workload:
         return stacked
 
     def layer(
-        self, schedule: Any, threads: int | None, stacked: dict[str, Any] | None = None, backend: Any = "cpu"
+        self,
+        schedule: Any,
+        threads: int | None,
+        stacked: dict[str, Any] | None = None,
+        backend: Any = "cpu",
+        moves: Any = "auto",
     ) -> Any:
         """A loaded `aristos.MoE`."""
         import aristos
@@ -81,24 +89,33 @@ class Workload:
             backend=backend,
             placement=self.placement.tolist(),
             ranks_per_node=self.world.ranks_per_node,
+            moves=moves,
         )
         weights: dict[str, Any] = self.weights() if stacked is None else stacked
         moe.load(router=self.router, local=True, **weights)
         return moe
 
     def tokens(self, count: int, *key: int, settle: bool = False) -> Array:
-        """x: [count, H]. settle: draw tokens again whose routing is a near tie, so that the float64 oracle and the
-        layer's float32 router must agree."""
+        """x: [count, H] float32, values of the layer's dtype. settle: draw tokens again whose routing is a near tie, so
+        that the float64 oracle and the layer's float32 router must agree."""
         rng = self._rng(2, self.world.rank, *key)
-        x = rng.standard_normal((count, self.cfg.hidden), np.float32)
+        x = self._rounded(rng.standard_normal((count, self.cfg.hidden), np.float32))
         k = self.cfg.top_k
         while settle and count and k < self.cfg.experts:
             scores = -np.sort(-(x.astype(np.float64) @ self.router), axis=1)
             close = np.flatnonzero(scores[:, k - 1] - scores[:, k] < NEAR_TIE)
             if not len(close):
                 break
-            x[close] = rng.standard_normal((len(close), self.cfg.hidden), np.float32)
+            x[close] = self._rounded(rng.standard_normal((len(close), self.cfg.hidden), np.float32))
         return x
+
+    def _rounded(self, x: Array) -> Array:
+        """x rounded to the layer's dtype, as float32."""
+        return x.astype(ROUNDED.get(self.cfg.dtype, np.float32)).astype(np.float32)
+
+    def typed(self, call: Call) -> Call:
+        """The call with x in the layer's dtype, as a layer on CPUs takes it."""
+        return replace(call, x=call.x.astype(ROUNDED.get(self.cfg.dtype, np.float32)))
 
     def call(self, count: int, how: str, *key: int) -> Call:
         """A call of `count` tokens on this rank. how: "router", or the name of a generator of `routing`."""
@@ -135,7 +152,7 @@ class Workload:
         y = np.zeros(call.x.shape)
         for e in np.unique(ids[ids >= 0]):
             token, choice = np.nonzero(ids == e)
-            out = reference.expert(self.single, call.x[token], 0, **self.expert(int(e)))
+            out = reference.expert(self.single, call.x[token].astype(np.float64), 0, **self.expert(int(e)))
             y[token] += weights[token, choice, None] * out
         return y
 

@@ -111,6 +111,7 @@ def _of_node(ranks: int, here: int, limit: float) -> list[Check]:
     checks: list[Check] = [
         (SHM, lambda: shared_memory.shared_here(ranks, here)),
         ("left in shm", lambda: shared_memory.left(leftovers())),
+        ("experts in place", shared_memory.in_place),
     ]
     seen = guarded(gpus.FACTS, lambda: gpu_facts.of_node(cuda=gpu_facts.load_driver()))
     if isinstance(seen, Finding):

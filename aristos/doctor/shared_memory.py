@@ -1,4 +1,4 @@
-"""Checks of /dev/shm: whether a layer fits, and files that killed jobs have left there."""
+"""Checks of shared memory: whether a layer fits into /dev/shm, files that killed jobs have left there, huge pages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from .. import models
 from ..host.mpi_files import NAMES, SHM
 from ..host.nodes import Nodes
+from ..transport import memfd
 from ..transport.capacity import MIB
 from .finding import Finding, fail, ok, warn
 
@@ -66,3 +67,12 @@ def left(files: list[tuple[str, int]]) -> Finding:
         mine = f"-maxdepth 1 -type f -uid {os.getuid()}"
         remedy = f"when no job of yours runs here: find {SHM} {mine} \\( {which} \\) -delete"
     return warn(name, text, remedy, files=[path for path, _ in files], bytes=size)
+
+
+def in_place() -> Finding:
+    """Whether layers with moves="auto" on this machine compute rows where local peers have their experts' weights."""
+    problem = memfd.lacking()
+    if problem:
+        return ok("experts in place", f"no, tokens always travel: {problem}", huge_pages=False)
+    text = "yes: ranks of a node read each other's experts from huge pages where that is cheaper than to send rows"
+    return ok("experts in place", text, huge_pages=True)

@@ -64,6 +64,19 @@ class SharedMap:
         return bool(_libc().madvise(self.address + first, end - first, MADV_COLLAPSE) == 0)
 
 
+def lacking() -> str:
+    """What this machine lacks for shared memory with huge pages; empty if it lacks nothing."""
+    try:
+        fd = os.memfd_create("aristos", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, HUGE)
+            return "" if SharedMap(fd, True).collapse(0, HUGE) else NO_HUGE_PAGES
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return f"no anonymous shared memory: {error}"
+
+
 class NodeMemory:
     """`nbytes` of memory a rank that its local peers can read. Collective over all ranks of the group.
 

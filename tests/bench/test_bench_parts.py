@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import aristos
 from aristos import models, results
 from aristos.bench import (
     command_line,
@@ -35,8 +36,9 @@ from aristos.bench import (
 from aristos.bench.context import CHECK, Column, Result, Sheet
 from aristos.bench.measure import Statistics, in_turns, iterations
 from aristos.bench.options import UsageError
+from aristos.bench.suites import idle as idle_suite
 from aristos.bench.suites import progress, replay
-from aristos.bench.suites.idle import idle_share
+from aristos.bench.suites.idle import idle_share, over_even
 from aristos.bench.world import World
 from aristos.errors import InputError, PoisonedError, ResultsError, WaitTimeout
 from aristos.host import launch_environment, mpi_library, versions
@@ -538,6 +540,31 @@ def test_idle_share_counts_the_wait_of_a_fast_rank_after_its_call():
     times = np.array([[1.0], [2.0]])
     assert idle_share(times, np.array([[0.5], [0.0]]), workers=1) == pytest.approx((0.5 + 1.0) / 4)
     assert idle_share(times, np.array([[1.0], [0.0]]), workers=2) == pytest.approx((1.0 + 2.0) / 8)
+
+
+def test_the_cost_of_skew_is_by_the_row_and_by_the_turn():
+    even, skewed = np.array([[1.0, 4.0, 2.0], [0.5, 2.0, 2.0]]), np.array([[1.0, 4.0, 2.0], [3.0, 8.0, 8.0]])
+    assert over_even(skewed, even, 10, 10) == 3.0  # of 3, 2 and 4, not the medians' 8 / 2
+    assert over_even(skewed, even, 30, 10) == 1.0
+
+
+def test_rows_have_the_type_of_the_layer():
+    cfg = aristos.MoEConfig(hidden=24, ffn=16, experts=4, top_k=2, max_tokens=20, dtype="bfloat16")
+    work = workload.Workload(World(), cfg, seed=0)
+    with work.layer("fused", 1) as layer:
+        for how in ("router", "zipf"):
+            call = work.typed(work.call(20, how, 0))
+            assert call.x.dtype == "bfloat16"
+            assert 1e-5 < work.error(workload.execute(layer, call), work.oracle(call)) < 0.02
+
+
+def test_every_routing_of_the_idle_suite_has_the_rows_of_two_ranks():
+    work = workload.Workload(World(), aristos.MoEConfig(hidden=8, ffn=8, experts=6, top_k=2, max_tokens=40), seed=0)
+    for size, one, source in ((1, 20, 20), (2, 20, 40), (4, 10, 40)):
+        for rank in range(size):
+            work.world.size, work.world.rank = size, rank
+            made = {p: len(idle_suite._call(work, p, 20, 0).x) for p in (*idle_suite.PATTERNS, idle_suite.ONE_SOURCE)}
+            assert made == {"uniform": 20, "zipf": 20, "late rank": 20, "one": one, "one source": source * (rank == 0)}
 
 
 def test_progress_warns_if_the_target_had_no_core_of_its_own():

@@ -86,6 +86,22 @@ def test_the_file_has_raw_times_of_all_ranks(whole):
     assert "aristos.bench" in run.attributes["command"]
 
 
+def test_idle_measures_tokens_that_move_and_those_that_need_not(whole):
+    folder, document = whole
+    (run,) = results.load(folder / "r.h5").runs
+    table = next(table for table in run.tables if table.name == "idle")
+    call = table.variables["call_time"]
+    assert call.dims == ("pattern", "schedule", "moves", "rank", "iteration")
+    assert list(table.dims["moves"].values) == ["tokens", "auto"]
+    measured = np.isfinite(call.values).all(axis=(0, 3, 4))
+    assert dict(zip(table.dims["schedule"].values, measured.tolist())) == {"bulk": [True, False], "fused": [True, True]}
+    rows = document["suites"]["idle"]["tables"][0]["rows"]
+    assert {(r["schedule"], r["moves"]) for r in rows} == {("bulk", "tokens"), ("fused", "tokens"), ("fused", "auto")}
+    assert all(r["kept"] == 0 for r in rows if r["moves"] == "tokens")
+    assert all(r["over_even"] == 1 for r in rows if r["pattern"] == "uniform")
+    assert len({r["rows"] for r in rows}) == 1
+
+
 def test_every_picture_is_drawn(whole, tmp_path):
     pytest.importorskip("matplotlib")
     folder, _ = whole

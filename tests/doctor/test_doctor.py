@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mpi import find_mpiexec, rank_environment
 
@@ -28,6 +29,7 @@ from aristos.layer.collective import shape_of, widths
 from aristos.placement import Placement
 from aristos.primitives import isa
 from aristos.substrate.windows import window_bytes
+from aristos.transport import memfd
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}
@@ -298,6 +300,29 @@ def test_mpi_takes_both_windows_from_shared_memory(comm):
     assert grown >= 2 * local + 4 * remote  # two ranks of this node, four of this machine
 
 
+def test_the_doctor_says_whether_experts_are_computed_in_place(monkeypatch):
+    def refused(*arguments):
+        raise OSError(38, "Function not implemented")
+
+    for huge, text in ((True, "yes: ranks of a node read"), (False, "no, tokens always travel: no huge pages")):
+        monkeypatch.setattr(memfd.SharedMap, "collapse", lambda self, start, nbytes, huge=huge: huge)
+        got = shared_memory.in_place()
+        assert (got.state, got.values) == ("ok", {"huge_pages": huge})
+        assert got.text.startswith(text)
+    monkeypatch.setattr(memfd.os, "memfd_create", refused)
+    assert "no anonymous shared memory: [Errno 38]" in shared_memory.in_place().text
+
+
+@pytest.mark.ranks(2)
+def test_the_doctor_and_a_layer_agree_on_experts_in_place(comm):
+    cfg, rows = aristos.MoEConfig(hidden=16, ffn=16, experts=2, top_k=1, max_tokens=1000), 1000  # far from break-even
+    with aristos.MoE(cfg, comm, threads=1) as moe:
+        moe.load(**aristos.reference.weights(cfg))
+        ids = np.full((rows, 1), 1 - comm.rank)
+        _, stats = moe(np.ones((rows, 16), "f4"), ids, np.ones((rows, 1), "f4"), return_stats=True)
+    assert stats.kept_rows_to_peer[1 - comm.rank] == rows * shared_memory.in_place().values["huge_pages"]
+
+
 def test_files_of_killed_jobs_are_found_unless_in_use(tmp_path):
     names = ("mpich_shm_1_0", "sm_segment.host.0.1.0", "mine", "mpich_shm_in_use", "mpich_shm_new")
     for name in names:
@@ -433,7 +458,8 @@ def test_the_command_on_two_ranks():
     found = states(done.stdout)
     assert done.returncode == (3 if "fail" in found.values() else 0), done.stderr
     assert json.loads(done.stdout)["ranks"] == 2
-    for name in ("launcher", "shared windows", "MPI threads", "same numpy", "same MPI library", "same core count"):
+    one = ("launcher", "shared windows", "experts in place", "MPI threads")
+    for name in (*one, "same numpy", "same MPI library", "same core count"):
         assert found[name] == "ok"
     measured = next(each for each in json.loads(done.stdout)["findings"] if each["name"] == "RMA progress")
     assert measured["values"]["helped_ms"] > 0

@@ -153,7 +153,7 @@ def unreadable(*_, **__):
 def test_gpus_that_cannot_be_read_are_one_finding_of_the_node(monkeypatch):
     monkeypatch.setattr(gpu_facts, "of_node", unreadable)
     *others, (name, check) = main._of_node(2, 2, 1.0)
-    assert [other for other, _ in others] == ["/dev/shm", "left in shm"]
+    assert [other for other, _ in others] == ["/dev/shm", "left in shm", "experts in place"]
     got = check()
     assert (name, got.name, got.state) == ("GPU facts", "GPU facts", "fail")
     assert got.text == "could not be checked: OSError: no such file"

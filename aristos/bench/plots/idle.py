@@ -1,4 +1,5 @@
-"""Pictures of the suite `idle`: idle share, straggler ECDFs and waits between ranks, fused against bulk."""
+"""Pictures of the suite `idle`: idle share, straggler ECDFs and waits between ranks; bulk, and fused with tokens that
+always move and with tokens that move where that is cheaper."""
 
 from __future__ import annotations
 
@@ -7,8 +8,26 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from .style import OF, heat_map, slowest
+from .style import BLUE, ORANGE, SKY, heat_map, slowest
 from .style import ecdf as draw_ecdf
+
+# (schedule, moves) of the suite -> label, colour
+WAYS = {
+    ("bulk", "tokens"): ("bulk", ORANGE),
+    ("fused", "tokens"): ('fused, moves="tokens"', SKY),
+    ("fused", "auto"): ('fused, moves="auto"', BLUE),
+}
+
+
+def _ways(table: Table, name: str) -> list[tuple[str, str, np.ndarray]]:
+    """(label, colour, [pattern, ...] values) of each way that was measured."""
+    schedules, moves = list(table.dims["schedule"].values), list(table.dims["moves"].values)
+    values = table.variables[name].values
+    found = []
+    for (schedule, move), (label, colour) in WAYS.items():
+        if schedule in schedules and move in moves:
+            found.append((label, colour, values[:, schedules.index(schedule), moves.index(move)]))
+    return found
 
 
 def idle(table: Table) -> Any:
@@ -17,19 +36,20 @@ def idle(table: Table) -> Any:
 
     from ..suites.idle import idle_share
 
-    patterns, schedules = table.dims["pattern"].values, table.dims["schedule"].values
-    times, lost = table.variables["call_time"].values, table.variables["idle_time"].values
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 3.8))
-    place, width = np.arange(len(patterns)), 0.8 / len(schedules)
-    for s, schedule in enumerate(schedules):
-        share = np.array([idle_share(times[p, s], lost[p, s], table.attributes["threads"]) for p in place]) * 100
+    patterns = table.dims["pattern"].values
+    ways = _ways(table, "call_time")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 3.8))
+    place, width = np.arange(len(patterns)), 0.84 / len(ways)
+    for w, ((label, colour, times), (_, _, lost)) in enumerate(zip(ways, _ways(table, "idle_time"))):
+        share = np.array([idle_share(times[p], lost[p], table.attributes["threads"]) for p in place]) * 100
         middle, high = np.nanmedian(share, axis=-1), np.nanquantile(share, 0.95, axis=-1)
-        at = place + (s - (len(schedules) - 1) / 2) * width
-        bars = left.bar(at, middle, width * 0.92, color=OF[schedule], label=schedule)
+        at = place + (w - (len(ways) - 1) / 2) * width
+        left.bar(at, middle, width * 0.92, color=colour, label=label)
         left.errorbar(at, middle, [0 * high, high - middle], fmt="none", ecolor="#333333", linewidth=0.8)
-        left.bar_label(bars, fmt="%.0f", fontsize=7, label_type="center", color="white")
-        calls = np.nanmedian(slowest(times[:, s]), axis=-1) * 1e3
-        right.bar_label(right.bar(at, calls, width * 0.92, color=OF[schedule]), fmt="%.3g", fontsize=7)
+        for x, value, top in zip(at, middle, high):
+            left.annotate(f"{value:.0f}", (x, top), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+        calls = np.nanmedian(slowest(times), axis=-1) * 1e3
+        right.bar_label(right.bar(at, calls, width * 0.92, color=colour), fmt="%.3g", fontsize=6.5)
     left.set(title="worker time without a runnable tile", ylabel="idle (% of workers x slowest call)")
     right.set(title="one call, median", ylabel="slowest rank (ms)")
     for axis in (left, right):
@@ -37,8 +57,8 @@ def idle(table: Table) -> Any:
         axis.set_xlabel("routing")
         axis.margins(y=0.12)
         axis.grid(axis="x", visible=False)
-    figure.legend(loc="outside upper right", ncols=2)
-    title = f"{table.attributes['shape']}, {table.variables['tokens'].values.max()} tokens per rank"
+    figure.legend(loc="outside upper right", ncols=3)
+    title = f"{table.attributes['shape']}, {table.variables['tokens'].values[0]} tokens per rank"
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
 
@@ -47,46 +67,45 @@ def ecdf(table: Table) -> Any:
     """Straggler figure: the slowest rank's call over its minimum, one panel per routing; p50 and p95 in the legend."""
     from matplotlib import pyplot
 
-    patterns, schedules = table.dims["pattern"].values, table.dims["schedule"].values
-    times = slowest(table.variables["call_time"].values)
+    patterns, ways = table.dims["pattern"].values, _ways(table, "call_time")
     columns = min(2, len(patterns))
     lines = -(-len(patterns) // columns)
     figure, axes = pyplot.subplots(lines, columns, figsize=(4.7 * columns, 3.1 * lines), squeeze=False, sharey=True)
     for p, axis in zip(range(len(patterns)), axes.flat):
         most = 1.0
-        for s, schedule in enumerate(schedules):
-            ratio = times[p, s] / np.nanmin(times[p, s])
+        for label, colour, times in ways:
+            calls = slowest(times[p])
+            ratio = calls / np.nanmin(calls)
             p50, p95 = np.nanquantile(ratio, [0.5, 0.95])
             most = max(most, float(np.nanquantile(ratio, 0.99)))
-            draw_ecdf(axis, ratio, schedule, f"{schedule}: p50 {p50:.2f}, p95 {p95:.2f}")
+            draw_ecdf(axis, ratio, "", f"{label}: p50 {p50:.2f}, p95 {p95:.2f}", colour)
         axis.set(title=str(patterns[p]), xlim=(1, max(1.05, most)), xlabel="call / fastest call (up to p99)")
-        axis.legend()
+        axis.legend(fontsize=7)
+    for axis in axes.flat[len(patterns) :]:
+        axis.set_visible(False)
     for axis in axes[:, 0]:
         axis.set_ylabel("share of calls")
     return figure
 
 
 def wait(table: Table) -> Any:
-    """Rank x rank: the wait of each rank for each other in a call with a late rank, one panel per schedule."""
+    """Rank x rank: the wait of each rank for each other in a call with a late rank, one panel per way."""
     from matplotlib import pyplot
 
-    patterns, schedules = list(table.dims["pattern"].values), table.dims["schedule"].values
-    pattern = "late rank" if "late rank" in patterns else patterns[-1]
-    waits = table.variables["wait_time"].values[patterns.index(pattern)] * 1e3
-    figure, axes = pyplot.subplots(
-        1, len(schedules), figsize=(4.8 * len(schedules), 4.4), squeeze=False, layout="compressed"
-    )
-    for s, axis in enumerate(axes[0]):
-        values = waits[s] + np.where(np.eye(len(waits[s])), np.nan, 0)
+    pattern = list(table.dims["pattern"].values).index("late rank")
+    ways = [(label, waits[pattern] * 1e3) for label, _, waits in _ways(table, "wait_time")]
+    figure, axes = pyplot.subplots(1, len(ways), figsize=(4.8 * len(ways), 4.4), squeeze=False, layout="compressed")
+    for (label, waits), axis in zip(ways, axes[0]):
+        values = waits + np.where(np.eye(len(waits)), np.nan, 0)
         heat_map(
             figure,
             axis,
             values,
-            f"{schedules[s]}, {pattern}",
+            f"{label}, late rank",
             "wait per call (ms)",
             "rank that waits",
             "for rank",
-            waits.max(),
+            max(float(each.max()) for _, each in ways),
         )
     return figure
 

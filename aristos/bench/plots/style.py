@@ -26,6 +26,7 @@ STYLE: Any = {
 
 # Colours that colour-blind readers can tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
+SKY = "#56B4E9"
 OF = {
     "fused": BLUE,
     "bulk": ORANGE,
@@ -68,11 +69,13 @@ def plain_log(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def ecdf(axis: Any, values: ArrayLike, name: str, label: str) -> None:
-    """Draw the share of values that are at most x."""
+def ecdf(axis: Any, values: ArrayLike, name: str, label: str, colour: str | None = None) -> None:
+    """Draw the share of values that are at most x. colour: default that of `name`."""
     v = np.asarray(values, float)
     v = v[np.isfinite(v)]
-    axis.ecdf(v, label=label, color=OF.get(name, GREY), linewidth=1.6, linestyle="-" if name != "bulk" else "--")
+    axis.ecdf(
+        v, label=label, color=colour or OF.get(name, GREY), linewidth=1.6, linestyle="-" if name != "bulk" else "--"
+    )
     axis.set_ylim(0, 1.01)
 
 

@@ -1,23 +1,29 @@
-"""Suite `idle`: the share of worker time without work, and the spread of the slowest call.
+"""Suite `idle`: the share of worker time without work, the spread of the slowest call, and what skew costs.
 
     idle        over all ranks, worker time without a runnable tile / (workers x time of the slowest rank's call). It
                 includes waits inside a call, and the time from a rank's own end to the slowest rank's end
     straggler   time of the slowest rank's call / its minimum over the run, at p50 and p95; the ECDFs are plots
+    over even   time of the slowest rank's call / that of the same layer's evenly routed call in the same turn, each
+                per row: the median over turns. 1 means that skew costs nothing
 
-Routings of rising skew, and one with a late rank: the last rank sleeps half a call before its own. Fused and bulk take
-turns on equal inputs. The 2024 poster has these figures for the collective's time; here they are for the layer's call,
-since the fused schedule has no collective. Every output is checked against the float64 oracle.
+Routings of rising skew; one where only rank 0 has tokens; one with a late rank: the last rank sleeps half a call before
+its own. The fused schedule is measured twice: with moves="tokens", which shows the protocol's own part, and with
+moves="auto", where a rank may compute its rows with the weights of a local peer. All calls of all routings take turns.
+The 2024 poster has these figures for the collective's time; here they are for the layer's call, since the fused
+schedule has no collective. Every output is checked against the float64 oracle.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ...models import with_max_tokens
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..measure import Statistics, gathered, in_turns, iterations, padded
@@ -26,16 +32,22 @@ from ..routing import busiest_over_mean
 from ..workload import Call, Workload, execute
 
 PATTERNS = ("uniform", "zipf", "one", "late rank")
+ONE_SOURCE = "one source"  # only rank 0 has tokens
 LATE = 0.5  # of a call: how late the last rank starts
 FEWEST_TOKENS = 16
-COST = 120  # least time of the suite, in calls under uniform routing
+COST = 150  # least time of the suite, in turns of one uniform call of every way
+MOVES = {"fused": ("tokens", "auto"), "bulk": ("tokens",)}
+Way = tuple[str, str]  # (schedule, moves)
 
 COLUMNS = (
     Column("pattern", "routing"),
-    Column("tokens", "tokens\n/rank", "d"),
+    Column("rows", "rows", "d"),
     Column("busiest_over_mean", "busiest rank\n/ mean rows", ".2f"),
     Column("schedule", "schedule"),
+    Column("moves", "moves"),
+    Column("kept", "remote rows\nnot moved", ".0%"),
     Column("median_ms", "median\nms", ".3f"),
+    Column("over_even", "over\neven", ".2f"),
     Column("idle", "idle", ".1%"),
     Column("straggler_p50", "straggler\np50", ".2f"),
     Column("straggler_p95", "straggler\np95", ".2f"),
@@ -48,117 +60,128 @@ COLUMNS = (
 
 @dataclass
 class PatternTimes:
-    """One pattern. times, idle: [schedule, world, iterations] seconds of calls, and idle seconds in them; wait:
-    [schedule, world, world] mean seconds per call that a rank waited for a peer; rows: [world]."""
+    """One pattern. times, idle: way -> [world, iterations] seconds of calls, and idle seconds in them; wait: way ->
+    [world, world] mean seconds per call that a rank waited for a peer; kept: way -> share of the rows for other ranks'
+    experts that did not move; rows: [world] of each rank's experts."""
 
     pattern: str
     tokens: int
-    times: np.ndarray
-    idle: np.ndarray
-    wait: np.ndarray
+    times: dict[Way, np.ndarray]
+    idle: dict[Way, np.ndarray]
+    wait: dict[Way, np.ndarray]
+    kept: dict[Way, float]
     rows: np.ndarray
-    errors: list[float]
+    errors: dict[Way, float]
     right: bool
 
 
 class Player:
-    """Calls of every schedule on one input, and their stats. late: seconds that this rank sleeps before a call."""
+    """Calls of every way on one input, and their stats. late: seconds that this rank sleeps before a call."""
 
-    def __init__(self, work: Workload, layers: dict[str, Any], call: Call, late: float = 0.0) -> None:
-        self.layers, self.call, self.late = layers, call, late
+    def __init__(self, work: Workload, layers: dict[Way, Any], call: Call, pattern: str, late: float = 0.0) -> None:
+        self.work, self.layers, self.call, self.pattern, self.late = work, layers, call, pattern, late
         self.out = np.empty_like(call.x)
-        self.stats: dict[str, list[tuple[float, tuple[float, ...]]]] = {s: [] for s in layers}
-        self.truth = work.oracle(call)
-        self.outputs = {s: np.array(execute(layer, call)) for s, layer in layers.items()}
-        self.errors = [work.error(y, self.truth) for y in self.outputs.values()]
+        self.stats: dict[Way, list[Any]] = {way: [] for way in layers}
+        truth = work.oracle(call)
+        self.outputs = {way: np.array(execute(layer, call)) for way, layer in layers.items()}
+        self.errors = {way: work.error(y, truth) for way, y in self.outputs.items()}
         same = all(np.array_equal(y, next(iter(self.outputs.values()))) for y in self.outputs.values())
-        self.right = work.world.every(same) and all(work.passes(e) for e in self.errors)
+        self.right = work.world.every(same) and all(work.passes(e) for e in self.errors.values())
 
-    def calls(self) -> dict[str, Any]:
-        def one(schedule: str) -> Any:
-            def play() -> None:
-                if self.late:
-                    time.sleep(self.late)
-                _, self._last = execute(self.layers[schedule], self.call, self.out, return_stats=True)
+    def play(self, way: Way) -> None:
+        """The call that is timed."""
+        if self.late:
+            time.sleep(self.late)
+        _, self._last = execute(self.layers[way], self.call, self.out, return_stats=True)
 
-            return play
-
-        return {s: one(s) for s in self.layers}
-
-    def note(self, schedule: str, i: int, elapsed: float) -> None:
+    def note(self, way: Way, elapsed: float) -> None:
         """Record the idle seconds of this rank's workers until the end of its own call; `idle_share` adds the rest."""
         s = self._last
         outside = s.workers * (elapsed - s.call_seconds)
-        self.stats[schedule].append((s.idle_seconds + outside, s.wait_seconds_by_peer))
-        self.right &= np.array_equal(self.out, self.outputs[schedule])
+        remote = sum(s.rows_to_peer) - s.rows_to_peer[self.work.world.rank]
+        self.stats[way].append((s.idle_seconds + outside, s.wait_seconds_by_peer, sum(s.kept_rows_to_peer), remote))
+        self.right &= np.array_equal(self.out, self.outputs[way])
+
+    def measured(self, times: dict[Way, np.ndarray]) -> PatternTimes:
+        """The pattern's times on all ranks. times: way -> [iterations] seconds on this rank. Collective."""
+        world, stats = self.work.world, self.stats
+        moved = {way: np.sum(world.allgather(stats[way][-1][2:]), axis=0) for way in self.layers}
+        return PatternTimes(
+            self.pattern,
+            int(world.largest(len(self.call.x))),
+            {way: gathered(world, t) for way, t in times.items()},
+            {way: gathered(world, np.array([s[0] for s in stats[way]])) for way in self.layers},
+            {way: np.array(world.allgather(np.mean([s[1] for s in stats[way]], axis=0))) for way in self.layers},
+            {way: float(kept / max(1, remote)) for way, (kept, remote) in moved.items()},
+            np.bincount(self.work.placement, self.work.rows(self.work.routed(self.call)[0]), world.size).astype(
+                np.int64
+            ),
+            self.errors,
+            world.every(self.right),
+        )
 
 
 @suite(
     "idle",
-    "idle time and stragglers, fused against bulk, under skewed routing and with a late rank",
+    "idle time, stragglers and the cost of skewed routing and a late rank; fused against bulk, tokens that move or not",
     order=70,
     share=3.0,
 )
 def run(ctx: Context) -> Result:
-    shape = ctx.shape()
-    work = Workload(ctx.world, shape.cfg, ctx.options.seed)
+    shape, world = ctx.shape(), ctx.world
+    most = shape.tokens[-1]
+    work = Workload(world, with_max_tokens(shape.cfg, min(2, world.size) * most), ctx.options.seed)
     stacked = work.weights()
-    layers = {s: work.layer(s, ctx.options.threads, stacked) for s in ctx.options.schedules}
+    ways = [(schedule, moves) for schedule in ctx.options.schedules for moves in MOVES[schedule]]
+    layers = {way: work.layer(way[0], ctx.options.threads, stacked, moves=way[1]) for way in ways}
     threads = next(iter(layers.values())).threads
-    tokens = _affordable(ctx, work, layers, shape.tokens[-1])
-    done: list[PatternTimes] = []
-    for i, pattern in enumerate(PATTERNS):
-        ctx.report(pattern, i / len(PATTERNS))
-        late = 0.0
-        if pattern == "late rank":
-            usual = Statistics.of(done[0].times[0]).median
-            late = LATE * usual if ctx.world.rank == ctx.world.size - 1 else 0.0
-        # All rows go to rank 0, so there are fewer tokens: it gets as many rows as two ranks have in other patterns.
-        count = max(1, 2 * tokens // max(2, ctx.world.size)) if pattern == "one" else tokens
-        call = work.call(count, "uniform" if pattern == "late rank" else pattern, i)
-        done.append(_measure(ctx, work, layers, call, pattern, late, ctx.left() / (len(PATTERNS) - i)))
+    tokens, usual = _affordable(ctx, work, layers, most)
+    patterns = [*PATTERNS, ONE_SOURCE]
+    players = []
+    for i, pattern in enumerate(patterns):
+        ctx.report(pattern, 0.5 * i / len(patterns))
+        late = LATE * usual * (pattern == "late rank" and world.rank == world.size - 1)
+        players.append(Player(work, layers, work.typed(_call(work, pattern, tokens, i)), pattern, late))
+    done = _measure(ctx, players, ways)
     for layer in layers.values():
         layer.close()
     sheet = Sheet(
-        f"idle by {ctx.world.transports}: {shape}, {counted(ctx.world.size, 'rank')} x {counted(threads, 'thread')}",
-        COLUMNS,
+        f"idle by {world.transports}: {shape}, {counted(world.size, 'rank')} x {counted(threads, 'thread')}", COLUMNS
     )
     for m in done:
-        sheet.records += _records(work, m, list(layers), threads)
-    return Result(all(m.right for m in done), [sheet], [_table(ctx, done, list(layers), threads)])
+        sheet.records += _records(work, m, done[0], threads)
+    return Result(all(m.right for m in done), [sheet], [_table(ctx, done, ways, threads)])
 
 
-def _affordable(ctx: Context, work: Workload, layers: dict[str, Any], tokens: int) -> int:
-    """`tokens`, or as many as fit the time unless --tokens was given. Collective."""
-    if ctx.options.tokens is not None:
-        return tokens
-    call = work.call(tokens, "uniform", 0)
-    seconds = sum(
-        t[-1] for t in in_turns(ctx.world, {s: partial(execute, m, call) for s, m in layers.items()}, 2).values()
-    )
-    needed = COST / 2 * ctx.world.largest(seconds)
-    return min(tokens, max(FEWEST_TOKENS, int(tokens * ctx.left() / needed)))
+def _call(work: Workload, pattern: str, tokens: int, key: int) -> Call:
+    """This rank's call. Where one rank has all rows or tokens, it has as many as two ranks have in other patterns."""
+    both = 2 * tokens // max(2, work.world.size)
+    if pattern == "one":
+        return work.call(max(1, both), "one", key)
+    if pattern == ONE_SOURCE:
+        return work.call(min(2, work.world.size) * tokens * (work.world.rank == 0), "uniform", key)
+    return work.call(tokens, "zipf" if pattern == "zipf" else "uniform", key)
 
 
-def _measure(
-    ctx: Context, work: Workload, layers: dict[str, Any], call: Call, pattern: str, late: float, seconds: float
-) -> PatternTimes:
-    player = Player(work, layers, call, late)
-    calls = player.calls()
-    count = iterations(ctx.world, calls, 0.8 * seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
-    times = in_turns(ctx.world, calls, count, player.note)
-    idle = np.array([[i for i, _ in player.stats[s]] for s in layers])
-    wait = np.array([np.mean([w for _, w in player.stats[s]], axis=0) for s in layers])
-    return PatternTimes(
-        pattern,
-        len(call.x),
-        gathered(ctx.world, np.array(list(times.values()))),
-        gathered(ctx.world, idle),
-        np.stack(ctx.world.allgather(wait), axis=1),
-        np.bincount(work.placement, work.rows(work.routed(call)[0]), ctx.world.size).astype(np.int64),
-        player.errors,
-        ctx.world.every(player.right),
-    )
+def _affordable(ctx: Context, work: Workload, layers: dict[Way, Any], tokens: int) -> tuple[int, float]:
+    """(`tokens`, or as many as fit the time unless --tokens was given; about the seconds of a call). Collective."""
+    call = work.typed(work.call(tokens, "uniform", 0))
+    taken = in_turns(ctx.world, {str(way): partial(execute, m, call) for way, m in layers.items()}, 2)
+    seconds = ctx.world.largest(sum(t[-1] for t in taken.values()))
+    fits = tokens
+    if ctx.options.tokens is None:
+        fits = min(tokens, max(FEWEST_TOKENS, int(tokens * ctx.left() / (COST * seconds))))
+    return fits, seconds / len(layers) * fits / tokens
+
+
+def _measure(ctx: Context, players: list[Player], ways: list[Way]) -> list[PatternTimes]:
+    """All calls of all patterns in turns. Collective."""
+    of: dict[str, tuple[Player, Way]] = {f"{p.pattern}, {way}": (p, way) for p in players for way in ways}
+    calls: dict[str, Callable[[], object]] = {name: partial(p.play, way) for name, (p, way) in of.items()}
+    ctx.report("in turns", 0.5)
+    count = iterations(ctx.world, calls, 0.8 * ctx.left(), warmup=ctx.options.warmup, asked=ctx.options.iters)
+    times = in_turns(ctx.world, calls, count, lambda name, i, elapsed: of[name][0].note(of[name][1], elapsed))
+    return [p.measured({way: times[f"{p.pattern}, {way}"] for way in ways}) for p in players]
 
 
 def idle_share(times: np.ndarray, idle: np.ndarray, workers: int) -> np.ndarray:
@@ -169,43 +192,69 @@ def idle_share(times: np.ndarray, idle: np.ndarray, workers: int) -> np.ndarray:
     return idle_total.sum(axis=0) / (workers * len(times) * slowest)
 
 
-def _records(work: Workload, m: PatternTimes, schedules: list[str], workers: int) -> list[dict[str, Any]]:
+def over_even(times: np.ndarray, even: np.ndarray, rows: int, even_rows: int) -> float:
+    """The median over turns of the slowest rank's time a row over that of the evenly routed call of the same turn.
+
+    times, even: [world, iterations] seconds.
+    """
+    ratio = times.max(axis=0) / even.max(axis=0)
+    return float(np.median(ratio)) * even_rows / max(1, rows)
+
+
+def _records(work: Workload, m: PatternTimes, even: PatternTimes, workers: int) -> list[dict[str, Any]]:
+    """even: the pattern that is compared with."""
     records = []
-    medians = {s: Statistics.of(t).median for s, t in zip(schedules, m.times)}
-    for s, t, idle, error in zip(schedules, m.times, m.idle, m.errors):
+    bulk = next((Statistics.of(t).median for (schedule, _), t in m.times.items() if schedule == "bulk"), None)
+    for way, t in m.times.items():
         ratio = t.max(axis=0) / t.max(axis=0).min()
         p50, p95 = np.quantile(ratio, [0.5, 0.95])
+        median = Statistics.of(t).median
         records.append(
             {
                 "pattern": m.pattern,
                 "tokens": m.tokens,
+                "rows": int(m.rows.sum()),
                 "busiest_over_mean": busiest_over_mean(m.rows),
-                "schedule": s,
-                "median_ms": medians[s] * 1e3,
-                "idle": float(np.median(idle_share(t, idle, workers))),
+                "schedule": way[0],
+                "moves": way[1],
+                "kept": m.kept[way],
+                "median_ms": median * 1e3,
+                "over_even": over_even(t, even.times[way], int(m.rows.sum()), int(even.rows.sum())),
+                "idle": float(np.median(idle_share(t, m.idle[way], workers))),
                 "straggler_p50": float(p50),
                 "straggler_p95": float(p95),
-                "speedup_over_bulk": medians["bulk"] / medians[s] if "bulk" in medians else None,
+                "speedup_over_bulk": None if bulk is None else bulk / median,
                 "iterations": t.shape[1],
-                "error": error,
-                "check": VERDICTS[m.right and work.passes(error)],
+                "error": m.errors[way],
+                "check": VERDICTS[m.right and work.passes(m.errors[way])],
             }
         )
     return records
 
 
-def _table(ctx: Context, done: list[PatternTimes], schedules: list[str], threads: int) -> Table:
+def _table(ctx: Context, done: list[PatternTimes], ways: list[Way], threads: int) -> Table:
+    """Raw times; NaN for the ways that were not measured."""
     world = ctx.world.size
-    times, idle = padded([[m.times for m in done], [m.idle for m in done]])
+    schedules, moves = (list(dict.fromkeys(way[i] for way in ways)) for i in range(2))
+
+    def of(values: str) -> list[Any]:
+        """[pattern][schedule][moves] of a field of `PatternTimes`."""
+        return [[[getattr(m, values).get((s, way)) for way in moves] for s in schedules] for m in done]
+
+    times, idle = padded([of("times"), of("idle")])
     table = Table("idle", attributes={"shape": str(ctx.shape()), "threads": threads, "late": LATE})
-    table.dim("pattern", [m.pattern for m in done]).dim("schedule", schedules)
+    table.dim("pattern", [m.pattern for m in done]).dim("schedule", schedules).dim("moves", moves)
     table.dim("rank", np.arange(world)).dim("peer", np.arange(world)).dim("iteration", np.arange(times.shape[-1]))
-    over = ("pattern", "schedule", "rank", "iteration")
-    table.add("call_time", over, times, "s", "one layer call on one rank, a late start included")
-    table.add("idle_time", over, idle, "s", "its workers' time without a runnable tile, until its own end")
-    waits = ("pattern", "schedule", "rank", "peer")
-    table.add("wait_time", waits, [m.wait for m in done], "s", "mean time a call that a rank waited for a peer")
-    table.add("tokens", "pattern", [m.tokens for m in done], "1", "tokens per rank and call")
-    table.add("rows", ("pattern", "rank"), [m.rows for m in done], "1", "rows the rank's experts compute a call")
-    errors = [m.errors for m in done]
-    return table.add("error", ("pattern", "schedule"), errors, "1", "largest relative error against float64")
+    way = ("pattern", "schedule", "moves")
+    table.add("call_time", (*way, "rank", "iteration"), times, "s", "one layer call on one rank, a late start included")
+    table.add(
+        "idle_time", (*way, "rank", "iteration"), idle, "s", "workers' time without a runnable tile, to its own end"
+    )
+    table.add(
+        "wait_time", (*way, "rank", "peer"), padded(of("wait")), "s", "mean time a call that a rank waited for a peer"
+    )
+    table.add("tokens", "pattern", [m.tokens for m in done], "1", "tokens per rank and call, the most of any rank")
+    table.add("rows", ("pattern", "rank"), [m.rows for m in done], "1", "rows for the rank's experts in a call")
+    kept, errors = (np.array(of(name), float) for name in ("kept", "errors"))
+    table.add("kept", way, kept, "1", "share of the rows for other ranks' experts that did not move")
+    return table.add("error", way, errors, "1", "largest relative error against float64")

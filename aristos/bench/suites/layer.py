@@ -79,7 +79,7 @@ def run(ctx: Context) -> Result:
         done = []
         for i, tokens in enumerate(shape.tokens):
             ctx.report(f"{tokens} tokens", i / len(shape.tokens))
-            call = _call(ctx, work, tokens)
+            call = work.typed(_call(ctx, work, tokens))
             done.append(_measure(ctx, work, layers, packed, call, tokens, ctx.left() / (len(shape.tokens) - i)))
     finally:
         for layer in layers.values():

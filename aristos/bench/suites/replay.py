@@ -125,6 +125,7 @@ def _phase(
     right = True
     while len(calls) < steps:
         call, layer = step_call(work, trace, name, prefill, len(calls), steps)
+        call = work.typed(call)
         truth = work.oracle(call)
         out = {s: np.array(execute(moe, call)) for s, moe in layers.items()}
         for s, y in out.items():
