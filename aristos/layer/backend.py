@@ -88,6 +88,9 @@ class Backend(ABC):
             packed.take_layer(given)
         except BaseException:
             packed.free()
+            if packed.in_place and before is not None:  # it has written over those
+                before.forget()
+                self.loaded(layer)
             raise
         self.weights[layer] = packed
         self.loaded(layer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,53 +9,26 @@ import numpy as np
 
 from ..config import BACKENDS, MoEConfig, boolean, whole
 from ..engine.layout import lines, rank_bytes
-from ..errors import InputError, OpenCallError
+from ..errors import InputError
 from ..host.nodes import Nodes
 from ..placement import Placement
-from ..substrate.runtime import Runtime
 from . import weights as cpu_weights
 from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common, refusal, usable_nodes, usable_timeout
-from .backend import COMMON, Backend, Event, Settings, check_layer
-from .collective import Collective, Membership, Needs, shape_of, widths
+from .backend import Event, Settings, check_layer
+from .collective import Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
-from .given import Given, GivenLayer
 from .grouped import split
+from .loading import LoadedLayers
 from .node_weights import most_foreign
+from .options import Schedule, backend_class, check_moves, checked_options, default_backend
 from .pending import PendingCall
 from .stats import Summary, summarize
-from .weights import WEIGHTS, NotLoaded
 
 if TYPE_CHECKING:
     from ..planner import Plan
 
-MOST_LAYERS = 1 << 20
-MOVES = "auto", "tokens", "experts"
-Schedule = Literal["fused", "bulk"]
-Layout = Literal["in_out", "out_in"]
-Bits = Literal["bfloat16", "float16"]
 
-
-def default_backend(threads: Any = None, schedule: Any = "fused") -> str:
-    """The backend for backend=None: cuda where CuPy sees a device and no option for CPUs is given, else cpu."""
-    if threads is not None or not isinstance(schedule, str) or schedule != "fused":
-        return "cpu"
-    if not all(importlib.util.find_spec(name) for name in ("cupy", "numba_cuda")):
-        return "cpu"
-    import cupy
-
-    return "cuda" if cupy.is_available() else "cpu"
-
-
-def backend_class(name: str) -> type[Backend]:
-    """The class of a backend, imported only if it is used: cuda needs numba-cuda."""
-    if name != "cuda":
-        return CpuBackend
-    from .cuda import CudaBackend
-
-    return CudaBackend
-
-
-class MoE(Collective):
+class MoE(LoadedLayers):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
     cfg: equal on all ranks; or a list with the configuration of each layer, without `layers`, which are equal but for
@@ -124,7 +96,7 @@ class MoE(Collective):
             alike, places, shape, needs = "", None, {}, Needs()
             cfgs: tuple[MoEConfig, ...] = ()
             try:
-                cfgs = _checked_options(cfg, layers, schedule, backend)
+                cfgs = checked_options(cfg, layers, schedule, backend)
                 for each in dict.fromkeys(cfgs):
                     kind.check(each, schedule, threads, sms)
                 check_common(threads, timeout, ranks_per_node)
@@ -141,206 +113,15 @@ class MoE(Collective):
         except BaseException:
             self._leave_group()
             raise
-        self.cfg, self.layers, self.schedule, self.timeout = cfgs[0], len(cfgs), schedule, float(timeout)
-        self._pending: PendingCall | None = None
-        self._slots = {expert: slot for slot, expert in enumerate(self._member.mine)}
+        self.cfg, self.schedule, self.timeout = cfgs[0], schedule, float(timeout)
         try:
-            self._backend = kind(Settings(cfgs, schedule, self.timeout, sms, moves), self._member)
+            self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves), self._member))
         except BaseException:
             self._member.leave()
             self._leave_group()
             raise
 
-    # ------------------------------------------------------------ weights and memory
-
-    def load(
-        self,
-        layer: int = 0,
-        *,
-        up: Any,
-        down: Any,
-        router: Any = None,
-        gate: Any = None,
-        up_bias: Any = None,
-        gate_bias: Any = None,
-        down_bias: Any = None,
-        router_bias: Any = None,
-        select_bias: Any = None,
-        shared_up: Any = None,
-        shared_gate: Any = None,
-        shared_down: Any = None,
-        shared_up_bias: Any = None,
-        shared_gate_bias: Any = None,
-        shared_down_bias: Any = None,
-        shared_sigmoid: Any = None,
-        local: bool = False,
-        layout: Layout = "in_out",
-        bits: Bits | None = None,
-    ) -> None:
-        """Take the weights of one layer; they are packed, so later changes to the arrays are not seen.
-
-        up, gate: [E, H, F], down: [E, F, H], router: [H, E], up_bias, gate_bias: [E, F], down_bias: [E, H],
-        router_bias (added to the scores), select_bias (added to the weights for choosing alone): [E]; shared_up and so
-        on: the shared expert's, without E; shared_sigmoid: [H]. Each is float32,
-        bfloat16 (ml_dtypes) or float16, memory-mapped or not; with local=True only this rank's experts, in the
-        order of their ids (`placement.mine(rank)`). Instead of an array with E in front, a list of E arrays; those of
-        experts that this rank does not hold may be None. layout="out_in": nn.Linear's order, up, gate [E, F, H], down
-        [E, H, F], router [E, H]. bits: the type whose bits arrays of uint16 hold. Weights are rounded to cfg.dtype;
-        router and biases become float32. A router is needed unless every call brings its ids.
-
-        Not collective. It clears what this rank adds to `summary`; the other calls that load keep it. Raises
-        InputError; the layer then keeps the weights it had, and memory is needed for both.
-        """
-        self._settled()
-        check_layer(layer, self.layers)
-        given = {
-            "up": up,
-            "down": down,
-            "router": router,
-            "gate": gate,
-            "up_bias": up_bias,
-            "gate_bias": gate_bias,
-            "down_bias": down_bias,
-            "router_bias": router_bias,
-            "select_bias": select_bias,
-            "shared_up": shared_up,
-            "shared_gate": shared_gate,
-            "shared_down": shared_down,
-            "shared_up_bias": shared_up_bias,
-            "shared_gate_bias": shared_gate_bias,
-            "shared_down_bias": shared_down_bias,
-            "shared_sigmoid": shared_sigmoid,
-        }
-        checked = GivenLayer(self.layer_config(layer), self._member.mine, local, layout, bits, given)
-        self._backend.load(int(layer), checked)
-        self._backend.clear_totals()
-
-    def layer_config(self, layer: int) -> MoEConfig:
-        """The configuration of one layer."""
-        check_layer(layer, self.layers)
-        return self._backend.cfgs[layer]
-
-    def holds(self, expert: int) -> bool:
-        """Whether this rank holds the expert: `load_expert` ignores all others, so their arrays need not be read."""
-        self._alive()
-        return self._slot(expert) is not None
-
-    def load_expert(
-        self,
-        layer: int,
-        expert: int,
-        *,
-        up: Any,
-        down: Any,
-        gate: Any = None,
-        up_bias: Any = None,
-        gate_bias: Any = None,
-        down_bias: Any = None,
-        layout: Layout = "in_out",
-        bits: Bits | None = None,
-    ) -> None:
-        """Take the weights of one expert of a layer. expert: its id in 0..E-1.
-
-        up, gate: [H, F], down: [F, H], up_bias, gate_bias: [F], down_bias: [H]; types, layout and bits as in `load`. An
-        expert that this rank does not hold is ignored, whatever the arrays. Memory is allocated once for all experts of
-        this rank, and packing needs space for one more. Not collective; a call is refused on all ranks while an expert
-        is missing. Raises InputError; the layer then keeps the weights it had. To load all experts again: `unload`.
-        """
-        self._settled()
-        check_layer(layer, self.layers)
-        slot = self._slot(expert)
-        if slot is None:
-            return
-        given = {
-            "up": up,
-            "down": down,
-            "gate": gate,
-            "up_bias": up_bias,
-            "gate_bias": gate_bias,
-            "down_bias": down_bias,
-        }
-        arrays = Given("load_expert", self.layer_config(layer), layout, bits).expert(given)
-        self._backend.load_part(int(layer), lambda weights: weights.take_expert(slot, arrays))
-
-    def load_shared(
-        self,
-        layer: int,
-        *,
-        up: Any,
-        down: Any,
-        gate: Any = None,
-        up_bias: Any = None,
-        gate_bias: Any = None,
-        down_bias: Any = None,
-        sigmoid: Any = None,
-        layout: Layout = "in_out",
-        bits: Bits | None = None,
-    ) -> None:
-        """Take a layer's shared expert, on every rank. Not collective.
-
-        up, gate: [H, Fs], down: [Fs, H], up_bias, gate_bias: [Fs], Fs = cfg.shared_ffn, down_bias: [H]; sigmoid: [H],
-        with cfg.shared_sigmoid. Types, layout and bits as in `load`. Raises InputError; the layer then keeps the one it
-        had.
-        """
-        self._settled()
-        check_layer(layer, self.layers)
-        given = {
-            "shared_up": up,
-            "shared_gate": gate,
-            "shared_down": down,
-            "shared_up_bias": up_bias,
-            "shared_gate_bias": gate_bias,
-            "shared_down_bias": down_bias,
-            "shared_sigmoid": sigmoid,
-        }
-        arrays = Given("load_shared", self.layer_config(layer), layout, bits).shared(given)
-        if arrays:
-            self._backend.load_part(int(layer), lambda weights: weights.take_shared(arrays))
-
-    def load_router(
-        self,
-        layer: int,
-        *,
-        router: Any = None,
-        router_bias: Any = None,
-        select_bias: Any = None,
-        layout: Layout = "in_out",
-        bits: Bits | None = None,
-    ) -> None:
-        """Take a layer's router, on every rank; what is None stays as it was. Not collective.
-
-        router: [H, E], router_bias, select_bias: [E]; with identity experts a column more for each; types, layout and
-        bits as in `load`. Raises InputError; the layer then keeps the router it had.
-        """
-        self._settled()
-        check_layer(layer, self.layers)
-        given = Given("load_router", self.layer_config(layer), layout, bits)
-        arrays = given.router({"router": router, "router_bias": router_bias, "select_bias": select_bias})
-        if not arrays:
-            raise InputError("load_router needs router=, router_bias= or select_bias=")
-        self._backend.load_part(int(layer), lambda weights: weights.take_router(arrays))
-
-    def unload(self, layer: int) -> None:
-        """Forget a layer's weights: calls of it are refused on all ranks until all parts have been loaded again.
-
-        Before a layer is loaded again part by part, so that no call mixes old and new parts if that fails half-way.
-        Memory stays. Not collective.
-        """
-        self._settled()
-        check_layer(layer, self.layers)
-        self._backend.unload(int(layer))
-
-    def _slot(self, expert: Any) -> int | None:
-        """The number of an expert among this rank's; None if another rank holds it."""
-        most = self.cfg.experts - 1
-        if isinstance(expert, bool) or not isinstance(expert, int | np.integer) or not 0 <= expert <= most:
-            raise InputError(f"expert must be an int in 0..{most}, got {expert!r}")
-        return self._slots.get(int(expert))
-
-    def packed_weights(self, layer: int = 0) -> Any:
-        """A loaded layer's weights as this backend's kernels read them: `LayerWeights` or `DeviceWeights`."""
-        self._alive()
-        return self._loaded(layer)
+    # ------------------------------------------------------------ memory
 
     @staticmethod
     def memory(
@@ -370,7 +151,7 @@ class MoE(Collective):
         """
         world = whole("world", world)
         check_common(threads, DEFAULT_TIMEOUT, ranks_per_node)
-        cfgs = _checked_options(cfg, layers, "fused", backend)
+        cfgs = checked_options(cfg, layers, "fused", backend)
         name = backend or ("cuda" if cfgs[0].dtype == "tf32" else "cpu")
         for each in dict.fromkeys(cfgs):
             backend_class(name).check(each, "fused", threads)
@@ -460,15 +241,6 @@ class MoE(Collective):
             raise
         return call
 
-    def _loaded(self, layer: Any) -> Any:
-        """The packed weights of a layer; raises InputError for a layer that does not exist or lacks weights."""
-        check_layer(layer, self.layers)
-        loaded = self._backend.weights[layer]
-        if loaded is None:
-            raise NotLoaded(f"layer {layer} has no weights: load() it first", WEIGHTS)
-        loaded.check(layer)
-        return loaded
-
     def synchronize(self) -> None:
         """Wait for the last call and raise what calls since the last `synchronize` have refused. Not collective.
 
@@ -521,12 +293,6 @@ class MoE(Collective):
 
     # ------------------------------------------------------------ end
 
-    def _settled(self) -> Runtime:
-        """The runtime; raises OpenCallError while a started call of this layer is open."""
-        if self._pending is not None:
-            raise OpenCallError("a call of this layer was started: wait() for it first")
-        return self._alive()
-
     def close(self) -> None:
         """Release windows, weights, threads and memory; collective, and harmless when repeated."""
         if self._pending is not None:
@@ -542,40 +308,3 @@ class MoE(Collective):
         comm, self._group_comm = self._group_comm, None
         if comm is not None:
             comm.Free()
-
-
-def check_moves(moves: Any, backend: str, schedule: Any) -> None:
-    """Raise InputError unless `moves` can be had with this backend and schedule."""
-    if not isinstance(moves, str) or moves not in MOVES:
-        raise InputError(f"moves must be one of {', '.join(MOVES)}, got {moves!r}")
-    if moves == "experts" and (backend == "cuda" or schedule == "bulk"):
-        what = "backend='cuda'" if backend == "cuda" else "schedule='bulk'"
-        raise InputError(f"moves='experts' is for CPUs and the fused schedule: with {what} tokens always travel")
-
-
-def _checked_options(cfg: Any, layers: Any, schedule: Any, backend: Any) -> tuple[MoEConfig, ...]:
-    """The configuration of each layer. Raises InputError for an option that no backend has."""
-    if backend is not None and not (isinstance(backend, str) and backend in BACKENDS):
-        raise InputError(f"backend must be None or one of {', '.join(BACKENDS)}, got {backend!r}")
-    listed = isinstance(cfg, list | tuple)
-    cfgs = tuple(cfg) if listed else (cfg,)
-    if not cfgs:
-        raise InputError("cfg must be an aristos.MoEConfig or a list of them, got an empty list")
-    for number, each in enumerate(cfgs):
-        if not isinstance(each, MoEConfig):
-            name = f"cfg[{number}]" if listed else "cfg"
-            raise InputError(f"{name} must be an aristos.MoEConfig, got {type(each).__name__}")
-        for name in COMMON:
-            if getattr(each, name) != getattr(cfgs[0], name):
-                raise InputError(
-                    f"layers of one object must have equal {', '.join(COMMON)}, got {name}={getattr(each, name)!r} in"
-                    f" layer {number} and {getattr(cfgs[0], name)!r} in layer 0: make an object for each"
-                )
-    if not isinstance(schedule, str) or schedule not in ("fused", "bulk"):
-        raise InputError(f"schedule must be 'fused' or 'bulk', got {schedule!r}")
-    count = whole("layers", layers, MOST_LAYERS, f"an int in 1..{MOST_LAYERS}")
-    if not listed:
-        return cfgs * count
-    if count != 1:
-        raise InputError(f"layers must be left out where cfg is a list, got {layers!r}")
-    return cfgs

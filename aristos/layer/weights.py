@@ -36,6 +36,7 @@ class PackedLayer:
     """What the weights of both backends have in common: which parts have come. mine: ids of this rank's experts."""
 
     router: object = None  # None before it is loaded
+    in_place = False  # whether experts are packed where those of the layer's former weights lie
 
     def __init__(self, cfg: MoEConfig, mine: list[int]) -> None:
         self.cfg, self.mine = cfg, mine
@@ -127,7 +128,7 @@ class LayerWeights(PackedLayer):
         home: tuple[NodeWeights, int] | None = None,
     ) -> None:
         super().__init__(cfg, mine)
-        self._element, self._float32, self._home = element, float32, home
+        self._element, self._float32, self._home, self.in_place = element, float32, home, home is not None
         self.packed = {}
         if home is not None:
             home[0].prepare(home[1])

@@ -260,7 +260,7 @@ def test_options_that_gpus_do_not_have_are_refused():
 
 def test_a_rank_that_makes_no_call(monkeypatch):
     """Rank 1 launches nothing: rank 0's kernel ends by itself, and the error names rank 1."""
-    monkeypatch.setattr("aristos.layer.cuda.timeout_ns", lambda seconds: 50_000)
+    monkeypatch.setattr("aristos.layer.cuda_jobs.timeout_ns", lambda seconds: 50_000)
 
     def body(comm, rank):
         moe = aristos.MoE(CFG, comm, backend="cuda")

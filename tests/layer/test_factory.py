@@ -16,7 +16,7 @@ from mpi import ranks_each
 import aristos
 from aristos import reference
 from aristos.errors import InputError
-from aristos.layer import moe as moe_module
+from aristos.layer import options as layer_options
 
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=30)
 W = reference.weights(CFG)
@@ -28,7 +28,7 @@ def a_gpu_is_seen(monkeypatch):
     cupy: Any = types.ModuleType("cupy")
     cupy.is_available = lambda: True
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(moe_module.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(layer_options.importlib.util, "find_spec", lambda name: name)
 
 
 CUDA = (1, "fused", None, None, 9.0, None, None, "cuda")  # every option in its former place
@@ -55,14 +55,14 @@ def test_an_option_for_cpus_chooses_the_cpu_backend_beside_a_gpu(options):
 
 @pytest.mark.usefixtures("a_gpu_is_seen")
 def test_the_default_backend_beside_a_gpu_is_cuda():
-    assert moe_module.default_backend() == "cuda"
-    assert moe_module.default_backend(threads=2) == "cpu"
-    assert moe_module.default_backend(schedule="bulk") == "cpu"
+    assert layer_options.default_backend() == "cuda"
+    assert layer_options.default_backend(threads=2) == "cpu"
+    assert layer_options.default_backend(schedule="bulk") == "cpu"
 
 
 def test_the_default_backend_without_a_gpu_is_cpu(monkeypatch):
-    monkeypatch.setattr(moe_module.importlib.util, "find_spec", lambda name: None)
-    assert moe_module.default_backend() == "cpu"
+    monkeypatch.setattr(layer_options.importlib.util, "find_spec", lambda name: None)
+    assert layer_options.default_backend() == "cpu"
 
 
 @pytest.mark.parametrize("backend", ["tpu", 3, ["cpu"]])

@@ -230,6 +230,27 @@ def test_an_expert_that_is_packed_half_way_is_missing(monkeypatch):
             assert same(moe(x), y)
 
 
+@pytest.mark.ranks(2)
+def test_a_load_that_fails_over_the_weights_that_peers_read_is_refused(comm, monkeypatch):
+    """Experts that local peers read have one place, so the layer cannot keep its former weights there."""
+    x = tokens(CFG, 9, seed=comm.rank)
+    with MoE(CFG, comm, backend="cpu") as moe:
+        moe.load(**W)
+        y, held = moe(x), moe.packed_weights()
+        in_place, element = held.in_place, type(held._element)
+        pack, works = element.pack, iter((True, True, False))
+        if comm.rank == 0:
+            with monkeypatch.context() as patch:
+                patch.setattr(element, "pack", lambda self, a: pack(self, a) if next(works) else 1 // 0)
+                with pytest.raises(ZeroDivisionError):
+                    moe.load(**W)
+        if in_place:
+            with pytest.raises(InputError if comm.rank == 0 else PeerInputError, match=r"lacks exp|not loaded exp"):
+                moe(x)
+            moe.load(**W)
+        assert same(moe(x), y)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_memory_of_loading_expert_by_expert(tmp_path, dtype):
     """The peak is this rank's packed experts and the space of one expert's arrays, read from files."""

@@ -14,7 +14,7 @@ from cases import MoE, check, routing, same, tokens
 import aristos
 from aristos import reference
 from aristos.errors import EnvironmentProblem, InputError
-from aristos.layer.moe import check_moves
+from aristos.layer.options import check_moves
 from aristos.transport import memfd
 
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=6, top_k=2, gated=True, bias=True, max_tokens=90)

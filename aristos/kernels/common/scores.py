@@ -33,11 +33,23 @@ def rule(router: Router) -> int:
 
 @jit
 def top_k(row, experts, k, ids, weights):
-    """Write the k largest of row[experts] in falling order: ids[k], and values to weights[k]. Ties: lowest id first."""
+    """Write the k largest of row[experts] in falling order: ids[k], and values to weights[k]. Ties: lowest id first.
+
+    The loop of `insert` again, because a call for each expert costs more than its comparison.
+    """
     for j in range(k):
         ids[j] = -1
     for e in range(experts):
-        insert(e, row[e], k, ids, weights)
+        value = row[e]
+        if ids[k - 1] >= 0 and not value > weights[k - 1]:
+            continue
+        j = k - 1
+        while j > 0 and (ids[j - 1] < 0 or value > weights[j - 1]):
+            ids[j] = ids[j - 1]
+            weights[j] = weights[j - 1]
+            j -= 1
+        ids[j] = e
+        weights[j] = value
 
 
 @jit

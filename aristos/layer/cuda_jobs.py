@@ -1,0 +1,174 @@
+"""What kernels of a layer on a GPU are given: the jobs of the engine and of the router, and memory that calls share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..config import MoEConfig
+from ..engine import schema, words
+from ..kernels.common import activations
+from ..kernels.common.scores import rule
+from ..kernels.cuda import router
+from ..kernels.cuda.tile import BYTES, Tile
+from ..substrate.cuda import persistent
+from ..substrate.cuda.runtime import CudaRuntime, timeout_ns
+from .arguments import capacity, choices, on_input
+from .backend import Settings
+from .collective import Membership
+from .device_arrays import KINDS
+
+
+def blocks_of(cfg: MoEConfig, runtime: CudaRuntime, sms: int | None) -> dict[int, int]:
+    """Blocks of the persistent kernel that a rank launches, by the rows of its tile."""
+    tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
+    return {tile.m: runtime.blocks.of(tile, sms) for tile in tiles}
+
+
+class LayerJobs:
+    """Jobs on the GPU of one object's layers, for each tile. weights: the backend's, an entry a layer.
+
+    tiles: of the persistent kernels. blocks: that a rank launches, by the rows of a tile. host: the engine's jobs as
+    they were copied, by (layer, rows of the tile).
+    """
+
+    def __init__(self, settings: Settings, member: Membership, runtime: CudaRuntime, weights: list[Any]) -> None:
+        self._cfgs, self._timeout, self._member = settings.cfgs, settings.timeout, member
+        self._runtime, self._weights = runtime, weights
+        cfg = settings.cfgs[0]
+        self._kind = KINDS[cfg.dtype]
+        self.tiles: list[Tile] = persistent.layer_tiles(self._kind, runtime.device.arch)
+        self.blocks = blocks_of(cfg, runtime, settings.sms)
+        self.host: dict[tuple[int, int], np.ndarray] = {}
+        self._jobs: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, tile rows) -> addresses on the GPU
+        self._filled = [-1] * settings.layers  # the runtime's version that a layer's jobs were filled for
+        self._keeps_logits = False  # until a call wants its routing, the router writes none
+        self._buffers: dict[str, int] = {}  # name -> address of this object's memory on the GPU
+
+    def fill(self, layer: int) -> None:
+        """Fill a layer's jobs again, because its weights have changed."""
+        self._filled[layer] = -1
+        for tile in self.tiles:
+            self.of(layer, tile)
+        self.routing_buffers()
+
+    def current(self, layer: int) -> bool:
+        """Whether the layer's jobs fit the runtime's memory."""
+        return self._filled[layer] == self._runtime.version
+
+    def keep_logits(self) -> None:
+        """Let the router keep its scores, from the next call on."""
+        if not self._keeps_logits:
+            self._keeps_logits, self._filled = True, [-1] * len(self._cfgs)
+
+    def slots(self, layer: int) -> int:
+        """Copies of experts, with those of the shared one."""
+        return self._member.placement.slots + self._member.world * bool(self._cfgs[layer].shared_ffn)
+
+    def _routing_job(self, layer: int, slot_of: int) -> np.ndarray:
+        """The job of the router kernels. slot_of: address of the engine's table on the GPU."""
+        cfg, runtime, starts = self._cfgs[layer], self._runtime, self._runtime.tables.starts
+        loaded = self._weights[layer]
+        job = np.zeros(router.JOB_WORDS, np.int64)
+        job[[router.HIDDEN, router.EXPERTS, router.TOP_K, router.CHOICES]] = (
+            cfg.hidden,
+            cfg.columns,
+            choices(cfg),
+            cfg.top_k,
+        )
+        job[router.LOGITS] = self.logits() if self._keeps_logits else 0
+        job[[router.SCORE, router.RENORMALIZE]] = rule(cfg.router), cfg.router.renormalize
+        job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
+        job[router.SLOTS], job[router.SLOT_OF] = self.slots(layer), slot_of
+        for word, table in (
+            (router.OFFSET, words.T_OFFSET),
+            (router.TOKEN, words.T_TOKEN),
+            (router.POSITION, words.T_POSITION),
+        ):
+            job[word] = runtime.state_at + 8 * starts[table]
+        job[router.STATUS] = runtime.state_at + 8 * words.STATUS
+        if loaded is not None:
+            job[router.ROUTER], job[router.SELECT_BIAS] = loaded.router or 0, loaded.select_bias
+            job[router.SHARED_SIGMOID] = loaded.shared_sigmoid
+        if on_input(cfg):
+            job[router.WEIGHTED] = self.buffer("weighted", BYTES[self._kind] * cfg.hidden * cfg.max_tokens)
+            job[router.KEPT_WEIGHTS] = self.kept_weights()
+        scratch = max(self._router_scratch(layer) for layer in range(len(self._cfgs)))
+        job[router.SCRATCH] = self.buffer("scores", scratch)
+        return job
+
+    def _router_scratch(self, layer: int) -> int:
+        cfg = self._cfgs[layer]
+        limited = choices(cfg) if capacity(cfg, cfg.max_tokens) else 0
+        return router.scratch_bytes(cfg.max_tokens, cfg.columns, self.slots(layer), limited)
+
+    def kept_weights(self) -> int:
+        """Where the weights of tokens are, if these are weighted and not outputs."""
+        return self.buffer("kept weights", 4 * self._cfgs[0].max_tokens)
+
+    def buffer(self, name: str, nbytes: int) -> int:
+        """Address of GPU memory of this object, allocated once."""
+        if name not in self._buffers:
+            self._buffers[name] = self._runtime.device.allocate(max(1, nbytes))
+        return self._buffers[name]
+
+    def of(self, layer: int, tile: Tile) -> tuple[int, int]:
+        """GPU addresses of the job and of the router's job, rebuilt when weights or windows have changed."""
+        runtime = self._runtime
+        if self._filled[layer] != runtime.version:
+            runtime.idle()
+            self._drop_jobs(layer)
+            self._filled[layer] = runtime.version
+        key = (layer, tile.m)
+        if key not in self._jobs:
+            cfg = self._cfgs[layer]
+            job = self._member.new_job(
+                schema.CUDA,
+                hidden=cfg.hidden,
+                ffn=cfg.ffn,
+                experts=cfg.columns,
+                top_k=choices(cfg),
+                choices=cfg.top_k,
+                shared=len(self._member.mine) + 1 if cfg.shared_ffn else 0,
+                shared_ffn=cfg.shared_ffn,
+                identity=cfg.identity_experts,
+                row_bytes=BYTES[self._kind] * cfg.hidden,
+                activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
+                timeout_ns=timeout_ns(self._timeout),
+            )
+            job[words.LAYER] = layer
+            runtime.fill(job)
+            if self._weights[layer] is not None:
+                self._weights[layer].fill(job)
+            runtime.fill_tile(job, tile, self.blocks[tile.m], cfg.gated)
+            self.host[key], at = job, self._copied(job)
+            self._jobs[key] = at, self._copied(self._routing_job(layer, at + 8 * int(job[words.SLOT_OF])))
+        return self._jobs[key]
+
+    def routing_buffers(self) -> tuple[int, int]:
+        """Where the router writes ids and weights."""
+        pairs = max(choices(cfg) for cfg in self._cfgs) * self._cfgs[0].max_tokens
+        return self.buffer("ids", 8 * pairs), self.buffer("weights", 4 * pairs)
+
+    def _copied(self, job: np.ndarray) -> int:
+        at = self._runtime.device.allocate(job.nbytes)
+        self._runtime.device.copy_in(at, job)
+        return at
+
+    def _drop_jobs(self, layer: int) -> None:
+        for key in [key for key in self._jobs if key[0] == layer]:
+            for at in self._jobs.pop(key):
+                self._runtime.device.free(at)
+
+    def logits(self) -> int:
+        """Where the router writes the scores that callers want to have."""
+        return self.buffer("logits", 4 * self._cfgs[0].max_tokens * max(cfg.columns for cfg in self._cfgs))
+
+    def free(self) -> None:
+        """Free all memory on the GPU."""
+        for layer in range(len(self._cfgs)):
+            self._drop_jobs(layer)
+        for at in self._buffers.values():
+            self._runtime.device.free(at)
+        self._buffers = {}
