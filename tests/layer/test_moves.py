@@ -55,6 +55,21 @@ def test_outputs_do_not_depend_on_what_moves(comm):
         assert sum(here.moved_bytes_to_peer) == here.rows_from_peer[peer] == sum(before.kept_rows_to_peer) == 0
 
 
+@pytest.mark.ranks(2)
+def test_shared_weights_take_the_bytes_of_private_ones(comm):
+    """But for the last huge page, as the docstring of MoE.memory says."""
+    nbytes = []
+    for moves in ("tokens", "experts"):
+        with MoE([CFG, CFG], comm, moves=moves) as moe:
+            for layer in range(2):
+                moe.load(layer, **reference.weights(CFG))
+            nbytes.append(moe.packed_weights(1).nbytes)
+            if moves == "experts":
+                held = sum(array.nbytes for n in range(2) for array in moe.packed_weights(n).packed.values())
+                assert 0 < moe._backend._home._memory._maps[0].nbytes - held <= memfd.HUGE + memfd.HEAD
+    assert nbytes[0] == nbytes[1]
+
+
 @pytest.mark.ranks(4)
 def test_copies_and_other_nodes(comm):
     """Experts of local peers are computed in place, those of other nodes get their tokens."""

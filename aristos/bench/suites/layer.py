@@ -8,7 +8,8 @@ for the slowest rank over iterations:
     of peak              GFLOP/s per rank over multiply-adds in registers, on all workers at once
     overlap efficiency   T_experts / median. T_experts: the busiest rank's time for its experts' rows alone, rows local
                          and all workers busy. 1 means that all communication is hidden behind arithmetic; the rest is
-                         routing, copies, waits and imbalance
+                         routing, copies, waits and imbalance. Above 1 where rows do not move (`MoE(moves="auto")`)
+                         and the busiest rank's are computed by others
 
 The 2025 paper gives the same name to T(2 ranks) / T(N ranks) under weak scaling, which needs several runs. Every
 output is checked against the float64 oracle.
