@@ -166,8 +166,9 @@ class Rank:
             **layers.runs,
         )  # fmt: skip
         builder.update(
-            job, workers=layers.grid, held=held.held[self.me], experts=cfg.experts, top_k=cfg.top_k, hidden=cfg.hidden,
-            ffn=cfg.ffn, object=1, loaded=1, gated=cfg.gated, activation=activations.word(cfg.activation, cfg.limit),
+            job, workers=layers.grid, held=held.held[self.me], computed=held.held[self.me], experts=cfg.experts,
+            top_k=cfg.top_k, hidden=cfg.hidden, ffn=cfg.ffn, object=1, loaded=1, gated=cfg.gated,
+            activation=activations.word(cfg.activation, cfg.limit),
         )  # fmt: skip
         return job
 
