@@ -27,8 +27,8 @@ pytestmark = [
 LAYER = """
 cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=4, top_k=2, max_tokens=64)
 x = tokens(cfg, 50, seed=rank)
-def made(**options):
-    moe = aristos.MoE(cfg, comm, **options)
+def made(**options):  # rows that stay would wait for no rank
+    moe = aristos.MoE(cfg, comm, moves="tokens", **options)
     moe.load(**reference.weights(cfg))
     moe(x)
     return moe
