@@ -95,7 +95,7 @@ def test_a_row_crosses_nodes_once(comm):
     cfg = replace(CFG, experts=9, top_k=4)
     w = reference.weights(cfg)
     for ranks_per_node, ring in ((1, None), (2, None), (1, 5)):
-        with rings_of(ring), make(comm, cfg, w, ranks_per_node=ranks_per_node) as moe:
+        with rings_of(ring), make(comm, cfg, w, moves="tokens", ranks_per_node=ranks_per_node) as moe:
             for skew in SKEWS[1:]:
                 x = tokens(cfg, 60, seed=comm.rank)
                 call = routing(cfg, 60, skew, seed=comm.rank)
@@ -175,7 +175,7 @@ def test_objects_on_a_communicator_have_the_same_nodes(comm):
 def test_stats_and_started_calls(comm):
     x = tokens(CFG, 60, seed=comm.rank)
     for ranks_per_node, transports in ((1, {"rma"}), (2, {"shm", "rma"}), (3, {"shm"})):
-        with make(comm, ranks_per_node=ranks_per_node, threads=2) as moe:
+        with make(comm, moves="tokens", ranks_per_node=ranks_per_node, threads=2) as moe:
             y, stats = moe(x, return_stats=True)
             assert same(moe.start(x).wait(), y)
             everyone = np.array(comm.allgather(stats.rows_to_peer))
