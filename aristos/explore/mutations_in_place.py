@@ -9,7 +9,7 @@ from typing import Any
 from ..engine import arrivals, column_runs, layout, packing, steps, words
 from ..primitives import memory
 from . import rank
-from .mutation import Instead, Put, mutation
+from .mutation import Put, mutation
 
 STAY = (("stay", 1), ("placement", (0, 1)), ("workers", 1))
 TWO = (("stay", 1), ("placement", (0, 0, 1, 1)), ("workers", 1), ("max_tokens", 6))
@@ -79,10 +79,9 @@ def ended_by_plain_store(put: Put) -> None:
     """ENDED is a plain store."""
 
     def end(job: Any, st: Any) -> None:
-        put_plain = Instead(store_release=lambda at, value: memory.store(at, value))
         for p in range(job[words.WORLD]):
             if p != job[words.RANK]:
-                put_plain.store_release(layout.word_to(job, st, p, words.ENDED), job[words.EPOCH])
+                memory.store(layout.word_to(job, st, p, words.ENDED), job[words.EPOCH])
 
     put(steps, "end", end)
 

@@ -40,7 +40,8 @@ def layer(table: Table) -> Any:
     axes[0].set(title="one call: median, whisker to p95", ylabel="slowest rank (ms)", yscale="log")
     plain_log(axes[0].yaxis)
     axes[1].set(title="of the FMA peak", ylabel="GFLOP/s of a rank / peak (%)", ylim=(0, 119))
-    axes[2].set(title="overlap efficiency", ylabel="experts alone / call (%)", ylim=(0, 119))
+    top = max(119, 1.1 * axes[2].dataLim.ymax)
+    axes[2].set(title="overlap efficiency", ylabel="experts alone / call (%)", ylim=(0, top))
     for axis in axes:
         axis.set_xticks(place, [str(t) for t in tokens])
         axis.set_xlabel("tokens per rank")
