@@ -117,7 +117,7 @@ class CpuBackend(Backend):
         self._home = self._open_home(settings, member)
         nodes, rank = member.runtime.group.nodes, member.rank
         self._foreign = [] if self._home is None else foreign_slots(member.placement, nodes, rank)
-        self._bulk = Bulk(member.runtime, settings.timeout) if settings.schedule == "bulk" else None
+        self.bulk = Bulk(member.runtime, settings.timeout) if settings.schedule == "bulk" else None
 
     def _open_home(self, settings: Settings, member: Membership) -> NodeWeights | None:
         """Memory for experts that local peers may read; None if this object's tokens always travel. Collective."""
@@ -214,7 +214,7 @@ class CpuBackend(Backend):
 
     def _fill(self, call: CpuCall, x: np.ndarray, out: np.ndarray) -> None:
         """Write into the job what changes from call to call."""
-        job, cfg, count = self._job(call.layer), self.cfgs[call.layer], len(x)
+        job, cfg, count = self.job(call.layer), self.cfgs[call.layer], len(x)
         by = x if call.router_x is None else call.router_x
         job[words.STATUS_IN] = codes.OK
         job[words.TOKENS] = count
@@ -252,10 +252,10 @@ class CpuBackend(Backend):
         return ids[:, : cfg.top_k], weights[:, : cfg.top_k]
 
     def refuse(self, call: CpuCall) -> None:
-        job = self._job(call.layer)
+        job = self.job(call.layer)
         job[words.STATUS_IN], job[words.TOKENS], job[words.ROUTED] = status_of(call.error), 0, 0
 
-    def _job(self, layer: int) -> np.ndarray:
+    def job(self, layer: int) -> np.ndarray:
         """The job of a layer, filled again when its weights or the runtime's windows have changed."""
         runtime, cfg = self.member.runtime, self.cfgs[layer]
         job = self._jobs[layer]
@@ -304,8 +304,8 @@ class CpuBackend(Backend):
     def run(self, call: CpuCall) -> float:
         runtime, job = self._runtime, self._job_of(call)
         started = time.perf_counter()
-        if self._bulk is not None:
-            self._bulk.run(job)
+        if self.bulk is not None:
+            self.bulk.run(job)
         else:
             runtime.run(job, self.settings.timeout)
         seconds = time.perf_counter() - started
@@ -378,5 +378,5 @@ class CpuBackend(Backend):
         self._jobs = []
         if self._home is not None:
             self._home.close()
-        if self._bulk is not None:
-            self._bulk.close()
+        if self.bulk is not None:
+            self.bulk.close()
