@@ -93,3 +93,30 @@ def test_ranks_of_several_nodes_are_refused(comm):
 
     with MoE(CFG, comm, threads=1, ranks_per_node=1) as moe, pytest.raises(InputError, match="one node"):
         Network(moe.runtime, None)
+
+
+@pytest.mark.ranks(2)
+def test_experts_alone_computes_every_row_of_this_rank(comm):
+    """The time that overlap efficiency compares with is that of all rows, and of nothing else."""
+    from aristos.bench.bounds import ExpertPhase
+    from aristos.bench.workload import Workload, execute
+    from aristos.bench.world import World
+
+    work = Workload(World(comm), CFG, seed=3)
+    rows = np.array([5, 0, 7, 30])
+    layer = work.layer("fused", 1, moves="tokens")
+    execute(layer, work.call(8, "uniform"))
+    phase = ExpertPhase(work, layer, rows)
+    for _ in range(2):
+        phase._results[:] = 0
+        phase()
+        x, y = (a.view(np.float32)[:, : CFG.hidden] for a in (phase._received, phase._results))
+        at = 0
+        for e in work.local:
+            mine = slice(at, at + rows[e])
+            wanted = reference.expert(work.single, x[mine].astype(np.float64), 0, **work.expert(int(e)))
+            assert np.allclose(y[mine], wanted, atol=1e-4)
+            at += rows[e]
+        assert at == len(y) or not at
+    phase.close()
+    layer.close()

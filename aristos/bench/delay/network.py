@@ -73,9 +73,14 @@ def leave(entries, links, free, me, turn, limit):
 
 @jit
 def pings(to, back, nbytes, base, rounds, first):
-    """`rounds` round trips of a word with `nbytes`, numbered from base + 1; returns ns. first: whether to begin."""
+    """Round trips of a word with `nbytes`: one in which both come to it, then `rounds`; returns the ns of these, or -1.
+
+    Words are numbered from base + 1. first: whether this rank begins.
+    """
     begun = mem.clock()
-    for turn in range(base + 1, base + 1 + rounds):
+    for turn in range(base + 1, base + 2 + rounds):
+        if turn == base + 2:
+            begun = mem.clock()
         if first:
             words.delayed_notify(to, turn, nbytes)
         while words.delayed_arrived(back) < turn:
@@ -208,5 +213,5 @@ class Network:
             if spent < 0:
                 raise WaitTimeout(f"rank {self.rank}: rank {peer} did not answer a ping")
             taken = spent * 1e-9 / (2 * rounds)
-        self._pinged += rounds
+        self._pinged += rounds + 1
         return taken

@@ -68,7 +68,7 @@ def _table(typingctx):
 @jit
 def _entry(word, side):
     """The line that has a word, 0 if none has it. side: TO or FROM."""
-    table = _table()
+    table: int = _table()  # type: ignore[call-arg]
     for i in range(mem.load(table)):
         entry = table + WORD * (HEAD + ENTRY_WORDS * i)
         if 0 <= word - mem.load(entry + WORD * side) < WORD * LINE_WORDS:

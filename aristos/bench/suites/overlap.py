@@ -42,8 +42,8 @@ COMPARED = ("a", "b", "c", "d", "e")
 SCHEDULES = ("bulk", "fused")
 YES = {True: "yes", False: "no"}
 UNLIMITED = (0.0, float("inf"))  # alpha in us, GB/s: no delay
-MOST_CALLS = 60  # of a point
-BLOCKS = 6  # in which calls with and without the emulation alternate
+FEWEST_CALLS, MOST_CALLS = 3, 60  # of a point
+BLOCKS = 4  # in which calls with and without the emulation alternate
 BOUND_SHARES, BOUND = (0.3, 0.7), 0.9
 PING_BYTES, PINGS, PING_REPEATS = (0, 4096, 65536), 10, 30
 PING_SHARE, PING_US = 0.05, 0.5
@@ -133,8 +133,8 @@ class Match:
         self.errors = {s: work.error(np.array(execute(layer, call)), truth) for s, layer in layers.items()}
         self.right = all(work.passes(e) for e in self.errors.values())
 
-    def measure(self, seconds: float, asked: int | None, most: int = MOST_CALLS) -> PointTimes:
-        """Both schedules in turns. Collective."""
+    def measure(self, count: int) -> PointTimes:
+        """Both schedules in turns, `count` times. Collective."""
         world = self.work.world
         idle: dict[str, list[float]] = {s: [] for s in self.layers}
         last: dict[str, Any] = {}
@@ -148,7 +148,6 @@ class Match:
             self.right &= np.array_equal(self.out, self.wanted)
 
         calls: dict[str, Any] = {s: partial(play, s) for s in self.layers}
-        count = min(most, iterations(world, calls, seconds, warmup=1, asked=asked))
         times = in_turns(world, calls, count, note)
         return PointTimes(
             {s: gathered(world, t) for s, t in times.items()},
@@ -216,17 +215,20 @@ def _case(
         if not links:
             links += _links(ctx, network)
         points = list(product(ctx.options.alpha, ctx.options.rate))
-        each = 0.8 * seconds / (len(points) + 2)
+        first = match.measure(max(1, ctx.options.warmup))
+        turn = float(sum(t.max(axis=0).min() for t in first.times.values()))
+        fit = int(ctx.world.bcast(0.7 * seconds / (len(points) + 2) / turn))
+        count = ctx.options.iters or min(MOST_CALLS, max(FEWEST_CALLS, fit))
         for _ in range(BLOCKS):
-            m.plain.append(match.measure(each / BLOCKS, ctx.options.iters, MOST_CALLS // BLOCKS))
+            m.plain.append(match.measure(max(1, count // BLOCKS)))
             network.set(*UNLIMITED)
             with network:
-                m.undelayed.append(match.measure(each / BLOCKS, ctx.options.iters, MOST_CALLS // BLOCKS))
+                m.undelayed.append(match.measure(max(1, count // BLOCKS)))
         for i, point in enumerate(points):
             ctx.report(f"{name}: {point[0]:g} us, {point[1]:g} GB/s", i / len(points))
             network.set(*point)
             with network:
-                m.points.append(match.measure(each, ctx.options.iters))
+                m.points.append(match.measure(count))
         m.errors, m.right = match.errors, ctx.world.every(match.right)
         return m
     finally:
@@ -240,7 +242,7 @@ def _alone(ctx: Context, work: Workload, layer: Any, rows: np.ndarray) -> tuple[
     from ...substrate.cpu.runtime import TILE
 
     phase = ExpertPhase(work, layer, rows)
-    count = iterations(ctx.world, {"alone": phase}, 1.0, warmup=2, asked=None)
+    count = iterations(ctx.world, {"alone": phase}, 0.5, warmup=1, asked=None)
     taken = gathered(ctx.world, in_turns(ctx.world, {"alone": phase}, min(count, MOST_CALLS))["alone"])
     phase.close()
     tile = min(TILE, int(rows.max()) // ctx.world.size)
