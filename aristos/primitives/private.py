@@ -1,13 +1,13 @@
 """Folders and files that code is loaded from: this user's own, out of reach of everybody else.
 
-The kernel cache holds pickles and machine code, so whoever can write to it can run code as its user. A folder is
+The kernel cache holds pickles and machine code, so a user who can write to it can run code as its owner. A folder is
 private if it belongs to this user, is no link, is closed to others, and lies where nobody else can replace it: every
 folder above belongs to this user or to root, and others can write to it only if it is sticky, like /tmp. Folders are
 checked every time that a file below is read or written. A file begins with a hash of the rest, so that one left
 incomplete by a full disk, or damaged since, is never loaded.
 
-ARISTOS_CACHE_SHARED=1 switches the checks of owners and modes off, for a cache that a group shares. Whoever can write
-to it can then run code as everybody who uses it. Not a defence against root, nor against other processes of this user.
+ARISTOS_CACHE_SHARED=1 switches the checks of owners and modes off, for a cache that a group shares. Every member of
+the group can then run code as every other one. Not a defence against root, nor against other processes of this user.
 """
 
 from __future__ import annotations

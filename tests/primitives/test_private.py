@@ -186,7 +186,7 @@ def test_damaged_code_is_missing_code(folder):
 
 @pytest.fixture
 def fresh(monkeypatch, tmp_path) -> Path:
-    """The place of the cache in an environment of its own; `cache_folder.__wrapped__` chooses anew."""
+    """The place of the cache in an environment of its own; `cache_folder.__wrapped__` chooses again."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("ARISTOS_CACHE", raising=False)
     (tmp_path / "tmp").mkdir()
