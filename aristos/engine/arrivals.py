@@ -36,6 +36,7 @@ def read_announcement(job, st, source):
     st[words.rows_left(job, source)] = rows
     st[words.rows_from(job, source)] = rows
     st[words.first_packed(job, source)] = mem.load(words.announced_first(a))
+    st[words.tokens_of(job, source)] = 1 + mem.load(words.announced_tokens(a))
     st[words.OWED] += rows
     st[words.UNREAD] -= 1
     if same and able:

@@ -98,6 +98,7 @@ JOB_SCALARS: list[Word] = [
         HELD | experts | experts that this rank holds
         COMPUTED | experts | that this rank may compute: those held, then those of local peers that it can read
         STAY_ROWS | rows | so many own rows for an expert of a local peer are computed here; fewer travel | cpu
+        STAY_SHARE | percent | of the mean rank's rows, up to which own rows may stay, 0: no limit | cpu
         """,
     ),
     *_words(ENGINE, "MAX_COMPUTED | experts | most experts that a rank may compute"),
@@ -374,6 +375,7 @@ TABLES = [
     StateTable("verdict", PEER, "what a source's announcement led to, see codes.py", "verdict"),
     StateTable("rows_left", PEER, "announced rows of a source whose records are not read", "rows"),
     StateTable("first_packed", PEER, "first packed row of a source's rows for this rank", "packed row"),
+    StateTable("tokens_of", PEER, "1 + tokens of a rank in the last call that it announced, 0: none", "tokens"),
     StateTable("exchanges", PEER, "the source announced an exchange", "flag"),
     StateTable("peer_status", PEER, "status that a peer announced or returned", "status"),
     StateTable("front", SOURCE_EXPERT, "first tile with pending rows; of own rows the first packed row", "tile"),
@@ -451,7 +453,7 @@ RECORDS = [
         ("object", "number of the layer or exchange"), ("layer", "layer, or `codes.EXCHANGE`"),
         ("row_bytes", "bytes of a row", "bytes"), ("top_k", "choices of a token", "choices"),
         ("status", "OK, or why the source refuses", "status"), ("rows", "rows for this rank", "rows"),
-        ("first", "first packed row of them", "packed row"))),
+        ("first", "first packed row of them", "packed row"), ("tokens", "tokens of the source", "tokens"))),
     Record("record", 4, 8, "a tile record", "the source", _fields(
         ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"),

@@ -41,6 +41,7 @@ from .routing import Routing, routing_of
 from .stats import call_stats
 from .weights import LayerWeights, expert_bytes
 
+STAY_SHARE = 125  # percent of the mean rank's rows that a rank computes for its own tokens before others help it
 EVENT_KINDS = {
     codes.IDLE: "wait",
     codes.ROUTE: "route",
@@ -273,6 +274,7 @@ class CpuBackend(Backend):
                 on_input=on_input(cfg),
                 foreign=self._foreign,
                 stay_rows=self._stay_rows,
+                stay_share=0 if self.settings.moves == "experts" else STAY_SHARE,
                 row_bytes=self._element.nbytes * cfg.hidden,
                 kernels=self._kernels,
                 score=scores.rule(cfg.router),

@@ -95,6 +95,7 @@ class Exchange(Collective):
             identity=0,
             on_input=0,
             stay_rows=1,
+            stay_share=0,
         )
         self._ones = aligned((max_tokens, top_k))
         self._ones[:] = 1

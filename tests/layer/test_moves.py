@@ -100,6 +100,21 @@ def test_few_rows_travel(comm, monkeypatch):
 
 
 @pytest.mark.ranks(2)
+def test_a_rank_with_all_tokens_is_helped(comm):
+    """It knows the others' tokens from the call before; with equal tokens it computes all of its own."""
+    w, x = reference.weights(CFG), tokens(CFG, 80, seed=comm.rank)
+    with MoE(CFG, comm, moves="auto") as moe:
+        moe._backend._stay_rows = 1
+        moe.load(**w)
+        for mine, least, most in ((x[: 80 * (1 - comm.rank)], 0, 0.2), (x, 1, 1), (x[: 80 - 10 * comm.rank], 1, 1)):
+            for _ in range(2):
+                y, stats = moe(mine, return_stats=True)
+            foreign = stats.rows_to_peer[1 - comm.rank]
+            assert least * foreign <= stats.kept_rows_to_peer[1 - comm.rank] <= most * foreign
+            assert same(y, alone(w, mine))
+
+
+@pytest.mark.ranks(2)
 def test_weights_change_while_the_other_rank_is_late(comm):
     """A rank that loads waits for those that still read; one that reads waits until the holder has announced."""
     x = tokens(CFG, 60, seed=comm.rank)
