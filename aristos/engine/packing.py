@@ -198,6 +198,7 @@ def set_streams(job, st):
         return
     own = st[offset + job[start + me + 1]] - st[offset + job[start + me]]
     st[words.first_packed(job, me)] = st[offset + job[start + me]]
+    st[words.version_of(job, me)] = job[words.VERSION]
     st[words.OWED] = own
     for expert in range(local, job[words.COMPUTED]):
         st[words.OWED] += st[words.staying(job, expert)]
@@ -211,18 +212,27 @@ def set_streams(job, st):
 
 @jit
 def write_announcement(job, st, p):
-    """Write the announcement for rank `p`: rows for each of its experts, zeros included."""
+    """Write the announcement for rank `p`: rows for each of its experts, zeros included.
+
+    It goes where the announcement of epoch e - 2 was, and waits for nobody, because `p` has read that one. This rank
+    is in call e, so its call e - 1 has ended, and a call ends only when every announcement of it is read
+    (`steps.finished`). So this rank has read what `p` announced for e - 1. By then `p` had ended its call e - 2, and
+    read every announcement of that, this rank's too. The acquire of `p`'s ANNOUNCED orders its reads before this write.
+    """
     offset, first = words.offset(job, 0), job[words.slot_start(job, p)]
     a = announcement_to(job, st, p, job[words.EPOCH])
     if mem.thread() == 0:
         mem.store(words.announced_object(a), job[words.OBJECT])
+        mem.store(words.announced_mode(a), job[words.MODE])
         mem.store(words.announced_layer(a), job[words.LAYER])
         mem.store(words.announced_row_bytes(a), job[words.ROW_BYTES])
         mem.store(words.announced_top_k(a), job[words.TOP_K])
+        mem.store(words.announced_placement(a), job[words.PLACEMENT])
         mem.store(words.announced_status(a), st[words.STATUS])
         mem.store(words.announced_rows(a), st[offset + job[words.slot_start(job, p + 1)]] - st[offset + first])
         mem.store(words.announced_first(a), st[offset + first])
         mem.store(words.announced_tokens(a), job[words.TOKENS])
+        mem.store(words.announced_version(a), job[words.VERSION])
     for slot in range(first + mem.thread(), job[words.slot_start(job, p + 1)], mem.threads()):
         count = st[offset + slot + 1] - st[offset + slot]
         mem.store(words.announced_count(a, slot - first), count)

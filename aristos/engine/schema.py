@@ -116,8 +116,14 @@ JOB_SCALARS: list[Word] = [
         """,
     ),
     *_words(CALL, "TOKENS | tokens | tokens of this call\nEPOCH | call | serial number of this call"),
-    *_words(OBJECT, "OBJECT | | number of the layer or exchange on its communicator"),
-    *_words(CALL, "LAYER | | layer of the object, or `codes.EXCHANGE`"),
+    *_words(
+        OBJECT,
+        """
+        OBJECT | | number of the layer or exchange on its communicator
+        PLACEMENT | | version of the placement: a fingerprint of which ranks hold which expert
+        """,
+    ),
+    *_words(CALL, "LAYER | | layer of the object, 0 for an exchange"),
     *_words(OBJECT, "ROW_BYTES | bytes | of a row"),
     *_words(CALL, "STATUS_IN | status | OK, or why this rank refuses its input"),
     *_words(CALL, "ROUTED | flag | ids and weights come from the user"),
@@ -206,6 +212,7 @@ JOB_SCALARS: list[Word] = [
         SHARED_DOWN_BIAS | address | 0: none
         SHARED_SIGMOID | address | a packed column: its output's weight is the logistic function of it, 0: 1 | cpu
         LOADED | flag | weights are loaded
+        VERSION | changes | of this rank's weights of the layer so far
         UP | address | up projection of this rank's first expert
         GATE | address | gate projection, 0: none | cpu
         DOWN | address | down projection
@@ -376,6 +383,7 @@ TABLES = [
     StateTable("rows_left", PEER, "announced rows of a source whose records are not read", "rows"),
     StateTable("first_packed", PEER, "first packed row of a source's rows for this rank", "packed row"),
     StateTable("tokens_of", PEER, "1 + tokens of a rank in the last call that it announced, 0: none", "tokens"),
+    StateTable("version_of", PEER, "version of a rank's weights of this call's layer; they need not agree", "changes"),
     StateTable("exchanges", PEER, "the source announced an exchange", "flag"),
     StateTable("peer_status", PEER, "status that a peer announced or returned", "status"),
     StateTable("front", SOURCE_EXPERT, "first tile with pending rows; of own rows the first packed row", "tile"),
@@ -422,7 +430,7 @@ def _fields(*rows: tuple) -> tuple[Field, ...]:
     return tuple(Field(name, i, *rest) for i, (name, *rest) in enumerate(rows))
 
 
-ANNOUNCE_WORDS = 8
+ANNOUNCE_WORDS = 11
 _ARGUMENTS = (
     Field("kind", 0, "what the worker does, see codes.py", "kind"),
     Field("subject", 1, "first argument, whichever it is", "", "all"),
@@ -450,10 +458,12 @@ COMMAND_HEAD = 11  # words of a command before its pieces
 
 RECORDS = [
     Record("announced", ANNOUNCE_WORDS, 8, "an announcement; rows of each expert follow", "the source", _fields(
-        ("object", "number of the layer or exchange"), ("layer", "layer, or `codes.EXCHANGE`"),
-        ("row_bytes", "bytes of a row", "bytes"), ("top_k", "choices of a token", "choices"),
+        ("object", "number of the layer or exchange"), ("mode", "kind of call: a layer's or an exchange's", "mode"),
+        ("layer", "layer, 0 for an exchange"), ("row_bytes", "bytes of a row", "bytes"),
+        ("top_k", "choices of a token", "choices"), ("placement", "version of the source's placement"),
         ("status", "OK, or why the source refuses", "status"), ("rows", "rows for this rank", "rows"),
-        ("first", "first packed row of them", "packed row"), ("tokens", "tokens of the source", "tokens"))),
+        ("first", "first packed row of them", "packed row"), ("tokens", "tokens of the source", "tokens"),
+        ("version", "version of the source's weights of the layer", "changes"))),
     Record("record", 4, 8, "a tile record", "the source", _fields(
         ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"),

@@ -22,7 +22,8 @@ STARTS = (
     -3,
     -20,
 )  # first values of counters; -3 is 2**64 - 3
-# how one rank's call differs: it refuses its input, calls another layer, uses another object, refuses the second phase
+# how one rank's call differs: it refuses its input, calls another layer, uses another object, refuses the second phase.
+# Half of the drawn calls of another layer are of the same layer with another placement
 KINDS = ("refused", "layer", "object", "combine")
 GPU_KINDS = ("refused", "layer")  # of layers on GPUs, which have no exchanges
 HOW = ("gpu", "host", "copy")  # what fails: the kernel, the host's calling thread, or copies to the GPU
@@ -33,7 +34,7 @@ Ids = tuple[tuple[int, ...], ...]
 class Call:
     """One call of one rank. ids: [S][k], -1 where a choice is not taken.
 
-    layer, refuses, exchange may differ between ranks, which breaks the call: its outputs mean nothing.
+    layer, refuses, exchange, misplaced may differ between ranks, which breaks the call: its outputs mean nothing.
     """
 
     ids: Ids
@@ -43,6 +44,7 @@ class Call:
     refuses_combine: bool = False  # in the second phase
     broken: bool = False
     ends_early: bool = False  # an exchange that fails in its first phase has no second
+    misplaced: bool = False  # the rank believes in another placement
 
 
 @dataclass(frozen=True)
@@ -221,23 +223,25 @@ def _round(case: Case, rng: random.Random, asked: Asked) -> tuple[Call, ...]:
     kind = asked.kind or ("fine" if plain or rng.random() < 0.7 else rng.choice(kinds))
     exchange = not plain and rng.random() < 0.25 and not case.proxy
     odd, world = rng.randrange(case.ranks), case.ranks
-    differ = kind == "object" or (kind == "layer" and not exchange)
-    early = kind == "refused" or (differ and world > 1)
     late = kind == "combine" and exchange
     style = rng.choice(("any", "any", "one", "some", "none"))
     layer, hot = rng.randrange(3), rng.randrange(len(case.placement))
+    misplaced = kind == "placement" or (kind == "layer" and asked.kind is None and (odd + layer) % 2 == 1)
+    other_layer = kind == "layer" and not misplaced and not exchange
+    early = kind == "refused" or (world > 1 and (kind == "object" or misplaced or other_layer))
     made = []
     for r in range(world):
         it = r == odd
         made.append(
             Call(
                 ids=_ids(case, rng, style, hot),
-                layer=layer + (kind == "layer" and it and not exchange),
+                layer=layer + (other_layer and it),
                 refuses=kind == "refused" and it,
                 exchange=exchange != (kind == "object" and it),
                 refuses_combine=late and it,
                 broken=early or late,
                 ends_early=early,
+                misplaced=misplaced and it,
             )
         )
     return tuple(made)

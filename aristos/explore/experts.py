@@ -26,6 +26,11 @@ def weights_address(slot: int, version: int) -> int:
     return (version << VERSION) + slot + 1
 
 
+def weights_version(rank: int, epoch: int) -> int:
+    """The version of its weights that a rank announces in a call."""
+    return epoch * 64 + rank
+
+
 def activation(weights: int, row: Sequence[int], share: int) -> int:
     """One share of an expert's hidden activations of a row."""
     return (sum((i + 3) * word for i, word in enumerate(row)) * (share + 2) + weights * 7919) % PRIME

@@ -134,6 +134,7 @@ class Rank:
             top_k=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words, kernels=0, score=0,
             renormalize=0, scale=0, activation=0, choices=case.top_k, shared=0, shared_ffn=0, identity=0, on_input=0,
             computed=self.placement.held[me] + len(self.foreign), stay_rows=case.stay, stay_share=0,
+            placement=0,
         )  # fmt: skip
         jobs.update(job, workers=case.workers, routed=1, up_step=1, loaded=1)
         for i, (slot, owner) in enumerate(self.foreign):
@@ -291,7 +292,7 @@ class Rank:
                 value[private(me, places.IDS, WORD * (k * t + j))] = expert
                 value[private(me, places.WEIGHTS, 4 * (k * t + j))] = experts.weight(t, j, k)
         job[words.EPOCH], job[words.TOKENS] = self.epoch, 0 if call.refuses else count
-        job[words.LAYER] = codes.EXCHANGE if call.exchange else call.layer
+        job[words.LAYER] = 0 if call.exchange else call.layer
         job[words.STATUS_IN] = codes.REFUSED if call.refuses else codes.OK
         job[words.X], job[words.X_STRIDE] = private(me, places.X), WORD * self.case.words
         job[words.IDS], job[words.WEIGHTS], job[words.Y] = (
@@ -301,6 +302,8 @@ class Rank:
         )
         job[words.UP] = experts.weights_address(int(self.placement.start[me]), call.layer)
         job[words.MODE] = codes.MODE_DISPATCH if call.exchange else codes.MODE_LAYER
+        job[words.PLACEMENT] = self.placement.version + call.misplaced
+        job[words.VERSION] = experts.weights_version(me, self.epoch)
         job[words.COMPUTED] = job[words.HELD] + (0 if call.exchange else len(self.foreign))
         job[words.WORKERS] = 1 if call.exchange else self.case.workers
         cluster.memory.forget_returns(me)
@@ -424,6 +427,12 @@ class Rank:
         statuses = self.st[start : start + self.case.ranks]
         if not self.call.refuses and not self.call.refuses_combine and any(statuses) != broken:
             raise WrongResult(f"rank {self.me} in call {self.epoch}: statuses {statuses}")
+        calls = [rank.calls[self.epoch - 1] for rank in self.cluster.ranks]
+        if any(call.misplaced for call in calls) and any(set(statuses) - {codes.OK, codes.MISPLACED}):
+            raise WrongResult(f"rank {self.me} in call {self.epoch} has another placement: statuses {statuses}")
+        for p in range(self.case.ranks):
+            if self.table(words.T_VERSION_OF, p) != experts.weights_version(p, self.epoch):
+                raise WrongResult(f"rank {self.me} in call {self.epoch} has read another version of rank {p}'s weights")
 
     def _close(self) -> None:
         if not self.call.ends_early or not self.call.exchange:

@@ -157,7 +157,7 @@ class Exchange(Collective):
         try:
             runtime.fill(job)
             job[words.WORKERS], job[words.MODE], job[words.ROUTED], job[words.EVENTS_MAX] = 1, codes.MODE_DISPATCH, 1, 0
-            job[words.WEIGHTS], job[words.LAYER] = self._ones.ctypes.data, codes.EXCHANGE
+            job[words.WEIGHTS], job[words.LAYER] = self._ones.ctypes.data, 0
             self._x, self._lead = arrays.rows("x", x, self.hidden, "float32")
             if len(self._x) > self.max_tokens:
                 raise InputError(f"x has {len(self._x)} tokens, more than max_tokens={self.max_tokens}")
