@@ -25,6 +25,7 @@ def read_announcement(job, st, source):
         and mem.load(words.announced_layer(a)) == job[words.LAYER]
         and mem.load(words.announced_row_bytes(a)) == job[words.ROW_BYTES]
         and mem.load(words.announced_top_k(a)) == job[words.TOP_K]
+        and mem.load(words.announced_scalars(a)) == job[words.SCALARS]
     )
     rows = mem.load(words.announced_rows(a))
     status = mem.load(words.announced_status(a))  # a refusal counts, whatever else differs

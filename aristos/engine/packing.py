@@ -227,6 +227,7 @@ def write_announcement(job, st, p):
         mem.store(words.announced_layer(a), job[words.LAYER])
         mem.store(words.announced_row_bytes(a), job[words.ROW_BYTES])
         mem.store(words.announced_top_k(a), job[words.TOP_K])
+        mem.store(words.announced_scalars(a), job[words.SCALARS])
         mem.store(words.announced_placement(a), job[words.PLACEMENT])
         mem.store(words.announced_status(a), st[words.STATUS])
         mem.store(words.announced_rows(a), st[offset + job[words.slot_start(job, p + 1)]] - st[offset + first])

@@ -135,6 +135,7 @@ JOB_SCALARS: list[Word] = [
         RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu
         SCALE | float32 bits | factor of the weights | cpu
         ON_INPUT | flag | tokens are weighted, not outputs: X is the engine's own buffer | cpu
+        SCALARS | flag | 32 bits travel beside the row of each pair, out and back, see scalars.py | cpu
         ACTIVATION | | which activation, and its limit
         """,
     ),
@@ -193,6 +194,8 @@ JOB_SCALARS: list[Word] = [
         CAPACITY | choices | most of an expert by this rank, 0: no limit
         LOGITS | address | where router scores are kept, [tokens, experts] float32, 0: nowhere | cpu
         KEPT_WEIGHTS | address | where weights of tokens are kept, [tokens, top_k] float32, 0: nowhere | cpu
+        SCALARS_OUT | address | [tokens, top_k] words whose lower halves travel with the rows | cpu
+        SCALARS_BACK | address | [tokens, top_k] words: where those go that come back | cpu
         Y | address | rows of the output
         IDS | address | [tokens, k] int64 experts chosen, -1: a choice not taken, -2 - id: one beyond the capacity
         WEIGHTS | address | [tokens, k] float32
@@ -261,7 +264,7 @@ JOB_SCALARS: list[Word] = [
         P_RECORDS | bytes | to its tile records
         P_RETURN_RECORDS | bytes | to its return records
         P_RING | bytes | to its ring
-        P_INDEX | bytes | to its index, remote regions only
+        P_INDEX | bytes | to its index
         P_CODED | bytes | to its coded words, remote regions only
         """,
     ),
@@ -312,7 +315,7 @@ STATE_WORDS = [
 
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes
 BACK_MOST = 16  # most pieces of own rows in a command: a decision adds as many as fit, the command's end adds one
-LISTS = 3  # lists of BATCH addresses in a command: rows, outputs, hidden activations of a column-split run
+LISTS = 4  # lists of BATCH words in a command: rows, outputs, hidden activations of a column-split run, scalars
 SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
 
 # names of sizes: meaning
@@ -430,7 +433,7 @@ def _fields(*rows: tuple) -> tuple[Field, ...]:
     return tuple(Field(name, i, *rest) for i, (name, *rest) in enumerate(rows))
 
 
-ANNOUNCE_WORDS = 11
+ANNOUNCE_WORDS = 12
 _ARGUMENTS = (
     Field("kind", 0, "what the worker does, see codes.py", "kind"),
     Field("subject", 1, "first argument, whichever it is", "", "all"),
@@ -460,7 +463,8 @@ RECORDS = [
     Record("announced", ANNOUNCE_WORDS, 8, "an announcement; rows of each expert follow", "the source", _fields(
         ("object", "number of the layer or exchange"), ("mode", "kind of call: a layer's or an exchange's", "mode"),
         ("layer", "layer, 0 for an exchange"), ("row_bytes", "bytes of a row", "bytes"),
-        ("top_k", "choices of a token", "choices"), ("placement", "version of the source's placement"),
+        ("top_k", "choices of a token", "choices"), ("scalars", "scalars travel beside rows", "flag"),
+        ("placement", "version of the source's placement"),
         ("status", "OK, or why the source refuses", "status"), ("rows", "rows for this rank", "rows"),
         ("first", "first packed row of them", "packed row"), ("tokens", "tokens of the source", "tokens"),
         ("version", "version of the source's weights of the layer", "changes"))),
@@ -522,7 +526,6 @@ class RegionPart:
     entries: str
     entry: str
     meaning: str
-    remote_only: bool = False
 
 
 REGION = [
@@ -531,7 +534,7 @@ REGION = [
     RegionPart("record", "records", "record", "tile records"),
     RegionPart("return_record", "records", "returned", "return records"),
     RegionPart("ring_row", "ring rows", "stride", "rows"),
-    RegionPart("index", "ring rows", "8 bytes", "for each pair the ring row of its token", remote_only=True),
+    RegionPart("index", "ring rows", "8 bytes", "for each pair the place of its row in the ring, and its scalar"),
 ]
 
 
@@ -587,6 +590,8 @@ INDICES = [
           "List of a command: addresses of its output rows."),
     Index("hidden_list", "job, command", "command + COMMAND_LISTS + 2 * job[BATCH]",
           "List of a command: addresses of rows of hidden activations."),
+    Index("scalar_list", "job, command", "command + COMMAND_LISTS + 3 * job[BATCH]",
+          "List of a command: scalars that came with its rows, then those that go back."),
     Index("part", "job, command, i", "command + COMMAND_LISTS + LISTS * job[BATCH] + PART_WORDS * i",
           "Part i of a command."),
     Index("counter", "job, worker, name", "job[T_COUNTERS] + COUNTER_WORDS * worker + name", "Counter of a worker."),

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine.layout import LINE, EngineShape
+from ..engine.layout import LINE, EngineShape, return_stride
 from ..host.nodes import Nodes
 from ..layer.node_weights import most_foreign
 from ..placement import Placement
@@ -76,6 +76,7 @@ class Case:
     group: int = 6  # a run's rows are a multiple of this: 1 cuts tiles in two
     merge: int = 0
     stay: int = 0  # so many own rows for an expert of a local peer are computed in place, 0: all travel
+    scalars: bool = False  # every second call has a scalar beside each row
     words: int = 1  # of a row
     node_of: tuple[int, ...] = (0, 0)
     block: int = 9  # most pairs of a block for a remote owner
@@ -98,7 +99,7 @@ class Case:
         return EngineShape(
             world=self.ranks,
             ring_rows=self.rows if self.nodes.single else max(self.rows, self.top_k),
-            stride=-(-WORD * self.words // LINE) * LINE,
+            stride=return_stride(WORD * self.words, int(self.scalars)),
             return_rows=self.max_tokens * self.top_k,
             max_held=max(1, *placement.held),
             top_k=self.top_k,
@@ -128,7 +129,7 @@ class Case:
             words.append(f"counters from {self.start}")
         if self.fault is not None:
             words.append(str(self.fault))
-        for name in ("proxy", "attention", "delays", "meets"):
+        for name in ("proxy", "scalars", "attention", "delays", "meets"):
             if getattr(self, name):
                 words.append(name)
         lines = [", ".join(words)]
@@ -198,6 +199,9 @@ def draw(seed: int, asked: Asked) -> Case:
     if asked.transport == "proxy":
         case = replace(case, proxy=True, workers=more.choice((1, 2, 3, 4)), all_split=more.random() < 0.8)
     case = replace(case, stay=random.Random(f"{seed} experts in place").choice((0, 0, 0, 1, 2)))
+    more_scalars = random.Random(f"{seed} scalars")
+    if more_scalars.random() < 0.3:  # sometimes a row fills its lines, and a scalar needs another
+        case = replace(case, scalars=True, words=more_scalars.choice((case.words, case.words, LINE // WORD)))
     case = replace(case, **dict(asked.fixed))
     count = asked.calls or rng.randint(1, 5)
     rounds = [_round(case, rng, asked) for _ in range(count)]

@@ -105,7 +105,8 @@ class Bulk:
         offset = st[job[words.T_OFFSET] :][: int(start[world]) + 1]
         by_slot = np.diff(offset)
         sent, received = np.zeros((world, width), np.int64), np.zeros((world, width), np.int64)
-        head = [job[w] for w in (words.OBJECT, words.MODE, words.LAYER, words.ROW_BYTES, words.TOP_K, words.PLACEMENT)]
+        call = words.OBJECT, words.MODE, words.LAYER, words.ROW_BYTES, words.TOP_K, words.SCALARS, words.PLACEMENT
+        head = [job[word] for word in call]
         placement, status, version = len(head) - 1, len(head), words.announced_version(0) // 8
         for p in range(world):
             sent[p, :status] = head
@@ -116,9 +117,9 @@ class Bulk:
         else:
             self._blocking(job, st, "Alltoall of counts", lambda comm: comm.Alltoall(sent, received))
         alike = received[:, :status] == sent[me, :status]
-        same, call = alike.all(1), alike[:, :placement].all(1)
+        same, same_call = alike.all(1), alike[:, :placement].all(1)
         statuses = received[:, status]  # a refusal counts, whatever else differs
-        wrong = np.where(call, codes.MISPLACED, codes.MISMATCH)
+        wrong = np.where(same_call, codes.MISPLACED, codes.MISMATCH)
         st[job[words.T_PEER_STATUS] :][:world] = np.where(same | (statuses != codes.OK), statuses, wrong)
         st[job[words.T_VERSION_OF] :][:world] = received[:, version]
         if not same.all():  # no rank can run rows of another layer: exchange none, then all raise

@@ -275,6 +275,7 @@ class CpuBackend(Backend):
                 foreign=self._foreign,
                 stay_rows=self._stay_rows,
                 stay_share=0 if self.settings.moves == "experts" else STAY_SHARE,
+                scalars=0,
                 row_bytes=self._element.nbytes * cfg.hidden,
                 kernels=self._kernels,
                 score=scores.rule(cfg.router),

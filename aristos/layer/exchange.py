@@ -94,6 +94,7 @@ class Exchange(Collective):
             shared_ffn=0,
             identity=0,
             on_input=0,
+            scalars=0,
             stay_rows=1,
             stay_share=0,
         )
