@@ -98,6 +98,10 @@ class Placement:
             raise InputError(f"rank must be an int in 0..{world - 1}, got {rank!r}")
         return [int(e) for e in self._expert[self.start[rank] : self.start[rank + 1]]]
 
+    def expert_of(self, slot: int) -> int:
+        """The expert whose copy has a slot."""
+        return int(self._expert[slot])
+
     def __str__(self) -> str:
         if self.slots == len(self.ranks):
             return str(self.ranks.tolist())

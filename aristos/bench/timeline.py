@@ -20,7 +20,7 @@ from .context import Context
 from .workload import Workload, execute
 
 WARMUP = 5
-_DETAIL = {"dispatch": "to rank", "expert": "local", "wait": "for rank"}  # meaning of an event's fifth field, by kind
+_TITLE = {"dispatch": "dispatch to rank", "expert": "expert", "wait": "wait for rank"}  # before an event's fifth field
 
 
 def check(path: str) -> None:
@@ -86,7 +86,7 @@ def trace_events(ranks: list[tuple[int, list[tuple]]], hosts: list[str]) -> list
 def _title(kind: str, which: int, rank: int) -> str:
     if kind == "wait" and which == rank:
         return "wait for another worker"
-    return f"{kind} {_DETAIL[kind]} {which}" if kind in _DETAIL and which >= 0 else kind
+    return f"{_TITLE[kind]} {which}" if kind in _TITLE and which >= 0 else kind
 
 
 def _name(key: str, rank: int, worker: int, text: str) -> dict[str, Any]:

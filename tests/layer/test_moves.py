@@ -87,6 +87,25 @@ def test_copies_and_other_nodes(comm):
 
 
 @pytest.mark.ranks(2)
+def test_events_name_experts_by_id(comm):
+    """Held ones, the shared one and those of the other rank, on layers that differ in the shared one."""
+    cfg = KINDS["shared"]
+    with MoE([CFG, cfg], comm, placement=[1, 0, 1, 0, 0, 1], moves="experts") as moe:
+        moe.timeline(True)
+        for layer, each in enumerate((CFG, cfg)):
+            moe.load(layer, **reference.weights(each))
+            x, call = tokens(each, 60, seed=1), routing(each, 60, "some", seed=layer)
+            moe(x, layer=layer, **call)
+            rows = np.zeros(7, int)
+            for _, kind, _, _, expert, n in moe.events():
+                rows[expert] += n if kind == "expert" else 0
+            wanted = np.bincount(call["ids"][call["ids"] >= 0], minlength=7)
+            wanted[6] = 60 * layer
+            assert (rows >= wanted).all()
+            assert ((rows > 0) == (wanted > 0)).all()
+
+
+@pytest.mark.ranks(2)
 def test_few_rows_travel(comm, monkeypatch):
     with MoE(CFG, comm, moves="auto") as moe:
         moe._backend._stay_rows = 10
