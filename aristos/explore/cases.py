@@ -76,6 +76,7 @@ class Case:
     group: int = 6  # a run's rows are a multiple of this: 1 cuts tiles in two
     merge: int = 0
     stay: int = 0  # so many own rows for an expert of a local peer are computed in place, 0: all travel
+    share: int = 0  # percent of the mean rank's rows up to which own rows may stay, 0: no limit
     scalars: bool = False  # every second call has a scalar beside each row
     words: int = 1  # of a row
     node_of: tuple[int, ...] = (0, 0)
@@ -109,7 +110,7 @@ class Case:
         )
 
     def computes(self, source: int, owner: int, rows: int) -> int:
-        """The rank that computes so many rows of one expert of `owner`."""
+        """The rank that computes so many rows of one expert of `owner`; if either may, the source."""
         stays = self.stay and rows >= self.stay and owner in self.nodes.local(source)
         return source if stays else owner
 
@@ -124,7 +125,7 @@ class Case:
             f"top-{self.top_k}",
         ]
         if self.stay:
-            words.append(f"{self.stay} rows of an expert stay")
+            words.append(f"{self.stay} rows of an expert stay" + (f", up to {self.share} %" if self.share else ""))
         if self.start:
             words.append(f"counters from {self.start}")
         if self.fault is not None:
@@ -199,6 +200,7 @@ def draw(seed: int, asked: Asked) -> Case:
     if asked.transport == "proxy":
         case = replace(case, proxy=True, workers=more.choice((1, 2, 3, 4)), all_split=more.random() < 0.8)
     case = replace(case, stay=random.Random(f"{seed} experts in place").choice((0, 0, 0, 1, 2)))
+    case = replace(case, share=random.Random(f"{seed} share").choice((0, 60, 125)) if case.stay else 0)
     more_scalars = random.Random(f"{seed} scalars")
     if more_scalars.random() < 0.3:  # sometimes a row fills its lines, and a scalar needs another
         case = replace(case, scalars=True, words=more_scalars.choice((case.words, case.words, LINE // WORD)))
