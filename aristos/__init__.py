@@ -16,8 +16,20 @@ if TYPE_CHECKING:
     from .layer.exchange import Exchange
     from .layer.moe import MoE
     from .layer.routing import Routing
+    from .reproducible import reproducible_sum
 
-__all__ = ["AristosError", "Checkpoint", "Exchange", "MoE", "MoEConfig", "Router", "Routing", "__version__", "results"]
+__all__ = [
+    "AristosError",
+    "Checkpoint",
+    "Exchange",
+    "MoE",
+    "MoEConfig",
+    "Router",
+    "Routing",
+    "__version__",
+    "reproducible_sum",
+    "results",
+]
 
 _LAZY = {
     "MoE": ".layer.moe",
@@ -26,6 +38,7 @@ _LAZY = {
     "MoEConfig": ".config",
     "Router": ".config",
     "Routing": ".layer.routing",
+    "reproducible_sum": ".reproducible",
 }
 _MODULES = (
     "bench",
@@ -38,6 +51,7 @@ _MODULES = (
     "placement",
     "planner",
     "reference",
+    "reproducible",
     "results",
     "topology",
 )

@@ -3,8 +3,10 @@
 Each takes the `Routing` of a call with `return_routing=True` and returns (loss, dlogits): the loss over all ranks of
 `comm`, the same float on each, and its gradient by this rank's logits, float32 of their shape. Loads are counts and
 have no gradient. With comm, calls are collective; None is this process alone. E: columns of the logits; T: tokens of
-all ranks; p: the softmax of the logits. Sums are in float64, over ranks in rank order. They are plain NumPy, know no
-layer, and do not add themselves to anything.
+all ranks; p: the softmax of the logits. Sums over tokens are in fixed point with 52 bits of the largest term, and so
+exact after that rounding: loss and gradient have the same bits however the tokens are shared among ranks (`gshard`
+alone means ranks by its groups). They are plain NumPy, know no layer, and do not add themselves to anything.
+`bias_step` balances loads without a loss.
 """
 
 from __future__ import annotations
@@ -13,12 +15,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from .config import real
 from .errors import AristosError, InputError, PeerInputError
 
 if TYPE_CHECKING:
     from .layer.routing import Routing
 
+FIXED = 52  # bits of a fixed-point term
+HALF = 26  # of them in its low part: sums of 2^37 terms fit 64 bits
 FAR = -40.0  # below it, 1 + e^x is 1 in float64
 Floats = np.ndarray
 Result = tuple[float, np.ndarray]
@@ -32,11 +38,10 @@ def switch(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     """
     logits = _meet(routing, comm)
     p = _softmax(logits)
-    totals = _sum(np.concatenate([[len(logits)], routing.counts, p.sum(axis=0)]), comm)
-    tokens, experts = totals[0], logits.shape[1]
-    share = totals[1 : 1 + experts] / max(1.0, totals[1 : 1 + experts].sum())
-    each = coefficient * experts * share / max(1.0, tokens)
-    return float(each @ totals[1 + experts :]), _back(routing, _by_softmax(p, np.broadcast_to(each, p.shape)))
+    counts = _sum(np.concatenate([[len(logits)], routing.counts]), comm)
+    experts, share = logits.shape[1], counts[1:] / max(1.0, counts[1:].sum())
+    each = coefficient * experts * share / max(1.0, counts[0])
+    return float(each @ _fixed_sum(p, comm)), _back(routing, _by_softmax(p, np.broadcast_to(each, p.shape)))
 
 
 def gshard(routing: Routing, coefficient: float, comm: Any = None) -> Result:
@@ -83,13 +88,13 @@ def sequence(
     total = s.sum(axis=1, keepdims=True) + 1e-300
     shares = s / total
     back = np.zeros_like(s)
-    sums = np.zeros(2)  # the loss of this rank's sequences, and their number
-    for first, end in zip([0, *ends], ends):
+    each = np.zeros((len(ends), 1))  # the loss of each sequence
+    for number, (first, end) in enumerate(zip([0, *ends], ends)):
         ids = chosen[first:end].ravel()
         f = np.bincount(ids[ids >= 0], minlength=experts) * experts / (k * (end - first))
         back[first:end] = coefficient * f / (end - first)
-        sums += coefficient * (f @ shares[first:end].mean(axis=0)), 1
-    loss, sequences = _sum(sums, comm)
+        each[number] = coefficient * (f @ shares[first:end].mean(axis=0))
+    loss, sequences = _fixed_sum(each, comm)[0], _sum(np.array([len(ends)]), comm)[0]
     back /= max(1.0, sequences)
     by_s = (back - (back * shares).sum(axis=1, keepdims=True)) / total
     by_logits = _by_softmax(s, by_s) if score == "softmax" else by_s * slope
@@ -101,21 +106,46 @@ def z(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     logits = _meet(routing, comm)
     largest = logits.max(axis=1, keepdims=True, initial=-np.inf)
     logs = largest[:, 0] + np.log(np.exp(logits - largest).sum(axis=1))
-    squares, tokens = _sum(np.array([logs @ logs, len(logits)]), comm)
-    factor = coefficient / max(1.0, tokens)
+    squares = _fixed_sum((logs * logs)[:, None], comm)[0]
+    factor = coefficient / max(1.0, _sum(np.array([len(logits)]), comm)[0])
     return float(factor * squares), _back(routing, 2 * factor * logs[:, None] * _softmax(logits))
 
 
-def _meet(routing: Routing, comm: Any, problem: AristosError | None = None) -> Floats:
-    """The logits as [S, E] float64; raises on every rank where one cannot compute the loss."""
-    if problem is None and routing.logits is None:
-        problem = InputError("the routing has no logits: the call brought its ids, and no router computed scores")
+def bias_step(select_bias: ArrayLike, counts: ArrayLike, rate: float, comm: Any = None) -> np.ndarray:
+    """A router's select_bias after one step towards even loads: up by `rate` where an expert got fewer choices than the
+    mean, down where it got more (arXiv:2408.15664, algorithm 1; DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
+
+    select_bias: [E]. counts: [E], `Routing.counts`: of all calls of the step, added up. Returns float32 [E], the
+    same on all ranks: `load_router(layer, select_bias=...)` takes it. Raises InputError.
+    """
+    bias, load = np.asarray(select_bias, np.float32), np.asarray(counts)
+    problem: AristosError | None = None
+    if bias.ndim != 1 or load.shape != bias.shape or load.dtype.kind not in "iu":
+        got = f"{list(bias.shape)} and {load.dtype} {list(load.shape)}"
+        problem = InputError(f"select_bias and counts must be [E], counts integers, got {got}")
+    elif not 0 <= real(rate) < 1e9:
+        problem = InputError(f"rate must be a number in 0..1e9, got {rate!r}")
+    _agree(problem, comm)
+    total = load.astype(np.int64) if comm is None else np.sum(comm.allgather(load.astype(np.int64)), axis=0)
+    below = np.sign(total.sum() - len(total) * total)  # whole numbers: the mean itself would be rounded
+    return (bias + np.float32(rate) * below.astype(np.float32)).astype(np.float32)
+
+
+def _agree(problem: AristosError | None, comm: Any) -> None:
+    """Raise on every rank where one cannot go on."""
     if comm is not None:
         for rank, text in enumerate(comm.allgather(None if problem is None else str(problem))):
             if text is not None and problem is None:
                 raise PeerInputError(f"rank {rank} refused its arguments: {text}")
     if problem is not None:
         raise problem
+
+
+def _meet(routing: Routing, comm: Any, problem: AristosError | None = None) -> Floats:
+    """The logits as [S, E] float64; raises on every rank where one cannot compute the loss."""
+    if problem is None and routing.logits is None:
+        problem = InputError("the routing has no logits: the call brought its ids, and no router computed scores")
+    _agree(problem, comm)
     assert routing.logits is not None
     return np.asarray(routing.logits, np.float64).reshape(-1, routing.logits.shape[-1])
 
@@ -179,3 +209,21 @@ def _sum(values: Floats, comm: Any) -> Floats:
     if comm is None:
         return values
     return np.sum(comm.allgather(values), axis=0)
+
+
+def _fixed_sum(values: Floats, comm: Any) -> Floats:
+    """values: [n, m] -> [m] float64, the sum over the rows of all ranks; equal bits for any share of them.
+
+    Every term is rounded to 2^-52 of the largest one of all, up to a factor of two; whole numbers are then added.
+    """
+    largest = float(np.abs(values).max(initial=0.0))
+    if comm is not None:
+        largest = float(np.max(comm.allgather(largest)))  # NaN, if one is
+    if not 0.0 < largest < np.inf:
+        return np.full(values.shape[1], largest)
+    shift = FIXED - int(np.frexp(largest)[1])
+    terms = np.rint(np.ldexp(values, shift)).astype(np.int64)
+    parts = np.stack([(terms >> HALF).sum(axis=0), (terms & (1 << HALF) - 1).sum(axis=0)])
+    if comm is not None:
+        parts = np.sum(comm.allgather(parts), axis=0)
+    return np.array([np.ldexp(float((int(high) << HALF) + int(low)), -shift) for high, low in parts.T])

@@ -13,6 +13,8 @@ float32. It is not fast, shares no code with the implementations, and does not r
     y[t] += f_shared(x[t])                                             shared_ffn
     y[t] += sigmoid(x[t] shared_sigmoid) f_shared(x[t])                shared_sigmoid
 
+`backward` has the gradients (`_reference_backward.py`).
+
 Scores are float64 here and float32 in the layer, so two experts closer than float32 rounding may change
 places. A check of the arithmetic alone passes the layer's own `ids` and `weights`.
 """
@@ -22,7 +24,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +33,9 @@ from numpy.typing import ArrayLike, NDArray
 from . import config
 from .config import MoEConfig
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from ._reference_backward import backward as backward
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -387,3 +393,9 @@ def _floats(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> Float
 
 def _bias(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Floats:
     return np.zeros(shape) if value is None else _floats(name, value, shape)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "backward":
+        return import_module("._reference_backward", __package__).backward
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -180,3 +180,44 @@ def test_scores_of_very_low_logits_have_a_gradient(score):
     expected = [(a - mean) / sum(s) * b for a, b in zip(f, slope)]
     assert back[0].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-40)
     assert back[0, 1] < 0
+
+
+@ranks_each(2, 3)
+def test_losses_have_equal_bits_on_any_number_of_ranks(comm, world):
+    """Loss and gradient of the same tokens, however they are shared: [20, E] logits of five sequences."""
+    whole = made(20, 3, (5, 4))
+    first, end = np.linspace(0, 5, world + 1).astype(int)[comm.rank :][:2]
+    mine = replace(
+        whole, logits=whole.logits[first:end], chosen=whole.chosen[first:end], ids=whole.ids[first:end],
+        counts=np.bincount(whole.chosen[first:end].ravel(), minlength=EXPERTS),
+    )  # fmt: skip
+    for name in ("switch", "z", "sequence"):
+        expected, gradient = getattr(losses, name)(whole, 0.3)
+        loss, back = getattr(losses, name)(mine, 0.3, comm)
+        assert loss == expected, name
+        assert back.tobytes() == gradient[first:end].tobytes(), name
+    counts = np.array([3, 3, 0, 9, 0]) + comm.rank
+    bias = losses.bias_step(np.zeros(EXPERTS), counts, 0.5, comm)
+    assert bias.tolist() == [0.0, 0.0, 0.5, -0.5, 0.5]
+    with pytest.raises(PeerInputError if comm.rank else InputError, match="counts integers"):
+        losses.bias_step(np.zeros(EXPERTS), counts * (1.0 if comm.rank == 0 else 1), 0.5, comm)
+
+
+def test_a_step_of_the_bias():
+    """Exactly the mean, which is no whole number of choices: nothing moves there."""
+    before = np.array([0.1, -0.2, 0.3], np.float32)
+    after = losses.bias_step(before, np.array([5, 1, 3]), 0.01)
+    assert after.dtype == np.float32
+    assert (after - before).tolist() == pytest.approx([-0.01, 0.01, 0.0])
+    assert losses.bias_step(before, np.array([1, 2, 2]), 0.01)[1] < before[1]
+    for bias, counts, rate in ((before, [1, 2], 0.1), (before, [1.0, 2.0, 3.0], 0.1), (before, [1, 2, 3], -1)):
+        with pytest.raises(InputError, match="must be"):
+            losses.bias_step(bias, np.array(counts), rate)
+
+
+def test_a_fixed_point_sum_is_exact_and_keeps_what_is_not_finite():
+    values = np.array([[1.0, 1e300], [2.0**-40, -1e300], [-1.0, 3.0]])
+    assert losses._fixed_sum(values[:, :1], None)[0] == 2.0**-40
+    assert losses._fixed_sum(values, None)[1] == 0.0  # 3 is below the last bit of 1e300
+    assert np.isnan(losses._fixed_sum(np.array([[np.nan]]), None)[0])
+    assert losses._fixed_sum(np.zeros((0, 2)), None).tolist() == [0.0, 0.0]

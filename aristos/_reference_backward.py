@@ -1,0 +1,271 @@
+"""The gradients of `reference.moe` in float64 NumPy, slow and obvious: `reference.backward`.
+
+For dy = dL/dy of any loss L, with the names of `reference.py` and d for the derivative of L:
+
+    dw[t,j]  = <dy[t], f_e(x[t])>, e = ids[t,j]                        0 for a choice not taken
+    df_e     = w[t,j] dy[t]                                            of the tokens t that chose e at j
+    dh       = df down^T, ddown = h^T df, ddown_bias = sum of df
+    du, dg   = dh times the derivatives of h; dup = x^T du, dgate = x^T dg, and biases: their sums
+    dx[t]    = sum over j of (du up^T + dg gate^T), and the router's, the shared expert's and identity experts' parts
+    ds       = dw times the derivatives of the weights, + dlogits; drouter = x^T ds, dx += ds router^T
+
+The choice of experts has no derivative, and neither has what decides it alone (select_bias). A bound passes gradients
+of values that are at it or within it. "sparsemixer": which experts are close counts as given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import config, reference
+from .config import MoEConfig
+from .errors import InputError
+from .reference import Floats, Ints, sigmoid, softmax
+
+Arrays = dict[str, Floats]
+
+
+def relu_slope(x: Floats) -> Floats:
+    return (x > 0).astype(np.float64)
+
+
+def gelu_slope(x: Floats) -> Floats:
+    """Phi(x) + x phi(x)."""
+    cdf = 0.5 * (1.0 + reference._erf(x / math.sqrt(2.0)))
+    return cdf + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+def gelu_tanh_slope(x: Floats) -> Floats:
+    scale, cube = math.sqrt(2.0 / math.pi), 0.044715
+    t = np.tanh(scale * (x + cube * x**3))
+    return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * scale * (1.0 + 3 * cube * x * x)
+
+
+def silu_slope(x: Floats) -> Floats:
+    s = sigmoid(x)
+    return s + x * s * (1.0 - s)
+
+
+def swiglu_oai_slope(x: Floats) -> Floats:
+    s = sigmoid(1.702 * x)
+    return s + 1.702 * x * s * (1.0 - s)
+
+
+def relu2_slope(x: Floats) -> Floats:
+    return 2.0 * np.maximum(x, 0.0)
+
+
+SLOPES: dict[str, Callable[[Floats], Floats]] = {name: globals()[f"{name}_slope"] for name in config.ACTIVATIONS}
+
+
+def gated_slopes(cfg: MoEConfig, g: Floats, u: Floats) -> tuple[Floats, Floats, Floats]:
+    """(h, dh/dg, dh/du) of h = `reference.gated`."""
+    bound = math.inf if cfg.limit is None else cfg.limit
+    factor = np.clip(u, -bound, bound) + config.ACTIVATIONS[cfg.activation].shift
+    act, slope = reference.ACTIVATIONS[cfg.activation], SLOPES[cfg.activation]
+    if cfg.limit_after:
+        value, by_g = np.minimum(act(g), bound), slope(g) * (act(g) <= bound)
+    else:
+        value, by_g = act(np.minimum(g, bound)), slope(np.minimum(g, bound)) * (g <= bound)
+    return value * factor, by_g * factor, value * (np.abs(u) <= bound)
+
+
+class Expert(NamedTuple):
+    """The gradients of one expert on some rows. dx: [M, H]; arrays: by name, as the expert's own."""
+
+    y: Floats
+    dx: Floats
+    arrays: Arrays
+
+
+def expert(cfg: MoEConfig, x: Floats, dy: Floats, one: Arrays) -> Expert:
+    """x, dy: [M, H]; one: up, down, and gate and biases where there are, of one expert."""
+    up, down = one["up"], one["down"]
+    u = x @ up + one.get("up_bias", 0.0)
+    dh, arrays = dy @ down.T, {}
+    if cfg.gated:
+        g = x @ one["gate"] + one.get("gate_bias", 0.0)
+        h, by_g, by_u = gated_slopes(cfg, g, u)
+        dg, du = dh * by_g, dh * by_u
+        dx = du @ up.T + dg @ one["gate"].T
+        arrays["gate"], arrays["gate_bias"] = x.T @ dg, dg.sum(axis=0)
+    else:
+        h, du = reference.ACTIVATIONS[cfg.activation](u), dh * SLOPES[cfg.activation](u)
+        dx = du @ up.T
+    arrays |= {"up": x.T @ du, "down": h.T @ dy, "up_bias": du.sum(axis=0), "down_bias": dy.sum(axis=0)}
+    return Expert(h @ down + one.get("down_bias", 0.0), dx, {name: arrays[name] for name in one})
+
+
+# ---- the router: for each score, the derivative by the scores of the k weights
+
+
+def _at(values: Floats, ids: Ints) -> Floats:
+    return np.take_along_axis(values, ids, axis=1)
+
+
+def _scattered(values: Floats, ids: Ints, columns: int) -> Floats:
+    found = np.zeros((len(ids), columns))
+    np.put_along_axis(found, ids, values, axis=1)
+    return found
+
+
+def _by_softmax(p: Floats, dp: Floats) -> Floats:
+    return p * (dp - (p * dp).sum(axis=1, keepdims=True))
+
+
+def _by_shares(values: Floats, dw: Floats, renormalize: bool, least: float) -> Floats:
+    """From the derivative by the weights to that by the values that they are, or are shares of."""
+    if not renormalize:
+        return dw
+    total = values.sum(axis=1, keepdims=True) + least
+    return (dw - (dw * values / total).sum(axis=1, keepdims=True)) / total
+
+
+def softmax_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
+    p = softmax(scores)
+    return _by_softmax(p, _scattered(_by_shares(_at(p, ids), dw, renormalize, 0.0), ids, scores.shape[1]))
+
+
+def softmax_topk_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
+    return _scattered(_by_softmax(softmax(_at(scores, ids)), dw), ids, scores.shape[1])
+
+
+def sigmoid_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
+    s = sigmoid(_at(scores, ids))
+    return _scattered(_by_shares(s, dw, renormalize, config.LEAST_SUM) * s * (1 - s), ids, scores.shape[1])
+
+
+def sqrtsoftplus_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
+    chosen = _at(scores, ids)
+    roots = reference.sqrtsoftplus(chosen)
+    slope = sigmoid(chosen) / (2 * roots)
+    return _scattered(_by_shares(roots, dw, renormalize, config.LEAST_SUM) * slope, ids, scores.shape[1])
+
+
+def sparsemixer_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
+    rest, found = scores.copy(), np.zeros_like(scores)
+    for j in range(ids.shape[1]):
+        chosen = ids[:, j : j + 1]
+        best = _at(scores, chosen)
+        close = best - scores <= config.SPARSEMIXER_WIDTH * np.maximum(np.abs(scores), best)
+        p = softmax(np.where(close, rest, -np.inf))
+        found += _by_softmax(p, _scattered(dw[:, j : j + 1], chosen, scores.shape[1]))
+        np.put_along_axis(rest, chosen, -np.inf, axis=1)
+    return found
+
+
+SCORES: dict[str, Callable[[Floats, Ints, bool, Floats], Floats]] = {
+    name: globals()[f"{name}_scores"] for name in config.SCORES
+}
+
+
+def by_logits(cfg: MoEConfig, logits: ArrayLike, ids: ArrayLike, dw: ArrayLike) -> Floats:
+    """The gradient by the logits [S, columns] (biased scores) from dw [S, k], that by the combine weights.
+
+    ids: [S, k], as chosen: those beyond the capacity too, with dw 0 there.
+    """
+    scores, scaled = np.asarray(logits, np.float64), np.asarray(dw, np.float64) * cfg.router.scale
+    return SCORES[cfg.router.score](scores, np.asarray(ids, np.int64), cfg.router.renormalize, scaled)
+
+
+# ---- the layer
+
+
+def backward(
+    cfg: MoEConfig,
+    x: ArrayLike,
+    dy: ArrayLike,
+    *,
+    ids: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    router_x: ArrayLike | None = None,
+    dlogits: ArrayLike | None = None,
+    **arrays: Any,
+) -> Arrays:
+    """Gradients of sum(dy * moe(cfg, x, ...)) + sum(dlogits * logits): by "x", and by each array, under its name.
+
+    x, dy: [S, H]; dlogits: [S, columns]; the others as `reference.moe` takes them. Routed from outside, also "weights"
+    [S, n]; with router_x also that. select_bias has no gradient. Raises InputError.
+    """
+    rows, back = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+    if rows.ndim != 2 or rows.shape[1:] != (cfg.hidden,) or back.shape != rows.shape:
+        raise InputError(f"x and dy must be [S, {cfg.hidden}], got {rows.shape} and {back.shape}")
+    given: Arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items() if array is not None}
+    router = {name: given[name] for name in ("router", "router_bias", "select_bias") if name in given}
+    by = rows if router_x is None else np.asarray(router_x, np.float64)
+    outside = ids is not None and weights is not None
+    chosen: Ints
+    if ids is not None and weights is not None:
+        chosen, w = np.asarray(ids, np.int64), np.asarray(weights, np.float64)
+    else:
+        chosen, w = reference.route(cfg, by, **router)
+    found = {name: np.zeros_like(array) for name, array in given.items() if name != "select_bias"}
+    found["x"] = np.zeros_like(rows)
+    dw = np.zeros_like(w)
+    experts = {name: given[name] for name in expert_names(cfg) if name in given}
+    for e in range(cfg.experts):
+        t, j = np.nonzero(chosen == e)
+        if not len(t):
+            continue
+        factor, one = w[t, j][:, None], {name: array[e] for name, array in experts.items()}
+        if cfg.router.weight_on == "input":
+            part = expert(cfg, factor * rows[t], back[t], one)
+            dw[t, j] = (part.dx * rows[t]).sum(axis=1)
+            np.add.at(found["x"], t, factor * part.dx)
+        else:
+            part = expert(cfg, rows[t], factor * back[t], one)
+            dw[t, j] = (part.y * back[t]).sum(axis=1)
+            np.add.at(found["x"], t, part.dx)
+        for name, array in part.arrays.items():
+            found[name][e] = array
+    identity = chosen >= cfg.experts
+    dw += np.where(identity, (rows * back).sum(axis=1, keepdims=True), 0.0)
+    found["x"] += np.where(identity, w, 0.0).sum(axis=1, keepdims=True) * back
+    if cfg.shared_ffn:
+        _shared(cfg, rows, back, given, found)
+    if outside:
+        return found | {"weights": dw}
+    scores = reference.scores_of(cfg, by, given["router"], given.get("router_bias"))
+    taken = reference.route(without_capacity(cfg), by, **router)[0]
+    ds = by_logits(cfg, scores, taken, dw) + (0.0 if dlogits is None else np.asarray(dlogits, np.float64))
+    found["router"] = by.T @ ds
+    if "router_bias" in found:
+        found["router_bias"] = ds.sum(axis=0)
+    if router_x is None:
+        found["x"] += ds @ given["router"].T
+    else:
+        found["router_x"] = ds @ given["router"].T
+    return found
+
+
+def expert_names(cfg: MoEConfig) -> list[str]:
+    """Names of the arrays of an expert."""
+    names = ["up", "gate", "down"] if cfg.gated else ["up", "down"]
+    return names + [f"{name}_bias" for name in names]
+
+
+def without_capacity(cfg: MoEConfig) -> MoEConfig:
+    """`cfg` without a capacity: its ids name choices beyond it too."""
+    return replace(cfg, router=replace(cfg.router, capacity=None, capacity_factor=None))
+
+
+def _shared(cfg: MoEConfig, rows: Floats, back: Floats, given: Arrays, found: Arrays) -> None:
+    """Add the shared expert's part."""
+    one = {name: given[f"shared_{name}"] for name in expert_names(cfg) if f"shared_{name}" in given}
+    factor = np.ones((len(rows), 1))
+    if cfg.shared_sigmoid:
+        factor = sigmoid(rows @ given["shared_sigmoid"])[:, None]
+    part = expert(cfg, rows, factor * back, one)
+    found["x"] += part.dx
+    for name, array in part.arrays.items():
+        found[f"shared_{name}"] = array
+    if cfg.shared_sigmoid:
+        dscore = (part.y * back).sum(axis=1) * (factor * (1 - factor))[:, 0]
+        found["shared_sigmoid"] = rows.T @ dscore
+        found["x"] += dscore[:, None] * given["shared_sigmoid"]

@@ -1,0 +1,126 @@
+"""Sums over ranks whose bits do not depend on how many ranks there are.
+
+A batch is cut into *pieces*, the same on any number of ranks; each rank has whole pieces, and the ranks' pieces follow
+one another in rank order. Pieces are added by one binary tree over all of them: piece 2i and piece 2i + 1 first, then
+these pairs two by two, and so on; what has no partner waits, and is added last, from the right. A rank adds what it
+can alone, so that it sends one array where it has a power of two of pieces from a multiple of that power on.
+
+A sum of rank sums would be rounded in another way on each number of ranks, in whatever order it is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import AristosError, InputError, MismatchError, PeerInputError
+
+DTYPES = "float32", "float64"
+
+
+class _Node(NamedTuple):
+    """The sum of pieces first * size .. (first + 1) * size - 1."""
+
+    first: int
+    size: int
+    value: np.ndarray
+
+
+def _pushed(stack: list[_Node], node: _Node) -> None:
+    """Add a node at the end, and every sum that it completes."""
+    while stack and stack[-1].size == node.size and node.first % 2:
+        left = stack.pop()
+        node = _Node(left.first // 2, 2 * node.size, left.value + node.value)
+    stack.append(node)
+
+
+def _nodes(first: int, pieces: Sequence[np.ndarray]) -> list[_Node]:
+    """The largest sums of the tree that lie within these pieces, of which `first` is the number of the first."""
+    stack: list[_Node] = []
+    for number, piece in enumerate(pieces):
+        _pushed(stack, _Node(first + number, 1, piece))
+    return stack
+
+
+def _total(nodes: Sequence[_Node]) -> np.ndarray:
+    """The sum of all pieces; nodes: in order, without gaps."""
+    stack: list[_Node] = []
+    for node in nodes:
+        _pushed(stack, node)
+    value = stack[-1].value
+    for node in reversed(stack[:-1]):
+        value = node.value + value
+    return value
+
+
+def reproducible_sum(comm: Any, pieces: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """The sum over the pieces of all ranks, equal bits for any number of ranks that share the same pieces. Collective.
+
+    comm: an mpi4py communicator, or None for this process alone. pieces: this rank's arrays, float32 or float64, of one
+    shape on all ranks; a rank may have none if another has some. Returns a new array of that shape. Each rank sends and
+    receives about twice its bytes. Raises InputError, and PeerInputError or MismatchError on the other ranks.
+    """
+    problem: AristosError | None = None
+    mine: list[np.ndarray] = []
+    try:
+        mine = _checked(pieces)
+    except InputError as error:
+        problem = error
+    kind = (mine[0].dtype.name, mine[0].shape) if mine else None
+    reports = [(len(mine), kind, None if problem is None else str(problem))]
+    if comm is not None:
+        reports = comm.allgather(reports[0])
+    if problem is not None:
+        raise problem
+    for rank, (_, _, text) in enumerate(reports):
+        if text is not None:
+            raise PeerInputError(f"rank {rank} refused its pieces: {text}")
+    kinds = list(dict.fromkeys(each for _, each, _ in reports if each is not None))
+    if not kinds:
+        raise InputError("pieces must hold an array on at least one rank, got none on any")
+    if len(kinds) > 1:
+        raise MismatchError(f"pieces must have one dtype and shape on all ranks, got {kinds[0]} and {kinds[1]}")
+    dtype, shape = kinds[0]
+    counts = [count for count, _, _ in reports]
+    rank = 0 if comm is None else comm.Get_rank()
+    nodes = _nodes(sum(counts[:rank]), [piece.reshape(-1) for piece in mine])
+    if comm is None or comm.Get_size() == 1:
+        return np.array(_total(nodes)).reshape(shape)
+    return _over_ranks(comm, nodes, counts, np.dtype(dtype), int(np.prod(shape, dtype=np.int64))).reshape(shape)
+
+
+def _checked(pieces: Any) -> list[np.ndarray]:
+    found = [np.ascontiguousarray(piece) for piece in pieces]
+    for piece in found:
+        if piece.dtype.name not in DTYPES or piece.dtype != found[0].dtype or piece.shape != found[0].shape:
+            first = f"{found[0].dtype} {list(found[0].shape)}"
+            raise InputError(
+                f"pieces must be arrays of float32 or float64 of one shape, got {piece.dtype} {list(piece.shape)} and"
+                f" {first}"
+            )
+    return found
+
+
+def _over_ranks(comm: Any, nodes: list[_Node], counts: list[int], dtype: np.dtype, size: int) -> np.ndarray:
+    """Every rank adds one part of the columns of all nodes, then all ranks exchange the sums."""
+    world = len(counts)
+    ends = [size * (part + 1) // world for part in range(world)]
+    widths = np.diff([0, *ends])
+    heads = comm.allgather([node[:2] for node in nodes])
+    here = int(widths[comm.Get_rank()])
+    out = np.concatenate(
+        [node.value[end - width : end] for end, width in zip(ends, widths) for node in nodes]
+        or [np.empty(0, dtype)]
+    )  # fmt: skip
+    sent = widths * len(nodes)
+    came = np.array([len(each) for each in heads]) * here
+    received = np.empty(int(came.sum()), dtype)
+    comm.Alltoallv([out, (sent, np.cumsum(sent) - sent)], [received, (came, np.cumsum(came) - came)])
+    rows = received.reshape(-1, here) if here else np.empty((sum(map(len, heads)), 0), dtype)
+    order = [head for each in heads for head in each]
+    part = np.array(_total([_Node(first, count, row) for (first, count), row in zip(order, rows)]))
+    total = np.empty(size, dtype)
+    comm.Allgatherv(part, [total, (widths, np.cumsum(widths) - widths)])
+    return total
