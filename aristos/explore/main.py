@@ -239,7 +239,7 @@ def run(options: Any) -> int:
         return search(options)
     if options.mutation is not None:
         return mutate(options)
-    fixed = () if options.stay is None else (("stay", options.stay),)
+    fixed: tuple[tuple[str, Any], ...] = () if options.stay is None else (("stay", options.stay),)
     fixed += (("scalars", True),) if options.scalars else ()
     asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport, fixed=fixed)
     sweep = explore(asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)

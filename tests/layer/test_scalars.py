@@ -5,6 +5,8 @@ The kernels of a layer leave a scalar as it came; `aristos explore` has experts 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cases import MoE, routing, same, tokens
@@ -15,7 +17,7 @@ from aristos import reference
 from aristos.engine import words
 
 CFG = aristos.MoEConfig(hidden=48, ffn=72, experts=6, top_k=3, max_tokens=60)  # rows of whole lines
-SHARED = aristos.MoEConfig(hidden=48, ffn=72, experts=6, top_k=3, max_tokens=60, shared_ffn=24)
+SHARED = replace(CFG, shared_ffn=24)
 
 
 def echoed(comm, cfg: aristos.MoEConfig, **options) -> None:
@@ -23,7 +25,7 @@ def echoed(comm, cfg: aristos.MoEConfig, **options) -> None:
     count = cfg.max_tokens - 7 * (comm.rank if comm else 0)
     x, w = tokens(cfg, count, seed=1), reference.weights(cfg)
     choices = cfg.top_k + bool(cfg.shared_ffn)
-    wider = aristos.MoEConfig(hidden=cfg.hidden + 1, ffn=8, experts=6, top_k=3, max_tokens=60)
+    wider = replace(cfg, hidden=cfg.hidden + 1)  # its slots have room beside the rows of `cfg`
     with MoE(wider, comm, **options), MoE(cfg, comm, moves="tokens", **options) as moe:
         moe.load(**w)
         for n, pattern in enumerate(("uniform", "some", "one")):
