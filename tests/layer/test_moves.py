@@ -98,7 +98,8 @@ def test_events_name_experts_by_id(comm):
             moe(x, layer=layer, **call)
             rows = np.zeros(7, int)
             for _, kind, _, _, expert, n in moe.events():
-                rows[expert] += n if kind == "expert" else 0
+                if kind == "expert":
+                    rows[expert] += n
             wanted = np.bincount(call["ids"][call["ids"] >= 0], minlength=7)
             wanted[6] = 60 * layer
             assert (rows >= wanted).all()
