@@ -148,7 +148,7 @@ def test_variables_that_are_no_numbers_count_as_missing(number):
 
 def test_seats_that_another_program_wrote_count_as_missing():
     host = platform.node()
-    for rows in ([[]], [{}], [["0-3"]], [["x", 0, 0, 0, "", "", "", 1]], [[5, 0, 0, 0, "", "", "", 1]], 7, None):
+    for rows in ([[]], [{}], [["x", 0, 0, 0, "", "", "", 1]], [[5, 0, 0, 0, "", "", "", 1]], 7, None):
         assert take_seat.from_json(json.dumps([host, rows]), 1) == []
     for text in ("{", "[" * 100_000, "7", "[1]", DIGITS):
         assert take_seat.from_json(text, 1) == []
