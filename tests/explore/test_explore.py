@@ -103,7 +103,7 @@ def test_every_mutation_is_found(first):
     seed = int.from_bytes(os.urandom(4), "little") if first is None else first
     print(f"seed {seed}")
     found = explore("--mutation", "all", "--seed", str(seed), timeout=600)["mutations"]
-    assert len(found) >= 74
+    assert len(found) >= 86
     assert all(each["found"] and each["schedules"] <= 300 for each in found)
 
 
@@ -123,11 +123,15 @@ def test_a_story():
 
 
 @pytest.mark.slow
-def test_all_schedules_within_a_node():
-    """2 ranks of one worker, 2 experts, 3 tokens, top-1, rings of 2 rows, 2 calls: searched to the end."""
-    result = explore("--strategy", "exhaustive", timeout=1800)
+@pytest.mark.parametrize(("rows", "states"), [(1, 10_000), (2, 30_000)])
+def test_all_schedules_within_a_node(rows, states):
+    """2 ranks of one worker, 2 experts, 2 tokens, top-1, rings that wrap or just fit, 2 calls: searched to the end.
+
+    `aristos explore --strategy exhaustive` alone has 3 tokens and 250,000 states.
+    """
+    result = explore("--strategy", "exhaustive", "--rows", str(rows), "--tokens", "2", timeout=300)
     assert result["complete"], result
-    assert result["states"] > 250_000
+    assert result["states"] > states
     assert all(each["ends"] > 0 for each in result["routings"])
 
 
@@ -139,6 +143,16 @@ def test_all_schedules_of_experts_in_place():
     words = ("--strategy", "exhaustive", "--stay", "1", "--calls", "3", "--mutation")
     for bug in ("load-without-wait", "stay-before-announcement"):
         assert explore(*words, bug)["found"], bug
+
+
+def test_all_schedules_of_scalars_beside_rows():
+    """One token a rank, a call with scalars and one without: searched to the end."""
+    words = ("--strategy", "exhaustive", "--scalars", "--tokens", "1")
+    result = explore(*words)
+    assert result["complete"], result
+    assert result["states"] > 4000
+    for bug in ("scalars-after-the-tail", "scalars-back-after-the-record"):
+        assert explore(*words, "--calls", "1", "--mutation", bug)["found"], bug
 
 
 @pytest.mark.slow
