@@ -217,7 +217,7 @@ class CpuBackend(Backend):
 
     def _fill(self, call: CpuCall, x: np.ndarray, out: np.ndarray) -> None:
         """Write into the job what changes from call to call."""
-        job, cfg, count = self.job(call.layer), self.cfgs[call.layer], len(x)
+        job, cfg, count = self._job(call.layer), self.cfgs[call.layer], len(x)
         by = x if call.router_x is None else call.router_x
         job[words.STATUS_IN] = codes.OK
         job[words.TOKENS] = count
@@ -255,10 +255,10 @@ class CpuBackend(Backend):
         return ids[:, : cfg.top_k], weights[:, : cfg.top_k]
 
     def refuse(self, call: CpuCall) -> None:
-        job = self.job(call.layer)
+        job = self._job(call.layer)
         job[words.STATUS_IN], job[words.TOKENS], job[words.ROUTED] = status_of(call.error), 0, 0
 
-    def job(self, layer: int) -> np.ndarray:
+    def _job(self, layer: int) -> np.ndarray:
         """The job of a layer, filled again when its weights or the runtime's windows have changed."""
         runtime, cfg = self.member.runtime, self.cfgs[layer]
         job = self._jobs[layer]
