@@ -49,6 +49,7 @@ DTYPES: tuple[str, ...] = ("float32", "tf32", "bfloat16", "float16")
 NARROW = ("bfloat16", "float16")  # dtypes of two bytes
 PRECISIONS: tuple[str, ...] = ("highest", "high")
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
+MOVES: tuple[str, ...] = ("auto", "tokens", "experts")  # what crosses between the ranks of a node
 MOST_THREADS = 4096  # of a rank
 LARGEST = (1 << 40) - 1  # of a size: its products fit 64 bits
 OVERDUE = 10  # a peer in user code is waited for this many times the timeout

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from .. import models
-from ..config import ACTIVATIONS, DTYPES, MOST_THREADS, PRECISIONS
+from ..config import ACTIVATIONS, DTYPES, MOST_THREADS, MOVES, PRECISIONS
 from ..host import launch_environment
 from . import suites
 from .arguments import counts, not_negative, positive, seconds
@@ -66,7 +66,7 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     shape.add_argument(
         "--routing",
         metavar="FILE.npz|NAME",
-        help="a recorded routing (expert_ids [tokens, layers, k]), or router, uniform, zipf, one",
+        help="a recorded routing (expert_ids [tokens, layers, k], or counts), or router, uniform, zipf, one",
     )
     run = parser.add_argument_group("run")
     run.add_argument("--threads", type=_threads, metavar="N", help="workers per rank (default: its cores)")
@@ -81,6 +81,12 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     run.add_argument("--seconds", type=seconds, metavar="S", help="time for all suites together")
     run.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of tokens and weights (%(default)s)")
     run.add_argument("--schedule", choices=("both", "fused", "bulk"), default="both", help="of the layer (%(default)s)")
+    run.add_argument(
+        "--moves",
+        choices=MOVES,
+        default="auto",
+        help="what moves within a node, fused, in layer, replay and timelines (%(default)s)",
+    )
     run.add_argument(
         "--backend",
         choices=("cpu", "cuda"),
@@ -139,6 +145,7 @@ def _check_cuda(options: Options) -> None:
         ("--schedule bulk", options.schedule == "bulk", "GPUs run the fused schedule"),
         ("--threads", options.threads is not None, "on CUDA the grid size comes from occupancy"),
         ("--ranks-per-node", options.ranks_per_node is not None, "ranks of pretended nodes would take the same GPUs"),
+        ("--moves", options.moves != "auto", "on GPUs tokens move"),
         ("--timeline", options.timeline is not None, "nsys profile shows a GPU's kernels"),
     ):
         if given:

@@ -38,6 +38,7 @@ class Options:
     seed: int = 0
     routing: str | None = None
     schedule: str = "both"
+    moves: str = "auto"
     backend: Backend = "cpu"
     json: bool = False
     out: str = "aristos-results.h5"

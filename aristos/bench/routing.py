@@ -21,6 +21,7 @@ Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]
 
 GENERATORS = ("uniform", "zipf", "one")
+MOST_COUNTED = 100_000  # tokens that are made of recorded counts
 LARGEST_ID = 65535
 ZIPF = 1.2  # exponent
 
@@ -125,8 +126,11 @@ class Trace:
 
 def load(path: str) -> Trace:
     """Read a trace: `expert_ids` [tokens, layers, k], and where present `gate_weight` or `gate_weight_1e4` of that
-    shape and `seq_lens`. Raises InputError for any other file."""
+    shape and `seq_lens`. A file may hold the `counts` [sequences, layers, experts] of the sequences' choices and their
+    `tokens` [sequences] instead. Raises InputError for any other file."""
     arrays = _arrays(path)
+    if "expert_ids" not in arrays and {"counts", "tokens"} <= set(arrays):
+        arrays = _of_counts(path, arrays["counts"], arrays["tokens"])
     ids = _checked_ids(path, arrays)
     return Trace(path, ids, _checked_weights(path, arrays, ids), _checked_lengths(path, arrays, len(ids)))
 
@@ -140,6 +144,34 @@ def _arrays(path: str) -> dict[str, NDArray[Any]]:
             return {key: np.asarray(file[key]) for key in file.files}  # a member that is no array is read as bytes
     except _BROKEN as why:
         raise InputError(f"cannot read the routing trace {path}: {why}") from why
+
+
+def _of_counts(path: str, counts: NDArray[Any], tokens: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """A trace in which the sequences have exactly these counts; only the first MOST_COUNTED tokens' whole sequences.
+
+    Which token of a sequence chose an expert is unknown: a sequence's choices, sorted by expert in a drawn order, are
+    dealt to its tokens in turn, so that no token has an expert twice.
+    """
+    integers = np.issubdtype(counts.dtype, np.integer) and np.issubdtype(tokens.dtype, np.integer)
+    if not integers or counts.ndim != 3 or tokens.shape != counts.shape[:1] or counts.size == 0 or tokens.min() < 1:
+        raise InputError(
+            f"{path} needs counts, integers [sequences, layers, experts], and tokens, integers above 0 [sequences]; "
+            f"it holds counts {counts.dtype} {list(counts.shape)}, tokens {tokens.dtype} {list(tokens.shape)}"
+        )
+    first = max(1, int(np.searchsorted(np.cumsum(tokens, dtype=np.float64), MOST_COUNTED, side="right")))
+    counts, lengths = counts[:first].astype(np.int64), tokens[:first].astype(np.int64)
+    top_k, rest = divmod(int(counts[0, 0].sum()), int(lengths[0]))
+    if rest or (counts.sum(axis=2) != top_k * lengths[:, None]).any() or top_k < 1:
+        raise InputError(f"{path}: counts of a sequence and layer must sum to tokens x top-k, the same k everywhere")
+    if counts.min() < 0 or (counts.max(axis=(1, 2)) > lengths).any():
+        raise InputError(f"{path}: a count must be 0 to the tokens of its sequence, got {counts.min()}..{counts.max()}")
+    rng = np.random.default_rng(0)
+    parts = []
+    for each, length in zip(counts, lengths):
+        orders = [rng.permutation(counts.shape[2]) for _ in each]
+        layers = [np.repeat(order, count[order]).reshape(top_k, length).T for order, count in zip(orders, each)]
+        parts.append(np.stack(layers, axis=1).astype(np.uint16))  # [tokens, layers, k]
+    return {"expert_ids": np.concatenate(parts), "seq_lens": lengths}
 
 
 def _checked_ids(path: str, arrays: dict[str, NDArray[Any]]) -> NDArray[np.integer]:

@@ -1,18 +1,8 @@
-"""`--timeline OUT.json`: the steps of every worker of every rank during one call, for ui.perfetto.dev or
-chrome://tracing.
-
-In the trace event format a rank is a process and a worker a thread. Each step is a complete event ("X"); an instant
-("i") marks the return of an expert's rows (to another node: that they are ready to be put). Times are microseconds
-since the first event on any rank. "wire" is time in MPI between nodes, drawn inside a "wait" if the worker had nothing
-else to do. One call after warm-up is recorded.
-"""
+"""`--timeline OUT.json`: the steps of every worker of every rank during one call after warm-up, for ui.perfetto.dev."""
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 from ..errors import ResultsError
 from ..results.atomic import try_writing
@@ -20,7 +10,6 @@ from .context import Context
 from .workload import Workload, execute
 
 WARMUP = 5
-_DETAIL = {"dispatch": "to rank", "expert": "local", "wait": "for rank"}  # meaning of an event's fifth field, by kind
 
 
 def check(path: str) -> None:
@@ -43,51 +32,11 @@ def record(ctx: Context, path: str) -> None:
         call = work.call(tokens, ctx.options.routing or "router", tokens)
     call = work.typed(call)
     schedule = "fused" if ctx.options.schedule == "both" else ctx.options.schedule
-    layer = work.layer(schedule, ctx.options.threads)
+    layer = work.layer(schedule, ctx.options.threads, moves=ctx.options.moves)
     for _ in range(WARMUP):
         execute(layer, call)
     layer.timeline(True)
     ctx.world.barrier()
     execute(layer, call)
-    events = ctx.world.gather((layer.threads, [tuple(e) for e in layer.events()]))
+    layer.write_timeline(path, {"layer": str(shape), "tokens_per_rank": tokens})
     layer.close()
-    if ctx.world.lead:
-        title = {"layer": str(shape), "tokens_per_rank": tokens, "schedule": schedule}
-        write(path, events, ctx.world.hosts, title)
-
-
-def write(path: str, ranks: list[tuple[int, list[tuple]]], hosts: list[str], title: dict[str, Any]) -> None:
-    """ranks: (workers, events) of every rank; an event is (worker, kind, start_s, end_s, peer or expert, rows)."""
-    document = {"traceEvents": trace_events(ranks, hosts), "displayTimeUnit": "ns", "otherData": title}
-    aside = Path(f"{path}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(document))
-    os.replace(aside, path)
-
-
-def trace_events(ranks: list[tuple[int, list[tuple]]], hosts: list[str]) -> list[dict[str, Any]]:
-    """The list of trace events, names of processes and threads first."""
-    found: list[dict[str, Any]] = []
-    for rank, (workers, _) in enumerate(ranks):
-        found.append(_name("process_name", rank, 0, f"rank {rank} on {hosts[rank]}"))
-        found.append({"name": "process_sort_index", "ph": "M", "pid": rank, "args": {"sort_index": rank}})
-        found += [_name("thread_name", rank, w, f"worker {w}") for w in range(workers)]
-    origin = min((event[2] for _, events in ranks for event in events), default=0.0)
-    for rank, (_, events) in enumerate(ranks):
-        for worker, kind, start, end, which, rows in events:
-            place = {"cat": kind, "pid": rank, "tid": int(worker), "args": {"rows": int(rows)}}
-            begin, stop = (start - origin) * 1e6, (end - origin) * 1e6
-            found.append({"name": _title(kind, which, rank), "ph": "X", "ts": begin, "dur": stop - begin, **place})
-            if kind == "expert":
-                # Output rows are written directly to their return rows.
-                found.append({"name": "return", "ph": "i", "s": "t", "ts": stop, **place, "cat": "return"})
-    return found
-
-
-def _title(kind: str, which: int, rank: int) -> str:
-    if kind == "wait" and which == rank:
-        return "wait for another worker"
-    return f"{kind} {_DETAIL[kind]} {which}" if kind in _DETAIL and which >= 0 else kind
-
-
-def _name(key: str, rank: int, worker: int, text: str) -> dict[str, Any]:
-    return {"name": key, "ph": "M", "pid": rank, "tid": worker, "args": {"name": text}}

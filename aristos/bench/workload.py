@@ -78,7 +78,7 @@ class Workload:
         backend: Any = "cpu",
         moves: Any = "auto",
     ) -> Any:
-        """A loaded `aristos.MoE`."""
+        """A loaded `aristos.MoE`. moves: of the fused schedule; with bulk, tokens move."""
         import aristos
 
         moe = aristos.MoE(
@@ -89,7 +89,7 @@ class Workload:
             backend=backend,
             placement=self.placement.tolist(),
             ranks_per_node=self.world.ranks_per_node,
-            moves=moves,
+            moves=moves if schedule == "fused" else "tokens",
         )
         weights: dict[str, Any] = self.weights() if stacked is None else stacked
         moe.load(router=self.router, local=True, **weights)

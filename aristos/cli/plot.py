@@ -1,4 +1,5 @@
-"""`aristos plot FILE.h5`: pictures of a run in a results file, written next to it.
+"""`aristos plot FILE.h5`: pictures of a run in a results file, written next to it. `aristos plot FILE.json ...`: one
+picture of timelines, one below the other.
 
 Exit codes: 0 fine, 2 usage, 3 the environment: a package or file is missing.
 """
@@ -16,17 +17,31 @@ FORMATS = ("png", "svg", "pdf")
 def main(argv: list[str]) -> int:
     from ..errors import AristosError, InputError
 
-    parser = argparse.ArgumentParser(prog="aristos plot", description="Draw the pictures of one run.")
-    parser.add_argument("file", metavar="FILE.h5", help="file written by `aristos bench`")
+    parser = argparse.ArgumentParser(prog="aristos plot", description="Draw the pictures of one run, or timelines.")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="results of `aristos bench` (FILE.h5), or timelines of it (FILE.json): those become one picture",
+    )
     parser.add_argument("--run", metavar="NAME", help="a run's name or its first letters (default: the last run)")
     parser.add_argument("--out", metavar="DIR", help="folder for the pictures (default: FILE-plots)")
     parser.add_argument("--format", choices=FORMATS, default="png")
     asked = parser.parse_args(argv)
+    first, timelines = asked.files[0], all(file.endswith(".json") for file in asked.files)
+    if not timelines and len(asked.files) > 1:
+        parser.error(f"give one results file, or timelines (FILE.json), got {' '.join(asked.files)}")
+    if timelines and asked.run is not None:
+        parser.error("--run is for results files")
     try:
         from ..bench import plots
 
-        folder = Path(asked.out or f"{asked.file.removesuffix('.h5')}-plots")
-        for path in plots.draw(asked.file, folder, run=asked.run, form=asked.format):
+        folder = Path(asked.out or f"{Path(first).with_suffix('')}-plots")
+        if timelines:
+            written = [plots.draw_timelines(asked.files, folder / f"timeline.{asked.format}")]
+        else:
+            written = plots.draw(first, folder, run=asked.run, form=asked.format)
+        for path in written:
             print(path)
     except InputError as why:
         print(f"aristos plot: {why}", file=sys.stderr)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import socket
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ..config import BACKENDS, MoEConfig, boolean, whole
 from ..engine.layout import lines, rank_bytes
-from ..errors import InputError
+from ..errors import InputError, ResultsError
 from ..host.nodes import Nodes
 from ..placement import Placement
+from . import timeline
 from . import weights as cpu_weights
 from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common, refusal, usable_nodes, usable_timeout
 from .backend import Event, Settings, check_layer
@@ -121,6 +124,7 @@ class MoE(TrainedLayers):
             self._leave_group()
             raise
         self.cfg, self.schedule, self.timeout = cfgs[0], schedule, float(timeout)
+        self.moves = moves if schedule == "fused" else "tokens"
         try:
             self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves, bool(train)), self._member))
             if train:
@@ -299,6 +303,28 @@ class MoE(TrainedLayers):
         """
         self._alive()
         return self._backend.events()
+
+    def write_timeline(self, path: str | os.PathLike[str], facts: Mapping[str, Any] | None = None) -> None:
+        """Write the events of the last call on all ranks to one file for ui.perfetto.dev. Collective.
+
+        Rank 0 writes it; `aristos plot FILE.json` draws it. facts: JSON values about the call, `otherData` of the file.
+        Raises InputError where no rank has events: `timeline(True)` comes before the call. Every rank raises where the
+        file cannot be written.
+        """
+        runtime = self._settled()
+        runtime.refuse_open()
+        mine = (self.threads, self.events(), socket.gethostname())
+        gathered = runtime.group.allgather(mine, "the events of a timeline")
+        if not any(events for _, events, _ in gathered):
+            raise InputError("no events are recorded: call timeline(True) before the call of the layer")
+        problem: Exception | None = None
+        if self.rank == 0:
+            known = {"schedule": self.schedule, "moves": self.moves} | dict(facts or {})
+            try:
+                timeline.write(path, [each[:2] for each in gathered], [host for *_, host in gathered], known)
+            except (OSError, TypeError, ValueError) as error:
+                problem = ResultsError(f"the timeline {os.fspath(path)} cannot be written: {error}")
+        self.agree(problem, "the file of a timeline")
 
     # ------------------------------------------------------------ end
 

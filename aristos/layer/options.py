@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 from typing import Any, Literal
 
-from ..config import BACKENDS, MoEConfig, whole
+from ..config import BACKENDS, MOVES, MoEConfig, whole
 from ..errors import InputError
 from .backend import COMMON, Backend
 from .cpu import CpuBackend
 
 MOST_LAYERS = 1 << 20
-MOVES = "auto", "tokens", "experts"
 Schedule = Literal["fused", "bulk"]
 
 

@@ -44,6 +44,7 @@ from aristos.errors import InputError, PoisonedError, ResultsError, WaitTimeout
 from aristos.host import launch_environment, mpi_library, versions
 from aristos.host.nodes import Nodes
 from aristos.layer.arguments import check_common
+from aristos.layer.timeline import trace_events
 from aristos.primitives import isa
 from aristos.transport import choice
 
@@ -235,6 +236,43 @@ def test_the_error_of_a_wrong_trace_names_the_fault(tmp_path, changed, words):
         routing.load(path)
 
 
+def counts_file(tmp_path, **changed):
+    rng = np.random.default_rng(1)
+    lengths = np.array([7, 1, 12])
+    skewed = [[rng.random((length, 6)) + np.arange(6) / 3 for _ in range(2)] for length in lengths]
+    chosen = [[np.argsort(layer, axis=-1)[:, :2].ravel() for layer in each] for each in skewed]
+    counts = np.array([[np.bincount(layer, minlength=6) for layer in each] for each in chosen], np.uint16)
+    arrays = {"counts": counts, "tokens": lengths} | changed
+    np.savez(tmp_path / "counts.npz", **arrays)
+    return str(tmp_path / "counts.npz"), counts
+
+
+def test_a_trace_made_of_counts_has_these_counts(tmp_path):
+    path, counts = counts_file(tmp_path)
+    trace = routing.load(path)
+    assert (trace.layers, trace.top_k, list(trace.lengths)) == (2, 2, [7, 1, 12])
+    for each, ids in zip(counts, np.split(trace.ids, [7, 8])):
+        for layer in range(2):
+            assert list(np.bincount(ids[:, layer].ravel(), minlength=6)) == list(each[layer])
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"tokens": np.array([7, 1, 13])}, "sum to tokens x top-k"),
+        ({"tokens": np.array([7, 0, 12])}, "integers above 0"),
+        ({"tokens": np.array([7, 1])}, r"tokens int64 \[2\]"),
+        ({"counts": np.zeros((3, 2, 6))}, "counts float64"),
+        ({"counts": np.zeros((3, 2, 6), int)}, "the same k everywhere"),
+        ({"counts": np.full((3, 2, 1), [[[14]], [[2]], [[24]]])}, r"0 to the tokens of its sequence, got 2\.\.24"),
+    ],
+)
+def test_the_error_of_wrong_counts_names_the_fault(tmp_path, changed, words):
+    path, _ = counts_file(tmp_path, **changed)
+    with pytest.raises(InputError, match=words):
+        routing.load(path)
+
+
 def single_array(path):
     with open(path, "wb") as file:
         np.save(file, np.zeros((2, 3, 4), int))
@@ -364,6 +402,7 @@ def test_options_override_the_preset():
         (["replay"], "replay needs --routing"),
         (["replay", "--routing", "zipf"], "replay needs --routing"),
         (["--timeline", "/nowhere/t.json"], "no such folder"),
+        (["--backend", "cuda", "--moves", "experts"], "on GPUs tokens move"),
         (["--nonsense"], "--nonsense"),
     ],
 )
@@ -622,7 +661,7 @@ def test_trace_events_are_complete():
         (2, [(0, "route", 10.0, 10.5, -1, 8), (1, "dispatch", 10.2, 10.3, 1, 4), (1, "expert", 10.3, 10.4, 2, 4)]),
         (1, [(0, "wait", 9.0, 9.5, 0, 0), (0, "wire", 9.1, 9.2, -1, 0)]),
     ]
-    events = timeline.trace_events(ranks, ["here", "there"])
+    events = trace_events(ranks, ["here", "there"])
     names = [e for e in events if e["ph"] == "M"]
     assert {(e["pid"], e["args"].get("name")) for e in names if e["name"] == "process_name"} == {
         (0, "rank 0 on here"),

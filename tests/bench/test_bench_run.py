@@ -100,6 +100,7 @@ def test_idle_measures_tokens_that_move_and_those_that_need_not(whole):
     assert all(r["kept"] == 0 for r in rows if r["moves"] == "tokens")
     assert all(r["over_even"] == 1 for r in rows if r["pattern"] == "uniform")
     assert len({r["rows"] for r in rows}) == 1
+    assert sum("recorded, layer" in r["pattern"] for r in rows) == 3 * 3
 
 
 def test_every_picture_is_drawn(whole, tmp_path):
@@ -108,6 +109,14 @@ def test_every_picture_is_drawn(whole, tmp_path):
     drawn = plots.draw(str(folder / "r.h5"), tmp_path)
     assert sorted(p.stem for p in drawn) == sorted(name for each in CPU_PICTURES.values() for name, _ in each)
     assert all(p.stat().st_size > 10_000 for p in drawn)
+
+
+def exit_code(main, words):
+    """A usage error ends the command as argparse does."""
+    try:
+        return main(words)
+    except SystemExit as end:
+        return end.code
 
 
 def test_the_plot_command_draws_and_has_exit_codes(whole, tmp_path, capsys):
@@ -119,6 +128,18 @@ def test_the_plot_command_draws_and_has_exit_codes(whole, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(list(tmp_path.glob("*.svg")))
     assert main(["plot", str(folder / "r.h5"), "--run", "1999"]) == 2
     assert main(["plot", str(folder / "missing.h5")]) == 3
+    both = [str(folder / "t.json")] * 2
+    assert main(["plot", *both, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "timeline.png").stat().st_size > 10_000
+    for words, code, said in (
+        ([both[0], str(folder / "r.h5")], 2, "one results file, or timelines"),
+        ([both[0], "--run", "x"], 2, "--run is for results files"),
+        ([str(folder / "missing.json")], 3, "No such file"),
+        ([str(tmp_path / "broken.json")], 3, "no timeline of"),
+    ):
+        (tmp_path / "broken.json").write_text('{"traceEvents": [{"ph": "X"}]}')
+        assert exit_code(main, ["plot", *words, "--out", str(tmp_path)]) == code
+        assert said in capsys.readouterr().err
     assert main(["nonsense"]) == 2
     assert "unknown command 'nonsense'" in capsys.readouterr().err
 

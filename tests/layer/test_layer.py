@@ -5,8 +5,10 @@ bits.
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from mpi import find_mpiexec, ranks_each
 import aristos
 from aristos import reference
 from aristos.config import ACTIVATIONS, SCORES
+from aristos.errors import InputError, PeerInputError, ResultsError
 
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=70)
 W = reference.weights(CFG)
@@ -561,6 +564,25 @@ def test_a_timeline_has_the_steps_of_every_worker(comm):
         moe.timeline(False)
         moe(x)
         assert moe.events() == []
+        with pytest.raises(InputError, match=r"timeline\(True\) before"):
+            moe.write_timeline("nowhere.json")
+
+
+@pytest.mark.ranks(2)
+def test_a_timeline_of_all_ranks_is_one_file(comm, tmp_path_factory):
+    path = comm.bcast(str(tmp_path_factory.mktemp("timeline") / "t.json") if comm.rank == 0 else None)
+    with make(comm, threads=1, moves="tokens") as moe:
+        moe.timeline(True)
+        moe(tokens(CFG, 64, seed=comm.rank))
+        moe.write_timeline(path, {"layer": "small"})
+        document = json.loads(Path(path).read_text())
+        assert document["otherData"] == {"schedule": "fused", "moves": "tokens", "layer": "small"}
+        assert {e["pid"] for e in document["traceEvents"] if e["ph"] == "X"} == {0, 1}
+        with pytest.raises(ResultsError if comm.rank == 0 else PeerInputError, match="cannot be written"):
+            moe.write_timeline(f"{path}/t.json")
+        with pytest.raises(ResultsError if comm.rank == 0 else PeerInputError, match="not JSON serializable"):
+            moe.write_timeline(path, {"layer": object()})
+        assert json.loads(Path(path).read_text()) == document
 
 
 @pytest.mark.ranks(2)

@@ -33,13 +33,7 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
     EnvironmentProblem if Matplotlib is not installed.
     """
     chosen = _choose(file, run)
-    try:
-        import matplotlib
-    except ImportError:
-        raise EnvironmentProblem("Matplotlib is not installed: pip install 'aristos[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     from .style import STYLE, footer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,6 +51,32 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
     if not written:
         raise InputError(f"run {chosen.name} of {file} has no table with a picture")
     return written
+
+
+def draw_timelines(files: list[str], target: Path) -> Path:
+    """Draw files of `bench --timeline` or `MoE.write_timeline` as one picture; returns its path. Raises as `draw`."""
+    pyplot = _pyplot()
+    from .style import STYLE
+    from .timeline import timelines
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with pyplot.rc_context(STYLE):
+        figure = timelines(files)
+        figure.savefig(target)
+        pyplot.close(figure)
+    return target
+
+
+def _pyplot() -> Any:
+    """Matplotlib's pyplot, drawing to files alone."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise EnvironmentProblem("Matplotlib is not installed: pip install 'aristos[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def _drawn(picture: Picture, table: Table, file: str) -> Any:

@@ -7,8 +7,9 @@
                 per row: the median over turns. 1 means that skew costs nothing
 
 Routings of rising skew; one where only rank 0 has tokens; one with a late rank: the last rank sleeps half a call before
-its own. The fused schedule is measured twice: with moves="tokens", which shows the protocol's own part, and with
-moves="auto", where a rank may compute its rows with the weights of a local peer. All calls of all routings take turns.
+its own. `--routing FILE.npz` adds prefill batches with a trace's routing: of its least, median and most skewed layer.
+The fused schedule is measured twice: with moves="tokens", which shows the protocol's own part, and with moves="auto",
+where a rank may compute its rows with the weights of a local peer. All calls of all routings take turns.
 The 2024 poster has these figures for the collective's time; here they are for the layer's call, since the fused
 schedule has no collective. Every output is checked against the float64 oracle.
 """
@@ -28,11 +29,12 @@ from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..registry import suite
-from ..routing import busiest_over_mean
+from ..routing import Trace, busiest_over_mean
 from ..workload import Call, Workload, execute
 
 PATTERNS = ("uniform", "zipf", "one", "late rank")
 ONE_SOURCE = "one source"  # only rank 0 has tokens
+RECORDED = "recorded, layer "  # and the layer's number in the trace
 LATE = 0.5  # of a call: how late the last rank starts
 FEWEST_TOKENS = 16
 COST = 150  # least time of the suite, in turns of one uniform call of every way
@@ -136,12 +138,12 @@ def run(ctx: Context) -> Result:
     layers = {way: work.layer(way[0], ctx.options.threads, stacked, moves=way[1]) for way in ways}
     threads = next(iter(layers.values())).threads
     tokens, usual = _affordable(ctx, work, layers, most)
-    patterns = [*PATTERNS, ONE_SOURCE]
+    patterns = [*PATTERNS, ONE_SOURCE, *_recorded(ctx)]
     players = []
     for i, pattern in enumerate(patterns):
         ctx.report(pattern, 0.5 * i / len(patterns))
         late = LATE * usual * (pattern == "late rank" and world.rank == world.size - 1)
-        players.append(Player(work, layers, work.typed(_call(work, pattern, tokens, i)), pattern, late))
+        players.append(Player(work, layers, work.typed(_call(work, pattern, tokens, i, ctx.trace)), pattern, late))
     done = _measure(ctx, players, ways)
     for layer in layers.values():
         layer.close()
@@ -153,8 +155,21 @@ def run(ctx: Context) -> Result:
     return Result(all(m.right for m in done), [sheet], [_table(ctx, done, ways, threads)])
 
 
-def _call(work: Workload, pattern: str, tokens: int, key: int) -> Call:
+def _recorded(ctx: Context) -> list[str]:
+    """The patterns of a trace: its layers of the least, the median and the most rows of the busiest expert."""
+    if ctx.trace is None:
+        return []
+    ids = ctx.trace.ids
+    busiest = [np.bincount(ids[:, layer].ravel()[ids[:, layer].ravel() >= 0]).max() for layer in range(ids.shape[1])]
+    order = np.argsort(busiest, kind="stable")
+    return [f"{RECORDED}{layer}" for layer in dict.fromkeys(order[[0, len(order) // 2, -1]].tolist())]
+
+
+def _call(work: Workload, pattern: str, tokens: int, key: int, trace: Trace | None = None) -> Call:
     """This rank's call. Where one rank has all rows or tokens, it has as many as two ranks have in other patterns."""
+    if trace is not None and pattern.startswith(RECORDED):
+        batch = trace.prefill(work.world.rank, work.world.size, tokens, 0)
+        return work.recorded(trace, batch, int(pattern.removeprefix(RECORDED)))
     both = 2 * tokens // max(2, work.world.size)
     if pattern == "one":
         return work.call(max(1, both), "one", key)

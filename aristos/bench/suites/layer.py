@@ -74,7 +74,7 @@ def run(ctx: Context) -> Result:
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
     stacked = work.weights()
-    layers = {s: work.layer(s, ctx.options.threads, stacked) for s in ctx.options.schedules}
+    layers = {s: work.layer(s, ctx.options.threads, stacked, moves=ctx.options.moves) for s in ctx.options.schedules}
     packed = bounds.packed_experts(work, stacked)
     try:
         done = []

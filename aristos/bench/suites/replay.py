@@ -78,7 +78,7 @@ def run(ctx: Context) -> Result:
     most = most_tokens(ctx.trace, prefill, ctx.world.size)
     work = Workload(ctx.world, with_max_tokens(shape.cfg, most), ctx.options.seed)
     stacked = work.weights()
-    layers = {s: work.layer(s, ctx.options.threads, stacked) for s in ctx.options.schedules}
+    layers = {s: work.layer(s, ctx.options.threads, stacked, moves=ctx.options.moves) for s in ctx.options.schedules}
     done = []
     for i, name in enumerate(MOST_STEPS):
         ctx.report(name, i / len(MOST_STEPS))

@@ -1,0 +1,96 @@
+"""A picture of timelines that `MoE.write_timeline` or `bench --timeline` wrote: one bar of steps for every worker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ...errors import ResultsError
+from .style import BLUE, GREEN, ORANGE, RED, SKY
+
+# kind of step -> colour; workers wait where a bar is pale
+COLOURS = {
+    "route": RED,
+    "pack": "#CC79A7",
+    "dispatch": ORANGE,
+    "expert": BLUE,
+    "combine": GREEN,
+    "wire": SKY,
+    "wait": "#dddddd",
+}
+BAR = 0.8
+_SPAN: dict[str, Any] = {"pid": int, "tid": int, "cat": str, "ts": float, "dur": float}
+
+
+def timelines(files: list[str]) -> Any:
+    """The figure: a panel for each file, below each other on one time axis. ResultsError: a file is no timeline."""
+    from matplotlib import pyplot
+    from matplotlib.patches import Patch
+
+    documents = [_read(file) for file in files]
+    heights = [0.5 + 0.32 * len(workers) for workers, *_ in documents]
+    figure, axes = pyplot.subplots(
+        len(files), 1, figsize=(10, 0.9 + sum(heights)), sharex=True, squeeze=False, height_ratios=heights
+    )
+    used: set[str] = set()
+    for axis, (workers, spans, facts) in zip(axes[:, 0], documents):
+        used |= _panel(axis, workers, spans)
+        axis.set_title(_title(facts, spans), loc="left", fontsize=9)
+    axes[-1, 0].set_xlabel("ms since the first step on any rank")
+    patches = [Patch(color=colour, label=kind) for kind, colour in COLOURS.items() if kind in used]
+    figure.legend(handles=patches, loc="outside upper right", ncols=len(patches))
+    return figure
+
+
+def _panel(axis: Any, workers: dict[tuple[int, int], str], spans: list[dict[str, Any]]) -> set[str]:
+    """Draw the bars of a file; returns the kinds of steps in it."""
+    rows = {worker: row for row, worker in enumerate(sorted(workers))}
+    for worker, row in rows.items():
+        mine = [s for s in spans if (s["pid"], s["tid"]) == worker]
+        for kind, colour in COLOURS.items():
+            parts = [(s["ts"] * 1e-3, s["dur"] * 1e-3) for s in mine if s["cat"] == kind]
+            if parts:
+                thin = kind == "wire"  # it lies within a wait
+                axis.broken_barh(parts, (row - BAR / 2, BAR / 2 if thin else BAR), color=colour, linewidth=0)
+    axis.set_yticks(list(rows.values()), [workers[worker] for worker in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.grid(axis="y", visible=False)
+    return {s["cat"] for s in spans}
+
+
+def _title(facts: dict[str, Any], spans: list[dict[str, Any]]) -> str:
+    waited = sum(s["dur"] for s in spans if s["cat"] == "wait")
+    end = max((s["ts"] + s["dur"] for s in spans), default=0.0)
+    said = [str(facts[key]) for key in ("layer", "schedule") if key in facts]
+    said += [f'moves="{facts["moves"]}"'] if facts.get("schedule") == "fused" and "moves" in facts else []
+    return ", ".join([*said, f"{end * 1e-3:.3g} ms, waits {waited * 1e-3:.3g} ms over all workers"])
+
+
+def _read(file: str) -> tuple[dict[tuple[int, int], str], list[dict[str, Any]], dict[str, Any]]:
+    """({(rank, worker): label}, complete events, facts) of a file."""
+    try:
+        document = json.loads(Path(file).read_text())
+        events, facts = document["traceEvents"], dict(document.get("otherData", {}))
+        names = [e for e in events if e["ph"] == "M" and e["name"] == "thread_name"]
+        workers = {(int(e["pid"]), int(e["tid"])): f"rank {e['pid']}, {e['args']['name']}" for e in names}
+        spans = [
+            {
+                "pid": int(e["pid"]),
+                "tid": int(e["tid"]),
+                "cat": str(e["cat"]),
+                "ts": float(e["ts"]),
+                "dur": float(e["dur"]),
+            }
+            for e in events
+            if e["ph"] == "X"
+        ]
+    except OSError as error:
+        raise ResultsError(f"{file}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ResultsError(
+            f"{file} is no timeline of `aristos bench --timeline`: {type(error).__name__}: {error}"
+        ) from None
+    if not spans or not workers:
+        raise ResultsError(f"{file}: a timeline without a step")
+    return workers, spans, facts
