@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ class Placement:
 
     Attributes: ranks: [E] the first rank of each expert. copies: all ranks of each expert. held: the number of experts
     of each rank. slots: their sum. start: [W + 1] the first slot of each rank, then slots. slot_of: [E] the slot of
-    each expert's first copy.
+    each expert's first copy. version: a fingerprint of all this, equal on all ranks in every call.
     """
 
     def __init__(self, ranks: Sequence[Any] | np.ndarray | None, experts: int, world: int) -> None:
@@ -47,6 +48,8 @@ class Placement:
         self.slots = len(owner)
         self.start = np.concatenate([[0], np.cumsum(held)]).astype(np.int64)
         self.slot_of = slot[first[:-1]]
+        digest = hashlib.blake2b(repr((copies, world)).encode(), digest_size=8).digest()
+        self.version = int.from_bytes(digest, "little") >> 1  # a positive word
         self._slot, self._first, self._expert = slot, first, expert[order]
 
     @staticmethod
@@ -94,6 +97,10 @@ class Placement:
         if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or not 0 <= rank < world:
             raise InputError(f"rank must be an int in 0..{world - 1}, got {rank!r}")
         return [int(e) for e in self._expert[self.start[rank] : self.start[rank + 1]]]
+
+    def expert_of(self, slot: int) -> int:
+        """The expert whose copy has a slot."""
+        return int(self._expert[slot])
 
     def __str__(self) -> str:
         if self.slots == len(self.ranks):
