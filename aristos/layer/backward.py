@@ -7,6 +7,7 @@ global token order; rows [dx | gradient of the combine weight] come back; the so
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,12 +49,15 @@ class Kernels:
     def __init__(self, isa: str) -> None:
         self.expert, self.tokens = module("expert_backward", isa), module("token_backward", isa)
         self.padded: Callable[[int], int] = module("panels", isa).padded
+        self._kept = threading.local()
 
-    def scratch(self, cfg: MoEConfig, ffn: int) -> tuple[np.ndarray, np.ndarray]:
-        """(saved, scratch) of one run of an expert."""
-        most = self.expert.MOST_ROWS
-        saved = self.expert.saved_bytes(most, ffn, cfg.gated)
-        return aligned((saved,), np.uint8), aligned((self.expert.scratch_bytes(most, cfg.hidden, ffn),), np.uint8)
+    def scratch(self, name: str, nbytes: int) -> int:
+        """Address of memory of this thread, which stays: new pages at every call would cost a fifth of its time."""
+        found = getattr(self._kept, name, None)
+        if found is None or found.size < nbytes:
+            found = aligned((nbytes,), np.uint8)
+            setattr(self._kept, name, found)
+        return int(found.ctypes.data)
 
     def run_expert(
         self,
@@ -64,11 +68,11 @@ class Kernels:
     ) -> None:
         """rows: addresses of x, of dy; weights w; addresses of dx; dw to write. arrays: see `TrainedWeights.expert`."""
         x, dy, w, dx, dw = (each.ctypes.data for each in rows)
-        saved, scratch = self.scratch(cfg, ffn)
+        most = self.expert.MOST_ROWS
+        saved = self.scratch("saved", self.expert.saved_bytes(most, ffn, cfg.gated))
+        scratch = self.scratch("scratch", self.expert.scratch_bytes(most, cfg.hidden, ffn))
         word = activations.word(cfg.activation, cfg.limit, cfg.limit_after)
-        self.tokens.expert_blocks(
-            len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, saved.ctypes.data, scratch.ctypes.data
-        )
+        self.tokens.expert_blocks(len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, saved, scratch)
 
     def dots(self, a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
         """[rows] float32: dot products of rows of n float32, given by their addresses."""
@@ -79,21 +83,22 @@ class Kernels:
     def product(self, x: np.ndarray, panels: np.ndarray, columns: int) -> np.ndarray:
         """x W for float32 rows [S, K] and W packed [K, columns]; columns are rounded up to vectors."""
         y = aligned((len(x), self.padded(columns)))
-        scratch = aligned((self.tokens.product_bytes(x.shape[1]),), np.uint8)
+        scratch = self.scratch("scratch", self.tokens.product_bytes(x.shape[1]))
         from_x, to_y = addresses(x), addresses(y)
         self.tokens.product_rows(
-            len(x), from_x.ctypes.data, x.shape[1], panels.ctypes.data, columns, to_y.ctypes.data, scratch.ctypes.data
+            len(x), from_x.ctypes.data, x.shape[1], panels.ctypes.data, columns, to_y.ctypes.data, scratch
         )
         return y
 
     def add_outer(self, x: np.ndarray, b: np.ndarray, out: np.ndarray | None, sums: np.ndarray | None) -> None:
         """out += x^T b for x [S, K] and b [S, N]; sums += the sum of b's rows, if it is there."""
         assert out is not None
-        scratch = aligned((self.tokens.outer_bytes(x.shape[1]),), np.uint8)
+        widest = max(x.shape[1], b.shape[1])
+        scratch = self.scratch("scratch", self.expert.outer_bytes(self.expert.MOST_ROWS, widest))
         from_x, from_b = addresses(x), addresses(b)
         self.tokens.add_outer_sums(
             len(x), from_x.ctypes.data, x.shape[1], from_b.ctypes.data, b.shape[1], out.ctypes.data,
-            0 if sums is None else sums.ctypes.data, scratch.ctypes.data,
+            0 if sums is None else sums.ctypes.data, scratch,
         )  # fmt: skip
 
 

@@ -8,14 +8,14 @@ import numpy as np
 
 from ..config import MoEConfig
 from ..errors import InputError
-from ..kernels.cpu.elements import ElementType
-from ..primitives.buffers import LINE, aligned
+from ..kernels.cpu.elements import ElementType, element_type
+from ..primitives.buffers import FLOAT, LINE, aligned
 from ..reproducible import Node
 from .given import ROUTERS, SHARED, Arrays, expert_names, shapes
 from .weights import LayerWeights
 
 PROJECTIONS = ("up", "gate", "down")
-FLOATS = LINE // 4
+FLOATS = LINE // FLOAT
 
 
 class TrainedWeights(LayerWeights):
@@ -168,3 +168,24 @@ class TrainedWeights(LayerWeights):
         )
         parts = [self.part(common, name) for name in names]
         return packed, turned, tuple(0 if part is None else part.ctypes.data for part in parts)
+
+
+def training_bytes(cfg: MoEConfig, count: int) -> int:
+    """Bytes of `TrainedWeights` with `count` experts that `weights.packed_bytes` leaves out.
+
+    Masters but for select_bias, projections packed transposed, and gradients, but for those that wait for
+    `reduce_grads`.
+    """
+    float32, every = element_type("float32"), shapes(cfg, "in_out")
+    wanted, biases = expert_names(cfg)
+    own = wanted | biases
+    shared = {f"shared_{name}" for name in own} if cfg.shared_ffn else set()
+    common = {*ROUTERS[:2], *shared, *(["shared_sigmoid"] if cfg.shared_sigmoid else [])}
+
+    def each(name: str) -> int:
+        shape = every[name] if name != "shared_sigmoid" else (cfg.hidden, 1)
+        whole = FLOAT * (int(np.prod(shape)) + int(np.prod(shape[:-1])) * float32.padded(shape[-1]))
+        turned = name.removeprefix("shared_") in (*PROJECTIONS, "router")
+        return whole + (float32.packed_bytes(*shape[::-1]) if turned else 0)
+
+    return count * sum(map(each, own)) + sum(map(each, common))

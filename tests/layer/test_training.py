@@ -376,3 +376,19 @@ def test_what_cannot_be_restored(tmp_path):
             moe.save(tmp_path / "new")
         with pytest.raises(CheckpointError, match="holds layers"):
             other.restore(tmp_path / "new")
+
+
+@pytest.mark.parametrize("name", ["plain", "shared expert", "sigmoid, groups, a capacity"])
+def test_memory_of_masters_and_gradients(name):
+    cfg = CASES[name]
+    more = MoE.memory(cfg, 1, train=True, layers=2) - MoE.memory(cfg, 1, layers=2)
+    with MoE(cfg, threads=1, train=True) as moe:
+        moe.load(**weights_of(cfg))
+        weights = moe.packed_weights()
+        made = sum(
+            array.nbytes
+            for arrays in (weights.masters, weights.turned, weights.sums, weights.shared_turned)
+            for array in arrays.values()
+        )
+        made += weights.router_turned.nbytes + weights.common.nbytes
+    assert 0 <= 2 * made - more < 2 * 64 * len(weights.places)  # each gradient starts on a cache line
