@@ -93,7 +93,7 @@ def run(ctx: Context) -> Result:
         for i, tokens in enumerate(shape.tokens):
             ctx.report(f"{tokens} tokens", i / len(shape.tokens))
             moe.load(router=work.router, local=True, **stacked)
-            call = work.call(tokens, ctx.options.routing if ctx.trace is None else "uniform", tokens)
+            call = work.call(tokens, "uniform" if ctx.trace else ctx.options.routing or "router", tokens)
             steps = Steps(moe, Adam(moe, 1e-6, clip=1.0), call, work.tokens(tokens, 7))
             error = _error(work, steps)
             before = bounds.peak(ctx.world, moe.threads)
