@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .config import whole
-from .errors import InputError
+from .errors import InputError, quoted
 
 
 class Placement:
@@ -56,8 +56,8 @@ class Placement:
     def _checked(ranks: Any, experts: int, world: int) -> np.ndarray:
         try:
             array = np.asarray(ranks)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"placement must be a sequence of {experts} ranks: {error}") from error
+        except Exception as error:  # an object's own conversion may raise anything
+            raise InputError(f"placement must be a sequence of {experts} ranks: {str(error)[:200]}") from error
         if array.shape != (experts,) or array.dtype.kind not in "iu":
             raise InputError(
                 f"placement must be {experts} integers (a rank for each expert),"
@@ -80,9 +80,9 @@ class Placement:
             several = list(one) if _is_sequence(one) else [one]
             integers = all(isinstance(rank, int | np.integer) and not isinstance(rank, bool) for rank in several)
             if not several or not integers or not all(0 <= rank < world for rank in several):
-                raise InputError(f"placement[{expert}] must be a rank in 0..{world - 1} or several, got {each!r}")
+                raise InputError(f"placement[{expert}] must be a rank in 0..{world - 1} or several, got {quoted(each)}")
             if len(set(several)) < len(several):
-                raise InputError(f"placement[{expert}] names a rank twice: {each!r}")
+                raise InputError(f"placement[{expert}] names a rank twice: {quoted(each)}")
             copies.append([int(rank) for rank in several])
         return copies
 
@@ -95,7 +95,7 @@ class Placement:
         """Ids of the experts that `rank` holds, in slot order. Raises InputError for a rank outside 0..W-1."""
         world = len(self.held)
         if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or not 0 <= rank < world:
-            raise InputError(f"rank must be an int in 0..{world - 1}, got {rank!r}")
+            raise InputError(f"rank must be an int in 0..{world - 1}, got {quoted(rank)}")
         return [int(e) for e in self._expert[self.start[rank] : self.start[rank + 1]]]
 
     def expert_of(self, slot: int) -> int:

@@ -73,10 +73,13 @@ def to_json(found: list[Seat]) -> str:
 
 def from_json(text: str, size: int) -> list[Seat]:
     """The seats, if they are of this node and for `size` ranks; else none."""
-    host, rows = json.loads(text) if text else ("", [])
-    if host != platform.node() or len(rows) != size:
-        return []
-    return [Seat(i, cpusets.parse(row[0]), *row[1:]) for i, row in enumerate(rows)]
+    try:
+        host, rows = json.loads(text) if text else ("", [])
+        if host != platform.node() or len(rows) != size:
+            return []
+        return [Seat(i, cpusets.parse(row[0]), *row[1:]) for i, row in enumerate(rows)]
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return []  # not what `to_json` wrote
 
 
 def environment(seat: Seat, env: Mapping[str, str], root: Path = Path("/sys")) -> dict[str, str]:

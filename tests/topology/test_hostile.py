@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import platform
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -142,6 +144,14 @@ def test_variables_that_are_no_numbers_count_as_missing(number):
     assert (slurm_variables.step_nodes(slurm), slurm_variables.wanted_tasks(slurm)) == (1, 0)
     assert slurm_variables.node_number(slurm) == 0
     assert slurm_job.read({"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n", **slurm}).tasks is None
+
+
+def test_seats_that_another_program_wrote_count_as_missing():
+    host = platform.node()
+    for rows in ([[]], [{}], [["x", 0, 0, 0, "", "", "", 1]], [[5, 0, 0, 0, "", "", "", 1]], 7, None):
+        assert take_seat.from_json(json.dumps([host, rows]), 1) == []
+    for text in ("{", "[" * 100_000, "7", "[1]", DIGITS):
+        assert take_seat.from_json(text, 1) == []
 
 
 def test_odd_numbers_in_sysfs_are_unknown(tmp_path: Path):
