@@ -82,7 +82,7 @@ def run(ctx: Context) -> Result:
 
     shape = ctx.shape()
     work = Workload(ctx.world, replace(shape.cfg, dtype="float32", precision="highest"), ctx.options.seed)
-    stacked = work.weights()
+    stacked: dict[str, Any] = work.weights()
     moe = MoE(
         work.cfg, work.world.comm, threads=ctx.options.threads, placement=work.placement.tolist(),
         ranks_per_node=work.world.ranks_per_node, backend="cpu", train=True,
