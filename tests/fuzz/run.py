@@ -1,7 +1,7 @@
 """Fuzzes the readers of text and files: `make fuzz`, or `python tests/fuzz/run.py matrix results --seconds 60`.
 
 Each target runs in a process of its own, since a find may be a crash or a hang. Finds are written to tests/fuzz/finds/,
-a folder a target, where `test_fuzz.py` reads them again: keep a small one for each fault, and mend it. Inputs are
+a folder a target, where `test_fuzz.py` reads them again: keep a small one for each fault, and fix it. Inputs are
 random changes of valid ones, by --seed; with --atheris, where that is installed, coverage guides them.
 """
 
