@@ -29,10 +29,11 @@ SPARE = LINE // FLOAT  # float32 behind a row of dx: the first of them is the gr
 
 @dataclass(frozen=True)
 class Saved:
-    """What a forward call keeps for its backward call, of its S tokens.
+    """What a forward call keeps for its backward call, of its S tokens: float32 but for ids.
 
-    All float32. x: [S, H]. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], those beyond the capacity too. weights:
-    [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of the shared expert's outputs.
+    x: [S, H]. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], those beyond the capacity too.
+    weights: [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of the shared expert's
+    outputs.
     """
 
     x: np.ndarray
