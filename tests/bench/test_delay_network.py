@@ -11,15 +11,28 @@ from cases import MoE, same, tokens
 
 import aristos
 from aristos import reference
-from aristos.errors import InputError, PoisonedError
+from aristos.errors import InputError
+from aristos.primitives import memory
 
 pytestmark = pytest.mark.slow  # the engine's steps are compiled once more
 
 CFG = aristos.MoEConfig(hidden=24, ffn=40, experts=4, top_k=2, max_tokens=40)
 
 
+def once_within(comm, measured, least, most):
+    """A time that is never below `least`, and not above `most` when no other program has the core. Collective."""
+    end = time.monotonic() + 20
+    while True:
+        took = comm.bcast(measured())
+        assert took >= least
+        if comm.bcast(took <= most or time.monotonic() > end):
+            assert took <= most
+            return
+
+
 @pytest.mark.ranks(2, timeout=300)
 def test_pings_and_calls_take_what_is_set_and_keep_their_bits(comm):
+    from aristos.bench.delay import words
     from aristos.bench.delay.network import Network
 
     w = reference.weights(CFG)
@@ -39,9 +52,8 @@ def test_pings_and_calls_take_what_is_set_and_keep_their_bits(comm):
             for alpha, rate in ((300.0, math.inf), (50.0, 0.1)):
                 network.set(alpha, rate)
                 for nbytes in (0, 20_000):
-                    least = alpha + nbytes / (1e3 * rate)
-                    took = comm.bcast(min(network.ping(nbytes, 2) for _ in range(30)) * 1e6)
-                    assert least <= took <= max(least + 0.5, 1.05 * least), (alpha, rate, nbytes)
+                    least = (alpha + nbytes / (1e3 * rate)) * 1e-6
+                    once_within(comm, lambda n=nbytes: network.ping(n, 1), least, max(least + 0.5e-6, 1.05 * least))
             network.set(20e3, math.inf)
             for moe, trips in ((fused, 2), (bulk, 3)):  # rows there and back; and the counts before them
                 comm.Barrier()
@@ -50,41 +62,46 @@ def test_pings_and_calls_take_what_is_set_and_keep_their_bits(comm):
                 assert time.monotonic() - begun >= trips * 0.02
             network.set(0, 0.01)
             payload = np.ones((2, 200_000), np.uint8)
-            took = []
-            for _ in range(5):
+
+            def exchange() -> float:
                 comm.Barrier()
                 begun = time.monotonic()
                 network.collective(lambda c: c.Alltoall(payload, payload.copy()), np.full(2, 200_000))
-                took.append(max(comm.allgather(time.monotonic() - begun)))
-            assert 0.02 <= min(took) <= 0.022
-        comm.Barrier()
-        begun = time.monotonic()
+                return max(comm.allgather(time.monotonic() - begun))
+
+            once_within(comm, exchange, 0.02, 0.022)
         assert same(fused(x), wanted)
         assert same(bulk(x), wanted)
-        assert time.monotonic() - begun < 0.02 * 5
+        assert words.TABLE[0] == 0
         network.close()
 
 
 @pytest.mark.ranks(2, timeout=300)
-def test_poison_is_not_delayed(comm):
+def test_poison_and_life_signs_are_not_delayed(comm):
     from aristos.bench.delay.network import Network
+    from aristos.engine import arrivals, codes, layout, steps, words
 
-    w = reference.weights(CFG)
-    x = tokens(CFG, 40, seed=comm.rank)
-    moe = MoE(CFG, comm.Dup(), threads=1, moves="tokens")
-    moe.load(0, **w)
-    bulk = MoE(CFG, moe._member.comm, threads=1, schedule="bulk")
-    network = Network(moe.runtime, bulk._backend.bulk)
-    network.set(60e6, math.inf)
-    with network:
-        begun = time.monotonic()
-        if comm.rank:
-            moe.runtime.give_up(RuntimeError("this rank leaves"))
-        else:
-            with pytest.raises(PoisonedError, match="rank 1"):
-                moe(x)
-        assert time.monotonic() - begun < 10
-    network.close()
+    with MoE(CFG, comm, threads=1, moves="tokens") as moe, MoE(CFG, comm, threads=1, schedule="bulk") as bulk:
+        runtime = moe.runtime
+        network = Network(runtime, bulk._backend.bulk)
+        network.set(60e6, math.inf)
+        with network:
+            job, state = runtime._blank_job(), runtime.state
+            if comm.rank:
+                steps.heartbeat(job, state, 5)
+                steps.poison(job, state, 1, codes.CAUSE_ERROR)
+            else:
+                until = time.monotonic() + 20
+                while arrivals.poisoned(job, state) != 1:
+                    assert time.monotonic() < until
+                assert memory.load_acquire(int(layout.word_from(job, state, 1, words.AT_PROGRESS))) == 5
+            comm.Barrier()
+            if comm.rank:
+                memory.store_release(int(layout.word_to(job, state, 0, words.POISON)), 0)
+                steps.heartbeat(job, state, -1)
+                state[words.FAILED] = 0
+            comm.Barrier()
+        network.close()
 
 
 @pytest.mark.ranks(2)
