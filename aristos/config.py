@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, quoted
 
 
 class ActivationRule(NamedTuple):
@@ -59,7 +59,7 @@ def whole(name: str, value: object, most: int = LARGEST, wanted: str = "a positi
     """`value` as an int; raises InputError unless it is an integer of Python or NumPy in 1..most. wanted: its text."""
     number = int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else 0
     if not 1 <= number <= most:
-        raise InputError(f"{name} must be {wanted}, got {value!r}")
+        raise InputError(f"{name} must be {wanted}, got {quoted(value)}")
     return number
 
 
@@ -76,13 +76,13 @@ def real(value: object) -> float:
 def boolean(name: str, value: object) -> bool:
     """`value` as a bool; raises InputError unless it is a boolean of Python or NumPy."""
     if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{name} must be True or False, got {value!r}")
+        raise InputError(f"{name} must be True or False, got {quoted(value)}")
     return bool(value)
 
 
 def _one_of(name: str, value: object, choices: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {quoted(value)}")
     return str(value)
 
 
@@ -95,14 +95,14 @@ def _normalize(options: object, **values: object) -> None:
 def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
     """`limit` as a float or None; raises InputError for an activation or limit that needs gated=True."""
     if ACTIVATIONS[activation].gate_only and not gated:
-        raise InputError(f"activation={activation!r} requires gated=True, got gated=False")
+        raise InputError(f"activation={quoted(activation)} requires gated=True, got gated=False")
     if limit is None:
         return None
     number = real(limit)
     if not 1e-37 < number < 3.4e38:
-        raise InputError(f"limit must be None or a positive number within the range of float32, got {limit!r}")
+        raise InputError(f"limit must be None or a positive number within the range of float32, got {quoted(limit)}")
     if not gated:
-        raise InputError(f"limit requires gated=True, got limit={limit!r} with gated=False")
+        raise InputError(f"limit requires gated=True, got limit={quoted(limit)} with gated=False")
     return number
 
 
@@ -145,13 +145,13 @@ class Router:
     def __post_init__(self) -> None:
         scale = real(self.scale)
         if not abs(scale) < 3.4e38:
-            raise InputError(f"scale must be a finite number within the range of float32, got {self.scale!r}")
+            raise InputError(f"scale must be a finite number within the range of float32, got {quoted(self.scale)}")
         factor = self.capacity_factor
         if factor is not None and not 0 < real(factor) < 1e9:
-            raise InputError(f"capacity_factor must be None or a positive number below 1e9, got {factor!r}")
+            raise InputError(f"capacity_factor must be None or a positive number below 1e9, got {quoted(factor)}")
         if self.capacity is not None:
             if factor is not None:
-                raise InputError(f"give capacity or capacity_factor, got {self.capacity!r} and {factor!r}")
+                raise InputError(f"give capacity or capacity_factor, got {quoted(self.capacity)} and {quoted(factor)}")
             _normalize(self, capacity=whole("capacity", self.capacity, wanted="None or a positive int below 2**40"))
         _normalize(
             self,
@@ -167,13 +167,13 @@ class Router:
     def _check_groups(self) -> None:
         if self.groups == 0 and self.topk_groups == 0 and not isinstance(self.groups, bool):
             if self.group_score != "max":
-                raise InputError(f"group_score={self.group_score!r} requires groups, got groups=0")
+                raise InputError(f"group_score={quoted(self.group_score)} requires groups, got groups=0")
             _normalize(self, groups=0, topk_groups=0)
             return
         groups = whole("groups", self.groups, MOST_GROUPS, f"0 or an int in 1..{MOST_GROUPS}")
         kept = whole("topk_groups", self.topk_groups, groups, f"an int in 1..groups ({groups})")
         if self.score not in BIASED:
-            raise InputError(f"groups require one of the scores {', '.join(BIASED)}, got score={self.score!r}")
+            raise InputError(f"groups require one of the scores {', '.join(BIASED)}, got score={quoted(self.score)}")
         _normalize(self, groups=groups, topk_groups=kept)
 
 
@@ -236,7 +236,7 @@ class MoEConfig:
         )
         _normalize(self, limit=checked_limit(self.activation, self.gated, self.limit))
         if not isinstance(self.router, Router):
-            raise InputError(f"router must be an aristos.Router, got {self.router!r}")
+            raise InputError(f"router must be an aristos.Router, got {quoted(self.router)}")
         if self.precision != "highest" and self.dtype != "float32":
             raise InputError(f"precision={self.precision!r} requires dtype='float32', got dtype={self.dtype!r}")
         for name in ("identity_experts", "shared_ffn"):

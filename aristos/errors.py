@@ -51,3 +51,12 @@ class ResultsError(AristosError):
 
 class TopologyError(AristosError, ValueError):
     """The description of a machine or a network is wrong or incomplete; the message quotes the line."""
+
+
+def quoted(value: object, most: int = 200) -> str:
+    """A value in a message: its representation, cut; Python has none of integers above 4,300 digits."""
+    try:
+        text = repr(value)
+    except Exception:  # a caller's object may raise anything
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= most else f"{text[:most]}..."

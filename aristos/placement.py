@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .config import whole
-from .errors import InputError
+from .errors import InputError, quoted
 
 
 class Placement:
@@ -20,7 +21,7 @@ class Placement:
 
     Attributes: ranks: [E] the first rank of each expert. copies: all ranks of each expert. held: the number of experts
     of each rank. slots: their sum. start: [W + 1] the first slot of each rank, then slots. slot_of: [E] the slot of
-    each expert's first copy.
+    each expert's first copy. version: a fingerprint of all this, equal on all ranks in every call.
     """
 
     def __init__(self, ranks: Sequence[Any] | np.ndarray | None, experts: int, world: int) -> None:
@@ -47,14 +48,16 @@ class Placement:
         self.slots = len(owner)
         self.start = np.concatenate([[0], np.cumsum(held)]).astype(np.int64)
         self.slot_of = slot[first[:-1]]
+        digest = hashlib.blake2b(repr((copies, world)).encode(), digest_size=8).digest()
+        self.version = int.from_bytes(digest, "little") >> 1  # a positive word
         self._slot, self._first, self._expert = slot, first, expert[order]
 
     @staticmethod
     def _checked(ranks: Any, experts: int, world: int) -> np.ndarray:
         try:
             array = np.asarray(ranks)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"placement must be a sequence of {experts} ranks: {error}") from error
+        except Exception as error:  # an object's own conversion may raise anything
+            raise InputError(f"placement must be a sequence of {experts} ranks: {str(error)[:200]}") from error
         if array.shape != (experts,) or array.dtype.kind not in "iu":
             raise InputError(
                 f"placement must be {experts} integers (a rank for each expert),"
@@ -77,9 +80,9 @@ class Placement:
             several = list(one) if _is_sequence(one) else [one]
             integers = all(isinstance(rank, int | np.integer) and not isinstance(rank, bool) for rank in several)
             if not several or not integers or not all(0 <= rank < world for rank in several):
-                raise InputError(f"placement[{expert}] must be a rank in 0..{world - 1} or several, got {each!r}")
+                raise InputError(f"placement[{expert}] must be a rank in 0..{world - 1} or several, got {quoted(each)}")
             if len(set(several)) < len(several):
-                raise InputError(f"placement[{expert}] names a rank twice: {each!r}")
+                raise InputError(f"placement[{expert}] names a rank twice: {quoted(each)}")
             copies.append([int(rank) for rank in several])
         return copies
 
@@ -92,8 +95,12 @@ class Placement:
         """Ids of the experts that `rank` holds, in slot order. Raises InputError for a rank outside 0..W-1."""
         world = len(self.held)
         if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or not 0 <= rank < world:
-            raise InputError(f"rank must be an int in 0..{world - 1}, got {rank!r}")
+            raise InputError(f"rank must be an int in 0..{world - 1}, got {quoted(rank)}")
         return [int(e) for e in self._expert[self.start[rank] : self.start[rank + 1]]]
+
+    def expert_of(self, slot: int) -> int:
+        """The expert whose copy has a slot."""
+        return int(self._expert[slot])
 
     def __str__(self) -> str:
         if self.slots == len(self.ranks):

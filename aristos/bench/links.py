@@ -19,6 +19,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ..primitives.texts import whole
 from ..topology import Link, Topology, cpusets, discover
 from ..topology.discover import join
 from ..topology.links import MIB, SLOW, Links, RankDevice, Rows, Span, slow
@@ -67,7 +68,8 @@ def survey(world: World) -> tuple[Topology, list[RankPlace]]:
     node = mine.nodes[mine.here or 0]
     order = os.environ.get("ARISTOS_DEVICE", "")
     seen = visible(os.environ, node.devices)[0]
-    device = seen[int(order)].device if order.isdecimal() and int(order) < len(seen) else None
+    number = whole(order)
+    device = seen[number].device if number is not None and number < len(seen) else None
     cpus = frozenset(os.sched_getaffinity(0))
     places = world.allgather((device.label if device else "", cpus, place(node, device, cpus)))
     return topology, [RankPlace(topology.ranks[r], *each) for r, each in enumerate(places)]

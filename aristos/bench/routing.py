@@ -6,9 +6,6 @@ without expert ids is an error that lists the keys of the file.
 
 from __future__ import annotations
 
-import struct
-import zipfile
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..results import npz
 
 Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]
@@ -24,20 +22,6 @@ GENERATORS = ("uniform", "zipf", "one")
 MOST_COUNTED = 100_000  # tokens that are made of recorded counts
 LARGEST_ID = 65535
 ZIPF = 1.2  # exponent
-
-# Raised by numpy, zipfile and zlib for files that are truncated, damaged, encrypted or of another kind.
-_BROKEN = (
-    OSError,
-    ValueError,
-    EOFError,
-    TypeError,
-    KeyError,
-    RuntimeError,
-    OverflowError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def _drawn(rng: np.random.Generator, tokens: int, top_k: int, log_weights: NDArray[np.float64]) -> Ids:
@@ -128,22 +112,11 @@ def load(path: str) -> Trace:
     """Read a trace: `expert_ids` [tokens, layers, k], and where present `gate_weight` or `gate_weight_1e4` of that
     shape and `seq_lens`. A file may hold the `counts` [sequences, layers, experts] of the sequences' choices and their
     `tokens` [sequences] instead. Raises InputError for any other file."""
-    arrays = _arrays(path)
+    arrays = npz.load(path, "the routing trace")
     if "expert_ids" not in arrays and {"counts", "tokens"} <= set(arrays):
         arrays = _of_counts(path, arrays["counts"], arrays["tokens"])
     ids = _checked_ids(path, arrays)
     return Trace(path, ids, _checked_weights(path, arrays, ids), _checked_lengths(path, arrays, len(ids)))
-
-
-def _arrays(path: str) -> dict[str, NDArray[Any]]:
-    try:
-        with open(path, "rb") as raw:  # numpy takes any other file for a pickle, and its message is about pickles
-            if raw.read(4) not in (b"PK\3\4", b"PK\5\6"):
-                raise ValueError("not an .npz file, as numpy.savez writes it")
-        with np.load(path, allow_pickle=False) as file:
-            return {key: np.asarray(file[key]) for key in file.files}  # a member that is no array is read as bytes
-    except _BROKEN as why:
-        raise InputError(f"cannot read the routing trace {path}: {why}") from why
 
 
 def _of_counts(path: str, counts: NDArray[Any], tokens: NDArray[Any]) -> dict[str, NDArray[Any]]:

@@ -6,6 +6,7 @@ A command parses its own options, and imports only what it needs.
 from __future__ import annotations
 
 import importlib
+import io
 import pkgutil
 import sys
 
@@ -23,6 +24,9 @@ def commands() -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command in `argv`; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may have characters that the terminal lacks
     words = sys.argv[1:] if argv is None else argv
     known = commands()
     if not words or words[0] in ("-h", "--help"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..host.versions import versions
+from ..primitives import private
 from .finding import Finding, fail, ok, warn
 
 
@@ -64,9 +64,9 @@ def folder() -> Path:
 
 def cache() -> Finding:
     """`kept` for this process."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    wanted = os.environ.get("ARISTOS_CACHE")
-    return kept(folder(), Path(wanted) if wanted else Path(home) / "aristos")
+    from ..primitives.compile import wanted
+
+    return kept(folder(), wanted())
 
 
 def kept(folder: Path, wanted: Path) -> Finding:
@@ -78,7 +78,7 @@ def kept(folder: Path, wanted: Path) -> Finding:
     values = {"folder": str(folder), "functions": functions, "bytes": size}
     text = f"{folder}: {functions} compiled functions; {size / 2**20:.0f} MiB with those of {others} other versions"
     if folder.parent != wanted:
-        why = "full, not writable, or writable by others"
+        why = private.problem(wanted) or "full, or not writable"
         text = f"{wanted} cannot be used ({why}): kernels are kept in {folder}, which may be removed"
         remedy = "export ARISTOS_CACHE=/a/folder/that/you/alone/can/write"
         return warn(name, text, remedy, **values)

@@ -21,14 +21,22 @@ def read_announcement(job, st, source):
     a = announcement_from(job, st, source, job[words.EPOCH])
     same = (
         mem.load(words.announced_object(a)) == job[words.OBJECT]
+        and mem.load(words.announced_mode(a)) == job[words.MODE]
         and mem.load(words.announced_layer(a)) == job[words.LAYER]
         and mem.load(words.announced_row_bytes(a)) == job[words.ROW_BYTES]
         and mem.load(words.announced_top_k(a)) == job[words.TOP_K]
+        and mem.load(words.announced_scalars(a)) == job[words.SCALARS]
     )
     rows = mem.load(words.announced_rows(a))
     status = mem.load(words.announced_status(a))  # a refusal counts, whatever else differs
-    st[words.peer_status(job, source)] = status if same or status != codes.OK else codes.MISMATCH
-    st[words.exchanges(job, source)] = mem.load(words.announced_layer(a)) == codes.EXCHANGE
+    if status == codes.OK and not same:
+        status = codes.MISMATCH
+    elif status == codes.OK and mem.load(words.announced_placement(a)) != job[words.PLACEMENT]:
+        status = codes.MISPLACED
+    same = same and mem.load(words.announced_placement(a)) == job[words.PLACEMENT]
+    st[words.peer_status(job, source)] = status
+    st[words.version_of(job, source)] = mem.load(words.announced_version(a))
+    st[words.exchanges(job, source)] = mem.load(words.announced_mode(a)) == codes.MODE_DISPATCH
     able = (
         job[words.MODE] != codes.MODE_LAYER or job[words.LOADED] != 0
     )  # a rank that forgot to load its weights computes nothing
@@ -36,6 +44,7 @@ def read_announcement(job, st, source):
     st[words.rows_left(job, source)] = rows
     st[words.rows_from(job, source)] = rows
     st[words.first_packed(job, source)] = mem.load(words.announced_first(a))
+    st[words.tokens_of(job, source)] = 1 + mem.load(words.announced_tokens(a))
     st[words.OWED] += rows
     st[words.UNREAD] -= 1
     if same and able:

@@ -1,14 +1,15 @@
 """Step `dispatch` to a remote owner: a block of tokens. Each token crosses once, however many of its experts are there.
 
 A block covers the tokens t0..t1 that have a (token, choice) pair for the owner. It holds the row of each token once,
-for each pair (in the order of experts, then tokens) an index entry that names its row, and a record for each tile. A
-block takes as many ring rows as it has pairs, so that one credit, counted in pairs, bounds the ring, the index and the
-owner's staged outputs. Its rows fill the first of these ring rows. Steps write it into the outbox; `outbox.py` puts it.
+for each pair (in the order of experts, then tokens) an index entry with the place of its row, and a record for each
+tile. A block takes as many ring rows as it has pairs, so that one credit, counted in pairs, bounds the ring, the index
+and the owner's staged outputs. Its rows fill the first of these ring rows. Steps write it into the outbox; `outbox.py`
+puts it.
 """
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, words
+from . import codes, scalars, words
 from .layout import index_to, outbox_row_to, record_to, word_from, word_to
 from .packing import tile_rows
 
@@ -134,7 +135,8 @@ def execute(job, st, worker):
             if mine and mem.lane() == 0:
                 slot = job[words.slot_of(job, ids[i])]
                 pair = st[words.slot_pair(job, slot)] + packed - st[words.slot_from(job, slot)]
-                mem.store(index_to(job, st, owner, pair), row)
+                place = row % job[words.RING_ROWS]
+                mem.store(index_to(job, st, owner, pair), scalars.entry(place, scalars.of_pair(job, i)))
         row += crossed
     mem.block_barrier()
     if mem.thread() == 0:

@@ -14,12 +14,12 @@ RUN_UP, RUN_DOWN = range(2)
 # go back as empty returns
 UNANNOUNCED, SERVE, SKIP = range(3)
 
-# modes of a call: a layer, or a phase of an exchange
+# modes: which kind of call this is, a layer's or an exchange's, and of an exchange the phase. Announced with each call
 MODE_LAYER, MODE_DISPATCH, MODE_COMBINE = range(3)
 
-# statuses that a rank announces. REFUSED: its input. MISMATCH: it made another call than the reader. NOT_LOADED + n:
-# part n of the layer's weights is missing, see layer/weights.py
-OK, REFUSED, NOT_FINITE, BAD_IDS, MISMATCH, NOT_LOADED = range(6)
+# statuses that a rank announces. REFUSED: its input. MISMATCH: it made another call than the reader. MISPLACED: it has
+# another placement. NOT_LOADED + n: part n of the layer's weights is missing, see layer/weights.py
+OK, REFUSED, NOT_FINITE, BAD_IDS, MISMATCH, MISPLACED, NOT_LOADED = range(7)
 
 # causes of a failure, in the poison word (poison.py). Never 0, which is a word without poison
 CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR = range(1, 4)
@@ -27,5 +27,4 @@ CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR = range(1, 4)
 # results of the compiled loop
 RAN, PAUSED, POISONED, ALL_ANNOUNCED = range(4)
 
-EXCHANGE = -1  # the layer that an exchange announces
 UNSTAGED = -(1 << 63)  # in a return record: its rows are not staged. A small negative number could be a pair's

@@ -44,8 +44,11 @@ def free_slot(job, st):
 
 @jit
 def wanted(job, rows, active):
-    """Should these rows be split by columns? Yes if they are few, and fewer experts than workers have rows."""
-    if job[words.MODE] != codes.MODE_LAYER:
+    """Should these rows be split by columns? Yes if they are few, and fewer experts than workers have rows.
+
+    Never with scalars: a run's rows have no worker that could leave theirs.
+    """
+    if job[words.MODE] != codes.MODE_LAYER or job[words.SCALARS] != 0:
         return False
     few = rows <= job[words.SPLIT_ROWS] and active < job[words.WORKERS] and job[words.FFN] >= 2 * COLUMNS
     return job[words.ALL_SPLIT] != 0 or few

@@ -3,7 +3,7 @@
 from ..primitives import arithmetic
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, words
+from . import codes, scalars, words
 from .layout import row_back
 from .returns import state_word
 
@@ -47,6 +47,8 @@ def execute(job, st, worker):
     """y[t] = sum over j of weights[t, j] * the return row of (t, j), for the claimed tokens."""
     list_rows(job, st, worker)
     c = words.command(job, worker)
+    if job[words.SCALARS] != 0:
+        scalars.take_back(job, st, c)
     first, k, rows = st[words.command_first(c)], job[words.TOP_K], words.row_list(c)
     scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
     for i in range(st[words.command_rows(c)]):

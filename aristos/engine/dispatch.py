@@ -2,8 +2,8 @@
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import blocks, codes, words
-from .layout import record_to, ring_row_to, word_from, word_to
+from . import blocks, codes, scalars, words
+from .layout import index_to, record_to, ring_row_to, word_from, word_to
 from .packing import tile_rows
 from .returns import returns_due
 
@@ -72,6 +72,10 @@ def execute(job, st, worker):
         place = i if i < to_wrap else i - ring
         source = job[words.X] + job[words.X_STRIDE] * st[words.token(job, packed + i)]
         mem.copy_row(target + job[words.STRIDE] * place, source, nbytes)
+    if job[words.SCALARS] != 0:
+        for i in range(mem.thread(), rows, mem.threads()):
+            scalar = scalars.of_packed(job, st, packed + i)
+            mem.store(index_to(job, st, owner, row + i), scalars.entry((row + i) % ring, scalar))
 
 
 @jit

@@ -8,7 +8,7 @@ workers.
 from ..primitives import arithmetic
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, column_runs, words
+from . import codes, column_runs, scalars, words
 from .layout import index_from, return_row, ring_row_from, staged_row
 from .returns import finish_record, note_back
 
@@ -142,7 +142,7 @@ def list_rows(job, st, c):
             if source == job[words.RANK]:
                 x = own + own_step * st[words.token(job, first + j)]
             elif remote:  # first + j is a pair: the index has its row, and its output is staged
-                x = ring_row_from(job, st, source, mem.load(index_from(job, st, source, first + j)))
+                x = ring_row_from(job, st, source, scalars.place_of(mem.load(index_from(job, st, source, first + j))))
             else:
                 x = ring_row_from(job, st, source, first + j)
             st[have + j] = x
@@ -197,8 +197,13 @@ def claim(job, st, worker):
 @jit
 def execute(job, st, worker):
     """Run the expert on the claimed rows. Outputs go straight into the sources' return rows."""
-    list_rows(job, st, words.command(job, worker))
+    c = words.command(job, worker)
+    list_rows(job, st, c)
+    if job[words.SCALARS] != 0:
+        scalars.list_out(job, st, c)
     compute(job, st, worker)
+    if job[words.SCALARS] != 0:
+        scalars.put_back(job, st, c)
 
 
 @jit

@@ -128,7 +128,7 @@ def tables() -> str:
               [(i, f"`{w.name}`", w.unit, w.meaning, w.writer)
                for i, w in enumerate([*schema.LINE_WORDS, schema.POSTED, schema.ENDED])]),
         _rows("Parts of a region", "part, entries, entry, meaning",
-              [(f"`{p.address}`", p.entries, p.entry, p.meaning + ", remote only" * p.remote_only)
+              [(f"`{p.address}`", p.entries, p.entry, p.meaning)
                for p in schema.REGION]),
         *(
             _rows(f"Record `{r.name}`: {r.meaning}", "word, field, unit, meaning",

@@ -9,11 +9,11 @@ window for its local peers and one for its remote peers. Each holds return rows,
 A region with a ring of R rows. Each part begins on a line of 64 bytes, so that no two writers share a line:
 
     words                              two lines, see schema.LINE_WORDS and ENDED
-    announcement[epoch parity]         8 words + a word per held expert, in whole lines
+    announcement[epoch parity]         12 words + a word per held expert, in whole lines
     records[R + 1]                     tile records
     return_records[R + 1]              return records
     ring[R]                            rows, `stride` bytes each
-    index[R], remote regions only      for each pair the ring row of its token: a token crosses once
+    index[R]                           for each pair the place of its row, and its scalar, see scalars.py
     coded[7], remote regions only      the words once more as MPI puts them, {value, complement}
 
 For each remote peer a rank also keeps an *outbox* laid out like a region, from which MPI puts, the words that have
@@ -99,7 +99,7 @@ class PairLayout:
     @property
     def nbytes(self) -> int:
         """Bytes of a local region."""
-        return self.index
+        return self.coded
 
     @classmethod
     def of(cls, s: EngineShape) -> PairLayout:
@@ -123,6 +123,11 @@ class PairLayout:
             self.index,
             self.coded,
         )
+
+
+def return_stride(row_bytes: int, scalars: int) -> int:
+    """Bytes between return rows of `row_bytes`; scalars: whether each has one beside it."""
+    return lines(row_bytes + WORD * scalars)
 
 
 def local_region(s: EngineShape, nodes: Nodes, rank: int, source: int) -> int:
@@ -271,13 +276,13 @@ def return_row(job, st, source, packed):
 
 @jit
 def index_to(job, st, owner, pair):
-    """Address of the index entry of pair number `pair`, counted since the engine began, for a remote owner."""
+    """Address of the index entry of pair number `pair`, counted since the engine began, for an owner."""
     return st[words.region_to(job, owner)] + job[words.P_INDEX] + WORD * (pair % job[words.RING_ROWS])
 
 
 @jit
 def index_from(job, st, source, pair):
-    """Address of the index entry of pair number `pair` of a remote source."""
+    """Address of the index entry of pair number `pair` of a source."""
     return st[words.region_from(job, source)] + job[words.P_INDEX] + WORD * (pair % job[words.RING_ROWS])
 
 

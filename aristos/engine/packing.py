@@ -60,6 +60,29 @@ def drop(job, st, tokens, ids):
 
 
 @jit
+def stay_space(job, st, tokens):
+    """Rows for experts of local peers that may stay, so that this rank does not compute many more than its peers.
+
+    A rank with more tokens than the mean rank of its node lets the others compute for it. Their tokens are those of the
+    last call, because this call's are not known yet. Reads the counts of `sort`.
+    """
+    me, world, count = job[words.RANK], job[words.WORLD], words.count(job, 0)
+    first, end = job[words.slot_start(job, me)], job[words.slot_start(job, me + 1)]
+    rows, held = 0, 0
+    for s in range(job[words.slot_start(job, world)]):
+        rows += st[count + s]
+        held += st[count + s] if first <= s < end else 0
+    ranks, together = 1, tokens
+    for p in range(world):
+        if p != me and st[words.remote(job, p)] == 0:
+            if st[words.tokens_of(job, p)] == 0 or job[words.STAY_SHARE] == 0:
+                return rows
+            ranks += 1
+            together += st[words.tokens_of(job, p)] - 1
+    return rows * together * job[words.STAY_SHARE] // (100 * ranks * max(1, tokens)) - held
+
+
+@jit
 def sort(job, st, tokens):
     """Counting sort of tokens * k choices: offset [slots + 1], token [rows], position [tokens, k].
 
@@ -77,11 +100,13 @@ def sort(job, st, tokens):
     for i in range(tokens * k):
         if ids[i] >= 0 and job[slot_of + ids[i]] >= 0:
             st[count + job[slot_of + ids[i]]] += 1
+    space = stay_space(job, st, tokens) if job[words.COMPUTED] > job[words.HELD] else 0
     for expert in range(job[words.HELD], job[words.COMPUTED]):
         s = count + job[words.foreign_slot(words.foreign(job, expert))]
         st[words.staying(job, expert)] = 0
-        if st[s] >= job[words.STAY_ROWS]:
+        if job[words.STAY_ROWS] <= st[s] <= space:
             st[words.staying(job, expert)] = st[s]
+            space -= st[s]
             st[s] = 0
     rows = 0
     for s in range(slots):
@@ -173,6 +198,7 @@ def set_streams(job, st):
         return
     own = st[offset + job[start + me + 1]] - st[offset + job[start + me]]
     st[words.first_packed(job, me)] = st[offset + job[start + me]]
+    st[words.version_of(job, me)] = job[words.VERSION]
     st[words.OWED] = own
     for expert in range(local, job[words.COMPUTED]):
         st[words.OWED] += st[words.staying(job, expert)]
@@ -186,17 +212,28 @@ def set_streams(job, st):
 
 @jit
 def write_announcement(job, st, p):
-    """Write the announcement for rank `p`: rows for each of its experts, zeros included."""
+    """Write the announcement for rank `p`: rows for each of its experts, zeros included.
+
+    It goes where the announcement of epoch e - 2 was, and waits for nobody, because `p` has read that one. This rank
+    is in call e, so its call e - 1 has ended, and a call ends only when every announcement of it is read
+    (`steps.finished`). So this rank has read what `p` announced for e - 1. By then `p` had ended its call e - 2, and
+    read every announcement of that, this rank's too. The acquire of `p`'s ANNOUNCED orders its reads before this write.
+    """
     offset, first = words.offset(job, 0), job[words.slot_start(job, p)]
     a = announcement_to(job, st, p, job[words.EPOCH])
     if mem.thread() == 0:
         mem.store(words.announced_object(a), job[words.OBJECT])
+        mem.store(words.announced_mode(a), job[words.MODE])
         mem.store(words.announced_layer(a), job[words.LAYER])
         mem.store(words.announced_row_bytes(a), job[words.ROW_BYTES])
         mem.store(words.announced_top_k(a), job[words.TOP_K])
+        mem.store(words.announced_scalars(a), job[words.SCALARS])
+        mem.store(words.announced_placement(a), job[words.PLACEMENT])
         mem.store(words.announced_status(a), st[words.STATUS])
         mem.store(words.announced_rows(a), st[offset + job[words.slot_start(job, p + 1)]] - st[offset + first])
         mem.store(words.announced_first(a), st[offset + first])
+        mem.store(words.announced_tokens(a), job[words.TOKENS])
+        mem.store(words.announced_version(a), job[words.VERSION])
     for slot in range(first + mem.thread(), job[words.slot_start(job, p + 1)], mem.threads()):
         count = st[offset + slot + 1] - st[offset + slot]
         mem.store(words.announced_count(a, slot - first), count)

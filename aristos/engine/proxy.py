@@ -50,7 +50,8 @@ def refresh(job, st, gpu):
             epoch = mem.load_acquire(word_to(job, st, p, words.ANNOUNCED))
             if epoch > job[words.EPOCH]:  # peers are announced to in turn, after all announcements are written
                 job[words.EPOCH] = epoch
-                row = mem.load(words.announced_row_bytes(announcement_to(job, st, p, epoch)))
+                a = announcement_to(job, st, p, epoch)
+                row = mem.load(words.announced_row_bytes(a)) + WORD * mem.load(words.announced_scalars(a))
                 job[words.RETURN_STRIDE] = gpu[words.RETURN_STRIDE] = (row + LINE - 1) // LINE * LINE
     for p in range(job[words.WORLD]):
         here = (

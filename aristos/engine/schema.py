@@ -98,6 +98,7 @@ JOB_SCALARS: list[Word] = [
         HELD | experts | experts that this rank holds
         COMPUTED | experts | that this rank may compute: those held, then those of local peers that it can read
         STAY_ROWS | rows | so many own rows for an expert of a local peer are computed here; fewer travel | cpu
+        STAY_SHARE | percent | of the mean rank's rows, up to which own rows may stay, 0: no limit | cpu
         """,
     ),
     *_words(ENGINE, "MAX_COMPUTED | experts | most experts that a rank may compute"),
@@ -115,8 +116,14 @@ JOB_SCALARS: list[Word] = [
         """,
     ),
     *_words(CALL, "TOKENS | tokens | tokens of this call\nEPOCH | call | serial number of this call"),
-    *_words(OBJECT, "OBJECT | | number of the layer or exchange on its communicator"),
-    *_words(CALL, "LAYER | | layer of the object, or `codes.EXCHANGE`"),
+    *_words(
+        OBJECT,
+        """
+        OBJECT | | number of the layer or exchange on its communicator
+        PLACEMENT | | version of the placement: a fingerprint of which ranks hold which expert
+        """,
+    ),
+    *_words(CALL, "LAYER | | layer of the object, 0 for an exchange"),
     *_words(OBJECT, "ROW_BYTES | bytes | of a row"),
     *_words(CALL, "STATUS_IN | status | OK, or why this rank refuses its input"),
     *_words(CALL, "ROUTED | flag | ids and weights come from the user"),
@@ -128,6 +135,7 @@ JOB_SCALARS: list[Word] = [
         RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu
         SCALE | float32 bits | factor of the weights | cpu
         ON_INPUT | flag | tokens are weighted, not outputs: X is the engine's own buffer | cpu
+        SCALARS | flag | 32 bits travel beside the row of each pair, out and back, see scalars.py | cpu
         ACTIVATION | | which activation, and its limit
         """,
     ),
@@ -186,6 +194,8 @@ JOB_SCALARS: list[Word] = [
         CAPACITY | choices | most of an expert by this rank, 0: no limit
         LOGITS | address | where router scores are kept, [tokens, experts] float32, 0: nowhere | cpu
         KEPT_WEIGHTS | address | where weights of tokens are kept, [tokens, top_k] float32, 0: nowhere | cpu
+        SCALARS_OUT | address | [tokens, top_k] words whose lower halves travel with the rows | cpu
+        SCALARS_BACK | address | [tokens, top_k] words: where those go that come back | cpu
         Y | address | rows of the output
         IDS | address | [tokens, k] int64 experts chosen, -1: a choice not taken, -2 - id: one beyond the capacity
         WEIGHTS | address | [tokens, k] float32
@@ -205,6 +215,7 @@ JOB_SCALARS: list[Word] = [
         SHARED_DOWN_BIAS | address | 0: none
         SHARED_SIGMOID | address | a packed column: its output's weight is the logistic function of it, 0: 1 | cpu
         LOADED | flag | weights are loaded
+        VERSION | changes | of this rank's weights of the layer so far
         UP | address | up projection of this rank's first expert
         GATE | address | gate projection, 0: none | cpu
         DOWN | address | down projection
@@ -253,7 +264,7 @@ JOB_SCALARS: list[Word] = [
         P_RECORDS | bytes | to its tile records
         P_RETURN_RECORDS | bytes | to its return records
         P_RING | bytes | to its ring
-        P_INDEX | bytes | to its index, remote regions only
+        P_INDEX | bytes | to its index
         P_CODED | bytes | to its coded words, remote regions only
         """,
     ),
@@ -304,7 +315,7 @@ STATE_WORDS = [
 
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes
 BACK_MOST = 16  # most pieces of own rows in a command: a decision adds as many as fit, the command's end adds one
-LISTS = 3  # lists of BATCH addresses in a command: rows, outputs, hidden activations of a column-split run
+LISTS = 4  # lists of BATCH words in a command: rows, outputs, hidden activations of a column-split run, scalars
 SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
 
 # names of sizes: meaning
@@ -374,6 +385,8 @@ TABLES = [
     StateTable("verdict", PEER, "what a source's announcement led to, see codes.py", "verdict"),
     StateTable("rows_left", PEER, "announced rows of a source whose records are not read", "rows"),
     StateTable("first_packed", PEER, "first packed row of a source's rows for this rank", "packed row"),
+    StateTable("tokens_of", PEER, "1 + tokens of a rank in the last call that it announced, 0: none", "tokens"),
+    StateTable("version_of", PEER, "version of a rank's weights of this call's layer; they need not agree", "changes"),
     StateTable("exchanges", PEER, "the source announced an exchange", "flag"),
     StateTable("peer_status", PEER, "status that a peer announced or returned", "status"),
     StateTable("front", SOURCE_EXPERT, "first tile with pending rows; of own rows the first packed row", "tile"),
@@ -420,7 +433,7 @@ def _fields(*rows: tuple) -> tuple[Field, ...]:
     return tuple(Field(name, i, *rest) for i, (name, *rest) in enumerate(rows))
 
 
-ANNOUNCE_WORDS = 8
+ANNOUNCE_WORDS = 12
 _ARGUMENTS = (
     Field("kind", 0, "what the worker does, see codes.py", "kind"),
     Field("subject", 1, "first argument, whichever it is", "", "all"),
@@ -448,10 +461,13 @@ COMMAND_HEAD = 11  # words of a command before its pieces
 
 RECORDS = [
     Record("announced", ANNOUNCE_WORDS, 8, "an announcement; rows of each expert follow", "the source", _fields(
-        ("object", "number of the layer or exchange"), ("layer", "layer, or `codes.EXCHANGE`"),
-        ("row_bytes", "bytes of a row", "bytes"), ("top_k", "choices of a token", "choices"),
+        ("object", "number of the layer or exchange"), ("mode", "kind of call: a layer's or an exchange's", "mode"),
+        ("layer", "layer, 0 for an exchange"), ("row_bytes", "bytes of a row", "bytes"),
+        ("top_k", "choices of a token", "choices"), ("scalars", "scalars travel beside rows", "flag"),
+        ("placement", "version of the source's placement"),
         ("status", "OK, or why the source refuses", "status"), ("rows", "rows for this rank", "rows"),
-        ("first", "first packed row of them", "packed row"))),
+        ("first", "first packed row of them", "packed row"), ("tokens", "tokens of the source", "tokens"),
+        ("version", "version of the source's weights of the layer", "changes"))),
     Record("record", 4, 8, "a tile record", "the source", _fields(
         ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"),
@@ -510,7 +526,6 @@ class RegionPart:
     entries: str
     entry: str
     meaning: str
-    remote_only: bool = False
 
 
 REGION = [
@@ -519,7 +534,7 @@ REGION = [
     RegionPart("record", "records", "record", "tile records"),
     RegionPart("return_record", "records", "returned", "return records"),
     RegionPart("ring_row", "ring rows", "stride", "rows"),
-    RegionPart("index", "ring rows", "8 bytes", "for each pair the ring row of its token", remote_only=True),
+    RegionPart("index", "ring rows", "8 bytes", "for each pair the place of its row in the ring, and its scalar"),
 ]
 
 
@@ -575,6 +590,8 @@ INDICES = [
           "List of a command: addresses of its output rows."),
     Index("hidden_list", "job, command", "command + COMMAND_LISTS + 2 * job[BATCH]",
           "List of a command: addresses of rows of hidden activations."),
+    Index("scalar_list", "job, command", "command + COMMAND_LISTS + 3 * job[BATCH]",
+          "List of a command: scalars that came with its rows, then those that go back."),
     Index("part", "job, command, i", "command + COMMAND_LISTS + LISTS * job[BATCH] + PART_WORDS * i",
           "Part i of a command."),
     Index("counter", "job, worker, name", "job[T_COUNTERS] + COUNTER_WORDS * worker + name", "Counter of a worker."),

@@ -13,178 +13,186 @@ WORKERS = 2
 HELD = 3
 COMPUTED = 4
 STAY_ROWS = 5
-MAX_COMPUTED = 6
-EXPERTS = 7
-TOP_K = 8
-CHOICES = 9
-SHARED = 10
-SHARED_FFN = 11
-IDENTITY = 12
-HIDDEN = 13
-FFN = 14
-TOKENS = 15
-EPOCH = 16
-OBJECT = 17
-LAYER = 18
-ROW_BYTES = 19
-STATUS_IN = 20
-ROUTED = 21
-KERNELS = 22
-SCORE = 23
-RENORMALIZE = 24
-SCALE = 25
-ON_INPUT = 26
-ACTIVATION = 27
-MODE = 28
-EVENTS_MAX = 29
-SPINS = 30
-YIELDS = 31
-STRIDE = 32
-RETURN_STRIDE = 33
-RING_ROWS = 34
-SLOTS = 35
-TILE = 36
-BATCH = 37
-RUN_ROWS = 38
-MERGE_ROWS = 39
-MERGE_POLLS = 40
-PAUSE_NS = 41
-REMOTE = 42
-REMOTE_BLOCK = 43
-PACKED = 44
-TIMEOUT_NS = 45
-RUNS = 46
-SPLIT_ROWS = 47
-UP_SHARES = 48
-DOWN_SHARES = 49
-SHARED_SHARES = 50
-ALL_SPLIT = 51
-X = 52
-X_STRIDE = 53
-INPUT = 54
-INPUT_STRIDE = 55
-ROUTER_X = 56
-ROUTER_X_STRIDE = 57
-CAPACITY = 58
-LOGITS = 59
-KEPT_WEIGHTS = 60
-Y = 61
-IDS = 62
-WEIGHTS = 63
-ROUTER = 64
-ROUTER_BIAS = 65
-SELECT_BIAS = 66
-SHARED_UP = 67
-SHARED_GATE = 68
-SHARED_DOWN = 69
-SHARED_UP_BIAS = 70
-SHARED_GATE_BIAS = 71
-SHARED_DOWN_BIAS = 72
-SHARED_SIGMOID = 73
-LOADED = 74
-UP = 75
-GATE = 76
-DOWN = 77
-UP_BIAS = 78
-GATE_BIAS = 79
-GATED = 80
-DOWN_BIAS = 81
-UP_STEP = 82
-DOWN_STEP = 83
-UP_BIAS_STEP = 84
-DOWN_BIAS_STEP = 85
-SCRATCH = 86
-SCRATCH_STEP = 87
-ALL_WORKERS = 88
-LOCK = 89
-EVENTS = 90
-OUT_ROWS = 91
-WIRE = 92
-STATE = 93
-ABORT = 94
-MIRROR = 95
-MIRROR_BYTES = 96
-RUN_STEP = 97
-RUN_PITCH = 98
-P_ANNOUNCE = 99
-P_ANNOUNCE_STEP = 100
-P_RECORDS = 101
-P_RETURN_RECORDS = 102
-P_RING = 103
-P_INDEX = 104
-P_CODED = 105
-T_REGION_TO = 106
-T_REGION_FROM = 107
-T_LINE_FROM = 108
-T_RETURN_ROWS = 109
-T_ROWS_BACK = 110
-T_REMOTE = 111
-T_PUT_REGION = 112
-T_PUT_RETURN_ROWS = 113
-T_STAGED = 114
-T_OUT_RING = 115
-T_CODED = 116
-T_SENT_ROWS = 117
-T_SENT_TILES = 118
-T_SEEN_TILES = 119
-T_EXTRA = 120
-T_READ_TILES = 121
-T_READ_ROWS = 122
-T_FREE_TILES = 123
-T_FREED_ROWS = 124
-T_PUT_ROWS = 125
-T_PUT_TILES = 126
-T_PUT_RETURNED = 127
-T_PUT_CREDIT = 128
-T_PUT_TIME = 129
-T_OPEN = 130
-T_OPEN_EPOCH = 131
-T_OPEN_ROWS = 132
-T_OPEN_TILES = 133
-T_OPEN_RETURNED = 134
-T_OPEN_CREDIT = 135
-T_OPEN_BYTES = 136
-T_RETURNED = 137
-T_KEPT = 138
-T_COUNT = 139
-T_SLOT_FROM = 140
-T_SLOT_TO = 141
-T_SLOT_PAIR = 142
-T_OFFSET = 143
-T_TOKEN = 144
-T_POSITION = 145
-T_CURSOR = 146
-T_BUSY = 147
-T_VERDICT = 148
-T_ROWS_LEFT = 149
-T_FIRST_PACKED = 150
-T_EXCHANGES = 151
-T_PEER_STATUS = 152
-T_FRONT = 153
-T_LATEST = 154
-T_TAKEN = 155
-T_PENDING = 156
-T_SOURCE_END = 157
-T_TARGET = 158
-T_EXPERT_PENDING = 159
-T_EXPERT_REMOTE = 160
-T_EXPERT_COMING = 161
-T_STAYING = 162
-T_BLOCK_LEFT = 163
-T_READY = 164
-T_RUN = 165
-T_COMMAND = 166
-T_COMMAND_STEP = 167
-T_COUNTERS = 168
-T_PEER_WAIT = 169
-T_ROWS_TO = 170
-T_TILES_TO = 171
-T_ROWS_FROM = 172
-T_MOVED_TO = 173
-SLOT_OF = 174
-SLOT_START = 175
-FOREIGN = 176
-JOB_WORDS = 177
+STAY_SHARE = 6
+MAX_COMPUTED = 7
+EXPERTS = 8
+TOP_K = 9
+CHOICES = 10
+SHARED = 11
+SHARED_FFN = 12
+IDENTITY = 13
+HIDDEN = 14
+FFN = 15
+TOKENS = 16
+EPOCH = 17
+OBJECT = 18
+PLACEMENT = 19
+LAYER = 20
+ROW_BYTES = 21
+STATUS_IN = 22
+ROUTED = 23
+KERNELS = 24
+SCORE = 25
+RENORMALIZE = 26
+SCALE = 27
+ON_INPUT = 28
+SCALARS = 29
+ACTIVATION = 30
+MODE = 31
+EVENTS_MAX = 32
+SPINS = 33
+YIELDS = 34
+STRIDE = 35
+RETURN_STRIDE = 36
+RING_ROWS = 37
+SLOTS = 38
+TILE = 39
+BATCH = 40
+RUN_ROWS = 41
+MERGE_ROWS = 42
+MERGE_POLLS = 43
+PAUSE_NS = 44
+REMOTE = 45
+REMOTE_BLOCK = 46
+PACKED = 47
+TIMEOUT_NS = 48
+RUNS = 49
+SPLIT_ROWS = 50
+UP_SHARES = 51
+DOWN_SHARES = 52
+SHARED_SHARES = 53
+ALL_SPLIT = 54
+X = 55
+X_STRIDE = 56
+INPUT = 57
+INPUT_STRIDE = 58
+ROUTER_X = 59
+ROUTER_X_STRIDE = 60
+CAPACITY = 61
+LOGITS = 62
+KEPT_WEIGHTS = 63
+SCALARS_OUT = 64
+SCALARS_BACK = 65
+Y = 66
+IDS = 67
+WEIGHTS = 68
+ROUTER = 69
+ROUTER_BIAS = 70
+SELECT_BIAS = 71
+SHARED_UP = 72
+SHARED_GATE = 73
+SHARED_DOWN = 74
+SHARED_UP_BIAS = 75
+SHARED_GATE_BIAS = 76
+SHARED_DOWN_BIAS = 77
+SHARED_SIGMOID = 78
+LOADED = 79
+VERSION = 80
+UP = 81
+GATE = 82
+DOWN = 83
+UP_BIAS = 84
+GATE_BIAS = 85
+GATED = 86
+DOWN_BIAS = 87
+UP_STEP = 88
+DOWN_STEP = 89
+UP_BIAS_STEP = 90
+DOWN_BIAS_STEP = 91
+SCRATCH = 92
+SCRATCH_STEP = 93
+ALL_WORKERS = 94
+LOCK = 95
+EVENTS = 96
+OUT_ROWS = 97
+WIRE = 98
+STATE = 99
+ABORT = 100
+MIRROR = 101
+MIRROR_BYTES = 102
+RUN_STEP = 103
+RUN_PITCH = 104
+P_ANNOUNCE = 105
+P_ANNOUNCE_STEP = 106
+P_RECORDS = 107
+P_RETURN_RECORDS = 108
+P_RING = 109
+P_INDEX = 110
+P_CODED = 111
+T_REGION_TO = 112
+T_REGION_FROM = 113
+T_LINE_FROM = 114
+T_RETURN_ROWS = 115
+T_ROWS_BACK = 116
+T_REMOTE = 117
+T_PUT_REGION = 118
+T_PUT_RETURN_ROWS = 119
+T_STAGED = 120
+T_OUT_RING = 121
+T_CODED = 122
+T_SENT_ROWS = 123
+T_SENT_TILES = 124
+T_SEEN_TILES = 125
+T_EXTRA = 126
+T_READ_TILES = 127
+T_READ_ROWS = 128
+T_FREE_TILES = 129
+T_FREED_ROWS = 130
+T_PUT_ROWS = 131
+T_PUT_TILES = 132
+T_PUT_RETURNED = 133
+T_PUT_CREDIT = 134
+T_PUT_TIME = 135
+T_OPEN = 136
+T_OPEN_EPOCH = 137
+T_OPEN_ROWS = 138
+T_OPEN_TILES = 139
+T_OPEN_RETURNED = 140
+T_OPEN_CREDIT = 141
+T_OPEN_BYTES = 142
+T_RETURNED = 143
+T_KEPT = 144
+T_COUNT = 145
+T_SLOT_FROM = 146
+T_SLOT_TO = 147
+T_SLOT_PAIR = 148
+T_OFFSET = 149
+T_TOKEN = 150
+T_POSITION = 151
+T_CURSOR = 152
+T_BUSY = 153
+T_VERDICT = 154
+T_ROWS_LEFT = 155
+T_FIRST_PACKED = 156
+T_TOKENS_OF = 157
+T_VERSION_OF = 158
+T_EXCHANGES = 159
+T_PEER_STATUS = 160
+T_FRONT = 161
+T_LATEST = 162
+T_TAKEN = 163
+T_PENDING = 164
+T_SOURCE_END = 165
+T_TARGET = 166
+T_EXPERT_PENDING = 167
+T_EXPERT_REMOTE = 168
+T_EXPERT_COMING = 169
+T_STAYING = 170
+T_BLOCK_LEFT = 171
+T_READY = 172
+T_RUN = 173
+T_COMMAND = 174
+T_COMMAND_STEP = 175
+T_COUNTERS = 176
+T_PEER_WAIT = 177
+T_ROWS_TO = 178
+T_TILES_TO = 179
+T_ROWS_FROM = 180
+T_MOVED_TO = 181
+SLOT_OF = 182
+SLOT_START = 183
+FOREIGN = 184
+JOB_WORDS = 185
 
 # ---- the state
 PHASE = 0
@@ -244,7 +252,7 @@ N_LOCAL_PUTS = 8
 N_REMOTE_PUTS = 38
 
 # ---- sizes
-ANNOUNCED_WORDS = 8
+ANNOUNCED_WORDS = 12
 RECORD_WORDS = 4
 RETURNED_WORDS = 4
 KEPT_WORDS = 6
@@ -260,7 +268,7 @@ COMMAND_LISTS = 43
 COUNTER_WORDS = 72
 TOKEN_BLOCK = 32
 BACK_MOST = 16
-LISTS = 3
+LISTS = 4
 SIZE_CLASSES = 10
 
 
@@ -334,6 +342,12 @@ def output_list(job, command):
 def hidden_list(job, command):
     """List of a command: addresses of rows of hidden activations."""
     return command + COMMAND_LISTS + 2 * job[BATCH]
+
+
+@inlined
+def scalar_list(job, command):
+    """List of a command: scalars that came with its rows, then those that go back."""
+    return command + COMMAND_LISTS + 3 * job[BATCH]
 
 
 @inlined
@@ -637,6 +651,18 @@ def first_packed(job, peer):
 
 
 @inlined
+def tokens_of(job, peer):
+    """1 + tokens of a rank in the last call that it announced, 0: none."""
+    return job[T_TOKENS_OF] + peer
+
+
+@inlined
+def version_of(job, peer):
+    """Version of a rank's weights of this call's layer; they need not agree."""
+    return job[T_VERSION_OF] + peer
+
+
+@inlined
 def exchanges(job, peer):
     """The source announced an exchange."""
     return job[T_EXCHANGES] + peer
@@ -793,39 +819,69 @@ def announced_object(a):
 
 
 @inlined
-def announced_layer(a):
-    """Layer, or `codes.EXCHANGE`."""
+def announced_mode(a):
+    """Kind of call: a layer's or an exchange's."""
     return a + 8
+
+
+@inlined
+def announced_layer(a):
+    """Layer, 0 for an exchange."""
+    return a + 16
 
 
 @inlined
 def announced_row_bytes(a):
     """Bytes of a row."""
-    return a + 16
+    return a + 24
 
 
 @inlined
 def announced_top_k(a):
     """Choices of a token."""
-    return a + 24
+    return a + 32
+
+
+@inlined
+def announced_scalars(a):
+    """Scalars travel beside rows."""
+    return a + 40
+
+
+@inlined
+def announced_placement(a):
+    """Version of the source's placement."""
+    return a + 48
 
 
 @inlined
 def announced_status(a):
     """OK, or why the source refuses."""
-    return a + 32
+    return a + 56
 
 
 @inlined
 def announced_rows(a):
     """Rows for this rank."""
-    return a + 40
+    return a + 64
 
 
 @inlined
 def announced_first(a):
     """First packed row of them."""
-    return a + 48
+    return a + 72
+
+
+@inlined
+def announced_tokens(a):
+    """Tokens of the source."""
+    return a + 80
+
+
+@inlined
+def announced_version(a):
+    """Version of the source's weights of the layer."""
+    return a + 88
 
 
 @inlined

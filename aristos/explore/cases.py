@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine.layout import LINE, EngineShape
+from ..engine.layout import LINE, EngineShape, return_stride
 from ..host.nodes import Nodes
 from ..layer.node_weights import most_foreign
 from ..placement import Placement
@@ -22,7 +22,8 @@ STARTS = (
     -3,
     -20,
 )  # first values of counters; -3 is 2**64 - 3
-# how one rank's call differs: it refuses its input, calls another layer, uses another object, refuses the second phase
+# how one rank's call differs: it refuses its input, calls another layer, uses another object, refuses the second phase.
+# Half of the drawn calls of another layer are of the same layer with another placement
 KINDS = ("refused", "layer", "object", "combine")
 GPU_KINDS = ("refused", "layer")  # of layers on GPUs, which have no exchanges
 HOW = ("gpu", "host", "copy")  # what fails: the kernel, the host's calling thread, or copies to the GPU
@@ -33,7 +34,7 @@ Ids = tuple[tuple[int, ...], ...]
 class Call:
     """One call of one rank. ids: [S][k], -1 where a choice is not taken.
 
-    layer, refuses, exchange may differ between ranks, which breaks the call: its outputs mean nothing.
+    layer, refuses, exchange, misplaced may differ between ranks, which breaks the call: its outputs mean nothing.
     """
 
     ids: Ids
@@ -43,6 +44,7 @@ class Call:
     refuses_combine: bool = False  # in the second phase
     broken: bool = False
     ends_early: bool = False  # an exchange that fails in its first phase has no second
+    misplaced: bool = False  # the rank believes in another placement
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Case:
     group: int = 6  # a run's rows are a multiple of this: 1 cuts tiles in two
     merge: int = 0
     stay: int = 0  # so many own rows for an expert of a local peer are computed in place, 0: all travel
+    share: int = 0  # percent of the mean rank's rows up to which own rows may stay, 0: no limit
+    scalars: bool = False  # every second call has a scalar beside each row
     words: int = 1  # of a row
     node_of: tuple[int, ...] = (0, 0)
     block: int = 9  # most pairs of a block for a remote owner
@@ -96,7 +100,7 @@ class Case:
         return EngineShape(
             world=self.ranks,
             ring_rows=self.rows if self.nodes.single else max(self.rows, self.top_k),
-            stride=-(-WORD * self.words // LINE) * LINE,
+            stride=return_stride(WORD * self.words, int(self.scalars)),
             return_rows=self.max_tokens * self.top_k,
             max_held=max(1, *placement.held),
             top_k=self.top_k,
@@ -106,7 +110,7 @@ class Case:
         )
 
     def computes(self, source: int, owner: int, rows: int) -> int:
-        """The rank that computes so many rows of one expert of `owner`."""
+        """The rank that computes so many rows of one expert of `owner`; if either may, the source."""
         stays = self.stay and rows >= self.stay and owner in self.nodes.local(source)
         return source if stays else owner
 
@@ -121,12 +125,12 @@ class Case:
             f"top-{self.top_k}",
         ]
         if self.stay:
-            words.append(f"{self.stay} rows of an expert stay")
+            words.append(f"{self.stay} rows of an expert stay" + (f", up to {self.share} %" if self.share else ""))
         if self.start:
             words.append(f"counters from {self.start}")
         if self.fault is not None:
             words.append(str(self.fault))
-        for name in ("proxy", "attention", "delays", "meets"):
+        for name in ("proxy", "scalars", "attention", "delays", "meets"):
             if getattr(self, name):
                 words.append(name)
         lines = [", ".join(words)]
@@ -196,6 +200,10 @@ def draw(seed: int, asked: Asked) -> Case:
     if asked.transport == "proxy":
         case = replace(case, proxy=True, workers=more.choice((1, 2, 3, 4)), all_split=more.random() < 0.8)
     case = replace(case, stay=random.Random(f"{seed} experts in place").choice((0, 0, 0, 1, 2)))
+    case = replace(case, share=random.Random(f"{seed} share").choice((0, 60, 125)) if case.stay else 0)
+    more_scalars = random.Random(f"{seed} scalars")
+    if more_scalars.random() < 0.3:  # sometimes a row fills its lines, and a scalar needs another
+        case = replace(case, scalars=True, words=more_scalars.choice((case.words, case.words, LINE // WORD)))
     case = replace(case, **dict(asked.fixed))
     count = asked.calls or rng.randint(1, 5)
     rounds = [_round(case, rng, asked) for _ in range(count)]
@@ -221,23 +229,25 @@ def _round(case: Case, rng: random.Random, asked: Asked) -> tuple[Call, ...]:
     kind = asked.kind or ("fine" if plain or rng.random() < 0.7 else rng.choice(kinds))
     exchange = not plain and rng.random() < 0.25 and not case.proxy
     odd, world = rng.randrange(case.ranks), case.ranks
-    differ = kind == "object" or (kind == "layer" and not exchange)
-    early = kind == "refused" or (differ and world > 1)
     late = kind == "combine" and exchange
     style = rng.choice(("any", "any", "one", "some", "none"))
     layer, hot = rng.randrange(3), rng.randrange(len(case.placement))
+    misplaced = kind == "placement" or (kind == "layer" and asked.kind is None and (odd + layer) % 2 == 1)
+    other_layer = kind == "layer" and not misplaced and not exchange
+    early = kind == "refused" or (world > 1 and (kind == "object" or misplaced or other_layer))
     made = []
     for r in range(world):
         it = r == odd
         made.append(
             Call(
                 ids=_ids(case, rng, style, hot),
-                layer=layer + (kind == "layer" and it and not exchange),
+                layer=layer + (other_layer and it),
                 refuses=kind == "refused" and it,
                 exchange=exchange != (kind == "object" and it),
                 refuses_combine=late and it,
                 broken=early or late,
                 ends_early=early,
+                misplaced=misplaced and it,
             )
         )
     return tuple(made)

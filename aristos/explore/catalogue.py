@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from . import mutations, mutations_between, mutations_in_place, mutations_proxy
+from . import mutations, mutations_between, mutations_in_place, mutations_proxy, mutations_wire
 from .mutation import REGISTERED, Mutation
 
-__all__ = ["mutations", "mutations_between", "mutations_in_place", "mutations_proxy"]  # imported to register
+# imported to register
+__all__ = ["mutations", "mutations_between", "mutations_in_place", "mutations_proxy", "mutations_wire"]
 
 
 def load() -> dict[str, Mutation]:

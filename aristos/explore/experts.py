@@ -26,6 +26,21 @@ def weights_address(slot: int, version: int) -> int:
     return (version << VERSION) + slot + 1
 
 
+def weights_version(rank: int, epoch: int) -> int:
+    """The version of its weights that a rank announces in a call."""
+    return epoch * 64 + rank
+
+
+def scalar(rank: int, epoch: int, token: int, choice: int) -> int:
+    """The scalar that travels with a pair: any 32 bits."""
+    return (((epoch * 64 + rank) * 4096 + token) * 16 + choice) * 2654435761 % (1 << 32)
+
+
+def scalar_back(weights: int, row: Sequence[int], scalar: int) -> int:
+    """The scalar that comes back for a row and the one that came with it."""
+    return (activation(weights, row, 0) + 31 * scalar) % (1 << 32)
+
+
 def activation(weights: int, row: Sequence[int], share: int) -> int:
     """One share of an expert's hidden activations of a row."""
     return (sum((i + 3) * word for i, word in enumerate(row)) * (share + 2) + weights * 7919) % PRIME

@@ -187,7 +187,13 @@ def search(options: Any) -> int:
     with bug:
         for routing in ROUTINGS:
             case = small(
-                routing, options.rows or 2, options.tokens, options.calls or 2, options.transport, options.stay or 0
+                routing,
+                options.rows or 2,
+                options.tokens,
+                options.calls or 2,
+                options.transport,
+                options.stay or 0,
+                options.scalars,
             )
             result = exhaustive.StateSearch(case).run(left, Clock(f"{routing}: ").tick)
             left -= result.seconds
@@ -233,7 +239,8 @@ def run(options: Any) -> int:
         return search(options)
     if options.mutation is not None:
         return mutate(options)
-    fixed = () if options.stay is None else (("stay", options.stay),)
+    fixed: tuple[tuple[str, Any], ...] = () if options.stay is None else (("stay", options.stay),)
+    fixed += (("scalars", True),) if options.scalars else ()
     asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport, fixed=fixed)
     sweep = explore(asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
     return report(sweep, options)

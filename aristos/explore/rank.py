@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..engine import arrivals, codes, outbox, packing, schema, steps, words
 from ..engine import exchange as halves
 from ..engine import job as jobs
-from ..engine.layout import StateLayout, word_from, word_to
+from ..engine.layout import StateLayout, return_stride, word_from, word_to
 from ..errors import WaitTimeout
 from ..layer.node_weights import foreign_slots
 from ..placement import Placement
@@ -133,7 +133,8 @@ class Rank:
             job, schema.OBJECT, schema.CPU, held=self.placement.held[me], experts=len(case.placement),
             top_k=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words, kernels=0, score=0,
             renormalize=0, scale=0, activation=0, choices=case.top_k, shared=0, shared_ffn=0, identity=0, on_input=0,
-            computed=self.placement.held[me] + len(self.foreign), stay_rows=case.stay,
+            computed=self.placement.held[me] + len(self.foreign), stay_rows=case.stay, stay_share=case.share,
+            placement=0, scalars=0,
         )  # fmt: skip
         jobs.update(job, workers=case.workers, routed=1, up_step=1, loaded=1)
         for i, (slot, owner) in enumerate(self.foreign):
@@ -221,6 +222,9 @@ class Rank:
             row = self._row_at(mem.load(x + WORD * i))
             self.cluster.checks.count(weights, row, -1)
             target = mem.load(y + WORD * i)
+            if self.job[words.SCALARS]:
+                at = x + WORD * (words.LISTS - 1) * BATCH + WORD * i
+                mem.store(at, experts.scalar_back(weights, row, mem.load(at)))
             for w, word in enumerate(experts.computed(weights, row)):
                 mem.store(target + WORD * w, word)
 
@@ -290,8 +294,9 @@ class Rank:
             for j, expert in enumerate(ids):
                 value[private(me, places.IDS, WORD * (k * t + j))] = expert
                 value[private(me, places.WEIGHTS, 4 * (k * t + j))] = experts.weight(t, j, k)
+                value[private(me, places.SCALARS_OUT, WORD * (k * t + j))] = experts.scalar(me, self.epoch, t, j)
         job[words.EPOCH], job[words.TOKENS] = self.epoch, 0 if call.refuses else count
-        job[words.LAYER] = codes.EXCHANGE if call.exchange else call.layer
+        job[words.LAYER] = 0 if call.exchange else call.layer
         job[words.STATUS_IN] = codes.REFUSED if call.refuses else codes.OK
         job[words.X], job[words.X_STRIDE] = private(me, places.X), WORD * self.case.words
         job[words.IDS], job[words.WEIGHTS], job[words.Y] = (
@@ -301,6 +306,12 @@ class Rank:
         )
         job[words.UP] = experts.weights_address(int(self.placement.start[me]), call.layer)
         job[words.MODE] = codes.MODE_DISPATCH if call.exchange else codes.MODE_LAYER
+        job[words.PLACEMENT] = self.placement.version + call.misplaced
+        job[words.VERSION] = experts.weights_version(me, self.epoch)
+        job[words.SCALARS] = int(self.case.scalars and not call.exchange and self.epoch % 2)
+        job[words.RETURN_STRIDE] = return_stride(job[words.ROW_BYTES], job[words.SCALARS])
+        job[words.SCALARS_OUT] = private(me, places.SCALARS_OUT)
+        job[words.SCALARS_BACK] = private(me, places.SCALARS_BACK)
         job[words.COMPUTED] = job[words.HELD] + (0 if call.exchange else len(self.foreign))
         job[words.WORKERS] = 1 if call.exchange else self.case.workers
         cluster.memory.forget_returns(me)
@@ -424,13 +435,35 @@ class Rank:
         statuses = self.st[start : start + self.case.ranks]
         if not self.call.refuses and not self.call.refuses_combine and any(statuses) != broken:
             raise WrongResult(f"rank {self.me} in call {self.epoch}: statuses {statuses}")
+        calls = [rank.calls[self.epoch - 1] for rank in self.cluster.ranks]
+        if any(call.misplaced for call in calls) and any(set(statuses) - {codes.OK, codes.MISPLACED}):
+            raise WrongResult(f"rank {self.me} in call {self.epoch} has another placement: statuses {statuses}")
+        for p in range(self.case.ranks):
+            if self.table(words.T_VERSION_OF, p) != experts.weights_version(p, self.epoch):
+                raise WrongResult(f"rank {self.me} in call {self.epoch} has read another version of rank {p}'s weights")
 
     def _close(self) -> None:
         if not self.call.ends_early or not self.call.exchange:
             self._check_statuses(self.call.broken and self.case.ranks > 1)
+        self._check_scalars()
         self.cluster.checks.closed(self)
         self.outputs.append(self.output)
         self.stage = "open"
+
+    def _check_scalars(self) -> None:
+        """Each pair's scalar came back as its expert makes it from the row and from the one that went out."""
+        if not self.job[words.SCALARS] or self.call.broken:
+            return
+        for t, ids in enumerate(self.call.ids):
+            row = self.row(self.epoch, t)
+            for j, expert in enumerate(ids):
+                out = experts.scalar(self.me, self.epoch, t, j)
+                made = experts.scalar_back(self.weights_of(expert, self.call.layer), row, out) if expert >= 0 else 0
+                came = memory.load(private(self.me, places.SCALARS_BACK, WORD * (self.case.top_k * t + j)))
+                if came != made:
+                    raise WrongResult(
+                        f"call {self.epoch} of rank {self.me}: scalar {came} for token {t}, choice {j}, not {made}"
+                    )
 
     # ---- failures
 

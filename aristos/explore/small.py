@@ -21,7 +21,15 @@ ROUTINGS: dict[str, Callable[[int, int, int], int]] = {
 }
 
 
-def small(routing: str, rows: int = 2, tokens: int = 3, calls: int = 2, transport: str = "shm", stay: int = 0) -> Case:
+def small(
+    routing: str,
+    rows: int = 2,
+    tokens: int = 3,
+    calls: int = 2,
+    transport: str = "shm",
+    stay: int = 0,
+    scalars: bool = False,
+) -> Case:
     """A case by name; `tokens` of each rank that has any. With experts in place, ranks load weights before calls."""
     expert = ROUTINGS[routing]
 
@@ -31,5 +39,15 @@ def small(routing: str, rows: int = 2, tokens: int = 3, calls: int = 2, transpor
 
     made = tuple(tuple(call(rank, n) for n in range(calls)) for rank in range(2))
     node_of = (0, 0) if transport == "shm" else (0, 1)
-    sizes = Case(rows=rows, max_tokens=max(1, tokens), tile=1, run=2, node_of=node_of, block=1, calls=made, stay=stay)
+    sizes = Case(
+        rows=rows,
+        max_tokens=max(1, tokens),
+        tile=1,
+        run=2,
+        node_of=node_of,
+        block=1,
+        calls=made,
+        stay=stay,
+        scalars=scalars,
+    )
     return replace(sizes, proxy=transport == "proxy")

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
+from ..primitives.texts import whole
 from . import mpi_library
 from .mpi_facts import WORLD, under_srun
 from .mpi_library import Library
@@ -30,8 +31,9 @@ def started_as(env: Mapping[str, str] | None = None) -> tuple[str, int, int] | N
             continue
         if launcher == "mpirun" and "PMI_JOBID" in env and under_srun(env):  # srun --mpi=pmi2 speaks PMI itself
             continue
-        if env.get(size, "").isdecimal() and env.get(rank, "").isdigit():
-            return launcher, int(env[size]), int(env[rank])
+        tasks, task = whole(env.get(size, "")), whole(env.get(rank, ""))
+        if tasks is not None and task is not None:
+            return launcher, tasks, task
     return None
 
 

@@ -7,6 +7,7 @@ import re
 import time
 from pathlib import Path
 
+from ..primitives.texts import whole
 from .mpi_facts import SHARED_FILES
 
 SHM = "/dev/shm"
@@ -38,7 +39,7 @@ def in_use(paths: set[str]) -> set[str]:
     """The `paths` that a process of this machine has mapped or open, as far as this user may see."""
     used = set()
     for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
+        if whole(process.name) is None:
             continue
         try:
             maps = (process / "maps").read_text()

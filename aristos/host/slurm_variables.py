@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..primitives.texts import whole
+
 LOCAL_RANK = "SLURM_LOCALID"
 NODE_NAME = "SLURMD_NODENAME"
 STEP_TASKS = "SLURM_STEP_NUM_TASKS"
@@ -33,8 +35,8 @@ def node_name(env: Mapping[str, str]) -> str:
 
 def step_nodes(env: Mapping[str, str]) -> int:
     """The number of nodes of the job step, 1 outside Slurm."""
-    number = env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES", "")
-    return int(number) if number.isdecimal() else 1
+    number = whole(env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES", ""))
+    return 1 if number is None else number
 
 
 def counted(env: Mapping[str, str]) -> tuple[str, str]:
@@ -46,8 +48,7 @@ def counted(env: Mapping[str, str]) -> tuple[str, str]:
 
 def wanted_tasks(env: Mapping[str, str]) -> int:
     """The number of tasks requested from sbatch or salloc, 0 if none was given."""
-    number = env.get(TASKS, "")
-    return int(number) if number.isdecimal() else 0
+    return whole(env.get(TASKS, "")) or 0
 
 
 def mpi_type(env: Mapping[str, str]) -> str:
@@ -62,7 +63,7 @@ def cpus_per_node(env: Mapping[str, str]) -> str:
 
 def node_number(env: Mapping[str, str]) -> int:
     """This node's number in the step, from 0."""
-    return int(env.get("SLURM_NODEID") or 0)
+    return whole(env.get("SLURM_NODEID", "")) or 0
 
 
 def tasks_per_node(env: Mapping[str, str]) -> str:

@@ -25,6 +25,7 @@ from ..host import mpi_library, slurm_variables, workarounds
 from ..host.mpi_facts import LOCAL as LOCAL_VARIABLES
 from ..host.mpi_facts import under_srun
 from ..host.mpi_files import SHM, leftovers
+from ..primitives.texts import whole
 from ..topology import cpusets, slurm_job
 from ..topology.visible import VARIABLE as VISIBLE
 from .seats import Seat, seats
@@ -42,19 +43,20 @@ class NoRank(Exception):
 def local_rank(env: Mapping[str, str]) -> tuple[int, int]:
     """(local rank, ranks of this node). Raises NoRank."""
     for rank, size in LOCAL_VARIABLES:
-        if not env.get(rank, "").isdecimal():
+        number, ranks = whole(env.get(rank, "")), whole(env.get(size, "")) if size else None
+        if number is None:
             continue
-        if size and env.get(size, "").isdecimal():
-            return int(env[rank]), int(env[size])
+        if ranks is not None:
+            return number, ranks
         if rank == slurm_variables.LOCAL_RANK:
-            return int(env[rank]), slurm_tasks(env)
+            return number, slurm_tasks(env)
     names = ", ".join(rank for rank, _ in LOCAL_VARIABLES)
     raise NoRank(f"none of {names} is set: this is a part of `aristos run`, not a command")
 
 
 def slurm_tasks(env: Mapping[str, str]) -> int:
     """Number of the step's tasks on this node."""
-    least = int(env.get(slurm_variables.LOCAL_RANK) or 0) + 1
+    least = (whole(env.get(slurm_variables.LOCAL_RANK, "")) or 0) + 1
     try:
         counted = slurm_job.counts(slurm_variables.tasks_per_node(env))
     except TopologyError:
@@ -71,10 +73,13 @@ def to_json(found: list[Seat]) -> str:
 
 def from_json(text: str, size: int) -> list[Seat]:
     """The seats, if they are of this node and for `size` ranks; else none."""
-    host, rows = json.loads(text) if text else ("", [])
-    if host != platform.node() or len(rows) != size:
-        return []
-    return [Seat(i, cpusets.parse(row[0]), *row[1:]) for i, row in enumerate(rows)]
+    try:
+        host, rows = json.loads(text) if text else ("", [])
+        if host != platform.node() or len(rows) != size:
+            return []
+        return [Seat(i, cpusets.parse(row[0]), *row[1:]) for i, row in enumerate(rows)]
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return []  # not what `to_json` wrote
 
 
 def environment(seat: Seat, env: Mapping[str, str], root: Path = Path("/sys")) -> dict[str, str]:
@@ -96,7 +101,7 @@ def active_port(nic: str, root: Path = Path("/sys")) -> int:
     for port in sorted((root / "class/infiniband" / nic / "ports").glob("[0-9]*")) if nic else ():
         try:
             if "ACTIVE" in (port / "state").read_text():
-                return int(port.name)
+                return whole(port.name) or 0
         except OSError:
             continue
     return 0

@@ -53,6 +53,7 @@ class Backend(ABC):
     def __init__(self, settings: Settings, member: Membership) -> None:
         self.settings, self.cfgs, self.cfg, self.member = settings, settings.cfgs, settings.cfgs[0], member
         self.weights: list[Any] = [None] * settings.layers
+        self._versions = [0] * settings.layers
         self.clear_totals()
 
     def clear_totals(self) -> None:
@@ -91,10 +92,10 @@ class Backend(ABC):
             packed.free()
             if packed.in_place and before is not None:  # it has written over those
                 before.forget()
-                self.loaded(layer)
+                self._changed(layer)
             raise
         self.weights[layer] = packed
-        self.loaded(layer)
+        self._changed(layer)
         if before is not None:
             before.free()
 
@@ -104,14 +105,20 @@ class Backend(ABC):
         if self.weights[layer] is None:
             self.weights[layer] = self.new_weights(layer)
         take(self.weights[layer])
-        self.loaded(layer)
+        self._changed(layer)
 
     def unload(self, layer: int) -> None:
         """Count every part of a layer as missing."""
         self.idle()
         if self.weights[layer] is not None:
             self.weights[layer].forget()
-            self.loaded(layer)
+            self._changed(layer)
+
+    def _changed(self, layer: int) -> None:
+        """The layer's weights are others now: later calls announce another version."""
+        self._versions[layer] += 1
+        self.weights[layer].version = self._versions[layer]
+        self.loaded(layer)
 
     @abstractmethod
     def loaded(self, layer: int) -> None:

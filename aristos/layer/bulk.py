@@ -105,18 +105,23 @@ class Bulk:
         offset = st[job[words.T_OFFSET] :][: int(start[world]) + 1]
         by_slot = np.diff(offset)
         sent, received = np.zeros((world, width), np.int64), np.zeros((world, width), np.int64)
-        head = [job[words.OBJECT], job[words.LAYER], job[words.ROW_BYTES], job[words.TOP_K], st[words.STATUS]]
+        call = words.OBJECT, words.MODE, words.LAYER, words.ROW_BYTES, words.TOP_K, words.SCALARS, words.PLACEMENT
+        head = [job[word] for word in call]
+        placement, status, version = len(head) - 1, len(head), words.announced_version(0) // 8
         for p in range(world):
-            sent[p, : len(head)] = head
+            sent[p, :status] = head
+            sent[p, status], sent[p, version] = st[words.STATUS], job[words.VERSION]
             sent[p, words.ANNOUNCED_WORDS :][: start[p + 1] - start[p]] = by_slot[start[p] : start[p + 1]]
         if world == 1:
             received = sent
         else:
             self._blocking(job, st, "Alltoall of counts", lambda comm: comm.Alltoall(sent, received))
-        same = (received[:, : len(head) - 1] == sent[me, : len(head) - 1]).all(1)
-        statuses = received[:, len(head) - 1]  # a refusal counts, whatever else differs
-        statuses = np.where(same | (statuses != codes.OK), statuses, codes.MISMATCH)
-        st[job[words.T_PEER_STATUS] :][:world] = statuses
+        alike = received[:, :status] == sent[me, :status]
+        same, same_call = alike.all(1), alike[:, :placement].all(1)
+        statuses = received[:, status]  # a refusal counts, whatever else differs
+        wrong = np.where(same_call, codes.MISPLACED, codes.MISMATCH)
+        st[job[words.T_PEER_STATUS] :][:world] = np.where(same | (statuses != codes.OK), statuses, wrong)
+        st[job[words.T_VERSION_OF] :][:world] = received[:, version]
         if not same.all():  # no rank can run rows of another layer: exchange none, then all raise
             st[job[words.T_ROWS_TO] :][:world] = 0
             st[job[words.T_OFFSET] :][: int(start[world]) + 1] = 0

@@ -177,7 +177,7 @@ class Membership:
         held = places.held[self.rank]
         jobs.fill(
             job, schema.OBJECT, substrate, held=held, computed=held + len(foreign), object=self._number,
-            experts=experts, **values,
+            placement=self.placement.version, experts=experts, **values,
         )  # fmt: skip
         return job
 
@@ -194,6 +194,11 @@ class Membership:
                 raise MismatchError(
                     f"rank {rank} made another call than rank {self.rank}: layer, object, top_k or width differ;"
                     " calls are collective and come in the same order on every rank"
+                )
+            if status == codes.MISPLACED:
+                raise MismatchError(
+                    f"rank {rank} has another placement than rank {self.rank}: the ranks that hold experts must be the"
+                    " same on all ranks; change a placement on all of them before the next call"
                 )
             raise PeerInputError(
                 f"rank {rank} refused its input ({why(status)}): this call has no result, the layer stays usable"

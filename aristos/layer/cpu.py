@@ -42,6 +42,7 @@ from .stats import call_stats
 from .trained_weights import TrainedWeights
 from .weights import LayerWeights, expert_bytes
 
+STAY_SHARE = 125  # percent of the mean rank's rows that a rank computes for its own tokens before others help it
 EVENT_KINDS = {
     codes.IDLE: "wait",
     codes.ROUTE: "route",
@@ -54,6 +55,7 @@ EVENT_KINDS = {
     codes.LIST: "expert",
     codes.COMBINE: "combine",
 }
+OF_EXPERTS = (codes.EXPERT, codes.SHARE, codes.LIST)  # kinds whose events name an expert
 
 
 @dataclass
@@ -114,6 +116,7 @@ class CpuBackend(Backend):
         weighted = cfg.max_tokens * any(on_input(each) for each in self.cfgs)
         self._weighted = aligned((weighted, self._weighted_step), np.uint8)
         self._events: np.ndarray | None = None
+        self._recorded = 0  # the layer of the last call
         self._stay_rows = 1
         self._home = self._open_home(settings, member)
         nodes, rank = member.runtime.group.nodes, member.rank
@@ -276,6 +279,8 @@ class CpuBackend(Backend):
                 on_input=on_input(cfg),
                 foreign=self._foreign,
                 stay_rows=self._stay_rows,
+                stay_share=0 if self.settings.moves == "experts" else STAY_SHARE,
+                scalars=0,
                 row_bytes=self._element.nbytes * cfg.hidden,
                 kernels=self._kernels,
                 score=scores.rule(cfg.router),
@@ -306,6 +311,7 @@ class CpuBackend(Backend):
 
     def run(self, call: CpuCall) -> float:
         runtime, job = self._runtime, self._job_of(call)
+        self._recorded = call.layer
         started = time.perf_counter()
         if self._bulk is not None:
             self._bulk.run(job)
@@ -377,11 +383,19 @@ class CpuBackend(Backend):
         if recorded is None:
             return []
         found = []
+        experts = self._computed_experts(self._recorded)
         for worker in range(min(runtime.threads, len(recorded))):
             n = int(runtime.state[words.counter(runtime.tables.starts, worker, words.N_EVENTS)])
             for kind, start, end, what, rows in recorded[worker, :n].tolist():
+                what = experts[what] if kind in OF_EXPERTS else what
                 found.append((worker, EVENT_KINDS[kind], start * 1e-9, end * 1e-9, what, rows))
         return found
+
+    def _computed_experts(self, layer: int) -> list[int]:
+        """Ids of the experts that this rank may compute, in the engine's order: held, shared, foreign ones."""
+        cfg, places = self.cfgs[layer], self.member.placement
+        shared = [cfg.columns] if cfg.shared_ffn else []
+        return [*self.member.mine, *shared, *(places.expert_of(slot) for slot, _ in self._foreign)]
 
     def close(self) -> None:
         super().close()

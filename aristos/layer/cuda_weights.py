@@ -96,7 +96,7 @@ class DeviceWeights(PackedLayer):
             job[at], job[step] = self._at.get(name, 0), self._steps.get(name, 0)
         for name in ("shared_up", "shared_down", "shared_up_bias", "shared_down_bias"):
             job[getattr(words, name.upper())] = self._at.get(name, 0)
-        job[words.LOADED], job[words.GATED] = self.complete, self.gated
+        job[words.LOADED], job[words.VERSION], job[words.GATED] = self.complete, self.version, self.gated
 
     def free(self) -> None:
         """Free the GPU memory."""

@@ -94,7 +94,9 @@ class Exchange(Collective):
             shared_ffn=0,
             identity=0,
             on_input=0,
+            scalars=0,
             stay_rows=1,
+            stay_share=0,
         )
         self._ones = aligned((max_tokens, top_k))
         self._ones[:] = 1
@@ -156,7 +158,7 @@ class Exchange(Collective):
         try:
             runtime.fill(job)
             job[words.WORKERS], job[words.MODE], job[words.ROUTED], job[words.EVENTS_MAX] = 1, codes.MODE_DISPATCH, 1, 0
-            job[words.WEIGHTS], job[words.LAYER] = self._ones.ctypes.data, codes.EXCHANGE
+            job[words.WEIGHTS], job[words.LAYER] = self._ones.ctypes.data, 0
             self._x, self._lead = arrays.rows("x", x, self.hidden, "float32")
             if len(self._x) > self.max_tokens:
                 raise InputError(f"x has {len(self._x)} tokens, more than max_tokens={self.max_tokens}")

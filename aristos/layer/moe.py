@@ -298,6 +298,8 @@ class MoE(TrainedLayers):
     def events(self) -> list[Event]:
         """(worker, kind, start, end, peer or expert, rows) of the last call, in seconds on CLOCK_MONOTONIC.
 
+        An expert is named by its id, also one of a local peer that is computed in place; the shared expert by the first
+        number that is no id. Other numbers are of ranks, and of tokens where a worker routes or combines.
         A worker's events do not overlap, except that it serves the wire while it waits: such a "wire" event lies within
         a "wait".
         """

@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..primitives.aside import write_text
 from .backend import Event
 
-_DETAIL = {"dispatch": "to rank", "expert": "local", "wait": "for rank"}  # meaning of an event's fifth field, by kind
+_TITLE = {"dispatch": "dispatch to rank", "expert": "expert", "wait": "wait for rank"}  # before an event's fifth field
 
 
 Ranks = Sequence[tuple[int, Sequence[Event]]]  # (workers, events) of every rank
@@ -25,9 +26,7 @@ Ranks = Sequence[tuple[int, Sequence[Event]]]  # (workers, events) of every rank
 def write(path: str | os.PathLike[str], ranks: Ranks, hosts: Sequence[str], facts: Mapping[str, Any]) -> None:
     """Replace the file. hosts: of every rank. facts: plain values about the call, `otherData` of the file."""
     document = {"traceEvents": trace_events(ranks, hosts), "displayTimeUnit": "ns", "otherData": dict(facts)}
-    aside = Path(f"{path}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(document))
-    os.replace(aside, path)
+    write_text(Path(path), json.dumps(document))
 
 
 def trace_events(ranks: Ranks, hosts: Sequence[str]) -> list[dict[str, Any]]:
@@ -52,7 +51,7 @@ def trace_events(ranks: Ranks, hosts: Sequence[str]) -> list[dict[str, Any]]:
 def _title(kind: str, which: int, rank: int) -> str:
     if kind == "wait" and which == rank:
         return "wait for another worker"
-    return f"{kind} {_DETAIL[kind]} {which}" if kind in _DETAIL and which >= 0 else kind
+    return f"{_TITLE[kind]} {which}" if kind in _TITLE and which >= 0 else kind
 
 
 def _name(key: str, rank: int, worker: int, text: str) -> dict[str, Any]:

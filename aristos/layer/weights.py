@@ -36,6 +36,7 @@ class PackedLayer:
     """What the weights of both backends have in common: which parts have come. mine: ids of this rank's experts."""
 
     router: object = None  # None before it is loaded
+    version = 0  # how often this rank's weights of the layer have changed
     in_place = False  # whether experts are packed where those of the layer's former weights lie
 
     def __init__(self, cfg: MoEConfig, mine: list[int]) -> None:
@@ -178,7 +179,7 @@ class LayerWeights(PackedLayer):
 
     def fill(self, job: np.ndarray) -> None:
         """Write the addresses into a job; 0 for absent arrays."""
-        job[words.LOADED] = self.complete
+        job[words.LOADED], job[words.VERSION] = self.complete, self.version
         names = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
         slots = (words.UP, words.GATE, words.DOWN, words.UP_BIAS, words.GATE_BIAS, words.DOWN_BIAS)
         for name, slot in zip(names, slots):

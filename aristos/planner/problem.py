@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, quoted
+from ..primitives.texts import plain
 from . import tree as compressed
 from .tree import Tree
 from .values import LARGEST, ProblemError, count, number
@@ -104,7 +105,7 @@ def _matrix(name: str, value: Any, n: int) -> Matrix:
             raise ProblemError(f"{name}[{i}]", f"must be a list of {n} numbers, got {got}")
         if not all(type(x) is float or type(x) is int for x in row):
             j = next(j for j, x in enumerate(row) if type(x) is not float and type(x) is not int)
-            raise ProblemError(f"{name}[{i}][{j}]", f"must be a number, got {row[j]!r}")
+            raise ProblemError(f"{name}[{i}][{j}]", f"must be a number, got {quoted(row[j])}")
     try:
         matrix = np.array(value, np.float64).reshape(n, n)
     except OverflowError:
@@ -125,18 +126,20 @@ def _matrix(name: str, value: Any, n: int) -> Matrix:
 
 def _devices(value: Any) -> list[Device]:
     if not isinstance(value, list) or not value:
-        raise ProblemError("devices", f"must be a list of at least one device, got {value!r}"[:200])
+        raise ProblemError("devices", f"must be a list of at least one device, got {quoted(value)}")
     devices = []
     for i, each in enumerate(value):
         where = f"devices[{i}]"
         if not isinstance(each, dict):
-            raise ProblemError(where, f"must be an object with rate and memory, got {each!r}")
+            raise ProblemError(where, f"must be an object with rate and memory, got {quoted(each)}")
         for key in ("rate", "memory"):
             if key not in each:
                 raise ProblemError(f"{where}.{key}", "is missing")
         name = each.get("name", "")
         if not isinstance(name, str):
-            raise ProblemError(f"{where}.name", f"must be a string, got {name!r}")
+            raise ProblemError(f"{where}.name", f"must be a string, got {quoted(name)}")
+        if not plain(name):
+            raise ProblemError(f"{where}.name", f"must have no control characters, got {quoted(name)}")
         rate = number(f"{where}.rate", each["rate"], positive=True)
         devices.append(Device(rate, count(f"{where}.memory", each["memory"]), name))
     return devices
@@ -149,7 +152,7 @@ def scalars(data: dict[str, Any]) -> dict[str, Any]:
             raise ProblemError(key, "is missing")
     objective = data.get("model", OBJECTIVES[0])
     if objective not in OBJECTIVES:
-        raise ProblemError("model", f"must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+        raise ProblemError("model", f"must be one of {', '.join(OBJECTIVES)}, got {quoted(objective)}")
     checked: dict[str, Any] = {"experts": count("experts", data["experts"], 1), "objective": objective}
     if checked["experts"] > MOST_EXPERTS:
         raise ProblemError("experts", f"must be at most {MOST_EXPERTS}, got {checked['experts']}")
@@ -158,7 +161,7 @@ def scalars(data: dict[str, Any]) -> dict[str, Any]:
     loads = data.get("loads")
     if loads is not None:
         if not isinstance(loads, list) or len(loads) != checked["experts"]:
-            got = f"{len(loads)}" if isinstance(loads, list) else repr(loads)
+            got = f"{len(loads)}" if isinstance(loads, list) else quoted(loads)
             raise ProblemError("loads", f"must be {checked['experts']} numbers, one for each expert, got {got}")
         checked["loads"] = np.array([number(f"loads[{i}]", x) for i, x in enumerate(loads)])
     return checked

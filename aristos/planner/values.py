@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, quoted
 
 LARGEST, SMALLEST = 1e30, 1e-30  # limits of numbers, and of positive ones: products of a few stay finite
 
@@ -13,7 +13,7 @@ class ProblemError(InputError):
     """A problem's field has the wrong value or shape; `field` is its name."""
 
     def __init__(self, field: str, text: str) -> None:
-        super().__init__(f"{field} {text}")
+        super().__init__(f"{field} {text}"[:400])
         self.field = field
 
 
@@ -21,11 +21,11 @@ def number(where: str, value: Any, *, positive: bool = False) -> float:
     """The value as a number from 0 (positive: SMALLEST) to LARGEST. Raises ProblemError."""
     want = f"a number from {SMALLEST:g} to {LARGEST:g}" if positive else f"a number from 0 to {LARGEST:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ProblemError(where, f"must be {want}, got {value!r}")
+        raise ProblemError(where, f"must be {want}, got {quoted(value)}")
     if isinstance(value, int) and value.bit_length() > 128:
         raise ProblemError(where, f"must be {want}, got an integer of {value.bit_length()} bits")
     if not (SMALLEST if positive else 0) <= value <= LARGEST:
-        raise ProblemError(where, f"must be {want}, got {value!r}")
+        raise ProblemError(where, f"must be {want}, got {quoted(value)}")
     return float(value)
 
 
@@ -33,5 +33,5 @@ def count(where: str, value: Any, least: int = 0) -> int:
     """The value as an integer of at least `least` and under 2**48. Raises ProblemError."""
     whole = isinstance(value, float) and value.is_integer()
     if isinstance(value, bool) or not (isinstance(value, int) or whole) or not least <= value < 1 << 48:
-        raise ProblemError(where, f"must be an integer of at least {least} and under 2**48, got {value!r}"[:200])
+        raise ProblemError(where, f"must be an integer of at least {least} and under 2**48, got {quoted(value)}")
     return int(value)

@@ -2,11 +2,11 @@
 
 `jit` marks a function; nothing is compiled, and no file is touched, before its first call. Compiled code is cached in
 `$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be
-written). A subfolder is named by the versions of Python, Numba, llvmlite and NumPy, the CPU's features and the ISA. In
-it, each module has a folder named by a hash of the sources that its compiled code reads (`sources.py`), because Numba's
-own cache notices neither edits in other files nor another ISA at the same path. Equal sources share compiled code: a
-clone, an install and a job's copy. Of the processes of a node with one text of the package,
-one compiles at a time. Not a general build system.
+used). It must be this user's alone (`private.py`), and its files are hashed (`code_files.py`). A subfolder is named by
+the versions of Python, Numba, llvmlite and NumPy, the CPU's features and the ISA. In it, each module has a folder named
+by a hash of the sources that its compiled code reads (`sources.py`), because Numba's own cache notices neither edits in
+other files nor another ISA at the same path. Equal sources share compiled code: a clone, an install and a job's copy.
+Of the processes of a node with one text of the package, one compiles at a time. Not a general build system.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import contextlib
 import functools
 import hashlib
 import os
-import pickle
 import sys
 import tempfile
 import threading
@@ -30,12 +29,13 @@ import llvmlite
 import numba
 import numpy as np
 from llvmlite import binding
-from numba.core import caching
+from numba.core import caching, sigutils
 from numba.core import config as _config
+from numba.core.ccallback import CFunc
 from numba.core.registry import CPUDispatcher
 
 from ..errors import EnvironmentProblem
-from . import isa, sources
+from . import code_files, isa, private, sources
 
 COMPILE_SECONDS = 900  # time limit of a wait for another process; compiling everything takes far less
 FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # from the start to the first progress report, and between reports
@@ -45,35 +45,35 @@ config: Any = _config  # Numba creates its options at run time; type checkers do
 _registered: list[Any] = []
 
 
-def _usable(folder: Path) -> bool:
-    """Whether this user alone can write to a folder: cached code is run unchecked. Makes the folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(bytes(1 << 20))  # an index and a few functions: fails if the disk is full
-            probe.flush()
-        owner = folder.stat()
-        return owner.st_uid == os.getuid() and not owner.st_mode & 0o022
-    except OSError:
-        return False
+def wanted() -> Path:
+    """The cache folder of all versions that the environment names. Links above it are followed."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    place = Path(os.environ.get("ARISTOS_CACHE") or os.path.join(home, "aristos"))
+    return place.parent.resolve() / place.name
 
 
 @cache
 def cache_folder() -> Path:
-    """The folder of code compiled by these versions for this CPU; made if it is missing."""
+    """The folder of code compiled by these versions for this CPU; made if it is missing.
+
+    Warns if it is not in the folder that was asked for, or if that one is refused because others could have written it.
+    """
     key = hashlib.sha256(versions().encode()).hexdigest()[:16]
-    wanted = os.environ.get("ARISTOS_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    places = [Path(wanted)] if wanted else [Path(home) / "aristos"]
-    places.append(Path(tempfile.gettempdir()) / f"aristos-{os.getuid()}")
-    for place in places:
-        if _usable(place / key):
+    temporary = Path(tempfile.gettempdir()).resolve()
+    for place in (wanted(), temporary / f"aristos-{os.getuid()}"):
+        try:
+            private.make(place)
+            private.make(place / key)
+            with tempfile.TemporaryFile(dir=place / key) as probe:
+                probe.write(bytes(1 << 20))  # an index and a few functions: fails if the disk is full
+                probe.flush()
             return place / key
-        if wanted and place == places[0]:
-            warnings.warn(
-                f"ARISTOS_CACHE={wanted} cannot be used (full, not writable, or others can write)", stacklevel=2
-            )
-    return Path(tempfile.mkdtemp(prefix="aristos-"))
+        except EnvironmentProblem as refused:
+            warnings.warn(str(refused), stacklevel=2)
+        except OSError as error:
+            if os.environ.get("ARISTOS_CACHE") and place == wanted():
+                warnings.warn(f"ARISTOS_CACHE={place} cannot be used: {error}", stacklevel=2)
+    return Path(tempfile.mkdtemp(prefix="aristos-", dir=temporary)) / key
 
 
 def root() -> Path:
@@ -121,30 +121,18 @@ def module_folder(function: Callable) -> Path:
     return cache_folder() / f"{name}-{source_key(source)}"
 
 
-class Locator(caching.UserProvidedCacheLocator):
+class Locator(code_files.Locator):
     """Names a module's cache folder by the sources it reads, not by its path and its file's time."""
 
     def __init__(self, function: Callable, source: str) -> None:
-        self._folder = module_folder(function)
         super().__init__(function, source)
+        self._folder = module_folder(function)
 
     def get_cache_path(self) -> str:
         return str(self._folder)
 
     def get_source_stamp(self) -> str:
         return source_key(Path(self._py_file))
-
-
-@contextlib.contextmanager
-def _numba_cache(folder: Path, locator: type) -> Iterator[None]:
-    """While inside, Numba makes caches in the locator's folder, or in `folder` (Numba before 0.62 has no locators)."""
-    ours = {"CACHE_DIR": str(folder), "CACHE_LOCATOR_CLASSES": f"{locator.__module__}.{locator.__name__}"}
-    before = {name: getattr(config, name, "") for name in ours}
-    vars(config).update(ours)
-    try:
-        yield
-    finally:
-        vars(config).update(before)
 
 
 class LazyCache(caching.NullCache):
@@ -155,8 +143,7 @@ class LazyCache(caching.NullCache):
 
     @functools.cached_property
     def _kept(self) -> Any:
-        with _numba_cache(module_folder(self.function), Locator):
-            return caching.FunctionCache(self.function)
+        return code_files.FunctionCache(self.function, Locator)
 
     @property
     def cache_path(self) -> str:
@@ -201,15 +188,17 @@ def inlined(function: Callable) -> Any:
     return compiled
 
 
-def entry(function: Callable, signature: Any, locator: type) -> Any:
+def entry(function: Callable, signature: Any, locator: type[code_files.Locator]) -> Any:
     """Compile a function alone, for a C signature; `.address` is its address in this process.
 
-    Code that calls it by address neither inlines nor links it, and so stays small. locator: the Numba cache locator
-    that determines the folder and the key of its code.
+    Code that calls it by address neither inlines nor links it, and so stays small. locator: determines the folder and
+    the key of its code.
     """
-    options: dict[str, Any] = {"nopython": True, "error_model": "numpy"}
-    with _numba_cache(root(), locator):
-        return numba.cfunc(signature, cache=True, **options)(function)
+    options = {"nopython": True, "error_model": "numpy"}
+    made: Any = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
+    made._cache = code_files.FunctionCache(function, locator)
+    made.compile()
+    return made
 
 
 @contextlib.contextmanager
@@ -239,8 +228,8 @@ def _locked(path: Path) -> Iterator[None]:
     import filelock
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock: Any = filelock.FileLock(path, timeout=COMPILE_SECONDS)
+        private.make(path.parent)
+        lock: Any = filelock.FileLock(path, timeout=COMPILE_SECONDS, mode=private.file_mode(path.parent))
         lock.acquire()
     except filelock.Timeout:
         raise EnvironmentProblem(
@@ -281,20 +270,11 @@ def _source(function: Any) -> Path:
 
 
 def _compile(function: Any, signature: tuple) -> None:
-    """Load a function from the cache or compile it. If the cache is damaged, empty it once and try again."""
+    """Load a function from the cache or compile it."""
     try:
         function.compile(signature)
-    except (EOFError, pickle.UnpicklingError, AttributeError, ImportError, IndexError, OSError) as error:
-        warnings.warn(f"the kernel cache in {cache_folder()} is damaged ({error!r}): compiling again", stacklevel=2)
-        for folder in {module_folder(each.py_func) for each in _registered}:
-            for path in [*folder.rglob("*.nbi"), *folder.rglob("*.nbc")]:
-                path.unlink(missing_ok=True)
-        try:
-            function.compile(signature)
-        except OSError as again:
-            raise EnvironmentProblem(
-                f"kernels cannot be kept in {cache_folder()}: {again}; set ARISTOS_CACHE"
-            ) from again
+    except OSError as error:
+        raise EnvironmentProblem(f"kernels cannot be kept in {cache_folder()}: {error}; set ARISTOS_CACHE") from error
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import ResultsError
+from ..primitives.aside import beside
+from ..primitives.texts import whole
 
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
@@ -77,8 +79,7 @@ def rewrite(target: Path, change: Callable[[Path, bool], None]) -> None:
 
 def _once(target: Path, change: Callable[[Path, bool], None]) -> bool:
     before = _identity(target)
-    aside = target.parent / f"{_prefix(target)}{os.getpid()}.aside"
-    try:
+    with beside(target, f"{_prefix(target)}{os.getpid()}.") as aside:
         if before is not None:
             shutil.copy(target, aside)
         change(aside, before is not None)
@@ -88,8 +89,6 @@ def _once(target: Path, change: Callable[[Path, bool], None]) -> bool:
         os.replace(aside, target)
         sync(target.parent)
         return True
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _prefix(target: Path) -> str:
@@ -101,8 +100,8 @@ def _remove_leftovers(target: Path) -> None:
     prefix = _prefix(target)
     for file in target.parent.iterdir():
         if file.name.startswith(prefix) and file.name.endswith(".aside"):
-            pid = file.name[len(prefix) : -len(".aside")]
-            if pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            pid = whole(file.name[len(prefix) :].partition(".")[0])
+            if pid is not None and not os.path.exists(f"/proc/{pid}"):
                 file.unlink(missing_ok=True)
 
 

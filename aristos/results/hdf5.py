@@ -27,6 +27,8 @@ import h5py
 import numpy as np
 
 from ..errors import EnvironmentProblem, InputError, ResultsError
+from ..primitives.texts import shown
+from . import guarded
 from .atomic import locked, rewrite, try_writing
 
 if TYPE_CHECKING:
@@ -145,7 +147,8 @@ class Results(dict[str, dict[str, Any]]):
         """One line for each run: its name, its tables, its command."""
         lines = [f"<{len(self.runs)} run{'s' * (len(self.runs) != 1)} of a results file>"]
         for run in self.runs:
-            lines.append(f"{run.name}: {', '.join(t.name for t in run.tables)} ({run.attributes.get('command', '?')})")
+            command = shown(str(run.attributes.get("command", "?")))
+            lines.append(f"{run.name}: {', '.join(t.name for t in run.tables)} ({command})")
         return "\n".join(lines)
 
     def to_pandas(self) -> dict[str, pandas.DataFrame]:
@@ -214,11 +217,24 @@ def check(path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Results:
-    """Read all runs. Raises ResultsError if the file cannot be read or is not a results file."""
+    """Read all runs. Raises ResultsError if the file cannot be read or is not a results file.
+
+    It may come from anywhere: another process reads it first, so that a damaged file cannot end or block this one.
+    """
+    target = Path(path)
+    _check_signature(target)
+    if wrong := guarded.trial(target):
+        raise ResultsError(f"{target}: cannot be read: {wrong}")
+    return read(target)
+
+
+def read(path: str | os.PathLike[str]) -> Results:
+    """`load`, in this process alone: for files that this package wrote."""
     target = Path(path)
     with _opened(target) as file, _described(target, "cannot be read"):
-        runs = sorted(file["runs"].items())
-        return Results([Run(name, _read_attributes(g), [_read_table(*part) for part in g.items()]) for name, g in runs])
+        budget = guarded.Budget.of(target)
+        runs = sorted(guarded.members(file["runs"]))
+        return Results([_read_run(name, group, budget) for name, group in runs])
 
 
 @contextlib.contextmanager
@@ -226,20 +242,25 @@ def _described(path: Path, what: str) -> Iterator[None]:
     """Turn errors of the system, HDF5 and h5py into a ResultsError that names the file."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError) as error:
         if isinstance(error, InputError):
             raise
-        raise ResultsError(f"{path}: {what}: {error}") from error
+        raise ResultsError(f"{path}: {what}: {shown(str(error)) or 'out of memory'}") from error
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """The file, open for reading; checked to be a results file."""
+def _check_signature(path: Path) -> None:
     with _described(path, "cannot be read"):
         with open(path, "rb") as file:  # h5py's own messages do not distinguish missing from unreadable
             first = file.read(1)
         if not first or not h5py.is_hdf5(path):
             raise ResultsError(f"{path}: not an HDF5 file; move it away or choose another file")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """The file, open for reading; checked to be a results file."""
+    _check_signature(path)
+    with _described(path, "cannot be read"):
         opened = h5py.File(path, "r", locking=False)
     with opened:
         with _described(path, "cannot be read"):
@@ -248,11 +269,11 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 
 def _check_schema(path: Path, file: h5py.File) -> None:
-    schema = file.attrs.get("schema")
+    schema = guarded.attributes(file, guarded.Budget(guarded.SPARE)).get("schema")
     if not isinstance(schema, str) or schema != SCHEMA:
         got = "no schema" if schema is None else f"the schema {schema!r}"
         raise ResultsError(f"{path}: an HDF5 file with {got}, where {SCHEMA!r} is needed; choose another file")
-    if not isinstance(file.get("runs"), h5py.Group):
+    if "runs" not in dict(guarded.members(file)) or not isinstance(file["runs"], h5py.Group):
         raise ResultsError(f"{path}: a results file without its group 'runs', so it is damaged; choose another file")
 
 
@@ -319,24 +340,23 @@ def _attribute(name: str, value: Any) -> Any:
         raise InputError(f"attribute {name!r} cannot be stored: {value!r} ({error})") from None
 
 
-def _read_table(name: str, group: h5py.Group) -> Table:
-    attributes = _read_attributes(group)
+def _read_run(name: str, group: h5py.Group, budget: guarded.Budget) -> Run:
+    tables = [_read_table(*part, budget) for part in guarded.members(group)]
+    return Run(name, guarded.attributes(group, budget), tables)
+
+
+def _read_table(name: str, group: h5py.Group, budget: guarded.Budget) -> Table:
+    attributes = guarded.attributes(group, budget)
     table = Table(attributes.pop("suite"), name, attributes=attributes)
     dims = [d for d in attributes.pop("dims") if d]
+    parts = dict(guarded.members(group))
     for key in dims:
-        table.dims[key] = _read_array(group[key], (key,))
-    for key, data in group.items():
-        if key not in dims:
-            table.variables[key] = _read_array(data, tuple(axis[0].name.rsplit("/", 1)[1] for axis in data.dims))
+        table.dims[key] = _read_array(parts.pop(key), (key,), budget)
+    for key, data in parts.items():
+        table.variables[key] = _read_array(data, guarded.dimensions(data), budget)
     return table
 
 
-def _read_array(data: h5py.Dataset, dims: tuple[str, ...]) -> Variable:
-    text = h5py.check_string_dtype(data.dtype) is not None
-    values = np.asarray(data.asstr()[()], dtype=str) if text else np.asarray(data[()])
-    return Variable(dims, values, data.attrs.get("units", ""), data.attrs.get("long_name", ""))
-
-
-def _read_attributes(place: h5py.Group) -> dict[str, Any]:
-    """Attributes as plain Python values."""
-    return {k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in place.attrs.items()}
+def _read_array(data: h5py.Dataset, dims: tuple[str, ...], budget: guarded.Budget) -> Variable:
+    attributes = guarded.attributes(data, budget)
+    return Variable(dims, guarded.values(data, budget), attributes.get("units", ""), attributes.get("long_name", ""))

@@ -15,9 +15,10 @@ def mark_recursive(functions: dict[str, FunctionInfo], code: list[list[int]]) ->
     reach = {name: reachable(functions, name) for name in functions}
     for name, info in functions.items():
         info.recursive = name in reach[name]
+    at = {info.start: info for info in reversed(functions.values())}
     for line in code:
         if line[isa.OP] == isa.CALL:
-            callee = next(f for f in functions.values() if f.start == line[isa.IMM])
+            callee = at[line[isa.IMM]]
             line[isa.C] = callee.first_row if callee.recursive else 0
             line[isa.E] = callee.end_row if callee.recursive else 0
 
@@ -48,12 +49,19 @@ def longest(functions: dict[str, FunctionInfo]) -> tuple[int, int, int]:
         widest = max(f.end_row - f.first_row for f in functions.values() if f.recursive)
         return 400, 32768, 100 * max(widest, 1)
 
-    def deepest(name: str) -> tuple[int, int]:
-        info = functions[name]
-        below = [deepest(callee) for callee in callees(functions, name)]
-        return 1 + max((d for d, _ in below), default=0), info.frame + max((b for _, b in below), default=0)
-
-    both = [deepest(name) for name, f in functions.items() if f.entry] or [(1, 0)]
+    deepest: dict[str, tuple[int, int]] = {}  # of each function, the calls and frames below it and its own
+    todo = [name for name, f in functions.items() if f.entry]
+    while todo:
+        called = callees(functions, todo[-1])
+        later = [callee for callee in called if callee not in deepest]
+        if later:
+            todo += later
+            continue
+        name = todo.pop()
+        below = [deepest[callee] for callee in called]
+        frame = functions[name].frame + max((b for _, b in below), default=0)
+        deepest[name] = 1 + max((d for d, _ in below), default=0), frame
+    both = [deepest[name] for name, f in functions.items() if f.entry] or [(1, 0)]
     return max(d for d, _ in both) + 1, max(b for _, b in both) + 16, 0
 
 

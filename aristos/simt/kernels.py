@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EnvironmentProblem, InputError
+from ..errors import EnvironmentProblem, InputError, quoted
 from ..primitives import offline
 from . import linking
 
@@ -137,10 +137,11 @@ def fits(number: Any, param: Any) -> None:
     if isinstance(number, (float, np.floating)):
         if param.type[0] in "us" or param.size not in (2, 4, 8):
             raise InputError(f"{wanted}, got the float {number}")
-    elif not isinstance(number, (int, np.integer, np.bool_)):
-        raise InputError(f"{wanted}, got {number!r}")
-    elif not -(1 << (8 * param.size - 1)) <= int(number) < 1 << (8 * param.size):
-        raise InputError(f"{wanted}, got {number}")
+        return
+    bits = 8 * param.size
+    integer = isinstance(number, (int, np.integer, np.bool_))
+    if not integer or not -(1 << (bits - 1)) <= int(number) < 1 << bits:
+        raise InputError(f"{wanted}, got {quoted(number)}")
 
 
 def pack(numbers: list[Any], params: list[Any]) -> bytes:

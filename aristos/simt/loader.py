@@ -37,7 +37,7 @@ class Loader:
 
     def program(self, text: str) -> Program:
         """The program of PTX text; a text is lowered and loaded once."""
-        key = hashlib.sha256(text.encode()).hexdigest()
+        key = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
         program = _programs.get(key)
         if program is None:
             if len(_programs) >= MOST_PROGRAMS:

@@ -40,6 +40,10 @@ class ModuleLowering(Lowering):
             if name not in self.functions:
                 raise PTXError(f"PTX line {line}: call of {name}, which is not in the module and not built in")
             self.code[at][isa.IMM] = self.functions[name].start
+        for variable in self.variables.values():
+            for value in variable.values:
+                if isinstance(value, tuple) and not (value[0] in self.functions or value[0] in self.variables):
+                    raise PTXError(f"{variable.name} holds the address of {value[0]}, which is not in the module")
         mark_recursive(self.functions, self.code)
         code = np.array(self.code, np.int64).reshape(-1, isa.COLUMNS)
         constants = {row: value for value, row in self.constant_rows.items()}
@@ -54,8 +58,9 @@ class ModuleLowering(Lowering):
         program.depth, program.local_bytes, program.save_rows = longest(self.functions)
         if program.local_bytes > MOST_LOCAL:
             raise PTXError(f"a thread can have {MOST_LOCAL} bytes of local memory, got {program.local_bytes}")
+        most = registers(code, self.operands, self.functions)
         for info in self.functions.values():
-            info.registers = registers(code, self.operands, self.functions)
+            info.registers = most
         return program
 
     def place_shared(self, variables: dict[str, Variable]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..primitives.texts import whole
 from . import isa
 from .program import FunctionInfo
 from .rows import CLOCKS, CONSTANT_REGISTERS, FRAME, ONE, PARAMS, SPECIAL, TRASH, ZERO
@@ -90,8 +91,8 @@ class Lowering:
                 known[name] = ("row", self.new_row(), scope.registers[name])
                 return known[name]
             for prefix, (kind, count) in scope.families.items():
-                digits = name[len(prefix) :]
-                if name.startswith(prefix) and digits.isdigit() and int(digits) < count:
+                number = whole(name[len(prefix) :]) if name.startswith(prefix) else None
+                if number is not None and number < count:
                     known[name] = ("row", self.new_row(), kind)
                     return known[name]
         return self.variables.get(name)

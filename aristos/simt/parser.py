@@ -29,7 +29,7 @@ from .syntax import (
 
 TOKEN = re.compile(
     r"""(?P<space>[ \t\r\f]+)|(?P<newline>\n)|(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<string>"[^"\n]*")
-    |(?P<number>0[fF][0-9a-fA-F]{8}\b|0[dD][0-9a-fA-F]{16}\b|0[xX][0-9a-fA-F]+U?|0[bB][01]+U?|\d+\.\d*(?:[eE][-+]?\d+)?|\d+U?)
+    |(?P<number>0[fF][0-9a-fA-F]{8}\b|0[dD][0-9a-fA-F]{16}\b|0[xX][0-9a-fA-F]+U?|0[bB][01]+U?|[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|[0-9]+U?)
     |(?P<word>[A-Za-z_$%][\w$]*(?:\.[A-Za-z0-9_]\w*(?:::\w+)*)*)|(?P<directive>\.[A-Za-z_]\w*(?:::\w+)*)
     |(?P<mark><<|>>|[-{}()\[\],;:@!|+<>=*&~^/])""",
     re.X | re.S,
@@ -37,6 +37,9 @@ TOKEN = re.compile(
 SIZES = {"pred": 1, "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf16": 2, "b32": 4, "u32": 4,
          "s32": 4, "f32": 4, "f16x2": 4, "bf16x2": 4, "b64": 8, "u64": 8, "s64": 8, "f64": 8, "b128": 16}  # fmt: skip
 MOST_NESTED = 100
+OPENING, CLOSING = ("{", "(", "["), ("}", ")", "]")
+MOST_ALIGN = 1 << 16
+MOST_DIGITS = 80  # of a number; 64 bits have 20, or 64 in binary
 LINKAGE = (".visible", ".extern", ".weak", ".common", ".noreturn")
 SPACES = (".global", ".const", ".shared", ".local", ".param")
 LIMITS = (".maxntid", ".reqntid", ".minnctapersm", ".maxnctapersm", ".maxnreg", ".noreturn", ".reqnctapercluster",
@@ -64,6 +67,18 @@ def tokens(text: str) -> Iterator[Token]:
         line += match.group().count("\n")
 
 
+def nesting(read: list[Token]) -> None:
+    """Raise PTXError for brackets in brackets too deep for recursive descent."""
+    depth = 0
+    for token in read:
+        if token.text in OPENING:
+            depth += 1
+        elif token.text in CLOSING:
+            depth = max(0, depth - 1)
+        if depth > MOST_NESTED:
+            raise PTXError(f"PTX line {token.line}: braces nested more than {MOST_NESTED} deep")
+
+
 def parse(text: str) -> Module:
     """The module that PTX text describes; raises PTXError naming the line."""
     return Parser(text).module()
@@ -75,6 +90,7 @@ class Parser:
     def __init__(self, text: str):
         self.tokens = [*tokens(text.rstrip("\0")), Token("", text.count("\n") + 1)]
         self.at = 0
+        nesting(self.tokens)
         self.result = Module()
         self.source = (0, 0)
         self.defined: set[str] = set()
@@ -119,6 +135,8 @@ class Parser:
 
     def number(self, text: str, line: int) -> Number:
         """The number of a token."""
+        if len(text) > MOST_DIGITS:
+            raise PTXError(f"PTX line {line}: expected a number, got {text[:MOST_DIGITS]!r}...")
         try:
             if text[:2] in ("0f", "0F"):
                 return Number(int(text[2:], 16), "f")
@@ -127,11 +145,12 @@ class Parser:
             if "." in text or ("e" in text.lower() and not text.lower().startswith("0x")):
                 return Number(int.from_bytes(struct.pack("<d", float(text)), "little"), "d")
             text = text.rstrip("U")
-            if len(text) > 1 and text[0] == "0" and text[1] not in "xXbB":
-                return Number(int(text, 8), "i")
-            return Number(int(text, 0), "i")
+            value = int(text, 8 if len(text) > 1 and text[0] == "0" and text[1] not in "xXbB" else 0)
         except ValueError:
             raise PTXError(f"PTX line {line}: expected a number, got {text!r}") from None
+        if value >> 64:
+            raise PTXError(f"PTX line {line}: a number has more than 64 bits, got {text}")
+        return Number(value, "i")
 
     # ---- module ----
     def module(self) -> Module:
@@ -141,7 +160,7 @@ class Parser:
             if word in (".version", ".address_size"):
                 self.next()
                 line, value = self.line, self.next()
-                if not re.fullmatch(r"\d+(\.\d+)?", value):
+                if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
                     raise PTXError(f"PTX line {line}: expected a number after {word}, got {value!r}")
             elif word == ".target":
                 self.next()
@@ -246,7 +265,7 @@ class Parser:
             if word == ".pragma":
                 self.skip_to(";")
                 continue
-            while re.match(r"\d", self.peek()):
+            while re.match(r"[0-9]", self.peek()):
                 values.append(self.integer())
                 if not self.accept(","):
                     break
@@ -290,6 +309,8 @@ class Parser:
             word = self.next()
             if word == ".align":
                 align = self.integer()
+                if align < 1 or align > MOST_ALIGN or align & (align - 1):
+                    raise PTXError(f"PTX line {line}: .align must be a power of two up to {MOST_ALIGN}, got {align}")
             elif word == ".ptr":
                 while self.peek() in (*SPACES, ".align"):
                     if self.next() == ".align":
@@ -337,7 +358,7 @@ class Parser:
                 self.accept(",")
             return
         line, word = self.line, self.peek()
-        if word == "-" or re.match(r"\d", word):
+        if word == "-" or re.match(r"[0-9]", word):
             negative = self.accept("-")
             value = self.number(self.next(), line)
             values.append(-value.value if negative else value.value)
@@ -464,11 +485,11 @@ class Parser:
             value = self.number(self.next(), line)
             bits = {"f": 1 << 31, "d": 1 << 63}.get(value.kind)
             return Number(value.value ^ bits, value.kind) if bits else Number(-value.value, "i")
-        if re.match(r"\d", word):
+        if re.match(r"[0-9]", word):
             return self.number(word, line)
         if not re.match(r"[A-Za-z_$%]", word):
             raise PTXError(f"PTX line {line}: expected an operand, got {word!r}")
-        if self.peek() in ("+", "-") and re.match(r"\d", self.peek(1)):  # variable+offset
+        if self.peek() in ("+", "-") and re.match(r"[0-9]", self.peek(1)):  # variable+offset
             sign = 1 if self.next() == "+" else -1
             return Address(Name(word), sign * self.integer())
         return Name(word)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import runpy
 import sys
 import traceback
@@ -27,7 +28,7 @@ def profile(script: str, args: list[str], as_json: bool, **options: Any) -> int:
     EnvironmentProblem if numba-cuda is missing.
     """
     path = Path(script)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise InputError(f"there is no file {script}")
     kernels.numba_cuda()
     machine = Machine(**options)

@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import caching
 from numba.extending import intrinsic
 
+from ..primitives import code_files, sources
 from ..primitives import compile as compiler
-from ..primitives import sources
 from . import state as s
 
 _units: dict[str, Callable] = {}  # by name, every function marked with `unit`
@@ -38,13 +37,13 @@ def names() -> list[str]:
     return sorted(_units)
 
 
-class Locator(caching.UserProvidedCacheLocator):
+class Locator(code_files.Locator):
     """Keeps a unit by its name; it is compiled again when a file that its module imports changes, or the names do."""
 
     def get_cache_path(self) -> str:
         """One folder for each state of the sources, so that two checkouts do not overwrite each other's."""
-        key = hashlib.sha256((compiler.versions() + self.get_source_stamp()).encode()).hexdigest()[:16]
-        return str(compiler.root() / "simt" / key)
+        key = hashlib.sha256(self.get_source_stamp().encode()).hexdigest()[:16]
+        return str(compiler.cache_folder() / "simt" / key)
 
     def get_source_stamp(self) -> str:
         """Hash of the files that the unit is compiled from and of the names of all units."""

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..primitives.texts import whole
+
+MOST = 1 << 16  # CPUs of a list; Linux itself ends at 8192
+
 
 def parse(text: str) -> frozenset[int]:
     """'0-3,8' -> {0, 1, 2, 3, 8}; '' -> empty. Raises ValueError."""
     found: set[int] = set()
+    left = MOST
     for part in text.strip().split(",") if text.strip() else ():
         first, dash, last = part.partition("-")
-        low, high = int(first), int(last if dash else first)
-        if not 0 <= low <= high < 1 << 20:
-            raise ValueError(f"a list of CPUs is like 0-3,8, got {text!r}")
+        low, high = whole(first.strip()), whole((last if dash else first).strip())
+        if low is None or high is None or low > high or (left := left - (high - low + 1)) < 0:
+            raise ValueError(f"a list of CPUs is like 0-3,8, and not above {MOST} CPUs, got {text[:200]!r}")
         found.update(range(low, high + 1))
     return frozenset(found)
 

@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterable, Iterator
 
 from ..errors import TopologyError
+from ..primitives.texts import plain
 from . import cpusets
 
 MOST = 1 << 17  # names of one expression; Slurm itself takes 65536 a range
+LONGEST = 255  # characters of a name outside brackets
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
@@ -38,7 +40,8 @@ def _names(item: str, text: str) -> Iterable[str]:
     if not item:
         return []
     parts = re.split(r"\[([^][]*)\]", item)
-    if any(sign in part for part in parts[::2] for sign in "[] \t=()"):
+    outside = "".join(parts[::2])
+    if any(sign in outside for sign in "[] \t=()") or not plain(outside) or len(outside) > LONGEST:
         raise TopologyError(f"expected node names like n[1-3,7] with whole brackets, got {_quoted(text)}")
     choices = [_numbers(inside, text) for inside in parts[1::2]]
     if len(choices) < 2:
@@ -64,6 +67,8 @@ def _numbers(inside: str, text: str) -> list[str]:
         if not int(first) <= int(last) <= int(first) + MOST:
             raise TopologyError(f"a range must go upwards, and not above {MOST} names, got {part!r} in {_quoted(text)}")
         found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+        if len(found) > MOST:
+            raise TopologyError(f"more than {MOST} nodes in {_quoted(text)}")
     return found
 
 
@@ -76,7 +81,7 @@ def fold(names: Iterable[str]) -> str:
     groups: dict[tuple[str, str, int], list[int]] = {}
     plain = []
     for name in dict.fromkeys(names):
-        found = re.fullmatch(r"(.*?)(\d+)(\D*)", name)
+        found = re.fullmatch(r"(.*?)([0-9]{1,18})([^0-9]*)", name, re.DOTALL)
         if found:  # numbers with leading zeros are grouped by width
             width = len(found[2]) if found[2].startswith("0") else 0
             groups.setdefault((found[1], found[3], width), []).append(int(found[2]))

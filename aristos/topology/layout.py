@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import TopologyError
+from ..primitives.texts import whole
 from . import cpusets
 
 NONE = "N/A"
@@ -74,7 +75,7 @@ def _assigned(row: Row, rest: tuple[str, ...], columns: int) -> Affinity:
         return None, None, None
     else:
         cpus, numa, gpu_numa = _placed(row, rest, values, columns)
-    if gpu_numa is not None and not gpu_numa.isdigit():
+    if gpu_numa is not None and whole(gpu_numa) is None:
         raise TopologyError(f"GPU NUMA ID must be a number or N/A, got {gpu_numa!r} in {row.shown!r}")
     return cpus, numa, gpu_numa
 

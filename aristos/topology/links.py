@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,6 +36,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..primitives import aside
+from ..primitives.texts import plain
 
 SCHEMA = "aristos-links/1"
 MIB = 1 << 20
@@ -116,9 +117,7 @@ def symmetric(rows: Rows) -> Rows:
 
 def save(links: Links, path: Path) -> None:
     """Write the file atomically. Raises OSError."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps(links.to_json(), indent=1) + "\n")
-    aside.replace(path)
+    aside.write_text(path, json.dumps(links.to_json(), indent=1) + "\n")
 
 
 def load(path: Path) -> Links:
@@ -139,58 +138,79 @@ def from_json(found: Any) -> Links:
         got = found.get("schema") if isinstance(found, Mapping) else type(found).__name__
         raise InputError(f"schema must be {SCHEMA!r}, got {got!r}: `aristos topo --measure` writes such a file")
     hosts, devices = found.get("hosts"), found.get("devices")
-    if not isinstance(hosts, list) or not hosts or not all(isinstance(h, str) for h in hosts):
-        raise InputError(f"hosts must be a list of names, got {hosts!r}")
+    if not isinstance(hosts, list) or not hosts or not all(isinstance(h, str) and plain(h) for h in hosts):
+        raise InputError(f"hosts must be a list of names without control characters, got {hosts!r}"[:200])
     n = len(hosts)
     if not isinstance(devices, list) or len(devices) != n:
         raise InputError(f"devices must be a list of {n}, one for each of hosts")
-    names = set(RankDevice.__dataclass_fields__)
-    places = []
-    for i, each in enumerate(devices):
-        if not isinstance(each, Mapping) or not isinstance(each.get("name"), str):
-            raise InputError(f"devices[{i}] must be an object with a name, got {each!r}")
-        for key in ("rate_gflops", "memory_bytes"):
-            value = each.get(key)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value <= LARGEST):
-                raise InputError(f"devices[{i}].{key} must be a positive number, or null, got {value!r}"[:200])
-        places.append(RankDevice(**{key: value for key, value in each.items() if key in names}))
     contended = found.get("contended")
     return Links(
         hosts=hosts,
-        devices=places,
+        devices=[_device(f"devices[{i}]", each) for i, each in enumerate(devices)],
         classes=_rows("classes", found.get("classes"), n, str),
         small=_span("small", found.get("small"), n),
         large=_span("large", found.get("large"), n),
         residual=_rows("residual", found.get("residual"), n, float),
         origin=_rows("from", found.get("from"), n, str),
         contended=None if contended is None else _span("contended", contended, n),
-        faults=list(found.get("faults", [])),
-        notes=list(found.get("notes", [])),
-        measured_utc=str(found.get("measured_utc", "")),
-        seconds=float(found.get("seconds", 0.0)),
-        command=str(found.get("command", "")),
+        faults=_sentences("faults", found.get("faults", [])),
+        notes=_sentences("notes", found.get("notes", [])),
+        measured_utc=_text("measured_utc", found.get("measured_utc", "")),
+        seconds=float(_number("seconds", found.get("seconds", 0.0))),
+        command=_text("command", found.get("command", "")),
     )
+
+
+def _device(where: str, each: Any) -> RankDevice:
+    if not isinstance(each, Mapping) or not isinstance(each.get("name"), str):
+        raise InputError(f"{where} must be an object with a name, got {each!r}"[:200])
+    found: dict[str, Any] = {}
+    for key in RankDevice.__dataclass_fields__:
+        if key in ("rate_gflops", "memory_bytes"):
+            value = each.get(key)
+            if value is not None and not _number(f"{where}.{key}", value) > 0:
+                raise InputError(f"{where}.{key} must be a positive number, or null, got {value!r}")
+            found[key] = value
+        else:
+            found[key] = _text(f"{where}.{key}", each.get(key, ""))
+    return RankDevice(**found)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not plain(value):
+        raise InputError(f"{name} must be a string without control characters, got {value!r}"[:200])
+    return value
+
+
+def _sentences(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise InputError(f"{name} must be a list of sentences, got {value!r}"[:200])
+    return [_text(f"{name}[{i}]", each) for i, each in enumerate(value)]
+
+
+def _number(name: str, value: Any, null: str = "") -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
+        raise InputError(f"{name} must be a number of at least 0 and at most {LARGEST:g}{null}, got {value!r}"[:200])
+    return value
 
 
 def _span(name: str, found: Any, n: int) -> Span:
     if not isinstance(found, Mapping):
-        raise InputError(f"{name} must be an object with alpha_us and beta_us_per_mib, got {found!r}")
+        raise InputError(f"{name} must be an object with alpha_us and beta_us_per_mib, got {found!r}"[:200])
     alpha, beta = (_rows(f"{name}.{key}", found.get(key), n, float) for key in ("alpha_us", "beta_us_per_mib"))
     return Span(alpha, beta)
 
 
 def _rows(name: str, rows: Any, n: int, kind: type) -> list[list[Any]]:
-    """Check n rows of n texts, or of numbers of at least 0 and null."""
+    """Check n rows of n texts, or of numbers and null."""
     if not isinstance(rows, list) or len(rows) != n or not all(isinstance(r, list) and len(r) == n for r in rows):
         raise InputError(f"{name} must be {n} rows of {n}")
     for a, row in enumerate(rows):
         for b, value in enumerate(row):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            fine = isinstance(value, str) if kind is str else value is None or (number and 0 <= value < math.inf)
-            if not fine:
-                want = "a string" if kind is str else "a number of at least 0, or null"
-                raise InputError(f"{name}[{a}][{b}] must be {want}, got {value!r}")
+            if kind is str:
+                _text(f"{name}[{a}][{b}]", value)
+            elif value is not None:
+                _number(f"{name}[{a}][{b}]", value, ", or null")
     return rows
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import TopologyError
+from ..primitives.texts import whole
 from . import cpusets
 from .layout import Row, affinities
 
@@ -36,8 +37,8 @@ _NEXT_CELL = re.compile(r"</t[dh]>(?=\s*<t[dh]\b)", re.IGNORECASE)
 _UNSEEN = re.compile("[\0\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")  # characters without a width
 _TYPED = str.maketrans({"\u00a0": " ", **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
                         **dict.fromkeys("|\u2502\u2503\u2551", " ")})  # fmt: skip
-_ATOM = re.compile(r"NV(?=\d)|PIX|PXB|PHB|NODE|SYS|SOC|X|N/A")
-_NUMBERS = re.compile(r"\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*")
+_ATOM = re.compile(r"NV(?=[0-9])|PIX|PXB|PHB|NODE|SYS|SOC|X|N/A")
+_NUMBERS = re.compile(r"[0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*")
 _ERROR = re.compile(
     r"has failed|failed to|mismatch|no devices were found|unable to|not found|could ?n[o']t|insufficient|error", re.I
 )
@@ -46,7 +47,10 @@ LEGEND = (
     ("NODE=ConnectiontraversingPCIeaswellas", "withinaNUMAnode"),
     ("SYS=ConnectiontraversingPCIeaswellas", "QPI/UPI)"),
 )
-MOST_READINGS = 64  # of a row whose cells stick together
+MOST_READINGS = 64  # of a word, or of a row, whose cells stick together
+MOST_HEADINGS = 16  # lines that name columns but have no rows below
+LONGEST_HEADING = 4000  # characters; 100 columns have 700
+LONGEST_LABEL = 64
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Matrix:
 
 
 def is_gpu(label: str) -> bool:
-    return re.fullmatch(r"GPU\d+", label) is not None
+    return re.fullmatch(r"GPU[0-9]{1,6}", label) is not None
 
 
 def clean(text: str) -> list[str]:
@@ -112,8 +116,12 @@ def parse(text: str) -> Matrix:
 def _first(lines: list[str]) -> tuple[int, tuple[str, list[Row], int]]:
     """The index of the first line that names columns and has rows below, and `_rows` of it."""
     first_error: TopologyError | None = None
+    tried = 0
     for at, line in enumerate(lines):
         if _is_heading(line.split()):
+            tried += 1
+            if tried > MOST_HEADINGS:
+                break
             found = _rows(lines, at)
             if found[1] and _is_p2p(found[1][0]):  # the right matrix may follow
                 first_error = first_error or TopologyError(_complaint(found[1][0], len(found[1])))
@@ -149,7 +157,9 @@ def looks_like(text: str) -> bool:
 
 
 def _is_heading(words: list[str]) -> bool:
-    return bool(words) and words[0].startswith("GPU") and bool(re.match(r"GPU\d+\w*$", words[0])) and not _is_row(words)
+    return (
+        bool(words) and words[0].startswith("GPU") and bool(re.match(r"GPU[0-9]+\w*$", words[0])) and not _is_row(words)
+    )
 
 
 def _is_row(words: list[str]) -> bool:
@@ -173,6 +183,8 @@ def _rows(lines: list[str], start: int) -> tuple[str, list[Row], int]:
         if re.search(r"[^\w\s]", lines[at]):
             return heading, [], at
         heading += "".join(lines[at].split())
+        if len(heading) > LONGEST_HEADING:
+            return heading, [], at
         at += 1
     rest, rows = heading, list[Row]()
     while at < len(lines):
@@ -203,10 +215,10 @@ def _label(line: str, rest: str) -> str | None:
     if not words:
         return None
     first = words[0]
-    numbered = re.match(r"(?:GPU|NIC)\d+", rest)
-    if len(words) > 1 and rest.startswith(first) and (not numbered or re.fullmatch(r"(?:GPU|NIC)\d+", first)):
+    numbered = re.match(r"(?:GPU|NIC)[0-9]+", rest)
+    if len(words) > 1 and rest.startswith(first) and (not numbered or re.fullmatch(r"(?:GPU|NIC)[0-9]+", first)):
         return first
-    for cut in range(len(first) - 1, 2, -1):
+    for cut in range(min(len(first) - 1, LONGEST_LABEL), max(2, len(first) - LONGEST - 1), -1):
         whole = not numbered or first[:cut] == numbered[0]
         if whole and rest.startswith(first[:cut]) and any(_is_link(cells[0]) for cells in _atoms(first[cut:])):
             return first[:cut]
@@ -226,7 +238,7 @@ def _columns(heading: str, labels: list[str], line: str) -> str:
     if "".join(labels) + tail != heading or tail not in TAILS:
         raise TopologyError(f"the rows are {' '.join(labels)}, but the columns {line.strip()[:300]!r}")
     for kind in ("GPU", "NIC"):
-        numbers = [int(label[3:]) for label in labels if re.fullmatch(kind + r"\d+", label)]
+        numbers = [whole(label[3:]) for label in labels if re.fullmatch(kind + r"[0-9]+", label)]
         if numbers != list(range(len(numbers))):
             raise TopologyError(f"{kind}s must be numbered from 0 without gaps, got {line.strip()[:300]!r}")
     if len(set(labels)) < len(labels):
@@ -236,34 +248,50 @@ def _columns(heading: str, labels: list[str], line: str) -> str:
 
 def _atoms(word: str) -> Iterator[tuple[str, ...]]:
     """Readings of a word as cells that stick together: PXBNODE, NV120-31 (NV12 and 0-31, or NV1 and 20-31)."""
-    if not word:
-        yield ()
-    if not word or len(word) > LONGEST:
+    if len(word) > LONGEST:
         return
-    number = _NUMBERS.match(word)
+    steps: dict[int, list[tuple[str, int]]] = {}  # place in the word -> cells that may begin there, and their ends
+    left = [0]
+    while left:
+        at = left.pop()
+        if at < len(word) and at not in steps:
+            steps[at] = _next(word, at)
+            left += [end for _, end in steps[at]]
+    whole = {len(word)}  # places from which the rest can be read
+    for at in sorted(steps, reverse=True):
+        steps[at] = [(cell, end) for cell, end in steps[at] if end in whole]
+        if steps[at]:
+            whole.add(at)
+    ways: list[tuple[int, tuple[str, ...]]] = [(0, ())] if 0 in whole else []
+    while ways:
+        at, cells = ways.pop()
+        if at == len(word):
+            yield cells
+        else:
+            ways += [(end, (*cells, cell)) for cell, end in reversed(steps[at])]
+
+
+def _next(word: str, at: int) -> list[tuple[str, int]]:
+    """The cells that may begin at a place of a word, and where they end."""
+    number = _NUMBERS.match(word, at)
     if number:  # numbers are not split: there is no way to know where
-        with_rest = word[number.end() :]
-        if (not with_rest or with_rest.startswith("N/A")) and _listed(number[0]):
-            for more in _atoms(with_rest):
-                yield (number[0], *more)
-        return
-    found = _ATOM.match(word)
+        last = number.end() == len(word) or word.startswith("N/A", number.end())
+        return [(number[0], number.end())] if last and _listed(number[0]) else []
+    found = _ATOM.match(word, at)
     if found is None:
-        return
+        return []
     if found[0] != "NV":
-        for more in _atoms(word[found.end() :]):
-            yield (found[0], *more)
-        return
-    for digits in (2, 1):
-        count = word[2 : 2 + digits]
-        if len(count) == digits and count.isdigit() and count[0] != "0":
-            for more in _atoms(word[2 + digits :]):
-                yield (f"NV{count}", *more)
+        return [(found[0], found.end())]
+    return [
+        (word[at : at + 2 + digits], at + 2 + digits)
+        for digits in (2, 1)
+        if re.fullmatch(r"[1-9][0-9]*", word[at + 2 : at + 2 + digits]) and at + 2 + digits <= len(word)
+    ]
 
 
 def _listed(numbers: str) -> bool:
     """Whether it is an ascending list of CPUs, as the driver prints it. Others have lost or gained a digit."""
-    ends = [int(number) for number in re.findall(r"\d+", numbers)]
+    ends = [int(number) for number in re.findall(r"[0-9]+", numbers)]  # of at most LONGEST digits
     try:
         return ends == sorted(ends) and bool(cpusets.parse(numbers))
     except ValueError:
@@ -277,7 +305,7 @@ def _readings(row: Row, at: int, columns: int) -> list[Reading]:
     """Readings of a row: `columns` link cells with X at `at`, then numbers and N/A."""
     found: dict[Reading, None] = {}
     for text in row.texts():
-        ways = [list(_atoms(word)) for word in text.split()]
+        ways = [list(itertools.islice(_atoms(word), MOST_READINGS)) for word in text.split()]
         for choice in itertools.islice(itertools.product(*ways), MOST_READINGS):
             cells = tuple(itertools.chain.from_iterable(choice))
             links = tuple(cell for cell in itertools.takewhile(_is_link, cells))
@@ -317,9 +345,8 @@ def _complaint(row: Row, columns: int) -> str:
     if any(word in P2P for word in strange):
         return f"this is `nvidia-smi topo -p2p`, give the output of `nvidia-smi topo -m`: {row.shown!r}"
     if strange:
-        return (
-            f"{strange[0]!r} is not a link class (X, NV#, PIX, PXB, PHB, NODE, SYS, SOC) nor a CPU list: {row.shown!r}"
-        )
+        known = "X, NV#, PIX, PXB, PHB, NODE, SYS, SOC"
+        return f"{strange[0][:80]!r} is not a link class ({known}) nor a CPU list: {row.shown!r}"
     return f"expected {columns} cells with one X, in {row.label}'s own column, then CPUs and NUMA: got {row.shown!r}"
 
 
@@ -352,10 +379,10 @@ def _ended(lines: list[str], last: Row) -> None:
 def _legend(lines: list[str], labels: tuple[str, ...]) -> dict[str, str]:
     """NIC label -> device, from the legend, or without one the label."""
     nics = [label for label in labels if not is_gpu(label)]
-    numbered = [label for label in nics if re.fullmatch(r"NIC\d+", label)]
+    numbered = [label for label in nics if re.fullmatch(r"NIC[0-9]+", label)]
     named: dict[str, str] = {}
     for line in lines:
-        for label, device in re.findall(r"(NIC\d+)\s*:\s*([\w.-]+)", line):
+        for label, device in re.findall(r"\b(NIC[0-9]+)\s*:\s*([\w.-]+)", line):
             named.setdefault(label, device)
     missing = [label for label in numbered if label not in named]
     extra = [label for label in named if label not in nics]

@@ -12,7 +12,8 @@ from ..errors import TopologyError
 from .listing import heading
 from .matrix import clean, complaint
 
-_LINK = re.compile(r"\s*Link\s+(\d+):\s*(?:(<inactive>|inactive|N/A)|([\d.]+)\s*GB/s)\s*", re.IGNORECASE)
+_SPEED = r"[0-9]{1,6}(?:\.[0-9]{0,6})?"
+_LINK = re.compile(rf"\s*Link\s+([0-9]{{1,6}}):\s*(?:(<inactive>|inactive|N/A)|({_SPEED})\s*GB/s)\s*", re.IGNORECASE)
 _ALL = re.compile(r".*all links are inactive.*", re.IGNORECASE)
 
 
@@ -55,7 +56,9 @@ def parse(text: str) -> tuple[Wires, ...]:
             last = found.pop()
             found.append(Wires(last.index, last.name, last.uuid, last.speeds, dark=True))
         elif line.strip():
-            raise TopologyError(f"expected lines of `nvidia-smi nvlink -s` (Link 0: 25 GB/s), got {line.strip()!r}")
+            raise TopologyError(
+                f"expected lines of `nvidia-smi nvlink -s` (Link 0: 25 GB/s), got {line.strip()[:200]!r}"
+            )
     if not found:
         raise complaint("nvidia-smi nvlink -s", text)
     for wires in found:

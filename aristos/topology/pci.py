@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+from ..primitives.texts import whole
 from .model import NODE, SYS, Link, Nic
 from .sysfs import cpus_in, natural, read
 
@@ -33,7 +34,7 @@ def affinity(root: Path, address: str) -> tuple[frozenset[int] | None, int | Non
     """(CPUs close to a device, its NUMA domain); None if unknown."""
     at = folder(root, address)
     cpus, numa = cpus_in(at / "local_cpulist"), read(at / "numa_node")
-    return cpus or None, int(numa) if numa.isdigit() else None
+    return cpus or None, whole(numa)
 
 
 def nics(root: Path) -> tuple[Nic, ...]:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import TopologyError
+from ..primitives.texts import plain, whole
 from .matrix import clean, complaint
 
 FIELDS = ("index", "name", "uuid", "pci.bus_id", "memory.total")  # queried by `discover`
 MIB = 1 << 20
 _BUS = re.compile(r"(?:([0-9A-Fa-f]{1,8}):)?([0-9A-Fa-f]{2}):([0-9A-Fa-f]{2})\.([0-7])")
 _UUID = re.compile(r"GPU-[0-9A-Za-z-]+")
-_MEMORY = re.compile(r"(\d+)(?: MiB)?")
+_MEMORY = re.compile(r"([0-9]{1,12})(?: MiB)?")
 _ALIASES = {"gpu_name": "name", "gpu_uuid": "uuid", "gpu_bus_id": "pci.bus_id"}
 
 
@@ -69,7 +70,7 @@ def _guessed(cells: Sequence[str]) -> list[str]:
             names.append("uuid")
         elif cell.endswith("MiB") and "memory.total" not in names:
             names.append("memory.total")
-        elif at == 0 and cell.isdecimal():
+        elif at == 0 and whole(cell) is not None:
             names.append("index")
         elif re.match(r"(NVIDIA|Tesla|Quadro|GeForce|GRID)\b", cell):
             names.append("name")
@@ -78,15 +79,17 @@ def _guessed(cells: Sequence[str]) -> list[str]:
     return names
 
 
-def _entry(cells: dict[str, str], line: str, whole: bool) -> Queried:
+def _entry(cells: dict[str, str], line: str, complete: bool) -> Queried:
     cells = {name: "" if re.fullmatch(r"\[.*\]|N/A", cell) else cell for name, cell in cells.items()}
     index, memory, pci = cells.get("index", ""), cells.get("memory.total", ""), cells.get("pci.bus_id", "")
     sized, uuid = _MEMORY.fullmatch(memory), cells.get("uuid") or None
-    wrong = (index and not index.isdecimal()) or (memory and not sized) or (pci and not bus_id(pci))
-    if not whole or wrong or (uuid and not _UUID.fullmatch(uuid)):
-        raise TopologyError(f"expected a line of `nvidia-smi --query-gpu`, with the cells of its heading, got {line!r}")
+    wrong = not plain(line) or (index and whole(index) is None) or (memory and not sized) or (pci and not bus_id(pci))
+    if not complete or wrong or (uuid and not _UUID.fullmatch(uuid)):
+        raise TopologyError(
+            f"expected a line of `nvidia-smi --query-gpu`, with the cells of its heading, got {line[:200]!r}"
+        )
     return Queried(
-        int(index) if index else None,
+        whole(index),
         cells.get("name") or None,
         uuid,
         bus_id(pci) if pci else None,
@@ -97,4 +100,4 @@ def _entry(cells: dict[str, str], line: str, whole: bool) -> Queried:
 def fabric_states(text: str) -> dict[str, tuple[str, str]]:
     """GPU's label -> (state, status) of its NVLink fabric, from a query of index, fabric.state, fabric.status."""
     rows = [[cell.strip() for cell in line.split(",")] for line in clean(text) if line.strip()]
-    return {f"GPU{row[0]}": (row[1], row[2]) for row in rows if len(row) == 3 and row[0].isdecimal()}
+    return {f"GPU{row[0]}": (row[1], row[2]) for row in rows if len(row) == 3 and whole(row[0]) is not None}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ..errors import TopologyError
 from ..host import slurm_variables
+from ..primitives.texts import whole
 from .hostlist import MOST, expand
 
 NODES = ("JOB_NODELIST", "NODELIST", "STEP_NODELIST", "HET_SIZE")
@@ -48,7 +49,7 @@ def counts(text: str) -> list[int]:
     for part in text.split(","):
         match = _COUNT.fullmatch(part.strip())
         if not match:
-            raise TopologyError(f"expected tasks per node like 4(x2),3, got {text!r}")
+            raise TopologyError(f"expected tasks per node like 4(x2),3, got {text[:200]!r}")
         times = int(match[2] or 1)
         if len(found) + times > MOST:
             raise TopologyError(f"more than {MOST} nodes in {text[:200]!r}")
@@ -88,9 +89,10 @@ def _groups(env: Mapping[str, str]) -> tuple[str, ...]:
     size = env.get("SLURM_HET_SIZE", "")
     if not size.isdecimal():
         return ()
-    if len(size) > 4 or int(size) > MOST_GROUPS:
-        raise TopologyError(f"SLURM_HET_SIZE must be at most {MOST_GROUPS}, got {size[:20]}")
-    texts = [env.get(f"SLURM_JOB_NODELIST_HET_GROUP_{at}", "") for at in range(int(size))]
+    number = whole(size, MOST_GROUPS)
+    if number is None:
+        raise TopologyError(f"SLURM_HET_SIZE must be at most {MOST_GROUPS}, got {size[:20]!r}")
+    texts = [env.get(f"SLURM_JOB_NODELIST_HET_GROUP_{at}", "") for at in range(number)]
     return _distinct(",".join(text for text in texts if text))
 
 
@@ -103,12 +105,12 @@ def _tasks(env: Mapping[str, str], nodes: int, step: bool) -> tuple[int, ...] | 
                 return tuple(found)
             if len(set(found)) == 1:  # of the whole job, in a step on a part of its nodes
                 return tuple(found[:1] * nodes)
-    each = env.get("SLURM_NTASKS_PER_NODE", "")
-    total = env.get("SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS", env.get("SLURM_NTASKS", ""))
-    if each.isdecimal():
-        return (int(each),) * nodes
-    if total.isdecimal() and nodes and int(total) % nodes == 0:
-        return (int(total) // nodes,) * nodes
+    each = whole(env.get("SLURM_NTASKS_PER_NODE", ""))
+    total = whole(env.get("SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS", env.get("SLURM_NTASKS", "")))
+    if each is not None:
+        return (each,) * nodes
+    if total is not None and nodes and total % nodes == 0:
+        return (total // nodes,) * nodes
     return None
 
 

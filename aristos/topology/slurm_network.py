@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import TopologyError
+from ..primitives.texts import whole
 from .hostlist import expand, split
 from .matrix import complaint
 from .network import Network
 
-_KEY = re.compile(r'(\w+)\s*=\s*(?:"([^"]*)"|((?!\w+\s*=)\S*))')  # as Slurm reads it: quotes, blanks around =
+_KEY = re.compile(r'\b(\w+)\s*=\s*(?:"([^"]*)"|((?!\w+\s*=)\S*))')  # as Slurm reads it: quotes, blanks around =
 NAMES = {
     "switchname": "tree",
     "blockname": "block",
@@ -66,32 +67,33 @@ def _entry(line: str) -> dict[str, str]:
     return {key: "" if value == "(null)" else value for key, value in keys.items()}
 
 
-Parents = dict[str, list[str]]
+class Parents(dict[str, dict[str, None]]):
+    """A name -> the switches above it, in order."""
+
+    links = 0
+
+    def put(self, parent: str, names: Sequence[str]) -> None:
+        """Put names below a switch. Raises TopologyError for more links than a cluster has."""
+        self.links += max(1, len(names))
+        if self.links > MOST_LINKS:
+            raise TopologyError(f"more than {MOST_LINKS} links between switches and nodes, the last below {parent!r}")
+        for name in names:
+            self.setdefault(name, {})[parent] = None
 
 
-def _below(parents: Parents, parent: str, names: Iterable[str]) -> None:
-    for name in names:
-        above = parents.get(name)
-        if above is None:
-            parents[name] = [parent]
-        elif parent not in above:
-            above.append(parent)
-
-
-def _network(kind: str, parents: Parents, nodes: Iterable[str], **more: Any) -> Network:
+def _network(kind: str, parents: Mapping[str, Iterable[str]], nodes: Iterable[str], **more: Any) -> Network:
     return Network(kind, {name: tuple(above) for name, above in parents.items()}, frozenset(nodes), **more)
 
 
 def _tree(entries: Sequence[Mapping[str, str]]) -> Network:
     """A tree. `scontrol` also lists the nodes below a spine: only a switch without child switches has own nodes."""
-    switches: Parents = {}
-    hosts: Parents = {}
+    switches, hosts = Parents(), Parents()
     for entry in entries:
+        children, nodes = expand(entry.get("switches", "")), expand(entry.get("nodes", ""))
         for name in expand(entry["switchname"]):
-            children = expand(entry.get("switches", ""))
-            _below(switches, name, children)
+            switches.put(name, children)
             if not children:
-                _below(hosts, name, expand(entry.get("nodes", "")))
+                hosts.put(name, nodes)
     both = set(switches) & set(hosts)
     if both:
         raise TopologyError(f"{sorted(both)[0]!r} is a switch and a node, so the tree is ambiguous")
@@ -99,29 +101,26 @@ def _tree(entries: Sequence[Mapping[str, str]]) -> Network:
     return _network("tree", switches | hosts, hosts)
 
 
-def _acyclic(parents: Parents) -> None:
+def _acyclic(parents: Mapping[str, Iterable[str]]) -> None:
     """Raise TopologyError if a switch is above itself."""
     done: set[str] = set()
     for start in parents:
-        path: list[str] = []
-        stack = [(start, 0)]
-        while stack:
-            name, depth = stack.pop()
-            del path[depth:]
-            if name in path:
-                raise TopologyError(f"switch {name!r} is below itself: {' below '.join([*path, name])}")
-            if name in done:
-                continue
-            path.append(name)
-            above = parents.get(name, [])
-            stack += [(parent, depth + 1) for parent in above]
-            if not above:
-                done.update(path)
+        path = {start: iter(parents[start])}  # in order, with the switches above that are still to be seen
+        while path:
+            name = next(reversed(path))
+            above = next(path[name], None)
+            if above is None:
+                done.add(name)
+                del path[name]
+            elif above in path:
+                raise TopologyError(f"switch {above!r} is below itself: {' below '.join([*path, above])[:400]}")
+            elif above not in done:
+                path[above] = iter(parents.get(above, ()))
 
 
 def _block(entries: Sequence[Mapping[str, str]]) -> Network:
     """Blocks, and the bigger blocks of consecutive ones: as scontrol prints them, or by BlockSizes."""
-    parents: Parents = {}
+    parents = Parents()
     blocks: list[str] = []
     members: dict[str, int] = {}
     bigger: list[tuple[str, list[str]]] = []
@@ -130,11 +129,11 @@ def _block(entries: Sequence[Mapping[str, str]]) -> Network:
         if "blocksizes" in entry:
             sizes = _sizes(entry["blocksizes"])
         if "blockname" in entry:
+            hosts = expand(entry.get("nodes", ""))
             for name in expand(entry["blockname"]):
-                hosts = expand(entry.get("nodes", ""))
                 blocks.append(name)
                 members[name] = len(hosts)
-                _below(parents, name, hosts)
+                parents.put(name, hosts)
         if "aggregatedblock" in entry:
             bigger.append((entry["aggregatedblock"], expand(entry["aggregatedblock"])))
     hosts_seen = set(parents)
@@ -145,15 +144,16 @@ def _block(entries: Sequence[Mapping[str, str]]) -> Network:
         label = f"{name} " if name in hosts_seen or name in members else name
         for part in parts:
             if above.get(part, part) != label:
-                _below(parents, label, [above.get(part, part)])
+                parents.put(label, [above.get(part, part)])
             above[part] = label
     return _network("block", parents, hosts_seen)
 
 
 def _sizes(text: str) -> list[int]:
-    if not re.fullmatch(r"\d+(,\d+)*", text) or any(int(size) < 1 for size in text.split(",")):
-        raise TopologyError(f"expected BlockSizes like 4,8,16, got {text!r}")
-    return [int(size) for size in text.split(",")]
+    sizes = [whole(size) for size in text.split(",", MOST_SIZES)]
+    if len(sizes) > MOST_SIZES or not all(sizes):
+        raise TopologyError(f"expected at most {MOST_SIZES} BlockSizes like 4,8,16, got {text[:200]!r}")
+    return [size for size in sizes if size]
 
 
 def _aggregated(blocks: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, list[str]]]:
@@ -169,27 +169,31 @@ def _aggregated(blocks: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, 
 
 
 def _ring(entries: Sequence[Mapping[str, str]]) -> Network:
-    parents: Parents = {}
+    parents = Parents()
     rings = []
     for entry in entries:
         hosts = expand(entry.get("nodes", ""))
-        _below(parents, entry["ringname"], hosts)
+        parents.put(entry["ringname"], hosts)
         rings.append(tuple(hosts))
     return _network("ring", parents, parents, rings=tuple(rings))
 
 
 def _torus(entries: Sequence[Mapping[str, str]]) -> Network:
-    parents: Parents = {}
+    parents = Parents()
     for entry in entries:
-        _below(parents, entry["torusname"], expand(entry.get("nodes", "")))
+        parents.put(entry["torusname"], expand(entry.get("nodes", "")))
     return _network("torus3d", parents, parents)
 
 
 def _yaml(text: str, topology: str | None) -> Network:
     import yaml  # only for a topology.yaml
 
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # all scalars are text: no dates, no numbers, no objects
     try:
-        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        _unfolded(yaml.parse(text, Loader=loader))
+        found = yaml.load(text, Loader=loader)
+    except UnicodeError as why:
+        raise TopologyError(f"topology.yaml cannot be read: {why}") from None
     except yaml.YAMLError as why:
         mark = getattr(why, "problem_mark", None)
         line = text.split("\n")[mark.line].strip() if mark and mark.line < text.count("\n") + 1 else str(why)
@@ -208,15 +212,32 @@ def _yaml(text: str, topology: str | None) -> Network:
     return _of_yaml(kinds[0], chosen[kinds[0]], str(chosen["topology"]))
 
 
+def _unfolded(events: Iterable[Any]) -> None:
+    """Raise TopologyError for aliases, by which a short text can stand for an endless one, and for deep nesting."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise TopologyError(f"topology.yaml must have no aliases, got *{event.anchor}: write the text out")
+        if depth > MOST_DEPTH:
+            raise TopologyError(f"topology.yaml is nested more than {MOST_DEPTH} levels deep")
+
+
 def _chosen(listed: Sequence[Mapping[str, Any]], topology: str | None) -> Mapping[str, Any]:
     if topology is None:
-        return next((each for each in listed if each.get("cluster_default") is True), listed[0])
+        return next((each for each in listed if str(each.get("cluster_default")).lower() in TRUE), listed[0])
     for each in listed:
         if each["topology"] == topology:
             return each
     raise TopologyError(f"no topology {topology!r} among {', '.join(str(each['topology']) for each in listed)}")
 
 
+MOST_LINKS = 1 << 18
+MOST_SIZES = 32
+MOST_DEPTH = 32
+TRUE = ("true", "yes", "on")
 READERS = {"tree": _tree, "block": _block, "ring": _ring, "torus3d": _torus}
 _YAML = {  # kind -> (list, key of a name, key of its children)
     "tree": ("switches", "switch", "children"),
@@ -240,8 +261,8 @@ def _of_yaml(kind: str, body: Any, name: str) -> Network:
     entries = [
         {
             _LINES[kind]: str(each[one]),
-            "nodes": str(each.get("nodes") or ""),
-            "switches": str(each.get(children) or "") if children else "",
+            "nodes": _value(each, "nodes"),
+            "switches": _value(each, children),
         }
         for each in listed
     ]
@@ -251,12 +272,17 @@ def _of_yaml(kind: str, body: Any, name: str) -> Network:
     return READERS[kind](entries)
 
 
+def _value(found: Mapping[str, Any], key: str) -> str:
+    value = str(found.get(key, ""))
+    return "" if value.lower() in ("null", "~") else value
+
+
 def from_addresses(addresses: Iterable[tuple[str, str]]) -> Network:
     """A network from SLURM_TOPOLOGY_ADDR and its _PATTERN of each node, e.g. ('spine.leaf1.n3', 'switch.switch.node').
 
     A level may be several switches ('s[1-2].leaf.n3') or empty; without a pattern the last component is the node.
     """
-    parents: Parents = {}
+    parents = Parents()
     nodes, kinds = [], set()
     for address, pattern in addresses:
         levels = split(address, ".")
@@ -264,11 +290,9 @@ def from_addresses(addresses: Iterable[tuple[str, str]]) -> Network:
         levels = [*levels[: depth - 1], ".".join(levels[depth - 1 :])]  # a node's name may have dots
         kinds.add("block" if pattern.startswith("block") else "tree")
         nodes.append(levels[-1])
-        path = [expand(level) for level in levels if level]
-        for above, below in itertools.pairwise(path):
-            for name in below:
-                for parent in above:
-                    _below(parents, parent, [name])
+        for above, below in itertools.pairwise(expand(level) for level in levels if level):
+            for parent in above:
+                parents.put(parent, below)
     if not parents:
         return Network(nodes=frozenset(nodes))
     return _network(kinds.pop() if len(kinds) == 1 else "tree", parents, nodes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import TopologyError
+from ..primitives.texts import whole
 from . import cpusets, faults, listing, matrix, nvlink, query
 from .listing import Listed
 from .matrix import Matrix
@@ -91,9 +92,9 @@ def _printed(index: int, found: Matrix) -> Gpu:
     cpus, numa, own = found.cpus.get(label), found.numa.get(label), found.gpu_numa.get(label)
     return Gpu(
         index,
-        numa=int(numa) if numa is not None and numa.isdigit() else None,
+        numa=whole(numa or ""),
         cpus=cpusets.parse(cpus) if cpus is not None else None,
         cpus_from=SMI if cpus is not None else None,
-        gpu_numa=int(own) if own is not None else None,
+        gpu_numa=whole(own or ""),
         printed=Printed(cpus, numa, own),
     )

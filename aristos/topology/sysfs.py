@@ -7,6 +7,7 @@ import platform
 import re
 from pathlib import Path
 
+from ..primitives.texts import whole
 from . import cpusets
 from .model import Cache, Node, Numa
 
@@ -23,7 +24,7 @@ def read(path: Path) -> str:
 
 def natural(name: str) -> list[str | int]:
     """Sort key that puts n2 before n10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [number if (number := whole(part)) is not None else part for part in re.split(r"([0-9]{1,18})", name)]
 
 
 def cpus_in(path: Path) -> frozenset[int]:
@@ -42,7 +43,7 @@ def node(name: str | None = None, root: Path = SYS, allowed: frozenset[int] | No
     allowed = frozenset(os.sched_getaffinity(0)) if allowed is None else allowed
     cpus = cpus_in(root / "devices/system/cpu/online") or allowed
     domains = numa(root) or (Numa(0, cpus, None, {0: 10}),)
-    total = re.search(r"MemTotal:\s*(\d+) kB", read(root.parent / "proc/meminfo"))
+    total = re.search(r"MemTotal:\s*([0-9]{1,15}) kB", read(root.parent / "proc/meminfo"))
     return Node(
         name=name or platform.node(),
         numa=domains,
@@ -57,12 +58,13 @@ def node(name: str | None = None, root: Path = SYS, allowed: frozenset[int] | No
 
 def numa(root: Path = SYS) -> tuple[Numa, ...]:
     """The NUMA domains, including those of GPU memory, without CPUs; empty if the kernel lists none."""
-    folders = {int(p.name[4:]): p for p in (root / "devices/system/node").glob("node[0-9]*") if p.name[4:].isdigit()}
+    listed = ((whole(path.name[4:]), path) for path in (root / "devices/system/node").glob("node[0-9]*"))
+    folders = {number: path for number, path in listed if number is not None}
     found = []
     for index in sorted(folders):
         at = folders[index]
-        size = re.search(r"MemTotal:\s*(\d+) kB", read(at / "meminfo"))
-        distances = [int(word) for word in read(at / "distance").split() if word.isdigit()]
+        size = re.search(r"MemTotal:\s*([0-9]{1,15}) kB", read(at / "meminfo"))
+        distances = [n for word in read(at / "distance").split() if (n := whole(word)) is not None]
         # the file has one number for each domain online, in order
         distance = dict(zip(sorted(folders), distances)) if len(distances) == len(folders) else {}
         found.append(Numa(index, cpus_in(at / "cpulist"), int(size[1]) * 1024 if size else None, distance))
@@ -74,11 +76,11 @@ def caches(root: Path, cpus: frozenset[int]) -> tuple[Cache, ...]:
     found: dict[tuple[int, frozenset[int]], Cache] = {}
     for cpu in sorted(cpus):
         for at in sorted((root / f"devices/system/cpu/cpu{cpu}/cache").glob("index[0-9]*")):
-            level, size = read(at / "level"), re.fullmatch(r"(\d+)([KMG]?)", read(at / "size"))
+            level, size = whole(read(at / "level")), re.fullmatch(r"([0-9]{1,9})([KMG]?)", read(at / "size"))
             shared = cpus_in(at / "shared_cpu_list")
-            if level.isdigit() and size and shared and read(at / "type") != "Instruction":
+            if level is not None and size and shared and read(at / "type") != "Instruction":
                 amount = int(size[1]) * {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[size[2]]
-                found.setdefault((int(level), shared), Cache(int(level), amount, shared))
+                found.setdefault((level, shared), Cache(level, amount, shared))
     return tuple(sorted(found.values(), key=lambda c: (c.level, min(c.cpus))))
 
 

@@ -669,11 +669,11 @@ def test_trace_events_are_complete():
     }
     assert sum(e["name"] == "thread_name" for e in names) == 3
     spans = {e["name"]: e for e in events if e["ph"] == "X"}
-    assert set(spans) == {"route", "dispatch to rank 1", "expert local 2", "wait for rank 0", "wire"}
+    assert set(spans) == {"route", "dispatch to rank 1", "expert 2", "wait for rank 0", "wire"}
     assert spans["wire"]["cat"] == "wire"
     (back,) = [e for e in events if e["ph"] == "i"]
     assert (back["name"], back["cat"], back["args"]["rows"]) == ("return", "return", 4)
-    assert back["ts"] == pytest.approx(spans["expert local 2"]["ts"] + spans["expert local 2"]["dur"])
+    assert back["ts"] == pytest.approx(spans["expert 2"]["ts"] + spans["expert 2"]["dur"])
     assert spans["wait for rank 0"]["ts"] == 0
     assert spans["route"]["ts"] == pytest.approx(1e6)
     assert spans["route"]["dur"] == pytest.approx(5e5)

@@ -104,6 +104,16 @@ def test_saved_links_load_again(tmp_path):
     assert os.listdir(tmp_path) == ["links.json"]
 
 
+def test_a_link_planted_beside_the_file_is_not_followed(tmp_path):
+    """The name of the file that is written first cannot be known before; what is renamed over a link replaces it."""
+    (tmp_path / "precious").write_text("x")
+    for name in ("links.json", f"links.json.{os.getpid()}.tmp", ".links.json.aside"):
+        (tmp_path / name).symlink_to("precious")
+    links.save(example(), tmp_path / "links.json")
+    assert (tmp_path / "precious").read_text() == "x"
+    assert links.load(tmp_path / "links.json") == example()
+
+
 def broken(**changes: object) -> dict[str, object]:
     return {**example().to_json(), **changes}
 
@@ -121,6 +131,22 @@ def broken(**changes: object) -> dict[str, object]:
         (broken(residual=[[0, 0, -1]] * 3), r"residual\[0\]\[2\] must be a number of at least 0"),
         (broken(residual=[[0, 0, float("nan")]] * 3), r"residual\[0\]\[2\]"),
         (broken(classes=[["self", 1, "NODE"]] * 3), r"classes\[0\]\[1\] must be a string"),
+        (broken(residual=[[0, 0, 10**400]] * 3), r"residual\[0\]\[2\] must be a number"),
+        (broken(residual=[[0, 0, "x" * 10**6]] * 3), r"residual\[0\]\[2\] must be a number .{,200}$"),
+        (broken(hosts=["a", "b", "c\x1b[31m"]), "hosts must be a list of names without control characters"),
+        (broken(hosts=["a", "b", "\ud800"]), "hosts must be"),
+        (broken(devices=[{"name": "x", "label": 7}] * 3), r"devices\[0\].label must be a string"),
+        (broken(devices=[{"name": "x\x07"}] * 3), r"devices\[0\].name must be a string without"),
+        (broken(devices=[{"name": "x", "rate_gflops": True}] * 3), r"devices\[0\].rate_gflops must be a number"),
+        (
+            broken(devices=[{"name": "x", "memory_bytes": 0}] * 3),
+            r"devices\[0\].memory_bytes must be a positive number",
+        ),
+        (broken(faults=5), "faults must be a list of sentences"),
+        (broken(notes=[None]), r"notes\[0\] must be a string"),
+        (broken(seconds="x"), "seconds must be a number"),
+        (broken(seconds=10**400), "seconds must be a number"),
+        (broken(command=["x"]), "command must be a string"),
     ],
 )
 def test_wrong_fields_are_named(found, message):

@@ -81,7 +81,8 @@ def test_parts_of_a_region_follow_each_other(shape):
     assert all(at % LINE == 0 for at in [*starts, w.nbytes, w.remote_bytes])
     assert starts[0] >= 8 * words.LINE_WORDS
     assert w.announce_step >= 8 * (words.ANNOUNCED_WORDS + shape.max_held)
-    assert w.nbytes == w.index == w.ring + shape.ring_rows * shape.stride
+    assert w.nbytes == w.coded
+    assert w.index == w.ring + shape.ring_rows * shape.stride
     assert w.coded - w.index >= 8 * shape.ring_rows
     assert w.remote_bytes - w.coded >= 16 * words.LINE_WORDS
 
@@ -188,11 +189,10 @@ def region_parts(a: Addresses, peer: int, remote: bool) -> Iterator[tuple[str, i
     if not remote:
         yield "ended", a.at("word_to", peer, words.ENDED), 8
     for part in schema.REGION:
-        if remote or not part.remote_only:
-            entries = sizes[part.entries]
-            first = 0 if part.address == "word" else 3 * entries  # the others are numbered since the engine began
-            for number in range(first, first + entries):
-                yield part.address, a.at(f"{part.address}_to", peer, number), sizes[part.entry]
+        entries = sizes[part.entries]
+        first = 0 if part.address == "word" else 3 * entries  # the others are numbered since the engine began
+        for number in range(first, first + entries):
+            yield part.address, a.at(f"{part.address}_to", peer, number), sizes[part.entry]
 
 
 def written(a: Addresses, row_writers: np.ndarray) -> Iterator[Written]:
@@ -256,7 +256,7 @@ def test_what_one_writes_is_where_the_other_reads(cluster, number):
     shape, nodes = cluster
     writer, reader = Addresses(shape, nodes, 1), Addresses(shape, nodes, 0)
     remote = 1 in nodes.remote(0)
-    for name in ("announcement", "record", "return_record", "ring_row", *["index"] * remote):
+    for name in ("announcement", "record", "return_record", "ring_row", "index"):
         at = writer.at(f"{name}_to", 0, number)
         assert (writer.put_to(0, at) if remote else at) == reader.at(f"{name}_from", 1, number), name
     word = number % words.LINE_WORDS
@@ -296,7 +296,7 @@ def test_rings_and_records_use_all_their_places_in_turn(cluster, first):
     shape, nodes = cluster
     a = Addresses(shape, nodes, 0)
     remote = 1 in nodes.remote(0)
-    rows = ("ring_row_to", *(("index_to", "staged_row") if remote else ()))
+    rows = ("ring_row_to", "index_to", *(("staged_row",) if remote else ()))
     for name, places in (
         *((name, shape.ring_rows) for name in rows),
         ("record_to", shape.slots),
@@ -361,9 +361,9 @@ def stated_bytes(
     most = cfg.max_tokens * min(cfg.top_k, max(1, held))
     ring = max(1, min(most, max(64, (64 << 20) // (max(1, world - 1) * stride))))
     ring = max(ring, min(cfg.top_k, most)) if world > 1 else 1
-    words = 2 * LINE + 2 * lines(8 * (8 + max(1, held)))
-    region = words + 2 * lines((ring + 1) * 32) + ring * stride
-    remote_part = region + lines(8 * ring) + 128
+    words = 2 * LINE + 2 * lines(8 * (12 + max(1, held)))
+    region = words + 2 * lines((ring + 1) * 32) + ring * stride + lines(8 * ring)
+    remote_part = region + 128
     returns = cfg.max_tokens * cfg.top_k * stride
     outbox = remote_part + LINE + 128 + ring * stride
     return returns + local * region + (returns + remote * remote_part if remote else 0) + remote * outbox

@@ -103,7 +103,7 @@ def test_every_mutation_is_found(first):
     seed = int.from_bytes(os.urandom(4), "little") if first is None else first
     print(f"seed {seed}")
     found = explore("--mutation", "all", "--seed", str(seed), timeout=600)["mutations"]
-    assert len(found) >= 74
+    assert len(found) >= 86
     assert all(each["found"] and each["schedules"] <= 300 for each in found)
 
 
@@ -143,6 +143,16 @@ def test_all_schedules_of_experts_in_place():
     words = ("--strategy", "exhaustive", "--stay", "1", "--calls", "3", "--mutation")
     for bug in ("load-without-wait", "stay-before-announcement"):
         assert explore(*words, bug)["found"], bug
+
+
+def test_all_schedules_of_scalars_beside_rows():
+    """One token a rank, a call with scalars and one without: searched to the end."""
+    words = ("--strategy", "exhaustive", "--scalars", "--tokens", "1")
+    result = explore(*words)
+    assert result["complete"], result
+    assert result["states"] > 4000
+    for bug in ("scalars-after-the-tail", "scalars-back-after-the-record"):
+        assert explore(*words, "--calls", "1", "--mutation", bug)["found"], bug
 
 
 @pytest.mark.slow

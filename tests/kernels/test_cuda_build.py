@@ -18,6 +18,7 @@ from cuda_kernels import FILL, REVERSE, WORDS
 from aristos import simt
 from aristos.errors import EnvironmentProblem, InputError
 from aristos.kernels.cuda import assemble, build
+from aristos.primitives import private
 
 pytestmark = pytest.mark.slow
 
@@ -174,7 +175,7 @@ def test_a_full_disk_leaves_no_partial_entry(kept, monkeypatch):
     def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build.os, "replace", full)
+    monkeypatch.setattr(private.os, "replace", full)
     with pytest.warns(UserWarning, match="No space left on device; set ARISTOS_CACHE"):
         build.build(FILL, "sm_90")
     assert not kept()

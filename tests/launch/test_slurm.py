@@ -565,6 +565,14 @@ def test_the_exit_code_is_the_commands(command, code, message):
 def test_unusable_folders_are_errors(tmp_path):
     spaced = tmp_path / "a b"
     spaced.mkdir()
+    for name, mode in (("readable", 0o755), ("shared", 0o777), ("foreign", 0o700)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "readable" / "slurm.conf").write_text("ClusterName=virtual")
+    if os.getuid() == 0:
+        os.chown(tmp_path / "foreign", 12345, 12345)
+    else:
+        (tmp_path / "foreign").chmod(0o750)
     for words, variables, message in (
         (["start", "--dir", "/etc/passwd"], {}, "File exists"),
         (["start", "--dir", "/proc/x"], {}, "No such file or directory"),
@@ -572,11 +580,16 @@ def test_unusable_folders_are_errors(tmp_path):
         (["start", "--dir", spaced], {}, "letters, digits"),
         (["run", "--", "true"], {"TMPDIR": str(spaced)}, "letters, digits"),
         (["stop", "--dir", tmp_path], {}, "no virtual cluster"),
+        (["start", "--dir", tmp_path / "readable"], {}, "must be yours alone, but"),
+        (["start", "--dir", tmp_path / "shared" / "new"], {}, "has mode 0777: name a folder that does not exist yet"),
+        (["start", "--dir", tmp_path / "foreign"], {}, "must be yours alone"),
+        (["stop", "--dir", tmp_path / "readable"], {}, "must be yours alone"),
     ):
         done = virtual_slurm(*words, **variables)
         assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
         assert message in done.stderr
     assert not any(spaced.iterdir())
+    assert not (tmp_path / "shared" / "new").exists()
 
 
 @pytest.fixture

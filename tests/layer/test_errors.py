@@ -15,6 +15,7 @@ from mpi import find_mpiexec, ranks_each
 
 import aristos
 from aristos import errors, reference
+from aristos.engine import words as engine_words
 from aristos.engine.layout import rank_bytes
 from aristos.errors import InputError, MemoryProblem, MismatchError, OpenCallError, PeerInputError
 from aristos.host.nodes import Nodes
@@ -261,6 +262,36 @@ def test_ranks_in_different_calls(comm):
             assert same(moe(**mine), wanted), name
             assert same(twin(**mine), wanted), name
             assert same(other(**other_call), other_wanted), name
+
+
+@pytest.mark.ranks(2)
+def test_ranks_with_different_placements(comm):
+    """A mismatch on both ranks that names both. Versions of weights differ between ranks, and each rank knows all."""
+    for schedule in ("fused", "bulk"):
+        with MoE(CFG, comm, schedule=schedule, moves="tokens") as moe:
+            for _ in range(1 + comm.rank):
+                moe.load(**W)
+            wanted = moe(**good(comm.rank))
+            job = moe._backend._job(0)
+            assert moe.runtime.state[job[engine_words.T_VERSION_OF] :][:2].tolist() == [1, 2]
+            job[engine_words.PLACEMENT] += comm.rank
+            with at_once(), pytest.raises(MismatchError) as caught:
+                moe(**good(comm.rank))
+            assert f"rank {1 - comm.rank} has another placement than rank {comm.rank}" in str(caught.value)
+            job[engine_words.PLACEMENT] -= comm.rank
+            assert same(moe(**good(comm.rank)), wanted)
+            moe.load_router(0, router=W["router"])
+            moe(**good(comm.rank))
+            assert moe.runtime.state[job[engine_words.T_VERSION_OF] :][:2].tolist() == [2, 3]
+
+
+def test_a_placement_has_a_version():
+    versions = {Placement(ranks, 3, world).version for ranks, world in (
+        ([0, 1, 1], 2), ([0, 1, 1], 3), ([1, 1, 0], 2), ([[0, 1], 1, 1], 2), ([[1, 0], 1, 1], 2))}  # fmt: skip
+    assert len(versions) == 5
+    assert all(0 < version < 2**63 for version in versions)
+    same_ranks = None, [0, 0, 1], [[0], [0], [1]]
+    assert len({Placement(ranks, 3, 2).version for ranks in same_ranks}) == 1
 
 
 @pytest.mark.ranks(3)

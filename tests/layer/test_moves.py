@@ -87,6 +87,26 @@ def test_copies_and_other_nodes(comm):
 
 
 @pytest.mark.ranks(2)
+def test_events_name_experts_by_id(comm):
+    """Held ones, the shared one and those of the other rank, on layers that differ in the shared one."""
+    cfg = KINDS["shared"]
+    with MoE([CFG, cfg], comm, placement=[1, 0, 1, 0, 0, 1], moves="experts") as moe:
+        moe.timeline(True)
+        for layer, each in enumerate((CFG, cfg)):
+            moe.load(layer, **reference.weights(each))
+            x, call = tokens(each, 60, seed=1), routing(each, 60, "some", seed=layer)
+            moe(x, layer=layer, **call)
+            rows = np.zeros(7, int)
+            for _, kind, _, _, expert, n in moe.events():
+                if kind == "expert":
+                    rows[expert] += n
+            wanted = np.bincount(call["ids"][call["ids"] >= 0], minlength=7)
+            wanted[6] = 60 * layer
+            assert (rows >= wanted).all()
+            assert ((rows > 0) == (wanted > 0)).all()
+
+
+@pytest.mark.ranks(2)
 def test_few_rows_travel(comm, monkeypatch):
     with MoE(CFG, comm, moves="auto") as moe:
         moe._backend._stay_rows = 10
@@ -97,6 +117,21 @@ def test_few_rows_travel(comm, monkeypatch):
         assert (stats.kept_rows_to_peer[1 - comm.rank], stats.rows_from_peer[1 - comm.rank]) == (21, 9)
         assert stats.expert_rows[3 * (1 - comm.rank)] == 21
         assert moe.summary().expert_rows.sum() == 60
+
+
+@pytest.mark.ranks(2)
+def test_a_rank_with_all_tokens_is_helped(comm):
+    """It knows the others' tokens from the call before; with equal tokens it computes all of its own."""
+    w, x = reference.weights(CFG), tokens(CFG, 80, seed=comm.rank)
+    with MoE(CFG, comm, moves="auto") as moe:
+        moe._backend._stay_rows = 1
+        moe.load(**w)
+        for mine, least, most in ((x[: 80 * (1 - comm.rank)], 0, 0.2), (x, 1, 1), (x[: 80 - 10 * comm.rank], 1, 1)):
+            for _ in range(2):
+                y, stats = moe(mine, return_stats=True)
+            foreign = stats.rows_to_peer[1 - comm.rank]
+            assert least * foreign <= stats.kept_rows_to_peer[1 - comm.rank] <= most * foreign
+            assert same(y, alone(w, mine))
 
 
 @pytest.mark.ranks(2)

@@ -119,6 +119,41 @@ def test_default_placement_is_contiguous_and_even(experts, world):
     assert [e for r in range(world) for e in p.mine(r)] == list(range(experts))
 
 
+class Unwilling:
+    """An object that neither becomes an array nor text."""
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise RuntimeError("no array")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+VALUES = {"large": 10**5000, "small": -(10**5000), "unwilling": Unwilling(), "long": "x" * 10**6}
+
+
+@pytest.mark.parametrize("which", VALUES)
+def test_any_value_is_refused_in_a_short_message(which):
+    """Python has no text for integers above 4,300 digits."""
+    value = VALUES[which]
+    for build in (
+        *(
+            lambda key=key: MoEConfig(**{**GOOD, key: value})
+            for key in ("hidden", "top_k", "activation", "gated", "limit")
+        ),
+        lambda: Router(scale=value),
+        lambda: Router(capacity_factor=value),
+        lambda: Router(groups=value),
+        lambda: Placement(value, 4, 2),
+        lambda: Placement([value] * 4, 4, 2),
+        lambda: Placement([[0], [value], 1, 1], 4, 2),
+        lambda: Placement(None, 4, 2).mine(value),
+    ):
+        with pytest.raises(InputError) as caught:
+            build()
+        assert len(str(caught.value)) < 1000
+
+
 def python(code: str) -> str:
     """The output of a new process."""
     done = subprocess.run(

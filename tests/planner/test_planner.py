@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -751,3 +752,31 @@ def test_equal_seeds_give_equal_groups(monkeypatch):
 def test_a_wrong_field_of_a_compressed_cluster_is_named(data, field):
     with pytest.raises(planner.ProblemError, match=f"^{field} "):
         planner.parse(compressed(data))
+
+
+@pytest.mark.parametrize("name", ["a\x1b]0;owned\x07", "a\nb", "\ud800", "x\u202ey"])
+def test_a_name_that_cannot_be_shown_is_refused(pair, name):
+    devices = [{"rate": 1.0, "memory": 4, "name": name}, {"rate": 1.0, "memory": 4}]
+    with pytest.raises(InputError, match=r"devices\[0\]\.name must have no control characters"):
+        planner.parse({**pair, "devices": devices})
+
+
+@pytest.mark.parametrize("value", [10**5000, "x" * 5_000_000, [[0] * 100_000]], ids=["digits", "text", "list"])
+def test_messages_about_huge_values_are_short(pair, value):
+    for field in ("experts", "stages", "model", "loads", "devices", "alpha_us"):
+        with pytest.raises(InputError) as caught:
+            planner.parse({**pair, field: value})
+        assert len(str(caught.value)) <= 400
+    with pytest.raises(InputError) as caught:
+        planner.parse({**pair, "devices": [{"rate": value, "memory": 1}, value]})
+    assert len(str(caught.value)) <= 400
+
+
+def test_a_terminal_without_the_characters_of_a_name_shows_escapes(pair, tmp_path):
+    devices = [{"rate": 1.0, "memory": 4, "name": "carte-é"}, {"rate": 1.0, "memory": 4}]
+    (tmp_path / "p.json").write_text(json.dumps({**pair, "devices": devices}))
+    words = [sys.executable, "-m", "aristos", "plan", str(tmp_path / "p.json")]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert r"carte-\xe9" in done.stdout

@@ -144,7 +144,6 @@ def test_a_read_only_install_home_and_cache(tmp_path):
 
 
 @pytest.mark.compiled
-@pytest.mark.skipif(not hasattr(compiling.config, "CACHE_LOCATOR_CLASSES"), reason="this Numba takes no locators")
 def test_a_copy_of_the_package_finds_what_another_compiled(tmp_path):
     """A clone, an install, a job's copy: neither the path nor the files' times count."""
     copy = tmp_path / "site" / "aristos"
@@ -231,18 +230,12 @@ print(">", compiling.compiled_here(), compiling.cache_folder())
 
 @pytest.mark.compiled
 def test_a_damaged_cache_is_rebuilt(tmp_path):
-    """A file cut short by a full disk: the process warns and compiles everything again.
-
-    What the first process had loaded before it found the damage is no longer kept: the next one compiles that little.
-    """
+    """A file cut short by a full disk: the next process compiles that function again, and no other."""
     (whole, _), (kept, folder) = (use(TWO_FUNCTIONS, ARISTOS_CACHE=str(tmp_path)) for _ in range(2))
     assert (whole > 10, kept) == (True, 0)
     (victim,) = folder.rglob("elementwise.activate-*.nbc")
     victim.write_bytes(victim.read_bytes()[:100])
-    counts = [use(TWO_FUNCTIONS, ARISTOS_CACHE=str(tmp_path))[0] for _ in range(3)]
-    assert 0 < counts[1] < counts[0] < whole
-    assert counts[0] + counts[1] == whole
-    assert counts[2] == 0
+    assert [use(TWO_FUNCTIONS, ARISTOS_CACHE=str(tmp_path))[0] for _ in range(2)] == [1, 0]
 
 
 @pytest.fixture

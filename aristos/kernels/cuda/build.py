@@ -1,14 +1,13 @@
 """From a kernel of the catalogue to a cubin for one architecture, kept on disk. No driver is needed.
 
 Cubins are kept beside the compiled code of CPUs, named by a hash of their sources. One process of a node compiles; its
-other ranks and later processes read the file. A file begins with a hash of the rest, so a file left incomplete by a
-full disk or a killed process is rebuilt. Compiles whole kernels and links nothing.
+other ranks and later processes read the file. A file that is not whole is rebuilt, and one that others could have
+written is refused (`primitives/private.py`). Compiles whole kernels and links nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import tempfile
 import warnings
@@ -20,7 +19,7 @@ from typing import Any
 
 from ...errors import EnvironmentProblem, InputError
 from ...host.versions import version
-from ...primitives import offline, sources
+from ...primitives import offline, private, sources
 from ...primitives.compile import cache_folder, compiling, source_key
 from .assemble import TARGETS, assemble, tool_version
 
@@ -140,30 +139,18 @@ def _linked(text: str, target: str) -> bytes:
 def _read(path: Path) -> Built | None:
     """The contents of a cache entry; None if it is missing or damaged."""
     try:
-        whole = path.read_bytes()
+        whole = private.read(path)
     except OSError:
         return None
-    digest, _, rest = whole.partition(b"\n")
-    if hashlib.sha256(rest).hexdigest().encode() != digest:
-        warnings.warn(f"{path} is damaged: the kernel is compiled again", stacklevel=3)
+    if whole is None:
         return None
-    entry, _, cubin = rest.partition(b"\n")
+    entry, _, cubin = whole.partition(b"\n")
     return Built(entry.decode(), cubin)
 
 
 def _write(path: Path, built: Built) -> None:
     """Write a cache entry atomically. If it cannot be written, warn; the next process compiles again."""
-    rest = built.entry.encode() + b"\n" + built.cubin
-    whole = hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
-                file.write(whole)
-                file.close()
-                os.replace(file.name, path)
-            except OSError:
-                os.unlink(file.name)
-                raise
-    except OSError as error:
+        private.write(path, built.entry.encode() + b"\n" + built.cubin)
+    except (OSError, EnvironmentProblem) as error:
         warnings.warn(f"a kernel cannot be kept in {path.parent}: {error}; set ARISTOS_CACHE", stacklevel=3)

@@ -12,7 +12,7 @@ import numpy as np
 from ...engine import arrivals, codes, column_runs, outbox, packing, schema, steps, words
 from ...engine import job as jobs
 from ...engine.experts import GROUP
-from ...engine.layout import EngineShape, StateLayout, lines, word_from
+from ...engine.layout import EngineShape, StateLayout, lines, return_stride, word_from
 from ...errors import PoisonedError, WaitTimeout
 from ...primitives import isa, wire
 from ...primitives.buffers import aligned
@@ -124,11 +124,11 @@ class CpuRuntime(Runtime):
         limit = int(RUN_FLOPS / max(1, 4 * hidden * max(ffn, shared)))
         crowded = self._sharing > 1 or self.threads > self.cores
         spins, yields = CROWDED if crowded else ALONE
-        return_stride = lines(int(job[words.ROW_BYTES]))
         self.fill_engine(
-            job, schema.CPU, spins=spins, yields=yields, return_stride=return_stride, merge_polls=MERGE_POLLS,
-            pause_ns=PAUSE_NS, packed=0, scratch=self._scratch.ctypes.data, lock=self._lock.ctypes.data,
-            wire=self.wire, state=self.state.ctypes.data,
+            job, schema.CPU, spins=spins, yields=yields, merge_polls=MERGE_POLLS,
+            return_stride=return_stride(int(job[words.ROW_BYTES]), int(job[words.SCALARS])), pause_ns=PAUSE_NS,
+            packed=0, scratch=self._scratch.ctypes.data, lock=self._lock.ctypes.data, wire=self.wire,
+            state=self.state.ctypes.data,
         )  # fmt: skip
         jobs.fill(
             job, schema.TILE, schema.CPU, tile=TILE, batch=BATCH, merge_rows=MERGE_ROWS, runs=1,

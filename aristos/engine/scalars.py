@@ -1,0 +1,90 @@
+"""Scalars: 32 bits that travel beside the row of each (token, choice) pair, out to its owner and back.
+
+A call has them if its job's SCALARS is set. Outward a scalar is the upper half of its pair's entry in the index, whose
+lower half is the place of the pair's row in the ring. Back it is the last word of the return row's slot. Both are
+written with the row, by the row's writer, and covered by the same record and tail; so they need no order of their own,
+and no line has two writers. What a scalar means is the kernel's affair: it finds those that came in the command's list
+of scalars, and leaves there those that go back.
+"""
+
+from ..primitives import memory as mem
+from ..primitives.compile import jit
+from . import words
+from .layout import WORD, index_from
+
+HALF = (1 << 32) - 1
+
+
+@jit
+def entry(place, scalar):
+    """An entry of the index: the place of a row in its ring, and the pair's scalar."""
+    return place | scalar << 32
+
+
+@jit
+def place_of(entry):
+    """The place in the ring that an entry of the index names."""
+    return entry & HALF
+
+
+@jit
+def scalar_of(entry):
+    """The scalar in an entry of the index."""
+    return entry >> 32 & HALF
+
+
+@jit
+def of_pair(job, pair):
+    """The scalar that goes out with own (token, choice) pair number token * k + choice; 0 if none travels."""
+    return mem.load(job[words.SCALARS_OUT] + WORD * pair) & HALF if job[words.SCALARS] != 0 else 0
+
+
+@jit
+def of_packed(job, st, packed):
+    """The scalar that goes out with an own packed row."""
+    pair = job[words.TOP_K] * st[words.token(job, packed)]
+    while st[words.position(job, pair)] != packed:
+        pair += 1
+    return of_pair(job, pair)
+
+
+@jit
+def list_out(job, st, c):
+    """List the scalars that came with a command's rows. By all threads of the worker together."""
+    have = words.scalar_list(job, c)
+    for i in range(st[words.command_parts(c)]):
+        part = words.part(job, c, i)
+        source, rows, first = st[words.part_source(part)], st[words.part_rows(part)], st[words.part_first(part)]
+        for j in range(mem.thread(), rows, mem.threads()):
+            if source == job[words.RANK]:
+                st[have + j] = of_packed(job, st, first + j)
+            else:
+                st[have + j] = scalar_of(mem.load(index_from(job, st, source, first + j)))
+        have += rows
+
+
+@jit
+def back_at(job, row):
+    """Address of the scalar in the slot of a return row."""
+    return row + job[words.RETURN_STRIDE] - WORD
+
+
+@jit
+def put_back(job, st, c):
+    """Write the listed scalars beside a command's output rows. By all threads of the worker together."""
+    outputs, have = words.output_list(job, c), words.scalar_list(job, c)
+    for i in range(mem.thread(), st[words.command_rows(c)], mem.threads()):
+        mem.store(back_at(job, st[outputs + i]), st[have + i])
+
+
+@jit
+def take_back(job, st, c):
+    """Keep the scalars that came back for a combine command's tokens, in the order of pairs; 0 for a pair without row.
+
+    By all threads of the worker together.
+    """
+    rows, first = words.row_list(c), job[words.TOP_K] * st[words.command_first(c)]
+    for i in range(mem.thread(), job[words.TOP_K] * st[words.command_rows(c)], mem.threads()):
+        came = st[words.position(job, first + i)] >= 0
+        scalar = mem.load(back_at(job, st[rows + i])) & HALF if came else 0
+        mem.store(job[words.SCALARS_BACK] + WORD * (first + i), scalar)

@@ -1,0 +1,30 @@
+"""New files beside others: under names that nobody can guess and plant a link at, and never half of a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def beside(target: Path, prefix: str = "") -> Iterator[Path]:
+    """A new, empty file in the target's folder, to be renamed over the target; what is left of it is removed.
+
+    prefix: of its name, by default the target's, hidden. Raises OSError.
+    """
+    path = target.parent / f"{prefix or f'.{target.name}.'}{secrets.token_hex(8)}.aside"
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a file whole, or leave the one that was there. Raises OSError."""
+    with beside(target) as path:
+        path.write_text(text, encoding="utf-8")
+        path.replace(target)

@@ -1,0 +1,78 @@
+"""Numba's cache of compiled functions, in private files that are hashed (`private.py`).
+
+Numba keeps an index, a pickle, for each function and a file for each signature. It reads them unchecked, wherever they
+lie. Here the index and the code are read only if this user alone could have written them and if they are whole; a
+damaged file counts as missing. A locator gives the folder.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba.core import caching
+
+from . import private
+
+
+class Locator(caching.UserProvidedCacheLocator):
+    """Where a function's code is kept; classes derived from it say in which folder, and of which sources.
+
+    function: the Python function. source: the path of its file.
+    """
+
+    def __init__(self, function: Callable, source: str) -> None:
+        self._py_file, self._lineno = source, function.__code__.co_firstlineno
+
+    def ensure_cache_path(self) -> None:
+        """Make the folder; EnvironmentProblem if others can write to it."""
+        private.make(Path(self.get_cache_path()))
+
+
+class FunctionCache(caching.FunctionCache):
+    """The cache of one function's compiled code, in the folder of its locator."""
+
+    def __init__(self, function: Callable, locator: type[Locator]) -> None:
+        self._name, self._py_func = repr(function), function
+        self._impl = _Parts(function, locator(function, inspect.getfile(function)))
+        self._cache_path = self._impl.locator.get_cache_path()
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
+        self.enable()
+
+
+class _Parts(caching.CompileResultCacheImpl):
+    """How a compiled function becomes bytes and again a function: as in Numba, but the locator is given."""
+
+    def __init__(self, function: Callable, locator: Locator) -> None:
+        self._lineno, self._locator = function.__code__.co_firstlineno, locator
+        name = f"{Path(locator._py_file).stem}.{function.__qualname__}"
+        self._filename_base = self.get_filename_base(name, getattr(sys, "abiflags", ""))
+
+
+class _Files(caching.IndexDataCacheFile):
+    """The index and the code of one function."""
+
+    def _load_index(self) -> dict:
+        try:
+            data = private.read(Path(self._index_path))
+        except FileNotFoundError:
+            return {}
+        stamp, overloads = pickle.loads(data) if data else (None, {})
+        return overloads if stamp == self._source_stamp else {}
+
+    def _save_index(self, overloads: dict) -> None:
+        private.write(Path(self._index_path), self._dump((self._source_stamp, overloads)))
+
+    def _load_data(self, name: str) -> Any:
+        data = private.read(Path(self._data_path(name)))
+        if data is None:
+            raise FileNotFoundError(name)  # Numba compiles the function and writes the file again
+        return pickle.loads(data)
+
+    def _save_data(self, name: str, data: Any) -> None:
+        private.write(Path(self._data_path(name)), self._dump(data))

@@ -1,0 +1,34 @@
+"""Text from outside: the numbers in it, and whether it can be shown.
+
+Python's own conversions take more than is meant: `isdigit` accepts superscripts, `int` digits of every script and
+underscores, and it fails above 4,300 digits. A terminal obeys control characters in names.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+MOST = 10**18 - 1
+_DIGITS = 18
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format such as bidirectional marks, surrogates, line separators
+
+
+def whole(text: str, most: int = MOST) -> int | None:
+    """The number of at most 18 ASCII digits that a text is; None for any other text, and above `most`."""
+    if not 0 < len(text) <= _DIGITS or not text.isascii() or not text.isdigit():
+        return None
+    number = int(text)
+    return number if number <= most else None
+
+
+def plain(text: str) -> bool:
+    """Whether a text holds nothing but characters that can be shown: no escapes, line breaks or half characters."""
+    return (text.isascii() and text.isprintable()) or not any(unicodedata.category(c) in _HIDDEN for c in text)
+
+
+def shown(text: str) -> str:
+    """The text with all characters that cannot be shown escaped: \\x1b for the escape character."""
+    if plain(text):
+        return text
+    hidden = {c: repr(c)[1:-1] for c in set(text) if unicodedata.category(c) in _HIDDEN}
+    return "".join(hidden.get(c, c) for c in text)

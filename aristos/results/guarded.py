@@ -1,0 +1,144 @@
+"""Reads the parts of an HDF5 file that may come from anywhere, and refuses what a results file never holds.
+
+Refused: links that lead elsewhere, data kept in other files or assembled from them, names that cannot be shown, and
+more data than SHARE times the file's size and SPARE. Sizes are checked before memory is taken. Every function raises
+ValueError or what h5py raises. `trial` shields from errors inside the HDF5 library, which a damaged file can make crash
+or loop.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..primitives.texts import plain
+
+SHARE, SPARE = 64, 64 << 20  # so many times the size of the file, which is compressed, and so many bytes more
+SECONDS = 10.0  # for a trial, and one more for each 16 MiB of the file
+CODE = """
+import resource, sys
+from aristos.results import hdf5
+pages = int(open("/proc/self/statm").read().split()[0])
+most = pages * resource.getpagesize() + int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+try:
+    hdf5.read(sys.argv[1])
+except Exception:
+    pass  # the process that asked will see the same exception
+"""
+
+
+@dataclass
+class Budget:
+    """Bytes that may still be read."""
+
+    left: int
+
+    @classmethod
+    def of(cls, path: Path) -> Budget:
+        return cls(SHARE * path.stat().st_size + SPARE)
+
+    def take(self, name: str, nbytes: int) -> None:
+        """Raises ValueError if there are fewer left."""
+        if nbytes > self.left:
+            raise ValueError(f"{name} declares {nbytes} bytes, far more than the file holds")
+        self.left -= nbytes
+
+
+def trial(path: Path) -> str:
+    """Read the file in another process first; what went wrong there, or an empty text."""
+    size = path.stat().st_size
+    seconds = SECONDS + size / (16 << 20)
+    package = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))}
+    env |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    words = [sys.executable, "-c", CODE, str(path.absolute()), str(2 * (SHARE * size + SPARE))]
+    null = subprocess.DEVNULL
+    try:
+        code = subprocess.run(words, env=env, timeout=seconds, stdin=null, stdout=null, stderr=null).returncode
+    except subprocess.TimeoutExpired:
+        return f"HDF5 was not done after {seconds:.0f} s: the file is damaged"
+    return f"HDF5 crashed (signal {-code}): the file is damaged" if code < 0 else ""
+
+
+def members(group: h5py.Group) -> Iterator[tuple[str, Any]]:
+    """The groups and datasets that lie in a group. Raises ValueError for links."""
+    for name in group:
+        if not plain(name):
+            raise ValueError(f"the name {name!r} has characters that cannot be shown")
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{name} is a link, which may lead to another file")
+        yield name, group[name]
+
+
+def values(data: h5py.Dataset, budget: Budget) -> np.ndarray:
+    """The array of a dataset: numbers, or text as NumPy's."""
+    name = data.name or "?"
+    if not isinstance(data, h5py.Dataset):
+        raise ValueError(f"{name} must be a dataset")
+    if data.is_virtual or data.external:
+        raise ValueError(f"{name} lies in another file")
+    if data.chunks:
+        budget.take(name, int(np.prod(data.chunks, dtype=object)) * data.dtype.itemsize)
+    _declared(name, data.shape, data.dtype, budget)
+    if h5py.check_string_dtype(data.dtype) is None:
+        return np.asarray(data[()])
+    return texts(name, np.asarray(data.asstr()[()], dtype=object), budget)
+
+
+def texts(name: str, found: np.ndarray, budget: Budget) -> np.ndarray:
+    """An array of Python strings as one of NumPy's, where every element takes as much as the longest."""
+    budget.take(name, 4 * found.size * max((len(text) for text in found.flat), default=0))
+    return found.astype(str)
+
+
+def attributes(place: h5py.Group | h5py.Dataset, budget: Budget) -> dict[str, Any]:
+    """Attributes as plain Python values. References, which tie dimensions to variables, are left out."""
+    found = {}
+    for key in place.attrs:
+        if not plain(key):
+            raise ValueError(f"the attribute {key!r} has characters that cannot be shown")
+        kept = place.attrs.get_id(key)
+        if key in ("DIMENSION_LIST", "REFERENCE_LIST"):
+            continue
+        _declared(key, kept.shape, kept.dtype, budget)
+        value = place.attrs[key]
+        if isinstance(value, h5py.Empty):
+            raise ValueError(f"the attribute {key} is empty")
+        found[key] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    return found
+
+
+def dimensions(data: h5py.Dataset) -> tuple[str, ...]:
+    """The names of the dimension scales of each axis: the first one's."""
+    if not isinstance(data, h5py.Dataset):
+        raise ValueError(f"{data.name} must be a dataset")
+    if not data.ndim:
+        return ()
+    kept = data.attrs.get_id("DIMENSION_LIST")
+    if kept.shape != (data.ndim,) or h5py.check_vlen_dtype(kept.dtype) != h5py.ref_dtype:
+        raise ValueError(f"{data.name}: its dimensions are no list of references for each of {data.ndim} axes")
+    scales = [axis[0] if len(axis) else None for axis in data.attrs["DIMENSION_LIST"]]
+    if not all(scales):
+        raise ValueError(f"{data.name} has an axis without a dimension")
+    return tuple(str(data.file[scale].name).rsplit("/", 1)[1] for scale in scales)
+
+
+def _declared(name: str, shape: tuple[int, ...] | None, dtype: np.dtype, budget: Budget) -> None:
+    """Take what an array needs in memory; ValueError for elements that are neither numbers nor text."""
+    if shape is None:
+        raise ValueError(f"{name} is empty")
+    text = h5py.check_string_dtype(dtype)
+    if text is None and dtype.kind not in "iufb":
+        raise ValueError(f"{name} must hold numbers or text, got {dtype}")
+    each = dtype.itemsize if text is None else 64 + 5 * dtype.itemsize  # Python strings, then NumPy's
+    budget.take(name, int(np.prod(shape, dtype=object)) * each)

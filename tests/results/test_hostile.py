@@ -1,0 +1,169 @@
+"""Results files from anywhere: no other file's bytes, no memory beyond the file's size, no crash, no hang."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from aristos import results
+from aristos.errors import ResultsError
+from aristos.results import Run, Table, guarded, hdf5
+
+REFERENCES = "DIMENSION_LIST"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of one run with a table `t` over `n`, and beside it a file with a secret."""
+    results.append(tmp_path / "r.h5", Run("x", {}, [Table("t").dim("n", range(3)).add("v", "n", [1.0, 2.0, 3.0])]))
+    (tmp_path / "secret").write_bytes(b"password")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["n"] = np.frombuffer(b"password", np.uint8)
+    return tmp_path / "r.h5"
+
+
+def replaced(**options: object) -> Callable[[h5py.Group, Path], None]:
+    """Put another dataset in the place of the dimension `n`."""
+
+    def change(table: h5py.Group, folder: Path) -> None:
+        del table["n"]
+        table.create_dataset("n", **options)
+
+    return change
+
+
+def external_storage(table: h5py.Group, folder: Path) -> None:
+    replaced(shape=(8,), dtype="u1", external=[(str(folder / "secret"), 0, 8)])(table, folder)
+
+
+def external_link(table: h5py.Group, folder: Path) -> None:
+    del table["n"]
+    table["n"] = h5py.ExternalLink(str(folder / "other.h5"), "/n")
+
+
+def soft_link(table: h5py.Group, folder: Path) -> None:
+    del table["n"]
+    table["n"] = h5py.SoftLink("/runs/x/t/v")
+
+
+def virtual(table: h5py.Group, folder: Path) -> None:
+    layout = h5py.VirtualLayout((8,), "u1")
+    layout[:] = h5py.VirtualSource(str(folder / "other.h5"), "n", (8,))
+    del table["n"]
+    table.create_virtual_dataset("n", layout)
+
+
+def linked_table(table: h5py.Group, folder: Path) -> None:
+    table.parent["self"] = table.parent
+
+
+def escape(table: h5py.Group, folder: Path) -> None:
+    table.parent.copy(table, "t\x1b]0;owned\x07")
+
+
+def long_text(table: h5py.Group, folder: Path) -> None:
+    """One long text makes every element of NumPy's array as long."""
+    del table["n"]
+    table.create_dataset("n", data=["a" * 10_000] + ["b"] * 5_000, dtype=h5py.string_dtype())
+
+
+def cyclic(table: h5py.Group, folder: Path) -> None:
+    table["v2"] = table
+
+
+def scales(**options: object) -> Callable[[h5py.Group, Path], None]:
+    """Another DIMENSION_LIST of the variable."""
+
+    def change(table: h5py.Group, folder: Path) -> None:
+        del table["v"].attrs[REFERENCES]
+        table["v"].attrs.create(REFERENCES, **options)
+
+    return change
+
+
+def unwritten(shape: tuple[int, ...], dtype: np.dtype) -> Callable[[h5py.Group, Path], None]:
+    """Another DIMENSION_LIST, of empty lists."""
+
+    def change(table: h5py.Group, folder: Path) -> None:
+        del table["v"].attrs[REFERENCES]
+        kind, space = h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape)
+        h5py.h5a.create(table["v"].id, REFERENCES.encode(), kind, space)
+
+    return change
+
+
+def plain_references(table: h5py.Group, folder: Path) -> None:
+    scales(data=[table["n"].ref], dtype=h5py.ref_dtype)(table, folder)
+
+
+CHANGES = [
+    (external_storage, "lies in another file"),
+    (external_link, "n is a link, which may lead to another file"),
+    (soft_link, "n is a link"),
+    (virtual, "lies in another file"),
+    (linked_table, "suite"),
+    (escape, r"the name 't\\x1b\]0;owned\\x07' has characters that cannot be shown"),
+    (cyclic, "v2 must be a dataset"),
+    (long_text, "declares 200.* bytes, far more than the file holds"),
+    (replaced(shape=(1 << 33,), dtype="i1", chunks=(1 << 20,), compression="gzip"), "declares 8589934592 bytes"),
+    (replaced(shape=(3,), maxshape=(None,), dtype="f8", chunks=(1 << 24,), compression="gzip"), "declares 1342"),
+    (replaced(shape=(1 << 45,), dtype="f8", chunks=(1 << 10,)), "declares 281474976710656 bytes"),
+    (replaced(shape=(5,), dtype="S200000000"), "declares .* bytes"),
+    (replaced(data=h5py.Empty("f8")), "is empty"),
+    (replaced(data=np.zeros(3, "f8,f8")), "numbers or text"),
+    (scales(data=[1]), "no list of references"),
+    (scales(data=["a"]), "no list of references"),
+    (scales(data=np.zeros(1)), "no list of references"),
+    (scales(data=h5py.Empty("f8")), "no list of references"),
+    (scales(data=np.zeros((2, 2))), "no list of references"),
+    (unwritten((3,), h5py.vlen_dtype(h5py.ref_dtype)), "no list of references"),
+    (unwritten((1,), h5py.vlen_dtype(h5py.ref_dtype)), "an axis without a dimension"),
+    (unwritten((1,), h5py.vlen_dtype("i8")), "no list of references"),
+    (plain_references, "no list of references"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGES, ids=[str(at) for at in range(len(CHANGES))])
+def test_a_changed_file_is_refused(path, change, words):
+    with h5py.File(path, "r+") as file:
+        change(file["runs/x/t"], path.parent)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ResultsError, match=f"r.h5: cannot be read: .*{words}"):
+            hdf5.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 * path.stat().st_size + (64 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_command_is_shown_without_escapes(tmp_path):
+    results.append(tmp_path / "r.h5", Run("x", {"command": "a\x1b[31m"}))
+    assert repr(hdf5.read(tmp_path / "r.h5")).endswith(r"(a\x1b[31m)")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", r"HDF5 crashed \(signal 11\): the file is damaged"),
+        ("import time; time.sleep(60)", "HDF5 was not done after 0 s"),
+    ],
+)
+def test_a_crash_or_a_loop_inside_hdf5_is_an_error(path, monkeypatch, code, words):
+    monkeypatch.setattr(guarded, "CODE", code)
+    monkeypatch.setattr(guarded, "SECONDS", 0.4)
+    with pytest.raises(ResultsError, match=words):
+        results.load(path)
+
+
+def test_the_trial_reads_the_file(path, monkeypatch):
+    """Its process fails where this one would."""
+    monkeypatch.setattr(guarded, "CODE", guarded.CODE.replace("    pass", "    sys.exit(-9)"))
+    assert guarded.trial(path) == ""
+    path.write_bytes(path.read_bytes()[:1000])
+    monkeypatch.setattr(guarded, "CODE", guarded.CODE.replace("sys.exit(-9)", "import os; os.kill(os.getpid(), 6)"))
+    assert "signal 6" in guarded.trial(path)
