@@ -34,11 +34,12 @@ def draw(runs: list[Path], target: Path) -> None:
             for layer in range(loads.shape[1]):
                 right.plot(steps, share[:, layer], linewidth=0.8, label=f"{run.name}, layer {layer}")
     left.set(xlabel="step", ylabel="nats per byte (thin: training)", title="loss")
-    right.set(xlabel="step", ylabel="rows of the busiest expert / mean", title="expert load", ylim=(1, None))
+    right.set(xlabel="step", ylabel="rows of the busiest expert / mean", title="expert load")
     for axis in (left, right):
         axis.grid(color="#dddddd", linewidth=0.6)
         if axis.get_legend_handles_labels()[1]:
             axis.legend(frameon=False, fontsize=8)
+            axis.set_ylim(bottom=float(axis is right))
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=140)
     pyplot.close(figure)

@@ -81,6 +81,7 @@ def test_texts_are_whole_files_and_batches_are_drawn_alike(program, tmp_path):
     assert not np.array_equal(first, corpus.batch(training, 3, 8, 0, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.ranks(2, timeout=300)
 def test_ranks_and_a_resume_leave_the_bits_of_a_model_as_they_are(comm, tmp_path_factory, program):
     import generate
@@ -114,7 +115,9 @@ def test_ranks_and_a_resume_leave_the_bits_of_a_model_as_they_are(comm, tmp_path
         assert sequence.tokens == alone[sequence.number]
 
 
-def test_a_dense_model_has_one_expert_of_equal_flops(program, tmp_path):
+def test_a_dense_model_has_one_expert_of_equal_flops_and_writes_text(program, tmp_path, monkeypatch, capsys):
+    import generate
+
     asked = argparse.Namespace(**vars(ASKED), dense=True, resume=False, out=tmp_path)
     asked.steps = 1
     program.train(asked, None)
@@ -122,6 +125,9 @@ def test_a_dense_model_has_one_expert_of_equal_flops(program, tmp_path):
         assert file["loads"].shape == (1, ASKED.layers, 1)
     program.picture.draw([tmp_path, tmp_path], tmp_path / "both.png")
     assert (tmp_path / "both.png").stat().st_size > 10_000
+    monkeypatch.setattr(sys, "argv", ["generate.py", str(tmp_path / "model"), "--text", "def f(", "--new", "3"])
+    generate.main()
+    assert "--- text 0\ndef f(" in capsys.readouterr().out
 
 
 def test_pieces_that_ranks_cannot_share_are_refused(program):
