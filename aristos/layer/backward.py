@@ -7,6 +7,7 @@ global token order; rows [dx | gradient of the combine weight] come back; the so
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,17 +22,18 @@ from ..primitives.buffers import FLOAT, LINE, aligned
 from ..reproducible import partial_sums
 from .arguments import on_input
 from .collective import Membership
-from .trained_weights import TrainedWeights
+from .trained_weights import TrainedWeights, rounded
 
 SPARE = LINE // FLOAT  # float32 behind a row of dx: the first of them is the gradient of its combine weight
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a forward call keeps for its backward call, of its S tokens.
+    """What a forward call keeps for its backward call, of its S tokens: float32 but for ids.
 
-    x: [S, H]. ids: [S, k], -1 for choices that were not taken. chosen: [S, k], those beyond the capacity too. weights:
-    [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of the shared expert's outputs.
+    x: [S, H]. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], those beyond the capacity too.
+    weights: [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of the shared expert's
+    outputs.
     """
 
     x: np.ndarray
@@ -48,12 +50,15 @@ class Kernels:
     def __init__(self, isa: str) -> None:
         self.expert, self.tokens = module("expert_backward", isa), module("token_backward", isa)
         self.padded: Callable[[int], int] = module("panels", isa).padded
+        self._kept = threading.local()
 
-    def scratch(self, cfg: MoEConfig, ffn: int) -> tuple[np.ndarray, np.ndarray]:
-        """(saved, scratch) of one run of an expert."""
-        most = self.expert.MOST_ROWS
-        saved = self.expert.saved_bytes(most, ffn, cfg.gated)
-        return aligned((saved,), np.uint8), aligned((self.expert.scratch_bytes(most, cfg.hidden, ffn),), np.uint8)
+    def scratch(self, name: str, nbytes: int) -> int:
+        """Address of memory of this thread, which stays: new pages at every call would cost a fifth of its time."""
+        found = getattr(self._kept, name, None)
+        if found is None or found.size < nbytes:
+            found = aligned((nbytes,), np.uint8)
+            setattr(self._kept, name, found)
+        return int(found.ctypes.data)
 
     def run_expert(
         self,
@@ -64,11 +69,11 @@ class Kernels:
     ) -> None:
         """rows: addresses of x, of dy; weights w; addresses of dx; dw to write. arrays: see `TrainedWeights.expert`."""
         x, dy, w, dx, dw = (each.ctypes.data for each in rows)
-        saved, scratch = self.scratch(cfg, ffn)
+        most = self.expert.MOST_ROWS
+        saved = self.scratch("saved", self.expert.saved_bytes(most, ffn, cfg.gated))
+        scratch = self.scratch("scratch", self.expert.scratch_bytes(most, cfg.hidden, ffn))
         word = activations.word(cfg.activation, cfg.limit, cfg.limit_after)
-        self.tokens.expert_blocks(
-            len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, saved.ctypes.data, scratch.ctypes.data
-        )
+        self.tokens.expert_blocks(len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, saved, scratch)
 
     def dots(self, a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
         """[rows] float32: dot products of rows of n float32, given by their addresses."""
@@ -79,21 +84,22 @@ class Kernels:
     def product(self, x: np.ndarray, panels: np.ndarray, columns: int) -> np.ndarray:
         """x W for float32 rows [S, K] and W packed [K, columns]; columns are rounded up to vectors."""
         y = aligned((len(x), self.padded(columns)))
-        scratch = aligned((self.tokens.product_bytes(x.shape[1]),), np.uint8)
+        scratch = self.scratch("scratch", self.tokens.product_bytes(x.shape[1]))
         from_x, to_y = addresses(x), addresses(y)
         self.tokens.product_rows(
-            len(x), from_x.ctypes.data, x.shape[1], panels.ctypes.data, columns, to_y.ctypes.data, scratch.ctypes.data
+            len(x), from_x.ctypes.data, x.shape[1], panels.ctypes.data, columns, to_y.ctypes.data, scratch
         )
         return y
 
     def add_outer(self, x: np.ndarray, b: np.ndarray, out: np.ndarray | None, sums: np.ndarray | None) -> None:
         """out += x^T b for x [S, K] and b [S, N]; sums += the sum of b's rows, if it is there."""
         assert out is not None
-        scratch = aligned((self.tokens.outer_bytes(x.shape[1]),), np.uint8)
+        widest = max(x.shape[1], b.shape[1])
+        scratch = self.scratch("scratch", self.expert.outer_bytes(self.expert.MOST_ROWS, widest))
         from_x, from_b = addresses(x), addresses(b)
         self.tokens.add_outer_sums(
             len(x), from_x.ctypes.data, x.shape[1], from_b.ctypes.data, b.shape[1], out.ctypes.data,
-            0 if sums is None else sums.ctypes.data, scratch.ctypes.data,
+            0 if sums is None else sums.ctypes.data, scratch,
         )  # fmt: skip
 
 
@@ -159,29 +165,26 @@ class BackwardCalls:
         came = np.array(self._exchange(by_rank))  # [W, held]
         sent = np.array([each.sum() for each in by_rank])
         first, token = int(sent[:me].sum()), order // tokens.saved.ids.shape[1]
-        mine = slice(first, first + int(sent[me]))
+        mine = slice(first, first + int(sent[me]))  # of packed rows
         away = np.ones(len(order), bool)
         away[mine] = False
         factor = tokens.factor(order)
-        out = np.concatenate([x[token[away]], dy[token[away]], factor[away, None]], axis=1)
-        elsewhere = np.arange(world) != me
-        rows = self._alltoallv(out, elsewhere * sent, elsewhere * came.sum(axis=1))
-        results = aligned((int(came.sum()), self.kernels.padded(H) + SPARE))
-        before = int(came[:me].sum())
-        x_at, dy_at = addresses(rows), addresses(rows) + FLOAT * H
-        own = addresses(x)[token[mine]], addresses(dy)[token[mine]]
-        at = [np.insert(theirs, before, ours) for theirs, ours in zip((x_at, dy_at), own)]
-        w = np.insert(rows[:, 2 * H], before, factor[mine])
+        out = np.empty((len(order), 2 * H + 1), np.float32)
+        out[away, :H], out[away, H:-1], out[away, -1] = x[token[away]], dy[token[away]], factor[away]
+        from_each = came.sum(axis=1)
+        rows = self._alltoallv(out, sent, from_each)
+        here = slice(int(from_each[:me].sum()), int(from_each[: me + 1].sum()))  # this rank's own, of rows that came
+        x_at, w = addresses(rows), rows[:, -1].copy()
+        dy_at = x_at + FLOAT * H
+        x_at[here], dy_at[here], w[here] = addresses(x)[token[mine]], addresses(dy)[token[mine]], factor[mine]
+        results = aligned((len(rows), self.kernels.padded(H) + SPARE))
         held = came.shape[1]
         expert = np.repeat(np.tile(np.arange(held), world), came.reshape(-1))
-        self._run(cfg, weights, expert, held, (*at, w, addresses(results)), results)
-        theirs = np.ones(len(results), bool)
-        theirs[before : before + int(sent[me])] = False
-        back = self._alltoallv(results[theirs], elsewhere * came.sum(axis=1), elsewhere * sent)
-        here = results[~theirs]
-        to_dx = np.insert(addresses(back), first, addresses(here))
-        column = self.kernels.padded(H)
-        return order, to_dx, np.insert(back[:, column], first, here[:, column]), (back, here)
+        self._run(cfg, weights, expert, held, (x_at, dy_at, w, addresses(results)), results)
+        back = self._alltoallv(results, from_each, sent)
+        to_dx, dw = addresses(back), back[:, self.kernels.padded(H)].copy()
+        to_dx[mine], dw[mine] = addresses(results)[here], results[here, self.kernels.padded(H)]
+        return order, to_dx, dw, (back, results)
 
     def _run(
         self,
@@ -225,7 +228,10 @@ class BackwardCalls:
             return list(group.comm.alltoall(values))
 
     def _alltoallv(self, out: np.ndarray, sent: np.ndarray, came: np.ndarray) -> np.ndarray:
-        """Rows of `out`, sent[p] of them to rank p in order; returns the rows that came, in order of their sources."""
+        """Rows of `out`, sent[p] of them for rank p in order; returns the rows that came, in order of their sources.
+
+        Rows of this rank for itself are not copied: their places in the result hold anything.
+        """
         group, width = self.member.runtime.group, out.shape[1]
         into = aligned((int(came.sum()), width))
         if group.comm is None:
@@ -233,11 +239,12 @@ class BackwardCalls:
         from mpi4py import MPI
 
         row = MPI.FLOAT.Create_contiguous(width).Commit()
+        others = np.arange(len(sent)) != self.member.rank
         try:
             with group.bounded("the other ranks (rows of a backward call)"):
                 group.comm.Alltoallv(
-                    [np.ascontiguousarray(out), (sent, np.cumsum(sent) - sent), row],
-                    [into, (came, np.cumsum(came) - came), row],
+                    [out, (sent * others, np.cumsum(sent) - sent), row],
+                    [into, (came * others, np.cumsum(came) - came), row],
                 )
         finally:
             row.Free()
@@ -257,7 +264,7 @@ class _Tokens:
         self.rows = saved.x
         if on_input(cfg):
             taken = np.where(saved.ids >= 0, saved.weights, np.float32(0))
-            self.rows = taken * saved.x
+            self.rows = rounded(taken * saved.x, cfg)
         self.dw = np.zeros(saved.ids.shape, np.float32)
         self.common = [weights.new_common() for _ in range(pieces)] if weights.places else []
         each = len(dy) // pieces

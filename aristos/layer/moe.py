@@ -25,6 +25,7 @@ from .node_weights import most_foreign
 from .options import Schedule, backend_class, check_moves, checked_options, default_backend
 from .pending import PendingCall
 from .stats import Summary, summarize
+from .trained_weights import training_bytes
 from .training import TrainedLayers, check_training
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class MoE(TrainedLayers):
     latter for an expert that gets so many rows from a rank that computing them takes longer than reading its weights.
     The bits of the outputs are the same.
 
-    train: keep float32 weights and gradients, for `forward`, `backward` and `update`; float32 on CPUs, rows travel.
+    train: keep float32 weights and gradients, for `forward`, `backward`, `update`; on CPUs, float32 or bfloat16.
 
     With backend="cuda", a rank has one GPU. Host arrays are copied in and out, and a call has ended when it returns.
     Arrays in GPU memory (CuPy, PyTorch, JAX, Numba, `__cuda_array_interface__`, DLPack) are used in place, on their
@@ -146,6 +147,7 @@ class MoE(TrainedLayers):
         layers: int = 1,
         threads: int | None = None,
         backend: Literal["cpu", "cuda"] | None = None,
+        train: bool = False,
     ) -> int:
         """Bytes that the rank that needs most allocates for this layer on `world` ranks: windows and packed weights.
 
@@ -160,6 +162,7 @@ class MoE(TrainedLayers):
         threads: include the scratch of so many workers: prepared rows, hidden activations and sums of a run, and of one
         column-split run. backend: None is "cpu", but "cuda" for tf32. With "cuda", which needs numba-cuda here,
         weights, the first window and a copy of the second lie in GPU memory, and hidden activations are not included.
+        train: include masters, gradients, and projections packed transposed; not tapes, nor buffers of backward calls.
         Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
         """
         world = whole("world", world)
@@ -180,6 +183,9 @@ class MoE(TrainedLayers):
             needs = Needs.most(CpuBackend.needs(each, None) for each in dict.fromkeys(cfgs))
             scratch = int(threads) * lines(needs.scratch_bytes) + needs.shared_bytes
         weights = {each: packed_bytes(each, max(places.held)) for each in dict.fromkeys(cfgs)}
+        if boolean("train", train):
+            check_training(cfgs[0], name, "tokens", places, None)
+            weights = {each: nbytes + training_bytes(each, max(places.held)) for each, nbytes in weights.items()}
         return windows + scratch + sum(weights[each] for each in cfgs)
 
     # ------------------------------------------------------------ calls

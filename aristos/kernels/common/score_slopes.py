@@ -59,31 +59,35 @@ def softmax_topk_slopes(row, experts, renormalize, ids, dw, k, scale, out):
 
 @jit
 def sigmoid_slopes(row, experts, renormalize, ids, dw, k, scale, out):
-    total, mean = shares(row, logistic, renormalize, ids, dw, k)
+    values = np.empty(k, np.float64)
     for j in range(k):
-        s = np.float64(logistic(row[ids[j]]))
-        out[ids[j]] += _f(scale * (dw[j] - mean) / total * s * logistic(-row[ids[j]]))
+        values[j] = logistic(row[ids[j]])
+    total, mean = shares(values, renormalize, dw, k)
+    for j in range(k):
+        out[ids[j]] += _f(scale * (dw[j] - mean) / total * values[j] * logistic(-row[ids[j]]))
 
 
 @jit
 def sqrtsoftplus_slopes(row, experts, renormalize, ids, dw, k, scale, out):
-    total, mean = shares(row, root_softplus, renormalize, ids, dw, k)
+    values = np.empty(k, np.float64)
     for j in range(k):
-        root = np.float64(root_softplus(row[ids[j]]))
-        slope = logistic(row[ids[j]]) / (TWO * root) if root > 0 else ZERO
+        values[j] = root_softplus(row[ids[j]])
+    total, mean = shares(values, renormalize, dw, k)
+    for j in range(k):
+        slope = logistic(row[ids[j]]) / (TWO * values[j]) if values[j] > ZERO else ZERO
         out[ids[j]] += _f(scale * (dw[j] - mean) / total * slope)
 
 
 @jit
-def shares(row, value, renormalize, ids, dw, k):
-    """(what the k values are divided by, mean of dw by these shares), for weights that are shares of value(score)."""
+def shares(values, renormalize, dw, k):
+    """(what the k values are divided by, mean of dw by these shares)."""
     if not renormalize:
         return ONE, ZERO
     total, mean = LEAST, ZERO
     for j in range(k):
-        total += value(row[ids[j]])
+        total += values[j]
     for j in range(k):
-        mean += dw[j] * value(row[ids[j]]) / total
+        mean += dw[j] * values[j] / total
     return total, mean
 
 

@@ -15,32 +15,32 @@ their order alone, not on where they are cut into runs.
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
-from ..common.activations import ZERO, at_most, code_of, factor, limit_of, limits, shift_of
+from ..common.activations import ONE, ZERO, at_most, code_of, factor, limit_of, limits, shift_of
 from ..common.branches import unrolled
 from ..common.slopes import FUNCTIONS
 from .expert import FC, fill_rows, row_addresses
-from .gemm import KC, PITCH, pack_rows, packed_bytes, panel_rows, vectors_of
-from .panels import LANES, NR
+from .gemm import KC, PITCH, block, fetch, pack_rows, packed_bytes, panel_rows, vectors_of
+from .panels import LANES, NR, ROWS
 
 MOST_ROWS = 256  # of a run; at most KC
-TURNED = 16  # columns that are transposed at once
+TURNED = 512  # columns that are transposed at once: so they stay in the L2 cache
+SIDE = 16  # of a block of the transposition
 
 
 def saved_bytes(rows, ffn, gated):
     """Bytes of what `expert_rows` leaves for `weight_gradients`: du, h, and dg if gated."""
-    return (3 if gated else 2) * packed_chunks(rows, ffn)
-
-
-def packed_chunks(rows, ffn):
-    """Bytes of `rows` rows of F columns in chunks of packed rows."""
-    return rows * PITCH * -(-ffn // FC)
+    return (3 if gated else 2) * rows * PITCH * -(-ffn // FC)
 
 
 def scratch_bytes(rows, hidden, ffn):
     """Bytes of scratch of either function for up to `rows` rows, at most MOST_ROWS."""
     first = 3 * 8 * rows + LINE + 2 * packed_bytes(rows, hidden) + (rows + 1) * PITCH
-    widest = max(hidden, ffn)
-    return max(first, 8 * max(rows, widest) + LINE + PITCH * widest + FLOAT * rows * NR)
+    return max(first, outer_bytes(rows, max(hidden, ffn)))
+
+
+def outer_bytes(rows, widest):
+    """Bytes of scratch of `add_outer` for up to `rows` rows; widest: the most columns of either side."""
+    return 8 * (widest + rows) + LINE + PITCH * TURNED + FLOAT * rows * (widest + LANES)
 
 
 @jit
@@ -156,76 +156,99 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, saved, 
             at = PITCH * i
             slopes(code, gated, du + at, dg + at, ds + at, h + at, weight[i], columns, spare)
             share[i] += dot(ds + at, h + at, count)
-    for j in range(0, hidden, NR):
-        vectors = vectors_of(hidden - j)
-        width = LANES * vectors
-        for f0 in range(0, ffn, FC):
-            panel = up_turned + FLOAT * (j * ffn + f0 * width)
-            chunk = saved + PITCH * m * (f0 // FC)
-            panel_rows(m, vectors, chunk, panel, dx, j, min(FC, ffn - f0), f0, panel + FLOAT * width * ffn)
+        add_columns(m, du, up_turned, ffn, f0, count, hidden, dx, f0)
         if gated:
-            for f0 in range(0, ffn, FC):
-                panel = gate_turned + FLOAT * (j * ffn + f0 * width)
-                chunk = saved + 2 * part + PITCH * m * (f0 // FC)
-                panel_rows(m, vectors, chunk, panel, dx, j, min(FC, ffn - f0), 1, panel + FLOAT * width * ffn)
+            add_columns(m, dg, gate_turned, ffn, f0, count, hidden, dx, 1)
 
 
 @jit
-def turn_rows(m, x, columns, a):
-    """Write m rows of `columns` float32 transposed: row c of packed rows at `a` holds column c of all m."""
-    for c0 in range(0, columns, TURNED):
-        n = min(TURNED, columns - c0)
+def add_columns(m, a, panels, depth, first, count, columns, c, carry):
+    """C[m, columns] (+)= packed rows of `count` columns at `a` times the rows first.. of panels [depth, columns]."""
+    for j in range(0, columns, NR):
+        vectors = vectors_of(columns - j)
+        width = LANES * vectors
+        panel = panels + FLOAT * (j * depth + first * width)
+        panel_rows(m, vectors, a, panel, c, j, count, carry, panel + FLOAT * width * depth)
+
+
+@jit
+def turn_rows(m, x, first, columns, a):
+    """Write columns first.. of m rows of float32 transposed: row c of packed rows at `a` holds one column of all m."""
+    for c0 in range(0, columns, SIDE):
+        n = min(SIDE, columns - c0)
         for i in range(m):
-            row = mem.floats(mem.load(x + 8 * i) + FLOAT * c0, n)
+            row = mem.floats(mem.load(x + 8 * i) + FLOAT * (first + c0), n)
             for c in range(n):
                 mem.floats(a + PITCH * (c0 + c) + FLOAT * i, 1)[0] = row[c]
 
 
 @jit
-def add_product(m, rows, a, source, pitch, w, columns, j, limit, c, panel):
-    """C[rows, j:] += A^T B for one panel of columns and m rows in order. a: A turned; c: of an array of row addresses.
+def pack_panels(m, first, rows, columns, w, limit, panels):
+    """Write columns first.. of m rows as panels of a matrix with m rows.
 
-    source: address of B's first column of the panel, `pitch` bytes a row; or of an array of addresses of B's rows, with
-    pitch 0. w: address of a factor for each row, or 0. limit: columns that B has.
+    first: the column of a whole number of panels where they go; rows: address of an array of addresses of float32,
+    `columns` of them, of which `limit` are left of the whole matrix; w: address of a factor for each row, or 0.
     """
-    vectors = vectors_of(columns - j)
-    width = LANES * vectors
-    n = min(width, limit - j)
     for i in range(m):
-        first = mem.load(source + 8 * i) + FLOAT * j if pitch == 0 else source + pitch * i
-        row, out = mem.floats(first, n), mem.floats(panel + FLOAT * width * i, width)
-        if w != 0:
-            weight = mem.floats(w, m)[i]
+        row = mem.floats(mem.load(rows + 8 * i), columns)
+        weight = mem.floats(w, m)[i] if w != 0 else ONE
+        for j in range(0, columns, NR):
+            width = LANES * vectors_of(limit - j)
+            n = min(width, columns - j)
+            out = mem.floats(panels + FLOAT * (m * (first + j) + i * width), width)
             for k in range(n):
-                out[k] = weight * row[k]
-        else:
-            for k in range(n):
-                out[k] = row[k]
-        out[n:] = ZERO
-    panel_rows(rows, vectors, a, panel, c, j, m, 1, panel)
+                out[k] = weight * row[j + k]
+            for k in range(n, width):
+                out[k] = ZERO
 
 
 @jit
-def add_rows(m, source, pitch, w, n, out):
-    """out[n] += each of m rows in order; source, pitch and w as in `add_product`, from column 0."""
-    sums = mem.floats(out, n)
-    for i in range(m):
-        row = mem.floats(mem.load(source + 8 * i) if pitch == 0 else source + pitch * i, n)
-        if w != 0:
-            weight = mem.floats(w, m)[i]
-            for k in range(n):
-                sums[k] += weight * row[k]
-        else:
-            for k in range(n):
-                sums[k] += row[k]
+def add_turned(m, rows, a, panels, columns, c):
+    """C[rows, columns] += A^T B for m rows in order. a: A transposed; c: address of an array of row addresses.
+
+    As `gemm.panel_rows`, but for the rows of C: the next ones are fetched while these are computed.
+    """
+    groups = (rows + ROWS - 1) // ROWS
+    size = rows // groups
+    larger = rows - size * groups
+    for j in range(0, columns, NR):
+        vectors = vectors_of(columns - j)
+        panel = panels + FLOAT * m * j
+        i = 0
+        for g in range(groups):
+            n = size + 1 if g < larger else size
+            for r in range(i + n, min(rows, i + 2 * n)):
+                for line in range(0, FLOAT * LANES * vectors, LINE):
+                    fetch(mem.load(c + 8 * r) + FLOAT * j + line)
+            block(n + ROWS * (vectors - 1), a + PITCH * i, panel, c + 8 * i, j, m, 1, panel, 0)
+            i += n
 
 
 @jit
-def gradient_rows(rows, table, first, columns):
-    """Write the addresses of `rows` rows of a gradient of `columns` columns, rounded up to vectors, at `table`."""
+def add_outer(m, x, rows, panels, columns, out, table, a):
+    """out[rows, columns] += the sum over m rows, in order, of x[i]^T times row i of panels.
+
+    x: address of an array of row addresses; out: of rows of float32, rounded up to vectors; table: of space for as many
+    addresses; a: of TURNED packed rows.
+    """
     pitch = FLOAT * ((columns + LANES - 1) // LANES * LANES)
     for i in range(rows):
-        mem.store(table + 8 * i, first + pitch * i)
+        mem.store(table + 8 * i, out + pitch * i)
+    for first in range(0, rows, TURNED):
+        n = min(TURNED, rows - first)
+        turn_rows(m, x, first, n, a)
+        add_turned(m, n, a, panels, columns, table + 8 * first)
+
+
+@jit
+def add_rows(m, rows, w, n, out):
+    """out[n] += each of m rows in order, times w[i] if w is not 0. rows: address of an array of row addresses."""
+    sums = mem.floats(out, n)
+    for i in range(m):
+        row = mem.floats(mem.load(rows + 8 * i), n)
+        weight = mem.floats(w, m)[i] if w != 0 else ONE
+        for k in range(n):
+            sums[k] += weight * row[k]
 
 
 @jit
@@ -237,28 +260,24 @@ def weight_gradients(m, x, dy, w, gradients, hidden, ffn, saved, scratch):
     """
     up, gate, down, up_bias, gate_bias, down_bias = gradients
     part = PITCH * m * ((ffn + FC - 1) // FC)
-    widest = max(hidden, ffn)
-    table = scratch
-    a = (table + 8 * max(m, widest) + LINE - 1) // LINE * LINE
-    panel = a + PITCH * widest
-    turn_rows(m, x, hidden, a)
+    table, rows = scratch, scratch + 8 * max(hidden, ffn)
+    a = (rows + 8 * m + LINE - 1) // LINE * LINE
+    panels = a + PITCH * TURNED
     for side in range(2):
-        target, bias, rows = (up, up_bias, saved) if side == 0 else (gate, gate_bias, saved + 2 * part)
+        target, bias, chunk = (up, up_bias, saved) if side == 0 else (gate, gate_bias, saved + 2 * part)
         if target == 0:
             continue
-        gradient_rows(hidden, table, target, ffn)
-        for j in range(0, ffn, NR):
-            source = rows + PITCH * m * (j // FC) + FLOAT * (j % FC)
-            add_product(m, hidden, a, source, PITCH, 0, ffn, j, ffn, table, panel)
-        if bias != 0:
-            for f0 in range(0, ffn, FC):
-                n = min(FC, ffn - f0)
-                add_rows(m, rows + PITCH * m * (f0 // FC), PITCH, 0, n, bias + FLOAT * f0)
-    for f0 in range(0, ffn, FC):
-        row_addresses(m, table, saved + part + PITCH * m * (f0 // FC))
-        turn_rows(m, table, min(FC, ffn - f0), a + PITCH * f0)
-    gradient_rows(ffn, table, down, hidden)
-    for j in range(0, hidden, NR):
-        add_product(m, ffn, a, dy, 0, w, hidden, j, hidden, table, panel)
+        for f0 in range(0, ffn, FC):
+            row_addresses(m, rows, chunk)
+            pack_panels(m, f0, rows, min(FC, ffn - f0), 0, ffn - f0, panels)
+            if bias != 0:
+                add_rows(m, rows, 0, min(FC, ffn - f0), bias + FLOAT * f0)
+            chunk += PITCH * m
+        add_outer(m, x, hidden, panels, ffn, target, table, a)
+    pack_panels(m, 0, dy, hidden, w, hidden, panels)
     if down_bias != 0:
-        add_rows(m, dy, 0, w, hidden, down_bias)
+        add_rows(m, dy, w, hidden, down_bias)
+    pitch = FLOAT * ((hidden + LANES - 1) // LANES * LANES)
+    for f0 in range(0, ffn, FC):
+        row_addresses(m, rows, saved + part + PITCH * m * (f0 // FC))
+        add_outer(m, rows, min(FC, ffn - f0), panels, hidden, down + pitch * f0, table, a)

@@ -8,18 +8,8 @@ from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
 from ..common.score_slopes import score_slopes
 from .convert import FLOAT32
-from .expert_backward import (
-    MOST_ROWS,
-    add_product,
-    add_rows,
-    dot,
-    expert_rows,
-    gradient_rows,
-    turn_rows,
-    weight_gradients,
-)
+from .expert_backward import MOST_ROWS, TURNED, add_outer, add_rows, dot, expert_rows, pack_panels, weight_gradients
 from .gemm import PITCH, packed_bytes, product
-from .panels import NR
 from .tokens import combine_token
 
 
@@ -76,25 +66,18 @@ def product_rows(count, x, depth, panels, columns, y, scratch):
         product(min(MOST_ROWS, count - i), x + 8 * i, depth, panels, columns, y + 8 * i, scratch)
 
 
-def outer_bytes(rows):
-    """Bytes of scratch of `add_outer_sums`; rows: of the result."""
-    return 8 * rows + LINE + PITCH * rows + FLOAT * MOST_ROWS * NR
-
-
 @jit
 def add_outer_sums(count, x, rows, b, columns, out, sums, scratch):
     """out[rows, columns] += the sum over tokens of x[t]^T b[t]; sums[columns] += b[t], if sums is not 0.
 
-    x, b: addresses of arrays of row addresses. Rows of out have space for `columns` rounded up to vectors.
+    x, b: addresses of arrays of row addresses. Rows of out have space for `columns` rounded up to vectors. scratch:
+    `outer_bytes(MOST_ROWS, the larger of rows and columns)` bytes.
     """
-    table = scratch
-    a = (table + 8 * rows + LINE - 1) // LINE * LINE
-    panel = a + PITCH * rows
-    gradient_rows(rows, table, out, columns)
+    a = (scratch + 8 * rows + LINE - 1) // LINE * LINE
+    panels = a + PITCH * TURNED
     for i in range(0, count, MOST_ROWS):
         m = min(MOST_ROWS, count - i)
-        turn_rows(m, x + 8 * i, rows, a)
-        for j in range(0, columns, NR):
-            add_product(m, rows, a, b + 8 * i, 0, 0, columns, j, columns, table, panel)
+        pack_panels(m, 0, b + 8 * i, columns, 0, columns, panels)
+        add_outer(m, x + 8 * i, rows, panels, columns, out, scratch, a)
         if sums != 0:
-            add_rows(m, b + 8 * i, 0, 0, columns, sums)
+            add_rows(m, b + 8 * i, 0, columns, sums)
