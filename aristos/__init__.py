@@ -54,6 +54,7 @@ _MODULES = (
     "reproducible",
     "results",
     "topology",
+    "train",
 )
 
 

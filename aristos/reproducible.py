@@ -10,7 +10,7 @@ A sum of rank sums would be rounded in another way on each number of ranks, in w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from .errors import AristosError, InputError, MismatchError, PeerInputError
 DTYPES = "float32", "float64"
 
 
-class _Node(NamedTuple):
+class Node(NamedTuple):
     """The sum of pieces first * size .. (first + 1) * size - 1."""
 
     first: int
@@ -28,27 +28,30 @@ class _Node(NamedTuple):
     value: np.ndarray
 
 
-def _pushed(stack: list[_Node], node: _Node) -> None:
+def _push(stack: list[Node], node: Node) -> None:
     """Add a node at the end, and every sum that it completes."""
     while stack and stack[-1].size == node.size and node.first % 2:
         left = stack.pop()
-        node = _Node(left.first // 2, 2 * node.size, left.value + node.value)
+        node = Node(left.first // 2, 2 * node.size, left.value + node.value)
     stack.append(node)
 
 
-def _nodes(first: int, pieces: Sequence[np.ndarray]) -> list[_Node]:
-    """The largest sums of the tree that lie within these pieces, of which `first` is the number of the first."""
-    stack: list[_Node] = []
+def partial_sums(first: int, pieces: Iterable[np.ndarray]) -> list[Node]:
+    """The largest sums of the tree that lie within these pieces, of which `first` is the number of the first.
+
+    A piece that is summed is let go of at once: memory is that of the sums.
+    """
+    stack: list[Node] = []
     for number, piece in enumerate(pieces):
-        _pushed(stack, _Node(first + number, 1, piece))
+        _push(stack, Node(first + number, 1, piece))
     return stack
 
 
-def _total(nodes: Sequence[_Node]) -> np.ndarray:
+def _total(nodes: Sequence[Node]) -> np.ndarray:
     """The sum of all pieces; nodes: in order, without gaps."""
-    stack: list[_Node] = []
+    stack: list[Node] = []
     for node in nodes:
-        _pushed(stack, node)
+        _push(stack, node)
     value = stack[-1].value
     for node in reversed(stack[:-1]):
         value = node.value + value
@@ -83,12 +86,9 @@ def reproducible_sum(comm: Any, pieces: Sequence[np.ndarray] | np.ndarray) -> np
     if len(kinds) > 1:
         raise MismatchError(f"pieces must have one dtype and shape on all ranks, got {kinds[0]} and {kinds[1]}")
     dtype, shape = kinds[0]
-    counts = [count for count, _, _ in reports]
-    rank = 0 if comm is None else comm.Get_rank()
-    nodes = _nodes(sum(counts[:rank]), [piece.reshape(-1) for piece in mine])
-    if comm is None or comm.Get_size() == 1:
-        return np.array(_total(nodes)).reshape(shape)
-    return _over_ranks(comm, nodes, counts, np.dtype(dtype), int(np.prod(shape, dtype=np.int64))).reshape(shape)
+    before = reports[: 0 if comm is None else comm.Get_rank()]
+    nodes = partial_sums(sum(count for count, _, _ in before), [piece.reshape(-1) for piece in mine])
+    return total(comm, nodes, np.dtype(dtype), int(np.prod(shape, dtype=np.int64))).reshape(shape)
 
 
 def _checked(pieces: Any) -> list[np.ndarray]:
@@ -103,9 +103,14 @@ def _checked(pieces: Any) -> list[np.ndarray]:
     return found
 
 
-def _over_ranks(comm: Any, nodes: list[_Node], counts: list[int], dtype: np.dtype, size: int) -> np.ndarray:
-    """Every rank adds one part of the columns of all nodes, then all ranks exchange the sums."""
-    world = len(counts)
+def total(comm: Any, nodes: list[Node], dtype: np.dtype, size: int) -> np.ndarray:
+    """The sum over all ranks' nodes, of `size` entries each. Collective. nodes: `partial_sums` of this rank's pieces.
+
+    Every rank adds one part of the columns of all nodes, then all ranks exchange the sums.
+    """
+    world = 1 if comm is None else comm.Get_size()
+    if world == 1:
+        return np.array(_total(nodes))
     ends = [size * (part + 1) // world for part in range(world)]
     widths = np.diff([0, *ends])
     heads = comm.allgather([node[:2] for node in nodes])
@@ -120,7 +125,7 @@ def _over_ranks(comm: Any, nodes: list[_Node], counts: list[int], dtype: np.dtyp
     comm.Alltoallv([out, (sent, np.cumsum(sent) - sent)], [received, (came, np.cumsum(came) - came)])
     rows = received.reshape(-1, here) if here else np.empty((sum(map(len, heads)), 0), dtype)
     order = [head for each in heads for head in each]
-    part = np.array(_total([_Node(first, count, row) for (first, count), row in zip(order, rows)]))
-    total = np.empty(size, dtype)
-    comm.Allgatherv(part, [total, (widths, np.cumsum(widths) - widths)])
-    return total
+    part = np.array(_total([Node(first, count, row) for (first, count), row in zip(order, rows)]))
+    whole = np.empty(size, dtype)
+    comm.Allgatherv(part, [whole, (widths, np.cumsum(widths) - widths)])
+    return whole

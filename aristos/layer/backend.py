@@ -29,7 +29,7 @@ COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision")  # e
 class Settings:
     """Checked options of an object. cfgs: of each layer. timeout: seconds. sms: most SMs of a GPU, None for all.
 
-    moves: what crosses between ranks of a node, see `MoE`.
+    moves: what crosses between ranks of a node, see `MoE`. train: keep what training needs.
     """
 
     cfgs: tuple[MoEConfig, ...]
@@ -37,6 +37,7 @@ class Settings:
     timeout: float
     sms: int | None = None
     moves: str = "tokens"
+    train: bool = False
 
     @property
     def layers(self) -> int:

@@ -39,6 +39,7 @@ from .given import GivenLayer
 from .node_weights import NodeWeights, foreign_slots
 from .routing import Routing, routing_of
 from .stats import call_stats
+from .trained_weights import TrainedWeights
 from .weights import LayerWeights, expert_bytes
 
 STAY_SHARE = 125  # percent of the mean rank's rows that a rank computes for its own tokens before others help it
@@ -161,6 +162,8 @@ class CpuBackend(Backend):
         return self._isa
 
     def new_weights(self, layer: int) -> LayerWeights:
+        if self.settings.train:
+            return TrainedWeights(self._element, self.cfgs[layer], self.member.mine)
         float32 = self._elements.element_type("float32")
         home = None if self._home is None else (self._home, layer)
         return LayerWeights(self._element, float32, self.cfgs[layer], self.member.mine, home)
@@ -350,6 +353,13 @@ class CpuBackend(Backend):
         shape = (*call.lead, cfg.top_k)
         logits = None if call.logits is None else call.logits.reshape(*call.lead, cfg.columns)
         return routing_of(ids.reshape(shape), weights.reshape(shape), logits, cfg.columns)
+
+    def shared_weights(self, layer: int, count: int) -> np.ndarray:
+        """[count] weights of the shared expert's outputs in the last call, which was of this layer; ones without it."""
+        cfg, pitch = self.cfgs[layer], choices(self.cfgs[layer])
+        if not cfg.shared_ffn:
+            return np.ones(count, np.float32)
+        return self._combine_weights[: count * pitch].reshape(count, pitch)[:, -1].copy()
 
     def _own_problem(self, call: CpuCall, status: int) -> str:
         """Why the engine has refused this rank's routing."""

@@ -36,6 +36,9 @@ class LoadedLayers(Collective):
             raise OpenCallError("a call of this layer was started: wait() for it first")
         return self._alive()
 
+    def _refuse_tapes(self, layer: int, what: str) -> None:
+        """Raise OpenCallError while a backward call of the layer is due."""
+
     def load(
         self,
         layer: int = 0,
@@ -77,6 +80,7 @@ class LoadedLayers(Collective):
         """
         self._settled()
         check_layer(layer, self.layers)
+        self._refuse_tapes(int(layer), "load")
         given = {
             "up": up,
             "down": down,
@@ -132,6 +136,7 @@ class LoadedLayers(Collective):
         """
         self._settled()
         check_layer(layer, self.layers)
+        self._refuse_tapes(int(layer), "load_expert")
         slot = self._slot(expert)
         if slot is None:
             return
@@ -168,6 +173,7 @@ class LoadedLayers(Collective):
         """
         self._settled()
         check_layer(layer, self.layers)
+        self._refuse_tapes(int(layer), "load_shared")
         given = {
             "shared_up": up,
             "shared_gate": gate,
@@ -198,6 +204,7 @@ class LoadedLayers(Collective):
         """
         self._settled()
         check_layer(layer, self.layers)
+        self._refuse_tapes(int(layer), "load_router")
         given = Given("load_router", self.layer_config(layer), layout, bits)
         arrays = given.router({"router": router, "router_bias": router_bias, "select_bias": select_bias})
         if not arrays:
@@ -212,6 +219,7 @@ class LoadedLayers(Collective):
         """
         self._settled()
         check_layer(layer, self.layers)
+        self._refuse_tapes(int(layer), "unload")
         self._backend.unload(int(layer))
 
     def _slot(self, expert: Any) -> int | None:

@@ -21,17 +21,18 @@ from .backend import Event, Settings, check_layer
 from .collective import Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
 from .grouped import split
-from .loading import LoadedLayers
 from .node_weights import most_foreign
 from .options import Schedule, backend_class, check_moves, checked_options, default_backend
 from .pending import PendingCall
 from .stats import Summary, summarize
+from .trained_weights import training_bytes
+from .training import TrainedLayers, check_training
 
 if TYPE_CHECKING:
     from ..planner import Plan
 
 
-class MoE(LoadedLayers):
+class MoE(TrainedLayers):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
     cfg: equal on all ranks; or a list with the configuration of each layer, without `layers`, which are equal but for
@@ -56,6 +57,8 @@ class MoE(LoadedLayers):
     latter for an expert that gets so many rows from a rank that computing them takes longer than reading its weights.
     The bits of the outputs are the same.
 
+    train: keep float32 weights and gradients, for `forward`, `backward` and `update`; float32 on CPUs, rows travel.
+
     With backend="cuda", a rank has one GPU. Host arrays are copied in and out, and a call has ended when it returns.
     Arrays in GPU memory (CuPy, PyTorch, JAX, Numba, `__cuda_array_interface__`, DLPack) are used in place, on their
     library's current stream or on `stream`, and a call returns before it has run; `synchronize` waits for it. Such a
@@ -78,6 +81,7 @@ class MoE(LoadedLayers):
         backend: Literal["cpu", "cuda"] | None = None,
         sms: int | None = None,
         moves: Literal["auto", "tokens", "experts"] = "auto",
+        train: bool = False,
     ) -> None:
         self.group, self._group_comm = 0, None
         if plan is not None:
@@ -105,7 +109,11 @@ class MoE(LoadedLayers):
                 check_common(threads, timeout, ranks_per_node)
                 check_moves(moves, self.backend, schedule)
                 places = Placement(placement, cfgs[0].experts, self.world)
+                if boolean("train", train):
+                    check_training(cfgs[0], self.backend, moves, places, plan)
+                    moves = "tokens"
                 alike = f"{cfg!r}, layers={len(cfgs)}, schedule={str(schedule)!r}, moves={moves}, placement={places}"
+                alike += ", train=True" if train else ""
                 shape = widths(*cfgs)
                 if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
                     shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
@@ -119,7 +127,9 @@ class MoE(LoadedLayers):
         self.cfg, self.schedule, self.timeout = cfgs[0], schedule, float(timeout)
         self.moves = moves if schedule == "fused" else "tokens"
         try:
-            self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves), self._member))
+            self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves, bool(train)), self._member))
+            if train:
+                self._begin_training()
         except BaseException:
             self._member.leave()
             self._leave_group()
@@ -137,6 +147,7 @@ class MoE(LoadedLayers):
         layers: int = 1,
         threads: int | None = None,
         backend: Literal["cpu", "cuda"] | None = None,
+        train: bool = False,
     ) -> int:
         """Bytes that the rank that needs most allocates for this layer on `world` ranks: windows and packed weights.
 
@@ -151,6 +162,7 @@ class MoE(LoadedLayers):
         threads: include the scratch of so many workers: prepared rows, hidden activations and sums of a run, and of one
         column-split run. backend: None is "cpu", but "cuda" for tf32. With "cuda", which needs numba-cuda here,
         weights, the first window and a copy of the second lie in GPU memory, and hidden activations are not included.
+        train: include masters, gradients, and projections packed transposed; not tapes, nor buffers of backward calls.
         Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
         """
         world = whole("world", world)
@@ -171,6 +183,9 @@ class MoE(LoadedLayers):
             needs = Needs.most(CpuBackend.needs(each, None) for each in dict.fromkeys(cfgs))
             scratch = int(threads) * lines(needs.scratch_bytes) + needs.shared_bytes
         weights = {each: packed_bytes(each, max(places.held)) for each in dict.fromkeys(cfgs)}
+        if boolean("train", train):
+            check_training(cfgs[0], name, "tokens", places, None)
+            weights = {each: nbytes + training_bytes(each, max(places.held)) for each, nbytes in weights.items()}
         return windows + scratch + sum(weights[each] for each in cfgs)
 
     # ------------------------------------------------------------ calls
@@ -328,6 +343,8 @@ class MoE(LoadedLayers):
             self._alive().open = False
         if self._member.joined:
             self._backend.close()
+            if self._train:
+                self._calls.close()
         super().close()
         self._leave_group()
 

@@ -83,11 +83,11 @@ def _once(target: Path, change: Callable[[Path, bool], None]) -> bool:
         if before is not None:
             shutil.copy(target, aside)
         change(aside, before is not None)
-        _sync(aside)
+        sync(aside)
         if _identity(target) != before:
             return False
         os.replace(aside, target)
-        _sync(target.parent)
+        sync(target.parent)
         return True
 
 
@@ -113,7 +113,7 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Write a file or folder through to the disk before the next step."""
     number = os.open(path, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""docs/layer.md: its examples run in order, and it names every public method and option."""
+"""docs/layer.md and docs/training.md: examples run in order; every public method and option is named."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import pytest
 
 import aristos
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layer.md").read_text()
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE, TRAINING = ((DOCS / name).read_text() for name in ("layer.md", "training.md"))
 
 
 def run_examples(page: str, **names: object) -> None:
     """Run the page's examples, one after the other, in one namespace."""
     for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(example, "docs/layer.md", "exec"), names)
+        exec(compile(example, "docs", "exec"), names)
 
 
 def test_the_examples_run_in_order(capsys):
     run_examples(PAGE)
     assert "calls, " in capsys.readouterr().out
+    run_examples(TRAINING)
 
 
 @pytest.mark.ranks(2)

@@ -49,6 +49,13 @@ _branches = unrolled("_branches", _arguments, f"case({_arguments})", _kernels, g
 overload(block)(lambda code, a, b, c, jc, count, carry, ahead, pace: _branches)
 
 
+def fetch(address):
+    """Ask for the cache line at `address`, which is read soon."""
+
+
+overload(fetch)(lambda address: lambda address: micro_kernels.fetch(address))
+
+
 def packed_bytes(rows, columns):
     """Bytes of `rows` packed rows of `columns` float32."""
     return rows * PITCH * -(-columns // KC)

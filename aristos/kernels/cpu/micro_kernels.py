@@ -105,6 +105,13 @@ def _prefetch(builder, address):
     builder.call(prefetch, [builder.inttoptr(address, BYTE), I32(0), I32(AHEAD_LEVEL), I32(1)])  # read; data cache
 
 
+def _emit_fetch(builder, args):
+    _prefetch(builder, args[0])
+
+
+fetch = _intrinsic("fetch", 1, _emit_fetch)
+
+
 def _fma(builder, vector):
     return _declare(builder, f"llvm.fma.v{vector.count}f32", vector, [vector] * 3)
 

@@ -1,0 +1,33 @@
+"""Picture of the suite `train`: where the time of a training step goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...results import Table
+from .style import BLUE, GREEN, GREY, ORANGE, slowest
+
+
+def train(table: Table) -> Any:
+    """Bars of a step's parts for each token count, as medians; every step as a dot."""
+    from matplotlib import pyplot
+
+    tokens, parts = table.dims["tokens"].values, list(table.dims["part"].values)
+    times = slowest(table.variables["time"].values) * 1e3  # [tokens, part, iteration]
+    figure, axes = pyplot.subplots(1, len(tokens), figsize=(3.2 * len(tokens) + 1, 3.6), squeeze=False)
+    for t, axis in enumerate(axes[0]):
+        for p, color in enumerate((BLUE, ORANGE, GREEN, GREY)):
+            here = times[t, p][~np.isnan(times[t, p])]
+            axis.bar_label(axis.bar(p, np.median(here), color=color), fmt="%.3g", fontsize=7)
+            axis.plot(np.full(len(here), p), here, "o", color="#333333", markersize=2, alpha=0.5)
+        axis.set_xticks(range(len(parts)), parts, rotation=20)
+        axis.set(title=f"{tokens[t]} tokens per rank")
+        axis.grid(axis="x", visible=False)
+    axes[0, 0].set_ylabel("slowest rank (ms): median, every step")
+    figure.suptitle(table.attributes["shape"], fontsize=9, x=0.01, ha="left")
+    return figure
+
+
+PICTURES = {"train": [("train", train)]}

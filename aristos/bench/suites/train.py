@@ -1,0 +1,173 @@
+"""Suite `train`: a training step of the layer in float32: forward, backward, Adam.
+
+The columns, medians of the slowest rank over steps:
+
+    forward, backward    one call each; the backward call exchanges rows by Alltoallv
+    optimizer            reduce_grads, clip, AdamW on the float32 masters, packing the weights again
+    step                 all three, and zero_grads
+    tokens/s             tokens of all ranks / step
+    of peak              GFLOP/s per rank over multiply-adds in registers, on all workers at once; counted are 2 H F
+                         FLOPs for each matrix product of a row: forward 2, backward 5; 3 and 8 if gated
+
+Checked against float64 in the first step: dx, and the gradient of each expert's up projection between two random
+vectors. Layers of other dtypes are trained in float32.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ... import _reference_backward, reference
+from ...results import Table
+from .. import bounds
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..measure import Statistics, gathered, in_turns, iterations, padded
+from ..registry import suite
+from ..workload import Call, Workload
+
+PARTS = ("forward", "backward", "optimizer")
+STEP = "step"
+COLUMNS = (
+    Column("tokens", "tokens\n/rank", "d"),
+    *(Column(f"{part}_ms", f"{part}\nms", ".3f") for part in (*PARTS, STEP)),
+    Column("backward_over_forward", "backward\n/forward", ".2f"),
+    Column("tokens_per_s", "tokens/s", ",.0f"),
+    Column("gflops_per_rank", "GFLOP/s\n/rank", ".1f"),
+    Column("share_of_peak", "of FMA\npeak", ".0%"),
+    Column("iterations", "steps", "d"),
+    ERROR,
+    CHECK,
+)
+
+
+@dataclass
+class Steps:
+    """Steps of one token count on this rank; a call is one of them. seconds: of each part, by step."""
+
+    moe: Any
+    optimizer: Any
+    call: Call
+    dy: np.ndarray
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
+
+    def gradients(self) -> np.ndarray:
+        """dx [S, H] of a forward and a backward call; the gradients of the layer's arrays are those of this call."""
+        self.moe.zero_grads()
+        start = time.perf_counter()
+        _, tape = self.moe.forward(self.call.x, self.call.ids, self.call.weights)
+        middle = time.perf_counter()
+        found = self.moe.backward(self.dy, tape)
+        end = time.perf_counter()
+        self.seconds["forward"].append(middle - start)
+        self.seconds["backward"].append(end - middle)
+        return np.asarray(found[0] if isinstance(found, tuple) else found)
+
+    def __call__(self) -> None:
+        self.gradients()
+        start = time.perf_counter()
+        self.optimizer.step()
+        self.seconds["optimizer"].append(time.perf_counter() - start)
+
+
+@suite(
+    "train", "a training step in float32: forward, backward, Adam; tokens/s, share of the peak", order=65, default=False
+)
+def run(ctx: Context) -> Result:
+    from ...layer.moe import MoE
+    from ...train import Adam
+
+    shape = ctx.shape()
+    work = Workload(ctx.world, replace(shape.cfg, dtype="float32", precision="highest"), ctx.options.seed)
+    stacked: dict[str, Any] = work.weights()
+    moe = MoE(
+        work.cfg, work.world.comm, threads=ctx.options.threads, placement=work.placement.tolist(),
+        ranks_per_node=work.world.ranks_per_node, backend="cpu", train=True,
+    )  # fmt: skip
+    sheet = Sheet(f"training in float32: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
+    raw, peaks = [], []
+    try:
+        for i, tokens in enumerate(shape.tokens):
+            ctx.report(f"{tokens} tokens", i / len(shape.tokens))
+            moe.load(router=work.router, local=True, **stacked)
+            call = work.call(tokens, "uniform" if ctx.trace else ctx.options.routing or "router", tokens)
+            steps = Steps(moe, Adam(moe, 1e-6, clip=1.0), call, work.tokens(tokens, 7))
+            error = _error(work, steps)
+            before = bounds.peak(ctx.world, moe.threads)
+            calls: dict[str, Any] = {STEP: steps}
+            seconds = 0.8 * ctx.left() / (len(shape.tokens) - i)
+            count = iterations(ctx.world, calls, seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
+            whole = in_turns(ctx.world, calls, count)[STEP]
+            times = {part: np.array(each[-count:]) for part, each in steps.seconds.items()} | {STEP: whole}
+            peaks.append(ctx.world.allgather((before + bounds.peak(ctx.world, moe.threads)) / 2))
+            raw.append({part: gathered(ctx.world, each) for part, each in times.items()})
+            rows = work.rows(work.routed(call)[0]).sum()
+            sheet.records.append(_record(work, tokens, raw[-1], float(np.mean(peaks[-1])), float(rows), error))
+    finally:
+        moe.close()
+    return Result(sheet.ok, [sheet], [_table(ctx, shape, raw, peaks)])
+
+
+def products(work: Workload) -> int:
+    """Matrix products of one row in a step."""
+    return 3 + 8 if work.cfg.gated else 2 + 5
+
+
+def _record(
+    work: Workload, tokens: int, times: dict[str, np.ndarray], peak: float, rows: float, error: float
+) -> dict[str, Any]:
+    median = {part: Statistics.of(each).median for part, each in times.items()}
+    flops = 2.0 * work.cfg.hidden * work.cfg.ffn * products(work) * rows / work.world.size
+    rate = flops / median[STEP] / 1e9
+    return {
+        "tokens": tokens,
+        **{f"{part}_ms": value * 1e3 for part, value in median.items()},
+        "backward_over_forward": median["backward"] / median["forward"],
+        "tokens_per_s": tokens * work.world.size / median[STEP],
+        "gflops_per_rank": rate,
+        "share_of_peak": rate / peak,
+        "iterations": times[STEP].shape[-1],
+        "error": error,
+        "check": VERDICTS[work.passes(error)],
+    }
+
+
+def _error(work: Workload, steps: Steps) -> float:
+    """The largest relative error of dx, and of the projected gradients of up projections. Collective."""
+    cfg, x, dy = work.cfg, steps.call.x.astype(np.float64), steps.dy.astype(np.float64)
+    got = steps.gradients()
+    ids, weights = work.routed(steps.call)
+    rng = np.random.default_rng(work.seed)
+    left, right = rng.standard_normal(cfg.hidden), rng.standard_normal(cfg.ffn)
+    dx, dw = np.zeros_like(x), np.zeros(ids.shape)
+    projected = np.zeros((2, cfg.experts))  # sums, and sums of absolute values
+    for e in np.unique(ids[ids >= 0]):
+        token, choice = np.nonzero(ids == e)
+        one = {name: array[0].astype(np.float64) for name, array in work.expert(int(e)).items()}
+        factor = weights[token, choice, None]
+        part = _reference_backward.expert(work.single, x[token], factor * dy[token], one)
+        dx[token] += part.dx
+        dw[token, choice] = (part.y * dy[token]).sum(axis=1)
+        gradient = part.arrays["up"]
+        projected[:, e] = left @ gradient @ right, np.abs(left) @ np.abs(gradient) @ np.abs(right)
+    if steps.call.ids is None:
+        router = work.router.astype(np.float64)
+        dx += _reference_backward.by_logits(cfg, x @ router, ids, dw) @ router.T
+    sums, sizes = np.sum(work.world.allgather(projected), axis=0)
+    ours = [left @ gradient @ right for gradient in steps.moe.grads()["up"].astype(np.float64)]
+    off = np.abs(np.array(ours) - sums[work.local]) / np.maximum(sizes[work.local], 1e-300)
+    return work.world.largest(max(reference.error(got, dx), float(off.max(initial=0.0))))
+
+
+def _table(ctx: Context, shape: Any, raw: list[dict[str, np.ndarray]], peaks: list[list[float]]) -> Table:
+    """Raw times."""
+    parts = (*PARTS, STEP)
+    seconds = padded([[times[part] for part in parts] for times in raw])
+    table = Table("train", attributes={"shape": str(shape)})
+    table.dim("tokens", list(shape.tokens), "1", "tokens per rank and step").dim("part", list(parts))
+    table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(seconds.shape[-1]))
+    table.add("time", ("tokens", "part", "rank", "iteration"), seconds, "s", "a part of a step on one rank")
+    return table.add("peak", ("tokens", "rank"), peaks, "GFLOP/s", "multiply-adds in registers")

@@ -1,0 +1,68 @@
+"""Each activation of `config.ACTIVATIONS` with its derivative, on float32: functions of x that return both.
+
+As in `activations.py`: a value's bits depend on the value alone, and LLVM vectorises loops of them. An activation
+without such a function here fails when this module is imported.
+"""
+
+import math
+
+import numpy as np
+
+from ...config import ACTIVATIONS
+from ...primitives.compile import jit
+from .activations import (
+    HALF,
+    OAI_SCALE,
+    ONE,
+    TANH_CUBE,
+    TANH_SCALE,
+    TWO,
+    ZERO,
+    exp,
+    logistic,
+    normal_cdf,
+)
+from .branches import implementations
+
+_f = np.float32
+DENSITY = _f(1 / math.sqrt(2 * math.pi))
+THREE, FLAT = _f(3), _f(16)  # beyond it gelu_tanh is x or 0, and its slope 1 or 0
+
+
+@jit
+def relu_and_slope(x):
+    return max(x, ZERO), ONE if x > ZERO else ZERO
+
+
+@jit
+def gelu_and_slope(x):
+    cdf = normal_cdf(x)
+    return x * cdf, cdf + x * (DENSITY * exp(-HALF * x * x))
+
+
+@jit
+def gelu_tanh_and_slope(x):
+    s = logistic((x + TANH_CUBE * x * x * x) * (TANH_SCALE + TANH_SCALE))
+    z = min(max(x, -FLAT), FLAT)  # so that no square overflows
+    return x * s, s + z * (s * (ONE - s)) * (TWO * TANH_SCALE * (ONE + THREE * TANH_CUBE * z * z))
+
+
+@jit
+def silu_and_slope(x):
+    s = logistic(x)
+    return x * s, s + x * (s * (ONE - s))
+
+
+@jit
+def swiglu_oai_and_slope(x):
+    s = logistic(OAI_SCALE * x)
+    return x * s, s + OAI_SCALE * x * (s * (ONE - s))
+
+
+@jit
+def relu2_and_slope(x):
+    v = max(x, ZERO)
+    return v * v, v + v
+
+
+FUNCTIONS = implementations({f"{name}_and_slope": rule.code for name, rule in ACTIVATIONS.items()}, globals())

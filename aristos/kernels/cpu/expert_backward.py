@@ -1,0 +1,283 @@
+"""The gradients of one expert on a run of rows of float32, from dL/dy to dL/dx and the combine weights' part.
+
+    d = dy down^T, h as in the forward call, dw = <d, h> + <dy, down_bias>
+    du, dg = w d times the derivatives of h; dx = du up^T + dg gate^T
+
+`expert_rows` leaves du, dg and h behind, in chunks of packed rows; `weight_gradients` reads them:
+
+    dup += x^T du, dgate += x^T dg, ddown += h^T (w dy), and the sums of du, dg, w dy to the biases
+
+Every output of the first is one chain of fused multiply-adds in order of k, whichever rows are computed together. Each
+entry of a weight's gradient is one chain in order of rows that goes on from call to call: it depends on the rows and
+their order alone, not on where they are cut into runs.
+"""
+
+from ...primitives import memory as mem
+from ...primitives.buffers import FLOAT, LINE
+from ...primitives.compile import jit
+from ..common.activations import ONE, ZERO, at_most, code_of, factor, limit_of, limits, shift_of
+from ..common.branches import unrolled
+from ..common.slopes import FUNCTIONS
+from .expert import FC, fill_rows, row_addresses
+from .gemm import KC, PITCH, block, fetch, pack_rows, packed_bytes, panel_rows, vectors_of
+from .panels import LANES, NR, ROWS
+
+MOST_ROWS = 256  # of a run; at most KC
+TURNED = 512  # columns that are transposed at once: so they stay in the L2 cache
+SIDE = 16  # of a block of the transposition
+
+
+def saved_bytes(rows, ffn, gated):
+    """Bytes of what `expert_rows` leaves for `weight_gradients`: du, h, and dg if gated."""
+    return (3 if gated else 2) * rows * PITCH * -(-ffn // FC)
+
+
+def scratch_bytes(rows, hidden, ffn):
+    """Bytes of scratch of either function for up to `rows` rows, at most MOST_ROWS."""
+    first = 3 * 8 * rows + LINE + 2 * packed_bytes(rows, hidden) + (rows + 1) * PITCH
+    return max(first, outer_bytes(rows, max(hidden, ffn)))
+
+
+def outer_bytes(rows, widest):
+    """Bytes of scratch of `add_outer` for up to `rows` rows; widest: the most columns of either side."""
+    return 8 * (widest + rows) + LINE + PITCH * TURNED + FLOAT * rows * (widest + LANES)
+
+
+@jit
+def chunk_columns(m, a, depth, panels, bias, total, first, columns, c):
+    """C[m, columns] = packed rows at `a` times the columns first.. of panels [depth, total], plus their bias, or 0."""
+    for k0 in range(0, depth, KC):
+        for j in range(0, columns, NR):
+            vectors = vectors_of(total - first - j)
+            width = LANES * vectors
+            carry = k0
+            if bias != 0:
+                if k0 == 0:
+                    fill_rows(m, c, j, bias + FLOAT * (first + j), width)
+                carry = 1
+            panel = panels + FLOAT * ((first + j) * depth + k0 * width)
+            panel_rows(m, vectors, a, panel, c, j, min(KC, depth - k0), carry, panel + FLOAT * width * depth)
+        a += PITCH * m
+
+
+both = jit(
+    unrolled(
+        "both",
+        "x, values, by_x, n",
+        "for i in range(n):\n    values[i], by_x[i] = case(x[i])",
+        FUNCTIONS,
+        globals(),
+    )
+)
+
+
+@jit
+def slopes(word, gated, u, g, d, h, weight, n, spare):
+    """From the products u and g of a row and d = dy down^T: h, and du and dg in their place; n columns each.
+
+    All are addresses, `spare` of n float32. A bound passes the gradient of a value that is at it or within it.
+    """
+    us, ds, hs, by_x = mem.floats(u, n), mem.floats(d, n), mem.floats(h, n), mem.floats(spare, n)
+    if not gated:
+        both(code_of(word), us, hs, by_x, n)
+        for i in range(n):
+            us[i] = weight * ds[i] * by_x[i]
+        return
+    gs, limit, shift = mem.floats(g, n), limit_of(word), shift_of(code_of(word))
+    before, after = limits(word)
+    for i in range(n):
+        hs[i] = at_most(gs[i], before)
+    both(code_of(word), hs, hs, by_x, n)
+    for i in range(n):
+        through, value, by = weight * ds[i], at_most(hs[i], after), factor(us[i], limit, shift)
+        gs[i] = ZERO if gs[i] > before or hs[i] > after else through * by * by_x[i]
+        us[i] = ZERO if us[i] > limit or us[i] < -limit else through * value
+        hs[i] = value * by
+
+
+@jit
+def dot(a, b, n):
+    """The sum of products of n float32 at two addresses: eight chains, added up in pairs. The ISA changes no bits."""
+    x, y = mem.floats(a, n), mem.floats(b, n)
+    s0, s1, s2, s3, s4, s5, s6, s7 = ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO
+    whole = n // 8 * 8
+    for i in range(0, whole, 8):
+        s0 += x[i] * y[i]
+        s1 += x[i + 1] * y[i + 1]
+        s2 += x[i + 2] * y[i + 2]
+        s3 += x[i + 3] * y[i + 3]
+        s4 += x[i + 4] * y[i + 4]
+        s5 += x[i + 5] * y[i + 5]
+        s6 += x[i + 6] * y[i + 6]
+        s7 += x[i + 7] * y[i + 7]
+    total = ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+    for i in range(whole, n):
+        total += x[i] * y[i]
+    return total
+
+
+@jit
+def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, saved, scratch):
+    """Gradients by m rows, at most MOST_ROWS.
+
+    x, dy, dx: addresses of arrays of m row addresses; rows of x and dy hold `hidden` float32, rows of dx have space for
+    `hidden` rounded up to vectors. w, dw: addresses of m float32, the combine weights and where their gradients go.
+    weights: as `expert.expert_rows` takes them; turned: addresses of up, gate and down packed transposed. saved:
+    `saved_bytes(m, ffn, gated)` bytes; scratch: `scratch_bytes(m, hidden, ffn)` bytes; both 64-byte aligned.
+    """
+    up, gate, _, up_bias, gate_bias, down_bias = weights
+    up_turned, gate_turned, down_turned = turned
+    gated = gate != 0
+    part = PITCH * m * ((ffn + FC - 1) // FC)
+    table = scratch
+    a = (table + 3 * 8 * m + LINE - 1) // LINE * LINE
+    b = a + PITCH * m * ((hidden + KC - 1) // KC)
+    ds = b + PITCH * m * ((hidden + KC - 1) // KC)
+    spare = ds + PITCH * m
+    to_u, to_d, to_g = table, table + 8 * m, table + 16 * m
+    weight, share = mem.floats(w, m), mem.floats(dw, m)
+    pack_rows(m, x, hidden, a)
+    pack_rows(m, dy, hidden, b)
+    row_addresses(m, to_d, ds)
+    for i in range(m):
+        share[i] = dot(mem.load(dy + 8 * i), down_bias, hidden) if down_bias != 0 else ZERO
+    for f0 in range(0, ffn, FC):
+        count = min(FC, ffn - f0)
+        columns = (count + LANES - 1) // LANES * LANES
+        du = saved + PITCH * m * (f0 // FC)
+        h, dg = du + part, du + 2 * part
+        row_addresses(m, to_u, du)
+        chunk_columns(m, a, hidden, up, up_bias, ffn, f0, columns, to_u)
+        if gated:
+            row_addresses(m, to_g, dg)
+            chunk_columns(m, a, hidden, gate, gate_bias, ffn, f0, columns, to_g)
+        chunk_columns(m, b, hidden, down_turned, 0, ffn, f0, columns, to_d)
+        for i in range(m):
+            at = PITCH * i
+            slopes(code, gated, du + at, dg + at, ds + at, h + at, weight[i], columns, spare)
+            share[i] += dot(ds + at, h + at, count)
+        add_columns(m, du, up_turned, ffn, f0, count, hidden, dx, f0)
+        if gated:
+            add_columns(m, dg, gate_turned, ffn, f0, count, hidden, dx, 1)
+
+
+@jit
+def add_columns(m, a, panels, depth, first, count, columns, c, carry):
+    """C[m, columns] (+)= packed rows of `count` columns at `a` times the rows first.. of panels [depth, columns]."""
+    for j in range(0, columns, NR):
+        vectors = vectors_of(columns - j)
+        width = LANES * vectors
+        panel = panels + FLOAT * (j * depth + first * width)
+        panel_rows(m, vectors, a, panel, c, j, count, carry, panel + FLOAT * width * depth)
+
+
+@jit
+def turn_rows(m, x, first, columns, a):
+    """Write columns first.. of m rows of float32 transposed: row c of packed rows at `a` holds one column of all m."""
+    for c0 in range(0, columns, SIDE):
+        n = min(SIDE, columns - c0)
+        for i in range(m):
+            row = mem.floats(mem.load(x + 8 * i) + FLOAT * (first + c0), n)
+            for c in range(n):
+                mem.floats(a + PITCH * (c0 + c) + FLOAT * i, 1)[0] = row[c]
+
+
+@jit
+def pack_panels(m, first, rows, columns, w, limit, panels):
+    """Write columns first.. of m rows as panels of a matrix with m rows.
+
+    first: the column of a whole number of panels where they go; rows: address of an array of addresses of float32,
+    `columns` of them, of which `limit` are left of the whole matrix; w: address of a factor for each row, or 0.
+    """
+    for i in range(m):
+        row = mem.floats(mem.load(rows + 8 * i), columns)
+        weight = mem.floats(w, m)[i] if w != 0 else ONE
+        for j in range(0, columns, NR):
+            width = LANES * vectors_of(limit - j)
+            n = min(width, columns - j)
+            out = mem.floats(panels + FLOAT * (m * (first + j) + i * width), width)
+            for k in range(n):
+                out[k] = weight * row[j + k]
+            for k in range(n, width):
+                out[k] = ZERO
+
+
+@jit
+def add_turned(m, rows, a, panels, columns, c):
+    """C[rows, columns] += A^T B for m rows in order. a: A transposed; c: address of an array of row addresses.
+
+    As `gemm.panel_rows`, but for the rows of C: the next ones are fetched while these are computed.
+    """
+    groups = (rows + ROWS - 1) // ROWS
+    size = rows // groups
+    larger = rows - size * groups
+    for j in range(0, columns, NR):
+        vectors = vectors_of(columns - j)
+        panel = panels + FLOAT * m * j
+        i = 0
+        for g in range(groups):
+            n = size + 1 if g < larger else size
+            for r in range(i + n, min(rows, i + 2 * n)):
+                for line in range(0, FLOAT * LANES * vectors, LINE):
+                    fetch(mem.load(c + 8 * r) + FLOAT * j + line)
+            block(n + ROWS * (vectors - 1), a + PITCH * i, panel, c + 8 * i, j, m, 1, panel, 0)
+            i += n
+
+
+@jit
+def add_outer(m, x, rows, panels, columns, out, table, a):
+    """out[rows, columns] += the sum over m rows, in order, of x[i]^T times row i of panels.
+
+    x: address of an array of row addresses; out: of rows of float32, rounded up to vectors; table: of space for as many
+    addresses; a: of TURNED packed rows.
+    """
+    pitch = FLOAT * ((columns + LANES - 1) // LANES * LANES)
+    for i in range(rows):
+        mem.store(table + 8 * i, out + pitch * i)
+    for first in range(0, rows, TURNED):
+        n = min(TURNED, rows - first)
+        turn_rows(m, x, first, n, a)
+        add_turned(m, n, a, panels, columns, table + 8 * first)
+
+
+@jit
+def add_rows(m, rows, w, n, out):
+    """out[n] += each of m rows in order, times w[i] if w is not 0. rows: address of an array of row addresses."""
+    sums = mem.floats(out, n)
+    for i in range(m):
+        row = mem.floats(mem.load(rows + 8 * i), n)
+        weight = mem.floats(w, m)[i] if w != 0 else ONE
+        for k in range(n):
+            sums[k] += weight * row[k]
+
+
+@jit
+def weight_gradients(m, x, dy, w, gradients, hidden, ffn, saved, scratch):
+    """Add the gradients by weights of m rows, after `expert_rows` of the same rows with the same `saved`.
+
+    gradients: addresses of those of (up, gate, down, up_bias, gate_bias, down_bias), 0 for absent ones: matrices
+    [H, F] and [F, H] with columns rounded up to vectors; arrays of F, F and H.
+    """
+    up, gate, down, up_bias, gate_bias, down_bias = gradients
+    part = PITCH * m * ((ffn + FC - 1) // FC)
+    table, rows = scratch, scratch + 8 * max(hidden, ffn)
+    a = (rows + 8 * m + LINE - 1) // LINE * LINE
+    panels = a + PITCH * TURNED
+    for side in range(2):
+        target, bias, chunk = (up, up_bias, saved) if side == 0 else (gate, gate_bias, saved + 2 * part)
+        if target == 0:
+            continue
+        for f0 in range(0, ffn, FC):
+            row_addresses(m, rows, chunk)
+            pack_panels(m, f0, rows, min(FC, ffn - f0), 0, ffn - f0, panels)
+            if bias != 0:
+                add_rows(m, rows, 0, min(FC, ffn - f0), bias + FLOAT * f0)
+            chunk += PITCH * m
+        add_outer(m, x, hidden, panels, ffn, target, table, a)
+    pack_panels(m, 0, dy, hidden, w, hidden, panels)
+    if down_bias != 0:
+        add_rows(m, dy, w, hidden, down_bias)
+    pitch = FLOAT * ((hidden + LANES - 1) // LANES * LANES)
+    for f0 in range(0, ffn, FC):
+        row_addresses(m, rows, saved + part + PITCH * m * (f0 // FC))
+        add_outer(m, rows, min(FC, ffn - f0), panels, hidden, down + pitch * f0, table, a)

@@ -1,0 +1,83 @@
+"""Gradients by whole tokens of float32: those of router scores, sums over a token's choices, sums over tokens.
+
+Every value of a token depends on that token alone. A sum over tokens is one chain in their order.
+"""
+
+from ...primitives import memory as mem
+from ...primitives.buffers import FLOAT, LINE
+from ...primitives.compile import jit
+from ..common.score_slopes import score_slopes
+from .convert import FLOAT32
+from .expert_backward import MOST_ROWS, TURNED, add_outer, add_rows, dot, expert_rows, pack_panels, weight_gradients
+from .gemm import PITCH, packed_bytes, product
+from .tokens import combine_token
+
+
+@jit
+def expert_blocks(
+    rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidden, ffn, saved, scratch
+):  # fmt: skip
+    """`expert_backward.expert_rows` and `weight_gradients` on any number of rows of one expert, in order."""
+    for i in range(0, rows, MOST_ROWS):
+        m, word, value = min(MOST_ROWS, rows - i), 8 * i, FLOAT * i
+        expert_rows(
+            m, x + word, dy + word, w + value, dx + word, dw + value, weights, turned, code, hidden, ffn, saved, scratch
+        )
+        weight_gradients(m, x + word, dy + word, w + value, gradients, hidden, ffn, saved, scratch)
+
+
+@jit
+def logit_gradients(count, logits, columns, ids, dw, k, code, renormalize, scale, out):
+    """Add to out[count, columns] the gradient by the scores from dw[count, k], that by the combine weights.
+
+    logits, ids (int64, as chosen), dw, out: addresses; arrays without gaps.
+    """
+    for t in range(count):
+        row, into = mem.floats(logits + FLOAT * columns * t, columns), mem.floats(out + FLOAT * columns * t, columns)
+        chosen, back = mem.words(ids + 8 * k * t, k), mem.floats(dw + FLOAT * k * t, k)
+        score_slopes(code, row, columns, renormalize, chosen, back, k, scale, into)
+
+
+@jit
+def combine_rows(count, y, stride, k, factors, rows, hidden):
+    """y[t] = sum over j < k of factors[t, j] * row [t, j], in order of j; rows: addresses, 0 for none."""
+    for t in range(count):
+        weights, addresses = mem.floats(factors + FLOAT * k * t, k), mem.words(rows + 8 * k * t, k)
+        combine_token(FLOAT32, y + stride * t, k, weights, addresses, hidden, 0)
+
+
+@jit
+def row_dots(count, a, b, n, out):
+    """out[i] = dot product of n float32 of rows i. a, b: addresses of arrays of row addresses."""
+    sums = mem.floats(out, count)
+    for i in range(count):
+        sums[i] = dot(mem.load(a + 8 * i), mem.load(b + 8 * i), n)
+
+
+def product_bytes(depth):
+    """Bytes of scratch of `product_rows`."""
+    return packed_bytes(MOST_ROWS, depth)
+
+
+@jit
+def product_rows(count, x, depth, panels, columns, y, scratch):
+    """y = x W for any number of rows; arguments as of `gemm.product`."""
+    for i in range(0, count, MOST_ROWS):
+        product(min(MOST_ROWS, count - i), x + 8 * i, depth, panels, columns, y + 8 * i, scratch)
+
+
+@jit
+def add_outer_sums(count, x, rows, b, columns, out, sums, scratch):
+    """out[rows, columns] += the sum over tokens of x[t]^T b[t]; sums[columns] += b[t], if sums is not 0.
+
+    x, b: addresses of arrays of row addresses. Rows of out have space for `columns` rounded up to vectors. scratch:
+    `outer_bytes(MOST_ROWS, the larger of rows and columns)` bytes.
+    """
+    a = (scratch + 8 * rows + LINE - 1) // LINE * LINE
+    panels = a + PITCH * TURNED
+    for i in range(0, count, MOST_ROWS):
+        m = min(MOST_ROWS, count - i)
+        pack_panels(m, 0, b + 8 * i, columns, 0, columns, panels)
+        add_outer(m, x + 8 * i, rows, panels, columns, out, scratch, a)
+        if sums != 0:
+            add_rows(m, b + 8 * i, 0, columns, sums)

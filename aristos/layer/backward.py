@@ -1,0 +1,342 @@
+"""The backward call of a layer on CPUs: rows of dy travel to the owners of the experts, rows of dx come back.
+
+In phases, by collective all-to-alls, as `schedule="bulk"` does forward: a source sends each remote (token, choice) pair
+as one row [x | dy | combine weight] in its packed order; the owner computes expert by expert, the rows of an expert in
+global token order; rows [dx | gradient of the combine weight] come back; the source adds up its tokens.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..config import SCORES, MoEConfig
+from ..kernels.by_isa import module
+from ..kernels.common import activations
+from ..primitives.buffers import FLOAT, LINE, aligned
+from ..reproducible import partial_sums
+from .arguments import on_input
+from .collective import Membership
+from .trained_weights import TrainedWeights
+
+SPARE = LINE // FLOAT  # float32 behind a row of dx: the first of them is the gradient of its combine weight
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a forward call keeps for its backward call, of its S tokens.
+
+    x: [S, H]. ids: [S, k], -1 for choices that were not taken. chosen: [S, k], those beyond the capacity too. weights:
+    [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of the shared expert's outputs.
+    """
+
+    x: np.ndarray
+    ids: np.ndarray
+    chosen: np.ndarray
+    weights: np.ndarray
+    logits: np.ndarray | None
+    shared: np.ndarray
+
+
+class Kernels:
+    """The kernels of an instruction set, on arrays."""
+
+    def __init__(self, isa: str) -> None:
+        self.expert, self.tokens = module("expert_backward", isa), module("token_backward", isa)
+        self.padded: Callable[[int], int] = module("panels", isa).padded
+        self._kept = threading.local()
+
+    def scratch(self, name: str, nbytes: int) -> int:
+        """Address of memory of this thread, which stays: new pages at every call would cost a fifth of its time."""
+        found = getattr(self._kept, name, None)
+        if found is None or found.size < nbytes:
+            found = aligned((nbytes,), np.uint8)
+            setattr(self._kept, name, found)
+        return int(found.ctypes.data)
+
+    def run_expert(
+        self,
+        cfg: MoEConfig,
+        ffn: int,
+        rows: Sequence[np.ndarray],
+        arrays: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
+    ) -> None:
+        """rows: addresses of x, of dy; weights w; addresses of dx; dw to write. arrays: see `TrainedWeights.expert`."""
+        x, dy, w, dx, dw = (each.ctypes.data for each in rows)
+        most = self.expert.MOST_ROWS
+        saved = self.scratch("saved", self.expert.saved_bytes(most, ffn, cfg.gated))
+        scratch = self.scratch("scratch", self.expert.scratch_bytes(most, cfg.hidden, ffn))
+        word = activations.word(cfg.activation, cfg.limit, cfg.limit_after)
+        self.tokens.expert_blocks(len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, saved, scratch)
+
+    def dots(self, a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
+        """[rows] float32: dot products of rows of n float32, given by their addresses."""
+        out = np.empty(len(a), np.float32)
+        self.tokens.row_dots(len(a), a.ctypes.data, b.ctypes.data, n, out.ctypes.data)
+        return out
+
+    def product(self, x: np.ndarray, panels: np.ndarray, columns: int) -> np.ndarray:
+        """x W for float32 rows [S, K] and W packed [K, columns]; columns are rounded up to vectors."""
+        y = aligned((len(x), self.padded(columns)))
+        scratch = self.scratch("scratch", self.tokens.product_bytes(x.shape[1]))
+        from_x, to_y = addresses(x), addresses(y)
+        self.tokens.product_rows(
+            len(x), from_x.ctypes.data, x.shape[1], panels.ctypes.data, columns, to_y.ctypes.data, scratch
+        )
+        return y
+
+    def add_outer(self, x: np.ndarray, b: np.ndarray, out: np.ndarray | None, sums: np.ndarray | None) -> None:
+        """out += x^T b for x [S, K] and b [S, N]; sums += the sum of b's rows, if it is there."""
+        assert out is not None
+        widest = max(x.shape[1], b.shape[1])
+        scratch = self.scratch("scratch", self.expert.outer_bytes(self.expert.MOST_ROWS, widest))
+        from_x, from_b = addresses(x), addresses(b)
+        self.tokens.add_outer_sums(
+            len(x), from_x.ctypes.data, x.shape[1], from_b.ctypes.data, b.shape[1], out.ctypes.data,
+            0 if sums is None else sums.ctypes.data, scratch,
+        )  # fmt: skip
+
+
+def addresses(array: np.ndarray) -> np.ndarray:
+    """[rows] int64: where the rows of an array start."""
+    return array.ctypes.data + array.strides[0] * np.arange(len(array), dtype=np.int64)
+
+
+class BackwardCalls:
+    """Makes the backward calls of one layer object on this rank."""
+
+    def __init__(self, member: Membership, isa: str) -> None:
+        self.member, self.kernels = member, Kernels(isa)
+        self._pool: ThreadPoolExecutor | None = None
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    def run(
+        self,
+        cfg: MoEConfig,
+        weights: TrainedWeights,
+        saved: Saved,
+        dy: np.ndarray,
+        dlogits: np.ndarray | None,
+        pieces: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(dx [S, H], gradients of the combine weights [S, k]); adds the gradients of the layer's arrays. Collective.
+
+        dy: [S, H]; dlogits: [S, columns] or None; float32 without gaps.
+        """
+        tokens = _Tokens(self.kernels, cfg, weights, saved, dy, pieces)
+        order, to_dx, sums, owned = self._experts(cfg, weights, tokens)
+        tokens.add_experts(order, to_dx, sums)
+        tokens.add_identity()
+        if cfg.shared_ffn:
+            tokens.add_shared()
+        if saved.logits is not None:
+            tokens.add_router(dlogits)
+        if tokens.common:
+            weights.pending.append(partial_sums(self.member.rank * pieces, tokens.common))
+        dx = tokens.combined()
+        del owned  # rows of dx that have been read by their addresses
+        return dx, tokens.dw
+
+    # ------------------------------------------------------------ rows of experts
+
+    def _experts(
+        self, cfg: MoEConfig, weights: TrainedWeights, tokens: _Tokens
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:
+        """(pair of each packed row, address of its dx, gradient of its combine weight, what holds these rows)."""
+        member, H, x, dy = self.member, cfg.hidden, tokens.rows, tokens.dy
+        me, world, places = member.rank, member.world, member.placement
+        ids = tokens.saved.ids.reshape(-1)
+        pairs = np.flatnonzero((ids >= 0) & (ids < cfg.experts))
+        slot = places.slots_for(me)[ids[pairs]]
+        order = pairs[np.argsort(slot, kind="stable")]
+        counts = np.bincount(slot, minlength=int(places.start[-1]))
+        by_rank = [counts[places.start[p] : places.start[p + 1]] for p in range(world)]
+        came = np.array(self._exchange(by_rank))  # [W, held]
+        sent = np.array([each.sum() for each in by_rank])
+        first, token = int(sent[:me].sum()), order // tokens.saved.ids.shape[1]
+        mine = slice(first, first + int(sent[me]))
+        away = np.ones(len(order), bool)
+        away[mine] = False
+        factor = tokens.factor(order)
+        out = np.concatenate([x[token[away]], dy[token[away]], factor[away, None]], axis=1)
+        elsewhere = np.arange(world) != me
+        rows = self._alltoallv(out, elsewhere * sent, elsewhere * came.sum(axis=1))
+        results = aligned((int(came.sum()), self.kernels.padded(H) + SPARE))
+        before = int(came[:me].sum())
+        x_at, dy_at = addresses(rows), addresses(rows) + FLOAT * H
+        own = addresses(x)[token[mine]], addresses(dy)[token[mine]]
+        at = [np.insert(theirs, before, ours) for theirs, ours in zip((x_at, dy_at), own)]
+        w = np.insert(rows[:, 2 * H], before, factor[mine])
+        held = came.shape[1]
+        expert = np.repeat(np.tile(np.arange(held), world), came.reshape(-1))
+        self._run(cfg, weights, expert, held, (*at, w, addresses(results)), results)
+        theirs = np.ones(len(results), bool)
+        theirs[before : before + int(sent[me])] = False
+        back = self._alltoallv(results[theirs], elsewhere * came.sum(axis=1), elsewhere * sent)
+        here = results[~theirs]
+        to_dx = np.insert(addresses(back), first, addresses(here))
+        column = self.kernels.padded(H)
+        return order, to_dx, np.insert(back[:, column], first, here[:, column]), (back, here)
+
+    def _run(
+        self,
+        cfg: MoEConfig,
+        weights: TrainedWeights,
+        expert: np.ndarray,
+        held: int,
+        columns: tuple[np.ndarray, ...],
+        results: np.ndarray,
+    ) -> None:
+        """Every expert on its rows, in order of (source, packed row). columns: x, dy, w, dx of rows by source."""
+        order = np.argsort(expert, kind="stable")
+        x, dy, w, dx = (np.ascontiguousarray(column[order]) for column in columns)
+        dw = np.empty(len(order), np.float32)
+        ends = np.concatenate([[0], np.cumsum(np.bincount(expert, minlength=held))])
+
+        def run(i: int) -> None:
+            part = slice(ends[i], ends[i + 1])
+            self.kernels.run_expert(cfg, cfg.ffn, [each[part] for each in (x, dy, w, dx, dw)], weights.expert(i))
+
+        most_first = sorted(range(held), key=lambda i: ends[i] - ends[i + 1])
+        self._everywhere(run, [i for i in most_first if ends[i + 1] > ends[i]])
+        results[order, self.kernels.padded(cfg.hidden)] = dw
+
+    def _everywhere(self, run: Callable[[int], None], items: Sequence[int]) -> None:
+        """Run a function for every item, on all workers."""
+        if self.member.threads == 1 or len(items) < 2:
+            for item in items:
+                run(item)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.member.threads, thread_name_prefix="aristos-backward")
+        list(self._pool.map(run, items))
+
+    def _exchange(self, values: list[np.ndarray]) -> list[np.ndarray]:
+        """values[p] goes to rank p; returns what came, by source."""
+        group = self.member.runtime.group
+        if group.comm is None:
+            return values
+        with group.bounded("the other ranks (counts of rows of a backward call)"):
+            return list(group.comm.alltoall(values))
+
+    def _alltoallv(self, out: np.ndarray, sent: np.ndarray, came: np.ndarray) -> np.ndarray:
+        """Rows of `out`, sent[p] of them to rank p in order; returns the rows that came, in order of their sources."""
+        group, width = self.member.runtime.group, out.shape[1]
+        into = aligned((int(came.sum()), width))
+        if group.comm is None:
+            return into
+        from mpi4py import MPI
+
+        row = MPI.FLOAT.Create_contiguous(width).Commit()
+        try:
+            with group.bounded("the other ranks (rows of a backward call)"):
+                group.comm.Alltoallv(
+                    [np.ascontiguousarray(out), (sent, np.cumsum(sent) - sent), row],
+                    [into, (came, np.cumsum(came) - came), row],
+                )
+        finally:
+            row.Free()
+        return into
+
+
+class _Tokens:
+    """One backward call's tokens on their source.
+
+    rows: [S, H], what experts were given. dw: [S, k]. common: for each piece the gradients of router and shared expert.
+    """
+
+    def __init__(
+        self, kernels: Kernels, cfg: MoEConfig, weights: TrainedWeights, saved: Saved, dy: np.ndarray, pieces: int
+    ) -> None:
+        self.kernels, self.cfg, self.weights, self.saved, self.dy = kernels, cfg, weights, saved, dy
+        self.rows = saved.x
+        if on_input(cfg):
+            taken = np.where(saved.ids >= 0, saved.weights, np.float32(0))
+            self.rows = taken * saved.x
+        self.dw = np.zeros(saved.ids.shape, np.float32)
+        self.common = [weights.new_common() for _ in range(pieces)] if weights.places else []
+        each = len(dy) // pieces
+        self.pieces = [slice(each * i, each * (i + 1)) for i in range(len(self.common))]
+        self._terms: list[tuple[np.ndarray, np.ndarray]] = []  # addresses and factors, [S, n] each
+        self._kept: list[np.ndarray] = []  # arrays behind the addresses
+
+    def factor(self, pairs: np.ndarray) -> np.ndarray:
+        """What dy of these (token, choice) pairs is multiplied by."""
+        return np.ones(len(pairs), np.float32) if on_input(self.cfg) else self.saved.weights.reshape(-1)[pairs]
+
+    def add_experts(self, pairs: np.ndarray, to_dx: np.ndarray, sums: np.ndarray) -> None:
+        """Rows of dx that came back, and the gradients of their combine weights."""
+        at = np.zeros(self.dw.size, np.int64)
+        at[pairs] = to_dx
+        factors = (at != 0).astype(np.float32)
+        if on_input(self.cfg):  # y = f(w x): both gradients come from that by w x
+            sums = self.kernels.dots(to_dx, addresses(self.saved.x)[pairs], self.cfg.hidden)
+            factors *= self.saved.weights.reshape(-1)
+        self.dw.reshape(-1)[pairs] = sums
+        self._terms.append((at.reshape(self.dw.shape), factors.reshape(self.dw.shape)))
+
+    def add_identity(self) -> None:
+        """Choices of identity experts: y = w x."""
+        token, choice = np.nonzero(self.saved.ids >= self.cfg.experts)
+        if len(token):
+            at, factors = self._terms[-1]
+            to_dy = addresses(self.dy)[token]
+            at[token, choice], factors[token, choice] = to_dy, self.saved.weights[token, choice]
+            self.dw[token, choice] = self.kernels.dots(to_dy, addresses(self.saved.x)[token], self.cfg.hidden)
+
+    def add_shared(self) -> None:
+        """The shared expert, piece by piece; with shared_sigmoid also through the weight of its output."""
+        cfg, x, w = self.cfg, self.saved.x, self.saved.shared
+        dx, dw = aligned((len(x), self.kernels.padded(cfg.hidden))), np.zeros(len(x), np.float32)
+        columns = addresses(x), addresses(self.dy), w, addresses(dx), dw
+        for part, common in zip(self.pieces, self.common):
+            self.kernels.run_expert(
+                cfg, cfg.shared_ffn, [column[part] for column in columns], self.weights.shared(common)
+            )
+        self._add(dx, np.ones(len(x), np.float32))
+        if cfg.shared_sigmoid:
+            back = dw * (w * (np.float32(1) - w))
+            vector = self.weights.masters["shared_sigmoid"]
+            self._add(np.broadcast_to(vector, (len(x), cfg.hidden)), back)
+            for part, common in zip(self.pieces, self.common):
+                self.kernels.add_outer(x[part], back[part, None], self.weights.part(common, "shared_sigmoid"), None)
+
+    def add_router(self, dlogits: np.ndarray | None) -> None:
+        """The router, from the gradients of the combine weights and of the scores."""
+        cfg, saved, router = self.cfg, self.saved, self.cfg.router
+        assert saved.logits is not None
+        assert self.weights.router_turned is not None
+        back = np.zeros((len(saved.x), cfg.columns), np.float32) if dlogits is None else dlogits.copy()
+        self.kernels.tokens.logit_gradients(
+            len(back), saved.logits.ctypes.data, cfg.columns, saved.chosen.ctypes.data, self.dw.ctypes.data, cfg.top_k,
+            SCORES[router.score], router.renormalize, router.scale, back.ctypes.data,
+        )  # fmt: skip
+        for part, common in zip(self.pieces, self.common):
+            bias = self.weights.part(common, "router_bias")
+            self.kernels.add_outer(saved.x[part], back[part], self.weights.part(common, "router"), bias)
+        dx = self.kernels.product(back, self.weights.router_turned, cfg.hidden)
+        self._add(dx, np.ones(len(back), np.float32))
+
+    def _add(self, rows: np.ndarray, factors: np.ndarray) -> None:
+        self._kept.append(rows)
+        self._terms.append((addresses(rows)[:, None], factors[:, None]))
+
+    def combined(self) -> np.ndarray:
+        """dx [S, H]: the sum of all terms of each token, in order."""
+        at = np.concatenate([each for each, _ in self._terms], axis=1)
+        factors = np.concatenate([each for _, each in self._terms], axis=1)
+        dx = np.empty((len(at), self.cfg.hidden), np.float32)
+        self.kernels.tokens.combine_rows(
+            len(at), dx.ctypes.data, dx.strides[0], at.shape[1], factors.ctypes.data, at.ctypes.data, self.cfg.hidden
+        )
+        return dx

@@ -1,0 +1,111 @@
+"""A trained layer object on disk: old or new and never half, from any number of ranks to any other.
+
+`dir/saved.json` names the folder of what was saved last. In it lie, a layer, one file for each expert, written by the
+rank that holds it, and one for router and shared expert, written by rank 0: NumPy's npz, arrays by `load`'s names, the
+optimizer's as `name.state`. A save writes a new folder, syncs it, replaces saved.json, and only then removes the old
+folder. All ranks need the same file system. Not a format for other programs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import AristosError, CheckpointError, PeerInputError
+from ..results import atomic
+from ..substrate.runtime import Runtime
+from .given import Arrays
+
+MANIFEST, SCHEMA = "saved.json", "aristos-training/1"
+COMMON = -1  # instead of an expert's id: router and shared expert
+
+
+def file_of(folder: Path, layer: int, expert: int) -> Path:
+    """Where the arrays of an expert, or of router and shared expert, lie."""
+    return folder / f"layer-{layer}-{'common' if expert == COMMON else f'expert-{expert}'}.npz"
+
+
+def together(runtime: Runtime, what: str, work: Callable[[], Any]) -> Any:
+    """Do `work` on this rank; raises on every rank if it fails on one. Collective."""
+    problem: AristosError | None = None
+    found = None
+    try:
+        found = work()
+    except AristosError as error:
+        problem = error
+    except (OSError, ValueError, KeyError) as error:
+        problem = CheckpointError(f"cannot {what}: {type(error).__name__}: {error}")
+    reports = runtime.group.allgather(None if problem is None else str(problem), what)
+    if problem is not None:
+        raise problem
+    for rank, text in enumerate(reports):
+        if text is not None:
+            raise PeerInputError(f"rank {rank} refused to {what}: {text}")
+    return found
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What saved.json holds. Raises CheckpointError."""
+    path = directory / MANIFEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["schema"] != SCHEMA:
+            raise CheckpointError(f"{path}: schema must be {SCHEMA}, got {found['schema']!r}")
+        return dict(found)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist: give the directory that save() wrote") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write and sync a file of arrays."""
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool) -> Arrays:
+    """The arrays of a file, float32 of these names and shapes. rest: ignore others. Raises CheckpointError."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files if name in wanted or not rest}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except Exception as error:  # zipfile and zlib have errors of their own
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    got = {name: array.shape for name, array in found.items()}
+    if got != wanted or any(array.dtype != np.float32 for array in found.values()):
+        raise CheckpointError(f"{path} must hold float32 arrays {wanted}, got {got}")
+    return found
+
+
+def begin(directory: Path) -> str:
+    """Make the folder of a new save, on rank 0; returns its name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    last = int(read_manifest(directory)["folder"].rpartition("-")[2]) if (directory / MANIFEST).exists() else 0
+    folder = directory / f"saved-{last + 1}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a save that was interrupted
+    folder.mkdir()
+    return folder.name
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def finish(directory: Path, name: str, about: dict[str, Any]) -> None:
+    """Make a complete folder the one that counts, on rank 0, then remove all others."""
+    atomic.sync(directory / name)
+    text = json.dumps({"schema": SCHEMA, "folder": name, **about}, indent=1)
+    atomic.rewrite(directory / MANIFEST, lambda path, _: _write(path, text))
+    for other in directory.glob("saved-*"):
+        if other.name != name:
+            shutil.rmtree(other, ignore_errors=True)

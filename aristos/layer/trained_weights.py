@@ -1,0 +1,191 @@
+"""A layer's weights for training: float32 masters, what kernels read of them, and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..config import MoEConfig
+from ..errors import InputError
+from ..kernels.cpu.elements import ElementType, element_type
+from ..primitives.buffers import FLOAT, LINE, aligned
+from ..reproducible import Node
+from .given import ROUTERS, SHARED, Arrays, expert_names, shapes
+from .weights import LayerWeights
+
+PROJECTIONS = ("up", "gate", "down")
+FLOATS = LINE // FLOAT
+
+
+class TrainedWeights(LayerWeights):
+    """Weights of a layer that is trained, packed as the forward and the backward call read them.
+
+    masters: float32 arrays by `load`'s names; of experts with this rank's number of them in front. turned: projections
+    packed transposed. sums: gradients of this rank's experts, rows rounded up to vectors. common: gradients of router
+    and shared expert, one after the other. pending: for each backward call since the last `reduce_grads`, sums of
+    common gradients over this rank's pieces.
+    """
+
+    def __init__(self, element: ElementType, cfg: MoEConfig, mine: list[int]) -> None:
+        super().__init__(element, element, cfg, mine)
+        every = shapes(cfg, "in_out")
+        wanted, biases = expert_names(cfg)
+        self._own = [name for name in every if name in wanted | biases]
+        self.masters: Arrays = {name: np.zeros((len(mine), *every[name]), np.float32) for name in self._own}
+        self.turned: dict[str, np.ndarray] = {}
+        for name in (each for each in PROJECTIONS if each in wanted):
+            rows, columns = every[name]
+            self.turned[name] = aligned((len(mine), element.packed_bytes(columns, rows)), np.uint8)
+        self.sums: Arrays = {name: self._zeros((len(mine), *every[name])) for name in self._own}
+        self.router_turned: np.ndarray | None = None
+        self.shared_turned: dict[str, np.ndarray] = {}
+        self.places: dict[str, tuple[int, tuple[int, ...]]] = {}  # of common gradients: first entry, shape
+        self.common = aligned((0,))
+        self.pending: list[list[Node]] = []
+        self._columns = {name: each[-1] for name, each in every.items()}
+
+    def _zeros(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array whose rows are rounded up to vectors."""
+        made = aligned((*shape[:-1], self._element.padded(shape[-1])))
+        made[:] = 0
+        return made
+
+    # ------------------------------------------------------------ weights
+
+    def _pack_expert(self, i: int, arrays: Arrays) -> None:
+        for name in self._own:
+            self.masters[name][i] = arrays.get(name, 0.0)
+        self._pack_own(i)
+
+    def _pack_own(self, i: int) -> None:
+        super()._pack_expert(i, {name: master[i] for name, master in self.masters.items() if name in self._own})
+        for name, turned in self.turned.items():
+            turned[i] = self._element.pack(self.masters[name][i], True)
+
+    def _pack_shared(self, arrays: Arrays) -> None:
+        every = shapes(self.cfg, "in_out")
+        wanted, biases = expert_names(self.cfg)
+        for name in SHARED:
+            plain = name.removeprefix("shared_")
+            if name in arrays or plain in wanted | biases:
+                self.masters[name] = np.zeros(every[name], np.float32)
+                self.masters[name][:] = arrays.get(name, 0.0)
+        self._pack_common()
+
+    def take_router(self, arrays: Arrays) -> None:
+        for name in ROUTERS:
+            if name in arrays:
+                self.masters[name] = np.array(arrays[name], np.float32)
+        self._pack_common()
+
+    def _pack_common(self) -> None:
+        """Pack router and shared expert, as far as they have come, and make space for their gradients."""
+        super().take_router({name: self.masters[name] for name in ROUTERS if name in self.masters})
+        if "router" in self.masters:
+            self.router_turned = self._float32.pack(self.masters["router"], True)
+        shared = {name: self.masters[name] for name in SHARED if name in self.masters}
+        if shared:
+            super()._pack_shared(shared)
+            names = [name for name in shared if name.removeprefix("shared_") in PROJECTIONS]
+            self.shared_turned = {name: self._element.pack(shared[name], True) for name in names}
+        names = [name for name in (*ROUTERS[:2], *SHARED) if name in self.masters]
+        if list(self.places) != names:
+            self._place(names)
+
+    def _place(self, names: list[str]) -> None:
+        self.places, end = {}, 0
+        for name in names:
+            shape = self.masters[name].shape
+            shape = (*shape, 1) if name == "shared_sigmoid" else shape
+            padded = (*shape[:-1], self._element.padded(shape[-1]))
+            self.places[name] = (end, padded)
+            end += -(-int(np.prod(padded)) // FLOATS) * FLOATS
+        self.common = self.new_common(end)
+        self.pending = []
+
+    def new_common(self, size: int | None = None) -> np.ndarray:
+        """Zeros for the common gradients of one piece."""
+        made = aligned((self.common.size if size is None else size,))
+        made[:] = 0
+        return made
+
+    def part(self, common: np.ndarray, name: str) -> np.ndarray | None:
+        """One gradient in an array of common gradients, rows rounded up; None if the layer has no such array."""
+        if name not in self.places:
+            return None
+        first, shape = self.places[name]
+        return common[first : first + int(np.prod(shape))].reshape(shape)
+
+    def change(self, arrays: dict[str, Any]) -> None:
+        """Write arrays over masters of the same shape, then pack all masters again. Raises InputError."""
+        for name, array in arrays.items():
+            if name not in self.masters:
+                raise InputError(f"update got {name}=, and the layer has {', '.join(self.masters)}")
+            new, wanted = np.asarray(array), list(self.masters[name].shape)
+            if new.dtype != np.float32 or list(new.shape) != wanted:
+                raise InputError(f"{name} must be float32 of shape {wanted}, got {new.dtype} {list(new.shape)}")
+        for name, array in arrays.items():
+            self.masters[name][:] = array
+        for i in range(len(self.mine)):
+            self._pack_own(i)
+        self._pack_common()
+
+    # ------------------------------------------------------------ gradients
+
+    def gradients(self) -> Arrays:
+        """Views by name, of the masters' shapes."""
+        found = {name: total[..., : self._columns[name]] for name, total in self.sums.items()}
+        for name in self.places:
+            whole = self.part(self.common, name)
+            assert whole is not None
+            shape = self.masters[name].shape
+            found[name] = whole[:, 0] if name == "shared_sigmoid" else whole[..., : shape[-1]]
+        return found
+
+    def clear_gradients(self) -> None:
+        """Set all gradients to zero, and forget those that were not reduced."""
+        for total in self.sums.values():
+            total[:] = 0
+        self.common[:] = 0
+        self.pending = []
+
+    def expert(self, i: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Addresses of an expert's packed arrays, of those packed transposed, and of its gradients; 0 for absent."""
+        names = (*PROJECTIONS, *(f"{name}_bias" for name in PROJECTIONS))
+        packed, turned, sums = (
+            tuple(arrays[name][i].ctypes.data if name in arrays else 0 for name in chosen)
+            for arrays, chosen in ((self.packed, names), (self.turned, PROJECTIONS), (self.sums, names))
+        )
+        return packed, turned, sums
+
+    def shared(self, common: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """`expert` of the shared expert, whose gradients lie in `common`."""
+        names = [f"shared_{name}" for name in (*PROJECTIONS, *(f"{each}_bias" for each in PROJECTIONS))]
+        packed, turned = (
+            tuple(arrays[name].ctypes.data if name in arrays else 0 for name in chosen)
+            for arrays, chosen in ((self._shared, names), (self.shared_turned, names[:3]))
+        )
+        parts = [self.part(common, name) for name in names]
+        return packed, turned, tuple(0 if part is None else part.ctypes.data for part in parts)
+
+
+def training_bytes(cfg: MoEConfig, count: int) -> int:
+    """Bytes of `TrainedWeights` with `count` experts that `weights.packed_bytes` leaves out.
+
+    Masters but for select_bias, projections packed transposed, and gradients, but for those that wait for
+    `reduce_grads`.
+    """
+    float32, every = element_type("float32"), shapes(cfg, "in_out")
+    wanted, biases = expert_names(cfg)
+    own = wanted | biases
+    shared = {f"shared_{name}" for name in own} if cfg.shared_ffn else set()
+    common = {*ROUTERS[:2], *shared, *(["shared_sigmoid"] if cfg.shared_sigmoid else [])}
+
+    def each(name: str) -> int:
+        shape = every[name] if name != "shared_sigmoid" else (cfg.hidden, 1)
+        whole = FLOAT * (int(np.prod(shape)) + int(np.prod(shape[:-1])) * float32.padded(shape[-1]))
+        turned = name.removeprefix("shared_") in (*PROJECTIONS, "router")
+        return whole + (float32.packed_bytes(*shape[::-1]) if turned else 0)
+
+    return count * sum(map(each, own)) + sum(map(each, common))

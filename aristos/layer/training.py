@@ -1,0 +1,338 @@
+"""Training: forward calls that keep a tape, backward calls, gradients, and weights that change."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import MoEConfig, whole
+from ..errors import AristosError, CheckpointError, InputError, MismatchError, OpenCallError, PeerInputError
+from ..placement import Placement
+from ..primitives.arrays import rows as rows_of
+from ..reproducible import total
+from . import saving
+from .arguments import refusal
+from .backend import check_layer
+from .backward import BackwardCalls, Saved
+from .cpu import CpuBackend
+from .given import Arrays
+from .loading import LoadedLayers
+from .routing import Routing
+from .trained_weights import TrainedWeights
+
+if TYPE_CHECKING:
+    from ..train import Optimizer
+
+
+class Tape:
+    """What `MoE.forward` keeps until `MoE.backward` or `discard`. routing: of the call, see `Routing`."""
+
+    def __init__(
+        self, owner: TrainedLayers, layer: int, number: int, lead: tuple[int, ...], saved: Saved, routing: Routing
+    ) -> None:
+        self.routing, self.layer, self.number = routing, layer, number
+        self._owner, self._lead = owner, lead
+        self._saved: Saved | None = saved
+
+    def discard(self) -> None:
+        """Drop the tape without a backward call; on every rank. Harmless when repeated."""
+        if self._saved is not None:
+            self._saved = None
+            self._owner._closed(self)
+
+    def _take(self, owner: TrainedLayers) -> Saved:
+        if self._owner is not owner:
+            raise InputError("tape comes from another layer object: give it to that one's backward")
+        if self._saved is None:
+            raise InputError(f"tape of layer {self.layer} was used or discarded: a forward call gives a new one")
+        return self._saved
+
+
+def check_training(cfg: MoEConfig, backend: str, moves: str, places: Placement, plan: Any) -> None:
+    """Raise InputError for a layer that cannot be trained."""
+    for name, value, wanted in (
+        ("backend", backend, "cpu"),
+        ("dtype", cfg.dtype, "float32"),
+        ("precision", cfg.precision, "highest"),
+    ):
+        if value != wanted:
+            raise InputError(f"train=True requires {name}={wanted!r}, got {value!r}")
+    if moves == "experts":
+        raise InputError("train=True requires rows that travel, got moves='experts': leave moves out")
+    if plan is not None or places.slots != cfg.experts:
+        what = "plan" if plan is not None else "placement"
+        raise InputError(f"train=True requires one copy of each expert, got a {what} with copies: leave it out")
+
+
+class TrainedLayers(LoadedLayers):
+    """Base of `MoE`: what it does with train=True."""
+
+    _train = False
+
+    def _begin_training(self) -> None:
+        """Make what backward calls need; the layer has joined its runtime."""
+        assert isinstance(self._backend, CpuBackend)
+        assert self._backend.isa is not None
+        self._train = True
+        self._tapes: dict[int, Tape] = {}
+        self._numbers = 0
+        self._calls = BackwardCalls(self._member, self._backend.isa)
+
+    def _trained(self, what: str) -> CpuBackend:
+        self._alive()
+        if not self._train:
+            raise InputError(f"{what} requires a layer made with train=True")
+        assert isinstance(self._backend, CpuBackend)
+        return self._backend
+
+    def _refuse_tapes(self, layer: int, what: str) -> None:
+        if self._train and any(tape.layer == layer for tape in self._tapes.values()):
+            raise OpenCallError(
+                f"{what} would change weights of layer {layer} under a tape: give it to backward(), or discard() it"
+            )
+
+    def _closed(self, tape: Tape) -> None:
+        self._tapes.pop(tape.number, None)
+
+    def _of(self, layer: Any) -> TrainedWeights:
+        """The weights of a layer that is trained and complete."""
+        weights = self._loaded(layer)
+        assert isinstance(weights, TrainedWeights)
+        return weights
+
+    @property
+    def open_tapes(self) -> int:
+        """How many tapes of this object wait for `backward` or `discard`."""
+        return len(self._tapes) if self._train else 0
+
+    # ------------------------------------------------------------ calls
+
+    def forward(self, x: Any, ids: Any = None, weights: Any = None, layer: int = 0) -> tuple[np.ndarray, Tape]:
+        """The same call as `moe(x, ids, weights, layer)`, with a tape for `backward`: (y, tape). Collective.
+
+        The tape holds a copy of x and the routing, on this rank: S (H + 3 k + columns) numbers. `tape.routing` is the
+        call's `Routing`. Requires train=True.
+        """
+        backend = self._trained("forward")
+        y, routing = self(x, ids, weights, layer, return_routing=True)  # type: ignore[operator]
+        cfg = backend.cfgs[layer]
+        rows, lead = rows_of("x", x, cfg.hidden, cfg.dtype)
+        wide = (len(rows), cfg.top_k)
+        saved = Saved(
+            x=np.array(rows, order="C"),
+            ids=np.ascontiguousarray(routing.ids.reshape(wide)),
+            chosen=np.ascontiguousarray(routing.chosen.reshape(wide)),
+            weights=np.ascontiguousarray(routing.weights.reshape(wide)),
+            logits=None if routing.logits is None else routing.logits.reshape(len(rows), cfg.columns),
+            shared=backend.shared_weights(layer, len(rows)),
+        )
+        self._numbers += 1
+        tape = Tape(self, int(layer), self._numbers, lead, saved, routing)
+        self._tapes[tape.number] = tape
+        return y, tape
+
+    def backward(self, dy: Any, tape: Tape, dlogits: Any = None, pieces: int = 1) -> Any:
+        """dx = dL/dx from dy = dL/dy, and dL/dw added to `grads`. Collective: equal tapes in equal order on all ranks.
+
+        dy: [..., H] float32, of the shape of y. tape: of a forward call of this object, used once. dlogits: [...,
+        columns], added to the gradient by the router's scores, such as a loss's. Returns dx [..., H] float32; for a
+        call that brought its ids, (dx, gradient of its weights [..., k]). Gradients of router and shared expert come
+        with `reduce_grads`. pieces: so many equal parts in order are this rank's tokens, see `reduce_grads`. Raises
+        InputError here, PeerInputError or MismatchError on the other ranks; no gradient has changed then.
+        """
+        backend = self._trained("backward")
+        runtime = self._alive()
+        runtime.refuse_open()
+        problem: AristosError | None = None
+        name: Any = None
+        try:
+            if not isinstance(tape, Tape):
+                raise InputError(f"tape must be what forward gave, got {type(tape).__name__}")
+            saved = tape._take(self)
+            cfg, weights = backend.cfgs[tape.layer], self._of(tape.layer)
+            rows = self._given("dy", dy, tape._lead, cfg.hidden)
+            extra = None if dlogits is None else self._given("dlogits", dlogits, tape._lead, cfg.columns)
+            if extra is not None and saved.logits is None:
+                raise InputError("dlogits must be None for a call that brought its ids: no router computed scores")
+            parts = whole("pieces", pieces)
+            if len(rows) % parts:
+                raise InputError(f"pieces must divide the {len(rows)} tokens of the call, got {pieces!r}")
+            name = tape.layer, tape.number, parts
+        except Exception as error:
+            problem = refusal(error)
+        self._meet(problem, name)
+        with runtime.failing(runtime._blank_job()):
+            dx, dw = self._calls.run(cfg, weights, saved, rows, extra, parts)
+        tape.discard()
+        dx = dx.reshape(*tape._lead, cfg.hidden)
+        return dx if saved.logits is not None else (dx, dw.reshape(*tape._lead, cfg.top_k))
+
+    @staticmethod
+    def _given(name: str, value: Any, lead: tuple[int, ...], columns: int) -> np.ndarray:
+        rows, got = rows_of(name, value, columns, "float32")
+        if got != lead:
+            raise InputError(f"{name} must have shape {[*lead, columns]}, got {[*got, columns]}")
+        return np.ascontiguousarray(rows)
+
+    def _meet(self, problem: AristosError | None, name: Any) -> None:
+        """Raise on every rank if one refuses its arguments, or if the tapes or pieces differ."""
+        group = self._alive().group
+        reports = group.allgather((None if problem is None else str(problem), name), "arguments of backward")
+        if problem is not None:
+            raise problem
+        for rank, (text, _) in enumerate(reports):
+            if text is not None:
+                raise PeerInputError(f"rank {rank} refused its arguments of backward: {text}")
+        for rank, (_, theirs) in enumerate(reports):
+            if theirs != name:
+                raise MismatchError(
+                    f"backward must get the tape of the same forward call and as many pieces on all ranks: rank {rank}"
+                    f" has (layer, tape, pieces) {theirs}, rank {self.rank} {name}"
+                )
+
+    # ------------------------------------------------------------ gradients and weights
+
+    def grads(self, layer: int = 0) -> dict[str, np.ndarray]:
+        """Gradients by `load`'s names, float32 views: of this rank's experts [n, ...] in the order of
+        `placement.mine(rank)`, of router and shared expert as `load` takes them. `backward` adds to them.
+        """
+        self._trained("grads")
+        return self._of(layer).gradients()
+
+    def params(self, layer: int = 0) -> dict[str, np.ndarray]:
+        """The float32 masters by `load`'s names, as `grads` has them. After writing into them call `update`."""
+        self._trained("params")
+        return dict(self._of(layer).masters)
+
+    def zero_grads(self) -> None:
+        """Set the gradients of all loaded layers to zero. Not collective."""
+        for weights in self._trained("zero_grads").weights:
+            if weights is not None:
+                weights.clear_gradients()
+
+    def reduce_grads(self) -> None:
+        """Add the gradients of router and shared expert over all ranks, so that all have the same. Collective.
+
+        Those of each backward call are added piece by piece, by the tree of `aristos.reproducible_sum` over the pieces
+        of all ranks. A call's tokens of all ranks in rank order, cut into equal pieces, give the same bits on any
+        number of ranks. Gradients of experts are complete without it: each has one owner.
+        """
+        backend = self._trained("reduce_grads")
+        runtime = self._alive()
+        runtime.refuse_open()
+        waiting = [0 if weights is None else len(weights.pending) for weights in backend.weights]
+        counts = runtime.group.allgather(waiting, "backward calls since the last reduce_grads")
+        for rank, theirs in enumerate(counts):
+            if theirs != waiting:
+                raise MismatchError(f"rank {rank} has other backward calls to reduce than rank {self.rank}")
+        comm = runtime.group.comm
+        for weights in backend.weights:
+            if weights is None:
+                continue
+            for nodes in weights.pending:
+                with runtime.group.bounded("the other ranks (gradients of router and shared expert)"):
+                    weights.common += total(comm, nodes, weights.common.dtype, weights.common.size)
+            weights.pending = []
+
+    def update(self, layer: int = 0, **arrays: np.ndarray) -> None:
+        """Take new values of masters, if any, and pack the layer's weights again. Not collective; keeps `summary`.
+
+        arrays: as `params` has them. Without arrays: after `params` was written into. Raises OpenCallError while a tape
+        of the layer is open, InputError for a shape that does not fit; then nothing has changed.
+        """
+        backend = self._trained("update")
+        self._settled()
+        check_layer(layer, self.layers)
+        self._refuse_tapes(int(layer), "update")
+        weights = self._of(layer)
+        backend.idle()
+        weights.change(arrays)
+        backend.loaded(int(layer))
+
+    # ------------------------------------------------------------ on disk
+
+    def save(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> None:
+        """Write the masters of all layers, and an optimizer's states, into a directory. Collective.
+
+        A crash at any moment leaves what was saved before, or what is saved now: see `layer/saving.py`. All ranks need
+        the same file system. Raises CheckpointError here and PeerInputError on the other ranks.
+        """
+        backend, runtime = self._trained("save"), self._settled()
+        runtime.refuse_open()
+        folder = Path(directory)
+        name = saving.together(runtime, "make a folder", lambda: saving.begin(folder) if self.rank == 0 else "")
+        name = runtime.group.allgather(name, "the folder of save")[0]
+
+        def write() -> None:
+            for layer in range(self.layers):
+                for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
+                    if expert >= 0 or self.rank == 0:
+                        saving.write_arrays(saving.file_of(folder / name, layer, expert), arrays)
+
+        saving.together(runtime, "save", write)
+        about = {
+            "layers": [repr(cfg) for cfg in backend.cfgs],
+            "optimizer": None if optimizer is None else [type(optimizer).__name__, optimizer.steps],
+        }
+        saving.together(runtime, "save", lambda: saving.finish(folder, name, about) if self.rank == 0 else None)
+
+    def restore(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> None:
+        """Take the masters that `save` wrote, on any number of ranks, and an optimizer's states. Collective.
+
+        All layers are loaded, with arrays of the same names. Raises CheckpointError here, PeerInputError on the other
+        ranks, OpenCallError while a tape is open; then nothing has changed on any rank.
+        """
+        backend, runtime = self._trained("restore"), self._settled()
+        runtime.refuse_open()
+        folder = Path(directory)
+
+        def read() -> tuple[dict[str, Any], list[dict[int, Arrays]]]:
+            for layer in range(self.layers):
+                self._refuse_tapes(layer, "restore")
+            about = saving.read_manifest(folder)
+            here = [repr(cfg) for cfg in backend.cfgs]
+            if about["layers"] != here:
+                raise CheckpointError(f"{folder} holds layers {about['layers']}, and this object has {here}")
+            kind = None if optimizer is None else type(optimizer).__name__
+            if optimizer is not None and (about["optimizer"] or [None])[0] != kind:
+                raise CheckpointError(f"{folder} holds the states of {about['optimizer']}, not of {kind}")
+            found = []
+            for layer in range(self.layers):
+                parts = self._parts(self._of(layer), layer, optimizer)
+                found.append(
+                    {
+                        expert: saving.read_arrays(
+                            saving.file_of(folder / about["folder"], layer, expert),
+                            {name: array.shape for name, array in arrays.items()},
+                            rest=optimizer is None,
+                        )
+                        for expert, arrays in parts.items()
+                    }
+                )
+            return about, found
+
+        about, found = saving.together(runtime, "restore", read)
+        for layer, read_parts in enumerate(found):
+            for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
+                for name, array in arrays.items():
+                    array[...] = read_parts[expert][name]
+            self.update(layer)
+        if optimizer is not None:
+            optimizer.steps = int(about["optimizer"][1])
+
+    def _parts(self, weights: TrainedWeights, layer: int, optimizer: Optimizer | None) -> dict[int, Arrays]:
+        """Views of all that is saved of a layer: by expert's id, or saving.COMMON, arrays by name."""
+        found: dict[int, Arrays] = {expert: {} for expert in (*weights.mine, saving.COMMON)}
+        arrays = dict(weights.masters)
+        for name, states in ({} if optimizer is None else optimizer.states[layer]).items():
+            arrays |= {f"{name}.{key}": array for key, array in states.items()}
+        for name, array in arrays.items():
+            if name.partition(".")[0] in weights.sums:
+                for expert, part in zip(weights.mine, array):
+                    found[expert][name] = part
+            else:
+                found[saving.COMMON][name] = array
+        return found

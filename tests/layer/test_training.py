@@ -1,0 +1,394 @@
+"""Training: gradients against the float64 reference, their bits on any number of ranks, tapes, weights that change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import MoE, tokens
+from mpi import ranks_each
+
+from aristos import MoEConfig, Router, losses, reference
+from aristos.errors import CheckpointError, InputError, MismatchError, OpenCallError, PeerInputError
+from aristos.train import SGD, Adam
+
+SMALL = MoEConfig(hidden=20, ffn=12, experts=6, top_k=2, activation="silu", gated=True, max_tokens=64)
+CASES: dict[str, MoEConfig] = {
+    "plain": replace(SMALL, gated=False, activation="gelu"),
+    "biases and a limit": replace(SMALL, bias=True, limit=0.5, activation="swiglu_oai"),
+    "softmax over all": replace(SMALL, router=Router("softmax", renormalize=False, scale=1.5)),
+    "softmax over the chosen": replace(SMALL, router=Router("softmax_topk")),
+    "sigmoid, groups, a capacity": replace(
+        SMALL, router=Router("sigmoid", groups=3, topk_groups=2, group_score="sum_top2", capacity=4)
+    ),
+    "sqrtsoftplus": replace(SMALL, router=Router("sqrtsoftplus", scale=2.0)),
+    "sparsemixer": replace(SMALL, router=Router("sparsemixer")),
+    "weights on the input": replace(SMALL, top_k=1, router=Router("sigmoid", renormalize=False, weight_on="input")),
+    "identity experts": replace(SMALL, identity_experts=3, router=Router("sigmoid", renormalize=False)),
+    "shared expert": replace(SMALL, shared_ffn=9, shared_sigmoid=True, bias=True),
+}
+ALL = replace(SMALL, shared_ffn=9, shared_sigmoid=True, bias=True, identity_experts=2, max_tokens=256)
+
+
+def weights_of(cfg: MoEConfig) -> dict[str, np.ndarray]:
+    extra = np.linspace(-0.1, 0.1, cfg.columns, dtype=np.float32)
+    return reference.weights(cfg, 2) | {"router_bias": extra}
+
+
+def close(got: np.ndarray, right: np.ndarray, name: str) -> None:
+    assert got.shape == right.shape, name
+    assert np.abs(got - right).max(initial=0) <= 1e-5 * np.abs(right).max(initial=0) + 1e-7, name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_equal_the_float64_reference(name):
+    cfg = CASES[name]
+    w, x, dy = weights_of(cfg), tokens(cfg, 21, seed=3), tokens(cfg, 21, seed=4)
+    with MoE(cfg, threads=2, train=True) as moe:
+        moe.load(**w)
+        y, tape = moe.forward(x.reshape(3, 7, -1))
+        assert y.tobytes() == moe(x).tobytes()
+        _, dlogits = losses.z(tape.routing, 0.1)
+        dx = moe.backward(dy.reshape(3, 7, -1), tape, dlogits=dlogits, pieces=3)
+        moe.reduce_grads()
+        right = reference.backward(cfg, x, dy, dlogits=dlogits.reshape(21, -1), **w)
+        close(dx.reshape(21, -1), right.pop("x"), "x")
+        assert set(moe.grads()) == set(right)
+        for key, gradient in moe.grads().items():
+            close(gradient, right[key], key)
+        once = {key: gradient.copy() for key, gradient in moe.grads().items()}
+        moe.backward(dy, moe.forward(x)[1], dlogits.reshape(21, -1))
+        moe.reduce_grads()
+        for key, gradient in moe.grads().items():  # a second call adds to the first
+            close(gradient, 2 * once[key], key)
+        moe.zero_grads()
+        assert not any(gradient.any() for gradient in moe.grads().values())
+
+
+def test_routed_from_outside():
+    cfg = replace(SMALL, bias=True)
+    w, x, dy = weights_of(cfg), tokens(cfg, 9, seed=3), tokens(cfg, 9, seed=4)
+    rng = np.random.default_rng(0)
+    ids = np.array([rng.permutation(cfg.experts)[:2] for _ in x])
+    ids[0], ids[1, 0] = -1, -1
+    by = rng.standard_normal(ids.shape).astype(np.float32)
+    del w["router"], w["router_bias"]
+    with MoE(cfg, threads=1, train=True) as moe:
+        moe.load(**w)
+        dx, dweights = moe.backward(dy, moe.forward(x, ids, by)[1])
+        right = reference.backward(cfg, x, dy, ids=ids, weights=by, **w)
+        close(dx, right["x"], "x")
+        close(dweights, right["weights"], "weights")
+        for key, gradient in moe.grads().items():
+            close(gradient, right[key], key)
+        with pytest.raises(InputError, match="dlogits must be None"):
+            moe.backward(dy, moe.forward(x, ids, by)[1], dlogits=np.zeros((9, 6), np.float32))
+
+
+def steps(moe: Any, comm: Any, x: np.ndarray, dy: np.ndarray, pieces: int) -> dict[str, np.ndarray]:
+    """Three steps of Adam; x and dy: this rank's tokens. Returns dx, losses, norms, gradients, weights and states."""
+    found = {}
+    optimizer = Adam(moe, 0.05, weight_decay=0.1, clip=0.5)
+    for number in range(3):
+        moe.zero_grads()
+        tapes = [moe.forward(x, layer=layer)[1] for layer in range(moe.layers)]
+        loss, dlogits = losses.switch(tapes[0].routing, 0.01, comm)
+        for layer, tape in enumerate(tapes):
+            found[f"{number} x {layer}"] = moe.backward(dy, tape, dlogits if layer == 0 else None, pieces)
+        found[f"{number} loss"] = np.array([loss, optimizer.step()])
+        for layer in range(moe.layers):
+            for name, gradient in moe.grads(layer).items():
+                found[f"{number} {layer} {name}"] = gradient.copy()
+    for layer in range(moe.layers):
+        for name, state in optimizer.states[layer].items():
+            found |= {f"{layer} {key} {name}": array for key, array in state.items()}
+        found |= {f"masters {layer} {name}": array.copy() for name, array in moe.params(layer).items()}
+    return found
+
+
+@ranks_each(2, 4)
+def test_equal_bits_on_any_number_of_ranks(comm, world):
+    """Gradients, loss, weights and states of three steps in four pieces, of two layers; an idle rank."""
+    count, mine = 32, slice(32 // world * comm.rank, 32 // world * (comm.rank + 1))
+    x, dy = tokens(ALL, count, seed=5), tokens(ALL, count, seed=6)
+    places = [0, 1, 0, 0, 1, 0] if world == 2 else [2, 0, 2, 3, 3, 0]
+    with MoE(ALL, layers=2, threads=1, train=True) as alone:
+        for layer in range(2):
+            alone.load(layer, **reference.weights(ALL, layer))
+        whole = steps(alone, None, x, dy, 4)
+    with MoE(ALL, comm, layers=2, threads=2, placement=places, train=True) as moe:
+        for layer in range(2):
+            moe.load(layer, **reference.weights(ALL, layer))
+        found = steps(moe, comm, x[mine], dy[mine], 4 // world)
+        held = moe.placement.mine(comm.rank)
+        for key, value in found.items():
+            name = key.split()[-1]
+            right = whole[key]
+            if " x " in key:
+                right = right[mine]
+            elif name.removesuffix("_bias") in ("up", "gate", "down"):
+                right = right[held]
+            assert value.tobytes() == np.ascontiguousarray(right).tobytes(), key
+    assert set(found) == set(whole)
+    assert whole["0 loss"][1] > 0.5  # the gradients were clipped
+
+
+@pytest.mark.ranks(2)
+def test_refusals_on_two_ranks(comm):
+    """Every rank raises, no gradient changes, and the layer goes on."""
+    x = tokens(SMALL, 6 - 6 * comm.rank, seed=1)  # one rank has no tokens
+    with MoE(SMALL, comm, threads=1, train=True) as moe:
+        moe.load(**reference.weights(SMALL))
+        _, first = moe.forward(x)
+        _, second = moe.forward(x)
+        wrong = PeerInputError if comm.rank else InputError
+        with pytest.raises(wrong, match="dy must"):
+            moe.backward(x[:, :3] if comm.rank == 0 else x, first)
+        with pytest.raises(wrong, match="pieces must divide the 6 tokens"):
+            moe.backward(x, first, pieces=4)
+        with pytest.raises(MismatchError, match="tape of the same forward call"):
+            moe.backward(x, first if comm.rank else second)
+        assert not any(gradient.any() for gradient in moe.grads().values())
+        moe.backward(x, second)
+        moe.backward(x, first, pieces=2)
+        assert any(gradient.any() for gradient in moe.grads().values())
+        with pytest.raises(InputError, match="was used or discarded"):
+            moe.backward(x, first)
+        moe.reduce_grads()
+    with pytest.raises(MismatchError, match="configured differently"):
+        MoE(SMALL, comm, threads=1, train=comm.rank == 0)
+
+
+def test_tapes_hold_the_weights():
+    x = tokens(SMALL, 4, seed=1)
+    w = reference.weights(SMALL)
+    with MoE(SMALL, layers=2, threads=1, train=True) as moe:
+        for layer in range(2):
+            moe.load(layer, **w)
+        _, tape = moe.forward(x)
+        loads = (
+            lambda: moe.load(**w),
+            moe.update,
+            lambda: moe.unload(0),
+            lambda: moe.load_router(0, router=w["router"]),
+        )
+        for change in loads:
+            with pytest.raises(OpenCallError, match="under a tape"):
+                change()
+        moe.update(1)
+        assert moe.open_tapes == 1
+        with pytest.raises(OpenCallError, match="1 tapes are open"):
+            SGD(moe, 0.1).step()
+        tape.discard()
+        tape.discard()
+        moe.update(0, up=2 * moe.params()["up"])
+        assert np.array_equal(moe.params()["up"], 2 * w["up"])
+        expected = reference.moe(SMALL, x, **{**w, "up": 2 * w["up"]})
+        assert reference.error(moe(x), expected) < 1e-5
+        with pytest.raises(InputError, match=r"up must be float32 of shape \[6, 20, 12\]"):
+            moe.update(0, up=w["up"][0])
+        with pytest.raises(InputError, match="update got other="):
+            moe.update(0, other=w["up"])
+        with pytest.raises(InputError, match="was used or discarded"):
+            moe.backward(x, tape)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"moves": "experts"}, "rows that travel"),
+        ({"placement": [[0]] * 6}, None),
+        ({"cfg": replace(SMALL, dtype="bfloat16")}, "dtype='float32'"),
+        ({"cfg": replace(SMALL, precision="high")}, "precision='highest'"),
+        ({"train": "yes"}, "train must be True or False"),
+    ],
+)
+def test_what_cannot_be_trained(options, message):
+    cfg, given = options.get("cfg", SMALL), {"train": True} | {k: v for k, v in options.items() if k != "cfg"}
+    if message is None:
+        MoE(cfg, threads=1, **given).close()
+        return
+    with pytest.raises(InputError, match=message):
+        MoE(cfg, threads=1, **given)
+
+
+def test_a_layer_without_train_says_so():
+    with MoE(SMALL, threads=1) as moe:
+        moe.load(**reference.weights(SMALL))
+        for use in (
+            lambda: moe.forward(tokens(SMALL, 2, seed=0)),
+            moe.grads,
+            moe.zero_grads,
+            moe.reduce_grads,
+            moe.update,
+        ):
+            with pytest.raises(InputError, match="made with train=True"):
+                use()
+
+
+def trained(optimizer: Any, gradients: list[dict[str, np.ndarray]], moe: Any) -> list[float]:
+    """Take a step with each of these gradients; returns their norms."""
+    norms = []
+    for each in gradients:
+        moe.zero_grads()
+        for name, gradient in each.items():
+            moe.grads()[name][:] = gradient
+        norms.append(optimizer.step())
+    return norms
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_steps_equal_their_formulas_in_float64(kind):
+    cfg = replace(SMALL, shared_ffn=5, bias=True)
+    w, rng = weights_of(cfg), np.random.default_rng(0)
+    gradients = [{name: rng.standard_normal(a.shape).astype("f4") for name, a in w.items()} for _ in range(3)]
+    with MoE(cfg, threads=1, train=True) as moe:
+        moe.load(**w)
+        options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2, "clip": 3.0}
+        optimizer = Adam(moe, **options) if kind == "adam" else SGD(moe, momentum=0.5, **options)
+        norms = trained(optimizer, gradients, moe)
+        for name, start in w.items():
+            right, m, v = start.astype("f8"), np.zeros(start.shape), np.zeros(start.shape)
+            matrix = name.removeprefix("shared_") in ("up", "gate", "down", "router")
+            for t, (each, norm) in enumerate(zip(gradients, norms), 1):
+                exact = np.sqrt(sum((g.astype("f8") ** 2).sum() for g in each.values()))
+                assert norm == pytest.approx(exact, rel=1e-12)
+                g = each[name] * 3.0 / exact
+                right *= 1 - 0.1 * 0.2 * matrix
+                m, v = (0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g) if kind == "adam" else (0.5 * m + g, v)
+                by = m / (1 - 0.9**t) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) if kind == "adam" else m
+                right -= 0.1 * by
+            close(moe.params()[name], right, name)
+        assert (
+            reference.error(moe(tokens(cfg, 5, seed=1)), reference.moe(cfg, tokens(cfg, 5, seed=1), **moe.params()))
+            < 1e-5
+        )
+
+
+def test_a_gradient_that_is_not_finite_is_named_and_changes_nothing():
+    with MoE(SMALL, layers=2, threads=1, train=True) as moe:
+        for layer in range(2):
+            moe.load(layer, **reference.weights(SMALL))
+        optimizer = SGD(moe, 0.1)
+        moe.grads(1)["gate"][3, 2, 1] = np.nan
+        moe.grads(1)["up"][:] = 1
+        before = moe.params(1)["up"].copy()
+        with pytest.raises(InputError, match="gradient of gate of expert 3 in layer 1 is not finite"):
+            optimizer.step()
+        assert np.array_equal(moe.params(1)["up"], before)
+        for wrong in ({"lr": -1}, {"lr": 0.1, "clip": 0}, {"lr": 0.1, "momentum": None}):
+            with pytest.raises(InputError, match="must be"):
+                SGD(moe, **wrong)
+        with pytest.raises(InputError, match="betas must be two numbers"):
+            Adam(moe, betas=(0.9, 1.0))
+
+
+def some_steps(moe: Any, optimizer: Any, count: int) -> None:
+    """The same gradients in every step, of this rank's arrays alone."""
+    for _ in range(count):
+        moe.zero_grads()
+        for layer in range(moe.layers):
+            for name, gradient in moe.grads(layer).items():
+                gradient[:] = moe.params(layer)[name] * np.float32(0.3)
+        optimizer.step()
+
+
+def everything(moe: Any, optimizer: Any) -> dict[str, bytes]:
+    found = {}
+    for layer in range(moe.layers):
+        arrays = dict(moe.params(layer))
+        for name, states in optimizer.states[layer].items():
+            arrays |= {f"{name}.{key}": array for key, array in states.items()}
+        for name, array in arrays.items():
+            held = moe.placement.mine(moe.rank) if name.partition(".")[0] in ("up", "gate", "down") else [-1]
+            for expert, part in zip(held, array if held != [-1] else [array]):
+                found[f"{layer} {name} {expert}"] = part.tobytes()
+    return found
+
+
+@pytest.mark.ranks(2)
+def test_saved_on_two_ranks_and_restored_on_one_and_two(comm, tmp_path_factory):
+    """Five steps, or three, a save and two more after a restore: equal bits. A save that fails leaves the last one."""
+    folder = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
+    cfg = replace(SMALL, shared_ffn=5)
+
+    def made(on: Any, **options: Any) -> Any:
+        moe = MoE(cfg, on, layers=2, threads=1, train=True, **options)
+        for layer in range(2):
+            moe.load(layer, **reference.weights(cfg, layer))
+        return moe, Adam(moe, 0.01)
+
+    moe, optimizer = made(comm, placement=[0, 1, 0, 0, 1, 1])
+    with moe:
+        some_steps(moe, optimizer, 3)
+        moe.save(folder, optimizer)
+        saved = everything(moe, optimizer)
+        some_steps(moe, optimizer, 2)
+        after = everything(moe, optimizer)
+        if comm.rank == 0:
+            (folder / "saved-2").write_text("in the way")
+        with pytest.raises(PeerInputError if comm.rank else CheckpointError, match="cannot make a folder"):
+            moe.save(folder, optimizer)
+    whole = {key: value for each in comm.allgather(after) for key, value in each.items()}
+    for on, places in ((comm, [1, 1, 1, 0, 1, 0]), (None, None)):
+        moe, optimizer = made(on, placement=places)
+        with moe:
+            moe.restore(folder, optimizer)
+            assert optimizer.steps == 3
+            some_steps(moe, optimizer, 2)
+            for key, value in everything(moe, optimizer).items():
+                assert value == whole[key], key
+            moe.restore(folder)
+            for key, value in saved.items():
+                if on is None and "." not in key:
+                    assert everything(moe, optimizer)[key] == value
+
+
+def test_what_cannot_be_restored(tmp_path):
+    w = reference.weights(SMALL)
+    with MoE(SMALL, threads=1, train=True) as moe:
+        moe.load(**w)
+        with pytest.raises(CheckpointError, match=r"saved.json does not exist"):
+            moe.restore(tmp_path)
+        moe.save(tmp_path)
+        moe.save(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["saved-2", "saved.json"]
+        with pytest.raises(CheckpointError, match="holds the states of None, not of Adam"):
+            moe.restore(tmp_path, Adam(moe))
+        moe.update(up=2 * w["up"])
+        (tmp_path / "saved-2" / "layer-0-expert-4.npz").write_bytes(b"PK")
+        with pytest.raises(CheckpointError, match=r"layer-0-expert-4.npz is damaged"):
+            moe.restore(tmp_path)
+        (tmp_path / "saved-2" / "layer-0-expert-4.npz").unlink()
+        with pytest.raises(CheckpointError, match=r"layer-0-expert-4.npz is missing"):
+            moe.restore(tmp_path)
+        assert np.array_equal(moe.params()["up"], 2 * w["up"])  # nothing has changed
+        moe.save(tmp_path)
+        (tmp_path / "saved.json").write_text("{")
+        with pytest.raises(CheckpointError, match=r"saved.json is damaged"):
+            moe.restore(tmp_path)
+    with MoE(replace(SMALL, ffn=13), threads=1, train=True) as other:
+        other.load(**reference.weights(replace(SMALL, ffn=13)))
+        with MoE(SMALL, threads=1, train=True) as moe:
+            moe.load(**w)
+            moe.save(tmp_path / "new")
+        with pytest.raises(CheckpointError, match="holds layers"):
+            other.restore(tmp_path / "new")
+
+
+@pytest.mark.parametrize("name", ["plain", "shared expert", "sigmoid, groups, a capacity"])
+def test_memory_of_masters_and_gradients(name):
+    cfg = CASES[name]
+    more = MoE.memory(cfg, 1, train=True, layers=2) - MoE.memory(cfg, 1, layers=2)
+    with MoE(cfg, threads=1, train=True) as moe:
+        moe.load(**weights_of(cfg))
+        weights = moe.packed_weights()
+        made = sum(
+            array.nbytes
+            for arrays in (weights.masters, weights.turned, weights.sums, weights.shared_turned)
+            for array in arrays.values()
+        )
+        made += weights.router_turned.nbytes + weights.common.nbytes
+    assert 0 <= 2 * made - more < 2 * 64 * len(weights.places)  # each gradient starts on a cache line
