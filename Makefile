@@ -13,7 +13,7 @@ OTHERS ?= openmpi impi
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-all test-hf coverage lint compare clean
+.PHONY: help bench test test-all test-hf coverage lint fuzz compare clean
 .DELETE_ON_ERROR:
 
 PY = $(VENV)/bin/python
@@ -41,6 +41,7 @@ help:
 	@echo "make test-hf  published models' own code against their checkpoints here; ARGS names some families"
 	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test reaches"
 	@echo "make lint     ruff and mypy"
+	@echo "make fuzz     readers of text and files against random inputs; ARGS='matrix --seconds 600' for some"
 	@echo "make compare  Aristos and its peers in turns: docs/performance.md; ARGS='one products' for some parts"
 	@echo "make clean    removes $(VENV), $(RESULTS) and caches"
 
@@ -82,6 +83,9 @@ lint: $(READY)-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+fuzz: $(READY)-test
+	$(PY) tests/fuzz/run.py $(ARGS)
 
 # The peers' environments are in $(VENV)/peers; ARGS names parts of the comparison and options.
 compare: $(READY)-run

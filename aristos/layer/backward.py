@@ -22,17 +22,18 @@ from ..primitives.buffers import FLOAT, LINE, aligned
 from ..reproducible import partial_sums
 from .arguments import on_input
 from .collective import Membership
-from .trained_weights import TrainedWeights
+from .trained_weights import TrainedWeights, rounded
 
 SPARE = LINE // FLOAT  # float32 behind a row of dx: the first of them is the gradient of its combine weight
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a forward call keeps for its backward call, of its S tokens.
+    """What a forward call keeps for its backward call, of its S tokens: float32 but for ids.
 
-    x: [S, H]. ids: [S, k], -1 for choices that were not taken. chosen: [S, k], those beyond the capacity too. weights:
-    [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of the shared expert's outputs.
+    x: [S, H]. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], those beyond the capacity too.
+    weights: [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of the shared expert's
+    outputs.
     """
 
     x: np.ndarray
@@ -164,29 +165,26 @@ class BackwardCalls:
         came = np.array(self._exchange(by_rank))  # [W, held]
         sent = np.array([each.sum() for each in by_rank])
         first, token = int(sent[:me].sum()), order // tokens.saved.ids.shape[1]
-        mine = slice(first, first + int(sent[me]))
+        mine = slice(first, first + int(sent[me]))  # of packed rows
         away = np.ones(len(order), bool)
         away[mine] = False
         factor = tokens.factor(order)
-        out = np.concatenate([x[token[away]], dy[token[away]], factor[away, None]], axis=1)
-        elsewhere = np.arange(world) != me
-        rows = self._alltoallv(out, elsewhere * sent, elsewhere * came.sum(axis=1))
-        results = aligned((int(came.sum()), self.kernels.padded(H) + SPARE))
-        before = int(came[:me].sum())
-        x_at, dy_at = addresses(rows), addresses(rows) + FLOAT * H
-        own = addresses(x)[token[mine]], addresses(dy)[token[mine]]
-        at = [np.insert(theirs, before, ours) for theirs, ours in zip((x_at, dy_at), own)]
-        w = np.insert(rows[:, 2 * H], before, factor[mine])
+        out = np.empty((len(order), 2 * H + 1), np.float32)
+        out[away, :H], out[away, H:-1], out[away, -1] = x[token[away]], dy[token[away]], factor[away]
+        from_each = came.sum(axis=1)
+        rows = self._alltoallv(out, sent, from_each)
+        here = slice(int(from_each[:me].sum()), int(from_each[: me + 1].sum()))  # this rank's own, of rows that came
+        x_at, w = addresses(rows), rows[:, -1].copy()
+        dy_at = x_at + FLOAT * H
+        x_at[here], dy_at[here], w[here] = addresses(x)[token[mine]], addresses(dy)[token[mine]], factor[mine]
+        results = aligned((len(rows), self.kernels.padded(H) + SPARE))
         held = came.shape[1]
         expert = np.repeat(np.tile(np.arange(held), world), came.reshape(-1))
-        self._run(cfg, weights, expert, held, (*at, w, addresses(results)), results)
-        theirs = np.ones(len(results), bool)
-        theirs[before : before + int(sent[me])] = False
-        back = self._alltoallv(results[theirs], elsewhere * came.sum(axis=1), elsewhere * sent)
-        here = results[~theirs]
-        to_dx = np.insert(addresses(back), first, addresses(here))
-        column = self.kernels.padded(H)
-        return order, to_dx, np.insert(back[:, column], first, here[:, column]), (back, here)
+        self._run(cfg, weights, expert, held, (x_at, dy_at, w, addresses(results)), results)
+        back = self._alltoallv(results, from_each, sent)
+        to_dx, dw = addresses(back), back[:, self.kernels.padded(H)].copy()
+        to_dx[mine], dw[mine] = addresses(results)[here], results[here, self.kernels.padded(H)]
+        return order, to_dx, dw, (back, results)
 
     def _run(
         self,
@@ -230,7 +228,10 @@ class BackwardCalls:
             return list(group.comm.alltoall(values))
 
     def _alltoallv(self, out: np.ndarray, sent: np.ndarray, came: np.ndarray) -> np.ndarray:
-        """Rows of `out`, sent[p] of them to rank p in order; returns the rows that came, in order of their sources."""
+        """Rows of `out`, sent[p] of them for rank p in order; returns the rows that came, in order of their sources.
+
+        Rows of this rank for itself are not copied: their places in the result hold anything.
+        """
         group, width = self.member.runtime.group, out.shape[1]
         into = aligned((int(came.sum()), width))
         if group.comm is None:
@@ -238,11 +239,12 @@ class BackwardCalls:
         from mpi4py import MPI
 
         row = MPI.FLOAT.Create_contiguous(width).Commit()
+        others = np.arange(len(sent)) != self.member.rank
         try:
             with group.bounded("the other ranks (rows of a backward call)"):
                 group.comm.Alltoallv(
-                    [np.ascontiguousarray(out), (sent, np.cumsum(sent) - sent), row],
-                    [into, (came, np.cumsum(came) - came), row],
+                    [out, (sent * others, np.cumsum(sent) - sent), row],
+                    [into, (came * others, np.cumsum(came) - came), row],
                 )
         finally:
             row.Free()
@@ -262,7 +264,7 @@ class _Tokens:
         self.rows = saved.x
         if on_input(cfg):
             taken = np.where(saved.ids >= 0, saved.weights, np.float32(0))
-            self.rows = taken * saved.x
+            self.rows = rounded(taken * saved.x, cfg)
         self.dw = np.zeros(saved.ids.shape, np.float32)
         self.common = [weights.new_common() for _ in range(pieces)] if weights.places else []
         each = len(dy) // pieces

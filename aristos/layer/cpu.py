@@ -162,9 +162,9 @@ class CpuBackend(Backend):
         return self._isa
 
     def new_weights(self, layer: int) -> LayerWeights:
-        if self.settings.train:
-            return TrainedWeights(self._element, self.cfgs[layer], self.member.mine)
         float32 = self._elements.element_type("float32")
+        if self.settings.train:
+            return TrainedWeights(self._element, float32, self.cfgs[layer], self.member.mine)
         home = None if self._home is None else (self._home, layer)
         return LayerWeights(self._element, float32, self.cfgs[layer], self.member.mine, home)
 

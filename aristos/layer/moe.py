@@ -57,7 +57,7 @@ class MoE(TrainedLayers):
     latter for an expert that gets so many rows from a rank that computing them takes longer than reading its weights.
     The bits of the outputs are the same.
 
-    train: keep float32 weights and gradients, for `forward`, `backward` and `update`; float32 on CPUs, rows travel.
+    train: keep float32 weights and gradients, for `forward`, `backward`, `update`; on CPUs, float32 or bfloat16.
 
     With backend="cuda", a rank has one GPU. Host arrays are copied in and out, and a call has ended when it returns.
     Arrays in GPU memory (CuPy, PyTorch, JAX, Numba, `__cuda_array_interface__`, DLPack) are used in place, on their

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ..config import MoEConfig
@@ -21,25 +22,32 @@ FLOATS = LINE // FLOAT
 class TrainedWeights(LayerWeights):
     """Weights of a layer that is trained, packed as the forward and the backward call read them.
 
-    masters: float32 arrays by `load`'s names; of experts with this rank's number of them in front. turned: projections
-    packed transposed. sums: gradients of this rank's experts, rows rounded up to vectors. common: gradients of router
-    and shared expert, one after the other. pending: for each backward call since the last `reduce_grads`, sums of
-    common gradients over this rank's pieces.
+    masters: float32 arrays by `load`'s names; of experts with this rank's number of them in front. widened: projections
+    as the backward call reads them, float32; with 16-bit rows they have the values that the forward call rounds them
+    to. turned: the same, transposed. sums: gradients of this rank's experts, rows rounded up to vectors. common:
+    gradients of router and shared expert, one after the other. pending: for each backward call since the last
+    `reduce_grads`, sums of common gradients over this rank's pieces.
     """
 
-    def __init__(self, element: ElementType, cfg: MoEConfig, mine: list[int]) -> None:
-        super().__init__(element, element, cfg, mine)
+    def __init__(self, element: ElementType, float32: ElementType, cfg: MoEConfig, mine: list[int]) -> None:
+        super().__init__(element, float32, cfg, mine)
         every = shapes(cfg, "in_out")
         wanted, biases = expert_names(cfg)
         self._own = [name for name in every if name in wanted | biases]
         self.masters: Arrays = {name: np.zeros((len(mine), *every[name]), np.float32) for name in self._own}
         self.turned: dict[str, np.ndarray] = {}
+        self.widened: dict[str, np.ndarray] = {}
         for name in (each for each in PROJECTIONS if each in wanted):
             rows, columns = every[name]
-            self.turned[name] = aligned((len(mine), element.packed_bytes(columns, rows)), np.uint8)
+            self.turned[name] = aligned((len(mine), float32.packed_bytes(columns, rows)), np.uint8)
+            if element == float32:
+                self.widened[name] = self.packed[name]
+            else:
+                self.widened[name] = aligned((len(mine), float32.packed_bytes(rows, columns)), np.uint8)
         self.sums: Arrays = {name: self._zeros((len(mine), *every[name])) for name in self._own}
         self.router_turned: np.ndarray | None = None
         self.shared_turned: dict[str, np.ndarray] = {}
+        self.shared_widened: dict[str, np.ndarray] = {}
         self.places: dict[str, tuple[int, tuple[int, ...]]] = {}  # of common gradients: first entry, shape
         self.common = aligned((0,))
         self.pending: list[list[Node]] = []
@@ -47,7 +55,7 @@ class TrainedWeights(LayerWeights):
 
     def _zeros(self, shape: tuple[int, ...]) -> np.ndarray:
         """An array whose rows are rounded up to vectors."""
-        made = aligned((*shape[:-1], self._element.padded(shape[-1])))
+        made = aligned((*shape[:-1], self._float32.padded(shape[-1])))
         made[:] = 0
         return made
 
@@ -61,7 +69,10 @@ class TrainedWeights(LayerWeights):
     def _pack_own(self, i: int) -> None:
         super()._pack_expert(i, {name: master[i] for name, master in self.masters.items() if name in self._own})
         for name, turned in self.turned.items():
-            turned[i] = self._element.pack(self.masters[name][i], True)
+            values = rounded(self.masters[name][i], self.cfg)
+            turned[i] = self._float32.pack(values, True)
+            if self.widened[name] is not self.packed[name]:
+                self.widened[name][i] = self._float32.pack(values)
 
     def _pack_shared(self, arrays: Arrays) -> None:
         every = shapes(self.cfg, "in_out")
@@ -88,7 +99,11 @@ class TrainedWeights(LayerWeights):
         if shared:
             super()._pack_shared(shared)
             names = [name for name in shared if name.removeprefix("shared_") in PROJECTIONS]
-            self.shared_turned = {name: self._element.pack(shared[name], True) for name in names}
+            values = {name: rounded(shared[name], self.cfg) for name in names}
+            self.shared_turned = {name: self._float32.pack(array, True) for name, array in values.items()}
+            self.shared_widened = {name: self._shared[name] for name in names}
+            if self._element != self._float32:
+                self.shared_widened = {name: self._float32.pack(array) for name, array in values.items()}
         names = [name for name in (*ROUTERS[:2], *SHARED) if name in self.masters]
         if list(self.places) != names:
             self._place(names)
@@ -98,7 +113,7 @@ class TrainedWeights(LayerWeights):
         for name in names:
             shape = self.masters[name].shape
             shape = (*shape, 1) if name == "shared_sigmoid" else shape
-            padded = (*shape[:-1], self._element.padded(shape[-1]))
+            padded = (*shape[:-1], self._float32.padded(shape[-1]))
             self.places[name] = (end, padded)
             end += -(-int(np.prod(padded)) // FLOATS) * FLOATS
         self.common = self.new_common(end)
@@ -155,7 +170,7 @@ class TrainedWeights(LayerWeights):
         names = (*PROJECTIONS, *(f"{name}_bias" for name in PROJECTIONS))
         packed, turned, sums = (
             tuple(arrays[name][i].ctypes.data if name in arrays else 0 for name in chosen)
-            for arrays, chosen in ((self.packed, names), (self.turned, PROJECTIONS), (self.sums, names))
+            for arrays, chosen in ((self.packed | self.widened, names), (self.turned, PROJECTIONS), (self.sums, names))
         )
         return packed, turned, sums
 
@@ -164,16 +179,21 @@ class TrainedWeights(LayerWeights):
         names = [f"shared_{name}" for name in (*PROJECTIONS, *(f"{each}_bias" for each in PROJECTIONS))]
         packed, turned = (
             tuple(arrays[name].ctypes.data if name in arrays else 0 for name in chosen)
-            for arrays, chosen in ((self._shared, names), (self.shared_turned, names[:3]))
+            for arrays, chosen in ((self._shared | self.shared_widened, names), (self.shared_turned, names[:3]))
         )
         parts = [self.part(common, name) for name in names]
         return packed, turned, tuple(0 if part is None else part.ctypes.data for part in parts)
 
 
+def rounded(array: np.ndarray, cfg: MoEConfig) -> np.ndarray:
+    """float32 rounded to the layer's dtype, as float32."""
+    return array if cfg.dtype == "float32" else array.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
 def training_bytes(cfg: MoEConfig, count: int) -> int:
     """Bytes of `TrainedWeights` with `count` experts that `weights.packed_bytes` leaves out.
 
-    Masters but for select_bias, projections packed transposed, and gradients, but for those that wait for
+    Masters but for select_bias, projections packed for the backward call, and gradients, but for those that wait for
     `reduce_grads`.
     """
     float32, every = element_type("float32"), shapes(cfg, "in_out")
@@ -185,7 +205,9 @@ def training_bytes(cfg: MoEConfig, count: int) -> int:
     def each(name: str) -> int:
         shape = every[name] if name != "shared_sigmoid" else (cfg.hidden, 1)
         whole = FLOAT * (int(np.prod(shape)) + int(np.prod(shape[:-1])) * float32.padded(shape[-1]))
-        turned = name.removeprefix("shared_") in (*PROJECTIONS, "router")
-        return whole + (float32.packed_bytes(*shape[::-1]) if turned else 0)
+        if name.removeprefix("shared_") not in (*PROJECTIONS, "router"):
+            return whole
+        widened = float32.packed_bytes(*shape) if cfg.dtype != "float32" and name != "router" else 0
+        return whole + float32.packed_bytes(*shape[::-1]) + widened
 
     return count * sum(map(each, own)) + sum(map(each, common))

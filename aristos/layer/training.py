@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 
 from ..config import MoEConfig, whole
@@ -54,17 +55,22 @@ class Tape:
 def check_training(cfg: MoEConfig, backend: str, moves: str, places: Placement, plan: Any) -> None:
     """Raise InputError for a layer that cannot be trained."""
     for name, value, wanted in (
-        ("backend", backend, "cpu"),
-        ("dtype", cfg.dtype, "float32"),
-        ("precision", cfg.precision, "highest"),
+        ("backend", backend, ("cpu",)),
+        ("dtype", cfg.dtype, ("float32", "bfloat16")),
+        ("precision", cfg.precision, ("highest",)),
     ):
-        if value != wanted:
-            raise InputError(f"train=True requires {name}={wanted!r}, got {value!r}")
+        if value not in wanted:
+            raise InputError(f"train=True requires {name}={' or '.join(map(repr, wanted))}, got {value!r}")
     if moves == "experts":
         raise InputError("train=True requires rows that travel, got moves='experts': leave moves out")
     if plan is not None or places.slots != cfg.experts:
         what = "plan" if plan is not None else "placement"
         raise InputError(f"train=True requires one copy of each expert, got a {what} with copies: leave it out")
+
+
+def rows_type(cfg: MoEConfig) -> Any:
+    """NumPy's type of a layer's rows."""
+    return np.float32 if cfg.dtype == "float32" else ml_dtypes.bfloat16
 
 
 class TrainedLayers(LoadedLayers):
@@ -122,7 +128,7 @@ class TrainedLayers(LoadedLayers):
         rows, lead = rows_of("x", x, cfg.hidden, cfg.dtype)
         wide = (len(rows), cfg.top_k)
         saved = Saved(
-            x=np.array(rows, order="C"),
+            x=np.array(rows, np.float32, order="C"),
             ids=np.ascontiguousarray(routing.ids.reshape(wide)),
             chosen=np.ascontiguousarray(routing.chosen.reshape(wide)),
             weights=np.ascontiguousarray(routing.weights.reshape(wide)),
@@ -137,9 +143,9 @@ class TrainedLayers(LoadedLayers):
     def backward(self, dy: Any, tape: Tape, dlogits: Any = None, pieces: int = 1) -> Any:
         """dx = dL/dx from dy = dL/dy, and dL/dw added to `grads`. Collective: equal tapes in equal order on all ranks.
 
-        dy: [..., H] float32, of the shape of y. tape: of a forward call of this object, used once. dlogits: [...,
-        columns], added to the gradient by the router's scores, such as a loss's. Returns dx [..., H] float32; for a
-        call that brought its ids, (dx, gradient of its weights [..., k]). Gradients of router and shared expert come
+        dy: [..., H] of cfg.dtype, of the shape of y. tape: of a forward call of this object, used once. dlogits: [...,
+        columns], added to the gradient by the router's scores, such as a loss's. Returns dx [..., H] of cfg.dtype; for
+        a call that brought its ids, (dx, gradient of its weights [..., k]). Gradients of router and shared expert come
         with `reduce_grads`. pieces: so many equal parts in order are this rank's tokens, see `reduce_grads`. Raises
         InputError here, PeerInputError or MismatchError on the other ranks; no gradient has changed then.
         """
@@ -153,7 +159,7 @@ class TrainedLayers(LoadedLayers):
                 raise InputError(f"tape must be what forward gave, got {type(tape).__name__}")
             saved = tape._take(self)
             cfg, weights = backend.cfgs[tape.layer], self._of(tape.layer)
-            rows = self._given("dy", dy, tape._lead, cfg.hidden)
+            rows = self._given("dy", dy, tape._lead, cfg.hidden, cfg.dtype)
             extra = None if dlogits is None else self._given("dlogits", dlogits, tape._lead, cfg.columns)
             if extra is not None and saved.logits is None:
                 raise InputError("dlogits must be None for a call that brought its ids: no router computed scores")
@@ -167,15 +173,15 @@ class TrainedLayers(LoadedLayers):
         with runtime.failing(runtime._blank_job()):
             dx, dw = self._calls.run(cfg, weights, saved, rows, extra, parts)
         tape.discard()
-        dx = dx.reshape(*tape._lead, cfg.hidden)
+        dx = dx.reshape(*tape._lead, cfg.hidden).astype(rows_type(cfg), copy=False)
         return dx if saved.logits is not None else (dx, dw.reshape(*tape._lead, cfg.top_k))
 
     @staticmethod
-    def _given(name: str, value: Any, lead: tuple[int, ...], columns: int) -> np.ndarray:
-        rows, got = rows_of(name, value, columns, "float32")
+    def _given(name: str, value: Any, lead: tuple[int, ...], columns: int, dtype: str = "float32") -> np.ndarray:
+        rows, got = rows_of(name, value, columns, dtype)
         if got != lead:
             raise InputError(f"{name} must have shape {[*lead, columns]}, got {[*got, columns]}")
-        return np.ascontiguousarray(rows)
+        return np.ascontiguousarray(rows, np.float32)
 
     def _meet(self, problem: AristosError | None, name: Any) -> None:
         """Raise on every rank if one refuses its arguments, or if the tapes or pieces differ."""

@@ -32,8 +32,9 @@ resource.setrlimit(resource.RLIMIT_AS, (most, most))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 try:
     hdf5.read(sys.argv[1])
-except Exception:
-    pass  # the process that asked will see the same exception
+except Exception as error:
+    print(str(error) or "out of memory")
+    sys.exit(1)
 """
 
 
@@ -55,19 +56,21 @@ class Budget:
 
 
 def trial(path: Path) -> str:
-    """Read the file in another process first; what went wrong there, or an empty text."""
+    """Read the file in another process first, in bounded time and memory; its error, or an empty text."""
     size = path.stat().st_size
     seconds = SECONDS + size / (16 << 20)
     package = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))}
-    env |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    words = [sys.executable, "-c", CODE, str(path.absolute()), str(2 * (SHARE * size + SPARE))]
-    null = subprocess.DEVNULL
+    env |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+    words = [sys.executable, "-c", CODE, os.fspath(path), str(2 * (SHARE * size + SPARE))]
+    wrong = f"{path}: cannot be read: HDF5"
     try:
-        code = subprocess.run(words, env=env, timeout=seconds, stdin=null, stdout=null, stderr=null).returncode
+        done = subprocess.run(words, env=env, timeout=seconds, capture_output=True, text=True, errors="replace")
     except subprocess.TimeoutExpired:
-        return f"HDF5 was not done after {seconds:.0f} s: the file is damaged"
-    return f"HDF5 crashed (signal {-code}): the file is damaged" if code < 0 else ""
+        return f"{wrong} was not done after {seconds:.0f} s: the file is damaged"
+    if done.returncode < 0:
+        return f"{wrong} crashed (signal {-done.returncode}): the file is damaged"
+    return done.stdout.strip() or wrong if done.returncode else ""
 
 
 def members(group: h5py.Group) -> Iterator[tuple[str, Any]]:

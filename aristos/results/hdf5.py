@@ -224,7 +224,7 @@ def load(path: str | os.PathLike[str]) -> Results:
     target = Path(path)
     _check_signature(target)
     if wrong := guarded.trial(target):
-        raise ResultsError(f"{target}: cannot be read: {wrong}")
+        raise ResultsError(wrong)
     return read(target)
 
 

@@ -106,8 +106,10 @@ class Parser:
         return self.tokens[min(self.at, len(self.tokens) - 1)].line
 
     def next(self) -> str:
-        """Take the next token."""
+        """Take the next token; '' at the end, but only once."""
         text = self.peek()
+        if self.at >= len(self.tokens):
+            raise PTXError(f"PTX line {self.line}: the text ends within a declaration or an instruction")
         self.at += 1
         return text
 

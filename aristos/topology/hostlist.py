@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable, Iterator
 
 from ..errors import TopologyError
-from ..primitives.texts import plain
+from ..primitives.texts import plain, shown
 from . import cpusets
 
 MOST = 1 << 17  # names of one expression; Slurm itself takes 65536 a range
+MOST_BRACKETS = 8
 LONGEST = 255  # characters of a name outside brackets
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
@@ -40,6 +41,8 @@ def _names(item: str, text: str) -> Iterable[str]:
     if not item:
         return []
     parts = re.split(r"\[([^][]*)\]", item)
+    if len(parts) > 2 * MOST_BRACKETS:
+        raise TopologyError(f"a name must have fewer than {MOST_BRACKETS} brackets, got {_quoted(text)}")
     outside = "".join(parts[::2])
     if any(sign in outside for sign in "[] \t=()") or not plain(outside) or len(outside) > LONGEST:
         raise TopologyError(f"expected node names like n[1-3,7] with whole brackets, got {_quoted(text)}")
@@ -62,7 +65,7 @@ def _numbers(inside: str, text: str) -> list[str]:
     for part in inside.split(","):
         match = _RANGE.fullmatch(part)
         if not match:
-            raise TopologyError(f"expected numbers like [1-3,7], got [{inside[:80]}] in {_quoted(text)}")
+            raise TopologyError(f"expected numbers like [1-3,7], got [{shown(inside[:80])}] in {_quoted(text)}")
         first, last = match[1], match[2] or match[1]
         if not int(first) <= int(last) <= int(first) + MOST:
             raise TopologyError(f"a range must go upwards, and not above {MOST} names, got {part!r} in {_quoted(text)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import MoE, tokens
@@ -200,7 +201,7 @@ def test_tapes_hold_the_weights():
     [
         ({"moves": "experts"}, "rows that travel"),
         ({"placement": [[0]] * 6}, None),
-        ({"cfg": replace(SMALL, dtype="bfloat16")}, "dtype='float32'"),
+        ({"cfg": replace(SMALL, dtype="float16")}, "dtype='float32' or 'bfloat16'"),
         ({"cfg": replace(SMALL, precision="high")}, "precision='highest'"),
         ({"train": "yes"}, "train must be True or False"),
     ],
@@ -378,9 +379,35 @@ def test_what_cannot_be_restored(tmp_path):
             other.restore(tmp_path / "new")
 
 
-@pytest.mark.parametrize("name", ["plain", "shared expert", "sigmoid, groups, a capacity"])
+@pytest.mark.parametrize("name", ["plain", "biases and a limit", "weights on the input", "shared expert"])
+def test_gradients_of_bfloat16_rows(name):
+    """Against float64 gradients at the rounded weights; dx is rounded once, hidden activations are not."""
+    cfg = replace(CASES[name], dtype="bfloat16")
+    masters, x, dy = weights_of(cfg), tokens(cfg, 21, seed=3), tokens(cfg, 21, seed=4)
+    bits = ml_dtypes.bfloat16
+    w = dict(masters)
+    for key in (name for name in masters if name.removeprefix("shared_") in ("up", "gate", "down")):
+        w[key] = masters[key].astype(bits).astype("f4")
+    x, dy = x.astype(bits), dy.astype(bits)
+    with MoE(cfg, threads=1, train=True) as moe:
+        moe.load(**masters)
+        y, tape = moe.forward(x)
+        dx = moe.backward(dy, tape)
+        assert (y.dtype, dx.dtype) == (bits, bits)
+        moe.reduce_grads()
+        right = reference.backward(cfg, x.astype("f8"), dy.astype("f8"), **w)
+        off = np.abs(dx.astype("f8") - right.pop("x")).max() / np.abs(dx.astype("f8")).max()
+        assert off < 2**-8
+        for key, gradient in moe.grads().items():
+            assert gradient.dtype == np.float32
+            assert reference.error(gradient, right[key]) < (1e-2 if cfg.router.weight_on == "input" else 1e-5), key
+        with pytest.raises(InputError, match="dy must have dtype bfloat16"):
+            moe.backward(dy.astype("f4"), moe.forward(x)[1])
+
+
+@pytest.mark.parametrize("name", ["plain", "shared expert", "sigmoid, groups, a capacity", "bfloat16"])
 def test_memory_of_masters_and_gradients(name):
-    cfg = CASES[name]
+    cfg = CASES[name] if name in CASES else replace(CASES["shared expert"], dtype=name)
     more = MoE.memory(cfg, 1, train=True, layers=2) - MoE.memory(cfg, 1, layers=2)
     with MoE(cfg, threads=1, train=True) as moe:
         moe.load(**weights_of(cfg))
@@ -390,5 +417,7 @@ def test_memory_of_masters_and_gradients(name):
             for arrays in (weights.masters, weights.turned, weights.sums, weights.shared_turned)
             for array in arrays.values()
         )
+        if cfg.dtype != "float32":
+            made += sum(array.nbytes for part in (weights.widened, weights.shared_widened) for array in part.values())
         made += weights.router_turned.nbytes + weights.common.nbytes
     assert 0 <= 2 * made - more < 2 * 64 * len(weights.places)  # each gradient starts on a cache line

@@ -48,6 +48,8 @@ REFUSED = [
     (kernel(".reg .b32 %r<99999999999999999999>;"), "line 6: a number has more than 64 bits"),
     (kernel(".reg .b32 %r<3>; mov.u32 %r¹2, 1;"), "%r¹2"),
     (kernel(".reg .b32 %r<3>; mov.u32 %r1, ٣;"), "cannot read"),
+    (HEAD + ".global .b8 g[8] = {1, 2, 3", "the text ends within"),
+    (HEAD + ".visible .entry k() { mov.b32 {%r1, ", "line 4"),
     (kernel(".local .b8 s[1099511627776];"), "bytes of local memory"),
 ]
 

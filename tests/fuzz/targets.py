@@ -1,0 +1,279 @@
+"""What is fuzzed: every reader of text or files that may come from anywhere. A target takes bytes.
+
+A target ends in a value or in one of the package's errors. Any other exception, a crash, 10 s of processor time or much
+memory is a find. `seeds` are valid inputs of each target, to be changed by `mutate.py` or atheris.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import topo_text
+
+from aristos import MoEConfig, Router
+from aristos.bench import routing
+from aristos.checkpoint import Checkpoint
+from aristos.checkpoint.safetensors import SafetensorsFile
+from aristos.errors import AristosError
+from aristos.host import launch_environment, slurm_variables
+from aristos.launcher import take_seat
+from aristos.placement import Placement
+from aristos.planner import load as load_problem
+from aristos.results import Run, Table, append, guarded, hdf5
+from aristos.topology import (
+    cpusets,
+    hostlist,
+    links,
+    listing,
+    matrix,
+    nvlink,
+    query,
+    slurm_job,
+    slurm_network,
+    texts,
+)
+
+DOCUMENTED = (AristosError, OSError)
+
+
+@dataclass(frozen=True)
+class Target:
+    """read: what is called with an input. seeds: valid inputs. words: put into inputs, besides the usual ones.
+
+    memory: bytes of address space that are left to the process.
+    """
+
+    read: Callable[[bytes], object]
+    seeds: tuple[bytes, ...]
+    words: tuple[bytes, ...] = ()
+    memory: int = 4 << 30
+
+
+def decoded(read: Callable[[str], object]) -> Callable[[bytes], object]:
+    return lambda data: read(texts.decoded(data))
+
+
+def environment(data: bytes) -> dict[str, str]:
+    """Variables from lines NAME=VALUE."""
+    lines = data.decode(errors="surrogateescape").replace("\0", "").split("\n")
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def in_file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+    """A reader of a file, which is written first."""
+
+    def call(data: bytes) -> object:
+        path = Path(name)  # in the folder of the run
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        return read(path)
+
+    return call
+
+
+def hosts(text: str) -> None:
+    hostlist.fold(hostlist.expand(text))
+
+
+def variables(data: bytes) -> None:
+    env = environment(data)
+    launch_environment.started_as(env)
+    slurm_variables.step_nodes(env), slurm_variables.wanted_tasks(env), slurm_variables.counted(env)
+    take_seat.slurm_tasks(env)
+    take_seat.from_json(env.get("ARISTOS_SEATS", ""), 2)
+    with contextlib.suppress(take_seat.NoRank):
+        take_seat.local_rank(env)
+    slurm_job.read(env)
+
+
+def cpu_list(text: str) -> None:
+    try:
+        cpusets.show(cpusets.parse(text))
+    except ValueError as error:
+        if "a list of CPUs is like" not in str(error):
+            raise
+
+
+def addresses(text: str) -> None:
+    slurm_network.from_addresses([tuple((line + " ").split(" ", 1)) for line in text.split("\n")])
+
+
+def links_file(path: Path) -> None:
+    links.problem(links.load(path), 10**6)
+
+
+def options(data: bytes) -> None:
+    """Options from JSON: {"config": {...}, "router": {...}, "placement": [ranks, experts, world]}."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(found, dict):
+        return
+    known = {**MoEConfig.__dataclass_fields__, **Router.__dataclass_fields__}
+    for kind, build in (("config", MoEConfig), ("router", Router)):
+        given = found.get(kind)
+        if isinstance(given, dict) and set(given) <= set(known) & set(build.__dataclass_fields__):
+            try:
+                build(**given)
+            except TypeError as error:
+                if "required positional" not in str(error):
+                    raise
+            except AristosError:
+                pass
+    if isinstance(given := found.get("placement"), list) and len(given) == 3:
+        sizes = [n for n in given[1:] if isinstance(n, int) and n > 10_000]
+        if not sizes:  # a placement of so many experts takes memory on purpose
+            Placement(*given)
+
+
+def tensors(path: Path) -> None:
+    file = SafetensorsFile(path)
+    for name in file.entries:
+        file.array(name).tobytes()
+
+
+def model(path: Path) -> None:
+    Checkpoint(path.parent)
+
+
+def ptx(text: str) -> None:
+    from aristos.simt.lower import lower
+    from aristos.simt.parser import parse
+
+    lower(parse(text))
+
+
+# ---- seeds
+
+
+def npz() -> tuple[bytes, ...]:
+    found = []
+    for save in (np.savez, np.savez_compressed):
+        file = io.BytesIO()
+        ids = np.array([[[0, 1]], [[2, 0]], [[1, 2]]], np.uint16)
+        save(file, expert_ids=ids, gate_weight_1e4=np.full(ids.shape, 5000, np.uint16), seq_lens=np.array([2, 1]))
+        found.append(file.getvalue())
+    file = io.BytesIO()
+    np.savez(file, counts=np.array([[[2, 2, 0]]]), tokens=np.array([2]))
+    return (*found, file.getvalue())
+
+
+def results(folder: Path) -> tuple[bytes, ...]:
+    table = Table("put", attributes={"n": 1}).dim("rank", range(2)).dim("word", ["a", "b"])
+    table.add("seconds", ("rank", "word"), [[1.0, 2.0], [3.0, 4.0]], "s", "time")
+    path = append(folder / "seed.h5", Run("x", {"command": "bench", "argv": ["-m"], "mixed": [1, "a"]}, [table]))
+    big = folder / "big.h5"
+    with h5py.File(path) as one, h5py.File(big, "w", libver="latest") as other:
+        for key, value in one.attrs.items():
+            other.attrs[key] = value
+        one.copy("runs", other)
+    return path.read_bytes(), big.read_bytes()
+
+
+def measured() -> bytes:
+    n = 2
+    rows = [[0.0 if a == b else 5.0 for b in range(n)] for a in range(n)]
+    span = links.Span(rows, rows)
+    device = links.RankDevice("H100", "GPU0", "0-3", 100.0, "table", 1 << 30, "sysfs")
+    kinds = [["self", "NV4"], ["NV4", "self"]]
+    made = links.Links(["h", "h"], [device] * n, kinds, span, span, rows, [["measured"] * n] * n, span, ["f"], ["n"])
+    return json.dumps(made.to_json()).encode()
+
+
+def drawn() -> tuple[bytes, ...]:
+    rng = random.Random(0)
+    return tuple(topo_text.printed(topo_text.machine(rng)).encode() for _ in range(6))
+
+
+PROBLEM = {
+    "experts": 4, "layer_cost": 1.0, "payload_mib": 1.0, "crossings": 2, "stages": 2, "gradient_mib": 1.0,
+    "devices": [{"rate": 1, "memory": 4, "name": "a"}, {"rate": 1, "memory": 4}], "alpha_us": [[0, 1], [1, 0]],
+    "beta_us_per_mib": [[0, 1], [1, 0]], "loads": [1, 2, 3, 4],
+}  # fmt: skip
+OPTIONS = {
+    "config": {"hidden": 8, "ffn": 16, "experts": 4, "top_k": 2, "gated": True, "limit": 7.0},
+    "router": {"score": "sigmoid", "groups": 2, "topk_groups": 1, "scale": 2.5}, "placement": [[0, [1, 0], 1, 0], 4, 2],
+}  # fmt: skip
+CONFIG = {
+    "model_type": "olmoe", "hidden_size": 8, "intermediate_size": 8, "num_experts": 2, "num_experts_per_tok": 1,
+    "num_hidden_layers": 1, "hidden_act": "silu", "norm_topk_prob": False,
+}  # fmt: skip
+TENSORS = json.dumps({"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}, "__metadata__": {"a": "b"}})
+TREE = b"SwitchName=s0 Nodes=n[1-2]\nSwitchName=s1 Nodes=n[3-4]\nSwitchName=top Switches=s[0-1]\n"
+BLOCK = b"BlockName=b1 Nodes=n[1-2]\nBlockName=b2 Nodes=n[3-4]\nBlockSizes=2,4\n"
+YAML = b"- topology: t\n  cluster_default: true\n  tree:\n    switches:\n    - switch: s0\n      nodes: n[1-4]\n"
+JOB = (
+    b"SLURM_JOB_ID=7\nSLURM_JOB_NODELIST=n[1-2]\nSLURM_STEP_ID=0\nSLURM_STEP_NODELIST=n[1-2]\nSLURM_LOCALID=1\n"
+    b"SLURM_STEP_TASKS_PER_NODE=2(x2)\nSLURM_NODEID=1\nSLURM_STEP_NUM_NODES=2\nSLURM_PROCID=1\nSLURM_NTASKS=4\n"
+    b"SLURM_JOB_GPUS=0-3\nSLURM_HET_SIZE=1\nPMI_RANK=1\nPMI_SIZE=4\nMPI_LOCALRANKID=1\nMPI_LOCALNRANKS=2\n"
+)
+PTX = b""".version 8.0
+.target sm_90
+.address_size 64
+.global .align 4 .b8 g[8] = {1, 2, 3, 4};
+.func (.param .b32 r) f(.param .b32 a) { .reg .b32 %r<3>; ld.param.u32 %r1, [a]; st.param.b32 [r], %r1; ret; }
+.visible .entry k(.param .u64 p, .param .u32 n) .maxntid 32,1,1
+{
+.reg .pred %p<2>; .reg .b32 %r<9>; .reg .b64 %rd<5>; .reg .f32 %f<3>;
+.shared .align 8 .b8 s[64];
+ld.param.u64 %rd1, [p]; ld.param.u32 %r1, [n]; mov.u32 %r2, %tid.x; setp.ge.u32 %p1, %r2, %r1;
+@%p1 bra DONE;
+mul.wide.u32 %rd2, %r2, 4; add.s64 %rd3, %rd1, %rd2; ld.global.f32 %f1, [%rd3+0]; fma.rn.f32 %f2, %f1, 0f3F800000, %f1;
+st.global.f32 [%rd3], %f2; bar.sync 0; atom.global.add.u32 %r3, [%rd1], 1; shfl.sync.bfly.b32 %r4, %r3, 1, 31, -1;
+DONE: ret;
+}
+"""
+LISTING = b"GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-a1)\n  MIG 1g.10gb Device 0: (UUID: MIG-b2)\nGPU 1: A (UUID: GPU-c)"
+WIRES = b"GPU 0: NVIDIA A100 (UUID: GPU-a1)\n\t Link 0: 25 GB/s\n\t Link 1: <inactive>\n"
+QUERY = b"index, name, uuid, pci.bus_id, memory.total [MiB]\n0, NVIDIA H100, GPU-a1, 00000000:1B:00.0, 81559 MiB\n"
+
+
+SWITCHES = (
+    b"SwitchName=",
+    b"Nodes=",
+    b"Switches=",
+    b"BlockName=",
+    b"BlockSizes=",
+    b"n[0-131071]",
+    b"\\\n",
+    b"*a",
+    b"&a ",
+)
+JSON = (b"null", b"1e999", b"NaN", b"true", b"[]")
+HDF5_WORDS = (b"TREE", b"SNOD", b"HEAP", b"GCOL", b"OHDR")
+
+
+def safetensors() -> bytes:
+    return len(TENSORS).to_bytes(8, "little") + TENSORS.encode() + bytes(16)
+
+
+def targets(folder: Path) -> dict[str, Target]:
+    """All targets by name. folder: for the files that seeds are made of."""
+    return {
+        "matrix": Target(decoded(matrix.parse), drawn(), (b"NV11", b"GPU0", b"\t", b"PIX", b" X ", b"\x1b[4m", b"N/A")),
+        "nvlink": Target(decoded(nvlink.parse), (WIRES,), (b"Link 2: 1.5 GB/s", b"GPU 7: x")),
+        "listing": Target(decoded(listing.parse), (LISTING,), (b"MIG ", b"(UUID: ")),
+        "query": Target(decoded(query.parse), (QUERY,), (b"MiB", b"[N/A]", b"uuid")),
+        "hostlist": Target(decoded(hosts), (b"n[1-3,05]-ib[0-1],login", b"a,b[7]"), (b"[0-131071]", b"[", b"]", b",")),
+        "cpus": Target(decoded(cpu_list), (b"0-3,8,10-11",), (b"-", b",")),
+        "slurm_network": Target(decoded(slurm_network.parse), (TREE, BLOCK, YAML, b"RingName=r Nodes=a,b,c"), SWITCHES),
+        "slurm_addresses": Target(decoded(addresses), (b"s[1-2].leaf.n3 switch.switch.node\n..n4 ",), (b"[0-9]", b".")),
+        "environment": Target(variables, (JOB,), (b"SLURM_TOPOLOGY_ADDR=a.b\n", b"(x9)", b"HET_GROUP_0=n\n")),
+        "links": Target(in_file("l.json", links_file), (measured(),), JSON),
+        "problem": Target(in_file("p.json", load_problem), (json.dumps(PROBLEM).encode(),), JSON),
+        "options": Target(options, (json.dumps(OPTIONS).encode(),), JSON),
+        "trace": Target(in_file("t.npz", lambda path: routing.load(str(path))), npz(), (b"'<m8'", b"'|O'", b"shape")),
+        "results": Target(in_file("r.h5", hdf5.read), results(folder), HDF5_WORDS, 2 * guarded.SPARE),
+        "safetensors": Target(in_file("s.safetensors", tensors), (safetensors(),), (b'"BF16"', b'"F4"', b"[0, 0]")),
+        "config": Target(in_file("model/config.json", model), (json.dumps(CONFIG).encode(),), (b'"mixtral"', b"null")),
+        "ptx": Target(decoded(ptx), (PTX,), (b"{", b"}", b".reg .b32 %x<9>;", b"call f, ();", b"[%rd1+8]")),
+    }  # fmt: skip
