@@ -98,6 +98,8 @@ def work(name: str, seconds: float, seed: int, most: int, guided: bool) -> int:
             if text not in known:
                 known.add(text)
                 print(f"{name}: {text}\n  {str(error)[:200]!r}\n  {save(name, data)}", flush=True)
+            if guided:
+                raise  # atheris stops at the first find
             return text
 
     if guided:
@@ -137,7 +139,7 @@ def guide(one: Callable[[bytes], object], seeds: tuple[bytes, ...], seconds: flo
             f"-max_total_time={seconds:.0f}",
             f"-seed={seed + 1}",
             "-max_len=65536",
-            "-verbosity=0",
+            "-print_final_stats=1",
         ],
         lambda data: (one(data), None)[1],
     )
