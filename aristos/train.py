@@ -1,5 +1,5 @@
 """Optimizers of `MoE(..., train=True)`: AdamW, and SGD with momentum. States of a rank's own experts, router and shared
-expert alone; the latter are the same on all ranks, and stay so.
+expert alone, and of a model's other arrays (`dense`); all but the experts are the same on all ranks, and stay so.
 
 All arithmetic on an entry is float32, element by element, so that weights have the same bits on any number of ranks.
 """
@@ -23,9 +23,12 @@ Arrays = dict[str, np.ndarray]
 
 
 class Optimizer:
-    """Base of the optimizers. moe: all its layers are loaded. steps: so many have been taken. lr may change between."""
+    """Base of the optimizers. moe: all its layers are loaded. steps: so many have been taken. lr may change between.
 
-    def __init__(self, moe: MoE, lr: float, weight_decay: float, clip: float | None) -> None:
+    dense: arrays outside the MoE layers by name, float32, equal on all ranks; `step` changes them in place.
+    """
+
+    def __init__(self, moe: MoE, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None) -> None:
         _number("lr", lr)
         _number("weight_decay", weight_decay)
         if clip is not None and not real(clip) > 0:
@@ -35,6 +38,11 @@ class Optimizer:
             {name: self.new_state(master) for name, master in _trained(moe, layer).items()}
             for layer in range(moe.layers)
         ]
+        self.dense = dict(dense or {})
+        for name, array in self.dense.items():
+            if not isinstance(array, np.ndarray) or array.dtype != np.float32 or not array.flags.writeable:
+                raise InputError(f"dense arrays must be writable float32 arrays, got {name}: {describe(array)}")
+        self.dense_states = {name: self.new_state(array) for name, array in self.dense.items()}
 
     def new_state(self, master: np.ndarray) -> Arrays:
         """What is kept for one array."""
@@ -44,16 +52,19 @@ class Optimizer:
         """Write new values into `master` and its state; float32 arrays of one shape."""
         raise NotImplementedError
 
-    def step(self) -> float:
+    def step(self, dense_gradients: Arrays | None = None) -> float:
         """Reduce the gradients, change the weights and pack them. Collective. Returns the gradients' global norm.
 
-        With `clip`, gradients are scaled so that their norm is at most that. Raises InputError on every rank, and
+        dense_gradients: those of `dense`, by name, summed and equal on all ranks (`aristos.reproducible_sum`). With
+        `clip`, all gradients are scaled so that their norm is at most that. Raises InputError on every rank, and
         changes no weight, if a gradient is not finite; OpenCallError while a tape is open.
         """
+        dense_gradients = {} if dense_gradients is None else dense_gradients
+        self.moe.agree(self._refused(dense_gradients), "its gradients of dense arrays")
         self.moe.reduce_grads()
         if self.moe.open_tapes:
             raise OpenCallError(f"{self.moe.open_tapes} tapes are open: give them to backward(), or discard() them")
-        norm = self.norm()
+        norm = self.norm(dense_gradients)
         factor = np.float32(1.0 if self.clip is None or norm <= self.clip else self.clip / norm)
         self.steps += 1
         for layer, states in enumerate(self.states):
@@ -62,28 +73,44 @@ class Optimizer:
                 for i in range(len(masters[name]) if name in EXPERTS else 1):
                     at: int | slice = i if name in EXPERTS else slice(None)
                     one = {key: array[at] for key, array in state.items()}
-                    gradient = gradients[name][at] if factor == 1 else factor * gradients[name][at]
-                    self.change(masters[name][at], gradient, one)
+                    self.change(masters[name][at], _scaled(gradients[name][at], factor), one)
             self.moe.update(layer)
+        for name, array in self.dense.items():
+            self.change(array, _scaled(dense_gradients[name], factor), self.dense_states[name])
         return norm
 
-    def norm(self) -> float:
+    def _refused(self, gradients: Arrays) -> InputError | None:
+        """What is wrong with the gradients of dense arrays."""
+        if gradients.keys() != self.dense.keys():
+            odd = sorted(gradients.keys() ^ self.dense.keys())
+            return InputError(f"step() needs a gradient for every array of dense and no other; these differ: {odd}")
+        for name, array in self.dense.items():
+            given = gradients[name]
+            if not isinstance(given, np.ndarray) or given.dtype != np.float32 or given.shape != array.shape:
+                wanted = f"float32 {list(array.shape)}"
+                return InputError(f"the gradient of the dense array {name} must be {wanted}, got {describe(given)}")
+        return None
+
+    def norm(self, dense_gradients: Arrays | None = None) -> float:
         """The square root of the sum of all squares of all ranks' gradients, after `reduce_grads`. Collective.
 
-        Squares are added in float64 per layer, array and expert, then these sums by layer, name and id, so that it has
-        the same bits on any number of ranks. Raises InputError that names an array which is not finite.
+        Squares are added in float64 per layer, array and expert, then these sums by layer, name and id, dense arrays
+        last, so that it has the same bits on any number of ranks. Raises InputError that names an array which is not
+        finite.
         """
         mine = dict(self._squares())
         everyone = self.moe.runtime.group.allgather(mine, "squares of gradients")
         squares = {key: value for each in everyone for key, value in each.items()}
-        total = 0.0
+        named = {}
         for layer, name, expert in sorted(squares):
-            value = squares[layer, name, expert]
+            where = f" of expert {expert}" if expert >= 0 else ""
+            named[f"{name}{where} in layer {layer}"] = squares[layer, name, expert]
+        for name, gradient in sorted((dense_gradients or {}).items()):
+            named[f"the dense array {name}"] = _square_sum(gradient)
+        for name, value in named.items():
             if not math.isfinite(value):
-                where = f" of expert {expert}" if expert >= 0 else ""
-                raise InputError(f"the gradient of {name}{where} in layer {layer} is not finite: no weight has changed")
-            total += value
-        return math.sqrt(total)
+                raise InputError(f"the gradient of {name} is not finite: no weight has changed")
+        return math.sqrt(sum(named.values()))
 
     def _squares(self) -> Iterator[tuple[tuple[int, str, int], float]]:
         """((layer, name, expert or -1), sum of squares) of every array on this rank."""
@@ -92,7 +119,7 @@ class Optimizer:
             for name, gradient in self.moe.grads(layer).items():
                 parts = zip(held, gradient) if name in EXPERTS else [(-1, gradient)]
                 for expert, part in parts:
-                    yield (layer, name, expert), float(np.square(part, dtype=np.float64).sum())
+                    yield (layer, name, expert), _square_sum(part)
 
     def decay(self, master: np.ndarray) -> None:
         """Shrink a matrix by lr * weight_decay; vectors stay."""
@@ -115,12 +142,13 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         clip: float | None = None,
+        dense: Arrays | None = None,
     ) -> None:
         if len(betas) != 2 or not all(0 <= real(beta) < 1 for beta in betas):
             raise InputError(f"betas must be two numbers in 0..1, got {betas!r}")
         _number("eps", eps)
         self.betas, self.eps = betas, eps
-        super().__init__(moe, lr, weight_decay, clip)
+        super().__init__(moe, lr, weight_decay, clip, dense)
 
     def new_state(self, master: np.ndarray) -> Arrays:
         return {"mean": np.zeros_like(master), "square": np.zeros_like(master)}
@@ -142,11 +170,18 @@ class SGD(Optimizer):
     """Gradient descent: v = momentum v + g, w -= lr v; matrices shrink by lr * weight_decay a step."""
 
     def __init__(
-        self, moe: MoE, lr: float, *, momentum: float = 0.0, weight_decay: float = 0.0, clip: float | None = None
+        self,
+        moe: MoE,
+        lr: float,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        clip: float | None = None,
+        dense: Arrays | None = None,
     ) -> None:
         _number("momentum", momentum)
         self.momentum = momentum
-        super().__init__(moe, lr, weight_decay, clip)
+        super().__init__(moe, lr, weight_decay, clip, dense)
 
     def new_state(self, master: np.ndarray) -> Arrays:
         return {"velocity": np.zeros_like(master)} if self.momentum else {}
@@ -166,6 +201,19 @@ def _trained(moe: MoE, layer: int) -> Arrays:
     """The masters of a layer that have a gradient."""
     masters = moe.params(layer)
     return {name: masters[name] for name in moe.grads(layer)}
+
+
+def describe(value: object) -> str:
+    """For messages: the type and shape of what came."""
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _scaled(gradient: np.ndarray, factor: np.float32) -> np.ndarray:
+    return gradient if factor == 1 else factor * gradient
+
+
+def _square_sum(gradient: np.ndarray) -> float:
+    return float(np.square(gradient, dtype=np.float64).sum())
 
 
 def _number(name: str, value: object) -> None:

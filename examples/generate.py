@@ -3,7 +3,8 @@
     mpirun -n 2 python examples/generate.py MODEL_DIR --prompts '[[11, 7, 3], [5, 9]]'
     mpirun -n 2 python examples/generate.py --random DIR      # first makes a small model with random weights in DIR
 
-MODEL_DIR is OLMoE- or Qwen3-MoE-shaped. Prompts are token ids. Sequence i belongs to rank i mod ranks: a rank has
+MODEL_DIR is OLMoE- or Qwen3-MoE-shaped. Prompts are token ids, or texts (--text) for a model of bytes, such as
+examples/train_lm.py makes. Sequence i belongs to rank i mod ranks: a rank has
 sequences of different lengths, or none, and takes part in every call of the MoE all the same. Everything outside the
 experts is computed sequence by sequence, in shapes that do not depend on the other sequences; with batch invariance of
 the MoE, logits have equal bits on any number of ranks.
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, nargs="?", help="a model directory")
     parser.add_argument("--random", type=Path, metavar="DIR", help="make a small model with random weights there")
     parser.add_argument("--prompts", type=json.loads, help="token ids of each sequence, as JSON (5 random ones)")
+    parser.add_argument("--text", action="append", help="a prompt for a model of bytes; may be repeated")
     parser.add_argument("--new", type=int, default=16, help="tokens to generate for each (%(default)s)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the experts")
     parser.add_argument("--out", type=Path, metavar="FILE.npz", help="write tokens and last logits of each sequence")
@@ -249,6 +251,12 @@ def main() -> None:
     if asked.random is not None and comm.rank == 0:
         random_model(path, SMALL)
     comm.Barrier()
+    if asked.text is not None:
+        if not aristos.Checkpoint(path, comm).options.get("byte_level"):
+            parser.error(
+                f"--text is for a model of bytes (examples/train_lm.py), and {path} has a tokenizer of its own"
+            )
+        asked.prompts = [list(text.encode()) for text in asked.text]
     if asked.prompts is None:
         size = aristos.Checkpoint(path, comm).options["vocab_size"]
         rng = np.random.default_rng(1)
@@ -259,7 +267,10 @@ def main() -> None:
         found = sorted((s for rank in every for s in rank), key=lambda s: s[0])
         for number, tokens, _ in found:
             prompt = asked.prompts[number]
-            print(f"sequence {number}: {prompt} -> {tokens[len(prompt) :]}")
+            if asked.text is not None:
+                print(f"--- text {number}\n{bytes(tokens).decode(errors='replace')}")
+            else:
+                print(f"sequence {number}: {prompt} -> {tokens[len(prompt) :]}")
         if asked.out is not None:
             np.savez(
                 asked.out,

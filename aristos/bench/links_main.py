@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..errors import AristosError, EnvironmentProblem, InputError
 from ..host import workarounds
+from ..primitives import private
 from ..topology import Topology, table
 from ..topology import links as file
 from ..topology.links import MIB, Links
@@ -99,9 +100,10 @@ def _links(ranks: world.World, again: bool) -> Links:
     found = _stamped(links.measure(ranks, topology, seats, SECONDS))
     if ranks.lead:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private.make(path.parent.parent)  # compiled code is kept there as well
+            private.make(path.parent)
             file.save(found, path)
-        except OSError as why:
+        except (OSError, EnvironmentProblem) as why:
             print(f"{PROG}: could not cache the links: {why}", file=sys.stderr)
     return found
 

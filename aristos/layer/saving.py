@@ -2,8 +2,9 @@
 
 `dir/saved.json` names the folder of what was saved last. In it lie, a layer, one file for each expert, written by the
 rank that holds it, and one for router and shared expert, written by rank 0: NumPy's npz, arrays by `load`'s names, the
-optimizer's as `name.state`. A save writes a new folder, syncs it, replaces saved.json, and only then removes the old
-folder. All ranks need the same file system. Not a format for other programs.
+optimizer's as `name.state`; rank 0 also writes the optimizer's dense arrays and their states. A save writes a new
+folder, syncs it, replaces saved.json, and only then removes the old folder. All ranks need the same file system. Not a
+format for other programs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,13 +23,22 @@ from ..results import atomic
 from ..substrate.runtime import Runtime
 from .given import Arrays
 
-MANIFEST, SCHEMA = "saved.json", "aristos-training/1"
+if TYPE_CHECKING:
+    from ..train import Optimizer
+
+MANIFEST, DENSE, SCHEMA = "saved.json", "dense.npz", "aristos-training/1"
 COMMON = -1  # instead of an expert's id: router and shared expert
 
 
 def file_of(folder: Path, layer: int, expert: int) -> Path:
     """Where the arrays of an expert, or of router and shared expert, lie."""
     return folder / f"layer-{layer}-{'common' if expert == COMMON else f'expert-{expert}'}.npz"
+
+
+def dense_arrays(optimizer: Optimizer) -> Arrays:
+    """Views of an optimizer's dense arrays and of their states."""
+    states = {f"{name}.{key}": a for name, each in optimizer.dense_states.items() for key, a in each.items()}
+    return optimizer.dense | states
 
 
 def together(runtime: Runtime, what: str, work: Callable[[], Any]) -> Any:

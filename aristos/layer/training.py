@@ -277,6 +277,8 @@ class TrainedLayers(LoadedLayers):
                 for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
                     if expert >= 0 or self.rank == 0:
                         saving.write_arrays(saving.file_of(folder / name, layer, expert), arrays)
+            if self.rank == 0 and optimizer is not None:
+                saving.write_arrays(folder / name / saving.DENSE, saving.dense_arrays(optimizer))
 
         saving.together(runtime, "save", write)
         about = {
@@ -295,7 +297,7 @@ class TrainedLayers(LoadedLayers):
         runtime.refuse_open()
         folder = Path(directory)
 
-        def read() -> tuple[dict[str, Any], list[dict[int, Arrays]]]:
+        def read() -> tuple[dict[str, Any], list[dict[int, Arrays]], Arrays]:
             for layer in range(self.layers):
                 self._refuse_tapes(layer, "restore")
             about = saving.read_manifest(folder)
@@ -318,9 +320,13 @@ class TrainedLayers(LoadedLayers):
                         for expert, arrays in parts.items()
                     }
                 )
-            return about, found
+            dense: Arrays = {}
+            if optimizer is not None:
+                wanted = {name: array.shape for name, array in saving.dense_arrays(optimizer).items()}
+                dense = saving.read_arrays(folder / about["folder"] / saving.DENSE, wanted, rest=False)
+            return about, found, dense
 
-        about, found = saving.together(runtime, "restore", read)
+        about, found, dense = saving.together(runtime, "restore", read)
         for layer, read_parts in enumerate(found):
             for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
                 for name, array in arrays.items():
@@ -328,6 +334,8 @@ class TrainedLayers(LoadedLayers):
             self.update(layer)
         if optimizer is not None:
             optimizer.steps = int(about["optimizer"][1])
+            for name, array in saving.dense_arrays(optimizer).items():
+                array[...] = dense[name]
 
     def _parts(self, weights: TrainedWeights, layer: int, optimizer: Optimizer | None) -> dict[int, Arrays]:
         """Views of all that is saved of a layer: by expert's id, or saving.COMMON, arrays by name."""

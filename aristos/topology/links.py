@@ -260,6 +260,7 @@ def problem(links: Links, expert_bytes: int, other_bytes: int = 0) -> dict[str, 
 def cache_path(hosts: Sequence[str], seats: Sequence[str], library: str, env: Mapping[str, str]) -> Path:
     """Cache file of the links of a job with these hosts. seats: of each rank; library: version of MPI."""
     home = env.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(env.get("ARISTOS_CACHE") or os.path.join(home, "aristos"))
+    place = Path(env.get("ARISTOS_CACHE") or os.path.join(home, "aristos"))
+    folder = place.parent.resolve() / place.name  # as for compiled code: links above it are followed
     key = json.dumps([SCHEMA, list(hosts), list(seats), library])
     return folder / "links" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"

@@ -20,6 +20,7 @@ from aristos.bench import links as measured
 from aristos.bench.pairs import schedule
 from aristos.errors import InputError
 from aristos.launcher import this_node
+from aristos.primitives import compile as compiling
 from aristos.topology import Gpu, Link, Network, Node, Numa, Topology, defaults, links, table
 from aristos.topology.links import MIB, Links, RankDevice, Span
 from aristos.topology.visible import VisibleDevice
@@ -178,6 +179,15 @@ def test_the_cache_depends_on_hosts_ranks_and_library(tmp_path):
     assert path.parent == tmp_path / "links"
     others = [(["a", "c"], ["0", "1"], "MPICH 5"), (["a", "b"], ["0", "2"], "MPICH 5"), (["a", "b"], ["0", "1"], "x")]
     assert len({path, *(links.cache_path(*each, env) for each in others)}) == 4
+
+
+def test_the_cache_is_where_compiled_code_is(tmp_path, monkeypatch):
+    """A link above its folder is followed, as there."""
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "home").symlink_to("scratch")
+    monkeypatch.setenv("ARISTOS_CACHE", str(tmp_path / "home" / "cache"))
+    path = links.cache_path(["a"], ["0"], "MPICH 5", os.environ)
+    assert path.parent.parent == compiling.wanted() == tmp_path / "scratch" / "cache"
 
 
 # ---- slow links

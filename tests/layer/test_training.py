@@ -379,6 +379,53 @@ def test_what_cannot_be_restored(tmp_path):
             other.restore(tmp_path / "new")
 
 
+def test_dense_arrays_are_trained_clipped_and_saved_with_the_layers(tmp_path):
+    w, rng = reference.weights(SMALL), np.random.default_rng(0)
+    first = {name: rng.standard_normal(shape, np.float32) for name, shape in (("head", (3, 4)), ("norm", (5,)))}
+    gradients = {name: rng.standard_normal(a.shape, np.float32) for name, a in first.items()}
+
+    def stepped(clip: float | None, times: int = 1, restore: bool = False) -> tuple[float, dict[str, np.ndarray]]:
+        dense = {name: a.copy() for name, a in first.items()}
+        with MoE(SMALL, threads=1, train=True) as moe:
+            moe.load(**w)
+            optimizer = SGD(moe, 0.5, momentum=0.9, clip=clip, dense=dense)
+            if restore:
+                moe.restore(tmp_path, optimizer)
+            norms = [optimizer.step(gradients) for _ in range(times)]
+            moe.save(tmp_path, optimizer)
+            return norms[-1], dense
+
+    norm, dense = stepped(None)
+    assert norm == pytest.approx(float(np.sqrt(sum((g.astype(float) ** 2).sum() for g in gradients.values()))))
+    for name, a in first.items():
+        assert np.array_equal(dense[name], a - np.float32(0.5) * gradients[name])
+    _, once = stepped(None, restore=True)
+    _, twice = stepped(None, times=2)
+    assert all(np.array_equal(once[name], twice[name]) for name in first)
+    _, dense = stepped(norm / 2)
+    for name, a in first.items():
+        assert dense[name] == pytest.approx(a - 0.25 * gradients[name], abs=1e-6)
+
+
+def test_gradients_of_dense_arrays_that_do_not_fit_are_refused():
+    dense = {"head": np.ones((3, 4), np.float32)}
+    with MoE(SMALL, threads=1, train=True) as moe:
+        moe.load(**reference.weights(SMALL))
+        with pytest.raises(InputError, match="writable float32 arrays, got head: float64"):
+            SGD(moe, 0.1, dense={"head": np.ones(3)})
+        optimizer = SGD(moe, 0.1, dense=dense)
+        for wrong, said in (
+            (None, r"these differ: \['head'\]"),
+            ({"head": dense["head"], "tail": dense["head"]}, r"\['tail'\]"),
+            ({"head": np.ones((4, 3), np.float32)}, r"head must be float32 \[3, 4\], got float32 \[4, 3\]"),
+            ({"head": np.full((3, 4), np.nan, np.float32)}, "dense array head is not finite"),
+        ):
+            with pytest.raises(InputError, match=said):
+                optimizer.step(wrong)
+        assert (dense["head"] == 1).all()
+        assert optimizer.steps == 0
+
+
 @pytest.mark.parametrize("name", ["plain", "biases and a limit", "weights on the input", "shared expert"])
 def test_gradients_of_bfloat16_rows(name):
     """Against float64 gradients at the rounded weights; dx is rounded once, hidden activations are not."""

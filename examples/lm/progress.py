@@ -1,0 +1,71 @@
+"""Live progress of a training run: losses, speed, and how evenly experts are loaded; plain lines on a pipe."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from .decoder import Shape
+from .export import Curves
+
+BARS = " ▁▂▃▄▅▆▇█"
+EVERY = 20  # steps between plain lines
+SMOOTHED = 20  # steps that the shown loss is the mean of
+
+
+class Progress:
+    """Shown on the leading rank alone."""
+
+    def __init__(self, lead: bool, shape: Shape, first: int, steps: int) -> None:
+        self.shape, self.first, self.steps = shape, first, steps
+        self.start = time.perf_counter()
+        self.live: Any = None
+        self.lead = lead
+        if lead:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console()
+            self.live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        if self.live is not None:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def show(self, curves: Curves, step: int) -> None:
+        """After a step."""
+        if not self.lead:
+            return
+        left = (time.perf_counter() - self.start) / (step + 1 - self.first) * (self.steps - step - 1)
+        loss = np.nanmean(curves.loss[max(0, step + 1 - SMOOTHED) : step + 1])
+        line = (
+            f"step {step + 1} of {self.steps}  loss {loss:.3f}  validation {curves.last_validated():.3f}  "
+            f"{curves.speed[step]:,.0f} tokens/s  {left / 60:.1f} min left"
+        )
+        if self.live is not None:
+            from rich.text import Text
+
+            rows = [
+                f"layer {i}  {bars(load)}  busiest {busiest(load):.2f} x mean"
+                for i, load in enumerate(curves.loads[step])
+            ]
+            self.live.update(Text("\n".join([line, *(rows if self.shape.experts > 1 else [])])))
+        elif (step + 1) % EVERY == 0 or step + 1 == self.steps:
+            print(line, flush=True)
+
+
+def bars(load: np.ndarray) -> str:
+    """A bar for each expert; half the height is the mean."""
+    heights = load / max(1e-9, load.mean()) * (len(BARS) - 1) / 2
+    return "".join(BARS[int(min(len(BARS) - 1, round(float(h))))] for h in heights)
+
+
+def busiest(load: np.ndarray) -> float:
+    return float(load.max() / max(1e-9, load.mean()))
