@@ -8,8 +8,8 @@ due. Every row moves (moves="tokens"). Of each point, for the slowest rank, the 
     communication        share of the bulk call inside its collectives, of the rank that waits least for others
     efficiency           experts alone / call; the experts' rows all local, as in suite `layer`
     idle                 as in suite `idle`
-    bound                max(bulk's communication, bulk's other time) / 0.9 and one tile, its arithmetic and its way over
-                         a link: what a fused call should take at most where communication is 30 to 70 % of a bulk call
+    bound                max(bulk's communication, bulk's other time) / 0.9 and one tile (its arithmetic, its way over a
+                         link): what a fused call should take at most where communication is 30 to 70 % of a bulk call
 
 Biased against fused: copies of rows cost a fused worker time, while those of the bulk schedule take place inside the
 time that its collective waits for its link anyway. A * marks bandwidths above half of the measured rate of copying,
