@@ -207,7 +207,7 @@ def _case(
     layers = {s: work.layer(s, ctx.options.threads, stacked, moves="tokens") for s in SCHEDULES}
     network = Network(layers["fused"].runtime, layers["bulk"]._backend.bulk)
     try:
-        match = Match(work, layers, work.typed(work.call(tokens, ctx.options.routing or "uniform", tokens)))
+        match = Match(work, layers, work.typed(_call(ctx, work, tokens)))
         rows = work.rows(work.routed(match.call)[0])
         mine = int(rows[work.local].sum())
         m = CaseTimes(name, layers["fused"].threads, *_alone(ctx, work, layers["fused"], rows), 0)
@@ -235,6 +235,12 @@ def _case(
         network.close()
         for layer in layers.values():
             layer.close()
+
+
+def _call(ctx: Context, work: Workload, tokens: int) -> Call:
+    if ctx.trace is None:
+        return work.call(tokens, ctx.options.routing or "uniform", tokens)
+    return work.recorded(ctx.trace, ctx.trace.prefill(ctx.world.rank, ctx.world.size, tokens, 0), ctx.trace.layers // 2)
 
 
 def _alone(ctx: Context, work: Workload, layer: Any, rows: np.ndarray) -> tuple[float, float]:
