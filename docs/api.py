@@ -41,8 +41,8 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 EVENTS = """## Events of a timeline
 
-`MoE.events()` gives tuples (worker, kind, start, end, which, rows). `which` is a rank for `dispatch` and `wait`, an
-expert's id for `expert`, else -1.
+`MoE.events()` gives tuples (worker, kind, start, end, which, rows). `which` is a rank for `dispatch` and `wait`, and
+an expert's id for `expert`.
 
 | kind | what the worker did |
 | --- | --- |
