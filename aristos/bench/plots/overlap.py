@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from .style import OF, slowest
+from .style import OF, plain_log, slowest
 
 
 def _medians(table: Table) -> np.ndarray:
@@ -29,7 +29,7 @@ def heat(table: Table) -> Any:
     """Bulk over fused for each latency and bandwidth, a panel a layer: above 1 (blue) overlap pays."""
     import matplotlib
     from matplotlib import pyplot
-    from matplotlib.colors import TwoSlopeNorm
+    from matplotlib.colors import LogNorm
 
     times, cases = _medians(table), table.dims["case"].values
     schedules = list(table.dims["schedule"].values)
@@ -37,10 +37,10 @@ def heat(table: Table) -> Any:
     alphas, rates = table.dims["alpha"].values, _rates(table)
     columns = min(5, len(cases))
     lines = -(-len(cases) // columns)
-    size = (2.6 * columns + 0.8, 2.3 * lines + 0.6)
+    size = (max(6.0, 2.6 * columns + 0.8), 2.3 * lines + 0.6)
     figure, axes = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="compressed")
-    far = max(1.05, float(np.nanmax(ratio)), 2 - float(np.nanmin(ratio)))
-    norm, shades = TwoSlopeNorm(1.0, 2 - far, far), matplotlib.colormaps["RdBu"]
+    far = max(1.1, float(np.nanmax(ratio)), 1 / float(np.nanmin(ratio)))
+    norm, shades = LogNorm(1 / far, far), matplotlib.colormaps["RdBu"]
     for c, axis in zip(range(len(cases)), axes.flat):
         image = axis.imshow(ratio[c], cmap=shades, norm=norm, aspect="auto")
         for (i, j), value in np.ndenumerate(ratio[c]):
@@ -56,7 +56,8 @@ def heat(table: Table) -> Any:
         axis.set_ylabel("latency of a link")
     for axis in axes[-1]:
         axis.set_xlabel("bandwidth (GB/s)")
-    figure.colorbar(image, ax=axes, label="bulk / fused", shrink=0.8)
+    bar = figure.colorbar(image, ax=axes, label="bulk / fused", shrink=0.8)
+    plain_log(bar.ax.yaxis)
     figure.suptitle(
         "time of a bulk call over a fused one;  *: copying rows costs as much", fontsize=9, x=0.01, ha="left"
     )
@@ -73,7 +74,12 @@ def efficiency(table: Table) -> Any:
     columns = min(5, len(cases))
     lines = -(-len(cases) // columns)
     figure, axes = pyplot.subplots(
-        lines, columns, figsize=(2.5 * columns + 0.6, 2.3 * lines + 0.7), squeeze=False, sharex=True, sharey=True
+        lines,
+        columns,
+        figsize=(max(6.0, 2.5 * columns + 0.6), 2.3 * lines + 0.7),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
     )
     for c, axis in zip(range(len(cases)), axes.flat):
         for s, schedule in enumerate(table.dims["schedule"].values):

@@ -8,8 +8,8 @@ due. Every row moves (moves="tokens"). Of each point, for the slowest rank, the 
     communication        share of the bulk call inside its collectives, of the rank that waits least for others
     efficiency           experts alone / call; the experts' rows all local, as in suite `layer`
     idle                 as in suite `idle`
-    bound                max(bulk's communication, bulk's other time) / 0.9 and one tile: what a fused call should take
-                         at most where communication is 30 to 70 % of the bulk call
+    bound                max(bulk's communication, bulk's other time) / 0.9 and one tile (its arithmetic, its way over a
+                         link): what a fused call should take at most where communication is 30 to 70 % of a bulk call
 
 Biased against fused: copies of rows cost a fused worker time, while those of the bulk schedule take place inside the
 time that its collective waits for its link anyway. A * marks bandwidths above half of the measured rate of copying,
@@ -330,7 +330,8 @@ def _record(m: CaseTimes, point: tuple[float, float], t: PointTimes, copy: float
     bulk, fused = t.median("bulk"), t.median("fused")
     communication = t.communication(m.threads)
     share = communication / bulk
-    bound = max(communication, bulk - communication) / BOUND + m.alone * m.tile_share + m.tile_bytes / (1e9 * rate)
+    tile = m.alone * m.tile_share + alpha * 1e-6 + m.tile_bytes / (1e9 * rate)
+    bound = max(communication, bulk - communication) / BOUND + tile
     asked = BOUND_SHARES[0] <= share <= BOUND_SHARES[1]
     return {
         "case": m.name,
