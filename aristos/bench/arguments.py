@@ -34,6 +34,41 @@ def counts(text: str) -> tuple[int, ...]:
     return tuple(positive(part) for part in text.split(","))
 
 
+MICROSECONDS = {"us": 1.0, "ms": 1e3, "s": 1e6}
+
+
+def latencies(text: str) -> tuple[float, ...]:
+    """`2us,1ms` -> microseconds."""
+    return tuple(_with_unit(part, MICROSECONDS) for part in _units_of_all(text))
+
+
+def bandwidths(text: str) -> tuple[float, ...]:
+    """`25,1GB/s` -> GB/s."""
+    return tuple(_with_unit(part, {"GB/s": 1.0, "MB/s": 1e-3}) for part in _units_of_all(text))
+
+
+def _units_of_all(text: str) -> list[str]:
+    """The parts of a list; a part without a unit has the unit of the next one that has any."""
+    parts: list[str] = []
+    unit = ""
+    for part in reversed(text.split(",")):
+        unit = part.lstrip("0123456789.") or unit
+        parts.insert(0, part if part.endswith(unit) else part + unit)
+    return parts
+
+
+def _with_unit(text: str, units: dict[str, float]) -> float:
+    unit = text.lstrip("0123456789.")
+    if unit not in units:
+        raise argparse.ArgumentTypeError(f"must be numbers with a unit of {', '.join(units)}, got {text!r}")
+    value = float(text.removesuffix(unit)) * units[unit]
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text!r}")
+    return value
+
+
+latencies.__name__ = "list of times"
+bandwidths.__name__ = "list of rates"
 positive.__name__ = "int"  # argparse names the type of what it cannot convert
 not_negative.__name__ = "int"
 seconds.__name__ = "float"

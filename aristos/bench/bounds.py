@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .workload import Array, Workload
+from ..primitives.buffers import aligned
+from .workload import Array, Call, Workload
 from .world import World
 
 
@@ -76,6 +78,35 @@ class ExpertsAlone:
     def __call__(self) -> None:
         for kernel, x, out in self._jobs:
             kernel(x, out=out)
+
+
+class ExpertPhase:
+    """The arithmetic of a call's experts on this rank, by the layer's own kernels, weights and workers, in one
+    compiled loop: the phase `experts` of the bulk schedule, on rows that are all here. No routing, copies or waits.
+
+    moe: a loaded layer on CPUs, idle when this is called. rows: [E] rows of each expert, from all ranks together.
+    """
+
+    def __init__(self, work: Workload, moe: Any, rows: NDArray[np.int64]) -> None:
+        from ..engine import words
+        from ..layer.bulk import Bulk
+
+        self._bulk, self._job = Bulk(moe.runtime, moe.timeout), moe._backend._job(0)
+        mine = rows[work.local]
+        self._order, self._ends = np.arange(mine.sum()), np.cumsum(mine)
+        stride = int(self._job[words.RETURN_STRIDE])
+        count = max(1, int(mine.sum()))
+        self._received, self._results = (aligned((count, stride), np.uint8) for _ in range(2))
+        x = work.typed(Call(work.tokens(count, 4))).x
+        self._received[:, : x.itemsize * x.shape[1]] = x.view(np.uint8)
+        self._results[:] = 0
+
+    def __call__(self) -> None:
+        self._bulk.run_experts(self._job, self._order, self._ends, self._received, self._results)
+
+    def close(self) -> None:
+        """End its threads."""
+        self._bulk.close()
 
 
 def packed_experts(work: Workload, stacked: dict[str, Array]) -> list:

@@ -12,7 +12,7 @@ from .. import models
 from ..config import ACTIVATIONS, DTYPES, MOST_THREADS, MOVES, PRECISIONS
 from ..host import launch_environment
 from . import suites
-from .arguments import counts, not_negative, positive, seconds
+from .arguments import bandwidths, counts, latencies, not_negative, positive, seconds
 from .options import Options, UsageError, is_file
 from .registry import Backend
 
@@ -92,6 +92,13 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
         choices=("cpu", "cuda"),
         default="cpu",
         help="where the ranks compute; cuda: one GPU per rank, the suites on GPUs, widths not scaled (%(default)s)",
+    )
+    links = parser.add_argument_group("emulated links (suite overlap)")
+    links.add_argument(
+        "--alpha", type=latencies, default=Options.alpha, metavar="T,..", help="latencies (2us,50us,1ms)"
+    )
+    links.add_argument(
+        "--rate", type=bandwidths, default=Options.rate, metavar="R,..", help="bandwidths (100,25,10,1GB/s)"
     )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print JSON instead of tables")

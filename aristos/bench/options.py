@@ -43,6 +43,8 @@ class Options:
     json: bool = False
     out: str = "aristos-results.h5"
     timeline: str | None = None
+    alpha: tuple[float, ...] = (2.0, 50.0, 1000.0)  # us
+    rate: tuple[float, ...] = (100.0, 25.0, 10.0, 1.0)  # GB/s
 
     @property
     def schedules(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from .returns import finish_record, note_back, returns_due
 @jit
 def read_announcement(job, st, source):
     """Read `source`'s announcement of this epoch; False if it is not there yet."""
-    if mem.load_acquire(word_from(job, st, source, words.ANNOUNCED)) < job[words.EPOCH]:
+    if mem.arrived(word_from(job, st, source, words.ANNOUNCED)) < job[words.EPOCH]:
         return False
     a = announcement_from(job, st, source, job[words.EPOCH])
     same = (
@@ -111,7 +111,7 @@ def read_returns(job, st, worker, owner):
     """Read the return records of `owner`, as many as the worker's command has space for; True if any."""
     c = words.command(job, worker)
     seen = st[words.seen_tiles(job, owner)]
-    tail = mem.load_acquire(word_from(job, st, owner, words.RETURN_TAIL))
+    tail = mem.arrived(word_from(job, st, owner, words.RETURN_TAIL))
     # an owner may be in the second phase of an exchange already: that record is read in this rank's second phase
     tail = min(tail, seen + min(returns_due(job, st, owner), words.BACK_MOST - st[words.command_back(c)]))
     for tile in range(seen, tail):
@@ -134,7 +134,7 @@ def absorb(job, st, worker):
             anything = True
         # rows of the next call may have landed too: read no more than this call's announcement covers
         if st[words.rows_left(job, p)] > 0:
-            tail = mem.load_acquire(word_from(job, st, p, words.TAIL))
+            tail = mem.arrived(word_from(job, st, p, words.TAIL))
             while st[words.rows_left(job, p)] > 0 and st[words.read_tiles(job, p)] < tail:
                 read_record(job, st, p)
                 anything = True

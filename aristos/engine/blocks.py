@@ -10,7 +10,7 @@ puts it.
 from ..primitives import memory as mem
 from ..primitives.compile import jit
 from . import codes, scalars, words
-from .layout import index_to, outbox_row_to, record_to, word_from, word_to
+from .layout import RECORD_BYTES, WORD, index_to, outbox_row_to, record_to, word_from, word_to
 from .packing import tile_rows
 
 
@@ -65,7 +65,7 @@ def claim(job, st, worker, owner, under_way):
     """Claim the next block for `owner` if there is credit for it. (Decide, under the lock.)"""
     ring = job[words.RING_ROWS]
     sent = st[words.sent_rows(job, owner)]
-    space = ring - sent + mem.load_acquire(word_from(job, st, owner, words.CREDIT))
+    space = ring - sent + mem.arrived(word_from(job, st, owner, words.CREDIT))
     first = next_token(job, st, owner)
     end = end_token(job, st, owner, first, min(space, job[words.REMOTE_BLOCK]))
     pair, tiles, most = sent, 0, min(job[words.TILE], ring)
@@ -158,4 +158,5 @@ def publish(job, st, worker):
     st[words.moved_to(job, owner)] += st[words.command_crossing(c)]
     st[words.busy(job, owner)] = 0
     st[words.UNSENT] -= pairs
-    mem.store_release(word_to(job, st, owner, words.TAIL), st[words.sent_tiles(job, owner)])
+    nbytes = st[words.command_crossing(c)] * job[words.ROW_BYTES] + pairs * WORD + tiles * RECORD_BYTES
+    mem.notify(word_to(job, st, owner, words.TAIL), st[words.sent_tiles(job, owner)], nbytes)

@@ -3,7 +3,7 @@
 from ..primitives import memory as mem
 from ..primitives.compile import jit
 from . import blocks, codes, scalars, words
-from .layout import index_to, record_to, ring_row_to, word_from, word_to
+from .layout import RECORD_BYTES, index_to, record_to, ring_row_to, word_from, word_to
 from .packing import tile_rows
 from .returns import returns_due
 
@@ -44,7 +44,7 @@ def claim(job, st, worker):
             slot = slot_at(job, st, owner, packed)
             left = st[words.offset(job, slot + 1)] - packed
             rows = tile_rows(left, min(job[words.TILE], ring))
-            freed = mem.load_acquire(word_from(job, st, owner, words.CREDIT))
+            freed = mem.arrived(word_from(job, st, owner, words.CREDIT))
             if st[words.sent_rows(job, owner)] - freed + rows <= ring:
                 c = words.command(job, worker)
                 st[words.command_kind(c)] = codes.DISPATCH
@@ -96,4 +96,4 @@ def publish(job, st, worker):
     st[words.moved_to(job, owner)] += rows
     st[words.busy(job, owner)] = 0
     st[words.UNSENT] -= rows
-    mem.store_release(word_to(job, st, owner, words.TAIL), tile + 1)
+    mem.notify(word_to(job, st, owner, words.TAIL), tile + 1, rows * job[words.ROW_BYTES] + RECORD_BYTES)

@@ -7,7 +7,7 @@ The packed order is a stable counting sort of the (token, choice) pairs by *slot
 from ..primitives import memory as mem
 from ..primitives.compile import jit
 from . import codes, words
-from .layout import announcement_to, word_to
+from .layout import WORD, announcement_to, word_to
 
 
 @jit
@@ -248,7 +248,10 @@ def announce(job, st):
     mem.block_barrier()
     if mem.thread() == 0:
         for i in range(1, world):
-            mem.store_release(word_to(job, st, (me + i) % world, words.ANNOUNCED), job[words.EPOCH])
+            p = (me + i) % world
+            counts = job[words.slot_start(job, p + 1)] - job[words.slot_start(job, p)]
+            nbytes = WORD * (words.ANNOUNCED_WORDS + counts)
+            mem.notify(word_to(job, st, p, words.ANNOUNCED), job[words.EPOCH], nbytes)
 
 
 @jit

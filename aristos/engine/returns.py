@@ -7,7 +7,7 @@ combines a block of tokens once it waits for no row.
 from ..primitives import memory as mem
 from ..primitives.compile import jit
 from . import codes, words
-from .layout import WORD, return_record_to, word_to
+from .layout import RETURN_RECORD_BYTES, WORD, return_record_to, word_to
 
 
 @jit
@@ -23,7 +23,7 @@ def post_return(job, st, source, packed, rows, status, staged):
     mem.store(words.returned_status(a), status)
     mem.store(words.returned_staged(a), staged)
     st[words.returned(job, source)] = tile + 1
-    mem.store_release(word_to(job, st, source, words.RETURN_TAIL), tile + 1)
+    mem.notify(word_to(job, st, source, words.RETURN_TAIL), tile + 1, rows * job[words.ROW_BYTES] + RETURN_RECORD_BYTES)
 
 
 @jit
@@ -48,7 +48,7 @@ def free_rows(job, st, source):
     if freed != 0:
         st[words.free_tiles(job, source)] = free
         st[words.freed_rows(job, source)] += freed
-        mem.store_release(word_to(job, st, source, words.CREDIT), st[words.freed_rows(job, source)])
+        mem.notify(word_to(job, st, source, words.CREDIT), st[words.freed_rows(job, source)], WORD)
 
 
 @jit

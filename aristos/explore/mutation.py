@@ -63,7 +63,9 @@ def releases_first() -> Instead:
         while mine():
             memory.store(*mine().pop())
 
-    return Instead(store=lambda at, value: mine().append((at, value)), store_release=release)
+    return Instead(
+        store=lambda at, value: mine().append((at, value)), notify=lambda at, value, nbytes: release(at, value)
+    )
 
 
 REGISTERED: dict[str, Mutation] = {}  # by the modules mutations*.py, as they are imported

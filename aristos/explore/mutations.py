@@ -19,13 +19,13 @@ from .mutation import LOTS, NOWHERE, ONE_BY_ONE, Instead, Put, mutation, release
 @mutation("release-dropped")
 def release_dropped(put: Put) -> None:
     """The tail is a plain store."""
-    put(dispatch, "mem", Instead(store_release=lambda at, value: memory.store(at, value)))
+    put(dispatch, "mem", Instead(notify=lambda at, value, nbytes: memory.store(at, value)))
 
 
 @mutation("acquire-dropped")
 def acquire_dropped(put: Put) -> None:
     """Announcements of peers are read by plain loads."""
-    put(arrivals, "mem", Instead(load_acquire=lambda at: memory.load(at)))
+    put(arrivals, "mem", Instead(arrived=lambda at: memory.load(at)))
 
 
 @mutation("tail-before-record")
@@ -90,7 +90,7 @@ def epoch_not_compared(put: Put) -> None:
 @mutation("credit-not-checked", fixed=(("rows", 2),))
 def credit_not_checked(put: Put) -> None:
     """A source treats every ring row as freed."""
-    put(dispatch, "mem", Instead(load_acquire=lambda at: memory.load_acquire(at) + LOTS))
+    put(dispatch, "mem", Instead(arrived=lambda at: memory.arrived(at) + LOTS))
 
 
 @mutation("tiles-not-bounded", fixed=(("rows", 1), ("tile", 1), ("max_tokens", 6)))

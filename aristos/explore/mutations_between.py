@@ -73,7 +73,7 @@ def two_mpi_callers(put: Put) -> None:
 @mutation("staging-before-credit", transport="rma", fixed=(("rows", 2),))
 def staging_before_credit(put: Put) -> None:
     """A block is written into the outbox before there is credit for it."""
-    put(blocks, "mem", Instead(load_acquire=lambda at: memory.load_acquire(at) + LOTS))
+    put(blocks, "mem", Instead(arrived=lambda at: memory.arrived(at) + LOTS))
 
 
 @mutation("credit-not-put", transport="rma", fixed=(("rows", 2),))

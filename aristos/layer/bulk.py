@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,6 +26,7 @@ class Bulk:
 
     def __init__(self, runtime: Runtime, timeout: float) -> None:
         self.runtime, self.timeout = runtime, timeout
+        self.collective: Callable[[Callable[[Any], object], np.ndarray], None] = self.at_once
         self._pool: ThreadPoolExecutor | None = None
         self._send = self._received = self._results = aligned((0,), np.uint8)
         from numba import typeof, types
@@ -69,10 +71,7 @@ class Bulk:
         order, ends = self._by_expert(counts)
         if job[words.LOADED] == 0:  # this rank has no weights loaded: its call was refused
             order = ends = np.zeros(0, np.int64)
-        self._everywhere(
-            job, step.run_experts, job, st, order, ends, self._received.ctypes.data, self._results.ctypes.data,
-            np.zeros(1, np.int64),
-        )  # fmt: skip
+        self.run_experts(job, order, ends, self._received, self._results)
         back = _at(int(step.return_base(job, st)), rows * stride)
         self._alltoallv(job, st, self._results, came, back, sent, stride)
         step.all_back(job, st)
@@ -82,6 +81,17 @@ class Bulk:
         st[words.tiles_to(job, me)] = 0
         st[job[words.T_MOVED_TO] :][:world] = sent
         st[words.moved_to(job, me)] = 0
+
+    def run_experts(
+        self, job: np.ndarray, order: np.ndarray, ends: np.ndarray, received: np.ndarray, results: np.ndarray
+    ) -> None:
+        """Run this rank's experts on rows, RETURN_STRIDE apart, on every worker.
+
+        order, ends: see `run_experts` in engine/bulk.py.
+        """
+        first = np.zeros(1, np.int64)
+        at = received.ctypes.data, results.ctypes.data
+        self._everywhere(job, step.run_experts, job, self.runtime.state, order, ends, *at, first)
 
     def _everywhere(self, job: np.ndarray, function: Any, j: np.ndarray, st: np.ndarray, *rest: Any) -> None:
         """Run a function, whose workers claim parts of its work, on every worker."""
@@ -115,7 +125,8 @@ class Bulk:
         if world == 1:
             received = sent
         else:
-            self._blocking(job, st, "Alltoall of counts", lambda comm: comm.Alltoall(sent, received))
+            each = np.full(world, sent[0].nbytes)
+            self._blocking(job, st, "Alltoall of counts", lambda comm: comm.Alltoall(sent, received), each)
         alike = received[:, :status] == sent[me, :status]
         same, same_call = alike.all(1), alike[:, :placement].all(1)
         statuses = received[:, status]  # a refusal counts, whatever else differs
@@ -151,15 +162,20 @@ class Bulk:
                 lambda comm: comm.Alltoallv(
                     [out, (sent, np.cumsum(sent) - sent), row], [into, (came, np.cumsum(came) - came), row]
                 ),
+                sent * stride,
             )
         finally:
             row.Free()
 
-    def _blocking(self, job: Any, st: Any, what: str, call: Any) -> None:
+    def at_once(self, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
+        """Make an MPI collective in which this rank sends nbytes[p] bytes to rank p; the usual `collective`."""
+        call(self.runtime.group.comm)
+
+    def _blocking(self, job: Any, st: Any, what: str, call: Any, nbytes: np.ndarray) -> None:
         """Make a blocking MPI call under the watchdog; its time counts as idle, because no tile can run meanwhile."""
         started = time.perf_counter_ns()
         with self.runtime.group.bounded(f"the other ranks ({what})", self.timeout):
-            call(self.runtime.group.comm)
+            self.collective(call, nbytes)
         spent = time.perf_counter_ns() - started
         st[words.counter(job, 0, words.N_IDLE)] += spent * job[words.WORKERS]
         others = int(job[words.WORLD]) - 1

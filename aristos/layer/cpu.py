@@ -121,7 +121,7 @@ class CpuBackend(Backend):
         self._home = self._open_home(settings, member)
         nodes, rank = member.runtime.group.nodes, member.rank
         self._foreign = [] if self._home is None else foreign_slots(member.placement, nodes, rank)
-        self._bulk = Bulk(member.runtime, settings.timeout) if settings.schedule == "bulk" else None
+        self.bulk = Bulk(member.runtime, settings.timeout) if settings.schedule == "bulk" else None
 
     def _open_home(self, settings: Settings, member: Membership) -> NodeWeights | None:
         """Memory for experts that local peers may read; None if this object's tokens always travel. Collective."""
@@ -313,8 +313,8 @@ class CpuBackend(Backend):
         runtime, job = self._runtime, self._job_of(call)
         self._recorded = call.layer
         started = time.perf_counter()
-        if self._bulk is not None:
-            self._bulk.run(job)
+        if self.bulk is not None:
+            self.bulk.run(job)
         else:
             runtime.run(job, self.settings.timeout)
         seconds = time.perf_counter() - started
@@ -402,5 +402,5 @@ class CpuBackend(Backend):
         self._jobs = []
         if self._home is not None:
             self._home.close()
-        if self._bulk is not None:
-            self._bulk.close()
+        if self.bulk is not None:
+            self.bulk.close()

@@ -37,6 +37,19 @@ def store_release(addr, value):
     _word(addr).value = value
 
 
+def notify(word, value, nbytes):
+    """Publish a word that the steps of another rank poll: `store_release`. nbytes: all that it says is there.
+
+    No ordinary lowering reads `nbytes`; one that emulates a network delays the word by it.
+    """
+    store_release(word, value)
+
+
+def arrived(word):
+    """Poll a word that another rank's `notify` writes: `load_acquire`."""
+    return load_acquire(word)
+
+
 def fetch_add(addr, value):
     """Add to a word of this rank and return its old value (acquire and release)."""
     word = _word(addr)

@@ -8,6 +8,7 @@ random changes of valid ones, by --seed; with --atheris, where that is installed
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
@@ -70,7 +71,9 @@ def save(name: str, data: bytes) -> Path:
 def work(name: str, seconds: float, seed: int, most: int, guided: bool) -> int:
     """Fuzz one target in this process, in a temporary folder; returns the number of finds."""
     from mutate import Mutator
-    from targets import DOCUMENTED, targets
+
+    with instrumented() if guided else contextlib.nullcontext():
+        from targets import DOCUMENTED, targets
 
     target = targets(Path.cwd())[name]
     for each in target.seeds:
@@ -95,6 +98,8 @@ def work(name: str, seconds: float, seed: int, most: int, guided: bool) -> int:
             if text not in known:
                 known.add(text)
                 print(f"{name}: {text}\n  {str(error)[:200]!r}\n  {save(name, data)}", flush=True)
+            if guided:
+                raise  # atheris stops at the first find
             return text
 
     if guided:
@@ -112,6 +117,13 @@ def work(name: str, seconds: float, seed: int, most: int, guided: bool) -> int:
     return len(known)
 
 
+def instrumented() -> contextlib.AbstractContextManager:
+    """While inside, modules of the package that are imported report the lines that run."""
+    import atheris
+
+    return atheris.instrument_imports(include=["aristos"])
+
+
 def guide(one: Callable[[bytes], object], seeds: tuple[bytes, ...], seconds: float, seed: int) -> None:
     """Let atheris choose the inputs, by the lines that they reach. Ends this process."""
     import atheris
@@ -120,7 +132,6 @@ def guide(one: Callable[[bytes], object], seeds: tuple[bytes, ...], seconds: flo
     corpus.mkdir()
     for at, each in enumerate(seeds):
         (corpus / str(at)).write_bytes(each)
-    atheris.instrument_all()
     atheris.Setup(
         [
             sys.argv[0],
@@ -128,7 +139,7 @@ def guide(one: Callable[[bytes], object], seeds: tuple[bytes, ...], seconds: flo
             f"-max_total_time={seconds:.0f}",
             f"-seed={seed + 1}",
             "-max_len=65536",
-            "-verbosity=0",
+            "-print_final_stats=1",
         ],
         lambda data: (one(data), None)[1],
     )

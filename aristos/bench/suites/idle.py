@@ -9,7 +9,9 @@
 Routings of rising skew; one where only rank 0 has tokens; one with a late rank: the last rank sleeps half a call before
 its own. `--routing FILE.npz` adds prefill batches with a trace's routing: of its least, median and most skewed layer.
 The fused schedule is measured twice: with moves="tokens", which shows the protocol's own part, and with moves="auto",
-where a rank may compute its rows with the weights of a local peer. All calls of all routings take turns.
+where a rank may compute its rows with the weights of a local peer. All calls of all routings take turns. With "auto" a
+rank goes by the tokens that its peers had in the call before; a call of one token on rank 0 stands for it where only
+rank 0 has tokens, and an untimed one of a token a rank follows.
 The 2024 poster has these figures for the collective's time; here they are for the layer's call, since the fused
 schedule has no collective. Every output is checked against the float64 oracle.
 """
@@ -83,6 +85,9 @@ class Player:
     def __init__(self, work: Workload, layers: dict[Way, Any], call: Call, pattern: str, late: float = 0.0) -> None:
         self.work, self.layers, self.call, self.pattern, self.late = work, layers, call, pattern, late
         self.out = np.empty_like(call.x)
+        rank, alone = work.world.rank, pattern == ONE_SOURCE
+        self.before = work.typed(work.call(int(rank == 0), "uniform", 0)) if alone else None
+        self.after = work.typed(work.call(1, "uniform", 0)) if alone else None
         self.stats: dict[Way, list[Any]] = {way: [] for way in layers}
         truth = work.oracle(call)
         self.outputs = {way: np.array(execute(layer, call)) for way, layer in layers.items()}
@@ -94,6 +99,8 @@ class Player:
         """The call that is timed."""
         if self.late:
             time.sleep(self.late)
+        if self.before is not None:
+            execute(self.layers[way], self.before)
         _, self._last = execute(self.layers[way], self.call, self.out, return_stats=True)
 
     def note(self, way: Way, elapsed: float) -> None:
@@ -103,6 +110,8 @@ class Player:
         remote = sum(s.rows_to_peer) - s.rows_to_peer[self.work.world.rank]
         self.stats[way].append((s.idle_seconds + outside, s.wait_seconds_by_peer, sum(s.kept_rows_to_peer), remote))
         self.right &= np.array_equal(self.out, self.outputs[way])
+        if self.after is not None:
+            execute(self.layers[way], self.after)
 
     def measured(self, times: dict[Way, np.ndarray]) -> PatternTimes:
         """The pattern's times on all ranks. times: way -> [iterations] seconds on this rank. Collective."""

@@ -190,6 +190,7 @@ for _name, _lowered, _count in (
     ("store", _store, 2),
     ("load_acquire", _load_acquire, 1),
     ("store_release", _store_release, 2),
+    ("arrived", _load_acquire, 1),
     ("fetch_add", _fetch_add, 2),
     ("compare_exchange", _compare_exchange, 3),
     ("copy_row", _copy_row, 3),
@@ -201,6 +202,9 @@ for _name, _lowered, _count in (
     ("float_of_bits", _float_of_bits, 1),
 ):
     _bind(_name, _lowered, _count)
+overload(mem.notify, inline="always")(
+    lambda word, value, nbytes: lambda word, value, nbytes: _store_release(word, value)  # type: ignore[call-arg]
+)
 
 
 @overload(mem.floats)

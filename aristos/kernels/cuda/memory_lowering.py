@@ -48,6 +48,8 @@ OWN = {
     mem.store: lambda addr, value: lambda addr, value: ptx.store8(addr, value),
     mem.load_acquire: lambda addr: lambda addr: ptx.load_acquire_sys(addr),
     mem.store_release: lambda addr, value: lambda addr, value: ptx.store_release_sys(addr, value),
+    mem.notify: lambda word, value, nbytes: lambda word, value, nbytes: ptx.store_release_sys(word, value),
+    mem.arrived: lambda word: lambda word: ptx.load_acquire_sys(word),
     mem.fetch_add: lambda addr, value: lambda addr, value: ptx.add_gpu(addr, value),
     mem.compare_exchange: _compare_exchange,
     mem.copy_row: lambda dst, src, nbytes: lambda dst, src, nbytes: copied(dst, src, nbytes),

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from ..failure import Patience, poisoned
 from ..idle import ALONE, CROWDED
 from ..runtime import Runtime
 from ..windows import EngineMemory, window_bytes
-from .loop import run_alone, work
+from . import loop
 from .workers import Workers
 
 TILE = 96  # most rows of a tile
@@ -44,7 +45,12 @@ def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple:
 
 
 class CpuRuntime(Runtime):
-    """The engine of one communicator on CPU cores. isa: the best instruction set that all of its ranks have."""
+    """The engine of one communicator on CPU cores. isa: the best instruction set that all of its ranks have.
+
+    loop: the module whose compiled loops run calls.
+    """
+
+    loop: Any = loop
 
     def __init__(self, group: Group, forget: Callable[[Runtime], None] = lambda runtime: None) -> None:
         super().__init__(group, forget)
@@ -97,6 +103,12 @@ class CpuRuntime(Runtime):
         self.group.meet("the other ranks to compile kernels")
         self._workers = Workers(workers)
 
+    def run_with(self, module: Any) -> None:
+        """Run later calls by the loops of a module such as `loop`, compiled for other primitives."""
+        self.refuse_open()
+        self.loop = module
+        self._compile()
+
     def _compile(self) -> None:
         from numba import int64
 
@@ -104,8 +116,8 @@ class CpuRuntime(Runtime):
         step, plain = signature(job, self.state), signature(job, self.state, worker=False)
         warm_up(
             [
-                (work, step),
-                (run_alone, plain),
+                (self.loop.work, step),
+                (self.loop.run_alone, plain),
                 (packing.begin, plain),
                 (steps.end, plain),
                 (arrivals.poisoned, plain),
@@ -145,7 +157,7 @@ class CpuRuntime(Runtime):
         with self.failing(job), self.progressing():
             if job[words.WORKERS] == 1:
                 job[words.EPOCH] = self.epoch
-                code = run_alone(job, self.state)
+                code = self.loop.run_alone(job, self.state)
                 if code != codes.RAN:
                     self.go_on(job, timeout, code=code)
             else:
@@ -167,18 +179,18 @@ class CpuRuntime(Runtime):
         job[words.EPOCH] = self.epoch
         packing.begin(job, self.state)
         assert self._workers is not None
-        self._workers.release(job, self.state)
+        self._workers.release(self.loop.work, job, self.state)
 
     def go_on(self, job: np.ndarray, timeout: float, code: int | None = None) -> int:
         """Run steps as worker 0 until the call ends or is ALL_ANNOUNCED. code: the result of the slice before."""
         assert self._workers is not None
         patience: Patience | None = None
         if code is None:
-            code = work(job, self.state, 0)
+            code = self.loop.work(job, self.state, 0)
         while code == codes.PAUSED:
             patience = patience or Patience(self.group.rank, self.epoch, job, self.state, timeout)
             patience.check()
-            code = work(job, self.state, 0)
+            code = self.loop.work(job, self.state, 0)
         if code == codes.POISONED:
             self._raise_poison(job)
         if code == codes.RAN:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import queue
 import threading
+from typing import Any
 
 import numpy as np
 
 from ...engine import codes, words
-from .loop import work
 
 
 class Workers:
@@ -32,7 +32,7 @@ class Workers:
 
     def _serve(self, number: int, inbox: queue.SimpleQueue) -> None:
         while (item := inbox.get()) is not None:
-            job, state = item
+            work, job, state = item
             try:
                 while work(job, state, number) == codes.PAUSED:
                     pass
@@ -41,11 +41,11 @@ class Workers:
                 state[words.FAILED] = codes.CAUSE_ERROR
                 self._done.put(error)
 
-    def release(self, job: np.ndarray, state: np.ndarray) -> None:
-        """Let as many parked workers as the job wants take part in this call."""
+    def release(self, work: Any, job: np.ndarray, state: np.ndarray) -> None:
+        """Let as many parked workers as the job wants take part in this call. work: the compiled loop of a worker."""
         self._out = min(int(job[words.WORKERS]), self.count) - 1
         for inbox in self._jobs[: self._out]:
-            inbox.put((job, state))
+            inbox.put((work, job, state))
 
     def gather(self) -> None:
         """Wait until the released workers have left the call, which has ended or failed; raises their first error."""

@@ -1,0 +1,217 @@
+"""The emulated network of a runtime whose ranks are on one node: a link for each ordered pair of them.
+
+Fused calls run the steps of `steps.py` meanwhile. For a collective of the bulk schedule each rank publishes when it
+entered and how many bytes it sends to each other rank; after the real collective it waits until its last bytes are due.
+The real copying takes place in that time, while a fused worker copies rows itself: the emulation favours bulk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ...engine import words as engine
+from ...errors import InputError, WaitTimeout
+from ...primitives import memory as mem
+from ...primitives.compile import jit
+from ...substrate.cpu import loop as ordinary
+from ...transport.shm import ShmWindow
+from . import steps, words
+from .words import LINE, WORD
+
+TURNS = 8  # collectives that a rank's entries are kept for: no rank is so many ahead of another
+TURN, TIME, BYTES = 0, 1, 2  # of an entry
+COPIED, COPIES, ROW = 1 << 20, 20, 4096  # bytes that the copy rate is measured with, how often, bytes of a row
+NAP_NS = 200_000  # a longer wait sleeps meanwhile
+LIMIT_NS = 60 * 10**9
+
+
+@jit
+def enter(entries, nbytes, me, turn):
+    """Publish this rank's entry into collective number `turn`. entries: [W] where; nbytes: [W] sent to each rank."""
+    now = mem.clock()
+    for p in range(len(entries)):
+        if p != me:
+            entry = entries[p] + LINE * (turn % TURNS)
+            mem.store(entry + WORD * TIME, now)
+            mem.store(entry + WORD * BYTES, nbytes[p])
+            mem.store_release(entry, turn)
+
+
+@jit
+def leave(entries, links, free, me, turn, limit):
+    """Wait until what all ranks send in collective number `turn` is due; False after `limit` ns.
+
+    entries, links: [W] of each rank to this one; free: [W] when the link is, in ns.
+    """
+    begun = mem.clock()
+    last = begun
+    for p in range(len(entries)):
+        if p == me:
+            continue
+        entry = entries[p] + LINE * (turn % TURNS)
+        while mem.load_acquire(entry) < turn:
+            mem.pause()
+            if mem.clock() - begun > limit:
+                return False
+        sent = words.due_after(free[p], mem.load(entry + WORD * TIME), mem.load(entry + WORD * BYTES),
+                               mem.load(links[p] + WORD * words.PER_MIB))  # fmt: skip
+        free[p] = sent
+        last = max(last, sent + mem.load(links[p] + WORD * words.ALPHA))
+    left = last - mem.clock()
+    while left > 0:
+        if left > NAP_NS:
+            mem.nap()
+        else:
+            mem.pause()
+        left = last - mem.clock()
+    return True
+
+
+@jit
+def pings(to, back, nbytes, base, rounds, first):
+    """Round trips of a word with `nbytes`: one in which both come to it, then `rounds`; returns the ns of these, or -1.
+
+    Words are numbered from base + 1. first: whether this rank begins.
+    """
+    begun = mem.clock()
+    for turn in range(base + 1, base + 2 + rounds):
+        if turn == base + 2:
+            begun = mem.clock()
+        if first:
+            words.delayed_notify(to, turn, nbytes)
+        while words.delayed_arrived(back) < turn:
+            if mem.clock() - begun > LIMIT_NS:
+                return -1
+        if not first:
+            words.delayed_notify(to, turn, nbytes)
+    return mem.clock() - begun
+
+
+@jit
+def copies(target, source, times):
+    """Copy COPIED bytes row by row, so often; returns ns."""
+    begun = mem.clock()
+    for _ in range(times):
+        for at in range(0, COPIED, ROW):
+            mem.copy_row(target + at, source + at, ROW)
+    return mem.clock() - begun
+
+
+class Network:
+    """Links between the ranks of a runtime; in a `with` block its calls use them. Collective, as is each method.
+
+    runtime: of layers that have been made; it must not grow meanwhile. bulk: the bulk schedule of a layer on it.
+    InputError: ranks on several nodes.
+    """
+
+    def __init__(self, runtime: Any, bulk: Any) -> None:
+        self.runtime, self.bulk, group = runtime, bulk, runtime.group
+        self.rank, self.world = group.rank, group.world
+        if not group.nodes.single:
+            raise InputError("emulated links connect ranks of one node: leave --ranks-per-node out")
+        self._capacity = 1 << (runtime.shape.slots + 8).bit_length()
+        self._link = words.link_bytes(self._capacity)
+        self._step = 2 * self._link + LINE * (TURNS + 1) + COPIED
+        self._window = ShmWindow(group.comm, self._step * self.world)
+        self._peers = [p for p in range(self.world) if p != self.rank]
+        self._turn = self._pinged = 0
+        self._free = np.zeros(self.world, np.int64)
+        self._to, self._from, self._links = (np.zeros(self.world, np.int64) for _ in range(3))
+        for p in self._peers:
+            self._to[p], self._from[p] = self._entries(self.rank, p), self._entries(p, self.rank)
+            self._links[p] = self._place(p, self.rank)
+
+    # ---- places. All of a pair of ranks lies in the target's part: the engine's link, that of pings, entries, a line
+
+    def _place(self, source: int, target: int) -> int:
+        return int(self._window.base[target]) + self._step * source
+
+    def _entries(self, source: int, target: int) -> int:
+        return self._place(source, target) + 2 * self._link
+
+    def _ping_line(self, source: int, target: int) -> int:
+        return self._entries(source, target) + LINE * TURNS
+
+    # ---- use
+
+    def set(self, alpha_us: float, gb_per_s: float) -> None:
+        """Give every link this latency and bandwidth. inf: of unlimited bandwidth."""
+        for p in self._peers:
+            for link in (self._place(self.rank, p), self._place(self.rank, p) + self._link):
+                head = mem.words(link, words.QUEUES)
+                head[words.ALPHA], head[words.PER_MIB] = round(1e3 * alpha_us), round(words.MIB / gb_per_s)
+                head[words.CAPACITY], head[words.FREE] = self._capacity, 0
+        self._free[:] = 0
+        self._meet()
+
+    def __enter__(self) -> Network:
+        self._meet()  # all calls have ended: words do not change
+        state, starts = self.runtime.state, self.runtime.tables.starts
+        lines = []
+        for p in self._peers:
+            lines.append((state[engine.region_to(starts, p)], state[engine.line_from(starts, p)], 0, p))
+            lines.append((self._ping_line(self.rank, p), self._ping_line(p, self.rank), self._link, p))
+        for i, (to, back, link, p) in enumerate(lines):
+            entry = words.TABLE[words.HEAD + words.ENTRY_WORDS * i :]
+            entry[[words.TO, words.FROM]] = to, back
+            entry[[words.OUT, words.IN]] = self._place(self.rank, p) + link, self._place(p, self.rank) + link
+            entry[words.SEEN :][: words.LINE_WORDS] = mem.words(int(back), words.LINE_WORDS)
+            words.empty(self._place(p, self.rank) + link)
+        words.TABLE[0] = len(lines)
+        self.runtime.run_with(steps.loop())
+        self.bulk.collective = self.collective
+        self._meet()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        words.TABLE[0] = 0
+        self.runtime.loop = ordinary
+        self.bulk.collective = self.bulk.at_once
+
+    def close(self) -> None:
+        """Free the links."""
+        self._window.close()
+
+    def _meet(self) -> None:
+        self.runtime.group.meet("the other ranks to set links")
+
+    def collective(self, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
+        """Make an MPI collective over the links: `Bulk.collective`. nbytes: [W] that this rank sends to each rank."""
+        self._turn += 1
+        enter(self._to, nbytes, self.rank, self._turn)
+        self.bulk.at_once(call, nbytes)
+        if not leave(self._from, self._links, self._free, self.rank, self._turn, LIMIT_NS):
+            raise WaitTimeout(f"rank {self.rank}: a rank did not enter a collective within {LIMIT_NS / 1e9:g} s")
+
+    def copy_rate(self) -> float:
+        """GB/s at which this rank copies rows to a peer, all ranks at once; the fastest of three tries."""
+        target = self._ping_line(self.rank, self._peers[0]) + LINE
+        source = np.ones(COPIED, np.uint8)
+        taken = []
+        for times in (1, COPIES, COPIES, COPIES):
+            self._meet()
+            taken.append(copies(target, source.ctypes.data, times) / times)
+        return COPIED / min(taken[1:])
+
+    def ping(self, nbytes: int, rounds: int) -> float:
+        """Seconds that a word with `nbytes` takes from rank 0 to rank 1, and back: half the mean of round trips.
+
+        0 on other ranks. Within a `with` block.
+        """
+        taken = 0.0
+        self._meet()
+        if self.rank < 2:
+            peer = 1 - self.rank
+            to, back = self._ping_line(self.rank, peer), self._ping_line(peer, self.rank)
+            spent = pings(to, back, nbytes, self._pinged, rounds, self.rank == 0)
+            if spent < 0:
+                raise WaitTimeout(f"rank {self.rank}: rank {peer} did not answer a ping")
+            taken = spent * 1e-9 / (2 * rounds)
+        self._pinged += rounds + 1
+        return taken

@@ -1,0 +1,103 @@
+"""Pictures of the suite `overlap`: where a fused call is faster than a bulk one, by latency and bandwidth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...results import Table
+from .style import OF, plain_log, slowest
+
+
+def _medians(table: Table) -> np.ndarray:
+    """[case, alpha, rate, schedule] seconds: the slowest rank, the median over calls."""
+    return np.nanmedian(slowest(table.variables["call_time"].values), axis=-1)
+
+
+def _latency(seconds: float) -> str:
+    return f"{seconds * 1e3:g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:g} us"
+
+
+def _rates(table: Table) -> list[str]:
+    """Rates as text, marked where the copy of rows counts as much as the link."""
+    copy = table.attributes["copy_gb_per_s"]
+    return [f"{rate:g}{'*' if rate > copy / 2 else ''}" for rate in table.dims["rate"].values]
+
+
+def heat(table: Table) -> Any:
+    """Bulk over fused for each latency and bandwidth, a panel a layer: above 1 (blue) overlap pays."""
+    import matplotlib
+    from matplotlib import pyplot
+    from matplotlib.colors import LogNorm
+
+    times, cases = _medians(table), table.dims["case"].values
+    schedules = list(table.dims["schedule"].values)
+    ratio = times[..., schedules.index("bulk")] / times[..., schedules.index("fused")]
+    alphas, rates = table.dims["alpha"].values, _rates(table)
+    columns = min(5, len(cases))
+    lines = -(-len(cases) // columns)
+    size = (max(6.0, 2.6 * columns + 0.8), 2.3 * lines + 0.6)
+    figure, axes = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="compressed")
+    far = max(1.1, float(np.nanmax(ratio)), 1 / float(np.nanmin(ratio)))
+    norm, shades = LogNorm(1 / far, far), matplotlib.colormaps["RdBu"]
+    for c, axis in zip(range(len(cases)), axes.flat):
+        image = axis.imshow(ratio[c], cmap=shades, norm=norm, aspect="auto")
+        for (i, j), value in np.ndenumerate(ratio[c]):
+            dark = abs(norm(value) - 0.5) > 0.35
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        axis.grid(False)
+        axis.set(title=str(cases[c]))
+        axis.set_xticks(range(len(rates)), rates)
+        axis.set_yticks(range(len(alphas)), [_latency(a) for a in alphas])
+    for axis in axes.flat[len(cases) :]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("latency of a link")
+    for axis in axes[-1]:
+        axis.set_xlabel("bandwidth (GB/s)")
+    bar = figure.colorbar(image, ax=axes, label="bulk / fused", shrink=0.8)
+    plain_log(bar.ax.yaxis)
+    figure.suptitle(
+        "time of a bulk call over a fused one;  *: copying rows costs as much", fontsize=9, x=0.01, ha="left"
+    )
+    return figure
+
+
+def efficiency(table: Table) -> Any:
+    """Experts alone over the call, by bandwidth, a panel a layer: solid lines are the least latency."""
+    from matplotlib import pyplot
+
+    times, cases = _medians(table), table.dims["case"].values
+    alone = table.variables["experts_time"].values
+    alphas, rates = table.dims["alpha"].values, _rates(table)
+    columns = min(5, len(cases))
+    lines = -(-len(cases) // columns)
+    figure, axes = pyplot.subplots(
+        lines,
+        columns,
+        figsize=(max(6.0, 2.5 * columns + 0.6), 2.3 * lines + 0.7),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
+    for c, axis in zip(range(len(cases)), axes.flat):
+        for s, schedule in enumerate(table.dims["schedule"].values):
+            for a, style in zip(range(len(alphas)), ("-", "--", ":", "-.") * len(alphas)):
+                label = f"{schedule}, {_latency(alphas[a])}"
+                share = alone[c] / times[c, a, :, s] * 100
+                axis.plot(range(len(rates)), share, style, color=OF[schedule], label=label, marker=".", markersize=4)
+        axis.set(title=str(cases[c]), ylim=(0, 110))
+        axis.set_xticks(range(len(rates)), rates)
+    for axis in axes.flat[len(cases) :]:
+        axis.set_visible(False)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("experts alone / call (%)")
+    for axis in axes[-1]:
+        axis.set_xlabel("bandwidth (GB/s)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=7)
+    return figure
+
+
+PICTURES = {"overlap": [("overlap", heat), ("overlap-efficiency", efficiency)]}

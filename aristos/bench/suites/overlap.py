@@ -1,0 +1,413 @@
+"""Suite `overlap`: what overlap is worth. Fused against bulk over emulated links of set latencies and bandwidths.
+
+The links (`bench/delay/`) cost no processor time: a rank does not see a word, or the end of a collective, before it is
+due. Every row moves (moves="tokens"). Of each point, for the slowest rank, the median over calls:
+
+    fused, bulk          milliseconds of a call
+    bulk / fused         above 1: overlap pays
+    communication        share of the bulk call inside its collectives, of the rank that waits least for others
+    efficiency           experts alone / call; the experts' rows all local, as in suite `layer`
+    idle                 as in suite `idle`
+    bound                max(bulk's communication, bulk's other time) / 0.9 and one tile (its arithmetic, its way over a
+                         link): what a fused call should take at most where communication is 30 to 70 % of a bulk call
+
+Biased against fused: copies of rows cost a fused worker time, while those of the bulk schedule take place inside the
+time that its collective waits for its link anyway. A * marks bandwidths above half of the measured rate of copying,
+where the copy counts as much as the link. Before the layers the links are checked: pings, and all-to-alls of MPI.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ... import models
+from ...primitives import isa
+from ...results import Table
+from ..bounds import ExpertPhase
+from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..measure import gathered, in_turns, iterations, padded
+from ..registry import suite
+from ..workload import Call, Workload, execute
+from .idle import idle_share
+
+if TYPE_CHECKING:
+    from ..delay.network import Network
+
+COMPARED = ("a", "b", "c", "d", "e")
+SCHEDULES = ("bulk", "fused")
+YES = {True: "yes", False: "no"}
+UNLIMITED = (0.0, float("inf"))  # alpha in us, GB/s: no delay
+FEWEST_CALLS, MOST_CALLS = 3, 60  # of a point
+BLOCKS = 4  # in which calls with and without the emulation alternate
+BOUND_SHARES, BOUND = (0.3, 0.7), 0.9
+PING_BYTES, PINGS, PING_REPEATS = (0, 4096, 65536), 10, 30
+PING_SHARE, PING_US = 0.05, 0.5
+EXCHANGED = 1 << 20  # bytes to each rank in a checked all-to-all
+EXCHANGE_SHARE, EXCHANGES = 0.10, 15
+
+POINTS = (
+    Column("case", "layer"),
+    Column("alpha_us", "alpha\nus", "g"),
+    Column("rate_text", "rate\nGB/s"),
+    Column("bulk_ms", "bulk\nms", ".3f"),
+    Column("fused_ms", "fused\nms", ".3f"),
+    Column("speedup", "bulk /\nfused", ".2f"),
+    Column("communication", "communi-\ncation", ".0%"),
+    Column("bulk_efficiency", "bulk\nefficiency", ".0%"),
+    Column("fused_efficiency", "fused\nefficiency", ".0%"),
+    Column("bulk_idle", "bulk\nidle", ".0%"),
+    Column("fused_idle", "fused\nidle", ".0%"),
+    Column("bound_ms", "bound\nms", ".3f"),
+    Column("within", "within"),
+    Column("iterations", "calls", "d"),
+    ERROR,
+    CHECK,
+)
+LINKS = (
+    Column("alpha_us", "alpha\nus", "g"),
+    Column("rate_text", "rate\nGB/s"),
+    Column("ping_us", "64 KiB\nping us", ".2f"),
+    Column("ping_off_us", "worst ping\noff us", ".2f"),
+    Column("exchange_us", "all-to-all\nus", ".1f"),
+    Column("exchange_model_us", "of its link\nus", ".1f"),
+    Column("as_set", "as set"),
+)
+SAME = (
+    Column("case", "layer"),
+    Column("schedule", "schedule"),
+    Column("plain_ms", "no emulation\nms", ".3f"),
+    Column("undelayed_ms", "no delay\nms", ".3f"),
+    Column("ratio", "ratio", ".3f"),
+    Column("noise", "noise", ".1%"),
+    Column("equal", "equal"),
+)
+
+
+@dataclass
+class PointTimes:
+    """times, idle: schedule -> [world, iterations] seconds of calls, and idle seconds in them."""
+
+    times: dict[str, np.ndarray]
+    idle: dict[str, np.ndarray]
+
+    def median(self, schedule: str) -> float:
+        return float(np.median(self.times[schedule].max(axis=0)))
+
+    def idle_share(self, schedule: str, workers: int) -> float:
+        return float(np.median(idle_share(self.times[schedule], self.idle[schedule], workers)))
+
+    def communication(self, workers: int) -> float:
+        """Seconds inside the collectives of a bulk call, of the rank that spends least there."""
+        return float(np.median(self.idle["bulk"].min(axis=0))) / workers
+
+
+@dataclass
+class CaseTimes:
+    """One layer. points: in the order of alpha, rate; plain, undelayed: without emulation, and without delay."""
+
+    name: str
+    threads: int
+    alone: float
+    tile_share: float
+    tile_bytes: int
+    points: list[PointTimes] = field(default_factory=list)
+    plain: list[PointTimes] = field(default_factory=list)
+    undelayed: list[PointTimes] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+    right: bool = True
+
+
+class Match:
+    """Calls of both schedules on one input; every output is compared with the first, which the oracle has checked."""
+
+    def __init__(self, work: Workload, layers: dict[str, Any], call: Call) -> None:
+        self.work, self.layers, self.call = work, layers, call
+        self.out = np.empty_like(call.x)
+        truth = work.oracle(call)
+        self.wanted = np.array(execute(layers["bulk"], call))
+        self.errors = {s: work.error(np.array(execute(layer, call)), truth) for s, layer in layers.items()}
+        self.right = all(work.passes(e) for e in self.errors.values())
+
+    def measure(self, count: int) -> PointTimes:
+        """Both schedules in turns, `count` times. Collective."""
+        world = self.work.world
+        idle: dict[str, list[float]] = {s: [] for s in self.layers}
+        last: dict[str, Any] = {}
+
+        def play(schedule: str) -> None:
+            _, last[schedule] = execute(self.layers[schedule], self.call, self.out, return_stats=True)
+
+        def note(schedule: str, i: int, elapsed: float) -> None:
+            s = last[schedule]
+            idle[schedule].append(s.idle_seconds + s.workers * (elapsed - s.call_seconds))
+            self.right &= np.array_equal(self.out, self.wanted)
+
+        calls: dict[str, Any] = {s: partial(play, s) for s in self.layers}
+        times = in_turns(world, calls, count, note)
+        return PointTimes(
+            {s: gathered(world, t) for s, t in times.items()},
+            {s: gathered(world, np.array(idle[s])) for s in times},
+        )
+
+
+@suite(
+    "overlap",
+    "what overlap is worth: fused against bulk over emulated links (--alpha, --rate)",
+    order=75,
+    ranks=2,
+    share=3.0,
+    default=False,
+)
+def run(ctx: Context) -> Result:
+    links: list[dict[str, Any]] = []
+    done = []
+    cases = _shapes(ctx)
+    for i, shape in enumerate(cases):
+        work = Workload(ctx.world, shape.cfg, ctx.options.seed)
+        name = f"{shape.name} {shape.cfg.dtype}"
+        ctx.report(name, i / len(cases))
+        done.append(_case(ctx, work, name, shape.tokens[-1], ctx.left() / (len(cases) - i), links))
+    points = list(product(ctx.options.alpha, ctx.options.rate))
+    threads = done[0].threads
+    where = f"{counted(ctx.world.size, 'rank')} x {counted(threads, 'thread')}"
+    copy = links[0]["copy_gb_per_s"]
+    checked = Sheet(f"emulated links, {where}: copying {copy:.1f} GB/s", LINKS, links)
+    same = Sheet("the emulation without any delay", SAME, [r for m in done for r in _same_records(m)])
+    sheet = Sheet(f"overlap over emulated links, {where}", POINTS)
+    for m in done:
+        sheet.records += [_record(m, point, times, copy) for point, times in zip(points, m.points)]
+    sheet.notes = [_sentence(m.name, [r for r in sheet.records if r["case"] == m.name]) for m in done]
+    sheets = [checked, same, sheet]
+    return Result(all(m.right for m in done), sheets, [_table(ctx, done, links)])
+
+
+def _shapes(ctx: Context) -> list[models.Shape]:
+    """The layer of the options, or those of the comparison; in bfloat16 too where the core multiplies it."""
+    o = ctx.options
+    own = (o.preset, o.tokens, o.hidden, o.ffn, o.experts, o.top_k, o.activation)
+    native = isa.chosen() in ("amx", "avx512bf16", "neonbf16")
+    dtypes = [o.dtype] if o.dtype else ["float32", "bfloat16"] if native else ["float32"]
+    if any(value is not None for value in own) or ctx.trace is not None:
+        return [ctx.shape()]
+    return [models.shape(name, ctx.world.size, dtype=dtype) for dtype in dtypes for name in COMPARED]
+
+
+def _case(
+    ctx: Context, work: Workload, name: str, tokens: int, seconds: float, links: list[dict[str, Any]]
+) -> CaseTimes:
+    """Measure one layer at every point. links: filled in, once. Collective."""
+    from ..delay.network import Network
+
+    stacked = work.weights()
+    layers = {s: work.layer(s, ctx.options.threads, stacked, moves="tokens") for s in SCHEDULES}
+    network = Network(layers["fused"].runtime, layers["bulk"]._backend.bulk)
+    try:
+        match = Match(work, layers, work.typed(work.call(tokens, ctx.options.routing or "uniform", tokens)))
+        rows = work.rows(work.routed(match.call)[0])
+        mine = int(rows[work.local].sum())
+        m = CaseTimes(name, layers["fused"].threads, *_alone(ctx, work, layers["fused"], rows), 0)
+        m.tile_bytes = int(m.tile_share * mine) * match.call.x.itemsize * work.cfg.hidden
+        if not links:
+            links += _links(ctx, network)
+        points = list(product(ctx.options.alpha, ctx.options.rate))
+        first = match.measure(max(1, ctx.options.warmup))
+        turn = float(sum(t.max(axis=0).min() for t in first.times.values()))
+        fit = int(ctx.world.bcast(0.7 * seconds / (len(points) + 2) / turn))
+        count = ctx.options.iters or min(MOST_CALLS, max(FEWEST_CALLS, fit))
+        for _ in range(BLOCKS):
+            m.plain.append(match.measure(max(1, count // BLOCKS)))
+            network.set(*UNLIMITED)
+            with network:
+                m.undelayed.append(match.measure(max(1, count // BLOCKS)))
+        for i, point in enumerate(points):
+            ctx.report(f"{name}: {point[0]:g} us, {point[1]:g} GB/s", i / len(points))
+            network.set(*point)
+            with network:
+                m.points.append(match.measure(count))
+        m.errors, m.right = match.errors, ctx.world.every(match.right)
+        return m
+    finally:
+        network.close()
+        for layer in layers.values():
+            layer.close()
+
+
+def _alone(ctx: Context, work: Workload, layer: Any, rows: np.ndarray) -> tuple[float, float]:
+    """(seconds of the busiest rank's experts alone, share of a rank's rows in its largest tile). Collective."""
+    from ...substrate.cpu.runtime import TILE
+
+    phase = ExpertPhase(work, layer, rows)
+    count = iterations(ctx.world, {"alone": phase}, 0.5, warmup=1, asked=None)
+    taken = gathered(ctx.world, in_turns(ctx.world, {"alone": phase}, min(count, MOST_CALLS))["alone"])
+    phase.close()
+    tile = min(TILE, int(rows.max()) // ctx.world.size)
+    return float(np.median(taken, axis=1).max()), tile / max(1.0, rows.sum() / ctx.world.size)
+
+
+# ---- the links themselves
+
+
+def _links(ctx: Context, network: Network) -> list[dict[str, Any]]:
+    """Check what was set at every point: a record each. Collective."""
+    copy = ctx.world.bcast(network.copy_rate())
+    records = []
+    with network:
+        network.set(*UNLIMITED)
+        at_once = _exchange(ctx, network)
+        for alpha, rate in product(ctx.options.alpha, ctx.options.rate):
+            network.set(alpha, rate)
+            found = {n: min(network.ping(n, PINGS) for _ in range(PING_REPEATS)) * 1e6 for n in PING_BYTES}
+            set_to = {n: alpha + n / (1e3 * rate) for n in PING_BYTES}
+            off = {n: abs(found[n] - set_to[n]) for n in PING_BYTES}
+            ping_right = all(off[n] <= max(PING_US, PING_SHARE * set_to[n]) for n in PING_BYTES)
+            model = alpha + EXCHANGED / (1e3 * rate)
+            took = _exchange(ctx, network)
+            fast = model < 2 * at_once  # the real collective takes as long as the link
+            right = ping_right and (fast or abs(took - model) <= EXCHANGE_SHARE * model)
+            records.append(
+                {
+                    "alpha_us": alpha,
+                    "rate_gb_per_s": rate,
+                    "rate_text": _rate_text(rate, copy),
+                    "copy_gb_per_s": copy,
+                    "ping_us": found[PING_BYTES[-1]],
+                    "ping_off_us": max(off.values()),
+                    "exchange_us": took,
+                    "exchange_model_us": None if fast else model,
+                    "as_set": YES[bool(ctx.world.bcast(right))],
+                }
+            )
+    return records
+
+
+def _rate_text(rate: float, copy: float) -> str:
+    return f"{rate:g}{'*' if rate > copy / 2 else ''}"
+
+
+def _exchange(ctx: Context, network: Network) -> float:
+    """Microseconds of an all-to-all of EXCHANGED bytes to each rank: of the slowest rank, the best try. Collective."""
+    sent = np.ones((ctx.world.size, EXCHANGED), np.uint8)
+    came = np.empty_like(sent)
+    nbytes = np.full(ctx.world.size, EXCHANGED)
+    call = partial(network.collective, lambda comm: comm.Alltoall(sent, came), nbytes)
+    in_turns(ctx.world, {"exchange": call}, 1)
+    taken = in_turns(ctx.world, {"exchange": call}, EXCHANGES)["exchange"]
+    return float(gathered(ctx.world, taken).max(axis=0).min()) * 1e6
+
+
+# ---- records
+
+
+def _same_records(m: CaseTimes) -> list[dict[str, Any]]:
+    """Calls without emulation against those without delay: equal within what blocks of the same kind differ."""
+    records = []
+    for schedule in SCHEDULES:
+        plain = np.array([b.median(schedule) for b in m.plain])
+        undelayed = np.array([b.median(schedule) for b in m.undelayed])
+        ratio = float(np.median(undelayed / plain))
+        noise = max(0.02, *(float(np.ptp(v) / np.median(v)) for v in (plain, undelayed)))
+        records.append(
+            {
+                "case": m.name,
+                "schedule": schedule,
+                "plain_ms": float(np.median(plain)) * 1e3,
+                "undelayed_ms": float(np.median(undelayed)) * 1e3,
+                "ratio": ratio,
+                "noise": noise,
+                "equal": YES[abs(ratio - 1) <= noise],
+            }
+        )
+    return records
+
+
+def _record(m: CaseTimes, point: tuple[float, float], t: PointTimes, copy: float) -> dict[str, Any]:
+    alpha, rate = point
+    bulk, fused = t.median("bulk"), t.median("fused")
+    communication = t.communication(m.threads)
+    share = communication / bulk
+    tile = m.alone * m.tile_share + alpha * 1e-6 + m.tile_bytes / (1e9 * rate)
+    bound = max(communication, bulk - communication) / BOUND + tile
+    asked = BOUND_SHARES[0] <= share <= BOUND_SHARES[1]
+    return {
+        "case": m.name,
+        "alpha_us": alpha,
+        "rate_gb_per_s": rate,
+        "rate_text": _rate_text(rate, copy),
+        "bulk_ms": bulk * 1e3,
+        "fused_ms": fused * 1e3,
+        "speedup": bulk / fused,
+        "communication": share,
+        "bulk_efficiency": m.alone / bulk,
+        "fused_efficiency": m.alone / fused,
+        "bulk_idle": t.idle_share("bulk", m.threads),
+        "fused_idle": t.idle_share("fused", m.threads),
+        "bound_ms": bound * 1e3,
+        "within": YES[fused <= bound] if asked else "-",
+        "iterations": t.times["fused"].shape[1],
+        "error": max(m.errors.values()),
+        "check": VERDICTS[m.right],
+    }
+
+
+def _sentence(case: str, records: list[dict[str, Any]]) -> str:
+    """Where fused pays for one layer, in words."""
+    best = max(records, key=lambda r: r["speedup"])
+    losing = [r for r in records if r["speedup"] < 1]
+
+    def at(r: dict[str, Any]) -> str:
+        return f"{r['alpha_us']:g} us and {r['rate_text']} GB/s"
+
+    text = f"{case}: fused is at most {best['speedup']:.2f} times as fast as bulk, at {at(best)}"
+    if not losing:
+        return f"{text}; it pays at every point."
+    worst = min(losing, key=lambda r: r["speedup"])
+    return (
+        f"{text}; at {len(losing)} of {len(records)} points it is slower, most at {at(worst)} ({worst['speedup']:.2f})."
+    )
+
+
+def _table(ctx: Context, done: list[CaseTimes], links: list[dict[str, Any]]) -> Table:
+    """Raw times."""
+    alphas, rates, world = ctx.options.alpha, ctx.options.rate, ctx.world.size
+    shape = (len(done), len(alphas), len(rates), len(SCHEDULES), world)
+
+    def of(name: str) -> np.ndarray:
+        raw = padded([[getattr(p, name)[s] for p in m.points for s in SCHEDULES] for m in done])
+        return raw.reshape(*shape, raw.shape[-1])
+
+    times = of("times")
+    table = Table("overlap", attributes={"threads": done[0].threads, "copy_gb_per_s": links[0]["copy_gb_per_s"]})
+    table.dim("case", [m.name for m in done]).dim("alpha", np.array(alphas) * 1e-6, "s", "latency of a link")
+    table.dim("rate", np.array(rates), "GB/s", "bandwidth of a link").dim("schedule", list(SCHEDULES))
+    table.dim("rank", np.arange(world)).dim("iteration", np.arange(times.shape[-1]))
+    dims = ("case", "alpha", "rate", "schedule", "rank", "iteration")
+    table.add("call_time", dims, times, "s", "one layer call on one rank")
+    table.add("idle_time", dims, of("idle"), "s", "workers' time without a runnable tile, to its own end")
+    table.add("experts_time", "case", [m.alone for m in done], "s", "the busiest rank's experts alone")
+    table.add(
+        "bound", ("case", "alpha", "rate"), _bounds(done, alphas, rates, links[0]["copy_gb_per_s"]), "s",
+        "what a fused call should take at most",
+    )  # fmt: skip
+    plain, undelayed = (
+        np.array([[np.median([b.median(s) for b in getattr(m, name)]) for s in SCHEDULES] for m in done])
+        for name in ("plain", "undelayed")
+    )
+    table.add("plain_time", ("case", "schedule"), plain, "s", "a call without emulation, median")
+    table.add(
+        "undelayed_time", ("case", "schedule"), undelayed, "s", "a call with emulated links without delay, median"
+    )
+    errors = [[m.errors[s] for s in SCHEDULES] for m in done]
+    return table.add("error", ("case", "schedule"), errors, "1", "largest relative error against float64")
+
+
+def _bounds(done: list[CaseTimes], alphas: tuple[float, ...], rates: tuple[float, ...], copy: float) -> np.ndarray:
+    found = [
+        [_record(m, point, t, copy)["bound_ms"] * 1e-3 for point, t in zip(product(alphas, rates), m.points)]
+        for m in done
+    ]
+    return np.array(found).reshape(len(done), len(alphas), len(rates))
