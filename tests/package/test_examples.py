@@ -64,6 +64,13 @@ def test_layer_on_two_ranks(comm):
     assert sum(ran["stats"].rows_to_peer) == 512 * 2
 
 
+@pytest.mark.ranks(2)
+def test_experts_of_ones_own_on_two_ranks(comm):
+    ran = runpy.run_path(str(EXAMPLES / "exchange.py"), run_name="__main__")
+    assert ran["h"].experts == ((0, 1, 2, 3), (4, 5, 6, 7))[comm.rank]
+    assert sum(comm.allgather(ran["h"].rows)) == 2 * 512 * 2
+
+
 def test_readme_shows_the_layer():
     def lines(text: str) -> list[str]:
         return [line for line in text.splitlines() if line]  # the README has no room for empty ones

@@ -1,0 +1,200 @@
+"""Write docs/api.md, the reference of the Python API, from docstrings: `python docs/api.py` (`--check` compares).
+
+Signatures, fields and texts come from the code; only the order of the page and the names of its parts stand here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).resolve().parent / "api.md"
+HEAD = """# Python API
+
+Made by `python docs/api.py` from the docstrings; change those. H: width of a token; F: width inside an expert;
+E: experts; k: choices a token; S: tokens of a rank; L: experts of a rank; W: ranks. Guides with examples:
+[the layer](layer.md), [published models](models.md), [the planner](planner.md), [topology](topology.md).
+"""
+# part of the page -> names in it: a class, a function, or a module whose public names are meant
+PARTS: dict[str, tuple[str, ...]] = {
+    "The layer": ("aristos.MoE", "aristos.MoEConfig", "aristos.Router", "aristos.placement.Placement"),
+    "What a call gives": (
+        "aristos.Routing",
+        "aristos.layer.pending.PendingCall",
+        "aristos.layer.stats.CallStats",
+        "aristos.layer.stats.Summary",
+        "aristos.layer.stats.MessageClass",
+    ),
+    "Experts of your own": ("aristos.Exchange", "aristos.layer.exchange.Handle"),
+    "Training": ("aristos.train", "aristos.layer.training.Tape", "aristos.reproducible_sum"),
+    "Losses": ("aristos.losses",),
+    "Published models": ("aristos.Checkpoint",),
+    "Planner": ("aristos.planner",),
+    "Topology": ("aristos.topology",),
+    "Results": ("aristos.results",),
+    "Errors": ("aristos.errors",),
+}
+EVENTS = """## Events of a timeline
+
+`MoE.events()` gives tuples (worker, kind, start, end, which, rows). `which` is a rank for `dispatch` and `wait`, and
+an expert's id for `expert`.
+
+| kind | what the worker did |
+| --- | --- |
+"""
+KINDS = {
+    "route": "scored a block of tokens and chose their experts",
+    "pack": "counted rows by expert and gave them places in the packed order",
+    "dispatch": "copied rows to rank `which`, or handed them to the wire",
+    "expert": "computed rows of one expert",
+    "combine": "added the outputs of a block of tokens, weighted",
+    "wire": "served MPI between nodes; within a wait, if it had nothing else to do",
+    "wait": "had no command: it waited for rank `which`, or, if that is its own, for another worker",
+}
+
+
+def page() -> str:
+    """The whole page."""
+    from aristos.layer.cpu import EVENT_KINDS
+
+    missing = set(EVENT_KINDS.values()) ^ set(KINDS)
+    if missing:
+        raise SystemExit(f"KINDS of docs/api.py and the events of the code differ: {', '.join(sorted(missing))}")
+    parts = [HEAD]
+    for title, names in PARTS.items():
+        parts.append(f"## {title}\n")
+        for name in names:
+            parts += _described(name)
+    parts.append(EVENTS + "".join(f"| `{kind}` | {text} |\n" for kind, text in KINDS.items()))
+    return "\n".join(parts)
+
+
+def _described(name: str) -> list[str]:
+    found = _find(name)
+    if inspect.ismodule(found):
+        return [_text(found), *(line for each in _public(found) for line in _described(f"{name}.{each}"))]
+    if inspect.isclass(found):
+        return _of_class(name, found)
+    if callable(found):
+        return [f"### `{name}`\n", _code(f"{name.rsplit('.', 1)[1]}{_signature(found)}"), _text(found)]
+    return [f"### `{name}`\n", _code(f"{name.rsplit('.', 1)[1]} = {found!r}")]
+
+
+def _of_class(name: str, cls: type) -> list[str]:
+    short = name.rsplit(".", 1)[1]
+    if issubclass(cls, BaseException):
+        bases = ", ".join(f"`{base.__name__}`" for base in cls.__bases__)
+        return [f"- **`{short}`** ({bases}): {_text(cls).strip()}\n"]
+    lines = [f"### `{name}`\n"]
+    if "__init__" in vars(cls):
+        lines.append(_code(f"{short}{_signature(cls)}"))
+    lines.append(_text(cls))
+    for each in _members(cls):
+        member = inspect.getattr_static(cls, each)
+        text = _text(getattr(cls, each) if isinstance(member, classmethod | staticmethod) else member).strip()
+        if isinstance(member, property):
+            lines.append(f"- **`{each}`**: {_indented(text)}\n")
+        else:
+            heading = "call" if each == "__call__" else each
+            lines.append(f"#### `{short}.{heading}`\n")
+            lines += [_code(f"{'moe' if each == '__call__' else heading}{_signature(getattr(cls, each))}"), text + "\n"]
+    return lines
+
+
+def _members(cls: type) -> list[str]:
+    """Public methods and properties with a docstring, of the class, then of its bases in this package; a call first."""
+    found: dict[str, None] = {}
+    for base in cls.__mro__:
+        elsewhere = base is not cls and base.__module__ == cls.__module__  # a base with a heading of its own
+        if base.__module__.startswith("aristos") and not elsewhere:
+            for name, member in vars(base).items():
+                shown = name == "__call__" or not name.startswith("_")
+                plain = isinstance(member, property | classmethod | staticmethod) or inspect.isfunction(member)
+                if shown and plain and inspect.getdoc(getattr(cls, name)):
+                    found[name] = None
+    return sorted(found, key=lambda name: name != "__call__")
+
+
+def _public(module: Any) -> list[str]:
+    listed = getattr(module, "__all__", None)
+    if listed is not None:
+        return [name for name in listed if not name.startswith("_")]
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__ and callable(value)
+    ]
+
+
+def _find(name: str) -> Any:
+    parts = name.split(".")
+    found: Any = importlib.import_module(parts[0])
+    for part in parts[1:]:
+        if not hasattr(found, part):
+            importlib.import_module(f"{found.__name__}.{part}")
+        found = getattr(found, part)
+    return found
+
+
+def _signature(found: Any) -> str:
+    """The signature with an argument a line where it is long, without self."""
+    signature = inspect.signature(found)
+    taken = [p for name, p in signature.parameters.items() if name != "self"]
+    arguments = [_argument(p) for p in taken]
+    kinds = [p.kind for p in taken]
+    if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        arguments.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    back = signature.return_annotation
+    end = "" if back is inspect.Signature.empty or inspect.isclass(found) else f" -> {_annotation(back)}"
+    line = ", ".join(arguments)
+    if len(line) < 90:
+        return f"({line}){end}"
+    return "(\n" + "".join(f"    {argument},\n" for argument in arguments) + f"){end}"
+
+
+def _argument(p: inspect.Parameter) -> str:
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(p.kind, "")
+    typed = "" if p.annotation is inspect.Parameter.empty else f": {_annotation(p.annotation)}"
+    if p.default is inspect.Parameter.empty:
+        return f"{stars}{p.name}{typed}"
+    shown = "..." if "<factory>" in repr(p.default) else getattr(p.default, "__name__", repr(p.default))
+    return f"{p.name}{typed} = {shown}" if typed else f"{p.name}={shown}"
+
+
+def _annotation(found: Any) -> str:
+    return found if isinstance(found, str) else inspect.formatannotation(found)
+
+
+def _text(found: Any) -> str:
+    """The docstring; of a dataclass that has none, its fields."""
+    doc = inspect.getdoc(found) or ""
+    if inspect.isclass(found) and dataclasses.is_dataclass(found) and doc.startswith(f"{found.__name__}("):
+        doc = ""
+    return doc + "\n"
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n  ")
+
+
+def _code(text: str) -> str:
+    return f"```python\n{text}\n```\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is not up to date")
+    made = page()
+    if parser.parse_args().check:
+        return int(not PAGE.exists() or PAGE.read_text() != made)
+    PAGE.write_text(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
