@@ -131,6 +131,7 @@ def test_high_precision_of_float32():
             assert same(moe(x[:3]), y[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.ranks(2)
 def test_high_precision_on_ranks(comm, monkeypatch):
     cfg = replace(CFG, precision="high")
@@ -175,6 +176,7 @@ def test_high_precision_is_for_float32():
 LESS = "avx2" if "avx2" in isa.usable()[1:] else "generic"  # an instruction set besides the best one
 
 
+@pytest.mark.slow
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ranks_agree_on_an_instruction_set(comm, dtype, monkeypatch, capfd):

@@ -87,6 +87,7 @@ def test_a_process_without_a_gpu(monkeypatch):
     assert "cuInit" in answer.why or "are visible" in answer.why
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("released", [True, False])
 def test_the_kernel_of_the_probe(released):
     """It stays until it is released, or its time is over; its row is complete before it notifies the host."""
