@@ -562,36 +562,6 @@ def test_the_exit_code_is_the_commands(command, code, message):
     assert not processes("MARK=exit-code-test")
 
 
-def test_unusable_folders_are_errors(tmp_path):
-    spaced = tmp_path / "a b"
-    spaced.mkdir()
-    for name, mode in (("readable", 0o755), ("shared", 0o777), ("foreign", 0o700)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name).chmod(mode)
-    (tmp_path / "readable" / "slurm.conf").write_text("ClusterName=virtual")
-    if os.getuid() == 0:
-        os.chown(tmp_path / "foreign", 12345, 12345)
-    else:
-        (tmp_path / "foreign").chmod(0o750)
-    for words, variables, message in (
-        (["start", "--dir", "/etc/passwd"], {}, "File exists"),
-        (["start", "--dir", "/proc/x"], {}, "No such file or directory"),
-        (["start", "--dir", "/tmp/" + "x" * 100], {}, "too long"),
-        (["start", "--dir", spaced], {}, "letters, digits"),
-        (["run", "--", "true"], {"TMPDIR": str(spaced)}, "letters, digits"),
-        (["stop", "--dir", tmp_path], {}, "no virtual cluster"),
-        (["start", "--dir", tmp_path / "readable"], {}, "must be yours alone, but"),
-        (["start", "--dir", tmp_path / "shared" / "new"], {}, "has mode 0777: name a folder that does not exist yet"),
-        (["start", "--dir", tmp_path / "foreign"], {}, "must be yours alone"),
-        (["stop", "--dir", tmp_path / "readable"], {}, "must be yours alone"),
-    ):
-        done = virtual_slurm(*words, **variables)
-        assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
-        assert message in done.stderr
-    assert not any(spaced.iterdir())
-    assert not (tmp_path / "shared" / "new").exists()
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder for a cluster; it does not exist yet and has a short path."""
@@ -600,6 +570,37 @@ def folder() -> Iterator[Path]:
     for pid in processes(f"SLURM_CONF={parent}/c/slurm.conf"):
         os.kill(pid, signal.SIGKILL)
     shutil.rmtree(parent, ignore_errors=True)
+
+
+def test_unusable_folders_are_errors(folder):
+    folder.mkdir(mode=0o700)
+    spaced = folder / "a b"
+    spaced.mkdir()
+    for name, mode in (("readable", 0o755), ("shared", 0o777), ("foreign", 0o700)):
+        (folder / name).mkdir()
+        (folder / name).chmod(mode)
+    (folder / "readable" / "slurm.conf").write_text("ClusterName=virtual")
+    if os.getuid() == 0:
+        os.chown(folder / "foreign", 12345, 12345)
+    else:
+        (folder / "foreign").chmod(0o750)
+    for words, variables, message in (
+        (["start", "--dir", "/etc/passwd"], {}, "File exists"),
+        (["start", "--dir", "/proc/x"], {}, "No such file or directory"),
+        (["start", "--dir", "/tmp/" + "x" * 100], {}, "too long"),
+        (["start", "--dir", spaced], {}, "letters, digits"),
+        (["run", "--", "true"], {"TMPDIR": str(spaced)}, "letters, digits"),
+        (["stop", "--dir", folder], {}, "no virtual cluster"),
+        (["start", "--dir", folder / "readable"], {}, "must be yours alone, but"),
+        (["start", "--dir", folder / "shared" / "new"], {}, "has mode 0777: name a folder that does not exist yet"),
+        (["start", "--dir", folder / "foreign"], {}, "must be yours alone"),
+        (["stop", "--dir", folder / "readable"], {}, "must be yours alone"),
+    ):
+        done = virtual_slurm(*words, **variables)
+        assert (done.returncode, len(done.stderr.splitlines())) == (3, 1), done.stderr
+        assert message in done.stderr
+    assert not any(spaced.iterdir())
+    assert not (folder / "shared" / "new").exists()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

@@ -1,4 +1,4 @@
-"""simt alone: it imports only the compile cache and the error classes, without circles, and runs without the rest."""
+"""simt alone: it imports only the compile cache, readers of numbers and the error classes; it runs without the rest."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "aristos"
-# The compile cache, with what it needs
-BASE = ("errors", "primitives.compile", "primitives.isa", "primitives.offline", "primitives.sources")
+# The compile cache, with what it needs, and bounded numbers of texts
+CACHE = ("compile", "code_files", "isa", "offline", "private", "sources")
+BASE = ("errors", *(f"primitives.{name}" for name in (*CACHE, "texts")))
 KERNEL = """
 import numpy as np
 import aristos
