@@ -34,7 +34,7 @@ def bench(ranks: int, *words: str, code: str | None = None, **env: str) -> subpr
     clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES) and k != FLAG}
     clean |= dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": "lo", "PYTHONPATH": str(ROOT)} | env
     command = [*launcher, sys.executable, *program, *words]
-    return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
