@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import AristosError, CheckpointError, PeerInputError
-from ..results import atomic
-from ..substrate.runtime import Runtime
+from ..errors import AristosError, CheckpointError, InputError
+from ..results import atomic, npz
 from .given import Arrays
 
 if TYPE_CHECKING:
     from ..train import Optimizer
+    from .collective import Collective
 
 MANIFEST, DENSE, SCHEMA = "saved.json", "dense.npz", "aristos-training/1"
 COMMON = -1  # instead of an expert's id: router and shared expert
@@ -41,7 +41,7 @@ def dense_arrays(optimizer: Optimizer) -> Arrays:
     return optimizer.dense | states
 
 
-def together(runtime: Runtime, what: str, work: Callable[[], Any]) -> Any:
+def together(layer: Collective, what: str, work: Callable[[], Any]) -> Any:
     """Do `work` on this rank; raises on every rank if it fails on one. Collective."""
     problem: AristosError | None = None
     found = None
@@ -51,12 +51,7 @@ def together(runtime: Runtime, what: str, work: Callable[[], Any]) -> Any:
         problem = error
     except (OSError, ValueError, KeyError) as error:
         problem = CheckpointError(f"cannot {what}: {type(error).__name__}: {error}")
-    reports = runtime.group.allgather(None if problem is None else str(problem), what)
-    if problem is not None:
-        raise problem
-    for rank, text in enumerate(reports):
-        if text is not None:
-            raise PeerInputError(f"rank {rank} refused to {what}: {text}")
+    layer.agree(problem, f"to {what}")
     return found
 
 
@@ -84,13 +79,13 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool) -> Arrays:
     """The arrays of a file, float32 of these names and shapes. rest: ignore others. Raises CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files if name in wanted or not rest}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except Exception as error:  # zipfile and zlib have errors of their own
-        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        arrays = npz.load(str(path), "the saved arrays")
+    except InputError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    found = {name: array for name, array in arrays.items() if name in wanted or not rest}
     got = {name: array.shape for name, array in found.items()}
     if got != wanted or any(array.dtype != np.float32 for array in found.values()):
         raise CheckpointError(f"{path} must hold float32 arrays {wanted}, got {got}")

@@ -269,7 +269,7 @@ class TrainedLayers(LoadedLayers):
         backend, runtime = self._trained("save"), self._settled()
         runtime.refuse_open()
         folder = Path(directory)
-        name = saving.together(runtime, "make a folder", lambda: saving.begin(folder) if self.rank == 0 else "")
+        name = saving.together(self, "make a folder", lambda: saving.begin(folder) if self.rank == 0 else "")
         name = runtime.group.allgather(name, "the folder of save")[0]
 
         def write() -> None:
@@ -280,12 +280,12 @@ class TrainedLayers(LoadedLayers):
             if self.rank == 0 and optimizer is not None:
                 saving.write_arrays(folder / name / saving.DENSE, saving.dense_arrays(optimizer))
 
-        saving.together(runtime, "save", write)
+        saving.together(self, "save", write)
         about = {
             "layers": [repr(cfg) for cfg in backend.cfgs],
             "optimizer": None if optimizer is None else [type(optimizer).__name__, optimizer.steps],
         }
-        saving.together(runtime, "save", lambda: saving.finish(folder, name, about) if self.rank == 0 else None)
+        saving.together(self, "save", lambda: saving.finish(folder, name, about) if self.rank == 0 else None)
 
     def restore(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> None:
         """Take the masters that `save` wrote, on any number of ranks, and an optimizer's states. Collective.
@@ -326,7 +326,7 @@ class TrainedLayers(LoadedLayers):
                 dense = saving.read_arrays(folder / about["folder"] / saving.DENSE, wanted, rest=False)
             return about, found, dense
 
-        about, found, dense = saving.together(runtime, "restore", read)
+        about, found, dense = saving.together(self, "restore", read)
         for layer, read_parts in enumerate(found):
             for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
                 for name, array in arrays.items():
