@@ -6,11 +6,12 @@ peers go out through `returns.py`.
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, words
+from . import codes, store, words
 from .layout import announcement_from, record_from, return_record_from, word_from
 from .lock import acquire, unlock
 from .poison import failure_of
 from .returns import finish_record, note_back, returns_due
+from .store import computes
 
 
 @jit
@@ -26,6 +27,7 @@ def read_announcement(job, st, source):
         and mem.load(words.announced_row_bytes(a)) == job[words.ROW_BYTES]
         and mem.load(words.announced_top_k(a)) == job[words.TOP_K]
         and mem.load(words.announced_scalars(a)) == job[words.SCALARS]
+        and mem.load(words.announced_tape(a)) == job[words.TAPE]
     )
     rows = mem.load(words.announced_rows(a))
     status = mem.load(words.announced_status(a))  # a refusal counts, whatever else differs
@@ -37,17 +39,17 @@ def read_announcement(job, st, source):
     st[words.peer_status(job, source)] = status
     st[words.version_of(job, source)] = mem.load(words.announced_version(a))
     st[words.exchanges(job, source)] = mem.load(words.announced_mode(a)) == codes.MODE_DISPATCH
-    able = (
-        job[words.MODE] != codes.MODE_LAYER or job[words.LOADED] != 0
-    )  # a rank that forgot to load its weights computes nothing
-    st[words.verdict(job, source)] = codes.SERVE if same and able else codes.SKIP
+    # a rank that forgot to load its weights computes nothing, nor does one that refused its tape: it has no store
+    able = job[words.LOADED] != 0 or not computes(job)
+    able = same and able and store.admit(job, st, source, rows)
+    st[words.verdict(job, source)] = codes.SERVE if able else codes.SKIP
     st[words.rows_left(job, source)] = rows
     st[words.rows_from(job, source)] = rows
     st[words.first_packed(job, source)] = mem.load(words.announced_first(a))
     st[words.tokens_of(job, source)] = 1 + mem.load(words.announced_tokens(a))
     st[words.OWED] += rows
     st[words.UNREAD] -= 1
-    if same and able:
+    if able:
         end = st[words.read_rows(job, source)]
         remote = st[words.remote(job, source)] != 0
         if remote:

@@ -14,8 +14,9 @@ RUN_UP, RUN_DOWN = range(2)
 # go back as empty returns
 UNANNOUNCED, SERVE, SKIP = range(3)
 
-# modes: which kind of call this is, a layer's or an exchange's, and of an exchange the phase. Announced with each call
-MODE_LAYER, MODE_DISPATCH, MODE_COMBINE = range(3)
+# modes: which kind of call this is: a layer's, an exchange's (and its phase), a layer's backward call. Announced with
+# each call
+MODE_LAYER, MODE_DISPATCH, MODE_COMBINE, MODE_BACKWARD = range(4)
 
 # statuses that a rank announces. REFUSED: its input. MISMATCH: it made another call than the reader. MISPLACED: it has
 # another placement. NOT_LOADED + n: part n of the layer's weights is missing, see layer/weights.py

@@ -54,7 +54,7 @@ def execute(job, st, worker):
     for i in range(st[words.command_rows(c)]):
         t = first + i
         weights = job[words.WEIGHTS] + 4 * k * t
-        y = job[words.Y] + job[words.ROW_BYTES] * t
+        y = job[words.Y] + job[words.RETURN_BYTES] * t
         arithmetic.combine_token(job[words.KERNELS], y, k, weights, state_word(job, rows), job[words.HIDDEN], scratch)
         rows += k
 

@@ -8,7 +8,7 @@ workers.
 from ..primitives import arithmetic
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, column_runs, scalars, words
+from . import codes, column_runs, scalars, store, words
 from .layout import index_from, return_row, ring_row_from, staged_row
 from .returns import finish_record, note_back
 
@@ -137,7 +137,7 @@ def list_rows(job, st, c):
         source, rows = st[words.part_source(part)], st[words.part_rows(part)]
         first, y = st[words.part_first(part)], st[words.part_output(part)]
         remote = st[words.remote(job, source)] != 0
-        staged = remote and job[words.MODE] == codes.MODE_LAYER
+        staged = remote and store.computes(job)
         for j in range(mem.thread(), rows, mem.threads()):
             if source == job[words.RANK]:
                 x = own + own_step * st[words.token(job, first + j)]
@@ -201,6 +201,8 @@ def execute(job, st, worker):
     list_rows(job, st, c)
     if job[words.SCALARS] != 0:
         scalars.list_out(job, st, c)
+    if job[words.MODE] == codes.MODE_BACKWARD:
+        store.list_places(job, st, c)
     compute(job, st, worker)
     if job[words.SCALARS] != 0:
         scalars.put_back(job, st, c)
@@ -208,9 +210,26 @@ def execute(job, st, worker):
 
 @jit
 def compute(job, st, worker):
-    """Run the expert on the listed rows, or copy them in an exchange."""
+    """Run the expert on the listed rows, forwards or backwards, or copy them in an exchange."""
     c = words.command(job, worker)
     lists = st.ctypes.data + 8 * words.row_list(c)
+    if job[words.MODE] == codes.MODE_BACKWARD:
+        expert = st[words.command_expert(c)]
+        arithmetic.backward_rows(
+            job[words.KERNELS],
+            st[words.command_rows(c)],
+            lists,
+            lists + 8 * job[words.BATCH],
+            st.ctypes.data + 8 * words.place_list(job, c),
+            st.ctypes.data + 8 * words.scalar_list(job, c),
+            job[words.BACKWARD_WEIGHTS] + arithmetic.BACKWARD_WEIGHTS_BYTES * expert,
+            job[words.ACTIVATION],
+            job[words.HIDDEN],
+            job[words.FFN],
+            job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker,
+            job[words.WIRE],
+        )
+        return
     if job[words.MODE] == codes.MODE_LAYER:
         arithmetic.expert_rows(
             job[words.KERNELS],
@@ -242,7 +261,7 @@ def finish(job, st, worker, c):
         rows = st[words.part_rows(part)]
         if source == job[words.RANK]:
             st[words.OWED] -= rows
-            if job[words.MODE] == codes.MODE_LAYER:
+            if store.computes(job):
                 note_back(st, back, where, rows)
         else:
             finish_record(job, st, source, where, rows)

@@ -9,7 +9,7 @@ window for its local peers and one for its remote peers. Each holds return rows,
 A region with a ring of R rows. Each part begins on a line of 64 bytes, so that no two writers share a line:
 
     words                              two lines, see schema.LINE_WORDS and ENDED
-    announcement[epoch parity]         12 words + a word per held expert, in whole lines
+    announcement[epoch parity]         13 words + a word per held expert, in whole lines
     records[R + 1]                     tile records
     return_records[R + 1]              return records
     ring[R]                            rows, `stride` bytes each

@@ -6,7 +6,7 @@ The packed order is a stable counting sort of the (token, choice) pairs by *slot
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, words
+from . import codes, store, words
 from .layout import WORD, announcement_to, word_to
 
 
@@ -198,6 +198,8 @@ def set_streams(job, st):
         return
     own = st[offset + job[start + me + 1]] - st[offset + job[start + me]]
     st[words.first_packed(job, me)] = st[offset + job[start + me]]
+    st[words.STORE_NEXT] = 0
+    store.admit(job, st, me, own)
     st[words.version_of(job, me)] = job[words.VERSION]
     st[words.OWED] = own
     for expert in range(local, job[words.COMPUTED]):
@@ -234,6 +236,7 @@ def write_announcement(job, st, p):
         mem.store(words.announced_first(a), st[offset + first])
         mem.store(words.announced_tokens(a), job[words.TOKENS])
         mem.store(words.announced_version(a), job[words.VERSION])
+        mem.store(words.announced_tape(a), job[words.TAPE])
     for slot in range(first + mem.thread(), job[words.slot_start(job, p + 1)], mem.threads()):
         count = st[offset + slot + 1] - st[offset + slot]
         mem.store(words.announced_count(a, slot - first), count)

@@ -124,7 +124,7 @@ JOB_SCALARS: list[Word] = [
         """,
     ),
     *_words(CALL, "LAYER | | layer of the object, 0 for an exchange"),
-    *_words(OBJECT, "ROW_BYTES | bytes | of a row"),
+    *_words(OBJECT, "ROW_BYTES | bytes | of a row that travels\nRETURN_BYTES | bytes | of a row that comes back"),
     *_words(CALL, "STATUS_IN | status | OK, or why this rank refuses its input"),
     *_words(CALL, "ROUTED | flag | ids and weights come from the user"),
     *_words(
@@ -139,7 +139,7 @@ JOB_SCALARS: list[Word] = [
         ACTIVATION | | which activation, and its limit
         """,
     ),
-    *_words(CALL, "MODE | mode | layer, or the phase of an exchange\nEVENTS_MAX | events | most of a worker | cpu"),
+    *_words(CALL, "MODE | mode | which kind of call, see codes.py\nEVENTS_MAX | events | most of a worker | cpu"),
     *_words(
         ENGINE,
         """
@@ -199,6 +199,11 @@ JOB_SCALARS: list[Word] = [
         Y | address | rows of the output
         IDS | address | [tokens, k] int64 experts chosen, -1: a choice not taken, -2 - id: one beyond the capacity
         WEIGHTS | address | [tokens, k] float32
+        TAPE | | of a backward call: number of the tape, and of its pieces; 0 in other calls
+        STORE | address | where this rank keeps the rows that it computes, see store.py, 0: nowhere
+        STORE_STEP | bytes | between them
+        STORE_ROWS | rows | that have room there
+        BACKWARD_WEIGHTS | address | for each held expert what the kernel of a backward call reads | cpu
         """,
     ),
     *_words(
@@ -295,6 +300,7 @@ STATE_WORDS = [
     Word("HEARTBEAT", "when the last heartbeat was sent", "ns", "worker 0"),
     Word("UNSENT", "rows for peers that are not sent", "rows", LOCK),
     Word("TARGETS_SET", "an exchange's rows have places", "flag", "worker 0"),
+    Word("STORE_NEXT", "rows of the store that have an owner", "rows", LOCK),
     Word("RUNS_TAKEN", "slots of column-split runs in use", "runs", LOCK),
     Word("READY_COUNT", "entries of `ready`", "entries", ATOMIC),
     Word("RUNS_OPENED", "phases of column-split runs that were opened, as long as the engine lives", "phases", ATOMIC),
@@ -315,7 +321,9 @@ STATE_WORDS = [
 
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes
 BACK_MOST = 16  # most pieces of own rows in a command: a decision adds as many as fit, the command's end adds one
-LISTS = 4  # lists of BATCH words in a command: rows, outputs, hidden activations of a column-split run, scalars
+# lists of BATCH words in a command: rows, outputs, hidden activations of a column-split run or places in the store,
+# scalars
+LISTS = 4
 SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
 
 # names of sizes: meaning
@@ -388,6 +396,7 @@ TABLES = [
     StateTable("tokens_of", PEER, "1 + tokens of a rank in the last call that it announced, 0: none", "tokens"),
     StateTable("version_of", PEER, "version of a rank's weights of this call's layer; they need not agree", "changes"),
     StateTable("exchanges", PEER, "the source announced an exchange", "flag"),
+    StateTable("store_at", PEER, "place in the store of a source's first row", "row"),
     StateTable("peer_status", PEER, "status that a peer announced or returned", "status"),
     StateTable("front", SOURCE_EXPERT, "first tile with pending rows; of own rows the first packed row", "tile"),
     StateTable("latest", SOURCE_EXPERT, "last tile that was read", "tile"),
@@ -433,7 +442,7 @@ def _fields(*rows: tuple) -> tuple[Field, ...]:
     return tuple(Field(name, i, *rest) for i, (name, *rest) in enumerate(rows))
 
 
-ANNOUNCE_WORDS = 12
+ANNOUNCE_WORDS = 13
 _ARGUMENTS = (
     Field("kind", 0, "what the worker does, see codes.py", "kind"),
     Field("subject", 1, "first argument, whichever it is", "", "all"),
@@ -461,13 +470,14 @@ COMMAND_HEAD = 11  # words of a command before its pieces
 
 RECORDS = [
     Record("announced", ANNOUNCE_WORDS, 8, "an announcement; rows of each expert follow", "the source", _fields(
-        ("object", "number of the layer or exchange"), ("mode", "kind of call: a layer's or an exchange's", "mode"),
+        ("object", "number of the layer or exchange"), ("mode", "kind of call, see codes.py", "mode"),
         ("layer", "layer, 0 for an exchange"), ("row_bytes", "bytes of a row", "bytes"),
         ("top_k", "choices of a token", "choices"), ("scalars", "scalars travel beside rows", "flag"),
         ("placement", "version of the source's placement"),
         ("status", "OK, or why the source refuses", "status"), ("rows", "rows for this rank", "rows"),
         ("first", "first packed row of them", "packed row"), ("tokens", "tokens of the source", "tokens"),
-        ("version", "version of the source's weights of the layer", "changes"))),
+        ("version", "version of the source's weights of the layer", "changes"),
+        ("tape", "of a backward call: number of the tape, and of its pieces"))),
     Record("record", 4, 8, "a tile record", "the source", _fields(
         ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"),
@@ -590,6 +600,8 @@ INDICES = [
           "List of a command: addresses of its output rows."),
     Index("hidden_list", "job, command", "command + COMMAND_LISTS + 2 * job[BATCH]",
           "List of a command: addresses of rows of hidden activations."),
+    Index("place_list", "job, command", "command + COMMAND_LISTS + 2 * job[BATCH]",
+          "List of a command with a store: addresses of its rows there."),
     Index("scalar_list", "job, command", "command + COMMAND_LISTS + 3 * job[BATCH]",
           "List of a command: scalars that came with its rows, then those that go back."),
     Index("part", "job, command, i", "command + COMMAND_LISTS + LISTS * job[BATCH] + PART_WORDS * i",

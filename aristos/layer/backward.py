@@ -33,7 +33,7 @@ class Saved:
 
     x: [S, H]. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], those beyond the capacity too.
     weights: [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of the shared expert's
-    outputs.
+    outputs. received: rows that this rank's own experts computed, of all ranks.
     """
 
     x: np.ndarray
@@ -42,6 +42,7 @@ class Saved:
     weights: np.ndarray
     logits: np.ndarray | None
     shared: np.ndarray
+    received: int
 
 
 class Kernels:
@@ -70,7 +71,7 @@ class Kernels:
         """rows: addresses of x, of dy; weights w; addresses of dx; dw to write. arrays: see `TrainedWeights.expert`."""
         x, dy, w, dx, dw = (each.ctypes.data for each in rows)
         most = self.expert.MOST_ROWS
-        saved = self.scratch("saved", self.expert.saved_bytes(most, ffn, cfg.gated))
+        saved = self.scratch("saved", self.tokens.saved_bytes(ffn, cfg.gated))
         scratch = self.scratch("scratch", self.expert.scratch_bytes(most, cfg.hidden, ffn))
         word = activations.word(cfg.activation, cfg.limit, cfg.limit_after)
         self.tokens.expert_blocks(len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, saved, scratch)
@@ -137,16 +138,21 @@ class BackwardCalls:
         tokens = _Tokens(self.kernels, cfg, weights, saved, dy, pieces)
         order, to_dx, sums, owned = self._experts(cfg, weights, tokens)
         tokens.add_experts(order, to_dx, sums)
-        tokens.add_identity()
-        if cfg.shared_ffn:
+        dx = self._finish(weights, tokens, dlogits, pieces)
+        del owned  # rows of dx that have been read by their addresses
+        return dx, tokens.dw
+
+    def _finish(
+        self, weights: TrainedWeights, tokens: _Tokens, dlogits: np.ndarray | None, pieces: int
+    ) -> np.ndarray:
+        """dx, once the experts' part is there: that of the shared expert and of the router follow."""
+        if tokens.cfg.shared_ffn:
             tokens.add_shared()
-        if saved.logits is not None:
+        if tokens.saved.logits is not None:
             tokens.add_router(dlogits)
         if tokens.common:
             weights.pending.append(partial_sums(self.member.rank * pieces, tokens.common))
-        dx = tokens.combined()
-        del owned  # rows of dx that have been read by their addresses
-        return dx, tokens.dw
+        return tokens.combined()
 
     # ------------------------------------------------------------ rows of experts
 
@@ -285,16 +291,29 @@ class _Tokens:
             sums = self.kernels.dots(to_dx, addresses(self.saved.x)[pairs], self.cfg.hidden)
             factors *= self.saved.weights.reshape(-1)
         self.dw.reshape(-1)[pairs] = sums
-        self._terms.append((at.reshape(self.dw.shape), factors.reshape(self.dw.shape)))
+        at, factors = at.reshape(self.dw.shape), factors.reshape(self.dw.shape)
+        token, choice = self._add_identity()
+        at[token, choice] = addresses(self.dy)[token]
+        factors[token, choice] = self.saved.weights[token, choice]
+        self._terms.append((at, factors))
 
-    def add_identity(self) -> None:
-        """Choices of identity experts: y = w x."""
+    def add_combined(self, dx: np.ndarray, back: np.ndarray) -> None:
+        """Sums [S, H] over the choices of each token, and gradients [S, k] of the combine weights that came back."""
+        taken, factors = (self.saved.ids >= 0) & (self.saved.ids < self.cfg.experts), np.ones(len(dx), np.float32)
+        if on_input(self.cfg):  # one choice a token: see `add_experts`
+            back = self.kernels.dots(addresses(dx), addresses(self.saved.x), self.cfg.hidden)[:, None]
+            factors = np.ascontiguousarray(self.saved.weights[:, 0])
+        np.copyto(self.dw, back, where=taken)
+        self._add_identity()
+        self._add(dx, factors)
+
+    def _add_identity(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gradients of the weights of identity experts, y = w x; returns which tokens and choices they have."""
         token, choice = np.nonzero(self.saved.ids >= self.cfg.experts)
         if len(token):
-            at, factors = self._terms[-1]
-            to_dy = addresses(self.dy)[token]
-            at[token, choice], factors[token, choice] = to_dy, self.saved.weights[token, choice]
-            self.dw[token, choice] = self.kernels.dots(to_dy, addresses(self.saved.x)[token], self.cfg.hidden)
+            to_x, to_dy = addresses(self.saved.x)[token], addresses(self.dy)[token]
+            self.dw[token, choice] = self.kernels.dots(to_dy, to_x, self.cfg.hidden)
+        return token, choice
 
     def add_shared(self) -> None:
         """The shared expert, piece by piece; with shared_sigmoid also through the weight of its output."""

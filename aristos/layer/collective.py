@@ -11,7 +11,7 @@ import numpy as np
 from ..config import NARROW, MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
-from ..engine.layout import LINE, EngineShape, lines, ring_rows
+from ..engine.layout import LINE, EngineShape, lines, return_stride, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
 from ..placement import Placement
 from ..primitives.buffers import FLOAT, aligned
@@ -46,24 +46,29 @@ def shape_of(
     dtype: str = "float32",
     shared: bool = False,
     foreign: int = 0,
+    train: bool = False,
 ) -> EngineShape:
     """The engine's capacity that a layer or an exchange needs. shared: with a shared expert, which every rank holds.
 
     A token's row for the shared expert stays on its rank. foreign: most experts of local peers that a rank computes.
+    train: backward calls send rows [dy | x] of float32, and rows of dx come back, each with a scalar.
     """
-    stride = lines((2 if dtype in NARROW else FLOAT) * hidden)
+    stride = lines((2 * FLOAT if train else 2 if dtype in NARROW else FLOAT) * hidden)
     most_held = max(placement.held)
     most = max_tokens * min(top_k, max(1, most_held))
+    return_rows = max_tokens * (top_k + shared)
+    back = return_rows * return_stride(FLOAT * hidden, 1) if train else 0
     return EngineShape(
         world=world,
         ring_rows=max(ring_rows(world, stride, most), min(top_k, most)) if world > 1 else 1,
         stride=stride,
-        return_rows=max_tokens * (top_k + shared),
+        return_rows=return_rows,
         max_held=max(1, most_held) + shared,
         top_k=top_k + shared,
         experts=placement.slots + world * shared,
         max_tokens=max_tokens,
         foreign=foreign,
+        return_bytes=back if back != return_rows * stride else 0,
     )
 
 
@@ -161,8 +166,9 @@ class Membership:
         """A job with the part `object`. `Runtime.fill`, the weights and each call write the other parts.
 
         foreign: (slot, rank) of the experts of local peers that this rank may compute, in slots of `placement`. values:
-        the words of that part on this substrate, see `engine.job.fill`.
+        the words of that part on this substrate, see `engine.job.fill`; return_bytes is row_bytes by default.
         """
+        values = {"return_bytes": values["row_bytes"]} | values
         places, shared = self.placement, values["shared"] != 0
         if shared:
             places = Placement([*places.copies, list(range(self.world))], len(places.copies) + 1, self.world)

@@ -361,6 +361,13 @@ class CpuBackend(Backend):
             return np.ones(count, np.float32)
         return self._combine_weights[: count * pitch].reshape(count, pitch)[:, -1].copy()
 
+    def received(self, layer: int) -> int:
+        """Rows of all ranks that this rank's own experts computed in the last call, which was of this layer."""
+        job, state = self._jobs[layer], self._runtime.state
+        assert job is not None
+        rows = int(state[job[words.T_ROWS_FROM] :][: self.member.world].sum())
+        return rows - int(job[words.TOKENS]) * bool(self.cfgs[layer].shared_ffn)
+
     def _own_problem(self, call: CpuCall, status: int) -> str:
         """Why the engine has refused this rank's routing."""
         if status == codes.BAD_IDS:

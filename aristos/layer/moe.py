@@ -20,6 +20,7 @@ from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common,
 from .backend import Event, Settings, check_layer
 from .collective import Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
+from .fused_backward import needs as backward_needs
 from .grouped import split
 from .node_weights import most_foreign
 from .options import Schedule, backend_class, check_moves, checked_options, default_backend
@@ -118,6 +119,9 @@ class MoE(TrainedLayers):
                 if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
                     shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
                 needs = Needs.most(kind.needs(each, self._member.runtime, sms) for each in dict.fromkeys(cfgs))
+                if train:
+                    shape["train"] = True
+                    needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
             except Exception as error:
                 problem = refusal(error)
             self._member.join(problem, alike, places, shape, needs, threads)
@@ -172,7 +176,7 @@ class MoE(TrainedLayers):
         for each in dict.fromkeys(cfgs):
             backend_class(name).check(each, "fused", threads)
         places = Placement(placement, cfgs[0].experts, world)
-        windows = rank_bytes(shape_of(world, places, **widths(*cfgs)), Nodes.of(world, ranks_per_node), world - 1)
+        windows = rank_bytes(shape_of(world, places, **widths(*cfgs), train=boolean("train", train)), Nodes.of(world, ranks_per_node), world - 1)
         packed_bytes = cpu_weights.packed_bytes
         if name == "cuda":
             from .cuda_weights import packed_bytes
@@ -181,9 +185,11 @@ class MoE(TrainedLayers):
         scratch = 0
         if threads is not None:
             needs = Needs.most(CpuBackend.needs(each, None) for each in dict.fromkeys(cfgs))
+            if train:
+                needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
             scratch = int(threads) * lines(needs.scratch_bytes) + needs.shared_bytes
         weights = {each: packed_bytes(each, max(places.held)) for each in dict.fromkeys(cfgs)}
-        if boolean("train", train):
+        if train:
             check_training(cfgs[0], name, "tokens", places, None)
             weights = {each: nbytes + training_bytes(each, max(places.held)) for each, nbytes in weights.items()}
         return windows + scratch + sum(weights[each] for each in cfgs)

@@ -19,6 +19,7 @@ from .arguments import refusal
 from .backend import check_layer
 from .backward import BackwardCalls, Saved
 from .cpu import CpuBackend
+from .fused_backward import FusedBackward
 from .given import Arrays
 from .loading import LoadedLayers
 from .routing import Routing
@@ -85,7 +86,12 @@ class TrainedLayers(LoadedLayers):
         self._train = True
         self._tapes: dict[int, Tape] = {}
         self._numbers = 0
-        self._calls = BackwardCalls(self._member, self._backend.isa)
+        settings, isa = self._backend.settings, self._backend.isa
+        self._calls: BackwardCalls = (
+            BackwardCalls(self._member, isa)
+            if settings.schedule == "bulk"
+            else FusedBackward(self._member, isa, settings.cfgs, settings.timeout)
+        )
 
     def _trained(self, what: str) -> CpuBackend:
         self._alive()
@@ -134,6 +140,7 @@ class TrainedLayers(LoadedLayers):
             weights=np.ascontiguousarray(routing.weights.reshape(wide)),
             logits=None if routing.logits is None else routing.logits.reshape(len(rows), cfg.columns),
             shared=backend.shared_weights(layer, len(rows)),
+            received=backend.received(layer),
         )
         self._numbers += 1
         tape = Tape(self, int(layer), self._numbers, lead, saved, routing)
@@ -169,9 +176,16 @@ class TrainedLayers(LoadedLayers):
             name = tape.layer, tape.number, parts
         except Exception as error:
             problem = refusal(error)
-        self._meet(problem, name)
-        with runtime.failing(runtime._blank_job()):
-            dx, dw = self._calls.run(cfg, weights, saved, rows, extra, parts)
+        calls = self._calls
+        if isinstance(calls, FusedBackward):
+            if problem is not None:
+                calls.refuse(problem)
+                raise problem
+            dx, dw = calls.run_tape(tape.layer, tape.number, weights, saved, rows, extra, parts)
+        else:
+            self._meet(problem, name)
+            with runtime.failing(runtime._blank_job()):
+                dx, dw = calls.run(cfg, weights, saved, rows, extra, parts)
         tape.discard()
         dx = dx.reshape(*tape._lead, cfg.hidden).astype(rows_type(cfg), copy=False)
         return dx if saved.logits is not None else (dx, dw.reshape(*tape._lead, cfg.top_k))

@@ -7,6 +7,9 @@ one expert, 0 for absent tensors.
 """
 
 
+BACKWARD_WEIGHTS_BYTES = 9 * 8  # of one expert's addresses for `backward_rows`
+
+
 def _missing(name):
     raise NotImplementedError(f"nothing computes {name}: import aristos.kernels.cpu.lowering before the steps run")
 
@@ -39,6 +42,16 @@ def weigh_row(kernels, y, weight, x, hidden, scratch):
 def expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire):
     """Run one expert on `rows` rows. x, y: addresses of arrays of row addresses."""
     _missing("expert_rows")
+
+
+def backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire):
+    """Gradients by `rows` rows [dy | x] of one expert: rows of dx to y, what its weights' gradients need to `places`.
+
+    x, y, places: addresses of arrays of row addresses. scalars: address of an array of words, the combine weights as
+    float32 bits, which become their gradients. weights: address of the nine addresses (up, gate, down, up_bias,
+    gate_bias, down_bias, then up, gate, down transposed).
+    """
+    _missing("backward_rows")
 
 
 def up_columns(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire):

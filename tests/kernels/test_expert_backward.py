@@ -46,15 +46,15 @@ class Gradients:
         """Add the gradients of these rows, at most MOST_ROWS; returns dx and dw."""
         m, (hidden, ffn), gated = len(x), (self.cfg.hidden, self.cfg.ffn), self.cfg.gated
         dx, dw = aligned((m, padded(hidden))), np.full(m, np.nan, np.float32)
-        saved = aligned((kernel.saved_bytes(m, ffn, gated),), np.uint8)
+        saved = aligned((m, kernel.kept_bytes(ffn, gated)), np.uint8)
         scratch = aligned((kernel.scratch_bytes(m, hidden, ffn),), np.uint8)
         saved[:], scratch[:], dx[:] = 255, 255, np.nan  # what the kernel does not write is NaN
-        tables = [a.ctypes.data + a.strides[0] * np.arange(m) for a in (x, dy, dx)]
-        from_x, from_dy, to_dx = (table.ctypes.data for table in tables)
-        here = saved.ctypes.data, scratch.ctypes.data
+        tables = [a.ctypes.data + a.strides[0] * np.arange(m) for a in (x, dy, dx, saved)]
+        from_x, from_dy, to_dx, kept = (table.ctypes.data for table in tables)
+        here = kept, scratch.ctypes.data
         kernel.expert_rows(
             m, from_x, from_dy, w.ctypes.data, to_dx, dw.ctypes.data, self.addresses(self.packed),
-            self.addresses(self.turned)[:3], self.code, hidden, ffn, *here,
+            self.addresses(self.turned)[:3], self.code, hidden, ffn, *here, 0,
         )  # fmt: skip
         kernel.weight_gradients(m, from_x, from_dy, w.ctypes.data, self.addresses(self.sums), hidden, ffn, *here)
         return dx[:, :hidden], dw

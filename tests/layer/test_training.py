@@ -137,21 +137,49 @@ def test_equal_bits_on_any_number_of_ranks(comm, world):
     assert whole["0 loss"][1] > 0.5  # the gradients were clipped
 
 
+@ranks_each(2, 4)
+def test_the_fused_backward_call_equals_the_bulk_one(comm, world):
+    """Bits of dx, gradients of weights and of arrays, in every case and on two nodes; ranks differ in their tokens."""
+    nodes: list[dict[str, Any]] = [{}] if world == 2 else [{"ranks_per_node": 2}]
+    for name, plain in CASES.items():
+        for number, options in enumerate([{"threads": 1}, {"threads": 2, **nodes[0]}]):
+            cfg = replace(plain, dtype="bfloat16") if number and "bias" in name else plain
+            count = 21 + 40 * (comm.rank == number) - 21 * (comm.rank == 1)
+            kind = np.float32 if cfg.dtype == "float32" else ml_dtypes.bfloat16
+            x, dy = (tokens(cfg, count, seed=seed + comm.rank).astype(kind) for seed in (3, 9))
+            found = []
+            for schedule in ("bulk", "fused"):
+                with MoE(cfg, comm, train=True, schedule=schedule, **options) as moe:
+                    moe.load(**weights_of(cfg))
+                    tapes = [moe.forward(x)[1], moe.forward(x[::-1])[1]]
+                    dx = [moe.backward(dy, tape) for tape in (tapes if number else tapes[::-1])]
+                    moe.reduce_grads()
+                    found.append({"dx": np.array(dx), **{key: a.copy() for key, a in moe.grads().items()}})
+            for key, value in found[0].items():
+                assert value.tobytes() == found[1][key].tobytes(), (name, number, key)
+
+
 @pytest.mark.ranks(2)
-def test_refusals_on_two_ranks(comm):
+@pytest.mark.parametrize("schedule", ["fused", "bulk"])
+def test_refusals_on_two_ranks(comm, schedule):
     """Every rank raises, no gradient changes, and the layer goes on."""
     x = tokens(SMALL, 6 - 6 * comm.rank, seed=1)  # one rank has no tokens
-    with MoE(SMALL, comm, threads=1, train=True) as moe:
+    with MoE(SMALL, comm, threads=1, train=True, schedule=schedule) as moe:
         moe.load(**reference.weights(SMALL))
         _, first = moe.forward(x)
         _, second = moe.forward(x)
-        wrong = PeerInputError if comm.rank else InputError
-        with pytest.raises(wrong, match="dy must"):
-            moe.backward(x[:, :3] if comm.rank == 0 else x, first)
-        with pytest.raises(wrong, match="pieces must divide the 6 tokens"):
-            moe.backward(x, first, pieces=4)
+        for refused, said, pieces in ((x[:, :3], "dy must", 1), (x, "pieces must divide the 6 tokens", 4)):
+            theirs = said if schedule == "bulk" else "rank 0 refused its input"
+            wrong = PeerInputError if comm.rank else InputError
+            with pytest.raises(wrong, match=theirs if comm.rank else said):
+                moe.backward(refused if comm.rank == 0 else x, first, pieces=pieces)
         with pytest.raises(MismatchError, match="tape of the same forward call"):
             moe.backward(x, first if comm.rank else second)
+        with pytest.raises(MismatchError, match="tape of the same forward call"):
+            moe.backward(x, first, pieces=1 + comm.rank)
+        if schedule == "fused":
+            with pytest.raises(MismatchError, match="made another call"):
+                moe.backward(x, first) if comm.rank else moe(x)
         assert not any(gradient.any() for gradient in moe.grads().values())
         moe.backward(x, second)
         moe.backward(x, first, pieces=2)
@@ -456,7 +484,10 @@ def test_gradients_of_bfloat16_rows(name):
 @pytest.mark.parametrize("name", ["plain", "shared expert", "sigmoid, groups, a capacity", "bfloat16"])
 def test_memory_of_masters_and_gradients(name):
     cfg = CASES[name] if name in CASES else replace(CASES["shared expert"], dtype=name)
-    more = MoE.memory(cfg, 1, train=True, layers=2) - MoE.memory(cfg, 1, layers=2)
+    with_train, without = (
+        MoE.memory(cfg, 1, train=train, layers=3) - MoE.memory(cfg, 1, train=train) for train in (True, False)
+    )
+    more = with_train - without  # of two layers; windows are there once
     with MoE(cfg, threads=1, train=True) as moe:
         moe.load(**weights_of(cfg))
         weights = moe.packed_weights()

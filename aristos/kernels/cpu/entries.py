@@ -16,7 +16,7 @@ from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT
 from .target import ISA
 from .tokens import combine_token, route_block, weigh_shared
 
-ROUTE, EXPERT, UP, DOWN, COMBINE, PRODUCT, WEIGH = range(7)
+ROUTE, EXPERT, UP, DOWN, COMBINE, PRODUCT, WEIGH, BACKWARD = range(8)  # the last: see backward_entries.py
 BLOCK_BYTES = 192  # of a block of arguments: whole cache lines
 SIGNATURE = types.int64, types.int64
 

@@ -3,7 +3,7 @@
     d = dy down^T, h as in the forward call, dw = <d, h> + <dy, down_bias>
     du, dg = w d times the derivatives of h; dx = du up^T + dg gate^T
 
-`expert_rows` leaves du, dg and h behind, in chunks of packed rows; `weight_gradients` reads them:
+`expert_rows` keeps du, h and dg of each row; `weight_gradients` reads them:
 
     dup += x^T du, dgate += x^T dg, ddown += h^T (w dy), and the sums of du, dg, w dy to the biases
 
@@ -13,6 +13,7 @@ their order alone, not on where they are cut into runs.
 """
 
 from ...primitives import memory as mem
+from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
 from ..common.activations import ONE, ZERO, at_most, code_of, factor, limit_of, limits, shift_of
@@ -27,15 +28,31 @@ TURNED = 512  # columns that are transposed at once: so they stay in the L2 cach
 SIDE = 16  # of a block of the transposition
 
 
-def saved_bytes(rows, ffn, gated):
-    """Bytes of what `expert_rows` leaves for `weight_gradients`: du, h, and dg if gated."""
-    return (3 if gated else 2) * rows * PITCH * -(-ffn // FC)
+@jit
+def line_bytes(columns):
+    """Bytes of `columns` float32, in whole lines."""
+    return (FLOAT * columns + LINE - 1) // LINE * LINE
+
+
+def kept_bytes(ffn, gated):
+    """Bytes of what `expert_rows` keeps of a row for `weight_gradients`: du, h, and dg if gated, in whole lines."""
+    return (3 if gated else 2) * (-(-FLOAT * ffn // LINE) * LINE)
 
 
 def scratch_bytes(rows, hidden, ffn):
     """Bytes of scratch of either function for up to `rows` rows, at most MOST_ROWS."""
-    first = 3 * 8 * rows + LINE + 2 * packed_bytes(rows, hidden) + (rows + 1) * PITCH
+    first = 3 * 8 * rows + LINE + 2 * packed_bytes(rows, hidden) + (4 * rows + 1) * PITCH
     return max(first, outer_bytes(rows, max(hidden, ffn)))
+
+
+def place_bytes(hidden, ffn, gated):
+    """Bytes of a row's place in the store: dy and x as they came, what `expert_rows` keeps, the combine weight."""
+    return -(-2 * FLOAT * hidden // LINE) * LINE + kept_bytes(ffn, gated) + LINE
+
+
+def store_bytes(rows, hidden, ffn):
+    """Bytes of scratch of `store_rows` and `stored_gradients` for up to `rows` rows, at most MOST_ROWS."""
+    return (2 * 8 + 2 * FLOAT) * rows + LINE + scratch_bytes(rows, hidden, ffn)
 
 
 def outer_bytes(rows, widest):
@@ -44,10 +61,11 @@ def outer_bytes(rows, widest):
 
 
 @jit
-def chunk_columns(m, a, depth, panels, bias, total, first, columns, c):
+def chunk_columns(m, a, depth, panels, bias, total, first, columns, c, wire):
     """C[m, columns] = packed rows at `a` times the columns first.. of panels [depth, total], plus their bias, or 0."""
     for k0 in range(0, depth, KC):
         for j in range(0, columns, NR):
+            mpi.tend(wire)
             vectors = vectors_of(total - first - j)
             width = LANES * vectors
             carry = k0
@@ -117,54 +135,59 @@ def dot(a, b, n):
 
 
 @jit
-def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, saved, scratch):
+def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, scratch, wire):
     """Gradients by m rows, at most MOST_ROWS.
 
-    x, dy, dx: addresses of arrays of m row addresses; rows of x and dy hold `hidden` float32, rows of dx have space for
-    `hidden` rounded up to vectors. w, dw: addresses of m float32, the combine weights and where their gradients go.
-    weights: as `expert.expert_rows` takes them; turned: addresses of up, gate and down packed transposed. saved:
-    `saved_bytes(m, ffn, gated)` bytes; scratch: `scratch_bytes(m, hidden, ffn)` bytes; both 64-byte aligned.
+    x, dy, dx, kept: addresses of arrays of m row addresses; rows of x and dy hold `hidden` float32, rows of dx have
+    space for `hidden` rounded up to vectors, of kept for `kept_bytes(ffn, gated)`. w, dw: addresses of m float32, the
+    combine weights and where their gradients go. weights: as `expert.expert_rows` takes them; turned: addresses of up,
+    gate and down packed transposed. scratch: `scratch_bytes(m, hidden, ffn)` bytes, 64-byte aligned.
     """
     up, gate, _, up_bias, gate_bias, down_bias = weights
     up_turned, gate_turned, down_turned = turned
     gated = gate != 0
-    part = PITCH * m * ((ffn + FC - 1) // FC)
+    part = line_bytes(ffn)
     table = scratch
     a = (table + 3 * 8 * m + LINE - 1) // LINE * LINE
     b = a + PITCH * m * ((hidden + KC - 1) // KC)
     ds = b + PITCH * m * ((hidden + KC - 1) // KC)
-    spare = ds + PITCH * m
+    du, h = ds + PITCH * m, ds + 2 * PITCH * m
+    dg = h + PITCH * m
+    spare = dg + PITCH * m
     to_u, to_d, to_g = table, table + 8 * m, table + 16 * m
     weight, share = mem.floats(w, m), mem.floats(dw, m)
     pack_rows(m, x, hidden, a)
     pack_rows(m, dy, hidden, b)
+    row_addresses(m, to_u, du)
     row_addresses(m, to_d, ds)
+    row_addresses(m, to_g, dg)
     for i in range(m):
         share[i] = dot(mem.load(dy + 8 * i), down_bias, hidden) if down_bias != 0 else ZERO
     for f0 in range(0, ffn, FC):
         count = min(FC, ffn - f0)
         columns = (count + LANES - 1) // LANES * LANES
-        du = saved + PITCH * m * (f0 // FC)
-        h, dg = du + part, du + 2 * part
-        row_addresses(m, to_u, du)
-        chunk_columns(m, a, hidden, up, up_bias, ffn, f0, columns, to_u)
+        chunk_columns(m, a, hidden, up, up_bias, ffn, f0, columns, to_u, wire)
         if gated:
-            row_addresses(m, to_g, dg)
-            chunk_columns(m, a, hidden, gate, gate_bias, ffn, f0, columns, to_g)
-        chunk_columns(m, b, hidden, down_turned, 0, ffn, f0, columns, to_d)
+            chunk_columns(m, a, hidden, gate, gate_bias, ffn, f0, columns, to_g, wire)
+        chunk_columns(m, b, hidden, down_turned, 0, ffn, f0, columns, to_d, wire)
         for i in range(m):
-            at = PITCH * i
+            at, to = PITCH * i, mem.load(kept + 8 * i) + FLOAT * f0
             slopes(code, gated, du + at, dg + at, ds + at, h + at, weight[i], columns, spare)
             share[i] += dot(ds + at, h + at, count)
-        add_columns(m, du, up_turned, ffn, f0, count, hidden, dx, f0)
+            mem.copy_row(to, du + at, FLOAT * count)
+            mem.copy_row(to + part, h + at, FLOAT * count)
+            if gated:
+                mem.copy_row(to + 2 * part, dg + at, FLOAT * count)
+        add_columns(m, du, up_turned, ffn, f0, count, hidden, dx, f0, wire)
         if gated:
-            add_columns(m, dg, gate_turned, ffn, f0, count, hidden, dx, 1)
+            add_columns(m, dg, gate_turned, ffn, f0, count, hidden, dx, 1, wire)
 
 
 @jit
-def add_columns(m, a, panels, depth, first, count, columns, c, carry):
+def add_columns(m, a, panels, depth, first, count, columns, c, carry, wire):
     """C[m, columns] (+)= packed rows of `count` columns at `a` times the rows first.. of panels [depth, columns]."""
     for j in range(0, columns, NR):
+        mpi.tend(wire)
         vectors = vectors_of(columns - j)
         width = LANES * vectors
         panel = panels + FLOAT * (j * depth + first * width)
@@ -252,32 +275,94 @@ def add_rows(m, rows, w, n, out):
 
 
 @jit
-def weight_gradients(m, x, dy, w, gradients, hidden, ffn, saved, scratch):
-    """Add the gradients by weights of m rows, after `expert_rows` of the same rows with the same `saved`.
+def weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, scratch):
+    """Add the gradients by weights of m rows, after `expert_rows` of the same rows with the same `kept`.
 
     gradients: addresses of those of (up, gate, down, up_bias, gate_bias, down_bias), 0 for absent ones: matrices
     [H, F] and [F, H] with columns rounded up to vectors; arrays of F, F and H.
     """
     up, gate, down, up_bias, gate_bias, down_bias = gradients
-    part = PITCH * m * ((ffn + FC - 1) // FC)
     table, rows = scratch, scratch + 8 * max(hidden, ffn)
     a = (rows + 8 * m + LINE - 1) // LINE * LINE
     panels = a + PITCH * TURNED
     for side in range(2):
-        target, bias, chunk = (up, up_bias, saved) if side == 0 else (gate, gate_bias, saved + 2 * part)
+        target, bias = (up, up_bias) if side == 0 else (gate, gate_bias)
         if target == 0:
             continue
-        for f0 in range(0, ffn, FC):
-            row_addresses(m, rows, chunk)
-            pack_panels(m, f0, rows, min(FC, ffn - f0), 0, ffn - f0, panels)
-            if bias != 0:
-                add_rows(m, rows, 0, min(FC, ffn - f0), bias + FLOAT * f0)
-            chunk += PITCH * m
+        kept_addresses(m, rows, kept, 2 * side, ffn)
+        pack_panels(m, 0, rows, ffn, 0, ffn, panels)
+        if bias != 0:
+            add_rows(m, rows, 0, ffn, bias)
         add_outer(m, x, hidden, panels, ffn, target, table, a)
     pack_panels(m, 0, dy, hidden, w, hidden, panels)
     if down_bias != 0:
         add_rows(m, dy, w, hidden, down_bias)
-    pitch = FLOAT * ((hidden + LANES - 1) // LANES * LANES)
-    for f0 in range(0, ffn, FC):
-        row_addresses(m, rows, saved + part + PITCH * m * (f0 // FC))
-        add_outer(m, rows, min(FC, ffn - f0), panels, hidden, down + pitch * f0, table, a)
+    kept_addresses(m, rows, kept, 1, ffn)
+    add_outer(m, rows, ffn, panels, hidden, down, table, a)
+
+
+@jit
+def kept_addresses(m, table, kept, which, ffn):
+    """Write the addresses of what was kept of m rows at `table`. which: 0 du, 1 h, 2 dg."""
+    for i in range(m):
+        mem.store(table + 8 * i, mem.load(kept + 8 * i) + line_bytes(ffn) * which)
+
+
+# ---- rows in the store: see engine/store.py
+
+
+@jit
+def weight_at(place, hidden, ffn, gated):
+    """Address of the combine weight in a row's place."""
+    return place + line_bytes(2 * hidden) + line_bytes(ffn) * (3 if gated else 2)
+
+
+@jit
+def store_rows(rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch, wire):
+    """`expert_rows` of rows [dy | x], each of which is first copied to its place. At most MOST_ROWS.
+
+    x, dx, places: addresses of arrays of row addresses; places have `place_bytes` bytes. scalars: address of words, the
+    combine weights as float32 bits, which become their gradients. weights: address of nine addresses, see
+    `primitives.arithmetic.backward_rows`. scratch: `store_bytes(rows, hidden, ffn)` bytes, 64-byte aligned.
+    """
+    to_x, kept = scratch, scratch + 8 * rows
+    w, dw = kept + 8 * rows, kept + (8 + FLOAT) * rows
+    free = (dw + FLOAT * rows + LINE - 1) // LINE * LINE
+    nine = mem.words(weights, 9)
+    packed = nine[0], nine[1], nine[2], nine[3], nine[4], nine[5]
+    gated = nine[1] != 0
+    weight, back = mem.floats(w, rows), mem.floats(dw, rows)
+    for i in range(rows):
+        place = mem.load(places + 8 * i)
+        mem.copy_row(place, mem.load(x + 8 * i), 2 * FLOAT * hidden)
+        mem.store(to_x + 8 * i, place + FLOAT * hidden)
+        mem.store(kept + 8 * i, place + line_bytes(2 * hidden))
+        weight[i] = mem.floats(scalars + 8 * i, 1)[0]
+        mem.floats(weight_at(place, hidden, ffn, gated), 1)[0] = weight[i]
+    expert_rows(
+        rows, to_x, places, w, dx, dw, packed, (nine[6], nine[7], nine[8]), code, hidden, ffn, kept, free, wire
+    )
+    for i in range(rows):
+        mem.store(scalars + 8 * i, 0)
+        mem.floats(scalars + 8 * i, 1)[0] = back[i]
+
+
+@jit
+def stored_gradients(rows, places, gradients, hidden, ffn, scratch):
+    """`weight_gradients` of any number of rows after `store_rows`, in the order of their places' addresses.
+
+    places: address of an array of addresses. scratch: `store_bytes(MOST_ROWS, hidden, ffn)` bytes.
+    """
+    gated = gradients[1] != 0
+    for first in range(0, rows, MOST_ROWS):
+        m = min(MOST_ROWS, rows - first)
+        to_x, kept = scratch, scratch + 8 * m
+        w = kept + 8 * m
+        free = (w + FLOAT * m + LINE - 1) // LINE * LINE
+        weight = mem.floats(w, m)
+        for i in range(m):
+            place = mem.load(places + 8 * (first + i))
+            mem.store(to_x + 8 * i, place + FLOAT * hidden)
+            mem.store(kept + 8 * i, place + line_bytes(2 * hidden))
+            weight[i] = mem.floats(weight_at(place, hidden, ffn, gated), 1)[0]
+        weight_gradients(m, to_x, places + 8 * first, w, gradients, hidden, ffn, kept, free)

@@ -12,14 +12,18 @@ from ...primitives import arithmetic
 from ...primitives import memory as mem
 from ...primitives.compile import config, jit, warm_up
 from ..by_isa import module
-from .entries import BLOCK_BYTES, COMBINE, DOWN, EXPERT, ROUTE, SIGNATURE, UP, WEIGH
+from .entries import BACKWARD, BLOCK_BYTES, COMBINE, DOWN, EXPERT, ROUTE, SIGNATURE, UP, WEIGH
 
 _plain: list[Callable[[int, int], int]] = []  # in plain Python: the functions that handles count
 
 
 def handle(isa: str, element: int) -> int:
     """The job's word KERNELS: the address of the kernels of an ISA and an element type; in plain Python a number."""
-    kernels = module("entries", isa).KERNELS[element]
+    return handle_of(module("entries", isa).KERNELS[element])
+
+
+def handle_of(kernels) -> int:
+    """The job's word KERNELS for one compiled function of kernels."""
     if config.DISABLE_JIT:
         _plain.append(kernels)
         return len(_plain) - 1
@@ -139,6 +143,25 @@ def _expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch,
     return run
 
 
+@overload(arithmetic.backward_rows)
+def _backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire):
+    def run(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire):
+        pass_on(scratch, 0, rows)
+        pass_on(scratch, 1, x)
+        pass_on(scratch, 2, y)
+        pass_on(scratch, 3, places)
+        pass_on(scratch, 4, scalars)
+        pass_on(scratch, 5, weights)
+        pass_on(scratch, 6, activation)
+        pass_on(scratch, 7, hidden)
+        pass_on(scratch, 8, ffn)
+        pass_on(scratch, 9, scratch + BLOCK_BYTES)
+        pass_on(scratch, 10, wire)
+        call(kernels, BACKWARD, scratch)
+
+    return run
+
+
 @overload(arithmetic.up_columns)
 def _up_columns(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire):
     def run(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire):
@@ -190,6 +213,9 @@ def _combine_token(kernels, y, k, weights, rows, hidden, scratch):
 
 
 if config.DISABLE_JIT:
-    for _typed in (_route_block, _weigh_shared, _weigh_row, _expert_rows, _up_columns, _down_columns, _combine_token):
+    for _typed in (
+        _route_block, _weigh_shared, _weigh_row, _expert_rows, _backward_rows, _up_columns, _down_columns,
+        _combine_token,
+    ):  # fmt: skip
         _types = [None] * _typed.__code__.co_argcount
         setattr(arithmetic, _typed.__name__[1:], _typed(*_types))

@@ -8,22 +8,44 @@ from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
 from ..common.score_slopes import score_slopes
 from .convert import FLOAT32
-from .expert_backward import MOST_ROWS, TURNED, add_outer, add_rows, dot, expert_rows, pack_panels, weight_gradients
+from .expert_backward import (
+    MOST_ROWS,
+    TURNED,
+    add_outer,
+    add_rows,
+    dot,
+    expert_rows,
+    kept_bytes,
+    line_bytes,
+    pack_panels,
+    weight_gradients,
+)
 from .gemm import PITCH, packed_bytes, product
 from .tokens import combine_token
 
 
 @jit
-def expert_blocks(
-    rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidden, ffn, saved, scratch
-):  # fmt: skip
-    """`expert_backward.expert_rows` and `weight_gradients` on any number of rows of one expert, in order."""
+def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidden, ffn, saved, scratch):
+    """`expert_backward.expert_rows` and `weight_gradients` on any number of rows of one expert, in order.
+
+    saved: `saved_bytes(ffn, gated)` bytes.
+    """
+    kept, step = saved, line_bytes(ffn) * (3 if weights[1] != 0 else 2)
+    first = (kept + 8 * MOST_ROWS + LINE - 1) // LINE * LINE
+    for i in range(MOST_ROWS):
+        mem.store(kept + 8 * i, first + step * i)
     for i in range(0, rows, MOST_ROWS):
         m, word, value = min(MOST_ROWS, rows - i), 8 * i, FLOAT * i
         expert_rows(
-            m, x + word, dy + word, w + value, dx + word, dw + value, weights, turned, code, hidden, ffn, saved, scratch
-        )
-        weight_gradients(m, x + word, dy + word, w + value, gradients, hidden, ffn, saved, scratch)
+            m, x + word, dy + word, w + value, dx + word, dw + value, weights, turned, code, hidden, ffn, kept, scratch,
+            0,
+        )  # fmt: skip
+        weight_gradients(m, x + word, dy + word, w + value, gradients, hidden, ffn, kept, scratch)
+
+
+def saved_bytes(ffn, gated):
+    """Bytes that `expert_blocks` keeps between its two parts."""
+    return MOST_ROWS * (8 + kept_bytes(ffn, gated)) + LINE
 
 
 @jit

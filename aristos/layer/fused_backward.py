@@ -1,0 +1,189 @@
+"""The fused backward call: rows [dy | x] travel in the packed order of the forward call, as its rows do, by the engine.
+
+The combine weight travels beside each row, and its gradient comes back beside the row of dx. An owner runs whatever has
+landed; it keeps a private copy of each row in its store, so no row waits in a ring for another. When the call has ended
+well on this rank, each of its experts adds up the gradients of its weights, over its rows in the store in global token
+order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..config import MoEConfig
+from ..engine import codes, schema, store, words
+from ..engine.experts import GROUP
+from ..errors import InputError, MismatchError
+from ..kernels.by_isa import module
+from ..kernels.common import activations
+from ..kernels.cpu.entries import BLOCK_BYTES
+from ..kernels.cpu.lowering import handle_of
+from ..primitives import isa
+from ..primitives.buffers import FLOAT, aligned
+from ..primitives.compile import warm_up
+from ..substrate.cpu.runtime import RUN_LEAST, CpuRuntime
+from .arguments import on_input
+from .backward import BackwardCalls, Saved, _Tokens
+from .collective import Membership, Needs, status_of
+from .trained_weights import TrainedWeights
+
+RUN_ROWS = 192  # most rows of a run, as in a forward call of float32
+PIECES = 1 << 24  # a tape's number times this, and the number of pieces, make the job's word TAPE
+
+
+def needs(cfg: MoEConfig) -> Needs:
+    """Private memory of a worker for the backward calls of a layer."""
+    kernel = module("expert_backward", isa.chosen())
+    return Needs(BLOCK_BYTES + kernel.store_bytes(RUN_ROWS, cfg.hidden, cfg.ffn))
+
+
+class FusedBackward(BackwardCalls):
+    """Makes the fused backward calls of one layer object on this rank."""
+
+    def __init__(self, member: Membership, used: str, cfgs: tuple[MoEConfig, ...], timeout: float) -> None:
+        super().__init__(member, used)
+        from numba import types
+
+        assert isinstance(member.runtime, CpuRuntime)
+        self.runtime, self.cfgs, self.timeout = member.runtime, cfgs, timeout
+        self._handle = handle_of(module("backward_entries", used).backward_kernels)
+        self._jobs: list[np.ndarray | None] = [None] * len(cfgs)
+        self._filled = [-1] * len(cfgs)
+        self._store = aligned((0,), np.uint8)
+        self._counts = np.zeros((member.world, max(1, member.placement.held[member.rank])), np.int64)
+        word, job, counts = types.int64, types.int64[::1], types.int64[:, ::1]
+        warm_up(
+            [
+                (store.count_rows, (job, job, counts)),
+                (self.kernels.expert.stored_gradients, (word, word, types.UniTuple(word, 6), word, word, word)),
+            ]
+        )
+
+    def refuse(self, error: Exception) -> None:
+        """Announce this rank's refusal of its arguments; the other ranks have entered the call, or will. Collective."""
+        job = self._job(0)
+        job[words.TOKENS], job[words.STORE_ROWS], job[words.TAPE] = 0, 0, 0
+        job[words.STATUS_IN] = status_of(error)
+        self._run(job)
+
+    def run_tape(
+        self,
+        layer: int,
+        number: int,
+        weights: TrainedWeights,
+        saved: Saved,
+        dy: np.ndarray,
+        dlogits: np.ndarray | None,
+        pieces: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `run`, of tape `number`. Raises PeerInputError or MismatchError; no gradient has changed then."""
+        cfg = self.cfgs[layer]
+        tokens = _Tokens(self.kernels, cfg, weights, saved, dy, pieces)
+        job, (count, k), hidden = self._job(layer), saved.ids.shape, cfg.hidden
+        rows = np.empty((count, 2 * hidden), np.float32)
+        rows[:, :hidden], rows[:, hidden:] = dy, tokens.rows
+        sent = tokens.factor(np.arange(count * k)).view(np.uint32).astype(np.int64)
+        back = np.zeros((count, k), np.int64)
+        factors = np.ones((count, k), np.float32)
+        if not on_input(cfg):
+            np.copyto(factors, saved.weights, where=saved.ids >= cfg.experts)  # y = w x of identity experts
+        combined = np.empty((count, hidden), np.float32)
+        held = len(self.member.mine)
+        addresses = [weights.expert(i) for i in range(held)]
+        table = np.array([(*packed, *turned) for packed, turned, _ in addresses], np.int64).reshape(held, 9)
+        step = self.kernels.expert.place_bytes(hidden, cfg.ffn, cfg.gated)
+        if self._store.size < step * saved.received:
+            self._store = aligned((step * saved.received,), np.uint8)
+        for word, value in (
+            (words.STATUS_IN, codes.OK),
+            (words.TOKENS, count),
+            (words.TAPE, PIECES * number + pieces),
+            (words.X, rows.ctypes.data),
+            (words.X_STRIDE, rows.strides[0]),
+            (words.INPUT, rows.ctypes.data),
+            (words.INPUT_STRIDE, rows.strides[0]),
+            (words.IDS, saved.ids.ctypes.data),
+            (words.WEIGHTS, factors.ctypes.data),
+            (words.Y, combined.ctypes.data),
+            (words.SCALARS_OUT, sent.ctypes.data),
+            (words.SCALARS_BACK, back.ctypes.data),
+            (words.STORE, self._store.ctypes.data),
+            (words.STORE_STEP, step),
+            (words.STORE_ROWS, saved.received),
+            (words.BACKWARD_WEIGHTS, table.ctypes.data),
+            (words.VERSION, weights.version),
+        ):
+            job[word] = value
+        self._run(job)
+        self._add_weight_gradients(job, cfg, [sums for _, _, sums in addresses])
+        tokens.add_combined(combined, back.astype(np.uint32).view(np.float32))
+        return self._finish(weights, tokens, dlogits, pieces), tokens.dw
+
+    # ------------------------------------------------------------ the call
+
+    def _job(self, layer: int) -> np.ndarray:
+        cfg, job = self.cfgs[layer], self._jobs[layer]
+        if job is None:
+            job = self.member.new_job(
+                schema.CPU, hidden=cfg.hidden, ffn=cfg.ffn, experts=cfg.columns, top_k=cfg.top_k, choices=cfg.top_k,
+                shared=0, shared_ffn=0, identity=cfg.identity_experts, on_input=0, stay_rows=1, stay_share=0, scalars=1,
+                row_bytes=2 * FLOAT * cfg.hidden, return_bytes=FLOAT * cfg.hidden, kernels=self._handle, score=0,
+                renormalize=0, scale=0, activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
+            )  # fmt: skip
+            job[words.LAYER], job[words.MODE], job[words.ROUTED], job[words.LOADED] = layer, codes.MODE_BACKWARD, 1, 1
+            self._jobs[layer] = job
+        if self._filled[layer] != self.runtime.version:
+            self.runtime.fill(job)
+            half = int(job[words.RUN_ROWS]) // 2 // GROUP * GROUP  # a row takes nearly twice a forward row's time
+            job[words.RUN_ROWS] = min(RUN_ROWS, max(RUN_LEAST, half))
+            job[words.WORKERS] = self.member.threads
+            self._filled[layer] = self.runtime.version
+        return job
+
+    def _run(self, job: np.ndarray) -> None:
+        """Run the call; raises what another rank has refused, or where ranks differ."""
+        runtime, me = self.runtime, self.member.rank
+        runtime.enter()
+        try:
+            runtime.run(job, self.timeout)
+            if job[words.STATUS_IN] != codes.OK:
+                return
+            state = runtime.state
+            if state[words.STATUS] != codes.OK:
+                raise InputError("the combine weights of the tape must be finite, got NaN or infinity")
+            statuses = state[job[words.T_PEER_STATUS] :][: self.member.world].tolist()
+            if codes.MISMATCH in statuses:
+                raise MismatchError(
+                    "backward must get the tape of the same forward call and as many pieces on all ranks: rank"
+                    f" {statuses.index(codes.MISMATCH)} made another call than rank {me}"
+                )
+            if self.member.world > 1:
+                self.member.raise_peer_problem(job)
+        finally:
+            runtime.open = False
+
+    def _add_weight_gradients(self, job: np.ndarray, cfg: MoEConfig, sums: list[tuple[int, ...]]) -> None:
+        """Every expert adds the gradients by its weights, over its rows in order of (source, packed row)."""
+        held, world, counts = len(sums), self.member.world, self._counts
+        store.count_rows(job, self.runtime.state, counts)
+        each = counts[:, :held]
+        at = self.runtime.state[job[words.T_STORE_AT] :][:world]
+        first = at[:, None] + np.cumsum(each, axis=1) - each  # [W, held]
+        base, step = int(job[words.STORE]), int(job[words.STORE_STEP])
+
+        def run(i: int) -> None:
+            places = np.concatenate([np.arange(first[p, i], first[p, i] + each[p, i]) for p in range(world)])
+            places = base + step * places
+            scratch = self.kernels.scratch("stored", self._stored_bytes(cfg))
+            self.kernels.expert.stored_gradients(
+                len(places), places.ctypes.data, sums[i], cfg.hidden, cfg.ffn, scratch
+            )
+
+        rows = each.sum(axis=0)
+        self._everywhere(run, [i for i in sorted(range(held), key=lambda i: -rows[i]) if rows[i]])
+
+    def _stored_bytes(self, cfg: MoEConfig) -> Any:
+        kernel = self.kernels.expert
+        return kernel.store_bytes(kernel.MOST_ROWS, cfg.hidden, cfg.ffn)
