@@ -35,6 +35,8 @@ def options(argv: list[str]) -> argparse.Namespace:
                         "all travel (drawn; exhaustive: 0)")  # fmt: skip
     parser.add_argument("--scalars", action="store_true", help="every second call has a scalar beside each row "
                         "(else drawn; exhaustive: none)")  # fmt: skip
+    parser.add_argument("--backward", action="store_true", help="every second call is a backward call "
+                        "(else drawn; exhaustive: none)")  # fmt: skip
     parser.add_argument("--strategy", choices=("pct", "random", "exhaustive"), default="pct", help="(%(default)s)")
     parser.add_argument("--schedules", type=int, default=300, help="how many (%(default)s)")
     parser.add_argument("--tokens", type=int, help="of each rank's call, exhaustive only (3)")

@@ -23,7 +23,9 @@ def post_return(job, st, source, packed, rows, status, staged):
     mem.store(words.returned_status(a), status)
     mem.store(words.returned_staged(a), staged)
     st[words.returned(job, source)] = tile + 1
-    mem.notify(word_to(job, st, source, words.RETURN_TAIL), tile + 1, rows * job[words.RETURN_BYTES] + RETURN_RECORD_BYTES)
+    mem.notify(
+        word_to(job, st, source, words.RETURN_TAIL), tile + 1, rows * job[words.RETURN_BYTES] + RETURN_RECORD_BYTES
+    )
 
 
 @jit

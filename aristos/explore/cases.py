@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..engine.layout import LINE, EngineShape, return_stride
+from ..engine.layout import LINE, EngineShape, lines, return_stride
 from ..host.nodes import Nodes
 from ..layer.node_weights import most_foreign
 from ..placement import Placement
@@ -45,6 +45,7 @@ class Call:
     broken: bool = False
     ends_early: bool = False  # an exchange that fails in its first phase has no second
     misplaced: bool = False  # the rank believes in another placement
+    other_tape: bool = False  # in a backward call the rank has another tape than the others
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Case:
     stay: int = 0  # so many own rows for an expert of a local peer are computed in place, 0: all travel
     share: int = 0  # percent of the mean rank's rows up to which own rows may stay, 0: no limit
     scalars: bool = False  # every second call has a scalar beside each row
+    backward: bool = False  # every second call of a layer is a backward call
     words: int = 1  # of a row
     node_of: tuple[int, ...] = (0, 0)
     block: int = 9  # most pairs of a block for a remote owner
@@ -100,7 +102,10 @@ class Case:
         return EngineShape(
             world=self.ranks,
             ring_rows=self.rows if self.nodes.single else max(self.rows, self.top_k),
-            stride=return_stride(WORD * self.words, int(self.scalars)),
+            stride=max(
+                return_stride(WORD * self.words, int(self.scalars or self.backward)),
+                lines(WORD * self.words * (2 if self.backward else 1)),
+            ),
             return_rows=self.max_tokens * self.top_k,
             max_held=max(1, *placement.held),
             top_k=self.top_k,
@@ -108,6 +113,10 @@ class Case:
             max_tokens=self.max_tokens,
             foreign=most_foreign(placement, self.nodes) if self.stay else 0,
         )
+
+    def is_backward(self, epoch: int) -> bool:
+        """Whether a layer's call number `epoch` is a backward call."""
+        return self.backward and epoch % 2 == 0
 
     def computes(self, source: int, owner: int, rows: int) -> int:
         """The rank that computes so many rows of one expert of `owner`; if either may, the source."""
@@ -130,7 +139,7 @@ class Case:
             words.append(f"counters from {self.start}")
         if self.fault is not None:
             words.append(str(self.fault))
-        for name in ("proxy", "scalars", "attention", "delays", "meets"):
+        for name in ("proxy", "scalars", "backward", "attention", "delays", "meets"):
             if getattr(self, name):
                 words.append(name)
         lines = [", ".join(words)]
@@ -204,9 +213,16 @@ def draw(seed: int, asked: Asked) -> Case:
     more_scalars = random.Random(f"{seed} scalars")
     if more_scalars.random() < 0.3:  # sometimes a row fills its lines, and a scalar needs another
         case = replace(case, scalars=True, words=more_scalars.choice((case.words, case.words, LINE // WORD)))
+    more_backward = random.Random(f"{seed} backward")
+    if more_backward.random() < 0.3 and not case.proxy:  # a GPU has no backward call
+        case = replace(case, backward=True, stay=0)
     case = replace(case, **dict(asked.fixed))
+    if case.backward:
+        case = replace(case, stay=0)
     count = asked.calls or rng.randint(1, 5)
     rounds = [_round(case, rng, asked) for _ in range(count)]
+    if case.backward and world > 1 and (asked.kind == "tape" or not (asked.plain or asked.kind)):
+        rounds = [_other_tapes(case, n, made, asked, more_backward) for n, made in enumerate(rounds, 1)]
     case = replace(case, calls=tuple(zip(*rounds)))
     faulty = rng.random() < 0.12 if asked.faults is None else asked.faults
     if faulty and world > 1:
@@ -251,6 +267,15 @@ def _round(case: Case, rng: random.Random, asked: Asked) -> tuple[Call, ...]:
             )
         )
     return tuple(made)
+
+
+def _other_tapes(case: Case, epoch: int, made: tuple[Call, ...], asked: Asked, rng: random.Random) -> tuple[Call, ...]:
+    """The calls of a round; sometimes one rank has another tape in a backward call."""
+    fine = case.is_backward(epoch) and not any(call.broken or call.exchange for call in made)
+    if not fine or (asked.kind != "tape" and rng.random() < 0.8):
+        return made
+    odd = rng.randrange(case.ranks)
+    return tuple(replace(call, other_tape=r == odd, broken=True) for r, call in enumerate(made))
 
 
 def _ids(case: Case, rng: random.Random, style: str, hot: int) -> Ids:

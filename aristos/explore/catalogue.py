@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from . import mutations, mutations_between, mutations_in_place, mutations_proxy, mutations_wire
+from . import mutations, mutations_backward, mutations_between, mutations_in_place, mutations_proxy, mutations_wire
 from .mutation import REGISTERED, Mutation
 
 # imported to register
-__all__ = ["mutations", "mutations_between", "mutations_in_place", "mutations_proxy", "mutations_wire"]
+__all__ = [
+    "mutations",
+    "mutations_backward",
+    "mutations_between",
+    "mutations_in_place",
+    "mutations_proxy",
+    "mutations_wire",
+]
 
 
 def load() -> dict[str, Mutation]:

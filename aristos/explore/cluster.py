@@ -104,6 +104,12 @@ class Cluster:
         def expert_rows(kernels: int, rows: int, x: int, y: int, weights: Any, *_: Any) -> None:
             ranks[self.memory.rank].run_expert(rows, x, y, int(weights[0]))
 
+        def backward_rows(
+            kernels: int, rows: int, x: int, y: int, places: int, scalars: int, weights: int, *_: int
+        ) -> None:
+            expert = weights // arithmetic.BACKWARD_WEIGHTS_BYTES
+            ranks[self.memory.rank].run_backward(rows, x, y, places, scalars, expert)
+
         def up_columns(kernels: int, rows: int, x: int, activations: int, weights: Any, *rest: int) -> None:
             ranks[self.memory.rank].run_up(rows, x, activations, int(weights[0]), rest[3] // column_runs.COLUMNS)
 
@@ -127,6 +133,7 @@ class Cluster:
             (memory, "call"): self.call,
             (steps, "decide"): self.decide(steps.decide),
             (arithmetic, "expert_rows"): expert_rows,
+            (arithmetic, "backward_rows"): backward_rows,
             (arithmetic, "up_columns"): up_columns,
             (arithmetic, "down_columns"): down_columns,
             (arithmetic, "combine_token"): combine_token,

@@ -21,6 +21,11 @@ def row_of(rank: int, epoch: int, token: int, words: int) -> list[int]:
     return [((epoch * 64 + rank) * 4096 + token) * 16 + i + 1 for i in range(words)]
 
 
+def wide_row(row: Sequence[int]) -> list[int]:
+    """What travels in a backward call, twice as wide as what comes back: stands for [dy | x]."""
+    return [*row, *(word ^ 5 for word in row)]
+
+
 def weights_address(slot: int, version: int) -> int:
     """A stand-in for the address of an expert's weights."""
     return (version << VERSION) + slot + 1

@@ -194,6 +194,7 @@ def search(options: Any) -> int:
                 options.transport,
                 options.stay or 0,
                 options.scalars,
+                options.backward,
             )
             result = exhaustive.StateSearch(case).run(left, Clock(f"{routing}: ").tick)
             left -= result.seconds
@@ -241,6 +242,7 @@ def run(options: Any) -> int:
         return mutate(options)
     fixed: tuple[tuple[str, Any], ...] = () if options.stay is None else (("stay", options.stay),)
     fixed += (("scalars", True),) if options.scalars else ()
+    fixed += (("backward", True),) if options.backward else ()
     asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport, fixed=fixed)
     sweep = explore(asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
     return report(sweep, options)

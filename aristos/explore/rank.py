@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..engine import arrivals, codes, outbox, packing, schema, steps, words
+from ..engine import arrivals, codes, outbox, packing, schema, steps, store, words
 from ..engine import exchange as halves
 from ..engine import job as jobs
 from ..engine.layout import StateLayout, return_stride, word_from, word_to
@@ -131,8 +131,10 @@ class Rank:
         )  # fmt: skip
         jobs.fill(
             job, schema.OBJECT, schema.CPU, held=self.placement.held[me], experts=len(case.placement),
-            top_k=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words, kernels=0, score=0,
-            renormalize=0, scale=0, activation=0, choices=case.top_k, shared=0, shared_ffn=0, identity=0, on_input=0,
+            top_k=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words,
+            return_bytes=WORD * case.words,
+            kernels=0, score=0, renormalize=0, scale=0, activation=0, choices=case.top_k, shared=0, shared_ffn=0,
+            identity=0, on_input=0,
             computed=self.placement.held[me] + len(self.foreign), stay_rows=case.stay, stay_share=case.share,
             placement=0, scalars=0,
         )  # fmt: skip
@@ -186,7 +188,11 @@ class Rank:
     # ---- rows and weights
 
     def row(self, epoch: int, token: int) -> list[int]:
-        return experts.row_of(self.me, epoch, token, self.case.words)
+        row = experts.row_of(self.me, epoch, token, self.case.words)
+        return experts.wide_row(row) if self._backward(epoch) else row
+
+    def _backward(self, epoch: int) -> bool:
+        return self.case.is_backward(epoch) and not self.calls[epoch - 1].exchange
 
     def weights_of(self, expert: int, layer: int) -> int:
         return experts.weights_address(int(self.placement.slot_of[expert]), layer)
@@ -228,9 +234,26 @@ class Rank:
             for w, word in enumerate(experts.computed(weights, row)):
                 mem.store(target + WORD * w, word)
 
-    def _row_at(self, at: int) -> list[int]:
+    def _row_at(self, at: int, width: int = 0) -> list[int]:
         mem = self.cluster.memory
-        return [mem.load(at + WORD * w) for w in range(self.case.words)]
+        return [mem.load(at + WORD * w) for w in range(width or self.case.words)]
+
+    def run_backward(self, rows: int, x: int, y: int, places: int, scalars: int, expert: int) -> None:
+        mem, job = self.cluster.memory, self.job
+        weights = job[words.UP] + expert
+        end = job[words.STORE] + job[words.STORE_STEP] * job[words.STORE_ROWS]
+        for i in range(rows):
+            row = self._row_at(mem.load(x + WORD * i), 2 * self.case.words)
+            self.cluster.checks.count(weights, row, -1)
+            place, scalar = mem.load(places + WORD * i), mem.load(scalars + WORD * i)
+            if place >= end:
+                raise WrongResult(f"rank {self.me} in call {self.epoch} keeps a row behind its store")
+            for w, word in enumerate([*row, scalar]):
+                mem.store(place + WORD * w, word)
+            mem.store(scalars + WORD * i, experts.scalar_back(weights, row, scalar))
+            target = mem.load(y + WORD * i)
+            for w, word in enumerate(experts.computed(weights, row)[: self.case.words]):
+                mem.store(target + WORD * w, word)
 
     def run_up(self, rows: int, x: int, activations: int, weights: int, share: int) -> None:
         mem = self.cluster.memory
@@ -256,7 +279,7 @@ class Rank:
     def run_combine(self, y: int, k: int, weights: Sequence[int], rows: Sequence[int]) -> None:
         if self.call.broken:
             return
-        token = (y - self.job[words.Y]) // self.job[words.ROW_BYTES]
+        token = (y - self.job[words.Y]) // self.job[words.RETURN_BYTES]
         if token in self.output:
             raise WrongResult(f"rank {self.me} combines token {token} of call {self.epoch} twice")
         fresh = self.cluster.memory.fresh_return
@@ -288,9 +311,11 @@ class Rank:
         cluster.checks.epoch(self)
         self.call, self.output, self.slices, self.patience = call, {}, 0, None
         value, me, k = cluster.memory.value, self.me, self.case.top_k
+        backward = self._backward(self.epoch)
+        width = self.case.words * (2 if backward else 1)
         for t, ids in enumerate(call.ids):
             for w, word in enumerate(self.row(self.epoch, t)):
-                value[private(me, places.X, WORD * (self.case.words * t + w))] = word
+                value[private(me, places.X, WORD * (width * t + w))] = word
             for j, expert in enumerate(ids):
                 value[private(me, places.IDS, WORD * (k * t + j))] = expert
                 value[private(me, places.WEIGHTS, 4 * (k * t + j))] = experts.weight(t, j, k)
@@ -298,7 +323,8 @@ class Rank:
         job[words.EPOCH], job[words.TOKENS] = self.epoch, 0 if call.refuses else count
         job[words.LAYER] = 0 if call.exchange else call.layer
         job[words.STATUS_IN] = codes.REFUSED if call.refuses else codes.OK
-        job[words.X], job[words.X_STRIDE] = private(me, places.X), WORD * self.case.words
+        job[words.X], job[words.X_STRIDE] = private(me, places.X), WORD * width
+        job[words.ROW_BYTES], job[words.RETURN_BYTES] = WORD * width, WORD * self.case.words
         job[words.IDS], job[words.WEIGHTS], job[words.Y] = (
             private(me, places.IDS),
             private(me, places.WEIGHTS),
@@ -306,10 +332,13 @@ class Rank:
         )
         job[words.UP] = experts.weights_address(int(self.placement.start[me]), call.layer)
         job[words.MODE] = codes.MODE_DISPATCH if call.exchange else codes.MODE_LAYER
+        if backward:
+            job[words.MODE] = codes.MODE_BACKWARD
+        self._open_store(call, backward)
         job[words.PLACEMENT] = self.placement.version + call.misplaced
         job[words.VERSION] = experts.weights_version(me, self.epoch)
-        job[words.SCALARS] = int(self.case.scalars and not call.exchange and self.epoch % 2)
-        job[words.RETURN_STRIDE] = return_stride(job[words.ROW_BYTES], job[words.SCALARS])
+        job[words.SCALARS] = int(backward or (self.case.scalars and not call.exchange and self.epoch % 2))
+        job[words.RETURN_STRIDE] = return_stride(job[words.RETURN_BYTES], job[words.SCALARS])
         job[words.SCALARS_OUT] = private(me, places.SCALARS_OUT)
         job[words.SCALARS_BACK] = private(me, places.SCALARS_BACK)
         job[words.COMPUTED] = job[words.HELD] + (0 if call.exchange else len(self.foreign))
@@ -320,6 +349,17 @@ class Rank:
         if job[words.WORKERS] > 1:
             memory.store_release(private(me, places.GATE, GATE_OPEN), self.epoch)
         self.stage = "work"
+
+    def _open_store(self, call: Call, backward: bool) -> None:
+        """As `FusedBackward` does: room for the rows that this rank's experts got in the forward call of the tape."""
+        job, rows = self.job, 0
+        if backward and not call.refuses:
+            taken = [e for rank in self.cluster.ranks for ids in rank.calls[self.epoch - 1].ids for e in ids if e >= 0]
+            rows = sum(int(self.placement.ranks[e]) == self.me for e in taken)
+        job[words.TAPE] = backward * (self.epoch + call.other_tape)
+        job[words.STORE], job[words.STORE_ROWS] = private(self.me, places.STORE), rows
+        job[words.STORE_STEP] = WORD * (2 * self.case.words + 1)
+        job[words.BACKWARD_WEIGHTS] = 0  # so that an address there is an expert's number times the step
 
     def load_weights(self, version: int) -> None:
         """As `MoE.load` does where local peers read weights in place."""
@@ -446,6 +486,7 @@ class Rank:
         if not self.call.ends_early or not self.call.exchange:
             self._check_statuses(self.call.broken and self.case.ranks > 1)
         self._check_scalars()
+        self._check_store()
         self.cluster.checks.closed(self)
         self.outputs.append(self.output)
         self.stage = "open"
@@ -464,6 +505,31 @@ class Rank:
                     raise WrongResult(
                         f"call {self.epoch} of rank {self.me}: scalar {came} for token {t}, choice {j}, not {made}"
                     )
+
+    def _check_store(self) -> None:
+        """The rows of each expert lie in its store in global token order, each with its scalar."""
+        job, epoch = self.job, self.epoch
+        if job[words.MODE] != codes.MODE_BACKWARD or self.call.broken:
+            return
+        counts = Counts(self.case.ranks, max(1, job[words.HELD]))
+        store.count_rows(job, self.st, counts)
+        for local, expert in enumerate(self.placement.mine(self.me)):
+            for p, source in enumerate(self.cluster.ranks):
+                first = self.table(words.T_STORE_AT, p) + sum(counts[p, e] for e in range(local))
+                found = []
+                for n in range(first, first + counts[p, local]):
+                    at = job[words.STORE] + job[words.STORE_STEP] * n
+                    found.append(self._row_at(at, 2 * self.case.words + 1))
+                ids = source.calls[epoch - 1].ids
+                right = [
+                    [*source.row(epoch, t), experts.scalar(p, epoch, t, j)]
+                    for t, chosen in enumerate(ids)
+                    for j, e in enumerate(chosen)
+                    if e == expert
+                ]
+                if found != right:
+                    what = f"the rows {found} of rank {p} for expert {expert}, not {right}"
+                    raise WrongResult(f"call {epoch}: rank {self.me} keeps {what}")
 
     # ---- failures
 

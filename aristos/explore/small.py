@@ -29,6 +29,7 @@ def small(
     transport: str = "shm",
     stay: int = 0,
     scalars: bool = False,
+    backward: bool = False,
 ) -> Case:
     """A case by name; `tokens` of each rank that has any. With experts in place, ranks load weights before calls."""
     expert = ROUTINGS[routing]
@@ -49,5 +50,6 @@ def small(
         calls=made,
         stay=stay,
         scalars=scalars,
+        backward=backward,
     )
     return replace(sizes, proxy=transport == "proxy")

@@ -104,7 +104,7 @@ class Stretches(Cluster):
         places += [(self.copies, "settle")] if self.case.proxy else []
         names: dict[tuple[Any, str], Any] = {
             (owner, name): self._recorded(getattr(owner, name))
-            for owner, name in [*places, (arithmetic, "expert_rows")]
+            for owner, name in [*places, (arithmetic, "expert_rows"), (arithmetic, "backward_rows")]
         }
         names |= {(memory, "clock"): lambda: 0, (loop, "tend_wire"): self._tended(loop.tend_wire)}
         with replaced(names):

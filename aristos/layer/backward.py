@@ -142,9 +142,7 @@ class BackwardCalls:
         del owned  # rows of dx that have been read by their addresses
         return dx, tokens.dw
 
-    def _finish(
-        self, weights: TrainedWeights, tokens: _Tokens, dlogits: np.ndarray | None, pieces: int
-    ) -> np.ndarray:
+    def _finish(self, weights: TrainedWeights, tokens: _Tokens, dlogits: np.ndarray | None, pieces: int) -> np.ndarray:
         """dx, once the experts' part is there: that of the shared expert and of the router follow."""
         if tokens.cfg.shared_ffn:
             tokens.add_shared()
@@ -291,11 +289,11 @@ class _Tokens:
             sums = self.kernels.dots(to_dx, addresses(self.saved.x)[pairs], self.cfg.hidden)
             factors *= self.saved.weights.reshape(-1)
         self.dw.reshape(-1)[pairs] = sums
-        at, factors = at.reshape(self.dw.shape), factors.reshape(self.dw.shape)
+        rows, by = at.reshape(self.dw.shape), factors.reshape(self.dw.shape)
         token, choice = self._add_identity()
-        at[token, choice] = addresses(self.dy)[token]
-        factors[token, choice] = self.saved.weights[token, choice]
-        self._terms.append((at, factors))
+        rows[token, choice] = addresses(self.dy)[token]
+        by[token, choice] = self.saved.weights[token, choice]
+        self._terms.append((rows, by))
 
     def add_combined(self, dx: np.ndarray, back: np.ndarray) -> None:
         """Sums [S, H] over the choices of each token, and gradients [S, k] of the combine weights that came back."""

@@ -66,7 +66,7 @@ class FusedBackward(BackwardCalls):
         job = self._job(0)
         job[words.TOKENS], job[words.STORE_ROWS], job[words.TAPE] = 0, 0, 0
         job[words.STATUS_IN] = status_of(error)
-        self._run(job)
+        self._call(job)
 
     def run_tape(
         self,
@@ -116,7 +116,7 @@ class FusedBackward(BackwardCalls):
             (words.VERSION, weights.version),
         ):
             job[word] = value
-        self._run(job)
+        self._call(job)
         self._add_weight_gradients(job, cfg, [sums for _, _, sums in addresses])
         tokens.add_combined(combined, back.astype(np.uint32).view(np.float32))
         return self._finish(weights, tokens, dlogits, pieces), tokens.dw
@@ -142,7 +142,7 @@ class FusedBackward(BackwardCalls):
             self._filled[layer] = self.runtime.version
         return job
 
-    def _run(self, job: np.ndarray) -> None:
+    def _call(self, job: np.ndarray) -> None:
         """Run the call; raises what another rank has refused, or where ranks differ."""
         runtime, me = self.runtime, self.member.rank
         runtime.enter()
@@ -177,9 +177,7 @@ class FusedBackward(BackwardCalls):
             places = np.concatenate([np.arange(first[p, i], first[p, i] + each[p, i]) for p in range(world)])
             places = base + step * places
             scratch = self.kernels.scratch("stored", self._stored_bytes(cfg))
-            self.kernels.expert.stored_gradients(
-                len(places), places.ctypes.data, sums[i], cfg.hidden, cfg.ffn, scratch
-            )
+            self.kernels.expert.stored_gradients(len(places), places.ctypes.data, sums[i], cfg.hidden, cfg.ffn, scratch)
 
         rows = each.sum(axis=0)
         self._everywhere(run, [i for i in sorted(range(held), key=lambda i: -rows[i]) if rows[i]])

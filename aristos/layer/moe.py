@@ -176,7 +176,8 @@ class MoE(TrainedLayers):
         for each in dict.fromkeys(cfgs):
             backend_class(name).check(each, "fused", threads)
         places = Placement(placement, cfgs[0].experts, world)
-        windows = rank_bytes(shape_of(world, places, **widths(*cfgs), train=boolean("train", train)), Nodes.of(world, ranks_per_node), world - 1)
+        shape = shape_of(world, places, **widths(*cfgs), train=boolean("train", train))
+        windows = rank_bytes(shape, Nodes.of(world, ranks_per_node), world - 1)
         packed_bytes = cpu_weights.packed_bytes
         if name == "cuda":
             from .cuda_weights import packed_bytes

@@ -6,7 +6,6 @@ KERNELS. `weights`: the addresses (up, gate, down, up_bias, gate_bias, down_bias
 one expert, 0 for absent tensors.
 """
 
-
 BACKWARD_WEIGHTS_BYTES = 9 * 8  # of one expert's addresses for `backward_rows`
 
 

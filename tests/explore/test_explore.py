@@ -103,7 +103,7 @@ def test_every_mutation_is_found(first):
     seed = int.from_bytes(os.urandom(4), "little") if first is None else first
     print(f"seed {seed}")
     found = explore("--mutation", "all", "--seed", str(seed), timeout=600)["mutations"]
-    assert len(found) >= 86
+    assert len(found) >= 100
     assert all(each["found"] and each["schedules"] <= 300 for each in found)
 
 
@@ -153,6 +153,16 @@ def test_all_schedules_of_scalars_beside_rows():
     assert result["states"] > 4000
     for bug in ("scalars-after-the-tail", "scalars-back-after-the-record"):
         assert explore(*words, "--calls", "1", "--mutation", bug)["found"], bug
+
+
+def test_all_schedules_of_a_backward_call():
+    """A call forwards and one backwards, one token a rank: searched to the end."""
+    words = ("--strategy", "exhaustive", "--backward", "--tokens", "1")
+    result = explore(*words)
+    assert result["complete"], result
+    assert result["states"] > 4000
+    for bug in ("row-copied-after-its-credit", "own-rows-have-no-places"):
+        assert explore(*words, "--mutation", bug)["found"], bug
 
 
 @pytest.mark.slow

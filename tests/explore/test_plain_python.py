@@ -159,6 +159,16 @@ def test_a_rank_that_reads_poison_keeps_its_cause(monkeypatch):
     assert causes == {codes.CAUSE_INTERRUPT}
 
 
+@pytest.mark.parametrize("nodes", [(0, 0), (0, 1)])
+def test_backward_calls_with_a_full_ring_and_mixed_experts(nodes):
+    """Rows of two experts take turns in a ring of two rows, and each run would rather wait for more rows."""
+    ids = tuple(tuple((2 + t) % 4 if j == 0 else t % 2 for j in range(2)) for t in range(6))
+    calls = ((Call(ids), Call(ids), Call(ids[:2]), Call(ids[::-1])), (Call(()), Call(()), Call(ids), Call(ids)))
+    sizes = Case(placement=(0, 0, 1, 1), top_k=2, max_tokens=6, rows=2, merge=8, backward=True, words=2, calls=calls)
+    for workers in (1, 2):
+        play(replace(sizes, node_of=nodes, workers=workers), seeds=2)
+
+
 def test_a_second_writer_is_seen():
     cluster = Cluster(Case(calls=((Call(()),),) * 2), strategies.Replay([]))
     word = address(0, LOCAL, local_region(cluster.case.shape, cluster.case.nodes, 0, 1))
@@ -173,7 +183,7 @@ def test_a_second_writer_is_seen():
 @pytest.mark.parametrize("access", ["load", "store", "load_acquire", "store_release", "fetch_add", "compare_exchange"])
 @pytest.mark.parametrize("at", [0, -8, address(2, LOCAL), address(0, HOME + 1), address(0, HOME, 1 << 20),
                                 address(0, LOCAL, PART - 8),
-                                private(0, 13), private(2, STATE), private(-1, WIRE)])  # fmt: skip
+                                private(0, 14), private(2, STATE), private(-1, WIRE)])  # fmt: skip
 def test_an_access_where_nothing_lies_is_seen(at, access):
     """An address never written, or past its area: on a real machine a fault or, worse, no fault."""
     cluster = Cluster(Case(calls=((Call(()),),) * 2), strategies.Replay([]))

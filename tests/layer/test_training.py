@@ -315,6 +315,26 @@ def test_a_gradient_that_is_not_finite_is_named_and_changes_nothing():
             Adam(moe, betas=(0.9, 1.0))
 
 
+@pytest.mark.ranks(2)
+def test_a_gradient_of_nan_is_named_on_all_ranks_by_layer_and_expert(comm):
+    """One token of one rank has a NaN in dy: nothing hangs, and no rank changes a weight."""
+    x, ids = tokens(SMALL, 4, seed=comm.rank), np.array([[1, 5], [2, 5], [3, 5], [4, 5]])
+    dy = x.copy()
+    dy[0] = np.nan if comm.rank else 0
+    with MoE(SMALL, comm, layers=2, threads=1, train=True) as moe:
+        for layer in range(2):
+            moe.load(layer, **{name: a for name, a in reference.weights(SMALL).items() if name != "router"})
+        optimizer = Adam(moe, 0.1)
+        weights = np.full(ids.shape, 0.5, np.float32)
+        dx, dw = moe.backward(dy, moe.forward(x, ids, weights, layer=1)[1])
+        assert np.isnan(dx).any(axis=1).tolist() == np.isnan(dw).any(axis=1).tolist() == [comm.rank == 1] + [False] * 3
+        before = {name: array.copy() for name, array in moe.params(1).items()}
+        with pytest.raises(InputError, match="gradient of down of expert 1 in layer 1 is not finite"):
+            optimizer.step()
+        for name, array in moe.params(1).items():
+            assert np.array_equal(array, before[name]), name
+
+
 def some_steps(moe: Any, optimizer: Any, count: int) -> None:
     """The same gradients in every step, of this rank's arrays alone."""
     for _ in range(count):

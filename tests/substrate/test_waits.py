@@ -211,6 +211,72 @@ comm.Abort(3)
     assert job.seconds < 20
 
 
+TRAINED = """
+def trained(**options):
+    moe = aristos.MoE(cfg, comm, train=True, **options)
+    moe.load(**reference.weights(cfg))
+    return moe, moe.forward(x)[1]
+def untouched(moe):  # what backward and its failure have left
+    return not any(gradient.any() for gradient in moe.grads().values())
+"""
+
+
+@pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
+def test_a_backward_call_that_is_interrupted(tmp_path, nodes):
+    """The other rank learns of it in its call, no gradient has changed on either; new layers train."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + TRAINED
+        + f"""
+moe, tape = trained(ranks_per_node={2 // nodes})
+try:
+    if rank == 0:
+        signal_me(signal.SIGINT, 0.5)
+    else:
+        wait_for_line(0, "KeyboardInterrupt")
+    moe.backward(x, tape)
+except (errors.PoisonedError, KeyboardInterrupt) as e:
+    say(type(e).__name__, untouched(moe))
+again, tape = trained(ranks_per_node={2 // nodes})
+again.backward(x, tape)
+say(untouched(again))
+again.close()
+""",
+    )
+    assert job.code == 0, job.out
+    expected = [["KeyboardInterrupt True", "False"], ["PoisonedError True", "False"]]
+    assert [job.lines(rank) for rank in range(2)] == expected
+
+
+def test_a_rank_that_dies_within_a_backward_call(tmp_path):
+    """The other rank names it, and none of its gradients has changed."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + TRAINED
+        + """
+moe, tape = trained(timeout=2.0)
+if rank == 1:
+    signal_me(signal.SIGKILL, 0.5)
+    moe.backward(x, tape)
+time.sleep(1.0)
+try:
+    moe.backward(x, tape)
+except errors.WaitTimeout as e:
+    say("timeout:", untouched(moe), e)
+comm.Abort(3)
+""",
+        timeout=30,
+    )
+    assert job.code not in (None, 0)
+    assert job.seconds < 20
+    for line in job.lines(0):  # unless the launcher was faster
+        assert line.startswith("timeout: True rank 0 waited")
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_interrupt(tmp_path, threads):
     """SIGINT during a wait raises KeyboardInterrupt, and the other rank learns of it in its call."""

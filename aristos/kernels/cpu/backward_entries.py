@@ -1,4 +1,4 @@
-"""The kernels of a backward call as one compiled function, which the engine calls by address, as those of `entries.py`."""
+"""The kernels of a backward call as one compiled function, which the engine calls by address: see `entries.py`."""
 
 from ...primitives.compile import jit
 from .convert import FLOAT32

@@ -339,9 +339,7 @@ def store_rows(rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch
         mem.store(kept + 8 * i, place + line_bytes(2 * hidden))
         weight[i] = mem.floats(scalars + 8 * i, 1)[0]
         mem.floats(weight_at(place, hidden, ffn, gated), 1)[0] = weight[i]
-    expert_rows(
-        rows, to_x, places, w, dx, dw, packed, (nine[6], nine[7], nine[8]), code, hidden, ffn, kept, free, wire
-    )
+    expert_rows(rows, to_x, places, w, dx, dw, packed, (nine[6], nine[7], nine[8]), code, hidden, ffn, kept, free, wire)
     for i in range(rows):
         mem.store(scalars + 8 * i, 0)
         mem.floats(scalars + 8 * i, 1)[0] = back[i]
