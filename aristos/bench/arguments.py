@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 MOST_SECONDS = 1e6
+MOST_AMOUNT = 1e6
 
 
 def positive(text: str) -> int:
@@ -27,6 +28,13 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"must be a positive number of seconds, less than {MOST_SECONDS:.0f}, got {text}"
         )
+    return value
+
+
+def amount(text: str) -> float:
+    value = float(text)
+    if not 0 < value < MOST_AMOUNT:
+        raise argparse.ArgumentTypeError(f"must be a positive number, less than {MOST_AMOUNT:g}, got {text}")
     return value
 
 

@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..bench.arguments import not_negative, positive, seconds
+from ..bench.arguments import amount, not_negative, positive, seconds
 from ..host import launch_environment
 
 if TYPE_CHECKING:
@@ -42,10 +42,14 @@ def options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("problem", metavar="PROBLEM.json", nargs="?",
                         help="devices, links and a layer: see docs/planner.md")  # fmt: skip
-    parser.add_argument("--model", metavar="NAME", help="a published model instead of a file; ? lists them")
+    parser.add_argument("--model", metavar="NAME", help="a published model instead of a file; '?' lists them")
     parser.add_argument("--tokens", type=positive, help=f"tokens that each device brings to a layer ({TOKENS})")
     parser.add_argument("--inference", action="store_true", help="forward only, without gradients")
+    parser.add_argument("--bytes", type=amount, metavar="N",
+                        help="of a parameter on its device (16 with optimizer state, 2 with --inference)")  # fmt: skip
     parser.add_argument("--topology", metavar="FILE", help="links written by `aristos topo --measure`")
+    parser.add_argument("--cluster", metavar="FILE",
+                        help="instead of --topology: switches, devices' TFLOP/s and GB (docs/planner.md)")  # fmt: skip
     parser.add_argument(
         "--discover",
         action="store_true",
@@ -61,14 +65,18 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=not_negative, default=0, help="(%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
+    if asked.model == "?":
+        print("\n".join(MODELS))
+        parser.exit(0)
+    machines = [bool(asked.topology), bool(asked.cluster), asked.discover]
     if (asked.problem is None) == (asked.model is None):
         parser.error("give PROBLEM.json or --model NAME")
     if asked.model is not None and asked.model not in MODELS:
         parser.error(f"--model must be one of {', '.join(MODELS)}, got {asked.model!r}")
-    if asked.model is not None and bool(asked.topology) == asked.discover:
-        parser.error("--model needs a machine: --topology FILE or --discover")
-    if asked.problem is not None and (asked.topology or asked.discover or asked.inference or asked.tokens):
-        parser.error("--tokens, --topology, --discover and --inference go with --model")
+    if asked.model is not None and sum(machines) != 1:
+        parser.error("--model needs a machine: --topology FILE, --cluster FILE or --discover")
+    if asked.problem is not None and (any(machines) or asked.inference or asked.tokens or asked.bytes):
+        parser.error("--tokens, --bytes, --topology, --cluster, --discover and --inference go with --model")
     asked.tokens = asked.tokens or TOKENS
     if asked.discover and (started := launch_environment.started_as()) is not None and started[1] > 1:
         parser.error(
@@ -110,8 +118,9 @@ def run(asked: argparse.Namespace) -> int:
         print(f"aristos plan: {why}", file=sys.stderr)
         return USAGE
     except OSError as why:
+        file = asked.problem or asked.topology or asked.cluster or why.filename
         print(
-            f"aristos plan: {asked.problem or asked.topology or why.filename} cannot be read: {why.strerror}",
+            f"aristos plan: {file} cannot be read: {why.strerror}",
             file=sys.stderr,
         )
         return USAGE
@@ -144,13 +153,17 @@ def _problem(asked: argparse.Namespace) -> Problem:
     """The problem of a file, or of a model on a machine."""
     from ..models import MODELS
     from ..planner import load
+    from ..planner.machine import load as load_cluster
     from ..planner.published import build
     from ..topology.links import load as load_links
 
     if asked.problem is not None:
         return load(asked.problem)
-    links = _discovered() if asked.discover else load_links(Path(asked.topology))
-    return build(MODELS[asked.model], asked.tokens, links, asked.inference)
+    if asked.cluster:
+        found: Any = load_cluster(asked.cluster)
+    else:
+        found = _discovered() if asked.discover else load_links(Path(asked.topology))
+    return build(MODELS[asked.model], asked.tokens, found, asked.inference, asked.bytes)
 
 
 def _discovered() -> Links:

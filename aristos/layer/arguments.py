@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..config import LARGEST, MOST_THREADS, MoEConfig, real, whole
-from ..errors import AristosError, InputError
+from ..errors import AristosError, EnvironmentProblem, InputError
+from ..host import launch_environment
 from ..primitives.arrays import view
 from .weights import ROUTER, NotLoaded
 
@@ -81,7 +82,8 @@ def usable_nodes(ranks_per_node: Any) -> int | None:
 
 
 def check_comm(comm: Any) -> None:
-    """Raise InputError unless `comm` is None or an mpi4py intracommunicator."""
+    """Raise InputError unless `comm` is None or an mpi4py intracommunicator, EnvironmentProblem if the launcher started
+    several tasks of which each is a world of its own: every one would compute the whole layer alone."""
     if comm is None:
         return
     from mpi4py import MPI
@@ -89,6 +91,10 @@ def check_comm(comm: Any) -> None:
     if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
         what = "MPI_COMM_NULL" if isinstance(comm, MPI.Comm) and comm == MPI.COMM_NULL else repr(comm)
         raise InputError(f"comm must be an mpi4py intracommunicator or None, got {what}")
+    if MPI.COMM_WORLD.Get_size() == 1 and MPI.Comm.Get_parent() == MPI.COMM_NULL:
+        wrong = launch_environment.mismatch(1)
+        if wrong is not None:
+            raise EnvironmentProblem(wrong)
 
 
 def routed_outside(ids: Any, weights: Any, layer: int, has_router: bool) -> bool:

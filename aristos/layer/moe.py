@@ -51,7 +51,7 @@ class MoE(TrainedLayers):
     ranks_per_node: treat every group of so many consecutive ranks as a node, although MPI sees larger nodes; transport
     shm is used within a node, rma between nodes.
     Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
-    windows do not fit.
+    windows do not fit, EnvironmentProblem where the launcher started several tasks and each is a world of its own.
 
     moves: what crosses between the ranks of a node, on CPUs. "tokens": rows travel to the ranks that hold their
     experts. "experts": a rank computes its own rows, and reads the experts of local peers where they lie. "auto": the

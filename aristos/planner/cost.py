@@ -159,17 +159,24 @@ def price(problem: Problem, group_of: NDArray[np.int64], k: int, objective: str,
 
 def communication(problem: Problem, group_of: NDArray[np.int64], size: NDArray[np.int64]) -> NDArray[np.float64]:
     """[n] C of every device. size: [groups]"""
-    if problem.tree is not None:
-        alphas, betas = problem.tree.partners(group_of)
-    else:
-        alphas, betas = np.zeros(problem.n), np.zeros(problem.n)
-        order = np.argsort(group_of, kind="stable")
-        for members in np.split(order, np.cumsum(size)[:-1]):
-            inside = np.ix_(members, members)
-            alphas[members] = problem.alpha_us[inside].sum(1)
-            betas[members] = problem.beta_us_per_mib[inside].sum(1)
+    alphas, betas = partners(problem, group_of, size)
     share = terms.share_mib(problem.payload_mib, size[group_of])
     return terms.comm_us(problem.crossings, alphas, betas, share)
+
+
+def partners(
+    problem: Problem, group_of: NDArray[np.int64], size: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[n] sums of alpha and of beta over the other devices of each device's group. size: [groups]"""
+    if problem.tree is not None:
+        return problem.tree.partners(group_of)
+    alphas, betas = np.zeros(problem.n), np.zeros(problem.n)
+    order = np.argsort(group_of, kind="stable")
+    for members in np.split(order, np.cumsum(size)[:-1]):
+        inside = np.ix_(members, members)
+        alphas[members] = problem.alpha_us[inside].sum(1)
+        betas[members] = problem.beta_us_per_mib[inside].sum(1)
+    return alphas, betas
 
 
 def _longest(

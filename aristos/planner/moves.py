@@ -112,8 +112,8 @@ def _blend(stage, size, groups):
 
 @jit
 def _reduce(where, k, link, pairs, alpha, beta, gradient):
-    """T_rho over the given link, or if link[0] < 0 over the first of `pairs` that crosses groups."""
-    if k <= 1:
+    """T_rho over the given link, or if link[0] < 0 over the first of `pairs` that crosses groups; -1: no gradient."""
+    if k <= 1 or gradient < 0:
         return 0.0
     i, j = link[0], link[1]
     if i < 0:

@@ -1,8 +1,9 @@
 """Which devices of a group hold which experts: by rate and memory, and by expert loads if they are known.
 
-The time of a stage on a device is its load over its rate; placing makes the longest of a group short. Without loads all
-experts weigh the same and have one copy: giving the next expert to the device that would end first is optimal. With
-loads, experts are given out from heavy to light, then moved and swapped.
+The time of a stage on a device is its load over its rate; placing makes the longest of a group short. Experts of equal
+load have equally many copies: as many as make the longest device shortest. With loads, experts are given out from heavy
+to light, then moved and swapped, with copies of hot ones. The loads of copies are those that the layer gives them: of c
+copies, each source uses number (its own number mod c).
 """
 
 from __future__ import annotations
@@ -10,19 +11,64 @@ from __future__ import annotations
 import heapq
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .problem import Problem
-from .replicas import replicate
+from .replicas import held_loads, replicate
+
+MOST_COPIES = 1 << 18  # of all experts of one group
+TRIES = 24  # numbers of copies tried
+SMALL = 1e-12  # relative: sums differ in their last bits
 
 
 def place(problem: Problem, group: list[int]) -> dict[int, list[int]]:
-    """{expert: devices} for one group, which must be able to hold all experts."""
+    """{expert: devices, ascending} for one group, which must be able to hold all experts."""
+    return {e: [group[d] for d in devices] for e, devices in enumerate(places(problem, np.asarray(group, np.int64)))}
+
+
+def places(problem: Problem, group: NDArray[np.int64]) -> list[list[int]]:
+    """[experts] the places in the group of the devices that hold each expert, ascending."""
     rate, memory = problem.rate[group], problem.memory[group]
     if problem.loads is None or not problem.loads.any():
-        held = shares(problem.experts, rate, memory)
-        owner = np.repeat(np.arange(len(group)), held)
-        return {e: [group[d]] for e, d in enumerate(owner)}
-    return {e: [group[d] for d in devices] for e, devices in enumerate(replicate(problem.loads, rate, memory))}
+        return alike(problem.experts, rate, memory)
+    return replicate(problem.loads, rate, memory, sources=len(group))
+
+
+def alike(experts: int, rate: np.ndarray, memory: np.ndarray) -> list[list[int]]:
+    """`places` for experts of equal load. Copies are made if there are more devices than experts: then every device
+    with memory holds an expert or a copy, unless a slow one would make the stage longer."""
+    loads, n = np.ones(experts), len(rate)
+
+    def longest(placement: list[list[int]]) -> float:
+        return float((held_loads(placement, loads, n, n) / rate).max())
+
+    best: list[list[int]] = []
+    value = np.inf
+    for copies in numbers(experts, memory):
+        held = shares(copies * experts, rate, np.minimum(memory, experts))
+        found: list[list[int]] = [[] for _ in range(experts)]
+        for at, d in enumerate(np.repeat(np.arange(n), held)):
+            found[at % experts].append(int(d))  # a device holds at most `experts` in a row: no two are the same
+        if (mine := longest(found)) < value * (1 - SMALL):
+            best, value = found, mine
+    idle = np.flatnonzero((np.bincount([d for each in best for d in each], minlength=n) == 0) & (memory > 0))
+    if len(idle) and (memory > 0).sum() > experts:
+        filled = [list(each) for each in best]
+        for at, d in enumerate(idle):
+            filled[at % experts].append(int(d))
+        filled = [sorted(each) for each in filled]
+        best = filled if longest(filled) <= value * (1 + SMALL) else best
+    return best
+
+
+def numbers(experts: int, memory: np.ndarray) -> list[int]:
+    """How many copies of every expert to try: one; the most that fit; and those by which the sources divide."""
+    n = len(memory)
+    if (memory > 0).sum() <= experts:
+        return [1]
+    most = min(int(np.minimum(memory, experts).sum()) // experts, n, max(1, MOST_COPIES // experts))
+    even = [c for c in range(2, most + 1) if n % c == 0]
+    return sorted({1, most, *even[-TRIES:]})
 
 
 def shares(experts: int, rate: np.ndarray, memory: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .achieved import Achieved, achieve
 from .cost import Cost
 from .placing import place
 from .problem import Problem
@@ -45,6 +46,11 @@ class Plan:
         """[groups] {expert: devices that hold it}."""
         return [place(self.problem, group) for group in self.groups]
 
+    @cached_property
+    def achieved(self) -> Achieved:
+        """The step that the groups and the placement give: whole experts, and tokens sent as the layer sends them."""
+        return achieve(self.problem, self.groups, self.cost.allreduce_us, self.objective == "work_conserving")
+
     @property
     def bottleneck(self) -> dict[str, Any]:
         """{group, device, term}: the largest of the step's terms, and the device responsible.
@@ -62,7 +68,8 @@ class Plan:
             return {"group": g, "device": device, "term": "allreduce"}
         if term == "pi":
             members = np.array(self.groups[g])
-            return {"group": g, "device": int(members[np.argmin(self.problem.rate[members])]), "term": term}
+            rate = np.where(self.problem.memory[members] > 0, self.problem.rate[members], np.inf)
+            return {"group": g, "device": int(members[np.argmin(rate)]), "term": term}
         return {"group": g, "device": int(cost.worst[g]), "term": term}
 
     def to_json(self) -> dict[str, Any]:
@@ -71,6 +78,7 @@ class Plan:
         return {
             "feasible": True,
             "objective_us": self.objective_us,
+            "achieved_us": self.achieved.step_us,
             "lower_bound_us": self.lower_bound_us,
             "gap": self.gap,
             "groups": self.groups,
@@ -88,7 +96,17 @@ class Plan:
 
 def infeasible_json(missing: int) -> dict[str, Any]:
     """The object that `aristos plan --json` prints if no partition fits. missing: experts."""
-    keys = ("objective_us", "lower_bound_us", "gap", "groups", "placement", "terms", "bottleneck", "method")
+    keys = (
+        "objective_us",
+        "achieved_us",
+        "lower_bound_us",
+        "gap",
+        "groups",
+        "placement",
+        "terms",
+        "bottleneck",
+        "method",
+    )
     return {"feasible": False, "missing_memory": missing, **dict.fromkeys(keys)}
 
 

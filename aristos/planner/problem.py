@@ -17,7 +17,7 @@ from ..errors import InputError, quoted
 from ..primitives.texts import plain
 from . import tree as compressed
 from .tree import Tree
-from .values import LARGEST, ProblemError, count, number
+from .values import IDLE, LARGEST, ProblemError, count, number
 
 OBJECTIVES = ("work_conserving", "literal")
 MOST_EXPERTS = 1 << 16
@@ -48,11 +48,13 @@ class Device:
 class Problem:
     """One cluster and one layer: the input of Equations 1 and 2.
 
-    rate: [n] cost units per us. memory: [n] experts. alpha_us, beta_us_per_mib: [n, n] symmetric, zero diagonals.
-    layer_cost: cost units of one stage for one device's tokens. payload_mib: MiB a device sends in one crossing.
-    crossings: per stage. stages: MoE stages of a step over all devices, kappa = stages / n. gradient_mib: MiB that the
-    groups all-reduce. loads: [experts] tokens per expert, or None if all are equal. tree: a cluster in compressed form;
-    its matrices are never built, and alpha_us and beta_us_per_mib are [0, 0].
+    rate: [n] cost units per us; next to nothing for a device without memory, since it computes nothing. memory: [n]
+    experts. alpha_us, beta_us_per_mib: [n, n] symmetric, zero diagonals. layer_cost: cost units of one stage for one
+    device's tokens. payload_mib: MiB a device sends in one crossing. crossings: per stage. stages: MoE stages of a step
+    over all devices, kappa = stages / n. gradient_mib: MiB that the groups all-reduce, None if they all-reduce nothing
+    (inference). loads: [experts] tokens per expert, or None if all are equal. expert_gb: of one expert in all layers,
+    for messages; None if unknown. tree: a cluster in compressed form; its matrices are never built, and alpha_us and
+    beta_us_per_mib are [0, 0].
     """
 
     experts: int
@@ -60,7 +62,7 @@ class Problem:
     payload_mib: float
     crossings: float
     stages: float
-    gradient_mib: float
+    gradient_mib: float | None
     rate: NDArray[np.float64]
     memory: NDArray[np.int64]
     alpha_us: Matrix
@@ -68,7 +70,14 @@ class Problem:
     objective: str = "work_conserving"
     names: tuple[str, ...] = ()
     loads: NDArray[np.float64] | None = None
+    expert_gb: float | None = None
     tree: Tree | None = None
+
+    def __post_init__(self) -> None:
+        idle = self.memory == 0
+        if idle.any() and not idle.all():
+            rate = np.where(idle, np.minimum(self.rate, self.rate[~idle].min() * IDLE), self.rate)
+            object.__setattr__(self, "rate", rate)
 
     @property
     def n(self) -> int:
@@ -90,6 +99,8 @@ class Problem:
         if total < self.experts:
             missing = self.experts - total
             text = f"all devices together hold {total} experts of {self.experts}: memory for {missing} more is missing"
+            if self.expert_gb is not None:
+                text += f", {missing * self.expert_gb:.3g} GB (an expert takes {self.expert_gb:.3g} GB)"
             raise Infeasible(missing, text)
 
 
@@ -156,8 +167,11 @@ def scalars(data: dict[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {"experts": count("experts", data["experts"], 1), "objective": objective}
     if checked["experts"] > MOST_EXPERTS:
         raise ProblemError("experts", f"must be at most {MOST_EXPERTS}, got {checked['experts']}")
-    for key in ("layer_cost", "payload_mib", "crossings", "stages", "gradient_mib"):
+    for key in ("layer_cost", "payload_mib", "crossings", "stages"):
         checked[key] = number(key, data[key])
+    checked["gradient_mib"] = None if data["gradient_mib"] is None else number("gradient_mib", data["gradient_mib"])
+    if data.get("expert_gb") is not None:
+        checked["expert_gb"] = number("expert_gb", data["expert_gb"], positive=True)
     loads = data.get("loads")
     if loads is not None:
         if not isinstance(loads, list) or len(loads) != checked["experts"]:

@@ -1,6 +1,6 @@
 """Placing experts by their loads, with copies of hot ones where memory is left.
 
-Copies of an expert have equal shares of its load: each source rank uses one, by its number. The next copy always goes
+Copies of an expert have nearly equal shares of its load: each source rank uses one, by its number. The next copy goes
 to the expert with the largest load per copy. Copies are given from heavy to light to the device that would end first,
 then moved and swapped while that shortens the time of the slowest device. TRIES numbers of copies are tried, up to what
 memory allows. `eplb` is DeepSeek's load balancer, from its description: the baseline.
@@ -18,23 +18,28 @@ PASSES = 400  # moves and swaps at most
 TRIES = 12  # numbers of copies tried
 
 
-def longest(placement: Placement, loads: Floats, rate: Floats) -> float:
-    """The largest load / rate of a device; an expert's copies have equal shares of its load."""
-    return float((held_loads(placement, loads, len(rate)) / rate).max())
+def longest(placement: Placement, loads: Floats, rate: Floats, sources: int | None = None) -> float:
+    """The largest load / rate of a device. sources: see `held_loads`."""
+    return float((held_loads(placement, loads, len(rate), sources) / rate).max())
 
 
-def held_loads(placement: Placement, loads: Floats, devices: int) -> Floats:
-    """[devices] load of each device."""
+def held_loads(placement: Placement, loads: Floats, devices: int, sources: int | None = None) -> Floats:
+    """[devices] load of each device. sources: ranks with equally many tokens, of which each uses copy (its number mod
+    copies); None: copies have equal shares."""
     found = np.zeros(devices)
     for expert, places in enumerate(placement):
-        np.add.at(found, places, loads[expert] / len(places))  # the baseline may put two copies on one device
+        c = len(places)
+        part = np.full(c, 1 / c) if sources is None else -(-(sources - np.arange(c)) // c) / sources
+        np.add.at(found, places, loads[expert] * part)  # the baseline may put two copies on one device
     return found
 
 
-def replicate(loads: Floats, rate: Floats, memory: Counts, most: int | None = None) -> Placement:
+def replicate(
+    loads: Floats, rate: Floats, memory: Counts, most: int | None = None, sources: int | None = None
+) -> Placement:
     """Devices of each expert. loads: [experts]. rate, memory: [devices]; memory must hold all experts.
 
-    most: limit of copies over all experts; default: what memory allows.
+    most: limit of copies over all experts; default: what memory allows. sources: see `held_loads`.
     """
     experts, devices = len(loads), len(rate)
     space = np.minimum(memory, experts)
@@ -47,7 +52,7 @@ def replicate(loads: Floats, rate: Floats, memory: Counts, most: int | None = No
         placement = _pack(loads, copies, rate, space)
         if placement is None:
             continue
-        mine = longest(placement, loads, rate)
+        mine = longest(placement, loads, rate, sources)
         if mine < value * (1 - 1e-12):
             best, value = placement, mine
     assert best is not None, "one copy of each expert always has a place"

@@ -112,12 +112,13 @@ class GroupSearch:
                 where[members] = g
             groups = min(p.n, len(start) + 2)
             steps = STEPS * 32 // max(32, p.n)
+            gradient = -1.0 if p.gradient_mib is None else p.gradient_mib
             for piece in range(PIECES):
                 share = (piece / PIECES, (piece + 1) / PIECES)
                 hot, cold = (HOT * (COLD / HOT) ** s for s in share)
                 where, value = moves.anneal(
                     where, groups, p.alpha_us, p.beta_us_per_mib, p.rate, p.memory, numbers, self._link, self._pairs,
-                    p.gradient_mib, p.kappa, nearest, steps // PIECES, hot, cold, self.seed + 1000 * number + piece,
+                    gradient, p.kappa, nearest, steps // PIECES, hot, cold, self.seed + 1000 * number + piece,
                 )  # fmt: skip
                 if np.isfinite(value):
                     self.offer(groups_of(where))

@@ -56,11 +56,11 @@ def comm_us(crossings: Any, alpha: Any, beta: Any, share: Any) -> Any:
 
 @term
 def allreduce_us(k: Any, alpha: Any, beta: Any, gradient_mib: Any) -> Any:
-    """T_rho among k groups over a link."""
-    return 2.0 * (k - 1) * (alpha + beta * gradient_mib / k)
+    """T_rho among k groups over a link; 0 if there is nothing to reduce (None)."""
+    return 0.0 if gradient_mib is None else 2.0 * (k - 1) * (alpha + beta * gradient_mib / k)
 
 
 @term
 def slowness(alpha: Any, beta: Any, gradient_mib: Any) -> Any:
     """What makes a link the slowest of T_rho: the time of one message between two groups."""
-    return link_us(alpha, beta, gradient_mib / 2)
+    return link_us(alpha, beta, 0.0 if gradient_mib is None else gradient_mib / 2)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .terms import slowness
-from .values import ProblemError, count, number
+from .values import IDLE, ProblemError, count, number
 
 MAX_DEVICES = 1_000_000
 MAX_LEVELS = 16  # of switches
@@ -109,7 +109,7 @@ class Tree:
             below[here] = together
         return alphas, betas
 
-    def slowest(self, gradient_mib: float, group_of: NDArray[np.int64] | None = None) -> tuple[int, int] | None:
+    def slowest(self, gradient_mib: float | None, group_of: NDArray[np.int64] | None = None) -> tuple[int, int] | None:
         """The pair with the slowest link of the all-reduce; with group_of, among pairs of different groups."""
         if self.root.size < 2:
             return None
@@ -148,6 +148,14 @@ class Tree:
         level = len(same) - 1 - np.argmax(same[::-1], axis=0)
         return self.links[self.up[level, i]]
 
+    def betas(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
+        """beta between each device of `a` and the one of `b` at the same place; they must differ."""
+        found = np.zeros(a.shape)
+        for level in self.up:
+            same = (level[a] == level[b]) & (level[a] >= 0)
+            found[same] = self.links[level[a[same]], 1]
+        return found
+
     def matrices(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """alpha_us and beta_us_per_mib, [n, n]; for small clusters."""
         n = self.root.size
@@ -174,6 +182,7 @@ class TreeBuilder:
     serial: dict[int, int] = field(default_factory=dict)  # by id: an order that is the same in every run
 
     def leaf(self, rate: float, memory: int) -> Leaf:
+        rate = rate if memory else rate * IDLE
         return self._one((rate, memory), Leaf(rate, memory))
 
     def _one(self, key: Any, made: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import InputError, quoted
 
 LARGEST, SMALLEST = 1e30, 1e-30  # limits of numbers, and of positive ones: products of a few stay finite
+IDLE = 1e-12  # a device without memory for an expert computes nothing: its rate counts as this share of the slowest's
 
 
 class ProblemError(InputError):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from .cost import communication, evaluate, links_to
+from .placing import places
 from .plan import Plan
 from .terms import comm_us, share_mib
 
@@ -42,18 +43,44 @@ def report(plan: Plan, seconds: float) -> str:
         f" ({plan.method})",
         f"a step takes {seconds_text(plan.objective_us)}, with any plan at least {seconds_text(plan.lower_bound_us)}"
         f" (gap {100 * plan.gap:.2f} %): kappa {cost.kappa:.6g} stages, {reduce_us}",
+        whole_experts(plan),
         "",
-        f"{'group':>5}  {'devices':>7}  {'compute':>10}  {'network':>10}  members",
+        f"{'group':>5}  {'devices':>7}  {'compute':>10}  {'network':>10}  {'experts':>7}  members",
     ]
     shown = list(range(k))
     if k > MOST_GROUPS:
         shown = sorted(int(g) for g in np.argsort(-(cost.pi_us + cost.comm_us), kind="stable")[:MOST_GROUPS])
     for g in shown:
         times = f"{seconds_text(cost.pi_us[g]):>10}  {seconds_text(cost.comm_us[g]):>10}"
-        lines.append(f"{g:>5}  {len(plan.groups[g]):>7}  {times}  {ranges(plan.groups[g])}")
+        lines.append(f"{g:>5}  {len(plan.groups[g]):>7}  {times}  {held(plan, g):>7}  {ranges(plan.groups[g])}")
     if k > MOST_GROUPS:
         lines.append(f"       ... and {k - MOST_GROUPS} groups whose stages are no longer")
     return "\n".join([*lines, "", explain(plan)])
+
+
+def held(plan: Plan, group: int) -> str:
+    """How many experts and copies each device of a group holds: one number, or the least and the most."""
+    members = np.array(plan.groups[group])
+    found = np.bincount([d for each in places(plan.problem, members) for d in each], minlength=len(members))
+    least, most = int(found.min()), int(found.max())
+    return f"{least}" if least == most else f"{least}-{most}"
+
+
+def whole_experts(plan: Plan) -> str:
+    """The step that the placement gives, and why it is not the objective; and what an expert takes."""
+    mine, cost, problem = plan.achieved, plan.cost, plan.problem
+    text = f"with whole experts, and tokens sent as the layer sends them: {seconds_text(mine.step_us)}"
+    more = mine.step_us - plan.objective_us
+    if plan.objective_us > 0 and abs(more) > EQUAL * plan.objective_us:
+        text += f" ({100 * more / plan.objective_us:+.2g} %)"
+        g = int(np.argmax(mine.pi_us + mine.comm_us))
+        if cost.pi_us[g] > 0 and mine.pi_us[g] > cost.pi_us[g] * (1 + EQUAL):
+            over = mine.pi_us[g] / cost.pi_us[g]
+            text += f"; the busiest device of group {g} computes {over:.3g} times its part by rate"
+    if problem.expert_gb is not None:
+        text += f"\nan expert takes {problem.expert_gb:.3g} GB in all layers; a device has memory for "
+        text += f"{ranges(sorted({int(m) for m in problem.memory}))} experts"
+    return text
 
 
 def explain(plan: Plan) -> str:

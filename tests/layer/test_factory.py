@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import MoE, tokens
-from mpi import ranks_each
+from mpi import LAUNCHER_VARIABLES, ranks_each
 
 import aristos
 from aristos import reference
@@ -182,3 +184,36 @@ def test_load_clears_the_summary_and_the_other_calls_that_load_do_not():
         moe(tokens(CFG, 9, seed=0), layer=1)
         summary = moe.summary()
         assert (summary.calls, summary.rows) == (1, 18)
+
+
+ALONE = """
+import os, sys
+from mpi4py import MPI
+import aristos
+from aristos.errors import EnvironmentProblem
+
+cfg = aristos.MoEConfig(hidden=8, ffn=8, experts=2, top_k=1, max_tokens=4)
+makers = {
+    "MoE": lambda: aristos.MoE(cfg, MPI.COMM_WORLD, backend="cpu"),
+    "Exchange": lambda: aristos.Exchange(MPI.COMM_WORLD.Dup(), hidden=8, experts=2),
+}
+for tasks, task in (("2", "0"), ("2", "1"), ("1", "0")):
+    os.environ.update(OMPI_COMM_WORLD_SIZE=tasks, OMPI_COMM_WORLD_RANK=task)
+    for name, make in makers.items():
+        try:
+            make().close()
+            print(name, tasks, "made")
+        except EnvironmentProblem as why:
+            print(name, tasks, why)
+"""
+
+
+def test_tasks_that_are_each_a_world_of_one_are_refused():
+    """Another library's mpirun, or srun without the right --mpi: every task would compute the whole layer alone."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_"))}
+    done = subprocess.run([sys.executable, "-c", ALONE], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[4:] == ["MoE 1 made", "Exchange 1 made"]
+    for line, name in zip(said, ("MoE", "Exchange") * 2):
+        assert line.startswith(f"{name} 2 Open MPI's mpirun started 2 tasks but MPI sees 1: use the mpirun that ")

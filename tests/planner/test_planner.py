@@ -338,6 +338,7 @@ def test_a_wrong_device_is_named(pair, key, value):
 KEYS = {
     "feasible",
     "objective_us",
+    "achieved_us",
     "lower_bound_us",
     "gap",
     "groups",

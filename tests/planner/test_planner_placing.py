@@ -219,7 +219,7 @@ def test_numbers_of_a_model():
     left = 0.9 * 80e9 - 4 * 2048**2 * 16 * 16
     assert problem.memory.tolist() == [min(64, int(left // (expert * 16 * 16)))] * 4
     forward = published.build(m, 1024, from_json(links(4, 80)), inference=True)
-    assert (forward.crossings, forward.gradient_mib, forward.kappa) == (2, 0, 16)
+    assert (forward.crossings, forward.gradient_mib, forward.kappa) == (2, None, 16)
     broken = links(4, 80)
     broken["devices"][2]["rate_gflops"] = None
     with pytest.raises(InputError, match="rate of device 2"):

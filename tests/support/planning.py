@@ -49,11 +49,12 @@ def draw(seed: int, n: int, *, model: str = "work_conserving", integers: bool = 
 
 
 def stage(p: Data, group: tuple[int, ...], model: str) -> float:
-    """pi + max C of a group; infinite if it cannot hold all experts."""
+    """pi + max C of a group; infinite if it cannot hold all experts. Devices without memory compute nothing."""
     if sum(p["devices"][j]["memory"] for j in group) < p["experts"]:
         return math.inf
     s = len(group)
-    pi = (s if model == "work_conserving" else 1) * p["layer_cost"] / sum(p["devices"][j]["rate"] for j in group)
+    rates = sum(p["devices"][j]["rate"] for j in group if p["devices"][j]["memory"])
+    pi = (s if model == "work_conserving" else 1) * p["layer_cost"] / rates
     worst = 0.0
     for i in group:
         c = sum(p["alpha_us"][i][j] + p["beta_us_per_mib"][i][j] * p["payload_mib"] / s for j in group if j != i)
@@ -63,13 +64,13 @@ def stage(p: Data, group: tuple[int, ...], model: str) -> float:
 
 def by_slowness(p: Data) -> list[tuple[int, int]]:
     """Pairs from the slowest link on; of equal ones the lowest first."""
-    half = p["gradient_mib"] / 2
+    half = (p["gradient_mib"] or 0) / 2
     pairs = itertools.combinations(range(len(p["devices"])), 2)
     return sorted(pairs, key=lambda ij: -(p["alpha_us"][ij[0]][ij[1]] + p["beta_us_per_mib"][ij[0]][ij[1]] * half))
 
 
 def reduction(p: Data, k: int, link: tuple[int, int] | None) -> float:
-    if k == 1 or link is None:
+    if k == 1 or link is None or p["gradient_mib"] is None:
         return 0.0
     i, j = link
     return 2 * (k - 1) * (p["alpha_us"][i][j] + p["beta_us_per_mib"][i][j] * p["gradient_mib"] / k)
@@ -146,3 +147,45 @@ def longest_stages(p: Data, model: str) -> dict[int, float]:
         if longest < found.get(len(groups), math.inf):
             found[len(groups)] = longest
     return found
+
+
+def idle(p: Data, seed: int) -> Data:
+    """The same problem, where some devices have no memory and the others enough more."""
+    rng = random.Random(seed)
+    devices = [{**d, "memory": d["memory"] * 2 + 1} for d in p["devices"]]
+    for i in rng.sample(range(len(devices)), len(devices) // 3):
+        devices[i]["memory"] = 0
+    return {**p, "devices": devices}
+
+
+def placed(p: Data, group: list[int], placement: dict[int, list[int]], model: str) -> tuple[float, float]:
+    """(pi, max C) of a group with this placement: each source gives every expert its share of the load, and sends it to
+    copy (place of the source in the group mod copies); half of the crossings carry rows, half their outputs."""
+    s, loads = len(group), p.get("loads") or [1.0] * p["experts"]
+    work = (s if model == "work_conserving" else 1) * p["layer_cost"]
+    sent = {(i, j): 0.0 for i in group for j in group}
+    for at, i in enumerate(group):
+        for e, owners in placement.items():
+            sent[i, owners[at % len(owners)]] += loads[e] / sum(loads)
+    pi = max(work / s * sum(sent[i, j] for i in group) / p["devices"][j]["rate"] for j in group)
+    worst = 0.0
+    for i in group:
+        c = sum(p["alpha_us"][i][j] + p["beta_us_per_mib"][i][j] * p["payload_mib"] * (sent[i, j] + sent[j, i]) / 2
+                for j in group if j != i)  # fmt: skip
+        worst = max(worst, p["crossings"] * c)
+    return pi, worst
+
+
+def busiest(p: Data, group: list[int], copies: int, model: str) -> float:
+    """pi if the fractional split by rate, within memory, is rounded up to whole 1 / copies of an expert."""
+    s, e = len(group), p["experts"]
+    work = (s if model == "work_conserving" else 1) * p["layer_cost"]
+    room = {j: min(p["devices"][j]["memory"], e) / copies for j in group}
+    rate = {j: p["devices"][j]["rate"] for j in group}
+    low, high = 0.0, e / min(rate.values())
+    for _ in range(200):  # the time until which all compute, so that their parts are the experts
+        middle = (low + high) / 2
+        done = sum(min(room[j], middle * rate[j]) for j in group)
+        low, high = (middle, high) if done < e else (low, middle)
+    up = {j: math.ceil(min(room[j], high * rate[j]) * copies - 1e-6) / copies for j in group}
+    return work / e * max(up[j] / rate[j] for j in group)

@@ -239,7 +239,7 @@ class _Running:
         self.link = (0.0, 0.0)
         if self.reduces:
             self.link = link_of(problem, world.rank, heads[(heads.index(world.rank) + 1) % len(heads)])
-        size = int(problem.gradient_mib * MIB) // ITEM
+        size = int((problem.gradient_mib or 0.0) * MIB) // ITEM
         # Small integers: their sums are exact in any order, so the ring's and MPI's must be equal.
         self.gradient = np.random.default_rng([work.seed, world.rank]).integers(-99, 99, size).astype(np.float32)
         self.sums = {"ring": np.empty_like(self.gradient), "mpi": np.empty_like(self.gradient)}

@@ -1,0 +1,93 @@
+"""The step that a plan's groups and placement give, with tokens sent as the layer sends them.
+
+Equation 1 divides the work of a group by rate, and sends every device of it the same share. A placement holds whole
+experts: of an expert's c copies, each source uses number (its place in the group mod c). So a stage takes
+
+    pi = work * max over devices of (load / rate)
+    C_i = crossings * sum over j of alpha_ij + beta_ij * payload * (i's rows that j computes + j's that i does) / 2
+
+with loads and rows as shares of a device's rows. Half of the crossings carry rows out, half carry outputs back. Every
+rank is sent an announcement, so every alpha counts. Searches nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import terms
+from .cost import Groups, labels, partners
+from .placing import places
+from .problem import Problem
+
+BLOCK = 1 << 22  # entries of an array examined at once
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """step_us: of kappa stages and the all-reduce. pi_us, comm_us: [groups], comm of the device with the largest."""
+
+    step_us: float
+    pi_us: NDArray[np.float64]
+    comm_us: NDArray[np.float64]
+
+
+def achieve(problem: Problem, groups: Groups, allreduce_us: float, grows: bool) -> Achieved:
+    """The step of these groups with the placement that `place` returns. grows: `work_conserving`."""
+    group_of = labels(problem.n, groups)
+    alphas, _ = partners(problem, group_of, np.bincount(group_of))
+    pi, comm = np.zeros(len(groups)), np.zeros(len(groups))
+    alike: dict[tuple[bytes, bytes], list[int]] = {}
+    for g, group in enumerate(groups):
+        at = np.asarray(group, np.int64)
+        alike.setdefault((problem.rate[at].tobytes(), problem.memory[at].tobytes()), []).append(g)
+    for same in alike.values():
+        members = np.array([groups[g] for g in same], np.int64)
+        size, shares = members.shape[1], _shares(problem, places(problem, members[0]))
+        load = np.zeros(size)
+        for owners, share in shares.items():
+            np.add.at(load, _owner(owners, size), share / size)
+        work = terms.pi_us(problem.layer_cost, size, 1.0, grows)
+        pi[same] = work * float((load / problem.rate[members[0]]).max())
+        step = max(1, BLOCK // size)
+        for first in range(0, len(same), step):
+            some = members[first : first + step]
+            comm[same[first : first + step]] = _longest(problem, shares, some, alphas[some])
+    return Achieved(problem.kappa * float((pi + comm).max()) + allreduce_us, pi, comm)
+
+
+def _shares(problem: Problem, held: list[list[int]]) -> dict[tuple[int, ...], float]:
+    """The share of all rows whose experts have these owners."""
+    loads = problem.loads
+    share = np.ones(problem.experts) if loads is None or not loads.any() else loads
+    found: dict[tuple[int, ...], float] = {}
+    for expert, owners in enumerate(held):
+        key = tuple(owners)
+        found[key] = found.get(key, 0.0) + float(share[expert] / share.sum())
+    return found
+
+
+def _owner(owners: tuple[int, ...], size: int) -> NDArray[np.int64]:
+    """[size] the owner that each source uses."""
+    return np.array(owners, np.int64)[np.arange(size) % len(owners)]
+
+
+def _longest(
+    problem: Problem,
+    shares: dict[tuple[int, ...], float],
+    members: NDArray[np.int64],
+    alphas: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """[groups] the largest C. members, alphas: [groups, size]."""
+    size = members.shape[1]
+    paid = np.zeros(members.shape)
+    for owners, share in shares.items():
+        owner = _owner(owners, size)
+        source = np.flatnonzero(owner != np.arange(size))
+        a, b = members[:, source], members[:, owner[source]]
+        beta = problem.beta_us_per_mib[a, b] if problem.tree is None else problem.tree.betas(a, b)
+        paid[:, source] += beta * share / 2
+        np.add.at(paid.T, owner[source], beta.T * share / 2)
+    return terms.comm_us(problem.crossings, alphas, paid, problem.payload_mib).max(1)
