@@ -117,7 +117,8 @@ class FusedBackward(BackwardCalls):
         ):
             job[word] = value
         self._call(job)
-        self._add_weight_gradients(job, cfg, [sums for _, _, sums in addresses])
+        with self.runtime.failing(job):  # once it has begun, an interrupt leaves sums half changed
+            self._add_weight_gradients(job, cfg, [sums for _, _, sums in addresses])
         tokens.add_combined(combined, back.astype(np.uint32).view(np.float32))
         return self._finish(weights, tokens, dlogits, pieces), tokens.dw
 

@@ -162,7 +162,7 @@ def test_a_rank_that_reads_poison_keeps_its_cause(monkeypatch):
 @pytest.mark.parametrize("nodes", [(0, 0), (0, 1)])
 def test_backward_calls_with_a_full_ring_and_mixed_experts(nodes):
     """Rows of two experts take turns in a ring of two rows, and each run would rather wait for more rows."""
-    ids = tuple(tuple((2 + t) % 4 if j == 0 else t % 2 for j in range(2)) for t in range(6))
+    ids = tuple(((2 + t) % 4, (1 + t) % 4) for t in range(6))
     calls = ((Call(ids), Call(ids), Call(ids[:2]), Call(ids[::-1])), (Call(()), Call(()), Call(ids), Call(ids)))
     sizes = Case(placement=(0, 0, 1, 1), top_k=2, max_tokens=6, rows=2, merge=8, backward=True, words=2, calls=calls)
     for workers in (1, 2):

@@ -2,7 +2,7 @@
 
 The columns, medians of the slowest rank over steps:
 
-    forward, backward    one call each; the backward call exchanges rows by Alltoallv
+    forward, backward    one call each
     optimizer            reduce_grads, clip, AdamW on the float32 masters, packing the weights again
     step                 all three, and zero_grads
     tokens/s             tokens of all ranks / step
