@@ -42,7 +42,7 @@ def named(moe: Any, arrays: dict[str, np.ndarray]) -> dict[tuple[str, int], np.n
 
 
 def same_everywhere(comm: Any, mine: dict[tuple[str, int], np.ndarray]) -> None:
-    """Whoever holds an array has the same bits."""
+    """All ranks that hold an array have the same bits."""
     for theirs in comm.allgather({key: array.tobytes() for key, array in mine.items()}):
         for key in mine.keys() & theirs.keys():
             assert mine[key].tobytes() == theirs[key], key
