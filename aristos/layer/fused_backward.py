@@ -8,6 +8,7 @@ order.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class FusedBackward(BackwardCalls):
         warm_up(
             [
                 (store.count_rows, (job, job, counts)),
-                (self.kernels.expert.stored_gradients, (word, word, types.UniTuple(word, 6), word, word, word)),
+                (self.kernels.expert.stored_gradients, (word, word, types.UniTuple(word, 6), *(word,) * 6)),
             ]
         )
 
@@ -175,14 +176,33 @@ class FusedBackward(BackwardCalls):
         first = at[:, None] + np.cumsum(each, axis=1) - each  # [W, held]
         base, step = int(job[words.STORE]), int(job[words.STORE_STEP])
 
-        def run(i: int) -> None:
+        def run(part: tuple[int, int, int, int]) -> None:
+            i, which, begin, end = part
             places = np.concatenate([np.arange(first[p, i], first[p, i] + each[p, i]) for p in range(world)])
             places = base + step * places
             scratch = self.kernels.scratch("stored", self._stored_bytes(cfg))
-            self.kernels.expert.stored_gradients(len(places), places.ctypes.data, sums[i], cfg.hidden, cfg.ffn, scratch)
+            self.kernels.expert.stored_gradients(
+                len(places), places.ctypes.data, sums[i], cfg.hidden, cfg.ffn, scratch, which, begin, end
+            )
 
         rows = each.sum(axis=0)
-        self.everywhere(run, [i for i in sorted(range(held), key=lambda i: -rows[i]) if rows[i]])
+        large = rows.sum() / (2 * self.member.threads)  # workers share an expert with more rows
+        whole = [(0, i, (i, self.kernels.expert.ALL, 0, 0)) for i in range(held) if 0 < rows[i] <= large]
+        shared = [(1, i, (i, *part)) for i in range(held) if rows[i] > large for part in self._parts(cfg)]
+        items = sorted([*shared, *whole], key=lambda item: (-item[0], -rows[item[1]]))
+        self.everywhere(run, [part for _, _, part in items])
+
+    def _parts(self, cfg: MoEConfig) -> list[tuple[int, int, int]]:
+        """(matrix, first row, end) of parts of an expert's gradients, which hold the same chains as the whole."""
+        kernel, workers = self.kernels.expert, self.member.threads
+        if workers == 1:
+            return [(kernel.ALL, 0, 0)]
+        found = []
+        for which in (kernel.UP, kernel.GATE, kernel.DOWN) if cfg.gated else (kernel.UP, kernel.DOWN):
+            rows = cfg.ffn if which == kernel.DOWN else cfg.hidden
+            ends = [rows * cut // workers for cut in range(workers + 1)]
+            found += [(which, begin, end) for begin, end in pairwise(ends) if begin < end]
+        return found
 
     def _stored_bytes(self, cfg: MoEConfig) -> Any:
         kernel = self.kernels.expert

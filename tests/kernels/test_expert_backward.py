@@ -124,3 +124,25 @@ def test_a_gradient_is_one_chain_in_order_of_rows():
     for a, b in zip(x[:, 0], dy[:, 0]):
         total = np.float32(np.float64(total) + np.float64(a) * np.float64(b))
     assert layer.found()["up"][0, 0] == total
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_parts_of_stored_gradients_are_those_of_the_whole(gated):
+    """Rows of one matrix at a time, in any order, have the bits of all matrices together; biases come once."""
+    cfg = MoEConfig(hidden=37, ffn=21, experts=1, top_k=1, activation="silu", gated=gated, bias=True, max_tokens=300)
+    one, (hidden, ffn), rows = expert(cfg), (37, 21), 300
+    step = kernel.place_bytes(hidden, ffn, gated)
+    store = aligned((rows, step // 4))
+    store[:] = np.random.default_rng(0).standard_normal(store.shape)
+    places = store.ctypes.data + step * np.arange(rows)
+    scratch = aligned((kernel.store_bytes(kernel.MOST_ROWS, hidden, ffn),), np.uint8)
+    ends = {kernel.UP: hidden, kernel.GATE: hidden, kernel.DOWN: ffn}
+    cut = [(which, *span) for which, end in ends.items() for span in ((end // 3, end), (0, end // 3))]
+    found = []
+    for parts in ([(kernel.ALL, 0, 0)], cut):
+        made = Gradients(cfg, one)
+        for part in parts:
+            to = made.addresses(made.sums)
+            kernel.stored_gradients(rows, places.ctypes.data, to, hidden, ffn, scratch.ctypes.data, *part)
+        found.append({name: array.tobytes() for name, array in made.found().items()})
+    assert found[0] == found[1]

@@ -24,6 +24,7 @@ from .gemm import KC, PITCH, block, fetch, pack_rows, packed_bytes, panel_rows, 
 from .panels import LANES, NR, ROWS
 
 MOST_ROWS = 256  # of a run; at most KC
+UP, GATE, DOWN, ALL = range(4)  # matrices of an expert
 TURNED = 512  # columns that are transposed at once: so they stay in the L2 cache
 SIDE = 16  # of a block of the transposition
 
@@ -248,17 +249,17 @@ def add_turned(m, rows, a, panels, columns, c):
 
 
 @jit
-def add_outer(m, x, rows, panels, columns, out, table, a):
-    """out[rows, columns] += the sum over m rows, in order, of x[i]^T times row i of panels.
+def add_outer(m, x, begin, end, panels, columns, out, table, a):
+    """out[begin.. before end, columns] += the sum over m rows, in order, of x[i]^T times row i of panels.
 
-    x: address of an array of row addresses; out: of rows of float32, rounded up to vectors; table: of space for as many
+    x: address of an array of row addresses; out: of rows of float32, rounded up to vectors; table: of space for `end`
     addresses; a: of TURNED packed rows.
     """
     pitch = FLOAT * ((columns + LANES - 1) // LANES * LANES)
-    for i in range(rows):
+    for i in range(begin, end):
         mem.store(table + 8 * i, out + pitch * i)
-    for first in range(0, rows, TURNED):
-        n = min(TURNED, rows - first)
+    for first in range(begin, end, TURNED):
+        n = min(TURNED, end - first)
         turn_rows(m, x, first, n, a)
         add_turned(m, n, a, panels, columns, table + 8 * first)
 
@@ -281,24 +282,36 @@ def weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, scratch):
     gradients: addresses of those of (up, gate, down, up_bias, gate_bias, down_bias), 0 for absent ones: matrices
     [H, F] and [F, H] with columns rounded up to vectors; arrays of F, F and H.
     """
+    for which in range(3):
+        end = ffn if which == DOWN else hidden
+        add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, scratch, which, 0, end)
+
+
+@jit
+def add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, scratch, which, begin, end):
+    """A part of `weight_gradients`: rows begin.. before end of one matrix; its bias comes with row 0.
+
+    which: UP, GATE or DOWN.
+    """
     up, gate, down, up_bias, gate_bias, down_bias = gradients
     table, rows = scratch, scratch + 8 * max(hidden, ffn)
     a = (rows + 8 * m + LINE - 1) // LINE * LINE
     panels = a + PITCH * TURNED
-    for side in range(2):
-        target, bias = (up, up_bias) if side == 0 else (gate, gate_bias)
-        if target == 0:
-            continue
-        kept_addresses(m, rows, kept, 2 * side, ffn)
-        pack_panels(m, 0, rows, ffn, 0, ffn, panels)
-        if bias != 0:
-            add_rows(m, rows, 0, ffn, bias)
-        add_outer(m, x, hidden, panels, ffn, target, table, a)
-    pack_panels(m, 0, dy, hidden, w, hidden, panels)
-    if down_bias != 0:
-        add_rows(m, dy, w, hidden, down_bias)
-    kept_addresses(m, rows, kept, 1, ffn)
-    add_outer(m, rows, ffn, panels, hidden, down, table, a)
+    if which == DOWN:
+        pack_panels(m, 0, dy, hidden, w, hidden, panels)
+        if down_bias != 0 and begin == 0:
+            add_rows(m, dy, w, hidden, down_bias)
+        kept_addresses(m, rows, kept, 1, ffn)
+        add_outer(m, rows, begin, end, panels, hidden, down, table, a)
+        return
+    target, bias = (up, up_bias) if which == UP else (gate, gate_bias)
+    if target == 0:
+        return
+    kept_addresses(m, rows, kept, 2 * which, ffn)
+    pack_panels(m, 0, rows, ffn, 0, ffn, panels)
+    if bias != 0 and begin == 0:
+        add_rows(m, rows, 0, ffn, bias)
+    add_outer(m, x, begin, end, panels, ffn, target, table, a)
 
 
 @jit
@@ -346,10 +359,11 @@ def store_rows(rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch
 
 
 @jit
-def stored_gradients(rows, places, gradients, hidden, ffn, scratch):
-    """`weight_gradients` of any number of rows after `store_rows`, in the order of their places' addresses.
+def stored_gradients(rows, places, gradients, hidden, ffn, scratch, which, begin, end):
+    """`add_gradient` of any number of rows after `store_rows`, in the order of their places' addresses.
 
-    places: address of an array of addresses. scratch: `store_bytes(MOST_ROWS, hidden, ffn)` bytes.
+    places: address of an array of addresses. scratch: `store_bytes(MOST_ROWS, hidden, ffn)` bytes. which: or ALL, for
+    `weight_gradients`.
     """
     gated = gradients[1] != 0
     for first in range(0, rows, MOST_ROWS):
@@ -363,4 +377,8 @@ def stored_gradients(rows, places, gradients, hidden, ffn, scratch):
             mem.store(to_x + 8 * i, place + FLOAT * hidden)
             mem.store(kept + 8 * i, place + line_bytes(2 * hidden))
             weight[i] = mem.floats(weight_at(place, hidden, ffn, gated), 1)[0]
-        weight_gradients(m, to_x, places + 8 * first, w, gradients, hidden, ffn, kept, free)
+        dy = places + 8 * first
+        if which == ALL:
+            weight_gradients(m, to_x, dy, w, gradients, hidden, ffn, kept, free)
+        else:
+            add_gradient(m, to_x, dy, w, gradients, hidden, ffn, kept, free, which, begin, end)

@@ -100,6 +100,6 @@ def add_outer_sums(count, x, rows, b, columns, out, sums, scratch):
     for i in range(0, count, MOST_ROWS):
         m = min(MOST_ROWS, count - i)
         pack_panels(m, 0, b + 8 * i, columns, 0, columns, panels)
-        add_outer(m, x + 8 * i, rows, panels, columns, out, scratch, a)
+        add_outer(m, x + 8 * i, 0, rows, panels, columns, out, scratch, a)
         if sums != 0:
             add_rows(m, b + 8 * i, 0, columns, sums)
