@@ -18,6 +18,8 @@ from ..substrate.attach import attach
 from ..transport.group import Group
 from .trained_weights import TrainedWeights
 
+AT_ONCE = 4 << 20  # bytes of gradients that are added at once: they stay in caches, and in memory that is there
+
 if TYPE_CHECKING:
     from ..planner import Plan
     from ..substrate.runtime import Runtime
@@ -67,11 +69,14 @@ class Holders:
     def add_up(self, weights: TrainedWeights) -> None:
         """Add the gradients of experts with copies over their holders. Collective over them."""
         for ranks, experts, comm in self._sets:
-            mine = weights.unshared(experts)
-            node = Node(ranks.index(self.group.rank), 1, np.concatenate([part.reshape(-1) for part in mine]))
-            with self.group.bounded(f"ranks {ranks} (gradients of experts with copies)"):
-                whole = total(comm, [node], node.value.dtype, node.value.size)
-            weights.share(experts, whole)
+            one = sum(part.nbytes for part in weights.unshared(experts[:1]))
+            several = max(1, AT_ONCE // one)
+            for first in range(0, len(experts), several):
+                part = experts[first : first + several]
+                mine = np.concatenate([array.reshape(-1) for array in weights.unshared(part)])
+                with self.group.bounded(f"ranks {ranks} (gradients of experts with copies)"):
+                    whole = total(comm, [Node(ranks.index(self.group.rank), 1, mine)], mine.dtype, mine.size)
+                weights.share(part, whole)
 
     def close(self, failed: bool) -> None:
         """Free the communicators; collective. failed: ranks may be lost, and nothing waits for them."""
