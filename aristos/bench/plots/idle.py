@@ -89,24 +89,20 @@ def ecdf(table: Table) -> Any:
 
 
 def wait(table: Table) -> Any:
-    """Rank x rank: the wait of each rank for each other in a call with a late rank, one panel per way."""
+    """Rank x rank: the mean wait of each rank for each other in a call; a row of panels for each routing, of one scale,
+    a panel for each way."""
     from matplotlib import pyplot
 
-    pattern = list(table.dims["pattern"].values).index("late rank")
-    ways = [(label, waits[pattern] * 1e3) for label, _, waits in _ways(table, "wait_time")]
-    figure, axes = pyplot.subplots(1, len(ways), figsize=(4.8 * len(ways), 4.4), squeeze=False, layout="compressed")
-    for (label, waits), axis in zip(ways, axes[0]):
-        values = waits + np.where(np.eye(len(waits)), np.nan, 0)
-        heat_map(
-            figure,
-            axis,
-            values,
-            f"{label}, late rank",
-            "wait per call (ms)",
-            "rank that waits",
-            "for rank",
-            max(float(each.max()) for _, each in ways),
-        )
+    patterns, ways = table.dims["pattern"].values, _ways(table, "wait_time")
+    size = (4.4 * len(ways), 3.4 * len(patterns))
+    figure, axes = pyplot.subplots(len(patterns), len(ways), figsize=size, squeeze=False, layout="compressed")
+    for p, pattern in enumerate(patterns):
+        shown = [(label, waits[p] * 1e3) for label, _, waits in ways]
+        most = max(float(np.nanmax(waits)) for _, waits in shown)
+        for (label, waits), axis in zip(shown, axes[p]):
+            values = waits + np.where(np.eye(len(waits)), np.nan, 0)
+            words = ("wait per call (ms)", "rank that waits", "for rank")
+            heat_map(figure, axis, values, f"{label}: {pattern}", *words, most)
     return figure
 
 

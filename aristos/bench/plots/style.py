@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -39,12 +40,15 @@ OF = {
 MARKS = {"fused": "o", "bulk": "s", "one-sided": "o", "Alltoall": "^", "Alltoallv": "s", "aristos": "o", "BLAS": "s"}
 
 
-def footer(figure: Any, run: Run) -> None:
-    """Write the origin of the numbers in small print below the picture."""
+def footer(figure: Any, run: Run, disturbed: str = "") -> None:
+    """Write the origin of the numbers in small print below the picture, and what disturbed them in its corner."""
     a = run.attributes
     on = a.get("card") or a.get("cpu", "")
     text = f"run {run.name} · {on} · {a.get('ranks', '?')} ranks · {a.get('mpi_library', '')}"
+    text = textwrap.fill(text, int(figure.get_figwidth() * 20))  # characters of this size in a line
     figure.supxlabel(text, fontsize=6.5, color=GREY, x=0.99, ha="right")
+    if disturbed:
+        figure.text(0.995, 0.995, f"disturbed: {disturbed}", fontsize=7, color=RED, ha="right", va="top")
 
 
 def byte_axis(axis: Any, sizes: ArrayLike) -> None:
