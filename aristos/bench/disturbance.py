@@ -2,7 +2,8 @@
 
 Linux counts that time for every thread (/proc/self/task/*/schedstat). Where it does not, the calling thread's
 processor time is compared with the wall time if the thread was switched out against its will (getrusage). A thread
-that sleeps, or that waits in a poll, loses nothing. Time that a hypervisor takes is not seen.
+that sleeps loses nothing. One that polls gives its core to whoever else wants it, and that counts. Time that a
+hypervisor takes is not seen.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ MANY = 0.05  # of the calls: a row in which more are disturbed is marked, since 
 WORKS = 0.25  # of the calls' time: a thread that had less to do does not delay them
 CORE_SHARE = "share of its core that the rank had in the call"
 PAIR_SHARE = "share of its core that each end of the pair had, the least over repeated samples"
-SENTENCE = "disturbed: other processes, or other ranks, ran on these ranks' cores; such times are too long"
+SENTENCE = (
+    "disturbed: the rank named had only this share of its core, because other processes, or other ranks, ran there;"
+    " such times are too long"
+)
 
 
 class Guard:
@@ -102,7 +106,7 @@ def mark(core: NDArray[np.float64] | None) -> dict[str, Any]:
     if core is None or not core.size or np.mean(core.min(axis=0) < ENOUGH) <= MANY:
         return {}
     mean = core.mean(axis=1)
-    return {"disturbed": f"rank {mean.argmin()} had {mean.min():.0%} of its core"}
+    return {"disturbed": f"rank {mean.argmin()}: {mean.min():.0%}"}
 
 
 def mark_pairs(core: NDArray[np.float64], pairs: NDArray[np.bool_]) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def mark_pairs(core: NDArray[np.float64], pairs: NDArray[np.bool_]) -> dict[str,
     shares = np.where(pairs[..., None], core, 1.0)
     origin, target, end = np.unravel_index(np.nanargmin(shares), shares.shape)
     least = float(shares[origin, target, end])
-    return {"disturbed": f"rank {(origin, target)[end]} had {least:.0%} of its core"} if least < ENOUGH else {}
+    return {"disturbed": f"rank {(origin, target)[end]}: {least:.0%}"} if least < ENOUGH else {}
 
 
 def crowded(hosts: Sequence[str], masks: Sequence[frozenset[int]]) -> str:

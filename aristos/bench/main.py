@@ -197,9 +197,10 @@ def _mark(result: Result) -> None:
     for sheet in result.sheets:
         if any("disturbed" in record for record in sheet.records):
             sheet.notes.append(disturbance.SENTENCE)
-    found = dict.fromkeys(r["disturbed"] for sheet in result.sheets for r in sheet.records if "disturbed" in r)
-    for table in result.tables if found else ():
-        table.attributes["disturbed"] = "; ".join(found)
+    found = [record for sheet in result.sheets for record in sheet.records]
+    marked = [record["disturbed"] for record in found if "disturbed" in record]
+    for table in result.tables if marked else ():
+        table.attributes["disturbed"] = f"{len(marked)} of {len(found)} rows, among them {marked[0]} of its core"
 
 
 def _append(asked: Options, kept: file.Run | None, result: Result | None = None) -> str | None:

@@ -74,9 +74,18 @@ def in_turns(
     after(name, i, seconds): runs after each call, untimed; again for a repeated call. turn: number of the first
     iteration's turn, see `rotated`.
     """
-    names = list(calls)
-    times = Times(names, world.size, iterations)
-    todo = [(name, i) for i in range(iterations) for name in rotated(names, turn + i)]
+    todo = [(name, i) for i in range(iterations) for name in rotated(list(calls), turn + i)]
+    return in_order(world, calls, todo, after)
+
+
+def in_order(
+    world: World,
+    calls: dict[str, Callable[[], object]],
+    todo: Sequence[tuple[str, int]],
+    after: Callable[[str, int, float], None] | None = None,
+) -> Times:
+    """`in_turns` in a given order, (name, iteration) of each call. Collective."""
+    times = Times(list(calls), world.size, len(todo) // len(calls))
     fewest = max(1, int(FEW * len(todo)))
     with no_gc():
         _once(world, calls, todo, times, after)

@@ -15,7 +15,7 @@ from ..host import launch_environment
 from .context import Column, Result, Sheet, counted
 
 DISTURBED = Column("disturbed", "disturbed")
-WIDTH = 160  # characters of a line; narrower terminals wrap lines, so no digits are lost
+WIDTH = 200  # characters of a line; narrower terminals wrap lines, so no digits are lost
 
 
 class Reporter:

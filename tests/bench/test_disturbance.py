@@ -49,7 +49,7 @@ def test_a_busy_loop_on_the_core_is_seen_and_a_call_that_sleeps_is_not_disturbed
         monkeypatch.setattr(disturbance, "_opened", lambda task: None)
     times = in_turns(World(), {"busy": lambda: spin(0.03)}, 5)
     assert np.median(times.core["busy"]) < 0.8
-    assert disturbance.mark(times.core["busy"])["disturbed"].startswith("rank 0 had ")
+    assert disturbance.mark(times.core["busy"])["disturbed"].startswith("rank 0: ")
     if kernel_counts:
         slept = in_turns(World(), {"asleep": lambda: time.sleep(0.05)}, 5)
         assert np.median(slept.core["asleep"]) > np.median(times.core["busy"])
@@ -114,13 +114,11 @@ def test_a_row_is_marked_if_its_p95_is_disturbed():
     core[1, :2] = 0.5
     assert disturbance.mark(core) == {}
     core[1, :20] = 0.1
-    assert disturbance.mark(core) == {"disturbed": "rank 1 had 55% of its core"}
+    assert disturbance.mark(core) == {"disturbed": "rank 1: 55%"}
     pair = np.ones((2, 2, 2))
     pair[0, 1] = 1.0, 0.25
     pair[1, 1] = np.nan
-    assert disturbance.mark_pairs(pair, np.array([[False, True], [True, False]])) == {
-        "disturbed": "rank 1 had 25% of its core"
-    }
+    assert disturbance.mark_pairs(pair, np.array([[False, True], [True, False]])) == {"disturbed": "rank 1: 25%"}
     assert disturbance.mark_pairs(pair, np.array([[False, False], [True, False]])) == {}
 
 
@@ -128,17 +126,17 @@ def test_a_marked_row_shows_in_table_file_and_picture(monkeypatch):
     from rich.console import Console
 
     sheet = Sheet("s", (Column("n", "n", "d"), CHECK), [{"n": 1, "check": "ok"}, {"n": 2, "check": "ok"}])
-    sheet.records[1]["disturbed"] = "rank 0 had 55% of its core"
+    sheet.records[1]["disturbed"] = "rank 0: 55%"
     table = results.Table("layer")
     main._mark(Result(True, [sheet], [table]))
-    assert table.attributes["disturbed"] == "rank 0 had 55% of its core"
+    assert table.attributes["disturbed"] == "1 of 2 rows, among them rank 0: 55% of its core"
     assert sheet.notes == [disturbance.SENTENCE]
     out = io.StringIO()
     Console(file=out, width=tables.WIDTH).print(tables.table(sheet))
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     assert lines[0].endswith("disturbed")
     assert lines[-2].endswith("-")
-    assert lines[-1].endswith("rank 0 had 55% of its core")
+    assert lines[-1].endswith("rank 0: 55%")
     pytest.importorskip("matplotlib").use("Agg")
     from matplotlib import pyplot
 
@@ -146,7 +144,7 @@ def test_a_marked_row_shows_in_table_file_and_picture(monkeypatch):
 
     figure = pyplot.figure()
     footer(figure, results.Run(), table.attributes["disturbed"])
-    assert "rank 0 had 55% of its core" in figure.texts[-1].get_text()
+    assert "disturbed: 1 of 2 rows, among them rank 0: 55%" in figure.texts[-1].get_text()
     pyplot.close(figure)
 
 

@@ -25,7 +25,7 @@ def layer(table: Table) -> Any:
     peak = table.variables["peak"].values.mean(axis=-1)
     alone = np.nanmedian(table.variables["experts_time"].values, axis=-1).max(axis=-1)
     width, count = 0.8 / len(schedules), len(tokens)
-    ratios = [1.1] * count + [0.6 + 0.8 * count] * 2
+    ratios = [max(1.2, 2 / count)] * count + [0.6 + 0.8 * count] * 2
     figure, axes = pyplot.subplots(1, count + 2, figsize=(1.6 * sum(ratios) + 1, 3.8), width_ratios=ratios)
     for s, schedule in enumerate(schedules):
         at = (s - (len(schedules) - 1) / 2) * width
@@ -34,13 +34,14 @@ def layer(table: Table) -> Any:
             typical, top = middle[t, s] * 1e3, high[t, s] * 1e3
             axis.bar(at, typical, **bar)
             axis.errorbar(at, typical, [[0], [top - typical]], fmt="none", ecolor="#333333")
-            axis.annotate(f"{typical:.3g}", (at, top), (0, 2), textcoords="offset points", ha="center", fontsize=7)
+            axis.annotate(f"{typical:.3g}", (at, typical), (2, 2), textcoords="offset points", fontsize=7)
         for axis, values in zip(axes[count:], (rate[:, s] / peak, alone / middle[:, s])):
             axis.bar_label(axis.bar(np.arange(count) + at, values * 100, **bar), fmt="%.0f", fontsize=7)
     for t, axis in enumerate(axes[:count]):
         axis.set_xticks([0], [str(tokens[t])])
         axis.set_ylim(0, 1.1 * high[t].max() * 1e3)
-    axes[0].set(ylabel="one call, slowest rank (ms): median, whisker to p95")
+    axes[0].set_ylabel("slowest rank (ms)")
+    axes[0].set_title("one call: median, whisker to p95", loc="left")
     axes[count].set(title="of the FMA peak", ylabel="GFLOP/s of a rank / peak (%)", ylim=(0, 119))
     top = max(119, 1.1 * axes[-1].dataLim.ymax)
     axes[-1].set(title="overlap efficiency", ylabel="experts alone / call (%)", ylim=(0, top))

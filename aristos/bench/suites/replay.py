@@ -24,7 +24,7 @@ from ...models import with_max_tokens
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
-from ..measure import Statistics, gathered, in_turns
+from ..measure import Statistics, gathered, in_order, rotated
 from ..registry import suite
 from ..routing import Trace, busiest_over_mean
 from ..workload import Call, Workload, execute
@@ -155,24 +155,35 @@ def _play(
     passes: list[np.ndarray] = []
     cores: list[np.ndarray] = []
     buffers = [np.empty_like(c.x) for c in calls]
-    start, same, wanted = time.perf_counter(), True, ctx.options.iters or MOST_PASSES
+    play: dict[str, Any] = {
+        named(i, s): partial(execute, moe, calls[i], buffers[i]) for i in range(len(calls)) for s, moe in layers.items()
+    }
+    wrong: list[str] = []
+
+    def compare(name: str, _: int, elapsed: float) -> None:
+        i, schedule = name.split()
+        if not np.array_equal(buffers[int(i)], outputs[int(i)][schedule]):
+            wrong.append(name)
+
+    start, wanted = time.perf_counter(), ctx.options.iters or MOST_PASSES
     while len(passes) < wanted:
-        times, core = [], []
-        for call, buffer, out in zip(calls, buffers, outputs):
-            play: dict[str, Any] = {s: partial(execute, moe, call, buffer) for s, moe in layers.items()}
-            taken = in_turns(ctx.world, play, 1, turn=len(passes))
-            times.append(list(taken.values()))
-            core.append(list(taken.core.values()))
-            same &= np.array_equal(buffer, next(reversed(out.values())))
-        passes.append(np.array(times)[:, :, 0].T)  # [schedule, step]
-        cores.append(np.moveaxis(np.array(core)[..., 0], 0, -1))  # [schedule, world, step]
+        order = [(named(i, s), 0) for i in range(len(calls)) for s in rotated(list(layers), len(passes))]
+        taken = in_order(ctx.world, play, order, compare)
+        passes.append(np.array([[taken[named(i, s)][0] for i in range(len(calls))] for s in layers]))
+        shares = [[taken.core[named(i, s)][:, 0] for i in range(len(calls))] for s in layers]
+        cores.append(np.moveaxis(np.array(shares), 1, -1))  # [schedule, world, step]
         spent = ctx.world.bcast(time.perf_counter() - start)
         if ctx.options.iters is None and spent * (len(passes) + 1) / len(passes) > seconds:
             break
     if len(passes) > 1:
         passes, cores = passes[1:], cores[1:]  # the first pass is warm-up
     found = np.moveaxis(gathered(ctx.world, np.stack(passes, axis=-1)), -2, 1)
-    return found, np.stack(cores, axis=-1), same
+    return found, np.stack(cores, axis=-1), not wrong
+
+
+def named(step: int, schedule: str) -> str:
+    """The name of a step's call of a schedule."""
+    return f"{step} {schedule}"
 
 
 def _records(work: Workload, phase: Phase, schedules: list[str]) -> list[dict[str, Any]]:
