@@ -2,7 +2,7 @@
 
 Linux counts that time for every thread (/proc/self/task/*/schedstat). Where it does not, the calling thread's
 processor time is compared with the wall time if the thread was switched out against its will (getrusage). A thread
-that sleeps loses nothing. One that polls gives its core to whoever else wants it, and that counts. Time that a
+that sleeps loses nothing. One that polls gives its core to any other that wants it, and that counts. Time that a
 hypervisor takes is not seen.
 """
 
@@ -25,7 +25,7 @@ CORE_SHARE = "share of its core that the rank had in the call"
 PAIR_SHARE = "share of its core that each end of the pair had, the least over repeated samples"
 SENTENCE = (
     "disturbed: the rank named had only this share of its core, because other processes, or other ranks, ran there;"
-    " such times are too long"
+    " such times may be too long"
 )
 
 

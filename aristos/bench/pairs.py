@@ -26,7 +26,7 @@ from .world import World
 
 FLAG, ACK, PING, PONG, TAIL, CREDIT, WORDS = range(7)  # words that a peer writes, each in a cache line of its own
 TIMEOUT = 60  # seconds that a compiled wait, or the wait for the wire, may take
-REPEATS = 2  # of disturbed samples
+REPEATS = 1  # of disturbed samples
 PROBE = 3  # first samples, from which the number of all is estimated
 Bytes = NDArray[np.uint8]
 
@@ -169,7 +169,7 @@ class Side:
         self, run: Callable[[int], Any], seconds: float, most: int, asked: int | None
     ) -> tuple[Any, tuple[float, float]]:
         """(result of `run(n)`, shares of their cores that origin and target had). `run` takes n samples on both sides:
-        `asked`, or as many as fit `seconds`, at most `most`. Disturbed samples are taken again, up to REPEATS times."""
+        `asked`, or as many as fit `seconds`, at most `most`. Disturbed samples are taken again, REPEATS times."""
         start = time.perf_counter()
         run(PROBE)
         fits = int(seconds * PROBE / max(time.perf_counter() - start, 1e-7))
