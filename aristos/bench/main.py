@@ -91,9 +91,9 @@ def interrupted(ranks: world.World, prog: str) -> int:
     """Exit after Ctrl-C or SIGTERM on one rank or on all; waits INTERRUPTED_SECONDS, so that rank 0 can note it."""
     for how in (signal.SIGINT, signal.SIGTERM):  # a launcher passes on what the terminal has sent already
         signal.signal(how, signal.SIG_IGN)
-    ranks.agree_on_exit("", INTERRUPTED_SECONDS)
     if ranks.lead:
         print(f"{prog}: interrupted", file=sys.stderr, flush=True)
+    ranks.agree_on_exit("", INTERRUPTED_SECONDS)
     return ranks.abort(INTERRUPTED)
 
 
