@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -284,3 +285,15 @@ def test_a_wrong_command_is_found(parsers, folder, monkeypatch):
         with pytest.raises((AssertionError, SystemExit, command_line.UsageError)):
             check(next(parts(wrong)), monkeypatch)
     assert shutil.which("make")
+
+
+def test_the_planners_page_has_whole_problems(monkeypatch):
+    """Its Python example runs from the repository's root, and its problem is one that the planner reads."""
+    from aristos import planner
+
+    blocks = dict(FENCE.findall((ROOT / "docs" / "planner.md").read_text()))
+    monkeypatch.chdir(ROOT)
+    names: dict[str, object] = {}
+    exec(compile(blocks["python"], "planner.md", "exec"), names)
+    assert names["plan"].achieved
+    assert planner.parse(json.loads(blocks["json"])).n == 1024
