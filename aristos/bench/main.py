@@ -6,11 +6,14 @@ stopped, 130 Ctrl-C. Any other exception prints its traceback with the rank and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import results as file
@@ -45,9 +48,10 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
         ranks = world.connect(asked.ranks_per_node, limit=asked.limit)
     except EnvironmentProblem as why:
         return complain(f"{prog}: {why}", ENVIRONMENT)
-    old = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what a scheduler or launcher sends
     try:
-        return run(asked, ranks, words)
+        # Schedulers and launchers send SIGTERM: as Ctrl-C.
+        with _handling((signal.SIGTERM, signal.default_int_handler)):
+            return run(asked, ranks, words)
     except (UsageError, InputError) as why:
         return leave(ranks, f"{prog}: {why}", USAGE)
     except (EnvironmentProblem, ResultsError) as why:
@@ -63,8 +67,20 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
         lines = traceback.format_exc().rstrip().splitlines()
         print("\n".join(f"[rank {ranks.rank}] {line}" for line in lines), file=sys.stderr, flush=True)
         return ranks.abort(WRONG)
+
+
+@contextlib.contextmanager
+def _handling(*handlers: tuple[int, Any]) -> Iterator[None]:
+    """Handle signals so, (signal, handler) each; in the main thread alone, since only that can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = [(how, signal.signal(how, handler)) for how, handler in handlers]
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for how, handler in old:
+            signal.signal(how, handler)
 
 
 def complain(message: str, code: int) -> int:
@@ -89,12 +105,12 @@ def leave(ranks: world.World, message: str, code: int) -> int:
 
 def interrupted(ranks: world.World, prog: str) -> int:
     """Exit after Ctrl-C or SIGTERM on one rank or on all; waits INTERRUPTED_SECONDS, so that rank 0 can note it."""
-    for how in (signal.SIGINT, signal.SIGTERM):  # a launcher passes on what the terminal has sent already
-        signal.signal(how, signal.SIG_IGN)
-    if ranks.lead:
-        print(f"{prog}: interrupted", file=sys.stderr, flush=True)
-    ranks.agree_on_exit("", INTERRUPTED_SECONDS)
-    return ranks.abort(INTERRUPTED)
+    # A launcher passes on what the terminal has sent already.
+    with _handling((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_IGN)):
+        if ranks.lead:
+            print(f"{prog}: interrupted", file=sys.stderr, flush=True)
+        ranks.agree_on_exit("", INTERRUPTED_SECONDS)
+        return ranks.abort(INTERRUPTED)
 
 
 def chosen(asked: Options, ranks: int) -> list[Suite]:

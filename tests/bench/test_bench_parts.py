@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 import types
 from typing import get_args
@@ -734,3 +735,15 @@ def test_facts_of_a_run_are_plain_values():
     assert facts["isa_of_rank"] == [facts["isa"]]
     assert json.dumps(tables.plain(facts))
     assert set(versions.PACKAGES) <= set(facts["versions"])
+
+
+def test_an_interrupted_run_leaves_signals_as_they_were(monkeypatch, capsys):
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(world, "connect", World)
+    monkeypatch.setattr(main, "run", interrupted)
+    before = [signal.getsignal(how) for how in (signal.SIGINT, signal.SIGTERM)]
+    assert main.main(["gemm"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert [signal.getsignal(how) for how in (signal.SIGINT, signal.SIGTERM)] == before
