@@ -139,7 +139,7 @@ class CpuRuntime(Runtime):
         self.fill_engine(
             job, schema.CPU, spins=spins, yields=yields, merge_polls=MERGE_POLLS,
             return_stride=return_stride(int(job[words.RETURN_BYTES]), int(job[words.SCALARS])), pause_ns=PAUSE_NS,
-            packed=0, scratch=self._scratch.ctypes.data, lock=self._lock.ctypes.data, wire=self.wire,
+            scratch=self._scratch.ctypes.data, lock=self._lock.ctypes.data, wire=self.wire,
             state=self.state.ctypes.data,
         )  # fmt: skip
         jobs.fill(
