@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
-OPEN = re.compile(r"\.\.\.|<|^srun -\S+$|--require-hashes$|^aristos \w+: ")  # not a whole command, or what one says
+OPEN = re.compile(r"\.\.\.|<|^srun -\S+$|--require-hashes$")  # in the text: not a whole command
 SET = re.compile(r"^[A-Z]+=\$\((.*)\)\S*$")  # a variable is set to what a command prints
 NAMED = re.compile(r"(aristos [a-z]+( [a-z]+)?|python -m [a-z.]+)$")  # in the text: a name of a command
 
@@ -76,7 +76,10 @@ def commands(page: Path) -> Iterator[str]:
     for language, block in FENCE.findall(text):
         if language in ("sh", "console"):
             lines = block.replace("\\\n", " ").splitlines()
-            yield from (SET.sub(r"\1", line.removeprefix("$ ")) for line in lines if line.strip())
+            lines = [
+                line for line in lines if line.strip() and (language == "sh" or line.startswith("$ "))
+            ]  # or output
+            yield from (SET.sub(r"\1", line.removeprefix("$ ")) for line in lines)
     known = (*CANNOT, "aristos", "python", "python3", "mpirun", "mpiexec", "srun", "sbatch", "make", "pip", "pytest")
     for quoted in INLINE.findall(FENCE.sub("", text)):
         if quoted.split()[0] in known[len(CANNOT) :] and " " in quoted and not OPEN.search(quoted):
