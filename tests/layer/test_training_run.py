@@ -1,0 +1,92 @@
+"""A run of 200 training steps has the same bits on any number of ranks, and so has one that is stopped and goes on."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import MoE, tokens
+from mpi import ranks_each
+
+from aristos import MoEConfig, losses, reference, reproducible_sum
+from aristos.train import Adam
+
+pytestmark = pytest.mark.slow
+
+CFG = MoEConfig(
+    hidden=16, ffn=8, experts=8, top_k=2, activation="silu", gated=True, shared_ffn=4, bias=True, max_tokens=32
+)
+STEPS, TOKENS, PIECES = 200, 32, 4  # in all, of all ranks a step, equal parts of these
+
+
+def run(
+    comm: Any, first: int, last: int, folder: Path | None = None, save: int = -1, **options: Any
+) -> dict[str, np.ndarray]:
+    """Steps first.. before last, from what was saved in `folder` if first > 0: losses, norms, weights and states.
+
+    The experts' arrays have this rank's experts alone. save: after so many steps.
+    """
+    rank, world = (0, 1) if comm is None else (comm.rank, comm.size)
+    mine = slice(TOKENS // world * rank, TOKENS // world * (rank + 1))
+    found: dict[str, np.ndarray] = {}
+    values = []
+    with MoE(CFG, comm, train=True, **options) as moe:
+        moe.load(**reference.weights(CFG, 1))
+        optimizer = Adam(moe, 0.01, weight_decay=0.1, clip=0.1)
+        if first:
+            moe.restore(folder, optimizer)
+        for step in range(first, last):
+            x, target = tokens(CFG, TOKENS, seed=step)[mine], tokens(CFG, TOKENS, seed=step % 3)[mine]
+            y, tape = moe.forward(x)
+            balance, dlogits = losses.switch(tape.routing, 0.01, comm)
+            off, total = y - target, balance
+            if step % 10 == 0:  # each collective call of ranks that share cores takes milliseconds
+                each = np.square(off, dtype=np.float64).reshape(PIECES // world, -1).sum(axis=1)
+                total += float(reproducible_sum(comm, each[:, None])[0]) / (TOKENS * CFG.hidden)
+            moe.zero_grads()
+            moe.backward(off * np.float32(2 / (TOKENS * CFG.hidden)), tape, dlogits, PIECES // world)
+            values.append((total, optimizer.step()))
+            if step + 1 == save:
+                moe.save(folder, optimizer)
+        for name, array in moe.params().items():
+            found[name] = array.copy()
+            found |= {f"{name}.{key}": state.copy() for key, state in optimizer.states[0].get(name, {}).items()}
+    return found | {"losses and norms": np.array(values)}
+
+
+@ranks_each(2, 4)
+def test_200_steps_have_equal_bits(comm, world, tmp_path_factory):
+    """Losses and norms, weights and Adam's states at the end: on 1, 2 and 4 ranks, for workers, placements and nodes.
+
+    The run of one rank saves in the middle, and two ranks go on from there.
+    """
+    folder = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
+    alone = folder / "alone.npz"
+    if comm.rank == 0:
+        np.savez(folder / "new.npz", **run(None, 0, STEPS, folder, save=STEPS // 2, threads=1))  # type: ignore[arg-type]
+        (folder / "new.npz").rename(alone)
+    while not alone.exists():
+        time.sleep(0.1)  # MPI's waits would take the core from rank 0
+    whole = dict(np.load(alone))
+    values = whole["losses and norms"]
+    assert values[-10, 0] < 0.8 * values[0, 0]  # it learns
+    assert (values[:, 1] > 0.1).any()  # gradients were clipped
+    if world == 2:
+        places = [0, 1, 0, 0, 1, 0, 1, 1]
+        runs: list[tuple[int, dict[str, Any]]] = [(0, {"threads": 2}), (STEPS // 2, {"ranks_per_node": 1})]
+    else:
+        places, runs = [2, 0, 2, 3, 3, 0, 1, 2], [(0, {"ranks_per_node": 2})]
+    for first, options in runs:
+        found = run(comm, first, STEPS, folder, placement=places, **{"threads": 1} | options)
+        held = [e for e, rank in enumerate(places) if rank == comm.rank]
+        assert set(found) == set(whole)
+        for name, value in found.items():
+            right = whole[name]
+            if name == "losses and norms":
+                right = right[first:]
+            elif name.partition(".")[0].removesuffix("_bias") in ("up", "gate", "down"):
+                right = right[held]
+            assert value.tobytes() == np.ascontiguousarray(right).tobytes(), (first, options, name)
