@@ -3,10 +3,11 @@
     mpirun -n 2 python examples/train_lm.py --out run                # 16 experts, 2 a token
     mpirun -n 2 python examples/train_lm.py --out dense --dense      # one expert of the same active FLOPs
     python examples/train_lm.py --draw curves.png run dense          # both curves
+    aristos run -n 2 --restarts 3 -- python examples/train_lm.py --out run    # goes on after a lost rank
 
 Nothing is downloaded. A step takes --pieces pieces of 4 sequences; a rank has whole pieces, and all gradients are
-summed piece by piece in one fixed order: losses and weights have equal bits on 1, 2 and 4 ranks, and after --resume. At
-the end DIR/model is a model directory that `aristos.Checkpoint` and examples/generate.py read.
+summed piece by piece in one fixed order: losses and weights have equal bits on 1, 2 and 4 ranks, and after --resume or
+a restart. At the end DIR/model is a model directory that `aristos.Checkpoint` and examples/generate.py read.
 """
 
 from __future__ import annotations
@@ -156,7 +157,8 @@ def train(asked: argparse.Namespace, comm: Any) -> None:
         out.mkdir(parents=True, exist_ok=True)
     curves = export.Curves(shape, asked.steps)
     first = 0
-    if asked.resume:
+    restarted = int(os.environ.get("ARISTOS_RESTART", "0")) > 0 and (out / "checkpoint").exists()
+    if asked.resume or restarted:
         trainer.moe.restore(out / "checkpoint", trainer.opt)
         first = trainer.opt.steps
         curves.read(out / "curves.npz", first)
@@ -170,9 +172,9 @@ def train(asked: argparse.Namespace, comm: Any) -> None:
             if (number + 1) % asked.validate == 0 or last:
                 curves.validated(number, trainer.validate(validation))
             if (number + 1) % asked.save == 0 or last:
-                trainer.moe.save(out / "checkpoint", trainer.opt)
-                if lead:
+                if lead:  # first: a run that goes on takes what the checkpoint has of it
                     curves.write(out / "curves.npz")
+                trainer.moe.save(out / "checkpoint", trainer.opt)
             progress.show(curves, number)
     export.write(out / "model", shape, trainer.params, trainer.moe, comm)
     if lead:

@@ -34,6 +34,20 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--smt", action="store_true", help="bind to all hardware threads of a core, not to one")
     parser.add_argument("--launcher", choices=("mpirun", "srun"), help="default: srun in an allocation, else mpirun")
+    parser.add_argument(
+        "--restarts",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="start the job again, at most N times, if it fails; the program finds the number of this start in "
+        "ARISTOS_RESTART and goes on from what it has saved",
+    )
+    parser.add_argument(
+        "--restart-ranks",
+        type=_several,
+        metavar="RANKS,...",
+        help="ranks of the first, second, ... restart, the last for all that follow; default: as many as before",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the command and the seat of each rank")
     parser.add_argument(
         "--nvidia-smi",
@@ -53,6 +67,11 @@ def main(argv: list[str]) -> int:
     except (AristosError, OSError) as why:
         print(f"aristos run: {why}", file=sys.stderr)
         return USAGE if isinstance(why, InputError) else ENVIRONMENT
+
+
+def _several(text: str) -> list[int]:
+    """Positive numbers between commas."""
+    return [positive(part) for part in text.split(",")]
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:

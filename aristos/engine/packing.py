@@ -6,7 +6,7 @@ The packed order is a stable counting sort of the (token, choice) pairs by *slot
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, store, words
+from . import codes, staying, store, words
 from .layout import WORD, announcement_to, word_to
 
 
@@ -60,29 +60,6 @@ def drop(job, st, tokens, ids):
 
 
 @jit
-def stay_space(job, st, tokens):
-    """Rows for experts of local peers that may stay, so that this rank does not compute many more than its peers.
-
-    A rank with more tokens than the mean rank of its node lets the others compute for it. Their tokens are those of the
-    last call, because this call's are not known yet. Reads the counts of `sort`.
-    """
-    me, world, count = job[words.RANK], job[words.WORLD], words.count(job, 0)
-    first, end = job[words.slot_start(job, me)], job[words.slot_start(job, me + 1)]
-    rows, held = 0, 0
-    for s in range(job[words.slot_start(job, world)]):
-        rows += st[count + s]
-        held += st[count + s] if first <= s < end else 0
-    ranks, together = 1, tokens
-    for p in range(world):
-        if p != me and st[words.remote(job, p)] == 0:
-            if st[words.tokens_of(job, p)] == 0 or job[words.STAY_SHARE] == 0:
-                return rows
-            ranks += 1
-            together += st[words.tokens_of(job, p)] - 1
-    return rows * together * job[words.STAY_SHARE] // (100 * ranks * max(1, tokens)) - held
-
-
-@jit
 def sort(job, st, tokens):
     """Counting sort of tokens * k choices: offset [slots + 1], token [rows], position [tokens, k].
 
@@ -100,14 +77,8 @@ def sort(job, st, tokens):
     for i in range(tokens * k):
         if ids[i] >= 0 and job[slot_of + ids[i]] >= 0:
             st[count + job[slot_of + ids[i]]] += 1
-    space = stay_space(job, st, tokens) if job[words.COMPUTED] > job[words.HELD] else 0
-    for expert in range(job[words.HELD], job[words.COMPUTED]):
-        s = count + job[words.foreign_slot(words.foreign(job, expert))]
-        st[words.staying(job, expert)] = 0
-        if job[words.STAY_ROWS] <= st[s] <= space:
-            st[words.staying(job, expert)] = st[s]
-            space -= st[s]
-            st[s] = 0
+    if job[words.COMPUTED] > job[words.HELD]:
+        staying.choose(job, st, tokens)
     rows = 0
     for s in range(slots):
         st[offset + s] = rows
@@ -272,15 +243,17 @@ def announce(job, st):
 
 
 @jit
-def execute(job, st):
-    """Pack. A rank that refused its input packs no token and serves the others.
-
-    If the packed order is there already (PACKED), all threads do the rest together.
-    """
-    tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
-    if job[words.PACKED] == 0:
-        sort(job, st, tokens)
+def open_streams(job, st, tokens):
+    """With the packed order there: set the call's tables and announce. By all threads of one worker."""
     set_blocks(job, st, tokens)
     set_streams(job, st)
     mem.block_barrier()
     announce(job, st)
+
+
+@jit
+def execute(job, st):
+    """Pack. A rank that refused its input packs no token and serves the others."""
+    tokens = job[words.TOKENS] if st[words.STATUS] == codes.OK else 0
+    sort(job, st, tokens)
+    open_streams(job, st, tokens)

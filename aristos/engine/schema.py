@@ -97,8 +97,9 @@ JOB_SCALARS: list[Word] = [
         """
         HELD | experts | experts that this rank holds
         COMPUTED | experts | that this rank may compute: those held, then those of local peers that it can read
-        STAY_ROWS | rows | so many own rows for an expert of a local peer are computed here; fewer travel | cpu
-        STAY_SHARE | percent | of the mean rank's rows, up to which own rows may stay, 0: no limit | cpu
+        STAY_ROWS | rows | so many own rows for an expert of a local peer are computed here | cpu
+        BALANCE_ROWS | rows | that take as long to compute as the weights of their expert to read | cpu
+        STAY_SHARE | percent | of the busiest rank's rows if all travel, up to which rows may stay, 0: no limit | cpu
         """,
     ),
     *_words(ENGINE, "MAX_COMPUTED | experts | most experts that a rank may compute"),
@@ -169,7 +170,6 @@ JOB_SCALARS: list[Word] = [
         BLOCK_PAIRS | pairs | most (token, choice) pairs of a block
         ONCE_ROWS | rows | so many rows for a local owner may cross once a token, see packing.py, 0: never | cpu
         ONCE_SHARE | percent | of a call's tokens, so many rows are needed for that | cpu
-        PACKED | flag | the packed order is there before the call's first step
         """,
     ),
     *_words(OBJECT, "TIMEOUT_NS | ns | a wait's limit | cuda"),
@@ -412,6 +412,8 @@ TABLES = [
     StateTable("expert_remote", COMPUTED, "those of them that are not own rows", "rows"),
     StateTable("expert_coming", COMPUTED, "announced rows that have not landed", "rows"),
     StateTable("staying", COMPUTED, "own rows for an expert of a local peer that are computed here", "rows", PACK),
+    StateTable("in_place", SLOT, "rows for the slot are computed where they are", "flag", PACK),
+    StateTable("load", PEER, "rows that a local rank is expected to compute", "rows", PACK),
     StateTable("block_left", ("blocks",), "rows that a block of tokens waits for", "rows", ATOMIC),
     StateTable("ready", ("blocks",), "queue of blocks to combine: 1 + block", "block", ATOMIC),
     StateTable("run", ("runs", "run_words"), "column-split runs"),

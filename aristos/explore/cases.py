@@ -77,7 +77,7 @@ class Case:
     group: int = 6  # a run's rows are a multiple of this: 1 cuts tiles in two
     merge: int = 0
     stay: int = 0  # so many own rows for an expert of a local peer are computed in place, 0: all travel
-    share: int = 0  # percent of the mean rank's rows up to which own rows may stay, 0: no limit
+    share: int = 0  # percent of the busiest rank's rows up to which rows may stay, 0: no limit
     scalars: bool = False  # every second call has a scalar beside each row
     backward: bool = False  # every second call of a layer is a backward call
     words: int = 1  # of a row

@@ -121,7 +121,7 @@ class Rank:
         jobs.fill_engine(
             job, schema.CPU, case.shape, self.tables, rank=me, world=case.ranks, all_workers=case.workers, spins=0,
             yields=0, return_stride=case.shape.stride, merge_polls=MERGE_POLLS, pause_ns=PAUSE_NS, remote=remote,
-            block_pairs=case.block, once_rows=case.once, once_share=case.once_share, packed=0,
+            block_pairs=case.block, once_rows=case.once, once_share=case.once_share,
             scratch=private(me, places.SCRATCH), lock=private(me, places.LOCK),
             wire=private(me, places.WIRE) if remote else 0, state=private(me, places.STATE),
         )  # fmt: skip
@@ -136,8 +136,8 @@ class Rank:
             return_bytes=WORD * case.words,
             kernels=0, score=0, renormalize=0, scale=0, activation=0, choices=case.top_k, shared=0, shared_ffn=0,
             identity=0, on_input=0,
-            computed=self.placement.held[me] + len(self.foreign), stay_rows=case.stay, stay_share=case.share,
-            placement=0, scalars=0,
+            computed=self.placement.held[me] + len(self.foreign), stay_rows=case.stay,
+            balance_rows=case.stay, stay_share=case.share, placement=0, scalars=0,
         )  # fmt: skip
         jobs.update(job, workers=case.workers, routed=1, up_step=1, loaded=1)
         for i, (slot, owner) in enumerate(self.foreign):

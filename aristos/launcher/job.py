@@ -83,8 +83,11 @@ class Job:
         return next((how for how in self.signals if how in ENDING), 0)
 
 
-def run(words: list[str], env: Mapping[str, str]) -> int:
-    """Start the launcher, wait for it, clean up. Its exit code, or 128 + the signal that ended it or this process."""
+def run(words: list[str], env: Mapping[str, str]) -> tuple[int, bool]:
+    """Start the launcher, wait for it, clean up.
+
+    Its exit code, or 128 + the signal that ended it or this process; and whether it was this process.
+    """
     before = set(os.listdir(SHM)) if os.path.isdir(SHM) else set()
     received: list[int] = []
     old = {how: signal.signal(how, lambda how, frame: received.append(how)) for how in PASSED_ON}
@@ -102,8 +105,8 @@ def run(words: list[str], env: Mapping[str, str]) -> int:
         for how, action in old.items():
             signal.signal(how, action)
     if job.ended_by:
-        return 128 + job.ended_by
-    return code if code >= 0 else 128 - code
+        return 128 + job.ended_by, True
+    return code if code >= 0 else 128 - code, False
 
 
 def _to_step(name: str, how: int) -> bool:

@@ -1,4 +1,4 @@
-"""`aristos run`: from its options to a command, a table of seats, and the job's exit code."""
+"""`aristos run`: from its options to commands, a table of seats, and the job's exit code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import shlex
 import sys
 from argparse import Namespace
+from dataclasses import dataclass
 
 from ..errors import EnvironmentProblem, InputError
 from ..host import launch_environment, mpi_library, slurm_variables
-from . import commands, job, take_seat
+from . import commands, job, restarts, take_seat
 from .commands import Command
 from .seats import Seat, default_ranks, seats, table
 from .this_node import ThisNode, find, read
@@ -22,15 +23,44 @@ def run(asked: Namespace, program: list[str]) -> int:
     env = dict(os.environ)
     if asked.nvidia_smi and not asked.dry_run:
         raise InputError("--nvidia-smi FILE describes another machine, so it goes with --dry-run alone")
+    if asked.restart_ranks and not asked.restarts:
+        raise InputError("--restart-ranks says how many ranks a restart has, so it goes with --restarts")
     commands.check_not_inside_a_job(launch_environment.started_as(env))
     words = commands.seated(commands.find_program(program), asked.smt)
     machine = read(asked.nvidia_smi) if asked.nvidia_smi else find(env)
     nodes = commands.allocation(env)
     ranks = asked.ranks or _ranks(machine, nodes, env)
+    starts = [_start(asked, words, machine, nodes, each, env) for each in restarts.ranks_of(asked, ranks)]
+    for line in [*map(str, machine.faults), *starts[0].notes]:
+        print(f"aristos run: {line}", file=sys.stderr, flush=True)
+    if asked.dry_run:
+        show(starts[0].command, starts[0].seats, machine.outside)
+        sys.stdout.flush()
+        return 0
+    removed = take_seat.clean_old()
+    if removed:
+        print(f"aristos run: removed {removed} files that killed MPI jobs had left in {job.SHM}", file=sys.stderr)
+    return restarts.run([(each.ranks, each.command.words, each.env) for each in starts])
+
+
+@dataclass
+class Start:
+    """One start of the job. notes: about its ranks. env: the launcher's environment."""
+
+    ranks: int
+    command: Command
+    seats: list[Seat]
+    notes: list[str]
+    env: dict[str, str]
+
+
+def _start(asked: Namespace, words: list[str], machine: ThisNode, nodes: int, ranks: int, env: dict[str, str]) -> Start:
+    """The command of so many ranks, and where they sit."""
+    env = dict(env)
     used = min(ranks, max(1, nodes))
     per_node = -(-ranks // used)
     if per_node > MOST:
-        raise InputError(f"at most {MOST} ranks of a node can be placed, got {per_node} (-n {ranks} on {used} nodes)")
+        raise InputError(f"at most {MOST} ranks of a node can be placed, got {per_node} ({ranks} on {used} nodes)")
     here = seats(machine.node, per_node, machine.devices, asked.smt)
     if not machine.outside:
         env[take_seat.PLAN] = take_seat.to_json(here)
@@ -40,16 +70,8 @@ def run(asked: Namespace, program: list[str]) -> int:
         raise EnvironmentProblem("srun needs an allocation: salloc -N 2 aristos run ..., or sbatch a script of it")
     start = commands.by_srun if with_srun else commands.by_mpirun
     command = start(ranks, per_node, used, words, library, env)
-    for line in [*map(str, machine.faults), *notes(here, used), *short(per_node, env, with_srun)]:
-        print(f"aristos run: {line}", file=sys.stderr, flush=True)
-    if asked.dry_run:
-        show(command, here, machine.outside)
-        sys.stdout.flush()
-        return 0
-    removed = take_seat.clean_old()
-    if removed:
-        print(f"aristos run: removed {removed} files that killed MPI jobs had left in {job.SHM}", file=sys.stderr)
-    return job.run(command.words, command.environment(env))
+    about = [*notes(here, used), *short(per_node, env, with_srun)]
+    return Start(ranks, command, here, about, command.environment(env))
 
 
 def _ranks(machine: ThisNode, nodes: int, env: dict[str, str]) -> int:

@@ -42,7 +42,8 @@ from .stats import call_stats
 from .trained_weights import TrainedWeights
 from .weights import LayerWeights, expert_bytes
 
-STAY_SHARE = 125  # percent of the mean rank's rows that a rank computes for its own tokens before others help it
+COPIES = 4  # of a row that travels: into the ring and into the return rows, each written and read
+STAY_SHARE = 125  # percent of the busiest rank's rows if all travel: up to these, rows of many stay at once
 EVENT_KINDS = {
     codes.IDLE: "wait",
     codes.ROUTE: "route",
@@ -117,7 +118,8 @@ class CpuBackend(Backend):
         self._weighted = aligned((weighted, self._weighted_step), np.uint8)
         self._events: np.ndarray | None = None
         self._recorded = 0  # the layer of the last call
-        self._stay_rows = 1
+        self._stay_rows = [1] * settings.layers
+        self._balance_rows = 0
         self._home = self._open_home(settings, member)
         nodes, rank = member.runtime.group.nodes, member.rank
         self._foreign = [] if self._home is None else foreign_slots(member.placement, nodes, rank)
@@ -131,7 +133,10 @@ class CpuBackend(Backend):
         always = settings.moves == "experts"
         home = NodeWeights.open(member.runtime.group, layers, member.placement.held, self._isa, always)
         if not home.problem:
-            self._stay_rows = 1 if always else module("break_even", self._isa).rows(self._element)
+            if not always:
+                self._balance_rows = module("break_even", self._isa).rows(self._element)
+                copied = COPIES * self._element.nbytes * self.cfg.hidden
+                self._stay_rows = [max(self._balance_rows, sum(nbytes.values()) // copied) for nbytes in layers]
             return home
         if always:
             raise EnvironmentProblem(f"moves='experts' needs memory that the ranks of a node share: {home.problem}")
@@ -278,7 +283,8 @@ class CpuBackend(Backend):
                 identity=cfg.identity_experts,
                 on_input=on_input(cfg),
                 foreign=self._foreign,
-                stay_rows=self._stay_rows,
+                stay_rows=self._stay_rows[layer],
+                balance_rows=self._balance_rows,
                 stay_share=0 if self.settings.moves == "experts" else STAY_SHARE,
                 scalars=0,
                 row_bytes=self._element.nbytes * cfg.hidden,

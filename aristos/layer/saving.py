@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..config import MoEConfig
 from ..errors import AristosError, CheckpointError, InputError
 from ..results import atomic, npz
 from .given import Arrays
@@ -90,6 +92,11 @@ def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool) -> A
     if got != wanted or any(array.dtype != np.float32 for array in found.values()):
         raise CheckpointError(f"{path} must hold float32 arrays {wanted}, got {got}")
     return found
+
+
+def described(cfgs: Sequence[MoEConfig]) -> list[str]:
+    """Layers as a manifest names them, without max_tokens: it is a rank's, and of fewer ranks each has more."""
+    return [repr(replace(cfg, max_tokens=1)) for cfg in cfgs]
 
 
 def begin(directory: Path) -> str:

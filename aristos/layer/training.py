@@ -296,7 +296,7 @@ class TrainedLayers(LoadedLayers):
 
         saving.together(self, "save", write)
         about = {
-            "layers": [repr(cfg) for cfg in backend.cfgs],
+            "layers": saving.described(backend.cfgs),
             "optimizer": None if optimizer is None else [type(optimizer).__name__, optimizer.steps],
         }
         saving.together(self, "save", lambda: saving.finish(folder, name, about) if self.rank == 0 else None)
@@ -315,7 +315,7 @@ class TrainedLayers(LoadedLayers):
             for layer in range(self.layers):
                 self._refuse_tapes(layer, "restore")
             about = saving.read_manifest(folder)
-            here = [repr(cfg) for cfg in backend.cfgs]
+            here = saving.described(backend.cfgs)
             if about["layers"] != here:
                 raise CheckpointError(f"{folder} holds layers {about['layers']}, and this object has {here}")
             kind = None if optimizer is None else type(optimizer).__name__

@@ -30,6 +30,19 @@ def once_within(comm, measured, least, most):
             return
 
 
+@pytest.mark.parallel  # so the parallel part compiles these steps, and the suites in test_bench_run.py find them
+def test_delayed_steps_give_the_same_bits():
+    """Of a process alone, which has no links."""
+    from aristos.bench.delay import steps
+
+    x = tokens(CFG, 40, seed=0)
+    with MoE(CFG, threads=1) as moe:
+        moe.load(**reference.weights(CFG))
+        wanted = np.array(moe(x))
+        moe.runtime.run_with(steps.loop())
+        assert same(moe(x), wanted)
+
+
 @pytest.mark.ranks(2, timeout=300)
 def test_pings_and_calls_take_what_is_set_and_keep_their_bits(comm):
     from aristos.bench.delay import words

@@ -338,6 +338,8 @@ def aristos_run(*words: object, timeout: float = 60, **more: str) -> subprocess.
         (["-n", "999999999", "--dry-run", "--", "true"], 2, "at most 4096 ranks of a node"),
         (["-n", "2", "--", "no-such-program"], 2, "no program 'no-such-program'"),
         (["-n", "2", "python", "x.py"], 2, "unrecognized arguments"),
+        (["-n", "2", "--restart-ranks", "1", "--", "true"], 2, "goes with --restarts"),
+        (["-n", "2", "--restarts", "1", "--restart-ranks", "2,0", "--", "true"], 2, "at least 1"),
         (["--launcher", "srun", "-n", "2", "--", "true"], 3, "needs an allocation"),
         (["--nvidia-smi", "x", "--", "true"], 2, "--dry-run"),
         (["--dry-run", "--nvidia-smi", "", "--", "true"], 2, "variable of the shell"),
@@ -427,6 +429,41 @@ def test_the_jobs_exit_code():
     assert done.returncode == 7, done.stderr
 
 
+STARTS = """
+import os, signal
+from mpi4py import MPI
+start = os.environ["ARISTOS_RESTART"]
+os.write(1, f"start {start} of {MPI.COMM_WORLD.size} ranks\\n".encode())
+MPI.COMM_WORLD.Barrier()
+if start in "01" and MPI.COMM_WORLD.rank == MPI.COMM_WORLD.size - 1:
+    os.kill(os.getpid(), signal.SIGKILL) if start == "0" else os._exit(5)
+MPI.COMM_WORLD.Barrier()
+"""
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_a_job_that_lost_a_rank_starts_again():
+    """With as many ranks as asked; a start that ends well is the last one."""
+    words = ("-n", 2, "--restarts", 3, "--restart-ranks", "2,1", "--", "python", "-c", STARTS)
+    done = aristos_run(*words)
+    assert done.returncode == 0, done.stderr
+    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("start "))
+    assert lines == [*2 * ["start 0 of 2 ranks"], *2 * ["start 1 of 2 ranks"], "start 2 of 1 ranks"]
+    assert re.search(r"ended with code \d+ after [\d.]+ s: restart 1 of 3 with 2 ranks\n", done.stderr)
+    assert re.search(r"ended with code 5 after [\d.]+ s: restart 2 of 3 with 1 rank\n", done.stderr)
+
+
+@pytest.mark.slow
+@needs_mpi
+def test_a_job_that_is_stopped_does_not_start_again(tmp_path):
+    running, pids, out = start(tmp_path, options=("--restarts", "3"))
+    os.kill(running.pid, signal.SIGTERM)
+    assert running.wait(40) == 128 + signal.SIGTERM, out.read_text()
+    assert "restart" not in out.read_text()
+    assert alive(pids) == []
+
+
 SLEEPER = """
 import os, signal, sys, time
 from mpi4py import MPI
@@ -457,10 +494,12 @@ def alive(pids: list[int]) -> list[int]:
     return found
 
 
-def start(tmp_path: Path, *words: str) -> tuple[subprocess.Popen[bytes], list[int], Path]:
+def start(
+    tmp_path: Path, *words: str, options: tuple[str, ...] = ()
+) -> tuple[subprocess.Popen[bytes], list[int], Path]:
     """A job of two sleeping ranks: `aristos run`, the ranks' pids, all output."""
     out = tmp_path / "out"
-    command = [sys.executable, "-c", IMPATIENT, "-n", "2", "--", "python", "-c", SLEEPER, *words]
+    command = [sys.executable, "-c", IMPATIENT, "-n", "2", *options, "--", "python", "-c", SLEEPER, *words]
     with open(out, "w") as file:
         running = subprocess.Popen(command, env=clean_environment(), stdout=file, stderr=file, start_new_session=True)
     end = time.monotonic() + 30

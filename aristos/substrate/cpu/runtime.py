@@ -142,7 +142,7 @@ class CpuRuntime(Runtime):
         self.fill_engine(
             job, schema.CPU, spins=spins, yields=yields, merge_polls=MERGE_POLLS,
             return_stride=return_stride(int(job[words.RETURN_BYTES]), int(job[words.SCALARS])), pause_ns=PAUSE_NS,
-            once_rows=ONCE_ROWS if self.shape.ring_rows >= ONCE_ROWS else 0, once_share=ONCE_SHARE, packed=0,
+            once_rows=ONCE_ROWS if self.shape.ring_rows >= ONCE_ROWS else 0, once_share=ONCE_SHARE,
             scratch=self._scratch.ctypes.data, lock=self._lock.ctypes.data, wire=self.wire,
             state=self.state.ctypes.data,
         )  # fmt: skip

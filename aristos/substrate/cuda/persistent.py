@@ -318,7 +318,7 @@ def layer(tile: Tile) -> Any:
                     job[words.STATE] + WORD * words.row_list(c), job[words.ROW_BYTES],
                 )  # fmt: skip
             elif kind == codes.PACK:
-                packing.execute(job, st)
+                packing.open_streams(job, st, job[words.TOKENS] if st[words.STATUS] == codes.OK else 0)
             elif kind != codes.SETTLE:
                 break
             mem.block_barrier()

@@ -173,7 +173,7 @@ class CudaRuntime(Runtime):
     def fill(self, job: np.ndarray) -> None:
         """See `Runtime.fill`."""
         self.fill_engine(
-            job, schema.CUDA, return_stride=lines(int(job[words.ROW_BYTES])), merge_polls=MERGE_POLLS, packed=1, wire=0,
+            job, schema.CUDA, return_stride=lines(int(job[words.ROW_BYTES])), merge_polls=MERGE_POLLS, wire=0,
             scratch=self._scratch_at, lock=self.state_at + WORD * self.tables.words, state=self.state_at,
             abort=self._abort_at, mirror=self._mirror[0], mirror_bytes=self._mirror[1],
         )  # fmt: skip

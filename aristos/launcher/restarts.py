@@ -1,0 +1,44 @@
+"""`aristos run --restarts N`: a job that is lost starts again, from whatever its program has saved.
+
+A program learns from ARISTOS_RESTART which start it is: 0, then 1 for the first restart. An exit code of its own counts
+as a loss too, since ranks that lose a peer end by an error. A job that was asked to stop is not started again.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+
+from . import job
+
+RESTART = "ARISTOS_RESTART"
+
+
+def ranks_of(asked: Namespace, ranks: int) -> list[int]:
+    """Ranks of the first start and of each restart; the last of --restart-ranks holds for all that follow."""
+    later = asked.restart_ranks or [ranks]
+    return [ranks, *(later[min(i, len(later) - 1)] for i in range(asked.restarts))]
+
+
+def run(starts: Sequence[tuple[int, list[str], dict[str, str]]]) -> int:
+    """Start (ranks, launcher's command, environment) in turn until one ends with 0 or by a signal to this process.
+
+    The exit code of the last start.
+    """
+    code = 0
+    for number, (_, words, env) in enumerate(starts):
+        begun = time.monotonic()
+        code, stopped = job.run(words, {**env, RESTART: str(number)})
+        if code == 0 or stopped:
+            return code
+        if number + 1 < len(starts):
+            ranks = starts[number + 1][0]
+            print(
+                f"aristos run: the job ended with code {code} after {time.monotonic() - begun:.1f} s: restart "
+                f"{number + 1} of {len(starts) - 1} with {ranks} rank{'s'[: ranks > 1]}",
+                file=sys.stderr,
+                flush=True,
+            )
+    return code

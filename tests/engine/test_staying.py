@@ -1,0 +1,109 @@
+"""The rule by which rows stay on their rank, as plain Python: what a rank expects of its node, and what it keeps."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from aristos.engine import job as jobs
+from aristos.engine import staying, words
+from aristos.engine.layout import EngineShape, StateLayout
+from aristos.placement import Placement
+
+pytestmark = pytest.mark.uncompiled
+
+MANY = 10**9
+
+
+def chosen(counts, *, ranks=2, rank=1, stay=MANY, reading=10, share=125, tokens=100, announced=None, remote=()):
+    """What rank `rank` decides with so many rows for each expert; experts are dealt in contiguous parts.
+
+    announced: tokens of each rank's last call, None: none yet. Returns the rows that stay by expert, the loads that the
+    rank expects, and the rows that travel.
+    """
+    experts = len(counts)
+    placement = Placement([e * ranks // experts for e in range(experts)], experts, ranks)
+    shape = EngineShape(ranks, 8, 64, 8, max(placement.held), 1, experts, 8, experts)
+    foreign = [
+        (slot, owner)
+        for owner in range(ranks)
+        if owner != rank and owner not in remote
+        for slot in range(placement.start[owner], placement.start[owner + 1])
+    ]
+    job = np.zeros(jobs.size(experts, ranks, len(foreign)), np.int64)
+    tables = StateLayout(shape, 1, 1)
+    state = np.zeros(tables.words, np.int64)
+    jobs.fill_placement(job, placement.slot_of.tolist(), placement.start.tolist(), foreign)
+    jobs.fill_layout(job, shape, tables)
+    held = placement.held[rank]
+    jobs.update(job, rank=rank, world=ranks, held=held, computed=held + len(foreign))
+    jobs.update(job, stay_rows=stay, balance_rows=reading, stay_share=share)
+    for p in range(ranks):
+        state[words.remote(job, p)] = p in remote
+        state[words.tokens_of(job, p)] = 0 if announced is None else 1 + announced[p]
+    for slot, rows in enumerate(counts):
+        state[words.count(job, slot)] = rows
+    staying.choose(job, state, tokens)
+    kept = {slot: int(state[words.staying(job, held + i)]) for i, (slot, _) in enumerate(foreign)}
+    return SimpleNamespace(
+        kept={slot: rows for slot, rows in kept.items() if rows},
+        loads=[int(state[words.load(job, p)]) for p in range(ranks)],
+        travel=[int(state[words.count(job, slot)]) for slot in range(experts)],
+    )
+
+
+def test_even_rows_travel_unless_copies_cost_more_than_weights():
+    assert chosen([50, 50, 50, 50]).kept == {}
+    assert chosen([50, 50, 50, 50], stay=50).kept == {0: 50, 1: 50}
+    found = chosen([50, 60, 50, 50], stay=60)
+    assert (found.kept, found.travel) == ({1: 60}, [50, 0, 50, 50])
+
+
+def test_rows_of_a_hot_rank_stay_until_ranks_are_even():
+    """One of rank 0's experts has nearly all rows: half of its rows come from rank 1, which keeps them."""
+    found = chosen([300, 40, 30, 30])
+    assert found.kept == {0: 300}
+    assert found.loads == [380, 430]  # with the reading of the weights on rank 1
+
+
+def test_the_hot_rank_expects_others_to_keep_their_rows():
+    found = chosen([300, 40, 30, 30], rank=0)
+    assert (found.kept, found.loads) == ({}, [380, 430])
+
+
+def test_a_gain_of_less_than_one_reading_keeps_nothing():
+    assert chosen([110, 100, 100, 100], reading=30).kept == {}
+    assert chosen([20, 20, 1, 1], reading=100).kept == {}
+
+
+def test_a_rank_with_all_tokens_is_helped():
+    """Rows of many would stay, but all work would then be here; the peers announced that they have no tokens."""
+    even = [100, 100, 100, 100]
+    assert chosen(even, stay=50, announced=[0, 100]).kept == {}
+    assert chosen(even, stay=50, announced=[100, 100]).kept == {0: 100, 1: 100}
+    assert chosen(even, stay=50, announced=[90, 100]).kept == {0: 100, 1: 100}
+
+
+def test_of_a_rank_with_all_tokens_only_what_relieves_the_busiest_stays():
+    """Rank 0 holds the hot experts and has no tokens; rank 1 keeps so much that both compute alike."""
+    found = chosen([100, 100, 100, 100, 10, 10, 10, 10], announced=[0, 100])
+    assert sum(found.kept.values()) == 200
+    assert found.loads == [200, 260]
+
+
+def test_without_a_limit_all_rows_stay():
+    assert chosen([1, 0, 5, 5], stay=1, share=0, reading=0, announced=[0, 100]).kept == {0: 1}
+
+
+def test_rows_for_other_nodes_always_travel():
+    """Their ranks' rows for experts here are expected here: ranks 1 and 0 are a node, 2 and 3 another."""
+    found = chosen([300, 10, 300, 10], ranks=4, remote=(2, 3), stay=200)
+    assert found.kept == {0: 300}
+    assert found.travel == [0, 10, 300, 10]
+    assert found.loads == [900, 340, 0, 0]
+
+
+def test_a_rank_without_tokens_keeps_nothing():
+    assert chosen([0, 0, 0, 0], stay=1, tokens=0, announced=[100, 0]).kept == {}
