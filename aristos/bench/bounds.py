@@ -61,6 +61,12 @@ def read_bandwidth(seconds: float = 0.3, nbytes: int = 256 << 20) -> float:
     return best
 
 
+def weight_bandwidth(world: World, threads: int, seconds: float = 0.2) -> float:
+    """Bytes per second that all workers of this rank read from memory, on all ranks at once. Collective."""
+    nbytes = (256 << 20) // threads
+    return _together(world, threads, lambda seconds: read_bandwidth(seconds, nbytes), seconds)
+
+
 class ExpertPhase:
     """The arithmetic of a call's experts on this rank, by the layer's own kernels, weights and workers, in one
     compiled loop: the phase `experts` of the bulk schedule, on rows that are all here. No routing, copies or waits.
