@@ -48,8 +48,8 @@ class Optimizer:
         """What is kept for one array."""
         raise NotImplementedError
 
-    def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays) -> None:
-        """Write new values into `master` and its state; float32 arrays of one shape."""
+    def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays, factor: float) -> None:
+        """Write new values into `master` and its state; float32 arrays of one shape. factor: of the gradient."""
         raise NotImplementedError
 
     def step(self, dense_gradients: Arrays | None = None) -> float:
@@ -65,19 +65,21 @@ class Optimizer:
         if self.moe.open_tapes:
             raise OpenCallError(f"{self.moe.open_tapes} tapes are open: give them to backward(), or discard() them")
         norm = self.norm(dense_gradients)
-        factor = np.float32(1.0 if self.clip is None or norm <= self.clip else self.clip / norm)
+        factor = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
         self.steps += 1
-        for layer, states in enumerate(self.states):
-            gradients, masters = self.moe.grads(layer), self.moe.params(layer)
-            for name, state in states.items():
-                for i in range(len(masters[name]) if name in EXPERTS else 1):
-                    at: int | slice = i if name in EXPERTS else slice(None)
-                    one = {key: array[at] for key, array in state.items()}
-                    self.change(masters[name][at], _scaled(gradients[name][at], factor), one)
+        for layer in range(self.moe.layers):
+            self.moe.everywhere(lambda part: self.change(part[0], part[1], part[2], factor), list(self._parts(layer)))
             self.moe.update(layer)
         for name, array in self.dense.items():
-            self.change(array, _scaled(dense_gradients[name], factor), self.dense_states[name])
+            self.change(array, dense_gradients[name], self.dense_states[name], factor)
         return norm
+
+    def _parts(self, layer: int) -> Iterator[tuple[np.ndarray, np.ndarray, Arrays]]:
+        """(master, gradient, state) of each array of a layer, of each expert alone."""
+        gradients, masters = self.moe.grads(layer), self.moe.params(layer)
+        for name, state in self.states[layer].items():
+            for i in range(len(masters[name])) if name in EXPERTS else [...]:
+                yield masters[name][i], gradients[name][i], {key: array[i] for key, array in state.items()}
 
     def _refused(self, gradients: Arrays) -> InputError | None:
         """What is wrong with the gradients of dense arrays."""
@@ -99,14 +101,14 @@ class Optimizer:
         finite.
         """
         mine = dict(self._squares())
-        everyone = self.moe.runtime.group.allgather(mine, "squares of gradients")
+        everyone = self.moe.everyone.allgather(mine, "squares of gradients")
         squares = {key: value for each in everyone for key, value in each.items()}
         named = {}
         for layer, name, expert in sorted(squares):
             where = f" of expert {expert}" if expert >= 0 else ""
             named[f"{name}{where} in layer {layer}"] = squares[layer, name, expert]
         for name, gradient in sorted((dense_gradients or {}).items()):
-            named[f"the dense array {name}"] = _square_sum(gradient)
+            named[f"the dense array {name}"] = self.moe.updates.square_sum(gradient)
         for name, value in named.items():
             if not math.isfinite(value):
                 raise InputError(f"the gradient of {name} is not finite: no weight has changed")
@@ -115,16 +117,17 @@ class Optimizer:
     def _squares(self) -> Iterator[tuple[tuple[int, str, int], float]]:
         """((layer, name, expert or -1), sum of squares) of every array on this rank."""
         held = self.moe.placement.mine(self.moe.rank)
+        keys, parts = [], []
         for layer in range(self.moe.layers):
             for name, gradient in self.moe.grads(layer).items():
-                parts = zip(held, gradient) if name in EXPERTS else [(-1, gradient)]
-                for expert, part in parts:
-                    yield (layer, name, expert), _square_sum(part)
+                for expert, part in zip(held, gradient) if name in EXPERTS else [(-1, gradient)]:
+                    keys.append((layer, name, expert))
+                    parts.append(part)
+        return zip(keys, self.moe.everywhere(self.moe.updates.square_sum, parts))
 
-    def decay(self, master: np.ndarray) -> None:
-        """Shrink a matrix by lr * weight_decay; vectors stay."""
-        if self.weight_decay and master.ndim > 1:
-            master *= np.float32(1.0 - self.lr * self.weight_decay)
+    def keeps(self, master: np.ndarray) -> float:
+        """What a step leaves of each entry: matrices shrink by lr * weight_decay, vectors stay."""
+        return 1.0 - self.lr * self.weight_decay if master.ndim > 1 else 1.0
 
 
 class Adam(Optimizer):
@@ -153,17 +156,14 @@ class Adam(Optimizer):
     def new_state(self, master: np.ndarray) -> Arrays:
         return {"mean": np.zeros_like(master), "square": np.zeros_like(master)}
 
-    def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays) -> None:
+    def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays, factor: float) -> None:
         """See `Optimizer.change`."""
-        mean, square, (first, second) = state["mean"], state["square"], self.betas
-        self.decay(master)
-        mean *= np.float32(first)
-        mean += np.float32(1 - first) * gradient
-        square *= np.float32(second)
-        square += np.float32(1 - second) * (gradient * gradient)
-        root = np.sqrt(square / np.float32(1 - second**self.steps))
-        root += np.float32(self.eps)
-        master -= np.float32(self.lr / (1 - first**self.steps)) * (mean / root)
+        (first, second), t = self.betas, self.steps
+        scales = [
+            factor, self.keeps(master), first, 1 - first, second, 1 - second,
+            1 - second**t, self.eps, self.lr / (1 - first**t),
+        ]  # fmt: skip
+        self.moe.updates.adam(master, gradient, state["mean"], state["square"], scales)
 
 
 class SGD(Optimizer):
@@ -186,15 +186,10 @@ class SGD(Optimizer):
     def new_state(self, master: np.ndarray) -> Arrays:
         return {"velocity": np.zeros_like(master)} if self.momentum else {}
 
-    def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays) -> None:
+    def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays, factor: float) -> None:
         """See `Optimizer.change`."""
-        self.decay(master)
-        if self.momentum:
-            velocity = state["velocity"]
-            velocity *= np.float32(self.momentum)
-            velocity += gradient
-            gradient = velocity
-        master -= np.float32(self.lr) * gradient
+        velocity = state["velocity"] if self.momentum else np.zeros_like(master)
+        self.moe.updates.momentum(master, gradient, velocity, [factor, self.keeps(master), self.momentum, self.lr])
 
 
 def _trained(moe: MoE, layer: int) -> Arrays:
@@ -206,14 +201,6 @@ def _trained(moe: MoE, layer: int) -> Arrays:
 def describe(value: object) -> str:
     """For messages: the type and shape of what came."""
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
-
-
-def _scaled(gradient: np.ndarray, factor: np.float32) -> np.ndarray:
-    return gradient if factor == 1 else factor * gradient
-
-
-def _square_sum(gradient: np.ndarray) -> float:
-    return float(np.square(gradient, dtype=np.float64).sum())
 
 
 def _number(name: str, value: object) -> None:

@@ -7,7 +7,7 @@ backend exists only once the layer has joined its runtime.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision")  # e
 class Settings:
     """Checked options of an object. cfgs: of each layer. timeout: seconds. sms: most SMs of a GPU, None for all.
 
-    moves: what crosses between ranks of a node, see `MoE`. train: keep what training needs.
+    moves: what crosses between ranks of a node, see `MoE`. train: keep what training needs. copied: ids of
+    experts that several ranks hold, of all groups, if they are trained.
     """
 
     cfgs: tuple[MoEConfig, ...]
@@ -38,6 +39,7 @@ class Settings:
     sms: int | None = None
     moves: str = "tokens"
     train: bool = False
+    copied: Collection[int] = ()
 
     @property
     def layers(self) -> int:

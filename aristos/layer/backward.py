@@ -110,10 +110,10 @@ def addresses(array: np.ndarray) -> np.ndarray:
 
 
 class BackwardCalls:
-    """Makes the backward calls of one layer object on this rank."""
+    """Makes the backward calls of one layer object on this rank. number: of the rank, of all groups."""
 
-    def __init__(self, member: Membership, isa: str) -> None:
-        self.member, self.kernels = member, Kernels(isa)
+    def __init__(self, member: Membership, isa: str, number: int) -> None:
+        self.member, self.kernels, self.number = member, Kernels(isa), number
         self._pool: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
@@ -149,7 +149,8 @@ class BackwardCalls:
         if tokens.saved.logits is not None:
             tokens.add_router(dlogits)
         if tokens.common:
-            weights.pending.append(partial_sums(self.member.rank * pieces, tokens.common))
+            weights.pending.append(partial_sums(self.number * pieces, tokens.common))
+        weights.pieces.append(pieces)
         return tokens.combined()
 
     # ------------------------------------------------------------ rows of experts
@@ -210,18 +211,16 @@ class BackwardCalls:
             self.kernels.run_expert(cfg, cfg.ffn, [each[part] for each in (x, dy, w, dx, dw)], weights.expert(i))
 
         most_first = sorted(range(held), key=lambda i: ends[i] - ends[i + 1])
-        self._everywhere(run, [i for i in most_first if ends[i + 1] > ends[i]])
+        self.everywhere(run, [i for i in most_first if ends[i + 1] > ends[i]])
         results[order, self.kernels.padded(cfg.hidden)] = dw
 
-    def _everywhere(self, run: Callable[[int], None], items: Sequence[int]) -> None:
-        """Run a function for every item, on all workers."""
+    def everywhere(self, run: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """Run a function for every item, on all workers; returns the results in order."""
         if self.member.threads == 1 or len(items) < 2:
-            for item in items:
-                run(item)
-            return
+            return [run(item) for item in items]
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.member.threads, thread_name_prefix="aristos-backward")
-        list(self._pool.map(run, items))
+        return list(self._pool.map(run, items))
 
     def _exchange(self, values: list[np.ndarray]) -> list[np.ndarray]:
         """values[p] goes to rank p; returns what came, by source."""

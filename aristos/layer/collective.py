@@ -17,6 +17,7 @@ from ..placement import Placement
 from ..primitives.buffers import FLOAT, aligned
 from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
+from ..transport.group import Group
 from .arguments import check_comm, usable_nodes
 from .weights import NotLoaded, part_name
 
@@ -217,6 +218,16 @@ class Membership:
             self.runtime.release()
 
 
+def agreed(group: Group, problem: Exception | None, what: str) -> None:
+    """Raise `problem` here, and PeerInputError on the other ranks of a group. Collective."""
+    reported = group.allgather(None if problem is None else str(problem), what)
+    if problem is not None:
+        raise problem
+    for rank, error in enumerate(reported):
+        if error is not None:
+            raise PeerInputError(f"rank {rank} refused {what}: {error}")
+
+
 class Collective:
     """Base of `MoE` and `Exchange`: an object with a membership, which `close` or a `with` block ends."""
 
@@ -246,12 +257,7 @@ class Collective:
         """Raise `problem` here, and PeerInputError on the other ranks. Collective. what: its subject, for messages."""
         runtime = self._alive()
         runtime.refuse_open()
-        reported = runtime.group.allgather(None if problem is None else str(problem), what)
-        if problem is not None:
-            raise problem
-        for rank, error in enumerate(reported):
-            if error is not None:
-                raise PeerInputError(f"rank {rank} refused {what}: {error}")
+        agreed(runtime.group, problem, what)
 
     def _alive(self) -> Runtime:
         """The runtime; raises ClosedError after `close`."""

@@ -169,7 +169,8 @@ class CpuBackend(Backend):
     def new_weights(self, layer: int) -> LayerWeights:
         float32 = self._elements.element_type("float32")
         if self.settings.train:
-            return TrainedWeights(self._element, float32, self.cfgs[layer], self.member.mine)
+            copied = self.settings.copied
+            return TrainedWeights(self._element, float32, self.cfgs[layer], self.member.mine, copied)
         home = None if self._home is None else (self._home, layer)
         return LayerWeights(self._element, float32, self.cfgs[layer], self.member.mine, home)
 

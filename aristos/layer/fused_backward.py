@@ -42,8 +42,8 @@ def needs(cfg: MoEConfig) -> Needs:
 class FusedBackward(BackwardCalls):
     """Makes the fused backward calls of one layer object on this rank."""
 
-    def __init__(self, member: Membership, used: str, cfgs: tuple[MoEConfig, ...], timeout: float) -> None:
-        super().__init__(member, used)
+    def __init__(self, member: Membership, used: str, number: int, cfgs: tuple[MoEConfig, ...], timeout: float) -> None:
+        super().__init__(member, used, number)
         from numba import types
 
         assert isinstance(member.runtime, CpuRuntime)
@@ -182,7 +182,7 @@ class FusedBackward(BackwardCalls):
             self.kernels.expert.stored_gradients(len(places), places.ctypes.data, sums[i], cfg.hidden, cfg.ffn, scratch)
 
         rows = each.sum(axis=0)
-        self._everywhere(run, [i for i in sorted(range(held), key=lambda i: -rows[i]) if rows[i]])
+        self.everywhere(run, [i for i in sorted(range(held), key=lambda i: -rows[i]) if rows[i]])
 
     def _stored_bytes(self, cfg: MoEConfig) -> Any:
         kernel = self.kernels.expert

@@ -22,6 +22,7 @@ from .collective import Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
 from .fused_backward import needs as backward_needs
 from .grouped import split
+from .holders import Holders, holders_of
 from .node_weights import most_foreign
 from .options import Schedule, backend_class, check_moves, checked_options, default_backend
 from .pending import PendingCall
@@ -84,7 +85,7 @@ class MoE(TrainedLayers):
         moves: Literal["auto", "tokens", "experts"] = "auto",
         train: bool = False,
     ) -> None:
-        self.group, self._group_comm = 0, None
+        self.group, self._group_comm, whole_comm = 0, None, comm
         if plan is not None:
             if comm is None:
                 raise InputError("plan needs comm, with a rank for each of its devices")
@@ -111,7 +112,7 @@ class MoE(TrainedLayers):
                 check_moves(moves, self.backend, schedule)
                 places = Placement(placement, cfgs[0].experts, self.world)
                 if boolean("train", train):
-                    check_training(cfgs[0], self.backend, moves, places, plan)
+                    check_training(cfgs[0], self.backend, moves)
                     moves = "tokens"
                 alike = f"{cfg!r}, layers={len(cfgs)}, schedule={str(schedule)!r}, moves={moves}, placement={places}"
                 alike += ", train=True" if train else ""
@@ -130,10 +131,14 @@ class MoE(TrainedLayers):
             raise
         self.cfg, self.schedule, self.timeout = cfgs[0], schedule, float(timeout)
         self.moves = moves if schedule == "fused" else "tokens"
+        holders = holders_of(self._member.placement, plan)
+        copied = frozenset(expert for expert, ranks in enumerate(holders) if train and len(ranks) > 1)
         try:
-            self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves, bool(train)), self._member))
+            self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves, bool(train), copied), self._member))
             if train:
-                self._begin_training()
+                nodes = usable_nodes(ranks_per_node)
+                whole = None if plan is None else whole_comm
+                self._begin_training(Holders(self._member.runtime, whole, self.timeout, nodes, holders))
         except BaseException:
             self._member.leave()
             self._leave_group()
@@ -166,7 +171,8 @@ class MoE(TrainedLayers):
         threads: include the scratch of so many workers: prepared rows, hidden activations and sums of a run, and of one
         column-split run. backend: None is "cpu", but "cuda" for tf32. With "cuda", which needs numba-cuda here,
         weights, the first window and a copy of the second lie in GPU memory, and hidden activations are not included.
-        train: include masters, gradients, and projections packed transposed; not tapes, nor buffers of backward calls.
+        train: include masters, gradients (of experts with copies twice), and projections packed transposed; not tapes,
+        nor buffers of backward calls.
         Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
         """
         world = whole("world", world)
@@ -191,8 +197,10 @@ class MoE(TrainedLayers):
             scratch = int(threads) * lines(needs.scratch_bytes) + needs.shared_bytes
         weights = {each: packed_bytes(each, max(places.held)) for each in dict.fromkeys(cfgs)}
         if train:
-            check_training(cfgs[0], name, "tokens", places, None)
-            weights = {each: nbytes + training_bytes(each, max(places.held)) for each, nbytes in weights.items()}
+            check_training(cfgs[0], name, "tokens")
+            mine = [places.mine(rank) for rank in range(world)]
+            copied = max(sum(len(places.copies[e]) > 1 for e in experts) for experts in mine)
+            weights = {each: n + training_bytes(each, max(places.held), copied) for each, n in weights.items()}
         return windows + scratch + sum(weights[each] for each in cfgs)
 
     # ------------------------------------------------------------ calls
@@ -350,8 +358,7 @@ class MoE(TrainedLayers):
             self._alive().open = False
         if self._member.joined:
             self._backend.close()
-            if self._train:
-                self._calls.close()
+            self._end_training()
         super().close()
         self._leave_group()
 

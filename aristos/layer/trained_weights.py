@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -26,10 +27,13 @@ class TrainedWeights(LayerWeights):
     as the backward call reads them, float32; with 16-bit rows they have the values that the forward call rounds them
     to. turned: the same, transposed. sums: gradients of this rank's experts, rows rounded up to vectors. common:
     gradients of router and shared expert, one after the other. pending: for each backward call since the last
-    `reduce_grads`, sums of common gradients over this rank's pieces.
+    `reduce_grads`, sums of common gradients over this rank's pieces. pieces: their number in each of these calls.
+    copied: ids of experts that other ranks hold too; partial: their gradients by the rows that came here, since then.
     """
 
-    def __init__(self, element: ElementType, float32: ElementType, cfg: MoEConfig, mine: list[int]) -> None:
+    def __init__(
+        self, element: ElementType, float32: ElementType, cfg: MoEConfig, mine: list[int], copied: Collection[int] = ()
+    ) -> None:
         super().__init__(element, float32, cfg, mine)
         every = shapes(cfg, "in_out")
         wanted, biases = expert_names(cfg)
@@ -45,12 +49,16 @@ class TrainedWeights(LayerWeights):
             else:
                 self.widened[name] = aligned((len(mine), float32.packed_bytes(rows, columns)), np.uint8)
         self.sums: Arrays = {name: self._zeros((len(mine), *every[name])) for name in self._own}
+        shared = [expert for expert in mine if expert in copied]
+        self._shared_at = {expert: i for i, expert in enumerate(shared)}
+        self.partial: Arrays = {name: self._zeros((len(shared), *every[name])) for name in self._own if shared}
         self.router_turned: np.ndarray | None = None
         self.shared_turned: dict[str, np.ndarray] = {}
         self.shared_widened: dict[str, np.ndarray] = {}
         self.places: dict[str, tuple[int, tuple[int, ...]]] = {}  # of common gradients: first entry, shape
         self.common = aligned((0,))
         self.pending: list[list[Node]] = []
+        self.pieces: list[int] = []
         self._columns = {name: each[-1] for name, each in every.items()}
 
     def _zeros(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -132,8 +140,11 @@ class TrainedWeights(LayerWeights):
         first, shape = self.places[name]
         return common[first : first + int(np.prod(shape))].reshape(shape)
 
-    def change(self, arrays: dict[str, Any]) -> None:
-        """Write arrays over masters of the same shape, then pack all masters again. Raises InputError."""
+    def change(self, arrays: dict[str, Any], everywhere: Callable[[Callable[[int], None], Sequence[int]], Any]) -> None:
+        """Write arrays over masters of the same shape, then pack all masters again. Raises InputError.
+
+        everywhere: runs a function for every item.
+        """
         for name, array in arrays.items():
             if name not in self.masters:
                 raise InputError(f"update got {name}=, and the layer has {', '.join(self.masters)}")
@@ -142,8 +153,7 @@ class TrainedWeights(LayerWeights):
                 raise InputError(f"{name} must be float32 of shape {wanted}, got {new.dtype} {list(new.shape)}")
         for name, array in arrays.items():
             self.masters[name][:] = array
-        for i in range(len(self.mine)):
-            self._pack_own(i)
+        everywhere(self._pack_own, range(len(self.mine)))
         self._pack_common()
 
     # ------------------------------------------------------------ gradients
@@ -160,19 +170,40 @@ class TrainedWeights(LayerWeights):
 
     def clear_gradients(self) -> None:
         """Set all gradients to zero, and forget those that were not reduced."""
-        for total in self.sums.values():
+        for total in (*self.sums.values(), *self.partial.values()):
             total[:] = 0
         self.common[:] = 0
-        self.pending = []
+        self.pending, self.pieces = [], []
+
+    def unshared(self, experts: Sequence[int]) -> list[np.ndarray]:
+        """The partial gradients of these experts with copies, in one order on all ranks."""
+        return [self.partial[name][self._shared_at[expert]] for expert in experts for name in self._own]
+
+    def share(self, experts: Sequence[int], whole: np.ndarray) -> None:
+        """Add sums over all holders, one behind the other as in `unshared`, to the gradients."""
+        at = 0
+        for expert in experts:
+            i, part = self.mine.index(expert), self._shared_at[expert]
+            for name in self._own:
+                into = self.sums[name][i]
+                into += whole[at : at + into.size].reshape(into.shape)
+                self.partial[name][part] = 0
+                at += into.size
 
     def expert(self, i: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Addresses of an expert's packed arrays, of those packed transposed, and of its gradients; 0 for absent."""
         names = (*PROJECTIONS, *(f"{name}_bias" for name in PROJECTIONS))
-        packed, turned, sums = (
-            tuple(arrays[name][i].ctypes.data if name in arrays else 0 for name in chosen)
-            for arrays, chosen in ((self.packed | self.widened, names), (self.turned, PROJECTIONS), (self.sums, names))
+        part = self._shared_at.get(self.mine[i])
+        sums, to = (self.sums, i) if part is None else (self.partial, part)
+        packed, turned, added = (
+            tuple(arrays[name][at].ctypes.data if name in arrays else 0 for name in chosen)
+            for arrays, at, chosen in (
+                (self.packed | self.widened, i, names),
+                (self.turned, i, PROJECTIONS),
+                (sums, to, names),
+            )
         )
-        return packed, turned, sums
+        return packed, turned, added
 
     def shared(self, common: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """`expert` of the shared expert, whose gradients lie in `common`."""
@@ -190,8 +221,8 @@ def rounded(array: np.ndarray, cfg: MoEConfig) -> np.ndarray:
     return array if cfg.dtype == "float32" else array.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
-def training_bytes(cfg: MoEConfig, count: int) -> int:
-    """Bytes of `TrainedWeights` with `count` experts that `weights.packed_bytes` leaves out.
+def training_bytes(cfg: MoEConfig, count: int, copied: int) -> int:
+    """Bytes of `TrainedWeights` with `count` experts, `copied` with copies, that `weights.packed_bytes` leaves out.
 
     Masters but for select_bias, projections packed for the backward call, and gradients, but for those that wait for
     `reduce_grads`.
@@ -210,4 +241,5 @@ def training_bytes(cfg: MoEConfig, count: int) -> int:
         widened = float32.packed_bytes(*shape) if cfg.dtype != "float32" and name != "router" else 0
         return whole + float32.packed_bytes(*shape[::-1]) + widened
 
-    return count * sum(map(each, own)) + sum(map(each, common))
+    partial = sum(FLOAT * int(np.prod(every[name][:-1])) * float32.padded(every[name][-1]) for name in own)
+    return count * sum(map(each, own)) + sum(map(each, common)) + copied * partial

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +12,22 @@ import numpy as np
 
 from ..config import MoEConfig, whole
 from ..errors import AristosError, CheckpointError, InputError, MismatchError, OpenCallError, PeerInputError
-from ..placement import Placement
 from ..primitives.arrays import rows as rows_of
 from ..reproducible import total
+from ..transport.group import Group
 from . import saving
 from .arguments import refusal
 from .backend import check_layer
 from .backward import BackwardCalls, Saved
+from .collective import agreed
 from .cpu import CpuBackend
 from .fused_backward import FusedBackward
 from .given import Arrays
+from .holders import Holders
 from .loading import LoadedLayers
 from .routing import Routing
 from .trained_weights import TrainedWeights
+from .updates import Updates
 
 if TYPE_CHECKING:
     from ..train import Optimizer
@@ -53,7 +57,7 @@ class Tape:
         return self._saved
 
 
-def check_training(cfg: MoEConfig, backend: str, moves: str, places: Placement, plan: Any) -> None:
+def check_training(cfg: MoEConfig, backend: str, moves: str) -> None:
     """Raise InputError for a layer that cannot be trained."""
     for name, value, wanted in (
         ("backend", backend, ("cpu",)),
@@ -64,9 +68,6 @@ def check_training(cfg: MoEConfig, backend: str, moves: str, places: Placement, 
             raise InputError(f"train=True requires {name}={' or '.join(map(repr, wanted))}, got {value!r}")
     if moves == "experts":
         raise InputError("train=True requires rows that travel, got moves='experts': leave moves out")
-    if plan is not None or places.slots != cfg.experts:
-        what = "plan" if plan is not None else "placement"
-        raise InputError(f"train=True requires one copy of each expert, got a {what} with copies: leave it out")
 
 
 def rows_type(cfg: MoEConfig) -> Any:
@@ -79,19 +80,35 @@ class TrainedLayers(LoadedLayers):
 
     _train = False
 
-    def _begin_training(self) -> None:
-        """Make what backward calls need; the layer has joined its runtime."""
+    def _begin_training(self, holders: Holders) -> None:
+        """Make what backward calls need; the layer has joined its runtime. holders: closed with this object."""
         assert isinstance(self._backend, CpuBackend)
         assert self._backend.isa is not None
-        self._train = True
+        self._train, self._holders, self._updates = True, holders, Updates(self._backend.isa)
         self._tapes: dict[int, Tape] = {}
         self._numbers = 0
         settings, isa = self._backend.settings, self._backend.isa
         self._calls: BackwardCalls = (
-            BackwardCalls(self._member, isa)
+            BackwardCalls(self._member, isa, holders.group.rank)
             if settings.schedule == "bulk"
-            else FusedBackward(self._member, isa, settings.cfgs, settings.timeout)
+            else FusedBackward(self._member, isa, holders.group.rank, settings.cfgs, settings.timeout)
         )
+
+    def _end_training(self) -> None:
+        """Close what training has made; collective."""
+        if self._train:
+            self._calls.close()
+            self._holders.close(self._member.runtime.broken is not None)
+
+    @property
+    def everyone(self) -> Group:
+        """All ranks that train this object together: of all groups of a plan."""
+        return self._holders.group if self._train else self._member.runtime.group
+
+    def agree(self, problem: Exception | None, what: str) -> None:
+        """See `Collective.agree`; with a plan, ranks of all groups."""
+        self._alive().refuse_open()
+        super().agree(problem, what) if not self._train else agreed(self.everyone, problem, what)
 
     def _trained(self, what: str) -> CpuBackend:
         self._alive()
@@ -119,6 +136,17 @@ class TrainedLayers(LoadedLayers):
     def open_tapes(self) -> int:
         """How many tapes of this object wait for `backward` or `discard`."""
         return len(self._tapes) if self._train else 0
+
+    @property
+    def updates(self) -> Updates:
+        """Compiled steps of optimizers."""
+        self._trained("updates")
+        return self._updates
+
+    def everywhere(self, run: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """Run a function for every item, on all workers; returns the results in order."""
+        self._trained("everywhere")
+        return self._calls.everywhere(run, items)
 
     # ------------------------------------------------------------ calls
 
@@ -238,24 +266,28 @@ class TrainedLayers(LoadedLayers):
 
         Those of each backward call are added piece by piece, by the tree of `aristos.reproducible_sum` over the pieces
         of all ranks. A call's tokens of all ranks in rank order, cut into equal pieces, give the same bits on any
-        number of ranks. Gradients of experts are complete without it: each has one owner.
+        number of ranks. Gradients of experts with copies are added over the ranks that hold them, in rank order by the
+        same tree; those of other experts are complete without it. With a plan, all this goes over its groups too.
         """
         backend = self._trained("reduce_grads")
-        runtime = self._alive()
-        runtime.refuse_open()
-        waiting = [0 if weights is None else len(weights.pending) for weights in backend.weights]
-        counts = runtime.group.allgather(waiting, "backward calls since the last reduce_grads")
-        for rank, theirs in enumerate(counts):
+        self._alive().refuse_open()
+        everyone = self.everyone
+        waiting = [None if weights is None else weights.pieces for weights in backend.weights]
+        for rank, theirs in enumerate(everyone.allgather(waiting, "backward calls since the last reduce_grads")):
             if theirs != waiting:
-                raise MismatchError(f"rank {rank} has other backward calls to reduce than rank {self.rank}")
-        comm = runtime.group.comm
+                raise MismatchError(
+                    f"rank {rank} has other backward calls to reduce than rank {everyone.rank}: pieces of the calls of"
+                    f" each layer are {theirs} and {waiting}"
+                )
         for weights in backend.weights:
-            if weights is None:
+            if weights is None or not weights.pieces:
                 continue
+            assert isinstance(weights, TrainedWeights)
             for nodes in weights.pending:
-                with runtime.group.bounded("the other ranks (gradients of router and shared expert)"):
-                    weights.common += total(comm, nodes, weights.common.dtype, weights.common.size)
-            weights.pending = []
+                with everyone.bounded("the other ranks (gradients of router and shared expert)"):
+                    weights.common += total(everyone.comm, nodes, weights.common.dtype, weights.common.size)
+            self._holders.add_up(weights)
+            weights.pending, weights.pieces = [], []
 
     def update(self, layer: int = 0, **arrays: np.ndarray) -> None:
         """Take new values of masters, if any, and pack the layer's weights again. Not collective; keeps `summary`.
@@ -269,7 +301,7 @@ class TrainedLayers(LoadedLayers):
         self._refuse_tapes(int(layer), "update")
         weights = self._of(layer)
         backend.idle()
-        weights.change(arrays)
+        weights.change(arrays, self.everywhere)
         backend.loaded(int(layer))
 
     # ------------------------------------------------------------ on disk
@@ -282,16 +314,16 @@ class TrainedLayers(LoadedLayers):
         """
         backend, runtime = self._trained("save"), self._settled()
         runtime.refuse_open()
-        folder = Path(directory)
-        name = saving.together(self, "make a folder", lambda: saving.begin(folder) if self.rank == 0 else "")
-        name = runtime.group.allgather(name, "the folder of save")[0]
+        folder, first = Path(directory), self.everyone.rank == 0
+        name = saving.together(self, "make a folder", lambda: saving.begin(folder) if first else "")
+        name = self.everyone.allgather(name, "the folder of save")[0]
 
         def write() -> None:
             for layer in range(self.layers):
                 for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
-                    if expert >= 0 or self.rank == 0:
+                    if self._holders.first(expert) if expert >= 0 else first:
                         saving.write_arrays(saving.file_of(folder / name, layer, expert), arrays)
-            if self.rank == 0 and optimizer is not None:
+            if first and optimizer is not None:
                 saving.write_arrays(folder / name / saving.DENSE, saving.dense_arrays(optimizer))
 
         saving.together(self, "save", write)
@@ -299,7 +331,7 @@ class TrainedLayers(LoadedLayers):
             "layers": saving.described(backend.cfgs),
             "optimizer": None if optimizer is None else [type(optimizer).__name__, optimizer.steps],
         }
-        saving.together(self, "save", lambda: saving.finish(folder, name, about) if self.rank == 0 else None)
+        saving.together(self, "save", lambda: saving.finish(folder, name, about) if first else None)
 
     def restore(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> None:
         """Take the masters that `save` wrote, on any number of ranks, and an optimizer's states. Collective.

@@ -5,32 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cases import MoE, same, tokens
+from group_plans import plan_of
 
 import aristos
-from aristos import planner, reference
+from aristos import reference
 from aristos.errors import InputError, MismatchError
 
 CFG = aristos.MoEConfig(hidden=24, ffn=40, experts=4, top_k=2, max_tokens=40)
 W = reference.weights(CFG)
-
-
-def plan_of(memory: list[int], loads: list[float] | None = None, fast: int = 2) -> planner.Plan:
-    """A plan for devices in nodes of `fast`, with links so slow that a node is a group if its memory allows."""
-    n = len(memory)
-    alpha = [[0.0 if i == j else 1.0 if i // fast == j // fast else 500.0 for j in range(n)] for i in range(n)]
-    data = {
-        "experts": CFG.experts,
-        "layer_cost": 10.0,
-        "payload_mib": 0.0,
-        "crossings": 4,
-        "stages": 100 * n,
-        "gradient_mib": 0.0,
-        "devices": [{"rate": 1.0 + (i == 0), "memory": m} for i, m in enumerate(memory)],
-        "alpha_us": alpha,
-        "beta_us_per_mib": [[0.0] * n for _ in range(n)],
-        "loads": loads,
-    }
-    return planner.solve(planner.parse(data))
 
 
 def one_group(x: np.ndarray) -> np.ndarray:

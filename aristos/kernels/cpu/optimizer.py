@@ -1,0 +1,69 @@
+"""Steps of optimizers on rows of float32, in place and in one pass over memory; sums of squares.
+
+Every operation is rounded to float32, in the order in which it is written: an entry's bits depend on that entry alone.
+"""
+
+import math
+
+import numpy as np
+
+from ...primitives import memory as mem
+from ...primitives.buffers import FLOAT
+from ...primitives.compile import jit
+
+ADAM, MOMENTUM = 9, 4  # float32 that the steps read at `scales`
+
+
+@jit
+def adam_rows(rows, n, w, g, pitch, mean, square, scales):
+    """AdamW on [rows, n] float32 at the addresses w, mean and square, without gaps; rows of g are `pitch` bytes apart.
+
+    scales: address of what g and w are multiplied by; b1, 1 - b1, b2, 1 - b2; 1 - b2^t; eps; lr / (1 - b1^t).
+    """
+    s = mem.floats(scales, ADAM)
+    by, keep, first, new, second, fresh, past, eps, rate = s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8]
+    for i in range(rows):
+        at = FLOAT * n * i
+        gradient, weights = mem.floats(g + pitch * i, n), mem.floats(w + at, n)
+        m, v = mem.floats(mean + at, n), mem.floats(square + at, n)
+        for j in range(n):
+            value = by * gradient[j]
+            m[j] = m[j] * first + new * value
+            v[j] = v[j] * second + fresh * (value * value)
+            weights[j] = weights[j] * keep - rate * (m[j] / (math.sqrt(v[j] / past) + eps))
+
+
+@jit
+def momentum_rows(rows, n, w, g, pitch, velocity, scales):
+    """As `adam_rows`: v = momentum v + g, w -= lr v. scales: what g and w are multiplied by; momentum; lr."""
+    s = mem.floats(scales, MOMENTUM)
+    by, keep, momentum, rate = s[0], s[1], s[2], s[3]
+    for i in range(rows):
+        at = FLOAT * n * i
+        gradient, weights, v = mem.floats(g + pitch * i, n), mem.floats(w + at, n), mem.floats(velocity + at, n)
+        for j in range(n):
+            v[j] = v[j] * momentum + by * gradient[j]
+            weights[j] = weights[j] * keep - rate * v[j]
+
+
+@jit
+def square_sum(rows, n, x, pitch):
+    """The sum of squares of [rows, n] float32, in float64: eight chains through each row, added up in pairs."""
+    total = np.float64(0)
+    whole = n // 8 * 8
+    for i in range(rows):
+        row = mem.floats(x + pitch * i, n)
+        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float64(0)
+        for j in range(0, whole, 8):
+            s0 += np.float64(row[j]) * np.float64(row[j])
+            s1 += np.float64(row[j + 1]) * np.float64(row[j + 1])
+            s2 += np.float64(row[j + 2]) * np.float64(row[j + 2])
+            s3 += np.float64(row[j + 3]) * np.float64(row[j + 3])
+            s4 += np.float64(row[j + 4]) * np.float64(row[j + 4])
+            s5 += np.float64(row[j + 5]) * np.float64(row[j + 5])
+            s6 += np.float64(row[j + 6]) * np.float64(row[j + 6])
+            s7 += np.float64(row[j + 7]) * np.float64(row[j + 7])
+        total += ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+        for j in range(whole, n):
+            total += np.float64(row[j]) * np.float64(row[j])
+    return total

@@ -1,0 +1,84 @@
+"""The ranks that share gradients: holders of an expert's copies, and all ranks of all groups of a plan.
+
+An owner has the gradients by the rows that its own sources sent it. So those of an expert with copies are the sum over
+its holders, which is taken in one order: by the tree of `aristos.reproducible_sum`, with a piece for each holder in
+rank order. All holders get the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..placement import Placement
+from ..reproducible import Node, total
+from ..substrate.attach import attach
+from ..transport.group import Group
+from .trained_weights import TrainedWeights
+
+if TYPE_CHECKING:
+    from ..planner import Plan
+    from ..substrate.runtime import Runtime
+
+
+def holders_of(places: Placement, plan: Plan | None) -> list[list[int]]:
+    """[E] the ranks that hold each expert, ascending; with a plan the devices of all its groups."""
+    if plan is None:
+        return [sorted(ranks) for ranks in places.copies]
+    return [sorted(rank for group in plan.placement for rank in group[e]) for e in range(plan.problem.experts)]
+
+
+class Holders:
+    """All ranks that train a layer together, and communicators of those that hold the same experts. Collective.
+
+    own: the runtime of this rank's group. comm: of all groups of a plan, or None without one. holders: `holders_of`.
+    """
+
+    def __init__(
+        self, own: Runtime, comm: Any, timeout: float, ranks_per_node: int | None, holders: Sequence[Sequence[int]]
+    ) -> None:
+        self._whole = None if comm is None else attach(comm, timeout, ranks_per_node)
+        self.group: Group = own.group if self._whole is None else self._whole.group
+        self._first = [ranks[0] for ranks in holders]
+        experts: dict[tuple[int, ...], list[int]] = {}
+        for expert, ranks in enumerate(holders):
+            if len(ranks) > 1 and self.group.rank in ranks:
+                experts.setdefault(tuple(ranks), []).append(expert)
+        self._sets = [(ranks, experts[ranks], self._comm_of(ranks)) for ranks in sorted(experts)]
+
+    def _comm_of(self, ranks: tuple[int, ...]) -> Any:
+        """A communicator of these ranks, all of which call this in the same order."""
+        comm = self.group.comm
+        whole = comm.Get_group()
+        part = whole.Incl(ranks)
+        try:
+            with self.group.bounded("the holders of an expert's copies (MPI_Comm_create_group)"):
+                return comm.Create_group(part)
+        finally:
+            part.Free()
+            whole.Free()
+
+    def first(self, expert: int) -> bool:
+        """Is this rank the first that holds an expert?"""
+        return self._first[expert] == self.group.rank
+
+    def add_up(self, weights: TrainedWeights) -> None:
+        """Add the gradients of experts with copies over their holders. Collective over them."""
+        for ranks, experts, comm in self._sets:
+            mine = weights.unshared(experts)
+            node = Node(ranks.index(self.group.rank), 1, np.concatenate([part.reshape(-1) for part in mine]))
+            with self.group.bounded(f"ranks {ranks} (gradients of experts with copies)"):
+                whole = total(comm, [node], node.value.dtype, node.value.size)
+            weights.share(experts, whole)
+
+    def close(self, failed: bool) -> None:
+        """Free the communicators; collective. failed: ranks may be lost, and nothing waits for them."""
+        for _, _, comm in self._sets:
+            if not failed:
+                comm.Free()
+        self._sets = []
+        if self._whole is not None:
+            self._whole.release()
+            self._whole = None
