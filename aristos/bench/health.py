@@ -1,4 +1,4 @@
-"""What a process holds: memory, open files, threads, and the files of shared memory; and whether it grows."""
+"""What a process holds: memory, open files, threads, mapped shared memory; and whether that grows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-SHM = "/dev/shm"
 # growth that allocators, caches and MPI's pools explain, from the first half of a run to its end
 SLACK = {"memory_mib": 64.0, "files": 8.0, "threads": 4.0, "shared": 2.0}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What this process holds now. memory_mib: resident; shared: names in /dev/shm, of all processes of the machine."""
+    """What this process holds now. memory_mib: resident; shared: files of shared memory that it maps, with or without name."""
 
     seconds: float
     memory_mib: float
@@ -28,10 +27,9 @@ class Sample:
 def sample(seconds: float) -> Sample:
     """A sample, `seconds` after the beginning."""
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    shared = len(os.listdir(SHM)) if os.path.isdir(SHM) else 0
-    return Sample(
-        seconds, resident / (1 << 20), len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), shared
-    )
+    maps = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "rw-s" in line}
+    files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
+    return Sample(seconds, resident / (1 << 20), files, threads, len(maps))
 
 
 def growth(samples: list[Sample]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import pytest
 
@@ -53,10 +55,12 @@ def test_growth_of_the_second_half_is_a_leak():
     assert health.growth(growing[:4]) == {}
 
 
-def test_a_sample_counts_open_files():
+def test_a_sample_counts_open_files_and_shared_memory(tmp_path):
+    (tmp_path / "shared").write_bytes(bytes(4096))
     before = health.sample(0.0)
-    with open("/dev/null"):
+    with open(tmp_path / "shared", "r+b") as file, mmap.mmap(file.fileno(), 4096):
         now = health.sample(1.0)
-    assert now.files == before.files + 1
+    assert now.files >= before.files + 1
+    assert now.shared == before.shared + 1
     assert now.memory_mib > 10
     assert now.threads >= 1
