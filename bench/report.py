@@ -15,6 +15,8 @@ from figures import Figure, Spread, gflops, peak_share, ratio
 from peers import BOUNDS, Entry
 from rounds import ShapeResults
 
+from aristos.primitives.aside import write_text
+
 BEGIN = "<!-- compare:begin {}: {} (written by bench/compare.py; edit outside the markers) -->"
 END = "<!-- compare:end {}: {} -->"
 PAGE = "# Performance\n\nWritten by `make compare`.\n"
@@ -52,9 +54,7 @@ def splice(path: Path, text: str, family: str, part: str) -> None:
         page = f"{page[:at]}{heading}\n\n{first}\n{last}{page[at:]}"
         begin, end = page.find(first), page.find(last)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(page[: begin + len(first)] + f"\n\n{text}\n" + page[end:], encoding="utf-8")
-    aside.replace(path)
+    write_text(path, page[: begin + len(first)] + f"\n\n{text}\n" + page[end:])
 
 
 def _ends(page: str, family: str) -> list[int]:

@@ -39,6 +39,9 @@ PARTS: dict[str, tuple[str, ...]] = {
     "Results": ("aristos.results",),
     "Errors": ("aristos.errors",),
 }
+# files of examples/ shown with a class; tests/package/test_examples.py runs them
+EXAMPLE_FILES = PAGE.parents[1] / "examples"
+EXAMPLES = {"aristos.MoE": "layer.py", "aristos.Exchange": "exchange.py"}
 EVENTS = """## Events of a timeline
 
 `MoE.events()` gives tuples (worker, kind, start, end, which, rows). `which` is a rank for `dispatch` and `wait`, and
@@ -94,6 +97,9 @@ def _of_class(name: str, cls: type) -> list[str]:
     if "__init__" in vars(cls):
         lines.append(_code(f"{short}{_signature(cls)}"))
     lines.append(_text(cls))
+    if name in EXAMPLES:
+        text = (EXAMPLE_FILES / EXAMPLES[name]).read_text().split('"""', 2)[2].strip()
+        lines.append(f"An example, [examples/{EXAMPLES[name]}](../examples/{EXAMPLES[name]}):\n\n{_code(text)}")
     for each in _members(cls):
         member = inspect.getattr_static(cls, each)
         text = _text(getattr(cls, each) if isinstance(member, classmethod | staticmethod) else member).strip()

@@ -61,6 +61,12 @@ def read_bandwidth(seconds: float = 0.3, nbytes: int = 256 << 20) -> float:
     return best
 
 
+def weight_bandwidth(world: World, threads: int, seconds: float = 0.2) -> float:
+    """Bytes per second that all workers of this rank read from memory, on all ranks at once. Collective."""
+    nbytes = (256 << 20) // threads
+    return _together(world, threads, lambda seconds: read_bandwidth(seconds, nbytes), seconds)
+
+
 class ExpertsAlone:
     """The arithmetic of one call's experts on this rank, all rows local: no routing and no waits.
 

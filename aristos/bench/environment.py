@@ -36,20 +36,16 @@ def cpu() -> str:
 
 
 def commit() -> str:
-    """The commit of the source tree, with '+' if there are local changes; '' for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
+    """The commit of the source tree, or of that which an installed package was built from, with '+' if there were local
+    changes; '' if it is not known."""
+    package = Path(__file__).resolve().parents[1]
+    words = ["git", "-C", str(package), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        head = _git(root, "rev-parse", "HEAD")
-        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+        if not (package.parent / ".git").exists():
+            return (package / "commit.txt").read_text().strip()
+        return subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
 
 
 def mpi_library() -> str:

@@ -6,16 +6,20 @@ stopped, 130 Ctrl-C. Any other exception prints its traceback with the rank and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import results as file
 from ..errors import AristosError, EnvironmentProblem, InputError, PoisonedError, ResultsError, WaitTimeout
 from ..host import launch_environment, workarounds
-from . import command_line, environment, floors, routing, suites, workload, world
+from . import command_line, disturbance, environment, floors, routing, suites, workload, world
 from .context import Context, Result
 from .options import Options, UsageError, is_file
 from .registry import Suite
@@ -45,7 +49,9 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
     except EnvironmentProblem as why:
         return complain(f"{prog}: {why}", ENVIRONMENT)
     try:
-        return run(asked, ranks, words)
+        # Schedulers and launchers send SIGTERM: as Ctrl-C.
+        with _handling((signal.SIGTERM, signal.default_int_handler)):
+            return run(asked, ranks, words)
     except (UsageError, InputError) as why:
         return leave(ranks, f"{prog}: {why}", USAGE)
     except (EnvironmentProblem, ResultsError) as why:
@@ -61,6 +67,20 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
         lines = traceback.format_exc().rstrip().splitlines()
         print("\n".join(f"[rank {ranks.rank}] {line}" for line in lines), file=sys.stderr, flush=True)
         return ranks.abort(WRONG)
+
+
+@contextlib.contextmanager
+def _handling(*handlers: tuple[int, Any]) -> Iterator[None]:
+    """Handle signals so, (signal, handler) each; in the main thread alone, since only that can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = [(how, signal.signal(how, handler)) for how, handler in handlers]
+    try:
+        yield
+    finally:
+        for how, handler in old:
+            signal.signal(how, handler)
 
 
 def complain(message: str, code: int) -> int:
@@ -84,11 +104,13 @@ def leave(ranks: world.World, message: str, code: int) -> int:
 
 
 def interrupted(ranks: world.World, prog: str) -> int:
-    """Exit after Ctrl-C on one rank or on all; waits INTERRUPTED_SECONDS, so that rank 0 can write finished suites."""
-    ranks.agree_on_exit("", INTERRUPTED_SECONDS)
-    if ranks.lead:
-        print(f"{prog}: interrupted", file=sys.stderr, flush=True)
-    return ranks.abort(INTERRUPTED)
+    """Exit after Ctrl-C or SIGTERM on one rank or on all; waits INTERRUPTED_SECONDS, so that rank 0 can note it."""
+    # A launcher passes on what the terminal has sent already.
+    with _handling((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_IGN)):
+        if ranks.lead:
+            print(f"{prog}: interrupted", file=sys.stderr, flush=True)
+        ranks.agree_on_exit("", INTERRUPTED_SECONDS)
+        return ranks.abort(INTERRUPTED)
 
 
 def chosen(asked: Options, ranks: int) -> list[Suite]:
@@ -123,11 +145,14 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
     facts |= {"shape": str(shape), "shape_source": shape.source, "shape_note": shape.note}
     gpu = _gpu(ranks) if asked.backend == "cuda" else None
     facts |= gpu.facts() if gpu is not None else {}
+    facts["crowded"] = disturbance.crowded(ranks.hosts, ranks.masks)
     if reporter is not None:
         reporter.head(facts, f"{shape} ({'; '.join(filter(None, [shape.source, shape.note]))})")
     if gpu is None and any(suite.kernels for suite in todo):
         workload.compile_all(ranks)  # before the clock starts: compilation would use up the budget
     started = time.monotonic()
+    facts["finished"] = False
+    kept = file.Run(attributes=facts) if ranks.lead and asked.out != "none" else None
     results: dict[str, Result] = {}
     spent: dict[str, float] = {}
     facts["suite_seconds"] = spent
@@ -139,16 +164,19 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
             began = time.monotonic()
             results[suite.name] = _measure(suite, Context(ranks, asked, budget, trace=trace), reporter, gpu)
             spent[suite.name] = time.monotonic() - began
+            _append(asked, kept, results[suite.name])
         if asked.timeline:
             from . import timeline
 
             timeline.record(Context(ranks, asked, 10.0, trace=trace), asked.timeline)
     except KeyboardInterrupt:
-        if ranks.lead and results:
-            _append(asked, facts | {"interrupted": True}, results)
+        if results:
+            facts["interrupted"] = True
+            _append(asked, kept)
         raise
     ok = all(result.ok for result in results.values())
-    _finish(asked, reporter, facts, results, ok)
+    facts["finished"] = True
+    _finish(asked, reporter, facts, results, ok, _append(asked, kept))
     return OK if ok else WRONG
 
 
@@ -173,27 +201,46 @@ def _measure(suite: Suite, context: Context, reporter: Reporter | None, gpu: Ben
             result = run_it()
         finally:
             reporter.end()
+        _mark(result)
         for sheet in result.sheets:
             reporter.show(sheet)
     result.ok = context.world.every(result.ok)
     return result
 
 
-def _append(asked: Options, facts: dict[str, Any], results: dict[str, Result]) -> str | None:
-    """Append the run to the results file; returns the path, or None if there is no file to write."""
-    if asked.out == "none":
+def _mark(result: Result) -> None:
+    """Say below a sheet, and in the tables of its suite, that calls were disturbed."""
+    for sheet in result.sheets:
+        if any("disturbed" in record for record in sheet.records):
+            sheet.notes.append(disturbance.SENTENCE)
+    found = [record for sheet in result.sheets for record in sheet.records]
+    marked = [record["disturbed"] for record in found if "disturbed" in record]
+    for table in result.tables if marked else ():
+        table.attributes["disturbed"] = f"{len(marked)} of {len(found)} rows, among them {marked[0]} of its core"
+
+
+def _append(asked: Options, kept: file.Run | None, result: Result | None = None) -> str | None:
+    """Write the run's attributes, and the tables of a suite that has ended, to the results file; returns its path.
+
+    kept: None where this rank writes no file.
+    """
+    if kept is None:
         return None
-    tables = [table for result in results.values() for table in result.tables]
-    return str(file.append(asked.out, file.Run(attributes=facts, tables=tables)))
+    tables = result.tables if result is not None else []
+    return str(file.append(asked.out, file.Run(kept.name, kept.attributes, tables), more=True))
 
 
 def _finish(
-    asked: Options, reporter: Reporter | None, facts: dict[str, Any], results: dict[str, Result], ok: bool
+    asked: Options,
+    reporter: Reporter | None,
+    facts: dict[str, Any],
+    results: dict[str, Result],
+    ok: bool,
+    out: str | None,
 ) -> None:
-    """Rank 0 writes the file and prints its path."""
+    """Rank 0 prints the outcome and the path of the file."""
     if reporter is None:
         return
-    out = _append(asked, facts, results)
     if asked.json:
         reporter.document(facts, results, ok, out)
         return

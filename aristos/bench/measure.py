@@ -1,8 +1,9 @@
 """Timing collective calls: a barrier before each, a clock on every rank, the slowest rank's time reported.
 
 Calls that are compared take turns, iteration by iteration, so that other load on the machine affects all of them
-alike. Ranks are never averaged and outliers are kept. A call that exceeds the world's limit ends the job. Outputs are
-checked elsewhere (`workload.py`).
+alike. Ranks are never averaged, and outliers are kept, but for calls that were disturbed (`disturbance.py`): they are
+repeated if they are few, up to REPEATS times. A call that exceeds the world's limit ends the job. Outputs are checked
+elsewhere (`workload.py`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .disturbance import ENOUGH, Guard
 from .world import World
 
 Seconds = NDArray[np.float64]
 
 FEWEST = 4  # timed iterations, even if time is short
 MOST = 2000
+REPEATS = 3  # of a disturbed call
+FEW = 0.25  # of the calls: if more are disturbed, a repetition would be too
 
 
 @contextlib.contextmanager
@@ -44,32 +48,85 @@ def rotated(names: Sequence[str], turn: int) -> list[str]:
     return [*names[first:], *names[:first]]
 
 
+class Times(dict[str, Seconds]):
+    """Seconds of every call on this rank: name -> [iterations]. core: name -> [world, iterations], the share of its
+    core that each rank had in the call."""
+
+    def __init__(self, names: Sequence[str], world: int, iterations: int) -> None:
+        super().__init__({name: np.empty(iterations) for name in names})
+        self.core: dict[str, Seconds] = {name: np.ones((world, iterations)) for name in names}
+
+    def disturbed(self) -> set[tuple[str, int]]:
+        """(name, iteration) of the calls in which some rank lacked its core."""
+        found = {name: np.flatnonzero(core.min(axis=0) < ENOUGH) for name, core in self.core.items()}
+        return {(name, int(i)) for name, those in found.items() for i in those}
+
+
 def in_turns(
     world: World,
     calls: dict[str, Callable[[], object]],
     iterations: int,
     after: Callable[[str, int, float], None] | None = None,
     turn: int = 0,
-) -> dict[str, Seconds]:
-    """Seconds of every call on this rank: name -> [iterations]. Collective.
+) -> Times:
+    """Seconds of every call on this rank, and the shares of cores of all ranks. Collective.
 
-    after(name, i, seconds): runs after each call, untimed. turn: number of the first iteration's turn, see `rotated`.
+    after(name, i, seconds): runs after each call, untimed; again for a repeated call. turn: number of the first
+    iteration's turn, see `rotated`.
     """
-    times = {name: np.empty(iterations) for name in calls}
-    names = list(calls)
+    todo = [(name, i) for i in range(iterations) for name in rotated(list(calls), turn + i)]
+    return in_order(world, calls, todo, after)
+
+
+def in_order(
+    world: World,
+    calls: dict[str, Callable[[], object]],
+    todo: Sequence[tuple[str, int]],
+    after: Callable[[str, int, float], None] | None = None,
+) -> Times:
+    """`in_turns` in a given order, (name, iteration) of each call. Collective."""
+    times = Times(list(calls), world.size, len(todo) // len(calls))
+    fewest = max(1, int(FEW * len(todo)))
     with no_gc():
-        for i in range(iterations):
-            for name in rotated(names, turn + i):
-                call = calls[name]
-                world.barrier()
-                with world.bounded(name):
-                    start = time.perf_counter()
-                    call()
-                    elapsed = time.perf_counter() - start
-                times[name][i] = elapsed
-                if after is not None:
-                    after(name, i, elapsed)
+        _once(world, calls, todo, times, after)
+        for _ in range(REPEATS):
+            again = times.disturbed()
+            if not 0 < len(again) <= fewest:
+                break
+            _once(world, calls, [each for each in todo if each in again], times, after)
     return times
+
+
+def _once(
+    world: World,
+    calls: dict[str, Callable[[], object]],
+    todo: Sequence[tuple[str, int]],
+    times: Times,
+    after: Callable[[str, int, float], None] | None,
+) -> None:
+    """Time the calls (name, iteration) in this order. Collective."""
+    guard = Guard()
+    for name, i in todo:
+        call = calls[name]
+        guard.arm()
+        world.barrier()
+        with world.bounded(name):
+            guard.begin()
+            start = time.perf_counter()
+            call()
+            elapsed = time.perf_counter() - start
+            guard.end(elapsed)
+        times[name][i] = elapsed
+        if after is not None:
+            after(name, i, elapsed)
+    for (name, i), shares in zip(todo, np.transpose(world.allgather(guard.shares()))):
+        times.core[name][:, i] = shares
+
+
+def placed(values: list[Any], i: int) -> None:
+    """Move the value that the call of iteration i appended to place i: a repeated call has appended another."""
+    if len(values) > i + 1:
+        values[i] = values.pop()
 
 
 def iterations(

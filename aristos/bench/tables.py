@@ -1,6 +1,7 @@
 """The output of rank 0: tables for people, one JSON document for programs, a progress bar on terminals.
 
-Tables go to stdout and progress to stderr, so that either can be redirected. NO_COLOR is respected.
+Tables go to stdout and progress to stderr, so that either can be redirected. Without a terminal, under a launcher and
+with NO_COLOR both are plain text.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import math
 import sys
 from typing import Any
 
-from .context import Result, Sheet, counted
+from ..host import launch_environment
+from .context import Column, Result, Sheet, counted
 
-WIDTH = 160  # characters of a line; narrower terminals wrap lines, so no digits are lost
+DISTURBED = Column("disturbed", "disturbed")
+WIDTH = 200  # characters of a line; narrower terminals wrap lines, so no digits are lost
 
 
 class Reporter:
@@ -22,7 +25,8 @@ class Reporter:
         from rich.console import Console
 
         self._quiet = quiet
-        self._console = Console(highlight=False, width=WIDTH)
+        styled = launch_environment.on_terminal(sys.stdout)
+        self._console = Console(highlight=False, width=WIDTH, force_terminal=styled)
         self._bar: Any = None
         self._task: Any = None
 
@@ -35,6 +39,8 @@ class Reporter:
         print(f"# aristos {facts['versions']['aristos']}, {where} by {facts['transports']}, {facts['cpu']}")
         print(f"# {facts['mpi_library']}; cores of rank 0: {facts['cores_of_rank'][0]}; seed {facts['seed']}")
         print(f"# {shape}", flush=True)
+        if facts["crowded"]:
+            print(f"# {facts['crowded']}", flush=True)
         cores = len({core for mask in facts["cores_of_rank"] for core in mask.split(",")})
         if hosts == 1 and facts["load_average"] > 0.5 * cores + facts["ranks"]:
             busy = f"# load average {facts['load_average']:.1f} on {cores} cores"
@@ -42,7 +48,7 @@ class Reporter:
 
     def begin(self, suite: str) -> None:
         """Show a progress bar for a suite if stderr is a terminal."""
-        if not sys.stderr.isatty():
+        if not launch_environment.on_terminal(sys.stderr):
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -100,11 +106,12 @@ def table(sheet: Sheet) -> Any:
     from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in sheet.columns:
+    columns = [*sheet.columns, DISTURBED] if any("disturbed" in r for r in sheet.records) else sheet.columns
+    for column in columns:
         words = any(isinstance(record.get(column.key), str) for record in sheet.records)
         shown.add_column(column.title, justify="left" if words else "right", no_wrap=True)
     for record in sheet.records:
-        cells = [column.text(record) for column in sheet.columns]
+        cells = [column.text(record) for column in columns]
         shown.add_row(*(Text(cell, style="bold red" if cell == "FAILED" else "") for cell in cells))
     return shown
 

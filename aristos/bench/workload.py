@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import reference
-from ..config import MoEConfig
+from ..config import NARROW, MoEConfig
 from ..errors import InputError
 from ..placement import Placement
 from . import routing
@@ -163,6 +163,11 @@ class Workload:
     def passes(self, error: float) -> bool:
         """Whether an error is within the tolerance of the layer's dtype and precision."""
         return error <= (TOLERANCE[self.cfg.dtype] if self.cfg.precision == "highest" else HIGH)
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert's matrices."""
+        return self.flops_per_row // 2 * (2 if self.cfg.dtype in NARROW else 4)
 
     @property
     def flops_per_row(self) -> int:

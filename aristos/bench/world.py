@@ -183,7 +183,7 @@ def connect(ranks_per_node: int | None = None, limit: float = LIMIT) -> World:
         if started is not None and started[1] > 1:
             raise EnvironmentProblem(
                 f"{started[0]} started {started[1]} tasks, but no MPI library could be loaded ({why}); "
-                "install one, e.g. pip install 'aristos[mpich]'"
+                "`module load` the cluster's MPI, or install one, e.g. pip install 'aristos[mpich]'"
             ) from why
         return World(ranks_per_node=ranks_per_node, limit=limit)
     wrong = launch_environment.mismatch(MPI.COMM_WORLD.Get_size())

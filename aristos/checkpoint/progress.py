@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..host import launch_environment
+
 PATIENCE = 2.0  # seconds of reading before anything is shown
 PERIODS = {True: 0.2, False: 10.0}  # seconds between lines: on a terminal, elsewhere
 
@@ -37,7 +39,7 @@ class Progress:
         self._done += 1
         self._bytes += size
         spent = self._seconds + time.monotonic() - self._since
-        terminal = sys.stderr is not None and sys.stderr.isatty()
+        terminal = launch_environment.on_terminal(sys.stderr)
         if spent < PATIENCE or spent - self._shown < PERIODS[terminal]:
             return
         self._shown = spent

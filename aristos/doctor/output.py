@@ -27,8 +27,7 @@ class ReportWriter:
         self.ranks = 1
         self._json, self._silent = as_json, silent
         self.broken = "stdout is closed" if sys.stdout is None and not silent else ""
-        # Open MPI's mpirun gives its ranks a terminal whatever its own output is.
-        self._terminal = sys.stdout is not None and sys.stdout.isatty() and launch_environment.started_as() is None
+        self._terminal = launch_environment.on_terminal(sys.stdout)
         self._console = Console(highlight=False, force_terminal=self._terminal)
 
     def add(self, *findings: Finding) -> None:

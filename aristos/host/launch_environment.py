@@ -11,7 +11,7 @@ import argparse
 import os
 import signal
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 from ..primitives.texts import whole
 from . import mpi_library
@@ -41,6 +41,14 @@ def prints() -> bool:
     """Whether this process should print, judged by the environment before MPI is initialised."""
     started = started_as()
     return started is None or started[2] == 0
+
+
+def on_terminal(stream: TextIO | None) -> bool:
+    """Whether a person reads the stream on a terminal that may get escape codes: lines that change, bold text.
+
+    Not under a launcher, because Open MPI's gives its ranks a terminal whatever its own output is; not with NO_COLOR.
+    """
+    return stream is not None and stream.isatty() and started_as() is None and not os.environ.get("NO_COLOR")
 
 
 def unread() -> int:

@@ -26,14 +26,16 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signa
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 PATIENCE = 10.0  # seconds from an ending signal to the launcher's SIGTERM
 FIRMER = 3.0  # seconds from there to SIGKILL
+OPEN_MPI = "OMPI_COMM_WORLD_RANK"  # a variable of its ranks alone
 GONE = 5.0  # seconds for the job's processes to end after the launcher
 
 
 class Job:
     """A launcher's process, and how signals reach its ranks. words[0] is its program.
 
-    srun kills its tasks when it receives an ending signal. So scancel sends these signals to the tasks instead, by the
-    name of the job step.
+    Open MPI's launcher kills its ranks a quarter of a second after any ending signal, so the ranks get such signals
+    from here. srun kills its tasks when it receives an ending signal, so scancel sends these to the tasks, by the name
+    of the job step.
     """
 
     def __init__(self, words: list[str], env: Mapping[str, str]) -> None:
@@ -53,7 +55,7 @@ class Job:
 
     def send(self, how: int) -> None:
         """Pass a signal on to the launcher, or through Slurm to the ranks."""
-        if not (self.step and how in ENDING and _to_step(self.step, how)):
+        if not (how in ENDING and (_to_step(self.step, how) if self.step else _to_ranks(self.mark, how))):
             self._kill(how)
 
     def _kill(self, how: int) -> None:
@@ -121,13 +123,24 @@ def _to_step(name: str, how: int) -> bool:
         return False
 
 
-def processes(mark: str) -> list[int]:
-    """Processes of this machine with the job's mark in their environment, without zombies and this process."""
-    wanted = f"{JOB}={mark}".encode()
+def _to_ranks(mark: str, how: int) -> bool:
+    """Send a signal to the ranks of Open MPI's launcher; False if there are none."""
+    ranks = processes(mark, OPEN_MPI)
+    for pid in ranks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, how)
+    return bool(ranks)
+
+
+def processes(mark: str, variable: str = "") -> list[int]:
+    """Processes of this machine with the job's mark, and the variable, in their environment, without zombies and this
+    process."""
+    wanted, also = f"{JOB}={mark}".encode(), f"\0{variable}=".encode() if variable else b""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if wanted in (folder / "environ").read_bytes().split(b"\0") and int(folder.name) != os.getpid():
+            environ = b"\0" + (folder / "environ").read_bytes()
+            if wanted in environ.split(b"\0") and also in environ and int(folder.name) != os.getpid():
                 found.append(int(folder.name))
     return found
 

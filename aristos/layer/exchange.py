@@ -28,7 +28,8 @@ from .collective import Collective, Membership, Needs
 class Handle:
     """The result of a dispatch. counts: [L, W] rows by local expert and source; experts: [L] ids; rows: sum of counts.
 
-    Rows are ordered by expert, source and the source's packed order. lead: the leading shape of x.
+    Rows are ordered by expert, source and the source's packed order: the loop over `experts` and `counts` is in the
+    example of `Exchange`. lead: the leading shape of x.
     """
 
     counts: np.ndarray

@@ -109,15 +109,11 @@ def begin(directory: Path) -> str:
     return folder.name
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
 def finish(directory: Path, name: str, about: dict[str, Any]) -> None:
     """Make a complete folder the one that counts, on rank 0, then remove all others."""
     atomic.sync(directory / name)
     text = json.dumps({"schema": SCHEMA, "folder": name, **about}, indent=1)
-    atomic.rewrite(directory / MANIFEST, lambda path, _: _write(path, text))
+    atomic.rewrite(directory / MANIFEST, lambda _: text.encode())
     for other in directory.glob("saved-*"):
         if other.name != name:
             shutil.rmtree(other, ignore_errors=True)

@@ -184,7 +184,7 @@ def call_stats(
 ) -> CallStats:
     """The stats of the call that has just ended. seconds: of the whole call."""
     counted = state[tables.first :]
-    n = tables.counters(counted)
+    n = tables.counters(counted).tolist()
     rank = int(job[words.RANK])
     row_bytes = int(job[words.ROW_BYTES])
     shared = shared_rows(job, state)

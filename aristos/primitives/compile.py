@@ -279,7 +279,7 @@ def _compile(function: Any, signature: tuple) -> None:
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[None]:
-    """Report on stderr, from the first second on, the number of compiled functions and the time taken."""
+    """Report on stderr, from the first second on, the number of compiled functions and the time taken, if any is."""
     done = threading.Event()
     start = time.monotonic()
 
@@ -287,6 +287,8 @@ def _progress(quiet: bool) -> Iterator[None]:
         note = f" (once, for a minute or so; kept in {cache_folder()})"
         wait = FIRST_SECONDS
         while not done.wait(wait):
+            if not any(f.stats.cache_misses for f in _registered):
+                continue  # they are being loaded
             ready = sum(bool(f.overloads) for f in _registered)
             text = f"{ready} functions in {time.monotonic() - start:.0f} s"
             print(f"aristos: compiling kernels, {text}{note}", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Change a file so that neither a crash nor a second writer loses its content.
 
-The change is made to a copy, which is synced and renamed over the original; writers take turns by a lock file beside
-it. Readers need no lock: they see the file before or after. The file's format is the caller's.
+The changed content goes to a new file, which is synced and renamed over the original; writers take turns by a lock
+file beside it. Readers need no lock: they see the file before or after. The file's format is the caller's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..errors import ResultsError
 from ..primitives.aside import beside
 from ..primitives.texts import whole
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
@@ -65,30 +66,45 @@ def try_writing(target: Path, folder: Path) -> None:
         raise ResultsError(f"{target}: {folder} cannot be written to: {error}") from error
 
 
-def rewrite(target: Path, change: Callable[[Path, bool], None]) -> None:
-    """Replace the file by its copy after `change(copy, exists)`; the caller holds the lock.
+def rewrite(target: Path, change: Callable[[bytes | None], bytes]) -> None:
+    """Replace the file's content by `change(content)`, None if there is no file; the caller holds the lock.
 
-    If the file does not exist, `change` gets the path of a file to make. An exception of `change` leaves the original
-    untouched. If the original changed meanwhile, the change is repeated on a new copy: flock does not always reach
-    writers on other hosts.
+    An exception of `change` leaves the original untouched. If the original changed meanwhile, the change is repeated on
+    its new content: flock does not always reach writers on other hosts. Raises ResultsError if the disk is full.
     """
     _remove_leftovers(target)
     while not _once(target, change):
         pass
 
 
-def _once(target: Path, change: Callable[[Path, bool], None]) -> bool:
+def _once(target: Path, change: Callable[[bytes | None], bytes]) -> bool:
     before = _identity(target)
-    with beside(target, f"{_prefix(target)}{os.getpid()}.") as aside:
+    content = change(None if before is None else target.read_bytes())
+    with _room(target, len(content)), beside(target, f"{_prefix(target)}{os.getpid()}.") as aside:
         if before is not None:
-            shutil.copy(target, aside)
-        change(aside, before is not None)
+            shutil.copymode(target, aside)
+        aside.write_bytes(content)
         sync(aside)
         if _identity(target) != before:
             return False
         os.replace(aside, target)
         sync(target.parent)
         return True
+
+
+@contextlib.contextmanager
+def _room(target: Path, needed: int) -> Iterator[None]:
+    """Say how many bytes are needed and free, if the disk or a quota is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        disk = os.statvfs(target.parent)
+        raise ResultsError(
+            f"{target} cannot be written: {os.strerror(error.errno)}: {needed} bytes are needed in {target.parent}, "
+            f"{disk.f_bavail * disk.f_frsize} are free; what the file held is still there"
+        ) from None
 
 
 def _prefix(target: Path) -> str:

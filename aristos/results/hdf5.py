@@ -1,12 +1,13 @@
 """The results file: every run of a benchmark, one HDF5 group each, appended and never rewritten.
 
-A run is `runs/<utc>-<id>`; below it one group a table, laid out as netCDF-4 lays out data (dimension scales, `units`,
-`long_name`), so that xarray, h5dump and HDFView read it as it is. Times are raw: seconds, float64, per rank and
-iteration, no means. What is needed to repeat the run is in the run's attributes.
+A run is `runs/<utc>-<id>`, and grows by a suite's tables when the suite ends; below it one group a table, laid out as
+netCDF-4 lays out data (dimension scales, `units`, `long_name`), so that xarray, h5dump and HDFView read it as it is.
+Times are raw: seconds, float64, per rank and iteration, no means. What is needed to repeat the run is in the run's
+attributes.
 
-Appending copies the file aside, adds the group to the copy, syncs it and renames it over the original, under a lock
-file: a crash in mid-write costs no earlier run, readers never see half a file, and two writers lose nothing. HDF5's own
-locks are off, since parallel file systems refuse them.
+Appending adds to the content in memory, writes it to a new file, syncs that and renames it over the original, under a
+lock file: a crash in mid-write costs no earlier run, readers never see half a file, and two writers lose nothing. HDF5
+itself never writes to a disk, which may be full. Its locks are off, since parallel file systems refuse them.
 
 Not a database: no updates, no deletions, no queries. No MPI: one rank gathers and writes.
 """
@@ -14,6 +15,7 @@ Not a database: no updates, no deletions, no queries. No MPI: one rank gathers a
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -104,17 +106,18 @@ class Table:
         plain = {kind: {name: vars(v).copy() for name, v in part.items()} for kind, part in parts.items()}
         return {"suite": self.suite, "attributes": dict(self.attributes), **plain}
 
-    def to_pandas(self) -> pandas.DataFrame:
-        """One row for each point of all dimensions; a variable over fewer of them repeats."""
+    def to_pandas(self) -> dict[tuple[str, ...], pandas.DataFrame]:
+        """Dimensions -> a frame of the variables over just these: a column for each dimension, then for each variable,
+        and a row for each point. No value is repeated."""
         pd = _pandas()
-        names = list(self.dims)
-        shape = tuple(len(d.values) for d in self.dims.values())
-        grid = np.indices(shape).reshape(len(shape), int(np.prod(shape)))  # [dims, points]; one point where no dims
-        columns = {name: self.dims[name].values[grid[i]] for i, name in enumerate(names)}
-        for name, variable in self.variables.items():
-            places = tuple(grid[names.index(d)] for d in variable.dims)
-            columns[name] = variable.values[places] if places else np.repeat(variable.values[()], grid.shape[1])
-        return pd.DataFrame(columns)
+        frames = {}
+        for dims in dict.fromkeys(variable.dims for variable in self.variables.values()):
+            shape = tuple(len(self.dims[d].values) for d in dims)
+            grid = np.indices(shape).reshape(len(shape), int(np.prod(shape)))  # [dims, points]; one point where no dims
+            columns = {name: self.dims[name].values[at] for name, at in zip(dims, grid)}
+            over = {name: v.values.ravel() for name, v in self.variables.items() if v.dims == dims}
+            frames[dims] = pd.DataFrame(columns | over)
+        return frames
 
 
 @dataclass
@@ -151,16 +154,20 @@ class Results(dict[str, dict[str, Any]]):
             lines.append(f"{run.name}: {', '.join(t.name for t in run.tables)} ({command})")
         return "\n".join(lines)
 
-    def to_pandas(self) -> dict[str, pandas.DataFrame]:
-        """Table name -> one frame with the rows of all runs and a first column `run`."""
+    def to_pandas(self) -> dict[str, dict[tuple[str, ...], pandas.DataFrame]]:
+        """Table name -> dimensions -> one frame with the rows of all runs and a first column `run`:
+        `frames["layer"]["tokens", "schedule", "rank", "iteration"]`."""
         pd = _pandas()
-        frames: dict[str, list[pandas.DataFrame]] = {}
+        found: dict[str, dict[tuple[str, ...], list[pandas.DataFrame]]] = {}
         for run in self.runs:
             for table in run.tables:
-                frame = table.to_pandas()
-                frame.insert(0, "run", run.name)
-                frames.setdefault(table.name, []).append(frame)
-        return {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
+                for dims, frame in table.to_pandas().items():
+                    frame.insert(0, "run", run.name)
+                    found.setdefault(table.name, {}).setdefault(dims, []).append(frame)
+        return {
+            name: {dims: pd.concat(parts, ignore_index=True) for dims, parts in frames.items()}
+            for name, frames in found.items()
+        }
 
 
 def _pandas() -> Any:
@@ -184,11 +191,12 @@ def _array(name: str, values: Any, units: str) -> np.ndarray:
     return array
 
 
-def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SECONDS) -> Path:
+def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SECONDS, *, more: bool = False) -> Path:
     """Add a run to the file; returns the file's real path. Creates the file and its folder if they do not exist.
 
-    Raises ResultsError and leaves the file unchanged if it cannot be read or written, is not a results file, has a run
-    of that name, or if another writer holds its lock for longer than `lock_seconds`.
+    more: if the file has the run, add these tables to it, and set these attributes. Raises ResultsError and leaves the
+    file unchanged if it cannot be read or written, is not a results file, has a run of that name (with `more`: such a
+    table), or if another writer holds its lock for longer than `lock_seconds`.
     """
     target = Path(os.path.realpath(path))  # a link stays a link
     if target.exists():
@@ -197,7 +205,7 @@ def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SE
     with _described(target, "cannot be written"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target, lock_seconds):
-            rewrite(target, lambda aside, exists: _add(target, aside, exists, run))
+            rewrite(target, lambda content: _add(target, content, run, more))
     return target
 
 
@@ -243,7 +251,7 @@ def _described(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError | ResultsError):
             raise
         raise ResultsError(f"{path}: {what}: {shown(str(error)) or 'out of memory'}") from error
 
@@ -277,23 +285,27 @@ def _check_schema(path: Path, file: h5py.File) -> None:
         raise ResultsError(f"{path}: a results file without its group 'runs', so it is damaged; choose another file")
 
 
-def _add(target: Path, aside: Path, exists: bool, run: Run) -> None:
-    """Add the run to the copy `aside`, which is made where the file did not exist."""
-    with h5py.File(aside, "r+" if exists else "w", locking=False, libver=_VERSIONS) as file:
-        if exists:
+def _add(target: Path, content: bytes | None, run: Run, more: bool) -> bytes:
+    """The content of the file with the run; None: there is no file yet."""
+    memory = io.BytesIO(content or b"")
+    with h5py.File(memory, "r+" if content is not None else "w", libver=_VERSIONS) as file:
+        if content is not None:
             _check_schema(target, file)
         else:
             file.attrs["schema"] = SCHEMA
             file.create_group("runs")
-        _write_run(target, file["runs"], run)
+        _write_run(target, file["runs"], run, more)
+    return memory.getvalue()
 
 
-def _write_run(target: Path, runs: h5py.Group, run: Run) -> None:
-    if run.name in runs:
+def _write_run(target: Path, runs: h5py.Group, run: Run, more: bool) -> None:
+    if run.name in runs and not more:
         raise ResultsError(f"{target}: has a run {run.name!r} already; runs are never replaced")
-    group = runs.create_group(run.name)
+    group = runs.require_group(run.name)
     _write_attributes(group, {"schema": SCHEMA, **run.attributes})
     for table in run.tables:
+        if table.name in group:
+            raise ResultsError(f"{target}: run {run.name!r} has a table {table.name!r} already")
         part = group.create_group(table.name)
         _write_attributes(part, {"suite": table.suite, **table.attributes})
         part.attrs["dims"] = list(table.dims) or [""]

@@ -80,17 +80,18 @@ class Failure:
         self._lock = threading.Lock()
         self.reason: str | None = None
 
-    def record(self, error: BaseException, notify: Callable[[int, int], None]) -> None:
+    def record(self, error: BaseException, why: str, notify: Callable[[int, int], None]) -> None:
         """Keep the first error and notify peers of it, once.
 
-        notify: called with (origin, cause) of the poison. The user's thread and that of `start` may both call this; the
-        second waits until peers have been notified.
+        why: what happened, for the last words of a job that ends because of it. notify: called with (origin, cause) of
+        the poison. The user's thread and that of `start` may both call this; the second waits until peers have been
+        notified.
         """
         with self._lock:
             if self.reason is not None:
                 return
             self.reason = f"{type(error).__name__}: {error}"
-            self._group.abort_at_exit(self.reason)
+            self._group.abort_at_exit(f"{why} ({self.reason})")
             notify(getattr(error, "origin", self._group.rank), cause_of(error))
 
 

@@ -19,7 +19,7 @@ from ..config import OVERDUE
 from ..engine import job as jobs
 from ..engine import words
 from ..engine.layout import EngineShape, PairLayout, StateLayout
-from ..errors import ClosedError, MismatchError, OpenCallError
+from ..errors import AristosError, ClosedError, MismatchError, OpenCallError
 from ..transport.group import Group
 from .background import Background
 from .counters import Tables
@@ -165,16 +165,17 @@ class Runtime(ABC):
         try:
             yield
         except BaseException as error:
-            self._fail(job, error)
+            self._fail(job, error, "its last call failed")
             raise
 
     def give_up(self, error: BaseException) -> None:
         """This rank leaves because of an exception in user code: peers are notified at once."""
         if self.broken is None and self.group.world > 1 and not self._is_foreign():
-            self._fail(self._blank_job(), error)
+            ours = isinstance(error, AristosError)
+            self._fail(self._blank_job(), error, "it cannot go on" if ours else "its program raised outside of a call")
 
-    def _fail(self, job: np.ndarray, error: BaseException) -> None:
-        self.failure.record(error, lambda origin, cause: self._notify_peers(job, error, origin, cause))
+    def _fail(self, job: np.ndarray, error: BaseException, why: str) -> None:
+        self.failure.record(error, why, lambda origin, cause: self._notify_peers(job, error, origin, cause))
         self.open = False
 
     @abstractmethod

@@ -145,7 +145,7 @@ class Group:
     # ------------------------------------------------------------ the end
 
     def abort_at_exit(self, why: str) -> None:
-        """End the job when this process exits: after a failed call, a peer may never reach MPI_Finalize."""
+        """End the job when this process exits: after a failure, a peer may never reach MPI_Finalize. why: a clause."""
         if self.comm is None or self._abort is not None:
             return
         comm, rank, pid = self.comm, self.rank, os.getpid()
@@ -153,9 +153,7 @@ class Group:
         def abort() -> None:
             if os.getpid() != pid:
                 return  # the exit of a fork's child must not end its parent's job
-            print(
-                f"aristos: rank {rank} ends the job, because its last call failed ({why})", file=sys.stderr, flush=True
-            )
+            print(f"aristos: rank {rank} ends the job, because {why}", file=sys.stderr, flush=True)
             end_job(comm, ABORTED)
 
         self._abort = abort

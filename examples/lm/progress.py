@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
 import numpy as np
+
+from aristos.host import launch_environment
 
 from .decoder import Shape
 from .export import Curves
@@ -27,8 +30,8 @@ class Progress:
             from rich.console import Console
             from rich.live import Live
 
-            console = Console()
-            self.live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
+            person = launch_environment.on_terminal(sys.stdout)
+            self.live = Live(console=Console(), refresh_per_second=4) if person else None
 
     def __enter__(self) -> Progress:
         if self.live is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
 import types
 from typing import get_args
@@ -37,6 +38,7 @@ from aristos.bench.context import CHECK, Column, Result, Sheet
 from aristos.bench.measure import Statistics, in_turns, iterations
 from aristos.bench.options import UsageError
 from aristos.bench.suites import idle as idle_suite
+from aristos.bench.suites import layer as layer_suite
 from aristos.bench.suites import progress, replay
 from aristos.bench.suites.idle import idle_share, over_even
 from aristos.bench.world import World
@@ -515,6 +517,35 @@ def test_a_mismatch_names_the_fitting_launcher(kind, fits):
     )
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("env", "codes"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, False)],
+)
+def test_escape_codes_are_for_terminals_alone(monkeypatch, env, codes):
+    """Open MPI's launcher gives ranks a terminal; a reader may want none."""
+    for name in ("NO_COLOR", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_ID", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, Terminal())
+    reporter = tables.Reporter(False)
+    reporter.begin("suite")
+    reporter.progress("half", 0.5)
+    reporter.end()
+    reporter.show(Sheet("title", (CHECK,), [{"check": "FAILED"}]))
+    assert "FAILED" in sys.stdout.getvalue()
+    assert ("\x1b" in sys.stdout.getvalue()) == ("\x1b" in sys.stderr.getvalue()) == codes
+    assert not launch_environment.on_terminal(io.StringIO())
+    assert not launch_environment.on_terminal(None)
+
+
 # ---- measuring ----------------------------------------------------------------------------------------------------
 
 
@@ -523,7 +554,8 @@ def test_a_summary_is_of_the_slowest_rank():
     assert (summary.median, summary.fastest, summary.iterations) == (5.0, 2.0, 3)
 
 
-def test_calls_take_turns():
+def test_calls_take_turns(monkeypatch):
+    monkeypatch.setattr(measure, "REPEATS", 0)
     order: list[str] = []
     calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
     times = in_turns(World(), calls, 3)
@@ -539,7 +571,8 @@ def test_every_call_has_every_place_in_its_turn():
     assert orders == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
 
 
-def test_schedules_take_turns_in_a_replay():
+def test_schedules_take_turns_in_a_replay(monkeypatch):
+    monkeypatch.setattr(measure, "REPEATS", 0)
     order: list[str] = []
 
     def layer(name):
@@ -553,9 +586,9 @@ def test_schedules_take_turns_in_a_replay():
     ctx = context.Context(World(), options.Options(iters=3), 1.0)
     call = workload.Call(np.ones((2, 3), np.float32))
     layers = {name: layer(name) for name in ("b", "f")}
-    times, same = replay._play(ctx, layers, [call], [dict.fromkeys(layers, call.x)], 1.0)
+    times, core, same = replay._play(ctx, layers, [call], [dict.fromkeys(layers, call.x)], 1.0)
     assert "".join(order) == "bffbbf"
-    assert times.shape == (2, 1, 1, 2)
+    assert times.shape == core.shape == (2, 1, 1, 2)
     assert same
 
 
@@ -585,6 +618,21 @@ def test_the_cost_of_skew_is_by_the_row_and_by_the_turn():
     even, skewed = np.array([[1.0, 4.0, 2.0], [0.5, 2.0, 2.0]]), np.array([[1.0, 4.0, 2.0], [3.0, 8.0, 8.0]])
     assert over_even(skewed, even, 10, 10) == 3.0  # of 3, 2 and 4, not the medians' 8 / 2
     assert over_even(skewed, even, 30, 10) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("call", "alone", "imbalance", "reading", "arithmetic", "limit"),
+    [
+        (10.0, 9.9, 1.49, 1.0, 9.0, "imbalance"),
+        (10.0, 5.0, 1.2, 1.0, 4.0, "communication"),
+        (10.0, 12.0, 2.0, 1.0, 4.0, "imbalance"),  # others computed rows of the busiest rank
+        (10.0, 9.5, 1.02, 9.0, 3.0, "weights' bytes"),
+        (10.0, 9.5, 1.02, 30.0, 3.0, "arithmetic"),  # the weights came from a cache
+        (10.0, 9.5, 1.02, 1.0, 9.0, "arithmetic"),
+    ],
+)
+def test_the_limit_of_a_call(call, alone, imbalance, reading, arithmetic, limit):
+    assert layer_suite.limit(call, alone, imbalance, reading, arithmetic) == limit
 
 
 def test_rows_have_the_type_of_the_layer():
@@ -687,3 +735,15 @@ def test_facts_of_a_run_are_plain_values():
     assert facts["isa_of_rank"] == [facts["isa"]]
     assert json.dumps(tables.plain(facts))
     assert set(versions.PACKAGES) <= set(facts["versions"])
+
+
+def test_an_interrupted_run_leaves_signals_as_they_were(monkeypatch, capsys):
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(world, "connect", World)
+    monkeypatch.setattr(main, "run", interrupted)
+    before = [signal.getsignal(how) for how in (signal.SIGINT, signal.SIGTERM)]
+    assert main.main(["gemm"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert [signal.getsignal(how) for how in (signal.SIGINT, signal.SIGTERM)] == before

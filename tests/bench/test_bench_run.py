@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -47,7 +48,7 @@ def whole(tmp_path_factory) -> tuple[Path, dict]:
     ids = np.argsort(rng.random((60, 3, 8)), axis=-1)[..., :2].astype(np.uint8)
     np.savez(folder / "trace.npz", expert_ids=ids, gate_weight=np.full(ids.shape, 0.5, np.float16), seq_lens=[20, 40])
     words = [*suites.known(), *SMALL, "--routing", str(folder / "trace.npz"), "--json"]
-    words += ["--out", str(folder / "r.h5"), "--timeline", str(folder / "t.json")]
+    words += ["--moves", "tokens", "--out", str(folder / "r.h5"), "--timeline", str(folder / "t.json")]
     done = bench(2, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, json.loads(done.stdout)
@@ -78,10 +79,14 @@ def test_the_file_has_raw_times_of_all_ranks(whole):
     assert call.units == "s"
     assert call.values.shape == (2, 2, 2, 4)
     assert (call.values > 0).all()
+    core = tables["layer"].variables["core_share"]
+    assert core.dims == call.dims
+    assert ((core.values >= 0) & (core.values <= 1)).all()
     fused = next(r for r in document["suites"]["layer"]["tables"][0]["rows"] if r["schedule"] == "fused")
     schedule = list(tables["layer"].dims["schedule"].values).index("fused")
     assert np.median(call.values[0, schedule].max(axis=0)) * 1e3 == pytest.approx(fused["median_ms"])
     assert run.attributes["seed"] == 0
+    assert run.attributes["finished"]
     assert run.attributes["versions.numpy"] == np.__version__
     assert "aristos.bench" in run.attributes["command"]
 
@@ -319,6 +324,39 @@ def test_a_rank_that_stops_outside_a_layer_call_ends_the_job(suite, where, call)
     awaited = re.escape(f"for the other ranks ({call})" if call else "for the other ranks")
     assert re.search(f"rank 0 waited 2[.0-9]* s .*{awaited}", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@needs_mpiexec
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_suites_that_have_ended_are_in_the_file_of_a_job_that_is_ended(tmp_path, how):
+    """`aristos run` gets the signal while the second suite runs."""
+    code = PATCH + (
+        "import aristos.bench.bounds as b, pathlib, time\n"
+        f"b.peak = lambda *a: (pathlib.Path({str(tmp_path)!r}, 'second').touch(), time.sleep(60))\n"
+        "sys.exit(main())"
+    )
+    words = ["put", "gemm", *SMALL, "--out", str(tmp_path / "r.h5")]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES) and k != FLAG}
+    clean |= dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": "lo", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "aristos", "run", "-n", "2", "--", sys.executable, "-c", code, *words]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        end = time.monotonic() + 300
+        while not (tmp_path / "second").exists():
+            assert job.poll() is None, job.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        job.send_signal(how)
+        _, stderr = job.communicate(timeout=60)
+    (run,) = results.load(tmp_path / "r.h5").runs
+    assert [table.name for table in run.tables] == ["put"]
+    assert not run.attributes["finished"]
+    if how == signal.SIGTERM:
+        assert job.returncode == 128 + signal.SIGTERM
+        assert run.attributes["interrupted"]
+        assert "aristos.bench: interrupted" in stderr
+        assert "Traceback" not in stderr
 
 
 @needs_mpiexec

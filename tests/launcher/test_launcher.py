@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -528,6 +529,20 @@ def test_a_signal_ends_the_job_and_leaves_nothing(tmp_path, how):
     assert running.wait(30) == 128 + how, out.read_text()
     assert alive(pids) == []
     assert not any(map(os.path.exists, files))
+
+
+def test_ranks_of_open_mpi_get_an_ending_signal_and_its_launcher_does_not(tmp_path):
+    """It would kill them a quarter of a second later."""
+    rank = "trap 'echo rank > said; exit' TERM; touch ready; while :; do sleep 0.05; done"
+    launcher = f"trap 'echo launcher > said' TERM; OMPI_COMM_WORLD_RANK=0 sh -c {shlex.quote(rank)} & wait"
+    started = job.Job(["sh", "-c", f"cd {tmp_path}; {launcher}"], os.environ)
+    end = time.monotonic() + 20
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    started.send(signal.SIGTERM)
+    assert started.child.wait(20) == 0
+    assert (tmp_path / "said").read_text() == "rank\n"
 
 
 @pytest.mark.slow

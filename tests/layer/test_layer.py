@@ -451,6 +451,7 @@ def test_start_and_wait(comm):
             assert got is out
             assert same(out, y)
             assert stats.tokens == 60
+            assert "np." not in repr(stats)
             with pytest.raises(aristos.AristosError, match="twice"):
                 call.wait()
             for n in range(5):

@@ -20,3 +20,9 @@ def test_the_page_has_what_a_program_calls():
     page = (DOCS / "api.md").read_text()
     for name in ("MoE.call", "MoE.backward", "Exchange.dispatch", "Handle", "CallStats", "solve", "discover", "Adam"):
         assert f"{name}`" in page, name
+
+
+def test_classes_with_an_example_show_it():
+    page = (DOCS / "api.md").read_text()
+    for loop in ("for expert, counts in zip(h.experts, h.counts):", "y, stats = moe(x, return_stats=True)"):
+        assert loop in page

@@ -22,7 +22,7 @@ def test_readme_is_one_screen_and_names_its_commands():
     commands = (
         "python3 -m venv",
         "pip install '.[mpich]'",
-        "mpirun -n 2 python -m aristos.bench",
+        "aristos run -n 2 -- python -m aristos.bench",
         "make bench",
         "make test",
     )

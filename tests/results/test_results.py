@@ -102,15 +102,15 @@ def test_pandas(tmp_path):
     pytest.importorskip("pandas")
     for _ in range(2):
         results.append(tmp_path / "r.h5", example_run())
-    frame = results.load(tmp_path / "r.h5").to_pandas()["layer"]
-    assert list(frame.columns[:4]) == ["run", "rank", "iteration", "schedule"]
-    assert len(frame) == 2 * 2 * 300 * 2
+    frames = results.load(tmp_path / "r.h5").to_pandas()["layer"]
+    assert set(frames) == {("rank", "iteration"), ("schedule",), ()}
+    frame = frames["rank", "iteration"]
+    assert list(frame.columns) == ["run", "rank", "iteration", "seconds"]
+    assert len(frame) == 2 * 2 * 300  # a row for each value that was measured
     expected = example_run().tables[0].variables["seconds"].values
-    row = frame[(frame["rank"] == 1) & (frame["iteration"] == 7) & (frame["schedule"] == "bulk")]
-    assert set(row["seconds"]) == {expected[1, 7]}
-    assert set(row["right"]) == {0}
-    assert set(row["peak"]) == {3.5}
-    assert len(Table("empty").add("x", (), 1).to_pandas()) == 1
+    assert set(frame[(frame["rank"] == 1) & (frame["iteration"] == 7)]["seconds"]) == {expected[1, 7]}
+    assert dict(zip(frames["schedule",]["schedule"], frames["schedule",]["right"])) == {"fused": 1, "bulk": 0}
+    assert list(frames[()]["peak"]) == [3.5, 3.5]
 
 
 def test_xarray_reads_it(tmp_path):
@@ -187,6 +187,17 @@ def test_a_run_is_never_replaced(tmp_path):
     with pytest.raises(ResultsError, match=r"r\.h5: has a run 'x' already"):
         results.append(tmp_path / "r.h5", Run("x"))
     assert results.load(tmp_path / "r.h5")["x"]["tables"]
+
+
+def test_a_run_grows_by_tables(tmp_path):
+    path = tmp_path / "r.h5"
+    for i, name in enumerate(("layer", "idle")):
+        results.append(path, Run("x", {"suites": i, "seed": 7}, [Table(name).add("v", (), i)]), more=True)
+    run = results.load(path)["x"]
+    assert set(run["tables"]) == {"layer", "idle"}
+    assert run["attributes"] == {"schema": results.SCHEMA, "suites": 1, "seed": 7}
+    with pytest.raises(ResultsError, match=r"r\.h5: run 'x' has a table 'idle' already"):
+        results.append(path, Run("x", {}, [Table("idle")]), more=True)
 
 
 def other_hdf5(path: Path) -> None:
@@ -290,7 +301,8 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "r.h5"
     results.append(path, example_run("a"))
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-    with pytest.raises(ResultsError, match=r"r\.h5: cannot be written: .*No space left"):
+    words = r"r\.h5 cannot be written: No space left on device: [1-9]\d+ bytes are needed in .*, \d+ are free; what"
+    with pytest.raises(ResultsError, match=words):
         results.append(path, example_run("b"))
     assert list(results.load(path)) == ["a"]
     assert {p.name for p in tmp_path.iterdir()} == {"r.h5", "r.h5.lock"}
@@ -398,13 +410,13 @@ def test_a_writer_on_another_host_loses_nothing(tmp_path, monkeypatch):
     results.append(path, example_run("a"))
     write, others = results.hdf5._write_run, [example_run("b"), example_run("c")]
 
-    def interrupted(target, runs, run):
-        write(target, runs, run)
+    def interrupted(target, runs, run, more):
+        write(target, runs, run, more)
         if others and run.name == "d":  # a writer of another host, where flock is local to a host
             aside = path.with_name("other.h5")
             shutil.copy(path, aside)
             with h5py.File(aside, "r+", locking=False) as file:
-                write(path, file["runs"], others.pop())
+                write(path, file["runs"], others.pop(), False)
             os.replace(aside, path)
 
     monkeypatch.setattr(results.hdf5, "_write_run", interrupted)

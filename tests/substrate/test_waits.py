@@ -408,6 +408,7 @@ leave("end")
     assert float(job.lines(0)[0].removesuffix(" s")) < 25
     assert "PoisonedError rank 0: rank 1 gave up" in job.lines(0)[1]
     assert job.lines(1)[1] == "RuntimeError of the user"
+    assert "rank 1 ends the job, because its program raised outside of a call (RuntimeError: of the user)" in job.out[1]
 
 
 def test_an_error_of_one_rank_while_the_other_calls(tmp_path):

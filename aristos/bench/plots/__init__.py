@@ -43,7 +43,7 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
         for table in chosen.tables:
             for name, picture in known.get(table.name, []):
                 figure = _drawn(picture, table, file)
-                footer(figure, chosen)
+                footer(figure, chosen, str(table.attributes.get("disturbed", "")))
                 path = folder / f"{name}.{form}"
                 figure.savefig(path)
                 pyplot.close(figure)

@@ -53,7 +53,7 @@ def idle(table: Table) -> Any:
     left.set(title="worker time without a runnable tile", ylabel="idle (% of workers x slowest call)")
     right.set(title="one call, median", ylabel="slowest rank (ms)")
     for axis in (left, right):
-        axis.set_xticks(place, patterns)
+        axis.set_xticks(place, [str(p).replace(", ", ",\n").replace(" ", "\n") for p in patterns])
         axis.set_xlabel("routing")
         axis.margins(y=0.12)
         axis.grid(axis="x", visible=False)
@@ -89,24 +89,25 @@ def ecdf(table: Table) -> Any:
 
 
 def wait(table: Table) -> Any:
-    """Rank x rank: the wait of each rank for each other in a call with a late rank, one panel per way."""
+    """Rank x rank: the mean wait of each rank for each other in a call, a column for a routing, a row for a way."""
     from matplotlib import pyplot
 
-    pattern = list(table.dims["pattern"].values).index("late rank")
-    ways = [(label, waits[pattern] * 1e3) for label, _, waits in _ways(table, "wait_time")]
-    figure, axes = pyplot.subplots(1, len(ways), figsize=(4.8 * len(ways), 4.4), squeeze=False, layout="compressed")
-    for (label, waits), axis in zip(ways, axes[0]):
-        values = waits + np.where(np.eye(len(waits)), np.nan, 0)
-        heat_map(
-            figure,
-            axis,
-            values,
-            f"{label}, late rank",
-            "wait per call (ms)",
-            "rank that waits",
-            "for rank",
-            max(float(each.max()) for _, each in ways),
-        )
+    patterns, ways = table.dims["pattern"].values, _ways(table, "wait_time")
+    most = max(float(np.nanmax(waits)) for *_, waits in ways) * 1e3
+    size = (2.2 * len(patterns) + 1.2, 2.2 * len(ways) + 0.5)
+    figure, axes = pyplot.subplots(
+        len(ways), len(patterns), figsize=size, squeeze=False, layout="compressed", sharex=True, sharey=True
+    )
+    for (label, _, waits), line in zip(ways, axes):
+        for p, axis in enumerate(line):
+            values = waits[p] * 1e3 + np.where(np.eye(len(waits[p])), np.nan, 0)
+            rows = f"{label}\nrank that waits" if p == 0 else ""
+            title, columns = (
+                (str(patterns[p]) if label == ways[0][0] else ""),
+                ("for rank" if label == ways[-1][0] else ""),
+            )
+            image = heat_map(figure, axis, values, title, "", rows, columns, most, bar=False)
+    figure.colorbar(image, ax=axes, label="wait per call (ms)", shrink=0.6)
     return figure
 
 

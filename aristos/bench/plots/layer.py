@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from .style import GREY, OF, plain_log, slowest
+from .style import GREY, OF, slowest
 from .style import ecdf as draw_ecdf
 
 
 def layer(table: Table) -> Any:
-    """Times with p95 whiskers, rate against the kernel's peak, and overlap efficiency, by tokens and schedule."""
+    """Times with p95 whiskers, a panel for each token count, all from 0; rate against the kernel's peak, and overlap
+    efficiency."""
     from matplotlib import pyplot
 
     tokens, schedules = table.dims["tokens"].values, table.dims["schedule"].values
@@ -23,31 +24,33 @@ def layer(table: Table) -> Any:
     rate = rows[:, None] * table.attributes["flops_per_row"] / world / middle / 1e9
     peak = table.variables["peak"].values.mean(axis=-1)
     alone = np.nanmedian(table.variables["experts_time"].values, axis=-1).max(axis=-1)
-    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.8))
-    place, width = np.arange(len(tokens)), 0.8 / len(schedules)
+    width, count = 0.8 / len(schedules), len(tokens)
+    ratios = [max(1.2, 2 / count)] * count + [0.6 + 0.8 * count] * 2
+    figure, axes = pyplot.subplots(1, count + 2, figsize=(1.6 * sum(ratios) + 1, 3.8), width_ratios=ratios)
     for s, schedule in enumerate(schedules):
-        at = place + (s - (len(schedules) - 1) / 2) * width
+        at = (s - (len(schedules) - 1) / 2) * width
         bar = {"width": width * 0.92, "color": OF[schedule], "label": schedule}
-        bars = axes[0].bar(at, middle[:, s] * 1e3, **bar)
-        axes[0].bar_label(
-            bars, [f"{v * 1e3:.3g}" for v in middle[:, s]], fontsize=7, label_type="center", color="white"
-        )
-        axes[0].errorbar(
-            at, middle[:, s] * 1e3, [0 * high[:, s], (high - middle)[:, s] * 1e3], fmt="none", ecolor="#333333"
-        )
-        for axis, values in ((axes[1], rate[:, s] / peak), (axes[2], alone / middle[:, s])):
-            axis.bar_label(axis.bar(at, values * 100, **bar), fmt="%.0f", fontsize=7)
-    axes[0].set(title="one call: median, whisker to p95", ylabel="slowest rank (ms)", yscale="log")
-    plain_log(axes[0].yaxis)
-    axes[1].set(title="of the FMA peak", ylabel="GFLOP/s of a rank / peak (%)", ylim=(0, 119))
-    top = max(119, 1.1 * axes[2].dataLim.ymax)
-    axes[2].set(title="overlap efficiency", ylabel="experts alone / call (%)", ylim=(0, top))
+        for t, axis in enumerate(axes[:count]):
+            typical, top = middle[t, s] * 1e3, high[t, s] * 1e3
+            axis.bar(at, typical, **bar)
+            axis.errorbar(at, typical, [[0], [top - typical]], fmt="none", ecolor="#333333")
+            axis.annotate(f"{typical:.3g}", (at, typical), (2, 2), textcoords="offset points", fontsize=7)
+        for axis, values in zip(axes[count:], (rate[:, s] / peak, alone / middle[:, s])):
+            axis.bar_label(axis.bar(np.arange(count) + at, values * 100, **bar), fmt="%.0f", fontsize=7)
+    for t, axis in enumerate(axes[:count]):
+        axis.set_xticks([0], [str(tokens[t])])
+        axis.set_ylim(0, 1.1 * high[t].max() * 1e3)
+    axes[0].set_ylabel("slowest rank (ms)")
+    axes[0].set_title("one call: median, whisker to p95", loc="left")
+    axes[count].set(title="of the FMA peak", ylabel="GFLOP/s of a rank / peak (%)", ylim=(0, 119))
+    top = max(119, 1.1 * axes[-1].dataLim.ymax)
+    axes[-1].set(title="overlap efficiency", ylabel="experts alone / call (%)", ylim=(0, top))
+    for axis in axes[count:]:
+        axis.set_xticks(range(count), [str(t) for t in tokens])
+        axis.axhline(100, color=GREY, linewidth=0.8, linestyle=":")
     for axis in axes:
-        axis.set_xticks(place, [str(t) for t in tokens])
         axis.set_xlabel("tokens per rank")
         axis.grid(axis="x", visible=False)
-    for axis in axes[1:]:
-        axis.axhline(100, color=GREY, linewidth=0.8, linestyle=":")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2)
     figure.suptitle(table.attributes["shape"], fontsize=9, x=0.01, ha="left")

@@ -19,7 +19,7 @@ def plan(table: Table) -> Any:
 
     v = {name: variable.values for name, variable in table.variables.items()}
     names, kappa = table.dims["plan"].values, table.attributes["kappa"]
-    figure, axis = pyplot.subplots(figsize=(1.6 + 2.2 * len(names), 3.8))
+    figure, axis = pyplot.subplots(figsize=(max(7.0, 1.6 + 2.2 * len(names)), 3.8))
     for i in range(len(names)):
         times = [v[f"{what}_time"][i] for what in ("stage", "compute", "link", "allreduce", "mpi_allreduce")]
         measured = terms(kappa, *times)

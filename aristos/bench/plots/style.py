@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -39,12 +40,16 @@ OF = {
 MARKS = {"fused": "o", "bulk": "s", "one-sided": "o", "Alltoall": "^", "Alltoallv": "s", "aristos": "o", "BLAS": "s"}
 
 
-def footer(figure: Any, run: Run) -> None:
-    """Write the origin of the numbers in small print below the picture."""
+def footer(figure: Any, run: Run, disturbed: str = "") -> None:
+    """Write the origin of the numbers in small print below the picture, and how they were disturbed."""
     a = run.attributes
     on = a.get("card") or a.get("cpu", "")
     text = f"run {run.name} · {on} · {a.get('ranks', '?')} ranks · {a.get('mpi_library', '')}"
+    text = textwrap.fill(text, int(figure.get_figwidth() * 20))  # characters of this size in a line
+    text += "\n" if disturbed else ""  # room for it
     figure.supxlabel(text, fontsize=6.5, color=GREY, x=0.99, ha="right")
+    if disturbed:
+        figure.text(0.99, 0.002, f"disturbed: {disturbed}", fontsize=7, color=RED, ha="right", va="bottom")
 
 
 def byte_axis(axis: Any, sizes: ArrayLike) -> None:
@@ -93,8 +98,9 @@ def heat_map(
     rows: str,
     columns: str,
     most: float | None = None,
-) -> None:
-    """Draw rank x rank; few ranks also get numbers. NaN, as on the diagonal, is grey.
+    bar: bool = True,
+) -> Any:
+    """Draw rank x rank; returns the image. Few ranks also get numbers. NaN, as on the diagonal, is grey.
 
     most: value of the last colour, for maps that are compared; default the largest value.
     """
@@ -121,4 +127,6 @@ def heat_map(
                     color="white" if dark else "black",
                     fontsize=8 if world <= 6 else 6.5,
                 )
-    figure.colorbar(image, ax=axis, label=unit, shrink=0.8)
+    if bar:
+        figure.colorbar(image, ax=axis, label=unit, shrink=0.8)
+    return image

@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from ...errors import WaitTimeout
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
+from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..pairs import TIMEOUT, Pairs, bytes_text, deadline, read_bytes, slot_bytes
 from ..registry import suite
 
 BLOCKS = tuple(8 << i for i in range(0, 20, 2))  # bytes a pair of ranks exchanges: 8 B to 2 MiB
 MOST = 1000
-Measured = tuple[str, int, dict[str, np.ndarray], dict[str, bool]]  # pattern, block; times and check of each method
+# pattern, block; times, check and cores' shares of each method
+Measured = tuple[str, int, dict[str, np.ndarray], dict[str, bool], dict[str, np.ndarray]]
 METHODS = {"equal": ("one-sided", "Alltoall", "Alltoallv"), "uneven": ("one-sided", "Alltoallv")}
 
 COLUMNS = (
@@ -171,9 +173,10 @@ def _measure(ctx: Context, pairs: Pairs, half: int) -> list[Measured]:
         calls: dict[str, Any] = dict(one.calls(pattern))
         seconds = 0.8 * ctx.left() / (len(plan) - i)
         count = min(MOST, iterations(world, calls, seconds, warmup=ctx.options.warmup, asked=ctx.options.iters))
-        times = {method: gathered(world, t) for method, t in in_turns(world, calls, count).items()}
+        taken = in_turns(world, calls, count)
+        times = {method: gathered(world, t) for method, t in taken.items()}
         epoch = one.epoch
-        done.append((pattern, block, times, fine))
+        done.append((pattern, block, times, fine, taken.core))
     return done
 
 
@@ -182,7 +185,7 @@ def _result(ctx: Context, done: list[Measured]) -> Result:
     sheet = Sheet(f"exchange by {ctx.world.transports}: {world} ranks, slowest rank", COLUMNS)
     if len(done) < 2 * len(BLOCKS):
         sheet.notes.append("larger blocks were left out, for lack of time or of shared memory")
-    for pattern, block, times, fine in sorted(done, key=lambda one: (one[0], one[1])):
+    for pattern, block, times, fine, core in sorted(done, key=lambda one: (one[0], one[1])):
         size = int(_counts(pattern, world, block)[0].sum())
         record: dict[str, Any] = {"pattern": pattern, "size_bytes": size, "size_text": bytes_text(size)}
         medians = {}
@@ -201,16 +204,17 @@ def _result(ctx: Context, done: list[Measured]) -> Result:
             }
         ours = medians.pop("one-sided")
         record |= {"speedup_over_mpi": min(medians.values()) / ours, "check": VERDICTS[all(fine.values())]}
+        record |= mark(np.concatenate(list(core.values()), axis=1))
         sheet.records.append(record)
-    ok = all(all(fine.values()) for *_, fine in done)
+    ok = all(all(fine.values()) for *_, fine, _ in done)
     return Result(ok, [sheet], [_table(ctx, done)])
 
 
 def _table(ctx: Context, done: list[Measured]) -> Table:
     world = ctx.world.size
     patterns, methods = list(METHODS), list(METHODS["equal"])
-    blocks = sorted({block for _, block, _, _ in done})
-    found = {(pattern, method, block): t for pattern, block, times, _ in done for method, t in times.items()}
+    blocks = sorted({block for _, block, *_ in done})
+    found = {(pattern, method, block): t for pattern, block, times, *_ in done for method, t in times.items()}
     seconds = padded([[[found.get((p, m, b)) for b in blocks] for m in methods] for p in patterns])
     nbytes = np.zeros((len(patterns), len(blocks)), np.int64)
     for pattern, block, *_ in done:
@@ -221,4 +225,7 @@ def _table(ctx: Context, done: list[Measured]) -> Table:
     table.dim("rank", np.arange(world)).dim("iteration", np.arange(seconds.shape[-1]))
     table.add("size", ("pattern", "block"), nbytes, "B", "bytes a rank sends in all")
     over = ("pattern", "method", "block", "rank", "iteration")
-    return table.add("call_time", over, seconds, "s", "one all-to-all on one rank")
+    table.add("call_time", over, seconds, "s", "one all-to-all on one rank")
+    had = {(pattern, method, block): c for pattern, block, *_, core in done for method, c in core.items()}
+    shares = padded([[[had.get((p, m, b)) for b in blocks] for m in methods] for p in patterns])
+    return table.add("core_share", over, shares, "1", CORE_SHARE)

@@ -23,6 +23,7 @@ from ...primitives import isa
 from ...results import Table
 from .. import bounds
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..registry import suite
 from ..workload import Workload
@@ -110,16 +111,18 @@ def run(ctx: Context) -> Result:
     peak = np.array(ctx.world.allgather(bounds.peak(ctx.world, 1)))
     ctx.world.barrier()
     bandwidth = np.array(ctx.world.allgather(bounds.read_bandwidth()))
-    errors, times = [], []
+    errors, times, core = [], [], []
     for i, m in enumerate(ROWS):
         ctx.report(f"{m} rows", i / len(ROWS))
         errors.append(experts.errors(m))
         calls: dict[str, Any] = dict(experts.calls(m))
         seconds = 0.8 * ctx.left() / (len(ROWS) - i)
         count = iterations(ctx.world, calls, seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
-        times.append({name: gathered(ctx.world, t) for name, t in in_turns(ctx.world, calls, count).items()})
+        taken = in_turns(ctx.world, calls, count)
+        times.append({name: gathered(ctx.world, t) for name, t in taken.items()})
+        core.append(taken.core)
     peak = np.maximum(peak, np.array(ctx.world.allgather(bounds.peak(ctx.world, 1))))
-    return _result(ctx, work, experts, errors, times, peak, kernel, bandwidth)
+    return _result(ctx, work, experts, errors, times, core, peak, kernel, bandwidth)
 
 
 def _result(
@@ -128,13 +131,14 @@ def _result(
     experts: Experts,
     errors: list[dict[str, float]],
     times: list[dict[str, np.ndarray]],
+    core: list[dict[str, np.ndarray]],
     peak: np.ndarray,
     kernel: np.ndarray,
     bandwidth: np.ndarray,
 ) -> Result:
     sheet = Sheet(f"gemm: one expert of {ctx.shape()}, {len(experts.plain)} experts in turn", COLUMNS)
     intensity = []
-    for m, error, t in zip(ROWS, errors, times):
+    for m, error, t, had in zip(ROWS, errors, times, core):
         median = {name: Statistics.of(values).median for name, values in t.items()}
         flops = m * work.flops_per_row
         intensity.append(flops / (experts.nbytes + 2 * 4 * m * work.cfg.hidden))
@@ -154,6 +158,7 @@ def _result(
                 "error": error[OURS],
                 "blas_error": error[BLAS],
                 "check": VERDICTS[all(work.passes(e) for e in error.values())],
+                **mark(np.concatenate([had[name] for name in (OURS, BLAS)], axis=1)),
             }
         )
     sheet.notes.append(
@@ -161,7 +166,7 @@ def _result(
         f"micro-kernel {kernel.mean():.1f} GFLOP/s, read bandwidth {bandwidth.mean() / 1e9:.1f} GB/s; "
         f"{experts.nbytes / 2**20:.2f} MiB of weights per expert"
     )
-    return Result(sheet.ok, [sheet], [_table(ctx, work, errors, times, peak, kernel, bandwidth, intensity)])
+    return Result(sheet.ok, [sheet], [_table(ctx, work, errors, times, core, peak, kernel, bandwidth, intensity)])
 
 
 def _table(
@@ -169,6 +174,7 @@ def _table(
     work: Workload,
     errors: list[dict[str, float]],
     times: list[dict[str, np.ndarray]],
+    core: list[dict[str, np.ndarray]],
     peak: np.ndarray,
     kernel: np.ndarray,
     bandwidth: np.ndarray,
@@ -180,6 +186,8 @@ def _table(
     table.dim("kernel", kernels).dim("rows", ROWS, "1", "rows of one expert")
     table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(seconds.shape[-1]))
     table.add("call_time", ("kernel", "rows", "rank", "iteration"), seconds, "s", "one expert on one rank")
+    shares = padded([[row[name] for row in core] for name in kernels])
+    table.add("core_share", ("kernel", "rows", "rank", "iteration"), shares, "1", CORE_SHARE)
     table.add("error", ("kernel", "rows"), [[e[k] for e in errors] for k in kernels], "1", "against float64")
     table.add("intensity", "rows", intensity, "FLOP/B", "FLOPs over bytes of weights, rows in and rows out")
     table.add("peak", "rank", peak, "GFLOP/s", "multiply-adds in registers")

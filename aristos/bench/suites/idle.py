@@ -29,6 +29,7 @@ import numpy as np
 from ...models import with_max_tokens
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..registry import suite
 from ..routing import Trace, busiest_over_mean
@@ -64,7 +65,8 @@ COLUMNS = (
 
 @dataclass
 class PatternTimes:
-    """One pattern. times, idle: way -> [world, iterations] seconds of calls, and idle seconds in them; wait: way ->
+    """One pattern. times, idle, core: way -> [world, iterations] seconds of calls, idle seconds in them, and the share
+    of its core that each rank had; wait: way ->
     [world, world] mean seconds per call that a rank waited for a peer; kept: way -> share of the rows for other ranks'
     experts that did not move; rows: [world] of each rank's experts."""
 
@@ -72,6 +74,7 @@ class PatternTimes:
     tokens: int
     times: dict[Way, np.ndarray]
     idle: dict[Way, np.ndarray]
+    core: dict[Way, np.ndarray]
     wait: dict[Way, np.ndarray]
     kept: dict[Way, float]
     rows: np.ndarray
@@ -88,7 +91,7 @@ class Player:
         rank, alone = work.world.rank, pattern == ONE_SOURCE
         self.before = work.typed(work.call(int(rank == 0), "uniform", 0)) if alone else None
         self.after = work.typed(work.call(1, "uniform", 0)) if alone else None
-        self.stats: dict[Way, list[Any]] = {way: [] for way in layers}
+        self.stats: dict[Way, dict[int, Any]] = {way: {} for way in layers}
         truth = work.oracle(call)
         self.outputs = {way: np.array(execute(layer, call)) for way, layer in layers.items()}
         self.errors = {way: work.error(y, truth) for way, y in self.outputs.items()}
@@ -103,25 +106,28 @@ class Player:
             execute(self.layers[way], self.before)
         _, self._last = execute(self.layers[way], self.call, self.out, return_stats=True)
 
-    def note(self, way: Way, elapsed: float) -> None:
-        """Record the idle seconds of this rank's workers until the end of its own call; `idle_share` adds the rest."""
+    def note(self, way: Way, i: int, elapsed: float) -> None:
+        """Record iteration i's idle seconds of this rank's workers until the end of its own call; `idle_share` adds the
+        rest."""
         s = self._last
         outside = s.workers * (elapsed - s.call_seconds)
         remote = sum(s.rows_to_peer) - s.rows_to_peer[self.work.world.rank]
-        self.stats[way].append((s.idle_seconds + outside, s.wait_seconds_by_peer, sum(s.kept_rows_to_peer), remote))
+        self.stats[way][i] = s.idle_seconds + outside, s.wait_seconds_by_peer, sum(s.kept_rows_to_peer), remote
         self.right &= np.array_equal(self.out, self.outputs[way])
         if self.after is not None:
             execute(self.layers[way], self.after)
 
-    def measured(self, times: dict[Way, np.ndarray]) -> PatternTimes:
-        """The pattern's times on all ranks. times: way -> [iterations] seconds on this rank. Collective."""
-        world, stats = self.work.world, self.stats
+    def measured(self, times: dict[Way, np.ndarray], core: dict[Way, np.ndarray]) -> PatternTimes:
+        """The pattern's times on all ranks. times: way -> [iterations] seconds on this rank; core: way -> [world,
+        iterations] shares. Collective."""
+        world, stats = self.work.world, {way: list(each.values()) for way, each in self.stats.items()}
         moved = {way: np.sum(world.allgather(stats[way][-1][2:]), axis=0) for way in self.layers}
         return PatternTimes(
             self.pattern,
             int(world.largest(len(self.call.x))),
             {way: gathered(world, t) for way, t in times.items()},
             {way: gathered(world, np.array([s[0] for s in stats[way]])) for way in self.layers},
+            core,
             {way: np.array(world.allgather(np.mean([s[1] for s in stats[way]], axis=0))) for way in self.layers},
             {way: float(kept / max(1, remote)) for way, (kept, remote) in moved.items()},
             np.bincount(self.work.placement, self.work.rows(self.work.routed(self.call)[0]), world.size).astype(
@@ -204,8 +210,12 @@ def _measure(ctx: Context, players: list[Player], ways: list[Way]) -> list[Patte
     calls: dict[str, Callable[[], object]] = {name: partial(p.play, way) for name, (p, way) in of.items()}
     ctx.report("in turns", 0.5)
     count = iterations(ctx.world, calls, 0.8 * ctx.left(), warmup=ctx.options.warmup, asked=ctx.options.iters)
-    times = in_turns(ctx.world, calls, count, lambda name, i, elapsed: of[name][0].note(of[name][1], elapsed))
-    return [p.measured({way: times[f"{p.pattern}, {way}"] for way in ways}) for p in players]
+    times = in_turns(ctx.world, calls, count, lambda name, i, elapsed: of[name][0].note(of[name][1], i, elapsed))
+
+    def of_each(kept: dict[str, np.ndarray], p: Player) -> dict[Way, np.ndarray]:
+        return {way: kept[f"{p.pattern}, {way}"] for way in ways}
+
+    return [p.measured(of_each(times, p), of_each(times.core, p)) for p in players]
 
 
 def idle_share(times: np.ndarray, idle: np.ndarray, workers: int) -> np.ndarray:
@@ -251,6 +261,7 @@ def _records(work: Workload, m: PatternTimes, even: PatternTimes, workers: int) 
                 "iterations": t.shape[1],
                 "error": m.errors[way],
                 "check": VERDICTS[m.right and work.passes(m.errors[way])],
+                **mark(m.core[way]),
             }
         )
     return records
@@ -265,7 +276,7 @@ def _table(ctx: Context, done: list[PatternTimes], ways: list[Way], threads: int
         """[pattern][schedule][moves] of a field of `PatternTimes`."""
         return [[[getattr(m, values).get((s, way)) for way in moves] for s in schedules] for m in done]
 
-    times, idle = padded([of("times"), of("idle")])
+    times, idle, core = padded([of("times"), of("idle"), of("core")])
     table = Table("idle", attributes={"shape": str(ctx.shape()), "threads": threads, "late": LATE})
     table.dim("pattern", [m.pattern for m in done]).dim("schedule", schedules).dim("moves", moves)
     table.dim("rank", np.arange(world)).dim("peer", np.arange(world)).dim("iteration", np.arange(times.shape[-1]))
@@ -274,6 +285,7 @@ def _table(ctx: Context, done: list[PatternTimes], ways: list[Way], threads: int
     table.add(
         "idle_time", (*way, "rank", "iteration"), idle, "s", "workers' time without a runnable tile, to its own end"
     )
+    table.add("core_share", (*way, "rank", "iteration"), core, "1", CORE_SHARE)
     table.add(
         "wait_time", (*way, "rank", "peer"), padded(of("wait")), "s", "mean time a call that a rank waited for a peer"
     )

@@ -11,6 +11,8 @@ for the slowest rank over iterations:
                          is hidden behind arithmetic; the rest is routing, copies, waits and imbalance. Above 1 where
                          rows do not move (`MoE(moves="auto")`) and the busiest rank's are computed by others
 
+    limit                what most limits the call: `limit` below
+
 The 2025 paper gives the same name to T(2 ranks) / T(N ranks) under weak scaling, which needs several runs. Every
 output is checked against the float64 oracle.
 """
@@ -26,13 +28,16 @@ import numpy as np
 from ...results import Table
 from .. import bounds
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..registry import suite
+from ..routing import busiest_over_mean
 from ..workload import Call, Workload, execute
 
 ALONE = "experts alone"
 COLUMNS = (
     Column("tokens", "tokens\n/rank", "d"),
+    Column("busiest_over_mean", "busiest rank\n/ mean rows", ".2f"),
     Column("schedule", "schedule"),
     Column("median_ms", "median\nms", ".3f"),
     Column("p95_ms", "p95\nms", ".3f"),
@@ -42,6 +47,7 @@ COLUMNS = (
     Column("share_of_peak", "of FMA\npeak", ".0%"),
     Column("overlap_efficiency", "overlap\nefficiency", ".0%"),
     Column("speedup_over_bulk", "against\nbulk", ".2f"),
+    Column("limit", "limit"),
     Column("iterations", "calls", "d"),
     ERROR,
     CHECK,
@@ -50,11 +56,15 @@ COLUMNS = (
 
 @dataclass
 class LayerTimes:
-    """One token count. times: schedule -> [world, iterations] seconds; alone: the same for the experts alone; rows:
-    [E]; peak: [world] GFLOP/s."""
+    """One token count. imbalance: rows of the busiest rank over the mean; reading: seconds in which it can read its
+    experts' weights from memory; times: schedule -> [world, iterations] seconds; core: the same, each rank's share of
+    its core; alone: times of the experts alone; rows: [E]; peak: [world] GFLOP/s."""
 
     tokens: int
+    imbalance: float
+    reading: float
     times: dict[str, np.ndarray]
+    core: dict[str, np.ndarray]
     alone: np.ndarray
     errors: dict[str, float]
     same_bits: bool
@@ -76,11 +86,12 @@ def run(ctx: Context) -> Result:
     stacked = work.weights()
     layers = {s: work.layer(s, ctx.options.threads, stacked, moves=ctx.options.moves) for s in ctx.options.schedules}
     try:
+        bandwidth = bounds.weight_bandwidth(ctx.world, next(iter(layers.values())).threads)
         done = []
         for i, tokens in enumerate(shape.tokens):
             ctx.report(f"{tokens} tokens", i / len(shape.tokens))
             call = work.typed(_call(ctx, work, tokens))
-            done.append(_measure(ctx, work, layers, call, tokens, ctx.left() / (len(shape.tokens) - i)))
+            done.append(_measure(ctx, work, layers, call, tokens, ctx.left() / (len(shape.tokens) - i), bandwidth))
     finally:
         for layer in layers.values():
             layer.close()
@@ -91,6 +102,7 @@ def run(ctx: Context) -> Result:
     )
     sheet.records = [record for m in done for record in m.records]
     best = float(np.max([m.peak.mean() for m in done]))
+    sheet.notes += [_sentence(m.tokens, m.records[-1]) for m in done]
     sheet.notes.append(f"FMA peak measured between the calls: {best:.1f} GFLOP/s per rank, all workers at once")
     return Result(all(m.ok for m in done), [sheet], [_table(ctx, work, done, threads)])
 
@@ -109,6 +121,7 @@ def _measure(
     call: Call,
     tokens: int,
     seconds: float,
+    bandwidth: float,
 ) -> LayerTimes:
     truth = work.oracle(call)
     outputs = {s: np.array(execute(layer, call)) for s, layer in layers.items()}
@@ -127,15 +140,41 @@ def _measure(
         if i == count - 1 and name != ALONE and not np.array_equal(out, outputs[name]):
             wrong.append(name)
 
-    times = {name: gathered(ctx.world, t) for name, t in in_turns(ctx.world, calls, count, compare).items()}
+    taken = in_turns(ctx.world, calls, count, compare)
+    times = {name: gathered(ctx.world, t) for name, t in taken.items()}
     alone.close()
     after = bounds.peak(ctx.world, threads)
     first = next(iter(outputs.values()))
     same = ctx.world.every(not wrong and all(np.array_equal(first, y) for y in outputs.values()))
     peak = np.array(ctx.world.allgather((before + after) / 2))
-    measured = LayerTimes(tokens, times, times.pop(ALONE), errors, same, rows, peak)
+    each = np.bincount(work.placement, rows, ctx.world.size)
+    reading = ctx.world.allgather(work.expert_bytes * int((rows[work.local] > 0).sum()) / bandwidth)
+    imbalance, busiest = busiest_over_mean(each), int(each.argmax())
+    measured = LayerTimes(
+        tokens, imbalance, reading[busiest], times, taken.core, times.pop(ALONE), errors, same, rows, peak
+    )
     measured.records = [_record(work, measured, s) for s in layers]
     return measured
+
+
+def limit(call: float, alone: float, imbalance: float, reading: float, arithmetic: float) -> str:
+    """What most limits a call, of its seconds: the larger of what no communication and no imbalance would save, if that
+    is a tenth; else the weights' bytes, if the experts take as long as reading them and their arithmetic does not.
+
+    alone, reading, arithmetic: seconds of the busiest rank's experts alone, of reading their weights from memory, and
+    of their arithmetic at the peak. imbalance: its rows over the mean.
+    """
+    saved = {"communication": call - alone, "imbalance": min(alone, call) * (1 - 1 / imbalance)}
+    most = max(saved, key=lambda name: saved[name])
+    if saved[most] >= call / 10:
+        return most
+    return "weights' bytes" if arithmetic < reading <= alone / 0.8 else "arithmetic"
+
+
+def _sentence(tokens: int, record: dict[str, Any]) -> str:
+    """The limit of a call of one schedule, in words."""
+    factor = f", {record['busiest_over_mean']:.2f}x" if record["limit"] == "imbalance" else ""
+    return f"{tokens} tokens per rank, {record['schedule']}: limited by {record['limit']}{factor}"
 
 
 def _record(work: Workload, m: LayerTimes, schedule: str) -> dict[str, Any]:
@@ -144,8 +183,11 @@ def _record(work: Workload, m: LayerTimes, schedule: str) -> dict[str, Any]:
     rate = float(m.rows.sum()) * work.flops_per_row / world / summary.median / 1e9
     busiest = float(np.median(m.alone, axis=1).max())
     bulk = Statistics.of(m.times["bulk"]).median if "bulk" in m.times else None
+    arithmetic = m.imbalance * float(m.rows.sum()) * work.flops_per_row / world / float(m.peak.mean()) / 1e9
     return {
         "tokens": m.tokens,
+        "busiest_over_mean": m.imbalance,
+        "limit": limit(summary.median, busiest, m.imbalance, m.reading, arithmetic),
         "schedule": schedule,
         "median_ms": summary.median * 1e3,
         "p95_ms": summary.p95 * 1e3,
@@ -159,6 +201,7 @@ def _record(work: Workload, m: LayerTimes, schedule: str) -> dict[str, Any]:
         "error": m.errors[schedule],
         "same_bits": m.same_bits,
         "check": VERDICTS[work.passes(m.errors[schedule]) and m.same_bits],
+        **mark(m.core[schedule]),
     }
 
 
@@ -174,6 +217,8 @@ def _table(ctx: Context, work: Workload, done: list[LayerTimes], threads: int) -
     table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(seconds.shape[-1]))
     table.dim("expert", np.arange(work.cfg.experts))
     table.add("call_time", ("tokens", "schedule", "rank", "iteration"), seconds, "s", "one layer call on one rank")
+    core = padded([[m.core[s] for s in schedules] for m in done])
+    table.add("core_share", ("tokens", "schedule", "rank", "iteration"), core, "1", CORE_SHARE)
     table.add("experts_time", ("tokens", "rank", "iteration"), alone, "s", "the same rows' arithmetic alone")
     table.add("rows", ("tokens", "expert"), [m.rows for m in done], "1", "rows of each expert over all ranks")
     table.add("peak", ("tokens", "rank"), [m.peak for m in done], "GFLOP/s", "multiply-adds in registers")

@@ -30,6 +30,7 @@ from ...primitives import isa
 from ...results import Table
 from ..bounds import ExpertPhase
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..disturbance import CORE_SHARE, mark
 from ..measure import gathered, in_turns, iterations, padded
 from ..registry import suite
 from ..workload import Call, Workload, execute
@@ -90,10 +91,12 @@ SAME = (
 
 @dataclass
 class PointTimes:
-    """times, idle: schedule -> [world, iterations] seconds of calls, and idle seconds in them."""
+    """times, idle, core: schedule -> [world, iterations] seconds of calls, idle seconds in them, and each rank's share
+    of its core."""
 
     times: dict[str, np.ndarray]
     idle: dict[str, np.ndarray]
+    core: dict[str, np.ndarray]
 
     def median(self, schedule: str) -> float:
         return float(np.median(self.times[schedule].max(axis=0)))
@@ -136,7 +139,7 @@ class Match:
     def measure(self, count: int) -> PointTimes:
         """Both schedules in turns, `count` times. Collective."""
         world = self.work.world
-        idle: dict[str, list[float]] = {s: [] for s in self.layers}
+        idle = {s: np.empty(count) for s in self.layers}
         last: dict[str, Any] = {}
 
         def play(schedule: str) -> None:
@@ -144,14 +147,15 @@ class Match:
 
         def note(schedule: str, i: int, elapsed: float) -> None:
             s = last[schedule]
-            idle[schedule].append(s.idle_seconds + s.workers * (elapsed - s.call_seconds))
+            idle[schedule][i] = s.idle_seconds + s.workers * (elapsed - s.call_seconds)
             self.right &= np.array_equal(self.out, self.wanted)
 
         calls: dict[str, Any] = {s: partial(play, s) for s in self.layers}
         times = in_turns(world, calls, count, note)
         return PointTimes(
             {s: gathered(world, t) for s, t in times.items()},
-            {s: gathered(world, np.array(idle[s])) for s in times},
+            {s: gathered(world, idle[s]) for s in times},
+            times.core,
         )
 
 
@@ -357,6 +361,7 @@ def _record(m: CaseTimes, point: tuple[float, float], t: PointTimes, copy: float
         "iterations": t.times["fused"].shape[1],
         "error": max(m.errors.values()),
         "check": VERDICTS[m.right],
+        **mark(np.concatenate(list(t.core.values()), axis=1)),
     }
 
 
@@ -394,6 +399,7 @@ def _table(ctx: Context, done: list[CaseTimes], links: list[dict[str, Any]]) -> 
     dims = ("case", "alpha", "rate", "schedule", "rank", "iteration")
     table.add("call_time", dims, times, "s", "one layer call on one rank")
     table.add("idle_time", dims, of("idle"), "s", "workers' time without a runnable tile, to its own end")
+    table.add("core_share", dims, of("core"), "1", CORE_SHARE)
     table.add("experts_time", "case", [m.alone for m in done], "s", "the busiest rank's experts alone")
     table.add(
         "bound", ("case", "alpha", "rate"), _bounds(done, alphas, rates, links[0]["copy_gb_per_s"]), "s",

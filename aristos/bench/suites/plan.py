@@ -35,7 +35,8 @@ from ...planner.cost import evaluate, link_of
 from ...results import Table
 from .. import bounds, ring
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import gathered, in_turns, iterations
+from ..disturbance import CORE_SHARE, mark
+from ..measure import gathered, in_turns, iterations, placed
 from ..registry import suite
 from ..slow_links import SlowLinks
 from ..workload import Call, Workload
@@ -63,7 +64,8 @@ COLUMNS = (
 
 @dataclass
 class Entry:
-    """One partition. names: the plans that chose it. compute, links, times: seconds of each call, on this rank."""
+    """One partition. names: the plans that chose it. compute, links, times: seconds of each call, on this rank. core:
+    [world, iterations] share of its core that each rank had in the stage."""
 
     names: list[str]
     plan: Plan
@@ -71,6 +73,7 @@ class Entry:
     links: list[float] = field(default_factory=list)
     sent: list[tuple[int, int, int]] = field(default_factory=list)  # bytes, puts, flushes
     times: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    core: NDArray[np.float64] | None = None
     error: float = np.inf
     right: bool = True
 
@@ -283,6 +286,8 @@ def _measure(ctx: Context, runs: list[_Running], outputs: list[np.ndarray]) -> N
         number, what = name.split()
         each = runs[int(number)]
         if what == "stage":
+            for values in (each.entry.compute, each.entry.links, each.entry.sent):
+                placed(values, i)
             ctx.report(f"{each.entry.name}, call {i + 1} of {count}", i / count)
             if i == count - 1:
                 each.entry.right &= np.array_equal(each.out, outputs[int(number)])
@@ -290,6 +295,7 @@ def _measure(ctx: Context, runs: list[_Running], outputs: list[np.ndarray]) -> N
     times = in_turns(ctx.world, calls, count, compare)
     for i, each in enumerate(runs):
         each.entry.right &= each.sums_agree()
+        each.entry.core = times.core[f"{i} stage"]
         for what in ("stage", "ring", "mpi"):
             each.entry.times[what] = gathered(ctx.world, times[f"{i} {what}"])
 
@@ -327,6 +333,7 @@ def _table(
     table.add("alpha", pair, problem.alpha_us * 1e-6, "s", "set latency of a flush")
     table.add("beta", pair, problem.beta_us_per_mib * 1e-6, "s/MiB", "set time of a put's bytes")
     table.add("stage_time", each, stage, "s", "one layer call on one rank")
+    table.add("core_share", each, np.array([e.core for e in entries]), "1", CORE_SHARE)
     table.add("compute_time", each, compute, "s", "of it, in experts")
     table.add("link_time", each, waited, "s", "of it, waiting for the set delays")
     for i, (what, text) in enumerate((("bytes", "put"), ("puts", "made"), ("flushes", "made"))):
@@ -356,7 +363,7 @@ def _table(
             record = {"plan": e.name, "groups": e.plan.groups, "term": term, "measured_ms": took * 1e3}
             record["predicted_ms"] = None if prediction is None else float(prediction) / 1e3
             record["ratio"] = took * 1e6 / float(prediction) if prediction else None
-            records.append({**record, "iterations": stage.shape[-1], "error": e.error, "check": check})
+            records.append({**record, "iterations": stage.shape[-1], "error": e.error, "check": check, **mark(e.core)})
     return table, records
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from ...results import Table
 from .. import fit
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
+from ..disturbance import PAIR_SHARE, mark_pairs
 from ..pairs import ACK, FLAG, Pairs, Side, add_transports, bytes_text, deadline, slot_bytes
 from ..registry import suite
 
@@ -57,6 +58,7 @@ def run(ctx: Context) -> Result:
         sizes = [n for n in SIZES if n <= pairs.capacity]
         most = ctx.options.iters or SAMPLES
         times = np.full((2, world.size, len(sizes), most), np.nan)  # [latency or bandwidth, target, size, sample]
+        core = np.full((2, world.size, 2, len(sizes)), np.nan)  # [latency or bandwidth, target, end of the pair, size]
         right = np.ones(len(sizes), bool)
         each = 0.8 * ctx.budget / (len(pairs.rounds) * len(sizes) * 2)
         for number, side in pairs.sides():
@@ -66,14 +68,16 @@ def run(ctx: Context) -> Result:
                     if side is None:
                         continue
                     flight = _flight(pairs.capacity, size) if kind else 1
-                    taken = side.samples(partial(cell, side, size, flight), each, most, ctx.options.iters)
+                    taken, shares = side.samples(partial(cell, side, size, flight), each, most, ctx.options.iters)
                     right[j] &= side.verdict(partial(landed, side, size, flight))
                     if side.first:
                         times[kind, side.target, j, : taken.size] = taken * 1e-9 / flight
+                        core[kind, side.target, :, j] = shares
         flights = [_flight(pairs.capacity, n) for n in sizes]
         transports = pairs.transports()
     latency, bandwidth = np.stack(world.allgather(times), axis=1)
-    return _result(ctx, sizes, flights, latency, bandwidth, right, transports)
+    shares = np.fmin(*np.stack(world.allgather(core), axis=1))  # [origin, target, end, size]
+    return _result(ctx, sizes, flights, latency, bandwidth, shares, right, transports)
 
 
 def _flight(capacity: int, size: int) -> int:
@@ -117,19 +121,31 @@ def _result(
     flights: list[int],
     latency: np.ndarray,
     bandwidth: np.ndarray,
+    core: np.ndarray,
     right: np.ndarray,
     transports: dict[str, np.ndarray],
 ) -> Result:
-    """latency, bandwidth: [origin, target, size, sample] seconds per put."""
+    """latency, bandwidth: [origin, target, size, sample] seconds per put. core: [origin, target, end, size]."""
     good = np.logical_and.reduce(ctx.world.allgather(right))
-    sheets = [_sheet(ctx, name, sizes, latency[pairs], bandwidth[pairs], good) for name, pairs in transports.items()]
-    return Result(bool(good.all()), sheets, [_table(ctx, sizes, flights, latency, bandwidth, transports)])
+    sheets = [
+        _sheet(ctx, name, sizes, latency[pairs], bandwidth[pairs], core, pairs, good)
+        for name, pairs in transports.items()
+    ]
+    return Result(bool(good.all()), sheets, [_table(ctx, sizes, flights, latency, bandwidth, core, transports)])
 
 
 def _sheet(
-    ctx: Context, transport: str, sizes: list[int], latency: np.ndarray, bandwidth: np.ndarray, good: np.ndarray
+    ctx: Context,
+    transport: str,
+    sizes: list[int],
+    latency: np.ndarray,
+    bandwidth: np.ndarray,
+    core: np.ndarray,
+    pairs: np.ndarray,
+    good: np.ndarray,
 ) -> Sheet:
-    """latency, bandwidth: [pair, size, sample] seconds per put, of one transport."""
+    """latency, bandwidth: [pair, size, sample] seconds per put, of the pairs [W, W] of one transport. core: [origin,
+    target, end, size]."""
     median, each = np.nanmedian(latency, axis=-1), np.nanmedian(bandwidth, axis=-1)  # [pair, size]
     whole = fit.alpha_beta(sizes, np.median(median, axis=0))
     title = f"put by {transport}: {len(median)} ordered pairs of {ctx.world.size} ranks, medians over pairs"
@@ -147,6 +163,7 @@ def _sheet(
                 "slowest_pair_gbs": size / float(each[:, j].max()) / 1e9,
                 "fitted_us": float(whole(size)) * 1e6,
                 "check": VERDICTS[bool(good[j])],
+                **mark_pairs(core[..., j], pairs),
             }
         )
     for segment in whole.segments:
@@ -162,6 +179,7 @@ def _table(
     flights: list[int],
     latency: np.ndarray,
     bandwidth: np.ndarray,
+    core: np.ndarray,
     transports: dict[str, np.ndarray],
 ) -> Table:
     ranks = np.arange(ctx.world.size)
@@ -171,6 +189,8 @@ def _table(
     over = ("origin", "target", "size", "iteration")
     table.add("latency", over, latency, "s", "one put and a quiet")
     table.add("put_time", over, bandwidth, "s", "time a put with several in flight")
+    table.dim("end", ["origin", "target"])
+    table.add("core_share", ("origin", "target", "end", "size"), core, "1", PAIR_SHARE)
     table.add("in_flight", "size", flights, "1", "puts before a quiet for put_time")
     values = np.full((3, ctx.world.size, ctx.world.size, 2), np.nan)
     residual = np.full((ctx.world.size, ctx.world.size), np.nan)

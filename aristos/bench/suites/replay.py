@@ -23,7 +23,8 @@ from ...errors import InputError
 from ...models import with_max_tokens
 from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Statistics, gathered, in_turns
+from ..disturbance import CORE_SHARE, mark
+from ..measure import Statistics, gathered, in_order, rotated
 from ..registry import suite
 from ..routing import Trace, busiest_over_mean
 from ..workload import Call, Workload, execute
@@ -52,10 +53,12 @@ COLUMNS = (
 
 @dataclass
 class Phase:
-    """times: [schedule, world, step, pass] seconds; tokens: [step], all ranks; rows: [step, world]; layers: [step]."""
+    """times, core: [schedule, world, step, pass] seconds, and shares of the ranks' cores; tokens: [step], all ranks;
+    rows: [step, world]; layers: [step]."""
 
     name: str
     times: np.ndarray
+    core: np.ndarray
     tokens: np.ndarray
     rows: np.ndarray
     layers: np.ndarray
@@ -137,33 +140,50 @@ def _phase(
         each = ctx.world.largest(time.perf_counter() - start) / len(calls)
         steps = min(steps, max(FEWEST_STEPS, int(0.5 * seconds / each)))
     left = ctx.world.bcast(seconds - (time.perf_counter() - start))
-    times, same = _play(ctx, layers, calls, outputs, left)
+    times, core, same = _play(ctx, layers, calls, outputs, left)
     rows = np.array([np.bincount(work.placement, work.rows(work.routed(c)[0]), ctx.world.size) for c in calls])
     right = ctx.world.every(right and same) and all(work.passes(e) for e in errors.values())
     tokens = np.sum(ctx.world.allgather([len(c.x) for c in calls]), axis=0)
-    return Phase(name, times, tokens, rows.astype(np.int64), np.array(recorded), list(errors.values()), right)
+    return Phase(name, times, core, tokens, rows.astype(np.int64), np.array(recorded), list(errors.values()), right)
 
 
 def _play(
     ctx: Context, layers: dict[str, Any], calls: list[Call], outputs: list[dict[str, np.ndarray]], seconds: float
-) -> tuple[np.ndarray, bool]:
-    """([schedule, world, step, pass] seconds, whether the timed outputs have the checked bits)."""
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """([schedule, world, step, pass] seconds, the same of the ranks' shares of their cores, whether the timed outputs
+    have the checked bits)."""
     passes: list[np.ndarray] = []
+    cores: list[np.ndarray] = []
     buffers = [np.empty_like(c.x) for c in calls]
-    start, same, wanted = time.perf_counter(), True, ctx.options.iters or MOST_PASSES
+    play: dict[str, Any] = {
+        named(i, s): partial(execute, moe, calls[i], buffers[i]) for i in range(len(calls)) for s, moe in layers.items()
+    }
+    wrong: list[str] = []
+
+    def compare(name: str, _: int, elapsed: float) -> None:
+        i, schedule = name.split()
+        if not np.array_equal(buffers[int(i)], outputs[int(i)][schedule]):
+            wrong.append(name)
+
+    start, wanted = time.perf_counter(), ctx.options.iters or MOST_PASSES
     while len(passes) < wanted:
-        times = []
-        for call, buffer, out in zip(calls, buffers, outputs):
-            play: dict[str, Any] = {s: partial(execute, moe, call, buffer) for s, moe in layers.items()}
-            times.append(list(in_turns(ctx.world, play, 1, turn=len(passes)).values()))
-            same &= np.array_equal(buffer, next(reversed(out.values())))
-        passes.append(np.array(times)[:, :, 0].T)  # [schedule, step]
+        order = [(named(i, s), 0) for i in range(len(calls)) for s in rotated(list(layers), len(passes))]
+        taken = in_order(ctx.world, play, order, compare)
+        passes.append(np.array([[taken[named(i, s)][0] for i in range(len(calls))] for s in layers]))
+        shares = [[taken.core[named(i, s)][:, 0] for i in range(len(calls))] for s in layers]
+        cores.append(np.moveaxis(np.array(shares), 1, -1))  # [schedule, world, step]
         spent = ctx.world.bcast(time.perf_counter() - start)
         if ctx.options.iters is None and spent * (len(passes) + 1) / len(passes) > seconds:
             break
     if len(passes) > 1:
-        passes = passes[1:]  # the first pass is warm-up
-    return np.moveaxis(gathered(ctx.world, np.stack(passes, axis=-1)), -2, 1), same
+        passes, cores = passes[1:], cores[1:]  # the first pass is warm-up
+    found = np.moveaxis(gathered(ctx.world, np.stack(passes, axis=-1)), -2, 1)
+    return found, np.stack(cores, axis=-1), not wrong
+
+
+def named(step: int, schedule: str) -> str:
+    """The name of a step's call of a schedule."""
+    return f"{step} {schedule}"
 
 
 def _records(work: Workload, phase: Phase, schedules: list[str]) -> list[dict[str, Any]]:
@@ -171,7 +191,7 @@ def _records(work: Workload, phase: Phase, schedules: list[str]) -> list[dict[st
     summaries = {s: Statistics.of(t) for s, t in flat.items()}
     skew = [busiest_over_mean(rows) for rows in phase.rows]
     records = []
-    for s, error in zip(schedules, phase.errors):
+    for s, error, had in zip(schedules, phase.errors, phase.core):
         total = float(flat[s].max(axis=0).sum()) / phase.times.shape[-1]
         records.append(
             {
@@ -189,6 +209,7 @@ def _records(work: Workload, phase: Phase, schedules: list[str]) -> list[dict[st
                 "passes": phase.times.shape[-1],
                 "error": error,
                 "check": VERDICTS[phase.right and work.passes(error)],
+                **mark(had.reshape(len(had), -1)),
             }
         )
     return records
@@ -200,6 +221,7 @@ def _table(ctx: Context, phase: Phase, schedules: list[str]) -> Table:
     table.dim("schedule", schedules).dim("rank", np.arange(world)).dim("step", np.arange(steps))
     table.dim("pass", np.arange(passes))
     table.add("call_time", ("schedule", "rank", "step", "pass"), phase.times, "s", "one layer call on one rank")
+    table.add("core_share", ("schedule", "rank", "step", "pass"), phase.core, "1", CORE_SHARE)
     table.add("tokens", "step", phase.tokens, "1", "tokens of all ranks")
     table.add("layer", "step", phase.layers, "1", "recorded layer whose routing the step has")
     table.add("rows", ("step", "rank"), phase.rows, "1", "rows the rank's experts compute")

@@ -17,6 +17,7 @@ import numpy as np
 
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
+from ..disturbance import PAIR_SHARE, mark_pairs
 from ..pairs import CREDIT, PING, PONG, TAIL, Pairs, Side, add_transports, bytes_text, deadline, slot_bytes
 from ..registry import suite
 
@@ -66,6 +67,7 @@ def run(ctx: Context) -> Result:
         most = ctx.options.iters or SAMPLES
         trips = np.full((world.size, len(sizes), most), np.nan)
         rates = np.full((world.size, len(messages), most), np.nan)
+        core = np.full((world.size, 2, len(sizes) + len(messages)), np.nan)  # [target, end of the pair, size]
         right = np.ones((2, max(len(sizes), len(messages))), bool)
         each = 0.8 * ctx.budget / (len(pairs.rounds) * (len(sizes) + len(messages)))
         for number, side in pairs.sides():
@@ -74,19 +76,24 @@ def run(ctx: Context) -> Result:
                 continue
             for j, size in enumerate(sizes):
                 repeats = _repeats(side, size, each)
-                taken, fine = side.samples(partial(_trips, side, size, repeats), each, most, ctx.options.iters)
+                (taken, fine), shares = side.samples(
+                    partial(_trips, side, size, repeats), each, most, ctx.options.iters
+                )
                 right[0, j] &= fine
                 if side.first:
                     trips[side.target, j, : taken.size] = taken * 1e-9 / repeats
+                    core[side.target, :, j] = shares
             for j, size in enumerate(messages):
-                taken, fine = side.samples(partial(_stream, side, size), each, most, ctx.options.iters)
+                (taken, fine), shares = side.samples(partial(_stream, side, size), each, most, ctx.options.iters)
                 right[1, j] &= fine
                 if side.first:
                     rates[side.target, j, : taken.size] = taken * 1e-9 / MESSAGES
+                    core[side.target, :, len(sizes) + j] = shares
         transports = pairs.transports()
     all_right = np.logical_and.reduce(world.allgather(right))
     times = np.stack(world.allgather(trips)), np.stack(world.allgather(rates))
-    return _result(ctx, sizes, messages, *times, all_right, transports)
+    both = np.split(np.stack(world.allgather(core)), [len(sizes)], axis=-1)
+    return _result(ctx, sizes, messages, *times, both, all_right, transports)
 
 
 def _repeats(side: Side, size: int, seconds: float) -> int:
@@ -167,26 +174,39 @@ def _result(
     messages: list[int],
     trips: np.ndarray,
     rates: np.ndarray,
+    core: list[np.ndarray],
     right: np.ndarray,
     transports: dict[str, np.ndarray],
 ) -> Result:
-    """trips: [origin, target, size, sample] seconds per round trip; rates: the same, seconds per message."""
+    """trips: [origin, target, size, sample] seconds per round trip; rates: the same, seconds per message. core: shares
+    of both, [origin, target, end, size]."""
     sheets = []
     for name, pairs in transports.items():
-        sheets.append(_trip_sheet(ctx, name, sizes, trips[pairs], right[0]))
-        sheets.append(_rate_sheet(name, messages, rates[pairs], right[1]))
+        sheets.append(_trip_sheet(ctx, name, sizes, trips[pairs], core[0], pairs, right[0]))
+        sheets.append(_rate_sheet(name, messages, rates[pairs], core[1], pairs, right[1]))
     ranks = np.arange(ctx.world.size)
     table = Table("signal", attributes={"most_repeats": REPEATS, "messages": MESSAGES, "ring_slots": RING})
     table.dim("origin", ranks).dim("target", ranks).dim("iteration", np.arange(trips.shape[-1]))
     table.dim("size", sizes, "B", "payload of a round trip").dim("message_size", messages, "B", "payload of a message")
     table.add("round_trip", ("origin", "target", "size", "iteration"), trips, "s", "there and back, mean of a sample")
     table.add("message_time", ("origin", "target", "message_size", "iteration"), rates, "s", "time a message")
+    table.dim("end", ["origin", "target"])
+    for name, kept, of in (("trip", core[0], "size"), ("message", core[1], "message_size")):
+        table.add(f"{name}_core_share", ("origin", "target", "end", of), kept, "1", PAIR_SHARE)
     add_transports(table, transports)
     return Result(bool(right.all()), sheets, [table])
 
 
-def _trip_sheet(ctx: Context, transport: str, sizes: list[int], trips: np.ndarray, right: np.ndarray) -> Sheet:
-    """trips: [pair, size, sample] seconds per round trip."""
+def _trip_sheet(
+    ctx: Context,
+    transport: str,
+    sizes: list[int],
+    trips: np.ndarray,
+    core: np.ndarray,
+    pairs: np.ndarray,
+    right: np.ndarray,
+) -> Sheet:
+    """trips: [pair, size, sample] seconds per round trip, of the pairs [W, W]. core: [origin, target, end, size]."""
     trip = np.nanmedian(trips, axis=-1)
     title = f"signal by {transport}: round trips, {len(trip)} ordered pairs of {ctx.world.size} ranks"
     sheet = Sheet(title, TRIPS)
@@ -201,13 +221,16 @@ def _trip_sheet(ctx: Context, transport: str, sizes: list[int], trips: np.ndarra
                 "fastest_pair_us": float(trip[:, j].min()) * 1e6,
                 "slowest_pair_us": float(trip[:, j].max()) * 1e6,
                 "check": VERDICTS[bool(right[j])],
+                **mark_pairs(core[..., j], pairs),
             }
         )
     return sheet
 
 
-def _rate_sheet(transport: str, messages: list[int], rates: np.ndarray, right: np.ndarray) -> Sheet:
-    """rates: [pair, size, sample] seconds per message."""
+def _rate_sheet(
+    transport: str, messages: list[int], rates: np.ndarray, core: np.ndarray, pairs: np.ndarray, right: np.ndarray
+) -> Sheet:
+    """rates: [pair, size, sample] seconds per message, of the pairs [W, W]. core: [origin, target, end, size]."""
     rate = np.nanmedian(rates, axis=-1)
     sheet = Sheet(f"signal by {transport}: message rate of one sender, ring of {RING} slots", RATES)
     for j, size in enumerate(messages):
@@ -221,6 +244,7 @@ def _rate_sheet(transport: str, messages: list[int], rates: np.ndarray, right: n
                 "slowest_pair_million_per_s": 1e-6 / float(rate[:, j].max()),
                 "bandwidth_gbs": size / typical / 1e9,
                 "check": VERDICTS[bool(right[j])],
+                **mark_pairs(core[..., j], pairs),
             }
         )
     return sheet

@@ -16,6 +16,7 @@ vectors. Layers of other dtypes are trained in float32.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +26,8 @@ from ... import _reference_backward, reference
 from ...results import Table
 from .. import bounds
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..measure import Statistics, gathered, in_turns, iterations, padded
+from ..disturbance import CORE_SHARE, mark
+from ..measure import Statistics, gathered, in_turns, iterations, padded, placed
 from ..registry import suite
 from ..workload import Call, Workload
 
@@ -53,6 +55,16 @@ class Steps:
     call: Call
     dy: np.ndarray
     seconds: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
+
+    def begin(self) -> Callable[[str, int, float], None]:
+        """Forget the steps so far; returns what `in_turns` does after each, so that `seconds` has one for each step."""
+        self.seconds = {part: [] for part in PARTS}
+
+        def note(name: str, i: int, elapsed: float) -> None:
+            for each in self.seconds.values():
+                placed(each, i)
+
+        return note
 
     def gradients(self) -> np.ndarray:
         """dx [S, H] of a forward and a backward call; the gradients of the layer's arrays are those of this call."""
@@ -88,7 +100,7 @@ def run(ctx: Context) -> Result:
         ranks_per_node=work.world.ranks_per_node, backend="cpu", train=True,
     )  # fmt: skip
     sheet = Sheet(f"training in float32: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
-    raw, peaks = [], []
+    raw, peaks, core = [], [], []
     try:
         for i, tokens in enumerate(shape.tokens):
             ctx.report(f"{tokens} tokens", i / len(shape.tokens))
@@ -100,15 +112,17 @@ def run(ctx: Context) -> Result:
             calls: dict[str, Any] = {STEP: steps}
             seconds = 0.8 * ctx.left() / (len(shape.tokens) - i)
             count = iterations(ctx.world, calls, seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
-            whole = in_turns(ctx.world, calls, count)[STEP]
-            times = {part: np.array(each[-count:]) for part, each in steps.seconds.items()} | {STEP: whole}
+            taken = in_turns(ctx.world, calls, count, steps.begin())
+            times = {part: np.array(each) for part, each in steps.seconds.items()} | {STEP: taken[STEP]}
+            core.append(taken.core[STEP])
             peaks.append(ctx.world.allgather((before + bounds.peak(ctx.world, moe.threads)) / 2))
             raw.append({part: gathered(ctx.world, each) for part, each in times.items()})
             rows = work.rows(work.routed(call)[0]).sum()
-            sheet.records.append(_record(work, tokens, raw[-1], float(np.mean(peaks[-1])), float(rows), error))
+            record = _record(work, tokens, raw[-1], float(np.mean(peaks[-1])), float(rows), error)
+            sheet.records.append(record | mark(core[-1]))
     finally:
         moe.close()
-    return Result(sheet.ok, [sheet], [_table(ctx, shape, raw, peaks)])
+    return Result(sheet.ok, [sheet], [_table(ctx, shape, raw, core, peaks)])
 
 
 def products(work: Workload) -> int:
@@ -162,7 +176,9 @@ def _error(work: Workload, steps: Steps) -> float:
     return work.world.largest(max(reference.error(got, dx), float(off.max(initial=0.0))))
 
 
-def _table(ctx: Context, shape: Any, raw: list[dict[str, np.ndarray]], peaks: list[list[float]]) -> Table:
+def _table(
+    ctx: Context, shape: Any, raw: list[dict[str, np.ndarray]], core: list[np.ndarray], peaks: list[list[float]]
+) -> Table:
     """Raw times."""
     parts = (*PARTS, STEP)
     seconds = padded([[times[part] for part in parts] for times in raw])
@@ -170,4 +186,5 @@ def _table(ctx: Context, shape: Any, raw: list[dict[str, np.ndarray]], peaks: li
     table.dim("tokens", list(shape.tokens), "1", "tokens per rank and step").dim("part", list(parts))
     table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(seconds.shape[-1]))
     table.add("time", ("tokens", "part", "rank", "iteration"), seconds, "s", "a part of a step on one rank")
+    table.add("core_share", ("tokens", "rank", "iteration"), padded(core), "1", CORE_SHARE)
     return table.add("peak", ("tokens", "rank"), peaks, "GFLOP/s", "multiply-adds in registers")

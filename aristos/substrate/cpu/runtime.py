@@ -226,8 +226,8 @@ class CpuRuntime(Runtime):
         epoch, origin, cause = map(int, arrivals.read_poison(job, self.state, peer))
         raise poisoned(self.group.rank, origin, epoch, cause, reporter=peer)
 
-    def _fail(self, job: np.ndarray, error: BaseException) -> None:
-        super()._fail(job, error)
+    def _fail(self, job: np.ndarray, error: BaseException, why: str) -> None:
+        super()._fail(job, error, why)
         assert self._workers is not None
         self._workers.gather()
 

@@ -1,0 +1,128 @@
+"""Whether timed calls had their cores: how long this process's threads were ready to run while others ran.
+
+Linux counts that time for every thread (/proc/self/task/*/schedstat). Where it does not, the calling thread's
+processor time is compared with the wall time if the thread was switched out against its will (getrusage). A thread
+that sleeps loses nothing. One that polls gives its core to any other that wants it, and that counts. Time that a
+hypervisor takes is not seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ENOUGH = 0.9  # of a core: a call in which a rank had less is disturbed
+MANY = 0.05  # of the calls: a row in which more are disturbed is marked, since its p95 is
+WORKS = 0.25  # of the calls' time: a thread that had less to do does not delay them
+CORE_SHARE = "share of its core that the rank had in the call"
+PAIR_SHARE = "share of its core that each end of the pair had, the least over repeated samples"
+SENTENCE = (
+    "disturbed: the rank named had only this share of its core, because other processes, or other ranks, ran there;"
+    " such times may be too long"
+)
+
+
+class Guard:
+    """Watches the calls of the thread that makes it. Use: `arm`, then `begin`, the call and `end`; at last `shares`."""
+
+    def __init__(self) -> None:
+        me = threading.get_native_id()
+        self._main = _opened(me)
+        tasks = os.listdir("/proc/self/task") if self._main is not None else []
+        self._others = [file for task in tasks if int(task) != me and (file := _opened(int(task))) is not None]
+        self._seconds: list[float] = []
+        self._lost: list[list[float]] = []  # of each call: seconds of each thread without a core, the caller's first
+        self._ran = np.zeros(len(self._others))
+        self._before: list[tuple[float, float]] = []
+        self._start = (0.0, 0.0)
+
+    def arm(self) -> None:
+        """Read the other threads' counts: slower than `begin`, so before the barrier."""
+        self._before = [_read(file) for file in self._others]
+
+    def begin(self) -> None:
+        """Read the calling thread's counts."""
+        self._start = _rusage() if self._main is None else _read(self._main)
+
+    def end(self, seconds: float) -> None:
+        """Note a call of `seconds`."""
+        if self._main is None:
+            ran, switched = _rusage()
+            lost = max(0.0, seconds - (ran - self._start[0])) if switched > self._start[1] else 0.0
+        else:
+            lost = _read(self._main)[1] - self._start[1]
+        after = [_read(file) for file in self._others]
+        self._ran += [b[0] - a[0] + b[1] - a[1] for a, b in zip(self._before, after)]
+        self._lost.append([lost, *(b[1] - a[1] for a, b in zip(self._before, after))])
+        self._seconds.append(seconds)
+
+    def shares(self) -> NDArray[np.float64]:
+        """The share of a core in each call [calls], 1 if none was delayed: the calling thread's, or that of the most
+        delayed of the threads that worked. Ends the watch."""
+        for file in [self._main, *self._others]:
+            if file is not None:
+                os.close(file)
+        seconds = np.array(self._seconds)
+        if not len(seconds):
+            return seconds
+        works = np.concatenate([[True], self._ran > WORKS * seconds.sum()])
+        lost = np.array(self._lost)[:, works].max(axis=1)
+        return np.clip(1 - lost / np.maximum(seconds, 1e-9), 0.0, 1.0)
+
+
+def _opened(task: int) -> int | None:
+    try:
+        return os.open(f"/proc/self/task/{task}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _read(file: int) -> tuple[float, float]:
+    """(seconds a thread ran, seconds it was ready without a core); zeros if it has ended."""
+    with contextlib.suppress(OSError, ValueError):
+        ran, lost, _ = os.pread(file, 80, 0).split()
+        return int(ran) * 1e-9, int(lost) * 1e-9
+    return 0.0, 0.0
+
+
+def _rusage() -> tuple[float, float]:
+    """(processor seconds of this thread, how often it was switched out against its will)."""
+    used = resource.getrusage(resource.RUSAGE_THREAD)
+    return used.ru_utime + used.ru_stime, float(used.ru_nivcsw)
+
+
+def mark(core: NDArray[np.float64] | None) -> dict[str, Any]:
+    """What a record says of its calls' cores: {"disturbed": text}, or nothing if few calls were disturbed.
+
+    core: [world, iterations] share of a core that each rank had, or None.
+    """
+    if core is None or not core.size or np.mean(core.min(axis=0) < ENOUGH) <= MANY:
+        return {}
+    mean = core.mean(axis=1)
+    return {"disturbed": f"rank {mean.argmin()}: {mean.min():.0%}"}
+
+
+def mark_pairs(core: NDArray[np.float64], pairs: NDArray[np.bool_]) -> dict[str, Any]:
+    """`mark` of samples of pairs [origin, target]. core: [origin, target, end] share of a core."""
+    shares = np.where(pairs[..., None], core, 1.0)
+    origin, target, end = np.unravel_index(np.nanargmin(shares), shares.shape)
+    least = float(shares[origin, target, end])
+    return {"disturbed": f"rank {(origin, target)[end]}: {least:.0%}"} if least < ENOUGH else {}
+
+
+def crowded(hosts: Sequence[str], masks: Sequence[frozenset[int]]) -> str:
+    """A line if some host has more ranks than cores that they may use, else an empty text."""
+    for host in dict.fromkeys(hosts):
+        here = [mask for each, mask in zip(hosts, masks) if each == host]
+        cores = len(frozenset().union(*here))
+        if len(here) > cores:
+            turns = "they take turns, and each waits for ranks that do not run"
+            return f"more ranks than cores: {len(here)} ranks on {cores} of {host}: {turns}"
+    return ""
