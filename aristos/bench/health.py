@@ -15,7 +15,7 @@ SLACK = {"memory_mib": 64.0, "files": 8.0, "threads": 4.0, "shared": 2.0}
 
 @dataclass(frozen=True)
 class Sample:
-    """What this process holds now. memory_mib: resident; shared: files of shared memory that it maps, with or without name."""
+    """What this process holds now. memory_mib: resident; shared: files that it maps as shared memory, named or not."""
 
     seconds: float
     memory_mib: float

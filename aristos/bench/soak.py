@@ -26,6 +26,7 @@ from .workload import TOLERANCE
 from .world import World
 
 TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+PROJECTIONS = ("up", "gate", "down")
 SCORES = ("softmax", "softmax_topk", "sigmoid", "sqrtsoftplus")
 LONG_WAIT = 1e-3  # seconds
 SAMPLE_EVERY = 1.0  # seconds, or after an object
@@ -163,13 +164,18 @@ def _one(world: World, seed: int, drawn: Drawn, counts: Counts) -> None:
 
 
 def _load(moe: MoE, layer: int, cfg: MoEConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Load random weights, the same on all ranks, and return them as the layer has them."""
+    """Load random weights, the same on all ranks, and return them."""
     made: dict[str, Any] = dict(reference.weights(cfg, seed=int(rng.integers(2**62))))
     moe.load(layer, **made)
-    rounded = TYPES[cfg.dtype]
+    return made
+
+
+def _rounded(cfg: MoEConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights as both calls have them: projections in the layer's type, router and biases as they were loaded."""
+    kind = TYPES[cfg.dtype]
     return {
-        name: array if name.startswith("router") else array.astype(rounded).astype(np.float32)
-        for name, array in made.items()
+        name: array.astype(kind).astype(np.float32) if name.split("_")[-1] in PROJECTIONS else array
+        for name, array in weights.items()
     }
 
 
@@ -202,16 +208,16 @@ def _call(
     counts.calls += 1
     counts.rows += int((routing.ids >= 0).sum())
     shape = replace(cfg, router=Router())  # the routing is given from here on
-    arrays = {name: array for name, array in weights.items() if not name.startswith("router")}
     rows, chosen = x.astype(np.float32), {"ids": routing.ids, "weights": routing.weights}
-    _check("y", cfg, y, reference.moe(shape, rows, **arrays, **chosen), counts)
+    arrays = _rounded(cfg, weights)
+    experts = {name: array for name, array in arrays.items() if name != "router"}
+    _check("y", cfg, y, reference.moe(shape, rows, **experts, **chosen), counts)
     if backward:
         dy = rng.standard_normal(x.shape, np.float32).astype(TYPES[cfg.dtype])
         dx = moe.backward(dy, tape)
         counts.backward += 1
         if outside or np.array_equal(reference.route(cfg, rows, weights["router"])[0], routing.ids):  # no near tie
-            arrays = {**arrays, **given} if outside else weights
-            truth = reference.backward(cfg, rows, dy.astype(np.float32), **arrays)["x"]
+            truth = reference.backward(cfg, rows, dy.astype(np.float32), **arrays, **given)["x"]
             _check("dx", cfg, dx[0] if outside else dx, truth, counts)
 
 
