@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..primitives.buffers import aligned
-from .workload import Array, Call, Workload
+from .workload import Call, Workload
 from .world import World
 
 
@@ -67,25 +67,6 @@ def weight_bandwidth(world: World, threads: int, seconds: float = 0.2) -> float:
     return _together(world, threads, lambda seconds: read_bandwidth(seconds, nbytes), seconds)
 
 
-class ExpertsAlone:
-    """The arithmetic of one call's experts on this rank, all rows local: no routing and no waits.
-
-    rows: [E] rows of each expert, from all ranks together.
-    """
-
-    def __init__(self, work: Workload, rows: NDArray[np.int64], packed: list) -> None:
-        rng = np.random.default_rng(work.seed)
-        self._jobs = []
-        for e, kernel in zip(work.local, packed):
-            if rows[e]:
-                x: Array = rng.standard_normal((int(rows[e]), work.cfg.hidden), np.float32)
-                self._jobs.append((kernel, x, np.empty_like(x)))
-
-    def __call__(self) -> None:
-        for kernel, x, out in self._jobs:
-            kernel(x, out=out)
-
-
 class ExpertPhase:
     """The arithmetic of a call's experts on this rank, by the layer's own kernels, weights and workers, in one
     compiled loop: the phase `experts` of the bulk schedule, on rows that are all here. No routing, copies or waits.
@@ -113,11 +94,3 @@ class ExpertPhase:
     def close(self) -> None:
         """End its threads."""
         self._bulk.close()
-
-
-def packed_experts(work: Workload, stacked: dict[str, Array]) -> list:
-    """`aristos.kernels.Packed` for each expert of this rank. stacked: weights [L, ...] by name."""
-    from ..kernels import Packed
-
-    options = {name: getattr(work.cfg, name) for name in ("activation", "limit", "precision")}
-    return [Packed(**{name: w[i] for name, w in stacked.items()}, **options) for i in range(len(work.local))]

@@ -37,6 +37,8 @@ def options(argv: list[str]) -> argparse.Namespace:
                         "(else drawn; exhaustive: none)")  # fmt: skip
     parser.add_argument("--backward", action="store_true", help="every second call is a backward call "
                         "(else drawn; exhaustive: none)")  # fmt: skip
+    parser.add_argument("--once", action="store_true", help="tokens cross once to ranks of the node too; exhaustive: "
+                        "in some calls (else drawn; exhaustive: none)")  # fmt: skip
     parser.add_argument("--strategy", choices=("pct", "random", "exhaustive"), default="pct", help="(%(default)s)")
     parser.add_argument("--schedules", type=int, default=300, help="how many (%(default)s)")
     parser.add_argument("--tokens", type=int, help="of each rank's call, exhaustive only (3)")

@@ -47,16 +47,17 @@ def read_announcement(job, st, source):
     st[words.rows_from(job, source)] = rows
     st[words.first_packed(job, source)] = mem.load(words.announced_first(a))
     st[words.tokens_of(job, source)] = 1 + mem.load(words.announced_tokens(a))
+    once = mem.load(words.announced_once(a))
+    st[words.once_from(job, source)] = once
     st[words.OWED] += rows
     st[words.UNREAD] -= 1
     if able:
         end = st[words.read_rows(job, source)]
-        remote = st[words.remote(job, source)] != 0
-        if remote:
+        if once != 0:
             end += rows  # blocks mix experts: the last block may hold rows of each
         for expert in range(job[words.HELD]):
             count = mem.load(words.announced_count(a, expert))
-            if not remote:
+            if once == 0:
                 end += count
             st[words.source_end(job, source, expert)] = end
             st[words.expert_coming(job, expert)] += count
@@ -98,7 +99,7 @@ def read_record(job, st, source):
     i = words.source_expert(job, source, expert)
     if st[words.pending_at(job, i)] == 0:
         st[words.front_at(job, i)] = tile
-    else:  # tiles of one expert from a remote source are not consecutive: chain them
+    else:  # tiles of one expert are not consecutive where they come in blocks: chain them
         before = words.kept(job, source, st[words.latest_at(job, i)])
         st[words.kept_next(before)] = tile
     st[words.latest_at(job, i)] = tile

@@ -1,16 +1,18 @@
-"""Step `dispatch` to a remote owner: a block of tokens. Each token crosses once, however many of its experts are there.
+"""Step `dispatch` in blocks of tokens. Each token crosses once, however many of its experts the owner holds.
+
+So it is to remote owners always, to local ones where the source has announced it (`packing.crosses_once`).
 
 A block covers the tokens t0..t1 that have a (token, choice) pair for the owner. It holds the row of each token once,
 for each pair (in the order of experts, then tokens) an index entry with the place of its row, and a record for each
 tile. A block takes as many ring rows as it has pairs, so that one credit, counted in pairs, bounds the ring, the index
-and the owner's staged outputs. Its rows fill the first of these ring rows. Steps write it into the outbox; `outbox.py`
-puts it.
+and a remote owner's staged outputs. Its rows fill the first of these ring rows. Steps write it into a local owner's
+ring, or into the outbox, from which `outbox.py` puts it.
 """
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
 from . import codes, scalars, words
-from .layout import RECORD_BYTES, WORD, index_to, outbox_row_to, record_to, word_from, word_to
+from .layout import RECORD_BYTES, WORD, block_row_to, index_to, record_to, word_from, word_to
 from .packing import tile_rows
 
 
@@ -67,7 +69,7 @@ def claim(job, st, worker, owner, under_way):
     sent = st[words.sent_rows(job, owner)]
     space = ring - sent + mem.arrived(word_from(job, st, owner, words.CREDIT))
     first = next_token(job, st, owner)
-    end = end_token(job, st, owner, first, min(space, job[words.REMOTE_BLOCK]))
+    end = end_token(job, st, owner, first, min(space, job[words.BLOCK_PAIRS]))
     pair, tiles, most = sent, 0, min(job[words.TILE], ring)
     for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
         stop = first_from(job, st, slot, end)
@@ -113,7 +115,7 @@ def write_records(job, st, owner, rows):
 
 @jit
 def execute(job, st, worker):
-    """Write rows, index entries and records into the outbox. Warps take the rows in turns."""
+    """Write rows, index entries and records. Warps take the rows in turns."""
     c = words.command(job, worker)
     owner, k = st[words.command_owner(c)], job[words.TOP_K]
     low = st[words.offset(job, job[words.slot_start(job, owner)])]
@@ -129,7 +131,7 @@ def execute(job, st, worker):
                 continue
             if mine and not crossed:
                 mem.copy_row(
-                    outbox_row_to(job, st, owner, row), job[words.X] + job[words.X_STRIDE] * t, job[words.ROW_BYTES]
+                    block_row_to(job, st, owner, row), job[words.X] + job[words.X_STRIDE] * t, job[words.ROW_BYTES]
                 )
             crossed = True
             if mine and mem.lane() == 0:
@@ -146,7 +148,7 @@ def execute(job, st, worker):
 
 @jit
 def publish(job, st, worker):
-    """The block is in the outbox. (Under the lock.)"""
+    """The block is written. (Under the lock.)"""
     c = words.command(job, worker)
     owner, tiles, pairs = st[words.command_owner(c)], st[words.command_tiles(c)], st[words.command_rows(c)]
     for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):

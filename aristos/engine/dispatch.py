@@ -23,7 +23,7 @@ def slot_at(job, st, owner, packed):
 
 @jit
 def claim(job, st, worker):
-    """Claim the next tile that has credit, or a block for a remote owner; owners take turns.
+    """Claim the next tile that has credit, or a block where tokens cross once; owners take turns.
 
     Returns the kind of command. (Decide, under the lock.)
     """
@@ -36,7 +36,7 @@ def claim(job, st, worker):
         last = st[words.offset(job, job[words.slot_start(job, owner + 1)])]
         under_way = returns_due(job, st, owner)
         waiting = owner != me and packed < last and st[words.busy(job, owner)] == 0 and under_way < ring
-        if waiting and st[words.remote(job, owner)] != 0:
+        if waiting and st[words.once_to(job, owner)] != 0:
             if blocks.claim(job, st, worker, owner, under_way):
                 st[words.NEXT_DEST] = (owner + 1) % world
                 return codes.BLOCK

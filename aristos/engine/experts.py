@@ -136,12 +136,12 @@ def list_rows(job, st, c):
         part = words.part(job, c, i)
         source, rows = st[words.part_source(part)], st[words.part_rows(part)]
         first, y = st[words.part_first(part)], st[words.part_output(part)]
-        remote = st[words.remote(job, source)] != 0
-        staged = remote and store.computes(job)
+        once = st[words.once_from(job, source)] != 0
+        staged = st[words.remote(job, source)] != 0 and store.computes(job)
         for j in range(mem.thread(), rows, mem.threads()):
             if source == job[words.RANK]:
                 x = own + own_step * st[words.token(job, first + j)]
-            elif remote:  # first + j is a pair: the index has its row, and its output is staged
+            elif once:  # first + j is a pair: the index has its row
                 x = ring_row_from(job, st, source, scalars.place_of(mem.load(index_from(job, st, source, first + j))))
             else:
                 x = ring_row_from(job, st, source, first + j)

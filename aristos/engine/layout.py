@@ -9,7 +9,7 @@ window for its local peers and one for its remote peers. Each holds return rows,
 A region with a ring of R rows. Each part begins on a line of 64 bytes, so that no two writers share a line:
 
     words                              two lines, see schema.LINE_WORDS and ENDED
-    announcement[epoch parity]         13 words + a word per held expert, in whole lines
+    announcement[epoch parity]         14 words + a word per held expert, in whole lines
     records[R + 1]                     tile records
     return_records[R + 1]              return records
     ring[R]                            rows, `stride` bytes each
@@ -257,8 +257,8 @@ def ring_row_to(job, st, owner, row):
 
 
 @jit
-def outbox_row_to(job, st, owner, row):
-    """Address of row number `row` in the outbox, from which it is put to a remote owner."""
+def block_row_to(job, st, owner, row):
+    """Address of row number `row` of a block: in a local owner's ring, else in the outbox, from which it is put."""
     return st[words.out_ring(job, owner)] + job[words.STRIDE] * (row % job[words.RING_ROWS])
 
 

@@ -131,6 +131,19 @@ def set_blocks(job, st, tokens):
 
 
 @jit
+def crosses_once(job, st, p):
+    """Does each token of this call cross to `p` once, in blocks with an index? Else it does once for each expert there.
+
+    To a local rank only where it pays: where there are several blocks of rows, and so many for each token that rows
+    must repeat.
+    """
+    if st[words.remote(job, p)] != 0:
+        return 1
+    least = max(job[words.ONCE_ROWS], job[words.ONCE_SHARE] * job[words.TOKENS] // 100)
+    return 1 if job[words.ONCE_ROWS] != 0 and st[words.rows_to(job, p)] >= least else 0
+
+
+@jit
 def set_streams(job, st):
     """Set cursors to the first rows for every rank; own rows are pending; no announcement is read."""
     me, world, local = job[words.RANK], job[words.WORLD], job[words.HELD]
@@ -143,13 +156,13 @@ def set_streams(job, st):
         st[words.exchanges(job, p)] = 0
         st[words.peer_status(job, p)] = codes.OK
         st[words.rows_to(job, p)] = st[offset + job[start + p + 1]] - st[offset + job[start + p]]
+        st[words.once_to(job, p)] = crosses_once(job, st, p)
         for i in range(words.source_expert(job, p, 0), words.source_expert(job, p, local)):
             st[words.front_at(job, i)] = 0
             st[words.taken_at(job, i)] = 0
             st[words.pending_at(job, i)] = 0
-    if job[words.REMOTE] != 0:
-        for slot in range(mem.thread(), job[start + world], mem.threads()):
-            st[words.slot_from(job, slot)] = st[offset + slot]
+    for slot in range(mem.thread(), job[start + world], mem.threads()):
+        st[words.slot_from(job, slot)] = st[offset + slot]
     mem.block_barrier()
     for expert in range(local + mem.thread(), job[words.COMPUTED], mem.threads()):  # until their holders announce
         i = words.source_expert(job, me, expert)
@@ -208,6 +221,7 @@ def write_announcement(job, st, p):
         mem.store(words.announced_tokens(a), job[words.TOKENS])
         mem.store(words.announced_version(a), job[words.VERSION])
         mem.store(words.announced_tape(a), job[words.TAPE])
+        mem.store(words.announced_once(a), st[words.once_to(job, p)])
     for slot in range(first + mem.thread(), job[words.slot_start(job, p + 1)], mem.threads()):
         count = st[offset + slot + 1] - st[offset + slot]
         mem.store(words.announced_count(a, slot - first), count)

@@ -167,7 +167,9 @@ JOB_SCALARS: list[Word] = [
         MERGE_POLLS | polls | idle polls that it waits
         PAUSE_NS | ns | after which compiled code returns to Python | cpu
         REMOTE | ranks | peers on other nodes
-        REMOTE_BLOCK | pairs | most (token, choice) pairs of a block for a remote owner
+        BLOCK_PAIRS | pairs | most (token, choice) pairs of a block
+        ONCE_ROWS | rows | so many rows for a local owner may cross once a token, see packing.py, 0: never | cpu
+        ONCE_SHARE | percent | of a call's tokens, so many rows are needed for that | cpu
         """,
     ),
     *_words(OBJECT, "TIMEOUT_NS | ns | a wait's limit | cuda"),
@@ -355,7 +357,7 @@ TABLES = [
     StateTable("put_region", PEER, "of a remote peer's window: what this rank writes", "bytes", HOST),
     StateTable("put_return_rows", PEER, "of a remote peer's window: its return rows", "bytes", HOST),
     StateTable("staged", PEER, "output rows that wait to be put to a remote source", "address", HOST),
-    StateTable("out_ring", PEER, "ring rows that wait to be put to a remote owner", "address", HOST),
+    StateTable("out_ring", PEER, "ring rows of a block: at a local owner, or waiting to be put", "address", HOST),
     StateTable(
         "coded", PEER, "words that are put to a remote peer, coded; on CUDA's proxy words for the GPU", "address", HOST
     ),
@@ -382,7 +384,7 @@ TABLES = [
     StateTable("returned", PEER, "tiles returned to a source", "tiles"),
     StateTable("kept", ("world", "records", "kept_words"), "tile records as their owner keeps them"),
     StateTable("count", SLOT, "pairs of each slot; while they are sorted, where its next pair goes", "rows", PACK),
-    StateTable("slot_from", SLOT, "first packed row of a remote slot that is not sent", "packed row"),
+    StateTable("slot_from", SLOT, "first packed row of a slot that is in no block yet", "packed row"),
     StateTable("slot_to", SLOT, "end of its packed rows in the claimed block", "packed row"),
     StateTable("slot_pair", SLOT, "number of its first pair in the block", "pair"),
     StateTable("offset", ("copies_and_end",), "first packed row of each slot; then their number", "packed row", PACK),
@@ -390,6 +392,8 @@ TABLES = [
     StateTable("position", ("rows",), "packed row of a (token, choice) pair, -1: none", "packed row", PACK),
     StateTable("cursor", PEER, "first packed row for an owner that is not sent", "packed row"),
     StateTable("busy", PEER, "a worker writes for this owner", "flag"),
+    StateTable("once_to", PEER, "tokens of this call cross once to an owner, in blocks", "flag", PACK),
+    StateTable("once_from", PEER, "tokens of this call cross once from a source", "flag"),
     StateTable("verdict", PEER, "what a source's announcement led to, see codes.py", "verdict"),
     StateTable("rows_left", PEER, "announced rows of a source whose records are not read", "rows"),
     StateTable("first_packed", PEER, "first packed row of a source's rows for this rank", "packed row"),
@@ -444,7 +448,7 @@ def _fields(*rows: tuple) -> tuple[Field, ...]:
     return tuple(Field(name, i, *rest) for i, (name, *rest) in enumerate(rows))
 
 
-ANNOUNCE_WORDS = 13
+ANNOUNCE_WORDS = 14
 _ARGUMENTS = (
     Field("kind", 0, "what the worker does, see codes.py", "kind"),
     Field("subject", 1, "first argument, whichever it is", "", "all"),
@@ -479,7 +483,8 @@ RECORDS = [
         ("status", "OK, or why the source refuses", "status"), ("rows", "rows for this rank", "rows"),
         ("first", "first packed row of them", "packed row"), ("tokens", "tokens of the source", "tokens"),
         ("version", "version of the source's weights of the layer", "changes"),
-        ("tape", "of a backward call: number of the tape, and of its pieces"))),
+        ("tape", "of a backward call: number of the tape, and of its pieces"),
+        ("once", "tokens cross once: rows are in blocks, with an index", "flag"))),
     Record("record", 4, 8, "a tile record", "the source", _fields(
         ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"),

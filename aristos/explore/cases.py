@@ -82,7 +82,9 @@ class Case:
     backward: bool = False  # every second call of a layer is a backward call
     words: int = 1  # of a row
     node_of: tuple[int, ...] = (0, 0)
-    block: int = 9  # most pairs of a block for a remote owner
+    block: int = 9  # most pairs of a block
+    once: int = 0  # so many rows for a local owner may cross once a token, 0: never
+    once_share: int = 0  # percent of a call's tokens, so many rows are needed for that
     start: int = 0  # where counters begin
     proxy: bool = False  # ranks are on GPUs: a proxy calls MPI, workers do not
     attention: bool = False  # puts land only at ranks that call into MPI
@@ -101,7 +103,7 @@ class Case:
         placement = Placement(self.placement, len(self.placement), self.ranks)
         return EngineShape(
             world=self.ranks,
-            ring_rows=self.rows if self.nodes.single else max(self.rows, self.top_k),
+            ring_rows=max(self.rows, self.top_k) if self.once or not self.nodes.single else self.rows,
             stride=max(
                 return_stride(WORD * self.words, int(self.scalars or self.backward)),
                 lines(WORD * self.words * (2 if self.backward else 1)),
@@ -135,6 +137,8 @@ class Case:
         ]
         if self.stay:
             words.append(f"{self.stay} rows of an expert stay" + (f", up to {self.share} %" if self.share else ""))
+        if self.once:
+            words.append(f"{self.once} rows, {self.once_share} % of the tokens, cross once, in blocks of {self.block}")
         if self.start:
             words.append(f"counters from {self.start}")
         if self.fault is not None:
@@ -216,6 +220,9 @@ def draw(seed: int, asked: Asked) -> Case:
     more_backward = random.Random(f"{seed} backward")
     if more_backward.random() < 0.3 and not case.proxy:  # a GPU has no backward call
         case = replace(case, backward=True, stay=0)
+    once = random.Random(f"{seed} once")
+    if not case.proxy:  # GPUs never do it within a node
+        case = replace(case, once=once.choice((0, 0, 1, 2, 3)), once_share=once.choice((0, 0, 100, 150)))
     case = replace(case, **dict(asked.fixed))
     if case.backward:
         case = replace(case, stay=0)

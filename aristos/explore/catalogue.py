@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from . import mutations, mutations_backward, mutations_between, mutations_in_place, mutations_proxy, mutations_wire
+from . import (
+    mutations,
+    mutations_backward,
+    mutations_between,
+    mutations_in_place,
+    mutations_once,
+    mutations_proxy,
+    mutations_wire,
+)
 from .mutation import REGISTERED, Mutation
 
 # imported to register
@@ -11,6 +19,7 @@ __all__ = [
     "mutations_backward",
     "mutations_between",
     "mutations_in_place",
+    "mutations_once",
     "mutations_proxy",
     "mutations_wire",
 ]

@@ -195,6 +195,7 @@ def search(options: Any) -> int:
                 options.stay or 0,
                 options.scalars,
                 options.backward,
+                options.once,
             )
             result = exhaustive.StateSearch(case).run(left, Clock(f"{routing}: ").tick)
             left -= result.seconds
@@ -243,6 +244,7 @@ def run(options: Any) -> int:
     fixed: tuple[tuple[str, Any], ...] = () if options.stay is None else (("stay", options.stay),)
     fixed += (("scalars", True),) if options.scalars else ()
     fixed += (("backward", True),) if options.backward else ()
+    fixed += (("once", 1),) if options.once else ()
     asked = cases.Asked(options.ranks, options.rows, options.calls, options.transport, fixed=fixed)
     sweep = explore(asked, options.strategy, options.schedules, options.seed, options.seconds or FOREVER)
     return report(sweep, options)

@@ -121,7 +121,8 @@ class Rank:
         jobs.fill_engine(
             job, schema.CPU, case.shape, self.tables, rank=me, world=case.ranks, all_workers=case.workers, spins=0,
             yields=0, return_stride=case.shape.stride, merge_polls=MERGE_POLLS, pause_ns=PAUSE_NS, remote=remote,
-            remote_block=case.block, scratch=private(me, places.SCRATCH), lock=private(me, places.LOCK),
+            block_pairs=case.block, once_rows=case.once, once_share=case.once_share,
+            scratch=private(me, places.SCRATCH), lock=private(me, places.LOCK),
             wire=private(me, places.WIRE) if remote else 0, state=private(me, places.STATE),
         )  # fmt: skip
         jobs.fill(

@@ -30,13 +30,19 @@ def small(
     stay: int = 0,
     scalars: bool = False,
     backward: bool = False,
+    once: bool = False,
 ) -> Case:
-    """A case by name; `tokens` of each rank that has any. With experts in place, ranks load weights before calls."""
+    """A case by name; `tokens` of each rank that has any. With experts in place, ranks load weights before calls.
+
+    once: each rank has two experts, and a token chooses both of them, so that it crosses once. In every second call of
+    a rank, and not in the same of both, it chooses one.
+    """
     expert = ROUTINGS[routing]
 
     def call(rank: int, n: int) -> Call:
-        chosen = (expert(rank, n, t) for t in range(tokens))
-        return Call(tuple((e,) for e in chosen if e >= 0), layer=n)
+        chosen = [e for e in (expert(rank, n, t) for t in range(tokens)) if e >= 0]
+        second = (lambda e: -1) if (rank + n) % 2 else (lambda e: 2 * e + 1)
+        return Call(tuple((2 * e, second(e)) if once else (e,) for e in chosen), layer=n)
 
     made = tuple(tuple(call(rank, n) for n in range(calls)) for rank in range(2))
     node_of = (0, 0) if transport == "shm" else (0, 1)
@@ -52,4 +58,6 @@ def small(
         scalars=scalars,
         backward=backward,
     )
+    if once:
+        sizes = replace(sizes, placement=(0, 0, 1, 1), top_k=2, once=2, once_share=150)
     return replace(sizes, proxy=transport == "proxy")

@@ -70,9 +70,9 @@ class CallStats:
 class MessageClass:
     """Puts of one transport in one class of sizes, and the sum of their seconds.
 
-    shm: a tile of rows, the time of its copy. rma: a batch (announcement, rows, outputs and their records), from its
-    puts to the end of its flush. A worker that has other work flushes late on purpose, so that more becomes ready for
-    the next batch: seconds, latency and bandwidth of rma describe batches, not the network
+    shm: a tile or block of rows, the time of its copy. rma: a batch (announcement, rows, outputs and their records),
+    from its puts to the end of its flush. A worker that has other work flushes late on purpose, so that more becomes
+    ready for the next batch: seconds, latency and bandwidth of rma describe batches, not the network
     (`python -m aristos.bench put` measures that).
     """
 

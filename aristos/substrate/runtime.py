@@ -26,7 +26,7 @@ from .counters import Tables
 from .failure import Failure
 from .windows import EngineMemory
 
-REMOTE_BLOCK = 512  # most (token, choice) pairs of a block for a remote owner
+BLOCK_PAIRS = 512  # most (token, choice) pairs of a block
 
 
 class Runtime(ABC):
@@ -107,7 +107,7 @@ class Runtime(ABC):
         assert self._memory is not None
         jobs.fill_engine(
             job, substrate, self.shape, self.tables, rank=self.group.rank, world=self.group.world,
-            all_workers=self.threads, remote=len(self._memory.remote), remote_block=REMOTE_BLOCK, **values,
+            all_workers=self.threads, remote=len(self._memory.remote), block_pairs=BLOCK_PAIRS, **values,
         )  # fmt: skip
         job[words.WORKERS] = self.threads
 

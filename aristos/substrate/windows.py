@@ -80,7 +80,9 @@ class EngineMemory:
             put(words.T_RETURN_ROWS, p, base)
             put(words.T_ROWS_BACK, p, local[me])
             if p != me:
-                put(words.T_REGION_TO, p, base + local_region(shape, nodes, p, me))
+                region = base + local_region(shape, nodes, p, me)
+                put(words.T_REGION_TO, p, region)
+                put(words.T_OUT_RING, p, region + self.layout.ring)
                 for table in (words.T_REGION_FROM, words.T_LINE_FROM):
                     put(table, p, local[me] + local_region(shape, nodes, me, p))
         at = self._outbox.ctypes.data

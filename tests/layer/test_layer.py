@@ -520,7 +520,7 @@ def test_stats_count_rows_bytes_and_time_of_a_call(comm, world):
 
 @pytest.mark.ranks(2)
 def test_the_summary_adds_up_calls_of_all_ranks(comm):
-    with make(comm, threads=2) as moe:
+    with make(comm, threads=2, moves="tokens") as moe:
         x = tokens(CFG, 50, seed=comm.rank)
         total = np.zeros(2, np.int64)
         for n in range(4):

@@ -158,7 +158,7 @@ class Rank:
         self.scratch = scratch
         builder.fill_engine(
             job, schema.CUDA, shape, layers.tables, rank=self.me, world=world, all_workers=layers.grid,
-            return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, remote=0, remote_block=0,
+            return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, remote=0, block_pairs=0,
             scratch=scratch.ptr, lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr, mirror=0, mirror_bytes=0,
         )  # fmt: skip
         builder.fill(

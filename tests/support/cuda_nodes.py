@@ -192,7 +192,7 @@ class NodeRank(Rank):
     def _job(self, layers: Any) -> np.ndarray:
         job = super()._job(layers)
         job[words.MIRROR], job[words.MIRROR_BYTES] = self.memory.mirror, self.memory.mirror_bytes
-        job[words.REMOTE], job[words.REMOTE_BLOCK] = len(layers.nodes.remote(self.me)), layers.block
+        job[words.REMOTE], job[words.BLOCK_PAIRS] = len(layers.nodes.remote(self.me)), layers.block
         return job
 
     def proxy(self, epoch: int) -> Iterator[None]:

@@ -135,7 +135,8 @@ def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
     Collective.
     """
     rows = work.rows(work.routed(call)[0])
-    alone = bounds.ExpertsAlone(work, rows, bounds.packed_experts(work, work.weights()))
+    layer = work.layer("fused", 1, moves="tokens")
+    alone = bounds.ExpertPhase(work, layer, rows)
     taken = []
     for rank in range(ctx.world.size):
         if rank == ctx.world.rank:
@@ -144,6 +145,8 @@ def _rate(ctx: Context, work: Workload, call: Call, threads: int) -> float:
                 alone()
                 taken.append(time.perf_counter() - begun)
         ctx.world.sleepy_barrier()
+    alone.close()
+    layer.close()
     done = max(1, int(rows[work.local].sum())) * work.flops_per_row
     return done * threads / max(min(taken[1:]), 1e-9) / 1e12
 

@@ -34,6 +34,10 @@ def charge(job, st, worker, kind, start, end):
         outbox.count_put(st, n + words.N_LOCAL_PUTS, st[words.command_rows(c)] * job[words.ROW_BYTES], end - start)
         n += words.N_DISPATCH
     elif kind == codes.BLOCK:
+        c = words.command(job, worker)
+        if st[words.remote(job, st[words.command_owner(c)])] == 0:
+            nbytes = st[words.command_crossing(c)] * job[words.ROW_BYTES]
+            outbox.count_put(st, n + words.N_LOCAL_PUTS, nbytes, end - start)
         n += words.N_DISPATCH
     elif kind == codes.COMBINE:
         n += words.N_COMBINE

@@ -33,6 +33,8 @@ RUN_FLOPS = 5e9  # most work of a run: a worker comes back to poll within about 
 RUN_LEAST = 24  # least rows that a run is cut to: with fewer, it would read weights for longer than it computes
 MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
 MERGE_POLLS = 200  # idle polls that they wait
+ONCE_ROWS = 2048  # so many rows for a local owner may cross once a token: four blocks
+ONCE_SHARE = 150  # percent of the tokens, as which there must be as many rows: then a third of them are repeated
 PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
 POISON_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 
@@ -136,9 +138,11 @@ class CpuRuntime(Runtime):
         limit = int(RUN_FLOPS / max(1, 4 * hidden * max(ffn, shared)))
         crowded = self._sharing > 1 or self.threads > self.cores
         spins, yields = CROWDED if crowded else ALONE
+        assert self.shape is not None
         self.fill_engine(
             job, schema.CPU, spins=spins, yields=yields, merge_polls=MERGE_POLLS,
             return_stride=return_stride(int(job[words.RETURN_BYTES]), int(job[words.SCALARS])), pause_ns=PAUSE_NS,
+            once_rows=ONCE_ROWS if self.shape.ring_rows >= ONCE_ROWS else 0, once_share=ONCE_SHARE,
             scratch=self._scratch.ctypes.data, lock=self._lock.ctypes.data, wire=self.wire,
             state=self.state.ctypes.data,
         )  # fmt: skip
