@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ENOUGH = 0.9  # of a core: a call in which a rank had less is disturbed
+FEW = 0.25  # of the calls: if more are disturbed, a repetition would be too
 MANY = 0.05  # of the calls: a row in which more are disturbed is marked, since its p95 is
 WORKS = 0.25  # of the calls' time: a thread that had less to do does not delay them
 CORE_SHARE = "share of its core that the rank had in the call"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .disturbance import ENOUGH, Guard
+from .disturbance import ENOUGH, FEW, Guard
 from .world import World
 
 Seconds = NDArray[np.float64]
@@ -26,7 +26,6 @@ Seconds = NDArray[np.float64]
 FEWEST = 4  # timed iterations, even if time is short
 MOST = 2000
 REPEATS = 3  # of a disturbed call
-FEW = 0.25  # of the calls: if more are disturbed, a repetition would be too
 
 
 @contextlib.contextmanager

@@ -21,12 +21,11 @@ from ..errors import WaitTimeout
 from ..primitives import wire
 from ..primitives.buffers import LINE, aligned
 from ..results import Table
-from .disturbance import ENOUGH, Guard
+from .disturbance import ENOUGH, FEW, Guard
 from .world import World
 
 FLAG, ACK, PING, PONG, TAIL, CREDIT, WORDS = range(7)  # words that a peer writes, each in a cache line of its own
 TIMEOUT = 60  # seconds that a compiled wait, or the wait for the wire, may take
-REPEATS = 1  # of disturbed samples
 PROBE = 3  # first samples, from which the number of all is estimated
 Bytes = NDArray[np.uint8]
 
@@ -169,12 +168,13 @@ class Side:
         self, run: Callable[[int], Any], seconds: float, most: int, asked: int | None
     ) -> tuple[Any, tuple[float, float]]:
         """(result of `run(n)`, shares of their cores that origin and target had). `run` takes n samples on both sides:
-        `asked`, or as many as fit `seconds`, at most `most`. Disturbed samples are taken again, REPEATS times."""
+        `asked`, or as many as fit `seconds`, at most `most`. Disturbed samples are taken again, see `Pairs.repeats`."""
         start = time.perf_counter()
         run(PROBE)
         fits = int(seconds * PROBE / max(time.perf_counter() - start, 1e-7))
         count = self.agree(asked or max(PROBE, min(most, fits)))
-        for _ in range(1 + REPEATS):
+        again = True
+        while again:
             guard = Guard()
             guard.arm()
             guard.begin()
@@ -182,13 +182,9 @@ class Side:
             found = run(count)
             guard.end(time.perf_counter() - start)
             mine = float(guard.shares()[0])
-            shares = (
-                self._same(mine, from_origin=True, what="its share of a core"),
-                self._same(mine, from_origin=False, what="its share of a core"),
-            )
-            if min(shares) >= ENOUGH:
-                break
-        return found, shares
+            target = self._same(mine, from_origin=False, what="its share of a core")
+            origin, again = self.agree((mine, self.pairs.repeats(min(mine, target) < ENOUGH)))
+        return found, (origin, target)
 
 
 class Pairs:
@@ -215,7 +211,14 @@ class Pairs:
             self.group.watch_calls(self.rma.calling)
             take_wire(self.wire, TIMEOUT)  # for as long as the windows live: the loops make progress themselves
         self.counters: dict[tuple[int, int, int], int] = defaultdict(int)
+        self.taken = self.disturbed = 0  # samples of which this rank was the origin
         self.rounds = schedule(world.size, max(1, world.cores(world.hosts[0]) // 2))
+
+    def repeats(self, disturbed: bool) -> bool:
+        """Whether this rank, an origin, takes samples again that were disturbed: if few of all so far were."""
+        self.taken += 1
+        self.disturbed += disturbed
+        return disturbed and self.disturbed <= max(1, FEW * self.taken)
 
     @property
     def wire(self) -> int:

@@ -55,9 +55,9 @@ class MoE(TrainedLayers):
     windows do not fit, EnvironmentProblem where the launcher started several tasks and each is a world of its own.
 
     moves: what crosses between the ranks of a node, on CPUs. "tokens": rows travel to the ranks that hold their
-    experts. "experts": a rank computes its own rows, and reads the experts of local peers where they lie. "auto": the
-    latter for an expert that gets so many rows from a rank that computing them takes longer than reading its weights.
-    The bits of the outputs are the same.
+    experts. "experts": a rank computes its own rows, and reads the experts of local peers where they lie. "auto":
+    rows travel, but for experts whose rows cost more to copy than the weights to read, and where staying relieves the
+    busiest rank of the node. The bits of the outputs are the same.
 
     train: keep float32 weights and gradients, for `forward`, `backward`, `update`; on CPUs, float32 or bfloat16.
 

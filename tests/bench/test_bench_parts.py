@@ -747,3 +747,29 @@ def test_an_interrupted_run_leaves_signals_as_they_were(monkeypatch, capsys):
     assert main.main(["gemm"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert [signal.getsignal(how) for how in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_footer_keeps_the_run_on_the_picture():
+    pytest.importorskip("matplotlib").use("Agg")
+    from matplotlib import pyplot
+
+    from aristos.bench.plots.style import STYLE, footer
+
+    with pyplot.rc_context(STYLE):
+        figure, _ = pyplot.subplots(figsize=(4.8, 4.4))
+        run = results.Run(attributes={"cpu": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "mpi_library": "x" * 150})
+        footer(figure, run, "1 of 2 rows")
+        figure.canvas.draw()
+        label = figure._supxlabel
+        assert run.name in label.get_text()
+        assert all(each.get_window_extent().x0 >= 0 for each in (label, figure.texts[-1]))
+        pyplot.close(figure)
+
+
+def test_the_commit_of_an_installed_package_is_that_of_its_wheel(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "aristos"
+    (package / "bench").mkdir(parents=True)
+    monkeypatch.setattr(environment, "__file__", str(package / "bench" / "environment.py"))
+    assert environment.commit() == ""
+    (package / "commit.txt").write_text("abc+\n")
+    assert environment.commit() == "abc+"

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from aristos import results
 from aristos.bench import disturbance, main, measure, tables
 from aristos.bench.context import CHECK, Column, Result, Sheet
 from aristos.bench.measure import in_turns
+from aristos.bench.pairs import Pairs
 from aristos.bench.world import World
 
 
@@ -153,3 +155,12 @@ def test_more_ranks_than_cores_are_said():
     assert disturbance.crowded(["a", "a", "b"], [one] * 3) == ""
     said = disturbance.crowded(["a", "b", "b", "b"], [one] * 4)
     assert said.startswith("more ranks than cores: 3 ranks on 2 of b: they take turns")
+
+
+def test_samples_of_a_pair_are_taken_again_if_few_were_disturbed():
+    pairs = types.SimpleNamespace(taken=0, disturbed=0)
+    assert [Pairs.repeats(pairs, bad) for bad in (True, True, False, False, False, False, False, True)] == [
+        True, False, False, False, False, False, False, False
+    ]  # fmt: skip
+    pairs.taken, pairs.disturbed = 40, 3
+    assert Pairs.repeats(pairs, True)

@@ -61,6 +61,7 @@ def test_what_crosses(comm):
         x, call = tokens(CFG, 80, seed=comm.rank), routing(CFG, 80, "uniform", seed=comm.rank)
         width = 4 * CFG.hidden
         pairs = [sum(placement[e] == p for e in call["ids"].ravel()) for p in range(3)]
+        total = 0
         for rows, share in ((0, 0), (1, 0), (1, 120), (100, 0)):
             set_once(moe._backend._job(0), rows, share)
             _, stats = moe(x, **call, return_stats=True)
@@ -69,14 +70,16 @@ def test_what_crosses(comm):
                 wanted = crossing(moe.placement, call["ids"], p) if once else pairs[p]
                 assert stats.moved_bytes_to_peer[p] == (p != comm.rank) * width * wanted, (rows, share, p)
                 assert stats.logical_bytes_to_peer[p] == width * pairs[p]
+            total += sum(stats.moved_bytes_to_peer)
+        assert sum(m.bytes for m in moe.summary().messages) == comm.allreduce(total)
 
 
 @pytest.mark.ranks(2)
 def test_when_tokens_cross_once(comm):
-    """By default: many rows, and more than 1.5 a token. Neither a few tokens with many choices nor many with few."""
-    count = runtime.ONCE_ROWS
-    cfg = aristos.MoEConfig(hidden=16, ffn=16, experts=8, top_k=4, max_tokens=count)
-    for k, here, once in ((4, count, True), (4, 64, False), (2, count, False)):
+    """By default: many rows, and three or more a token. Neither a few tokens with many choices nor many with few."""
+    count = runtime.ONCE_ROWS // 2
+    cfg = aristos.MoEConfig(hidden=16, ffn=16, experts=16, top_k=8, max_tokens=count)
+    for k, here, once in ((8, count, True), (8, 64, False), (5, count, False)):
         with MoE(replace(cfg, top_k=k), comm, moves="tokens", threads=1) as moe:
             moe.load(**reference.weights(cfg))
             _, stats = moe(tokens(cfg, here, seed=comm.rank), return_stats=True)

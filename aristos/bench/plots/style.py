@@ -45,7 +45,7 @@ def footer(figure: Any, run: Run, disturbed: str = "") -> None:
     a = run.attributes
     on = a.get("card") or a.get("cpu", "")
     text = f"run {run.name} · {on} · {a.get('ranks', '?')} ranks · {a.get('mpi_library', '')}"
-    text = textwrap.fill(text, int(figure.get_figwidth() * 20))  # characters of this size in a line
+    text = textwrap.fill(text, int(figure.get_figwidth() * 17))  # characters of this size in a line
     text += "\n" if disturbed else ""  # room for it
     figure.supxlabel(text, fontsize=6.5, color=GREY, x=0.99, ha="right")
     if disturbed:

@@ -34,7 +34,7 @@ RUN_LEAST = 24  # least rows that a run is cut to: with fewer, it would read wei
 MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
 MERGE_POLLS = 200  # idle polls that they wait
 ONCE_ROWS = 2048  # so many rows for a local owner may cross once a token: four blocks
-ONCE_SHARE = 150  # percent of the tokens, as which there must be as many rows: then a third of them are repeated
+ONCE_SHARE = 300  # percent of the tokens, as which there must be as many rows: two thirds of them repeat at least
 PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
 POISON_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 

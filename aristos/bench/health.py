@@ -1,0 +1,59 @@
+"""What a process holds: memory, open files, threads, mapped shared memory; and whether that grows."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+# growth that allocators, caches and MPI's pools explain, from the first half of a run to its end
+SLACK = {"memory_mib": 64.0, "files": 8.0, "threads": 4.0, "shared": 2.0}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What this process holds now. memory_mib: resident; shared: files that it maps as shared memory, named or not."""
+
+    seconds: float
+    memory_mib: float
+    files: int
+    threads: int
+    shared: int
+
+
+def sample(seconds: float) -> Sample:
+    """A sample, `seconds` after the beginning."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    maps = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "rw-s" in line}
+    files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
+    return Sample(seconds, resident / (1 << 20), files, threads, len(maps))
+
+
+def growth(samples: list[Sample]) -> dict[str, float]:
+    """What each figure grows by over the second half of the samples, by the line through them; {} for fewer than 8.
+
+    The first half fills caches, so it does not count.
+    """
+    late = samples[len(samples) // 2 :]
+    if len(samples) < 8:
+        return {}
+    at = np.array([each.seconds for each in late])
+    return {name: _slope(at, np.array([getattr(each, name) for each in late], float)) for name in SLACK}
+
+
+def leaks(samples: list[Sample]) -> list[str]:
+    """The figures that grow by more than SLACK, in words."""
+    return [
+        f"{name} grows by {grown:.1f} in the second half, allowed are {SLACK[name]:g}"
+        for name, grown in growth(samples).items()
+        if grown > SLACK[name]
+    ]
+
+
+def _slope(at: NDArray[np.float64], values: NDArray[np.float64]) -> float:
+    """The rise of the least-squares line from the first time to the last."""
+    spread = at - at.mean()
+    return float(spread @ (values - values.mean()) / (spread @ spread) * (at[-1] - at[0])) if spread.any() else 0.0

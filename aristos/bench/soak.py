@@ -1,0 +1,231 @@
+"""`aristos soak`: random layers and calls for a long time, each checked, while memory, files and threads stay flat.
+
+All ranks draw the same objects from one seed: shape, router, element type, placement with or without copies, schedule,
+what moves, pretended nodes, workers, layers, training. Each object makes some calls with random tokens and routing, and
+loads other weights between them; each rank checks its outputs against `aristos.reference`, and after backward calls its
+gradients by x. Then the object is closed. A failing call names the seed and the object's number; `--first N` starts at
+that object again. The instruction set is that of the process: ARISTOS_ISA changes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .. import reference
+from ..config import ACTIVATIONS, MoEConfig, Router
+from ..errors import AristosError
+from ..layer.moe import MoE
+from . import health
+from .workload import TOLERANCE
+from .world import World
+
+TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+PROJECTIONS = ("up", "gate", "down")
+SCORES = ("softmax", "softmax_topk", "sigmoid", "sqrtsoftplus")
+LONG_WAIT = 1e-3  # seconds
+SAMPLE_EVERY = 1.0  # seconds, or after an object
+
+
+class SoakError(AristosError):
+    """A call of a soak gave a wrong result."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An object and its calls, alike on all ranks. options: keyword arguments of MoE."""
+
+    number: int
+    cfg: MoEConfig
+    options: dict[str, Any]
+    calls: int
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"object {self.number}: {self.cfg!r}, {said}"
+
+
+@dataclass
+class Counts:
+    """What a rank has done so far."""
+
+    objects: int = 0
+    calls: int = 0
+    backward: int = 0
+    loads: int = 0
+    rows: int = 0
+    long_waits: int = 0
+    worst: float = 0.0  # error over tolerance
+    samples: list[health.Sample] = field(default_factory=list)
+
+
+def draw(seed: int, number: int, world: int, largest: int) -> Drawn:
+    """Object `number` of a seed, for so many ranks. largest: of hidden and ffn."""
+    rng = np.random.default_rng([seed, number])
+
+    def pick(*of: Any) -> Any:
+        return of[int(rng.integers(len(of)))]
+
+    experts = int(rng.integers(1, 4 * world + 9))
+    top_k = int(rng.integers(1, min(experts, 8) + 1))
+    gated = bool(rng.random() < 0.6)
+    activation = pick(*(name for name, rule in ACTIVATIONS.items() if gated or not rule.gate_only))
+    train = bool(rng.random() < 0.25)
+    schedule = pick("fused", "fused", "fused", "bulk")
+    router = Router(
+        score=pick(*SCORES),
+        renormalize=bool(rng.random() < 0.5),
+        scale=pick(1.0, 2.5),
+        capacity_factor=pick(None, None, None, 1.25),
+    )
+    cfg = MoEConfig(
+        hidden=int(rng.integers(1, largest + 1)),
+        ffn=int(rng.integers(1, largest + 1)),
+        experts=experts,
+        top_k=top_k,
+        activation=activation,
+        gated=gated,
+        bias=bool(rng.random() < 0.3),
+        dtype=pick("float32", "bfloat16") if train else pick(*TYPES),
+        max_tokens=int(rng.integers(1, 200)),
+        router=router,
+        shared_ffn=pick(0, 0, int(rng.integers(1, largest + 1))),
+    )
+    placement: list[Any] | None = None
+    if rng.random() < 0.6:
+        placement = [int(rank) for rank in rng.integers(0, world, experts)]
+        if not train and rng.random() < 0.4:
+            placement = [sorted({rank, int(rng.integers(0, world))}) for rank in placement]
+    divisors = [n for n in range(1, world) if world % n == 0]
+    options: dict[str, Any] = {
+        "layers": pick(1, 1, 2, 3),
+        "schedule": schedule,
+        "threads": pick(1, 1, 2, 3),
+        "placement": placement,
+        "ranks_per_node": pick(None, *divisors),
+        "moves": pick("auto", "tokens") if train or schedule == "bulk" else pick("auto", "tokens", "auto", "experts"),
+        "train": train,
+    }
+    if schedule == "bulk":
+        options["moves"] = "auto"
+    return Drawn(number, cfg, options, int(rng.integers(1, 13)))
+
+
+def soak(
+    world: World,
+    seed: int,
+    first: int,
+    go_on: Callable[[int], bool],
+    largest: int = 128,
+    show: Callable[[Counts], None] = lambda counts: None,
+) -> Counts:
+    """Objects from number `first` while `go_on(number)`, which is asked on rank 0. Collective.
+
+    Raises SoakError for a wrong result, and whatever a call raises, with the object named.
+    """
+    counts, number, begun, sampled = Counts(), first, time.monotonic(), 0.0
+    while world.bcast(go_on(number) if world.lead else None):
+        drawn = draw(seed, number, world.size, largest)
+        try:
+            _one(world, seed, drawn, counts)
+        except AristosError as why:
+            why.add_note(f"aristos soak --seed {seed} --first {number}: {drawn}")
+            raise
+        counts.objects += 1
+        number += 1
+        now = time.monotonic() - begun
+        if now - sampled >= SAMPLE_EVERY or len(counts.samples) < 8:
+            sampled = now
+            counts.samples.append(health.sample(now))
+        show(counts)
+    return counts
+
+
+def _one(world: World, seed: int, drawn: Drawn, counts: Counts) -> None:
+    """Make an object, call it, close it."""
+    cfg, common = drawn.cfg, np.random.default_rng([seed, drawn.number, 1])
+    own = np.random.default_rng([seed, drawn.number, 2, world.rank])
+    loaded: list[dict[str, np.ndarray]] = []
+    with MoE(cfg, world.comm, backend="cpu", **drawn.options) as moe:
+        for layer in range(drawn.options["layers"]):
+            loaded.append(_load(moe, layer, cfg, common))
+        for _ in range(drawn.calls):
+            layer = int(common.integers(len(loaded)))
+            if common.random() < 0.15:
+                loaded[layer] = _load(moe, layer, cfg, common)
+                counts.loads += 1
+            outside, backward = common.random() < 0.5, drawn.options["train"] and common.random() < 0.7
+            _call(moe, cfg, layer, loaded[layer], own, outside, backward, counts)
+
+
+def _load(moe: MoE, layer: int, cfg: MoEConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Load random weights, the same on all ranks, and return them."""
+    made: dict[str, Any] = dict(reference.weights(cfg, seed=int(rng.integers(2**62))))
+    moe.load(layer, **made)
+    return made
+
+
+def _rounded(cfg: MoEConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights as both calls have them: projections in the layer's type, router and biases as they were loaded."""
+    kind = TYPES[cfg.dtype]
+    return {
+        name: array.astype(kind).astype(np.float32) if name.split("_")[-1] in PROJECTIONS else array
+        for name, array in weights.items()
+    }
+
+
+def _call(
+    moe: MoE,
+    cfg: MoEConfig,
+    layer: int,
+    weights: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    outside: bool,
+    backward: bool,
+    counts: Counts,
+) -> None:
+    """One call, and perhaps its backward call, checked. outside: routed by the caller."""
+    tokens = int(rng.choice([0, 1, cfg.max_tokens, int(rng.integers(cfg.max_tokens + 1))]))
+    x = rng.standard_normal((tokens, cfg.hidden), np.float32).astype(TYPES[cfg.dtype])
+    given: dict[str, Any] = {}
+    if outside:
+        chance = 1.0 / np.arange(1, cfg.experts + 1) ** rng.choice([0.0, 1.2, 4.0])
+        scores = np.log(chance) + rng.gumbel(size=(tokens, cfg.experts))
+        ids = np.argsort(-scores, axis=1)[:, : cfg.top_k]
+        ids[rng.random(ids.shape) < 0.1] = -1
+        given = {"ids": ids, "weights": rng.random(ids.shape, np.float32)}
+    if backward:
+        y, tape = moe.forward(x, layer=layer, **given)
+        routing = tape.routing
+    else:
+        y, stats, routing = moe(x, layer=layer, return_stats=True, return_routing=True, **given)
+        counts.long_waits += sum(seconds > LONG_WAIT for seconds in stats.wait_seconds_by_peer)
+    counts.calls += 1
+    counts.rows += int((routing.ids >= 0).sum())
+    shape = replace(cfg, router=Router())  # the routing is given from here on
+    rows, chosen = x.astype(np.float32), {"ids": routing.ids, "weights": routing.weights}
+    arrays = _rounded(cfg, weights)
+    experts = {name: array for name, array in arrays.items() if name != "router"}
+    _check("y", cfg, y, reference.moe(shape, rows, **experts, **chosen), counts)
+    if backward:
+        dy = rng.standard_normal(x.shape, np.float32).astype(TYPES[cfg.dtype])
+        dx = moe.backward(dy, tape)
+        counts.backward += 1
+        if outside or np.array_equal(reference.route(cfg, rows, weights["router"])[0], routing.ids):  # no near tie
+            truth = reference.backward(cfg, rows, dy.astype(np.float32), **arrays, **given)["x"]
+            _check("dx", cfg, dx[0] if outside else dx, truth, counts)
+
+
+def _check(what: str, cfg: MoEConfig, found: np.ndarray, truth: np.ndarray, counts: Counts) -> None:
+    """Raise SoakError if a result is further from the truth than its type explains."""
+    if not found.size:
+        return
+    off = float(reference.error(found.astype(np.float32), truth)) / TOLERANCE[cfg.dtype]
+    counts.worst = max(counts.worst, off)
+    if not off <= 1:
+        raise SoakError(f"{what} is off by {off:.3g} times what {cfg.dtype} explains")

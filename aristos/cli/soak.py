@@ -1,0 +1,92 @@
+"""`aristos soak`: random layers and calls on the ranks of this job for a long time, each checked.
+
+    mpirun -n 4 aristos soak --minutes 30 --ranks-per-node 2
+    aristos soak --seed 7 --first 123 --objects 1     # one object again, on as many ranks
+
+Exit codes: 0 nothing found, 1 a wrong result, an error or a leak, 2 usage, 3 the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+from ..bench import health
+from ..bench.arguments import positive
+from ..errors import AristosError, EnvironmentProblem
+
+if TYPE_CHECKING:
+    from ..bench.soak import Counts
+
+FOUND, ENVIRONMENT = 1, 3
+SUMMARY = "random layers and calls for minutes or hours, each checked: mpirun -n 4 aristos soak --minutes 30"
+EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="aristos soak",
+        description="Draw layer objects from a seed, make calls, compare each with the float64 reference, and watch "
+        "memory, open files, threads and shared memory. Run it under mpirun or srun.",
+    )
+    parser.add_argument("--minutes", type=float, default=2.0, help="stop after so long (%(default)g)")
+    parser.add_argument("--objects", type=positive, metavar="N", help="stop after so many objects")
+    parser.add_argument("--seed", type=int, help="of all that is drawn (default: the time)")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first object (%(default)s)")
+    parser.add_argument("--largest", type=positive, default=128, metavar="N", help="of hidden and ffn (%(default)s)")
+    asked = parser.parse_args(argv)
+
+    from ..bench.soak import soak
+    from ..bench.world import connect
+
+    try:
+        world = connect()
+    except EnvironmentProblem as why:
+        print(f"aristos soak: {why}", file=sys.stderr)
+        return ENVIRONMENT
+    seed = world.bcast(asked.seed if asked.seed is not None else int(time.time()))
+    begun = time.monotonic()
+    said = [begun]
+
+    def go_on(number: int) -> bool:
+        done = asked.objects is not None and number >= asked.first + asked.objects
+        return not done and time.monotonic() - begun < 60 * asked.minutes
+
+    def show(counts: Counts) -> None:
+        if world.lead and time.monotonic() - said[0] >= EVERY:
+            said[0] = time.monotonic()
+            print(f"{said[0] - begun:7.0f} s  {_line(counts)}", flush=True)
+
+    if world.lead:
+        print(
+            f"aristos soak --seed {seed} --first {asked.first} --largest {asked.largest}, {world.size} ranks",
+            flush=True,
+        )
+    try:
+        counts = soak(world, seed, asked.first, go_on, asked.largest, show)
+    except AristosError as why:
+        traceback.print_exception(why)
+        return world.abort(FOUND)
+    leaks = [f"rank {world.rank}: {leak}" for leak in health.leaks(counts.samples)]
+    everyone = world.gather((counts, health.growth(counts.samples), leaks))
+    if not world.lead:
+        return 0
+    print(f"done: {_line(counts)}")
+    rows, waits = (sum(getattr(c, name) for c, _, _ in everyone) for name in ("rows", "long_waits"))
+    print(f"all ranks: {rows} rows, {waits} waits over 1 ms")
+    for rank, (_, grown, _) in enumerate(everyone):
+        words = ", ".join(f"{name} {value:+.1f}" for name, value in grown.items()) or "too few samples"
+        print(f"rank {rank} over the second half: {words}")
+    found = [leak for _, _, leaks in everyone for leak in leaks]
+    print("\n".join(found) or "errors 0, leaks 0")
+    return FOUND if found else 0
+
+
+def _line(c: Counts) -> str:
+    return (
+        f"{c.objects} objects, {c.calls} calls of rank 0, {c.backward} with a backward call, {c.loads} loads between, "
+        f"{c.rows} rows; error at most {c.worst:.2f} of what the type explains"
+    )

@@ -1,0 +1,66 @@
+"""`aristos soak`: it draws alike on all ranks, finds what is wrong, names the object, and sees what grows."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+import pytest
+
+from aristos import MoE
+from aristos.bench import health
+from aristos.bench.soak import SoakError, draw, soak
+from aristos.bench.world import World
+
+
+def test_objects_are_drawn_alike_and_differ():
+    drawn = [draw(5, number, 4, 64) for number in range(60)]
+    assert [str(each) for each in drawn] == [str(draw(5, number, 4, 64)) for number in range(60)]
+    assert len({str(each) for each in drawn}) == 60
+    for name in ("schedule", "train", "moves", "ranks_per_node", "threads", "layers"):
+        assert len({each.options[name] for each in drawn}) > 1, name
+    assert any(isinstance(rank, list) for each in drawn for rank in each.options["placement"] or ())
+    assert {each.cfg.dtype for each in drawn} == {"float32", "bfloat16", "float16"}
+
+
+@pytest.mark.ranks(2)
+def test_calls_of_drawn_objects_are_right(comm):
+    counts = soak(World(comm), 3, 0, lambda number: number < 6, largest=48)
+    assert (counts.objects, counts.calls > 6, counts.worst < 1) == (6, True, True)
+
+
+def test_a_wrong_output_is_found_and_the_object_named(monkeypatch):
+    real = MoE.__call__
+
+    def wrong(self, *args, **options):
+        y, *rest = real(self, *args, **options)
+        if y.size:
+            y.flat[-1] += np.abs(y).max() / 8
+        return (y, *rest)
+
+    monkeypatch.setattr(MoE, "__call__", wrong)
+    with pytest.raises(SoakError, match=r"y is off by [\d.e+]+ times what \w+ explains") as found:
+        soak(World(), 3, 0, lambda number: number < 20, largest=48)
+    assert found.value.__notes__[0].startswith("aristos soak --seed 3 --first ")
+    assert "MoEConfig(" in found.value.__notes__[0]
+
+
+def test_growth_of_the_second_half_is_a_leak():
+    steady = [health.Sample(i, 100 + 200 * (i < 5), 10, 4, 0) for i in range(20)]  # the first half does not count
+    assert health.leaks(steady) == []
+    growing = [health.Sample(i, 100 + 20 * i, 10 + 2 * i, 4, 0) for i in range(20)]
+    memory, files = health.leaks(growing)
+    assert memory.startswith("memory_mib grows by 180.0 in the second half, allowed are 64")
+    assert files.startswith("files grows by 18.0")
+    assert health.growth(growing[:4]) == {}
+
+
+def test_a_sample_counts_open_files_and_shared_memory(tmp_path):
+    (tmp_path / "shared").write_bytes(bytes(4096))
+    before = health.sample(0.0)
+    with open(tmp_path / "shared", "r+b") as file, mmap.mmap(file.fileno(), 4096):
+        now = health.sample(1.0)
+    assert now.files >= before.files + 1
+    assert now.shared == before.shared + 1
+    assert now.memory_mib > 10
+    assert now.threads >= 1
