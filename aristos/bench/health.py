@@ -27,9 +27,10 @@ class Sample:
 def sample(seconds: float) -> Sample:
     """A sample, `seconds` after the beginning."""
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    maps = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "rw-s" in line}
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    shared = {(device, inode) for _, rights, _, device, inode, *_ in maps if rights.endswith("s")}
     files, threads = (len(os.listdir(f"/proc/self/{name}")) for name in ("fd", "task"))
-    return Sample(seconds, resident / (1 << 20), files, threads, len(maps))
+    return Sample(seconds, resident / (1 << 20), files, threads, len(shared))
 
 
 def growth(samples: list[Sample]) -> dict[str, float]:

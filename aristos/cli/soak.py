@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--largest", type=positive, default=128, metavar="N", help="of hidden and ffn (%(default)s)")
     asked = parser.parse_args(argv)
 
-    from ..bench.soak import soak
+    from ..bench.soak import SoakError, soak
     from ..bench.world import connect
 
     try:
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
         )
     try:
         counts = soak(world, seed, asked.first, go_on, asked.largest, show)
-    except AristosError as why:
+    except (AristosError, SoakError) as why:
         traceback.print_exception(why)
         return world.abort(FOUND)
     leaks = [f"rank {world.rank}: {leak}" for leak in health.leaks(counts.samples)]

@@ -67,8 +67,8 @@ class EngineShape:
             ),
         )
         nbytes = max(self.returns, other.returns)  # one user may need the most rows, another the widest
-        # RING_BUDGET holds fewer wide rows
-        rows = min(both.ring_rows, ring_rows(both.world, both.stride, both.ring_rows))
+        # RING_BUDGET holds fewer wide rows; a block holds all rows of a token
+        rows = min(both.ring_rows, max(both.top_k, ring_rows(both.world, both.stride, both.ring_rows)))
         plain = nbytes == both.return_rows * both.stride  # as 0 stands for: equal shapes must compare equal
         return replace(both, ring_rows=rows, return_bytes=0 if plain else nbytes)
 

@@ -12,8 +12,7 @@ from . import words
 @jit
 def choose(job, st, tokens):
     """Set `staying` of the experts of local peers, and take these rows out of `count`, the rows of each slot."""
-    for s in range(job[words.slot_start(job, job[words.WORLD])]):
-        st[words.in_place(job, s)] = 0
+    clear(job, st)
     if job[words.STAY_SHARE] == 0:
         mark_many(job, st)
     elif rows_of_all(job, st) >= job[words.BALANCE_ROWS]:
@@ -22,8 +21,7 @@ def choose(job, st, tokens):
         mark_many(job, st)
         set_loads(job, st, tokens)
         if st[words.load(job, busiest(job, st))] * 100 > most:
-            for s in range(job[words.slot_start(job, job[words.WORLD])]):
-                st[words.in_place(job, s)] = 0
+            clear(job, st)
             set_loads(job, st, tokens)
         while balance(job, st, tokens):
             pass
@@ -35,12 +33,28 @@ def choose(job, st, tokens):
 
 
 @jit
+def clear(job, st):
+    """Mark no slot but that of this rank's shared expert, whose rows every rank computes for its own tokens."""
+    for s in range(job[words.slot_start(job, job[words.WORLD])]):
+        st[words.in_place(job, s)] = 0
+    if job[words.SHARED] != 0:
+        st[words.in_place(job, shared_slot(job))] = 1
+
+
+@jit
+def shared_slot(job):
+    """The slot of this rank's shared expert. SHARED is 1 + its number among the held experts."""
+    return job[words.slot_start(job, job[words.RANK])] + job[words.SHARED] - 1
+
+
+@jit
 def mark_many(job, st):
     """Mark the slots of local ranks for which a rank has so many rows that copying them costs more than reading."""
     for p in range(job[words.WORLD]):
         if is_local(job, st, p):
             for s in range(job[words.slot_start(job, p)], job[words.slot_start(job, p + 1)]):
-                st[words.in_place(job, s)] = st[words.count(job, s)] >= job[words.STAY_ROWS]
+                if st[words.count(job, s)] >= job[words.STAY_ROWS]:
+                    st[words.in_place(job, s)] = 1
 
 
 @jit
@@ -83,8 +97,10 @@ def set_loads(job, st, tokens):
             continue
         for s in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
             for p in range(world):
-                stays = st[words.in_place(job, s)] != 0 and is_local(job, st, p)
-                st[words.load(job, p if stays else owner)] += rows_at(job, st, tokens, s, p)
+                here = is_local(job, st, p)
+                if here or job[words.SHARED] == 0 or s != shared_slot(job):
+                    stays = st[words.in_place(job, s)] != 0 and here
+                    st[words.load(job, p if stays else owner)] += rows_at(job, st, tokens, s, p)
 
 
 @jit

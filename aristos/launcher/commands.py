@@ -19,7 +19,7 @@ from ..host import mpi_facts, mpi_launchers, slurm_variables
 from ..host.mpi_library import Library
 from ..host.workarounds import Workaround
 from ..topology import slurm_job
-from .take_seat import JOB, PLAN
+from .take_seat import JOB, PLAN, RESTART
 
 SEAT = "aristos.launcher.take_seat"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -134,7 +134,7 @@ def by_mpirun(
         words += ["--map-by", f"ppr:{per_node}:node:OVERSUBSCRIBE", "--bind-to", "none"]
         if os.geteuid() == 0:
             words.append("--allow-run-as-root")  # else it refuses to run as root
-        for name in (PLAN, JOB, *(each.name for each in found)) if nodes > 1 else ():
+        for name in (PLAN, JOB, RESTART, *(each.name for each in found)) if nodes > 1 else ():
             words += ["-x", name]  # other nodes get only these variables
     elif nodes > 1:
         words += ["-ppn", str(per_node)]

@@ -12,8 +12,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from . import job
-
-RESTART = "ARISTOS_RESTART"
+from .take_seat import RESTART
 
 
 def ranks_of(asked: Namespace, ranks: int) -> list[int]:

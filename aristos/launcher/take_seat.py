@@ -34,6 +34,7 @@ from .this_node import find
 PLAN = "ARISTOS_SEATS"  # the seats of the node that started the job, so that its ranks need not discover it again
 DEVICE, LOCAL = "ARISTOS_DEVICE", "ARISTOS_LOCAL_RANK"
 JOB = "ARISTOS_JOB"  # marks every process of a job
+RESTART = "ARISTOS_RESTART"  # number of this start of the job: above 0 after a loss
 
 
 class NoRank(Exception):

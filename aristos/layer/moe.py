@@ -166,7 +166,8 @@ class MoE(TrainedLayers):
         window, and for each rank of another node an outbox and a ring of staged outputs. Weights: of `layers` layers,
         the experts of the rank that holds most of them, with biases, and a router a layer, padded as the kernels read
         them. Not included: up to 2 MiB and 4 KiB a rank where ranks share weights in huge pages (`moves`); the
-        arrays given to `load` and to calls; tables that grow with the workers.
+        arrays given to `load` and to calls; ids and weights of max_tokens tokens, and with weights on the input their
+        rows; tables that grow with the workers.
 
         threads: include the scratch of so many workers: prepared rows, hidden activations and sums of a run, and of one
         column-split run. backend: None is "cpu", but "cuda" for tf32. With "cuda", which needs numba-cuda here,

@@ -106,12 +106,14 @@ def begin(directory: Path) -> str:
     folder = directory / f"saved-{last + 1}"
     shutil.rmtree(folder, ignore_errors=True)  # of a save that was interrupted
     folder.mkdir()
+    atomic.sync(directory.parent)
     return folder.name
 
 
 def finish(directory: Path, name: str, about: dict[str, Any]) -> None:
     """Make a complete folder the one that counts, on rank 0, then remove all others."""
-    atomic.sync(directory / name)
+    for each in (directory / name, directory):
+        atomic.sync(each)
     text = json.dumps({"schema": SCHEMA, "folder": name, **about}, indent=1)
     atomic.rewrite(directory / MANIFEST, lambda _: text.encode())
     for other in directory.glob("saved-*"):

@@ -343,7 +343,7 @@ class TrainedLayers(LoadedLayers):
         runtime.refuse_open()
         folder = Path(directory)
 
-        def read() -> tuple[dict[str, Any], list[dict[int, Arrays]], Arrays]:
+        def read() -> tuple[int, list[dict[int, Arrays]], Arrays]:
             for layer in range(self.layers):
                 self._refuse_tapes(layer, "restore")
             about = saving.read_manifest(folder)
@@ -367,19 +367,21 @@ class TrainedLayers(LoadedLayers):
                     }
                 )
             dense: Arrays = {}
+            steps = 0
             if optimizer is not None:
+                steps = whole("the optimizer's steps", about["optimizer"][1] + 1) - 1
                 wanted = {name: array.shape for name, array in saving.dense_arrays(optimizer).items()}
                 dense = saving.read_arrays(folder / about["folder"] / saving.DENSE, wanted, rest=False)
-            return about, found, dense
+            return steps, found, dense
 
-        about, found, dense = saving.together(self, "restore", read)
+        steps, found, dense = saving.together(self, "restore", read)
         for layer, read_parts in enumerate(found):
             for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
                 for name, array in arrays.items():
                     array[...] = read_parts[expert][name]
             self.update(layer)
         if optimizer is not None:
-            optimizer.steps = int(about["optimizer"][1])
+            optimizer.steps = steps
             for name, array in saving.dense_arrays(optimizer).items():
                 array[...] = dense[name]
 

@@ -116,8 +116,8 @@ class NodeMemory:
     def _open(self, rank: int, pid: int, fd: int, token: bytes) -> str:
         """Map a peer's part; returns why that cannot be done, or an empty text."""
         try:
-            theirs = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
+            theirs = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:  # elsewhere the number may be a pipe: opening it must not wait for a writer
             return f"the shared memory of rank {rank} cannot be opened: {error}"
         try:
             if not os.fstat(theirs).st_size:

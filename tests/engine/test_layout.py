@@ -325,6 +325,14 @@ def test_a_union_serves_both(cluster, b):
     assert both.union(b) == both
 
 
+def test_a_union_has_rings_for_all_choices_of_a_token():
+    """A block to a remote rank holds all rows of a token, though wide rows leave the budget fewer."""
+    placement = Placement(None, 200, 2)
+    many = shape_of(2, placement, hidden=64, experts=200, top_k=100, max_tokens=4)
+    wide = shape_of(2, placement, hidden=1 << 18, experts=200, top_k=1, max_tokens=64)
+    assert many.union(wide).ring_rows >= 100 > wide.ring_rows
+
+
 def test_a_union_keeps_rings_within_the_budget():
     """Many rows of one user and wide rows of another are not multiplied."""
     narrow = EngineShape(world=2, ring_rows=500_000, stride=64, return_rows=10, max_held=1)

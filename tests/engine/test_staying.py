@@ -17,11 +17,13 @@ pytestmark = pytest.mark.uncompiled
 MANY = 10**9
 
 
-def chosen(counts, *, ranks=2, rank=1, stay=MANY, reading=10, share=125, tokens=100, announced=None, remote=()):
+def chosen(
+    counts, *, ranks=2, rank=1, stay=MANY, reading=10, share=125, tokens=100, announced=None, remote=(), shared=0
+):
     """What rank `rank` decides with so many rows for each expert; experts are dealt in contiguous parts.
 
-    announced: tokens of each rank's last call, None: none yet. Returns the rows that stay by expert, the loads that the
-    rank expects, and the rows that travel.
+    announced: tokens of each rank's last call, None: none yet. shared: 1 + the shared expert's place among those held.
+    Returns the rows that stay by expert, the loads that the rank expects, and the rows that travel.
     """
     experts = len(counts)
     placement = Placement([e * ranks // experts for e in range(experts)], experts, ranks)
@@ -39,7 +41,7 @@ def chosen(counts, *, ranks=2, rank=1, stay=MANY, reading=10, share=125, tokens=
     jobs.fill_layout(job, shape, tables)
     held = placement.held[rank]
     jobs.update(job, rank=rank, world=ranks, held=held, computed=held + len(foreign))
-    jobs.update(job, stay_rows=stay, balance_rows=reading, stay_share=share)
+    jobs.update(job, stay_rows=stay, balance_rows=reading, stay_share=share, shared=shared)
     for p in range(ranks):
         state[words.remote(job, p)] = p in remote
         state[words.tokens_of(job, p)] = 0 if announced is None else 1 + announced[p]
@@ -103,6 +105,14 @@ def test_rows_for_other_nodes_always_travel():
     assert found.kept == {0: 300}
     assert found.travel == [0, 10, 300, 10]
     assert found.loads == [900, 340, 0, 0]
+
+
+def test_every_rank_computes_the_shared_expert_for_its_own_tokens():
+    """Expert 3 is this rank's shared one. Rank 0 has rows for its own; ranks of other nodes send none."""
+    found = chosen([100, 100, 200, 100], shared=2)
+    assert (found.kept, found.loads) == ({}, [500, 500])
+    assert chosen([100, 100, 200, 100], shared=2, announced=[50, 100]).loads == [350, 400]
+    assert chosen([100, 100, 100, 100], ranks=4, remote=(2, 3), shared=1, reading=1).loads == [400, 201, 0, 0]
 
 
 def test_a_rank_without_tokens_keeps_nothing():

@@ -210,16 +210,17 @@ class CpuRuntime(Runtime):
         self.refuse_open()
         job = self._blank_job()
         started = time.monotonic()
-        for peer in self.group.nodes.local(self.group.rank):
-            while self._read_word(job, peer, words.ENDED) < self.epoch:
-                if self._read_word(job, peer, words.POISON):
-                    self._raise_poison(job)
-                if time.monotonic() - started > self.group.timeout:
-                    raise WaitTimeout(
-                        f"rank {self.group.rank} cannot load weights: rank {peer} has been in call {self.epoch} for"
-                        f" {self.group.timeout:.3g} s since, and may read them"
-                    )
-                time.sleep(1e-5)
+        with self.failing(job):
+            for peer in self.group.nodes.local(self.group.rank):
+                while self._read_word(job, peer, words.ENDED) < self.epoch:
+                    if self._read_word(job, peer, words.POISON):
+                        self._raise_poison(job)
+                    if time.monotonic() - started > self.group.timeout:
+                        raise WaitTimeout(
+                            f"rank {self.group.rank} cannot load weights: rank {peer} has been in call {self.epoch} for"
+                            f" {self.group.timeout:.3g} s since, and may read them"
+                        )
+                    time.sleep(1e-5)
 
     # ------------------------------------------------------------ failure
 
