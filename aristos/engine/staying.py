@@ -1,7 +1,7 @@
 """Which rows of this rank's tokens stay here: rows for experts of local peers whose weights this rank can read.
 
-A row that travels is copied four times. Rows that stay are not copied, but their expert's weights are read once more.
-So there are two reasons to stay:
+A row that travels is written and read in the ring, and its output in the return rows. A row that stays is not copied,
+but its expert's weights are read once more. So there are two reasons to stay:
 
 - An expert has many rows here (STAY_ROWS): their copies would cost more than the reading. This reason counts only if
   the busiest rank of the node then has at most STAY_SHARE percent of the rows that it has when all travel.
@@ -19,7 +19,8 @@ from . import words
 def choose(job, st, tokens):
     """Decide which rows stay: set `staying` of each foreign expert, and subtract these rows from `count` of its slot.
 
-    tokens: of this rank. With STAY_SHARE 0 the first reason alone counts, without a limit.
+    tokens: of this rank. With STAY_SHARE 0 the first reason alone counts, without a limit. Else no row of a call with
+    fewer than BALANCE_ROWS rows stays.
     """
     for s in range(job[words.slot_start(job, job[words.WORLD])]):
         st[words.in_place(job, s)] = 0
