@@ -4,8 +4,8 @@ Each takes the `Routing` of a call with `return_routing=True` and returns (loss,
 `comm`, the same float on each, and its gradient by this rank's logits, float32 of their shape. Loads are counts and
 have no gradient. With comm, calls are collective; None is this process alone. E: columns of the logits; T: tokens of
 all ranks; p: the softmax of the logits. Sums over tokens are in fixed point with 52 bits of the largest term, and so
-exact after that rounding: loss and gradient have the same bits however the tokens are shared among ranks (`gshard`
-alone means ranks by its groups). They are plain NumPy, know no layer, and do not add themselves to anything.
+exact after that rounding: loss and gradient have the same bits however the tokens are shared among ranks, except for
+`gshard`, whose groups are the ranks. They are plain NumPy, know no layer, and do not add themselves to anything.
 `bias_step` balances loads without a loss.
 """
 

@@ -3,9 +3,9 @@
 A batch is cut into *pieces*, the same on any number of ranks; each rank has whole pieces, and the ranks' pieces follow
 one another in rank order. Pieces are added by one binary tree over all of them: piece 2i and piece 2i + 1 first, then
 these pairs two by two, and so on; what has no partner waits, and is added last, from the right. A rank adds what it
-can alone, so that it sends one array where it has a power of two of pieces from a multiple of that power on.
+can alone: one array is left to send if it has 2^n pieces and the number of its first piece is a multiple of 2^n.
 
-A sum of rank sums would be rounded in another way on each number of ranks, in whatever order it is taken.
+If each rank summed its pieces first, the result would be rounded differently on each number of ranks, in any order.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _push(stack: list[Node], node: Node) -> None:
 def partial_sums(first: int, pieces: Iterable[np.ndarray]) -> list[Node]:
     """The largest sums of the tree that lie within these pieces, of which `first` is the number of the first.
 
-    A piece that is summed is let go of at once: memory is that of the sums.
+    Each piece is freed when it is summed: no more memory than that of the sums is needed.
     """
     stack: list[Node] = []
     for number, piece in enumerate(pieces):

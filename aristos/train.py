@@ -1,5 +1,5 @@
-"""Optimizers of `MoE(..., train=True)`: AdamW, and SGD with momentum. States of a rank's own experts, router and shared
-expert alone, and of a model's other arrays (`dense`); all but the experts are the same on all ranks, and stay so.
+"""Optimizers of `MoE(..., train=True)`: AdamW, and SGD with momentum. A rank has the states of its own experts, router,
+shared expert, and a model's other arrays (`dense`). All but the experts' are equal on all ranks, and stay so.
 
 All arithmetic on an entry is float32, element by element, so that weights have the same bits on any number of ranks.
 """
@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Optimizer:
-    """Base of the optimizers. moe: all its layers are loaded. steps: so many have been taken. lr may change between.
+    """Base of the optimizers. moe: all its layers are loaded. steps: how many were taken. lr may change between steps.
 
     dense: arrays outside the MoE layers by name, float32, equal on all ranks; `step` changes them in place.
     """

@@ -4,7 +4,7 @@
 
 A line a case: milliseconds of a call with a row a pair (of the slowest rank), the ratio (quartiles over pairs of
 calls), the ratio of the shortest times, rows that cross over pairs, and pairs for the other ranks over tokens. The
-engine's own rule is put aside.
+engine's own rule is not used.
 """
 
 from __future__ import annotations

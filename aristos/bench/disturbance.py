@@ -1,4 +1,4 @@
-"""Whether timed calls had their cores: how long this process's threads were ready to run while others ran.
+"""Whether timed calls had their cores: how long this process's threads were ready to run, but had no core.
 
 Linux counts that time for every thread (/proc/self/task/*/schedstat). Where it does not, the calling thread's
 processor time is compared with the wall time if the thread was switched out against its will (getrusage). A thread
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ENOUGH = 0.9  # of a core: a call in which a rank had less is disturbed
-FEW = 0.25  # of the calls: if more are disturbed, a repetition would be too
-MANY = 0.05  # of the calls: a row in which more are disturbed is marked, since its p95 is
-WORKS = 0.25  # of the calls' time: a thread that had less to do does not delay them
+ENOUGH = 0.9  # of a core: a call in which a rank had less counts as disturbed
+FEW = 0.25  # of the calls: if more are disturbed, repeated ones would be disturbed too
+MANY = 0.05  # of the calls: a row of a table is marked if more are disturbed, since its p95 is then disturbed
+WORKS = 0.25  # of the calls' time: a thread that wanted a core for less is not counted
 CORE_SHARE = "share of its core that the rank had in the call"
 PAIR_SHARE = "share of its core that each end of the pair had, the least over repeated samples"
 SENTENCE = (
@@ -31,7 +31,7 @@ SENTENCE = (
 
 
 class Guard:
-    """Watches the calls of the thread that makes it. Use: `arm`, then `begin`, the call and `end`; at last `shares`."""
+    """Watches the calls of the thread that makes it. For each call: `arm`, `begin`, call, `end`. At last `shares`."""
 
     def __init__(self) -> None:
         me = threading.get_native_id()
@@ -53,7 +53,7 @@ class Guard:
         self._start = _rusage() if self._main is None else _read(self._main)
 
     def end(self, seconds: float) -> None:
-        """Note a call of `seconds`."""
+        """Note a call that took `seconds`, after its `begin`."""
         if self._main is None:
             ran, switched = _rusage()
             lost = max(0.0, seconds - (ran - self._start[0])) if switched > self._start[1] else 0.0

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-# growth that allocators, caches and MPI's pools explain, from the first half of a run to its end
+# growth in the second half of a run that allocators, caches and MPI's pools explain
 SLACK = {"memory_mib": 64.0, "files": 8.0, "threads": 4.0, "shared": 2.0}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What this process holds now. memory_mib: resident; shared: files that it maps as shared memory, named or not."""
+    """What this process holds now. memory_mib: resident; shared: how many files it maps as shared memory."""
 
     seconds: float
     memory_mib: float
@@ -34,7 +34,7 @@ def sample(seconds: float) -> Sample:
 
 
 def growth(samples: list[Sample]) -> dict[str, float]:
-    """What each figure grows by over the second half of the samples, by the line through them; {} for fewer than 8.
+    """By how much each figure grows over the second half of the samples, by a fitted line; {} for fewer than 8.
 
     The first half fills caches, so it does not count.
     """

@@ -1,7 +1,7 @@
-"""`aristos soak`: random layers and calls for a long time, each checked, while memory, files and threads stay flat.
+"""`aristos soak`: random layers and calls for a long time, each checked; memory, files and threads must not grow.
 
 All ranks draw the same objects from one seed: shape, router, element type, placement with or without copies, schedule,
-what moves, pretended nodes, workers, layers, training. Each object makes some calls with random tokens and routing, and
+`moves`, pretended nodes, workers, layers, training. Each object makes some calls with random tokens and routing, and
 loads other weights between them; each rank checks its outputs against `aristos.reference`, and after backward calls its
 gradients by x. Then the object is closed. A failing call names the seed and the object's number; `--first N` starts at
 that object again. The instruction set is that of the process: ARISTOS_ISA changes it.
@@ -38,7 +38,7 @@ class SoakError(Exception):
 
 @dataclass(frozen=True)
 class Drawn:
-    """An object and its calls, alike on all ranks. options: keyword arguments of MoE."""
+    """An object and its calls, equal on all ranks. options: keyword arguments of MoE."""
 
     number: int
     cfg: MoEConfig
@@ -65,7 +65,7 @@ class Counts:
 
 
 def draw(seed: int, number: int, world: int, largest: int) -> Drawn:
-    """Object `number` of a seed, for so many ranks. largest: of hidden and ffn."""
+    """Object `number` of a seed, for `world` ranks. largest: most of hidden, ffn and shared_ffn."""
     rng = np.random.default_rng([seed, number])
 
     def pick(*of: Any) -> Any:
@@ -124,7 +124,7 @@ def soak(
     largest: int = 128,
     show: Callable[[Counts], None] = lambda counts: None,
 ) -> Counts:
-    """Objects from number `first` while `go_on(number)`, which is asked on rank 0. Collective.
+    """Run objects, from number `first` on, while rank 0's `go_on(number)` is true. Collective.
 
     Raises SoakError for a wrong result, and whatever a call raises, with the object named.
     """
@@ -171,7 +171,7 @@ def _load(moe: MoE, layer: int, cfg: MoEConfig, rng: np.random.Generator) -> dic
 
 
 def _rounded(cfg: MoEConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Weights as both calls have them: projections in the layer's type, router and biases as they were loaded."""
+    """Weights as forward and backward calls use them: projections rounded to the layer's type, the rest as loaded."""
     kind = TYPES[cfg.dtype]
     return {
         name: array.astype(kind).astype(np.float32) if name.split("_")[-1] in PROJECTIONS else array
@@ -189,7 +189,7 @@ def _call(
     backward: bool,
     counts: Counts,
 ) -> None:
-    """One call, and perhaps its backward call, checked. outside: routed by the caller."""
+    """Make a call, and with `backward` its backward call, and check both. outside: ids and weights are given."""
     tokens = int(rng.choice([0, 1, cfg.max_tokens, int(rng.integers(cfg.max_tokens + 1))]))
     x = rng.standard_normal((tokens, cfg.hidden), np.float32).astype(TYPES[cfg.dtype])
     given: dict[str, Any] = {}

@@ -70,7 +70,7 @@ def left(files: list[tuple[str, int]]) -> Finding:
 
 
 def in_place() -> Finding:
-    """Whether layers with moves="auto" on this machine compute rows where local peers have their experts' weights."""
+    """Whether layers with moves="auto" can compute experts of local peers in place on this machine."""
     problem = memfd.lacking()
     if problem:
         return ok("experts in place", f"no, tokens always travel: {problem}", huge_pages=False)

@@ -67,9 +67,9 @@ def read_announcement(job, st, source):
 
 @jit
 def admit_staying(job, st, owner):
-    """Own rows for experts of `owner` that stay here may run: it has announced this epoch, so it loads no weights.
+    """Admit the rows that stay here for experts of `owner`: it has announced this epoch, so it loads no weights.
 
-    They run even if it makes another call or refuses its input: then the call has no result.
+    They run even if `owner` makes another call or refuses its input; the call has no result then.
     """
     me = job[words.RANK]
     for expert in range(job[words.HELD], job[words.COMPUTED]):
@@ -80,7 +80,7 @@ def admit_staying(job, st, owner):
 
 @jit
 def read_record(job, st, source):
-    """Read the next tile record of `source`. Its rows are pending; of another call, they go back uncomputed."""
+    """Read the next tile record of `source`. Its rows become pending, or go back uncomputed from a skipped source."""
     tile = st[words.read_tiles(job, source)]
     a = record_from(job, st, source, tile)
     expert, rows = mem.load(words.record_expert(a)), mem.load(words.record_rows(a))

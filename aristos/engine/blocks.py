@@ -1,12 +1,13 @@
 """Step `dispatch` in blocks of tokens. Each token crosses once, however many of its experts the owner holds.
 
-So it is to remote owners always, to local ones where the source has announced it (`packing.crosses_once`).
+Tokens always cross once to a remote owner. To a local owner they do if the source has announced it for this call
+(`packing.crosses_once`).
 
-A block covers the tokens t0..t1 that have a (token, choice) pair for the owner. It holds the row of each token once,
-for each pair (in the order of experts, then tokens) an index entry with the place of its row, and a record for each
-tile. A block takes as many ring rows as it has pairs, so that one credit, counted in pairs, bounds the ring, the index
-and a remote owner's staged outputs. Its rows fill the first of these ring rows. Steps write it into a local owner's
-ring, or into the outbox, from which `outbox.py` puts it.
+A block covers those of the tokens t0..t1 that have a (token, choice) pair for the owner. It holds three things: the row
+of each such token, once; an index entry for each pair, in the order of experts, then tokens, with the place of the
+pair's row; a record for each tile. A block takes as many ring rows as it has pairs, and its rows fill the first of
+them. So one credit, counted in pairs, bounds the ring, the index and a remote owner's staged outputs. Steps write the
+block into a local owner's ring, or into the outbox, from which `outbox.py` puts it.
 """
 
 from ..primitives import memory as mem
@@ -31,7 +32,7 @@ def first_from(job, st, slot, token):
 
 @jit
 def pairs_before(job, st, owner, token):
-    """Unsent pairs for `owner` whose token is before `token`."""
+    """How many unsent pairs for `owner` have a token before `token`."""
     pairs = 0
     for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
         pairs += first_from(job, st, slot, token) - st[words.slot_from(job, slot)]
@@ -51,7 +52,7 @@ def next_token(job, st, owner):
 
 @jit
 def end_token(job, st, owner, first, most):
-    """Where a block that begins at token `first` ends: as many tokens as fit `most` pairs, at least one."""
+    """The end of a block that begins at token `first`: as many tokens as have at most `most` pairs, at least one."""
     low, high = first + 1, job[words.TOKENS]  # the pairs before token `low` fit, or the block has one token
     while low < high:
         middle = (low + high + 1) // 2
@@ -92,7 +93,7 @@ def claim(job, st, worker, owner, under_way):
 
 @jit
 def write_records(job, st, owner, rows):
-    """Write a record for every tile; the last has `rows`, the block's rows in the ring. Returns the tiles."""
+    """Write a record for every tile of the block; returns how many. The last one has `rows`, the rows that crossed."""
     tile = st[words.sent_tiles(job, owner)]
     most = min(job[words.TILE], job[words.RING_ROWS])
     start = job[words.slot_start(job, owner)]
@@ -115,7 +116,7 @@ def write_records(job, st, owner, rows):
 
 @jit
 def execute(job, st, worker):
-    """Write rows, index entries and records. Warps take the rows in turns."""
+    """Write the claimed block: rows, index entries, then records. On a GPU the warps take rows in turn."""
     c = words.command(job, worker)
     owner, k = st[words.command_owner(c)], job[words.TOP_K]
     low = st[words.offset(job, job[words.slot_start(job, owner)])]

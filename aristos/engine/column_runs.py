@@ -46,7 +46,7 @@ def free_slot(job, st):
 def wanted(job, rows, active):
     """Should these rows be split by columns? Yes if they are few, and fewer experts than workers have rows.
 
-    Never with scalars: a run's rows have no worker that could leave theirs.
+    Never in a call with scalars: no single worker ends such a run, so none could write the scalars that go back.
     """
     if job[words.MODE] != codes.MODE_LAYER or job[words.SCALARS] != 0:
         return False

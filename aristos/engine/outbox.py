@@ -25,7 +25,7 @@ BUSY_HEARTBEAT_NS = 200_000_000  # interval of those to remote peers while there
 
 @jit
 def all_posted(job, st):
-    """Has all been put that remote peers are owed? Who puts, a worker or the proxy, records it in a word for each peer.
+    """Whether all that remote peers are owed is put. The thread that puts records it in a word for each peer.
 
     The word is the sum of tiles put, tiles returned and the epoch announced. None of them can be ahead of what this
     rank has done, so the sums agree only if all three do.

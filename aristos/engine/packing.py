@@ -12,7 +12,7 @@ from .layout import WORD, announcement_to, word_to
 
 @jit
 def tile_rows(rows, most):
-    """Rows of the next tile of `rows` rows, which are cut into nearly equal tiles of at most `most`."""
+    """Rows of the next tile, where `rows` rows are cut into nearly equal tiles of at most `most` rows."""
     tiles = (rows + most - 1) // most
     return (rows + tiles - 1) // tiles
 
@@ -46,7 +46,7 @@ def begin(job, st):
 
 @jit
 def drop(job, st, tokens, ids):
-    """Mark the choices beyond the capacity: first choices before second ones, tokens in order. Counts end as zeros."""
+    """Mark the choices beyond the capacity: first choices count before second ones, tokens in order. Clears `count`."""
     count, slot_of = words.count(job, 0), words.slot_of(job, 0)
     for j in range(job[words.CHOICES]):
         for i in range(j, tokens * job[words.TOP_K], job[words.TOP_K]):
@@ -64,7 +64,8 @@ def sort(job, st, tokens):
     """Counting sort of tokens * k choices: offset [slots + 1], token [rows], position [tokens, k].
 
     A choice that is not taken, one beyond the capacity and one of an identity expert have the position -1. Rows that
-    stay come behind those of all slots, and their slot has none: they are not announced. Returns offset[slots].
+    stay lie behind the rows of all slots and are not counted in their slot, so that they are not announced. Returns
+    offset[slots], the number of rows that do not stay.
     """
     slots, k = job[words.slot_start(job, job[words.WORLD])], job[words.TOP_K]
     count, offset = words.count(job, 0), words.offset(job, 0)
@@ -132,10 +133,10 @@ def set_blocks(job, st, tokens):
 
 @jit
 def crosses_once(job, st, p):
-    """Does each token of this call cross to `p` once, in blocks with an index? Else it does once for each expert there.
+    """1 if each token of this call crosses to rank `p` once, in blocks with an index; 0 if it sends a row a pair.
 
-    To a local rank only where it pays: where there are several blocks of rows, and so many for each token that rows
-    must repeat.
+    Tokens always cross once to a remote rank. To a local rank they do only where it pays: the rows for it make several
+    blocks (ONCE_ROWS), and are so many for each token of the call that rows must repeat (ONCE_SHARE).
     """
     if st[words.remote(job, p)] != 0:
         return 1
@@ -145,7 +146,7 @@ def crosses_once(job, st, p):
 
 @jit
 def set_streams(job, st):
-    """Set cursors to the first rows for every rank; own rows are pending; no announcement is read."""
+    """Set the streams of the call: cursors at the first row for each rank, own rows pending, no announcement read."""
     me, world, local = job[words.RANK], job[words.WORLD], job[words.HELD]
     offset, start = words.offset(job, 0), words.slot_start(job, 0)
     for p in range(mem.thread(), world, mem.threads()):
@@ -200,10 +201,11 @@ def set_streams(job, st):
 def write_announcement(job, st, p):
     """Write the announcement for rank `p`: rows for each of its experts, zeros included.
 
-    It goes where the announcement of epoch e - 2 was, and waits for nobody, because `p` has read that one. This rank
-    is in call e, so its call e - 1 has ended, and a call ends only when every announcement of it is read
-    (`steps.finished`). So this rank has read what `p` announced for e - 1. By then `p` had ended its call e - 2, and
-    read every announcement of that, this rank's too. The acquire of `p`'s ANNOUNCED orders its reads before this write.
+    The announcement of epoch e overwrites that of epoch e - 2 without waiting, because `p` has read that one. This
+    rank is in call e, so its call e - 1 has ended, and a call ends only when every announcement of it is read
+    (`steps.finished`). So this rank has read what `p` announced for e - 1. Before `p` announced it, `p` had ended its
+    call e - 2 and read every announcement of that call, this rank's too. The acquire of `p`'s ANNOUNCED orders those
+    reads before this write.
     """
     offset, first = words.offset(job, 0), job[words.slot_start(job, p)]
     a = announcement_to(job, st, p, job[words.EPOCH])
@@ -244,7 +246,7 @@ def announce(job, st):
 
 @jit
 def open_streams(job, st, tokens):
-    """With the packed order there: set the call's tables and announce. By all threads of one worker."""
+    """Once the packed order is known: set the call's tables and announce. By all threads of one worker."""
     set_blocks(job, st, tokens)
     set_streams(job, st)
     mem.block_barrier()

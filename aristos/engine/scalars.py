@@ -3,8 +3,8 @@
 A call has them if its job's SCALARS is set. Outward a scalar is the upper half of its pair's entry in the index, whose
 lower half is the place of the pair's row in the ring. Back it is the last word of the return row's slot. Both are
 written with the row, by the row's writer, and covered by the same record and tail; so they need no order of their own,
-and no line has two writers. What a scalar means is the kernel's affair: it finds those that came in the command's list
-of scalars, and leaves there those that go back.
+and no line has two writers. The engine does not interpret scalars: a kernel finds those that came in the command's
+list of scalars, and writes those that go back there.
 """
 
 from ..primitives import memory as mem

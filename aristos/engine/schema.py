@@ -97,9 +97,9 @@ JOB_SCALARS: list[Word] = [
         """
         HELD | experts | experts that this rank holds
         COMPUTED | experts | that this rank may compute: those held, then those of local peers that it can read
-        STAY_ROWS | rows | so many own rows for an expert of a local peer are computed here | cpu
-        BALANCE_ROWS | rows | that take as long to compute as the weights of their expert to read | cpu
-        STAY_SHARE | percent | of the busiest rank's rows if all travel, up to which rows may stay, 0: no limit | cpu
+        STAY_ROWS | rows | from so many rows on, those for a foreign expert stay, see staying.py | cpu
+        BALANCE_ROWS | rows | whose arithmetic takes as long as reading the weights of their expert | cpu
+        STAY_SHARE | percent | most rows of the busiest rank, of those if all travel; 0: no limit, no balance | cpu
         """,
     ),
     *_words(ENGINE, "MAX_COMPUTED | experts | most experts that a rank may compute"),
@@ -168,8 +168,8 @@ JOB_SCALARS: list[Word] = [
         PAUSE_NS | ns | after which compiled code returns to Python | cpu
         REMOTE | ranks | peers on other nodes
         BLOCK_PAIRS | pairs | most (token, choice) pairs of a block
-        ONCE_ROWS | rows | so many rows for a local owner may cross once a token, see packing.py, 0: never | cpu
-        ONCE_SHARE | percent | of a call's tokens, so many rows are needed for that | cpu
+        ONCE_ROWS | rows | least rows for a local owner to which tokens cross once, see packing.py; 0: never | cpu
+        ONCE_SHARE | percent | the least rows for that, over the tokens of the call | cpu
         """,
     ),
     *_words(OBJECT, "TIMEOUT_NS | ns | a wait's limit | cuda"),
@@ -203,8 +203,8 @@ JOB_SCALARS: list[Word] = [
         WEIGHTS | address | [tokens, k] float32
         TAPE | | of a backward call: number of the tape, and of its pieces; 0 in other calls
         STORE | address | where this rank keeps the rows that it computes, see store.py, 0: nowhere
-        STORE_STEP | bytes | between them
-        STORE_ROWS | rows | that have room there
+        STORE_STEP | bytes | between its places
+        STORE_ROWS | rows | places of the store
         BACKWARD_WEIGHTS | address | for each held expert what the kernel of a backward call reads | cpu
         """,
     ),
@@ -295,14 +295,14 @@ STATE_WORDS = [
     Word("BLOCKS_LEFT", "blocks of tokens that are not combined", "blocks", LOCK),
     Word("READY_NEXT", "first entry of `ready` that no worker has claimed", "entry", LOCK),
     Word("NEXT_DEST", "owner that the next tile goes to, if it can", "rank", LOCK),
-    Word("NEXT_EXPERT", "held expert that is looked at first", "expert", LOCK),
+    Word("NEXT_EXPERT", "held expert that is examined first", "expert", LOCK),
     Word("PROGRESS", "commands published, as long as the engine lives", "commands", LOCK),
     Word("FAILED", "0, or the cause of the failure", "cause", "a worker that fails"),
     Word("IDLE_SWEEPS", "decisions in a row that found nothing", "polls", LOCK),
     Word("HEARTBEAT", "when the last heartbeat was sent", "ns", "worker 0"),
     Word("UNSENT", "rows for peers that are not sent", "rows", LOCK),
     Word("TARGETS_SET", "an exchange's rows have places", "flag", "worker 0"),
-    Word("STORE_NEXT", "rows of the store that have an owner", "rows", LOCK),
+    Word("STORE_NEXT", "places of the store that sources have got", "rows", LOCK),
     Word("RUNS_TAKEN", "slots of column-split runs in use", "runs", LOCK),
     Word("READY_COUNT", "entries of `ready`", "entries", ATOMIC),
     Word("RUNS_OPENED", "phases of column-split runs that were opened, as long as the engine lives", "phases", ATOMIC),

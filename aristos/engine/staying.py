@@ -1,8 +1,14 @@
-"""Which own rows stay on this rank: rows for experts of local peers whose weights it can read.
+"""Which rows of this rank's tokens stay here: rows for experts of local peers whose weights this rank can read.
 
-A row that travels is copied; rows that stay need one more reading of their expert's weights. So the rows of an expert
-stay if there are many of them (STAY_ROWS). Fewer stay if that takes work from the busiest rank of the node. No rank
-knows how the others route this call: it expects them to route as it does, with as many tokens as they announced last.
+A row that travels is written and read in the ring, and its output in the return rows. A row that stays is not copied,
+but its expert's weights are read once more. So there are two reasons to stay:
+
+- An expert has many rows here (STAY_ROWS): their copies would cost more than the reading. This reason counts only if
+  the busiest rank of the node then has at most STAY_SHARE percent of the rows that it has when all travel.
+- The rows take work from the busiest rank of the node, more than the reading costs (BALANCE_ROWS).
+
+No rank knows how the others route this call. Each expects its peers to route as it does, with as many tokens as they
+announced last.
 """
 
 from ..primitives.compile import jit
@@ -11,7 +17,11 @@ from . import words
 
 @jit
 def choose(job, st, tokens):
-    """Set `staying` of the experts of local peers, and take these rows out of `count`, the rows of each slot."""
+    """Decide which rows stay: set `staying` of each foreign expert, and subtract these rows from `count` of its slot.
+
+    tokens: of this rank. With STAY_SHARE 0 the first reason alone counts, without a limit. Else no row of a call with
+    fewer than BALANCE_ROWS rows stays.
+    """
     clear(job, st)
     if job[words.STAY_SHARE] == 0:
         mark_many(job, st)
@@ -49,7 +59,7 @@ def shared_slot(job):
 
 @jit
 def mark_many(job, st):
-    """Mark the slots of local ranks for which a rank has so many rows that copying them costs more than reading."""
+    """Mark each slot of a local rank whose rows here are STAY_ROWS or more: copying them costs more than reading."""
     for p in range(job[words.WORLD]):
         if is_local(job, st, p):
             for s in range(job[words.slot_start(job, p)], job[words.slot_start(job, p + 1)]):
@@ -59,7 +69,7 @@ def mark_many(job, st):
 
 @jit
 def rows_of_all(job, st):
-    """Own rows for all slots."""
+    """How many rows this rank's tokens have, over all slots."""
     rows = 0
     for s in range(job[words.slot_start(job, job[words.WORLD])]):
         rows += st[words.count(job, s)]
@@ -74,7 +84,7 @@ def is_local(job, st, p):
 
 @jit
 def tokens_at(job, st, tokens, p):
-    """Tokens of rank `p` as far as this rank knows: of a peer those of its last call, or as many as it has itself."""
+    """Tokens that rank `p` is expected to have: as many as it announced last, or as this rank if it announced none."""
     if p == job[words.RANK] or st[words.tokens_of(job, p)] == 0:
         return tokens
     return st[words.tokens_of(job, p)] - 1
@@ -88,7 +98,7 @@ def rows_at(job, st, tokens, slot, p):
 
 @jit
 def set_loads(job, st, tokens):
-    """Set `load`, the rows that each local rank computes with the slots that are marked."""
+    """Set `load`: the rows that each local rank is expected to compute if the rows of marked slots stay."""
     world = job[words.WORLD]
     for p in range(world):
         st[words.load(job, p)] = 0
@@ -105,7 +115,7 @@ def set_loads(job, st, tokens):
 
 @jit
 def busiest(job, st):
-    """The rank with the most rows of `load`."""
+    """The rank with the largest `load`."""
     found = 0
     for p in range(1, job[words.WORLD]):
         if st[words.load(job, p)] > st[words.load(job, found)]:
@@ -115,7 +125,7 @@ def busiest(job, st):
 
 @jit
 def load_after(job, st, tokens, slot, owner):
-    """Rows of the busiest rank if the rows for one more slot stay. A rank that has some then reads its weights."""
+    """The largest `load` if the rows of `slot` stay too. Each rank with such rows then also reads the weights."""
     left, most = st[words.load(job, owner)], 0
     for p in range(job[words.WORLD]):
         if p != owner and is_local(job, st, p):
@@ -129,7 +139,7 @@ def load_after(job, st, tokens, slot, owner):
 
 @jit
 def balance(job, st, tokens):
-    """Mark the slot of the busiest rank that relieves it most, if by more than a reading. Returns whether one did."""
+    """Mark the slot of the busiest rank whose rows relieve it most by staying; False if none is worth a reading."""
     owner = busiest(job, st)
     least, best = st[words.load(job, owner)] - job[words.BALANCE_ROWS], -1
     for s in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):

@@ -1,9 +1,10 @@
 """The store: where an owner keeps the rows that it computes, in an order that does not depend on when they arrive.
 
-A call has a store if its job's STORE is set. The rows of a source lie there in its packed order, one behind the other,
-from a place that they get when the source's announcement is read. So the rows of an expert, source by source, are in
-global token order. Nobody waits for a row in the store, and no ring row is held for it: the kernel copies each row that
-it computes. What else it leaves in a row's place is its own affair.
+Backward calls have a store: the job's STORE is set. When the owner reads a source's announcement, it gives the source
+as many consecutive places as the source has rows for it; the rows lie there in the source's packed order. So the rows
+of an expert, source by source, are in global token order. The kernel copies each row that it computes to its place, so
+no ring row is held for the store, and nothing waits for a row of it. The kernel may keep more in a row's place; the
+engine does not read it.
 """
 
 from ..primitives import memory as mem
@@ -13,13 +14,16 @@ from . import codes, exchange, words
 
 @jit
 def computes(job):
-    """Do experts of a layer compute in this call? In an exchange they do not."""
+    """Whether experts of a layer compute in this call, forward or backward; in an exchange none does."""
     return job[words.MODE] == codes.MODE_LAYER or job[words.MODE] == codes.MODE_BACKWARD
 
 
 @jit
 def admit(job, st, source, rows):
-    """Give the rows of a source their places; False if the store has no room for them. (Under the lock.)"""
+    """Give a source places for `rows` rows; False if the store has too few left. True in a call without a store.
+
+    (Under the lock.)
+    """
     if job[words.MODE] != codes.MODE_BACKWARD:
         return True
     if st[words.STORE_NEXT] + rows > job[words.STORE_ROWS]:
@@ -31,7 +35,7 @@ def admit(job, st, source, rows):
 
 @jit
 def list_places(job, st, c):
-    """List the addresses of a command's rows in the store. By all threads of the worker together."""
+    """List the addresses of the places of a command's rows. By all threads of the worker together."""
     have = words.place_list(job, c)
     for i in range(st[words.command_parts(c)]):
         part = words.part(job, c, i)
@@ -47,7 +51,7 @@ def list_places(job, st, c):
 
 @jit
 def count_rows(job, st, counts):
-    """Fill counts [W, held] with the rows of each source for each held expert. After the call, before the next."""
+    """Fill counts [W, held] int64: the rows of each source for each held expert. After a call, before the next."""
     for source in range(job[words.WORLD]):
         for expert in range(job[words.HELD]):
             counts[source, expert] = exchange.count(job, st, expert, source)

@@ -18,7 +18,7 @@ from .replaced import replaced
 
 LOTS = 1 << 62
 ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))
-NOWHERE = places.private(0, places.GATE, 1 << 20)  # a word that nobody reads
+NOWHERE = places.private(0, places.GATE, 1 << 20)  # a word that no actor reads
 Put = Callable[[Any, str, Any], None]
 
 

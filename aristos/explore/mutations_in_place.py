@@ -64,7 +64,7 @@ def load_after_the_call_before(put: Put) -> None:
 
 @mutation("ended-at-the-start", fixed=STAY, calls=3)
 def ended_at_the_start(put: Put) -> None:
-    """A rank says that a call has ended when it announces it."""
+    """A rank publishes that a call has ended when it announces it."""
     real = packing.announce
 
     def announce(job: Any, st: Any) -> None:

@@ -352,7 +352,7 @@ class Rank:
         self.stage = "work"
 
     def _open_store(self, call: Call, backward: bool) -> None:
-        """As `FusedBackward` does: room for the rows that this rank's experts got in the forward call of the tape."""
+        """As `FusedBackward` does: places for the rows that this rank's experts got in the forward call of the tape."""
         job, rows = self.job, 0
         if backward and not call.refuses:
             taken = [e for rank in self.cluster.ranks for ids in rank.calls[self.epoch - 1].ids for e in ids if e >= 0]

@@ -88,7 +88,7 @@ class Job:
 def run(words: list[str], env: Mapping[str, str]) -> tuple[int, bool]:
     """Start the launcher, wait for it, clean up.
 
-    Its exit code, or 128 + the signal that ended it or this process; and whether it was this process.
+    Returns (its exit code, or 128 + the signal that ended it or this process; whether this process got the signal).
     """
     before = set(os.listdir(SHM)) if os.path.isdir(SHM) else set()
     received: list[int] = []

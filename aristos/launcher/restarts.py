@@ -1,7 +1,8 @@
 """`aristos run --restarts N`: a job that is lost starts again, from whatever its program has saved.
 
-A program learns from ARISTOS_RESTART which start it is: 0, then 1 for the first restart. An exit code of its own counts
-as a loss too, since ranks that lose a peer end by an error. A job that was asked to stop is not started again.
+The variable ARISTOS_RESTART holds the number of the start: 0, then 1 for the first restart. Every exit code but 0
+counts as a loss, also the program's own, since ranks that lose a peer end by an error. A job that a signal to
+`aristos run` ended is not started again.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ def ranks_of(asked: Namespace, ranks: int) -> list[int]:
 
 
 def run(starts: Sequence[tuple[int, list[str], dict[str, str]]]) -> int:
-    """Start (ranks, launcher's command, environment) in turn until one ends with 0 or by a signal to this process.
+    """Make the starts in turn until a job ends with 0, or by a signal to this process; returns the last exit code.
 
-    The exit code of the last start.
+    starts: (ranks, launcher's command, environment) of the first start and of each restart.
     """
     code = 0
     for number, (_, words, env) in enumerate(starts):

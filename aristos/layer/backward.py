@@ -1,8 +1,8 @@
-"""The backward call of a layer on CPUs: rows of dy travel to the owners of the experts, rows of dx come back.
+"""Backward calls with `schedule="bulk"`, on CPUs; and what fused ones (`fused_backward.py`) have in common with them.
 
-In phases, by collective all-to-alls, as `schedule="bulk"` does forward: a source sends each remote (token, choice) pair
-as one row [x | dy | combine weight] in its packed order; the owner computes expert by expert, the rows of an expert in
-global token order; rows [dx | gradient of the combine weight] come back; the source adds up its tokens.
+Rows travel by collective all-to-alls. A source sends each (token, choice) pair of another rank's expert as one row
+[x | dy | combine weight], in its packed order. The owner computes expert by expert, the rows of an expert in global
+token order. Rows [dx | gradient of the combine weight] come back, and the source adds up its tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Saved:
 
     x: [S, H]. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], those beyond the capacity too.
     weights: [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of the shared expert's
-    outputs. received: rows that this rank's own experts computed, of all ranks.
+    outputs. received: how many rows of all ranks this rank's experts computed.
     """
 
     x: np.ndarray
@@ -54,7 +54,7 @@ class Kernels:
         self._kept = threading.local()
 
     def scratch(self, name: str, nbytes: int) -> int:
-        """Address of memory of this thread, which stays: new pages at every call would cost a fifth of its time."""
+        """Address of memory that this thread keeps for later calls: new pages in each would take a fifth of it."""
         found = getattr(self._kept, name, None)
         if found is None or found.size < nbytes:
             found = aligned((nbytes,), np.uint8)
@@ -68,7 +68,11 @@ class Kernels:
         rows: Sequence[np.ndarray],
         arrays: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
     ) -> None:
-        """rows: addresses of x, of dy; weights w; addresses of dx; dw to write. arrays: see `TrainedWeights.expert`."""
+        """Compute rows of one expert backwards, and add the gradients of its weights.
+
+        rows: [n] each: addresses of x and of dy, weights w, addresses of dx, dw to write. arrays: see
+        `TrainedWeights.expert`.
+        """
         x, dy, w, dx, dw = (each.ctypes.data for each in rows)
         most = self.expert.MOST_ROWS
         saved = self.scratch("saved", self.tokens.saved_bytes(ffn, cfg.gated))
@@ -93,7 +97,7 @@ class Kernels:
         return y
 
     def add_outer(self, x: np.ndarray, b: np.ndarray, out: np.ndarray | None, sums: np.ndarray | None) -> None:
-        """out += x^T b for x [S, K] and b [S, N]; sums += the sum of b's rows, if it is there."""
+        """out += x^T b for x [S, K] and b [S, N]; sums += the sum of b's rows, unless sums is None."""
         assert out is not None
         widest = max(x.shape[1], b.shape[1])
         scratch = self.scratch("scratch", self.expert.outer_bytes(self.expert.MOST_ROWS, widest))
@@ -110,7 +114,7 @@ def addresses(array: np.ndarray) -> np.ndarray:
 
 
 class BackwardCalls:
-    """Makes the backward calls of one layer object on this rank. number: of the rank, of all groups."""
+    """Makes the backward calls of one layer object on this rank. number: of the rank, among those of all groups."""
 
     def __init__(self, member: Membership, isa: str, number: int) -> None:
         self.member, self.kernels, self.number = member, Kernels(isa), number
@@ -131,7 +135,7 @@ class BackwardCalls:
         dlogits: np.ndarray | None,
         pieces: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(dx [S, H], gradients of the combine weights [S, k]); adds the gradients of the layer's arrays. Collective.
+        """Returns (dx [S, H], gradients of the combine weights [S, k]); adds to the gradients of weights. Collective.
 
         dy: [S, H]; dlogits: [S, columns] or None; float32 without gaps.
         """
@@ -143,7 +147,7 @@ class BackwardCalls:
         return dx, tokens.dw
 
     def _finish(self, weights: TrainedWeights, tokens: _Tokens, dlogits: np.ndarray | None, pieces: int) -> np.ndarray:
-        """dx, once the experts' part is there: that of the shared expert and of the router follow."""
+        """Add the parts of the shared expert and of the router to that of the experts; returns dx [S, H]."""
         if tokens.cfg.shared_ffn:
             tokens.add_shared()
         if tokens.saved.logits is not None:
@@ -200,7 +204,7 @@ class BackwardCalls:
         columns: tuple[np.ndarray, ...],
         results: np.ndarray,
     ) -> None:
-        """Every expert on its rows, in order of (source, packed row). columns: x, dy, w, dx of rows by source."""
+        """Run every expert on its rows, in order of (source, packed row). columns: x, dy, w, dx of rows by source."""
         order = np.argsort(expert, kind="stable")
         x, dy, w, dx = (np.ascontiguousarray(column[order]) for column in columns)
         dw = np.empty(len(order), np.float32)
@@ -223,7 +227,7 @@ class BackwardCalls:
         return list(self._pool.map(run, items))
 
     def _exchange(self, values: list[np.ndarray]) -> list[np.ndarray]:
-        """values[p] goes to rank p; returns what came, by source."""
+        """Send values[p] to rank p; returns what came, by source."""
         group = self.member.runtime.group
         if group.comm is None:
             return values
@@ -231,9 +235,9 @@ class BackwardCalls:
             return list(group.comm.alltoall(values))
 
     def _alltoallv(self, out: np.ndarray, sent: np.ndarray, came: np.ndarray) -> np.ndarray:
-        """Rows of `out`, sent[p] of them for rank p in order; returns the rows that came, in order of their sources.
+        """Send rows of `out`, sent[p] of them to rank p in order; returns the rows that came, ordered by source.
 
-        Rows of this rank for itself are not copied: their places in the result hold anything.
+        Rows of this rank for itself are not copied: their places in the result are not written.
         """
         group, width = self.member.runtime.group, out.shape[1]
         into = aligned((int(came.sum()), width))
@@ -257,7 +261,8 @@ class BackwardCalls:
 class _Tokens:
     """One backward call's tokens on their source.
 
-    rows: [S, H], what experts were given. dw: [S, k]. common: for each piece the gradients of router and shared expert.
+    rows: [S, H], the rows that experts got: x, or weighted x. dw: [S, k], gradients of the combine weights. common: for
+    each piece the gradients of router and shared expert.
     """
 
     def __init__(
@@ -280,7 +285,7 @@ class _Tokens:
         return np.ones(len(pairs), np.float32) if on_input(self.cfg) else self.saved.weights.reshape(-1)[pairs]
 
     def add_experts(self, pairs: np.ndarray, to_dx: np.ndarray, sums: np.ndarray) -> None:
-        """Rows of dx that came back, and the gradients of their combine weights."""
+        """Take rows of dx that came back, by their addresses, and the gradients of their combine weights."""
         at = np.zeros(self.dw.size, np.int64)
         at[pairs] = to_dx
         factors = (at != 0).astype(np.float32)
@@ -295,7 +300,7 @@ class _Tokens:
         self._terms.append((rows, by))
 
     def add_combined(self, dx: np.ndarray, back: np.ndarray) -> None:
-        """Sums [S, H] over the choices of each token, and gradients [S, k] of the combine weights that came back."""
+        """Take dx [S, H], sums over the choices of each token, and back [S, k], gradients of the combine weights."""
         taken, factors = (self.saved.ids >= 0) & (self.saved.ids < self.cfg.experts), np.ones(len(dx), np.float32)
         if on_input(self.cfg):  # one choice a token: see `add_experts`
             back = self.kernels.dots(addresses(dx), addresses(self.saved.x), self.cfg.hidden)[:, None]
@@ -305,7 +310,7 @@ class _Tokens:
         self._add(dx, factors)
 
     def _add_identity(self) -> tuple[np.ndarray, np.ndarray]:
-        """Gradients of the weights of identity experts, y = w x; returns which tokens and choices they have."""
+        """Add the gradients of identity experts' weights, y = w x; returns (tokens, choices) of these experts."""
         token, choice = np.nonzero(self.saved.ids >= self.cfg.experts)
         if len(token):
             to_x, to_dy = addresses(self.saved.x)[token], addresses(self.dy)[token]
@@ -313,7 +318,7 @@ class _Tokens:
         return token, choice
 
     def add_shared(self) -> None:
-        """The shared expert, piece by piece; with shared_sigmoid also through the weight of its output."""
+        """Add the shared expert's part, piece by piece; with shared_sigmoid also that of its output's weight."""
         cfg, x, w = self.cfg, self.saved.x, self.saved.shared
         dx, dw = aligned((len(x), self.kernels.padded(cfg.hidden))), np.zeros(len(x), np.float32)
         columns = addresses(x), addresses(self.dy), w, addresses(dx), dw
@@ -330,7 +335,7 @@ class _Tokens:
                 self.kernels.add_outer(x[part], back[part, None], self.weights.part(common, "shared_sigmoid"), None)
 
     def add_router(self, dlogits: np.ndarray | None) -> None:
-        """The router, from the gradients of the combine weights and of the scores."""
+        """Add the router's part, from the gradients of the combine weights and `dlogits`, those of the scores."""
         cfg, saved, router = self.cfg, self.saved, self.cfg.router
         assert saved.logits is not None
         assert self.weights.router_turned is not None

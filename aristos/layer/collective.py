@@ -81,7 +81,7 @@ def widths(*layers: MoEConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Needs:
-    """Private memory that an object's calls need. workers: a rank's default number of them; 0: one a core."""
+    """Private memory that an object's calls need. workers: a rank's default number of workers; 0: one a core."""
 
     scratch_bytes: int = 0  # for each worker
     shared_bytes: int = 0  # for all workers of a rank
@@ -89,7 +89,7 @@ class Needs:
 
     @classmethod
     def most(cls, needs: Iterable[Needs]) -> Needs:
-        """What serves all of these."""
+        """The largest of each need."""
         each = list(needs)
         return cls(*(max(getattr(one, name) for one in each) for name in ("scratch_bytes", "shared_bytes", "workers")))
 

@@ -42,8 +42,8 @@ from .stats import call_stats
 from .trained_weights import TrainedWeights
 from .weights import LayerWeights, expert_bytes
 
-COPIES = 4  # of a row that travels: into the ring and into the return rows, each written and read
-STAY_SHARE = 125  # percent of the busiest rank's rows if all travel: up to these, rows of many stay at once
+COPIES = 4  # readings and writings of a row that travels: of the ring row and of the return row, once each
+STAY_SHARE = 125  # percent of the busiest rank's rows if all travel; see engine/staying.py
 EVENT_KINDS = {
     codes.IDLE: "wait",
     codes.ROUTE: "route",

@@ -2,8 +2,8 @@
 
 The combine weight travels beside each row, and its gradient comes back beside the row of dx. An owner runs whatever has
 landed; it keeps a private copy of each row in its store, so no row waits in a ring for another. When the call has ended
-well on this rank, each of its experts adds up the gradients of its weights, over its rows in the store in global token
-order.
+without a refusal or a failure, the gradients of each expert's weights are added up on its owner, over the expert's rows
+in the store, in global token order.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class FusedBackward(BackwardCalls):
         )
 
     def refuse(self, error: Exception) -> None:
-        """Announce this rank's refusal of its arguments; the other ranks have entered the call, or will. Collective."""
+        """Make the call without rows, and announce that this rank refuses its arguments. Collective."""
         job = self._job(0)
         job[words.TOKENS], job[words.STORE_ROWS], job[words.TAPE] = 0, 0, 0
         job[words.STATUS_IN] = status_of(error)
@@ -79,7 +79,7 @@ class FusedBackward(BackwardCalls):
         dlogits: np.ndarray | None,
         pieces: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `run`, of tape `number`. Raises PeerInputError or MismatchError; no gradient has changed then."""
+        """As `run`, for tape `number`. Raises PeerInputError or MismatchError; no gradient has changed then."""
         cfg = self.cfgs[layer]
         tokens = _Tokens(self.kernels, cfg, weights, saved, dy, pieces)
         job, (count, k), hidden = self._job(layer), saved.ids.shape, cfg.hidden
@@ -146,7 +146,7 @@ class FusedBackward(BackwardCalls):
         return job
 
     def _call(self, job: np.ndarray) -> None:
-        """Run the call; raises what another rank has refused, or where ranks differ."""
+        """Run the call. Raises PeerInputError if another rank refused, MismatchError if ranks gave different tapes."""
         runtime, me = self.runtime, self.member.rank
         runtime.enter()
         try:
@@ -168,7 +168,7 @@ class FusedBackward(BackwardCalls):
             runtime.open = False
 
     def _add_weight_gradients(self, job: np.ndarray, cfg: MoEConfig, sums: list[tuple[int, ...]]) -> None:
-        """Every expert adds the gradients by its weights, over its rows in order of (source, packed row)."""
+        """Add the gradients of every expert's weights, over its rows in order of (source, packed row)."""
         held, world, counts = len(sums), self.member.world, self._counts
         store.count_rows(job, self.runtime.state, counts)
         each = counts[:, :held]
@@ -186,14 +186,14 @@ class FusedBackward(BackwardCalls):
             )
 
         rows = each.sum(axis=0)
-        large = rows.sum() / (2 * self.member.threads)  # workers share an expert with more rows
+        large = rows.sum() / (2 * self.member.threads)  # an expert with more rows is shared by the workers
         whole = [(0, i, (i, self.kernels.expert.ALL, 0, 0)) for i in range(held) if 0 < rows[i] <= large]
         shared = [(1, i, (i, *part)) for i in range(held) if rows[i] > large for part in self._parts(cfg)]
         items = sorted([*shared, *whole], key=lambda item: (-item[0], -rows[item[1]]))
         self.everywhere(run, [part for _, _, part in items])
 
     def _parts(self, cfg: MoEConfig) -> list[tuple[int, int, int]]:
-        """(matrix, first row, end) of parts of an expert's gradients, which hold the same chains as the whole."""
+        """(matrix, first row, end) of the parts of an expert's gradients that workers add up. No sum is cut in two."""
         kernel, workers = self.kernels.expert, self.member.threads
         if workers == 1:
             return [(kernel.ALL, 0, 0)]

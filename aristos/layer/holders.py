@@ -1,8 +1,8 @@
 """The ranks that share gradients: holders of an expert's copies, and all ranks of all groups of a plan.
 
-An owner has the gradients by the rows that its own sources sent it. So those of an expert with copies are the sum over
-its holders, which is taken in one order: by the tree of `aristos.reproducible_sum`, with a piece for each holder in
-rank order. All holders get the same bits.
+Each holder of an expert has the gradients from the rows that came to it alone. So the gradients of an expert with
+copies are the sum over its holders. It is taken in one fixed order, by the tree of `aristos.reproducible_sum`, with a
+piece for each holder in rank order. All holders get the same bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..substrate.attach import attach
 from ..transport.group import Group
 from .trained_weights import TrainedWeights
 
-AT_ONCE = 4 << 20  # bytes of gradients that are added at once: they stay in caches, and in memory that is there
+AT_ONCE = 4 << 20  # bytes of gradients that are added at once: few, so that they stay in caches and need no new pages
 
 if TYPE_CHECKING:
     from ..planner import Plan
@@ -35,7 +35,8 @@ def holders_of(places: Placement, plan: Plan | None) -> list[list[int]]:
 class Holders:
     """All ranks that train a layer together, and communicators of those that hold the same experts. Collective.
 
-    own: the runtime of this rank's group. comm: of all groups of a plan, or None without one. holders: `holders_of`.
+    own: the runtime of this rank's group. comm: the communicator of all groups of a plan, None without a plan. holders:
+    see `holders_of`.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Holders:
         self._sets = [(ranks, experts[ranks], self._comm_of(ranks)) for ranks in sorted(experts)]
 
     def _comm_of(self, ranks: tuple[int, ...]) -> Any:
-        """A communicator of these ranks, all of which call this in the same order."""
+        """A communicator of `ranks`; all of them call this, in the same order."""
         comm = self.group.comm
         whole = comm.Get_group()
         part = whole.Incl(ranks)
@@ -63,7 +64,7 @@ class Holders:
             whole.Free()
 
     def first(self, expert: int) -> bool:
-        """Is this rank the first that holds an expert?"""
+        """Whether this rank is the first of those that hold an expert."""
         return self._first[expert] == self.group.rank
 
     def add_up(self, weights: TrainedWeights) -> None:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class MoE(TrainedLayers):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
-    cfg: equal on all ranks; or a list with the configuration of each layer, without `layers`, which are equal but for
+    cfg: equal on all ranks; or, without `layers`, a list with the configuration of each layer. Those are equal but for
     ffn, router, shared expert and what an expert is (activation, gated, limit, bias). The attribute `cfg` is the first
     one, `layer_config` has that of a layer. comm: an mpi4py communicator, or None for one process without MPI.
     layers: layers with weights of their own that share windows, workers and threads. schedule: "fused" (one-sided,
@@ -56,8 +56,8 @@ class MoE(TrainedLayers):
 
     moves: what crosses between the ranks of a node, on CPUs. "tokens": rows travel to the ranks that hold their
     experts. "experts": a rank computes its own rows, and reads the experts of local peers where they lie. "auto":
-    rows travel, but for experts whose rows cost more to copy than the weights to read, and where staying relieves the
-    busiest rank of the node. The bits of the outputs are the same.
+    a rank computes the rows of an expert itself if they cost more to copy than its weights to read, or if that relieves
+    the busiest rank of the node; other rows travel. The bits of the outputs are the same. With train=True rows travel.
 
     train: keep float32 weights and gradients, for `forward`, `backward`, `update`; on CPUs, float32 or bfloat16.
 
@@ -162,16 +162,16 @@ class MoE(TrainedLayers):
 
         Windows: rings (a source's rows of one call, at most 64 MiB over all sources or 64 rows each), return rows
         (max_tokens * top_k, and max_tokens more for a shared expert) and words; neither skew nor `layers` changes them.
-        cfg: one, or a list with that of each layer. With several nodes there is a second
-        window, and for each rank of another node an outbox and a ring of staged outputs. Weights: of `layers` layers,
-        the experts of the rank that holds most of them, with biases, and a router a layer, padded as the kernels read
-        them. Not included: up to 2 MiB and 4 KiB a rank where ranks share weights in huge pages (`moves`); the
-        arrays given to `load` and to calls; ids and weights of max_tokens tokens, and with weights on the input their
-        rows; tables that grow with the workers.
+        With several nodes there is a second window, and for each rank of another node an outbox and a ring of staged
+        outputs. Weights: of `layers` layers, the experts of the rank that holds most of them, with biases, and a router
+        a layer, padded as the kernels read them. Not included: up to 2 MiB and 4 KiB a rank where ranks share weights
+        in huge pages (`moves`); the arrays given to `load` and to calls; ids and weights of max_tokens tokens, and with
+        weights on the input their rows; tables that grow with the workers.
 
         threads: include the scratch of so many workers: prepared rows, hidden activations and sums of a run, and of one
-        column-split run. backend: None is "cpu", but "cuda" for tf32. With "cuda", which needs numba-cuda here,
-        weights, the first window and a copy of the second lie in GPU memory, and hidden activations are not included.
+        column-split run. cfg: one configuration, or a list with that of each layer. backend: None: "cuda" for tf32,
+        else "cpu". With "cuda", which needs numba-cuda here, weights, the first window and a copy of the second lie in
+        GPU memory, and hidden activations are not included.
         train: include masters, gradients (of experts with copies twice), and projections packed transposed; not tapes,
         nor buffers of backward calls.
         Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
@@ -246,7 +246,7 @@ class MoE(TrainedLayers):
         router_x: Any = None,
         return_routing: bool = False,
     ) -> PendingCall:
-        """Begin the same call in the background; `wait()` on what this returns ends it."""
+        """Begin the same call in the background and return at once; `wait()` of the returned object ends the call."""
         backend = self._backend
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
         call = self._enter(given, layer, copy=True)

@@ -1,10 +1,10 @@
 """A trained layer object on disk: old or new and never half, from any number of ranks to any other.
 
-`dir/saved.json` names the folder of what was saved last. In it lie, a layer, one file for each expert, written by the
-rank that holds it, and one for router and shared expert, written by rank 0: NumPy's npz, arrays by `load`'s names, the
-optimizer's as `name.state`; rank 0 also writes the optimizer's dense arrays and their states. A save writes a new
-folder, syncs it, replaces saved.json, and only then removes the old folder. All ranks need the same file system. Not a
-format for other programs.
+`dir/saved.json` names the folder of what was saved last. For each layer the folder has one file for each expert, which
+the first rank that holds the expert writes, and one for router and shared expert, which rank 0 writes. A file is
+NumPy's npz: arrays by `load`'s names, the optimizer's states as `name.state`. Rank 0 also writes a file of the
+optimizer's dense arrays and their states. A save writes a new folder, syncs it, replaces saved.json, and only then
+removes the old folder. All ranks need the same file system. Not a format for other programs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COMMON = -1  # instead of an expert's id: router and shared expert
 
 
 def file_of(folder: Path, layer: int, expert: int) -> Path:
-    """Where the arrays of an expert, or of router and shared expert, lie."""
+    """The file of an expert's arrays; with COMMON, of those of router and shared expert."""
     return folder / f"layer-{layer}-{'common' if expert == COMMON else f'expert-{expert}'}.npz"
 
 
@@ -95,7 +95,7 @@ def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool) -> A
 
 
 def described(cfgs: Sequence[MoEConfig]) -> list[str]:
-    """Layers as a manifest names them, without max_tokens: it is a rank's, and of fewer ranks each has more."""
+    """Layers as a manifest names them. Without max_tokens: fewer ranks may restore them, with more tokens each."""
     return [repr(replace(cfg, max_tokens=1)) for cfg in cfgs]
 
 
@@ -104,14 +104,14 @@ def begin(directory: Path) -> str:
     directory.mkdir(parents=True, exist_ok=True)
     last = int(read_manifest(directory)["folder"].rpartition("-")[2]) if (directory / MANIFEST).exists() else 0
     folder = directory / f"saved-{last + 1}"
-    shutil.rmtree(folder, ignore_errors=True)  # of a save that was interrupted
+    shutil.rmtree(folder, ignore_errors=True)  # left by a save that was interrupted
     folder.mkdir()
     atomic.sync(directory.parent)
     return folder.name
 
 
 def finish(directory: Path, name: str, about: dict[str, Any]) -> None:
-    """Make a complete folder the one that counts, on rank 0, then remove all others."""
+    """Let saved.json name a complete folder, on rank 0, then remove all others."""
     for each in (directory / name, directory):
         atomic.sync(each)
     text = json.dumps({"schema": SCHEMA, "folder": name, **about}, indent=1)

@@ -17,9 +17,9 @@ class CallStats:
 
     logical bytes: the row of every routed (token, choice) pair on its way to an expert, own rank included; moved bytes:
     those that crossed between ranks. A shared expert's rows are in no count of rows or bytes. expert_rows: rows of this
-    rank's tokens for each expert. kept_rows_to_peer: those of rows_to_peer that were computed here, where that local
-    peer has its weights; they are in nobody's rows_from_peer. dropped_rows: choices beyond the capacity. wait: idle
-    because of a peer; idle: without a runnable tile for any reason.
+    rank's tokens for each expert. kept_rows_to_peer: those of rows_to_peer that stayed: they were computed
+    here, with that local peer's weights, and are in no rank's rows_from_peer. dropped_rows: choices beyond the
+    capacity. wait: idle because of a peer; idle: without a runnable tile for any reason.
     wire: serving peers on other nodes (puts, flushes, arrived words) between two commands; a worker that serves them
     because it has no command is idle. isa: the instruction set of this rank's kernels; None on a GPU. On a GPU, whose
     workers are blocks, only idle_seconds is measured and the other sums over workers are zero: reading the clock around
@@ -54,7 +54,7 @@ class CallStats:
 
     @property
     def balance(self) -> float:
-        """Rows of the expert that gets most from this rank, over the mean: 1 if all get the same, or none a row."""
+        """Rows of the expert that gets most from this rank, over the mean: 1 if all get the same number, or no row."""
         return float(_balance(np.array(self.expert_rows)))
 
     @property

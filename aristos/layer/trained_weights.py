@@ -28,7 +28,7 @@ class TrainedWeights(LayerWeights):
     to. turned: the same, transposed. sums: gradients of this rank's experts, rows rounded up to vectors. common:
     gradients of router and shared expert, one after the other. pending: for each backward call since the last
     `reduce_grads`, sums of common gradients over this rank's pieces. pieces: their number in each of these calls.
-    copied: ids of experts that other ranks hold too; partial: their gradients by the rows that came here, since then.
+    copied: ids of experts that other ranks hold too. partial: their gradients from rows that came here, unreduced.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class TrainedWeights(LayerWeights):
         self._pack_common()
 
     def _pack_common(self) -> None:
-        """Pack router and shared expert, as far as they have come, and make space for their gradients."""
+        """Pack router and shared expert, whichever are loaded, and make space for their gradients."""
         super().take_router({name: self.masters[name] for name in ROUTERS if name in self.masters})
         if "router" in self.masters:
             self.router_turned = self._float32.pack(self.masters["router"], True)
@@ -176,11 +176,11 @@ class TrainedWeights(LayerWeights):
         self.pending, self.pieces = [], []
 
     def unshared(self, experts: Sequence[int]) -> list[np.ndarray]:
-        """The partial gradients of these experts with copies, in one order on all ranks."""
+        """The partial gradients of these experts with copies, in an order that is the same on all ranks."""
         return [self.partial[name][self._shared_at[expert]] for expert in experts for name in self._own]
 
     def share(self, experts: Sequence[int], whole: np.ndarray) -> None:
-        """Add sums over all holders, one behind the other as in `unshared`, to the gradients."""
+        """Add sums over all holders, in the order of `unshared`, to the gradients; clear the partial ones."""
         at = 0
         for expert in experts:
             i, part = self.mine.index(expert), self._shared_at[expert]

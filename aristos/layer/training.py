@@ -102,11 +102,11 @@ class TrainedLayers(LoadedLayers):
 
     @property
     def everyone(self) -> Group:
-        """All ranks that train this object together: of all groups of a plan."""
+        """The group of all ranks that train this object together; with a plan, the ranks of all its groups."""
         return self._holders.group if self._train else self._member.runtime.group
 
     def agree(self, problem: Exception | None, what: str) -> None:
-        """See `Collective.agree`; with a plan, ranks of all groups."""
+        """See `Collective.agree`; with train=True and a plan, over the ranks of all its groups."""
         self._alive().refuse_open()
         super().agree(problem, what) if not self._train else agreed(self.everyone, problem, what)
 
@@ -181,7 +181,7 @@ class TrainedLayers(LoadedLayers):
         dy: [..., H] of cfg.dtype, of the shape of y. tape: of a forward call of this object, used once. dlogits: [...,
         columns], added to the gradient by the router's scores, such as a loss's. Returns dx [..., H] of cfg.dtype; for
         a call that brought its ids, (dx, gradient of its weights [..., k]). Gradients of router and shared expert come
-        with `reduce_grads`. pieces: so many equal parts in order are this rank's tokens, see `reduce_grads`. Raises
+        with `reduce_grads`. pieces: how many equal pieces this rank's tokens are cut into, see `reduce_grads`. Raises
         InputError here, PeerInputError or MismatchError on the other ranks; no gradient has changed then.
         """
         backend = self._trained("backward")
@@ -251,7 +251,7 @@ class TrainedLayers(LoadedLayers):
         return self._of(layer).gradients()
 
     def params(self, layer: int = 0) -> dict[str, np.ndarray]:
-        """The float32 masters by `load`'s names, as `grads` has them. After writing into them call `update`."""
+        """Views of the float32 masters by `load`'s names, ordered as `grads`. After writing to them, call `update`."""
         self._trained("params")
         return dict(self._of(layer).masters)
 
@@ -267,7 +267,7 @@ class TrainedLayers(LoadedLayers):
         Those of each backward call are added piece by piece, by the tree of `aristos.reproducible_sum` over the pieces
         of all ranks. A call's tokens of all ranks in rank order, cut into equal pieces, give the same bits on any
         number of ranks. Gradients of experts with copies are added over the ranks that hold them, in rank order by the
-        same tree; those of other experts are complete without it. With a plan, all this goes over its groups too.
+        same tree; those of other experts are complete already. With a plan, these are the ranks of all its groups.
         """
         backend = self._trained("reduce_grads")
         self._alive().refuse_open()
@@ -292,8 +292,9 @@ class TrainedLayers(LoadedLayers):
     def update(self, layer: int = 0, **arrays: np.ndarray) -> None:
         """Take new values of masters, if any, and pack the layer's weights again. Not collective; keeps `summary`.
 
-        arrays: as `params` has them. Without arrays: after `params` was written into. Raises OpenCallError while a tape
-        of the layer is open, InputError for a shape that does not fit; then nothing has changed.
+        arrays: new values, in the shapes of `params`. Without arrays, what was written into `params` is packed. Raises
+        OpenCallError while a tape of the layer is open, InputError for a shape that does not fit; then nothing has
+        changed.
         """
         backend = self._trained("update")
         self._settled()

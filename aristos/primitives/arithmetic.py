@@ -1,9 +1,8 @@
 """The arithmetic that steps call: names and arguments. A substrate provides the implementations.
 
 On CPUs `kernels/cpu/lowering.py` registers a compiled function for each name; the schedule explorer replaces them by
-hashes. A GPU's blocks compute in the persistent kernel and call none of these. `kernels`: the job's word
-KERNELS. `weights`: the addresses (up, gate, down, up_bias, gate_bias, down_bias) of
-one expert, 0 for absent tensors.
+hashes. A GPU's blocks compute in the persistent kernel and call none of these. kernels: the job's word KERNELS.
+weights: the addresses (up, gate, down, up_bias, gate_bias, down_bias) of one expert, 0 for absent tensors.
 """
 
 BACKWARD_WEIGHTS_BYTES = 9 * 8  # of one expert's addresses for `backward_rows`
@@ -44,7 +43,7 @@ def expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, 
 
 
 def backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire):
-    """Gradients by `rows` rows [dy | x] of one expert: rows of dx to y, what its weights' gradients need to `places`.
+    """Compute `rows` rows [dy | x] of one expert backwards: dx to y, what its weights' gradients need to `places`.
 
     x, y, places: addresses of arrays of row addresses. scalars: address of an array of words, the combine weights as
     float32 bits, which become their gradients. weights: address of the nine addresses (up, gate, down, up_bias,

@@ -38,7 +38,7 @@ def store_release(addr, value):
 
 
 def notify(word, value, nbytes):
-    """Publish a word that the steps of another rank poll: `store_release`. nbytes: all that it says is there.
+    """Publish a word that the steps of another rank poll: `store_release`. nbytes: of the data that it announces.
 
     No ordinary lowering reads `nbytes`; one that emulates a network delays the word by it.
     """

@@ -96,7 +96,7 @@ class Failure:
 
 
 class Patience:
-    """Bounds the wait of a call that the host runs: raises WaitTimeout when the awaited rank does not move.
+    """Bounds the wait of a call that the host runs: raises WaitTimeout when the awaited rank makes no progress.
 
     A peer inside the call may stand still for `timeout` seconds; a peer in user code earns a warning then, and the
     error after OVERDUE times as long. `engine.timeout_check` is the same rule for a kernel.

@@ -1,4 +1,4 @@
-"""The sign of life that a rank's peers watch: its epoch and its progress, published now and then by worker 0."""
+"""The heartbeat that a rank's peers watch: its epoch and its progress, published at intervals by worker 0."""
 
 from ..engine import steps, words
 from ..engine.lock import acquire, unlock

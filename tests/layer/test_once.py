@@ -37,7 +37,7 @@ def set_once(job, rows: int, share: int = 0, block: int = 512) -> None:
 
 @pytest.mark.ranks(2)
 def test_outputs_do_not_depend_on_how_often_a_token_crosses(comm, monkeypatch):
-    """On both ranks, on one of them, and in every second call; in rings that a call fills several times."""
+    """Tokens cross once on both ranks, on one, or on none; a call fills its rings several times."""
     monkeypatch.setattr(layout, "RING_BUDGET", 1)
     for name, cfg in KINDS.items():
         w = reference.weights(cfg)
@@ -54,7 +54,7 @@ def test_outputs_do_not_depend_on_how_often_a_token_crosses(comm, monkeypatch):
 
 @pytest.mark.ranks(3)
 def test_what_crosses(comm):
-    """A token once to each rank where the rule holds for the call and the rank, else once for each of its choices."""
+    """A token crosses once to a rank for which the rule holds in the call, else once for each of its choices there."""
     placement = [0, 0, 1, 1, 1, 2]
     with MoE(CFG, comm, placement=placement, moves="tokens", threads=1) as moe:
         moe.load(**reference.weights(CFG))
@@ -76,7 +76,7 @@ def test_what_crosses(comm):
 
 @pytest.mark.ranks(2)
 def test_when_tokens_cross_once(comm):
-    """By default: many rows, and three or more a token. Neither a few tokens with many choices nor many with few."""
+    """By default tokens cross once if there are many rows, three or more a token; not if only one of both holds."""
     count = runtime.ONCE_ROWS // 2
     cfg = aristos.MoEConfig(hidden=16, ffn=16, experts=16, top_k=8, max_tokens=count)
     for k, here, once in ((8, count, True), (8, 64, False), (5, count, False)):

@@ -61,7 +61,7 @@ def are_right(moe: Any, comm: Any, calls: int) -> None:
 
 @ranks_each(2, 4)
 def test_gradients_of_copies_are_summed_over_their_holders(comm, world):
-    """Calls after a sum add to it; another sum changes nothing. Bits: of fused and bulk calls, and of weights later."""
+    """Calls after a sum add to it; another sum changes nothing. Fused and bulk calls give equal bits, weights too."""
     places = [[0, 1], 1, [1, 0], 0] if world == 2 else [[0, 3], 1, [3, 1, 0], 2]
     kept = []
     for options in ({"schedule": "bulk"}, {"ranks_per_node": 2 if world == 4 else 1}):

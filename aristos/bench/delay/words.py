@@ -6,7 +6,7 @@ the time at which it is due:
     free = max(now, free) + bytes / rate          due = free + alpha
 
 A reader takes what is due, in order, and does not see the rest. No thread copies or sleeps: a notified word costs its
-source a clock, and its reader one while something is queued. Data lie in place at once, but nobody reads them before
+source a clock, and its reader one while something is queued. Data lie in place at once, but no step reads them before
 the word that says so. A queue, not one time beside the word: a cumulative word would hide its earlier values, and their
 times, behind the last one.
 

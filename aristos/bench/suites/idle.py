@@ -10,8 +10,8 @@ Routings of rising skew; one where only rank 0 has tokens; one with a late rank:
 its own. `--routing FILE.npz` adds prefill batches with a trace's routing: of its least, median and most skewed layer.
 The fused schedule is measured twice: with moves="tokens", which shows the protocol's own part, and with moves="auto",
 where a rank may compute its rows with the weights of a local peer. All calls of all routings take turns. With "auto" a
-rank goes by the tokens that its peers had in the call before; a call of one token on rank 0 stands for it where only
-rank 0 has tokens, and an untimed one of a token a rank follows.
+rank decides by the tokens that its peers had in the call before. So where only rank 0 has tokens, a call with one token
+on rank 0 comes before, within the time, and an untimed call with a token on each rank comes after.
 The 2024 poster has these figures for the collective's time; here they are for the layer's call, since the fused
 schedule has no collective. Every output is checked against the float64 oracle.
 """
@@ -99,7 +99,7 @@ class Player:
         self.right = work.world.every(same) and all(work.passes(e) for e in self.errors.values())
 
     def play(self, way: Way) -> None:
-        """The call that is timed."""
+        """Make the timed call; `before`, if there is one, is part of the time."""
         if self.late:
             time.sleep(self.late)
         if self.before is not None:

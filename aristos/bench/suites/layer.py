@@ -158,8 +158,9 @@ def _measure(
 
 
 def limit(call: float, alone: float, imbalance: float, reading: float, arithmetic: float) -> str:
-    """What most limits a call, of its seconds: the larger of what no communication and no imbalance would save, if that
-    is a tenth; else the weights' bytes, if the experts take as long as reading them and their arithmetic does not.
+    """What most limits a call of `call` seconds: "communication" or "imbalance", whichever costs more, if that is at
+    least a tenth of the call; else "weights' bytes", if the experts take as long as reading their weights, which takes
+    longer than their arithmetic; else "arithmetic".
 
     alone, reading, arithmetic: seconds of the busiest rank's experts alone, of reading their weights from memory, and
     of their arithmetic at the peak. imbalance: its rows over the mean.

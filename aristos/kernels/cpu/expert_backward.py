@@ -25,7 +25,7 @@ from .panels import LANES, NR, ROWS
 
 MOST_ROWS = 256  # of a run; at most KC
 UP, GATE, DOWN, ALL = range(4)  # matrices of an expert
-TURNED = 512  # columns that are transposed at once: so they stay in the L2 cache
+TURNED = 512  # columns that are transposed at once: few enough to stay in the L2 cache
 SIDE = 16  # of a block of the transposition
 
 
@@ -137,7 +137,7 @@ def dot(a, b, n):
 
 @jit
 def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, scratch, wire):
-    """Gradients by m rows, at most MOST_ROWS.
+    """Compute m rows of an expert backwards: dx and dw, and what `weight_gradients` needs, to kept. At most MOST_ROWS.
 
     x, dy, dx, kept: addresses of arrays of m row addresses; rows of x and dy hold `hidden` float32, rows of dx have
     space for `hidden` rounded up to vectors, of kept for `kept_bytes(ffn, gated)`. w, dw: addresses of m float32, the
@@ -277,7 +277,7 @@ def add_rows(m, rows, w, n, out):
 
 @jit
 def weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, scratch):
-    """Add the gradients by weights of m rows, after `expert_rows` of the same rows with the same `kept`.
+    """Add the parts of m rows to the weights' gradients, after `expert_rows` of the same rows with the same `kept`.
 
     gradients: addresses of those of (up, gate, down, up_bias, gate_bias, down_bias), 0 for absent ones: matrices
     [H, F] and [F, H] with columns rounded up to vectors; arrays of F, F and H.
@@ -360,10 +360,10 @@ def store_rows(rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch
 
 @jit
 def stored_gradients(rows, places, gradients, hidden, ffn, scratch, which, begin, end):
-    """`add_gradient` of any number of rows after `store_rows`, in the order of their places' addresses.
+    """`add_gradient` of any number of rows after `store_rows`, in the order of `places`.
 
-    places: address of an array of addresses. scratch: `store_bytes(MOST_ROWS, hidden, ffn)` bytes. which: or ALL, for
-    `weight_gradients`.
+    places: address of an array of addresses. scratch: `store_bytes(MOST_ROWS, hidden, ffn)` bytes. which: a
+    matrix as in `add_gradient`, or ALL: as `weight_gradients`.
     """
     gated = gradients[1] != 0
     for first in range(0, rows, MOST_ROWS):

@@ -1,4 +1,4 @@
-"""Gradients by whole tokens of float32: those of router scores, sums over a token's choices, sums over tokens.
+"""Backward arithmetic of whole tokens, float32: gradients of router scores, sums over choices, sums over tokens.
 
 Every value of a token depends on that token alone. A sum over tokens is one chain in their order.
 """
@@ -50,7 +50,7 @@ def saved_bytes(ffn, gated):
 
 @jit
 def logit_gradients(count, logits, columns, ids, dw, k, code, renormalize, scale, out):
-    """Add to out[count, columns] the gradient by the scores from dw[count, k], that by the combine weights.
+    """Add to out[count, columns] the gradient by the scores; dw[count, k] is the gradient by the combine weights.
 
     logits, ids (int64, as chosen), dw, out: addresses; arrays without gaps.
     """

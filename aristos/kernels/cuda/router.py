@@ -191,7 +191,7 @@ def route(kind: str) -> Any:
     def kernel(job_address):
         job = mem.words(job_address, JOB_WORDS)
         shared = memory()
-        # the router's columns, and then, as one tile more, the shared expert's gate. Each tile reads the job again:
+        # the router's columns, and then, as one tile more, SHARED_SIGMOID's column. Each tile reads the job again:
         # what is read here does not fit the registers across a product
         n0 = width_of(job) if job[GIVEN_IDS] != 0 else 0
         while n0 < width_of(job) + (tile_n if job[SHARED_SIGMOID] != 0 else 0):

@@ -31,10 +31,10 @@ TILE = 96  # most rows of a tile
 BATCH = 384  # most rows of a run of the expert kernel, whatever its element type
 RUN_FLOPS = 5e9  # most work of a run: a worker comes back to poll within about 50 ms
 RUN_LEAST = 24  # least rows that a run is cut to: with fewer, it would read weights for longer than it computes
-MERGE_ROWS = 32  # fewer rows than this wait a little for more of their expert
-MERGE_POLLS = 200  # idle polls that they wait
-ONCE_ROWS = 2048  # so many rows for a local owner may cross once a token: four blocks
-ONCE_SHARE = 300  # percent of the tokens, as which there must be as many rows: two thirds of them repeat at least
+MERGE_ROWS = 32  # a run with fewer rows waits a little for more rows of its expert
+MERGE_POLLS = 200  # idle polls that it waits
+ONCE_ROWS = 2048  # least rows for a local owner to which tokens cross once: four blocks
+ONCE_SHARE = 300  # percent: least rows for that over the tokens of the call; at least two thirds of the rows repeat
 PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
 POISON_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 

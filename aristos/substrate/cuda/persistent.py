@@ -178,7 +178,7 @@ def fetch_run(job, st, worker):
 
 @cuda.jit(device=True)
 def read_abort(job, st):
-    """End the call if the host says so. By worker 0, which polls even while it has work."""
+    """End the call if the host asks for it. By worker 0, which polls the word even while it has work."""
     cause = mem.load_acquire(job[words.ABORT])
     if cause != 0 and st[words.WAIT_SINCE] != GAVE_UP:
         st[words.WAIT_SINCE] = GAVE_UP
