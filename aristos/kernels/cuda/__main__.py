@@ -29,7 +29,7 @@ def architectures(text: str) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m aristos.kernels.cuda", description=__doc__)
     parser.add_argument("--arch", default=",".join(TARGETS), help="architectures, with commas (%(default)s)")
-    parser.add_argument("--kernels", default="", help="regular expression: only kernels in whose names it is found")
+    parser.add_argument("--kernels", default="", help="regular expression: only those in whose NAME.ARCH it is found")
     parser.add_argument("--out", required=True, type=Path, help="folder for the files; made if it is not there")
     given = parser.parse_args(arguments)
     try:

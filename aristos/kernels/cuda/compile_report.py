@@ -33,22 +33,24 @@ def build_all(archs: Sequence[str], out: Path, listings: Sequence[Listing], patt
 
     advice.json: ptxas's advice, [{"kernel", "arch", "advice"}]; it should be empty.
     listings: functions of modules that return the kernels of an architecture; names must be unique.
-    pattern: a regular expression; kernels in whose names it is not found are left out.
+    pattern: a regular expression; what it is not found in, by NAME.ARCH, is left out.
     """
     for name in ("ptxas", "nvdisasm"):
         tool(name)  # fail before the first kernel is compiled
     every = [(kernel.name, arch) for arch in archs for kernel in listed(arch, listings)]
-    wanted = [(name, arch) for name, arch in every if re.search(pattern, name)]
+    wanted = [(name, arch) for name, arch in every if re.search(pattern, f"{name}.{arch}")]
     if not wanted:
         raise InputError(f"--kernels {pattern!r} is in no kernel's name; names are {', '.join(sorted(dict(every)))}")
     out.mkdir(parents=True, exist_ok=True)
-    names = list(dict.fromkeys(name for name, _ in wanted))
+    names: dict[str, list[str]] = {}
+    for name, arch in wanted:
+        names.setdefault(name, []).append(arch)
     rows: dict[tuple[str, str], Row] = {}
     start = time.monotonic()
     count = min(len(os.sched_getaffinity(0)), PROCESSES, len(names))
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
         # the biggest kernels come last in the listings: start with them, so that none runs alone at the end
-        jobs = {pool.submit(build, name, archs, out, listings): name for name in reversed(names)}
+        jobs = {pool.submit(build, name, names[name], out, listings): name for name in reversed(names)}
         try:
             for done in as_completed(jobs):
                 rows |= {(row["kernel"], row["arch"]): row for row in done.result()}
@@ -72,7 +74,7 @@ def listed(arch: str, listings: Sequence[Listing]) -> list[Any]:
 
 
 def build(name: str, archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> list[Row]:
-    """Compile one kernel for each architecture that has it; returns its rows of the report."""
+    """Compile one kernel for these architectures; returns its rows of the report."""
     from .build import ptx
 
     rows = []
