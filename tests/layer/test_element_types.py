@@ -237,7 +237,7 @@ with aristos.MoE(cfg, comm, threads=1, backend="cpu") as moe:
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_processes_with_two_values_of_aristos_isa():
     def run(*command: str) -> list[str]:
-        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=280)
+        done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         return [line for line in done.stdout.splitlines() if line.startswith(">")]
 
