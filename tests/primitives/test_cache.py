@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cases import ROOT, USE_EVERYTHING, Job, clean_environment, compile_once, run_job
@@ -205,6 +206,9 @@ def test_two_processes_do_not_write_one_index_at_once(tmp_path):
 
 
 def test_progress_reports_how_long_it_has_taken(monkeypatch, capsys):
+    """Of functions that are compiled; nothing of functions that are loaded."""
+    compiled, loaded = (SimpleNamespace(stats=SimpleNamespace(cache_misses=n), overloads={1: 1}) for n in ({1: 1}, {}))
+    monkeypatch.setattr(compiling, "_registered", [compiled, loaded])
     monkeypatch.setattr(compiling, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(compiling, "NEXT_SECONDS", 0.01)
     with compiling._progress(quiet=False):
@@ -214,6 +218,9 @@ def test_progress_reports_how_long_it_has_taken(monkeypatch, capsys):
     assert more
     assert all(re.fullmatch(r"aristos: compiling kernels, \d+ functions in \d+ s", line) for line in more)
     with compiling._progress(quiet=True):
+        time.sleep(0.1)
+    monkeypatch.setattr(compiling, "_registered", [loaded])
+    with compiling._progress(quiet=False):
         time.sleep(0.1)
     assert not capsys.readouterr().err
 
