@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -270,6 +271,13 @@ def test_variables_of_the_user_are_kept():
     assert first.set
     again = commands.by_mpirun(2, 2, 1, ["p"], library, {each.name: "mine" for each in first.set})
     assert again.set == []
+
+
+def test_open_mpi_passes_what_a_job_is_told_to_other_nodes(monkeypatch):
+    monkeypatch.setattr(commands, "find_mpiexec", lambda library: "mpiexec")
+    words = commands.by_mpirun(4, 2, 2, ["p"], Library("Open MPI", "/nowhere/lib/libmpi.so.40"), {}).words
+    passed = {word for option, word in pairwise(words) if option == "-x"}
+    assert passed >= {"ARISTOS_SEATS", "ARISTOS_JOB", "ARISTOS_RESTART"}
 
 
 def test_another_mpis_mpiexec_is_an_error(monkeypatch, tmp_path):
