@@ -273,7 +273,7 @@ def test_variables_of_the_user_are_kept():
     assert again.set == []
 
 
-def test_open_mpi_passes_what_a_job_is_told_to_other_nodes(monkeypatch):
+def test_open_mpi_passes_a_jobs_variables_to_other_nodes(monkeypatch):
     monkeypatch.setattr(commands, "find_mpiexec", lambda library: "mpiexec")
     words = commands.by_mpirun(4, 2, 2, ["p"], Library("Open MPI", "/nowhere/lib/libmpi.so.40"), {}).words
     passed = {word for option, word in pairwise(words) if option == "-x"}
