@@ -64,6 +64,6 @@ def small(
     if once:
         sizes = replace(sizes, placement=(0, 0, 1, 1), top_k=2, once=2, once_share=150)
     if backward:
-        sizes = replace(sizes, save=taped.X | taped.HIDDEN, reserve=experts.SHARES + 1)
+        sizes = replace(sizes, save=taped.X | taped.HIDDEN, reserve=experts.SHARES)
         sizes = replace(sizes, calls=tuple(zip(*of_tapes(sizes, list(zip(*made))))))
     return replace(sizes, proxy=transport == "proxy")
