@@ -30,6 +30,7 @@ PROJECTIONS = ("up", "gate", "down")
 SCORES = ("softmax", "softmax_topk", "sigmoid", "sqrtsoftplus")
 LONG_WAIT = 1e-3  # seconds
 SMALL = 0.1  # outputs are about 1: few numbers that are all smaller are what cancellation left, and as inexact
+KINK = 1e-5  # inputs of an activation are about 1; their float32 sums differ from float64 ones by less
 SAMPLE_EVERY = 1.0  # seconds, or after an object
 
 
@@ -219,7 +220,30 @@ def _call(
         counts.backward += 1
         if outside or np.array_equal(reference.route(cfg, rows, weights["router"])[0], routing.ids):  # no near tie
             truth = reference.backward(cfg, rows, dy.astype(np.float32), **arrays, **given)["x"]
-            _check("dx", cfg, dx[0] if outside else dx, truth, counts)
+            clear = ~near_kink(cfg, arrays, rows, routing.ids)
+            _check("dx", cfg, (dx[0] if outside else dx)[clear], truth[clear], counts)
+
+
+def near_kink(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """[S] bool: tokens with an input of relu so near to 0 that rounding decides about its derivative.
+
+    weights: as `load` takes them. x: [S, H] float32. ids: [S, k].
+    """
+    near = np.zeros(len(x), bool)
+    if cfg.activation != "relu":
+        return near
+    name, rows = "gate" if cfg.gated else "up", x.astype(np.float64)
+
+    def inputs(tokens: np.ndarray, prefix: str, expert: Any) -> np.ndarray:
+        bias = weights.get(f"{prefix}{name}_bias")
+        return rows[tokens] @ weights[prefix + name][expert] + (0 if bias is None else bias[expert])
+
+    for expert in range(cfg.experts):
+        tokens = np.flatnonzero((ids == expert).any(axis=1))
+        near[tokens] |= (np.abs(inputs(tokens, "", expert)) < KINK).any(axis=1)
+    if cfg.shared_ffn:
+        near |= (np.abs(inputs(np.arange(len(x)), "shared_", ...)) < KINK).any(axis=1)
+    return near
 
 
 def _check(what: str, cfg: MoEConfig, found: np.ndarray, truth: np.ndarray, counts: Counts) -> None:
