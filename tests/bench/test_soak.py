@@ -7,9 +7,9 @@ import mmap
 import numpy as np
 import pytest
 
-from aristos import MoE
+from aristos import MoE, MoEConfig, reference
 from aristos.bench import health
-from aristos.bench.soak import SoakError, draw, soak
+from aristos.bench.soak import SoakError, draw, near_kink, soak
 from aristos.bench.world import World
 
 
@@ -64,3 +64,18 @@ def test_a_sample_counts_open_files_and_shared_memory(tmp_path):
     assert now.shared == before.shared + 1
     assert now.memory_mib > 10
     assert now.threads >= 1
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_tokens_near_a_kink_of_relu_are_found(gated):
+    cfg = MoEConfig(8, 6, 3, 2, activation="relu", gated=gated, bias=True, max_tokens=5, shared_ffn=4)
+    w = reference.weights(cfg)
+    x = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    ids = np.array([[0, 1], [1, 2], [2, -1], [0, 2], [1, 0]])
+    assert not near_kink(cfg, w, x, ids).any()
+    name = "gate" if gated else "up"
+    expert, shared = w[name + "_bias"], w[f"shared_{name}_bias"]
+    expert[2, 3] -= np.float32(x[1] @ w[name][2, :, 3] + expert[2, 3])  # token 1's fourth input of expert 2 is now 0
+    assert near_kink(cfg, w, x, ids).tolist() == [False, True, False, False, False]
+    shared[0] -= np.float32(x[4] @ w[f"shared_{name}"][:, 0] + shared[0])
+    assert near_kink(cfg, w, x, ids).tolist() == [False, True, False, False, True]
