@@ -121,9 +121,9 @@ def read_returns(job, st, worker, owner):
     for tile in range(seen, tail):
         a = return_record_from(job, st, owner, tile)
         note_back(st, c, mem.load(words.returned_packed(a)), mem.load(words.returned_rows(a)))
-        status = tape.heard(job, owner, mem.load(words.returned_status(a)))
-        if status != codes.OK:
-            st[words.peer_status(job, owner)] = status
+        tape.note(job, owner, mem.load(words.returned_kept(a)))
+        if mem.load(words.returned_status(a)) != codes.OK:
+            st[words.peer_status(job, owner)] = mem.load(words.returned_status(a))
     st[words.seen_tiles(job, owner)] = tail
     return tail != seen
 

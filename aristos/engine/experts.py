@@ -212,7 +212,7 @@ def execute(job, st, worker):
 @jit
 def keep(job, st, c):
     """In a call with a tape: list what is kept of the listed rows; a forward call copies rows there."""
-    if tape.has(job):
+    if job[words.TAPED] != 0:
         tape.list_places(job, st, c)
         if job[words.MODE] == codes.MODE_LAYER:
             tape.keep_rows(job, st, c)

@@ -185,7 +185,8 @@ def set_streams(job, st):
     st[words.first_packed(job, me)] = st[offset + job[start + me]]
     st[words.STORE_NEXT] = 0
     store.admit(job, st, me, own)
-    tape.begin(job, st, own)
+    st[words.TAPE_NEXT] = job[words.TAPE_AT]
+    tape.admit(job, st, me, own - (job[words.TOKENS] if job[words.SHARED] != 0 else 0))
     st[words.version_of(job, me)] = job[words.VERSION]
     st[words.OWED] = own
     for expert in range(local, job[words.COMPUTED]):

@@ -20,8 +20,9 @@ def post_return(job, st, source, packed, rows, status, staged):
     a = return_record_to(job, st, source, tile)
     mem.store(words.returned_packed(a), packed)
     mem.store(words.returned_rows(a), rows)
-    mem.store(words.returned_status(a), tape.said(job, source, status))
+    mem.store(words.returned_status(a), status)
     mem.store(words.returned_staged(a), staged)
+    mem.store(words.returned_kept(a), tape.kept_of(job, source))
     st[words.returned(job, source)] = tile + 1
     mem.notify(
         word_to(job, st, source, words.RETURN_TAIL), tile + 1, rows * job[words.RETURN_BYTES] + RETURN_RECORD_BYTES

@@ -331,8 +331,8 @@ STATE_WORDS = [
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes
 BACK_MOST = 16  # most pieces of own rows in a command: a decision adds as many as fit, the command's end adds one
 # lists of BATCH words in a command: rows, outputs, hidden activations of a column-split run or places in the store,
-# scalars
-LISTS = 4
+# scalars, places on the tape
+LISTS = 5
 SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
 
 # names of sizes: meaning
@@ -496,10 +496,11 @@ RECORDS = [
         ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"),
         ("block", "rows in the ring of the block that ends here, 0: it goes on", "rows"))),
-    Record("returned", 4, 8, "a return record", "the owner", _fields(
+    Record("returned", 5, 8, "a return record", "the owner", _fields(
         ("packed", "first packed row", "packed row"), ("rows", "rows that came back", "rows"),
-        ("status", "OK, or why there are none; above the lowest byte what the owner keeps, see tape.py", "status"),
-        ("staged", "pair whose staged row is the first, or `codes.UNSTAGED`", "pair"))),
+        ("status", "OK, or why there are none", "status"),
+        ("staged", "pair whose staged row is the first, or `codes.UNSTAGED`", "pair"),
+        ("kept", "what the owner keeps of the source's rows, see primitives/taped.py"))),
     Record("taped", 3, 8, "a tape's part of one rank", LOCK, _fields(
         ("at", "place of its first row here", "address"), ("kept", "what is kept here of its rows"),
         ("there", "what it keeps of this rank's rows"))),
@@ -621,8 +622,8 @@ INDICES = [
           "List of a command with a store: addresses of its rows there."),
     Index("scalar_list", "job, command", "command + COMMAND_LISTS + 3 * job[BATCH]",
           "List of a command: scalars that came with its rows, then those that go back."),
-    Index("tape_list", "job, command", "command + COMMAND_LISTS + (LISTS + PART_WORDS) * job[BATCH]",
-          "List of a command with a tape, behind its parts: places of its rows there, see primitives/taped.py."),
+    Index("tape_list", "job, command", "command + COMMAND_LISTS + 4 * job[BATCH]",
+          "List of a command with a tape: places of its rows there, see primitives/taped.py."),
     Index("taped", "job, peer", "job[TAPED] + 8 * TAPED_WORDS * peer", "A tape's record of a rank."),
     Index("part", "job, command, i", "command + COMMAND_LISTS + LISTS * job[BATCH] + PART_WORDS * i",
           "Part i of a command."),
@@ -649,8 +650,8 @@ def job_words() -> list[Word]:
 def sizes(*, world: int, max_computed: int, copies: int, records: int, rows: int, tokens: int, top_k: int, workers: int,
           runs: int, batch: int) -> dict[str, int]:  # fmt: skip
     """The DIMENSIONS of a configuration."""
-    # a run's lists and parts, then places on the tape; a combine command lists the rows of its tokens' choices
-    lists = max(batch * (LISTS + record("part").words + 1), min(TOKEN_BLOCK, tokens) * top_k)
+    # a combine command lists the rows of its tokens' choices
+    lists = max(batch * (LISTS + record("part").words), min(TOKEN_BLOCK, tokens) * top_k)
     command = COMMAND_HEAD + record("piece").words * BACK_MOST + lists
     return {
         "world": world, "max_computed": max_computed, "copies": copies, "copies_and_end": copies + 1,

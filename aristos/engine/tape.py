@@ -12,14 +12,6 @@ from ..primitives import taped
 from ..primitives.compile import jit
 from . import codes, words
 
-SHIFT = 8  # of what is kept in the status of a return record
-
-
-@jit
-def has(job):
-    """Whether this call has a tape."""
-    return mem.tapes() != 0 and job[words.TAPED] != 0
-
 
 @jit
 def step(job, kept):
@@ -31,7 +23,7 @@ def step(job, kept):
 @jit
 def admit(job, st, source, rows):
     """In a forward call with a tape: decide what is kept of a source's rows, and give them places. (Under the lock.)"""
-    if not has(job) or job[words.MODE] != codes.MODE_LAYER or rows == 0:
+    if job[words.MODE] != codes.MODE_LAYER or job[words.TAPED] == 0 or rows == 0:
         return  # no return record would tell a source without rows
     kept = job[words.SAVE] & taped.HIDDEN if source == job[words.RANK] else job[words.SAVE]
     while kept != 0 and st[words.TAPE_NEXT] + step(job, kept) * rows > job[words.TAPE_END]:
@@ -43,39 +35,22 @@ def admit(job, st, source, rows):
 
 
 @jit
-def begin(job, st, own):
-    """Begin with this rank's own rows, those of its shared expert excepted. (Under the lock.)"""
-    if mem.tapes() != 0:
-        st[words.TAPE_NEXT] = job[words.TAPE_AT]
-        admit(job, st, job[words.RANK], own - (job[words.TOKENS] if job[words.SHARED] != 0 else 0))
-
-
-@jit
 def kept_of(job, source):
     """What this rank keeps of a source's rows."""
-    return mem.load(words.taped_kept(words.taped(job, source))) if has(job) else 0
+    return mem.load(words.taped_kept(words.taped(job, source))) if job[words.TAPED] != 0 else 0
 
 
 @jit
-def said(job, source, status):
-    """The word `status` of a return record: in a forward call also what this rank keeps of the source's rows."""
-    return status | kept_of(job, source) << SHIFT if job[words.MODE] == codes.MODE_LAYER else status
-
-
-@jit
-def heard(job, owner, word):
-    """The status in a return record; in a forward call notes what the owner keeps. (Under the lock.)"""
-    if mem.tapes() == 0:
-        return word
-    if has(job) and job[words.MODE] == codes.MODE_LAYER:
-        mem.store(words.taped_there(words.taped(job, owner)), word >> SHIFT)
-    return word & ((1 << SHIFT) - 1)
+def note(job, owner, kept):
+    """In a forward call with a tape: an owner says what it keeps of this rank's rows. (Under the lock.)"""
+    if job[words.MODE] == codes.MODE_LAYER and job[words.TAPED] != 0:
+        mem.store(words.taped_there(words.taped(job, owner)), kept)
 
 
 @jit
 def bytes_to(job, owner):
     """Bytes of a row that goes to an owner: in a backward call without x, if the owner keeps it."""
-    if not has(job) or job[words.MODE] != codes.MODE_BACKWARD:
+    if job[words.MODE] != codes.MODE_BACKWARD or job[words.TAPED] == 0:
         return job[words.ROW_BYTES]
     there = mem.load(words.taped_there(words.taped(job, owner)))
     return job[words.RETURN_BYTES] if there & taped.X else job[words.ROW_BYTES]
@@ -129,4 +104,4 @@ def keep_rows(job, st, c):
 @jit
 def list_of(job, st, c):
     """Address of the list of a command's places on the tape, 0 if its call has none."""
-    return st.ctypes.data + 8 * words.tape_list(job, c) if has(job) else 0
+    return st.ctypes.data + 8 * words.tape_list(job, c) if job[words.TAPED] != 0 else 0

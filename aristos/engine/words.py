@@ -275,7 +275,7 @@ N_REMOTE_PUTS = 38
 # ---- sizes
 ANNOUNCED_WORDS = 14
 RECORD_WORDS = 4
-RETURNED_WORDS = 4
+RETURNED_WORDS = 5
 TAPED_WORDS = 3
 KEPT_WORDS = 6
 FOREIGN_WORDS = 8
@@ -290,7 +290,7 @@ COMMAND_LISTS = 43
 COUNTER_WORDS = 72
 TOKEN_BLOCK = 32
 BACK_MOST = 16
-LISTS = 4
+LISTS = 5
 SIZE_CLASSES = 10
 
 
@@ -380,8 +380,8 @@ def scalar_list(job, command):
 
 @inlined
 def tape_list(job, command):
-    """List of a command with a tape, behind its parts: places of its rows there, see primitives/taped.py."""
-    return command + COMMAND_LISTS + (LISTS + PART_WORDS) * job[BATCH]
+    """List of a command with a tape: places of its rows there, see primitives/taped.py."""
+    return command + COMMAND_LISTS + 4 * job[BATCH]
 
 
 @inlined
@@ -1004,7 +1004,7 @@ def returned_rows(a):
 
 @inlined
 def returned_status(a):
-    """OK, or why there are none; above the lowest byte what the owner keeps, see tape.py."""
+    """OK, or why there are none."""
     return a + 16
 
 
@@ -1012,6 +1012,12 @@ def returned_status(a):
 def returned_staged(a):
     """Pair whose staged row is the first, or `codes.UNSTAGED`."""
     return a + 24
+
+
+@inlined
+def returned_kept(a):
+    """What the owner keeps of the source's rows, see primitives/taped.py."""
+    return a + 32
 
 
 @inlined

@@ -37,17 +37,13 @@ def tape_of_a_source_without_rows(put: Put) -> None:
 @mutation("tape-not-in-return-records", fixed=LARGE)
 def tape_not_in_return_records(put: Put) -> None:
     """An owner's return records do not say what it keeps."""
-    put(returns, "tape", Instead(tape, said=lambda job, source, status: status))
+    put(returns, "tape", Instead(tape, kept_of=lambda job, source: 0))
 
 
 @mutation("tape-said-as-asked", fixed=SMALL, calls=4)
 def tape_said_as_asked(put: Put) -> None:
     """Return records say what was asked, where the owner has kept less."""
-
-    def said(job: Any, source: int, status: int) -> int:
-        return status | job[words.SAVE] << tape.SHIFT if job[words.TAPED] and not job[words.TAPE] else status
-
-    put(returns, "tape", Instead(tape, said=said))
+    put(returns, "tape", Instead(tape, kept_of=lambda job, source: job[words.SAVE] if job[words.TAPED] else 0))
 
 
 @mutation("x-left-out-though-not-kept", fixed=SMALL, calls=4)

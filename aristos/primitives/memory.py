@@ -111,11 +111,6 @@ def warp():
     return 0
 
 
-def tapes():
-    """1 where calls may have tapes; 0 on GPUs, so that no code for them is compiled there."""
-    return 1
-
-
 def warps():
     """The number of warps that execute a step together."""
     return 1

@@ -229,6 +229,6 @@ def _words(addr, n):
 
 for _name in ("thread", "warp", "lane"):  # a worker is one thread
     overload(getattr(mem, _name), inline="always")(lambda: lambda: 0)
-for _name in ("threads", "warps", "tapes"):
+for _name in ("threads", "warps"):
     overload(getattr(mem, _name), inline="always")(lambda: lambda: 1)
 overload(mem.block_barrier, inline="always")(lambda: lambda: None)

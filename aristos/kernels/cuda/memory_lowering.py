@@ -60,7 +60,6 @@ OWN = {
     mem.thread: lambda: lambda: np.int64(ptx.thread()),
     mem.threads: lambda: lambda: np.int64(cuda.blockDim.x),
     mem.warp: lambda: lambda: np.int64(ptx.thread() // WARP),
-    mem.tapes: lambda: lambda: np.int64(0),
     mem.warps: lambda: lambda: np.int64(cuda.blockDim.x // WARP),
     mem.lane: lambda: lambda: np.int64(ptx.thread() & WARP - 1),
     mem.block_barrier: lambda: lambda: cuda.syncthreads(),
