@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -12,6 +13,7 @@ from .mpi_facts import SHARED_FILES
 
 SHM = "/dev/shm"
 NAMES = re.compile(SHARED_FILES)
+KEPT = re.compile("/mpich_shm_[^/]*$")
 YOUNG = 60.0  # seconds: a job that is starting may not have mapped its file yet
 
 
@@ -33,6 +35,26 @@ def leftovers(folder: str = SHM, young: float = YOUNG) -> list[tuple[str, int]]:
             found[entry.path] = about.st_blocks * 512
     used = in_use(set(found)) if found else set()
     return sorted((path, size) for path, size in found.items() if path not in used)
+
+
+def forget_names(maps: str = "/proc/self/maps") -> int:
+    """Remove the names of MPICH's files that this process has mapped; how many. Memory stays until the last unmap.
+
+    MPICH keeps the name until MPI_Finalize, so that a killed job leaves the file. Call it when all ranks of this
+    machine have left MPI_Init: they have mapped the file then.
+    """
+    removed = 0
+    with contextlib.suppress(OSError):
+        for line in Path(maps).read_text().splitlines():
+            words = line.split(maxsplit=5)
+            path = words[5] if len(words) == 6 else ""
+            if not KEPT.search(path) or path.endswith(" (deleted)"):
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                if os.stat(path, follow_symlinks=False).st_ino == int(words[4]):  # no file of another job since
+                    os.unlink(path)
+                    removed += 1
+    return removed
 
 
 def in_use(paths: set[str]) -> set[str]:

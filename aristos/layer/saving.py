@@ -72,11 +72,19 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write and sync a file of arrays."""
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
+    """Write and sync a file of arrays. Raises CheckpointError."""
+    try:
+        with open(path, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        disk = os.statvfs(path.parent)
+        raise CheckpointError(
+            f"{path} cannot be written: {os.strerror(error.errno or 0)}: {sum(a.nbytes for a in arrays.values())} bytes"
+            f" are needed in {path.parent}, {disk.f_bavail * disk.f_frsize} are free; what was saved before is still"
+            " there: free some space, or save elsewhere"
+        ) from error
 
 
 def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool) -> Arrays:

@@ -13,12 +13,13 @@ from typing import Any
 
 from ..config import OVERDUE
 from ..errors import MemoryProblem
-from ..host import launch_environment
+from ..host import launch_environment, mpi_files
 from ..host.nodes import Nodes
+from ..host.processes import Process
 from .capacity import Need, shortage
 from .choice import DEVICE, HOST, LOCAL, REMOTE, SELF, choose
 from .rma import RmaWindow
-from .watchdog import Calling, Watchdog
+from .watchdog import NAMED, Calling, Watchdog
 from .window import Window
 
 ABORTED = 86  # exit code of a job that ends itself
@@ -40,6 +41,13 @@ def until_all_are_in(comm: Any) -> Iterator[None]:
         yield
 
 
+def world_size() -> int:
+    """Ranks of the whole job."""
+    from mpi4py import MPI
+
+    return int(MPI.COMM_WORLD.Get_size())
+
+
 class Group:
     """An EP group: rank, world, and collectives with a time limit. `comm` None is one rank without MPI.
 
@@ -58,9 +66,13 @@ class Group:
         self.rank, self.world = comm.Get_rank(), comm.Get_size()
         self._watchdog = Watchdog(lambda: end_job(comm, ABORTED), f"rank {self.rank}")
         self.meet("the other ranks to make a layer", comm)
+        if self.world == world_size():  # so all ranks of this machine have left MPI_Init
+            mpi_files.forget_names()
         with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", timeout):
             self.comm = comm.Dup()
             self.nodes, self.node = Nodes.shared(self.comm, ranks_per_node)
+            self._processes: list[Process] = self.comm.allgather(Process.here())
+        self._watchdog.suspects = self.suspects
 
     # ------------------------------------------------------------ collectives
 
@@ -114,6 +126,14 @@ class Group:
         masks = self.allgather((os.uname().nodename, mine), "core masks")
         sharing = sum(1 for host, mask in masks if host == os.uname().nodename and mask & mine)
         return max(1, len(mine) // sharing), -(-sharing // len(mine))
+
+    def suspects(self) -> str:
+        """Which ranks of this machine have ended or are stopped, as a clause with advice; empty if none is known."""
+        found = [(rank, process.trouble()) for rank, process in enumerate(self._processes)]
+        gone = [(rank, trouble) for rank, trouble in found if trouble][:NAMED]
+        if not gone:
+            return ""
+        return f"{', '.join(f'rank {r} {trouble}' for r, trouble in gone)}: see the output of rank {gone[0][0]}"
 
     # ------------------------------------------------------------ windows
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from ..errors import EnvironmentProblem
 
 Calling = Callable[[], tuple[int, int, list[int]]]
+UNKNOWN = "a rank is missing or in another collective call: see the output of all ranks"
 NAMED = 8  # most ranks that a message names
 
 
@@ -22,6 +23,7 @@ class Watchdog:
 
     def __init__(self, abort: Callable[[], object], name: str) -> None:
         self._abort, self._name = abort, name
+        self.suspects: Callable[[], str] = str  # what is known of ranks that do not run, as a clause
         self._wait: tuple[str, float, float] | None = None  # what, since, limit
         self._calls: tuple[Calling, Callable[[], float]] | None = None
         self._thread: threading.Thread | None = None
@@ -59,7 +61,7 @@ class Watchdog:
             wait = self._wait
             if wait is not None and time.monotonic() - wait[1] > wait[2]:
                 what, since, limit = wait
-                self._report(since, limit, what, "a rank is missing or in another collective call")
+                self._report(since, limit, what, UNKNOWN)
             if self._calls is not None:
                 self._check_calls(*self._calls)
 
@@ -74,11 +76,12 @@ class Watchdog:
         what = f"rank {peer} to receive what is put (MPI_Put, MPI_Win_flush)"
         if others:
             what += f"; puts to {' and '.join(f'rank {r}' for r in others[:NAMED])} are under way too"
-        self._report(since_ns * 1e-9, limit(), what, "one of these is stopped, gone, or makes no progress in MPI")
+        why = f"it is stopped, gone, or makes no progress in MPI: see the output of rank {peer}"
+        self._report(since_ns * 1e-9, limit(), what, why)
 
     def _report(self, since: float, limit: float, what: str, why: str) -> None:
         waited = f"{time.monotonic() - since:.1f} s (limit {limit:g} s)"
-        self._end_job(f"waited {waited} for {what}; {why}")
+        self._end_job(f"waited {waited} for {what}; {self.suspects() or why}")
 
     def _end_job(self, why: str) -> None:
         print(f"aristos: {self._name} {why}; aborting the job", file=sys.stderr, flush=True)

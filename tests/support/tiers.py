@@ -45,7 +45,7 @@ FOLDERS = {
     "doctor": Budget(30, 150),
     "engine": Budget(60, 120, parallel=True),
     "explore": Budget(120, 900, parallel=True),
-    "faults": Budget(0, 90, parallel=True),
+    "faults": Budget(0, 180, parallel=True),
     "fuzz": Budget(0, 90, parallel=True),
     "gpu": Budget(0, 900),
     "host": Budget(30, 60, parallel=True),

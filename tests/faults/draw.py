@@ -1,0 +1,149 @@
+"""What is drawn from a seed: a job, its operations, and the faults in it. `KINDS` is the list of faults."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+SURVIVES, ENDS, EITHER = "survives", "ends", "either"
+TRANSPORTS = ("shm", "rma", "mixed")
+LIMIT = 2.0  # seconds of a wait in a job that a fault ends
+PATIENT = 20.0  # in a job that survives its faults: a stopped rank, and a busy machine, stay far below it
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault. outcome: of the job. about: a line of the table in docs/reliability.md.
+
+    draw: more of a fault, from (random numbers, job). operations: those it may happen in; None: all.
+    transports: those it can be seen on. refusals: errors that an operation may raise on some rank, after which the
+    job goes on.
+    """
+
+    name: str
+    outcome: str
+    about: str
+    draw: Callable[[random.Random, Job], dict[str, Any]] = lambda rng, job: {}
+    operations: tuple[str, ...] | None = None
+    transports: tuple[str, ...] = TRANSPORTS
+    refusals: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)  # of the layer
+
+
+@dataclass
+class Job:
+    """A drawn job."""
+
+    seed: int
+    mpi: str
+    ranks: int
+    transport: str
+    cleanup: bool  # whether the launcher kills the ranks that are left
+    options: dict[str, Any]
+    operations: list[str]
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    refusals: dict[str, list[str]] = field(default_factory=dict)
+    warm: list[dict[str, Any]] | None = None  # instead of operations: options of layers to compile
+
+    def __str__(self) -> str:
+        faults = "; ".join(
+            f"{f['kind']} of rank {f['rank']} in operation {f['operation']} ({self.operations[f['operation'] - 1]})"
+            f" after {1e3 * f['after']:.1f} ms"
+            for f in self.faults
+        )
+        return (
+            f"seed {self.seed}, {self.mpi}, {self.ranks} ranks, {self.transport}, {self.options}"
+            f"{'' if self.cleanup else ', no clean-up by the launcher'}: {faults}"
+        )
+
+
+def _left(most: int) -> Callable[[random.Random, Job], dict[str, Any]]:
+    """So many bytes are left, before any rank begins the operation."""
+    return lambda rng, job: {"left": rng.choice((0, rng.randrange(most))), "at_once": True, "meet": True}
+
+
+_DISK = ("CheckpointError", "ResultsError", "PeerInputError")
+_GLOBAL: dict[str, Any] = {"driver": True}
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("kill", ENDS, "kill -9 of a rank"),
+        Kind("stop", ENDS, "a rank stopped for ever (SIGSTOP)"),
+        Kind("pause", SURVIVES, "a rank stopped, and continued after up to 1.5 s",
+             lambda rng, job: {"seconds": round(rng.uniform(0.05, 1.5), 3)}),
+        Kind("slow", SURVIVES, "a rank 50 times slower for a while",
+             lambda rng, job: {"seconds": round(rng.uniform(0.2, 1.5), 3)} | _GLOBAL),
+        Kind("error", ENDS, "an exception in user code", lambda rng, job: {"at_once": True}),
+        Kind("interrupt", ENDS, "Ctrl-C on one rank (SIGINT)"),
+        Kind("ctrl_c", ENDS, "Ctrl-C on the launcher", lambda rng, job: _GLOBAL),
+        Kind("time_limit", ENDS, "SIGTERM to all ranks, as at Slurm's time limit, and SIGKILL 3 s later",
+             lambda rng, job: _GLOBAL),
+        Kind("worker", ENDS, "a worker thread dies of an error", lambda rng, job: {"at_once": True},
+             options={"schedule": "fused", "threads": 2}, operations=("forward", "backward")),
+        Kind("progress", EITHER, "the progress thread ends", transports=("rma", "mixed")),
+        Kind("put", SURVIVES, "puts that take up to 0.2 s",
+             lambda rng, job: {"seconds": round(10 ** rng.uniform(-4, -0.7), 5), "at_once": True},
+             operations=("forward", "backward"), transports=("rma", "mixed"), options={"schedule": "fused"}),
+        Kind("shm_full", SURVIVES, "a full /dev/shm, when a layer is made", _left(1 << 17), operations=("again",),
+             refusals=("MemoryProblem",)),
+        Kind("memory", EITHER, "memory denied to a rank (RLIMIT_AS)",
+             lambda rng, job: {"left": rng.choice((0, rng.randrange(1 << 25))), "at_once": True}),
+        Kind("disk_full", SURVIVES, "a full disk under results and checkpoints", _left(1 << 15),
+             operations=("save", "result"), refusals=_DISK),
+        Kind("disk_read_only", SURVIVES, "a read-only disk under results and checkpoints",
+             lambda rng, job: {"at_once": True, "meet": True}, operations=("save", "result"), refusals=_DISK),
+    )
+}  # fmt: skip
+
+
+def draw(seed: int, mpi: str, kinds: list[str], cleanups: bool = True) -> Job:
+    """Job of a seed on an MPI library: faults of one of `kinds`; several in a job that survives them."""
+    rng = random.Random(f"{seed} {mpi}")
+    kind = KINDS[rng.choice(kinds)]
+    survives = kind.outcome == SURVIVES
+    transport = rng.choice(kind.transports)
+    ranks = {"shm": rng.choice((2, 3)), "rma": 2, "mixed": 3}[transport]
+    train = rng.random() < 0.7
+    options = {
+        "schedule": rng.choice(("fused", "fused", "bulk")),
+        "threads": rng.choice((1, 2)),
+        "ranks_per_node": {"shm": None, "rma": 1, "mixed": 2}[transport],
+        "timeout": PATIENT if survives else LIMIT,
+        "train": train,
+    } | kind.options
+    if not train and options["schedule"] == "fused":
+        options["moves"] = rng.choice(("auto", "tokens", "experts"))
+    names = ["forward", "forward", "load", "result", "user", "again"]
+    names += ["backward", "backward", "save", "restore"] if train else []
+    operations = ["forward", *(["save"] if train else []), *(rng.choice(names) for _ in range(12))]
+    if kind.operations:  # more of those that show the fault
+        operations += [name for name in rng.choices(kind.operations, k=4) if name in names] + ["forward", "user"]
+    job = Job(seed, mpi, ranks, transport, rng.random() < 0.5 or not cleanups, options, operations)
+    count = 4 if survives else 1
+    for number in sorted(rng.sample(places(kind, operations), k=min(count, len(places(kind, operations))))):
+        fault = {"kind": kind.name, "operation": number, "rank": rng.randrange(ranks)}
+        fault["after"] = round(10 ** rng.uniform(-5, -1.5), 6)
+        job.faults.append(fault | kind.draw(rng, job))
+        if kind.refusals:
+            job.refusals[str(number)] = list(kind.refusals)
+    return job
+
+
+def warm_up() -> Job:
+    """A job without faults that compiles what all others use."""
+    options = [
+        {"schedule": schedule, "threads": threads, "ranks_per_node": nodes} | more
+        for schedule in ("fused", "bulk")
+        for threads in (1, 2)
+        for nodes in (None, 1)
+        for more in ({"train": True}, *({"moves": moves} for moves in ("tokens", "experts") if schedule == "fused"), {})
+    ]
+    return Job(0, "mpich", 2, "shm", True, {}, [], warm=options)
+
+
+def places(kind: Kind, operations: list[str]) -> list[int]:
+    """Numbers of operations in which a fault of this kind can happen; the last one is left to show the outcome."""
+    found = [n for n, name in enumerate(operations, 1) if not kind.operations or name in kind.operations]
+    return [n for n in found if n < len(operations) - 1] or [1]

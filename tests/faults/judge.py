@@ -1,0 +1,138 @@
+"""Judges how a job ended: times, messages, exit code, and what it has left."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import draw
+from draw import KINDS, LIMIT, Job
+from driver import Ended
+
+from aristos import errors, reference
+from aristos.config import OVERDUE, MoEConfig
+from aristos.layer import saving
+from aristos.results import hdf5
+
+EVERYWHERE = ("ctrl_c", "time_limit")  # no rank is left to report them
+GRACE = 5.0  # seconds beyond a wait's limit
+OWN = (
+    r"^(?:aristos\.errors\.)?(?P<kind>WaitTimeout|PoisonedError|ClosedError|PeerInputError|MismatchError): (?P<text>.*)"
+)
+DOG = r"^aristos: (?P<text>rank \d+ (?:waited|ends:).*aborting the job)$"
+KILLED = (
+    r"BAD TERMINATION|EXIT STRING|KILLED BY SIGNAL|exited on signal|terminated without|non-zero status|process rank"
+)
+REMEDY = r"see the (?:message|output) of rank|raise timeout=|look at|make a new layer"
+PHASE = r"in epoch \d+|MPI_\w+|\(\w[^)]*\)|to close|to make a layer|to load|in call \d+"
+
+
+def judge(job: Job, ended: Ended) -> list[str]:
+    """What was not as it should be; empty if all was."""
+    kind = KINDS[job.faults[0]["kind"]]
+    found = [f"{ended.processes} processes are left"] if ended.processes else []
+    if ended.files:
+        found.append(f"files are left: {', '.join(sorted(ended.files)[:5])}")
+    if any("WRONG:" in out for out in ended.out):
+        found.append("a wrong result")
+    if ended.code is None:
+        return [*found, f"a hang: the job has not ended; ranks ended after {ended.seconds} s"]
+    survives = kind.outcome == draw.SURVIVES or (kind.outcome == draw.EITHER and ended.code == 0)
+    found += survived(ended) if survives else failed(job, ended)
+    return found + stored(ended.folder)
+
+
+def survived(ended: Ended) -> list[str]:
+    """The job should have gone on."""
+    found = [] if ended.code == 0 else [f"exit code {ended.code} where the job should have survived"]
+    found += [f"rank {r} has not come to its end" for r, done in enumerate(ended.done) if not done]
+    return found
+
+
+def failed(job: Job, ended: Ended) -> list[str]:
+    """The job should have ended by errors on all ranks that are left."""
+    if ended.fault_at is None:
+        return ["the fault did not happen"]
+    found = [] if ended.code else ["exit code 0 after a fault that ends the job"]
+    victim = job.faults[0]["rank"]
+    if job.faults[0]["kind"] in EVERYWHERE:
+        return found + [f"rank {r} ended after {s} s" for r, s in enumerate(ended.seconds) if s is None or s > GRACE]
+    last_words = any(re.search(r"^aristos: rank \d+ ends the job, because ", out, re.MULTILINE) for out in ended.out)
+    by_launcher = last_words or bool(re.search(KILLED, ended.launcher))  # before the others had time for a message
+    for rank, out in enumerate(ended.out):
+        if rank == victim:
+            continue
+        messages = own_messages(out)
+        bound = OVERDUE * job.options["timeout"] if patient(job, out) else job.options["timeout"]
+        spent = ended.seconds[rank]
+        if spent is None or spent > bound + GRACE + ended.late:
+            found.append(f"rank {rank} ended after {spent} s, not within {bound + GRACE + ended.late:.1f} s")
+        if messages:
+            missing = lacks(messages[-1], rank, victim)
+            found += [f"rank {rank}'s message lacks {what}: {messages[-1]}" for what in missing]
+            if len(messages) > 1:
+                found.append(f"rank {rank} has {len(messages)} messages: {messages}")
+        elif not by_launcher:
+            found.append(f"rank {rank} has no message: {out[-300:]!r}")
+    return found
+
+
+def own_messages(out: str) -> list[str]:
+    """The error that a rank printed last, and its watchdog's, without repetitions."""
+    found = [m["text"] for m in re.finditer(OWN, out, re.MULTILINE)] + [
+        m["text"] for m in re.finditer(DOG, out, re.MULTILINE)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def patient(job: Job, out: str) -> bool:
+    """Whether a rank waited for one that was in user code, for which ten limits are allowed."""
+    words = ("outside a call", "is still in user code", "has not made its call", f"limit {OVERDUE * LIMIT:g} s")
+    return job.faults[0]["kind"] in ("stop", "kill") and any(each in out for each in words)
+
+
+def lacks(text: str, rank: int, victim: int) -> list[str]:
+    """What a message does not say."""
+    found = []
+    if f"rank {rank}" not in text:
+        found.append("its rank")
+    if not re.search(rf"\brank {victim}\b|ranks [\d, and]*\b{victim}\b", text):
+        found.append("the lost rank")
+    if not re.search(PHASE, text):
+        found.append("the phase")
+    if not re.search(REMEDY, text):
+        found.append("a remedy")
+    return found
+
+
+def stored(folder: Path) -> list[str]:
+    """What a job has left on its disk: all earlier runs, and a checkpoint that is old or new."""
+    found = []
+    if (folder / "results.log").exists():
+        wanted = (folder / "results.log").read_text().split()
+        try:
+            runs = {run.name for run in hdf5.read(folder / "disk/results.h5").runs}
+            if missing := set(wanted) - runs:
+                found.append(f"results lack the runs {missing}")
+        except errors.ResultsError as error:
+            found.append(f"the results do not open: {error}")
+    if (folder / "saved.log").exists():
+        found += checkpoint(folder)
+    return found
+
+
+def checkpoint(folder: Path) -> list[str]:
+    """Whether the saved weights are those of one save: the last complete one, or one that began after it."""
+    last = int((folder / "saved.log").read_text().split()[-1])
+    cfg = MoEConfig(hidden=24, ffn=40, experts=5, top_k=2, max_tokens=48)
+    try:
+        place = folder / "disk/saved" / saving.read_manifest(folder / "disk/saved")["folder"]
+        arrays = [saving.npz.load(str(saving.file_of(place, 0, e)), "saved") for e in (*range(cfg.experts), -1)]
+    except errors.AristosError as error:
+        return [f"the checkpoint does not open: {error}"]
+    for seed in range(last, 64):
+        w = reference.weights(cfg, seed=seed)
+        same = all((arrays[e][n] == w[n][e]).all() for e in range(cfg.experts) for n in ("up", "down"))
+        if same and (arrays[-1]["router"] == w["router"]).all():
+            return []
+    return [f"the checkpoint is neither that of save {last} nor a later one"]

@@ -1,0 +1,188 @@
+"""The program of the ranks: a drawn list of operations, each checked; drawn faults happen within them.
+
+    mpiexec -n R python program.py JOB.json
+
+Every rank writes its output to rank-N.out, and what it does to its row of the file `page`: the driver (`driver.py`)
+reads it. Faults that a rank makes itself are in `injected.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PID, OPERATION, FAULT_AT, CONTINUE_AT, DONE, WORDS = 0, 1, 2, 3, 4, 8  # words of a rank's row of the page
+MOST_RANKS = 8
+RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+
+
+def page(path: Path) -> np.ndarray:
+    """[MOST_RANKS, WORDS] int64 that ranks and driver share. Times are ns on CLOCK_MONOTONIC."""
+    with open(path, "r+b") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 8 * MOST_RANKS * WORDS), np.int64).reshape(-1, WORDS)
+
+
+class Program:
+    """One rank of a job."""
+
+    def __init__(self, job: dict[str, Any], rank: int, comm: Any) -> None:
+        import injected
+
+        from aristos import MoEConfig
+
+        self.job, self.rank, self.comm, self.other = job, rank, comm, comm.Dup()
+        self.row = page(Path("page"))[rank]
+        self.cfg = MoEConfig(hidden=24, ffn=40, experts=5, top_k=2, max_tokens=48)
+        self.weights_of = 0  # the seed of the layer's weights
+        self.saved: int | None = None  # the seed of the saved weights
+        self.injected = injected.Injected(self, [f for f in job["faults"] if f["rank"] == rank])
+
+    def layer(self) -> Any:
+        from aristos import MoE
+
+        return MoE(self.cfg, self.comm, **self.job["options"])
+
+    def warm(self) -> None:
+        """Compile all that jobs use: every job after it starts at once."""
+        from aristos import MoE
+
+        for options in self.job["warm"]:
+            with MoE(self.cfg, self.comm, timeout=600.0, **options) as self.moe:
+                for name in ("load", "forward", *(("backward",) if options.get("train") else ())):
+                    getattr(self, name)(1)
+
+    def run(self) -> None:
+        with self.layer() as self.moe:
+            self.load(0)
+            for number, name in enumerate(self.job["operations"], 1):
+                self.row[OPERATION] = number
+                self.injected.begin(number)
+                common = any(f["operation"] == number and f.get("meet") for f in self.job["faults"])
+                if common:
+                    self.comm.Barrier()  # the fault is there before any rank begins
+                self.may_refuse(name, number)
+                self.injected.over(number)
+                if common:
+                    self.comm.Barrier()  # and gone before any goes on
+
+    def may_refuse(self, name: str, number: int) -> None:
+        """Run an operation; where a fault may make it refuse, the job goes on after the error."""
+        from aristos import errors
+
+        allowed = self.job["refusals"].get(str(number), [])
+        try:
+            getattr(self, name)(number)
+        except errors.AristosError as error:
+            if type(error).__name__ not in allowed:
+                raise
+            print(f"refused: {name}: {type(error).__name__}: {error}", flush=True)
+            self.comm.Barrier()  # all ranks have been refused before the fault ends
+
+    # ------------------------------------------------------------ operations
+
+    def tokens(self, number: int) -> np.ndarray:
+        rng = np.random.default_rng([self.job["seed"], number, self.rank])
+        count = int(rng.integers(self.cfg.max_tokens + 1))
+        return rng.standard_normal((count, self.cfg.hidden), np.float32)
+
+    def weights(self) -> dict[str, Any]:
+        from aristos import reference
+
+        return reference.weights(self.cfg, seed=self.weights_of)
+
+    def check(self, what: str, found: np.ndarray, truth: np.ndarray) -> None:
+        off = float(np.abs(found - truth).max(initial=0))
+        if not off <= 1e-4 * float(np.abs(truth).max(initial=1)):
+            print(f"WRONG: {what} of operation {self.row[OPERATION]} is off by {off:g}", flush=True)
+            os._exit(77)
+
+    def forward(self, number: int) -> None:
+        from aristos import reference
+
+        x, w = self.tokens(number), self.weights()
+        y, routing = self.moe(x, return_routing=True)
+        given = {"ids": routing.ids, "weights": routing.weights}
+        del w["router"]
+        self.check("y", y, reference.moe(self.cfg, x, **w, **given))
+
+    def backward(self, number: int) -> None:
+        from aristos import reference
+
+        x, w = self.tokens(number), self.weights()
+        _, tape = self.moe.forward(x)
+        dx = self.moe.backward(np.ones_like(x), tape)
+        self.check("dx", dx, reference.backward(self.cfg, x, np.ones_like(x), **w)["x"])
+        self.moe.reduce_grads()
+        self.moe.zero_grads()
+
+    def load(self, number: int) -> None:
+        self.weights_of = number
+        self.moe.load(**self.weights())
+
+    def save(self, number: int) -> None:
+        self.moe.save("disk/saved")
+        self.saved = self.weights_of
+        if self.rank == 0:
+            with open("saved.log", "a") as log:
+                log.write(f"{self.weights_of}\n")
+
+    def restore(self, number: int) -> None:
+        if self.saved is not None:
+            self.moe.restore("disk/saved")
+            self.weights_of = self.saved
+
+    def result(self, number: int) -> None:
+        """Append a run to a results file on rank 0."""
+        from aristos import errors, results
+
+        problem: Exception | None = None
+        if self.rank == 0:
+            table = results.Table("faults").dim("x", np.arange(4)).add("y", "x", np.arange(4.0))
+            try:
+                results.append("disk/results.h5", results.Run(f"run-{number}", tables=[table]), lock_seconds=2.0)
+                with open("results.log", "a") as log:
+                    log.write(f"run-{number}\n")
+            except errors.AristosError as error:
+                problem = error
+        self.moe.agree(problem, "to write a result")
+
+    def again(self, number: int) -> None:
+        """Another layer object on a communicator of its own: new windows."""
+        from aristos import MoE
+
+        options = {**self.job["options"], "train": False}
+        with MoE(self.cfg, self.other, **options) as other:
+            other.load(**self.weights())
+            other(self.tokens(number))
+
+    def user(self, number: int) -> None:
+        """A rank is in user code for a while, some longer than others."""
+        time.sleep(0.01 * (1 + (number + self.rank) % 3))
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    rank = int(next(os.environ[v] for v in RANK_VARIABLES if v in os.environ))
+    out = os.open(f"rank-{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # MPICH's launcher sends it when another rank is lost
+    row = page(Path("page"))[rank]
+    row[PID] = os.getpid()
+    from mpi4py import MPI
+
+    program = Program(job, rank, MPI.COMM_WORLD)
+    program.warm() if "warm" in job else program.run()
+    row[DONE] = 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Faults in real jobs: draws jobs from seeds, runs and judges them.
+
+python tests/faults/run.py --injections 200 --seed 1           # and prints what was not as it should be
+python tests/faults/run.py --seed 17 --mpi mpich --keep DIR     # one job again; its output stays in DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import driver
+import judge
+import machine
+import table
+from draw import KINDS, draw, warm_up
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--injections", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the first job")
+    parser.add_argument("--mpi", nargs="+", default=["mpich"], choices=("mpich", "openmpi", "impi"))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--out", type=Path, help="file to which a line for each injection is added")
+    parser.add_argument("--keep", type=Path, help="folder for what a bad job leaves")
+    asked = parser.parse_args()
+    if not machine.own_mounts():
+        print("faults: jobs need mounts of their own, which takes root", file=sys.stderr)
+        return 3
+    with driver.workplace() as folder:
+        ended = driver.run(warm_up(), folder)
+    if ended.code:
+        print(f"a job without faults fails: {ended}")
+        return 3
+    made, bad, seed = 0, 0, asked.seed
+    started = time.monotonic()
+    while made < asked.injections:
+        mpi = asked.mpi[seed % len(asked.mpi)]
+        job = draw(seed, mpi, asked.kinds)
+        seed += 1
+        with driver.workplace() as folder:
+            ended = driver.run(job, folder)
+            problems = judge.judge(job, ended)
+            if asked.keep:
+                shutil.copytree(folder, asked.keep / f"{job.seed}-{mpi}", dirs_exist_ok=True)
+        if ended.code and ended.fault_at is None:
+            print(f"not counted, it ended before its fault: {job}\n    {ended.out}", flush=True)
+            continue
+        made += len(job.faults)
+        if asked.out:
+            table.add(asked.out, job, ended, problems)
+        bad += bool(problems)
+        print(
+            f"{'BAD ' if problems else 'right'} {ended.wall:.1f} s, code {ended.code}, ranks {ended.seconds}: {job}",
+            flush=True,
+        )
+        for problem in problems:
+            print(f"    {problem}", flush=True)
+    print(f"{made} injections in {time.monotonic() - started:.0f} s, {bad} jobs not as they should be")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""Twenty drawn faults in real jobs: each must end as `draw.KINDS` says, in time, with clear errors and nothing left.
+
+`run.py` makes thousands of them, for the table in docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mpi import find_mpiexec
+
+RUN = Path(__file__).with_name("run.py")
+INJECTIONS, SEED = 20, 7000
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="jobs need mounts of their own, which takes root"),
+]
+
+
+def test_drawn_faults():
+    words = [sys.executable, str(RUN), "--injections", str(INJECTIONS), "--seed", str(SEED)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900)
+    if done.returncode == 3 and "mounts of their own" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout)
