@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .places import AREA, AREA_BITS, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, SPAN, STATE, TAPE, TAPED
+from .places import AREA, AREA_BITS, AREA_MASK, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, SPAN, STATE, TAPE, TAPED
 from .places import STORE as STORE_AREA
 from .regions import AREAS, CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .running_step import where_from
@@ -186,7 +186,7 @@ class Memory:
 
     def load(self, at: int) -> int:
         if at & PRIVATE_BITS == PRIVATE_BITS and FIRST <= at < self.end:
-            area = at >> AREA_BITS & 15
+            area = at >> AREA_BITS & AREA_MASK
             if area == STATE:
                 return self.states[(at - FIRST) >> 40].load((at & (AREA - 1)) >> 3)
             if area in FREE_AREAS:
@@ -197,7 +197,7 @@ class Memory:
 
     def store(self, at: int, value: int) -> None:
         if at & PRIVATE_BITS == PRIVATE_BITS and FIRST <= at < self.end:
-            area = at >> AREA_BITS & 15
+            area = at >> AREA_BITS & AREA_MASK
             if area == STATE:
                 self.states[(at - FIRST) >> 40].store((at & (AREA - 1)) >> 3, value)
                 return
@@ -234,7 +234,7 @@ class Memory:
 
     def state_of(self, at: int) -> tuple[State, int] | None:
         """The state that an address belongs to, and the word's index there."""
-        if at & PRIVATE_BITS == PRIVATE_BITS and at >> AREA_BITS & 15 == STATE and FIRST <= at < self.end:
+        if at & PRIVATE_BITS == PRIVATE_BITS and at >> AREA_BITS & AREA_MASK == STATE and FIRST <= at < self.end:
             return self.states[(at - FIRST) >> 40], (at & (AREA - 1)) >> 3
         return None
 
@@ -315,7 +315,7 @@ class Memory:
             word[0].touch(word[1], True)
             State.store(*word, value)
         release = Release(value, mine, me, mine[me])
-        if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS or at >> AREA_BITS & 15 == STATE):
+        if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS or at >> AREA_BITS & AREA_MASK == STATE):
             if at not in self.history:
                 self.history[at] = [Release(old, (0,) * len(mine), me, 0)]
             self.history[at].append(release)
@@ -354,7 +354,7 @@ class Memory:
         if at in self.history:  # it has read the latest
             self.oldest[me, at] = len(self.history[at]) - 1
         if held != expected:
-            if at >> AREA_BITS & 15 == LOCK:
+            if at >> AREA_BITS & AREA_MASK == LOCK:
                 self.sched.me.locked_out = at, held
             else:  # no actor that has other work waits for it
                 self.sched.me.seen[at] = held
