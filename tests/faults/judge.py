@@ -98,7 +98,7 @@ def lacks(text: str, rank: int, victim: int) -> list[str]:
     found = []
     if f"rank {rank}" not in text:
         found.append("its rank")
-    named = victim >= 0 and "MPI_Comm_dup" not in text  # before that, ranks do not know each other's processes
+    named = victim >= 0 and "to make a layer" not in text  # only a group that is made knows its processes
     if named and not re.search(rf"\brank {victim}\b|ranks [\d, and]*\b{victim}\b", text):
         found.append("the lost rank")
     if not re.search(PHASE, text):
