@@ -56,14 +56,16 @@ bench: $(READY)-run
 	$(VENV)/bin/aristos plot $(RESULTS)/aristos-results.h5 --out $(RESULTS)/plots
 	@printf '\ntable  %s\nHDF5   %s\nplots  %s\n' $(RESULTS)/table.txt $(RESULTS)/aristos-results.h5 $(RESULTS)/plots/
 
-test: $(READY)-test
-	$(PY) -m pytest --tier quick $(ARGS)
-
 # The parts: what may run side by side, then all others. 5: ARGS chose none of a part.
 NONE = [ $$? = 5 ]
+BESIDE = --part parallel --dist loadfile --no-loadscope-reorder
+test: $(READY)-test
+	$(PY) -m pytest --tier quick $(BESIDE) -n 3 $(ARGS) || $(NONE)
+	$(PY) -m pytest --tier quick --part serial $(ARGS) || $(NONE)
+
 # TIER=rest leaves out what `make test` has run.
 test-all: $(READY)-test $(OTHERS:%=$(VENV)/mpi/%/.aristos) $(VENV)/cuda13/.aristos
-	$(PY) -m pytest --tier $(TIER) --part parallel -n 4 --dist loadfile --no-loadscope-reorder $(ARGS) || $(NONE)
+	$(PY) -m pytest --tier $(TIER) $(BESIDE) -n 4 $(ARGS) || $(NONE)
 	$(PY) -m pytest --tier $(TIER) --part serial $(ARGS) || $(NONE)
 	for mpi in $(OTHERS); do $(VENV)/mpi/$$mpi/bin/python -m pytest -m core $(ARGS) || $(NONE); done
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -21,12 +22,16 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Compile the CPU kernels beside the first tests, if tests on ranks follow."""
+    """Compile the CPU kernels beside the first tests, if tests on ranks follow, or many that need kernels."""
     from mpi import job_folder
+    from tiers import COMPILED, folder_of
 
     if session.config.option.collectonly or job_folder() is not None:
         return
-    if any(item.get_closest_marker("ranks") for item in session.items):
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":  # the first worker does so
+        return
+    folders = {folder_of(item) for item in session.items}
+    if folders.issuperset(COMPILED) or any(item.get_closest_marker("ranks") for item in session.items):
         from cases import start_compiling
 
         start_compiling()

@@ -29,7 +29,7 @@ import llvmlite
 import numba
 import numpy as np
 from llvmlite import binding
-from numba.core import caching, sigutils
+from numba.core import caching, sigutils, types
 from numba.core import config as _config
 from numba.core.ccallback import CFunc
 from numba.core.registry import CPUDispatcher
@@ -167,9 +167,19 @@ def jit(function: Callable) -> Any:
     if config.DISABLE_JIT:
         return function
     compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled.__class__ = Compiled
     compiled._cache = LazyCache(function)
     _registered.append(compiled)
     return compiled
+
+
+class Compiled(CPUDispatcher):
+    """A compiled function. Calls with different constants share its code, which Numba would compile for each one."""
+
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        return super().get_call_template(
+            tuple(types.unliteral(each) for each in args), {name: types.unliteral(each) for name, each in kws.items()}
+        )
 
 
 class Inlined(CPUDispatcher):

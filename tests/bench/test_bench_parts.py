@@ -50,6 +50,8 @@ from aristos.layer.timeline import trace_events
 from aristos.primitives import isa
 from aristos.transport import choice
 
+pytestmark = pytest.mark.parallel
+
 STEP = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "8", "SLURM_PROCID": "5"}
 SIZES = [8 << i for i in range(20)]
 

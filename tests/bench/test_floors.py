@@ -30,6 +30,9 @@ from aristos.models import PRESETS
 A100, H100, H200 = GPUS
 
 
+pytestmark = pytest.mark.parallel
+
+
 def us(gpu, kind, work):
     return floor(gpu, kind, work)[0]
 

@@ -11,6 +11,7 @@ import pytest
 from aristos.bench import suites, tables
 from aristos.bench.context import Column
 
+pytestmark = pytest.mark.parallel
 PAGE = " ".join((Path(__file__).parents[2] / "docs" / "tables.md").read_text().split())
 MODULES = [module.name for module in pkgutil.iter_modules(suites.__path__)]
 

@@ -220,7 +220,7 @@ def clean_environment() -> dict[str, str]:
 @functools.cache
 def start_compiling() -> subprocess.Popen[str]:
     """A process that fills the cache of compiled code; tests that need none of it can run meanwhile."""
-    command = [sys.executable, "-c", USE_EVERYTHING.replace("COMM", "None")]
+    command = [sys.executable, "-c", USE_EVERYTHING.replace("COMM", "None") + USE_MORE]
     return subprocess.Popen(
         command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -257,6 +257,16 @@ with aristos.Exchange(COMM, hidden=40, experts=5, top_k=2, max_tokens=30) as exc
     exchange.combine(rows, handle, np.ones((20, 2), np.float32))
 kernels.ffn(x, w["up"][0], w["down"][0])
 print(">", compiling.compiled_here(), compiling.cache_folder(), flush=True)
+"""
+USE_MORE = """
+for options, dtype in ({"train": True}, "float32"), ({}, "bfloat16"):
+    kind = aristos.MoEConfig(hidden=40, ffn=300, experts=5, top_k=2, gated=True, max_tokens=30, dtype=dtype)
+    with aristos.MoE(kind, None, **options) as moe:
+        moe.load(**reference.weights(kind))
+        if options:
+            moe.backward(*moe.forward(x))
+        else:
+            moe(x.astype("bfloat16"))
 """
 
 

@@ -41,7 +41,7 @@ class Budget:
 
 FOLDERS = {
     "bench": Budget(60, 900),
-    "checkpoint": Budget(90, 150),
+    "checkpoint": Budget(90, 150, parallel=True),
     "doctor": Budget(30, 150),
     "engine": Budget(60, 120, parallel=True),
     "explore": Budget(120, 900, parallel=True),
@@ -52,19 +52,23 @@ FOLDERS = {
     "kernels": Budget(60, 1200, parallel=True),
     "launch": Budget(0, 150, parallel=True),
     "launcher": Budget(30, 90, parallel=True),
-    "layer": Budget(150, 600),
-    "package": Budget(150, 600),
+    "layer": Budget(150, 600, parallel=True),
+    "package": Budget(150, 600, parallel=True),
     "planner": Budget(180, 300, parallel=True),
     "primitives": Budget(120, 600, parallel=True),
     "results": Budget(60, 120, parallel=True),
     "simt": Budget(0, 300, parallel=True),
-    "substrate": Budget(120, 1500),
+    "substrate": Budget(120, 1500, parallel=True),
     "topology": Budget(60, 150, parallel=True),
-    "transport": Budget(30, 300),
+    "transport": Budget(30, 300, parallel=True),
 }
 
 LONG = (  # workers start with these files, so that none runs alone at the end
     "kernels/test_cuda_compile.py",
+    "bench/test_bench_parts.py",
+    "kernels/test_cpu_kernels.py",
+    "layer/test_training.py",
+    "kernels/test_expert_backward.py",
     "launch/test_slurm.py",
     "kernels/test_isas.py",
     "primitives/test_cache.py",
@@ -72,6 +76,9 @@ LONG = (  # workers start with these files, so that none runs alone at the end
     "layer/test_element_types.py",
     "substrate/test_waits.py",
 )
+
+# The quick tier ends with these folders: the kernels that they need compile beside the others.
+COMPILED = ("checkpoint", "kernels", "layer", "bench")
 
 
 def folder_of(item: pytest.Item) -> str | None:
@@ -124,7 +131,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         wanted &= part is None or is_parallel(item) == (part == "parallel")
         (kept if wanted else dropped).append(item)
     first = {str(TESTS / file): place for place, file in enumerate(LONG)} if part == "parallel" else {}
-    items[:] = sorted(kept, key=lambda item: first.get(str(item.path), len(first)))
+    last = COMPILED if tier == "quick" else ()
+    items[:] = sorted(kept, key=lambda item: (folder_of(item) in last, first.get(str(item.path), len(first))))
     if dropped:
         config.hook.pytest_deselected(items=dropped)
 
