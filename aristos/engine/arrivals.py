@@ -6,7 +6,7 @@ peers go out through `returns.py`.
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, store, words
+from . import codes, store, tape, words
 from .layout import announcement_from, record_from, return_record_from, word_from
 from .lock import acquire, unlock
 from .poison import failure_of
@@ -24,7 +24,7 @@ def read_announcement(job, st, source):
         mem.load(words.announced_object(a)) == job[words.OBJECT]
         and mem.load(words.announced_mode(a)) == job[words.MODE]
         and mem.load(words.announced_layer(a)) == job[words.LAYER]
-        and mem.load(words.announced_row_bytes(a)) == job[words.ROW_BYTES]
+        and mem.load(words.announced_row_bytes(a)) == tape.bytes_from(job, source)
         and mem.load(words.announced_top_k(a)) == job[words.TOP_K]
         and mem.load(words.announced_scalars(a)) == job[words.SCALARS]
         and mem.load(words.announced_tape(a)) == job[words.TAPE]
@@ -52,6 +52,7 @@ def read_announcement(job, st, source):
     st[words.OWED] += rows
     st[words.UNREAD] -= 1
     if able:
+        tape.admit(job, st, source, rows)
         end = st[words.read_rows(job, source)]
         if once != 0:
             end += rows  # blocks mix experts: the last block may hold rows of each
@@ -120,6 +121,7 @@ def read_returns(job, st, worker, owner):
     for tile in range(seen, tail):
         a = return_record_from(job, st, owner, tile)
         note_back(st, c, mem.load(words.returned_packed(a)), mem.load(words.returned_rows(a)))
+        tape.note(job, owner, mem.load(words.returned_kept(a)))
         if mem.load(words.returned_status(a)) != codes.OK:
             st[words.peer_status(job, owner)] = mem.load(words.returned_status(a))
     st[words.seen_tiles(job, owner)] = tail

@@ -12,7 +12,7 @@ block into a local owner's ring, or into the outbox, from which `outbox.py` puts
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, scalars, words
+from . import codes, scalars, tape, words
 from .layout import RECORD_BYTES, WORD, block_row_to, index_to, record_to, word_from, word_to
 from .packing import tile_rows
 
@@ -123,7 +123,7 @@ def execute(job, st, worker):
     high = st[words.offset(job, job[words.slot_start(job, owner + 1)])]
     ids = mem.words(job[words.IDS], job[words.TOKENS] * k)
     sent = st[words.sent_rows(job, owner)]
-    row = sent
+    row, nbytes = sent, tape.bytes_to(job, owner)
     for t in range(st[words.command_token(c)], st[words.command_end(c)]):
         mine, crossed = (row - sent) % mem.warps() == mem.warp(), False
         for i in range(t * k, (t + 1) * k):
@@ -131,9 +131,7 @@ def execute(job, st, worker):
             if packed < low or packed >= high:
                 continue
             if mine and not crossed:
-                mem.copy_row(
-                    block_row_to(job, st, owner, row), job[words.X] + job[words.X_STRIDE] * t, job[words.ROW_BYTES]
-                )
+                mem.copy_row(block_row_to(job, st, owner, row), job[words.X] + job[words.X_STRIDE] * t, nbytes)
             crossed = True
             if mine and mem.lane() == 0:
                 slot = job[words.slot_of(job, ids[i])]
@@ -161,5 +159,5 @@ def publish(job, st, worker):
     st[words.moved_to(job, owner)] += st[words.command_crossing(c)]
     st[words.busy(job, owner)] = 0
     st[words.UNSENT] -= pairs
-    nbytes = st[words.command_crossing(c)] * job[words.ROW_BYTES] + pairs * WORD + tiles * RECORD_BYTES
+    nbytes = st[words.command_crossing(c)] * tape.bytes_to(job, owner) + pairs * WORD + tiles * RECORD_BYTES
     mem.notify(word_to(job, st, owner, words.TAIL), st[words.sent_tiles(job, owner)], nbytes)

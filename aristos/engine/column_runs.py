@@ -12,7 +12,7 @@ split between workers, so the bits do not depend on which worker takes which sha
 from ..primitives import arithmetic
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, words
+from . import codes, tape, words
 from .returns import state_word
 
 COLUMNS = 96  # of a share, on CPUs: a multiple of every panel width, and a divisor of a chunk of F
@@ -203,8 +203,9 @@ def execute(job, st, worker):
     kernels = job[words.KERNELS]
     if st[words.command_phase(c)] == codes.RUN_UP:
         columns = min(COLUMNS, ffn - first)
+        kept = tape.list_of(job, st, words.run_command(job, slot))
         arithmetic.up_columns(
-            kernels, rows, x, activations, weights, act, job[words.HIDDEN], ffn, first, columns, scratch, wire
+            kernels, rows, x, activations, weights, act, job[words.HIDDEN], ffn, first, columns, scratch, wire, kept
         )
     else:
         last, y = min(first + COLUMNS, job[words.HIDDEN]), x + 8 * job[words.BATCH]

@@ -2,7 +2,7 @@
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import blocks, codes, scalars, words
+from . import blocks, codes, scalars, tape, words
 from .layout import RECORD_BYTES, index_to, record_to, ring_row_to, word_from, word_to
 from .packing import tile_rows
 from .returns import returns_due
@@ -64,7 +64,7 @@ def execute(job, st, worker):
     """Put the rows into the ring. The owner reads them once the tail has moved on."""
     c = words.command(job, worker)
     owner, packed, rows = st[words.command_owner(c)], st[words.command_packed(c)], st[words.command_rows(c)]
-    ring, nbytes = job[words.RING_ROWS], job[words.ROW_BYTES]
+    ring, nbytes = job[words.RING_ROWS], tape.bytes_to(job, owner)
     row = st[words.sent_rows(job, owner)]
     to_wrap = ring - row % ring
     target = ring_row_to(job, st, owner, row)
@@ -96,4 +96,4 @@ def publish(job, st, worker):
     st[words.moved_to(job, owner)] += rows
     st[words.busy(job, owner)] = 0
     st[words.UNSENT] -= rows
-    mem.notify(word_to(job, st, owner, words.TAIL), tile + 1, rows * job[words.ROW_BYTES] + RECORD_BYTES)
+    mem.notify(word_to(job, st, owner, words.TAIL), tile + 1, rows * tape.bytes_to(job, owner) + RECORD_BYTES)

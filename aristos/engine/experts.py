@@ -8,7 +8,7 @@ workers.
 from ..primitives import arithmetic
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, column_runs, scalars, store, words
+from . import codes, column_runs, scalars, store, tape, words
 from .layout import index_from, return_row, ring_row_from, staged_row
 from .returns import finish_record, note_back
 
@@ -203,9 +203,19 @@ def execute(job, st, worker):
         scalars.list_out(job, st, c)
     if job[words.MODE] == codes.MODE_BACKWARD:
         store.list_places(job, st, c)
+    keep(job, st, c)
     compute(job, st, worker)
     if job[words.SCALARS] != 0:
         scalars.put_back(job, st, c)
+
+
+@jit
+def keep(job, st, c):
+    """In a call with a tape: list what is kept of the listed rows; a forward call copies rows there."""
+    if job[words.TAPED] != 0:
+        tape.list_places(job, st, c)
+        if job[words.MODE] == codes.MODE_LAYER:
+            tape.keep_rows(job, st, c)
 
 
 @jit
@@ -228,6 +238,7 @@ def compute(job, st, worker):
             job[words.FFN],
             job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker,
             job[words.WIRE],
+            tape.list_of(job, st, c),
         )
         return
     if job[words.MODE] == codes.MODE_LAYER:
@@ -242,6 +253,7 @@ def compute(job, st, worker):
             column_runs.ffn_of(job, st[words.command_expert(c)]),
             job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker,
             job[words.WIRE],
+            tape.list_of(job, st, c),
         )
         return
     for i in range(st[words.command_rows(c)]):
@@ -278,6 +290,7 @@ def list_run(job, st, worker):
     """List the rows of the column-split run that this worker has claimed. By all its threads together."""
     slot = st[words.command_run(words.command(job, worker))]
     list_rows(job, st, words.run_command(job, slot))
+    keep(job, st, words.run_command(job, slot))
     column_runs.list_hidden(job, st, slot)
 
 

@@ -6,7 +6,7 @@ The packed order is a stable counting sort of the (token, choice) pairs by *slot
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, staying, store, words
+from . import codes, staying, store, tape, words
 from .layout import WORD, announcement_to, word_to
 
 
@@ -185,6 +185,8 @@ def set_streams(job, st):
     st[words.first_packed(job, me)] = st[offset + job[start + me]]
     st[words.STORE_NEXT] = 0
     store.admit(job, st, me, own)
+    st[words.TAPE_NEXT] = job[words.TAPE_AT]
+    tape.admit(job, st, me, own - (job[words.TOKENS] if job[words.SHARED] != 0 else 0))
     st[words.version_of(job, me)] = job[words.VERSION]
     st[words.OWED] = own
     for expert in range(local, job[words.COMPUTED]):
@@ -213,7 +215,7 @@ def write_announcement(job, st, p):
         mem.store(words.announced_object(a), job[words.OBJECT])
         mem.store(words.announced_mode(a), job[words.MODE])
         mem.store(words.announced_layer(a), job[words.LAYER])
-        mem.store(words.announced_row_bytes(a), job[words.ROW_BYTES])
+        mem.store(words.announced_row_bytes(a), tape.bytes_to(job, p))
         mem.store(words.announced_top_k(a), job[words.TOP_K])
         mem.store(words.announced_scalars(a), job[words.SCALARS])
         mem.store(words.announced_placement(a), job[words.PLACEMENT])

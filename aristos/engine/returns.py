@@ -6,7 +6,7 @@ combines a block of tokens once it waits for no row.
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, words
+from . import codes, tape, words
 from .layout import RETURN_RECORD_BYTES, WORD, return_record_to, word_to
 
 
@@ -22,6 +22,7 @@ def post_return(job, st, source, packed, rows, status, staged):
     mem.store(words.returned_rows(a), rows)
     mem.store(words.returned_status(a), status)
     mem.store(words.returned_staged(a), staged)
+    mem.store(words.returned_kept(a), tape.kept_of(job, source))
     st[words.returned(job, source)] = tile + 1
     mem.notify(
         word_to(job, st, source, words.RETURN_TAIL), tile + 1, rows * job[words.RETURN_BYTES] + RETURN_RECORD_BYTES

@@ -205,6 +205,12 @@ JOB_SCALARS: list[Word] = [
         STORE | address | where this rank keeps the rows that it computes, see store.py, 0: nowhere
         STORE_STEP | bytes | between its places
         STORE_ROWS | rows | places of the store
+        TAPED | address | a record `taped` for each rank, see tape.py, 0: the call has no tape
+        SAVE | | of a forward call: what is kept of a row if it fits, see primitives/taped.py
+        TAPE_AT | address | where this rank may keep rows
+        TAPE_END | address | the end of that
+        TAPE_X | bytes | of a kept row
+        TAPE_HIDDEN | bytes | of kept hidden activations
         BACKWARD_WEIGHTS | address | for each held expert what the kernel of a backward call reads | cpu
         """,
     ),
@@ -303,6 +309,7 @@ STATE_WORDS = [
     Word("UNSENT", "rows for peers that are not sent", "rows", LOCK),
     Word("TARGETS_SET", "an exchange's rows have places", "flag", "worker 0"),
     Word("STORE_NEXT", "places of the store that sources have got", "rows", LOCK),
+    Word("TAPE_NEXT", "first byte of the tape that no source has got", "address", LOCK),
     Word("RUNS_TAKEN", "slots of column-split runs in use", "runs", LOCK),
     Word("READY_COUNT", "entries of `ready`", "entries", ATOMIC),
     Word("RUNS_OPENED", "phases of column-split runs that were opened, as long as the engine lives", "phases", ATOMIC),
@@ -324,8 +331,8 @@ STATE_WORDS = [
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes
 BACK_MOST = 16  # most pieces of own rows in a command: a decision adds as many as fit, the command's end adds one
 # lists of BATCH words in a command: rows, outputs, hidden activations of a column-split run or places in the store,
-# scalars
-LISTS = 4
+# scalars, places on the tape
+LISTS = 5
 SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
 
 # names of sizes: meaning
@@ -489,10 +496,14 @@ RECORDS = [
         ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"),
         ("block", "rows in the ring of the block that ends here, 0: it goes on", "rows"))),
-    Record("returned", 4, 8, "a return record", "the owner", _fields(
+    Record("returned", 5, 8, "a return record", "the owner", _fields(
         ("packed", "first packed row", "packed row"), ("rows", "rows that came back", "rows"),
         ("status", "OK, or why there are none", "status"),
-        ("staged", "pair whose staged row is the first, or `codes.UNSTAGED`", "pair"))),
+        ("staged", "pair whose staged row is the first, or `codes.UNSTAGED`", "pair"),
+        ("kept", "what the owner keeps of the source's rows, see primitives/taped.py"))),
+    Record("taped", 3, 8, "a tape's part of one rank", LOCK, _fields(
+        ("at", "place of its first row here", "address"), ("kept", "what is kept here of its rows"),
+        ("there", "what it keeps of this rank's rows"))),
     Record("kept", 6, 1, "a tile record as its owner keeps it", LOCK, _fields(
         ("row", "number of its first ring row", "row"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"), ("left", "rows that are not computed", "rows"),
@@ -611,6 +622,9 @@ INDICES = [
           "List of a command with a store: addresses of its rows there."),
     Index("scalar_list", "job, command", "command + COMMAND_LISTS + 3 * job[BATCH]",
           "List of a command: scalars that came with its rows, then those that go back."),
+    Index("tape_list", "job, command", "command + COMMAND_LISTS + 4 * job[BATCH]",
+          "List of a command with a tape: places of its rows there, see primitives/taped.py."),
+    Index("taped", "job, peer", "job[TAPED] + 8 * TAPED_WORDS * peer", "A tape's record of a rank."),
     Index("part", "job, command, i", "command + COMMAND_LISTS + LISTS * job[BATCH] + PART_WORDS * i",
           "Part i of a command."),
     Index("counter", "job, worker, name", "job[T_COUNTERS] + COUNTER_WORDS * worker + name", "Counter of a worker."),

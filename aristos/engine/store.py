@@ -9,7 +9,7 @@ engine does not read it.
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, exchange, words
+from . import codes, exchange, tape, words
 
 
 @jit
@@ -39,11 +39,8 @@ def list_places(job, st, c):
     have = words.place_list(job, c)
     for i in range(st[words.command_parts(c)]):
         part = words.part(job, c, i)
-        source, rows, packed = st[words.part_source(part)], st[words.part_rows(part)], st[words.part_first(part)]
-        if source != job[words.RANK]:
-            r = words.kept(job, source, st[words.part_where(part)])
-            packed += st[words.kept_packed(r)] - st[words.kept_row(r)]
-        place = st[words.store_at(job, source)] + packed - st[words.first_packed(job, source)]
+        rows = st[words.part_rows(part)]
+        place = st[words.store_at(job, st[words.part_source(part)])] + tape.number(job, st, part)
         for j in range(mem.thread(), rows, mem.threads()):
             st[have + j] = job[words.STORE] + job[words.STORE_STEP] * (place + j)
         have += rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,6 +81,8 @@ class Case:
     share: int = 0  # STAY_SHARE: percent of the busiest rank's rows, 0: no limit
     scalars: bool = False  # every second call has a scalar beside each row
     backward: bool = False  # every second call of a layer is a backward call
+    save: int = 0  # what forward calls ask to be kept for the backward calls after them, see primitives/taped.py
+    reserve: int = 0  # words of a rank's reserve for that
     words: int = 1  # of a row
     node_of: tuple[int, ...] = (0, 0)
     block: int = 9  # most pairs of a block
@@ -120,6 +123,10 @@ class Case:
         """Whether a layer's call number `epoch` is a backward call."""
         return self.backward and epoch % 2 == 0
 
+    def tape_of(self, rounds: Sequence[Sequence[Call]]) -> bool:
+        """Whether the last of these rounds, [calls][ranks], leaves a tape."""
+        return bool(self.save and rounds) and not any(call.broken or call.exchange for call in rounds[-1])
+
     def computes(self, source: int, owner: int, rows: int) -> int:
         """The rank that computes so many rows of one expert of `owner`; if either may, the source."""
         stays = self.stay and rows >= self.stay and owner in self.nodes.local(source)
@@ -139,6 +146,8 @@ class Case:
             words.append(f"{self.stay} rows of an expert stay" + (f", up to {self.share} %" if self.share else ""))
         if self.once:
             words.append(f"{self.once} rows, {self.once_share} % of the tokens, cross once, in blocks of {self.block}")
+        if self.save:
+            words.append(f"tapes keep {self.save} in {self.reserve} words")
         if self.start:
             words.append(f"counters from {self.start}")
         if self.fault is not None:
@@ -220,6 +229,9 @@ def draw(seed: int, asked: Asked) -> Case:
     more_backward = random.Random(f"{seed} backward")
     if more_backward.random() < 0.3 and not case.proxy:  # a GPU has no backward call
         case = replace(case, backward=True, stay=0)
+    tapes = random.Random(f"{seed} tapes")
+    if case.backward:
+        case = replace(case, save=tapes.choice((0, 1, 3, 3)), reserve=tapes.choice((0, 3, 7, 20, 1000)))
     once = random.Random(f"{seed} once")
     if not case.proxy:  # GPUs never do it within a node
         case = replace(case, once=once.choice((0, 0, 1, 2, 3)), once_share=once.choice((0, 0, 100, 150)))
@@ -230,6 +242,8 @@ def draw(seed: int, asked: Asked) -> Case:
     rounds = [_round(case, rng, asked) for _ in range(count)]
     if case.backward and world > 1 and (asked.kind == "tape" or not (asked.plain or asked.kind)):
         rounds = [_other_tapes(case, n, made, asked, more_backward) for n, made in enumerate(rounds, 1)]
+    if case.save:
+        rounds = of_tapes(case, rounds)
     case = replace(case, calls=tuple(zip(*rounds)))
     faulty = rng.random() < 0.12 if asked.faults is None else asked.faults
     if faulty and world > 1:
@@ -283,6 +297,20 @@ def _other_tapes(case: Case, epoch: int, made: tuple[Call, ...], asked: Asked, r
         return made
     odd = rng.randrange(case.ranks)
     return tuple(replace(call, other_tape=r == odd, broken=True) for r, call in enumerate(made))
+
+
+def of_tapes(case: Case, rounds: list[tuple[Call, ...]]) -> list[tuple[Call, ...]]:
+    """The rounds, where a backward call after a forward call that worked has its layer and its ids."""
+    made: list[tuple[Call, ...]] = []
+    for epoch, each in enumerate(rounds, 1):
+        if case.is_backward(epoch) and case.tape_of(made):
+            other = [call.layer - min(c.layer for c in each) for call in each]  # of a rank that has another layer
+            each = tuple(
+                call if call.exchange else replace(call, ids=before.ids, layer=before.layer + more)
+                for call, before, more in zip(each, made[-1], other)
+            )
+        made.append(each)
+    return made
 
 
 def _ids(case: Case, rng: random.Random, style: str, hot: int) -> Ids:

@@ -9,6 +9,7 @@ from . import (
     mutations_in_place,
     mutations_once,
     mutations_proxy,
+    mutations_tape,
     mutations_wire,
 )
 from .mutation import REGISTERED, Mutation
@@ -21,6 +22,7 @@ __all__ = [
     "mutations_in_place",
     "mutations_once",
     "mutations_proxy",
+    "mutations_tape",
     "mutations_wire",
 ]
 

@@ -101,17 +101,18 @@ class Cluster:
         """Inside, the engine's steps use this cluster."""
         ranks = self.ranks
 
-        def expert_rows(kernels: int, rows: int, x: int, y: int, weights: Any, *_: Any) -> None:
-            ranks[self.memory.rank].run_expert(rows, x, y, int(weights[0]))
+        def expert_rows(kernels: int, rows: int, x: int, y: int, weights: Any, *rest: Any) -> None:
+            ranks[self.memory.rank].run_expert(rows, x, y, int(weights[0]), rest[-1])
 
         def backward_rows(
-            kernels: int, rows: int, x: int, y: int, places: int, scalars: int, weights: int, *_: int
+            kernels: int, rows: int, x: int, y: int, places: int, scalars: int, weights: int, *rest: int
         ) -> None:
             expert = weights // arithmetic.BACKWARD_WEIGHTS_BYTES
-            ranks[self.memory.rank].run_backward(rows, x, y, places, scalars, expert)
+            ranks[self.memory.rank].run_backward(rows, x, y, places, scalars, expert, rest[-1])
 
         def up_columns(kernels: int, rows: int, x: int, activations: int, weights: Any, *rest: int) -> None:
-            ranks[self.memory.rank].run_up(rows, x, activations, int(weights[0]), rest[3] // column_runs.COLUMNS)
+            share = rest[3] // column_runs.COLUMNS
+            ranks[self.memory.rank].run_up(rows, x, activations, int(weights[0]), share, rest[-1])
 
         def down_columns(
             kernels: int, rows: int, activations: int, y: int, weights: Any, ffn: int, first: int, *_: int

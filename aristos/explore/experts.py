@@ -21,9 +21,9 @@ def row_of(rank: int, epoch: int, token: int, words: int) -> list[int]:
     return [((epoch * 64 + rank) * 4096 + token) * 16 + i + 1 for i in range(words)]
 
 
-def wide_row(row: Sequence[int]) -> list[int]:
-    """What travels in a backward call, twice as wide as what comes back: stands for [dy | x]."""
-    return [*row, *(word ^ 5 for word in row)]
+def wide_row(row: Sequence[int], x: Sequence[int]) -> list[int]:
+    """What travels in a backward call, [dy | x]. x: the row of the forward call, if its tape keeps rows."""
+    return [*row, *(x or [word ^ 5 for word in row])]
 
 
 def weights_address(slot: int, version: int) -> int:

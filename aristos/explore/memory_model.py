@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .places import AREA, AREA_BITS, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, SPAN, STATE
+from .places import AREA, AREA_BITS, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, SPAN, STATE, TAPE, TAPED
 from .places import STORE as STORE_AREA
 from .regions import AREAS, CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .running_step import where_from
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Clock = tuple[int, ...]
 PRIVATE_BITS = PRIVATE << PART_BITS
-CHECKED_AREAS = (SCRATCH, STORE_AREA)  # shared by workers
+CHECKED_AREAS = (SCRATCH, STORE_AREA, TAPE, TAPED)  # shared by workers
 FREE_AREAS = [area for area in range(len(AREAS)) if area not in (STATE, *CHECKED_AREAS)]
 CHANGE = "waits for a change"
 JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time moves on: one is longer than any wait

@@ -30,8 +30,8 @@ PRIVATE = SPAN // PART - 1
 AREA_BITS = PART_BITS - 4
 AREA = 1 << AREA_BITS
 (
-    STATE, LOCK, WIRE, X, Y, IDS, WEIGHTS, SCRATCH, LANDED, OUT, GATE, SCALARS_OUT, SCALARS_BACK, STORE,
-) = range(14)  # fmt: skip
+    STATE, LOCK, WIRE, X, Y, IDS, WEIGHTS, SCRATCH, LANDED, OUT, GATE, SCALARS_OUT, SCALARS_BACK, STORE, TAPE, TAPED,
+) = range(16)  # fmt: skip
 COPIES = 1 << 20  # behind a rank's wire: its wire to its GPU
 
 

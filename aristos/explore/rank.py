@@ -17,7 +17,7 @@ from ..engine.layout import StateLayout, return_stride, word_from, word_to
 from ..errors import WaitTimeout
 from ..layer.node_weights import foreign_slots
 from ..placement import Placement
-from ..primitives import memory, wire
+from ..primitives import memory, taped, wire
 from ..substrate.cpu import loop
 from ..substrate.failure import Patience
 from . import experts, places
@@ -190,7 +190,13 @@ class Rank:
 
     def row(self, epoch: int, token: int) -> list[int]:
         row = experts.row_of(self.me, epoch, token, self.case.words)
-        return experts.wide_row(row) if self._backward(epoch) else row
+        if not self._backward(epoch):
+            return row
+        return experts.wide_row(row, self.row(epoch - 1, token) if self._has_tape(epoch) else ())
+
+    def _has_tape(self, epoch: int) -> bool:
+        """Whether the call before the backward call `epoch` has left a tape."""
+        return self.case.tape_of([[rank.calls[epoch - 2] for rank in self.cluster.ranks]])
 
     def _backward(self, epoch: int) -> bool:
         return self.case.is_backward(epoch) and not self.calls[epoch - 1].exchange
@@ -222,15 +228,17 @@ class Rank:
         _, _, offset = places.where(weights)
         return experts.weights_address(offset // WORD, self.cluster.memory.load(weights))
 
-    def run_expert(self, rows: int, x: int, y: int, weights: int) -> None:
+    def run_expert(self, rows: int, x: int, y: int, weights: int, kept: int) -> None:
         mem = self.cluster.memory
         weights = self._at(weights)
         for i in range(rows):
             row = self._row_at(mem.load(x + WORD * i))
+            for share in range(experts.SHARES):
+                self._keep_hidden(kept, i, weights, row, share)
             self.cluster.checks.count(weights, row, -1)
             target = mem.load(y + WORD * i)
             if self.job[words.SCALARS]:
-                at = x + WORD * (words.LISTS - 1) * BATCH + WORD * i
+                at = x + WORD * (words.scalar_list(self.job, 0) - words.row_list(0)) + WORD * i
                 mem.store(at, experts.scalar_back(weights, row, mem.load(at)))
             for w, word in enumerate(experts.computed(weights, row)):
                 mem.store(target + WORD * w, word)
@@ -239,12 +247,35 @@ class Rank:
         mem = self.cluster.memory
         return [mem.load(at + WORD * w) for w in range(width or self.case.words)]
 
-    def run_backward(self, rows: int, x: int, y: int, places: int, scalars: int, expert: int) -> None:
+    def _keep_hidden(self, kept: int, i: int, weights: int, row: list[int], share: int) -> None:
+        """Keep a share of a row's hidden activations, if its entry says so."""
+        entry = self.cluster.memory.load(kept + WORD * i) if kept else 0
+        if taped.kept_of(entry) & taped.HIDDEN:
+            at = taped.place_of(entry) + WORD * share
+            self.cluster.memory.store(at, experts.activation(weights, row, share))
+
+    def _from_tape(self, at: int, entry: int, weights: int) -> list[int]:
+        """A row of a backward call, whose x is where the entry says. What is kept of it must be that of the row."""
+        kept, place, mem, width = taped.kept_of(entry), taped.place_of(entry), self.cluster.memory, self.case.words
+        if not kept & taped.X:
+            row = self._row_at(at, 2 * width)
+        else:
+            x = place + (WORD * experts.SHARES if kept & taped.HIDDEN else 0)
+            row = [*self._row_at(at, width), *self._row_at(x, width)]
+        for share in range(experts.SHARES) if kept & taped.HIDDEN else ():
+            found, right = mem.load(place + WORD * share), experts.activation(weights, row[width:], share)
+            if found != right:
+                raise WrongResult(
+                    f"rank {self.me} in call {self.epoch} takes hidden {found} from its tape, not {right}"
+                )
+        return row
+
+    def run_backward(self, rows: int, x: int, y: int, places: int, scalars: int, expert: int, kept: int) -> None:
         mem, job = self.cluster.memory, self.job
         weights = job[words.UP] + expert
         end = job[words.STORE] + job[words.STORE_STEP] * job[words.STORE_ROWS]
         for i in range(rows):
-            row = self._row_at(mem.load(x + WORD * i), 2 * self.case.words)
+            row = self._from_tape(mem.load(x + WORD * i), mem.load(kept + WORD * i) if kept else 0, weights)
             self.cluster.checks.count(weights, row, -1)
             place, scalar = mem.load(places + WORD * i), mem.load(scalars + WORD * i)
             if place >= end:
@@ -256,12 +287,13 @@ class Rank:
             for w, word in enumerate(experts.computed(weights, row)[: self.case.words]):
                 mem.store(target + WORD * w, word)
 
-    def run_up(self, rows: int, x: int, activations: int, weights: int, share: int) -> None:
+    def run_up(self, rows: int, x: int, activations: int, weights: int, share: int, kept: int) -> None:
         mem = self.cluster.memory
         weights = self._at(weights)
         for i in range(rows):
             row = self._row_at(mem.load(x + WORD * i))
             self.cluster.checks.count(weights, row, share)
+            self._keep_hidden(kept, i, weights, row, share)
             mem.store(activations + WORD * (experts.SHARES * i + share), experts.activation(weights, row, share))
             if share == 0:
                 self.split_rows[activations + WORD * experts.SHARES * i] = row
@@ -336,6 +368,7 @@ class Rank:
         if backward:
             job[words.MODE] = codes.MODE_BACKWARD
         self._open_store(call, backward)
+        self._open_tape(call, backward)
         job[words.PLACEMENT] = self.placement.version + call.misplaced
         job[words.VERSION] = experts.weights_version(me, self.epoch)
         job[words.SCALARS] = int(backward or (self.case.scalars and not call.exchange and self.epoch % 2))
@@ -361,6 +394,17 @@ class Rank:
         job[words.STORE], job[words.STORE_ROWS] = private(self.me, places.STORE), rows
         job[words.STORE_STEP] = WORD * (2 * self.case.words + 1)
         job[words.BACKWARD_WEIGHTS] = 0  # so that an address there is an expert's number times the step
+
+    def _open_tape(self, call: Call, backward: bool) -> None:
+        """As `MoE.forward` and `FusedBackward` do: an empty table before a forward call, the same one after it."""
+        job, case, me = self.job, self.case, self.me
+        has = self._has_tape(self.epoch) if backward else bool(case.save) and not call.exchange
+        job[words.TAPED] = private(me, places.TAPED) if has and not call.refuses else 0
+        job[words.SAVE], job[words.TAPE_AT] = case.save, private(me, places.TAPE)
+        job[words.TAPE_END] = private(me, places.TAPE, WORD * case.reserve)
+        job[words.TAPE_X], job[words.TAPE_HIDDEN] = WORD * case.words, WORD * experts.SHARES
+        for word in range(0 if backward else words.TAPED_WORDS * case.ranks):
+            self.cluster.memory.value[private(me, places.TAPED, WORD * word)] = 0
 
     def load_weights(self, version: int) -> None:
         """As `MoE.load` does where local peers read weights in place."""
@@ -488,6 +532,8 @@ class Rank:
             self._check_statuses(self.call.broken and self.case.ranks > 1)
         self._check_scalars()
         self._check_store()
+        if self.st[words.TAPE_NEXT] > self.job[words.TAPE_END]:
+            raise WrongResult(f"rank {self.me} in call {self.epoch} keeps rows behind the end of its tape")
         self.cluster.checks.closed(self)
         self.outputs.append(self.output)
         self.stage = "open"

@@ -13,7 +13,7 @@ from .places import ACCEPTED, AREA, HOME, LOCAL, MIRROR, OUTBOX, PRIVATE, REMOTE
 WORD = 8
 WORDS = tuple(word.name for word in (*schema.LINE_WORDS, schema.POSTED, schema.ENDED))
 AREAS = ("state", "lock", "wire", "x", "y", "ids", "weights", "activations", "landed rows", "rows to return", "gate",
-         "scalars", "scalars that came back", "store")  # fmt: skip
+         "scalars", "scalars that came back", "store", "tape", "records of the tape")  # fmt: skip
 RETURNS, RING, PLAIN, CODED, OUT_OF_BOUNDS = range(5)
 
 

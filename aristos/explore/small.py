@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from .cases import Call, Case
+from ..primitives import taped
+from . import experts
+from .cases import Call, Case, of_tapes
 
 # name -> the expert of token t of a rank in call n; -1: no such token
 ROUTINGS: dict[str, Callable[[int, int, int], int]] = {
@@ -35,7 +37,8 @@ def small(
     """A case by name; `tokens` of each rank that has any. With experts in place, ranks load weights before calls.
 
     once: each rank has two experts, and a token chooses both of them, so that it crosses once. In every second call of
-    a rank, and not in the same of both, it chooses one.
+    a rank, and not in the same of both, it chooses one. backward: every second call, with tapes that have space for the
+    hidden activations of one row.
     """
     expert = ROUTINGS[routing]
 
@@ -60,4 +63,7 @@ def small(
     )
     if once:
         sizes = replace(sizes, placement=(0, 0, 1, 1), top_k=2, once=2, once_share=150)
+    if backward:
+        sizes = replace(sizes, save=taped.X | taped.HIDDEN, reserve=experts.SHARES)
+        sizes = replace(sizes, calls=tuple(zip(*of_tapes(sizes, list(zip(*made))))))
     return replace(sizes, proxy=transport == "proxy")

@@ -33,7 +33,8 @@ class Saved:
 
     x: [S, H]. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], those beyond the capacity too.
     weights: [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of the shared expert's
-    outputs. received: how many rows of all ranks this rank's experts computed.
+    outputs. received: how many rows of all ranks this rank's experts computed. taped: [W, 3] int64, what owners keep of
+    their rows, see `tapes.Taping`; None: nothing.
     """
 
     x: np.ndarray
@@ -43,6 +44,7 @@ class Saved:
     logits: np.ndarray | None
     shared: np.ndarray
     received: int
+    taped: np.ndarray | None = None
 
 
 class Kernels:

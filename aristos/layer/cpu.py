@@ -16,6 +16,7 @@ from ..kernels.by_isa import module
 from ..kernels.common import activations, scores
 from ..kernels.cpu.elements import ELEMENTS
 from ..kernels.cpu.entries import BLOCK_BYTES
+from ..kernels.cpu.expert import hidden_bytes
 from ..kernels.cpu.lowering import handle
 from ..primitives import arrays, isa
 from ..primitives.buffers import LINE, aligned
@@ -39,6 +40,7 @@ from .given import GivenLayer
 from .node_weights import NodeWeights, foreign_slots
 from .routing import Routing, routing_of
 from .stats import call_stats
+from .tapes import Taping, row_bytes
 from .trained_weights import TrainedWeights
 from .weights import LayerWeights, expert_bytes
 
@@ -118,6 +120,7 @@ class CpuBackend(Backend):
         self._weighted = aligned((weighted, self._weighted_step), np.uint8)
         self._events: np.ndarray | None = None
         self._recorded = 0  # the layer of the last call
+        self.taping: Taping | None = None  # of the next call
         self._stay_rows = [1] * settings.layers
         self._balance_rows = 0
         self._home = self._open_home(settings, member)
@@ -230,6 +233,7 @@ class CpuBackend(Backend):
         by = x if call.router_x is None else call.router_x
         job[words.STATUS_IN] = codes.OK
         job[words.TOKENS] = count
+        self._fill_tape(job, cfg)
         job[words.INPUT], job[words.INPUT_STRIDE] = x.ctypes.data, x.strides[0]
         job[words.X], job[words.X_STRIDE] = x.ctypes.data, x.strides[0]
         if on_input(cfg):
@@ -246,6 +250,19 @@ class CpuBackend(Backend):
         job[words.KEPT_WEIGHTS] = 0 if call.kept is None else call.kept.ctypes.data
         ids, weights = self._routing(call, count)
         job[words.IDS], job[words.WEIGHTS] = ids.ctypes.data, weights.ctypes.data
+
+    def _fill_tape(self, job: np.ndarray, cfg: MoEConfig) -> None:
+        taping = self.taping
+        if taping is None:
+            job[words.TAPED] = 0
+            return
+        job[words.TAPED], job[words.SAVE] = taping.table.ctypes.data, taping.save
+        job[words.TAPE_AT], job[words.TAPE_END] = taping.first, taping.end
+        job[words.TAPE_X], job[words.TAPE_HIDDEN] = row_bytes(cfg), hidden_bytes(cfg.ffn, cfg.gated)
+
+    def kept_up_to(self) -> int:
+        """The address up to which the last call has filled the tape that it was given."""
+        return int(self._runtime.state[words.TAPE_NEXT])
 
     def _routing(self, call: CpuCall, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The arrays of ids and weights that the engine reads: the caller's, or those that it may write."""
@@ -266,6 +283,7 @@ class CpuBackend(Backend):
     def refuse(self, call: CpuCall) -> None:
         job = self._job(call.layer)
         job[words.STATUS_IN], job[words.TOKENS], job[words.ROUTED] = status_of(call.error), 0, 0
+        job[words.TAPED] = 0
 
     def _job(self, layer: int) -> np.ndarray:
         """The job of a layer, filled again when its weights or the runtime's windows have changed."""

@@ -19,7 +19,9 @@ from ..engine.experts import GROUP
 from ..errors import InputError, MismatchError
 from ..kernels.by_isa import module
 from ..kernels.common import activations
+from ..kernels.cpu.elements import element_type
 from ..kernels.cpu.entries import BLOCK_BYTES
+from ..kernels.cpu.expert import hidden_bytes
 from ..kernels.cpu.lowering import handle_of
 from ..primitives import isa
 from ..primitives.buffers import FLOAT, aligned
@@ -28,6 +30,7 @@ from ..substrate.cpu.runtime import RUN_LEAST, CpuRuntime
 from .arguments import on_input
 from .backward import BackwardCalls, Saved, _Tokens
 from .collective import Membership, Needs, status_of
+from .tapes import row_bytes
 from .trained_weights import TrainedWeights
 
 RUN_ROWS = 192  # most rows of a run, as in a forward call of float32
@@ -49,7 +52,7 @@ class FusedBackward(BackwardCalls):
 
         assert isinstance(member.runtime, CpuRuntime)
         self.runtime, self.cfgs, self.timeout = member.runtime, cfgs, timeout
-        self._handle = handle_of(module("backward_entries", used).backward_kernels)
+        self._handle = handle_of(module("backward_entries", used).KERNELS[element_type(cfgs[0].dtype).code])
         self._jobs: list[np.ndarray | None] = [None] * len(cfgs)
         self._filled = [-1] * len(cfgs)
         self._store = aligned((0,), np.uint8)
@@ -65,7 +68,7 @@ class FusedBackward(BackwardCalls):
     def refuse(self, error: Exception) -> None:
         """Make the call without rows, and announce that this rank refuses its arguments. Collective."""
         job = self._job(0)
-        job[words.TOKENS], job[words.STORE_ROWS], job[words.TAPE] = 0, 0, 0
+        job[words.TOKENS], job[words.STORE_ROWS], job[words.TAPE], job[words.TAPED] = 0, 0, 0, 0
         job[words.STATUS_IN] = status_of(error)
         self._call(job)
 
@@ -115,6 +118,9 @@ class FusedBackward(BackwardCalls):
             (words.STORE_ROWS, saved.received),
             (words.BACKWARD_WEIGHTS, table.ctypes.data),
             (words.VERSION, weights.version),
+            (words.TAPED, 0 if saved.taped is None else saved.taped.ctypes.data),
+            (words.TAPE_X, row_bytes(cfg)),
+            (words.TAPE_HIDDEN, hidden_bytes(cfg.ffn, cfg.gated)),
         ):
             job[word] = value
         self._call(job)

@@ -27,6 +27,7 @@ from .node_weights import most_foreign
 from .options import Schedule, backend_class, check_moves, checked_options, default_backend
 from .pending import PendingCall
 from .stats import Summary, summarize
+from .tapes import checked_bytes
 from .trained_weights import training_bytes
 from .training import TrainedLayers, check_training
 
@@ -60,6 +61,8 @@ class MoE(TrainedLayers):
     the busiest rank of the node; other rows travel. The bits of the outputs are the same. With train=True rows travel.
 
     train: keep float32 weights and gradients, for `forward`, `backward`, `update`; on CPUs, float32 or bfloat16.
+    tape_bytes: with train=True, bytes of this rank in which tapes keep rows of forward calls; None: max_tokens * top_k
+    rows of each layer, in whole cache lines, or 0 on one rank; see `forward`.
 
     With backend="cuda", a rank has one GPU. Host arrays are copied in and out, and a call has ended when it returns.
     Arrays in GPU memory (CuPy, PyTorch, JAX, Numba, `__cuda_array_interface__`, DLPack) are used in place, on their
@@ -84,6 +87,7 @@ class MoE(TrainedLayers):
         sms: int | None = None,
         moves: Literal["auto", "tokens", "experts"] = "auto",
         train: bool = False,
+        tape_bytes: int | None = None,
     ) -> None:
         self.group, self._group_comm, whole_comm = 0, None, comm
         if plan is not None:
@@ -104,6 +108,7 @@ class MoE(TrainedLayers):
             problem: Exception | None = None
             alike, places, shape, needs = "", None, {}, Needs()
             cfgs: tuple[MoEConfig, ...] = ()
+            reserve = 0
             try:
                 cfgs = checked_options(cfg, layers, schedule, backend)
                 for each in dict.fromkeys(cfgs):
@@ -114,6 +119,9 @@ class MoE(TrainedLayers):
                 if boolean("train", train):
                     check_training(cfgs[0], self.backend, moves)
                     moves = "tokens"
+                    reserve = checked_bytes(tape_bytes, cfgs, self.world)
+                elif tape_bytes is not None:
+                    raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
                 alike = f"{cfg!r}, layers={len(cfgs)}, schedule={str(schedule)!r}, moves={moves}, placement={places}"
                 alike += ", train=True" if train else ""
                 shape = widths(*cfgs)
@@ -138,7 +146,7 @@ class MoE(TrainedLayers):
             if train:
                 nodes = usable_nodes(ranks_per_node)
                 whole = None if plan is None else whole_comm
-                self._begin_training(Holders(self._member.runtime, whole, self.timeout, nodes, holders))
+                self._begin_training(Holders(self._member.runtime, whole, self.timeout, nodes, holders), reserve)
         except BaseException:
             self._member.leave()
             self._leave_group()
@@ -157,6 +165,7 @@ class MoE(TrainedLayers):
         threads: int | None = None,
         backend: Literal["cpu", "cuda"] | None = None,
         train: bool = False,
+        tape_bytes: int | None = None,
     ) -> int:
         """Bytes that the rank that needs most allocates for this layer on `world` ranks: windows and packed weights.
 
@@ -172,8 +181,8 @@ class MoE(TrainedLayers):
         column-split run. cfg: one configuration, or a list with that of each layer. backend: None: "cuda" for tf32,
         else "cpu". With "cuda", which needs numba-cuda here, weights, the first window and a copy of the second lie in
         GPU memory, and hidden activations are not included.
-        train: include masters, gradients (of experts with copies twice), and projections packed transposed; not tapes,
-        nor buffers of backward calls.
+        train: include masters, gradients (of experts with copies twice), projections packed transposed, and
+        `tape_bytes`, as the layer is made with; not what tapes hold of their own tokens, nor buffers of backward calls.
         Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
         """
         world = whole("world", world)
@@ -202,6 +211,7 @@ class MoE(TrainedLayers):
             mine = [places.mine(rank) for rank in range(world)]
             copied = max(sum(len(places.copies[e]) > 1 for e in experts) for experts in mine)
             weights = {each: n + training_bytes(each, max(places.held), copied) for each, n in weights.items()}
+            scratch += checked_bytes(tape_bytes, cfgs, world)
         return windows + scratch + sum(weights[each] for each in cfgs)
 
     # ------------------------------------------------------------ calls

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -26,6 +26,7 @@ from .given import Arrays
 from .holders import Holders
 from .loading import LoadedLayers
 from .routing import Routing
+from .tapes import Reserve, Taping, asked, kept_names
 from .trained_weights import TrainedWeights
 from .updates import Updates
 
@@ -34,14 +35,25 @@ if TYPE_CHECKING:
 
 
 class Tape:
-    """What `MoE.forward` keeps until `MoE.backward` or `discard`. routing: of the call, see `Routing`."""
+    """What `MoE.forward` keeps until `MoE.backward` or `discard`. routing: of the call, see `Routing`.
+
+    kept: for each rank what it keeps of this rank's rows, "nothing", "rows" or "hidden". part: of this rank's reserve.
+    """
 
     def __init__(
-        self, owner: TrainedLayers, layer: int, number: int, lead: tuple[int, ...], saved: Saved, routing: Routing
+        self,
+        owner: TrainedLayers,
+        layer: int,
+        number: int,
+        lead: tuple[int, ...],
+        saved: Saved,
+        routing: Routing,
+        part: tuple[int, int],
     ) -> None:
-        self.routing, self.layer, self.number = routing, layer, number
+        self.routing, self.layer, self.number, self.part = routing, layer, number, part
         self._owner, self._lead = owner, lead
         self._saved: Saved | None = saved
+        self.kept = kept_names(saved.taped, owner.rank) if saved.taped is not None else ["nothing"] * owner.world
 
     def discard(self) -> None:
         """Drop the tape without a backward call; on every rank. Harmless when repeated."""
@@ -80,13 +92,16 @@ class TrainedLayers(LoadedLayers):
 
     _train = False
 
-    def _begin_training(self, holders: Holders) -> None:
-        """Make what backward calls need; the layer has joined its runtime. holders: closed with this object."""
+    def _begin_training(self, holders: Holders, tape_bytes: int) -> None:
+        """Make what backward calls need; the layer has joined its runtime. holders: closed with this object.
+
+        tape_bytes: of this rank's reserve.
+        """
         assert isinstance(self._backend, CpuBackend)
         assert self._backend.isa is not None
         self._train, self._holders, self._updates = True, holders, Updates(self._backend.isa)
         self._tapes: dict[int, Tape] = {}
-        self._numbers = 0
+        self._numbers, self._reserve = 0, Reserve(tape_bytes)
         settings, isa = self._backend.settings, self._backend.isa
         self._calls: BackwardCalls = (
             BackwardCalls(self._member, isa, holders.group.rank)
@@ -125,6 +140,7 @@ class TrainedLayers(LoadedLayers):
 
     def _closed(self, tape: Tape) -> None:
         self._tapes.pop(tape.number, None)
+        self._reserve.free(tape.part)
 
     def _of(self, layer: Any) -> TrainedWeights:
         """The weights of a layer that is trained and complete."""
@@ -136,6 +152,11 @@ class TrainedLayers(LoadedLayers):
     def open_tapes(self) -> int:
         """How many tapes of this object wait for `backward` or `discard`."""
         return len(self._tapes) if self._train else 0
+
+    @property
+    def tape_bytes_taken(self) -> int:
+        """Bytes of this rank's `tape_bytes` that open tapes have."""
+        return self._reserve.taken if self._train else 0
 
     @property
     def updates(self) -> Updates:
@@ -150,14 +171,34 @@ class TrainedLayers(LoadedLayers):
 
     # ------------------------------------------------------------ calls
 
-    def forward(self, x: Any, ids: Any = None, weights: Any = None, layer: int = 0) -> tuple[np.ndarray, Tape]:
+    def forward(
+        self,
+        x: Any,
+        ids: Any = None,
+        weights: Any = None,
+        layer: int = 0,
+        save: Literal["rows", "hidden", "nothing"] = "rows",
+    ) -> tuple[np.ndarray, Tape]:
         """The same call as `moe(x, ids, weights, layer)`, with a tape for `backward`: (y, tape). Collective.
 
         The tape holds a copy of x and the routing, on this rank: S (H + 3 k + columns) numbers. `tape.routing` is the
         call's `Routing`. Requires train=True.
+
+        save: what this rank keeps of the rows that its experts compute. "rows": x of other ranks' rows, which the
+        backward call then need not send again; "hidden": also the products with up and gate, which it then need not
+        compute again (float32; in bfloat16 as "rows"). Each of them only where the rank has as many bytes left of its
+        `tape_bytes`; `tape.kept` says what became of this rank's rows. The bits of the gradients are the same.
         """
         backend = self._trained("forward")
-        y, routing = self(x, ids, weights, layer, return_routing=True)  # type: ignore[operator]
+        taping: Taping | None = None
+        if backend.bulk is None and isinstance(layer, int | np.integer) and 0 <= layer < self.layers:
+            taping = self._reserve.offer(self.world, asked(backend.cfgs[layer], save))
+        backend.taping = taping
+        try:
+            y, routing = self(x, ids, weights, layer, return_routing=True)  # type: ignore[operator]
+        finally:
+            backend.taping = None
+        part = (0, 0) if taping is None else self._reserve.take(taping, backend.kept_up_to())
         cfg = backend.cfgs[layer]
         rows, lead = rows_of("x", x, cfg.hidden, cfg.dtype)
         wide = (len(rows), cfg.top_k)
@@ -169,9 +210,10 @@ class TrainedLayers(LoadedLayers):
             logits=None if routing.logits is None else routing.logits.reshape(len(rows), cfg.columns),
             shared=backend.shared_weights(layer, len(rows)),
             received=backend.received(layer),
+            taped=None if taping is None else taping.table,
         )
         self._numbers += 1
-        tape = Tape(self, int(layer), self._numbers, lead, saved, routing)
+        tape = Tape(self, int(layer), self._numbers, lead, saved, routing, part)
         self._tapes[tape.number] = tape
         return y, tape
 

@@ -37,23 +37,28 @@ def weigh_row(kernels, y, weight, x, hidden, scratch):
     _missing("weigh_row")
 
 
-def expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire):
-    """Run one expert on `rows` rows. x, y: addresses of arrays of row addresses."""
+def expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire, kept):
+    """Run one expert on `rows` rows. x, y: addresses of arrays of row addresses.
+
+    kept: address of an array of entries of `primitives.taped`, or 0: where hidden activations are kept, before their
+    function.
+    """
     _missing("expert_rows")
 
 
-def backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire):
+def backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire, kept):
     """Compute `rows` rows [dy | x] of one expert backwards: dx to y, what its weights' gradients need to `places`.
 
     x, y, places: addresses of arrays of row addresses. scalars: address of an array of words, the combine weights as
     float32 bits, which become their gradients. weights: address of the nine addresses (up, gate, down, up_bias,
-    gate_bias, down_bias, then up, gate, down transposed).
+    gate_bias, down_bias, then up, gate, down transposed). kept: address of an array of entries of `primitives.taped`,
+    or 0: what the forward call has kept of the rows. A row is [dy] if x is kept.
     """
     _missing("backward_rows")
 
 
-def up_columns(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire):
-    """Compute hidden activations first..first+columns of a column-split run."""
+def up_columns(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire, kept):
+    """Compute hidden activations first..first+columns of a column-split run. kept: as of `expert_rows`."""
     _missing("up_columns")
 
 

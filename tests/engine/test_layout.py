@@ -370,7 +370,8 @@ def stated_bytes(
     ring = max(1, min(most, max(64, (64 << 20) // (max(1, world - 1) * stride))))
     ring = max(ring, min(cfg.top_k, most)) if world > 1 else 1
     words = 2 * LINE + 2 * lines(8 * (14 + max(1, held)))
-    region = words + 2 * lines((ring + 1) * 32) + ring * stride + lines(8 * ring)
+    records = lines((ring + 1) * 32) + lines((ring + 1) * 40)
+    region = words + records + ring * stride + lines(8 * ring)
     remote_part = region + 128
     returns = cfg.max_tokens * cfg.top_k * stride
     outbox = remote_part + LINE + 128 + ring * stride

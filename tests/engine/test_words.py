@@ -113,6 +113,7 @@ def test_parts_of_a_command_follow_each_other():
     starts = [c + words.COMMAND_HEAD, *(words.piece(c, i) for i in range(1, words.BACK_MOST + 1))]
     assert starts == [c + words.COMMAND_HEAD + 2 * i for i in range(words.BACK_MOST + 1)]
     lists = [words.row_list(c), *(of(a_job, c) for of in (words.output_list, words.hidden_list, words.scalar_list))]
+    lists += [words.tape_list(a_job, c)]
     lists += [words.part(a_job, c, 0)]
     assert lists[0] == starts[-1]
     assert all(b - a == 8 for a, b in pairwise(lists))

@@ -54,7 +54,7 @@ class Gradients:
         here = kept, scratch.ctypes.data
         kernel.expert_rows(
             m, from_x, from_dy, w.ctypes.data, to_dx, dw.ctypes.data, self.addresses(self.packed),
-            self.addresses(self.turned)[:3], self.code, hidden, ffn, *here, 0,
+            self.addresses(self.turned)[:3], self.code, hidden, ffn, kept, 0, scratch.ctypes.data, 0,
         )  # fmt: skip
         kernel.weight_gradients(m, from_x, from_dy, w.ctypes.data, self.addresses(self.sums), hidden, ffn, *here)
         return dx[:, :hidden], dw

@@ -9,7 +9,8 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import MoE, check, routing, same, tokens
+from cases import MoE, check, routing, run_job, same, tokens
+from mpi import find_mpiexec
 
 import aristos
 from aristos import reference
@@ -147,6 +148,42 @@ def test_weights_change_while_the_other_rank_is_late(comm):
             time.sleep(late.choice([0, 0, 0.002]))
             y = moe(x, layer=call // 2 % 2)
             assert same(y, alone(w, x)), call
+
+
+LOAD_LATE = """
+from aristos.engine import words
+cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=6, top_k=2, max_tokens=90)
+w, x = reference.weights(cfg), tokens(cfg, 9, seed=rank)
+moe = aristos.MoE(cfg, comm, moves="experts", timeout=0.5)
+moe.load(**w)
+moe(x)
+comm.Barrier()
+if rank == 0:
+    runtime = moe._member.runtime
+    read = runtime._read_word
+    runtime._read_word = lambda job, peer, word: 0 if word == words.ENDED else read(job, peer, word)
+    try:
+        moe.load(**w)
+    except errors.WaitTimeout as late:
+        say(late)
+try:
+    moe(x)
+except errors.AristosError as error:
+    say(type(error).__name__, error)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
+def test_a_load_gives_up_a_peer_that_reads_too_long_and_all_ranks_fail(tmp_path):
+    """Rank 0 never sees that rank 1 has ended the last call."""
+    job = run_job(tmp_path, 2, LOAD_LATE)
+    assert job.code == 0, job.out
+    gave_up, refused = job.lines(0)
+    assert gave_up.startswith("rank 0 cannot load weights: rank 1 has been in call 1 for 0.5 s since, and may read")
+    assert "unusable" in refused
+    assert job.lines(1)[0].startswith("PoisonedError rank 1: rank 0 gave up in epoch 1 because a wait ran out")
 
 
 @pytest.mark.ranks(2)

@@ -11,19 +11,21 @@ from .style import BLUE, GREEN, GREY, ORANGE, slowest
 
 
 def train(table: Table) -> Any:
-    """Bars of a step's parts for each token count, as medians; every step as a dot."""
+    """Bars of a step's parts for each token count and `save`, as medians; every step as a dot."""
     from matplotlib import pyplot
 
-    tokens, parts = table.dims["tokens"].values, list(table.dims["part"].values)
-    times = slowest(table.variables["time"].values) * 1e3  # [tokens, part, iteration]
-    figure, axes = pyplot.subplots(1, len(tokens), figsize=(3.2 * len(tokens) + 1, 3.6), squeeze=False)
-    for t, axis in enumerate(axes[0]):
+    parts = list(table.dims["part"].values)
+    cases = [(tokens, save) for tokens in table.dims["tokens"].values for save in table.dims["save"].values]
+    times = slowest(table.variables["time"].values) * 1e3  # [tokens, save, part, iteration]
+    times = times.reshape(len(cases), *times.shape[2:])
+    figure, axes = pyplot.subplots(1, len(cases), figsize=(3.2 * len(cases) + 1, 3.6), squeeze=False)
+    for c, axis in enumerate(axes[0]):
         for p, color in enumerate((BLUE, ORANGE, GREEN, GREY)):
-            here = times[t, p][~np.isnan(times[t, p])]
+            here = times[c, p][~np.isnan(times[c, p])]
             axis.bar_label(axis.bar(p, np.median(here), color=color), fmt="%.3g", fontsize=7)
             axis.plot(np.full(len(here), p), here, "o", color="#333333", markersize=2, alpha=0.5)
         axis.set_xticks(range(len(parts)), parts, rotation=20)
-        axis.set(title=f"{tokens[t]} tokens per rank")
+        axis.set(title="{} tokens per rank, save {}".format(*cases[c]))
         axis.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel("slowest rank (ms): median, every step")
     figure.suptitle(table.attributes["shape"], fontsize=9, x=0.01, ha="left")

@@ -1,4 +1,4 @@
-"""Suite `train`: a training step of the layer in float32: forward, backward, Adam.
+"""Suite `train`: a training step of the layer in float32: forward, backward, Adam; with each `save` of tapes, in turns.
 
 The columns, medians of the slowest rank over steps:
 
@@ -33,8 +33,10 @@ from ..workload import Call, Workload
 
 PARTS = ("forward", "backward", "optimizer")
 STEP = "step"
+SAVES = ("nothing", "rows", "hidden")
 COLUMNS = (
     Column("tokens", "tokens\n/rank", "d"),
+    Column("save", "save", "s"),
     *(Column(f"{part}_ms", f"{part}\nms", ".3f") for part in (*PARTS, STEP)),
     Column("backward_over_forward", "backward\n/forward", ".2f"),
     Column("tokens_per_s", "tokens/s", ",.0f"),
@@ -48,35 +50,31 @@ COLUMNS = (
 
 @dataclass
 class Steps:
-    """Steps of one token count on this rank; a call is one of them. seconds: of each part, by step."""
+    """Steps of one token count and one `save` on this rank; a call is one of them. seconds: of each part, by step."""
 
     moe: Any
     optimizer: Any
     call: Call
     dy: np.ndarray
+    save: str
     seconds: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
-
-    def begin(self) -> Callable[[str, int, float], None]:
-        """Forget the steps so far; returns what `in_turns` does after each, so that `seconds` has one for each step."""
-        self.seconds = {part: [] for part in PARTS}
-
-        def note(name: str, i: int, elapsed: float) -> None:
-            for each in self.seconds.values():
-                placed(each, i)
-
-        return note
 
     def gradients(self) -> np.ndarray:
         """dx [S, H] of a forward and a backward call; the gradients of the layer's arrays are those of this call."""
         self.moe.zero_grads()
         start = time.perf_counter()
-        _, tape = self.moe.forward(self.call.x, self.call.ids, self.call.weights)
+        _, tape = self.moe.forward(self.call.x, self.call.ids, self.call.weights, save=self.save)
         middle = time.perf_counter()
         found = self.moe.backward(self.dy, tape)
         end = time.perf_counter()
         self.seconds["forward"].append(middle - start)
         self.seconds["backward"].append(end - middle)
         return np.asarray(found[0] if isinstance(found, tuple) else found)
+
+    def note(self, i: int) -> None:
+        """After step i: `seconds` has one for each step, the last of those that were repeated."""
+        for each in self.seconds.values():
+            placed(each, i)
 
     def __call__(self) -> None:
         self.gradients()
@@ -85,11 +83,17 @@ class Steps:
         self.seconds["optimizer"].append(time.perf_counter() - start)
 
 
+def noted(steps: dict[str, Steps]) -> Callable[[str, int, float], None]:
+    """What `in_turns` does after each step."""
+    return lambda save, i, elapsed: steps[save].note(i)
+
+
 @suite(
     "train", "a training step in float32: forward, backward, Adam; tokens/s, share of the peak", order=65, default=False
 )
 def run(ctx: Context) -> Result:
     from ...layer.moe import MoE
+    from ...layer.tapes import place_bytes
     from ...train import Adam
 
     shape = ctx.shape()
@@ -98,28 +102,35 @@ def run(ctx: Context) -> Result:
     moe = MoE(
         work.cfg, work.world.comm, threads=ctx.options.threads, placement=work.placement.tolist(),
         ranks_per_node=work.world.ranks_per_node, backend="cpu", train=True,
+        tape_bytes=ctx.world.size * max(shape.tokens) * work.cfg.top_k * place_bytes(work.cfg, "hidden"),
     )  # fmt: skip
     sheet = Sheet(f"training in float32: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
-    raw, peaks, core = [], [], []
+    raw: list[list[dict[str, np.ndarray]]] = []
+    peaks, core = [], []
     try:
         for i, tokens in enumerate(shape.tokens):
             ctx.report(f"{tokens} tokens", i / len(shape.tokens))
             moe.load(router=work.router, local=True, **stacked)
             call = work.call(tokens, "uniform" if ctx.trace else ctx.options.routing or "router", tokens)
-            steps = Steps(moe, Adam(moe, 1e-6, clip=1.0), call, work.tokens(tokens, 7))
-            error = _error(work, steps)
+            optimizer, dy = Adam(moe, 1e-6, clip=1.0), work.tokens(tokens, 7)
+            steps = {save: Steps(moe, optimizer, call, dy, save) for save in SAVES}
+            errors = {save: _error(work, each) for save, each in steps.items()}
             before = bounds.peak(ctx.world, moe.threads)
-            calls: dict[str, Any] = {STEP: steps}
+            calls: dict[str, Any] = dict(steps)
             seconds = 0.8 * ctx.left() / (len(shape.tokens) - i)
             count = iterations(ctx.world, calls, seconds, warmup=ctx.options.warmup, asked=ctx.options.iters)
-            taken = in_turns(ctx.world, calls, count, steps.begin())
-            times = {part: np.array(each) for part, each in steps.seconds.items()} | {STEP: taken[STEP]}
-            core.append(taken.core[STEP])
+            for each in steps.values():
+                each.seconds = {part: [] for part in PARTS}
+            taken = in_turns(ctx.world, calls, count, noted(steps))
             peaks.append(ctx.world.allgather((before + bounds.peak(ctx.world, moe.threads)) / 2))
-            raw.append({part: gathered(ctx.world, each) for part, each in times.items()})
-            rows = work.rows(work.routed(call)[0]).sum()
-            record = _record(work, tokens, raw[-1], float(np.mean(peaks[-1])), float(rows), error)
-            sheet.records.append(record | mark(core[-1]))
+            rows = float(work.rows(work.routed(call)[0]).sum())
+            raw.append([])
+            for save, each in steps.items():
+                times = {part: np.array(found) for part, found in each.seconds.items()} | {STEP: taken[save]}
+                raw[-1].append({part: gathered(ctx.world, found) for part, found in times.items()})
+                record = _record(work, tokens, raw[-1][-1], float(np.mean(peaks[-1])), rows, errors[save])
+                sheet.records.append(record | {"save": save} | mark(taken.core[save]))
+            core.append([taken.core[save] for save in SAVES])
     finally:
         moe.close()
     return Result(sheet.ok, [sheet], [_table(ctx, shape, raw, core, peaks)])
@@ -177,14 +188,15 @@ def _error(work: Workload, steps: Steps) -> float:
 
 
 def _table(
-    ctx: Context, shape: Any, raw: list[dict[str, np.ndarray]], core: list[np.ndarray], peaks: list[list[float]]
+    ctx: Context, shape: Any, raw: list[list[dict[str, np.ndarray]]], core: list[Any], peaks: list[list[float]]
 ) -> Table:
     """Raw times."""
     parts = (*PARTS, STEP)
-    seconds = padded([[times[part] for part in parts] for times in raw])
+    seconds = padded([[[times[part] for part in parts] for times in saves] for saves in raw])
     table = Table("train", attributes={"shape": str(shape)})
-    table.dim("tokens", list(shape.tokens), "1", "tokens per rank and step").dim("part", list(parts))
+    table.dim("tokens", list(shape.tokens), "1", "tokens per rank and step")
+    table.dim("save", list(SAVES)).dim("part", list(parts))
     table.dim("rank", np.arange(ctx.world.size)).dim("iteration", np.arange(seconds.shape[-1]))
-    table.add("time", ("tokens", "part", "rank", "iteration"), seconds, "s", "a part of a step on one rank")
-    table.add("core_share", ("tokens", "rank", "iteration"), padded(core), "1", CORE_SHARE)
+    table.add("time", ("tokens", "save", "part", "rank", "iteration"), seconds, "s", "a part of a step on one rank")
+    table.add("core_share", ("tokens", "save", "rank", "iteration"), padded(core), "1", CORE_SHARE)
     return table.add("peak", ("tokens", "rank"), peaks, "GFLOP/s", "multiply-adds in registers")

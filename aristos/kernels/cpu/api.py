@@ -27,6 +27,7 @@ class KernelCall:
         self._run, self._kernel = KERNELS[element], kernel
         warm_up([(self._run, SIGNATURE)])
         self._block = aligned((BLOCK_BYTES // 8,), np.int64)
+        self._block[:] = 0  # arguments that a call leaves out
 
     def __call__(self, *arguments: int) -> int:
         self._block[2 : 2 + len(arguments)] = arguments

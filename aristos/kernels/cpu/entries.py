@@ -70,12 +70,12 @@ def float32_kernels(kernel, block):
     if kernel == EXPERT:
         expert.expert_rows(
             argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
-            argument(a, 11), argument(a, 12), argument(a, 13),
+            argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14),
         )  # fmt: skip
     elif kernel == UP:
         expert.up_columns(
             argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
-            argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14), argument(a, 15),
+            argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14), argument(a, 15), argument(a, 16),
         )  # fmt: skip
     elif kernel == DOWN:
         expert.down_columns(

@@ -5,6 +5,7 @@ float32, so every output is one chain of fused multiply-adds in k order, whichev
 """
 
 from ...primitives import memory as mem
+from ...primitives import taped
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
@@ -26,6 +27,29 @@ def activation_bytes(rows, ffn, gated):
 
 
 @jit
+def line_bytes(columns):
+    """Bytes of `columns` float32, in whole lines."""
+    return (FLOAT * columns + LINE - 1) // LINE * LINE
+
+
+def hidden_bytes(ffn, gated):
+    """Bytes of a row's hidden activations before their function, and of the gate's, as `keep_hidden` writes them."""
+    return (2 if gated else 1) * (-(-FLOAT * ffn // LINE) * LINE)
+
+
+@jit
+def keep_hidden(m, kept, f0, columns, ffn, gated, h, g):
+    """Copy columns f0.. of the products of m rows with up and gate to their places; see `primitives.arithmetic`."""
+    for i in range(m):
+        entry = mem.load(kept + 8 * i)
+        if taped.kept_of(entry) & taped.HIDDEN:
+            place = taped.place_of(entry) + FLOAT * f0
+            mem.copy_row(place, mem.load(h + 8 * i), FLOAT * columns)
+            if gated:
+                mem.copy_row(place + line_bytes(ffn), mem.load(g + 8 * i), FLOAT * columns)
+
+
+@jit
 def fill_rows(m, c, jc, source, n):
     """C[i, jc:jc+n] = n float32 at `source`, for m rows: a chain of sums starts from the bias."""
     for i in range(m):
@@ -33,8 +57,8 @@ def fill_rows(m, c, jc, source, n):
 
 
 @jit
-def hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire):
-    """h[m, columns] = act(...) for columns f0.. of F. a: packed rows of x; g: the gate's rows, as h's."""
+def hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire, kept):
+    """h[m, columns] = act(...) for columns f0.. of F. a: packed rows of x; g: the gate's rows, as h's. kept: or 0."""
     for k0 in range(0, hidden, KC):
         count = min(KC, hidden - k0)
         block = a + PITCH * m * (k0 // KC)
@@ -56,6 +80,8 @@ def hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, colu
                         fill_rows(m, g, j, gate_bias + FLOAT * (f0 + j), width)
                     carry = 1
                 panel_rows(m, vectors, block, gate + offset, g, j, count, carry, gate + offset + after)
+    if kept != 0:
+        keep_hidden(m, kept, f0, (columns + LANES - 1) // LANES * LANES, ffn, gate != 0, h, g)
     activate_rows(m, gate != 0, code, columns, h, g)
 
 
@@ -80,7 +106,7 @@ def row_addresses(m, table, first):
 
 
 @jit
-def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, scratch, wire):
+def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, scratch, wire, kept):
     """Columns f0.. of act(x up + b1) [* (x gate + bg)] for m rows: one worker's share of a column-split run.
 
     activations: `activation_bytes(m, ffn, gated)` bytes; scratch: `scratch_bytes` bytes. A share lies within a chunk of
@@ -95,7 +121,7 @@ def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, scrat
     row_addresses(m, g, first + PITCH * m * chunks)
     pack_rows(m, x, hidden, a)
     up, gate, _, up_bias, gate_bias, _ = weights
-    hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire)
+    hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire, kept)
 
 
 @jit
@@ -119,13 +145,14 @@ def down_columns(m, activations, y, weights, ffn, first, last, wire):
 
 
 @jit
-def expert_rows(m, x, y, weights, code, hidden, ffn, scratch, wire):
+def expert_rows(m, x, y, weights, code, hidden, ffn, scratch, wire, kept):
     """Run one expert on m rows.
 
     x, y: addresses of arrays of m row addresses; rows of x hold `hidden` float32, rows of y have space for `hidden`
     rounded up to vectors. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's packed
     panels and of its biases padded to vectors, 0 for absent tensors. scratch: `scratch_bytes(m, hidden, gated)` bytes,
     64-byte aligned. wire: address of the wire that `wire.tend` serves between panels, or 0.
+    kept: see `primitives.arithmetic.expert_rows`.
     """
     h = scratch
     g = h + 8 * m
@@ -142,7 +169,7 @@ def expert_rows(m, x, y, weights, code, hidden, ffn, scratch, wire):
     for f0 in range(0, ffn, FC):
         count = min(FC, ffn - f0)
         columns = (count + LANES - 1) // LANES * LANES
-        hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire)
+        hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire, kept)
         for j in range(0, hidden, NR):
             mpi.tend(wire)
             vectors = vectors_of(hidden - j)

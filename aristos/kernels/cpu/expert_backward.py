@@ -13,13 +13,15 @@ their order alone, not on where they are cut into runs.
 """
 
 from ...primitives import memory as mem
+from ...primitives import taped
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
 from ..common.activations import ONE, ZERO, at_most, code_of, factor, limit_of, limits, shift_of
 from ..common.branches import unrolled
 from ..common.slopes import FUNCTIONS
-from .expert import FC, fill_rows, row_addresses
+from .convert import FLOAT32, widen_row
+from .expert import FC, fill_rows, line_bytes, row_addresses
 from .gemm import KC, PITCH, block, fetch, pack_rows, packed_bytes, panel_rows, vectors_of
 from .panels import LANES, NR, ROWS
 
@@ -27,12 +29,6 @@ MOST_ROWS = 256  # of a run; at most KC
 UP, GATE, DOWN, ALL = range(4)  # matrices of an expert
 TURNED = 512  # columns that are transposed at once: few enough to stay in the L2 cache
 SIDE = 16  # of a block of the transposition
-
-
-@jit
-def line_bytes(columns):
-    """Bytes of `columns` float32, in whole lines."""
-    return (FLOAT * columns + LINE - 1) // LINE * LINE
 
 
 def kept_bytes(ffn, gated):
@@ -53,7 +49,7 @@ def place_bytes(hidden, ffn, gated):
 
 def store_bytes(rows, hidden, ffn):
     """Bytes of scratch of `store_rows` and `stored_gradients` for up to `rows` rows, at most MOST_ROWS."""
-    return (2 * 8 + 2 * FLOAT) * rows + LINE + scratch_bytes(rows, hidden, ffn)
+    return (7 * 8 + 2 * FLOAT) * rows + LINE + scratch_bytes(rows, hidden, ffn)
 
 
 def outer_bytes(rows, widest):
@@ -136,13 +132,14 @@ def dot(a, b, n):
 
 
 @jit
-def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, scratch, wire):
+def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, saved, scratch, wire):
     """Compute m rows of an expert backwards: dx and dw, and what `weight_gradients` needs, to kept. At most MOST_ROWS.
 
     x, dy, dx, kept: addresses of arrays of m row addresses; rows of x and dy hold `hidden` float32, rows of dx have
     space for `hidden` rounded up to vectors, of kept for `kept_bytes(ffn, gated)`. w, dw: addresses of m float32, the
     combine weights and where their gradients go. weights: as `expert.expert_rows` takes them; turned: addresses of up,
-    gate and down packed transposed. scratch: `scratch_bytes(m, hidden, ffn)` bytes, 64-byte aligned.
+    gate and down packed transposed. saved: address of an array of addresses of what `expert.keep_hidden` wrote of each
+    row, then x is not read; or 0. scratch: `scratch_bytes(m, hidden, ffn)` bytes, 64-byte aligned.
     """
     up, gate, _, up_bias, gate_bias, down_bias = weights
     up_turned, gate_turned, down_turned = turned
@@ -157,7 +154,8 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, s
     spare = dg + PITCH * m
     to_u, to_d, to_g = table, table + 8 * m, table + 16 * m
     weight, share = mem.floats(w, m), mem.floats(dw, m)
-    pack_rows(m, x, hidden, a)
+    if saved == 0:
+        pack_rows(m, x, hidden, a)
     pack_rows(m, dy, hidden, b)
     row_addresses(m, to_u, du)
     row_addresses(m, to_d, ds)
@@ -167,9 +165,12 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, s
     for f0 in range(0, ffn, FC):
         count = min(FC, ffn - f0)
         columns = (count + LANES - 1) // LANES * LANES
-        chunk_columns(m, a, hidden, up, up_bias, ffn, f0, columns, to_u, wire)
-        if gated:
-            chunk_columns(m, a, hidden, gate, gate_bias, ffn, f0, columns, to_g, wire)
+        if saved != 0:
+            take_hidden(m, saved, f0, columns, part if gated else 0, du, dg)
+        else:
+            chunk_columns(m, a, hidden, up, up_bias, ffn, f0, columns, to_u, wire)
+            if gated:
+                chunk_columns(m, a, hidden, gate, gate_bias, ffn, f0, columns, to_g, wire)
         chunk_columns(m, b, hidden, down_turned, 0, ffn, f0, columns, to_d, wire)
         for i in range(m):
             at, to = PITCH * i, mem.load(kept + 8 * i) + FLOAT * f0
@@ -182,6 +183,16 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, s
         add_columns(m, du, up_turned, ffn, f0, count, hidden, dx, f0, wire)
         if gated:
             add_columns(m, dg, gate_turned, ffn, f0, count, hidden, dx, 1, wire)
+
+
+@jit
+def take_hidden(m, saved, f0, columns, part, u, g):
+    """Copy columns f0.. of m rows from what `expert.keep_hidden` wrote. part: bytes from u to g there, 0: no gate."""
+    for i in range(m):
+        place = mem.load(saved + 8 * i) + FLOAT * f0
+        mem.copy_row(u + PITCH * i, place, FLOAT * columns)
+        if part != 0:
+            mem.copy_row(g + PITCH * i, place + part, FLOAT * columns)
 
 
 @jit
@@ -331,31 +342,70 @@ def weight_at(place, hidden, ffn, gated):
 
 
 @jit
-def store_rows(rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch, wire):
+def store_row(element, x, place, entry, hidden, ffn, gated):
+    """Copy a row [dy | x] to its place; x comes from the tape, in elements of this type, if it was kept there."""
+    to_x, kept = place + FLOAT * hidden, taped.kept_of(entry)
+    mem.copy_row(place, x, FLOAT * hidden)
+    if kept & taped.X == 0:
+        mem.copy_row(to_x, x + FLOAT * hidden, FLOAT * hidden)
+        return
+    from_x = taped.place_of(entry)
+    if kept & taped.HIDDEN:
+        from_x += line_bytes(ffn) * (2 if gated else 1)
+    if element == FLOAT32:
+        mem.copy_row(to_x, from_x, FLOAT * hidden)
+    else:
+        widen_row(element, to_x, from_x, hidden)
+
+
+@jit
+def store_rows(element, rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch, wire, tape):
     """`expert_rows` of rows [dy | x], each of which is first copied to its place. At most MOST_ROWS.
 
     x, dx, places: addresses of arrays of row addresses; places have `place_bytes` bytes. scalars: address of words, the
     combine weights as float32 bits, which become their gradients. weights: address of nine addresses, see
-    `primitives.arithmetic.backward_rows`. scratch: `store_bytes(rows, hidden, ffn)` bytes, 64-byte aligned.
+    `primitives.arithmetic.backward_rows`; tape: its `kept`, where x has elements of this type. scratch:
+    `store_bytes(rows, hidden, ffn)` bytes, 64-byte aligned.
     """
-    to_x, kept = scratch, scratch + 8 * rows
-    w, dw = kept + 8 * rows, kept + (8 + FLOAT) * rows
+    to_x, to_dy, to_dx, kept = scratch, scratch + 8 * rows, scratch + 16 * rows, scratch + 24 * rows
+    saved, order = scratch + 32 * rows, scratch + 40 * rows
+    w, dw = scratch + 48 * rows, scratch + (48 + FLOAT) * rows
     free = (dw + FLOAT * rows + LINE - 1) // LINE * LINE
     nine = mem.words(weights, 9)
     packed = nine[0], nine[1], nine[2], nine[3], nine[4], nine[5]
     gated = nine[1] != 0
     weight, back = mem.floats(w, rows), mem.floats(dw, rows)
+    plain, last = 0, rows - 1  # rows whose hidden activations are computed come first
     for i in range(rows):
-        place = mem.load(places + 8 * i)
-        mem.copy_row(place, mem.load(x + 8 * i), 2 * FLOAT * hidden)
-        mem.store(to_x + 8 * i, place + FLOAT * hidden)
-        mem.store(kept + 8 * i, place + line_bytes(2 * hidden))
-        weight[i] = mem.floats(scalars + 8 * i, 1)[0]
-        mem.floats(weight_at(place, hidden, ffn, gated), 1)[0] = weight[i]
-    expert_rows(rows, to_x, places, w, dx, dw, packed, (nine[6], nine[7], nine[8]), code, hidden, ffn, kept, free, wire)
-    for i in range(rows):
+        place, entry = mem.load(places + 8 * i), mem.load(tape + 8 * i) if tape != 0 else 0
+        to = plain
+        if taped.kept_of(entry) & taped.HIDDEN:
+            to = last
+            last -= 1
+        else:
+            plain += 1
+        store_row(element, mem.load(x + 8 * i), place, entry, hidden, ffn, gated)
+        mem.store(to_x + 8 * to, place + FLOAT * hidden)
+        mem.store(to_dy + 8 * to, place)
+        mem.store(to_dx + 8 * to, mem.load(dx + 8 * i))
+        mem.store(kept + 8 * to, place + line_bytes(2 * hidden))
+        mem.store(saved + 8 * to, taped.place_of(entry))
+        mem.store(order + 8 * to, i)
+        weight[to] = mem.floats(scalars + 8 * i, 1)[0]
+        mem.floats(weight_at(place, hidden, ffn, gated), 1)[0] = weight[to]
+    turned = nine[6], nine[7], nine[8]
+    if plain > 0:
+        expert_rows(plain, to_x, to_dy, w, to_dx, dw, packed, turned, code, hidden, ffn, kept, 0, free, wire)
+    if plain < rows:
+        at, value = 8 * plain, FLOAT * plain
+        expert_rows(
+            rows - plain, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, code, hidden, ffn,
+            kept + at, saved + at, free, wire,
+        )  # fmt: skip
+    for to in range(rows):
+        i = mem.load(order + 8 * to)
         mem.store(scalars + 8 * i, 0)
-        mem.floats(scalars + 8 * i, 1)[0] = back[i]
+        mem.floats(scalars + 8 * i, 1)[0] = back[to]
 
 
 @jit

@@ -127,8 +127,8 @@ def _weigh_row(kernels, y, weight, x, hidden, scratch):
 
 
 @overload(arithmetic.expert_rows)
-def _expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire):
-    def run(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire):
+def _expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire, kept):
+    def run(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire, kept):
         pass_on(scratch, 0, rows)
         pass_on(scratch, 1, x)
         pass_on(scratch, 2, y)
@@ -138,14 +138,15 @@ def _expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch,
         pass_on(scratch, 11, ffn)
         pass_on(scratch, 12, scratch + BLOCK_BYTES)
         pass_on(scratch, 13, wire)
+        pass_on(scratch, 14, kept)
         call(kernels, EXPERT, scratch)
 
     return run
 
 
 @overload(arithmetic.backward_rows)
-def _backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire):
-    def run(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire):
+def _backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire, kept):
+    def run(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire, kept):
         pass_on(scratch, 0, rows)
         pass_on(scratch, 1, x)
         pass_on(scratch, 2, y)
@@ -157,14 +158,15 @@ def _backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hi
         pass_on(scratch, 8, ffn)
         pass_on(scratch, 9, scratch + BLOCK_BYTES)
         pass_on(scratch, 10, wire)
+        pass_on(scratch, 11, kept)
         call(kernels, BACKWARD, scratch)
 
     return run
 
 
 @overload(arithmetic.up_columns)
-def _up_columns(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire):
-    def run(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire):
+def _up_columns(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire, kept):
+    def run(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire, kept):
         pass_on(scratch, 0, rows)
         pass_on(scratch, 1, x)
         pass_on(scratch, 2, activations)
@@ -176,6 +178,7 @@ def _up_columns(kernels, rows, x, activations, weights, activation, hidden, ffn,
         pass_on(scratch, 13, columns)
         pass_on(scratch, 14, scratch + BLOCK_BYTES)
         pass_on(scratch, 15, wire)
+        pass_on(scratch, 16, kept)
         call(kernels, UP, scratch)
 
     return run

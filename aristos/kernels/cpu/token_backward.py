@@ -8,6 +8,7 @@ from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
 from ..common.score_slopes import score_slopes
 from .convert import FLOAT32
+from .expert import line_bytes
 from .expert_backward import (
     MOST_ROWS,
     TURNED,
@@ -16,7 +17,6 @@ from .expert_backward import (
     dot,
     expert_rows,
     kept_bytes,
-    line_bytes,
     pack_panels,
     weight_gradients,
 )
@@ -37,8 +37,8 @@ def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidd
     for i in range(0, rows, MOST_ROWS):
         m, word, value = min(MOST_ROWS, rows - i), 8 * i, FLOAT * i
         expert_rows(
-            m, x + word, dy + word, w + value, dx + word, dw + value, weights, turned, code, hidden, ffn, kept, scratch,
-            0,
+            m, x + word, dy + word, w + value, dx + word, dw + value, weights, turned, code, hidden, ffn, kept, 0,
+            scratch, 0,
         )  # fmt: skip
         weight_gradients(m, x + word, dy + word, w + value, gradients, hidden, ffn, kept, scratch)
 

@@ -1,6 +1,6 @@
 """The CPU substrate: a worker is a thread that runs steps in compiled code, without the GIL, until the call ends."""
 
-from ...engine import codes, outbox, packing, returns, steps, words
+from ...engine import codes, outbox, packing, returns, steps, tape, words
 from ...kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
 from ...primitives import memory as mem
 from ...primitives.compile import jit
@@ -31,12 +31,13 @@ def charge(job, st, worker, kind, start, end):
         n += words.N_EXPERT
     elif kind == codes.DISPATCH:
         c = words.command(job, worker)
-        outbox.count_put(st, n + words.N_LOCAL_PUTS, st[words.command_rows(c)] * job[words.ROW_BYTES], end - start)
+        nbytes = tape.bytes_to(job, st[words.command_owner(c)])
+        outbox.count_put(st, n + words.N_LOCAL_PUTS, st[words.command_rows(c)] * nbytes, end - start)
         n += words.N_DISPATCH
     elif kind == codes.BLOCK:
         c = words.command(job, worker)
         if st[words.remote(job, st[words.command_owner(c)])] == 0:
-            nbytes = st[words.command_crossing(c)] * job[words.ROW_BYTES]
+            nbytes = st[words.command_crossing(c)] * tape.bytes_to(job, st[words.command_owner(c)])
             outbox.count_put(st, n + words.N_LOCAL_PUTS, nbytes, end - start)
         n += words.N_DISPATCH
     elif kind == codes.COMBINE:

@@ -1,0 +1,107 @@
+"""The tape of a forward call on an owner: what it keeps of the rows that it computes, for the backward call.
+
+A call has a tape if its job's TAPED is set: a record for each rank, in memory that the tape's caller holds until the
+backward call. When the owner reads a source's announcement, it takes places for the source's rows from its reserve: for
+what SAVE asks, or for less if that does not fit, or none. Its return records say what it keeps. In the backward call
+the source sends a row [dy] where its owner keeps x, [dy | x] elsewhere. The places of a source's rows have the order of
+its packed rows. Of own rows only hidden activations are kept: the caller has its x.
+"""
+
+from ..primitives import memory as mem
+from ..primitives import taped
+from ..primitives.compile import jit
+from . import codes, words
+
+
+@jit
+def step(job, kept):
+    """Bytes between the places of two rows of which `kept` is kept."""
+    nbytes = job[words.TAPE_HIDDEN] if kept & taped.HIDDEN else 0
+    return nbytes + (job[words.TAPE_X] if kept & taped.X else 0)
+
+
+@jit
+def admit(job, st, source, rows):
+    """In a forward call with a tape: decide what is kept of a source's rows, and give them places. (Under the lock.)"""
+    if job[words.MODE] != codes.MODE_LAYER or job[words.TAPED] == 0 or rows == 0:
+        return  # no return record would tell a source without rows
+    kept = job[words.SAVE] & taped.HIDDEN if source == job[words.RANK] else job[words.SAVE]
+    while kept != 0 and st[words.TAPE_NEXT] + step(job, kept) * rows > job[words.TAPE_END]:
+        kept = kept & taped.X if kept & taped.HIDDEN else 0
+    a = words.taped(job, source)
+    mem.store(words.taped_at(a), st[words.TAPE_NEXT])
+    mem.store(words.taped_kept(a), kept)
+    st[words.TAPE_NEXT] += step(job, kept) * rows
+
+
+@jit
+def kept_of(job, source):
+    """What this rank keeps of a source's rows."""
+    return mem.load(words.taped_kept(words.taped(job, source))) if job[words.TAPED] != 0 else 0
+
+
+@jit
+def note(job, owner, kept):
+    """In a forward call with a tape: an owner says what it keeps of this rank's rows. (Under the lock.)"""
+    if job[words.MODE] == codes.MODE_LAYER and job[words.TAPED] != 0:
+        mem.store(words.taped_there(words.taped(job, owner)), kept)
+
+
+@jit
+def bytes_to(job, owner):
+    """Bytes of a row that goes to an owner: in a backward call without x, if the owner keeps it."""
+    if job[words.MODE] != codes.MODE_BACKWARD or job[words.TAPED] == 0:
+        return job[words.ROW_BYTES]
+    there = mem.load(words.taped_there(words.taped(job, owner)))
+    return job[words.RETURN_BYTES] if there & taped.X else job[words.ROW_BYTES]
+
+
+@jit
+def bytes_from(job, source):
+    """Bytes of a row that comes from a source."""
+    if job[words.MODE] == codes.MODE_BACKWARD and kept_of(job, source) & taped.X:
+        return job[words.RETURN_BYTES]
+    return job[words.ROW_BYTES]
+
+
+@jit
+def number(job, st, part):
+    """The number of a part's first row among its source's rows for this rank, in packed order."""
+    source, packed = st[words.part_source(part)], st[words.part_first(part)]
+    if source != job[words.RANK]:
+        r = words.kept(job, source, st[words.part_where(part)])
+        packed += st[words.kept_packed(r)] - st[words.kept_row(r)]
+    return packed - st[words.first_packed(job, source)]
+
+
+@jit
+def list_places(job, st, c):
+    """List what is kept of a command's rows, and where. By all threads of the worker together."""
+    have = words.tape_list(job, c)
+    shared = st[words.command_expert(c)] + 1 == job[words.SHARED]
+    for i in range(st[words.command_parts(c)]):
+        part = words.part(job, c, i)
+        source, rows = st[words.part_source(part)], st[words.part_rows(part)]
+        kept = 0 if shared else kept_of(job, source)
+        by = step(job, kept)
+        place = mem.load(words.taped_at(words.taped(job, source))) + by * number(job, st, part)
+        for j in range(mem.thread(), rows, mem.threads()):
+            st[have + j] = taped.entry(place + by * j, kept)
+        have += rows
+
+
+@jit
+def keep_rows(job, st, c):
+    """Copy a command's rows to their places, where they are kept. By all threads of the worker together."""
+    rows, places = words.row_list(c), words.tape_list(job, c)
+    for i in range(mem.warp(), st[words.command_rows(c)], mem.warps()):
+        entry = st[places + i]
+        kept = taped.kept_of(entry)
+        if kept & taped.X:
+            mem.copy_row(taped.place_of(entry) + step(job, kept & taped.HIDDEN), st[rows + i], job[words.ROW_BYTES])
+
+
+@jit
+def list_of(job, st, c):
+    """Address of the list of a command's places on the tape, 0 if its call has none."""
+    return st.ctypes.data + 8 * words.tape_list(job, c) if job[words.TAPED] != 0 else 0

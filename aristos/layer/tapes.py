@@ -1,0 +1,108 @@
+"""What owners keep for tapes: how much of a row, in how many bytes, and the memory reserved for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import LARGEST, MoEConfig, whole
+from ..engine import schema, words
+from ..engine.layout import lines
+from ..errors import InputError
+from ..kernels.cpu.elements import element_type
+from ..kernels.cpu.expert import hidden_bytes
+from ..primitives import taped
+from ..primitives.buffers import LINE, aligned
+
+FIELDS = {field.name: field.offset for field in schema.record("taped").fields}
+SAVES = {"nothing": 0, "rows": taped.X, "hidden": taped.X | taped.HIDDEN}
+
+
+def row_bytes(cfg: MoEConfig) -> int:
+    """Bytes that a tape takes for a row that is kept."""
+    return lines(element_type(cfg.dtype).nbytes * cfg.hidden)
+
+
+def place_bytes(cfg: MoEConfig, save: str) -> int:
+    """Bytes that a tape takes for a row of another rank."""
+    kept = SAVES[save]
+    return (row_bytes(cfg) if kept & taped.X else 0) + (hidden_bytes(cfg.ffn, cfg.gated) if kept & taped.HIDDEN else 0)
+
+
+def default_bytes(cfgs: Sequence[MoEConfig], world: int) -> int:
+    """The reserve that a rank has if no other is asked for: a tape of each layer with save="rows", at the mean load."""
+    return 0 if world == 1 else sum(each.max_tokens * each.top_k * place_bytes(each, "rows") for each in cfgs)
+
+
+@dataclass(frozen=True)
+class Taping:
+    """What a forward call gets that keeps a tape. table: [W, 3] int64, `words.TAPED_WORDS` words of each rank.
+
+    save: what is asked, see `primitives.taped`. first, end: addresses of the part of the reserve that it may use.
+    """
+
+    table: np.ndarray
+    save: int
+    first: int
+    end: int
+
+
+class Reserve:
+    """Memory of this rank's tapes, of a fixed size. A call gets its largest free part; a tape keeps what it used."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes // LINE * LINE
+        self._memory = aligned((self.nbytes,), np.uint8)
+        self._taken: list[tuple[int, int]] = []  # first byte and end of each tape's part, in order
+
+    @property
+    def taken(self) -> int:
+        """Bytes that tapes have."""
+        return sum(end - first for first, end in self._taken)
+
+    def offer(self, world: int, save: int) -> Taping:
+        """For the next call: the largest part that no tape has."""
+        ends = [0, *(end for _, end in self._taken)]
+        firsts = [*(first for first, _ in self._taken), self.nbytes]
+        _, first, end = max((end - first, -first, end) for first, end in zip(ends, firsts))
+        base = int(self._memory.ctypes.data)
+        return Taping(np.zeros((world, words.TAPED_WORDS), np.int64), save, base - first, base + end)
+
+    def take(self, taping: Taping, used: int) -> tuple[int, int]:
+        """Keep the first part of what was offered, up to address `used`; returns it, for `free`."""
+        base = int(self._memory.ctypes.data)
+        part = taping.first - base, used - base
+        if part[0] < part[1]:
+            self._taken = sorted([*self._taken, part])
+        return part
+
+    def free(self, part: tuple[int, int]) -> None:
+        """Give a tape's part back."""
+        if part in self._taken:
+            self._taken.remove(part)
+
+
+def kept_names(table: np.ndarray, rank: int) -> list[str]:
+    """What each rank keeps of this rank's rows, from a call's `Taping.table`; of its own rows it has x in any case."""
+    names = {kept: name for name, kept in SAVES.items()}
+    there = table[:, FIELDS["there"]].copy()
+    there[rank] = table[rank, FIELDS["kept"]] | taped.X
+    return [names[int(kept)] for kept in there]
+
+
+def asked(cfg: MoEConfig, save: object) -> int:
+    """What `save` asks for, see `primitives.taped`. Raises InputError."""
+    if not isinstance(save, str) or save not in SAVES:
+        raise InputError(f"save must be one of {', '.join(SAVES)}, got {save!r}")
+    return SAVES[save] if cfg.dtype == "float32" else SAVES[save] & taped.X
+
+
+def checked_bytes(tape_bytes: object, cfgs: Sequence[MoEConfig], world: int) -> int:
+    """The size of the reserve. Raises InputError."""
+    if tape_bytes is None:
+        return default_bytes(cfgs, world)
+    if isinstance(tape_bytes, int | np.integer) and not isinstance(tape_bytes, bool) and tape_bytes == 0:
+        return 0
+    return whole("tape_bytes", tape_bytes, LARGEST, "None, or an int from 0 to 2**40 - 1")

@@ -1,0 +1,27 @@
+"""What an owner's tape keeps of a row, as kernels and steps write it: an entry of a list of places.
+
+A place starts on a cache line, so the lower bits of its address are free: they say what is kept there.
+"""
+
+from .compile import jit
+
+X, HIDDEN = 1, 2  # bits: the row itself; its products with the up and the gate projection
+BITS = 7
+
+
+@jit
+def entry(place, kept):
+    """An entry: the address of a row's place, and what is kept there."""
+    return place | kept
+
+
+@jit
+def place_of(entry):
+    """The address of the place: first what HIDDEN stands for, then the row."""
+    return entry & ~BITS
+
+
+@jit
+def kept_of(entry):
+    """What is kept there."""
+    return entry & BITS

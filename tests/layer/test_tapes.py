@@ -1,0 +1,130 @@
+"""What owners keep for backward calls: equal bits whatever it is, fallbacks, memory that tapes give back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import MoE, tokens
+from mpi import ranks_each
+
+from aristos import MoEConfig, Router, reference
+from aristos.errors import InputError
+from aristos.layer.tapes import Reserve, place_bytes
+
+GATED = MoEConfig(
+    hidden=36, ffn=600, experts=6, top_k=2, activation="swiglu_oai", gated=True, bias=True, limit=0.5, max_tokens=64,
+    shared_ffn=9,
+)  # fmt: skip
+PLAIN = MoEConfig(
+    hidden=20, ffn=33, experts=6, top_k=2, activation="gelu", max_tokens=64, identity_experts=2,
+    router=Router("sigmoid", renormalize=False),
+)  # fmt: skip
+ON_INPUT = replace(PLAIN, top_k=1, identity_experts=0, router=Router("sigmoid", renormalize=False, weight_on="input"))
+CASES = {
+    "gated": GATED,
+    "plain": PLAIN,
+    "bfloat16": replace(GATED, dtype="bfloat16"),
+    "weights on the input": replace(ON_INPUT, dtype="bfloat16"),
+}
+
+
+def asked(cfg: MoEConfig) -> list[tuple[str, int]]:
+    """(save, tape_bytes): all of it, none, and reserves that hold some sources' rows or some of what is asked."""
+    row, most = place_bytes(cfg, "rows"), place_bytes(cfg, "hidden")
+    return [("nothing", 10**7), ("rows", 10**7), ("rows", 30 * row), ("hidden", 10**7), ("hidden", 40 * most)]
+
+
+@ranks_each(2, 4)
+def test_equal_bits_whatever_is_kept(comm, world):
+    """Rank 1 has no tokens for its peers in some calls; ranks keep different amounts; on two nodes too."""
+    seen = set()
+    for name, cfg in CASES.items() if world == 2 else [("plain", PLAIN)]:
+        kind = np.float32 if cfg.dtype == "float32" else ml_dtypes.bfloat16
+        x, dy = (tokens(cfg, 40 - 40 * (comm.rank == 1), seed=seed + comm.rank).astype(kind) for seed in (3, 9))
+        first: dict[str, bytes] = {}
+        for save, tape_bytes in asked(cfg):
+            own = tape_bytes if comm.rank % 2 == 0 else 2 * tape_bytes  # a budget is a rank's own
+            nodes = {"ranks_per_node": 2} if world == 4 else {}
+            with MoE(cfg, comm, threads=1 + comm.rank % 2, train=True, tape_bytes=own, **nodes) as moe:
+                moe.load(**reference.weights(cfg))
+                y, tape = moe.forward(x, save=save)
+                other = moe.forward(x[::-1], save=save)[1]
+                seen |= {(save, kept) for each in (tape, other) for kept in each.kept}
+                found = {"y": y, "second": moe.backward(dy, other), "dx": moe.backward(dy, tape)}
+                moe.reduce_grads()
+                assert moe.tape_bytes_taken == 0
+                found |= {key: gradient.copy() for key, gradient in moe.grads().items()}
+                bits = {key: array.tobytes() for key, array in found.items()}
+            first = first or bits
+            for key, value in bits.items():
+                assert value == first[key], (name, save, tape_bytes, key)
+    every = comm.allgather(seen)
+    assert set().union(*every) >= {("rows", "rows"), ("rows", "nothing"), ("hidden", "hidden"), ("hidden", "rows")}
+
+
+@pytest.mark.ranks(2)
+def test_discard_gives_the_memory_back(comm):
+    cfg = replace(GATED, shared_ffn=0)
+    x = tokens(cfg, 40, seed=comm.rank)
+    with MoE(cfg, comm, threads=1, train=True, tape_bytes=80 * place_bytes(cfg, "hidden")) as moe:
+        moe.load(**reference.weights(cfg))
+        _, first = moe.forward(x, save="hidden")
+        taken = moe.tape_bytes_taken
+        assert taken > 0
+        moe.forward(x, save="nothing")[1].discard()
+        assert moe.tape_bytes_taken == taken
+        _, full = moe.forward(x, save="hidden")  # one call's rows fit
+        assert "hidden" not in full.kept
+        first.discard()
+        full.discard()
+        assert moe.tape_bytes_taken == 0
+        _, again = moe.forward(x, save="hidden")
+        assert moe.tape_bytes_taken == taken
+        assert "hidden" in again.kept
+        again.discard()
+
+
+def test_parts_of_a_reserve():
+    reserve = Reserve(1000)  # 960 bytes: whole cache lines
+    offers = [reserve.offer(2, 1)]
+    parts = [reserve.take(offers[0], offers[0].first + 256)]
+    for nbytes in (128, 256):
+        offers.append(reserve.offer(2, 1))
+        assert offers[-1].first == offers[-2].first + (parts[-1][1] - parts[-1][0])
+        parts.append(reserve.take(offers[-1], offers[-1].first + nbytes))
+    reserve.free(parts[1])
+    assert reserve.offer(2, 1).end - reserve.offer(2, 1).first == 320  # behind the last part
+    reserve.free(parts[0])
+    assert (reserve.taken, reserve.offer(2, 1).first) == (256, offers[0].first)
+    for part in parts:
+        reserve.free(part)
+    assert (reserve.taken, reserve.offer(2, 1).end - offers[0].first) == (0, 960)
+
+
+def test_memory_counts_the_reserve():
+    cfg = replace(PLAIN, router=Router())
+    least = MoE.memory(cfg, 4, train=True, tape_bytes=0)
+    assert MoE.memory(cfg, 4, train=True, tape_bytes=4096) == least + 4096
+    assert MoE.memory(cfg, 4, train=True) == least + 64 * 2 * 128  # max_tokens * top_k rows of 80 bytes
+    assert MoE.memory(cfg, 1, train=True) == MoE.memory(cfg, 1, train=True, tape_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "save", "message"),
+    [
+        ({"tape_bytes": -1, "train": True}, "rows", "tape_bytes must be None"),
+        ({"tape_bytes": 64}, "rows", "tape_bytes applies only to train=True"),
+        ({"train": True}, "all", "save must be one of nothing, rows, hidden"),
+    ],
+)
+def test_options_that_make_no_sense(options, save, message):
+    def call():
+        with MoE(GATED, threads=1, **options) as moe:
+            moe.load(**reference.weights(GATED))
+            moe.forward(tokens(GATED, 2, seed=1), save=save)
+
+    with pytest.raises(InputError, match=message):
+        call()
