@@ -37,12 +37,22 @@ def cause_of(error: BaseException) -> int:
     return getattr(error, "cause", codes.CAUSE_ERROR)
 
 
-def poisoned(rank: int, origin: int, epoch: int, cause: int, reporter: int | None = None) -> PoisonedError:
-    """The error of a rank that has read poison. reporter: the peer that it came from, if known."""
+def _also(known: str) -> str:
+    """What else is known, behind a message."""
+    return f"; {known}" if known else ""
+
+
+def poisoned(
+    rank: int, origin: int, epoch: int, cause: int, reporter: int | None = None, known: str = ""
+) -> PoisonedError:
+    """The error of a rank that has read poison.
+
+    reporter: the peer that it came from, if known. known: what this rank sees of ranks that do not run, see Group.
+    """
     via = "" if reporter is None else f" (reported by rank {reporter})"
     error = PoisonedError(
         f"rank {rank}: rank {origin} gave up in epoch {epoch} because {CAUSES.get(cause, cause)}{via};"
-        f" see the message of rank {origin}"
+        f" see the message of rank {origin}{_also(known)}"
     )
     error.origin, error.cause = origin, cause  # type: ignore[attr-defined]
     return error
@@ -102,7 +112,11 @@ class Patience:
     error after OVERDUE times as long. `engine.timeout_check` is the same rule for a kernel.
     """
 
-    def __init__(self, rank: int, epoch: int, job: np.ndarray, state: np.ndarray, timeout: float) -> None:
+    def __init__(
+        self, rank: int, epoch: int, job: np.ndarray, state: np.ndarray, timeout: float, known: Callable[[], str] = str
+    ) -> None:
+        """known: what this rank sees of ranks that do not run, see Group.suspects."""
+        self.known = known
         self.rank, self.epoch, self.job, self.state, self.timeout = rank, epoch, job, state, timeout
         self.seen: Any = None
         self.since = time.monotonic()
@@ -136,6 +150,7 @@ class Patience:
                     owed=owed,
                     seen=(epoch, progress),
                 )
+                + _also(self.known())
             )
         if not self.warned:
             self.warned = True

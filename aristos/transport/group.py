@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
+import signal
 import sys
 import time
 import warnings
@@ -23,14 +25,19 @@ from .watchdog import NAMED, Calling, Watchdog
 from .window import Window
 
 ABORTED = 86  # exit code of a job that ends itself
+ABORT_SECONDS = 3  # for MPI_Abort; then SIGALRM ends this process, and the launcher its job
 DRAIN_SECONDS = 0.2  # for the launcher's pipes
 
 
 def end_job(comm: Any, code: int) -> None:
-    """MPI_Abort, after the launcher has had time to forward the output: some launchers lose what is in their pipes."""
+    """MPI_Abort, bounded. The launcher first gets time to forward the output: some lose what is in their pipes."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     time.sleep(DRAIN_SECONDS)
+    # MPICH's MPI_Abort may wait for ever for a lock that a thread in MPI holds, and mpi4py keeps the GIL meanwhile.
+    libc = ctypes.CDLL(None)
+    libc.signal(signal.SIGALRM, ctypes.c_void_p(signal.SIG_DFL))
+    libc.alarm(ABORT_SECONDS)
     comm.Abort(code)
 
 
@@ -60,6 +67,7 @@ class Group:
         self.node: Any = None
         self.rank, self.world = 0, 1
         self.nodes = Nodes.of(1)
+        self._processes: list[Process] = []
         self._abort: Callable[[], None] | None = None
         if comm is None:
             return
@@ -69,10 +77,10 @@ class Group:
         if self.world == world_size():  # so all ranks of this machine have left MPI_Init
             mpi_files.forget_names()
         with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", timeout):
+            self._processes = comm.allgather(Process.here())
+            self._watchdog.suspects = self.suspects
             self.comm = comm.Dup()
             self.nodes, self.node = Nodes.shared(self.comm, ranks_per_node)
-            self._processes: list[Process] = self.comm.allgather(Process.here())
-        self._watchdog.suspects = self.suspects
 
     # ------------------------------------------------------------ collectives
 
@@ -127,13 +135,16 @@ class Group:
         sharing = sum(1 for host, mask in masks if host == os.uname().nodename and mask & mine)
         return max(1, len(mine) // sharing), -(-sharing // len(mine))
 
-    def suspects(self) -> str:
-        """Which ranks of this machine have ended or are stopped, as a clause with advice; empty if none is known."""
+    def lost(self) -> list[tuple[int, str]]:
+        """(rank, trouble) of each rank of this machine that has ended or is stopped, as far as this one can see."""
         found = [(rank, process.trouble()) for rank, process in enumerate(self._processes)]
-        gone = [(rank, trouble) for rank, trouble in found if trouble][:NAMED]
-        if not gone:
-            return ""
-        return f"{', '.join(f'rank {r} {trouble}' for r, trouble in gone)}: see the output of rank {gone[0][0]}"
+        return [(rank, trouble) for rank, trouble in found if trouble][:NAMED]
+
+    def suspects(self) -> str:
+        """The ranks of `lost`, as a clause with advice; empty if there is none."""
+        lost = self.lost()
+        said = ", ".join(f"rank {rank} {trouble}" for rank, trouble in lost)
+        return f"{said}: see the output of rank {lost[0][0]}" if lost else ""
 
     # ------------------------------------------------------------ windows
 

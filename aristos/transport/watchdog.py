@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from ..errors import EnvironmentProblem
 
 Calling = Callable[[], tuple[int, int, list[int]]]
-UNKNOWN = "a rank is missing or in another collective call: see the output of all ranks"
+UNKNOWN = "a rank is missing or in another collective call, or the network fails: see the output of all ranks"
 NAMED = 8  # most ranks that a message names
 
 

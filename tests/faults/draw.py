@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+SEVERAL = 8  # most faults of a job that survives them
 SURVIVES, ENDS, EITHER = "survives", "ends", "either"
-TRANSPORTS = ("shm", "rma", "mixed")
+TRANSPORTS = ("shm", "rma", "mixed")  # rma: between pretended nodes, which MPI joins by shared memory
+TCP = "tcp"  # rma, and MPI uses the network alone
 LIMIT = 2.0  # seconds of a wait in a job that a fault ends
 PATIENT = 20.0  # in a job that survives its faults: a stopped rank, and a busy machine, stay far below it
 
@@ -69,8 +71,8 @@ _GLOBAL: dict[str, Any] = {"driver": True}
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("kill", ENDS, "kill -9 of a rank"),
-        Kind("stop", ENDS, "a rank stopped for ever (SIGSTOP)"),
+        Kind("kill", ENDS, "kill -9 of a rank", transports=(*TRANSPORTS, TCP)),
+        Kind("stop", ENDS, "a rank stopped for ever (SIGSTOP)", transports=(*TRANSPORTS, TCP)),
         Kind("pause", SURVIVES, "a rank stopped, and continued after up to 1.5 s",
              lambda rng, job: {"seconds": round(rng.uniform(0.05, 1.5), 3)}),
         Kind("slow", SURVIVES, "a rank 50 times slower for a while",
@@ -86,6 +88,9 @@ KINDS = {
         Kind("put", SURVIVES, "puts that take up to 0.2 s",
              lambda rng, job: {"seconds": round(10 ** rng.uniform(-4, -0.7), 5), "at_once": True},
              operations=("forward", "backward"), transports=("rma", "mixed"), options={"schedule": "fused"}),
+        Kind("cut", SURVIVES, "the network cut, and restored after up to 1.5 s",
+             lambda rng, job: {"seconds": round(rng.uniform(0.05, 1.5), 3)} | _GLOBAL, transports=(TCP,)),
+        Kind("unplugged", ENDS, "the network cut for ever", lambda rng, job: _GLOBAL, transports=(TCP,)),
         Kind("shm_full", SURVIVES, "a full /dev/shm, when a layer is made", _left(1 << 17), operations=("again",),
              refusals=("MemoryProblem",)),
         Kind("memory", EITHER, "memory denied to a rank (RLIMIT_AS)",
@@ -98,18 +103,18 @@ KINDS = {
 }  # fmt: skip
 
 
-def draw(seed: int, mpi: str, kinds: list[str], cleanups: bool = True) -> Job:
+def draw(seed: int, mpi: str, kinds: list[str]) -> Job:
     """Job of a seed on an MPI library: faults of one of `kinds`; several in a job that survives them."""
-    rng = random.Random(f"{seed} {mpi}")
-    kind = KINDS[rng.choice(kinds)]
+    kind = KINDS[random.Random(seed).choice([name for name in kinds if transports(name, mpi)])]
+    rng = random.Random(f"{seed} {mpi} {kind.name}")  # so that a line of the table can be run again
     survives = kind.outcome == SURVIVES
-    transport = rng.choice(kind.transports)
-    ranks = {"shm": rng.choice((2, 3)), "rma": 2, "mixed": 3}[transport]
+    transport = rng.choice(transports(kind.name, mpi))
+    ranks = {"shm": rng.choice((2, 3)), "rma": 2, "mixed": 3, TCP: 2}[transport]
     train = rng.random() < 0.7
     options = {
         "schedule": rng.choice(("fused", "fused", "bulk")),
         "threads": rng.choice((1, 2)),
-        "ranks_per_node": {"shm": None, "rma": 1, "mixed": 2}[transport],
+        "ranks_per_node": {"shm": None, "rma": 1, "mixed": 2, TCP: 1}[transport],
         "timeout": PATIENT if survives else LIMIT,
         "train": train,
     } | kind.options
@@ -117,11 +122,11 @@ def draw(seed: int, mpi: str, kinds: list[str], cleanups: bool = True) -> Job:
         options["moves"] = rng.choice(("auto", "tokens", "experts"))
     names = ["forward", "forward", "load", "result", "user", "again"]
     names += ["backward", "backward", "save", "restore"] if train else []
-    operations = ["forward", *(["save"] if train else []), *(rng.choice(names) for _ in range(12))]
+    operations = ["forward", *(["save"] if train else []), *(rng.choice(names) for _ in range(20 if survives else 12))]
     if kind.operations:  # more of those that show the fault
-        operations += [name for name in rng.choices(kind.operations, k=4) if name in names] + ["forward", "user"]
-    job = Job(seed, mpi, ranks, transport, rng.random() < 0.5 or not cleanups, options, operations)
-    count = 4 if survives else 1
+        operations += [name for name in rng.choices(kind.operations, k=6) if name in names] + ["forward", "user"]
+    job = Job(seed, mpi, ranks, transport, rng.random() < 0.5 or kind.name == "stop", options, operations)
+    count = SEVERAL if survives else 1
     for number in sorted(rng.sample(places(kind, operations), k=min(count, len(places(kind, operations))))):
         fault = {"kind": kind.name, "operation": number, "rank": rng.randrange(ranks)}
         fault["after"] = round(10 ** rng.uniform(-5, -1.5), 6)
@@ -141,6 +146,11 @@ def warm_up() -> Job:
         for more in ({"train": True}, *({"moves": moves} for moves in ("tokens", "experts") if schedule == "fused"), {})
     ]
     return Job(0, "mpich", 2, "shm", True, {}, [], warm=options)
+
+
+def transports(kind: str, mpi: str) -> list[str]:
+    """Where a fault can be made. On one machine Open MPI's windows always use shared memory."""
+    return [each for each in KINDS[kind].transports if each != TCP or mpi != "openmpi"]
 
 
 def places(kind: Kind, operations: list[str]) -> list[int]:

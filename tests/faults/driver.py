@@ -17,7 +17,7 @@ from typing import Any
 
 import machine
 import program
-from draw import Job
+from draw import TCP, Job
 
 START = 90.0  # seconds until the fault: starting and loading compiled code takes some on a busy machine
 LAST = 60.0  # seconds from the fault to the end that the driver waits at most
@@ -41,6 +41,7 @@ class Ended:
     launcher: str
     late: float
     processes: int
+    made: int  # faults
     files: list[str] = field(default_factory=list)
     folder: Path = Path()
     wall: float = 0.0
@@ -68,6 +69,9 @@ def environment(job: Job, token: str, folder: Path) -> dict[str, str]:
     env |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1")
     env |= {"HYDRA_IFACE": "lo", "OMPI_MCA_btl": "self,sm,tcp", "OMPI_MCA_osc": "^ucx", "I_MPI_FABRICS": "shm"}
     env |= {"PRTE_MCA_prte_silence_shared_fs": "1", "I_MPI_PIN": "0"}
+    if job.transport == TCP:
+        env |= {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "lo"}
+        env |= {"I_MPI_FABRICS": "ofi"}
     env |= {machine.MARK: token, "TMPDIR": str(folder / "tmp"), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return env
 
@@ -101,6 +105,7 @@ class Watch:
             )  # fmt: skip
         self.ended: list[float | None] = [None] * job.ranks
         self.pending = [dict(fault) for fault in job.faults if fault.get("driver")]
+        self.made: set[int] = set()  # operations with faults from outside
         self.late = 0.0
 
     def fault_at(self) -> float | None:
@@ -142,6 +147,7 @@ class Watch:
         if now < at:
             return
         row[program.FAULT_AT] = row[program.FAULT_AT] or now * 1e9
+        self.made.add(fault["operation"])
         pids = [int(pid) for pid in self.page[: self.job.ranks, program.PID]]
         if fault["kind"] == "ctrl_c":
             self.signal(self.process.pid, signal.SIGINT)
@@ -151,6 +157,13 @@ class Watch:
                 self.signal(pid, how)
             if "asked" not in fault:
                 fault |= {"asked": True, "at": now + 3.0}
+                return
+        elif fault["kind"] == "unplugged":
+            machine.network(False)
+        elif fault["kind"] == "cut":
+            machine.network("asked" in fault)
+            if "asked" not in fault:
+                fault |= {"asked": True, "at": now + fault["seconds"]}
                 return
         elif fault["kind"] == "slow" and now < at + fault["seconds"]:
             pid = pids[fault["rank"]]
@@ -183,7 +196,12 @@ class Watch:
         while (left := machine.marked(self.token) or self.running()) and time.monotonic() < until and code is not None:
             time.sleep(0.02)
             self.note(time.monotonic())
+        if code is None:  # a hang: where?
+            for rank in self.running():
+                self.signal(int(self.page[rank, program.PID]), signal.SIGUSR2)
+            time.sleep(1.0)
         machine.kill_all(self.token)
+        machine.network(True)
         self.process.wait()
         at = self.fault_at()
         files = [f"/dev/shm/{name}" for name in os.listdir("/dev/shm")]
@@ -193,7 +211,8 @@ class Watch:
             code, at, [None if end is None or at is None else end - at for end in self.ended],
             [bool(row[program.DONE]) for row in self.page[: self.job.ranks]],
             [out.read_text(errors="replace") if out.exists() else "" for out in outs],
-            (self.folder / "launcher.out").read_text(errors="replace"), self.late, len(left), files, self.folder,
+            (self.folder / "launcher.out").read_text(errors="replace"), self.late, len(left),
+            len(self.made) + int(self.page[:, program.MADE].sum()), files, self.folder,
         )  # fmt: skip
 
 

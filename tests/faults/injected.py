@@ -17,7 +17,7 @@ import machine
 if TYPE_CHECKING:
     from program import Program
 
-FAULT_AT, CONTINUE_AT = 2, 3
+FAULT_AT, CONTINUE_AT, MADE = 2, 3, 5  # words of the page, see program.py
 
 
 class FaultInUserCode(Exception):
@@ -37,14 +37,17 @@ class Injected:
                 continue
             work = getattr(self, fault["kind"])
             if fault.get("at_once"):
-                self.program.row[FAULT_AT] = time.monotonic_ns()
-                work(fault)
+                self._make(work, fault)
             else:
                 threading.Thread(target=self._later, args=(work, fault), daemon=True).start()
 
     def _later(self, work: Any, fault: dict[str, Any]) -> None:
         time.sleep(fault["after"])
+        self._make(work, fault)
+
+    def _make(self, work: Any, fault: dict[str, Any]) -> None:
         self.program.row[FAULT_AT] = time.monotonic_ns()
+        self.program.row[MADE] += 1
         work(fault)
 
     def over(self, number: int) -> None:

@@ -15,6 +15,8 @@ from aristos.layer import saving
 from aristos.results import hdf5
 
 EVERYWHERE = ("ctrl_c", "time_limit")  # no rank is left to report them
+UNNAMED = ("unplugged", "memory")  # no rank is lost; or one hangs in Python, where no other rank can see it
+LAST = r"^aristos: rank \d+ (?:ends the job, because |.*; aborting the job$)"
 GRACE = 5.0  # seconds beyond a wait's limit
 OWN = (
     r"^(?:aristos\.errors\.)?(?P<kind>WaitTimeout|PoisonedError|ClosedError|PeerInputError|MismatchError): (?P<text>.*)"
@@ -23,7 +25,7 @@ DOG = r"^aristos: (?P<text>rank \d+ (?:waited|ends:).*aborting the job)$"
 KILLED = (
     r"BAD TERMINATION|EXIT STRING|KILLED BY SIGNAL|exited on signal|terminated without|non-zero status|process rank"
 )
-REMEDY = r"see the (?:message|output) of rank|raise timeout=|look at|make a new layer"
+REMEDY = r"see the (?:message|output) of (?:all ranks|rank)|raise timeout=|look at|make a new layer"
 PHASE = r"in epoch \d+|MPI_\w+|\(\w[^)]*\)|to close|to make a layer|to load|in call \d+"
 
 
@@ -57,7 +59,7 @@ def failed(job: Job, ended: Ended) -> list[str]:
     victim = job.faults[0]["rank"]
     if job.faults[0]["kind"] in EVERYWHERE:
         return found + [f"rank {r} ended after {s} s" for r, s in enumerate(ended.seconds) if s is None or s > GRACE]
-    last_words = any(re.search(r"^aristos: rank \d+ ends the job, because ", out, re.MULTILINE) for out in ended.out)
+    last_words = any(re.search(LAST, out, re.MULTILINE) for out in ended.out)
     by_launcher = last_words or bool(re.search(KILLED, ended.launcher))  # before the others had time for a message
     for rank, out in enumerate(ended.out):
         if rank == victim:
@@ -68,7 +70,7 @@ def failed(job: Job, ended: Ended) -> list[str]:
         if spent is None or spent > bound + GRACE + ended.late:
             found.append(f"rank {rank} ended after {spent} s, not within {bound + GRACE + ended.late:.1f} s")
         if messages:
-            missing = lacks(messages[-1], rank, victim)
+            missing = lacks(messages[-1], rank, -1 if job.faults[0]["kind"] in UNNAMED else victim)
             found += [f"rank {rank}'s message lacks {what}: {messages[-1]}" for what in missing]
             if len(messages) > 1:
                 found.append(f"rank {rank} has {len(messages)} messages: {messages}")
@@ -88,15 +90,16 @@ def own_messages(out: str) -> list[str]:
 def patient(job: Job, out: str) -> bool:
     """Whether a rank waited for one that was in user code, for which ten limits are allowed."""
     words = ("outside a call", "is still in user code", "has not made its call", f"limit {OVERDUE * LIMIT:g} s")
-    return job.faults[0]["kind"] in ("stop", "kill") and any(each in out for each in words)
+    return job.faults[0]["kind"] in ("stop", "kill", "unplugged") and any(each in out for each in words)
 
 
 def lacks(text: str, rank: int, victim: int) -> list[str]:
-    """What a message does not say."""
+    """What a message does not say. victim: -1 where no rank is lost."""
     found = []
     if f"rank {rank}" not in text:
         found.append("its rank")
-    if not re.search(rf"\brank {victim}\b|ranks [\d, and]*\b{victim}\b", text):
+    named = victim >= 0 and "to make a layer" not in text  # only a group that is made knows its processes
+    if named and not re.search(rf"\brank {victim}\b|ranks [\d, and]*\b{victim}\b", text):
         found.append("the lost rank")
     if not re.search(PHASE, text):
         found.append("the phase")

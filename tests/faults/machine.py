@@ -1,19 +1,24 @@
-"""The machine as a job sees it: its own /dev/shm and disk, so that all leftovers and full disks are the job's.
+"""The machine as a job sees it: its own /dev/shm, disk and network, so that all leftovers and full disks are the job's.
 
-Needs root (CAP_SYS_ADMIN), for mounts in a namespace of this process.
+Needs root (CAP_SYS_ADMIN), for namespaces of this process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import signal
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-NEW_MOUNTS, READ_ONLY, REMOUNT, RECURSIVE, PRIVATE, DETACH = 0x20000, 1, 32, 0x4000, 0x40000, 2
+NEW_MOUNTS, NEW_NETWORK = 0x20000, 0x40000000
+READ_ONLY, REMOUNT, RECURSIVE, PRIVATE, DETACH = 1, 32, 0x4000, 0x40000, 2
+GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 1  # of a network interface
 MARK = "ARISTOS_FAULT_JOB"  # in the environment of every process of a job
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -24,14 +29,24 @@ def _call(function: str, *arguments: object) -> None:
         raise OSError(code, f"{function}: {os.strerror(code)}")
 
 
-def own_mounts() -> bool:
-    """Give this process mounts of its own; False without the rights for it."""
+def own_machine() -> bool:
+    """Give this process mounts and a network of its own; False without the rights for it."""
     try:
-        _call("unshare", NEW_MOUNTS)
+        _call("unshare", NEW_MOUNTS | NEW_NETWORK)
+        network(True)
         _call("mount", None, b"/", None, RECURSIVE | PRIVATE, None)
     except OSError:
         return False
     return True
+
+
+def network(up: bool) -> None:
+    """Switch the loopback interface, the only one, on or off. Connections stay, and packets are lost."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sh22x", b"lo", 0)
+        flags = struct.unpack("16sh22x", fcntl.ioctl(any_socket, GET_FLAGS, request))[1]
+        flags = flags | UP if up else flags & ~UP
+        fcntl.ioctl(any_socket, SET_FLAGS, struct.pack("16sh22x", b"lo", flags))
 
 
 @contextlib.contextmanager

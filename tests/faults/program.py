@@ -8,6 +8,7 @@ reads it. Faults that a rank makes itself are in `injected.py`.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import mmap
 import os
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-PID, OPERATION, FAULT_AT, CONTINUE_AT, DONE, WORDS = 0, 1, 2, 3, 4, 8  # words of a rank's row of the page
+PID, OPERATION, FAULT_AT, CONTINUE_AT, DONE, MADE, WORDS = 0, 1, 2, 3, 4, 5, 8  # words of a rank's row of the page
 MOST_RANKS = 8
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
@@ -175,6 +176,7 @@ def main() -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # MPICH's launcher sends it when another rank is lost
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # the driver asks where a rank hangs
     row = page(Path("page"))[rank]
     row[PID] = os.getpid()
     from mpi4py import MPI

@@ -1,7 +1,7 @@
 """Faults in real jobs: draws jobs from seeds, runs and judges them.
 
 python tests/faults/run.py --injections 200 --seed 1           # and prints what was not as it should be
-python tests/faults/run.py --seed 17 --mpi mpich --keep DIR     # one job again; its output stays in DIR
+python tests/faults/run.py --seed 17 --mpi mpich --keep DIR     # one job again; if it is bad, its output stays in DIR
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file to which a line for each injection is added")
     parser.add_argument("--keep", type=Path, help="folder for what a bad job leaves")
     asked = parser.parse_args()
-    if not machine.own_mounts():
-        print("faults: jobs need mounts of their own, which takes root", file=sys.stderr)
+    if not machine.own_machine():
+        print("faults: jobs need mounts and a network of their own, which takes root", file=sys.stderr)
         return 3
     with driver.workplace() as folder:
         ended = driver.run(warm_up(), folder)
@@ -45,12 +45,13 @@ def main() -> int:
         with driver.workplace() as folder:
             ended = driver.run(job, folder)
             problems = judge.judge(job, ended)
-            if asked.keep:
+            if asked.keep and problems:
                 shutil.copytree(folder, asked.keep / f"{job.seed}-{mpi}", dirs_exist_ok=True)
-        if ended.code and ended.fault_at is None:
-            print(f"not counted, it ended before its fault: {job}\n    {ended.out}", flush=True)
+        if not ended.made and ended.code is not None:
+            last = [out.splitlines()[-1:] for out in ended.out]
+            print(f"not counted, it ended before its fault with code {ended.code}: {job}\n    {last}", flush=True)
             continue
-        made += len(job.faults)
+        made += ended.made
         if asked.out:
             table.add(asked.out, job, ended, problems)
         bad += bool(problems)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from draw import KINDS, SURVIVES, Job
+from draw import KINDS, SURVIVES, TCP, TRANSPORTS, Job
 from driver import Ended
 
 COLUMNS = ("kind", "transport", "mpi", "seed", "operation", "right", "seconds")
@@ -20,7 +20,7 @@ NAMES = {"mpich": "MPICH", "openmpi": "Open MPI", "impi": "Intel MPI"}
 
 
 def add(path: Path, job: Job, ended: Ended, problems: list[str]) -> None:
-    """Add a line for each injection of a job. seconds: from a fault that ends the job to the end of its last rank."""
+    """Add a line for each injection that was made. seconds: from a fault that ends the job to its last rank's end."""
     survives = KINDS[job.faults[0]["kind"]].outcome == SURVIVES
     known = [s for s in ended.seconds if s is not None]
     seconds = "" if survives or not known or not ended.code else f"{max(known):.2f}"
@@ -29,7 +29,7 @@ def add(path: Path, job: Job, ended: Ended, problems: list[str]) -> None:
         rows = csv.writer(file, lineterminator="\n")
         if not file.tell():
             rows.writerow(COLUMNS)
-        for fault in job.faults:
+        for fault in job.faults[: ended.made]:
             operation = job.operations[fault["operation"] - 1]
             rows.writerow([fault["kind"], job.transport, job.mpi, job.seed, operation, int(not problems), seconds])
 
@@ -43,7 +43,7 @@ def lines(rows: Iterable[dict[str, str]]) -> list[str]:
         cell[0] += 1
         cell[1] += int(row["right"])
         slowest[row["kind"]] = max(slowest[row["kind"]], float(row["seconds"] or 0))
-    used = [(mpi, t) for mpi in NAMES for t in ("shm", "rma", "mixed") if any(c[1:] == (mpi, t) for c in cells)]
+    used = [(mpi, t) for mpi in NAMES for t in (*TRANSPORTS, TCP) if any(c[1:] == (mpi, t) for c in cells)]
     found = [f"| fault | {' | '.join(f'{NAMES[mpi]}, {t}' for mpi, t in used)} | slowest |"]
     found.append(f"|---|{'---:|' * (len(used) + 1)}")
     for kind in KINDS.values():

@@ -42,6 +42,8 @@ def test_a_group_names_the_ranks_that_do_not_run():
     assert group.suspects() == "rank 1 has ended, rank 3 has ended: see the output of rank 1"
     group._processes = [here]
     assert group.suspects() == ""
+    group._processes = []
+    assert group.suspects() == ""
 
 
 def test_names_of_mapped_files_are_removed(tmp_path):

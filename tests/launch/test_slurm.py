@@ -640,6 +640,22 @@ def test_stop_after_the_daemons_were_killed(folder, tmp_path):
     running.wait(30)
 
 
+def test_a_job_outlives_a_killed_slurmd(folder, tmp_path):
+    """The step's own daemon goes on; nothing is left when the cluster is stopped."""
+    assert virtual_slurm("start", "--nodes=2", "--dir", folder).returncode == 0
+    out = tmp_path / "out"
+    with Cluster(folder).job("daemon", out, "-N2", "-n2", "--", LAYER, "--hold", 3) as running:
+        pids_in(out, 2)
+        slurmd = int((folder / "slurmd-n2.pid").read_text())
+        os.kill(slurmd, signal.SIGKILL)
+        wait_for(lambda: running.poll() is not None, 60, out.read_text)
+        assert running.poll() == 0, out.read_text()
+        assert not processes(f"SLURM_CONF={folder}/slurm.conf", "SLURM_STEP_ID=0")
+    assert virtual_slurm("stop", "--dir", folder).returncode == 0
+    assert not processes(f"SLURM_CONF={folder}/slurm.conf")
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
 def test_a_lost_rank_ends_the_job(cluster, tmp_path, how):
     """Slurm notices a killed process. A stopped process is noticed only by the ranks that wait for it."""

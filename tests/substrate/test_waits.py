@@ -92,7 +92,7 @@ leave("end")
     assert float(job.lines(0)[0].removesuffix(" s")) >= 3.0
     warned = line_of(job, 0, "warned")
     assert re.match(
-        r"warned: 1 rank 0 has waited [\d.]+ s for rank 1, which has not made its call in epoch 2 yet", warned
+        r"warned: \d+ rank 0 has waited [\d.]+ s for rank 1, which has not made its call in epoch 2 yet", warned
     )
     error = line_of(job, 0, "^timeout")
     for word in ("rank 0 waited ", "timeout 0.3 s", "for rank 1", "in epoch 2", "its announcement of epoch 2"):
@@ -115,7 +115,8 @@ with warnings.catch_warnings(record=True) as caught:
     y = moe(x)
     if rank == 1:
         time.sleep(1.5)
-    say("equal" if same(moe(x), y) else "different", len(caught))
+    found = "equal" if same(moe(x), y) else "different"
+    say(found, sum("made its call" in str(w.message) for w in caught))  # a busy machine makes layers late, too
     moe.close()
 """,
     )
