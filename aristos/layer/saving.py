@@ -9,6 +9,8 @@ removes the old folder. All ranks need the same file system. Not a format for ot
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -72,19 +74,21 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write and sync a file of arrays. Raises CheckpointError."""
+    """Write and sync a file of arrays. Raises CheckpointError; then there is no file."""
     try:
         with open(path, "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        disk = os.statvfs(path.parent)
-        raise CheckpointError(
-            f"{path} cannot be written: {os.strerror(error.errno or 0)}: {sum(a.nbytes for a in arrays.values())} bytes"
-            f" are needed in {path.parent}, {disk.f_bavail * disk.f_frsize} are free; what was saved before is still"
-            " there: free some space, or save elsewhere"
-        ) from error
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        advice = "save elsewhere"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            disk, needed = os.statvfs(path.parent), sum(array.nbytes for array in arrays.values())
+            free = disk.f_bavail * disk.f_frsize
+            advice = f"{needed} bytes are needed in {path.parent}, {free} are free: free some space, or save elsewhere"
+        raise CheckpointError(f"{path} cannot be written: {os.strerror(error.errno or 0)}: {advice}") from error
 
 
 def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool) -> Arrays:
@@ -116,6 +120,17 @@ def begin(directory: Path) -> str:
     folder.mkdir()
     atomic.sync(directory.parent)
     return folder.name
+
+
+def undo(directory: Path, name: str) -> None:
+    """Remove the folder of a save that has failed, on rank 0, unless saved.json names it already."""
+    with contextlib.suppress(OSError):
+        try:
+            named = read_manifest(directory)["folder"]
+        except CheckpointError:  # the first save
+            named = ""
+        if named != name:
+            shutil.rmtree(directory / name)
 
 
 def finish(directory: Path, name: str, about: dict[str, Any]) -> None:

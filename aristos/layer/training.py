@@ -369,12 +369,17 @@ class TrainedLayers(LoadedLayers):
             if first and optimizer is not None:
                 saving.write_arrays(folder / name / saving.DENSE, saving.dense_arrays(optimizer))
 
-        saving.together(self, "save", write)
         about = {
             "layers": saving.described(backend.cfgs),
             "optimizer": None if optimizer is None else [type(optimizer).__name__, optimizer.steps],
         }
-        saving.together(self, "save", lambda: saving.finish(folder, name, about) if first else None)
+        try:
+            saving.together(self, "save", write)
+            saving.together(self, "save", lambda: saving.finish(folder, name, about) if first else None)
+        except AristosError:
+            if first:
+                saving.undo(folder, name)
+            raise
 
     def restore(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> None:
         """Take the masters that `save` wrote, on any number of ranks, and an optimizer's states. Collective.

@@ -47,7 +47,7 @@ def poisoned(
 ) -> PoisonedError:
     """The error of a rank that has read poison.
 
-    reporter: the peer that it came from, if known. known: what this rank sees of ranks that do not run, see Group.
+    reporter: the peer that it came from, if known. known: what this rank sees of ranks that do not run, see Group.lost.
     """
     via = "" if reporter is None else f" (reported by rank {reporter})"
     error = PoisonedError(
@@ -115,7 +115,7 @@ class Patience:
     def __init__(
         self, rank: int, epoch: int, job: np.ndarray, state: np.ndarray, timeout: float, known: Callable[[], str] = str
     ) -> None:
-        """known: what this rank sees of ranks that do not run, see Group.suspects."""
+        """known: what this rank sees of ranks that do not run, see Group.lost."""
         self.known = known
         self.rank, self.epoch, self.job, self.state, self.timeout = rank, epoch, job, state, timeout
         self.seen: Any = None

@@ -143,16 +143,15 @@ class Group:
         sharing = sum(1 for host, mask in masks if host == os.uname().nodename and mask & mine)
         return max(1, len(mine) // sharing), -(-sharing // len(mine))
 
-    def lost(self) -> list[tuple[int, str]]:
-        """(rank, trouble) of each rank of this machine that has ended or is stopped, as far as this one can see."""
+    def lost(self) -> str:
+        """The ranks of this machine that have ended or are stopped, as far as this one can see: a clause, or empty."""
         found = [(rank, process.trouble()) for rank, process in enumerate(self._processes)]
-        return [(rank, trouble) for rank, trouble in found if trouble][:NAMED]
+        return ", ".join([f"rank {rank} {trouble}" for rank, trouble in found if trouble][:NAMED])
 
     def suspects(self) -> str:
-        """The ranks of `lost`, as a clause with advice; empty if there is none."""
+        """`lost`, with advice."""
         lost = self.lost()
-        said = ", ".join(f"rank {rank} {trouble}" for rank, trouble in lost)
-        return f"{said}: see the output of rank {lost[0][0]}" if lost else ""
+        return f"{lost}: see the output of {' '.join(lost.split()[:2])}" if lost else ""
 
     # ------------------------------------------------------------ windows
 

@@ -130,11 +130,10 @@ class Watch:
     def serve(self, now: float) -> None:
         """What the driver does for the faults, and the ends of ranks."""
         self.note(now)
-        for row in self.page[: self.job.ranks]:
+        for rank, row in enumerate(self.page[: self.job.ranks]):
             if row[program.CONTINUE_AT] and now * 1e9 > row[program.CONTINUE_AT]:
                 row[program.CONTINUE_AT] = 0
-                self.signal(int(row[program.PID]), signal.SIGCONT)
-
+                self.signal(rank, signal.SIGCONT)
         for fault in self.pending[:]:
             self.outside(fault, now)
 
@@ -148,13 +147,12 @@ class Watch:
             return
         row[program.FAULT_AT] = row[program.FAULT_AT] or now * 1e9
         self.made.add(fault["operation"])
-        pids = [int(pid) for pid in self.page[: self.job.ranks, program.PID]]
         if fault["kind"] == "ctrl_c":
-            self.signal(self.process.pid, signal.SIGINT)
+            self.process.send_signal(signal.SIGINT)
         elif fault["kind"] == "time_limit":
             how = signal.SIGKILL if "asked" in fault else signal.SIGTERM
-            for pid in pids:
-                self.signal(pid, how)
+            for rank in range(self.job.ranks):
+                self.signal(rank, how)
             if "asked" not in fault:
                 fault |= {"asked": True, "at": now + 3.0}
                 return
@@ -166,10 +164,9 @@ class Watch:
                 fault |= {"asked": True, "at": now + fault["seconds"]}
                 return
         elif fault["kind"] == "slow" and now < at + fault["seconds"]:
-            pid = pids[fault["rank"]]
-            self.signal(pid, signal.SIGSTOP)
+            self.signal(fault["rank"], signal.SIGSTOP)
             time.sleep(0.049)
-            self.signal(pid, signal.SIGCONT)
+            self.signal(fault["rank"], signal.SIGCONT)
             time.sleep(0.001)
             return
         self.pending.remove(fault)
@@ -185,20 +182,21 @@ class Watch:
         self.note(time.monotonic())
         return [rank for rank in range(self.job.ranks) if self.page[rank, program.PID] and self.ended[rank] is None]
 
-    @staticmethod
-    def signal(pid: int, how: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, how)
+    def signal(self, rank: int, how: int) -> None:
+        """Signal a rank that has not ended: its number may be another process's by then."""
+        if rank in self.running():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(self.page[rank, program.PID]), how)
 
     def finish(self, code: int | None) -> Ended:
         """How the job ended; kills what is left."""
-        until = time.monotonic() + LEFT
+        until = time.monotonic() + LEFT + self.late
         while (left := machine.marked(self.token) or self.running()) and time.monotonic() < until and code is not None:
             time.sleep(0.02)
             self.note(time.monotonic())
         if code is None:  # a hang: where?
             for rank in self.running():
-                self.signal(int(self.page[rank, program.PID]), signal.SIGUSR2)
+                self.signal(rank, signal.SIGUSR2)
             time.sleep(1.0)
         machine.kill_all(self.token)
         machine.network(True)

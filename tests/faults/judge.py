@@ -56,9 +56,9 @@ def failed(job: Job, ended: Ended) -> list[str]:
     if ended.fault_at is None:
         return ["the fault did not happen"]
     found = [] if ended.code else ["exit code 0 after a fault that ends the job"]
-    victim = job.faults[0]["rank"]
+    victim, late = job.faults[0]["rank"], GRACE + ended.late
     if job.faults[0]["kind"] in EVERYWHERE:
-        return found + [f"rank {r} ended after {s} s" for r, s in enumerate(ended.seconds) if s is None or s > GRACE]
+        return found + [f"rank {r} ended after {s} s" for r, s in enumerate(ended.seconds) if s is None or s > late]
     last_words = any(re.search(LAST, out, re.MULTILINE) for out in ended.out)
     by_launcher = last_words or bool(re.search(KILLED, ended.launcher))  # before the others had time for a message
     for rank, out in enumerate(ended.out):
@@ -67,8 +67,8 @@ def failed(job: Job, ended: Ended) -> list[str]:
         messages = own_messages(out)
         bound = OVERDUE * job.options["timeout"] if patient(job, out) else job.options["timeout"]
         spent = ended.seconds[rank]
-        if spent is None or spent > bound + GRACE + ended.late:
-            found.append(f"rank {rank} ended after {spent} s, not within {bound + GRACE + ended.late:.1f} s")
+        if spent is None or spent > bound + late:
+            found.append(f"rank {rank} ended after {spent} s, not within {bound + late:.1f} s")
         if messages:
             missing = lacks(messages[-1], rank, -1 if job.faults[0]["kind"] in UNNAMED else victim)
             found += [f"rank {rank}'s message lacks {what}: {messages[-1]}" for what in missing]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ import judge
 import machine
 import table
 from draw import KINDS, draw, warm_up
+
+MOST_EARLY = 10  # jobs that end before their fault, beyond the faults made
 
 
 def main() -> int:
@@ -28,6 +31,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="file to which a line for each injection is added")
     parser.add_argument("--keep", type=Path, help="folder for what a bad job leaves")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the job that runs is ended
     if not machine.own_machine():
         print("faults: jobs need mounts and a network of their own, which takes root", file=sys.stderr)
         return 3
@@ -36,7 +40,7 @@ def main() -> int:
     if ended.code:
         print(f"a job without faults fails: {ended}")
         return 3
-    made, bad, seed = 0, 0, asked.seed
+    made, bad, seed, early = 0, 0, asked.seed, 0
     started = time.monotonic()
     while made < asked.injections:
         mpi = asked.mpi[seed % len(asked.mpi)]
@@ -50,6 +54,10 @@ def main() -> int:
         if not ended.made and ended.code is not None:
             last = [out.splitlines()[-1:] for out in ended.out]
             print(f"not counted, it ended before its fault with code {ended.code}: {job}\n    {last}", flush=True)
+            early += 1
+            if early > MOST_EARLY + made:
+                print(f"{early} jobs have ended before their fault: see their last lines above")
+                return 1
             continue
         made += ended.made
         if asked.out:

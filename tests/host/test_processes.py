@@ -127,6 +127,7 @@ def test_a_group_names_the_ranks_that_do_not_run():
     group = Group()
     here = Process.here()
     group._processes = [here, replace(here, started="0"), here, replace(here, started="0")]
+    assert group.lost() == "rank 1 has ended, rank 3 has ended"
     assert group.suspects() == "rank 1 has ended, rank 3 has ended: see the output of rank 1"
     group._processes = [here]
     assert group.suspects() == ""

@@ -12,12 +12,42 @@ from aristos.errors import CheckpointError
 from aristos.layer import saving
 
 
-def test_a_file_that_cannot_be_written_is_named_with_what_is_free(tmp_path, monkeypatch):
-    def full(number: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.ENOSPC, r"No space left on device: 400 bytes are needed in .*, \d+ are free: free some space, or save"),
+        (errno.EDQUOT, r"Disk quota exceeded: 400 bytes are needed in .*, \d+ are free: free some space, or save"),
+        (errno.EROFS, "cannot be written: Read-only file system: save elsewhere$"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, code, message):
+    """With what is free once the half of it has been removed."""
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        CheckpointError, match=r"No space left on device: 400 bytes are needed .* are free; .* elsewhere"
-    ):
-        saving.write_arrays(tmp_path / "layer.npz", {"up": np.zeros(100, np.float32)})
+    def fail(number: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    path = tmp_path / "layer.npz"
+    real = os.statvfs
+
+    def statvfs(folder):
+        assert not path.exists()
+        return real(folder)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    with pytest.raises(CheckpointError, match=message):
+        saving.write_arrays(path, {"up": np.zeros(100, np.float32)})
+    assert not path.exists()
+
+
+def test_a_failed_save_leaves_the_one_before(tmp_path):
+    name = saving.begin(tmp_path)
+    saving.undo(tmp_path, name)
+    assert not list(tmp_path.iterdir())
+    first = saving.begin(tmp_path)
+    saving.finish(tmp_path, first, {})
+    saving.undo(tmp_path, first)  # the failure came after the new saved.json
+    second = saving.begin(tmp_path)
+    saving.undo(tmp_path, second)
+    assert second != first
+    assert {path.name for path in tmp_path.iterdir()} == {first, saving.MANIFEST}

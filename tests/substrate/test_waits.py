@@ -14,9 +14,10 @@ import pytest
 from cases import run_job
 from mpi import find_mpiexec
 
-from aristos.engine import words
+from aristos.engine import codes, words
 from aristos.primitives import memory as mem
 from aristos.substrate import idle
+from aristos.substrate.failure import poisoned
 
 pytestmark = [
     pytest.mark.slow,
@@ -116,7 +117,7 @@ with warnings.catch_warnings(record=True) as caught:
     if rank == 1:
         time.sleep(1.5)
     found = "equal" if same(moe(x), y) else "different"
-    say(found, sum("made its call" in str(w.message) for w in caught))  # a busy machine makes layers late, too
+    say(found, sum("made its call in epoch 3" in str(w.message) for w in caught))  # a busy machine is late before, too
     moe.close()
 """,
     )
@@ -151,6 +152,12 @@ def test_a_rank_stopped_within_a_call(tmp_path):
     for word in ("rank 0 waited ", "(timeout 1 s)", "for rank 1", "in epoch 2", "return of tile", "last seen of it"):
         assert word in error
     assert re.search(r"last seen of it: epoch 2, \d+ commands done", error)
+    assert error.endswith("see the output of rank 1, or raise timeout=; rank 1 is stopped")
+
+
+def test_poison_names_a_rank_that_has_ended():
+    error = poisoned(0, 2, 5, codes.CAUSE_TIMEOUT, reporter=2, known="rank 1 has ended")
+    assert str(error).endswith("(reported by rank 2); see the message of rank 2; rank 1 has ended")
 
 
 def test_an_uncaught_error_ends_the_job(tmp_path):
@@ -276,6 +283,7 @@ comm.Abort(3)
     assert job.seconds < 20
     for line in job.lines(0):  # unless the launcher was faster
         assert line.startswith("timeout: True rank 0 waited")
+        assert line.endswith("; rank 1 has ended")
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -192,7 +192,7 @@ class CpuRuntime(Runtime):
         if code is None:
             code = self.loop.work(job, self.state, 0)
         while code == codes.PAUSED:
-            patience = patience or Patience(self.group.rank, self.epoch, job, self.state, timeout, self.group.suspects)
+            patience = patience or Patience(self.group.rank, self.epoch, job, self.state, timeout, self.group.lost)
             patience.check()
             code = self.loop.work(job, self.state, 0)
         if code == codes.POISONED:
@@ -229,7 +229,7 @@ class CpuRuntime(Runtime):
         if peer < 0:
             raise PoisonedError(f"rank {self.group.rank}: a worker failed in epoch {self.epoch}")
         epoch, origin, cause = map(int, arrivals.read_poison(job, self.state, peer))
-        raise poisoned(self.group.rank, origin, epoch, cause, reporter=peer, known=self.group.suspects())
+        raise poisoned(self.group.rank, origin, epoch, cause, reporter=peer, known=self.group.lost())
 
     def _fail(self, job: np.ndarray, error: BaseException, why: str) -> None:
         super()._fail(job, error, why)
