@@ -39,7 +39,7 @@ class World:
             from ..transport.watchdog import Watchdog
 
             self._until_all_are_in = until_all_are_in
-            self._watchdog = Watchdog(lambda: end_job(comm, GONE), f"rank {self.rank}")
+            self._watchdog = Watchdog(lambda why: end_job(comm, GONE, why), f"rank {self.rank}")
             with self.bounded("MPI_Comm_dup"):
                 self._exit = comm.Dup()  # for the exit alone: a failed rank cannot know the others' present collective
                 self.nodes, node = Nodes.shared(comm, ranks_per_node)

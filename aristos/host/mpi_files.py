@@ -13,7 +13,7 @@ from .mpi_facts import SHARED_FILES
 
 SHM = "/dev/shm"
 NAMES = re.compile(SHARED_FILES)
-KEPT = re.compile("/mpich_shm_[^/]*$")
+KEPT = re.compile("mpich_shm_[^/]*")
 YOUNG = 60.0  # seconds: a job that is starting may not have mapped its file yet
 
 
@@ -37,22 +37,24 @@ def leftovers(folder: str = SHM, young: float = YOUNG) -> list[tuple[str, int]]:
     return sorted((path, size) for path, size in found.items() if path not in used)
 
 
-def forget_names(maps: str = "/proc/self/maps") -> int:
-    """Remove the names of MPICH's files that this process has mapped; how many. Memory stays until the last unmap.
+def forget_names(maps: str = "/proc/self/maps", folder: str = SHM) -> int:
+    """Remove MPICH's names in `folder` of what this process has mapped; how many. Memory stays until the last unmap.
 
     MPICH keeps the name until MPI_Finalize, so that a killed job leaves the file. Call it when all ranks of this
     machine have left MPI_Init: they have mapped the file then.
     """
     removed = 0
     with contextlib.suppress(OSError):
-        for line in Path(maps).read_text().splitlines():
+        for line in os.fsdecode(Path(maps).read_bytes()).split("\n"):
             words = line.split(maxsplit=5)
-            path = words[5] if len(words) == 6 else ""
-            if not KEPT.search(path) or path.endswith(" (deleted)"):
+            place, _, name = words[5].rpartition("/") if len(words) == 6 else ("", "", "")
+            if place != folder or not KEPT.fullmatch(name) or name.endswith(" (deleted)"):
                 continue
             with contextlib.suppress(OSError, ValueError):
-                if os.stat(path, follow_symlinks=False).st_ino == int(words[4]):  # no file of another job since
-                    os.unlink(path)
+                about = os.stat(words[5], follow_symlinks=False)
+                device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}"
+                if [device, str(about.st_ino)] == words[3:5]:  # no file of another job since
+                    os.unlink(words[5])
                     removed += 1
     return removed
 
@@ -64,7 +66,7 @@ def in_use(paths: set[str]) -> set[str]:
         if whole(process.name) is None:
             continue
         try:
-            maps = (process / "maps").read_text()
+            maps = os.fsdecode((process / "maps").read_bytes())
             files = {os.readlink(each.path) for each in os.scandir(process / "fd")}
         except OSError:
             continue

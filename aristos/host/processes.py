@@ -9,7 +9,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process. place: its machine and process namespace. started: when, in ticks since boot; numbers come again."""
+    """A process. place: its machine and process namespace. started: when, in ticks since boot; numbers come again.
+
+    place or started is empty if unknown.
+    """
 
     place: str
     pid: int
@@ -22,26 +25,32 @@ class Process:
 
     def trouble(self) -> str:
         """Why it does not run, as a clause: that it has ended, or is stopped. Empty if it runs, or is not seen here."""
-        if not self.place or self.place != _place():
+        if not self.place or not self.started or self.place != _place():
             return ""
         state, started = _stat(self.pid)
-        if started != self.started or state in "ZX":
+        if not state:
+            return ""
+        if state in ("Z", "X") or started != self.started:
             return "has ended"
-        return "is stopped" if state in "Tt" else ""
+        return "is stopped" if state in ("T", "t") else ""
 
 
 def _stat(pid: int) -> tuple[str, str]:
-    """(state, start) of a process; empty if there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return fields[0], fields[19]
+    """(state, start) of a process: state X if there is none, both empty if unknown."""
+    try:  # bytes: the name of a process is any
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return fields[0].decode(), fields[19].decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return "X", ""
     except (OSError, IndexError):
         return "", ""
 
 
 def _place() -> str:
-    """Equal in processes that see each other by number; empty if unknown."""
+    """Equal in processes that see each other by number; empty if unknown, or if /proc is of another namespace."""
     try:
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return ""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:

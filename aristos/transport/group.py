@@ -25,19 +25,27 @@ from .watchdog import NAMED, Calling, Watchdog
 from .window import Window
 
 ABORTED = 86  # exit code of a job that ends itself
-ABORT_SECONDS = 3  # for MPI_Abort; then SIGALRM ends this process, and the launcher its job
+ABORT_SECONDS = 3  # for last words and MPI_Abort; then SIGALRM ends this process, and the launcher its job
 DRAIN_SECONDS = 0.2  # for the launcher's pipes
 
 
-def end_job(comm: Any, code: int) -> None:
-    """MPI_Abort, bounded. The launcher first gets time to forward the output: some lose what is in their pipes."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+def end_job(comm: Any, code: int, last_words: str = "") -> None:
+    """Print the last words, then MPI_Abort; bounded as a whole.
+
+    The launcher gets time to forward the output: some lose what is in their pipes.
+    """
+    # A full pipe may block the output for ever. MPICH's MPI_Abort may wait for ever for a lock that a thread in MPI
+    # holds, and mpi4py keeps the GIL meanwhile.
+    ctypes.CDLL(None).signal(signal.SIGALRM, ctypes.c_void_p(signal.SIG_DFL))
+    signal.setitimer(signal.ITIMER_REAL, ABORT_SECONDS + DRAIN_SECONDS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    if last_words:
+        with contextlib.suppress(Exception):  # no one may read the output any more
+            print(last_words, file=sys.stderr)
+    for stream in (sys.stderr, sys.stdout):
+        with contextlib.suppress(Exception):
+            stream.flush()
     time.sleep(DRAIN_SECONDS)
-    # MPICH's MPI_Abort may wait for ever for a lock that a thread in MPI holds, and mpi4py keeps the GIL meanwhile.
-    libc = ctypes.CDLL(None)
-    libc.signal(signal.SIGALRM, ctypes.c_void_p(signal.SIG_DFL))
-    libc.alarm(ABORT_SECONDS)
     comm.Abort(code)
 
 
@@ -72,7 +80,7 @@ class Group:
         if comm is None:
             return
         self.rank, self.world = comm.Get_rank(), comm.Get_size()
-        self._watchdog = Watchdog(lambda: end_job(comm, ABORTED), f"rank {self.rank}")
+        self._watchdog = Watchdog(lambda why: end_job(comm, ABORTED, why), f"rank {self.rank}")
         self.meet("the other ranks to make a layer", comm)
         if self.world == world_size():  # so all ranks of this machine have left MPI_Init
             mpi_files.forget_names()
@@ -184,8 +192,7 @@ class Group:
         def abort() -> None:
             if os.getpid() != pid:
                 return  # the exit of a fork's child must not end its parent's job
-            print(f"aristos: rank {rank} ends the job, because {why}", file=sys.stderr, flush=True)
-            end_job(comm, ABORTED)
+            end_job(comm, ABORTED, f"aristos: rank {rank} ends the job, because {why}")
 
         self._abort = abort
         atexit.register(abort)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +15,12 @@ NAMED = 8  # most ranks that a message names
 
 
 class Watchdog:
-    """Bounds blocking MPI calls: past the limit it prints which rank waits for what, and calls `abort`.
+    """Bounds blocking MPI calls: past the limit it calls `abort` with the last words: which rank waits for what.
 
     name: of this rank, for messages.
     """
 
-    def __init__(self, abort: Callable[[], object], name: str) -> None:
+    def __init__(self, abort: Callable[[str], object], name: str) -> None:
         self._abort, self._name = abort, name
         self.suspects: Callable[[], str] = str  # what is known of ranks that do not run, as a clause
         self._wait: tuple[str, float, float] | None = None  # what, since, limit
@@ -81,8 +80,10 @@ class Watchdog:
 
     def _report(self, since: float, limit: float, what: str, why: str) -> None:
         waited = f"{time.monotonic() - since:.1f} s (limit {limit:g} s)"
-        self._end_job(f"waited {waited} for {what}; {self.suspects() or why}")
+        known = ""
+        with contextlib.suppress(Exception):  # the job ends in any case
+            known = self.suspects()
+        self._end_job(f"waited {waited} for {what}; {known or why}")
 
     def _end_job(self, why: str) -> None:
-        print(f"aristos: {self._name} {why}; aborting the job", file=sys.stderr, flush=True)
-        self._abort()
+        self._abort(f"aristos: {self._name} {why}; aborting the job")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
 import os
 import signal
@@ -9,10 +11,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
-from aristos.host import mpi_files
+import pytest
+
+from aristos.host import mpi_files, processes
 from aristos.host.processes import Process, _stat
 from aristos.transport.group import Group
+from aristos.transport.watchdog import Watchdog
 
 
 def test_a_process_that_runs_is_stopped_and_ends():
@@ -35,6 +41,88 @@ def test_a_process_that_runs_is_stopped_and_ends():
     assert process.trouble() == replace(here, started="0").trouble() == "has ended"
 
 
+@contextlib.contextmanager
+def name_of_this_thread(name: bytes):
+    """Give it a name of bytes, as a program may."""
+    libc, old = ctypes.CDLL(None), Path("/proc/thread-self/comm").read_bytes().strip()
+    libc.prctl(15, name, 0, 0, 0)  # PR_SET_NAME
+    try:
+        yield
+    finally:
+        libc.prctl(15, old, 0, 0, 0)
+
+
+def test_a_process_of_any_name():
+    with name_of_this_thread(b"\xff) Z"):
+        here = Process.here()
+        assert here.started
+        assert here.trouble() == ""
+
+
+def test_what_is_unknown_is_no_trouble(monkeypatch):
+    here = Process.here()
+    assert replace(here, started="").trouble() == ""
+    assert replace(here, place="").trouble() == ""
+    monkeypatch.setattr(processes, "_stat", lambda pid: ("", ""))  # as with no file descriptor left
+    assert here.trouble() == ""
+    monkeypatch.setattr(os, "readlink", lambda path: "0")  # /proc of another namespace
+    assert Process.here().place == ""
+
+
+def test_a_failing_diagnosis_does_not_keep_a_job():
+    said: list[str] = []
+    dog = Watchdog(said.append, "rank 0")
+
+    def fail() -> str:
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "a name")
+
+    dog.suspects = fail
+    dog._report(time.monotonic(), 1.0, "rank 1", "nothing is known")
+    assert said == ["aristos: rank 0 waited 0.0 s (limit 1 s) for rank 1; nothing is known; aborting the job"]
+
+
+STUCK = """
+import fcntl, os, signal, sys, time
+from aristos.transport import group
+group.ABORT_SECONDS = 0.3
+class Comm:
+    def Abort(self, code):
+        time.sleep(60)
+def block():
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+def broken():
+    read, write = os.pipe()
+    os.dup2(write, 1)
+    os.dup2(write, 2)
+    os.close(read)
+def none():
+    sys.stdout = sys.stderr = None
+def full():
+    read, write = os.pipe()
+    fcntl.fcntl(write, 1031, 4096)
+    os.write(write, bytes(4096))
+    os.dup2(write, 1)
+    os.dup2(write, 2)
+children = {}
+for make in (block, full, broken, none):
+    pid = os.fork()
+    if not pid:
+        make()
+        group.end_job(Comm(), 86, "last words")
+        os._exit(1)
+    children[make.__name__] = pid
+for name, pid in children.items():
+    print(name, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_job_ends_though_its_output_or_its_abort_hangs():
+    done = subprocess.run([sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:-1] == [f"{name} -14" for name in ("block", "full", "broken", "none")]
+    assert "last words" in done.stderr
+
+
 def test_a_group_names_the_ranks_that_do_not_run():
     group = Group()
     here = Process.here()
@@ -47,21 +135,35 @@ def test_a_group_names_the_ranks_that_do_not_run():
 
 
 def test_names_of_mapped_files_are_removed(tmp_path):
-    """MPICH's alone, and not one that another job has made under the same name since."""
-    names = ["mpich_shm_mine_0", "mpich_shm_replaced_0", "sm_segment.vm.0.1"]
-    held = []
-    for name in names:
-        (tmp_path / name).write_bytes(bytes(4096))
-        with open(tmp_path / name, "r+b") as file:
-            held.append(mmap.mmap(file.fileno(), 4096))
-    maps = tmp_path / "maps"
-    with open("/proc/self/maps") as lines:
-        maps.write_text("".join(line for line in lines if str(tmp_path) in line))
-    (tmp_path / "other").write_bytes(bytes(4096))
+    """MPICH's alone, of this folder, and not one that another job has made under the same name since."""
+    kept = ["mpich_shm_replaced_0", "sm_segment.vm.0.1", "elsewhere/mpich_shm_mine_0", "mpich_shm_\udcff (deleted)"]
+    (tmp_path / "elsewhere").mkdir()
+    lines = ["7f00-7f01 r--p 00000000 00:1c 9 /data/\udce9t\udce9", "7f01-7f02 rw-p 00000000 00:00 0"]
+    for name in ("mpich_shm_mine_0", "mpich_shm_\udcff", *kept):
+        (tmp_path / name).write_bytes(b"x")
+        about = (tmp_path / name).stat()
+        device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}"
+        lines.append(f"7f02-7f03 rw-s 00000000 {device} {about.st_ino} {' ' * 20}{tmp_path / name}")
+    lines.append(f"7f03-7f04 rw-s 00000000 ff:1c {(tmp_path / kept[1]).stat().st_ino} {tmp_path}/mpich_shm_device_0")
+    os.link(tmp_path / kept[1], tmp_path / "mpich_shm_device_0")
+    (tmp_path / "other").write_bytes(b"x")
     os.replace(tmp_path / "other", tmp_path / "mpich_shm_replaced_0")
-    (tmp_path / "mpich_shm_not_mapped_0").write_bytes(b"x")
-    assert mpi_files.forget_names(str(maps)) == 1
-    kept = {path.name for path in tmp_path.iterdir()}
-    assert kept == {"maps", "mpich_shm_replaced_0", "sm_segment.vm.0.1", "mpich_shm_not_mapped_0"}
+    maps = tmp_path / "maps"
+    maps.write_bytes(os.fsencode("\n".join(lines)))
+    assert mpi_files.forget_names(str(maps), str(tmp_path)) == 2
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*kept, "maps", "mpich_shm_device_0"}
     assert mpi_files.forget_names(str(tmp_path / "none")) == 0
-    assert held
+
+
+@pytest.mark.skipif(not os.access(mpi_files.SHM, os.W_OK), reason="no /dev/shm")
+def test_the_name_of_a_file_in_shared_memory_is_removed():
+    path = Path(mpi_files.SHM, f"mpich_shm_of_a_test_{os.getpid()}")
+    path.write_bytes(bytes(4096))
+    try:
+        with open(path, "r+b") as file, mmap.mmap(file.fileno(), 4096) as held:
+            assert mpi_files.forget_names() >= 1
+            assert not path.exists()
+            assert held[:1] == b"\0"
+    finally:
+        path.unlink(missing_ok=True)
