@@ -60,8 +60,8 @@ bench: $(READY)-run
 NONE = [ $$? = 5 ]
 BESIDE = --part parallel --dist loadfile --no-loadscope-reorder
 test: $(READY)-test
-	$(PY) -m pytest --tier quick $(BESIDE) -n 3 $(ARGS) || $(NONE)
-	$(PY) -m pytest --tier quick --part serial $(ARGS) || $(NONE)
+	$(PY) -m pytest --tier quick $(BESIDE) -n 3 $(ARGS) && beside=0 || { beside=$$?; [ $$beside = 5 ]; } && \
+		{ $(PY) -m pytest --tier quick --part serial $(ARGS) || { $(NONE) && [ $$beside = 0 ]; }; }
 
 # TIER=rest leaves out what `make test` has run.
 test-all: $(READY)-test $(OTHERS:%=$(VENV)/mpi/%/.aristos) $(VENV)/cuda13/.aristos

@@ -22,9 +22,12 @@ def step(job, kept):
 
 @jit
 def admit(job, st, source, rows):
-    """In a forward call with a tape: decide what is kept of a source's rows, and give them places. (Under the lock.)"""
-    if job[words.MODE] != codes.MODE_LAYER or job[words.TAPED] == 0 or rows == 0:
-        return  # no return record would tell a source without rows
+    """In a forward call with a tape: decide what is kept of a source's rows, and give them places. (Under the lock.)
+
+    rows: none without a return record to report it; negative where this rank's routing was refused and nothing packed.
+    """
+    if job[words.MODE] != codes.MODE_LAYER or job[words.TAPED] == 0 or rows <= 0:
+        return
     kept = job[words.SAVE] & taped.HIDDEN if source == job[words.RANK] else job[words.SAVE]
     while kept != 0 and st[words.TAPE_NEXT] + step(job, kept) * rows > job[words.TAPE_END]:
         kept = kept & taped.X if kept & taped.HIDDEN else 0

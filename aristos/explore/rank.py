@@ -532,8 +532,8 @@ class Rank:
             self._check_statuses(self.call.broken and self.case.ranks > 1)
         self._check_scalars()
         self._check_store()
-        if self.st[words.TAPE_NEXT] > self.job[words.TAPE_END]:
-            raise WrongResult(f"rank {self.me} in call {self.epoch} keeps rows behind the end of its tape")
+        if not self.job[words.TAPE_AT] <= self.st[words.TAPE_NEXT] <= self.job[words.TAPE_END]:
+            raise WrongResult(f"rank {self.me} in call {self.epoch} keeps rows outside its tape")
         self.cluster.checks.closed(self)
         self.outputs.append(self.output)
         self.stage = "open"

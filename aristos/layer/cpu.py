@@ -120,7 +120,7 @@ class CpuBackend(Backend):
         self._weighted = aligned((weighted, self._weighted_step), np.uint8)
         self._events: np.ndarray | None = None
         self._recorded = 0  # the layer of the last call
-        self.taping: Taping | None = None  # of the next call
+        self.taping: Taping | InputError | None = None  # of the next call; an error: why that call is refused
         self._stay_rows = [1] * settings.layers
         self._balance_rows = 0
         self._home = self._open_home(settings, member)
@@ -198,6 +198,8 @@ class CpuBackend(Backend):
 
     def take(self, call: CpuCall, given: CallArguments, copy: bool) -> None:
         cfg, ids, weights, out = self.cfgs[call.layer], given.ids, given.weights, given.out
+        if isinstance(self.taping, InputError):
+            raise self.taping
         if given.stream is not None:
             raise InputError(f"stream applies only to backend='cuda', got {given.stream!r}")
         call.wants_routing = given.return_routing
@@ -253,7 +255,7 @@ class CpuBackend(Backend):
 
     def _fill_tape(self, job: np.ndarray, cfg: MoEConfig) -> None:
         taping = self.taping
-        if taping is None:
+        if not isinstance(taping, Taping):
             job[words.TAPED] = 0
             return
         job[words.TAPED], job[words.SAVE] = taping.table.ctypes.data, taping.save

@@ -27,7 +27,7 @@ from .node_weights import most_foreign
 from .options import Schedule, backend_class, check_moves, checked_options, default_backend
 from .pending import PendingCall
 from .stats import Summary, summarize
-from .tapes import checked_bytes
+from .tapes import Reserve, checked_bytes
 from .trained_weights import training_bytes
 from .training import TrainedLayers, check_training
 
@@ -108,7 +108,7 @@ class MoE(TrainedLayers):
             problem: Exception | None = None
             alike, places, shape, needs = "", None, {}, Needs()
             cfgs: tuple[MoEConfig, ...] = ()
-            reserve = 0
+            reserve: Reserve | None = None
             try:
                 cfgs = checked_options(cfg, layers, schedule, backend)
                 for each in dict.fromkeys(cfgs):
@@ -119,7 +119,7 @@ class MoE(TrainedLayers):
                 if boolean("train", train):
                     check_training(cfgs[0], self.backend, moves)
                     moves = "tokens"
-                    reserve = checked_bytes(tape_bytes, cfgs, self.world)
+                    reserve = Reserve(checked_bytes(tape_bytes, cfgs, self.world, schedule))
                 elif tape_bytes is not None:
                     raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
                 alike = f"{cfg!r}, layers={len(cfgs)}, schedule={str(schedule)!r}, moves={moves}, placement={places}"
@@ -143,7 +143,7 @@ class MoE(TrainedLayers):
         copied = frozenset(expert for expert, ranks in enumerate(holders) if train and len(ranks) > 1)
         try:
             self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves, bool(train), copied), self._member))
-            if train:
+            if reserve is not None:
                 nodes = usable_nodes(ranks_per_node)
                 whole = None if plan is None else whole_comm
                 self._begin_training(Holders(self._member.runtime, whole, self.timeout, nodes, holders), reserve)
@@ -212,6 +212,8 @@ class MoE(TrainedLayers):
             copied = max(sum(len(places.copies[e]) > 1 for e in experts) for experts in mine)
             weights = {each: n + training_bytes(each, max(places.held), copied) for each, n in weights.items()}
             scratch += checked_bytes(tape_bytes, cfgs, world)
+        elif tape_bytes is not None:
+            raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
         return windows + scratch + sum(weights[each] for each in cfgs)
 
     # ------------------------------------------------------------ calls

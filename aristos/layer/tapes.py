@@ -54,7 +54,10 @@ class Reserve:
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes // LINE * LINE
-        self._memory = aligned((self.nbytes,), np.uint8)
+        try:
+            self._memory = aligned((self.nbytes,), np.uint8)
+        except MemoryError:
+            raise InputError(f"tape_bytes={nbytes} cannot be allocated: fewer bytes, or save='nothing'") from None
         self._taken: list[tuple[int, int]] = []  # first byte and end of each tape's part, in order
 
     @property
@@ -85,22 +88,34 @@ class Reserve:
 
 
 def kept_names(table: np.ndarray, rank: int) -> list[str]:
-    """What each rank keeps of this rank's rows, from a call's `Taping.table`; of its own rows it has x in any case."""
+    """What each rank keeps of this rank's rows, from a call's `Taping.table`: "nothing" also if it got none of them.
+
+    Of its own rows it has x in any case.
+    """
     names = {kept: name for name, kept in SAVES.items()}
     there = table[:, FIELDS["there"]].copy()
     there[rank] = table[rank, FIELDS["kept"]] | taped.X
     return [names[int(kept)] for kept in there]
 
 
-def asked(cfg: MoEConfig, save: object) -> int:
+def asked(save: object) -> int:
     """What `save` asks for, see `primitives.taped`. Raises InputError."""
     if not isinstance(save, str) or save not in SAVES:
         raise InputError(f"save must be one of {', '.join(SAVES)}, got {save!r}")
-    return SAVES[save] if cfg.dtype == "float32" else SAVES[save] & taped.X
+    return SAVES[save]
 
 
-def checked_bytes(tape_bytes: object, cfgs: Sequence[MoEConfig], world: int) -> int:
+def possible(cfg: MoEConfig, kept: int) -> int:
+    """What of it a layer can keep: hidden activations only in float32."""
+    return kept if cfg.dtype == "float32" else kept & taped.X
+
+
+def checked_bytes(tape_bytes: object, cfgs: Sequence[MoEConfig], world: int, schedule: str = "fused") -> int:
     """The size of the reserve. Raises InputError."""
+    if schedule == "bulk":
+        if tape_bytes is not None:
+            raise InputError(f"tape_bytes applies only to schedule='fused', got {tape_bytes!r} with schedule='bulk'")
+        return 0
     if tape_bytes is None:
         return default_bytes(cfgs, world)
     if isinstance(tape_bytes, int | np.integer) and not isinstance(tape_bytes, bool) and tape_bytes == 0:

@@ -26,7 +26,7 @@ from .given import Arrays
 from .holders import Holders
 from .loading import LoadedLayers
 from .routing import Routing
-from .tapes import Reserve, Taping, asked, kept_names
+from .tapes import Reserve, Taping, asked, kept_names, possible
 from .trained_weights import TrainedWeights
 from .updates import Updates
 
@@ -92,16 +92,13 @@ class TrainedLayers(LoadedLayers):
 
     _train = False
 
-    def _begin_training(self, holders: Holders, tape_bytes: int) -> None:
-        """Make what backward calls need; the layer has joined its runtime. holders: closed with this object.
-
-        tape_bytes: of this rank's reserve.
-        """
+    def _begin_training(self, holders: Holders, reserve: Reserve) -> None:
+        """Make what backward calls need; the layer has joined its runtime. holders: closed with this object."""
         assert isinstance(self._backend, CpuBackend)
         assert self._backend.isa is not None
         self._train, self._holders, self._updates = True, holders, Updates(self._backend.isa)
         self._tapes: dict[int, Tape] = {}
-        self._numbers, self._reserve = 0, Reserve(tape_bytes)
+        self._numbers, self._reserve = 0, reserve
         settings, isa = self._backend.settings, self._backend.isa
         self._calls: BackwardCalls = (
             BackwardCalls(self._member, isa, holders.group.rank)
@@ -185,15 +182,20 @@ class TrainedLayers(LoadedLayers):
         call's `Routing`. Requires train=True.
 
         save: what this rank keeps of the rows that its experts compute. "rows": x of other ranks' rows, which the
-        backward call then need not send again; "hidden": also the products with up and gate, which it then need not
-        compute again (float32; in bfloat16 as "rows"). Each of them only where the rank has as many bytes left of its
-        `tape_bytes`; `tape.kept` says what became of this rank's rows. The bits of the gradients are the same.
+        backward call then need not copy again; "hidden": also the products with up and gate, which it then need not
+        compute again (float32; in bfloat16 as "rows"). A rank keeps less of a source's rows if they do not fit into
+        the largest free part of its `tape_bytes`. `tape.kept` says, for each rank, what it keeps of this rank's rows.
+        The bits of the gradients are the same.
         """
         backend = self._trained("forward")
         taping: Taping | None = None
-        if backend.bulk is None and isinstance(layer, int | np.integer) and 0 <= layer < self.layers:
-            taping = self._reserve.offer(self.world, asked(backend.cfgs[layer], save))
-        backend.taping = taping
+        try:
+            wanted = asked(save)
+            if backend.bulk is None and isinstance(layer, int | np.integer) and 0 <= layer < self.layers:
+                taping = self._reserve.offer(self.world, possible(backend.cfgs[layer], wanted))
+            backend.taping = taping
+        except InputError as problem:
+            backend.taping = problem
         try:
             y, routing = self(x, ids, weights, layer, return_routing=True)  # type: ignore[operator]
         finally:

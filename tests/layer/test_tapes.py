@@ -11,7 +11,7 @@ from cases import MoE, tokens
 from mpi import ranks_each
 
 from aristos import MoEConfig, Router, reference
-from aristos.errors import InputError
+from aristos.errors import InputError, PeerInputError
 from aristos.layer.tapes import Reserve, place_bytes
 
 GATED = MoEConfig(
@@ -87,6 +87,30 @@ def test_discard_gives_the_memory_back(comm):
         again.discard()
 
 
+@pytest.mark.ranks(2)
+def test_a_refused_call_leaves_open_tapes_as_they_are(comm):
+    """The engine refuses NaN on rank 1; Python refuses a wrong `save` there. Rank 0 gets a PeerInputError."""
+    cfg = replace(GATED, max_tokens=20)
+    x = tokens(cfg, 20, seed=comm.rank)
+    expected, nan = (InputError if comm.rank else PeerInputError), np.where(comm.rank, np.nan, x).astype(np.float32)
+    gradients = []
+    for refusals in (0, 1):
+        with MoE(cfg, comm, threads=1, train=True, tape_bytes=10**7) as moe:
+            moe.load(**reference.weights(cfg))
+            _, tape = moe.forward(x, save="hidden")
+            taken = moe.tape_bytes_taken
+            if refusals:
+                with pytest.raises(expected, match="NaN" if comm.rank else "rank 1 refused its input"):
+                    moe.forward(nan, save="hidden")
+                why = "save must be one of nothing, rows, hidden, got 'all'"
+                with pytest.raises(expected, match=why if comm.rank else "rank 1 refused its input"):
+                    moe.forward(x, save="all" if comm.rank else "hidden")
+            assert moe.tape_bytes_taken == taken
+            moe.backward(x, tape)
+            gradients.append({name: gradient.tobytes() for name, gradient in moe.grads().items()})
+    assert gradients[0] == gradients[1]
+
+
 def test_parts_of_a_reserve():
     reserve = Reserve(1000)  # 960 bytes: whole cache lines
     offers = [reserve.offer(2, 1)]
@@ -106,6 +130,8 @@ def test_parts_of_a_reserve():
 
 def test_memory_counts_the_reserve():
     cfg = replace(PLAIN, router=Router())
+    with pytest.raises(InputError, match="tape_bytes applies only to train=True"):
+        MoE.memory(cfg, 4, tape_bytes=4096)
     least = MoE.memory(cfg, 4, train=True, tape_bytes=0)
     assert MoE.memory(cfg, 4, train=True, tape_bytes=4096) == least + 4096
     assert MoE.memory(cfg, 4, train=True) == least + 64 * 2 * 128  # max_tokens * top_k rows of 80 bytes
