@@ -149,7 +149,10 @@ class BackwardCalls:
         return dx, tokens.dw
 
     def _finish(self, weights: TrainedWeights, tokens: _Tokens, dlogits: np.ndarray | None, pieces: int) -> np.ndarray:
-        """Add the parts of the shared expert and of the router to that of the experts; returns dx [S, H]."""
+        """Add the parts of the shared expert and of the router to that of the experts; returns dx [S, H].
+
+        This ends the call's additions to the gradients.
+        """
         if tokens.cfg.shared_ffn:
             tokens.add_shared()
         if tokens.saved.logits is not None:
@@ -157,6 +160,7 @@ class BackwardCalls:
         if tokens.common:
             weights.pending.append(partial_sums(self.number * pieces, tokens.common))
         weights.pieces.append(pieces)
+        weights.half_changed = False
         return tokens.combined()
 
     # ------------------------------------------------------------ rows of experts
@@ -216,6 +220,7 @@ class BackwardCalls:
             part = slice(ends[i], ends[i + 1])
             self.kernels.run_expert(cfg, cfg.ffn, [each[part] for each in (x, dy, w, dx, dw)], weights.expert(i))
 
+        weights.half_changed = True
         most_first = sorted(range(held), key=lambda i: ends[i] - ends[i + 1])
         self.everywhere(run, [i for i in most_first if ends[i + 1] > ends[i]])
         results[order, self.kernels.padded(cfg.hidden)] = dw

@@ -124,7 +124,8 @@ class FusedBackward(BackwardCalls):
         ):
             job[word] = value
         self._call(job)
-        with self.runtime.failing(job):  # once it has begun, an interrupt leaves sums half changed
+        with self.runtime.failing(job):
+            weights.half_changed = True
             self._add_weight_gradients(job, cfg, [sums for _, _, sums in addresses])
         tokens.add_combined(combined, back.astype(np.uint32).view(np.float32))
         return self._finish(weights, tokens, dlogits, pieces), tokens.dw

@@ -29,6 +29,7 @@ class TrainedWeights(LayerWeights):
     gradients of router and shared expert, one after the other. pending: for each backward call since the last
     `reduce_grads`, sums of common gradients over this rank's pieces. pieces: their number in each of these calls.
     copied: ids of experts that other ranks hold too. partial: their gradients from rows that came here, unreduced.
+    half_changed: a backward call adds to the gradients now, or was interrupted while it did.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class TrainedWeights(LayerWeights):
         self.common = aligned((0,))
         self.pending: list[list[Node]] = []
         self.pieces: list[int] = []
+        self.half_changed = False
         self._columns = {name: each[-1] for name, each in every.items()}
 
     def _zeros(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -159,7 +161,12 @@ class TrainedWeights(LayerWeights):
     # ------------------------------------------------------------ gradients
 
     def gradients(self) -> Arrays:
-        """Views by name, of the masters' shapes."""
+        """Views by name, of the masters' shapes. Raises InputError if they have a part of a backward call."""
+        if self.half_changed:
+            raise InputError(
+                "the gradients are half changed, because a backward call was interrupted while it added to them:"
+                " zero_grads() sets them to zero"
+            )
         found = {name: total[..., : self._columns[name]] for name, total in self.sums.items()}
         for name in self.places:
             whole = self.part(self.common, name)
@@ -173,7 +180,7 @@ class TrainedWeights(LayerWeights):
         for total in (*self.sums.values(), *self.partial.values()):
             total[:] = 0
         self.common[:] = 0
-        self.pending, self.pieces = [], []
+        self.pending, self.pieces, self.half_changed = [], [], False
 
     def unshared(self, experts: Sequence[int]) -> list[np.ndarray]:
         """The partial gradients of these experts with copies, in an order that is the same on all ranks."""

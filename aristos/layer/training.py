@@ -289,7 +289,8 @@ class TrainedLayers(LoadedLayers):
 
     def grads(self, layer: int = 0) -> dict[str, np.ndarray]:
         """Gradients by `load`'s names, float32 views: of this rank's experts [n, ...] in the order of
-        `placement.mine(rank)`, of router and shared expert as `load` takes them. `backward` adds to them.
+        `placement.mine(rank)`, of router and shared expert as `load` takes them. `backward` adds to them. Raises
+        InputError if it was interrupted while it did, until `zero_grads`.
         """
         self._trained("grads")
         return self._of(layer).gradients()

@@ -520,3 +520,27 @@ def test_memory_of_masters_and_gradients(name):
             made += sum(array.nbytes for part in (weights.widened, weights.shared_widened) for array in part.values())
         made += weights.router_turned.nbytes + weights.common.nbytes
     assert 0 <= 2 * made - more < 2 * 64 * len(weights.places)  # each gradient starts on a cache line
+
+
+@pytest.mark.parametrize("schedule", ["fused", "bulk"])
+def test_gradients_of_an_interrupted_backward_call_are_refused_until_they_are_zero(schedule, monkeypatch):
+    cfg = MoEConfig(hidden=12, ffn=20, experts=4, top_k=2, max_tokens=16)
+    with MoE(cfg, threads=1, schedule=schedule, train=True) as moe:
+        moe.load(**reference.weights(cfg))
+        y, tape = moe.forward(tokens(cfg, 16, seed=0))
+        kernels = moe._calls.kernels
+        owner, name = (kernels.expert, "stored_gradients") if schedule == "fused" else (kernels, "run_expert")
+        add, left = getattr(owner, name), iter((True, True, False))
+
+        def interrupted(*given):
+            if not next(left):
+                raise KeyboardInterrupt
+            add(*given)
+
+        monkeypatch.setattr(owner, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            moe.backward(y, tape)
+        with pytest.raises(InputError, match=r"the gradients are half changed.* zero_grads\(\) sets them to zero"):
+            moe.grads()
+        moe.zero_grads()
+        assert not any(gradient.any() for gradient in moe.grads().values())
