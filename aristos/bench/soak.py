@@ -29,7 +29,7 @@ TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.fl
 PROJECTIONS = ("up", "gate", "down")
 SCORES = ("softmax", "softmax_topk", "sigmoid", "sqrtsoftplus")
 LONG_WAIT = 1e-3  # seconds
-SMALL = 0.1  # of what outputs are about: few numbers that are all smaller are what cancellation left, and as inexact
+SMALL = 0.2  # of what is added up: few sums that are all smaller are what cancellation left, and as inexact
 KINK = 1e-5  # inputs of an activation are about 1; their float32 sums differ from float64 ones by less
 SAMPLE_EVERY = 1.0  # seconds, or after an object
 
@@ -213,7 +213,7 @@ def _call(
     rows, chosen = x.astype(np.float32), {"ids": routing.ids, "weights": routing.weights}
     arrays = _rounded(cfg, weights)
     experts = {name: array for name, array in arrays.items() if name != "router"}
-    usual = max(1.0, float(np.abs(routing.weights).sum(axis=1).max(initial=0.0)))  # experts' own outputs are about 1
+    usual = largest_terms(shape, experts, rows, routing.ids, routing.weights)
     _check("y", cfg, usual, y, reference.moe(shape, rows, **experts, **chosen), counts)
     if backward:
         dy = rng.standard_normal(x.shape, np.float32).astype(TYPES[cfg.dtype])
@@ -223,6 +223,34 @@ def _call(
             truth = reference.backward(cfg, rows, dy.astype(np.float32), **arrays, **given)["x"]
             clear = ~near_kink(cfg, arrays, rows, routing.ids)
             _check("dx", cfg, usual, (dx[0] if outside else dx)[clear], truth[clear], counts)
+
+
+def largest_terms(
+    cfg: MoEConfig, experts: dict[str, np.ndarray], x: np.ndarray, ids: np.ndarray, weights: np.ndarray
+) -> float:
+    """How large a token's sum is where its terms do not cancel: the most of all tokens, at least 1.
+
+    An expert's output counts as a sum of so many terms of random signs. experts: arrays as `load` takes them, without a
+    router. x: [S, H] float32. ids, weights: [S, k].
+    """
+    sums = np.ones(len(x))
+    for e in range(cfg.experts):
+        tokens, choices = np.nonzero(ids == e)
+        h = hidden(cfg, experts, x[tokens].astype(np.float64), e)
+        outputs = np.sqrt((h**2) @ (experts["down"][e].astype(np.float64) ** 2))
+        np.add.at(sums, tokens, np.abs(weights[tokens, choices]) * outputs.max(axis=1, initial=0.0))
+    return float(sums.max(initial=1.0))
+
+
+def hidden(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, e: int) -> np.ndarray:
+    """[S, F] float64: an expert's hidden activations of x [S, H]."""
+    made = {name: x @ weights[name][e] for name in ("up", "gate") if name in weights}
+    for name in made:
+        if f"{name}_bias" in weights:
+            made[name] += weights[f"{name}_bias"][e]
+    if cfg.gated:
+        return np.asarray(reference.gated(cfg.activation, cfg.limit, made["gate"], made["up"], cfg.limit_after))
+    return np.asarray(reference.ACTIVATIONS[cfg.activation](made["up"]))
 
 
 def near_kink(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -248,7 +276,7 @@ def near_kink(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, ids
 
 
 def _check(what: str, cfg: MoEConfig, usual: float, found: np.ndarray, truth: np.ndarray, counts: Counts) -> None:
-    """Raise SoakError if a result is further from the truth than its type explains. usual: size of such numbers."""
+    """Raise SoakError if a result is further from the truth than its type explains. usual: see `largest_terms`."""
     if not found.size:
         return
     size = max(float(np.abs(truth).max()), SMALL * usual)

@@ -9,7 +9,7 @@ import pytest
 
 from aristos import MoE, MoEConfig, reference
 from aristos.bench import health
-from aristos.bench.soak import SoakError, draw, near_kink, soak
+from aristos.bench.soak import SoakError, draw, largest_terms, near_kink, soak
 from aristos.bench.world import World
 
 
@@ -79,3 +79,18 @@ def test_tokens_near_a_kink_of_relu_are_found(gated):
     assert near_kink(cfg, w, x, ids).tolist() == [False, True, False, False, False]
     shared[0] -= np.float32(x[4] @ w[f"shared_{name}"][:, 0] + shared[0])
     assert near_kink(cfg, w, x, ids).tolist() == [False, True, False, False, True]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_largest_terms_do_not_cancel(gated):
+    cfg = MoEConfig(4, 6, 3, 2, gated=gated, bias=True, max_tokens=5)
+    w = reference.weights(cfg)
+    experts = {name: array for name, array in w.items() if name != "router"}
+    experts["down"][:, 1:] = 0  # one term: its size is the output's
+    experts["down_bias"][:] = 0
+    x = 10 * np.ones((1, 4), np.float32)
+    most = 3 * sum(np.abs(reference.expert(cfg, x, e, **experts)).max() for e in (1, 2))
+    given = {"ids": np.array([[1, 2]]), "weights": np.array([[3, -3]], np.float32)}
+    assert abs(largest_terms(cfg, experts, x, **given) - most - 1) < 1e-6
+    experts["down"][1, 1] = -experts["down"][1, 0]
+    assert largest_terms(cfg, experts, x, **given) > most / 2
