@@ -236,7 +236,7 @@ def largest_terms(
     sums = np.ones(len(x))
     for e in range(cfg.experts):
         tokens, choices = np.nonzero(ids == e)
-        h = hidden(cfg, experts, x[tokens].astype(np.float64), e)
+        h = hidden(cfg, experts, x[tokens], e)
         outputs = np.sqrt((h**2) @ (experts["down"][e].astype(np.float64) ** 2))
         np.add.at(sums, tokens, np.abs(weights[tokens, choices]) * outputs.max(axis=1, initial=0.0))
     return float(sums.max(initial=1.0))
@@ -244,13 +244,10 @@ def largest_terms(
 
 def hidden(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, e: int) -> np.ndarray:
     """[S, F] float64: an expert's hidden activations of x [S, H]."""
-    made = {name: x @ weights[name][e] for name in ("up", "gate") if name in weights}
-    for name in made:
-        if f"{name}_bias" in weights:
-            made[name] += weights[f"{name}_bias"][e]
-    if cfg.gated:
-        return np.asarray(reference.gated(cfg.activation, cfg.limit, made["gate"], made["up"], cfg.limit_after))
-    return np.asarray(reference.ACTIVATIONS[cfg.activation](made["up"]))
+    up = product(weights, "up", x, e)
+    if not cfg.gated:
+        return np.asarray(reference.ACTIVATIONS[cfg.activation](up))
+    return np.asarray(reference.gated(cfg.activation, cfg.limit, product(weights, "gate", x, e), up, cfg.limit_after))
 
 
 def near_kink(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -261,18 +258,19 @@ def near_kink(cfg: MoEConfig, weights: dict[str, np.ndarray], x: np.ndarray, ids
     near = np.zeros(len(x), bool)
     if cfg.activation != "relu":
         return near
-    name, rows = "gate" if cfg.gated else "up", x.astype(np.float64)
-
-    def inputs(tokens: np.ndarray, prefix: str, expert: Any) -> np.ndarray:
-        bias = weights.get(f"{prefix}{name}_bias")
-        return rows[tokens] @ weights[prefix + name][expert] + (0 if bias is None else bias[expert])
-
-    for expert in range(cfg.experts):
-        tokens = np.flatnonzero((ids == expert).any(axis=1))
-        near[tokens] |= (np.abs(inputs(tokens, "", expert)) < KINK).any(axis=1)
+    name = "gate" if cfg.gated else "up"
+    for e in range(cfg.experts):
+        tokens = np.flatnonzero((ids == e).any(axis=1))
+        near[tokens] |= (np.abs(product(weights, name, x[tokens], e)) < KINK).any(axis=1)
     if cfg.shared_ffn:
-        near |= (np.abs(inputs(np.arange(len(x)), "shared_", ...)) < KINK).any(axis=1)
+        near |= (np.abs(product(weights, f"shared_{name}", x, ...)) < KINK).any(axis=1)
     return near
+
+
+def product(weights: dict[str, np.ndarray], name: str, x: np.ndarray, e: Any) -> np.ndarray:
+    """[S, F] float64: rows times a projection of expert e, and its bias if it has one. e: ... for the shared expert."""
+    bias = weights.get(f"{name}_bias")
+    return np.asarray(x.astype(np.float64) @ weights[name][e] + (0 if bias is None else bias[e]))
 
 
 def _check(what: str, cfg: MoEConfig, usual: float, found: np.ndarray, truth: np.ndarray, counts: Counts) -> None:

@@ -63,6 +63,11 @@ def world_size() -> int:
     return int(MPI.COMM_WORLD.Get_size())
 
 
+def _clause(lost: dict[int, str]) -> str:
+    """What has become of ranks, as a clause."""
+    return ", ".join([f"rank {rank} {trouble}" for rank, trouble in lost.items()][:NAMED])
+
+
 class Group:
     """An EP group: rank, world, and collectives with a time limit. `comm` None is one rank without MPI.
 
@@ -143,15 +148,19 @@ class Group:
         sharing = sum(1 for host, mask in masks if host == os.uname().nodename and mask & mine)
         return max(1, len(mine) // sharing), -(-sharing // len(mine))
 
+    def _lost(self) -> dict[int, str]:
+        """Of the ranks of this machine that have ended or are stopped, as far as this one can see: which it is."""
+        found = {rank: process.trouble() for rank, process in enumerate(self._processes)}
+        return {rank: trouble for rank, trouble in found.items() if trouble}
+
     def lost(self) -> str:
         """The ranks of this machine that have ended or are stopped, as far as this one can see: a clause, or empty."""
-        found = [(rank, process.trouble()) for rank, process in enumerate(self._processes)]
-        return ", ".join([f"rank {rank} {trouble}" for rank, trouble in found if trouble][:NAMED])
+        return _clause(self._lost())
 
     def suspects(self) -> str:
         """`lost`, with advice."""
-        lost = self.lost()
-        return f"{lost}: see the output of {' '.join(lost.split()[:2])}" if lost else ""
+        lost = self._lost()
+        return f"{_clause(lost)}: see the output of rank {min(lost)}" if lost else ""
 
     # ------------------------------------------------------------ windows
 
