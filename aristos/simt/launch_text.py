@@ -114,9 +114,9 @@ class Arguments:
         """A number or an array of the device; name: of an array without a name of its own. Raises InputError."""
         found = NAMED.fullmatch(text)
         if found:
-            made = self.make(found[2], found[1])
+            made = 0 if NAMED.fullmatch(found[2]) else self.make(found[2], found[1])
             if found[1] in self.named or isinstance(made, (int, float)) or found[2] in self.named:
-                raise InputError(f"NAME:ARRAY gives a new array a name, got {text!r}")
+                raise InputError(f"NAME:ARRAY gives a new array a name, got {text[:200]!r}")
             self.named[found[1]] = made
             return made
         if text in self.named:
