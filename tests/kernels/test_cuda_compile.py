@@ -122,11 +122,12 @@ def budget(kernel):
 
 ENVIRONMENTS = {"cuda12": Path(sys.prefix), "cuda13": Path(sys.prefix) / "cuda13"}
 # Layer kernels take longest. Those of one tile differ in their products alone, which are compiled as `gemm_` kernels
-# too. So CUDA 12 compiles those of f16 and tf32 for one architecture, and CUDA 13 those of bf16, for the newer two.
+# too. So those of bf16 are compiled once for each architecture, by CUDA 13 for the newest. CUDA 12 compiles those of
+# f16 and tf32 for one architecture. CUDA 13 leaves out products of f16, which has the instructions of bf16.
 MAKE_TABLE = "put there what `python -m aristos.kernels.cuda --out DIR` writes to DIR/report.md"
 CHOSEN = {
-    "cuda12": r"^(?!layer_(f16|tf32)_.*\.sm_(80|100)$)",
-    "cuda13": r"^(?!layer_(f16|tf32|f32)|route_f16|.*\.sm_80$)",
+    "cuda12": r"^(?!layer_(f16|tf32)_.*\.sm_(80|100)$|layer_bf16_.*\.sm_100$)",
+    "cuda13": r"^(?!layer_(f16|tf32|f32)|(gemm|route)_f16|.*\.sm_80$|layer_.*\.sm_90$)",
 }
 
 
