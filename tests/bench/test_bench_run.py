@@ -1,41 +1,22 @@
-"""`python -m aristos.bench` as a user runs it on several ranks: tables, files, pictures and exit codes."""
+"""`python -m aristos.bench` as a user runs it on two ranks: tables, files, pictures, and ranks that stop."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from mpi import FLAG, LAUNCHER_VARIABLES, ONE_THREAD, find_mpiexec
+from benchmarks import PATCH, SMALL, bench, needs_mpiexec
+from mpi import find_mpiexec
 
 from aristos import results
 from aristos.bench import plots, suites
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--hidden", "32", "--ffn", "48", "--experts", "8", "--tokens", "8,24", "--iters", "4", "--warmup", "1"]
 CPU_PICTURES = {name: each for name, each in plots.pictures().items() if not name.endswith("_cuda")}
-PATCH = "import sys; from aristos.bench.main import main; import aristos.reference as r; "
-
-needs_mpiexec = pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
-
-
-def bench(ranks: int, *words: str, code: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the benchmark, or the program `code`, on some ranks; 0 ranks: without mpiexec."""
-    launcher = (*find_mpiexec(), "-n", str(ranks)) if ranks else ()
-    program = ["-c", code] if code else ["-m", "aristos.bench"]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES) and k != FLAG}
-    clean |= dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": "lo", "PYTHONPATH": str(ROOT)} | env
-    command = [*launcher, sys.executable, *program, *words]
-    return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
@@ -160,121 +141,6 @@ def test_the_timeline_shows_the_steps_of_every_rank(whole):
     assert all(e["dur"] >= 0 for e in spans)
 
 
-@needs_mpiexec
-def test_pairs_on_an_odd_number_of_ranks(tmp_path):
-    done = bench(3, "put", "signal", "exchange", "--iters", "3", "--json", "--out", str(tmp_path / "r.h5"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = results.load(tmp_path / "r.h5").runs
-    latency = run.tables[[t.name for t in run.tables].index("put")].variables["latency"].values
-    assert (np.isfinite(latency).any(axis=(2, 3)) == ~np.eye(3, dtype=bool)).all()
-
-
-@needs_mpiexec
-def test_pretended_nodes_use_transport_rma(tmp_path):
-    """Outputs are right, and the file records the nodes."""
-    done = bench(
-        3,
-        "put",
-        "signal",
-        "exchange",
-        "layer",
-        "idle",
-        *SMALL,
-        "--ranks-per-node",
-        "2",
-        "--json",
-        "--out",
-        str(tmp_path / "r.h5"),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert all(suite["ok"] for suite in json.loads(done.stdout)["suites"].values())
-    (run,) = results.load(tmp_path / "r.h5").runs
-    assert run.attributes["options.ranks_per_node"] == 2
-    assert run.attributes["node_of_rank"] == [0, 0, 2]
-    assert run.attributes["transports"] == "shm, rma"
-
-
-def test_one_process_without_a_launcher(tmp_path):
-    done = bench(0, "gemm", "layer", "idle", *SMALL, "--out", str(tmp_path / "r.h5"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "FAILED" not in done.stdout
-    assert "\x1b" not in done.stdout
-    assert "fused" in done.stdout
-    assert ", 1 rank on 1 node by self, " in done.stdout
-    assert results.load(tmp_path / "r.h5").runs
-
-
-def test_a_named_suite_that_needs_more_ranks_is_a_usage_error():
-    done = bench(0, "put", "--out", "none")
-    assert done.returncode == 2
-    assert "needs at least 2 ranks, got 1" in done.stderr
-
-
-@needs_mpiexec
-@pytest.mark.parametrize(
-    ("words", "code", "message"),
-    [
-        (("nonsense",), 2, "unknown suite 'nonsense'"),
-        (("layer", "--experts", "2", "--top-k", "3"), 2, "top_k must be at most experts (2), got 3"),
-        (("gemm", "--out", "/dev/null/r.h5"), 2, "no such folder"),
-        (("layer", "--ranks-per-node", "0"), 2, "--ranks-per-node: must be at least 1, got 0"),
-    ],
-)
-def test_an_error_of_all_ranks_is_printed_once(words, code, message):
-    done = bench(2, *words, "--seconds", "1")
-    assert done.returncode == code, done.stderr
-    assert done.stderr.count(message) == 1
-    assert done.stdout == ""
-
-
-def test_a_closed_stdout_is_an_error_before_measuring():
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
-    command = f"exec {sys.executable} -m aristos.bench gemm --seconds 60 --out none >&-"
-    done = subprocess.run(["sh", "-c", command], cwd=ROOT, env=clean, stderr=subprocess.PIPE, text=True, timeout=50)
-    assert done.returncode == 3
-    assert done.stderr.splitlines()[-1].startswith("python -m aristos.bench: stdout is closed")
-    assert "Traceback" not in done.stderr
-
-
-def test_help_needs_no_mpi():
-    done = bench(0, "--help", PMI_SIZE="2", PMI_RANK="1")
-    assert (done.returncode, done.stdout) == (0, "")
-    done = bench(0, "--help")
-    for word in (*suites.known(), "--routing", "olmoe-1b-7b"):
-        assert word in done.stdout
-    usual = " ".join(name for name, each in suites.known().items() if each.default)
-    assert f"default (two minutes in all): {usual}" in " ".join(done.stdout.split())
-
-
-def test_a_launcher_that_does_not_match_is_an_environment_error():
-    for rank, lines in ((0, 1), (1, 0)):
-        done = bench(0, SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS="2", SLURM_PROCID=str(rank))
-        assert done.returncode == 3
-        assert done.stderr.count("srun started 2 tasks but MPI sees 1: try --mpi=") == lines
-        assert done.stdout == ""
-
-
-def test_a_file_of_another_kind_is_an_error_before_measuring(tmp_path):
-    (tmp_path / "r.h5").write_text("mine")
-    start = time.monotonic()
-    done = bench(0, "--out", str(tmp_path / "r.h5"))
-    assert done.returncode == 3
-    assert "not an HDF5 file" in done.stderr
-    assert time.monotonic() - start < 30
-    assert (tmp_path / "r.h5").read_text() == "mine"
-
-
-@needs_mpiexec
-@pytest.mark.parametrize("suite", ["gemm", "layer", "idle", "plan"])
-def test_a_wrong_result_is_shown_and_exits_with_1(suite):
-    """The oracle is wrong by 1 part in 1000, which looks like a wrong kernel."""
-    code = PATCH + "true = r.expert; r.expert = lambda *a, **k: true(*a, **k) * 1.001; sys.exit(main())"
-    done = bench(2, suite, *SMALL, "--out", "none", code=code)
-    assert done.returncode == 1, done.stderr
-    assert "FAILED" in done.stdout
-    assert f"FAILED: wrong results in {suite}" in done.stdout
-
-
 STOPS = """
 import aristos.bench.bounds as b, aristos.bench.options as o, aristos.bench.world as w, os, signal
 o.Options.limit = 2.0
@@ -324,53 +190,3 @@ def test_a_rank_that_stops_outside_a_layer_call_ends_the_job(suite, where, call)
     awaited = re.escape(f"for the other ranks ({call})" if call else "for the other ranks")
     assert re.search(f"rank 0 waited 2[.0-9]* s .*{awaited}", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
-
-
-@needs_mpiexec
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_suites_that_have_ended_are_in_the_file_of_a_job_that_is_ended(tmp_path, how):
-    """`aristos run` gets the signal while the second suite runs."""
-    code = PATCH + (
-        "import aristos.bench.bounds as b, pathlib, time\n"
-        f"b.peak = lambda *a: (pathlib.Path({str(tmp_path)!r}, 'second').touch(), time.sleep(60))\n"
-        "sys.exit(main())"
-    )
-    words = ["put", "gemm", *SMALL, "--out", str(tmp_path / "r.h5")]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES) and k != FLAG}
-    clean |= dict.fromkeys(ONE_THREAD, "1") | {"HYDRA_IFACE": "lo", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "aristos", "run", "-n", "2", "--", sys.executable, "-c", code, *words]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as job:
-        end = time.monotonic() + 300
-        while not (tmp_path / "second").exists():
-            assert job.poll() is None, job.communicate()
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        job.send_signal(how)
-        _, stderr = job.communicate(timeout=60)
-    (run,) = results.load(tmp_path / "r.h5").runs
-    assert [table.name for table in run.tables] == ["put"]
-    assert not run.attributes["finished"]
-    if how == signal.SIGTERM:
-        assert job.returncode == 128 + signal.SIGTERM
-        assert run.attributes["interrupted"]
-        assert "aristos.bench: interrupted" in stderr
-        assert "Traceback" not in stderr
-
-
-@needs_mpiexec
-def test_an_exception_on_one_rank_ends_the_job():
-    code = PATCH + (
-        "import aristos.bench.bounds as b, os; true = b.peak\n"
-        "def peak(world, *a, **k):\n"
-        "    if world.rank == 1: raise RuntimeError('boom')\n"
-        "    return true(world, *a, **k)\n"
-        "b.peak = peak; sys.exit(main())"
-    )
-    start = time.monotonic()
-    done = bench(2, "gemm", *SMALL, "--out", "none", code=code)
-    assert done.returncode not in (0, 2, 3)
-    assert "[rank 1] RuntimeError: boom" in done.stderr
-    assert "[rank 0]" not in done.stderr
-    assert time.monotonic() - start < 60

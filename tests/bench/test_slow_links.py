@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 import pytest
+from benchmarks import SMALL, bench
 from cases import MoE, same, tokens
 from mpi import find_mpiexec
-from test_bench_run import SMALL, bench
 
 import aristos
 from aristos import reference, results
