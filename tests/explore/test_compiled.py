@@ -18,14 +18,14 @@ def cases(*names: str) -> list[run.Case]:
 def test_compiled_steps_have_no_races(comm):
     tries = [(case, 0) for case in run.CASES if case.ranks <= 2]
     for result in run.make_all(comm, tries, CALLS, seed=1):
-        assert (result.case, result.races, result.lost) == (result.case, [], 0)
+        assert not result.races, result.case
         assert result.entries > 1000
 
 
 @pytest.mark.ranks(3, timeout=400)
 def test_compiled_steps_between_two_kinds_of_peers_have_no_races(comm):
     for result in run.make_all(comm, [(case, 0) for case in cases("mixed")], CALLS, seed=1):
-        assert (result.races, result.lost) == ([], 0)
+        assert not result.races
 
 
 @pytest.mark.ranks(2, timeout=400)

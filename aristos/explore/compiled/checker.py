@@ -270,17 +270,20 @@ class Checker(Clocks):
         try:
             check(*arguments)
         except Race as race:
-            found = Found(str(race), self._site(entry), self._other(entry, number))
+            reads = check in (self.check_read, self.check_acquire)
+            found = Found(str(race), self._site(entry), self._other(entry, number, reads))
             if (found.here, found.there) not in {(each.here, each.there) for each in self.races}:
                 self.races.append(found)
 
     def _site(self, entry: int) -> str:
         return where(int(self.entries[entry, log.CODE]) >> KIND_BITS)
 
-    def _other(self, entry: int, number: int) -> str:
-        """The step of the latest earlier access of a word by another actor."""
-        before = self._plain.entry[(self._plain.number == number) & (self._plain.actor != self.me)]
-        atomic = np.flatnonzero((self.numbers == number) & (self.kinds >= ACQUIRE) & (self.kinds <= EXCHANGE))
+    def _other(self, entry: int, number: int, reads: bool) -> str:
+        """The step of the latest earlier access of a word by another actor. reads: this one only reads it."""
+        plain = self._plain
+        before = plain.entry[(plain.number == number) & (plain.actor != self.me) & (plain.writes | (not reads))]
+        first = RELEASE if reads else ACQUIRE
+        atomic = np.flatnonzero((self.numbers == number) & (self.kinds >= first) & (self.kinds <= EXCHANGE))
         atomic = atomic[self.thread[atomic] != self.me]
         earlier = [int(each[each < entry][-1]) for each in (before, atomic) if (each < entry).any()]
         return self._site(max(earlier)) if earlier else "?"

@@ -34,7 +34,7 @@ class Range:
 
 @dataclass
 class Mapped:
-    """What a rank tells about its process. shift: of the MPI window of each rank. labels: of other memory."""
+    """What a rank reports of its process. shift: of the MPI window of each rank. labels: of other memory."""
 
     ranges: list[Range]
     shift: list[int]
