@@ -30,7 +30,6 @@ WORD = 8
 # what an entry is of: plain reads and writes of so many bytes; atomics of a word; MPI; marks of the host
 READ, WRITE, ACQUIRE, RELEASE, ADD, EXCHANGE, PUT, FLUSH, SYNC, WORKER = range(10)
 KIND_BITS = 8  # of a code; above them the site
-NAMES = ("reads", "writes", "acquires", "releases", "adds to", "exchanges", "puts", "flushes", "syncs", "is")
 
 CURSOR, LOCK, CAPACITY, HEAD = 0, 8, 16, 24  # words of the log: entries taken, its lock, most entries; where they begin
 THREAD, RANK, CODE, AT, A, B, RESULT, ENTRY_WORDS = range(8)  # of an entry
