@@ -107,7 +107,8 @@ STEPS = {
         _step("step-rows", 'Aristos, save="rows"', "float32", "aristos", save="rows"),
         _step("torch-step-loop", "torch autograd, gloo, loop of mm", "float32", "torch", experts="loop"),
         _step("torch-step-grouped", "torch autograd, gloo, grouped_mm", "float32", "torch", experts="grouped"),
-        _step("bf16-step", "Aristos", "bfloat16", "aristos", save="rows"),
+        _step("bf16-step", "Aristos", "bfloat16", "aristos", save="hidden"),
+        _step("bf16-step-rows", 'Aristos, save="rows"', "bfloat16", "aristos", save="rows"),
         _step("torch-bf16-step-loop", "torch autograd, gloo, loop of mm", "bfloat16", "torch", experts="loop"),
         _step("torch-bf16-step-grouped", "torch autograd, gloo, grouped_mm", "bfloat16", "torch", experts="grouped"),
     )
