@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+ENDED = "has ended"
+
 
 @dataclass(frozen=True)
 class Process:
@@ -23,15 +25,19 @@ class Process:
         """This process."""
         return cls(_place(), os.getpid(), _stat(os.getpid())[1])
 
+    def seen_here(self) -> bool:
+        """Whether this process sees it by its number."""
+        return bool(self.place and self.started) and self.place == _place()
+
     def trouble(self) -> str:
         """Why it does not run, as a clause: that it has ended, or is stopped. Empty if it runs, or is not seen here."""
-        if not self.place or not self.started or self.place != _place():
+        if not self.seen_here():
             return ""
         state, started = _stat(self.pid)
         if not state:
             return ""
         if state in ("Z", "X") or started != self.started:
-            return "has ended"
+            return ENDED
         return "is stopped" if state in ("T", "t") else ""
 
 

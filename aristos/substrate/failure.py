@@ -20,6 +20,7 @@ from ..engine.layout import word_from
 from ..errors import PoisonedError, WaitTimeout
 from ..primitives.memory import load_acquire
 from ..transport.group import Group
+from ..transport.watchdog import ENDED_SECONDS
 
 CAUSES = {
     codes.CAUSE_TIMEOUT: "a wait ran out",
@@ -59,9 +60,17 @@ def poisoned(
 
 
 def wait_message(
-    rank: int, peer: int, epoch: int, *, waited: str, timeout: float, owed: tuple[Any, ...], seen: tuple[int, int]
+    rank: int,
+    peer: int,
+    epoch: int,
+    *,
+    waited: str,
+    timeout: float,
+    owed: tuple[Any, ...],
+    seen: tuple[int, int],
+    gone: bool = False,
 ) -> str:
-    """The message of a wait that has ended without what was awaited.
+    """The message of a wait that has ended without what was awaited. gone: the peer's process has ended.
 
     waited: how long, as text. owed: what the peer still owes, see `arrivals.standing`. seen: the (epoch, progress)
     that the peer published last.
@@ -78,7 +87,7 @@ def wait_message(
     where = "outside a call" if seen[1] < 0 else f"{seen[1]} commands done"
     return (
         f"rank {rank} waited {waited} (timeout {timeout:g} s) for rank {peer} in epoch {epoch}: {what}; last seen of"
-        f" it: epoch {seen[0]}, {where}; see the output of rank {peer}, or raise timeout="
+        f" it: epoch {seen[0]}, {where}; see the output of rank {peer}{'' if gone else ', or raise timeout='}"
     )
 
 
@@ -109,14 +118,22 @@ class Patience:
     """Bounds the wait of a call that the host runs: raises WaitTimeout when the awaited rank makes no progress.
 
     A peer inside the call may stand still for `timeout` seconds; a peer in user code earns a warning then, and the
-    error after OVERDUE times as long. `engine.timeout_check` is the same rule for a kernel.
+    error after OVERDUE times as long. `engine.timeout_check` is the same rule for a kernel. A peer whose process has
+    ended is given up after ENDED_SECONDS.
     """
 
     def __init__(
-        self, rank: int, epoch: int, job: np.ndarray, state: np.ndarray, timeout: float, known: Callable[[], str] = str
+        self,
+        rank: int,
+        epoch: int,
+        job: np.ndarray,
+        state: np.ndarray,
+        timeout: float,
+        known: Callable[[], str] = str,
+        ended: Callable[[int], bool] = lambda peer: False,
     ) -> None:
-        """known: what this rank sees of ranks that do not run, see Group.lost."""
-        self.known = known
+        """known, ended: what this rank sees of ranks that do not run, see Group.lost and Group.has_ended."""
+        self.known, self.ended, self.gone = known, ended, False
         self.rank, self.epoch, self.job, self.state, self.timeout = rank, epoch, job, state, timeout
         self.seen: Any = None
         self.since = time.monotonic()
@@ -130,16 +147,18 @@ class Patience:
         now = time.monotonic()
         seen = (done, peer, epoch, progress)
         if seen != self.seen:
-            self.seen, self.since, self.warned = seen, now, False
+            self.seen, self.since, self.warned, self.gone = seen, now, False, False
             return
         waited = now - self.since
-        if waited < self.timeout:
+        # what a peer has written before it ended is read in the slice that follows
+        gone, self.gone = self.gone, waited >= ENDED_SECONDS and self.ended(peer)
+        if waited < self.timeout and not gone:
             return
         combining = self.job[words.MODE] == codes.MODE_COMBINE
         # between the phases of an exchange a remote peer cannot publish that it has left the call
         silent = combining and self.state[words.remote(self.job, peer)] != 0
         inside = progress >= 0 and epoch == self.epoch and not silent
-        if inside or peer == self.rank or waited > OVERDUE * self.timeout:
+        if gone or inside or peer == self.rank or waited > OVERDUE * self.timeout:
             raise WaitTimeout(
                 wait_message(
                     self.rank,
@@ -149,6 +168,7 @@ class Patience:
                     timeout=self.timeout,
                     owed=owed,
                     seen=(epoch, progress),
+                    gone=gone,
                 )
                 + _also(self.known())
             )

@@ -17,7 +17,7 @@ from ..config import OVERDUE
 from ..errors import MemoryProblem
 from ..host import launch_environment, mpi_files
 from ..host.nodes import Nodes
-from ..host.processes import Process
+from ..host.processes import ENDED, Process
 from .capacity import Need, shortage
 from .choice import DEVICE, HOST, LOCAL, REMOTE, SELF, choose
 from .rma import RmaWindow
@@ -63,6 +63,16 @@ def world_size() -> int:
     return int(MPI.COMM_WORLD.Get_size())
 
 
+_job: dict[int, Process] = {}  # processes of this machine, by rank of the whole job, as groups have exchanged them
+
+
+def _ranks_of_job(comm: Any) -> list[int]:
+    """The ranks that the ranks of `comm` have in the whole job; below 0 if it is another job's."""
+    from mpi4py import MPI
+
+    return MPI.Group.Translate_ranks(comm.Get_group(), range(comm.Get_size()), MPI.COMM_WORLD.Get_group())
+
+
 def _clause(lost: dict[int, str]) -> str:
     """What has become of ranks, as a clause."""
     return ", ".join([f"rank {rank} {trouble}" for rank, trouble in lost.items()][:NAMED])
@@ -80,18 +90,22 @@ class Group:
         self.node: Any = None
         self.rank, self.world = 0, 1
         self.nodes = Nodes.of(1)
-        self._processes: list[Process] = []
+        self._processes: dict[int, Process] = {}  # of ranks of this machine
         self._abort: Callable[[], None] | None = None
         if comm is None:
             return
         self.rank, self.world = comm.Get_rank(), comm.Get_size()
         self._watchdog = Watchdog(lambda why: end_job(comm, ABORTED, why), f"rank {self.rank}")
+        self._watchdog.suspects, self._watchdog.ended = self.suspects, self.ended
+        ranks = _ranks_of_job(comm)
+        self._processes = {rank: _job[r] for rank, r in enumerate(ranks) if r in _job}
         self.meet("the other ranks to make a layer", comm)
         if self.world == world_size():  # so all ranks of this machine have left MPI_Init
             mpi_files.forget_names()
         with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", timeout):
-            self._processes = comm.allgather(Process.here())
-            self._watchdog.suspects = self.suspects
+            processes = comm.allgather(Process.here())
+            self._processes = {rank: process for rank, process in enumerate(processes) if process.seen_here()}
+            _job.update({ranks[rank]: process for rank, process in self._processes.items() if ranks[rank] >= 0})
             self.comm = comm.Dup()
             self.nodes, self.node = Nodes.shared(self.comm, ranks_per_node)
 
@@ -150,8 +164,16 @@ class Group:
 
     def _lost(self) -> dict[int, str]:
         """Of the ranks of this machine that have ended or are stopped, as far as this one can see: which it is."""
-        found = {rank: process.trouble() for rank, process in enumerate(self._processes)}
+        found = {rank: process.trouble() for rank, process in self._processes.items()}
         return {rank: trouble for rank, trouble in found.items() if trouble}
+
+    def ended(self) -> set[int]:
+        """The ranks of this machine that have ended, as far as this one can see."""
+        return {rank for rank, trouble in self._lost().items() if trouble == ENDED}
+
+    def has_ended(self, rank: int) -> bool:
+        """Whether a rank of this machine has ended; False where this one cannot see it."""
+        return rank in self._processes and self._processes[rank].trouble() == ENDED
 
     def lost(self) -> str:
         """The ranks of this machine that have ended or are stopped, as far as this one can see: a clause, or empty."""

@@ -6,23 +6,46 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from ..errors import EnvironmentProblem
 
 Calling = Callable[[], tuple[int, int, list[int]]]
 UNKNOWN = "a rank is missing or in another collective call, or the network fails: see the output of all ranks"
 NAMED = 8  # most ranks that a message names
+POLL = 0.25  # seconds
+ENDED_SECONDS = 1.0  # of a wait, before its rank is given up because its process has ended
+SIGHTINGS = 4  # polls that see it: what the rank has sent last may still be under way, or not read yet
+
+
+class _InVain:
+    """Whether a wait goes on although an awaited rank has ended."""
+
+    def __init__(self) -> None:
+        self._wait: object = None
+        self._sightings = 0
+
+    def sure(self, wait: tuple[Any, ...], seconds: float, ended: Callable[[], bool]) -> bool:
+        """Poll a wait that has lasted for so long. ended: whether an awaited rank has ended."""
+        if wait != self._wait:
+            self._wait, self._sightings = wait, 0
+        if seconds >= ENDED_SECONDS:
+            self._sightings = self._sightings + 1 if ended() else 0
+        return self._sightings >= SIGHTINGS
 
 
 class Watchdog:
-    """Bounds blocking MPI calls: past the limit it calls `abort` with the last words: which rank waits for what.
+    """Bounds blocking MPI calls: it calls `abort` with the last words, which rank waits for what.
 
-    name: of this rank, for messages.
+    It does so past the limit, and soon after an awaited rank of this machine has ended. name: of this rank, for
+    messages.
     """
 
     def __init__(self, abort: Callable[[str], object], name: str) -> None:
         self._abort, self._name = abort, name
         self.suspects: Callable[[], str] = str  # what is known of ranks that do not run, as a clause
+        self.ended: Callable[[], set[int]] = set  # ranks that are known to have ended
+        self._collective, self._put = _InVain(), _InVain()
         self._wait: tuple[str, float, float] | None = None  # what, since, limit
         self._calls: tuple[Calling, Callable[[], float]] | None = None
         self._thread: threading.Thread | None = None
@@ -56,11 +79,13 @@ class Watchdog:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._end.wait(0.25):
+        while not self._end.wait(POLL):
             wait = self._wait
-            if wait is not None and time.monotonic() - wait[1] > wait[2]:
+            if wait is not None:
                 what, since, limit = wait
-                self._report(since, limit, what, UNKNOWN)
+                seconds = time.monotonic() - since
+                if seconds > limit or self._collective.sure(wait, seconds, lambda: bool(self.ended())):
+                    self._report(since, limit, what, UNKNOWN)
             if self._calls is not None:
                 self._check_calls(*self._calls)
 
@@ -70,7 +95,9 @@ class Watchdog:
         except EnvironmentProblem as failure:
             self._end_job(f"ends: {failure}")
             return
-        if peer < 0 or time.monotonic() - since_ns * 1e-9 <= limit():
+        seconds = time.monotonic() - since_ns * 1e-9
+        in_vain = peer >= 0 and self._put.sure((peer, since_ns), seconds, lambda: peer in self.ended())
+        if peer < 0 or (seconds <= limit() and not in_vain):
             return
         what = f"rank {peer} to receive what is put (MPI_Put, MPI_Win_flush)"
         if others:

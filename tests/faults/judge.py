@@ -88,9 +88,9 @@ def own_messages(out: str) -> list[str]:
 
 
 def patient(job: Job, out: str) -> bool:
-    """Whether a rank waited for one that was in user code, for which ten limits are allowed."""
+    """Whether a rank waited for one in user code that has not ended, for which ten limits are allowed."""
     words = ("outside a call", "is still in user code", "has not made its call", f"limit {OVERDUE * LIMIT:g} s")
-    return job.faults[0]["kind"] in ("stop", "kill", "unplugged") and any(each in out for each in words)
+    return job.faults[0]["kind"] in ("stop", "unplugged") and any(each in out for each in words)
 
 
 def lacks(text: str, rank: int, victim: int) -> list[str]:
@@ -98,8 +98,7 @@ def lacks(text: str, rank: int, victim: int) -> list[str]:
     found = []
     if f"rank {rank}" not in text:
         found.append("its rank")
-    named = victim >= 0 and "to make a layer" not in text  # only a group that is made knows its processes
-    if named and not re.search(rf"\brank {victim}\b|ranks [\d, and]*\b{victim}\b", text):
+    if victim >= 0 and not re.search(rf"\brank {victim}\b|ranks [\d, and]*\b{victim}\b", text):
         found.append("the lost rank")
     if not re.search(PHASE, text):
         found.append("the phase")

@@ -176,6 +176,7 @@ def main() -> None:
     os.dup2(out, 1)
     os.dup2(out, 2)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # MPICH's launcher sends it when another rank is lost
+    faulthandler.enable()
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # the driver asks where a rank hangs
     row = page(Path("page"))[rank]
     row[PID] = os.getpid()

@@ -9,14 +9,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
 from aristos.host import mpi_files, processes
 from aristos.host.processes import Process, _stat
+from aristos.transport import group as group_module
+from aristos.transport import watchdog
 from aristos.transport.group import Group
 from aristos.transport.watchdog import Watchdog
 
@@ -126,13 +133,61 @@ def test_a_job_ends_though_its_output_or_its_abort_hangs():
 def test_a_group_names_the_ranks_that_do_not_run():
     group = Group()
     here = Process.here()
-    group._processes = [here, replace(here, started="0"), here, replace(here, started="0")]
+    gone = replace(here, started="0")
+    group._processes = {0: here, 1: gone, 2: here, 3: gone}
     assert group.lost() == "rank 1 has ended, rank 3 has ended"
     assert group.suspects() == "rank 1 has ended, rank 3 has ended: see the output of rank 1"
-    group._processes = [here]
-    assert group.suspects() == ""
-    group._processes = []
-    assert group.suspects() == ""
+    assert group.ended() == {1, 3}
+    assert [group.has_ended(rank) for rank in range(5)] == [False, True, False, True, False]
+    for nothing in ({0: here}, {}):
+        group._processes = nothing
+        assert group.suspects() == ""
+        assert group.ended() == set()
+
+
+def of_a_wait(dog: Watchdog, ended: Callable[[], set[int]], calling: Any = None) -> float:
+    """Seconds until a watchdog with a limit of a minute gives up a wait, or 5 s."""
+    said = threading.Event()
+    dog._abort, dog.ended, dog.suspects = (lambda why: said.set()), ended, lambda: "rank 1 has ended"
+    begun = time.monotonic()
+    dog.calls(calling, lambda: 60.0)
+    with dog.watch("a rank", 60.0) if calling is None else contextlib.nullcontext():
+        said.wait(5.0)
+    dog.close()
+    return time.monotonic() - begun
+
+
+def test_the_watchdog_gives_up_a_rank_that_has_ended():
+    """A while after it is seen: a rank may end because a collective has ended, before this one leaves it too."""
+    since = time.monotonic_ns()
+    with ThreadPoolExecutor(5) as pool:
+        waits = [
+            pool.submit(of_a_wait, Watchdog(lambda why: None, "rank 0"), *asked)
+            for asked in (
+                (lambda: {1},),
+                (lambda: {1}, lambda: (1, since, [])),
+                (lambda: {1}, lambda: (2, since, [])),  # a put to another rank
+                (lambda: {1}, lambda: (1, time.monotonic_ns(), [])),  # puts that end
+                (set,),
+            )
+        ]
+    seconds = [wait.result() for wait in waits]
+    least = watchdog.ENDED_SECONDS + (watchdog.SIGHTINGS - 1) * watchdog.POLL
+    assert all(least <= each < 4.5 for each in seconds[:2]), seconds
+    assert min(seconds[2:]) >= 5.0
+
+
+def test_a_group_knows_ranks_of_the_job_from_other_groups(monkeypatch):
+    """While a further layer is made, too."""
+    here = Process.here()
+    comm = mock.Mock(**{"Get_rank.return_value": 0, "Get_size.return_value": 3})
+    monkeypatch.setattr(group_module, "_job", {4: here, 6: replace(here, started="0")})
+    monkeypatch.setattr(group_module, "_ranks_of_job", lambda comm: [4, 5, 6])
+    found: list[set[int]] = []
+    monkeypatch.setattr(Group, "meet", lambda self, what, comm=None: found.append(self._watchdog.ended()) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Group(comm)
+    assert found == [{2}]
 
 
 def test_names_of_mapped_files_are_removed(tmp_path):

@@ -219,6 +219,39 @@ comm.Abort(3)
     assert job.seconds < 20
 
 
+ENDS_ALONE = """
+moe = made(timeout=60.0)
+if rank == 1:
+    os._exit(0)
+start = time.monotonic()
+try:
+    WAITS
+except errors.WaitTimeout as e:
+    say("timeout:", e)
+say(f"{time.monotonic() - start:.2f} s")
+comm.Abort(3)
+"""
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        "moe(x)",
+        "moe.runtime._read_word = lambda *asked: 0; moe.runtime.await_readers()",  # before weights are loaded
+        "aristos.MoE(cfg, comm)",
+    ],
+    ids=["call", "load", "layer"],
+)
+def test_a_rank_that_has_ended_in_user_code(tmp_path, waits):
+    """It is not waited for ten limits, nor one: this machine knows that its process has ended."""
+    if len(find_mpiexec()) > 1:
+        pytest.skip("Open MPI's launcher ends all ranks")
+    job = run_job(tmp_path, 2, LAYER + ENDS_ALONE.replace("WAITS", waits), 40, ("-disable-auto-cleanup",))
+    assert job.code not in (None, 0)
+    assert job.seconds < 20, job.out
+    assert re.search(r"rank 0 (waited|cannot).*rank 1 has ended", job.out[0]), job.out
+
+
 TRAINED = """
 def trained(**options):
     moe = aristos.MoE(cfg, comm, train=True, **options)

@@ -270,8 +270,13 @@ for options, dtype in ({"train": True}, "float32"), ({}, "bfloat16"):
 """
 
 
-def run_job(folder: Path, ranks: int, body: str, timeout: float = 60.0, **env: str) -> Job:
-    """Run `body` under mpiexec in `folder`; it sees what HEAD imports: rank, world, comm, say, aristos, np and more."""
+def run_job(
+    folder: Path, ranks: int, body: str, timeout: float = 60.0, launcher: tuple[str, ...] = (), **env: str
+) -> Job:
+    """Run `body` under mpiexec in `folder`; it sees what HEAD imports: rank, world, comm, say, aristos, np and more.
+
+    launcher: more words for mpiexec.
+    """
     if not {"ARISTOS_CACHE", "NUMBA_DISABLE_JIT"} & set(env):
         compile_once()
     folder.mkdir(parents=True, exist_ok=True)
@@ -280,7 +285,7 @@ def run_job(folder: Path, ranks: int, body: str, timeout: float = 60.0, **env: s
     start = time.monotonic()
     with open(folder / "launcher.out", "wb") as out:
         process = subprocess.Popen(
-            [*find_mpiexec(), "-n", str(ranks), sys.executable, str(script)],
+            [*find_mpiexec(), *launcher, "-n", str(ranks), sys.executable, str(script)],
             cwd=folder,
             env={**clean_environment(), **env},
             stdin=subprocess.DEVNULL,

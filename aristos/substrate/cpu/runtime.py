@@ -20,6 +20,7 @@ from ...primitives.buffers import aligned
 from ...primitives.compile import warm_up
 from ...primitives.memory import load_acquire
 from ...transport.group import Group
+from ...transport.watchdog import ENDED_SECONDS
 from ..failure import Patience, poisoned
 from ..idle import ALONE, CROWDED
 from ..runtime import Runtime
@@ -192,7 +193,9 @@ class CpuRuntime(Runtime):
         if code is None:
             code = self.loop.work(job, self.state, 0)
         while code == codes.PAUSED:
-            patience = patience or Patience(self.group.rank, self.epoch, job, self.state, timeout, self.group.lost)
+            if patience is None:
+                group = self.group
+                patience = Patience(group.rank, self.epoch, job, self.state, timeout, group.lost, group.has_ended)
             patience.check()
             code = self.loop.work(job, self.state, 0)
         if code == codes.POISONED:
@@ -205,21 +208,27 @@ class CpuRuntime(Runtime):
     def await_readers(self) -> None:
         """Wait until no local peer reads this rank's weights: the last call has ended there too.
 
-        Bounded by the timeout. No peer begins to read before this rank announces its next call.
+        Bounded by the timeout, and where a peer has ended. No peer begins to read before this rank announces its next
+        call.
         """
         self.refuse_open()
         job = self._blank_job()
         started = time.monotonic()
         with self.failing(job):
             for peer in self.group.nodes.local(self.group.rank):
+                gone = False
                 while self._read_word(job, peer, words.ENDED) < self.epoch:
                     if self._read_word(job, peer, words.POISON):
                         self._raise_poison(job)
-                    if time.monotonic() - started > self.group.timeout:
+                    waited = time.monotonic() - started
+                    if gone or waited > self.group.timeout:
+                        since = f"has been in call {self.epoch} for {self.group.timeout:.3g} s since, and may read them"
+                        why = f"has ended in call {self.epoch}" if gone else since
                         raise WaitTimeout(
-                            f"rank {self.group.rank} cannot load weights: rank {peer} has been in call {self.epoch} for"
-                            f" {self.group.timeout:.3g} s since, and may read them"
+                            f"rank {self.group.rank} cannot load weights: rank {peer} {why};"
+                            f" see the output of rank {peer}"
                         )
+                    gone = waited > ENDED_SECONDS and self.group.has_ended(peer)
                     time.sleep(1e-5)
 
     # ------------------------------------------------------------ failure
