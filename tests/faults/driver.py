@@ -19,8 +19,8 @@ import machine
 import program
 from draw import NODES, RANKS_OF_NODE, TCP, Job
 
-START = 90.0  # seconds until the fault: starting and loading compiled code takes some on a busy machine
-LAST = 60.0  # seconds from the fault to the end that the driver waits at most
+START = 150.0  # seconds without progress that the driver waits: starting takes some on a busy machine
+LAST = 60.0  # the same once a fault has been made
 WARM = 600.0  # seconds for compiling, once
 LEFT = 5.0  # seconds for processes to end after the launcher
 POLL = 0.004
@@ -119,11 +119,14 @@ class Watch:
 
     def watch(self) -> int | None:
         """Watch until the launcher ends, or for too long; its code."""
-        begun = time.monotonic()
+        moved, seen = time.monotonic(), -1
         while (code := self.process.poll()) is None:
             before = time.monotonic()
+            progress = int(self.page[:, [program.PID, program.OPERATION, program.DONE]].sum())
+            if progress != seen:
+                moved, seen = before, progress
             at = self.fault_at()
-            if before > begun + (WARM if self.job.warm else START + LAST) or (at and before > at + LAST):
+            if before > moved + (WARM if self.job.warm else START) or (at and before > max(at, moved) + LAST):
                 return None
             self.serve(before)
             time.sleep(POLL)
