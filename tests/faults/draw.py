@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,9 +166,9 @@ def warm_up() -> Job:
 def transports(kind: str, mpi: str) -> list[str]:
     """Where a fault can be made. On one machine Open MPI's windows always use shared memory.
 
-    Intel MPI's launcher starts no second node here.
+    Intel MPI's launcher starts no second node here; a link takes the program ip (iproute2).
     """
-    never = {"openmpi": (TCP, NODES), "impi": (NODES,)}.get(mpi, ())
+    never = {"openmpi": (TCP, NODES), "impi": (NODES,)}.get(mpi, () if shutil.which("ip") else (NODES,))
     return [each for each in KINDS[kind].transports if each not in never]
 
 

@@ -194,7 +194,7 @@ def main() -> None:
     rank = int(next(os.environ[v] for v in RANK_VARIABLES if v in os.environ))
     if "started" in job and "ARISTOS_FAULT_CLOCK" not in os.environ:
         machine.started_earlier(job["started"][rank])
-        os.environ["ARISTOS_FAULT_CLOCK"] = str(job["started"][rank])
+        os.environ["ARISTOS_FAULT_CLOCK"] = f"{time.monotonic_ns()} {job['started'][rank]}"
         os.execv(sys.executable, [sys.executable, *sys.argv])
     if job["transport"] == draw.NODES:
         machine.enter(Path(machine.NETWORKS[rank // draw.RANKS_OF_NODE]))
