@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 MOST_SECONDS = 1e6
 MOST_AMOUNT = 1e6
@@ -70,13 +71,14 @@ def _with_unit(text: str, units: dict[str, float]) -> float:
     if unit not in units:
         raise argparse.ArgumentTypeError(f"must be numbers with a unit of {', '.join(units)}, got {text!r}")
     value = float(text.removesuffix(unit)) * units[unit]
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text!r}")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, got {text!r}")
     return value
 
 
 latencies.__name__ = "list of times"
 bandwidths.__name__ = "list of rates"
+amount.__name__ = "float"
 positive.__name__ = "int"  # argparse names the type of what it cannot convert
 not_negative.__name__ = "int"
 seconds.__name__ = "float"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
-from .safetensors import COPY, Entry, SafetensorsFile, shown
+from .safetensors import COPY, Entry, SafetensorsFile, named_twice, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -31,9 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{path}: {shown(twice)} is named twice: {COPY}")
+            raise CheckpointError(f"{path}: {shown(named_twice(pairs))} is named twice: {COPY}")
         return found
 
     try:
@@ -57,7 +55,7 @@ class Directory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_dir():
+        if not os.path.isdir(path):  # False for a name that is too long, too
             raise CheckpointError(f"{path} must be a model directory with config.json and *.safetensors")
         self._files: dict[str, SafetensorsFile] = {}
 

@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -128,9 +128,7 @@ class SafetensorsFile:
         """An object of JSON whose names are all different."""
         found = dict(pairs)
         if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            self._wrong("is named twice in the header", twice)
+            self._wrong("is named twice in the header", named_twice(pairs))
         return found
 
     def _constant(self, word: str) -> NoReturn:
@@ -190,6 +188,12 @@ def save(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         file.write(struct.pack("<Q", len(text)) + text)
         for array in tensors.values():
             file.write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+
+
+def named_twice(pairs: Iterable[tuple[str, Any]]) -> str:
+    """The first name that comes again."""
+    seen: set[str] = set()
+    return next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
 
 
 def _is_size(value: Any) -> bool:

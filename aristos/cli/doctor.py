@@ -5,6 +5,8 @@ Exit codes: 0 no check failed, 2 usage, 3 a check failed, 130 Ctrl-C.
 
 from __future__ import annotations
 
+import argparse
+
 from ..bench.arguments import seconds
 from ..host import launch_environment
 
@@ -12,9 +14,7 @@ SUMMARY = "check this machine, alone or on all ranks: mpirun -n 2 aristos doctor
 LIMIT = 60.0
 
 
-def main(argv: list[str]) -> int:
-    from ..doctor import main as doctor
-
+def options(argv: list[str]) -> argparse.Namespace:
     parser = launch_environment.OneRankParser(
         prog="aristos doctor",
         description="Check MPI, launcher, memory, cores, GPUs and Slurm, and whether MPI makes progress by itself. "
@@ -28,7 +28,13 @@ def main(argv: list[str]) -> int:
         metavar="SECONDS",
         help="end the job if a call of MPI takes longer (%(default)s)",
     )
-    asked = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    from ..doctor import main as doctor
+
+    asked = options(argv)
     try:
         return doctor.run(asked.json, asked.timeout)
     except KeyboardInterrupt:

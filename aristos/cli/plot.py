@@ -14,9 +14,7 @@ SUMMARY = "pictures of a results file: aristos plot aristos-results.h5"
 FORMATS = ("png", "svg", "pdf")
 
 
-def main(argv: list[str]) -> int:
-    from ..errors import AristosError, InputError
-
+def options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="aristos plot", description="Draw the pictures of one run, or timelines.")
     parser.add_argument(
         "files",
@@ -28,16 +26,24 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="folder for the pictures (default: FILE-plots)")
     parser.add_argument("--format", choices=FORMATS, default="png")
     asked = parser.parse_args(argv)
-    first, timelines = asked.files[0], all(file.endswith(".json") for file in asked.files)
-    if not timelines and len(asked.files) > 1:
+    asked.timelines = all(file.endswith(".json") for file in asked.files)
+    if not asked.timelines and len(asked.files) > 1:
         parser.error(f"give one results file, or timelines (FILE.json), got {' '.join(asked.files)}")
-    if timelines and asked.run is not None:
+    if asked.timelines and asked.run is not None:
         parser.error("--run is for results files")
+    return asked
+
+
+def main(argv: list[str]) -> int:
+    from ..errors import AristosError, InputError
+
+    asked = options(argv)
+    first = asked.files[0]
     try:
         from ..bench import plots
 
         folder = Path(asked.out or f"{Path(first).with_suffix('')}-plots")
-        if timelines:
+        if asked.timelines:
             written = [plots.draw_timelines(asked.files, folder / f"timeline.{asked.format}")]
         else:
             written = plots.draw(first, folder, run=asked.run, form=asked.format)

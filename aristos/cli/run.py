@@ -16,9 +16,8 @@ USAGE, ENVIRONMENT, INTERRUPTED = 2, 3, 130
 SUMMARY = "start a job, each rank bound close to its device: aristos run -n 8 -- python model.py"
 
 
-def main(argv: list[str]) -> int:
-    from ..launcher import main as launcher
-
+def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options, and the program with its own."""
     parser = argparse.ArgumentParser(
         prog="aristos run",
         usage="aristos run [options] -- PROGRAM ...",
@@ -58,6 +57,13 @@ def main(argv: list[str]) -> int:
     asked = parser.parse_args(own)
     if asked.nvidia_smi == "":
         parser.error("FILE must be a name, got '': was a variable of the shell not set?")
+    return asked, program
+
+
+def main(argv: list[str]) -> int:
+    from ..launcher import main as launcher
+
+    asked, program = options(argv)
     try:
         return launcher.run(asked, program)
     except BrokenPipeError:  # --dry-run | head

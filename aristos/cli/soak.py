@@ -1,6 +1,6 @@
 """`aristos soak`: random layers and calls on the ranks of this job for a long time, each checked.
 
-    mpirun -n 4 aristos soak --minutes 30 --ranks-per-node 2
+    mpirun -n 4 aristos soak --minutes 30
     aristos soak --seed 7 --first 123 --objects 1     # one object again, on as many ranks
 
 Exit codes: 0 nothing found, 1 a wrong result, an error or a leak, 2 usage, 3 the environment.
@@ -15,7 +15,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from ..bench import health
-from ..bench.arguments import positive
+from ..bench.arguments import amount, not_negative, positive
 from ..errors import AristosError, EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -26,18 +26,24 @@ SUMMARY = "random layers and calls for minutes or hours, each checked: mpirun -n
 EVERY = 10.0  # seconds between lines where there is no terminal
 
 
-def main(argv: list[str]) -> int:
+def options(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="aristos soak",
         description="Draw layer objects from a seed, make calls, compare each with the float64 reference, and watch "
         "memory, open files, threads and shared memory. Run it under mpirun or srun.",
     )
-    parser.add_argument("--minutes", type=float, default=2.0, help="stop after so long (%(default)g)")
+    parser.add_argument("--minutes", type=amount, default=2.0, help="stop after so long (%(default)g)")
     parser.add_argument("--objects", type=positive, metavar="N", help="stop after so many objects")
-    parser.add_argument("--seed", type=int, help="of all that is drawn (default: the time)")
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first object (%(default)s)")
+    parser.add_argument("--seed", type=not_negative, help="of all that is drawn (default: the time)")
+    parser.add_argument(
+        "--first", type=not_negative, default=0, metavar="N", help="number of the first object (%(default)s)"
+    )
     parser.add_argument("--largest", type=positive, default=128, metavar="N", help="of hidden and ffn (%(default)s)")
-    asked = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    asked = options(argv)
 
     from ..bench.soak import SoakError, soak
     from ..bench.world import connect

@@ -52,11 +52,11 @@ _set: list[Workaround] = []  # set by apply() in this process
 def this_machine(env: Mapping[str, str]) -> HostFacts:
     """The facts of this machine."""
     networks = Path("/sys/class/infiniband")
-    pmix = (Path(folder) / LIBPMIX for folder in mpi_library.search_path(env))
+    pmix = (os.path.join(folder, LIBPMIX) for folder in mpi_library.search_path(env))
     return HostFacts(
         host=platform.node(),
         rdma=networks.is_dir() and any(networks.iterdir()),
-        libpmix=next((str(path) for path in pmix if path.is_file()), ""),
+        libpmix=next((path for path in pmix if os.path.isfile(path)), ""),
         shared="/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir(),
     )
 

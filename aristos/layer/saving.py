@@ -13,6 +13,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import MoEConfig
-from ..errors import AristosError, CheckpointError, InputError
+from ..errors import AristosError, CheckpointError, InputError, quoted
 from ..results import atomic, npz
 from .given import Arrays
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .collective import Collective
 
 MANIFEST, DENSE, SCHEMA = "saved.json", "dense.npz", "aristos-training/1"
+FOLDER = re.compile(r"saved-[0-9]{1,18}")
 COMMON = -1  # instead of an expert's id: router and shared expert
 
 
@@ -60,17 +62,26 @@ def together(layer: Collective, what: str, work: Callable[[], Any]) -> Any:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """What saved.json holds. Raises CheckpointError."""
+    """What saved.json holds: folder, layers, and the optimizer as [name, steps] or None. Raises CheckpointError."""
     path = directory / MANIFEST
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found["schema"] != SCHEMA:
-            raise CheckpointError(f"{path}: schema must be {SCHEMA}, got {found['schema']!r}")
-        return dict(found)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: give the directory that save() wrote") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {str(error)[:200]}") from error
+    found = found if isinstance(found, dict) else {}
+    if found.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path}: schema must be {SCHEMA}, got {quoted(found.get('schema'))}")
+    folder, layers, optimizer = (found.get(key) for key in ("folder", "layers", "optimizer"))
+    if not isinstance(folder, str) or not FOLDER.fullmatch(folder):
+        raise CheckpointError(f"{path} is damaged: folder must be saved-1, saved-2, ..., got {quoted(folder)}")
+    if not isinstance(layers, list) or not all(isinstance(each, str) for each in layers):
+        raise CheckpointError(f"{path} is damaged: layers must be a list of texts, got {quoted(layers)}")
+    parts = [type(each) for each in optimizer] if isinstance(optimizer, list) else None
+    if optimizer is not None and parts != [str, int]:
+        raise CheckpointError(f"{path} is damaged: optimizer must be null or [name, steps], got {quoted(optimizer)}")
+    return {"folder": folder, "layers": layers, "optimizer": optimizer}
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:

@@ -37,9 +37,9 @@ class Locator(caching.UserProvidedCacheLocator):
 class FunctionCache(caching.FunctionCache):
     """The cache of one function's compiled code, in the folder of its locator."""
 
-    def __init__(self, function: Callable, locator: type[Locator]) -> None:
+    def __init__(self, function: Callable, locator: type[Locator], parts: type[Parts] | None = None) -> None:
         self._name, self._py_func = repr(function), function
-        self._impl = _Parts(function, locator(function, inspect.getfile(function)))
+        self._impl = (parts or Parts)(function, locator(function, inspect.getfile(function)))
         self._cache_path = self._impl.locator.get_cache_path()
         stamp = self._impl.locator.get_source_stamp()
         self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
@@ -53,12 +53,14 @@ class FunctionCache(caching.FunctionCache):
             warnings.warn(f"kernels cannot be kept in {self._cache_path}: {error}; set ARISTOS_CACHE", stacklevel=2)
 
 
-class _Parts(caching.CompileResultCacheImpl):
+class Parts(caching.CompileResultCacheImpl):
     """How a compiled function becomes bytes and again a function: as in Numba, but the locator is given."""
+
+    suffix = ""  # of its files' names
 
     def __init__(self, function: Callable, locator: Locator) -> None:
         self._lineno, self._locator = function.__code__.co_firstlineno, locator
-        name = f"{Path(locator._py_file).stem}.{function.__qualname__}"
+        name = f"{Path(locator._py_file).stem}.{function.__qualname__}{self.suffix}"
         self._filename_base = self.get_filename_base(name, getattr(sys, "abiflags", ""))
 
 

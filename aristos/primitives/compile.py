@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -29,13 +30,14 @@ import llvmlite
 import numba
 import numpy as np
 from llvmlite import binding
-from numba.core import caching, sigutils, types
+from numba.core import caching, sigutils, types, typing
 from numba.core import config as _config
 from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 
 from ..errors import EnvironmentProblem
-from . import code_files, isa, private, sources
+from . import code_files, isa, linked_code, private, sources
 
 COMPILE_SECONDS = 900  # time limit of a wait for another process; compiling everything takes far less
 FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # from the start to the first progress report, and between reports
@@ -136,14 +138,17 @@ class Locator(code_files.Locator):
 
 
 class LazyCache(caching.NullCache):
-    """A function's cache, which touches no file before the function is first loaded or compiled."""
+    """A function's cache, which touches no file before the function is first loaded or compiled.
 
-    def __init__(self, function: Callable) -> None:
-        self.function = function
+    kind: of its code, machine code or LLVM code.
+    """
+
+    def __init__(self, function: Callable, kind: type[code_files.FunctionCache]) -> None:
+        self.function, self.kind = function, kind
 
     @functools.cached_property
     def _kept(self) -> Any:
-        return code_files.FunctionCache(self.function, Locator)
+        return self.kind(self.function, Locator)
 
     @property
     def cache_path(self) -> str:
@@ -168,18 +173,56 @@ def jit(function: Callable) -> Any:
         return function
     compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
     compiled.__class__ = Compiled
-    compiled._cache = LazyCache(function)
+    compiled._cache = LazyCache(function, code_files.FunctionCache)
+    compiled.linked, compiled.linked_cache = {}, LazyCache(function, linked_code.Cache)
     _registered.append(compiled)
     return compiled
 
 
 class Compiled(CPUDispatcher):
-    """A compiled function. Calls with different constants share its code, which Numba would compile for each one."""
+    """A compiled function. Python calls its machine code; compiled callers link its LLVM code.
+
+    Calls with different constants share its code, which Numba would compile for each one.
+    """
+
+    linked: dict[tuple, linked_code.Linked]  # by the types of the arguments
+    linked_cache: LazyCache
+    _compiler: Any
+    _cache_hits: Counter  # Numba's counts, of machine code and LLVM code
+    _cache_misses: Counter
+
+    def compile(self, sig: Any) -> Any:
+        """Load machine code from the cache or compile it; returns what Python calls."""
+        known = len(self.overloads)
+        found = super().compile(sig)
+        if len(self.overloads) > known:
+            result = self.overloads[tuple(sigutils.normalize_signature(sig)[0])]
+            for environment in linked_code.environments(result):
+                result.codegen.set_env(environment.env_name, environment)
+        return found
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
-        return super().get_call_template(
-            tuple(types.unliteral(each) for each in args), {name: types.unliteral(each) for name, each in kws.items()}
-        )
+        """What Numba asks for a call in compiled code: the signatures that the function has LLVM code for."""
+        named = {name: types.unliteral(each) for name, each in kws.items()}
+        signature, args = self._compiler.fold_argument_types(tuple(types.unliteral(each) for each in args), named)
+        self.link(tuple(args))
+        known = [each.signature for each in self.linked.values()]
+        template = typing.make_concrete_template(f"calls of {self.py_func.__name__}", self.py_func.__name__, known)
+        return template, signature, args, {}
+
+    def get_overload(self, sig: Any) -> Any:
+        return self.linked[tuple(sigutils.normalize_signature(sig)[0])]
+
+    def link(self, args: tuple) -> None:
+        """Load LLVM code for these argument types from the cache or compile it."""
+        with global_compiler_lock, self._compiling_counter:
+            if args not in self.linked:
+                found = self.linked_cache.load_overload(args, self.targetctx)
+                self.linked[args] = found or linked_code.link(self, args)
+                counted = self._cache_hits if found else self._cache_misses
+                counted[args] += 1
+                if not found:
+                    self.linked_cache.save_overload(args, self.linked[args])
 
 
 class Inlined(CPUDispatcher):
@@ -299,7 +342,7 @@ def _progress(quiet: bool) -> Iterator[None]:
         while not done.wait(wait):
             if not any(f.stats.cache_misses for f in _registered):
                 continue  # they are being loaded
-            ready = sum(bool(f.overloads) for f in _registered)
+            ready = sum(bool(f.overloads or f.linked) for f in _registered)
             text = f"{ready} functions in {time.monotonic() - start:.0f} s"
             print(f"aristos: compiling kernels, {text}{note}", file=sys.stderr, flush=True)
             wait, note = NEXT_SECONDS, ""

@@ -138,6 +138,17 @@ def entry_of(program: Program, kernel: str) -> str:
 def parameter_names(source: str, kernel: str) -> list[str]:
     """The names of a kernel's parameters in CUDA C++, as far as they are plain; [] if it is not found."""
     name = re.escape(kernel.partition("<")[0].rpartition("::")[2])
-    found = re.search(rf"__global__[^;{{}}]*?\b{name}\s*\(([^(){{}}]*)\)", source)
-    names = [re.search(r"(\w+)\s*(?:\[\s*\])?$", part) for part in launch_text.pieces(found[1])] if found else []
-    return [one[1] for one in names if one]
+    heads = (piece.partition("__global__")[2] for piece in re.split("[;{}]", source))
+    form = re.compile(rf"\b{name}\s*\(([^(){{}}]*)\)")
+    found = next((match for head in heads if (match := form.search(head))), None)
+    names = [last_word(part) for part in launch_text.pieces(found[1])] if found else []
+    return [name for name in names if name]
+
+
+def last_word(parameter: str) -> str:
+    """`x` of `const float x[]`; empty if there is none."""
+    text = parameter.rstrip()
+    if text.endswith("]") and (inside := text[:-1].rstrip()).endswith("["):
+        text = inside[:-1].rstrip()
+    found = re.match(r"\w*", text[::-1])
+    return found[0][::-1] if found else ""

@@ -8,34 +8,37 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-# what is no code: comments, strings, characters, preprocessor lines
+# what is no code: comments, strings, characters, preprocessor lines; one that is not closed goes on to the end
 NO_CODE = re.compile(
-    r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])'|^[ \t]*\#(?:\\\n|[^\n])*""", re.S | re.M
+    r"""//[^\n]*|/\*.*?(?:\*/|\Z)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])'|^[ \t]*\#(?:\\\n|[^\n])*""", re.S | re.M
 )
-TRANSPARENT = re.compile(r"\bnamespace\b[^;()]*$|\bextern\s*$")  # before a brace that holds no function's body
+TRANSPARENT = re.compile(r"\bnamespace\b|\bextern$")  # before a brace that holds no function's body
 DEVICE = re.compile(r"\b__(global|device)__\b")
 HOST = re.compile(r"<<<|\bcuda[A-Z]\w*|\bcu[A-Z]\w*|\bstd::|\b(cout|cerr|fprintf|malloc|calloc|exit)\b")
 HOST_HEAD = re.compile(r"\bmain\s*\(|\b__host__\b|\bstd::")
+BRACE = re.compile(r"[{}]")
 INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<([^>\n]+)>", re.M)
 
 
 def without_host_code(source: str) -> str:
     """The source with blanks, line by line, in place of the host's functions."""
     code = NO_CODE.sub(lambda found: blank(found[0]), source)
-    at = start = 0
+    at = start = kept = 0
+    parts = []
     while (at := code.find("{", at)) >= 0:
         start = max(code.rfind(mark, start, at) for mark in ";{}") + 1 or start
         head = code[start:at]
-        if TRANSPARENT.search(head.rstrip()):
+        if TRANSPARENT.search(re.split("[;()]", head)[-1].rstrip()):
             at += 1
             continue
         end = closing(code, at)
         start += len(head) - len(head.lstrip())
         function = ")" in head and not head.rstrip().endswith("=") and not DEVICE.search(head)
         if function and (HOST_HEAD.search(head) or HOST.search(code[at:end])):
-            source = source[:start] + blank(source[start:end]) + source[end:]
+            parts += [source[kept:start], blank(source[start:end])]
+            kept = end
         at = start = end
-    return source
+    return "".join([*parts, source[kept:]])
 
 
 def blank(text: str) -> str:
@@ -46,10 +49,10 @@ def blank(text: str) -> str:
 def closing(code: str, at: int) -> int:
     """The place after the brace that closes the one at `at`; the end of the code if none does."""
     depth = 0
-    for found in re.finditer(r"[{}]", code[at:]):
+    for found in BRACE.finditer(code, at):
         depth += 1 if found[0] == "{" else -1
         if depth == 0:
-            return at + found.end()
+            return found.end()
     return len(code)
 
 

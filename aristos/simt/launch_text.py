@@ -17,8 +17,9 @@ In a file of CUDA C++ or PTX a launch is a comment of one line: `// simt: add<<<
 
 from __future__ import annotations
 
-import ast
+import math
 import re
+import tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ import numpy as np
 
 from ..errors import InputError
 
-COMMENT = re.compile(r"^\s*//\s*simt:\s*(.+?)\s*$", re.M)
+COMMENT, MARK = "//", "simt:"
+MOST_BYTES = 1 << 32  # of an array
+# Raised by NumPy for files that are damaged or of another kind.
+BROKEN = (OSError, ValueError, EOFError, TypeError, LookupError, RuntimeError, ArithmeticError, MemoryError,
+          SyntaxError, tokenize.TokenError)  # fmt: skip
 LAUNCH = re.compile(
     r"(?P<kernel>[A-Za-z_][\w:]*(?:<.*>)?)\s*<<<(?P<sizes>[^<>]*)>>>\s*\((?P<arguments>.*)\)\s*;?", re.S
 )
@@ -52,7 +57,12 @@ class LaunchText:
 
 def in_comments(source: str) -> list[str]:
     """The launches in the comments of a source."""
-    return COMMENT.findall(source)
+    found = []
+    for line in map(str.strip, source.split("\n")):
+        comment = line.removeprefix(COMMENT).strip()
+        if line.startswith(COMMENT) and comment.startswith(MARK):
+            found.append(comment.removeprefix(MARK).strip())
+    return [text for text in found if text]
 
 
 def read(text: str) -> LaunchText:
@@ -69,14 +79,13 @@ def read(text: str) -> LaunchText:
 
 def size(part: str, text: str) -> tuple[int, ...]:
     """A number, or (x, y, z), also as dim3(x, y, z)."""
+    inside = part.removeprefix("dim3").strip()
+    if inside[:1] == "(" and inside[-1:] == ")":
+        inside = inside[1:-1].strip().removesuffix(",")
     try:
-        value = ast.literal_eval(part.removeprefix("dim3"))
-    except (ValueError, SyntaxError):
-        value = None
-    values = value if isinstance(value, tuple) else (value,)
-    if not values or not all(isinstance(one, int) and not isinstance(one, bool) for one in values):
-        raise InputError(f"a grid or a block is a number or (x, y, z), got {part!r} in {text!r}")
-    return values
+        return tuple(int(one.strip(), 0) for one in inside.split(","))
+    except ValueError:
+        raise InputError(f"a grid or a block is a number or (x, y, z), got {part!r} in {text!r}") from None
 
 
 def pieces(text: str) -> list[str]:
@@ -105,9 +114,9 @@ class Arguments:
         """A number or an array of the device; name: of an array without a name of its own. Raises InputError."""
         found = NAMED.fullmatch(text)
         if found:
-            made = self.make(found[2], found[1])
+            made = 0 if NAMED.fullmatch(found[2]) else self.make(found[2], found[1])
             if found[1] in self.named or isinstance(made, (int, float)) or found[2] in self.named:
-                raise InputError(f"NAME:ARRAY gives a new array a name, got {text!r}")
+                raise InputError(f"NAME:ARRAY gives a new array a name, got {text[:200]!r}")
             self.named[found[1]] = made
             return made
         if text in self.named:
@@ -122,8 +131,8 @@ class Arguments:
     def of_file(self, text: str) -> np.ndarray:
         """The array of a .npy file."""
         try:
-            return np.load(self.folder / text, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            return np.lib.format.open_memmap(self.folder / text, mode="r")  # compares the header with the file's size
+        except BROKEN as error:
             raise InputError(f"cannot read the argument {text}: {error}") from error
 
     def array(self, text: str, type_: str, shape: str, fill: str | None, name: str) -> Any:
@@ -135,14 +144,24 @@ class Arguments:
             sizes = ()
         if not sizes or dtype.kind not in "biufc":
             raise InputError(f"an array is TYPE[SHAPE], TYPE one of NumPy's for numbers, got {text!r}")
+        if math.prod(sizes) * dtype.itemsize > MOST_BYTES:
+            raise InputError(f"an array has at most {MOST_BYTES >> 20} MiB, got {text!r}")
         if fill is None:
             return self.device.empty(sizes, dtype, name)
+        return self.device.array(filled(text, sizes, dtype, fill), name)
+
+
+def filled(text: str, sizes: tuple[int, ...], dtype: np.dtype, fill: str) -> np.ndarray:
+    """An array with the numbers that `fill` says."""
+    try:
         if fill == "range":
-            return self.device.array(np.arange(np.prod(sizes, dtype=np.int64)).astype(dtype).reshape(sizes), name)
-        seed = re.fullmatch(r"seed:(\d+)(?:<(\d+))?", fill)
-        if seed:
-            return self.device.array(drawn(sizes, dtype, int(seed[1]), int(seed[2] or 0)), name)
-        return self.device.array(np.full(sizes, number(fill), dtype), name)
+            return np.arange(np.prod(sizes, dtype=np.int64)).astype(dtype).reshape(sizes)
+        seed = re.fullmatch(r"seed:([0-9]{1,18})(?:<([0-9]{1,18}))?", fill)
+        return drawn(sizes, dtype, int(seed[1]), int(seed[2] or 0)) if seed else np.full(sizes, number(fill), dtype)
+    except InputError:
+        raise
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{text!r} cannot be made: {error}") from error
 
 
 def drawn(sizes: tuple[int, ...], dtype: np.dtype, seed: int, below: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from aristos import MoE, MoEConfig, reference
 from aristos.bench import health
 from aristos.bench.soak import SoakError, draw, largest_terms, near_kink, soak
 from aristos.bench.world import World
+from aristos.cli.soak import options
 
 
 def test_objects_are_drawn_alike_and_differ():
@@ -21,6 +22,14 @@ def test_objects_are_drawn_alike_and_differ():
         assert len({each.options[name] for each in drawn}) > 1, name
     assert any(isinstance(rank, list) for each in drawn for rank in each.options["placement"] or ())
     assert {each.cfg.dtype for each in drawn} == {"float32", "bfloat16", "float16"}
+
+
+@pytest.mark.parametrize("words", ["--minutes nan", "--minutes -1", "--seed -1", "--first -1"])
+def test_numbers_that_are_none_are_refused(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        options(words.split())
+    assert ended.value.code == 2
+    assert "argument " + words.split()[0] in capsys.readouterr().err
 
 
 @pytest.mark.ranks(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
 
 import ml_dtypes
@@ -214,3 +215,12 @@ def test_a_directory_without_safetensors_says_what_it_has(tmp_path):
         _ = Directory(tmp_path).where
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         _ = Directory(tmp_path).config
+
+
+def test_a_name_that_comes_twice_among_many_is_found(tmp_path):
+    names = [f"{n:06d}" for n in range(200_000)]
+    (tmp_path / "config.json").write_text("{" + ", ".join(f'"{name}": 1' for name in names + names[-1:]) + "}")
+    begun = time.process_time()
+    with pytest.raises(CheckpointError, match="'199999' is named twice"):
+        _ = Directory(tmp_path).config
+    assert time.process_time() - begun < 5

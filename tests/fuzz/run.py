@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import multiprocessing
 import os
 import re
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -146,24 +146,30 @@ def guide(one: Callable[[bytes], object], seeds: tuple[bytes, ...], seconds: flo
     atheris.Fuzz()
 
 
+def child(name: str, folder: str, seconds: float, seed: int, most: int, guided: bool) -> None:
+    """Fuzz one target in this process, which ends with the number of finds."""
+    os.chdir(folder)
+    sys.exit(min(work(name, seconds, seed, most, guided), 100))
+
+
 def run(name: str, seconds: float, seed: int, most: int, guided: bool) -> int:
-    """Fuzz one target in another process; returns the number of finds. A crash or a hang counts as one."""
+    """Fuzz one target in a process of its own; returns the number of finds. A crash or a hang counts as one."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        words = [sys.executable, str(HERE / "run.py"), "--worker", name, "--seconds", str(seconds), "--seed", str(seed)]
-        words += ["--inputs", str(most)] + ["--atheris"] * guided
-        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1"}
-        worker = subprocess.Popen(words, cwd=folder, env=env)
+        fork = multiprocessing.get_context("fork")  # so that it has imported everything
+        worker = fork.Process(target=child, args=(name, folder, seconds, seed, most, guided))
+        worker.start()
         current = Path(folder) / CURRENT
         what = ""
-        while worker.poll() is None:
-            time.sleep(0.05)
+        while worker.is_alive():
+            worker.join(0.05)
             if current.exists() and time.time() - current.stat().st_mtime > 3 * SECONDS:
                 what = "a hang"
                 worker.kill()
-                worker.wait()
-        if worker.returncode >= 0:
-            return worker.returncode
-        what = what or f"a crash (signal {-worker.returncode})"
+                worker.join()
+        code = worker.exitcode or 0
+        if code >= 0:
+            return code
+        what = what or f"a crash (signal {-code})"
         if name == "results" and refused(current):
             print(f"{name}: {what} inside HDF5; `results.load` refuses the file", flush=True)
             return 0
@@ -190,17 +196,19 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=10**9, help="the most inputs of each target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--atheris", action="store_true", help="coverage guides the inputs: pip install atheris")
-    parser.add_argument("--worker", metavar="TARGET", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    options = (asked.seconds, asked.seed, asked.inputs, asked.atheris)
-    if asked.worker:
-        return min(work(asked.worker, *options), 100)
-    from targets import targets
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1"}
+    known = asked.targets
+    if not asked.atheris:  # that marks lines when modules are imported, so here they must not be
+        from targets import targets
 
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        known = list(targets(Path(folder)))
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+            known = list(targets(Path(folder)))
     if wrong := set(asked.targets) - set(known):
         parser.error(f"the targets are {', '.join(known)}, got {', '.join(sorted(wrong))}")
+    if not known:
+        parser.error("--atheris needs the names of targets")
+    options = (asked.seconds, asked.seed, asked.inputs, asked.atheris)
     return 1 if sum(run(name, *options) for name in asked.targets or known) else 0
 
 

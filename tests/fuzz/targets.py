@@ -8,26 +8,37 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import folders
 import h5py
 import numpy as np
 import topo_text
 
 from aristos import MoEConfig, Router
 from aristos.bench import routing
+from aristos.bench.plots import timeline
 from aristos.checkpoint import Checkpoint
+from aristos.checkpoint.directory import INDEX as INDEX_NAME
+from aristos.checkpoint.directory import Directory
 from aristos.checkpoint.safetensors import SafetensorsFile
 from aristos.errors import AristosError
-from aristos.host import launch_environment, slurm_variables
+from aristos.host import launch_environment, mpi_library, slurm_variables, workarounds
+from aristos.launcher import commands as launch_commands
 from aristos.launcher import take_seat
+from aristos.layer import saving
+from aristos.models import MODELS
 from aristos.placement import Placement
 from aristos.planner import load as load_problem
+from aristos.planner import machine, published
+from aristos.primitives import isa
 from aristos.results import Run, Table, append, guarded, hdf5
+from aristos.simt import check, host_code, launch_text
 from aristos.topology import (
     cpusets,
     hostlist,
@@ -39,7 +50,9 @@ from aristos.topology import (
     slurm_job,
     slurm_network,
     texts,
+    visible,
 )
+from aristos.topology.model import Gpu, Mig
 
 DOCUMENTED = (AristosError, OSError)
 
@@ -91,7 +104,34 @@ def variables(data: bytes) -> None:
     take_seat.from_json(env.get("ARISTOS_SEATS", ""), 2)
     with contextlib.suppress(take_seat.NoRank):
         take_seat.local_rank(env)
+    with undocumented(OSError):
+        places(env)
     slurm_job.read(env)
+
+
+def places(env: dict[str, str]) -> None:
+    """The MPI library, the GPUs and the instruction set that variables ask for."""
+    visible.visible(env, GPUS)
+    list(itertools.islice(mpi_library.candidates(env), 100))
+    facts = workarounds.this_machine(env)
+    for kind in ("MPICH", "Open MPI", "Intel MPI"):
+        library = mpi_library.Library(kind, "", wheel=True)
+        workarounds.workarounds(env, library, facts)
+        launch_environment.stranger(env, library), launch_environment.mismatch(3, env, library)
+    links.cache_path(["h"], ["s"], "MPI", env)
+    with contextlib.suppress(AristosError):
+        isa.choose(list(isa.NEEDS), env.get("ARISTOS_ISA"), "")
+    with contextlib.suppress(AristosError):
+        launch_commands.allocation(env), launch_commands.cpus_per_node(env)
+
+
+@contextlib.contextmanager
+def undocumented(*kinds: type[Exception]) -> Iterator[None]:
+    """While inside, these errors are finds, though files may raise them elsewhere."""
+    try:
+        yield
+    except kinds as error:
+        raise folders.Undocumented(f"{type(error).__name__}: {error}") from error
 
 
 def cpu_list(text: str) -> None:
@@ -141,6 +181,60 @@ def tensors(path: Path) -> None:
         file.array(name).tobytes()
 
 
+def shards(path: Path) -> None:
+    """An index beside config.json and a file with one tensor, `w`."""
+    path.with_name("config.json").write_text(json.dumps(CONFIG))
+    path.with_name("a.safetensors").write_bytes(safetensors())
+    directory = Directory(path.parent)
+    for name in directory.names("")[:9]:
+        with contextlib.suppress(AristosError):
+            directory.array(name)
+
+
+def saved(path: Path) -> None:
+    """What a training object's directory says, for restoring and for the next save."""
+    about = saving.read_manifest(path.parent)
+    saving.file_of(path.parent / about["folder"], 0, 1).exists()
+    about["layers"] == ["x"], about["optimizer"] and (about["optimizer"][0] == "y", about["optimizer"][1] + 1)
+    (path.parent / saving.begin(path.parent)).rmdir()
+
+
+def timeline_file(path: Path) -> None:
+    _, spans, facts = timeline._read(str(path))
+    timeline._title(facts, spans)
+
+
+def cluster(path: Path) -> None:
+    machine.size(found := machine.load(path))
+    published.build(MODELS["mixtral-8x7b"], 64, found, inference=True)
+
+
+class Memory:
+    """The memory of a simulated device."""
+
+    def array(self, values: np.ndarray, name: str) -> np.ndarray:
+        return values
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
+        return None
+
+
+def launches(text: str) -> None:
+    """Launches in the comments of a kernel's file, with their arguments: arrays of up to 16 MiB."""
+    launch_text.MOST_BYTES = 1 << 24
+    host_code.without_host_code(text), check.parameter_names(text, "add")
+    for each in launch_text.in_comments(text)[:8]:
+        found = launch_text.read(each)
+        make = launch_text.Arguments(Memory(), Path.cwd())
+        for at, argument in enumerate(found.arguments):
+            make.make(argument, str(at))
+
+
+def array_file(path: Path) -> None:
+    """An array beside a kernel's file."""
+    launch_text.Arguments(Memory(), path.parent).make(path.name, "a")
+
+
 def model(path: Path) -> None:
     Checkpoint(path.parent)
 
@@ -165,6 +259,15 @@ def npz() -> tuple[bytes, ...]:
     file = io.BytesIO()
     np.savez(file, counts=np.array([[[2, 2, 0]]]), tokens=np.array([2]))
     return (*found, file.getvalue())
+
+
+def npy() -> tuple[bytes, ...]:
+    found = []
+    for array in (np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros((), np.int64)):
+        file = io.BytesIO()
+        np.save(file, array)
+        found.append(file.getvalue())
+    return tuple(found)
 
 
 def results(folder: Path) -> tuple[bytes, ...]:
@@ -216,6 +319,37 @@ JOB = (
     b"SLURM_STEP_TASKS_PER_NODE=2(x2)\nSLURM_NODEID=1\nSLURM_STEP_NUM_NODES=2\nSLURM_PROCID=1\nSLURM_NTASKS=4\n"
     b"SLURM_JOB_GPUS=0-3\nSLURM_HET_SIZE=1\nPMI_RANK=1\nPMI_SIZE=4\nMPI_LOCALRANKID=1\nMPI_LOCALNRANKS=2\n"
 )
+OWN = (
+    b"CUDA_VISIBLE_DEVICES=1,GPU-a1,MIG-b2\nCUDA_DEVICE_ORDER=PCI_BUS_ID\nLD_LIBRARY_PATH=/opt/mpi/lib:/x\n"
+    b"MPI4PY_LIBMPI=libmpi.so\nLD_PRELOAD=/x/libmpi.so.12\nARISTOS_ISA=avx2\nARISTOS_CACHE=/tmp/c\nSLURM_MPI_TYPE=pmix\n"
+    b"OMPI_COMM_WORLD_LOCAL_RANK=1\nOMPI_COMM_WORLD_SIZE=4\nOMPI_COMM_WORLD_RANK=2\nPMIX_RANK=1\nSLURM_STEP_ID=0\n"
+    b"SLURM_JOB_ID=7\nSLURM_JOB_CPUS_PER_NODE=2(x2),4\nSLURM_JOB_NODELIST=n[1-3]\nSLURMD_NODENAME=n1\nXDG_CACHE_HOME=/c"
+)
+GPUS = (
+    Gpu(0, uuid="GPU-a1", name="A", mig=(Mig(0, "MIG-b2", "1g"), Mig(1, "MIG-GPU-a1/1/0", "1g"))),
+    Gpu(1, uuid="GPU-c3", name="B"),
+)
+SAVED = {"schema": saving.SCHEMA, "folder": "saved-3", "layers": ["x"], "optimizer": ["Adam", 7]}
+INDEX = {"metadata": {"total_size": 16}, "weight_map": {"w": "a.safetensors", "v": "a.safetensors"}}
+CLUSTER = {
+    "alpha_us": 15,
+    "beta_us_per_mib": 47.7,
+    "children": [
+        {"count": 4, "alpha_us": 3, "beta_us_per_mib": 4.5, "children": [{"count": 4, "tflops": 312, "memory_gb": 80}]}
+    ],
+}
+TIMELINE = {
+    "otherData": {"layer": "x", "schedule": "fused", "moves": "auto"},
+    "traceEvents": [
+        {"ph": "M", "name": "thread_name", "pid": 0, "tid": 1, "args": {"name": "worker 1"}},
+        {"ph": "X", "name": "expert", "cat": "expert", "pid": 0, "tid": 1, "ts": 1.5, "dur": 2.0},
+    ],
+}
+LAUNCHES = (
+    b'#include <x>\n__global__ void add(const float* a, int n) { /* } */ }\nint main() { add<<<1, 2>>>("}", 3); }\n'
+    b"// simt: add<<<8, 128>>>(a:float32[10]=seed:1, float32[10], 1000, a)\n"
+    b"  // simt: n::k<int><<<(2,1), dim3(32, 1), 64>>>(int32[9]=seed:7<10, int8[2]=range, bool[4]=true, 0x1f, -2.5f);\n"
+)
 PTX = b""".version 8.0
 .target sm_90
 .address_size 64
@@ -249,6 +383,7 @@ SWITCHES = (
     b"&a ",
 )
 JSON = (b"null", b"1e999", b"NaN", b"true", b"[]")
+C = (b"<<<", b">>>", b"/*", b'"', b"{", b"}", b"__global__ ", b"namespace ", b"float32[", b"=seed:", b"(((")
 HDF5_WORDS = (b"TREE", b"SNOD", b"HEAP", b"GCOL", b"OHDR")
 
 
@@ -257,7 +392,11 @@ def safetensors() -> bytes:
 
 
 def targets(folder: Path) -> dict[str, Target]:
-    """All targets by name. folder: for the files that seeds are made of."""
+    """All targets by name. folder: for the files that seeds are made of, and those that command lines name."""
+    folders.commands_files(folder, {
+        "p.json": json.dumps(PROBLEM).encode(), "c.json": json.dumps(CLUSTER).encode(), "l.json": measured(),
+        "smi.txt": drawn()[0], "s.conf": TREE,
+    })  # fmt: skip
     return {
         "matrix": Target(decoded(matrix.parse), drawn(), (b"NV11", b"GPU0", b"\t", b"PIX", b" X ", b"\x1b[4m", b"N/A")),
         "nvlink": Target(decoded(nvlink.parse), (WIRES,), (b"Link 2: 1.5 GB/s", b"GPU 7: x")),
@@ -268,12 +407,23 @@ def targets(folder: Path) -> dict[str, Target]:
         "slurm_network": Target(decoded(slurm_network.parse), (TREE, BLOCK, YAML, b"RingName=r Nodes=a,b,c"), SWITCHES),
         "slurm_addresses": Target(decoded(addresses), (b"s[1-2].leaf.n3 switch.switch.node\n..n4 ",), (b"[0-9]", b".")),
         "environment": Target(variables, (JOB,), (b"SLURM_TOPOLOGY_ADDR=a.b\n", b"(x9)", b"HET_GROUP_0=n\n")),
+        "variables": Target(variables, (OWN,), (b"(x9)", b"GPU-", b"MIG-", b":", b"A" * 300)),
+        "sysfs": Target(folders.machine, (folders.sysfs(),), JSON),
+        "commands": Target(folders.commands, folders.lines(), (b"\n--", b"\n--json", b"\n-", b"nan", b"1,2")),
         "links": Target(in_file("l.json", links_file), (measured(),), JSON),
         "problem": Target(in_file("p.json", load_problem), (json.dumps(PROBLEM).encode(),), JSON),
+        "cluster": Target(in_file("c.json", cluster), (json.dumps(CLUSTER).encode(),), JSON),
         "options": Target(options, (json.dumps(OPTIONS).encode(),), JSON),
         "trace": Target(in_file("t.npz", lambda path: routing.load(str(path))), npz(), (b"'<m8'", b"'|O'", b"shape")),
         "results": Target(in_file("r.h5", hdf5.read), results(folder), HDF5_WORDS, 2 * guarded.SPARE),
+        "parts": Target(folders.parts, (folders.results(),), JSON),
+        "timeline": Target(in_file("t.json", timeline_file), (json.dumps(TIMELINE).encode(),), JSON),
+        "saved": Target(in_file("saved/saved.json", saved), (json.dumps(SAVED).encode(),), JSON),
+        "index": Target(in_file(f"shards/{INDEX_NAME}", shards), (json.dumps(INDEX).encode(),), JSON),
+        "model": Target(folders.model, folders.models(), JSON),
         "safetensors": Target(in_file("s.safetensors", tensors), (safetensors(),), (b'"BF16"', b'"F4"', b"[0, 0]")),
         "config": Target(in_file("model/config.json", model), (json.dumps(CONFIG).encode(),), (b'"mixtral"', b"null")),
         "ptx": Target(decoded(ptx), (PTX,), (b"{", b"}", b".reg .b32 %x<9>;", b"call f, ();", b"[%rd1+8]")),
+        "launches": Target(decoded(launches), (LAUNCHES,), C),
+        "array": Target(in_file("a.npy", array_file), npy(), (b"'<m8'", b"'|O'", b"shape", b"(", b"9")),
     }  # fmt: skip

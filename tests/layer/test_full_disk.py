@@ -45,7 +45,7 @@ def test_a_failed_save_leaves_the_one_before(tmp_path):
     saving.undo(tmp_path, name)
     assert not list(tmp_path.iterdir())
     first = saving.begin(tmp_path)
-    saving.finish(tmp_path, first, {})
+    saving.finish(tmp_path, first, {"layers": [], "optimizer": None})
     saving.undo(tmp_path, first)  # the failure came after the new saved.json
     second = saving.begin(tmp_path)
     saving.undo(tmp_path, second)

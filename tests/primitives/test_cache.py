@@ -22,8 +22,8 @@ from cases import ROOT, USE_EVERYTHING, Job, clean_environment, compile_once, ru
 from mpi import find_mpiexec
 
 from aristos.errors import EnvironmentProblem
+from aristos.primitives import code_files, private, sources
 from aristos.primitives import compile as compiling
-from aristos.primitives import private, sources
 
 KERNELS = """
 import numpy as np
@@ -199,7 +199,7 @@ def test_two_processes_do_not_write_one_index_at_once(tmp_path):
             inside.remove(signature)
 
     def save(signature: int) -> None:
-        kept = compiling.LazyCache(save)
+        kept = compiling.LazyCache(save, code_files.FunctionCache)
         vars(kept)["_kept"] = Kept()
         kept.save_overload(signature, None)
 
@@ -210,7 +210,9 @@ def test_two_processes_do_not_write_one_index_at_once(tmp_path):
 
 def test_progress_reports_how_long_it_has_taken(monkeypatch, capsys):
     """Of functions that are compiled; nothing of functions that are loaded."""
-    compiled, loaded = (SimpleNamespace(stats=SimpleNamespace(cache_misses=n), overloads={1: 1}) for n in ({1: 1}, {}))
+    compiled, loaded = (
+        SimpleNamespace(stats=SimpleNamespace(cache_misses=n), overloads={1: 1}, linked={}) for n in ({1: 1}, {})
+    )
     monkeypatch.setattr(compiling, "_registered", [compiled, loaded])
     monkeypatch.setattr(compiling, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(compiling, "NEXT_SECONDS", 0.01)

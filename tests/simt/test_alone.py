@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "aristos"
 # The compile cache, with what it needs, and bounded numbers of texts
-CACHE = ("compile", "code_files", "isa", "offline", "private", "sources")
+CACHE = ("compile", "code_files", "isa", "linked_code", "offline", "private", "sources")
 BASE = ("errors", *(f"primitives.{name}" for name in (*CACHE, "texts")))
 KERNEL = """
 import numpy as np

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed"
 from aristos import simt
 from aristos.cli.simt import main
 from aristos.errors import EnvironmentProblem, InputError
-from aristos.simt import host_code, launch_text, nvrtc
+from aristos.simt import check, host_code, launch_text, nvrtc
 
 try:
     nvrtc.loaded()
@@ -242,6 +243,11 @@ def test_arrays_of_arguments(tmp_path):
     assert not simt.Machine().device(0).empty(3)._view().any()
 
 
+def test_launches_in_comments_are_found_in_a_long_file():
+    source = "\n" * 500_000 + "  //  simt:  a<<<1, 1>>>()  \n// simt:\n//simt: b<<<1, 1>>>()\r\nx // simt: c\n"
+    assert launch_text.in_comments(source) == ["a<<<1, 1>>>()", "b<<<1, 1>>>()"]
+
+
 def test_launches_are_read_as_cuda_writes_them():
     found = launch_text.read("a::b<float, 3><<< dim3(4, 2), (32, 4), 128 >>>(int32[2, 3]=1, (1), x:f.npy);")
     assert (found.kernel, found.grid, found.block, found.shared) == ("a::b<float, 3>", (4, 2), (32, 4), 128)
@@ -249,6 +255,16 @@ def test_launches_are_read_as_cuda_writes_them():
     assert launch_text.read("k<<<1,1>>>()").arguments == ()
     with pytest.raises(InputError, match="a launch is NAME"):
         launch_text.read("k(1)")
+
+
+@pytest.mark.parametrize("part", [
+    "/* ", '"\\"', "namespace ", "namespace (", "__global__ ", "add( ", "f() { exit(1); } ", "a", "{ ", "} ", " = ",
+])  # fmt: skip
+def test_long_files_of_any_kind_are_read_in_little_time(part):
+    source, begun = part * (400_000 // len(part)), time.process_time()
+    for text in (source, source + "{}", f"__global__ void add({source}!) {{}}"):
+        host_code.without_host_code(text), check.parameter_names(text, "add"), launch_text.in_comments(text)
+    assert time.process_time() - begun < 5
 
 
 def test_host_functions_are_blank_and_lines_stay():

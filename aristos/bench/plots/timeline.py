@@ -87,7 +87,7 @@ def _read(file: str) -> tuple[dict[tuple[int, int], str], list[dict[str, Any]], 
         ]
     except OSError as error:
         raise ResultsError(f"{file}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ResultsError(
             f"{file} is no timeline of `aristos bench --timeline`: {type(error).__name__}: {error}"
         ) from None

@@ -29,6 +29,7 @@ from ...kernels.cuda import capacity, router
 from ...kernels.cuda.catalogue import route_kernels
 from ...kernels.cuda.tile import Tile
 from ...primitives.memory import store_release
+from ...primitives.texts import whole
 from ...transport.group import Group
 from ...transport.window import Window
 from ..failure import poisoned, wait_message
@@ -339,8 +340,8 @@ class CudaRuntime(Runtime):
 def local_rank(group: Group) -> int:
     """This process's number on its node, from the launcher; else its number among the group's ranks there."""
     for name in LOCAL_RANK:
-        if os.environ.get(name, "").isdecimal():
-            return int(os.environ[name])
+        if (number := whole(os.environ.get(name, ""))) is not None:
+            return number
     return group.node.Get_rank() if group.node is not None else 0
 
 

@@ -1,0 +1,92 @@
+"""The LLVM code of compiled functions, which compiled callers link.
+
+Numba makes machine code and a Python wrapper of every function that compiled code calls, although the callers link the
+function's LLVM code and use neither. `Linked` has the LLVM code alone (docs/decisions.md, 61).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import binding
+from numba.core import compiler
+from numba.core.codegen import JITCodeLibrary
+
+from . import code_files
+
+
+class Library(JITCodeLibrary):
+    """LLVM code that has no machine code. It is optimized only within the machine code of its callers."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        self._finalized = True
+
+
+class Linked:
+    """A function's LLVM code for one list of argument types. Numba finds the function's code by this object."""
+
+    lifted = ()  # Numba's cache asks for it
+
+    def __init__(self, context: Any, library: Library, fndesc: Any, signature: Any, environments: list) -> None:
+        self.library, self.fndesc, self.signature = library, fndesc, signature
+        self.environments = environments  # of the function, and of those that it calls: they are linked with it
+        context.insert_user_function(self, fndesc, [library])
+
+    @property
+    def codegen(self) -> Any:
+        return self.library.codegen
+
+
+def link(dispatcher: Any, arguments: tuple) -> Linked:
+    """Compile a function to LLVM code for these argument types. The caller holds Numba's compiler lock."""
+    description, context = dispatcher.targetdescr, dispatcher.targetctx
+    flags: Any = compiler.Flags()
+    description.options.parse_as_flags(flags, dispatcher.targetoptions)
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    library = Library(context.codegen(), dispatcher.py_func.__qualname__)
+    result = compiler.compile_extra(
+        dispatcher.typingctx, context, dispatcher.py_func, arguments, None, flags, dispatcher.locals, library
+    )
+    library._ensure_finalized()
+    return Linked(context, library, result.fndesc, result.signature, [result.environment, *environments(result)])
+
+
+def environments(result: Any) -> list:
+    """What the functions in a compilation's result may need of Python when they raise an error."""
+    return result._find_referenced_environments()
+
+
+class Cache(code_files.FunctionCache):
+    """The cache of one function's LLVM code, beside that of its machine code."""
+
+    def __init__(self, function: Callable, locator: type[code_files.Locator]) -> None:
+        super().__init__(function, locator, _Parts)
+
+
+class _Parts(code_files.Parts):
+    """How a function's LLVM code becomes bytes and again LLVM code."""
+
+    suffix = ".linked"
+
+    def reduce(self, linked: Linked) -> tuple:
+        library, fndesc = linked.library, linked.fndesc
+        fndesc.typemap = fndesc.calltypes = None  # of the compilation alone
+        code = library._get_module_for_linking().as_bitcode()
+        kept = [each for each in linked.environments if each.can_cache()]
+        return library.name, code, list(library._reload_init), fndesc, linked.signature, kept
+
+    def rebuild(self, context: Any, kept: tuple) -> Linked:
+        name, code, to_do, fndesc, signature, found = kept
+        for each in to_do:
+            each()
+        library = Library(context.codegen(), name)
+        library._reload_init.update(to_do)
+        library._final_module = binding.parse_bitcode(code)
+        library._finalize_final_module()
+        return Linked(context, library, fndesc, signature, found)

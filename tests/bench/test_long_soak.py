@@ -1,0 +1,37 @@
+"""`aristos soak` for two minutes of `make test-all`: random layers and calls on four ranks, each checked.
+
+The ranks give way to other tests: their niceness is 10 once all kernels are compiled. However little time that leaves
+them, they make some objects, so that there are slopes to judge.
+"""
+
+from __future__ import annotations
+
+import pytest
+from cases import run_job
+
+from aristos.bench.health import SLACK
+
+pytestmark = [pytest.mark.slow, pytest.mark.parallel, pytest.mark.compiled]
+
+JOB = """
+from aristos.bench import health
+from aristos.bench.soak import soak
+from aristos.bench.world import connect
+from aristos.cli import soak as command
+assert command.main("--seed 11 --objects 6 --minutes 9".split()) == 0  # they need all kernels
+os.nice(10)
+begun, ranks = time.monotonic(), connect()
+counts = soak(ranks, 12, 0, lambda number: number < 12 or time.monotonic() - begun < 120)
+leaks, growth = health.leaks(counts.samples), health.growth(counts.samples)
+say(counts.objects, counts.calls, counts.backward, counts.loads, leaks, *growth)
+"""
+
+
+def test_two_minutes_of_random_calls_are_right_and_nothing_grows(tmp_path):
+    done = run_job(tmp_path, 4, JOB, timeout=900)
+    assert done.code == 0, "\n".join(done.out)[-4000:]
+    assert "errors 0, leaks 0" in done.out[0]
+    for rank in range(4):
+        objects, calls, *_, leaks = done.lines(rank)[-1].split(maxsplit=4)
+        assert (int(objects) >= 12, int(calls) >= 12) == (True, True)
+        assert leaks == f"[] {' '.join(SLACK)}"  # all slopes were judged
