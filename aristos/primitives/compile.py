@@ -171,12 +171,16 @@ def jit(function: Callable) -> Any:
     """Like `numba.njit(nogil=True, cache=True)`, in Aristos's cache; the function itself under NUMBA_DISABLE_JIT=1."""
     if config.DISABLE_JIT:
         return function
-    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
-    compiled.__class__ = Compiled
-    compiled._cache = LazyCache(function, code_files.FunctionCache)
-    compiled.linked, compiled.linked_cache = {}, LazyCache(function, linked_code.Cache)
+    compiled = Compiled.of(
+        function, LazyCache(function, code_files.FunctionCache), LazyCache(function, linked_code.Cache)
+    )
     _registered.append(compiled)
     return compiled
+
+
+def inner(function: Callable) -> Any:
+    """Like `jit`, for a function that only compiled functions call: it is compiled into each of them, not cached."""
+    return function if config.DISABLE_JIT else Compiled.of(function, caching.NullCache(), caching.NullCache())
 
 
 class Compiled(CPUDispatcher):
@@ -186,10 +190,18 @@ class Compiled(CPUDispatcher):
     """
 
     linked: dict[tuple, linked_code.Linked]  # by the types of the arguments
-    linked_cache: LazyCache
+    linked_cache: caching.NullCache
     _compiler: Any
     _cache_hits: Counter  # Numba's counts, of machine code and LLVM code
     _cache_misses: Counter
+
+    @classmethod
+    def of(cls, function: Callable, cache: caching.NullCache, linked_cache: caching.NullCache) -> Any:
+        """A compiled function, with the caches of its machine code and of its LLVM code."""
+        made: Any = numba.njit(nogil=True, error_model="numpy")(function)
+        made.__class__ = cls
+        made._cache, made.linked_cache, made.linked = cache, linked_cache, {}
+        return made
 
     def compile(self, sig: Any) -> Any:
         """Load machine code from the cache or compile it; returns what Python calls."""
@@ -327,7 +339,7 @@ def _compile(function: Any, signature: tuple) -> None:
     try:
         function.compile(signature)
     except OSError as error:
-        raise EnvironmentProblem(f"kernels cannot be kept in {cache_folder()}: {error}; set ARISTOS_CACHE") from error
+        raise EnvironmentProblem(f"kernels cannot be read in {cache_folder()}: {error}; set ARISTOS_CACHE") from error
 
 
 @contextlib.contextmanager

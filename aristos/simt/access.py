@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .bits import f32_of, f64_of, get, load, load8, load32, put, store, store8, u32_of, u64_of
 from .floating import NAN32, flush32
-from .inner import jit
 from .integer import cut
 from .integer import read as as_integer
 from .requests import count_access

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .access import shadow_of, thread_of, warp_slot
@@ -35,7 +36,6 @@ from .clocks import (
     publish,
     single,
 )
-from .inner import jit
 from .units import unit
 from .watch import GID_MASK, report
 

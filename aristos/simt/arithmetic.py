@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from .bits import get, load64, store64
 from .convert import convert, convert_pair
 from .floating import floating
-from .inner import jit
 from .integer import carry, integer
 from .rows import CARRY
 from .units import unit

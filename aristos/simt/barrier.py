@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .access import register, set_register, thread_of, warp_slot
 from .bits import get, put
 from .clocks import BLOCK_KEY, SUB_BITS, join, publish
-from .inner import jit
 from .units import unit
 from .watch import report
 

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .inner import jit
+from ..primitives.compile import inner as jit
 
 _F32, _F64 = ir.FloatType(), ir.DoubleType()
 

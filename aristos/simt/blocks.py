@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import state as s
 from .access import thread_of
 from .barrier import rest, wake
@@ -11,7 +12,6 @@ from .bits import get, put, store8
 from .bulk import abandon
 from .clocks import join
 from .collective import FULL
-from .inner import jit
 from .lanes import select
 from .rows import PARAMS, ROW
 from .units import unit

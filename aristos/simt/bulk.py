@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .access import FAULT, check, locate, location_of, register, thread_of, warp_slot
@@ -27,7 +28,6 @@ from .agents import (
 from .bits import get, load64, put, store64
 from .clocks import SUB_BITS, join, publish, single
 from .copies import finish_copies
-from .inner import jit
 from .mbarrier import expect, live, pending, row_of, settle_phase
 from .units import unit
 from .watch import ATOMIC, STRONG, draw, report

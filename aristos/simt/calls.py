@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .access import register, set_register, thread_of
@@ -11,7 +12,6 @@ from .barrier import rest, settle, settle_grid
 from .bits import get, load8, put, store8
 from .clocks import join
 from .copies import finish_copies
-from .inner import jit
 from .lanes import resolve
 from .rows import FRAME
 from .units import unit

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import state as s
 from .bits import get, put
-from .inner import jit
 
 LOCATION = 1 << 62
 SUB_BITS = 12

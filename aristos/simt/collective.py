@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .access import check, locate, register, set_register, thread_of, warp_slot
 from .bits import f32_of, get, load16, load32, put, store16, store32, u32_of
 from .clocks import join
 from .floating import least_most
-from .inner import jit
 from .integer import read as as_integer
 from .matrix import multiply
 from .requests import count_access

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from .bits import f32_of, f64_of, u64_of
 from .floating import flush32
-from .inner import jit
 from .integer import cut, read
 from .rounding import (
     BFLOAT,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .access import FAULT, check, locate, location_of, register, thread_of, warp_slot
 from .bits import get, load, load8, put, store8
-from .inner import jit
 from .requests import count_access
 from .units import unit
 from .watch import wrote

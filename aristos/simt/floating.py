@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from .bits import f32_of, f64_of, fma32, fma64, u32_of, u64_of
-from .inner import jit
 from .rounding import BFLOAT, DOUBLE, HALF, SINGLE, exact, widen
 
 NAN32 = 0x7FFFFFFF

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
-from .inner import jit
 
 
 @jit

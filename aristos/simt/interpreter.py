@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .access import atomics, loads, register, set_register, stores, thread_of, warp_slot
@@ -15,7 +16,6 @@ from .bulk import bulk, fence_of_proxies, land_some
 from .calls import call, end_lanes, return_call, stop_launch
 from .collective import FULL
 from .copies import finish_copies, start_copy
-from .inner import jit
 from .integer import cut
 from .lanes import after, branch, gather, guarded, select, store_pc
 from .mbarrier import mbarrier, time_out

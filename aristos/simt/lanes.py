@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .access import register, thread_of
 from .barrier import wake
 from .bits import get, put
 from .collective import FULL, run_collective
-from .inner import jit
 from .units import unit
 from .watch import draw, report
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .bits import f32_of, f64_of, fma32, fma64, get, put, u32_of, u64_of
-from .inner import jit
 from .integer import clamp, spread
 from .rounding import BFLOAT, HALF, exact, widen
 from .units import unit

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .access import check, locate, register, set_register, thread_of, warp_slot
 from .barrier import wake
 from .bits import get, load64, put, store64
 from .clocks import join, publish
-from .inner import jit
 from .units import unit
 from .watch import ATOMIC, STRONG, draw, report
 

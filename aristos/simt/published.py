@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .bits import get, put
 from .clocks import closed, device_of, forward, includes, join, publish
-from .inner import jit
 from .units import unit
 
 DEVICE, SYSTEM = 1 << 40, 1 << 41  # groups; a block's group is its number

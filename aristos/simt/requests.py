@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .bits import get, put
-from .inner import jit
 from .units import unit
 
 

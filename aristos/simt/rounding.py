@@ -10,9 +10,9 @@ import math
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from .bits import f64_of, fma64, u64_of
-from .inner import jit
 from .units import unit
 
 # ---- formats ----

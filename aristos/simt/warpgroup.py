@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .access import FAULT, locate, register, thread_of, warp_slot
 from .agents import OF_WARPGROUP, agent_access, agent_number, as_agent, learnt
 from .bits import f32_of, fma32, get, load16, load32, put, u32_of
 from .clocks import publish
-from .inner import jit
 from .matrix import a_place, element
 from .rows import SPECIAL
 from .units import unit

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .bits import get, load, put
 from .clocks import LOCATION, happened, history_slot, in_clock, includes, join, lookup, publish, single
-from .inner import jit
 from .published import acquire, linked, published, released
 from .units import unit
 

@@ -15,7 +15,11 @@ from aristos.layer import saving
 from aristos.results import hdf5
 
 EVERYWHERE = ("ctrl_c", "time_limit")  # no rank is left to report them
-UNNAMED = ("unplugged", "memory")  # no rank is lost; or one hangs in Python, where no other rank can see it
+UNNAMED = (
+    "unplugged",
+    "link_lost",
+    "memory",
+)  # no rank is lost; or one hangs in Python, where no other rank can see it
 LAST = r"^aristos: rank \d+ (?:ends the job, because |.*; aborting the job$)"
 GRACE = 5.0  # seconds beyond a wait's limit
 OWN = (
@@ -90,7 +94,7 @@ def own_messages(out: str) -> list[str]:
 def patient(job: Job, out: str) -> bool:
     """Whether a rank waited for one in user code that has not ended, for which ten limits are allowed."""
     words = ("outside a call", "is still in user code", "has not made its call", f"limit {OVERDUE * LIMIT:g} s")
-    return job.faults[0]["kind"] in ("stop", "unplugged") and any(each in out for each in words)
+    return job.faults[0]["kind"] in ("stop", "unplugged", "link_lost") and any(each in out for each in words)
 
 
 def lacks(text: str, rank: int, victim: int) -> list[str]:
