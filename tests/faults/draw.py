@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-SEVERAL = 8  # most faults of a job that survives them
+SEVERAL = 8  # most faults of a job that survives them, unless asked otherwise
 DAY = 86400  # seconds
 SURVIVES, ENDS, EITHER = "survives", "ends", "either"
 TRANSPORTS = ("shm", "rma", "mixed")  # rma: between pretended nodes, which MPI joins by shared memory
@@ -116,8 +116,8 @@ KINDS = {
 }  # fmt: skip
 
 
-def draw(seed: int, mpi: str, kinds: list[str]) -> Job:
-    """Job of a seed on an MPI library: faults of one of `kinds`; several in a job that survives them."""
+def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL) -> Job:
+    """Job of a seed on an MPI library: faults of one of `kinds`; at most `several` in a job that survives them."""
     kind = KINDS[random.Random(seed).choice([name for name in kinds if transports(name, mpi)])]
     rng = random.Random(f"{seed} {mpi} {kind.name}")  # so that a line of the table can be run again
     survives = kind.outcome == SURVIVES
@@ -135,13 +135,20 @@ def draw(seed: int, mpi: str, kinds: list[str]) -> Job:
         options["moves"] = rng.choice(("auto", "tokens", "experts"))
     names = ["forward", "forward", "load", "result", "user", "again"]
     names += ["backward", "backward", "save", "restore"] if train else []
-    operations = ["forward", *(["save"] if train else []), *(rng.choice(names) for _ in range(20 if survives else 12))]
+    operations = [
+        "forward",
+        *(["save"] if train else []),
+        *(rng.choice(names) for _ in range(20 * several // SEVERAL if survives else 12)),
+    ]
     if kind.operations:  # more of those that show the fault
-        operations += [name for name in rng.choices(kind.operations, k=6) if name in names] + ["forward", "user"]
+        operations += [name for name in rng.choices(kind.operations, k=6 * several // SEVERAL) if name in names] + [
+            "forward",
+            "user",
+        ]
     job = Job(seed, mpi, ranks, transport, rng.random() < 0.5 or kind.name == "stop", options, operations)
     if kind.name == "clock":
         job.started = [rng.randrange(int(30 * DAY)) for _ in range(ranks)]
-    count = SEVERAL if survives else 1
+    count = several if survives else 1
     for number in sorted(rng.sample(places(kind, operations), k=min(count, len(places(kind, operations))))):
         fault = {"kind": kind.name, "operation": number, "rank": rng.randrange(ranks)}
         fault["after"] = round(10 ** rng.uniform(-5, -1.5), 6)
