@@ -11,7 +11,9 @@ ENDED = "has ended"
 
 @dataclass(frozen=True)
 class Process:
-    """A process. place: its machine and process namespace. started: when, in ticks since boot; numbers come again.
+    """A process. place: its machine, and its namespaces of processes and of time. started: when, in ticks since boot.
+
+    Numbers come again, so both count; and time since boot differs between namespaces of time.
 
     place or started is empty if unknown.
     """
@@ -58,6 +60,7 @@ def _place() -> str:
         if os.readlink("/proc/self") != str(os.getpid()):
             return ""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        times = os.readlink("/proc/self/ns/time") if os.path.exists("/proc/self/ns/time") else ""
+        return f"{boot} {os.readlink('/proc/self/ns/pid')} {times}"
     except OSError:
         return ""

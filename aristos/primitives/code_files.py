@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,13 @@ class FunctionCache(caching.FunctionCache):
         stamp = self._impl.locator.get_source_stamp()
         self._cache_file = _Files(self._cache_path, self._impl.filename_base, stamp)
         self.enable()
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        """Keep compiled code. If that fails, as on a full disk, this process goes on, and the next one compiles too."""
+        try:
+            super().save_overload(signature, data)
+        except OSError as error:
+            warnings.warn(f"kernels cannot be kept in {self._cache_path}: {error}; set ARISTOS_CACHE", stacklevel=2)
 
 
 class Parts(caching.CompileResultCacheImpl):

@@ -339,7 +339,7 @@ def _compile(function: Any, signature: tuple) -> None:
     try:
         function.compile(signature)
     except OSError as error:
-        raise EnvironmentProblem(f"kernels cannot be kept in {cache_folder()}: {error}; set ARISTOS_CACHE") from error
+        raise EnvironmentProblem(f"kernels cannot be read in {cache_folder()}: {error}; set ARISTOS_CACHE") from error
 
 
 @contextlib.contextmanager

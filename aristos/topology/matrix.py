@@ -28,7 +28,7 @@ _COLOUR = re.compile(
 _TAGS = "p|pre|code|span|summary|details|div|table|tbody|thead|td|th|tr"  # and not <inactive>, which nvidia-smi prints
 _QUOTES = '`"\u201c\u201d\u201e\u00ab\u00bb\u2018\u2019'
 _FRAME = re.compile(
-    rf"^(?:[ ]*(?://|[#>*+{_QUOTES}])[ ]?)+|[{_QUOTES}]+[ ]*$"  # marks of quotes and comments
+    rf"^(?:[ ]*(?://|[#>*+{_QUOTES}])[ ]?)+|(?<![{_QUOTES}])[{_QUOTES}]+[ ]*$"  # marks of quotes and comments
     rf"|^(?=.*---)[-:= ]+$|</?(?:{_TAGS})\b[^<>]*>",  # the rule under a table's heading; tags
     re.MULTILINE,
 )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-SEVERAL = 8  # most faults of a job that survives them
+SEVERAL = 8  # most faults of a job that survives them, unless asked otherwise
+DAY = 86400  # seconds
 SURVIVES, ENDS, EITHER = "survives", "ends", "either"
 TRANSPORTS = ("shm", "rma", "mixed")  # rma: between pretended nodes, which MPI joins by shared memory
 TCP = "tcp"  # rma, and MPI uses the network alone
+NODES = "nodes"  # two nodes with a network each, joined by a link; MPI has shared memory within each
+RANKS_OF_NODE = 2
 LIMIT = 2.0  # seconds of a wait in a job that a fault ends
 PATIENT = 20.0  # in a job that survives its faults: a stopped rank, and a busy machine, stay far below it
 
@@ -47,6 +51,7 @@ class Job:
     operations: list[str]
     faults: list[dict[str, Any]] = field(default_factory=list)
     refusals: dict[str, list[str]] = field(default_factory=dict)
+    started: list[int] | None = None  # by rank: seconds by which its monotonic clock is ahead
     warm: list[dict[str, Any]] | None = None  # instead of operations: options of layers to compile
 
     def __str__(self) -> str:
@@ -91,6 +96,10 @@ KINDS = {
         Kind("cut", SURVIVES, "the network cut, and restored after up to 1.5 s",
              lambda rng, job: {"seconds": round(rng.uniform(0.05, 1.5), 3)} | _GLOBAL, transports=(TCP,)),
         Kind("unplugged", ENDS, "the network cut for ever", lambda rng, job: _GLOBAL, transports=(TCP,)),
+        Kind("link_cut", SURVIVES, "the link between two nodes cut, and restored after up to 1.5 s",
+             lambda rng, job: {"seconds": round(rng.uniform(0.05, 1.5), 3)} | _GLOBAL, transports=(NODES,)),
+        Kind("link_lost", ENDS, "the link between two nodes cut for ever", lambda rng, job: _GLOBAL,
+             transports=(NODES,)),
         Kind("shm_full", SURVIVES, "a full /dev/shm, when a layer is made", _left(1 << 17), operations=("again",),
              refusals=("MemoryProblem",)),
         Kind("memory", EITHER, "memory denied to a rank (RLIMIT_AS)",
@@ -99,22 +108,26 @@ KINDS = {
              operations=("save", "result"), refusals=_DISK),
         Kind("disk_read_only", SURVIVES, "a read-only disk under results and checkpoints",
              lambda rng, job: {"at_once": True, "meet": True}, operations=("save", "result"), refusals=_DISK),
+        Kind("cache_full", SURVIVES, "a full disk under the cache of compiled code", _left(1 << 15),
+             operations=("forward", "load", "again")),
+        Kind("clock", SURVIVES, "the clock, as Python reads it, set by up to 30 days; ranks started days apart",
+             lambda rng, job: {"seconds": round(rng.uniform(-30, 30) * DAY), "at_once": True}),
     )
 }  # fmt: skip
 
 
-def draw(seed: int, mpi: str, kinds: list[str]) -> Job:
-    """Job of a seed on an MPI library: faults of one of `kinds`; several in a job that survives them."""
+def draw(seed: int, mpi: str, kinds: list[str], several: int = SEVERAL) -> Job:
+    """Job of a seed on an MPI library: faults of one of `kinds`; at most `several` in a job that survives them."""
     kind = KINDS[random.Random(seed).choice([name for name in kinds if transports(name, mpi)])]
     rng = random.Random(f"{seed} {mpi} {kind.name}")  # so that a line of the table can be run again
     survives = kind.outcome == SURVIVES
     transport = rng.choice(transports(kind.name, mpi))
-    ranks = {"shm": rng.choice((2, 3)), "rma": 2, "mixed": 3, TCP: 2}[transport]
+    ranks = {"shm": rng.choice((2, 3)), "rma": 2, "mixed": 3, TCP: 2, NODES: 3}[transport]
     train = rng.random() < 0.7
     options = {
         "schedule": rng.choice(("fused", "fused", "bulk")),
         "threads": rng.choice((1, 2)),
-        "ranks_per_node": {"shm": None, "rma": 1, "mixed": 2, TCP: 1}[transport],
+        "ranks_per_node": {"shm": None, "rma": 1, "mixed": 2, TCP: 1, NODES: None}[transport],
         "timeout": PATIENT if survives else LIMIT,
         "train": train,
     } | kind.options
@@ -122,11 +135,20 @@ def draw(seed: int, mpi: str, kinds: list[str]) -> Job:
         options["moves"] = rng.choice(("auto", "tokens", "experts"))
     names = ["forward", "forward", "load", "result", "user", "again"]
     names += ["backward", "backward", "save", "restore"] if train else []
-    operations = ["forward", *(["save"] if train else []), *(rng.choice(names) for _ in range(20 if survives else 12))]
+    operations = [
+        "forward",
+        *(["save"] if train else []),
+        *(rng.choice(names) for _ in range(20 * several // SEVERAL if survives else 12)),
+    ]
     if kind.operations:  # more of those that show the fault
-        operations += [name for name in rng.choices(kind.operations, k=6) if name in names] + ["forward", "user"]
+        operations += [name for name in rng.choices(kind.operations, k=6 * several // SEVERAL) if name in names] + [
+            "forward",
+            "user",
+        ]
     job = Job(seed, mpi, ranks, transport, rng.random() < 0.5 or kind.name == "stop", options, operations)
-    count = SEVERAL if survives else 1
+    if kind.name == "clock":
+        job.started = [rng.randrange(int(30 * DAY)) for _ in range(ranks)]
+    count = several if survives else 1
     for number in sorted(rng.sample(places(kind, operations), k=min(count, len(places(kind, operations))))):
         fault = {"kind": kind.name, "operation": number, "rank": rng.randrange(ranks)}
         fault["after"] = round(10 ** rng.uniform(-5, -1.5), 6)
@@ -149,8 +171,12 @@ def warm_up() -> Job:
 
 
 def transports(kind: str, mpi: str) -> list[str]:
-    """Where a fault can be made. On one machine Open MPI's windows always use shared memory."""
-    return [each for each in KINDS[kind].transports if each != TCP or mpi != "openmpi"]
+    """Where a fault can be made. On one machine Open MPI's windows always use shared memory.
+
+    Intel MPI's launcher starts no second node here; a link takes the program ip (iproute2).
+    """
+    never = {"openmpi": (TCP, NODES), "impi": (NODES,)}.get(mpi, () if shutil.which("ip") else (NODES,))
+    return [each for each in KINDS[kind].transports if each not in never]
 
 
 def places(kind: Kind, operations: list[str]) -> list[int]:

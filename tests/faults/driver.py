@@ -17,10 +17,10 @@ from typing import Any
 
 import machine
 import program
-from draw import TCP, Job
+from draw import NODES, RANKS_OF_NODE, TCP, Job
 
-START = 90.0  # seconds until the fault: starting and loading compiled code takes some on a busy machine
-LAST = 60.0  # seconds from the fault to the end that the driver waits at most
+START = 150.0  # seconds without progress that the driver waits: starting takes some on a busy machine
+LAST = 60.0  # the same once a fault has been made
 WARM = 600.0  # seconds for compiling, once
 LEFT = 5.0  # seconds for processes to end after the launcher
 POLL = 0.004
@@ -56,6 +56,8 @@ def launcher_of(mpi: str, job: Job) -> tuple[list[str], Path]:
         words += ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
     elif not job.cleanup:
         words.insert(1, "-disable-auto-cleanup")
+    if job.transport == NODES:
+        words[1:1] = ["-launcher", "fork", "-hosts", f"node-0:{RANKS_OF_NODE},node-1:{job.ranks - RANKS_OF_NODE}"]
     return words, bin_ / "python"
 
 
@@ -72,6 +74,8 @@ def environment(job: Job, token: str, folder: Path) -> dict[str, str]:
     if job.transport == TCP:
         env |= {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": "lo"}
         env |= {"I_MPI_FABRICS": "ofi"}
+    if job.transport == NODES:
+        env |= {"MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp", "FI_TCP_IFACE": machine.LINK}
     env |= {machine.MARK: token, "TMPDIR": str(folder / "tmp"), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return env
 
@@ -115,11 +119,14 @@ class Watch:
 
     def watch(self) -> int | None:
         """Watch until the launcher ends, or for too long; its code."""
-        begun = time.monotonic()
+        moved, seen = time.monotonic(), -1
         while (code := self.process.poll()) is None:
             before = time.monotonic()
+            progress = int(self.page[:, [program.PID, program.OPERATION, program.DONE]].sum())
+            if progress != seen:
+                moved, seen = before, progress
             at = self.fault_at()
-            if before > begun + (WARM if self.job.warm else START + LAST) or (at and before > at + LAST):
+            if before > moved + (WARM if self.job.warm else START) or (at and before > max(at, moved) + LAST):
                 return None
             self.serve(before)
             time.sleep(POLL)
@@ -156,10 +163,15 @@ class Watch:
             if "asked" not in fault:
                 fault |= {"asked": True, "at": now + 3.0}
                 return
+        elif fault["kind"] == "link_lost":
+            machine.link(self.folder / machine.NETWORKS[fault["rank"] // RANKS_OF_NODE], False)
         elif fault["kind"] == "unplugged":
             machine.network(False)
-        elif fault["kind"] == "cut":
-            machine.network("asked" in fault)
+        elif fault["kind"] in ("cut", "link_cut"):
+            if fault["kind"] == "cut":
+                machine.network("asked" in fault)
+            else:
+                machine.link(self.folder / machine.NETWORKS[fault["rank"] // RANKS_OF_NODE], "asked" in fault)
             if "asked" not in fault:
                 fault |= {"asked": True, "at": now + fault["seconds"]}
                 return
@@ -217,11 +229,13 @@ class Watch:
 def run(job: Job, folder: Path) -> Ended:
     """Run a job in a workplace."""
     begun = time.monotonic()
-    watch = Watch(job, folder)
-    code: int | None = None
-    try:
-        code = watch.watch()
-    finally:
-        ended = watch.finish(code)
+    networks = [folder / name for name in machine.NETWORKS]
+    with machine.linked(*networks) if job.transport == NODES else contextlib.nullcontext():
+        watch = Watch(job, folder)
+        code: int | None = None
+        try:
+            code = watch.watch()
+        finally:
+            ended = watch.finish(code)
     ended.wall = time.monotonic() - begun
     return ended

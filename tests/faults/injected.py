@@ -6,18 +6,44 @@ import contextlib
 import ctypes
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import machine
+import numpy as np
 
 if TYPE_CHECKING:
     from program import Program
 
 FAULT_AT, CONTINUE_AT, MADE = 2, 3, 5  # words of the page, see program.py
+
+
+def _ahead() -> int:
+    """ns by which this process's CLOCK_MONOTONIC is ahead of the driver's; see `machine.started_earlier`."""
+    before, seconds = map(int, os.environ.get("ARISTOS_FAULT_CLOCK", "0 0").split())
+    ahead = 10**9 * seconds
+    return ahead if time.monotonic_ns() - before >= ahead else 0
+
+
+AHEAD = _ahead()
+
+
+def now() -> int:
+    """ns on the driver's CLOCK_MONOTONIC."""
+    return time.monotonic_ns() - AHEAD
+
+
+def doubled(n: int) -> int:
+    return 2 * n
+
+
+def mean(n: int) -> float:
+    return np.arange(n).mean()
 
 
 class FaultInUserCode(Exception):
@@ -46,7 +72,7 @@ class Injected:
         self._make(work, fault)
 
     def _make(self, work: Any, fault: dict[str, Any]) -> None:
-        self.program.row[FAULT_AT] = time.monotonic_ns()
+        self.program.row[FAULT_AT] = now()
         self.program.row[MADE] += 1
         work(fault)
 
@@ -66,7 +92,7 @@ class Injected:
 
     def pause(self, fault: dict[str, Any]) -> None:
         """Stop; the driver continues this process."""
-        self.program.row[CONTINUE_AT] = time.monotonic_ns() + int(1e9 * fault["seconds"])
+        self.program.row[CONTINUE_AT] = now() + int(1e9 * fault["seconds"])
         self.stop(fault)
 
     def interrupt(self, fault: dict[str, Any]) -> None:
@@ -144,6 +170,43 @@ class Injected:
 
     def disk_full_over(self, fault: dict[str, Any]) -> None:
         os.unlink("disk/filler")
+
+    def cache_full(self, fault: dict[str, Any]) -> None:
+        """Functions are compiled, and cannot be kept, or some of them."""
+        shutil.rmtree("disk/cache", ignore_errors=True)
+        self.fill_cache(lambda: self.disk_full(fault))
+
+    def cache_full_over(self, fault: dict[str, Any]) -> None:
+        self.disk_full_over(fault)
+        self.fill_cache(lambda: None)  # what was kept in part does no harm
+
+    def fill_cache(self, before: Any) -> None:
+        """Compile into a cache on the job's disk. before: called when it is chosen."""
+        import numba
+
+        from aristos.primitives import compile as compiling
+
+        usual = compiling.cache_folder()
+        os.environ["ARISTOS_CACHE"] = "disk/cache"
+        compiling.cache_folder.cache_clear()
+        compiling.cache_folder()
+        before()
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            for plain in (doubled, mean):
+                function = compiling.jit(plain)
+                compiling.warm_up([(function, (numba.int64,))])
+                assert function(9) == plain(9)
+        os.environ["ARISTOS_CACHE"] = str(usual.parent)
+        compiling.cache_folder.cache_clear()
+        compiling.cache_folder()
+
+    def clock(self, fault: dict[str, Any]) -> None:
+        """From now on the system's clock is another one."""
+        seconds = fault["seconds"]
+        real, real_ns = time.time, time.time_ns
+        time.time = lambda: real() + seconds
+        time.time_ns = lambda: real_ns() + 10**9 * seconds
 
     def disk_read_only(self, fault: dict[str, Any]) -> None:
         machine.read_only(Path("disk"), True)

@@ -15,7 +15,11 @@ from aristos.layer import saving
 from aristos.results import hdf5
 
 EVERYWHERE = ("ctrl_c", "time_limit")  # no rank is left to report them
-UNNAMED = ("unplugged", "memory")  # no rank is lost; or one hangs in Python, where no other rank can see it
+UNNAMED = (
+    "unplugged",
+    "link_lost",
+    "memory",
+)  # no rank is lost; or one hangs in Python, where no other rank can see it
 LAST = r"^aristos: rank \d+ (?:ends the job, because |.*; aborting the job$)"
 GRACE = 5.0  # seconds beyond a wait's limit
 OWN = (
@@ -90,7 +94,7 @@ def own_messages(out: str) -> list[str]:
 def patient(job: Job, out: str) -> bool:
     """Whether a rank waited for one in user code that has not ended, for which ten limits are allowed."""
     words = ("outside a call", "is still in user code", "has not made its call", f"limit {OVERDUE * LIMIT:g} s")
-    return job.faults[0]["kind"] in ("stop", "unplugged") and any(each in out for each in words)
+    return job.faults[0]["kind"] in ("stop", "unplugged", "link_lost") and any(each in out for each in words)
 
 
 def lacks(text: str, rank: int, victim: int) -> list[str]:
@@ -132,7 +136,7 @@ def checkpoint(folder: Path) -> list[str]:
         arrays = [saving.npz.load(str(saving.file_of(place, 0, e)), "saved") for e in (*range(cfg.experts), -1)]
     except errors.AristosError as error:
         return [f"the checkpoint does not open: {error}"]
-    for seed in range(last, 64):
+    for seed in range(last, 256):
         w = reference.weights(cfg, seed=seed)
         same = all((arrays[e][n] == w[n][e]).all() for e in range(cfg.experts) for n in ("up", "down"))
         if same and (arrays[-1]["router"] == w["router"]).all():

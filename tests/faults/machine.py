@@ -12,11 +12,14 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-NEW_MOUNTS, NEW_NETWORK = 0x20000, 0x40000000
+NEW_MOUNTS, NEW_NETWORK, NEW_TIME = 0x20000, 0x40000000, 0x80
+LINK = "link"  # name of a network's end
+NETWORKS = ("node-0", "node-1")  # files that hold the networks of two nodes
 READ_ONLY, REMOUNT, RECURSIVE, PRIVATE, DETACH = 1, 32, 0x4000, 0x40000, 2
 GET_FLAGS, SET_FLAGS, UP = 0x8913, 0x8914, 1  # of a network interface
 MARK = "ARISTOS_FAULT_JOB"  # in the environment of every process of a job
@@ -40,13 +43,64 @@ def own_machine() -> bool:
     return True
 
 
-def network(up: bool) -> None:
-    """Switch the loopback interface, the only one, on or off. Connections stay, and packets are lost."""
+def network(up: bool, name: bytes = b"lo") -> None:
+    """Switch a network interface on or off: connections stay, and packets are lost. Loopback is the only one here."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        request = struct.pack("16sh22x", b"lo", 0)
+        request = struct.pack("16sh22x", name, 0)
         flags = struct.unpack("16sh22x", fcntl.ioctl(any_socket, GET_FLAGS, request))[1]
         flags = flags | UP if up else flags & ~UP
-        fcntl.ioctl(any_socket, SET_FLAGS, struct.pack("16sh22x", b"lo", flags))
+        fcntl.ioctl(any_socket, SET_FLAGS, struct.pack("16sh22x", name, flags))
+
+
+@contextlib.contextmanager
+def linked(*networks: Path) -> Iterator[None]:
+    """Two networks, each held by a file, with a link between them."""
+    for each in networks:
+        each.touch()
+        subprocess.run(["unshare", f"--net={each}", "true"], check=True)
+    ends = [["name", LINK, "netns", str(each)] for each in networks]
+    try:
+        subprocess.run(["ip", "link", "add", *ends[0], "type", "veth", "peer", *ends[1]], check=True)
+        for number, each in enumerate(networks, 1):
+            for words in (
+                ("link", "set", "dev", LINK, "addrgenmode", "none"),  # one address, which is ready at once
+                ("addr", "add", f"10.9.0.{number}/24", "dev", LINK),
+                ("link", "set", "dev", "lo", "up"),
+            ):
+                subprocess.run(["nsenter", f"--net={each}", "ip", *words], check=True)
+            link(each, True)
+        show, until = ["nsenter", f"--net={networks[-1]}", "ip", "-brief", "link", "show", LINK], time.monotonic() + 10
+        while b" UP " not in subprocess.run(show, check=True, stdout=subprocess.PIPE).stdout:
+            time.sleep(0.05)
+            if time.monotonic() > until:
+                raise OSError(f"the link between {' and '.join(map(str, networks))} does not come up")
+        yield
+    finally:
+        for each in networks:
+            _call("umount2", str(each).encode(), DETACH)
+
+
+def enter(network_: Path) -> None:
+    """Give this thread a network that `linked` has made."""
+    with open(network_) as there:
+        _call("setns", there.fileno(), NEW_NETWORK)
+
+
+def link(network_: Path, up: bool) -> None:
+    """Switch a network's end of the link on or off."""
+    with open("/proc/thread-self/ns/net") as here:
+        enter(network_)
+        try:
+            network(up, LINK.encode())
+        finally:
+            _call("setns", here.fileno(), NEW_NETWORK)
+
+
+def started_earlier(seconds: int) -> None:
+    """Set this process's monotonic clock ahead: from its next execve on, where the kernel knows how."""
+    with contextlib.suppress(OSError):
+        _call("unshare", NEW_TIME)
+        Path("/proc/self/timens_offsets").write_text(f"monotonic {seconds} 0\nboottime {seconds} 0\n")
 
 
 @contextlib.contextmanager

@@ -18,9 +18,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import draw
+import machine
 import numpy as np
 
-PID, OPERATION, FAULT_AT, CONTINUE_AT, DONE, MADE, WORDS = 0, 1, 2, 3, 4, 5, 8  # words of a rank's row of the page
+PID, OPERATION, FAULT_AT, CONTINUE_AT, DONE, MADE, MET, WORDS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    8,
+)  # words of a rank's row of the page
 MOST_RANKS = 8
 RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
@@ -40,7 +51,8 @@ class Program:
         from aristos import MoEConfig
 
         self.job, self.rank, self.comm, self.other = job, rank, comm, comm.Dup()
-        self.row = page(Path("page"))[rank]
+        self.page = page(Path("page"))
+        self.row = self.page[rank]
         self.cfg = MoEConfig(hidden=24, ffn=40, experts=5, top_k=2, max_tokens=48)
         self.weights_of = 0  # the seed of the layer's weights
         self.saved: int | None = None  # the seed of the saved weights
@@ -68,11 +80,11 @@ class Program:
                 self.injected.begin(number)
                 common = any(f["operation"] == number and f.get("meet") for f in self.job["faults"])
                 if common:
-                    self.comm.Barrier()  # the fault is there before any rank begins
+                    self.meet()  # the fault is there before any rank begins
                 self.may_refuse(name, number)
                 self.injected.over(number)
                 if common:
-                    self.comm.Barrier()  # and gone before any goes on
+                    self.meet()  # and gone before any goes on
 
     def may_refuse(self, name: str, number: int) -> None:
         """Run an operation; where a fault may make it refuse, the job goes on after the error."""
@@ -85,7 +97,15 @@ class Program:
             if type(error).__name__ not in allowed:
                 raise
             print(f"refused: {name}: {type(error).__name__}: {error}", flush=True)
-            self.comm.Barrier()  # all ranks have been refused before the fault ends
+            self.meet()  # all ranks have been refused before the fault ends
+
+    def meet(self) -> None:
+        """Wait for all ranks, without MPI: it may need what the fault denies."""
+        self.row[MET] += 1
+        until = time.monotonic() + 60
+        while self.page[: self.comm.size, MET].min() < self.row[MET]:
+            time.sleep(0.001)
+            assert time.monotonic() < until
 
     # ------------------------------------------------------------ operations
 
@@ -172,6 +192,12 @@ class Program:
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     rank = int(next(os.environ[v] for v in RANK_VARIABLES if v in os.environ))
+    if "started" in job and "ARISTOS_FAULT_CLOCK" not in os.environ:
+        machine.started_earlier(job["started"][rank])
+        os.environ["ARISTOS_FAULT_CLOCK"] = f"{time.monotonic_ns()} {job['started'][rank]}"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    if job["transport"] == draw.NODES:
+        machine.enter(Path(machine.NETWORKS[rank // draw.RANKS_OF_NODE]))
     out = os.open(f"rank-{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(out, 1)
     os.dup2(out, 2)

@@ -17,7 +17,7 @@ import driver
 import judge
 import machine
 import table
-from draw import KINDS, draw, warm_up
+from draw import KINDS, SEVERAL, draw, warm_up
 
 MOST_EARLY = 10  # jobs that end before their fault, beyond the faults made
 
@@ -28,6 +28,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the first job")
     parser.add_argument("--mpi", nargs="+", default=["mpich"], choices=("mpich", "openmpi", "impi"))
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--several", type=int, default=SEVERAL, help="most faults of a job that survives them")
     parser.add_argument("--out", type=Path, help="file to which a line for each injection is added")
     parser.add_argument("--keep", type=Path, help="folder for what a bad job leaves")
     asked = parser.parse_args()
@@ -44,7 +45,7 @@ def main() -> int:
     started = time.monotonic()
     while made < asked.injections:
         mpi = asked.mpi[seed % len(asked.mpi)]
-        job = draw(seed, mpi, asked.kinds)
+        job = draw(seed, mpi, asked.kinds, asked.several)
         seed += 1
         with driver.workplace() as folder:
             ended = driver.run(job, folder)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from draw import KINDS, SURVIVES, TCP, TRANSPORTS, Job
+from draw import KINDS, NODES, SURVIVES, TCP, TRANSPORTS, Job
 from driver import Ended
 
 COLUMNS = ("kind", "transport", "mpi", "seed", "operation", "right", "seconds")
@@ -43,7 +43,7 @@ def lines(rows: Iterable[dict[str, str]]) -> list[str]:
         cell[0] += 1
         cell[1] += int(row["right"])
         slowest[row["kind"]] = max(slowest[row["kind"]], float(row["seconds"] or 0))
-    used = [(mpi, t) for mpi in NAMES for t in (*TRANSPORTS, TCP) if any(c[1:] == (mpi, t) for c in cells)]
+    used = [(mpi, t) for mpi in NAMES for t in (*TRANSPORTS, TCP, NODES) if any(c[1:] == (mpi, t) for c in cells)]
     found = [f"| fault | {' | '.join(f'{NAMES[mpi]}, {t}' for mpi, t in used)} | slowest |"]
     found.append(f"|---|{'---:|' * (len(used) + 1)}")
     for kind in KINDS.values():

@@ -66,6 +66,18 @@ def test_a_process_of_any_name():
         assert here.trouble() == ""
 
 
+def test_a_process_of_another_namespace_of_time_is_not_judged():
+    """It has other times since boot, so that it would seem to be another process."""
+    there = "import ctypes, os, sys; ctypes.CDLL(None).unshare(0x80) and sys.exit(3); os.execl(sys.executable, *ARGS)"
+    seen = "import sys; from aristos.host.processes import Process; print(Process.here().place)"
+    words = [sys.executable, "-c", there.replace("ARGS", repr([sys.executable, "-c", seen]))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    if done.returncode == 3:
+        pytest.skip("namespaces of time take root and Linux 5.6")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() != Process.here().place
+
+
 def test_what_is_unknown_is_no_trouble(monkeypatch):
     here = Process.here()
     assert replace(here, started="").trouble() == ""

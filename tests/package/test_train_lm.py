@@ -84,8 +84,6 @@ def test_texts_are_whole_files_and_batches_are_drawn_alike(program, tmp_path):
 @pytest.mark.slow
 @pytest.mark.ranks(2, timeout=300)
 def test_ranks_and_a_resume_leave_the_bits_of_a_model_as_they_are(comm, tmp_path_factory, program):
-    import generate
-
     from aristos import Checkpoint
 
     base = comm.bcast(tmp_path_factory.mktemp("lm") if comm.rank == 0 else None)
@@ -109,10 +107,30 @@ def test_ranks_and_a_resume_leave_the_bits_of_a_model_as_they_are(comm, tmp_path
     assert losses[0]["loss"][-1] < losses[0]["loss"][0]
     assert losses[0]["loads"].sum() == ASKED.steps * ASKED.layers * ASKED.pieces * 4 * ASKED.length * 2
     assert Checkpoint(whole).model_type == "qwen3_moe"
+    written_alike(whole, comm)
+
+
+def written_alike(model: Path, comm: Any) -> None:
+    """Bytes of text, and the last logits, are those of one rank; with more ranks than prompts, some are empty."""
+    import generate
+
     prompts = [list(b"def "), list(b"import os\n"), list(b"x")]
-    alone = {s.number: s.tokens for s in generate.generate(whole, prompts, 4, None, "bfloat16")}
-    for sequence in generate.generate(whole, prompts, 4, comm, "bfloat16"):
-        assert sequence.tokens == alone[sequence.number]
+    alone = {s.number: s for s in generate.generate(model, prompts, 4, None, "bfloat16")}
+    for sequence in generate.generate(model, prompts, 4, comm, "bfloat16"):
+        assert bytes(sequence.tokens) == bytes(alone[sequence.number].tokens)
+        assert sequence.logits.tobytes() == alone[sequence.number].logits.tobytes()
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(4, timeout=300)
+def test_text_has_equal_bytes_on_four_ranks(comm, tmp_path_factory, program):
+    base = comm.bcast(tmp_path_factory.mktemp("lm") if comm.rank == 0 else None)
+    asked = argparse.Namespace(
+        **(vars(ASKED) | {"dense": False, "resume": False, "out": base, "steps": 1, "pieces": 4})
+    )
+    program.train(asked, comm)
+    comm.Barrier()
+    written_alike(base / "model", comm)
 
 
 def test_a_dense_model_has_one_expert_of_equal_flops_and_writes_text(program, tmp_path, monkeypatch, capsys):

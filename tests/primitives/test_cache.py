@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -13,13 +14,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
+import numba
 import pytest
 from cases import ROOT, USE_EVERYTHING, Job, clean_environment, compile_once, run_job
 from mpi import find_mpiexec
 
 from aristos.errors import EnvironmentProblem
-from aristos.primitives import code_files, sources
+from aristos.primitives import code_files, private, sources
 from aristos.primitives import compile as compiling
 
 KERNELS = """
@@ -245,6 +248,20 @@ def test_a_damaged_cache_is_rebuilt(tmp_path):
     (victim,) = folder.rglob("elementwise.activate-*.nbc")
     victim.write_bytes(victim.read_bytes()[:100])
     assert [use(TWO_FUNCTIONS, ARISTOS_CACHE=str(tmp_path))[0] for _ in range(2)] == [1, 0]
+
+
+def squared(n: int) -> int:
+    return n * n
+
+
+@pytest.mark.compiled
+def test_a_full_disk_keeps_no_function_from_being_compiled(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiling, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(private, "write", mock.Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    function = compiling.jit(squared)
+    with pytest.warns(UserWarning, match="kernels cannot be kept in .*No space left on device; set ARISTOS_CACHE"):
+        compiling.warm_up([(function, (numba.int64,))])
+    assert function(3) == 9
 
 
 @pytest.fixture

@@ -53,6 +53,7 @@ FINE: list[tuple[Callable, str]] = [
 REFUSED: list[tuple[Callable, str]] = [
     (matrix.parse, stuck(100)),
     (matrix.parse, stuck(100_000)),
+    (matrix.parse, "x" + '"' * 60_000 + "x"),
     (matrix.parse, "GPU0\tGPU1\nGPU0\t" + "X" * 900 + "\n"),
     (matrix.parse, "GPU0\n" * 20_000),
     (matrix.parse, "GPU0 GPU1\n" + "GPU1 x" * 20_000),
