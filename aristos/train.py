@@ -57,7 +57,8 @@ class Optimizer:
 
         dense_gradients: those of `dense`, by name, summed and equal on all ranks (`aristos.reproducible_sum`). With
         `clip`, all gradients are scaled so that their norm is at most that. Raises InputError on every rank, and
-        changes no weight, if a gradient is not finite; OpenCallError while a tape is open.
+        changes no weight, if a gradient is not finite; OpenCallError while a tape is open. If it is interrupted while
+        it changes the weights, this rank refuses them until `moe.restore`.
         """
         dense_gradients = {} if dense_gradients is None else dense_gradients
         self.moe.agree(self._refused(dense_gradients), "its gradients of dense arrays")
@@ -66,12 +67,14 @@ class Optimizer:
             raise OpenCallError(f"{self.moe.open_tapes} tapes are open: give them to backward(), or discard() them")
         norm = self.norm(dense_gradients)
         factor = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
-        self.steps += 1
-        for layer in range(self.moe.layers):
-            self.moe.everywhere(lambda part: self.change(part[0], part[1], part[2], factor), list(self._parts(layer)))
-            self.moe.update(layer)
-        for name, array in self.dense.items():
-            self.change(array, dense_gradients[name], self.dense_states[name], factor)
+        parts = [list(self._parts(layer)) for layer in range(self.moe.layers)]
+        with self.moe.changing():
+            self.steps += 1
+            for layer in range(self.moe.layers):
+                self.moe.everywhere(lambda part: self.change(part[0], part[1], part[2], factor), parts[layer])
+                self.moe.update(layer)
+            for name, array in self.dense.items():
+                self.change(array, dense_gradients[name], self.dense_states[name], factor)
         return norm
 
     def _parts(self, layer: int) -> Iterator[tuple[np.ndarray, np.ndarray, Arrays]]:
@@ -82,7 +85,11 @@ class Optimizer:
                 yield masters[name][i], gradients[name][i], {key: array[i] for key, array in state.items()}
 
     def _refused(self, gradients: Arrays) -> InputError | None:
-        """What is wrong with the gradients of dense arrays."""
+        """What is wrong with the gradients of dense arrays, or with the weights."""
+        try:
+            self.moe.refuse_half_changed()
+        except InputError as problem:
+            return problem
         if gradients.keys() != self.dense.keys():
             odd = sorted(gradients.keys() ^ self.dense.keys())
             return InputError(f"step() needs a gradient for every array of dense and no other; these differ: {odd}")

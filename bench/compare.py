@@ -28,8 +28,8 @@ import plot
 import report
 import rounds
 import save
-from jobs import Product, Shape
-from peers import LAYERS, ONE_RANK, PRODUCTS, UNPADDED, Entry
+from jobs import Product, Shape, Step
+from peers import LAYERS, ONE_RANK, PRODUCTS, STEPS, UNPADDED, Entry
 from teams import Team
 
 from aristos import results
@@ -44,7 +44,7 @@ class Part:
     """title: of its block on the page; ranks: None for as many as asked; entries: its peers."""
 
     title: str
-    jobs: tuple[str | Product, ...]
+    jobs: tuple[str | Product | Step, ...]
     entries: dict[str, Entry]
     ranks: int | None = None
 
@@ -56,6 +56,7 @@ PARTS = {
     "one": Part(
         "One rank, all experts local", tuple(f"{t}/2048/512/32/8/gated" for t in figures.ONE_RANK), ONE_RANK, 1
     ),
+    "train": Part("Training steps", tuple(jobs.step(shape) for shape in jobs.SHAPES.values()), STEPS),
     "products": Part(
         "Matrix products, one rank",
         tuple(Product(m, *s) for s in ((1024, 4096), (4096, 1024), (2048, 512)) for m in (1, 4, 16, 64, 128, 512)),
@@ -116,7 +117,8 @@ def _check_peers(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> 
 
 def shapes_of(asked: argparse.Namespace, part: str) -> list[Shape | Product]:
     """The jobs of a part: those asked for, else its own."""
-    return asked.shapes or [job if isinstance(job, Product) else jobs.parse_shape(job) for job in PARTS[part].jobs]
+    shapes = [jobs.step(shape) for shape in asked.shapes] if part == "train" else asked.shapes
+    return shapes or [jobs.parse_shape(job) if isinstance(job, str) else job for job in PARTS[part].jobs]
 
 
 def show(text: str) -> None:
@@ -161,7 +163,8 @@ def _compare(
             notes.append(f"{shape.label} did not run: {why}")
             continue
         m = rounds.ShapeResults(shape, world)
-        after = (lambda team: team("run", "micro:outside", "fused")[0]) if shape.name == "D" else None
+        outside = shape.name == "D" and not isinstance(shape, Step)
+        after = (lambda team: team("run", "micro:outside", "fused")[0]) if outside else None
         rounds.run(teams, folder / "job", truth, entries, m, asked.rounds, asked.iters, draw, show, after)
         measured.append(m)
     show("signals")
@@ -185,11 +188,15 @@ def _compare(
     )
 
 
-def make_job(folder: Path, shape: Shape | Product, world: int, asked: argparse.Namespace) -> oracle.Truth:
+def make_job(
+    folder: Path, shape: Shape | Product, world: int, asked: argparse.Namespace
+) -> oracle.Truth | oracle.StepTruth:
     """Write a job's arrays, in place of those of the job before."""
     shutil.rmtree(folder, ignore_errors=True)
     if isinstance(shape, Product):
         return oracle.make_product(folder, shape, asked.seed)
+    if isinstance(shape, Step):
+        return oracle.make_step(folder, shape, world, asked.seed)
     return oracle.make(folder, shape, world, asked.seed, asked.traces)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jobs import Product
+from jobs import Product, Step
 from numpy.typing import ArrayLike
 from peers import BOUNDS
 from rounds import ShapeResults
@@ -32,6 +32,7 @@ FIGURES_BY_ISA: dict[str, dict[str, dict[str, float]]] = {  # of layers in bfloa
     },
 }
 HIGH_OVER_FLOAT32 = {"A": 1.8, "E": 1.8}  # precision="high" on AMX
+STEPS = {"float32": ("step", 1.2), "bfloat16": ("bf16-step", 1.05)}  # dtype -> Aristos's peer, over the best other
 ONE_RANK = {1: 1.3, 16: 1.4, 128: 1.4, 1024: 1.4}  # tokens -> bfloat16, over the better of kt-kernel and torch
 FEW_ROWS, OVER_FEW, OVER_MANY = 64, 1.2, 1.0  # bfloat16 products over oneDNN's
 PRODUCT_SHARE = {"avx512": 0.86, "avx512 on znver4": 0.92}  # of the FMA peak, by ISA and CPU
@@ -124,6 +125,8 @@ def figures(
     for m in shapes:
         if isinstance(m.shape, Product):
             found += _product(m, family)
+        elif isinstance(m.shape, Step):
+            found += _step(m)
         elif m.world == 1:
             found += _one_rank(m)
         else:
@@ -159,6 +162,17 @@ def _layer(m: ShapeResults, family: Family) -> list[Figure]:
         if name in asked.get(key, {}) and "bf16" in m.entries:
             found.append(_times(what, asked[key][name], spread, m, "bf16", *others))
     return found + _outside(m)
+
+
+def _step(m: ShapeResults) -> list[Figure]:
+    """A training step, over the best of torch's."""
+    found = []
+    for dtype, (ours, asked) in STEPS.items():
+        others = m.timed(dtype, ours=False)
+        if ours in m.entries and others:
+            what = f"{dtype}, a step over the best of torch's"
+            found.append(_times(what, asked, over_best(m, others, ours), m, ours, *others))
+    return found
 
 
 def _one_rank(m: ShapeResults) -> list[Figure]:

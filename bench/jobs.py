@@ -7,6 +7,7 @@ few inputs with routings of their own alternate, so that no call finds the rows 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,6 +51,22 @@ class Shape:
     def flops(self, rows: int) -> int:
         """Floating-point operations of all GEMMs for `rows` rows, without combine."""
         return (6 if self.gated else 4) * rows * self.hidden * self.ffn
+
+
+@dataclass(frozen=True)
+class Step(Shape):
+    """A training step of a layer: forward and backward.
+
+    Experts have SiLU with and without a gate: with ReLU, sums near 0 would have the other derivative after rounding.
+    """
+
+    @property
+    def inputs(self) -> int:
+        return 2
+
+    def flops(self, rows: int) -> int:
+        """Those of a forward call, and of the gradients of rows and of weights, which are as many each."""
+        return 3 * super().flops(rows)
 
 
 @dataclass(frozen=True)
@@ -112,13 +129,18 @@ def parse_shape(text: str) -> Shape:
     return Shape(text, *numbers, gated=gated, routing=routing or "uniform")
 
 
+def step(shape: Shape) -> Step:
+    """A training step of a layer."""
+    return Step(**asdict(shape))
+
+
 @dataclass
 class Job:
     """A layer's arrays, as one rank sees them. Experts are placed contiguously, E / world on each rank.
 
     up, gate: [E, H, F] and down: [E, F, H] for all experts, mapped from files; gate: None if ungated; local: the slice
     of experts this rank holds; xs: [inputs, S, H]; ids, weights: [inputs, S, k]; rows: [inputs, world] rows each rank
-    computes.
+    computes. dys: [inputs, S, H], of a step the gradients of the outputs.
     """
 
     shape: Shape
@@ -131,6 +153,7 @@ class Job:
     ids: Ints
     weights: Floats
     rows: Ints
+    dys: Floats | None = None
 
     @property
     def local(self) -> slice:
@@ -168,7 +191,13 @@ def read(folder: Path, rank: int) -> Job | ProductJob:
 
     if kind == "Product":
         return ProductJob(Product(**said), np.load(folder / "weight.npy"), own("x"))
-    shape = Shape(**said)
+    shape = Step(**said) if kind == "Step" else Shape(**said)
     gate = mapped("gate") if shape.gated else None
     rows = np.load(folder / "rows.npy")
-    return Job(shape, rank, world, mapped("up"), gate, mapped("down"), own("x"), own("ids"), own("weights"), rows)
+    dys = own("dy") if isinstance(shape, Step) else None
+    return Job(shape, rank, world, mapped("up"), gate, mapped("down"), own("x"), own("ids"), own("weights"), rows, dys)
+
+
+def flat(parts: Iterable[Floats]) -> Floats:
+    """The output of a step: gradients of x, of the combine weights, and of up, gate and down, one after the other."""
+    return np.concatenate([part.reshape(-1) for part in parts])

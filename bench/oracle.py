@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jobs
+import ml_dtypes
 import numpy as np
-from jobs import Product, Shape
+from jobs import Product, Shape, Step
 from numpy.typing import NDArray
 
 from aristos import reference
@@ -41,6 +42,22 @@ class Truth:
         return reference.error(y, self.ys[rank][i])
 
 
+@dataclass
+class StepTruth:
+    """parts: [inputs][rank], the arrays of a step's output in order (see `jobs.flat`); rows: as in Truth."""
+
+    parts: list[list[list[NDArray[np.float32]]]]
+    rows: NDArray[np.int64]
+
+    def error(self, rank: int, i: int, y: NDArray[np.float32]) -> float:
+        """The largest of the relative errors of a rank's arrays for input i."""
+        wanted = self.parts[i][rank]
+        ends = np.cumsum([part.size for part in wanted])
+        if y.size != ends[-1]:
+            return float("inf")
+        return max(reference.error(a, b.reshape(-1)) for a, b in zip(np.split(y, ends[:-1]), wanted))
+
+
 def config(shape: Shape) -> MoEConfig:
     """The shape as a layer's configuration."""
     return MoEConfig(
@@ -49,7 +66,7 @@ def config(shape: Shape) -> MoEConfig:
         experts=shape.experts,
         top_k=shape.top_k,
         gated=shape.gated,
-        activation="silu" if shape.gated else "relu",
+        activation="silu" if shape.gated or isinstance(shape, Step) else "relu",
         max_tokens=shape.tokens,
     )
 
@@ -81,6 +98,48 @@ def make(folder: Path, shape: Shape, world: int, seed: int, traces: Path) -> Tru
         ys.append(np.stack(results))
     jobs.write(folder, shape, world, arrays | {"rows": rows})
     return Truth(ys, rows)
+
+
+def make_step(folder: Path, shape: Step, world: int, seed: int) -> StepTruth:
+    """Write the job of a training step. All arrays have bfloat16 values, so that both dtypes have the same results."""
+    cfg = config(shape)
+    tensors = reference.weights(cfg, seed)
+    weights = {name: _rounded(tensors[name]) for name in ("up", "gate", "down") if name in tensors}
+    each, every = shape.experts // world, shape.inputs
+    columns: dict[str, list[NDArray]] = {name: [] for name in ("x", "ids", "weights", "dy")}
+    parts: list[list[list[NDArray[np.float32]]]] = []
+    rows = np.zeros((every, world), np.int64)
+    for i in range(every):
+        drawn: dict[str, list[NDArray]] = {name: [] for name in columns}
+        for rank in range(world):
+            rng = np.random.default_rng([seed, i, rank])
+            ids, scales = _routing(rng, shape, None, rank, world, i)
+            x, dy = (rng.standard_normal((shape.tokens, shape.hidden), dtype=np.float32) for _ in range(2))
+            for name, array in (("x", _rounded(x)), ("ids", ids), ("weights", _rounded(scales)), ("dy", _rounded(dy))):
+                drawn[name].append(array)
+            rows[i] += np.bincount(ids.ravel() // each, minlength=world)
+        x, ids, scales, dy = (np.concatenate(drawn[name]) for name in columns)
+        found = reference.backward(cfg, x, dy, ids=ids, weights=scales, **weights)
+        parts.append(
+            [
+                [found[name][rank * shape.tokens :][: shape.tokens].astype(np.float32) for name in ("x", "weights")]
+                + [found[name][rank * each :][:each].astype(np.float32) for name in weights]
+                for rank in range(world)
+            ]
+        )
+        for name in columns:
+            columns[name].append(np.stack(drawn[name]))
+    arrays = {
+        f"{name}-{rank}": np.stack([one[rank] for one in columns[name]]) for name in columns for rank in range(world)
+    }
+    jobs.write(folder, shape, world, {**weights, **arrays, "rows": rows})
+    return StepTruth(parts, rows)
+
+
+def _rounded(array: NDArray) -> NDArray[np.float32]:
+    """Values of bfloat16, as float32."""
+    rounded: NDArray[np.float32] = array.astype(ml_dtypes.bfloat16).astype(np.float32)
+    return rounded
 
 
 def make_product(folder: Path, product: Product, seed: int) -> Truth:

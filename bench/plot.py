@@ -50,7 +50,7 @@ def draw(shapes: list[ShapeResults], path: Path, family: str) -> None:
 
 def spread(m: ShapeResults, bar: str, dtype: str) -> Spread | None:
     """Time of a bar's peer, or the fastest of its environment, over Aristos fused; None if not timed."""
-    ours = OURS[dtype]
+    ours = OURS[dtype][0]
     if bar.startswith("Aristos"):
         names = [ours if bar.endswith("fused") else {"fused": "bulk", "bf16": "bf16-bulk"}[ours]]
     else:

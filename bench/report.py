@@ -21,7 +21,10 @@ BEGIN = "<!-- compare:begin {}: {} (written by bench/compare.py; edit outside th
 END = "<!-- compare:end {}: {} -->"
 PAGE = "# Performance\n\nWritten by `make compare`.\n"
 WIDEST = 10  # columns of a table with a row for each peer; more jobs than that have a row each
-OURS = {"float32": "fused", "bfloat16": "bf16"}  # what a peer of a dtype is compared with
+OURS = {  # what a peer of a dtype is compared with: of layers, products, steps
+    "float32": ("fused", "product", "step"),
+    "bfloat16": ("bf16", "product-bf16", "bf16-step"),
+}
 
 
 def markdown(
@@ -109,8 +112,8 @@ def _cell(m: ShapeResults, peer: str) -> str:
 
 
 def _ours(entry: Entry, m: ShapeResults) -> str:
-    name = OURS[entry.dtype]
-    return name if name in m.times else {"fused": "product", "bf16": "product-bf16"}[name]
+    of_layers, *others = OURS[entry.dtype]
+    return next((name for name in others if name in m.times), of_layers)
 
 
 def _ratios(shapes: list[ShapeResults]) -> str:
@@ -122,7 +125,7 @@ def _ratios(shapes: list[ShapeResults]) -> str:
             continue
         cells = [_spread(ratio(m, entry.name, _ours(entry, m)), _two, "") for m in shapes]
         rows.append([_name(entry), *cells])
-    for title, peer in (("Aristos fused, share of peak", "fused"), ("Aristos, share of peak", "product")):
+    for title, peer in zip(("Aristos fused, share of peak", *["Aristos, share of peak"] * 2), OURS["float32"]):
         shares = [_spread(peak_share(m, peer), lambda v: f"{100 * v:.0f}", " %") for m in shapes]
         rows += [[title, *shares]] if any(share != "-" for share in shares) else []
     says = (

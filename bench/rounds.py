@@ -17,7 +17,7 @@ import numpy as np
 from environments import NoEnvironment
 from jobs import Product, Shape
 from numpy.typing import NDArray
-from oracle import Truth
+from oracle import StepTruth, Truth
 from peers import Absent, Entry
 from teams import Team
 
@@ -100,7 +100,12 @@ def make_peers(teams: Teams, folder: Path, entries: list[Entry], measured: Shape
 
 
 def check(
-    teams: Teams, folder: Path, truth: Truth, entries: list[Entry], measured: ShapeResults, inputs: int | None = None
+    teams: Teams,
+    folder: Path,
+    truth: Truth | StepTruth,
+    entries: list[Entry],
+    measured: ShapeResults,
+    inputs: int | None = None,
 ) -> None:
     """Check every peer on every rank against float64, and fused against bulk: on the first inputs, or on all."""
     for i in range(inputs or measured.shape.inputs):
@@ -124,7 +129,7 @@ def _worst(error: float) -> float:
 def run(
     teams: Teams,
     folder: Path,
-    truth: Truth,
+    truth: Truth | StepTruth,
     entries: list[Entry],
     measured: ShapeResults,
     rounds: int,
@@ -189,7 +194,7 @@ def take_rounds(
     measured.peak = np.array(peaks) if with_peak else None
 
 
-def _operations(truth: Truth, measured: ShapeResults) -> None:
+def _operations(truth: Truth | StepTruth, measured: ShapeResults) -> None:
     """Fill measured.busiest and mean."""
     shape, inputs = measured.shape, [(i + 1) % measured.shape.inputs for i in range(measured.iters)]
     if isinstance(shape, Product):

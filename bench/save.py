@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from figures import Figure
-from jobs import Shape
 from rounds import ShapeResults
 
 from aristos import results
@@ -40,7 +39,7 @@ def shape_table(m: ShapeResults) -> results.Table:
     """Times [peer, round, call, rank]; an attribute has the reasons of the peers that were not timed."""
     peers = list(m.times)
     rounds, iters, world = m.times[peers[0]].shape
-    kind = "shape" if isinstance(m.shape, Shape) else "product"
+    kind = type(m.shape).__name__.lower()
     table = results.Table("compare", f"{kind}-{m.shape.name}".translate(PLAIN))
     table.attributes = {
         **asdict(m.shape),

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from greenlet import getcurrent, greenlet
 
 from .cases import Case
+from .clocks import Clock
 from .frozen import Frozen
-from .memory_model import Clock
 from .places import PART_BITS, PRIVATE
 from .scheduler import FLUSH, LOAD, POLL, Actor, Slice
 from .step_limit import every_step_ends

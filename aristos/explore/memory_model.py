@@ -10,34 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .clocks import Clocks, Release
 from .places import AREA, AREA_BITS, AREA_MASK, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, SPAN, STATE, TAPE, TAPED
 from .places import STORE as STORE_AREA
 from .regions import AREAS, CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .running_step import where_from
 from .scheduler import LOAD, STORE, UPDATE, Scheduler
 from .state import State
-from .violation import OutOfBounds, Race, RingError, SecondWriter, WrongResult
+from .violation import OutOfBounds, RingError, SecondWriter, WrongResult
 
 if TYPE_CHECKING:
     from .network import SimulatedNetwork
     from .reach import Reach
 
-Clock = tuple[int, ...]
 PRIVATE_BITS = PRIVATE << PART_BITS
 CHECKED_AREAS = (SCRATCH, STORE_AREA, TAPE, TAPED)  # shared by workers
 FREE_AREAS = [area for area in range(len(AREAS)) if area not in (STATE, *CHECKED_AREAS)]
 CHANGE = "waits for a change"
 JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time moves on: one is longer than any wait
 OLD = 3  # how far back a load may see
-
-
-class Release(NamedTuple):
-    """A value of an atomic word: its writer, the writer's clock, and when."""
-
-    value: int
-    clock: Clock
-    actor: int
-    time: int
 
 
 class Event(NamedTuple):
@@ -52,37 +43,28 @@ class Event(NamedTuple):
     new: int
 
 
-class Memory:
+class Memory(Clocks):
     """All words of a cluster."""
 
     def __init__(self, regions: Regions, sched: Scheduler) -> None:
+        super().__init__()
         self.regions, self.sched = regions, sched
         self.end = FIRST + SPAN * regions.shape.world  # of all addresses
         self.network: SimulatedNetwork
         self.reach: Reach | None = None  # where ranks are on GPUs
         self.states: list[State] = []  # of each rank, as mem.load at its address sees it
         self.value: dict[int, int] = {}
-        self.writes: dict[int, tuple[int, int]] = {}  # plain: actor, its clock
-        self.reads: dict[int, tuple[tuple[int, int], ...]] = {}
-        self.released: dict[int, Release] = {}
-        self.acquired: dict[int, dict[int, int]] = {}  # atomic words: actor that acquired them -> its time then
-        self.keeps_acquired = True
         self.skips_same: set[int] = set()  # actors whose releases of an unchanged value are ignored
         self.history: dict[int, list[Release]] = {}  # only where loads may see old values
         self.oldest: dict[tuple[int, int], int] = {}  # (actor, word): the oldest it may still see
         self.returned: dict[int, int] = {}  # return rows written in this call -> rank
         self.full: set[int] = set()  # ring words that are put and not freed
-        self.clocks: list[Clock] = []
         self.local: set[int] = set()  # words that only one actor uses: no switch points
         self.holders: dict[int, int] = {}  # which actor holds a lock
         self.delays = False
         self.now = 0
         self.story: list[Event] | None = None
         self.released_at: Callable[[int, int, int], None] = lambda at, old, new: None
-
-    def begin(self, actors: int) -> None:
-        """Start with actors that know only of themselves."""
-        self.clocks = [tuple(int(a == b) for b in range(actors)) for a in range(actors)]
 
     # ---- order
 
@@ -95,16 +77,6 @@ class Memory:
     def rank(self) -> int:
         actor = self.sched.current
         return 0 if actor is None else actor.rank
-
-    def tick(self) -> None:
-        """Later actions of this actor come after what it has published."""
-        me = self.me
-        mine = self.clocks[me]
-        self.clocks[me] = (*mine[:me], mine[me] + 1, *mine[me + 1 :])
-
-    def join(self, clock: Clock) -> None:
-        me = self.me
-        self.clocks[me] = tuple(map(max, self.clocks[me], clock))
 
     def name(self, at: int) -> str:
         return self.regions.name(at)
@@ -119,20 +91,10 @@ class Memory:
         me = self.me
         if self.reach is not None:
             self.reach.read(self.actor(me), me, at)
-        mine = self.clocks[me]
-        wrote = self.writes.get(at)
-        if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
-            raise Race(f"{self.actor(me)} reads {self.name(at)} while {self.actor(wrote[0])} may be writing it")
-        atomic = self.released.get(at)
-        if atomic is not None and atomic.actor != me and mine[atomic.actor] < atomic.time:
-            raise Race(f"{self.actor(me)} reads {self.name(at)} unordered while {self.actor(atomic.actor)} releases it")
+        self.check_read(at)
         if self.network.flying:
             self.network.check_read(at)
-        readers = self.reads.get(at, ())
-        if len(readers) == 1 and readers[0][0] == me:
-            self.reads[at] = ((me, mine[me]),)
-        else:
-            self.reads[at] = (*(r for r in readers if r[0] != me), (me, mine[me]))
+        self.note_read(at)
         kind = self.regions.place(at).kind
         if kind == RING and at not in self.full:
             raise RingError(f"{self.actor(me)} reads {self.name(at)}, which is freed")
@@ -142,8 +104,6 @@ class Memory:
 
     def check_write(self, at: int) -> None:
         """Raise unless this actor may write here now, by a store or a put."""
-        me = self.me
-        mine = self.clocks[me]
         place = self.regions.place(at)
         if place.kind == RETURNS:
             before = self.returned.get(at)
@@ -154,27 +114,10 @@ class Memory:
             self.returned[at] = self.rank
         elif place.kind == RING:
             if at in self.full:
-                raise RingError(f"{self.actor(me)} rewrites {self.name(at)}, which is not freed")
+                raise RingError(f"{self.actor(self.me)} rewrites {self.name(at)}, which is not freed")
             self.full.add(at)
         self.own(at)
-        atomic = self.released.get(at)
-        if atomic is not None and atomic.actor != me and mine[atomic.actor] < atomic.time:
-            raise Race(f"{self.actor(me)} writes {self.name(at)} while {self.actor(atomic.actor)} may be releasing it")
-        self._check_plain(at, "writes")
-        for reader, clock in self.acquired.get(at, {}).items():
-            if reader != me and mine[reader] < clock:
-                raise Race(f"{self.actor(me)} writes {self.name(at)} plainly while {self.actor(reader)} may acquire it")
-
-    def _check_plain(self, at: int, does: str) -> None:
-        """Raise unless this actor knows of all plain reads and writes here."""
-        me = self.me
-        mine = self.clocks[me]
-        wrote = self.writes.get(at)
-        if wrote is not None and wrote[0] != me and mine[wrote[0]] < wrote[1]:
-            raise Race(f"{self.actor(me)} {does} {self.name(at)} while {self.actor(wrote[0])} may be writing it")
-        for reader, clock in self.reads.get(at, ()):
-            if reader != me and mine[reader] < clock:
-                raise Race(f"{self.actor(me)} {does} {self.name(at)} while {self.actor(reader)} may be reading it")
+        super().check_write(at)
 
     def own(self, at: int) -> None:
         """Raise unless this rank is the word's one writer."""
@@ -215,8 +158,7 @@ class Memory:
         if self.story is not None:
             self.note("store", at, self.value.get(at, 0), value)
         self.value[at] = value
-        self.writes[at] = me, self.clocks[me][me]
-        self.reads.pop(at, None)
+        self.note_write(at)
         if self.released.pop(at, None) is not None:  # a word that an actor may wait for
             self.changed(at)
 
@@ -308,18 +250,17 @@ class Memory:
         if word is None and self.regions.place(at).kind == OUT_OF_BOUNDS:
             raise OutOfBounds(f"{self.actor(me)} writes {self.name(at)}")
         if word is None:
-            self._check_plain(at, "releases")
+            self.check_plain(at, "releases")
             self.value[at] = value
             self.writes.pop(at, None)
         else:
             word[0].touch(word[1], True)
             State.store(*word, value)
-        release = Release(value, mine, me, mine[me])
+        release = self.note_release(at, value)
         if self.delays and (at & PRIVATE_BITS != PRIVATE_BITS or at >> AREA_BITS & AREA_MASK == STATE):
             if at not in self.history:
                 self.history[at] = [Release(old, (0,) * len(mine), me, 0)]
             self.history[at].append(release)
-        self.released[at] = release
         self.tick()
         if self.story is not None and at & PRIVATE_BITS != PRIVATE_BITS:
             self.note("release", at, old, value)
@@ -371,19 +312,14 @@ class Memory:
         return True
 
     def _check_acquire(self, at: int, does: str) -> None:
-        """Raise unless this actor may read a word atomically. A later plain writer must know of the read."""
-        me = self.me
+        """Raise unless this actor may read a word atomically."""
         word = self.state_of(at)
         if word is not None:
             word[0].touch(word[1], False)
             return
         if self.regions.place(at).kind == OUT_OF_BOUNDS:
-            raise OutOfBounds(f"{self.actor(me)} {does} {self.name(at)}")
-        wrote = self.writes.get(at)
-        if wrote is not None and wrote[0] != me and self.clocks[me][wrote[0]] < wrote[1]:
-            raise Race(f"{self.actor(me)} {does} {self.name(at)} while {self.actor(wrote[0])} may be writing it")
-        if self.keeps_acquired:
-            self.acquired.setdefault(at, {})[me] = self.clocks[me][me]
+            raise OutOfBounds(f"{self.actor(self.me)} {does} {self.name(at)}")
+        self.check_acquire(at, does)
 
     def changed(self, at: int) -> None:
         """Wake the actors that wait for a word."""

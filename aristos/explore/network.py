@@ -19,7 +19,8 @@ from .scheduler import FLUSH, LAND, POLL, PUT, Actor
 from .violation import Race, Unbounded, WrongSide
 
 if TYPE_CHECKING:
-    from .memory_model import Clock, Memory
+    from .clocks import Clock
+    from .memory_model import Memory
 
 GARBAGE = 1000  # added to a torn word: more than any word grows at once, and small, so that a loop up to it ends
 MOST_WORDS = 3200  # unflushed at once, by one rank to another

@@ -47,11 +47,17 @@ class Saved:
     taped: np.ndarray | None = None
 
 
-class Kernels:
-    """The kernels of an instruction set, on arrays."""
+def experts_module(dtype: str, isa: str) -> Any:
+    """The kernels of experts for rows of a dtype."""
+    return module("expert_backward" if dtype == "float32" else "rounded_backward", isa)
 
-    def __init__(self, isa: str) -> None:
-        self.expert, self.tokens = module("expert_backward", isa), module("token_backward", isa)
+
+class Kernels:
+    """The kernels of an instruction set, on arrays. expert: those of experts for the layer's dtype."""
+
+    def __init__(self, isa: str, dtype: str) -> None:
+        self.expert, self.tokens = experts_module(dtype, isa), module("token_backward", isa)
+        self.float32 = experts_module("float32", isa)
         self.padded: Callable[[int], int] = module("panels", isa).padded
         self._kept = threading.local()
 
@@ -77,10 +83,11 @@ class Kernels:
         """
         x, dy, w, dx, dw = (each.ctypes.data for each in rows)
         most = self.expert.MOST_ROWS
-        saved = self.scratch("saved", self.tokens.saved_bytes(ffn, cfg.gated))
+        blocks = self.tokens if self.expert is self.float32 else self.expert
+        saved = self.scratch("saved", blocks.saved_bytes(cfg.hidden, ffn, cfg.gated))
         scratch = self.scratch("scratch", self.expert.scratch_bytes(most, cfg.hidden, ffn))
         word = activations.word(cfg.activation, cfg.limit, cfg.limit_after)
-        self.tokens.expert_blocks(len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, saved, scratch)
+        blocks.expert_blocks(len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, saved, scratch)
 
     def dots(self, a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
         """[rows] float32: dot products of rows of n float32, given by their addresses."""
@@ -102,7 +109,7 @@ class Kernels:
         """out += x^T b for x [S, K] and b [S, N]; sums += the sum of b's rows, unless sums is None."""
         assert out is not None
         widest = max(x.shape[1], b.shape[1])
-        scratch = self.scratch("scratch", self.expert.outer_bytes(self.expert.MOST_ROWS, widest))
+        scratch = self.scratch("scratch", self.float32.outer_bytes(self.float32.MOST_ROWS, widest))
         from_x, from_b = addresses(x), addresses(b)
         self.tokens.add_outer_sums(
             len(x), from_x.ctypes.data, x.shape[1], from_b.ctypes.data, b.shape[1], out.ctypes.data,
@@ -118,8 +125,8 @@ def addresses(array: np.ndarray) -> np.ndarray:
 class BackwardCalls:
     """Makes the backward calls of one layer object on this rank. number: of the rank, among those of all groups."""
 
-    def __init__(self, member: Membership, isa: str, number: int) -> None:
-        self.member, self.kernels, self.number = member, Kernels(isa), number
+    def __init__(self, member: Membership, isa: str, number: int, dtype: str) -> None:
+        self.member, self.kernels, self.number = member, Kernels(isa, dtype), number
         self._pool: ThreadPoolExecutor | None = None
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from ..primitives.buffers import FLOAT, aligned
 from ..primitives.compile import warm_up
 from ..substrate.cpu.runtime import RUN_LEAST, CpuRuntime
 from .arguments import on_input
-from .backward import BackwardCalls, Saved, _Tokens
+from .backward import BackwardCalls, Saved, _Tokens, experts_module
 from .collective import Membership, Needs, status_of
 from .tapes import row_bytes
 from .trained_weights import TrainedWeights
@@ -39,7 +39,7 @@ PIECES = 1 << 24  # a tape's number times this, and the number of pieces, make t
 
 def needs(cfg: MoEConfig) -> Needs:
     """Private memory of a worker for the backward calls of a layer."""
-    kernel = module("expert_backward", isa.chosen())
+    kernel = experts_module(cfg.dtype, isa.chosen())
     return Needs(BLOCK_BYTES + kernel.store_bytes(RUN_ROWS, cfg.hidden, cfg.ffn))
 
 
@@ -47,7 +47,7 @@ class FusedBackward(BackwardCalls):
     """Makes the fused backward calls of one layer object on this rank."""
 
     def __init__(self, member: Membership, used: str, number: int, cfgs: tuple[MoEConfig, ...], timeout: float) -> None:
-        super().__init__(member, used, number)
+        super().__init__(member, used, number, cfgs[0].dtype)
         from numba import types
 
         assert isinstance(member.runtime, CpuRuntime)

@@ -105,11 +105,6 @@ def asked(save: object) -> int:
     return SAVES[save]
 
 
-def possible(cfg: MoEConfig, kept: int) -> int:
-    """What of it a layer can keep: hidden activations only in float32."""
-    return kept if cfg.dtype == "float32" else kept & taped.X
-
-
 def checked_bytes(tape_bytes: object, cfgs: Sequence[MoEConfig], world: int, schedule: str = "fused") -> int:
     """The size of the reserve. Raises InputError."""
     if schedule == "bulk":

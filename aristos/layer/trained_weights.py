@@ -23,10 +23,9 @@ FLOATS = LINE // FLOAT
 class TrainedWeights(LayerWeights):
     """Weights of a layer that is trained, packed as the forward and the backward call read them.
 
-    masters: float32 arrays by `load`'s names; of experts with this rank's number of them in front. widened: projections
-    as the backward call reads them, float32; with 16-bit rows they have the values that the forward call rounds them
-    to. turned: the same, transposed. sums: gradients of this rank's experts, rows rounded up to vectors. common:
-    gradients of router and shared expert, one after the other. pending: for each backward call since the last
+    masters: float32 arrays by `load`'s names; of experts with this rank's number of them in front. turned: projections
+    packed transposed, in the element type of rows. sums: gradients of this rank's experts, rows rounded up to vectors.
+    common: gradients of router and shared expert, one after the other. pending: for each backward call since the last
     `reduce_grads`, sums of common gradients over this rank's pieces. pieces: their number in each of these calls.
     copied: ids of experts that other ranks hold too. partial: their gradients from rows that came here, unreduced.
     half_changed: a backward call adds to the gradients now, or was interrupted while it did.
@@ -41,21 +40,15 @@ class TrainedWeights(LayerWeights):
         self._own = [name for name in every if name in wanted | biases]
         self.masters: Arrays = {name: np.zeros((len(mine), *every[name]), np.float32) for name in self._own}
         self.turned: dict[str, np.ndarray] = {}
-        self.widened: dict[str, np.ndarray] = {}
         for name in (each for each in PROJECTIONS if each in wanted):
             rows, columns = every[name]
-            self.turned[name] = aligned((len(mine), float32.packed_bytes(columns, rows)), np.uint8)
-            if element == float32:
-                self.widened[name] = self.packed[name]
-            else:
-                self.widened[name] = aligned((len(mine), float32.packed_bytes(rows, columns)), np.uint8)
+            self.turned[name] = aligned((len(mine), element.packed_bytes(columns, rows)), np.uint8)
         self.sums: Arrays = {name: self._zeros((len(mine), *every[name])) for name in self._own}
         shared = [expert for expert in mine if expert in copied]
         self._shared_at = {expert: i for i, expert in enumerate(shared)}
         self.partial: Arrays = {name: self._zeros((len(shared), *every[name])) for name in self._own if shared}
         self.router_turned: np.ndarray | None = None
         self.shared_turned: dict[str, np.ndarray] = {}
-        self.shared_widened: dict[str, np.ndarray] = {}
         self.places: dict[str, tuple[int, tuple[int, ...]]] = {}  # of common gradients: first entry, shape
         self.common = aligned((0,))
         self.pending: list[list[Node]] = []
@@ -79,10 +72,7 @@ class TrainedWeights(LayerWeights):
     def _pack_own(self, i: int) -> None:
         super()._pack_expert(i, {name: master[i] for name, master in self.masters.items() if name in self._own})
         for name, turned in self.turned.items():
-            values = rounded(self.masters[name][i], self.cfg)
-            turned[i] = self._float32.pack(values, True)
-            if self.widened[name] is not self.packed[name]:
-                self.widened[name][i] = self._float32.pack(values)
+            turned[i] = self._element.pack(self.masters[name][i], True)
 
     def _pack_shared(self, arrays: Arrays) -> None:
         every = shapes(self.cfg, "in_out")
@@ -109,11 +99,7 @@ class TrainedWeights(LayerWeights):
         if shared:
             super()._pack_shared(shared)
             names = [name for name in shared if name.removeprefix("shared_") in PROJECTIONS]
-            values = {name: rounded(shared[name], self.cfg) for name in names}
-            self.shared_turned = {name: self._float32.pack(array, True) for name, array in values.items()}
-            self.shared_widened = {name: self._shared[name] for name in names}
-            if self._element != self._float32:
-                self.shared_widened = {name: self._float32.pack(array) for name, array in values.items()}
+            self.shared_turned = {name: self._element.pack(shared[name], True) for name in names}
         names = [name for name in (*ROUTERS[:2], *SHARED) if name in self.masters]
         if list(self.places) != names:
             self._place(names)
@@ -205,7 +191,7 @@ class TrainedWeights(LayerWeights):
         packed, turned, added = (
             tuple(arrays[name][at].ctypes.data if name in arrays else 0 for name in chosen)
             for arrays, at, chosen in (
-                (self.packed | self.widened, i, names),
+                (self.packed, i, names),
                 (self.turned, i, PROJECTIONS),
                 (sums, to, names),
             )
@@ -217,7 +203,7 @@ class TrainedWeights(LayerWeights):
         names = [f"shared_{name}" for name in (*PROJECTIONS, *(f"{each}_bias" for each in PROJECTIONS))]
         packed, turned = (
             tuple(arrays[name].ctypes.data if name in arrays else 0 for name in chosen)
-            for arrays, chosen in ((self._shared | self.shared_widened, names), (self.shared_turned, names[:3]))
+            for arrays, chosen in ((self._shared, names), (self.shared_turned, names[:3]))
         )
         parts = [self.part(common, name) for name in names]
         return packed, turned, tuple(0 if part is None else part.ctypes.data for part in parts)
@@ -245,8 +231,8 @@ def training_bytes(cfg: MoEConfig, count: int, copied: int) -> int:
         whole = FLOAT * (int(np.prod(shape)) + int(np.prod(shape[:-1])) * float32.padded(shape[-1]))
         if name.removeprefix("shared_") not in (*PROJECTIONS, "router"):
             return whole
-        widened = float32.packed_bytes(*shape) if cfg.dtype != "float32" and name != "router" else 0
-        return whole + float32.packed_bytes(*shape[::-1]) + widened
+        element = float32 if name == "router" else element_type(cfg.dtype)
+        return whole + element.packed_bytes(*shape[::-1])
 
     partial = sum(FLOAT * int(np.prod(every[name][:-1])) * float32.padded(every[name][-1]) for name in own)
     return count * sum(map(each, own)) + sum(map(each, common)) + copied * partial

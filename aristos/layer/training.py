@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +27,7 @@ from .given import Arrays
 from .holders import Holders
 from .loading import LoadedLayers
 from .routing import Routing
-from .tapes import Reserve, Taping, asked, kept_names, possible
+from .tapes import Reserve, Taping, asked, kept_names
 from .trained_weights import TrainedWeights
 from .updates import Updates
 
@@ -91,6 +92,7 @@ class TrainedLayers(LoadedLayers):
     """Base of `MoE`: what it does with train=True."""
 
     _train = False
+    _half_changed = False
 
     def _begin_training(self, holders: Holders, reserve: Reserve) -> None:
         """Make what backward calls need; the layer has joined its runtime. holders: closed with this object."""
@@ -101,7 +103,7 @@ class TrainedLayers(LoadedLayers):
         self._numbers, self._reserve = 0, reserve
         settings, isa = self._backend.settings, self._backend.isa
         self._calls: BackwardCalls = (
-            BackwardCalls(self._member, isa, holders.group.rank)
+            BackwardCalls(self._member, isa, holders.group.rank, settings.cfgs[0].dtype)
             if settings.schedule == "bulk"
             else FusedBackward(self._member, isa, holders.group.rank, settings.cfgs, settings.timeout)
         )
@@ -133,6 +135,21 @@ class TrainedLayers(LoadedLayers):
         if self._train and any(tape.layer == layer for tape in self._tapes.values()):
             raise OpenCallError(
                 f"{what} would change weights of layer {layer} under a tape: give it to backward(), or discard() it"
+            )
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """While weights change: if that is interrupted, they are refused until `restore`."""
+        self._half_changed = True
+        yield
+        self._half_changed = False
+
+    def refuse_half_changed(self) -> None:
+        """Raise InputError if this rank's weights or an optimizer's states have a part of a step."""
+        if self._half_changed:
+            raise InputError(
+                "the weights are half changed, because step() or restore() was interrupted while it wrote them:"
+                " restore() what was saved"
             )
 
     def _closed(self, tape: Tape) -> None:
@@ -183,7 +200,7 @@ class TrainedLayers(LoadedLayers):
 
         save: what this rank keeps of the rows that its experts compute. "rows": x of other ranks' rows, which the
         backward call then need not copy again; "hidden": also the products with up and gate, which it then need not
-        compute again (float32; in bfloat16 as "rows"). A rank keeps less of a source's rows if they do not fit into
+        compute again. A rank keeps less of a source's rows if they do not fit into
         the largest free part of its `tape_bytes`. `tape.kept` says, for each rank, what it keeps of this rank's rows.
         The bits of the gradients are the same.
         """
@@ -191,8 +208,9 @@ class TrainedLayers(LoadedLayers):
         taping: Taping | None = None
         try:
             wanted = asked(save)
+            self.refuse_half_changed()
             if backend.bulk is None and isinstance(layer, int | np.integer) and 0 <= layer < self.layers:
-                taping = self._reserve.offer(self.world, possible(backend.cfgs[layer], wanted))
+                taping = self._reserve.offer(self.world, wanted)
             backend.taping = taping
         except InputError as problem:
             backend.taping = problem
@@ -296,8 +314,12 @@ class TrainedLayers(LoadedLayers):
         return self._of(layer).gradients()
 
     def params(self, layer: int = 0) -> dict[str, np.ndarray]:
-        """Views of the float32 masters by `load`'s names, ordered as `grads`. After writing to them, call `update`."""
+        """Views of the float32 masters by `load`'s names, ordered as `grads`. After writing to them, call `update`.
+
+        Raises InputError if an optimizer's step was interrupted while it changed them, until `restore`.
+        """
         self._trained("params")
+        self.refuse_half_changed()
         return dict(self._of(layer).masters)
 
     def zero_grads(self) -> None:
@@ -365,6 +387,7 @@ class TrainedLayers(LoadedLayers):
         name = self.everyone.allgather(name, "the folder of save")[0]
 
         def write() -> None:
+            self.refuse_half_changed()
             for layer in range(self.layers):
                 for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
                     if self._holders.first(expert) if expert >= 0 else first:
@@ -426,15 +449,16 @@ class TrainedLayers(LoadedLayers):
             return steps, found, dense
 
         steps, found, dense = saving.together(self, "restore", read)
-        for layer, read_parts in enumerate(found):
-            for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
-                for name, array in arrays.items():
-                    array[...] = read_parts[expert][name]
-            self.update(layer)
-        if optimizer is not None:
-            optimizer.steps = steps
-            for name, array in saving.dense_arrays(optimizer).items():
-                array[...] = dense[name]
+        with self.changing():
+            for layer, read_parts in enumerate(found):
+                for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
+                    for name, array in arrays.items():
+                        array[...] = read_parts[expert][name]
+                self.update(layer)
+            if optimizer is not None:
+                optimizer.steps = steps
+                for name, array in saving.dense_arrays(optimizer).items():
+                    array[...] = dense[name]
 
     def _parts(self, weights: TrainedWeights, layer: int, optimizer: Optimizer | None) -> dict[int, Arrays]:
         """Views of all that is saved of a layer: by expert's id, or saving.COMMON, arrays by name."""

@@ -94,6 +94,26 @@ LAYERS = {
     )
 }
 
+
+def _step(name: str, title: str, dtype: str, environment: str, **options: Any) -> Entry:
+    options["dtype"] = dtype
+    return Entry(name, title, environment, f"peers.{environment}_step:{environment.capitalize()}Step", dtype, options)
+
+
+STEPS = {
+    entry.name: entry
+    for entry in (
+        _step("step", "Aristos", "float32", "aristos", save="hidden"),
+        _step("step-rows", 'Aristos, save="rows"', "float32", "aristos", save="rows"),
+        _step("torch-step-loop", "torch autograd, gloo, loop of mm", "float32", "torch", experts="loop"),
+        _step("torch-step-grouped", "torch autograd, gloo, grouped_mm", "float32", "torch", experts="grouped"),
+        _step("bf16-step", "Aristos", "bfloat16", "aristos", save="hidden"),
+        _step("bf16-step-rows", 'Aristos, save="rows"', "bfloat16", "aristos", save="rows"),
+        _step("torch-bf16-step-loop", "torch autograd, gloo, loop of mm", "bfloat16", "torch", experts="loop"),
+        _step("torch-bf16-step-grouped", "torch autograd, gloo, grouped_mm", "bfloat16", "torch", experts="grouped"),
+    )
+}
+
 KT_KERNEL = Entry("kt-kernel", "kt-kernel", "kt-kernel", "peers.kt_kernel_layer:KtKernelLayer", "bfloat16")
 
 UNPADDED = {name: entry for name, entry in LAYERS.items() if entry.environment not in ("deepspeed", "jax")}

@@ -118,6 +118,42 @@ def test_peers_in_an_environment_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_training_steps(tmp_path: Path) -> None:
+    out = str(tmp_path / "compare.h5")
+    words = ("train", "--shapes", "24/16/32/4/2,6/48/8/4/2/gated", "--rounds", "1", "--iters", "2", "--out", out)
+    done = compare(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = results.load(out).runs
+    tables = {table.name: table for table in run.tables}
+    for name in ("step-24-16-32-4-2", "step-6-48-8-4-2-gated"):
+        peers, errors = tables[name].dims["peer"].values.tolist(), tables[name].variables["error"].values
+        assert peers[:2] == ["step", "step-rows"]
+        assert "bf16-step" in peers
+        for peer, error in zip(peers, errors):
+            assert 0 < error < (3e-2 if "bf16" in peer else 1e-5)
+
+
+@pytest.mark.usefixtures("bench")
+def test_every_array_of_a_step_is_checked(tmp_path: Path) -> None:
+    import jobs
+    import oracle
+
+    shape = jobs.step(jobs.parse_shape("5/4/8/4/2/gated"))
+    truth = oracle.make_step(tmp_path, shape, 2, 0)
+    job = jobs.read(tmp_path, 1)
+    assert job.shape == shape
+    wanted = truth.parts[1][1]
+    assert [part.shape for part in wanted] == [(5, 4), (5, 2), (2, 4, 8), (2, 4, 8), (2, 8, 4)]
+    assert truth.error(1, 1, jobs.flat(wanted)) == 0
+    for part in wanted:
+        kept, part[...] = part.copy(), 0
+        zeroed = jobs.flat(wanted)
+        part[...] = kept
+        assert truth.error(1, 1, zeroed) == 1
+    assert truth.error(1, 1, jobs.flat(wanted)[1:]) == np.inf
+
+
+@pytest.mark.slow
 def test_products_on_one_rank(tmp_path: Path) -> None:
     out = str(tmp_path / "compare.h5")
     done = script(

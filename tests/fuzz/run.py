@@ -159,10 +159,13 @@ def run(name: str, seconds: float, seed: int, most: int, guided: bool) -> int:
         worker = fork.Process(target=child, args=(name, folder, seconds, seed, most, guided))
         worker.start()
         current = Path(folder) / CURRENT
-        what = ""
+        what, input_, since, spent = "", 0, 0.0, 0.0
         while worker.is_alive():
             worker.join(0.05)
-            if current.exists() and time.time() - current.stat().st_mtime > 3 * SECONDS:
+            now, took = time.monotonic(), processor_seconds(worker.pid)
+            if current.exists() and current.stat().st_mtime_ns != input_:
+                input_, since, spent = current.stat().st_mtime_ns, now, took
+            if input_ and (took - spent > 3 * SECONDS or now - since > 60 * SECONDS):
                 what = "a hang"
                 worker.kill()
                 worker.join()
@@ -175,6 +178,15 @@ def run(name: str, seconds: float, seed: int, most: int, guided: bool) -> int:
             return 0
         print(f"{name}: {what}: {save(name, current.read_bytes())}", flush=True)
         return 1
+
+
+def processor_seconds(pid: int | None) -> float:
+    """Of a process; 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def refused(path: Path) -> bool:

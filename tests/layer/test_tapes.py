@@ -66,6 +66,38 @@ def test_equal_bits_whatever_is_kept(comm, world):
 
 
 @pytest.mark.ranks(2)
+@pytest.mark.parametrize("copies", [False, True])
+def test_tapes_of_several_layers_are_used_in_any_order(comm, copies):
+    """Calls in which rank 1 has no tokens, and others; experts with and without copies; as an object for each layer."""
+    cfg, places = GATED, [[0, 1], 1, [1, 0], 0, 1, 0] if copies else None
+    weights = [reference.weights(cfg, seed) for seed in range(2)]
+    mine = [tokens(cfg, 40 * (comm.rank == 0) + 7 * number, seed=2 * comm.rank + number) for number in range(2)]
+
+    def bits(moe, layer):
+        return {key: gradient.tobytes() for key, gradient in moe.grads(layer).items()}
+
+    alone, dx = [], []
+    for layer in range(2):
+        with MoE(cfg, comm, threads=1, train=True, placement=places, tape_bytes=0) as moe:
+            moe.load(**weights[layer])
+            dx += [moe.backward(-x, moe.forward(x, save="nothing")[1]).tobytes() for x in mine]
+            moe.reduce_grads()
+            alone.append(bits(moe, 0))
+    for save in ("rows", "hidden"):
+        with MoE(cfg, comm, layers=2, threads=1, train=True, placement=places, tape_bytes=10**7) as moe:
+            for layer in range(2):
+                moe.load(layer=layer, **weights[layer])
+            tapes = [moe.forward(x, layer=layer, save=save)[1] for layer in range(2) for x in mine]
+            found = {}
+            for number in (2, 0, 3, 1):  # the calls of each layer in order: the sums of gradients are chains
+                found[number] = moe.backward(-mine[number % 2], tapes[number]).tobytes()
+            moe.reduce_grads()
+            assert [found[number] for number in range(4)] == dx
+            assert [bits(moe, layer) for layer in range(2)] == alone
+            assert moe.tape_bytes_taken == 0
+
+
+@pytest.mark.ranks(2)
 def test_discard_gives_the_memory_back(comm):
     cfg = replace(GATED, shared_ffn=0)
     x = tokens(cfg, 40, seed=comm.rank)

@@ -110,17 +110,19 @@ def steps(moe: Any, comm: Any, x: np.ndarray, dy: np.ndarray, pieces: int) -> di
 
 
 @ranks_each(2, 4)
-def test_equal_bits_on_any_number_of_ranks(comm, world):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_equal_bits_on_any_number_of_ranks(comm, world, dtype):
     """Gradients, loss, weights and states of three steps in four pieces, of two layers. An idle rank; two nodes."""
     count, mine = 32, slice(32 // world * comm.rank, 32 // world * (comm.rank + 1))
-    x, dy = tokens(ALL, count, seed=5), tokens(ALL, count, seed=6)
+    cfg, kind = replace(ALL, dtype=dtype), np.float32 if dtype == "float32" else ml_dtypes.bfloat16
+    x, dy = (tokens(ALL, count, seed=seed).astype(kind) for seed in (5, 6))
     places = [0, 1, 0, 0, 1, 0] if world == 2 else [2, 0, 2, 3, 3, 0]
-    with MoE(ALL, layers=2, threads=1, train=True) as alone:
+    with MoE(cfg, layers=2, threads=1, train=True) as alone:
         for layer in range(2):
             alone.load(layer, **reference.weights(ALL, layer))
         whole = steps(alone, None, x, dy, 4)
     nodes = {"ranks_per_node": 2} if world == 4 else {}
-    with MoE(ALL, comm, layers=2, threads=2, placement=places, train=True, **nodes) as moe:
+    with MoE(cfg, comm, layers=2, threads=2, placement=places, train=True, **nodes) as moe:
         for layer in range(2):
             moe.load(layer, **reference.weights(ALL, layer))
         found = steps(moe, comm, x[mine], dy[mine], 4 // world)
@@ -477,7 +479,7 @@ def test_gradients_of_dense_arrays_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("name", ["plain", "biases and a limit", "weights on the input", "shared expert"])
 def test_gradients_of_bfloat16_rows(name):
-    """Against float64 gradients at the rounded weights; dx is rounded once, hidden activations are not."""
+    """Against float64 gradients at the rounded weights; experts compute in bfloat16, the router in float32."""
     cfg = replace(CASES[name], dtype="bfloat16")
     masters, x, dy = weights_of(cfg), tokens(cfg, 21, seed=3), tokens(cfg, 21, seed=4)
     bits = ml_dtypes.bfloat16
@@ -493,10 +495,12 @@ def test_gradients_of_bfloat16_rows(name):
         moe.reduce_grads()
         right = reference.backward(cfg, x.astype("f8"), dy.astype("f8"), **w)
         off = np.abs(dx.astype("f8") - right.pop("x")).max() / np.abs(dx.astype("f8")).max()
-        assert off < 2**-8
+        assert off < 2**-7
         for key, gradient in moe.grads().items():
             assert gradient.dtype == np.float32
-            assert reference.error(gradient, right[key]) < (1e-2 if cfg.router.weight_on == "input" else 1e-5), key
+            assert reference.error(gradient, right[key]) < (
+                1e-2 if "router" not in key or cfg.router.weight_on == "input" else 1e-5
+            ), key
         with pytest.raises(InputError, match="dy must have dtype bfloat16"):
             moe.backward(dy.astype("f4"), moe.forward(x)[1])
 
@@ -516,10 +520,42 @@ def test_memory_of_masters_and_gradients(name):
             for arrays in (weights.masters, weights.turned, weights.sums, weights.shared_turned)
             for array in arrays.values()
         )
-        if cfg.dtype != "float32":
-            made += sum(array.nbytes for part in (weights.widened, weights.shared_widened) for array in part.values())
         made += weights.router_turned.nbytes + weights.common.nbytes
     assert 0 <= 2 * made - more < 2 * 64 * len(weights.places)  # each gradient starts on a cache line
+
+
+def test_weights_of_an_interrupted_step_are_refused_until_they_are_restored(monkeypatch, tmp_path):
+    cfg = MoEConfig(hidden=12, ffn=20, experts=4, top_k=2, max_tokens=16)
+    x = tokens(cfg, 16, seed=0)
+    with MoE(cfg, threads=1, train=True) as moe:
+        moe.load(**reference.weights(cfg))
+        optimizer = Adam(moe)
+
+        def step():
+            moe.zero_grads()
+            moe.backward(x, moe.forward(x)[1])
+            optimizer.step()
+            return [array.tobytes() for array in moe.params().values()]
+
+        step()
+        moe.save(tmp_path, optimizer)
+        second, write, left = step(), moe.updates.adam, iter((True, True, False))
+
+        def interrupted(*given):
+            if not next(left):
+                raise KeyboardInterrupt
+            write(*given)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(moe.updates, "adam", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                step()
+        for call in (lambda: moe.forward(x), moe.params, optimizer.step, lambda: moe.save(tmp_path, optimizer)):
+            with pytest.raises(InputError, match=r"the weights are half changed.*: restore\(\) what was saved"):
+                call()
+        moe.restore(tmp_path, optimizer)
+        assert optimizer.steps == 1
+        assert step() == second
 
 
 @pytest.mark.parametrize("schedule", ["fused", "bulk"])

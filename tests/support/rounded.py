@@ -96,7 +96,7 @@ class Expert:
         from_x, to_y = addresses(x), addresses(y)
         rounded_expert.expert_rows(
             self.element.code, len(x), from_x.ctypes.data, to_y.ctypes.data, self._at, self._code, self.hidden,
-            self.ffn, scratch.ctypes.data, 0,
+            self.ffn, scratch.ctypes.data, 0, 0,
         )  # fmt: skip
         return self._result(y)
 
@@ -109,7 +109,7 @@ class Expert:
         for first in reversed(range(0, self.ffn, share)):
             rounded_expert.up_columns(
                 code, m, from_x.ctypes.data, kept.ctypes.data, self._at, self._code, self.hidden, self.ffn, first,
-                min(share, self.ffn - first), scratch.ctypes.data, 0,
+                min(share, self.ffn - first), scratch.ctypes.data, 0, 0,
             )  # fmt: skip
         for first in reversed(range(0, self.hidden, share)):
             rounded_expert.down_columns(

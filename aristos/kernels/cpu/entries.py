@@ -103,12 +103,12 @@ def run_rounded(element, kernel, block):
     if kernel == EXPERT:
         rounded_expert.expert_rows(
             element, argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
-            argument(a, 11), argument(a, 12), argument(a, 13),
+            argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14),
         )  # fmt: skip
     elif kernel == UP:
         rounded_expert.up_columns(
             element, argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
-            argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14), argument(a, 15),
+            argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14), argument(a, 15), argument(a, 16),
         )  # fmt: skip
     elif kernel == DOWN:
         rounded_expert.down_columns(

@@ -20,7 +20,6 @@ from ...primitives.compile import jit
 from ..common.activations import ONE, ZERO, at_most, code_of, factor, limit_of, limits, shift_of
 from ..common.branches import unrolled
 from ..common.slopes import FUNCTIONS
-from .convert import FLOAT32, widen_row
 from .expert import FC, fill_rows, line_bytes, row_addresses
 from .gemm import KC, PITCH, block, fetch, pack_rows, packed_bytes, panel_rows, vectors_of
 from .panels import LANES, NR, ROWS
@@ -342,8 +341,24 @@ def weight_at(place, hidden, ffn, gated):
 
 
 @jit
-def store_row(element, x, place, entry, hidden, ffn, gated):
-    """Copy a row [dy | x] to its place; x comes from the tape, in elements of this type, if it was kept there."""
+def plain_first(rows, tape, order):
+    """Write the numbers of `rows` rows at `order`: last those whose hidden activations the tape has; returns how many
+    others there are. tape: address of entries, see `primitives.taped`, or 0.
+    """
+    plain, last = 0, rows - 1
+    for i in range(rows):
+        if tape != 0 and taped.kept_of(mem.load(tape + 8 * i)) & taped.HIDDEN:
+            mem.store(order + 8 * last, i)
+            last -= 1
+        else:
+            mem.store(order + 8 * plain, i)
+            plain += 1
+    return plain
+
+
+@jit
+def store_row(x, place, entry, hidden, ffn, gated):
+    """Copy a row [dy | x] to its place; x comes from the tape if it was kept there."""
     to_x, kept = place + FLOAT * hidden, taped.kept_of(entry)
     mem.copy_row(place, x, FLOAT * hidden)
     if kept & taped.X == 0:
@@ -352,56 +367,44 @@ def store_row(element, x, place, entry, hidden, ffn, gated):
     from_x = taped.place_of(entry)
     if kept & taped.HIDDEN:
         from_x += line_bytes(ffn) * (2 if gated else 1)
-    if element == FLOAT32:
-        mem.copy_row(to_x, from_x, FLOAT * hidden)
-    else:
-        widen_row(element, to_x, from_x, hidden)
+    mem.copy_row(to_x, from_x, FLOAT * hidden)
 
 
 @jit
-def store_rows(element, rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch, wire, tape):
+def store_rows(rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch, wire, tape):
     """`expert_rows` of rows [dy | x], each of which is first copied to its place. At most MOST_ROWS.
 
     x, dx, places: addresses of arrays of row addresses; places have `place_bytes` bytes. scalars: address of words, the
     combine weights as float32 bits, which become their gradients. weights: address of nine addresses, see
-    `primitives.arithmetic.backward_rows`; tape: its `kept`, where x has elements of this type. scratch:
-    `store_bytes(rows, hidden, ffn)` bytes, 64-byte aligned.
+    `primitives.arithmetic.backward_rows`; tape: its `kept`. scratch: `store_bytes(rows, hidden, ffn)` bytes, 64-byte
+    aligned.
     """
     to_x, to_dy, to_dx, kept = scratch, scratch + 8 * rows, scratch + 16 * rows, scratch + 24 * rows
     saved, order = scratch + 32 * rows, scratch + 40 * rows
     w, dw = scratch + 48 * rows, scratch + (48 + FLOAT) * rows
     free = (dw + FLOAT * rows + LINE - 1) // LINE * LINE
     nine = mem.words(weights, 9)
-    packed = nine[0], nine[1], nine[2], nine[3], nine[4], nine[5]
-    gated = nine[1] != 0
+    packed, turned = (nine[0], nine[1], nine[2], nine[3], nine[4], nine[5]), (nine[6], nine[7], nine[8])
+    gated, plain = nine[1] != 0, plain_first(rows, tape, order)
     weight, back = mem.floats(w, rows), mem.floats(dw, rows)
-    plain, last = 0, rows - 1  # rows whose hidden activations are computed come first
-    for i in range(rows):
+    for to in range(rows):
+        i = mem.load(order + 8 * to)
         place, entry = mem.load(places + 8 * i), mem.load(tape + 8 * i) if tape != 0 else 0
-        to = plain
-        if taped.kept_of(entry) & taped.HIDDEN:
-            to = last
-            last -= 1
-        else:
-            plain += 1
-        store_row(element, mem.load(x + 8 * i), place, entry, hidden, ffn, gated)
+        store_row(mem.load(x + 8 * i), place, entry, hidden, ffn, gated)
         mem.store(to_x + 8 * to, place + FLOAT * hidden)
         mem.store(to_dy + 8 * to, place)
         mem.store(to_dx + 8 * to, mem.load(dx + 8 * i))
         mem.store(kept + 8 * to, place + line_bytes(2 * hidden))
         mem.store(saved + 8 * to, taped.place_of(entry))
-        mem.store(order + 8 * to, i)
         weight[to] = mem.floats(scalars + 8 * i, 1)[0]
         mem.floats(weight_at(place, hidden, ffn, gated), 1)[0] = weight[to]
-    turned = nine[6], nine[7], nine[8]
-    if plain > 0:
-        expert_rows(plain, to_x, to_dy, w, to_dx, dw, packed, turned, code, hidden, ffn, kept, 0, free, wire)
-    if plain < rows:
-        at, value = 8 * plain, FLOAT * plain
-        expert_rows(
-            rows - plain, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, code, hidden, ffn,
-            kept + at, saved + at, free, wire,
-        )  # fmt: skip
+    for begins, count, from_tape in ((0, plain, 0), (plain, rows - plain, saved + 8 * plain)):
+        at, value = 8 * begins, FLOAT * begins
+        if count > 0:
+            expert_rows(
+                count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, code, hidden, ffn,
+                kept + at, from_tape, free, wire,
+            )  # fmt: skip
     for to in range(rows):
         i = mem.load(order + 8 * to)
         mem.store(scalars + 8 * i, 0)

@@ -7,12 +7,14 @@ chunk of F and the outputs' sums, whichever takes less memory; the order of ever
 """
 
 from ...primitives import memory as mem
+from ...primitives import taped
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT
 from ...primitives.compile import inlined, jit
 from .convert import SPLIT
 from .elements import WIDTH
 from .elementwise import activate, multiply
+from .expert import line_bytes
 from .micro_kernels import SUMS
 from .operands import (
     SPARE_BYTES,
@@ -76,11 +78,26 @@ def ahead_of(panel, step, more):
 
 
 @jit
-def hidden_panels(element, m, a, weights, code, hidden, first, last, j0, h, columns, after, sums, spare, wire):
+def keep_hidden(m, kept, j, ffn, u, g):
+    """Copy 32 sums of m rows to column j of their places: as `expert.keep_hidden`. g: the gate's sums, or 0."""
+    nbytes = min(SUMS, line_bytes(ffn) - FLOAT * j)
+    for i in range(m):
+        entry = mem.load(kept + 8 * i)
+        if taped.kept_of(entry) & taped.HIDDEN:
+            place = taped.place_of(entry) + FLOAT * j
+            mem.copy_row(place, u + SUMS * i, nbytes)
+            if g != 0:
+                mem.copy_row(place + line_bytes(ffn), g + SUMS * i, nbytes)
+
+
+@jit
+def hidden_panels(
+    element, m, a, weights, code, hidden, ffn, first, last, j0, h, columns, after, sums, spare, wire, kept
+):  # fmt: skip
     """Hidden activations first..last of m rows, rounded, become columns first - j0.. of the operand h.
 
     a: operand of x; columns: of h; after: address of the weights that are read next, or 0; sums: of m rows of 32 sums,
-    twice when gated.
+    twice when gated; kept: see `primitives.arithmetic.expert_rows`.
     """
     up_weights, gate, _, up_bias, gate_bias, _ = weights
     step = panel_bytes(element) * up(hidden)
@@ -96,6 +113,9 @@ def hidden_panels(element, m, a, weights, code, hidden, first, last, j0, h, colu
             carry = start_sums(m, gate_bias + FLOAT * j if gate_bias != 0 else 0, gates)
             ahead = ahead_of(gate + offset, step, more)
             panel_sums(element, m, a, hidden, gate + offset, gates, carry, ahead, spare)
+        if kept != 0:
+            keep_hidden(m, kept, j, ffn, sums, gates if gate != 0 else 0)
+        if gate != 0:
             activate(code, gates, m * WIDTH)
             multiply(code, sums, gates, m * WIDTH)
         else:
@@ -104,21 +124,22 @@ def hidden_panels(element, m, a, weights, code, hidden, first, last, j0, h, colu
 
 
 @jit
-def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire):
+def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire, kept):
     """Run one expert on m rows.
 
     x, y: addresses of arrays of m row addresses; rows have elements of this type, and those of y of 16 bits space for
     `hidden` rounded up to 32. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's
     packed panels and of its float32 biases padded to 32, 0 for absent tensors. scratch: `scratch_bytes(element, m,
     hidden, ffn, gated)` bytes, 64-byte aligned. wire: address of the wire that `wire.tend` serves between panels, or 0.
+    kept: see `primitives.arithmetic.expert_rows`.
     """
     chunk = chunk_of(element, hidden, ffn)
     spare, a = scratch, scratch + SPARE_BYTES
     h = a + operand_size(element, m, hidden)
     sums = h + operand_size(element, m, chunk)
     outputs = sums + SUMS * m * (2 if weights[1] != 0 else 1)
-    kept = 0 if chunk == ffn else SUMS * m  # bytes from one panel's sums of outputs to the next one's
-    if kept == 0:
+    apart = 0 if chunk == ffn else SUMS * m  # bytes from one panel's sums of outputs to the next one's
+    if apart == 0:
         outputs = sums
     begin(spare)
     pack_operand(element, m, x, hidden, a)
@@ -127,10 +148,12 @@ def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire):
     for f0 in range(0, ffn, chunk):
         last = min(ffn, f0 + chunk)
         after = down + width * f0
-        hidden_panels(element, m, a, weights, code, hidden, f0, last, f0, h, last - f0, after, sums, spare, wire)
+        hidden_panels(
+            element, m, a, weights, code, hidden, ffn, f0, last, f0, h, last - f0, after, sums, spare, wire, kept
+        )
         for j in range(0, hidden, WIDTH):
             mpi.tend(wire)
-            out = outputs + kept * (j // WIDTH)
+            out = outputs + apart * (j // WIDTH)
             carry = f0
             if f0 == 0:
                 carry = start_sums(m, down_bias + FLOAT * j if down_bias != 0 else 0, out)
@@ -142,7 +165,7 @@ def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire):
 
 
 @jit
-def up_columns(element, m, x, activations, weights, code, hidden, ffn, first, columns, scratch, wire):
+def up_columns(element, m, x, activations, weights, code, hidden, ffn, first, columns, scratch, wire, kept):
     """Hidden activations first..first + columns of m rows: one worker's share of a column-split run.
 
     activations: `activation_bytes(element, m, ffn)` bytes; scratch: of `scratch_bytes`.
@@ -152,7 +175,9 @@ def up_columns(element, m, x, activations, weights, code, hidden, ffn, first, co
     begin(spare)
     pack_operand(element, m, x, hidden, a)
     last = first + columns
-    hidden_panels(element, m, a, weights, code, hidden, first, last, 0, activations, ffn, 0, sums, spare, wire)
+    hidden_panels(
+        element, m, a, weights, code, hidden, ffn, first, last, 0, activations, ffn, 0, sums, spare, wire, kept
+    )
     end()
 
 

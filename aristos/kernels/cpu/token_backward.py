@@ -28,7 +28,7 @@ from .tokens import combine_token
 def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidden, ffn, saved, scratch):
     """`expert_backward.expert_rows` and `weight_gradients` on any number of rows of one expert, in order.
 
-    saved: `saved_bytes(ffn, gated)` bytes.
+    saved: `saved_bytes(hidden, ffn, gated)` bytes.
     """
     kept, step = saved, line_bytes(ffn) * (3 if weights[1] != 0 else 2)
     first = (kept + 8 * MOST_ROWS + LINE - 1) // LINE * LINE
@@ -43,8 +43,8 @@ def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidd
         weight_gradients(m, x + word, dy + word, w + value, gradients, hidden, ffn, kept, scratch)
 
 
-def saved_bytes(ffn, gated):
-    """Bytes that `expert_blocks` keeps between its two parts."""
+def saved_bytes(hidden, ffn, gated):
+    """Bytes that `expert_blocks` keeps between its two parts, whatever `hidden` is."""
     return MOST_ROWS * (8 + kept_bytes(ffn, gated)) + LINE
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine import arrivals, codes, column_runs, outbox, packing, schema, steps, words
+from ...engine import arrivals, codes, column_runs, outbox, schema, steps, words
 from ...engine import job as jobs
 from ...engine.experts import GROUP
 from ...engine.layout import EngineShape, StateLayout, lines, return_stride, word_from
@@ -50,7 +50,7 @@ def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple:
 class CpuRuntime(Runtime):
     """The engine of one communicator on CPU cores. isa: the best instruction set that all of its ranks have.
 
-    loop: the module whose compiled loops run calls.
+    loop: the module whose compiled loops run calls, with the steps that begin and end them.
     """
 
     loop: Any = loop
@@ -121,8 +121,8 @@ class CpuRuntime(Runtime):
             [
                 (self.loop.work, step),
                 (self.loop.run_alone, plain),
-                (packing.begin, plain),
-                (steps.end, plain),
+                (self.loop.packing.begin, plain),
+                (self.loop.steps.end, plain),
                 (arrivals.poisoned, plain),
                 (arrivals.read_poison, (*plain, int64)),
                 (arrivals.standing, plain),
@@ -182,7 +182,7 @@ class CpuRuntime(Runtime):
     def begin(self, job: np.ndarray) -> None:
         """Give an entered call its epoch, clear the tables, and let the other workers in."""
         job[words.EPOCH] = self.epoch
-        packing.begin(job, self.state)
+        self.loop.packing.begin(job, self.state)
         assert self._workers is not None
         self._workers.release(self.loop.work, job, self.state)
 
@@ -202,7 +202,7 @@ class CpuRuntime(Runtime):
             self._raise_poison(job)
         if code == codes.RAN:
             self._workers.gather()
-            steps.end(job, self.state)
+            self.loop.steps.end(job, self.state)
         return code
 
     def await_readers(self) -> None:

@@ -1,0 +1,93 @@
+"""`aristos races`: record what compiled code does in a real job, and look for accesses that nothing orders.
+
+    mpirun -n 2 aristos races                       # all cases that two ranks can make
+    mpirun -n 3 aristos races --case mixed          # one of them
+    mpirun -n 2 aristos races --planted all         # deliberate bugs in the compiled steps: each must be found
+
+Exit codes: 0 nothing found, 1 a race was found (with --planted: one was not found), 2 usage, 3 the environment, or the
+log was too short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from ..bench.arguments import positive
+from ..errors import EnvironmentProblem
+
+FINE, FOUND, USAGE, ENVIRONMENT = 0, 1, 2, 3
+SUMMARY = "look for races in compiled code, in a real job: mpirun -n 2 aristos races"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="aristos races",
+        description="Make calls on the ranks of this job with steps that are compiled to record each access of shared "
+        "memory, and let vector clocks look for two conflicting ones that nothing orders. Run it under mpirun, on "
+        "one machine.",
+    )
+    parser.add_argument("--case", action="append", metavar="NAME", help="only this case, may be repeated; ? lists them")
+    parser.add_argument("--calls", type=positive, default=6, metavar="N", help="of each case (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of tokens and routing (%(default)s)")
+    parser.add_argument("--planted", metavar="NAME|all", help="switch a deliberate bug on and find it; ? lists them")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
+    asked = parser.parse_args(argv)
+
+    from ..bench.world import connect
+    from ..explore.compiled import planted, run
+
+    try:
+        world = connect()
+    except EnvironmentProblem as why:
+        print(f"aristos races: {why}", file=sys.stderr)
+        return ENVIRONMENT
+    cases = {case.name: case for case in run.CASES}
+    bugs = {bug.name: bug for bug in planted.ALL}
+    asked_for: list[tuple[str | None, dict[str, Any]]] = [(name, cases) for name in asked.case or []]
+    for name, known in [*asked_for, (asked.planted, {**bugs, "all": None})]:
+        if name is not None and name not in known:
+            if world.lead:
+                listed = "\n".join(f"  {each:20s}{what.what if what else ''}" for each, what in known.items())
+                print(f"aristos races: {name!r} is none of\n{listed}", file=sys.stderr)
+            return USAGE
+    if world.comm is None or len(set(world.hosts)) > 1:
+        print("aristos races: its log needs ranks of MPI on one machine: mpirun -n 2 aristos races", file=sys.stderr)
+        return ENVIRONMENT
+    chosen = [case for case in run.CASES if not asked.case or case.name in asked.case]
+    tries = [(case, 0) for case in chosen if case.ranks <= world.size]
+    if asked.planted is not None:
+        names = list(bugs) if asked.planted == "all" else [asked.planted]
+        tries = [(cases[bugs[name].wants], planted.NUMBERS[name]) for name in names]
+    bug_of = {0: "", **{number: name for name, number in planted.NUMBERS.items()}}
+    results = []
+    for result in run.make_all(world.comm, tries, asked.calls, asked.seed):
+        results.append(result)
+        if not asked.json:
+            show(result, bug_of[result.planted])
+    if asked.json and world.lead:
+        print(json.dumps({"cases": [as_json(each, bug_of[each.planted]) for each in results]}))
+    if any(each.lost for each in results):
+        return ENVIRONMENT
+    return FOUND if any(bool(each.races) != bool(each.planted) for each in results) else FINE
+
+
+def as_json(result: Any, bug: str) -> dict[str, Any]:
+    """A result as JSON has it."""
+    return {
+        "case": result.case, "planted": bug or None, "accesses": result.entries, "lost": result.lost,
+        "seconds": round(result.seconds, 3), "races": [str(race) for race in result.races],
+    }  # fmt: skip
+
+
+def show(result: Any, bug: str) -> None:
+    """Print a result."""
+    races = result.races
+    outcome = f"{len(races)} race{'s'[: len(races) != 1]}" if races else "nothing found"
+    lost = f", {result.lost} more lost: ask for fewer --calls" if result.lost else ""
+    seconds = f"{result.seconds:6.1f} s"
+    print(f"{result.case:14s}{bug:20s}{result.entries:9d} accesses{lost},{seconds}: {outcome}", flush=True)
+    for race in races[:1] if bug else races:
+        print(f"    {race}", flush=True)

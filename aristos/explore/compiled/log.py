@@ -1,0 +1,178 @@
+"""The log: what the threads of all ranks of a node have read, written, released and acquired, in one order.
+
+An entry is taken by adding to one shared counter. An atomic access is made while its thread holds a lock of the log,
+and gets its entry there. So the order of entries is the order of all atomic accesses, and an acquire reads the latest
+release before it. The lock orders the threads in fact, not in the log: the checker knows of no such order.
+
+The table of a process says where the log lies. Compiled code finds it, and the function that writes entries, by
+symbols: addresses would be kept in the kernel cache.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import int64, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ...kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
+from ...primitives import memory as mem
+from ...primitives.buffers import aligned
+from ...primitives.compile import Locator, compiling, entry
+
+WORD = 8
+
+# what an entry is of: plain reads and writes of so many bytes; atomics of a word; MPI; marks of the host
+READ, WRITE, ACQUIRE, RELEASE, ADD, EXCHANGE, PUT, FLUSH, SYNC, WORKER = range(10)
+KIND_BITS = 8  # of a code; above them the site
+
+CURSOR, LOCK, CAPACITY, HEAD = 0, 8, 16, 24  # words of the log: entries taken, its lock, most entries; where they begin
+THREAD, RANK, CODE, AT, A, B, RESULT, ENTRY_WORDS = range(8)  # of an entry
+
+LOG, MINE, ELEMENT, PLANTED, TABLE_WORDS = range(5)  # of the table: address, rank, bytes of an element, a bug's number
+TABLE = aligned((TABLE_WORDS,), np.int64)
+TABLE[:] = 0
+TABLE_SYMBOL, RECORD_SYMBOL = "aristos_races_table", "aristos_races_record"
+binding.add_symbol(TABLE_SYMBOL, TABLE.ctypes.data)
+
+
+@intrinsic
+def _table(typingctx):
+    """Address of the table."""
+
+    def codegen(context, builder, signature, args):
+        name = builder.module.globals.get(TABLE_SYMBOL)
+        name = name or ir.GlobalVariable(builder.module, ir.IntType(64), TABLE_SYMBOL)
+        return builder.ptrtoint(name, ir.IntType(64))
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def _thread(typingctx):
+    """A number of the calling thread, its own in its process."""
+
+    def codegen(context, builder, signature, args):
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(64), []), "pthread_self")
+        return builder.call(function, [])
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def _record(typingctx, code, at, a, b):
+    """Make the access that a code stands for if it is an atomic, and write its entry; returns the access's result."""
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(64)
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(word, [word] * 4), RECORD_SYMBOL)
+        return builder.call(function, args)
+
+    return types.int64(*[types.int64] * 4), codegen
+
+
+table: Any = _table
+record: Any = _record
+
+
+def write(code, at, a, b):
+    """What `record` calls."""
+    names = table()
+    log = mem.load(names + WORD * LOG)
+    if log == 0:
+        return 0
+    kind = code & ((1 << KIND_BITS) - 1)
+    result = 0
+    atomic = ACQUIRE <= kind <= EXCHANGE
+    if atomic:
+        tries = 0
+        while not mem.compare_exchange(log + WORD * LOCK, 0, 1):
+            tries += 1
+            if tries % 64 == 0:
+                mem.yield_core()
+        if kind == ACQUIRE:
+            result = mem.load_acquire(at)
+        elif kind == RELEASE:
+            mem.store_release(at, a)
+        elif kind == ADD:
+            result = mem.fetch_add(at, a)
+        else:
+            result = int(mem.compare_exchange(at, a, b))
+    n = mem.fetch_add(log + WORD * CURSOR, 1)
+    if n < mem.load(log + WORD * CAPACITY):
+        place = log + WORD * (HEAD + ENTRY_WORDS * n)
+        mem.store(place + WORD * THREAD, _thread())  # type: ignore[call-arg]
+        mem.store(place + WORD * RANK, mem.load(names + WORD * MINE))
+        mem.store(place + WORD * CODE, code)
+        mem.store(place + WORD * AT, at)
+        mem.store(place + WORD * A, a)
+        mem.store(place + WORD * B, b)
+        mem.store(place + WORD * RESULT, result)
+    if atomic:
+        mem.store_release(log + WORD * LOCK, 0)
+    return result
+
+
+@cache
+def prepare() -> Any:
+    """Compile `write` and give it its symbol; returns it as Python calls it."""
+    with compiling():
+        made = entry(write, int64(*[int64] * 4), Locator)
+    binding.add_symbol(RECORD_SYMBOL, made.address)
+    return made.ctypes
+
+
+def note(kind: int, at: int, a: int = 0, b: int = 0) -> int:
+    """Record an access of Python code."""
+    return int(prepare()(kind, at, a, b))
+
+
+class Log:
+    """A log that the ranks of a node share; collective. entries: the most that it holds."""
+
+    def __init__(self, comm: Any, entries: int) -> None:
+        from mpi4py import MPI
+
+        prepare()
+        nbytes = WORD * (HEAD + ENTRY_WORDS * entries) if comm.rank == 0 else 0
+        self._window: Any = MPI.Win.Allocate_shared(nbytes, 1, comm=comm)
+        memory, _ = self._window.Shared_query(0)
+        self.capacity = entries
+        words = (ctypes.c_int64 * (HEAD + ENTRY_WORDS * entries)).from_address(memory.address)
+        self._words = np.ctypeslib.as_array(words)
+        self._comm, self._address = comm, memory.address
+        if comm.rank == 0:
+            self._words[:HEAD] = 0
+            self._words[CAPACITY] = entries
+        TABLE[MINE] = comm.rank
+        comm.Barrier()
+
+    def start(self) -> None:
+        """Record from here on; collective, and while no thread makes a call."""
+        self._comm.Barrier()
+        if self._comm.rank == 0:
+            self._words[CURSOR] = 0
+        self._comm.Barrier()
+        TABLE[LOG] = self._address
+
+    def stop(self) -> np.ndarray:
+        """Record no more; returns all entries so far, [n, ENTRY_WORDS]. Collective."""
+        self._comm.Barrier()
+        TABLE[LOG] = 0
+        taken = min(self.taken, self.capacity)
+        return self._words[HEAD:][: ENTRY_WORDS * taken].reshape(taken, ENTRY_WORDS)
+
+    @property
+    def taken(self) -> int:
+        """Entries that were asked for: more than `capacity` if some are lost."""
+        return int(self._words[CURSOR])
+
+    def close(self) -> None:
+        """Free the log; collective."""
+        del self._words
+        self._window.Free()

@@ -1,0 +1,71 @@
+"""Deliberate bugs in the compiled steps, which the checker must find in a real run: what a statement becomes.
+
+They are compiled into the recorded copies of the steps, behind a word that switches one of them on; 0: none. The
+ordinary steps have no such word. Calls with one of them end, most with the right results: they are races, not crashes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A bug. function: `module.name` of a step; old: the beginning of one of its statements; new: what replaces it.
+
+    wants: the case that it shows in, see `run.py`.
+    """
+
+    name: str
+    what: str
+    function: str
+    old: str
+    new: str
+    wants: str = "shm"
+
+
+BUGS = (
+    Planted(
+        "tail-stored", "The tail is a plain store.", "dispatch.publish",
+        "mem.notify(word_to(job, st, owner, words.TAIL)",
+        "mem.store(word_to(job, st, owner, words.TAIL), tile + 1)",
+    ),
+    Planted(
+        "credit-early", "Credit for a tile is given when its record is read.", "arrivals.read_record",
+        "st[words.read_rows(job, source)] += rows",
+        "st[words.read_rows(job, source)] += rows\n"
+        "mem.notify(word_to(job, st, source, words.CREDIT), st[words.read_rows(job, source)], 8)\n"
+        "for _ in range(20):\n    mem.nap()",  # so that the source comes to use it
+    ),
+    Planted(
+        "table-unlocked", "A worker reads the rank's progress without the rank's lock.", "loop.work",
+        "kind = steps.decide(job, st, worker)",
+        "st[words.PROGRESS]\nkind = steps.decide(job, st, worker)",
+    ),
+    Planted(
+        "combined-early", "A block of tokens counts as complete one row too early.", "packing.set_blocks",
+        "st[words.block_left(job, b)] = left",
+        "st[words.block_left(job, b)] = left - (left > 1)",
+    ),
+    Planted(
+        "ended-early", "A rank publishes that a call has ended when it announces it: peers may load weights.",
+        "packing.announce",
+        "mem.notify(word_to(job, st, p, words.ANNOUNCED)",
+        "mem.notify(word_to(job, st, p, words.ANNOUNCED), job[words.EPOCH], 0)\n"
+        "mem.store_release(word_to(job, st, p, words.ENDED), job[words.EPOCH])",
+        "shm-in-place",
+    ),
+    Planted(
+        "words-before-flush", "Words are put before their data is flushed.", "outbox.close_batch",
+        "mpi.flush(job[words.WIRE], peer)", "pass", "rma",
+    ),
+    Planted(
+        "sync-skipped", "An arrived word is passed on without a sync: its data may not be visible.",
+        "outbox.read_words", "mpi.sync(job[words.WIRE])", "pass", "rma",
+    ),
+)  # fmt: skip
+LOAD = Planted(  # of the host: `run.py` skips the wait
+    "load-without-wait", "A rank loads weights while its local peers may read them.", "", "", "", "shm-in-place"
+)
+ALL = (*BUGS, LOAD)
+NUMBERS = {bug.name: 1 + i for i, bug in enumerate(ALL)}

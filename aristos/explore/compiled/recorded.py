@@ -1,0 +1,322 @@
+"""The primitives that record: `get` and `put` of a state's words, and what takes the place of memory, wire, arithmetic.
+
+Each has the original's arguments, then a site: the module and the line that calls it (`copies.py`). What is not here is
+the original. A kernel is recorded as the ranges that it reads and writes, where a step calls it; of weights the first
+word of each array, which stands for all of it.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType, SimpleNamespace
+
+from ...kernels.cpu.expert import FC
+from ...kernels.cpu.gemm import PITCH
+from ...primitives import arithmetic, memory, taped, wire
+from ...primitives import memory as mem
+from ...primitives.buffers import FLOAT
+from ...primitives.compile import jit
+from .log import (
+    ACQUIRE,
+    ADD,
+    ELEMENT,
+    EXCHANGE,
+    FLUSH,
+    KIND_BITS,
+    PLANTED,
+    PUT,
+    READ,
+    RELEASE,
+    SYNC,
+    WORD,
+    WRITE,
+    record,
+    table,
+)
+
+PEER_BITS = 16  # of the entry of a put: the peer; above them the place in its window
+
+
+@jit
+def code(kind, site):
+    """The code of an entry."""
+    return kind | site << KIND_BITS
+
+
+@jit
+def element():
+    """Bytes of an element of the rows."""
+    names = table()
+    return mem.load(names + WORD * ELEMENT)
+
+
+@jit
+def planted(number):
+    """Whether bug `number` of `planted.py` is switched on."""
+    names = table()
+    return mem.load(names + WORD * PLANTED) == number
+
+
+# ---- the state
+
+
+@jit
+def get(st, i, site):
+    """st[i]"""
+    record(code(READ, site), st.ctypes.data + WORD * i, WORD, 0)
+    return st[i]
+
+
+@jit
+def put(st, i, value, site):
+    """st[i] = value"""
+    record(code(WRITE, site), st.ctypes.data + WORD * i, WORD, 0)
+    st[i] = value
+
+
+# ---- memory
+
+
+@jit
+def load(addr, site):
+    value = mem.load(addr)
+    record(code(READ, site), addr, WORD, value)
+    return value
+
+
+@jit
+def store(addr, value, site):
+    record(code(WRITE, site), addr, WORD, value)
+    mem.store(addr, value)
+
+
+@jit
+def load_acquire(addr, site):
+    return record(code(ACQUIRE, site), addr, 0, 0)
+
+
+@jit
+def store_release(addr, value, site):
+    record(code(RELEASE, site), addr, value, 0)
+
+
+@jit
+def notify(word, value, nbytes, site):
+    record(code(RELEASE, site), word, value, 0)
+
+
+@jit
+def arrived(word, site):
+    return record(code(ACQUIRE, site), word, 0, 0)
+
+
+@jit
+def fetch_add(addr, value, site):
+    return record(code(ADD, site), addr, value, 0)
+
+
+@jit
+def compare_exchange(addr, expected, value, site):
+    return record(code(EXCHANGE, site), addr, expected, value) != 0
+
+
+@jit
+def copy_row(dst, src, nbytes, site):
+    record(code(READ, site), src, nbytes, 0)
+    record(code(WRITE, site), dst, nbytes, 0)
+    mem.copy_row(dst, src, nbytes)
+
+
+MEMORY = (load, store, load_acquire, store_release, notify, arrived, fetch_add, compare_exchange, copy_row)
+
+# ---- the wire
+
+
+@jit
+def take(address, site):
+    return record(code(EXCHANGE, site), address + WORD * wire.LOCK, 0, 1) != 0
+
+
+@jit
+def leave(address, site):
+    record(code(RELEASE, site), address + WORD * wire.LOCK, 0, 0)
+
+
+@jit
+def wire_put(address, peer, at, source, nbytes, site):
+    record(code(PUT, site), source, nbytes, peer | at << PEER_BITS)
+    wire.put(address, peer, at, source, nbytes)
+
+
+@jit
+def flush(address, peer, site):
+    wire.flush(address, peer)
+    record(code(FLUSH, site), address, peer, 0)
+
+
+@jit
+def sync(address, site):
+    wire.sync(address)
+    record(code(SYNC, site), address, 0, 0)
+
+
+@jit
+def progress(address, site):
+    wire.progress(address)
+    record(code(SYNC, site), address, 0, 0)
+
+
+WIRE = {"take": take, "leave": leave, "put": wire_put, "flush": flush, "sync": sync, "progress": progress}
+
+# ---- arithmetic
+
+
+@jit
+def rows_at(kind, rows, count, nbytes, site):
+    """Record accesses of `count` rows of so many bytes, whose addresses lie at `rows`; address 0: no row."""
+    record(code(READ, site), rows, WORD * count, 0)
+    for i in range(count):
+        row = mem.load(rows + WORD * i)
+        if row != 0:
+            record(code(kind, site), row, nbytes, 0)
+
+
+@jit
+def arrays_at(weights, site):
+    """Record readings of an expert's arrays."""
+    for address in weights:
+        if address != 0:
+            record(code(READ, site), address, WORD, 0)
+
+
+@jit
+def kept_at(kind, kept, rows, first, columns, site):
+    """Record accesses of columns first.. of kept hidden activations."""
+    if kept != 0:
+        record(code(READ, site), kept, WORD * rows, 0)
+        for i in range(rows):
+            each = mem.load(kept + WORD * i)
+            if taped.kept_of(each) & taped.HIDDEN:
+                record(code(kind, site), taped.place_of(each) + FLOAT * first, FLOAT * columns, 0)
+
+
+@jit
+def expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire, kept, site):
+    rows_at(READ, x, rows, element() * hidden, site)
+    rows_at(WRITE, y, rows, element() * hidden, site)
+    arrays_at(weights, site)
+    kept_at(WRITE, kept, rows, 0, ffn, site)
+    record(code(WRITE, site), scratch, WORD, 0)
+    arithmetic.expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire, kept)
+
+
+@jit
+def backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire, kept, site):
+    rows_at(READ, x, rows, FLOAT * hidden, site)
+    rows_at(WRITE, y, rows, FLOAT * hidden, site)
+    rows_at(WRITE, places, rows, FLOAT * hidden, site)
+    kept_at(READ, kept, rows, 0, ffn, site)
+    record(code(WRITE, site), scalars, WORD * rows, 0)
+    for i in range(arithmetic.BACKWARD_WEIGHTS_BYTES // WORD):
+        address = mem.load(weights + WORD * i)
+        if address != 0:
+            record(code(READ, site), address, WORD, 0)
+    record(code(WRITE, site), scratch, WORD, 0)
+    arithmetic.backward_rows(
+        kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire, kept
+    )
+
+
+@jit
+def columns_at(kind, rows, activations, first, columns, site):
+    """Record accesses of columns first.. of a run's hidden activations, which lie within a chunk."""
+    for i in range(rows):
+        place = activations + PITCH * (rows * (first // FC) + i) + FLOAT * (first % FC)
+        record(code(kind, site), place, FLOAT * columns, 0)
+
+
+@jit
+def up_columns(
+    kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire, kept, site
+):
+    rows_at(READ, x, rows, element() * hidden, site)
+    columns_at(WRITE, rows, activations, first, columns, site)
+    arrays_at(weights, site)
+    kept_at(WRITE, kept, rows, first, columns, site)
+    record(code(WRITE, site), scratch, WORD, 0)
+    arithmetic.up_columns(
+        kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire, kept
+    )
+
+
+@jit
+def down_columns(kernels, rows, activations, y, weights, ffn, first, last, scratch, wire, site):
+    for chunk in range(0, ffn, FC):
+        columns_at(READ, rows, activations, chunk, min(FC, ffn - chunk), site)
+    record(code(READ, site), y, WORD * rows, 0)
+    for i in range(rows):
+        record(code(WRITE, site), mem.load(y + WORD * i) + element() * first, element() * (last - first), 0)
+    arrays_at(weights, site)
+    record(code(WRITE, site), scratch, WORD, 0)
+    arithmetic.down_columns(kernels, rows, activations, y, weights, ffn, first, last, scratch, wire)
+
+
+@jit
+def combine_token(kernels, y, k, weights, rows, hidden, scratch, site):
+    rows_at(READ, rows, k, element() * hidden, site)
+    record(code(READ, site), weights, FLOAT * k, 0)
+    record(code(WRITE, site), y, element() * hidden, 0)
+    record(code(WRITE, site), scratch, WORD, 0)
+    arithmetic.combine_token(kernels, y, k, weights, rows, hidden, scratch)
+
+
+@jit
+def route_block(
+    kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, router_bias, select_bias,
+    ids, weights, pitch, logits, scratch, site,
+):  # fmt: skip
+    for i in range(count):
+        record(code(READ, site), x + x_stride * i, element() * hidden, 0)
+        record(code(WRITE, site), ids + WORD * pitch * i, WORD * k, 0)
+        record(code(WRITE, site), weights + FLOAT * pitch * i, FLOAT * k, 0)
+    record(code(READ, site), router, WORD, 0)
+    record(code(WRITE, site), scratch, WORD, 0)
+    return arithmetic.route_block(
+        kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, router_bias, select_bias,
+        ids, weights, pitch, logits, scratch,
+    )  # fmt: skip
+
+
+@jit
+def weigh_shared(kernels, count, x, x_stride, hidden, column, weights, pitch, scratch, site):
+    for i in range(count):
+        record(code(READ, site), x + x_stride * i, element() * hidden, 0)
+        record(code(WRITE, site), weights + FLOAT * pitch * i, FLOAT, 0)
+    return arithmetic.weigh_shared(kernels, count, x, x_stride, hidden, column, weights, pitch, scratch)
+
+
+@jit
+def weigh_row(kernels, y, weight, x, hidden, scratch, site):
+    record(code(READ, site), weight, FLOAT, 0)
+    record(code(READ, site), x, element() * hidden, 0)
+    record(code(WRITE, site), y, element() * hidden, 0)
+    arithmetic.weigh_row(kernels, y, weight, x, hidden, scratch)
+
+
+ARITHMETIC = (
+    expert_rows, backward_rows, up_columns, down_columns, combine_token, route_block, weigh_shared, weigh_row,
+)  # fmt: skip
+
+
+def instead(module: ModuleType, functions: dict[str, object]) -> ModuleType:
+    """A module with some functions replaced."""
+    made = ModuleType(f"{module.__name__}_recorded")
+    vars(made).update({name: value for name, value in vars(module).items() if not name.startswith("__")})
+    vars(made).update(functions)
+    return made
+
+
+NAMESPACES = SimpleNamespace(
+    memory=(memory, instead(memory, {each.__name__: each for each in MEMORY})),
+    wire=(wire, instead(wire, WIRE)),
+    arithmetic=(arithmetic, instead(arithmetic, {each.__name__: each for each in ARITHMETIC})),
+)

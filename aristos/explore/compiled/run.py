@@ -1,0 +1,273 @@
+"""Calls of a real job whose compiled steps record: on all transports, forward, backward and exchanges.
+
+Each case is a layer object with small rings, so that credit comes back and rows are rewritten within a call; ranks make
+a few calls and load weights between them. Its log is checked on rank 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ... import reference
+from ...config import MoEConfig
+from ...engine import words
+from ...layer import collective, exchange
+from ...layer.exchange import Exchange
+from ...layer.moe import MoE
+from ...primitives.buffers import aligned
+from ...substrate.cpu import runtime as cpu
+from ..replaced import replaced
+from . import log, planted
+from .checker import Checker, Found
+from .copies import copied, loop
+from .log import ACQUIRE, ADD, ELEMENT, PLANTED, RELEASE, TABLE, WORKER, WRITE, note
+from .space import Mapped, Range, Space, ranges_of
+
+ENTRIES = 6_000_000  # of a log: 336 MB, of which a case uses what it needs
+RING = 6  # rows
+PATIENT = 2, 4  # idle polls until a worker yields its core, until it sleeps: each poll takes a hundred entries
+TRIES = 5  # most runs of a planted bug
+CFG = MoEConfig(hidden=16, ffn=224, experts=6, top_k=2, max_tokens=40, gated=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Calls of one object. options: keyword arguments of MoE. once: tokens cross once within a node too."""
+
+    name: str
+    what: str
+    options: dict[str, Any] = field(default_factory=dict)
+    cfg: MoEConfig = CFG
+    ranks: int = 1  # least
+    loads: bool = False
+    once: bool = False
+    exchange: bool = False
+
+
+TRAINED = replace(CFG, shared_ffn=32)
+CASES = (
+    Case("shm", "tokens travel within a node", {"moves": "tokens"}),
+    Case("shm-in-place", "experts in place, loads between calls", {"moves": "experts"}, ranks=2, loads=True),
+    Case("shm-once", "tokens cross once within a node", {"moves": "tokens"}, ranks=2, once=True),
+    Case("rma", "each rank is a node", {"ranks_per_node": 1}, ranks=2),
+    Case("mixed", "nodes of two ranks", {"ranks_per_node": 2}, ranks=3),
+    Case("train", "forward and backward calls within a node", {"train": True}, TRAINED),
+    Case("train-rma", "forward and backward calls between nodes", {"train": True, "ranks_per_node": 1}, TRAINED, 2),
+    Case("exchange", "dispatch and combine within a node", exchange=True),
+    Case("exchange-rma", "dispatch and combine between nodes", {"ranks_per_node": 1}, ranks=2, exchange=True),
+)
+
+
+@dataclass
+class Result:
+    """What became of a case; of rank 0 alone. planted: the number of a bug. lost: entries that found no space."""
+
+    case: str
+    planted: int
+    entries: int
+    lost: int
+    seconds: float
+    races: list[Found]
+
+
+class Marked:
+    """A compiled function of the recorded loop, with what the host does before and after it marked in the log."""
+
+    def __init__(self, function: Any, before: Callable[..., Any], after: Callable[[], Any] = lambda: None) -> None:
+        self._function, self._before, self._after = function, before, after
+        self.__module__ = function.__module__  # by which `warm_up` names it
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function, name)
+
+    def __call__(self, *arguments: Any) -> Any:
+        self._before(*arguments)
+        result = self._function(*arguments)
+        self._after()
+        return result
+
+
+class Recorder:
+    """Takes the place of `substrate.cpu.loop` for a runtime: its loops record, and so do the host's hand-overs.
+
+    Workers begin after the thread that calls has begun the call, and it goes on after all of them have left: queues of
+    Python order these (`workers.py`), and the words BEGUN and LEFT stand for them in the log.
+    """
+
+    def __init__(self) -> None:
+        made = loop()
+        self._words = aligned((16,), np.int64)
+        self._words[:] = 0
+        begun, left = self._words.ctypes.data, self._words.ctypes.data + 64
+        self.jobs: list[np.ndarray] = []
+
+        def enter(job: Any, state: Any, worker: int = 0) -> None:
+            note(WORKER, 0, worker)
+            note(ACQUIRE, begun)
+
+        def begin(job: Any, state: Any) -> None:
+            self.jobs.append(job.copy())
+            note(ACQUIRE, left)
+
+        self.work = Marked(made.work, enter, lambda: note(ADD, left, 1))
+        self.run_alone = Marked(made.run_alone, lambda job, state: self.jobs.append(job.copy()))
+        self.packing = _Names(begin=Marked(made.packing.begin, begin, lambda: note(RELEASE, begun, 1)))
+        self.steps = _Names(end=Marked(made.steps.end, lambda job, state: note(ACQUIRE, left)))
+
+    def labels(self) -> list[Range]:
+        """Names of the memory that the calls so far have used."""
+        found = []
+        for job in self.jobs:
+            k, tokens = int(job[words.TOP_K]), int(job[words.TOKENS])
+            for name, word, nbytes in (
+                ("rows of x", words.X, int(job[words.X_STRIDE]) * tokens),
+                ("tokens", words.INPUT, int(job[words.INPUT_STRIDE]) * tokens),
+                ("rows of y", words.Y, int(job[words.RETURN_BYTES]) * tokens),
+                ("ids", words.IDS, 8 * k * tokens),
+                ("combine weights", words.WEIGHTS, 4 * k * tokens),
+                ("the store", words.STORE, int(job[words.STORE_STEP] * job[words.STORE_ROWS])),
+                ("the tape", words.TAPE_AT, int(job[words.TAPE_END] - job[words.TAPE_AT])),
+            ):
+                found.append(Range(int(job[word]), nbytes, 0, name))
+        return found
+
+
+class _Names:
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+def make_all(comm: Any, tries: list[tuple[Case, int]], calls: int, seed: int) -> Iterator[Result]:
+    """Make cases, each with a planted bug or 0 for none. Collective; rank 0 has the results.
+
+    A bug need not show in each run: it has some more, with the seeds that follow, until it does.
+    """
+    record = log.Log(comm, ENTRIES)
+    try:
+        for case, bug in tries:
+            for again in range(TRIES if bug else 1):
+                result = make(comm, case, bug, record, calls, seed + again)
+                if comm.bcast(result is not None and bool(result.races)):
+                    break
+            if result is not None:
+                yield result
+    finally:
+        record.close()
+
+
+def make(comm: Any, case: Case, bug: int, record: log.Log, calls: int, seed: int) -> Result | None:
+    """Make the calls of a case, and check them."""
+    recorder, began = Recorder(), time.perf_counter()
+    once = {(cpu, "ONCE_ROWS"): 2, (cpu, "ONCE_SHARE"): 100} if case.once else {}
+    small = {
+        (collective, "ring_rows"): lambda world, stride, most: min(RING, most),
+        (cpu.CpuRuntime, "loop"): recorder,
+        (exchange, "step"): _step(),
+        (cpu, "ALONE"): PATIENT,
+        (cpu, "CROWDED"): PATIENT,
+    }
+    with replaced({**small, **once}):
+        TABLE[ELEMENT], TABLE[PLANTED] = 4, 0
+        made = _exchange(comm, case) if case.exchange else _layer(comm, case)
+        with made, _recording(made, recorder):
+            rng = np.random.default_rng([seed, comm.rank])
+            record.start()
+            TABLE[PLANTED] = bug
+            try:
+                for number in range(calls):
+                    _call(made, case, rng, number)
+            finally:
+                TABLE[PLANTED] = 0
+                runtime: Any = made._member.runtime
+                mapped = ranges_of(runtime, _home(made))
+                mapped.labels = recorder.labels()
+                entries = record.stop()
+            everyone: list[Mapped] | None = comm.gather(mapped)
+            result = None
+            if everyone is not None:
+                space = Space(runtime.shape, runtime.group.nodes, runtime.tables, everyone)
+                races = Checker(entries, space).run()
+                lost = record.taken - len(entries)
+                result = Result(case.name, bug, len(entries), lost, time.perf_counter() - began, races)
+            comm.Barrier()
+    return result
+
+
+def _step() -> Any:
+    import sys
+
+    return sys.modules[copied("aristos.engine.exchange")]
+
+
+def _layer(comm: Any, case: Case) -> MoE:
+    made = MoE(case.cfg, comm, threads=2, timeout=60.0, **case.options)
+    _load(made, case.cfg, 1)
+    return made
+
+
+def _load(made: Any, cfg: MoEConfig, seed: int) -> None:
+    made.load(**reference.weights(cfg, seed=seed))
+
+
+def _home(made: Any) -> Any:
+    """The memory of experts in place; None without any."""
+    return getattr(getattr(made, "_backend", None), "_home", None)
+
+
+def _exchange(comm: Any, case: Case) -> Exchange:
+    cfg = case.cfg
+    return Exchange(
+        comm, hidden=cfg.hidden, experts=cfg.experts, top_k=cfg.top_k, max_tokens=cfg.max_tokens, **case.options
+    )
+
+
+@contextlib.contextmanager
+def _recording(made: Any, recorder: Recorder) -> Iterator[None]:
+    """What the host of this object reads and writes of others is recorded too: ENDED, and the weights that it loads."""
+    runtime = made._member.runtime
+    home = _home(made)
+    wait = runtime.await_readers
+
+    def read_word(job: Any, peer: int, word: int) -> int:
+        return note(ACQUIRE, int(cpu.word_from(job, runtime.state, peer, word)))
+
+    def await_readers() -> None:
+        if TABLE[PLANTED] != planted.NUMBERS["load-without-wait"]:
+            wait()
+        for name in home._layers[0]:
+            for array in home.own(0, name):
+                note(WRITE, array.ctypes.data, 8)
+
+    names: dict[tuple[Any, str], Any] = {(runtime, "_read_word"): read_word}
+    if home is not None:
+        names[runtime, "await_readers"] = await_readers
+    with replaced(names):
+        yield
+
+
+def _call(made: Any, case: Case, rng: np.random.Generator, number: int) -> None:
+    """One call, with random tokens, of which most choose few experts."""
+    cfg = case.cfg
+    tokens = cfg.max_tokens if number == 0 else int(rng.integers(cfg.max_tokens + 1))
+    x = rng.standard_normal((tokens, cfg.hidden), np.float32)
+    chance = np.log(1.0 / np.arange(1, cfg.experts + 1))
+    ids = np.argsort(-(chance + rng.gumbel(size=(tokens, cfg.experts))), axis=1)[:, : cfg.top_k]
+    weights = rng.random(ids.shape, np.float32)
+    if case.exchange:
+        rows, handle = made.dispatch(x, ids)
+        made.combine(rows, handle, weights)
+        return
+    if case.loads and number:
+        _load(made, cfg, 1 + number)
+    given = {"ids": ids, "weights": weights} if number % 2 else {}
+    if case.options.get("train"):
+        _, tape = made.forward(x, save=("rows", "hidden", "nothing")[number % 3], **given)
+        made.backward(x, tape)
+    else:
+        made(x, **given)

@@ -1,0 +1,36 @@
+"""Compiled steps of real jobs, recorded: nothing unordered in them, and each planted race is found."""
+
+from __future__ import annotations
+
+import pytest
+
+from aristos.explore.compiled import planted, run
+
+pytestmark = pytest.mark.slow
+CALLS = 4
+
+
+def cases(*names: str) -> list[run.Case]:
+    return [case for case in run.CASES if case.name in names]
+
+
+@pytest.mark.ranks(2, timeout=400)
+def test_compiled_steps_have_no_races(comm):
+    tries = [(case, 0) for case in run.CASES if case.ranks <= 2]
+    for result in run.make_all(comm, tries, CALLS, seed=1):
+        assert not result.races, result.case
+        assert result.entries > 1000
+
+
+@pytest.mark.ranks(3, timeout=400)
+def test_compiled_steps_between_two_kinds_of_peers_have_no_races(comm):
+    for result in run.make_all(comm, [(case, 0) for case in cases("mixed")], CALLS, seed=1):
+        assert not result.races
+
+
+@pytest.mark.ranks(2, timeout=400)
+def test_planted_races_are_found(comm):
+    wanted = {case.name: case for case in run.CASES}
+    tries = [(wanted[bug.wants], planted.NUMBERS[bug.name]) for bug in planted.ALL]
+    for bug, result in zip(planted.ALL, list(run.make_all(comm, tries, CALLS, seed=1))):
+        assert result.races, bug.name
