@@ -51,7 +51,7 @@ def options(config: dict[str, Any], where: str) -> Options:
         )
     block = found.get("weight_block_size") or BLOCK
     if not isinstance(block, list | tuple) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
-        raise CheckpointError(f"{where}: weight_block_size must be two positive ints, got {str(block)[:80]}")
+        raise CheckpointError(f"{where}: weight_block_size must be two positive ints, got {shown(block)}")
     if method == "bitsandbytes" and found.get("load_in_8bit") is not True:
         raise CheckpointError(f"{where}: of bitsandbytes, Aristos reads load_in_8bit alone: take unquantised files")
     if method == "compressed-tensors":
@@ -69,8 +69,9 @@ def _check_compressed(found: dict[str, Any], where: str) -> None:
         kind = (weights.get("num_bits", 8), weights.get("symmetric", True), weights.get("strategy", "channel"))
         if kind[:2] != (8, True) or kind[2] not in ("channel", "tensor", "block"):
             raise CheckpointError(
-                f"{where}: quantization_config {shown(name)} has weights of {kind[0]} bits, symmetric={kind[1]}, by"
-                f" {shown(kind[2])}; Aristos reads 8 bits, symmetric, by channel, tensor or block: take other files"
+                f"{where}: quantization_config {shown(name)} has weights of {shown(kind[0])} bits,"
+                f" symmetric={shown(kind[1])}, by {shown(kind[2])}; Aristos reads 8 bits, symmetric,"
+                " by channel, tensor or block: take other files"
             )
         if kind[2] == "block" and weights.get("block_structure") not in (None, list(BLOCK)):
             raise CheckpointError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from .options import Options
 from .pieces import Part, Piece
+from .safetensors import shown
 
 ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
@@ -110,7 +111,7 @@ def kinds_of_layers(o: Options, *known: str) -> list[str]:
     """mlp_layer_types, a word of `known` for every layer; further entries are of layers that predict further tokens."""
     kinds, count = o.get("mlp_layer_types"), len(layers(o))
     if not isinstance(kinds, list) or len(kinds) < count or not all(kind in known for kind in kinds):
-        o.refuse(f"mlp_layer_types must say {' or '.join(known)} for each of {count} layers, got {str(kinds)[:80]}")
+        o.refuse(f"mlp_layer_types must say {' or '.join(known)} for each of {count} layers, got {shown(kinds)}")
     return kinds[:count]
 
 

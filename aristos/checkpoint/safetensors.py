@@ -136,14 +136,14 @@ class SafetensorsFile:
 
     def _entry(self, name: str, line: Any, data: int) -> Entry:
         if not isinstance(line, dict) or set(line) != {"dtype", "shape", "data_offsets"}:
-            self._wrong(f"must have dtype, shape and data_offsets in the header, got {str(line)[:80]}", name)
+            self._wrong(f"must have dtype, shape and data_offsets in the header, got {shown(line)}", name)
         dtype, shape, offsets = line["dtype"], line["shape"], line["data_offsets"]
         if not isinstance(dtype, str) or (dtype not in DTYPES and dtype not in PACKED_BITS):
             self._wrong(f"has dtype {shown(dtype)}, which Aristos does not know", name, "convert the tensor")
         if not isinstance(shape, list) or len(shape) > MOST_AXES or not all(_is_size(n) for n in shape):
-            self._wrong(f"must have a shape of at most {MOST_AXES} sizes, got {str(shape)[:80]}", name)
+            self._wrong(f"must have a shape of at most {MOST_AXES} sizes, got {shown(shape)}", name)
         if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(n) for n in offsets):
-            self._wrong(f"must have two data_offsets, got {str(offsets)[:80]}", name)
+            self._wrong(f"must have two data_offsets, got {shown(offsets)}", name)
         start, end = offsets
         if not start <= end <= data:
             self._wrong(f"claims bytes {start} to {end} of the data, which has {data}: truncated or damaged", name)
@@ -151,9 +151,7 @@ class SafetensorsFile:
         for n in shape:
             bits *= n
         if bits != 8 * (end - start):
-            self._wrong(
-                f"of shape {str(shape)[:80]} and {dtype} cannot have the {end - start} bytes that it claims", name
-            )
+            self._wrong(f"of shape {shown(shape)} and {dtype} cannot have the {end - start} bytes that it claims", name)
         return Entry(dtype, tuple(shape), start, end)
 
     def _check_order(self, entries: dict[str, Entry], data: int) -> None:

@@ -262,7 +262,7 @@ def _limits(o: Options, key: str) -> list[float | None]:
         return []
     good = isinstance(value, list) and len(value) >= count
     if not good or not all(n is None or (isinstance(n, int | float) and 0 <= n < math.inf) for n in value):
-        o.refuse(f"{key} must have null or a number from 0 up for each of {count} layers, got {str(value)[:80]}")
+        o.refuse(f"{key} must have null or a number from 0 up for each of {count} layers, got {shown(value)}")
     return [float(n) if n else None for n in value]
 
 

@@ -203,11 +203,11 @@ def dbrx(o: Options) -> dict[int, Block]:
     act = f.get("ffn_act_fn")
     name = act.get("name") if isinstance(act, dict) else None
     if not isinstance(name, str) or name not in ACTIVATIONS or set(act) != {"name"}:
-        o.refuse(f"ffn_act_fn is {str(act)[:80]}; Aristos has a name of {', '.join(ACTIVATIONS)} alone")
+        o.refuse(f"ffn_act_fn is {shown(act)}; Aristos has a name of {', '.join(ACTIVATIONS)} alone")
     f.ignore("moe_normalize_expert_weights")
     norm = inner.get("moe_normalize_expert_weights", 1)  # null is none
     if norm not in (None, 1):
-        o.refuse(f"moe_normalize_expert_weights is {str(norm)[:80]}; Aristos has null and 1")
+        o.refuse(f"moe_normalize_expert_weights is {shown(norm)}; Aristos has null and 1")
     f.ignore("moe_jitter_eps", "moe_loss_weight", "hidden_size", "uniform_expert_assignment")
     f.only(uniform_expert_assignment=False)
     options = {
@@ -275,7 +275,7 @@ def hunyuan(o: Options) -> dict[int, Block]:
     o.only(mlp_bias=False, moe_drop_tokens=False, use_mixed_mlp_moe=True)
     beside = o.get("num_shared_expert", "num_shared_experts")
     if beside is not None and any(n != 1 for n in (beside if isinstance(beside, list) else [beside])):
-        o.refuse(f"num_shared_expert is {str(beside)[:80]}; Aristos has 1 for this model")
+        o.refuse(f"num_shared_expert is {shown(beside)}; Aristos has 1 for this model")
     o.ignore("dense_list", "moe_layer_num_skipped", "moe_random_routing_dropped_token", "group_limited_greedy")
     o.only(group_limited_greedy=False, norm_topk_prob=True, routed_scaling_factor=1.0)
     o.only(moe_layer_num_skipped=0)
@@ -284,7 +284,7 @@ def hunyuan(o: Options) -> dict[int, Block]:
         if isinstance(o.get(*keys), list):
             numbers = o.numbers(o.first(*keys)) or []
             if layer >= len(numbers) or not 1 <= numbers[layer] <= MOST:
-                o.refuse(f"{keys[0]} must have an int in 1..{MOST} for every layer, got {str(numbers)[:80]}")
+                o.refuse(f"{keys[0]} must have an int in 1..{MOST} for every layer, got {shown(numbers)}")
             return numbers[layer]
         return o.size(*keys)
 

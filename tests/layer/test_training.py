@@ -110,17 +110,19 @@ def steps(moe: Any, comm: Any, x: np.ndarray, dy: np.ndarray, pieces: int) -> di
 
 
 @ranks_each(2, 4)
-def test_equal_bits_on_any_number_of_ranks(comm, world):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_equal_bits_on_any_number_of_ranks(comm, world, dtype):
     """Gradients, loss, weights and states of three steps in four pieces, of two layers. An idle rank; two nodes."""
     count, mine = 32, slice(32 // world * comm.rank, 32 // world * (comm.rank + 1))
-    x, dy = tokens(ALL, count, seed=5), tokens(ALL, count, seed=6)
+    cfg, kind = replace(ALL, dtype=dtype), np.float32 if dtype == "float32" else ml_dtypes.bfloat16
+    x, dy = (tokens(ALL, count, seed=seed).astype(kind) for seed in (5, 6))
     places = [0, 1, 0, 0, 1, 0] if world == 2 else [2, 0, 2, 3, 3, 0]
-    with MoE(ALL, layers=2, threads=1, train=True) as alone:
+    with MoE(cfg, layers=2, threads=1, train=True) as alone:
         for layer in range(2):
             alone.load(layer, **reference.weights(ALL, layer))
         whole = steps(alone, None, x, dy, 4)
     nodes = {"ranks_per_node": 2} if world == 4 else {}
-    with MoE(ALL, comm, layers=2, threads=2, placement=places, train=True, **nodes) as moe:
+    with MoE(cfg, comm, layers=2, threads=2, placement=places, train=True, **nodes) as moe:
         for layer in range(2):
             moe.load(layer, **reference.weights(ALL, layer))
         found = steps(moe, comm, x[mine], dy[mine], 4 // world)
