@@ -34,6 +34,7 @@ class Optimizer:
         if clip is not None and not real(clip) > 0:
             raise InputError(f"clip must be None or a positive number, got {clip!r}")
         self.moe, self.lr, self.weight_decay, self.clip, self.steps = moe, lr, weight_decay, clip, 0
+        self.half_changed = False
         self.states: list[dict[str, Arrays]] = [
             {name: self.new_state(master) for name, master in _trained(moe, layer).items()}
             for layer in range(moe.layers)
@@ -58,7 +59,7 @@ class Optimizer:
         dense_gradients: those of `dense`, by name, summed and equal on all ranks (`aristos.reproducible_sum`). With
         `clip`, all gradients are scaled so that their norm is at most that. Raises InputError on every rank, and
         changes no weight, if a gradient is not finite; OpenCallError while a tape is open. If it is interrupted while
-        it changes the weights, this rank refuses them until `moe.restore`.
+        it changes weights, this rank refuses `forward`, `params`, `step` and `save` until `moe.restore` of both.
         """
         dense_gradients = {} if dense_gradients is None else dense_gradients
         self.moe.agree(self._refused(dense_gradients), "its gradients of dense arrays")
@@ -69,12 +70,14 @@ class Optimizer:
         factor = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
         parts = [list(self._parts(layer)) for layer in range(self.moe.layers)]
         with self.moe.changing():
+            self.half_changed = True
             self.steps += 1
             for layer in range(self.moe.layers):
                 self.moe.everywhere(lambda part: self.change(part[0], part[1], part[2], factor), parts[layer])
                 self.moe.update(layer)
             for name, array in self.dense.items():
                 self.change(array, dense_gradients[name], self.dense_states[name], factor)
+            self.half_changed = False
         return norm
 
     def _parts(self, layer: int) -> Iterator[tuple[np.ndarray, np.ndarray, Arrays]]:
@@ -84,10 +87,19 @@ class Optimizer:
             for i in range(len(masters[name])) if name in EXPERTS else [...]:
                 yield masters[name][i], gradients[name][i], {key: array[i] for key, array in state.items()}
 
+    def refuse_half_changed(self) -> None:
+        """Raise InputError if this rank's states have a part of a step."""
+        if self.half_changed:
+            raise InputError(
+                "the optimizer's states are half changed, because step() or restore() was interrupted while it wrote"
+                " them: restore(directory, optimizer) what was saved"
+            )
+
     def _refused(self, gradients: Arrays) -> InputError | None:
         """What is wrong with the gradients of dense arrays, or with the weights."""
         try:
             self.moe.refuse_half_changed()
+            self.refuse_half_changed()
         except InputError as problem:
             return problem
         if gradients.keys() != self.dense.keys():

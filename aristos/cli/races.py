@@ -15,7 +15,7 @@ import json
 import sys
 from typing import Any
 
-from ..bench.arguments import positive
+from ..bench.arguments import not_negative, positive
 from ..errors import EnvironmentProblem
 
 FINE, FOUND, USAGE, ENVIRONMENT = 0, 1, 2, 3
@@ -31,10 +31,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--case", action="append", metavar="NAME", help="only this case, may be repeated; ? lists them")
     parser.add_argument("--calls", type=positive, default=6, metavar="N", help="of each case (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of tokens and routing (%(default)s)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of tokens and routing (%(default)s)")
     parser.add_argument("--planted", metavar="NAME|all", help="switch a deliberate bug on and find it; ? lists them")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
+    if asked.case and asked.planted:
+        parser.error("--planted has a case of its own for each bug: leave out --case")
 
     from ..bench.world import connect
     from ..explore.compiled import planted, run
@@ -56,11 +58,15 @@ def main(argv: list[str]) -> int:
     if world.comm is None or len(set(world.hosts)) > 1:
         print("aristos races: its log needs ranks of MPI on one machine: mpirun -n 2 aristos races", file=sys.stderr)
         return ENVIRONMENT
-    chosen = [case for case in run.CASES if not asked.case or case.name in asked.case]
-    tries = [(case, 0) for case in chosen if case.ranks <= world.size]
+    tries = [(case, 0) for case in run.CASES if (case.name in asked.case if asked.case else case.ranks <= world.size)]
     if asked.planted is not None:
         names = list(bugs) if asked.planted == "all" else [asked.planted]
         tries = [(cases[bugs[name].wants], planted.NUMBERS[name]) for name in names]
+    if more := [case for case, _ in tries if case.ranks > world.size]:
+        if world.lead:
+            text = f"case {more[0].name} needs {more[0].ranks} ranks, got {world.size}: mpirun -n {more[0].ranks} ..."
+            print(f"aristos races: {text}", file=sys.stderr)
+        return USAGE
     bug_of = {0: "", **{number: name for name, number in planted.NUMBERS.items()}}
     results = []
     for result in run.make_all(world.comm, tries, asked.calls, asked.seed):

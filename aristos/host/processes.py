@@ -28,12 +28,22 @@ class Process:
         return cls(_place(), os.getpid(), _stat(os.getpid())[1])
 
     def seen_here(self) -> bool:
-        """Whether this process sees it by its number."""
+        """Whether this process sees it run, by its number.
+
+        /proc may hide processes (hidepid=2), and copies of a virtual machine may name themselves alike.
+        """
+        return self._of_this_place() and _stat(self.pid)[1] == self.started
+
+    def _of_this_place(self) -> bool:
+        """Whether it names the machine and the namespaces of this process."""
         return bool(self.place and self.started) and self.place == _place()
 
     def trouble(self) -> str:
-        """Why it does not run, as a clause: that it has ended, or is stopped. Empty if it runs, or is not seen here."""
-        if not self.seen_here():
+        """Why it does not run, as a clause: that it has ended, or is stopped. Empty if it runs, or is of another place.
+
+        Ask only of a process that was `seen_here`.
+        """
+        if not self._of_this_place():
             return ""
         state, started = _stat(self.pid)
         if not state:

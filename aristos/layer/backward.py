@@ -19,6 +19,7 @@ from ..config import SCORES, MoEConfig
 from ..kernels.by_isa import module
 from ..kernels.common import activations
 from ..primitives.buffers import FLOAT, LINE, aligned
+from ..primitives.compile import warm_up
 from ..reproducible import partial_sums
 from .arguments import on_input
 from .collective import Membership
@@ -53,13 +54,38 @@ def experts_module(dtype: str, isa: str) -> Any:
 
 
 class Kernels:
-    """The kernels of an instruction set, on arrays. expert: those of experts for the layer's dtype."""
+    """The kernels of an instruction set, on arrays.
+
+    expert: those of experts for the layer's dtype. blocks: what runs them on blocks of rows. tokens: those of tokens.
+    """
 
     def __init__(self, isa: str, dtype: str) -> None:
         self.expert, self.tokens = experts_module(dtype, isa), module("token_backward", isa)
         self.float32 = experts_module("float32", isa)
+        self.blocks = self.tokens if self.expert is self.float32 else self.expert
         self.padded: Callable[[int], int] = module("panels", isa).padded
         self._kept = threading.local()
+
+    def prepare(self, cfgs: Sequence[MoEConfig], blocks: bool) -> None:
+        """Load or compile what backward calls of layers use. Within a call the other ranks would wait for it.
+
+        blocks: whether their experts run by `run_expert`.
+        """
+        from numba import types
+
+        word, tokens = types.int64, self.tokens
+        wanted: list[tuple[Any, tuple]] = [
+            (tokens.combine_rows, (word,) * 7),
+            (tokens.product_rows, (word,) * 7),
+            (tokens.add_outer_sums, (word,) * 8),
+            (tokens.logit_gradients, (*(word,) * 7, types.boolean, types.float64, word)),
+        ]
+        if any(on_input(cfg) or cfg.identity_experts for cfg in cfgs):
+            wanted.append((tokens.row_dots, (word,) * 5))
+        if blocks or any(cfg.shared_ffn for cfg in cfgs):
+            three, six = types.UniTuple(word, 3), types.UniTuple(word, 6)
+            wanted.append((self.blocks.expert_blocks, (*(word,) * 6, six, three, six, *(word,) * 5)))
+        warm_up(wanted)
 
     def scratch(self, name: str, nbytes: int) -> int:
         """Address of memory that this thread keeps for later calls: new pages in each would take a fifth of it."""
@@ -83,11 +109,10 @@ class Kernels:
         """
         x, dy, w, dx, dw = (each.ctypes.data for each in rows)
         most = self.expert.MOST_ROWS
-        blocks = self.tokens if self.expert is self.float32 else self.expert
-        saved = self.scratch("saved", blocks.saved_bytes(cfg.hidden, ffn, cfg.gated))
+        saved = self.scratch("saved", self.blocks.saved_bytes(cfg.hidden, ffn, cfg.gated))
         scratch = self.scratch("scratch", self.expert.scratch_bytes(most, cfg.hidden, ffn))
         word = activations.word(cfg.activation, cfg.limit, cfg.limit_after)
-        blocks.expert_blocks(len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, saved, scratch)
+        self.blocks.expert_blocks(len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, saved, scratch)
 
     def dots(self, a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
         """[rows] float32: dot products of rows of n float32, given by their addresses."""
@@ -125,8 +150,11 @@ def addresses(array: np.ndarray) -> np.ndarray:
 class BackwardCalls:
     """Makes the backward calls of one layer object on this rank. number: of the rank, among those of all groups."""
 
-    def __init__(self, member: Membership, isa: str, number: int, dtype: str) -> None:
-        self.member, self.kernels, self.number = member, Kernels(isa, dtype), number
+    blocks = True  # its experts run by `Kernels.run_expert`
+
+    def __init__(self, member: Membership, isa: str, number: int, cfgs: Sequence[MoEConfig]) -> None:
+        self.member, self.kernels, self.number = member, Kernels(isa, cfgs[0].dtype), number
+        self.kernels.prepare(cfgs, self.blocks)
         self._pool: ThreadPoolExecutor | None = None
 
     def close(self) -> None:

@@ -46,8 +46,10 @@ def needs(cfg: MoEConfig) -> Needs:
 class FusedBackward(BackwardCalls):
     """Makes the fused backward calls of one layer object on this rank."""
 
+    blocks = False
+
     def __init__(self, member: Membership, used: str, number: int, cfgs: tuple[MoEConfig, ...], timeout: float) -> None:
-        super().__init__(member, used, number, cfgs[0].dtype)
+        super().__init__(member, used, number, cfgs)
         from numba import types
 
         assert isinstance(member.runtime, CpuRuntime)

@@ -103,7 +103,7 @@ class TrainedLayers(LoadedLayers):
         self._numbers, self._reserve = 0, reserve
         settings, isa = self._backend.settings, self._backend.isa
         self._calls: BackwardCalls = (
-            BackwardCalls(self._member, isa, holders.group.rank, settings.cfgs[0].dtype)
+            BackwardCalls(self._member, isa, holders.group.rank, settings.cfgs)
             if settings.schedule == "bulk"
             else FusedBackward(self._member, isa, holders.group.rank, settings.cfgs, settings.timeout)
         )
@@ -145,7 +145,7 @@ class TrainedLayers(LoadedLayers):
         self._half_changed = False
 
     def refuse_half_changed(self) -> None:
-        """Raise InputError if this rank's weights or an optimizer's states have a part of a step."""
+        """Raise InputError if this rank's weights have a part of a step."""
         if self._half_changed:
             raise InputError(
                 "the weights are half changed, because step() or restore() was interrupted while it wrote them:"
@@ -200,9 +200,9 @@ class TrainedLayers(LoadedLayers):
 
         save: what this rank keeps of the rows that its experts compute. "rows": x of other ranks' rows, which the
         backward call then need not copy again; "hidden": also the products with up and gate, which it then need not
-        compute again. A rank keeps less of a source's rows if they do not fit into
-        the largest free part of its `tape_bytes`. `tape.kept` says, for each rank, what it keeps of this rank's rows.
-        The bits of the gradients are the same.
+        compute again. A rank keeps less of a source's rows if they do not fit into the largest free part of its
+        `tape_bytes`. `tape.kept` says, for each rank, what it keeps of this rank's rows. The bits of the gradients are
+        the same.
         """
         backend = self._trained("forward")
         taping: Taping | None = None
@@ -388,6 +388,8 @@ class TrainedLayers(LoadedLayers):
 
         def write() -> None:
             self.refuse_half_changed()
+            if optimizer is not None:
+                optimizer.refuse_half_changed()
             for layer in range(self.layers):
                 for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
                     if self._holders.first(expert) if expert >= 0 else first:
@@ -450,6 +452,8 @@ class TrainedLayers(LoadedLayers):
 
         steps, found, dense = saving.together(self, "restore", read)
         with self.changing():
+            if optimizer is not None:
+                optimizer.half_changed = True
             for layer, read_parts in enumerate(found):
                 for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
                     for name, array in arrays.items():
@@ -459,6 +463,7 @@ class TrainedLayers(LoadedLayers):
                 optimizer.steps = steps
                 for name, array in saving.dense_arrays(optimizer).items():
                     array[...] = dense[name]
+                optimizer.half_changed = False
 
     def _parts(self, weights: TrainedWeights, layer: int, optimizer: Optimizer | None) -> dict[int, Arrays]:
         """Views of all that is saved of a layer: by expert's id, or saving.COMMON, arrays by name."""

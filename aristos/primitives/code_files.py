@@ -8,6 +8,7 @@ damaged file counts as missing. A locator gives the folder.
 from __future__ import annotations
 
 import inspect
+import itertools
 import pickle
 import sys
 import warnings
@@ -34,6 +35,9 @@ class Locator(caching.UserProvidedCacheLocator):
         private.make(Path(self.get_cache_path()))
 
 
+unkept: list[str] = []  # functions whose code this process could not keep
+
+
 class FunctionCache(caching.FunctionCache):
     """The cache of one function's compiled code, in the folder of its locator."""
 
@@ -50,7 +54,9 @@ class FunctionCache(caching.FunctionCache):
         try:
             super().save_overload(signature, data)
         except OSError as error:
-            warnings.warn(f"kernels cannot be kept in {self._cache_path}: {error}; set ARISTOS_CACHE", stacklevel=2)
+            unkept.append(self._name)
+            if len(unkept) == 1:
+                warnings.warn(f"kernels cannot be kept in {self._cache_path}: {error}; set ARISTOS_CACHE", stacklevel=2)
 
 
 class Parts(caching.CompileResultCacheImpl):
@@ -66,6 +72,15 @@ class Parts(caching.CompileResultCacheImpl):
 
 class _Files(caching.IndexDataCacheFile):
     """The index and the code of one function."""
+
+    def save(self, key: Any, data: Any) -> None:
+        """Keep code, and only then name its file in the index: the index never names another signature's code."""
+        overloads = self._load_index()
+        taken = set(overloads.values())
+        name = overloads.get(key) or next(n for n in map(self._data_name, itertools.count(1)) if n not in taken)
+        self._save_data(name, data)
+        if key not in overloads:
+            self._save_index({**overloads, key: name})
 
     def _load_index(self) -> dict:
         try:

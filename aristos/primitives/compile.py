@@ -208,9 +208,8 @@ class Compiled(CPUDispatcher):
         known = len(self.overloads)
         found = super().compile(sig)
         if len(self.overloads) > known:
-            result = self.overloads[tuple(sigutils.normalize_signature(sig)[0])]
-            for environment in linked_code.environments(result):
-                result.codegen.set_env(environment.env_name, environment)
+            result: Any = self.overloads[tuple(sigutils.normalize_signature(sig)[0])]
+            linked_code.set_environments(result.library)
         return found
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
@@ -263,6 +262,7 @@ def entry(function: Callable, signature: Any, locator: type[code_files.Locator])
     made: Any = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
     made._cache = code_files.FunctionCache(function, locator)
     made.compile()
+    linked_code.set_environments(made._library)
     return made
 
 
@@ -324,8 +324,9 @@ def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
     with contextlib.nullcontext() if done.exists() else _compile_lock(), _progress(quiet):
         for function, signature in entries:
             _compile(function, signature)
-    with contextlib.suppress(OSError):
-        done.touch()
+    if not code_files.unkept:
+        with contextlib.suppress(OSError):
+            done.touch()
     return compiled_here() - before
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from llvmlite import binding
 from numba.core import compiler
 from numba.core.codegen import JITCodeLibrary
+from numba.core.environment import lookup_environment
 
 from . import code_files
 
@@ -54,12 +55,19 @@ def link(dispatcher: Any, arguments: tuple) -> Linked:
         dispatcher.typingctx, context, dispatcher.py_func, arguments, None, flags, dispatcher.locals, library
     )
     library._ensure_finalized()
-    return Linked(context, library, result.fndesc, result.signature, [result.environment, *environments(result)])
+    return Linked(context, library, result.fndesc, result.signature, [result.environment, *environments(library)])
 
 
-def environments(result: Any) -> list:
-    """What the functions in a compilation's result may need of Python when they raise an error."""
-    return result._find_referenced_environments()
+def environments(library: Any) -> list:
+    """What the functions in a library may need of Python when they raise an error."""
+    names = [each.name for each in library._final_module.global_variables if each.name.startswith("_ZN08NumbaEnv")]
+    return [found for name in names if (found := lookup_environment(name)) is not None]
+
+
+def set_environments(library: Any) -> None:
+    """Let the machine code of a library that was just compiled find them. Numba sets those of one that was loaded."""
+    for each in environments(library):
+        library.codegen.set_env(each.env_name, each)
 
 
 class Cache(code_files.FunctionCache):

@@ -70,7 +70,12 @@ def _ranks_of_job(comm: Any) -> list[int]:
     """The ranks that the ranks of `comm` have in the whole job; below 0 if it is another job's."""
     from mpi4py import MPI
 
-    return MPI.Group.Translate_ranks(comm.Get_group(), range(comm.Get_size()), MPI.COMM_WORLD.Get_group())
+    these, job = comm.Get_group(), MPI.COMM_WORLD.Get_group()
+    try:
+        return MPI.Group.Translate_ranks(these, range(comm.Get_size()), job)
+    finally:
+        these.Free()
+        job.Free()
 
 
 def _clause(lost: dict[int, str]) -> str:

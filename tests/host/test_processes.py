@@ -78,6 +78,14 @@ def test_a_process_of_another_namespace_of_time_is_not_judged():
     assert done.stdout.strip() != Process.here().place
 
 
+def test_a_process_that_proc_hides_is_not_seen(monkeypatch):
+    """hidepid=2 hides processes of others, as if they had ended."""
+    here = Process.here()
+    assert here.seen_here()
+    monkeypatch.setattr(processes, "_stat", lambda pid: ("X", ""))
+    assert not here.seen_here()
+
+
 def test_what_is_unknown_is_no_trouble(monkeypatch):
     here = Process.here()
     assert replace(here, started="").trouble() == ""

@@ -553,6 +553,10 @@ def test_weights_of_an_interrupted_step_are_refused_until_they_are_restored(monk
         for call in (lambda: moe.forward(x), moe.params, optimizer.step, lambda: moe.save(tmp_path, optimizer)):
             with pytest.raises(InputError, match=r"the weights are half changed.*: restore\(\) what was saved"):
                 call()
+        moe.restore(tmp_path)  # of the weights alone
+        for call in (optimizer.step, lambda: moe.save(tmp_path, optimizer)):
+            with pytest.raises(InputError, match=r"the optimizer's states are half changed.*: restore\("):
+                call()
         moe.restore(tmp_path, optimizer)
         assert optimizer.steps == 1
         assert step() == second

@@ -257,11 +257,13 @@ def squared(n: int) -> int:
 @pytest.mark.compiled
 def test_a_full_disk_keeps_no_function_from_being_compiled(monkeypatch, tmp_path):
     monkeypatch.setattr(compiling, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(code_files, "unkept", [])
     monkeypatch.setattr(private, "write", mock.Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
     function = compiling.jit(squared)
     with pytest.warns(UserWarning, match="kernels cannot be kept in .*No space left on device; set ARISTOS_CACHE"):
         compiling.warm_up([(function, (numba.int64,))])
     assert function(3) == 9
+    assert not list(tmp_path.glob("*.compiled")), "later processes would compile without waiting for each other"
 
 
 @pytest.fixture
@@ -360,3 +362,47 @@ def test_importing_every_module_writes_nothing(tmp_path):
     count, _ = use(IMPORT_ALL, **{name: str(place) for name, place in places.items()}, PYTHONDONTWRITEBYTECODE="1")
     assert count > 200
     assert sorted(tmp_path.rglob("*")) == before
+
+
+FIRST = """
+import ml_dtypes, numpy as np, aristos
+from aristos import reference
+from aristos.primitives import compile as compiling
+cfg = aristos.MoEConfig(hidden=24, ffn=40, experts=5, top_k=2, max_tokens=48, shared_ffn={shared}, dtype="{dtype}")
+x = np.ones((20, 24), np.float32).astype(cfg.dtype if cfg.dtype == "float32" else ml_dtypes.bfloat16)
+def code():
+    return sorted((f.py_func.__module__, f.py_func.__name__) for f in compiling._registered if f.overloads)
+with aristos.MoE(cfg, None, schedule="{schedule}", train=True) as moe:
+    moe.load(**reference.weights(cfg))
+    y, tape = moe.forward(x)
+    before = code()
+    moe.backward(x, tape)
+    print(">", [each for each in code() if each not in before])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schedule", "shared", "dtype"), [("fused", 32, "float32"), ("bulk", 0, "float32"), ("bulk", 32, "bfloat16")]
+)
+def test_a_backward_call_finds_its_kernels_loaded(schedule, shared, dtype):
+    """Within a call, the other ranks would wait for a rank that loads or compiles them."""
+    code = FIRST.format(schedule=schedule, shared=shared, dtype=dtype)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1:] == ["> []"], done.stdout + done.stderr
+
+
+def test_a_full_disk_leaves_no_index_that_names_other_code(tmp_path, monkeypatch):
+    """The index is damaged, and the code of a second signature cannot be written: it is not named."""
+    files = code_files._Files(str(tmp_path), "f", "stamp")
+    monkeypatch.setattr(files, "_load_index", dict)
+    index: list[dict] = []
+    monkeypatch.setattr(files, "_save_index", index.append)
+
+    def full(name: str, data: object) -> None:
+        raise OSError(28, "No space left on device", name)
+
+    monkeypatch.setattr(files, "_save_data", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.save("signature", b"code")
+    assert index == []

@@ -66,8 +66,11 @@ def _widened(addr, n):
     return (mem.bits16(addr, n).astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def _lowering(parts):
-    """The lowering of `tile_sums` (one part) and of `split_sums` (two): by the kernel for the rows that there are."""
+def _lowering(name, parts):
+    """The lowering of `tile_sums` (one part) and of `split_sums` (two): by the kernel for the rows that there are.
+
+    name: makes their symbols differ, since compiled code of several processes may be linked together.
+    """
     both, upper_alone = micro_kernels.tile_kernel(2, parts), micro_kernels.tile_kernel(1, parts)
 
     def typed(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
@@ -77,6 +80,7 @@ def _lowering(parts):
             else:
                 upper_alone(a, below, b, sums, steps, carry, ahead, pace, upper, lower)
 
+        run.__qualname__ = f"{name}.run"
         return run
 
     return typed
@@ -84,8 +88,8 @@ def _lowering(parts):
 
 overload(configure)(lambda shapes: lambda shapes: micro_kernels.configure(shapes))
 overload(release)(lambda: lambda: micro_kernels.release())
-overload(tile_sums)(_lowering(1))
-overload(split_sums)(_lowering(2))
+overload(tile_sums)(_lowering("tile_sums", 1))
+overload(split_sums)(_lowering("split_sums", 2))
 
 
 @jit
