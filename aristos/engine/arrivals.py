@@ -120,8 +120,10 @@ def read_returns(job, st, worker, owner):
     tail = min(tail, seen + min(returns_due(job, st, owner), words.BACK_MOST - st[words.command_back(c)]))
     for tile in range(seen, tail):
         a = return_record_from(job, st, owner, tile)
-        note_back(st, c, mem.load(words.returned_packed(a)), mem.load(words.returned_rows(a)))
-        tape.note(job, owner, mem.load(words.returned_kept(a)))
+        rows = mem.load(words.returned_rows(a))
+        note_back(st, c, mem.load(words.returned_packed(a)), rows)
+        if rows != 0:  # not of a tile that an exchange sent, which may have ended before this call
+            tape.note(job, owner, mem.load(words.returned_kept(a)))
         if mem.load(words.returned_status(a)) != codes.OK:
             st[words.peer_status(job, owner)] = mem.load(words.returned_status(a))
     st[words.seen_tiles(job, owner)] = tail

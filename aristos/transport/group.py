@@ -72,7 +72,7 @@ def _ranks_of_job(comm: Any) -> list[int]:
 
     these, job = comm.Get_group(), MPI.COMM_WORLD.Get_group()
     try:
-        return MPI.Group.Translate_ranks(these, range(comm.Get_size()), job)
+        return these.Translate_ranks(range(comm.Get_size()), job)
     finally:
         these.Free()
         job.Free()

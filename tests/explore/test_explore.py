@@ -97,6 +97,13 @@ def test_a_worker_kept_out_by_the_lock_decides_again():
 
 
 @pytest.mark.slow
+def test_a_record_of_an_exchange_that_ended_early_says_nothing_of_a_tape():
+    """One rank makes an exchange where the others make a backward call, and reads its return records a call later."""
+    drawn = ("--transport", "shm", "--ranks", "4", "--strategy", "pct", "--rows", "0", "--calls", "0")
+    assert explore(*drawn, "--seed", "1829689487", "--schedules", "1")["found"] is None
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 2414492314, None], ids=["seed 0", "a read where nothing lies", "a fresh seed"])
 def test_every_mutation_is_found(first):
     """Each deliberate bug is found within 300 schedules, whatever the seed."""

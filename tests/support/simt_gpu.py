@@ -6,7 +6,7 @@ The machine runs the ranks' launches once all ranks wait, and then concurrently,
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -192,6 +192,16 @@ class _Loaded:
         self.kernel = kernel
 
 
+class FakeGroup:
+    """The functions of an MPI group that the layer uses: its ranks are of no job."""
+
+    def Translate_ranks(self, ranks: Iterable[int], group: Any) -> list[int]:
+        return [-1 for _ in ranks]
+
+    def Free(self) -> None:
+        pass
+
+
 class FakeComm:
     """The functions of an MPI communicator that the layer uses, between threads."""
 
@@ -206,6 +216,9 @@ class FakeComm:
 
     def Dup(self) -> FakeComm:
         return self
+
+    def Get_group(self) -> FakeGroup:
+        return FakeGroup()
 
     def Free(self) -> None:
         pass
