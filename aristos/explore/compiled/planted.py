@@ -52,7 +52,8 @@ BUGS = (
         "packing.announce",
         "mem.notify(word_to(job, st, p, words.ANNOUNCED)",
         "mem.notify(word_to(job, st, p, words.ANNOUNCED), job[words.EPOCH], 0)\n"
-        "mem.store_release(word_to(job, st, p, words.ENDED), job[words.EPOCH])",
+        "mem.store_release(word_to(job, st, p, words.ENDED), job[words.EPOCH])\n"
+        "for _ in range(20):\n    mem.nap()",  # so that the peer loads before this rank reads
         "shm-in-place",
     ),
     Planted(
