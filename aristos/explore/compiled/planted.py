@@ -31,13 +31,6 @@ BUGS = (
         "mem.store(word_to(job, st, owner, words.TAIL), tile + 1)",
     ),
     Planted(
-        "credit-early", "Credit for a tile is given when its record is read.", "arrivals.read_record",
-        "st[words.read_rows(job, source)] += rows",
-        "st[words.read_rows(job, source)] += rows\n"
-        "mem.notify(word_to(job, st, source, words.CREDIT), st[words.read_rows(job, source)], 8)\n"
-        "for _ in range(20):\n    mem.nap()",  # so that the source comes to use it
-    ),
-    Planted(
         "table-unlocked", "A worker reads the rank's progress without the rank's lock.", "loop.work",
         "kind = steps.decide(job, st, worker)",
         "st[words.PROGRESS]\nkind = steps.decide(job, st, worker)",
@@ -53,7 +46,7 @@ BUGS = (
         "mem.notify(word_to(job, st, p, words.ANNOUNCED)",
         "mem.notify(word_to(job, st, p, words.ANNOUNCED), job[words.EPOCH], 0)\n"
         "mem.store_release(word_to(job, st, p, words.ENDED), job[words.EPOCH])\n"
-        "for _ in range(20):\n    mem.nap()",  # so that the peer loads before this rank reads
+        "for _ in range(400):\n    mem.nap()",  # so that the peer loads before this rank reads
         "shm-in-place",
     ),
     Planted(
