@@ -15,23 +15,23 @@ UNKNOWN = "a rank is missing or in another collective call, or the network fails
 NAMED = 8  # most ranks that a message names
 POLL = 0.25  # seconds
 ENDED_SECONDS = 1.0  # of a wait, before its rank is given up because its process has ended
-SIGHTINGS = 4  # polls that see it: what the rank has sent last may still be under way, or not read yet
+ENDED_POLLS = 4  # polls that find it ended: what it has sent last may still be under way, or not read yet
 
 
-class _InVain:
-    """Whether a wait goes on although an awaited rank has ended."""
+class _EndedPeer:
+    """Counts the polls of one wait that find an awaited rank ended."""
 
     def __init__(self) -> None:
         self._wait: object = None
-        self._sightings = 0
+        self._polls = 0
 
-    def sure(self, wait: tuple[Any, ...], seconds: float, ended: Callable[[], bool]) -> bool:
-        """Poll a wait that has lasted for so long. ended: whether an awaited rank has ended."""
+    def confirmed(self, wait: tuple[Any, ...], seconds: float, ended: Callable[[], bool]) -> bool:
+        """Poll a wait that has lasted for `seconds`; True once enough polls in a row have found a rank ended."""
         if wait != self._wait:
-            self._wait, self._sightings = wait, 0
+            self._wait, self._polls = wait, 0
         if seconds >= ENDED_SECONDS:
-            self._sightings = self._sightings + 1 if ended() else 0
-        return self._sightings >= SIGHTINGS
+            self._polls = self._polls + 1 if ended() else 0
+        return self._polls >= ENDED_POLLS
 
 
 class Watchdog:
@@ -45,7 +45,7 @@ class Watchdog:
         self._abort, self._name = abort, name
         self.suspects: Callable[[], str] = str  # what is known of ranks that do not run, as a clause
         self.ended: Callable[[], set[int]] = set  # ranks that are known to have ended
-        self._collective, self._put = _InVain(), _InVain()
+        self._collective, self._put = _EndedPeer(), _EndedPeer()
         self._wait: tuple[str, float, float] | None = None  # what, since, limit
         self._calls: tuple[Calling, Callable[[], float]] | None = None
         self._thread: threading.Thread | None = None
@@ -84,7 +84,7 @@ class Watchdog:
             if wait is not None:
                 what, since, limit = wait
                 seconds = time.monotonic() - since
-                if seconds > limit or self._collective.sure(wait, seconds, lambda: bool(self.ended())):
+                if seconds > limit or self._collective.confirmed(wait, seconds, lambda: bool(self.ended())):
                     self._report(since, limit, what, UNKNOWN)
             if self._calls is not None:
                 self._check_calls(*self._calls)
@@ -96,8 +96,8 @@ class Watchdog:
             self._end_job(f"ends: {failure}")
             return
         seconds = time.monotonic() - since_ns * 1e-9
-        in_vain = peer >= 0 and self._put.sure((peer, since_ns), seconds, lambda: peer in self.ended())
-        if peer < 0 or (seconds <= limit() and not in_vain):
+        lost = peer >= 0 and self._put.confirmed((peer, since_ns), seconds, lambda: peer in self.ended())
+        if peer < 0 or (seconds <= limit() and not lost):
             return
         what = f"rank {peer} to receive what is put (MPI_Put, MPI_Win_flush)"
         if others:

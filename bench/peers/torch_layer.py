@@ -181,6 +181,19 @@ EXCHANGES = {"mpi": Mpi, "gloo": Gloo}
 EXPERTS = {"loop": Loop, "packed": PackedLoop, "grouped": Grouped}
 
 
+def regrouped(torch: Any, experts: Any, rows: Any, per_source: Any) -> Any:
+    """Outputs of rows ordered by (source, expert), in that order; experts see them ordered by (expert, source).
+
+    per_source: [W, experts], how many rows of each there are.
+    """
+    world, each = per_source.shape
+    runs = torch.split(rows, per_source.reshape(-1).tolist())
+    merged = torch.cat([runs[s * each + e] for e in range(each) for s in range(world)])
+    outputs = experts(merged, per_source.sum(0))
+    parts = [torch.split(output, per_source[:, e].tolist()) for e, output in enumerate(outputs)]
+    return torch.cat([parts[e][s] for s in range(world) for e in range(each)])
+
+
 class TorchLayer:
     """A layer of one exchange and one way to run experts; a single rank exchanges nothing."""
 
@@ -220,14 +233,5 @@ class TorchLayer:
         landed_counts = self.exchange.counts(counts)
         per_source = landed_counts.reshape(self.world, -1)
         sent, landed = counts.reshape(self.world, -1).sum(1).tolist(), per_source.sum(1).tolist()
-        outputs = self._regrouped(self.exchange.rows(rows, landed, sent), per_source)
+        outputs = regrouped(self.torch, self.experts, self.exchange.rows(rows, landed, sent), per_source)
         return self.exchange.rows(outputs, sent, landed)
-
-    def _regrouped(self, rows: Any, per_source: Any) -> Any:
-        """Outputs of rows ordered by (source, expert), in that order; experts see them ordered by (expert, source)."""
-        torch, each = self.torch, per_source.shape[1]
-        runs = torch.split(rows, per_source.reshape(-1).tolist())
-        merged = torch.cat([runs[s * each + e] for e in range(each) for s in range(self.world)])
-        outputs = self.experts(merged, per_source.sum(0))
-        parts = [torch.split(output, per_source[:, e].tolist()) for e, output in enumerate(outputs)]
-        return torch.cat([parts[e][s] for s in range(self.world) for e in range(each)])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jobs import Floats, Job, flat
 
-from peers.torch_layer import Gloo, local_weights, one_thread
+from peers.torch_layer import Gloo, local_weights, one_thread, regrouped
 
 
 def functions(torch: Any) -> tuple[Any, Any, Any]:
@@ -140,18 +140,9 @@ class TorchStep:
         per_source = landed_counts.reshape(self.world, -1)
         sent, landed = counts.reshape(self.world, -1).sum(1).tolist(), per_source.sum(1).tolist()
         rows = self.exchange(self.gather(x, tokens, places), self.wire, landed, sent)
-        back = self.exchange(self._regrouped(rows, per_source), self.wire, sent, landed)
+        back = self.exchange(regrouped(self.torch, self.experts, rows, per_source), self.wire, sent, landed)
         y = self.combine(back, weights, tokens, places, torch.from_numpy(order))
         self.gradients = torch.autograd.grad(y, [x, weights, *self.experts.weights()], self.dys[i])
-
-    def _regrouped(self, rows: Any, per_source: Any) -> Any:
-        """Outputs of rows ordered by (source, expert), in that order; experts see them ordered by (expert, source)."""
-        torch, each = self.torch, per_source.shape[1]
-        runs = torch.split(rows, per_source.reshape(-1).tolist())
-        merged = torch.cat([runs[s * each + e] for e in range(each) for s in range(self.world)])
-        outputs = self.experts(merged, per_source.sum(0))
-        parts = [torch.split(output, per_source[:, e].tolist()) for e, output in enumerate(outputs)]
-        return torch.cat([parts[e][s] for s in range(self.world) for e in range(each)])
 
     def output(self) -> Floats:
         return flat(each.float().numpy() for each in self.gradients)

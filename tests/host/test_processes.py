@@ -192,7 +192,7 @@ def test_the_watchdog_gives_up_a_rank_that_has_ended():
             )
         ]
     seconds = [wait.result() for wait in waits]
-    least = watchdog.ENDED_SECONDS + (watchdog.SIGHTINGS - 1) * watchdog.POLL
+    least = watchdog.ENDED_SECONDS + (watchdog.ENDED_POLLS - 1) * watchdog.POLL
     assert all(least <= each < 4.5 for each in seconds[:2]), seconds
     assert min(seconds[2:]) >= 5.0
 

@@ -21,7 +21,7 @@ from ..common.activations import ONE, ZERO
 from .convert import BFLOAT16, round_row, widen_row
 from .elements import WIDTH
 from .expert import line_bytes
-from .expert_backward import ALL, DOWN, GATE, MOST_ROWS, UP, dot, plain_first, slopes
+from .expert_backward import ALL, DOWN, GATE, MOST_ROWS, UP, dot, plain_first, slopes  # noqa: F401  GATE, UP: for callers
 from .gemm import PITCH, fetch
 from .micro_kernels import STEP, SUMS
 from .operands import (
@@ -44,7 +44,6 @@ CHUNK = 512  # columns of F whose du and dg are kept as operands
 OUTER_ROWS = 512  # rows of a pass over the gradients: whole blocks of 32, at most an operand's columns
 TURNED = 128  # columns of x, or of h, that are transposed at once: their operand stays in the L2 cache
 SIDE = 16  # of a block of the transposition
-_ = ALL, GATE, UP  # names of matrices, for callers
 
 
 def part_bytes(columns):
