@@ -2,13 +2,12 @@
 
 A value that no rank writes means that shared memory was damaged: by a stray write of the program, by another program,
 or by hardware. The rank that reads it fails and says which word it was, instead of reading or writing outside of its
-tables. A wrong value within the bounds cannot be told from a right one.
+tables. A wrong value within the bounds cannot be distinguished from a right one.
 
 The bounds follow from the protocol. A rank is at most one call ahead of another. A sender never has more rows or tiles
 on their way than the ring has rows; so its counts lie within a ring of what this rank has given back.
 """
 
-from ..primitives import memory as mem
 from ..primitives.compile import jit
 from . import codes, words
 

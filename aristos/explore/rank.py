@@ -626,7 +626,10 @@ class Rank:
             self._fail(codes.CAUSE_TIMEOUT, self.me)
 
     def _read_poison(self) -> tuple[int, int]:
-        """As `CpuRuntime._raise_poison`: the first cause, and the rank that failed first. No rank writes a bad word here."""
+        """As `CpuRuntime._raise_poison`: the first cause, and the rank that failed first.
+
+        No rank writes a word out of its bounds here.
+        """
         if self.st[words.BAD_WORD] != 0:
             raise OutOfBounds(str(bad_word(self.me, self.epoch, self.st)))  # type: ignore[arg-type]
         peer = arrivals.poisoned(self.job, self.st)

@@ -1,4 +1,4 @@
-"""Words of a peer out of their bounds: the rank that reads one fails, says which it was, and touches none of its tables.
+"""Words of a peer out of their bounds: the rank that reads one fails, says which it was, and keeps its tables whole.
 
 Rank 0 reads what rank 1 has written into its window: one call of two experts a rank, in which four rows come and three
 rows have gone. Each case changes one word.
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from aristos.engine import arrivals, blocks, bounds, codes, dispatch, experts, steps, words
+from aristos.engine import blocks, bounds, codes, dispatch, experts, steps, words
 from aristos.engine import job as jobs
 from aristos.engine.layout import (
     EngineShape,
@@ -99,8 +99,8 @@ def call():
             window[(at[name] - window.ctypes.data) // 8] = value
 
     write(
-        announced=EPOCH, row_bytes=64, top_k=1, rows=4, first=5, tokens=4, count_0=1, count_1=3, tail=TILES + 2, credit=SENT,
-        record_expert=0, record_rows=1, record_packed=5, record_block=1,
+        announced=EPOCH, row_bytes=64, top_k=1, rows=4, first=5, tokens=4, count_0=1, count_1=3,
+        tail=TILES + 2, credit=SENT, record_expert=0, record_rows=1, record_packed=5, record_block=1,
         second_expert=1, second_rows=3, second_packed=6, second_block=3,
         return_tail=TILES + 1, returned_rows=3, returned_packed=FIRST,
     )  # fmt: skip

@@ -24,7 +24,8 @@ UNNAMED = (
 LAST = r"^aristos: rank \d+ (?:ends the job, because |.*; aborting the job$)"
 GRACE = 5.0  # seconds beyond a wait's limit
 OWN = (
-    r"^(?:aristos\.errors\.)?(?P<kind>WaitTimeout|PoisonedError|CorruptionError|ClosedError|PeerInputError|MismatchError): (?P<text>.*)"
+    r"^(?:aristos\.errors\.)?"
+    r"(?P<kind>WaitTimeout|PoisonedError|CorruptionError|ClosedError|PeerInputError|MismatchError): (?P<text>.*)"
 )
 DOG = r"^aristos: (?P<text>rank \d+ (?:waited|ends:).*aborting the job)$"
 KILLED = (

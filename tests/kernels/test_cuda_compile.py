@@ -1,8 +1,8 @@
 """Every CUDA kernel, compiled for every architecture by the users' command: its machine code and its resources.
 
-No kernel runs here; the tests read the compiler's output: of CUDA 12, which this environment has, for sm_80 and sm_90, and of
-CUDA 13, which has an environment of its own (`make .venv/cuda13/.aristos`), for sm_100. KERNELS=all compiles every kernel for
-every architecture by both.
+No kernel runs here; the tests read the compiler's output: of CUDA 12, which this environment has, for sm_80 and sm_90,
+and of CUDA 13, which has an environment of its own (`make .venv/cuda13/.aristos`), for sm_100. KERNELS=all compiles
+every kernel for every architecture by both.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def budget(kernel):
 ENVIRONMENTS = {"cuda12": Path(sys.prefix), "cuda13": Path(sys.prefix) / "cuda13"}
 MAKE_TABLE = "put there what `python -m aristos.kernels.cuda --out DIR` writes to DIR/report.md"
 # Layer kernels take longest. Those of one tile differ in their products alone, which are compiled as `gemm_` kernels
-# too. So a tile's is compiled for one type, and of each type one at least; those with the fewest registers to spare too.
+# too. So a tile's is compiled for one type, and one at least of each type; also those with few registers to spare.
 CHOSEN = {
     "cuda12": r"^(?!.*\.sm_100$|layer_)"
     r"|^layer_(bf16_(16|128)x128|f32_16x64)\.sm_80$"
@@ -338,8 +338,7 @@ def test_the_docs_have_the_current_table(built):
     """Of each kernel that was compiled here, if docs/performance.md names the compilers."""
     docs = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
     by = (built[0] / "report.md").read_text(encoding="utf-8").split("\n\n", 1)[0]
-    head, _, below = docs.partition("\nBy numba-cuda ")
-    table = table_of(below.strip().split("\n\n")[1])
+    table = table_of(docs.partition("\nBy numba-cuda ")[2].strip().split("\n\n")[1])
     assert set(table) == set(KERNELS), MAKE_TABLE
     if by not in docs:
         pytest.skip(f"docs/performance.md has the table of other compilers than: {by}")

@@ -224,8 +224,8 @@ class CpuRuntime(Runtime):
                         gone, started, seen = False, time.monotonic(), progress
                     waited = time.monotonic() - started
                     if gone or waited > self.group.timeout:
-                        since = f"has been in call {self.epoch}, without progress for {self.group.timeout:.3g} s, and may read them"
-                        why = f"has ended in call {self.epoch}" if gone else since
+                        still = f"without progress for {self.group.timeout:.3g} s, and may read them"
+                        why = f"has ended in call {self.epoch}" if gone else f"has been in call {self.epoch}, {still}"
                         raise WaitTimeout(
                             f"rank {self.group.rank} cannot load weights: rank {peer} {why};"
                             f" see the output of rank {peer}"
