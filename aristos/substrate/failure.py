@@ -29,8 +29,6 @@ CAUSES = {
     codes.CAUSE_OUT_OF_BOUNDS: "a word that it read was damaged",
 }
 
-NO_CAUSE = "of a cause that no rank writes, so its word was damaged"
-
 
 def cause_of(error: BaseException) -> int:
     """The cause that peers read in the poison word. A PoisonedError keeps the cause of the rank that failed first."""
@@ -57,7 +55,7 @@ def poisoned(
     """
     via = "" if reporter is None else f" (reported by rank {reporter})"
     error = PoisonedError(
-        f"rank {rank}: rank {origin} gave up in epoch {epoch} because {CAUSES.get(cause, NO_CAUSE)}{via};"
+        f"rank {rank}: rank {origin} gave up in epoch {epoch} because {CAUSES.get(cause, cause)}{via};"
         f" see the message of rank {origin}{_also(known)}"
     )
     error.origin, error.cause = origin, cause  # type: ignore[attr-defined]
@@ -72,6 +70,15 @@ def out_of_bounds(rank: int, epoch: int, peer: int, word: int, value: int, least
         " memory that the ranks share was damaged, by a stray write or by hardware: look at what else writes there,"
         " start again from the last checkpoint, and see docs/reliability.md"
     )
+
+
+def damaged_poison(rank: int, world: int, epoch: int, peer: int, origin: int, cause: int) -> CorruptionError | None:
+    """The error of a rank that has read poison of a cause or an origin that no rank writes; None if there are both."""
+    if cause not in CAUSES:
+        return out_of_bounds(rank, epoch, peer, bounds.POISON_CAUSE, cause, min(CAUSES), max(CAUSES))
+    if origin >= world:
+        return out_of_bounds(rank, epoch, peer, bounds.POISON_ORIGIN, origin, 0, world - 1)
+    return None
 
 
 def bad_word(rank: int, epoch: int, state: np.ndarray) -> CorruptionError:

@@ -313,8 +313,8 @@ def test_two_layers_share_a_gpu_in_any_order():
 
 def test_a_budget_of_sms():
     def body(comm, rank, driver):
-        for sms, words in ((0, "positive"), (3, "has 2 SMs"), ("all", "positive")):
-            with pytest.raises(InputError, match=words):
+        for sms, why in ((0, "positive"), (3, "has 2 SMs"), ("all", "positive")):
+            with pytest.raises(InputError, match=why):
                 aristos.MoE(CFG, comm, backend="cuda", sms=sms)
         with pytest.raises(InputError, match="sms applies only to backend='cuda'"):
             aristos.MoE(CFG, comm, backend="cpu", sms=1)

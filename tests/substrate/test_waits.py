@@ -591,6 +591,32 @@ leave("end")
     assert "because a word that it read was damaged" in job.out[0]
 
 
+def test_a_damaged_poison_word_ends_a_job_whose_program_has_ended(tmp_path):
+    """The rank finds it when it leaves the layer at exit; a handler that is registered then would not be run."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+from aristos.engine import words
+from aristos.engine.layout import word_from
+from aristos.primitives import memory
+moe = made(threads=1)
+comm.Barrier()
+if rank == 1:
+    runtime = moe.runtime
+    memory.store(int(word_from(runtime._blank_job(), runtime.state, 0, words.POISON)), 1 << 40)
+sys.exit(0)
+""",
+        timeout=60,
+    )
+    ended(job)
+    assert (
+        "rank 1 ends the job, because it cannot go on (CorruptionError: rank 1 in epoch 1: of rank 0, the cause"
+        in (job.out[1])
+    )
+
+
 def test_run_job_kills_at_its_limit(tmp_path):
     start = time.monotonic()
     job = run_job(tmp_path, 2, "say('here'); time.sleep(90)", timeout=15)  # ranks need seconds to start on busy cores

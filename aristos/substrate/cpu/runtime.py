@@ -21,7 +21,7 @@ from ...primitives.compile import warm_up
 from ...primitives.memory import load_acquire
 from ...transport.group import Group
 from ...transport.watchdog import ENDED_SECONDS
-from ..failure import Patience, bad_word, out_of_bounds, poisoned
+from ..failure import Patience, bad_word, damaged_poison, out_of_bounds, poisoned
 from ..idle import ALONE, CROWDED
 from ..runtime import Runtime
 from ..windows import EngineMemory, window_bytes
@@ -245,7 +245,8 @@ class CpuRuntime(Runtime):
         if peer < 0:
             raise PoisonedError(f"rank {self.group.rank}: a worker failed in epoch {self.epoch}")
         epoch, origin, cause = map(int, arrivals.read_poison(job, self.state, peer))
-        raise poisoned(self.group.rank, origin, epoch, cause, reporter=peer, known=self.group.lost())
+        damaged = damaged_poison(self.group.rank, self.group.world, self.epoch, peer, origin, cause)
+        raise damaged or poisoned(self.group.rank, origin, epoch, cause, reporter=peer, known=self.group.lost())
 
     def _fail(self, job: np.ndarray, error: BaseException, why: str) -> None:
         super()._fail(job, error, why)
