@@ -59,7 +59,7 @@ class Optimizer:
         dense_gradients: those of `dense`, by name, summed and equal on all ranks (`aristos.reproducible_sum`). With
         `clip`, all gradients are scaled so that their norm is at most that. Raises InputError on every rank, and
         changes no weight, if a gradient is not finite; OpenCallError while a tape is open. If it is interrupted while
-        it changes weights, this rank refuses `forward`, `params`, `step` and `save` until `moe.restore` of both.
+        it changes weights, this rank refuses its calls, `params`, `step` and `save` until `moe.restore` of both.
         """
         dense_gradients = {} if dense_gradients is None else dense_gradients
         self.moe.agree(self._refused(dense_gradients), "its gradients of dense arrays")

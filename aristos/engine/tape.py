@@ -52,18 +52,18 @@ def note(job, owner, kept):
 
 @jit
 def bytes_to(job, owner):
-    """Bytes of a row that goes to an owner: in a backward call without x, if the owner keeps it."""
+    """Bytes of a row that goes to an owner: in a backward call the half without x, if the owner keeps it."""
     if job[words.MODE] != codes.MODE_BACKWARD or job[words.TAPED] == 0:
         return job[words.ROW_BYTES]
     there = mem.load(words.taped_there(words.taped(job, owner)))
-    return job[words.RETURN_BYTES] if there & taped.X else job[words.ROW_BYTES]
+    return job[words.ROW_BYTES] // 2 if there & taped.X else job[words.ROW_BYTES]
 
 
 @jit
 def bytes_from(job, source):
     """Bytes of a row that comes from a source."""
     if job[words.MODE] == codes.MODE_BACKWARD and kept_of(job, source) & taped.X:
-        return job[words.RETURN_BYTES]
+        return job[words.ROW_BYTES] // 2
     return job[words.ROW_BYTES]
 
 

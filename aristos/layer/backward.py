@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,19 +24,19 @@ from ..primitives.compile import warm_up
 from ..reproducible import partial_sums
 from .arguments import on_input
 from .collective import Membership
-from .trained_weights import TrainedWeights, rounded
+from .trained_weights import TrainedWeights, narrowed, widened
 
 SPARE = LINE // FLOAT  # float32 behind a row of dx: the first of them is the gradient of its combine weight
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a forward call keeps for its backward call, of its S tokens: float32 but for ids.
+    """What a forward call keeps for its backward call, of its S tokens: float32 but for x and ids.
 
-    x: [S, H]. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], those beyond the capacity too.
-    weights: [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of the shared expert's
-    outputs. received: how many rows of all ranks this rank's experts computed. taped: [W, 3] int64, what owners keep of
-    their rows, see `tapes.Taping`; None: nothing.
+    x: [S, H] of the layer's dtype. ids: [S, k] int64, -1 for choices that were not taken. chosen: [S, k], those beyond
+    the capacity too. weights: [S, k]. logits: [S, columns], None if the call brought its ids. shared: [S], weights of
+    the shared expert's outputs. received: how many rows of all ranks this rank's experts computed. taped: [W, 3] int64,
+    what owners keep of their rows, see `tapes.Taping`; None: nothing.
     """
 
     x: np.ndarray
@@ -56,13 +57,11 @@ def experts_module(dtype: str, isa: str) -> Any:
 class Kernels:
     """The kernels of an instruction set, on arrays.
 
-    expert: those of experts for the layer's dtype. blocks: what runs them on blocks of rows. tokens: those of tokens.
+    expert: those of experts for the layer's dtype. tokens: those of tokens.
     """
 
     def __init__(self, isa: str, dtype: str) -> None:
         self.expert, self.tokens = experts_module(dtype, isa), module("token_backward", isa)
-        self.float32 = experts_module("float32", isa)
-        self.blocks = self.tokens if self.expert is self.float32 else self.expert
         self.padded: Callable[[int], int] = module("panels", isa).padded
         self._kept = threading.local()
 
@@ -84,7 +83,7 @@ class Kernels:
             wanted.append((tokens.row_dots, (word,) * 5))
         if blocks or any(cfg.shared_ffn for cfg in cfgs):
             three, six = types.UniTuple(word, 3), types.UniTuple(word, 6)
-            wanted.append((self.blocks.expert_blocks, (*(word,) * 6, six, three, six, *(word,) * 5)))
+            wanted.append((self.expert.expert_blocks, (*(word,) * 6, six, three, six, *(word,) * 6)))
         warm_up(wanted)
 
     def scratch(self, name: str, nbytes: int) -> int:
@@ -101,18 +100,20 @@ class Kernels:
         ffn: int,
         rows: Sequence[np.ndarray],
         arrays: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
+        adds: bool = True,
     ) -> None:
         """Compute rows of one expert backwards, and add the gradients of its weights.
 
         rows: [n] each: addresses of x and of dy, weights w, addresses of dx, dw to write. arrays: see
-        `TrainedWeights.expert`.
+        `TrainedWeights.expert`. adds: False to write the gradients.
         """
         x, dy, w, dx, dw = (each.ctypes.data for each in rows)
-        most = self.expert.MOST_ROWS
-        saved = self.scratch("saved", self.blocks.saved_bytes(cfg.hidden, ffn, cfg.gated))
-        scratch = self.scratch("scratch", self.expert.scratch_bytes(most, cfg.hidden, ffn))
+        saved = self.scratch("saved", self.expert.saved_bytes(cfg.hidden, ffn, cfg.gated))
+        scratch = self.scratch("scratch", self.expert.blocks_bytes(cfg.hidden, ffn))
         word = activations.word(cfg.activation, cfg.limit, cfg.limit_after)
-        self.blocks.expert_blocks(len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, saved, scratch)
+        self.expert.expert_blocks(
+            len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, int(adds), saved, scratch
+        )
 
     def dots(self, a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
         """[rows] float32: dot products of rows of n float32, given by their addresses."""
@@ -133,8 +134,7 @@ class Kernels:
     def add_outer(self, x: np.ndarray, b: np.ndarray, out: np.ndarray | None, sums: np.ndarray | None) -> None:
         """out += x^T b for x [S, K] and b [S, N]; sums += the sum of b's rows, unless sums is None."""
         assert out is not None
-        widest = max(x.shape[1], b.shape[1])
-        scratch = self.scratch("scratch", self.float32.outer_bytes(self.float32.MOST_ROWS, widest))
+        scratch = self.scratch("scratch", self.tokens.outer_sums_bytes(max(x.shape[1], b.shape[1])))
         from_x, from_b = addresses(x), addresses(b)
         self.tokens.add_outer_sums(
             len(x), from_x.ctypes.data, x.shape[1], from_b.ctypes.data, b.shape[1], out.ctypes.data,
@@ -174,7 +174,7 @@ class BackwardCalls:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns (dx [S, H], gradients of the combine weights [S, k]); adds to the gradients of weights. Collective.
 
-        dy: [S, H]; dlogits: [S, columns] or None; float32 without gaps.
+        dy: [S, H] of the layer's dtype; dlogits: [S, columns] or None, float32; both without gaps.
         """
         tokens = _Tokens(self.kernels, cfg, weights, saved, dy, pieces)
         order, to_dx, sums, owned = self._experts(cfg, weights, tokens)
@@ -253,11 +253,13 @@ class BackwardCalls:
 
         def run(i: int) -> None:
             part = slice(ends[i], ends[i + 1])
-            self.kernels.run_expert(cfg, cfg.ffn, [each[part] for each in (x, dy, w, dx, dw)], weights.expert(i))
+            columns = [each[part] for each in (x, dy, w, dx, dw)]
+            self.kernels.run_expert(cfg, cfg.ffn, columns, weights.expert(i), weights.adds(i))
 
         weights.half_changed = True
         most_first = sorted(range(held), key=lambda i: ends[i] - ends[i + 1])
         self.everywhere(run, [i for i in most_first if ends[i + 1] > ends[i]])
+        weights.added(np.diff(ends))
         results[order, self.kernels.padded(cfg.hidden)] = dw
 
     def everywhere(self, run: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
@@ -303,24 +305,42 @@ class BackwardCalls:
 class _Tokens:
     """One backward call's tokens on their source.
 
-    rows: [S, H], the rows that experts got: x, or weighted x. dw: [S, k], gradients of the combine weights. common: for
-    each piece the gradients of router and shared expert.
+    x, dy: [S, H], float32. rows: [S, H], the rows that experts got: x, or weighted x, rounded. dw: [S, k], gradients of
+    the combine weights. common: for each piece the gradients of router and shared expert.
     """
 
     def __init__(
         self, kernels: Kernels, cfg: MoEConfig, weights: TrainedWeights, saved: Saved, dy: np.ndarray, pieces: int
     ) -> None:
-        self.kernels, self.cfg, self.weights, self.saved, self.dy = kernels, cfg, weights, saved, dy
-        self.rows = saved.x
-        if on_input(cfg):
-            taken = np.where(saved.ids >= 0, saved.weights, np.float32(0))
-            self.rows = rounded(taken * saved.x, cfg)
+        self.kernels, self.cfg, self.weights, self.saved, self._dy = kernels, cfg, weights, saved, dy
         self.dw = np.zeros(saved.ids.shape, np.float32)
         self.common = [weights.new_common() for _ in range(pieces)] if weights.places else []
         each = len(dy) // pieces
         self.pieces = [slice(each * i, each * (i + 1)) for i in range(len(self.common))]
         self._terms: list[tuple[np.ndarray, np.ndarray]] = []  # addresses and factors, [S, n] each
         self._kept: list[np.ndarray] = []  # arrays behind the addresses
+
+    @cached_property
+    def x(self) -> np.ndarray:
+        return widened(self.saved.x)
+
+    @cached_property
+    def dy(self) -> np.ndarray:
+        return widened(self._dy)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        return widened(self._rows()) if on_input(self.cfg) else self.x
+
+    def _rows(self) -> np.ndarray:
+        """`rows` in the layer's dtype."""
+        if not on_input(self.cfg):
+            return self.saved.x
+        return narrowed(np.where(self.saved.ids >= 0, self.saved.weights, np.float32(0)) * self.x, self.cfg)
+
+    def sent(self) -> np.ndarray:
+        """[S, 2 H] of the layer's dtype: rows [dy | x] as the fused backward call sends them."""
+        return np.concatenate([self._dy, self._rows()], axis=1)
 
     def factor(self, pairs: np.ndarray) -> np.ndarray:
         """What dy of these (token, choice) pairs is multiplied by."""
@@ -332,7 +352,7 @@ class _Tokens:
         at[pairs] = to_dx
         factors = (at != 0).astype(np.float32)
         if on_input(self.cfg):  # y = f(w x): both gradients come from that by w x
-            sums = self.kernels.dots(to_dx, addresses(self.saved.x)[pairs], self.cfg.hidden)
+            sums = self.kernels.dots(to_dx, addresses(self.x)[pairs], self.cfg.hidden)
             factors *= self.saved.weights.reshape(-1)
         self.dw.reshape(-1)[pairs] = sums
         rows, by = at.reshape(self.dw.shape), factors.reshape(self.dw.shape)
@@ -345,7 +365,7 @@ class _Tokens:
         """Take dx [S, H], sums over the choices of each token, and back [S, k], gradients of the combine weights."""
         taken, factors = (self.saved.ids >= 0) & (self.saved.ids < self.cfg.experts), np.ones(len(dx), np.float32)
         if on_input(self.cfg):  # one choice a token: see `add_experts`
-            back = self.kernels.dots(addresses(dx), addresses(self.saved.x), self.cfg.hidden)[:, None]
+            back = self.kernels.dots(addresses(dx), addresses(self.x), self.cfg.hidden)[:, None]
             factors = np.ascontiguousarray(self.saved.weights[:, 0])
         np.copyto(self.dw, back, where=taken)
         self._add_identity()
@@ -355,13 +375,13 @@ class _Tokens:
         """Add the gradients of identity experts' weights, y = w x; returns (tokens, choices) of these experts."""
         token, choice = np.nonzero(self.saved.ids >= self.cfg.experts)
         if len(token):
-            to_x, to_dy = addresses(self.saved.x)[token], addresses(self.dy)[token]
+            to_x, to_dy = addresses(self.x)[token], addresses(self.dy)[token]
             self.dw[token, choice] = self.kernels.dots(to_dy, to_x, self.cfg.hidden)
         return token, choice
 
     def add_shared(self) -> None:
         """Add the shared expert's part, piece by piece; with shared_sigmoid also that of its output's weight."""
-        cfg, x, w = self.cfg, self.saved.x, self.saved.shared
+        cfg, x, w = self.cfg, self.x, self.saved.shared
         dx, dw = aligned((len(x), self.kernels.padded(cfg.hidden))), np.zeros(len(x), np.float32)
         columns = addresses(x), addresses(self.dy), w, addresses(dx), dw
         for part, common in zip(self.pieces, self.common):
@@ -381,14 +401,14 @@ class _Tokens:
         cfg, saved, router = self.cfg, self.saved, self.cfg.router
         assert saved.logits is not None
         assert self.weights.router_turned is not None
-        back = np.zeros((len(saved.x), cfg.columns), np.float32) if dlogits is None else dlogits.copy()
+        back = np.zeros((len(self.x), cfg.columns), np.float32) if dlogits is None else dlogits.copy()
         self.kernels.tokens.logit_gradients(
             len(back), saved.logits.ctypes.data, cfg.columns, saved.chosen.ctypes.data, self.dw.ctypes.data, cfg.top_k,
             SCORES[router.score], router.renormalize, router.scale, back.ctypes.data,
         )  # fmt: skip
         for part, common in zip(self.pieces, self.common):
             bias = self.weights.part(common, "router_bias")
-            self.kernels.add_outer(saved.x[part], back[part], self.weights.part(common, "router"), bias)
+            self.kernels.add_outer(self.x[part], back[part], self.weights.part(common, "router"), bias)
         dx = self.kernels.product(back, self.weights.router_turned, cfg.hidden)
         self._add(dx, np.ones(len(back), np.float32))
 

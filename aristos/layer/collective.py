@@ -52,9 +52,9 @@ def shape_of(
     """The engine's capacity that a layer or an exchange needs. shared: with a shared expert, which every rank holds.
 
     A token's row for the shared expert stays on its rank. foreign: most experts of local peers that a rank computes.
-    train: backward calls send rows [dy | x] of float32, and rows of dx come back, each with a scalar.
+    train: backward calls send rows [dy | x], and rows of dx, float32, come back, each with a scalar.
     """
-    stride = lines((2 * FLOAT if train else 2 if dtype in NARROW else FLOAT) * hidden)
+    stride = lines((2 if dtype in NARROW else FLOAT) * (2 if train else 1) * hidden)
     most_held = max(placement.held)
     most = max_tokens * min(top_k, max(1, most_held))
     return_rows = max_tokens * (top_k + shared)

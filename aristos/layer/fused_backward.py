@@ -9,7 +9,6 @@ in the store, in global token order.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -63,7 +62,7 @@ class FusedBackward(BackwardCalls):
         warm_up(
             [
                 (store.count_rows, (job, job, counts)),
-                (self.kernels.expert.stored_gradients, (word, word, types.UniTuple(word, 6), *(word,) * 6)),
+                (self.kernels.expert.stored_gradients, (word, word, types.UniTuple(word, 6), *(word,) * 7)),
             ]
         )
 
@@ -88,13 +87,13 @@ class FusedBackward(BackwardCalls):
         cfg = self.cfgs[layer]
         tokens = _Tokens(self.kernels, cfg, weights, saved, dy, pieces)
         job, (count, k), hidden = self._job(layer), saved.ids.shape, cfg.hidden
-        rows = np.empty((count, 2 * hidden), np.float32)
-        rows[:, :hidden], rows[:, hidden:] = dy, tokens.rows
+        rows = tokens.sent()
         sent = tokens.factor(np.arange(count * k)).view(np.uint32).astype(np.int64)
         back = np.zeros((count, k), np.int64)
         factors = np.ones((count, k), np.float32)
         if not on_input(cfg):
             np.copyto(factors, saved.weights, where=saved.ids >= cfg.experts)  # y = w x of identity experts
+        given = tokens.dy if cfg.identity_experts else rows  # the row of an identity expert is dy, float32 as dx is
         combined = np.empty((count, hidden), np.float32)
         held = len(self.member.mine)
         addresses = [weights.expert(i) for i in range(held)]
@@ -108,8 +107,8 @@ class FusedBackward(BackwardCalls):
             (words.TAPE, PIECES * number + pieces),
             (words.X, rows.ctypes.data),
             (words.X_STRIDE, rows.strides[0]),
-            (words.INPUT, rows.ctypes.data),
-            (words.INPUT_STRIDE, rows.strides[0]),
+            (words.INPUT, given.ctypes.data),
+            (words.INPUT_STRIDE, given.strides[0]),
             (words.IDS, saved.ids.ctypes.data),
             (words.WEIGHTS, factors.ctypes.data),
             (words.Y, combined.ctypes.data),
@@ -128,7 +127,7 @@ class FusedBackward(BackwardCalls):
         self._call(job)
         with self.runtime.failing(job):
             weights.half_changed = True
-            self._add_weight_gradients(job, cfg, [sums for _, _, sums in addresses])
+            self._add_weight_gradients(job, cfg, weights, [sums for _, _, sums in addresses])
         tokens.add_combined(combined, back.astype(np.uint32).view(np.float32))
         return self._finish(weights, tokens, dlogits, pieces), tokens.dw
 
@@ -137,10 +136,11 @@ class FusedBackward(BackwardCalls):
     def _job(self, layer: int) -> np.ndarray:
         cfg, job = self.cfgs[layer], self._jobs[layer]
         if job is None:
+            element = element_type(cfg.dtype)
             job = self.member.new_job(
                 schema.CPU, hidden=cfg.hidden, ffn=cfg.ffn, experts=cfg.columns, top_k=cfg.top_k, choices=cfg.top_k,
                 shared=0, shared_ffn=0, identity=cfg.identity_experts, on_input=0, stay_rows=1, balance_rows=0,
-                stay_share=0, scalars=1, row_bytes=2 * FLOAT * cfg.hidden, return_bytes=FLOAT * cfg.hidden,
+                stay_share=0, scalars=1, row_bytes=2 * element.nbytes * cfg.hidden, return_bytes=FLOAT * cfg.hidden,
                 kernels=self._handle, score=0, renormalize=0, scale=0,
                 activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
             )  # fmt: skip
@@ -176,7 +176,9 @@ class FusedBackward(BackwardCalls):
         finally:
             runtime.open = False
 
-    def _add_weight_gradients(self, job: np.ndarray, cfg: MoEConfig, sums: list[tuple[int, ...]]) -> None:
+    def _add_weight_gradients(
+        self, job: np.ndarray, cfg: MoEConfig, weights: TrainedWeights, sums: list[tuple[int, ...]]
+    ) -> None:
         """Add the gradients of every expert's weights, over its rows in order of (source, packed row)."""
         held, world, counts = len(sums), self.member.world, self._counts
         store.count_rows(job, self.runtime.state, counts)
@@ -189,10 +191,11 @@ class FusedBackward(BackwardCalls):
             i, which, begin, end = part
             places = np.concatenate([np.arange(first[p, i], first[p, i] + each[p, i]) for p in range(world)])
             places = base + step * places
-            scratch = self.kernels.scratch("stored", self._stored_bytes(cfg))
+            scratch = self.kernels.scratch("stored", self.kernels.expert.stored_bytes(cfg.hidden, cfg.ffn))
             self.kernels.expert.stored_gradients(
-                len(places), places.ctypes.data, sums[i], cfg.hidden, cfg.ffn, scratch, which, begin, end
-            )
+                len(places), places.ctypes.data, sums[i], cfg.hidden, cfg.ffn, int(weights.adds(i)), scratch, which,
+                begin, end,
+            )  # fmt: skip
 
         rows = each.sum(axis=0)
         large = rows.sum() / (2 * self.member.threads)  # an expert with more rows is shared by the workers
@@ -200,6 +203,7 @@ class FusedBackward(BackwardCalls):
         shared = [(1, i, (i, *part)) for i in range(held) if rows[i] > large for part in self._parts(cfg)]
         items = sorted([*shared, *whole], key=lambda item: (-item[0], -rows[item[1]]))
         self.everywhere(run, [part for _, _, part in items])
+        weights.added(rows)
 
     def _parts(self, cfg: MoEConfig) -> list[tuple[int, int, int]]:
         """(matrix, first row, end) of the parts of an expert's gradients that workers add up. No sum is cut in two."""
@@ -212,7 +216,3 @@ class FusedBackward(BackwardCalls):
             ends = [rows * cut // workers for cut in range(workers + 1)]
             found += [(which, begin, end) for begin, end in pairwise(ends) if begin < end]
         return found
-
-    def _stored_bytes(self, cfg: MoEConfig) -> Any:
-        kernel = self.kernels.expert
-        return kernel.store_bytes(kernel.MOST_ROWS, cfg.hidden, cfg.ffn)

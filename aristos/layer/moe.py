@@ -278,6 +278,7 @@ class MoE(TrainedLayers):
             check_layer(layer, self.layers)
             call.layer = int(layer)
             self._loaded(layer)
+            self.refuse_half_changed()
             boolean("return_routing", given.return_routing)
             backend.take(call, given, copy)
         except Exception as error:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..config import MoEConfig
 from ..errors import InputError
+from ..kernels.cpu.convert import BFLOAT16, narrow
 from ..kernels.cpu.elements import ElementType, element_type
 from ..primitives.buffers import FLOAT, LINE, aligned
 from ..reproducible import Node
@@ -28,7 +29,8 @@ class TrainedWeights(LayerWeights):
     common: gradients of router and shared expert, one after the other. pending: for each backward call since the last
     `reduce_grads`, sums of common gradients over this rank's pieces. pieces: their number in each of these calls.
     copied: ids of experts that other ranks hold too. partial: their gradients from rows that came here, unreduced.
-    half_changed: a backward call adds to the gradients now, or was interrupted while it did.
+    cleared: of each expert whether its gradients are zero, whatever `sums` holds: a backward call then writes them, and
+    need not read them. half_changed: a backward call adds to the gradients now, or was interrupted while it did.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class TrainedWeights(LayerWeights):
             rows, columns = every[name]
             self.turned[name] = aligned((len(mine), element.packed_bytes(columns, rows)), np.uint8)
         self.sums: Arrays = {name: self._zeros((len(mine), *every[name])) for name in self._own}
+        self.cleared = np.zeros(len(mine), bool)
         shared = [expert for expert in mine if expert in copied]
         self._shared_at = {expert: i for i, expert in enumerate(shared)}
         self.partial: Arrays = {name: self._zeros((len(shared), *every[name])) for name in self._own if shared}
@@ -153,6 +156,7 @@ class TrainedWeights(LayerWeights):
                 "the gradients are half changed, because a backward call was interrupted while it added to them:"
                 " zero_grads() sets them to zero"
             )
+        self.write_zeros()
         found = {name: total[..., : self._columns[name]] for name, total in self.sums.items()}
         for name in self.places:
             whole = self.part(self.common, name)
@@ -162,11 +166,29 @@ class TrainedWeights(LayerWeights):
         return found
 
     def clear_gradients(self) -> None:
-        """Set all gradients to zero, and forget those that were not reduced."""
-        for total in (*self.sums.values(), *self.partial.values()):
+        """Set all gradients to zero, and forget those that were not reduced. Zeros of experts are not written yet."""
+        self.cleared[:] = True
+        for total in self.partial.values():
             total[:] = 0
         self.common[:] = 0
         self.pending, self.pieces, self.half_changed = [], [], False
+
+    def write_zeros(self) -> None:
+        """Write the zeros of cleared gradients."""
+        for i in np.flatnonzero(self.cleared):
+            for total in self.sums.values():
+                total[i] = 0
+        self.cleared[:] = False
+
+    def adds(self, i: int) -> bool:
+        """Whether a backward call adds to the gradients of an expert, and does not write them."""
+        return self.mine[i] in self._shared_at or not self.cleared[i]
+
+    def added(self, rows: np.ndarray) -> None:
+        """After a backward call with so many rows of each expert: write the zeros of cleared gradients without rows."""
+        alone = np.array([expert not in self._shared_at for expert in self.mine], bool)
+        self.cleared[alone & (rows > 0)] = False
+        self.write_zeros()
 
     def unshared(self, experts: Sequence[int]) -> list[np.ndarray]:
         """The partial gradients of these experts with copies, in an order that is the same on all ranks."""
@@ -174,6 +196,7 @@ class TrainedWeights(LayerWeights):
 
     def share(self, experts: Sequence[int], whole: np.ndarray) -> None:
         """Add sums over all holders, in the order of `unshared`, to the gradients; clear the partial ones."""
+        self.write_zeros()
         at = 0
         for expert in experts:
             i, part = self.mine.index(expert), self._shared_at[expert]
@@ -209,9 +232,14 @@ class TrainedWeights(LayerWeights):
         return packed, turned, tuple(0 if part is None else part.ctypes.data for part in parts)
 
 
-def rounded(array: np.ndarray, cfg: MoEConfig) -> np.ndarray:
-    """float32 rounded to the layer's dtype, as float32."""
-    return array if cfg.dtype == "float32" else array.astype(ml_dtypes.bfloat16).astype(np.float32)
+def narrowed(array: np.ndarray, cfg: MoEConfig) -> np.ndarray:
+    """float32 without gaps, rounded to the layer's dtype."""
+    return array if cfg.dtype == "float32" else narrow(BFLOAT16, array).view(ml_dtypes.bfloat16)
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """Rows of a layer's dtype as float32, without gaps."""
+    return np.ascontiguousarray(array, np.float32)
 
 
 def training_bytes(cfg: MoEConfig, count: int, copied: int) -> int:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import ml_dtypes
 import numpy as np
 
 from ..config import MoEConfig, whole
@@ -28,7 +27,7 @@ from .holders import Holders
 from .loading import LoadedLayers
 from .routing import Routing
 from .tapes import Reserve, Taping, asked, kept_names
-from .trained_weights import TrainedWeights
+from .trained_weights import TrainedWeights, narrowed
 from .updates import Updates
 
 if TYPE_CHECKING:
@@ -81,11 +80,6 @@ def check_training(cfg: MoEConfig, backend: str, moves: str) -> None:
             raise InputError(f"train=True requires {name}={' or '.join(map(repr, wanted))}, got {value!r}")
     if moves == "experts":
         raise InputError("train=True requires rows that travel, got moves='experts': leave moves out")
-
-
-def rows_type(cfg: MoEConfig) -> Any:
-    """NumPy's type of a layer's rows."""
-    return np.float32 if cfg.dtype == "float32" else ml_dtypes.bfloat16
 
 
 class TrainedLayers(LoadedLayers):
@@ -208,7 +202,6 @@ class TrainedLayers(LoadedLayers):
         taping: Taping | None = None
         try:
             wanted = asked(save)
-            self.refuse_half_changed()
             if backend.bulk is None and isinstance(layer, int | np.integer) and 0 <= layer < self.layers:
                 taping = self._reserve.offer(self.world, wanted)
             backend.taping = taping
@@ -223,7 +216,7 @@ class TrainedLayers(LoadedLayers):
         rows, lead = rows_of("x", x, cfg.hidden, cfg.dtype)
         wide = (len(rows), cfg.top_k)
         saved = Saved(
-            x=np.array(rows, np.float32, order="C"),
+            x=np.array(rows, order="C"),
             ids=np.ascontiguousarray(routing.ids.reshape(wide)),
             chosen=np.ascontiguousarray(routing.chosen.reshape(wide)),
             weights=np.ascontiguousarray(routing.weights.reshape(wide)),
@@ -277,7 +270,7 @@ class TrainedLayers(LoadedLayers):
             with runtime.failing(runtime._blank_job()):
                 dx, dw = calls.run(cfg, weights, saved, rows, extra, parts)
         tape.discard()
-        dx = dx.reshape(*tape._lead, cfg.hidden).astype(rows_type(cfg), copy=False)
+        dx = narrowed(dx, cfg).reshape(*tape._lead, cfg.hidden)
         return dx if saved.logits is not None else (dx, dw.reshape(*tape._lead, cfg.top_k))
 
     @staticmethod
@@ -285,7 +278,7 @@ class TrainedLayers(LoadedLayers):
         rows, got = rows_of(name, value, columns, dtype)
         if got != lead:
             raise InputError(f"{name} must have shape {[*lead, columns]}, got {[*got, columns]}")
-        return np.ascontiguousarray(rows, np.float32)
+        return np.ascontiguousarray(rows)
 
     def _meet(self, problem: AristosError | None, name: Any) -> None:
         """Raise on every rank if one refuses its arguments, or if the tapes or pieces differ."""
@@ -323,7 +316,11 @@ class TrainedLayers(LoadedLayers):
         return dict(self._of(layer).masters)
 
     def zero_grads(self) -> None:
-        """Set the gradients of all loaded layers to zero. Not collective."""
+        """Set the gradients of all loaded layers to zero. Not collective.
+
+        Zeros of experts are written by the next backward call of the layer, or by `grads`: views from before show them
+        only then.
+        """
         for weights in self._trained("zero_grads").weights:
             if weights is not None:
                 weights.clear_gradients()

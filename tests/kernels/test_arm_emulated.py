@@ -102,7 +102,7 @@ def _program(at: Path, assembly: str) -> Path:
 def _run(folder: Path, program: Path, a: np.ndarray, b_bytes: int, sums: np.ndarray, carry: int) -> np.ndarray:
     (folder / "a").write_bytes(a.tobytes())
     (folder / "s").write_bytes(sums.tobytes())
-    words = ["a", a.nbytes, "b", b_bytes, "s", sums.nbytes, STEPS, carry, "out"]
+    words = ["a", a.nbytes, "b", b_bytes, "s", sums.nbytes, 16 * STEPS, carry, "out"]
     command = [EMULATOR, "-cpu", "max", str(program), *map(str, words)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, (done.returncode, done.stderr)

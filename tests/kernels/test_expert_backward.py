@@ -47,16 +47,18 @@ class Gradients:
         m, (hidden, ffn), gated = len(x), (self.cfg.hidden, self.cfg.ffn), self.cfg.gated
         dx, dw = aligned((m, padded(hidden))), np.full(m, np.nan, np.float32)
         saved = aligned((m, kernel.kept_bytes(ffn, gated)), np.uint8)
-        scratch = aligned((kernel.scratch_bytes(m, hidden, ffn),), np.uint8)
+        nbytes = max(kernel.scratch_bytes(m, hidden, ffn), kernel.gradient_bytes(m, hidden, ffn))
+        scratch = aligned((nbytes,), np.uint8)
         saved[:], scratch[:], dx[:] = 255, 255, np.nan  # what the kernel does not write is NaN
         tables = [a.ctypes.data + a.strides[0] * np.arange(m) for a in (x, dy, dx, saved)]
         from_x, from_dy, to_dx, kept = (table.ctypes.data for table in tables)
-        here = kept, scratch.ctypes.data
         kernel.expert_rows(
             m, from_x, from_dy, w.ctypes.data, to_dx, dw.ctypes.data, self.addresses(self.packed),
             self.addresses(self.turned)[:3], self.code, hidden, ffn, kept, 0, scratch.ctypes.data, 0,
         )  # fmt: skip
-        kernel.weight_gradients(m, from_x, from_dy, w.ctypes.data, self.addresses(self.sums), hidden, ffn, *here)
+        kernel.weight_gradients(
+            m, from_x, from_dy, w.ctypes.data, self.addresses(self.sums), hidden, ffn, kept, 1, 0, scratch.ctypes.data
+        )
         return dx[:, :hidden], dw
 
     @staticmethod
@@ -72,6 +74,13 @@ class Gradients:
 def rows_of(cfg: MoEConfig, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x, dy = tokens(cfg, rows, seed=rows), tokens(cfg, rows, seed=rows + 1)
     return x, dy, np.random.default_rng(rows).standard_normal(rows).astype(np.float32)
+
+
+def stored(rows: int, hidden: int, ffn: int, gated: bool) -> np.ndarray:
+    """Rows in a store, of any numbers."""
+    store = aligned((rows, kernel.place_bytes(hidden, ffn, gated) // 4))
+    store[:] = np.random.default_rng(0).standard_normal(store.shape)
+    return store
 
 
 def close(got: np.ndarray, right: np.ndarray) -> None:
@@ -131,11 +140,9 @@ def test_parts_of_stored_gradients_are_those_of_the_whole(gated):
     """Rows of one matrix at a time, in any order, have the bits of all matrices together; biases come once."""
     cfg = MoEConfig(hidden=37, ffn=21, experts=1, top_k=1, activation="silu", gated=gated, bias=True, max_tokens=300)
     one, (hidden, ffn), rows = expert(cfg), (37, 21), 300
-    step = kernel.place_bytes(hidden, ffn, gated)
-    store = aligned((rows, step // 4))
-    store[:] = np.random.default_rng(0).standard_normal(store.shape)
-    places = store.ctypes.data + step * np.arange(rows)
-    scratch = aligned((kernel.store_bytes(kernel.MOST_ROWS, hidden, ffn),), np.uint8)
+    store = stored(rows, hidden, ffn, gated)
+    places = store.ctypes.data + store.strides[0] * np.arange(rows)
+    scratch = aligned((kernel.stored_bytes(hidden, ffn),), np.uint8)
     ends = {kernel.UP: hidden, kernel.GATE: hidden, kernel.DOWN: ffn}
     cut = [(which, *span) for which, end in ends.items() for span in ((end // 3, end), (0, end // 3))]
     found = []
@@ -143,6 +150,24 @@ def test_parts_of_stored_gradients_are_those_of_the_whole(gated):
         made = Gradients(cfg, one)
         for part in parts:
             to = made.addresses(made.sums)
-            kernel.stored_gradients(rows, places.ctypes.data, to, hidden, ffn, scratch.ctypes.data, *part)
+            kernel.stored_gradients(rows, places.ctypes.data, to, hidden, ffn, 1, scratch.ctypes.data, *part)
+        found.append({name: array.tobytes() for name, array in made.found().items()})
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("rows", "hidden", "ffn"), [(5, 37, 21), (9, 515, 600), (1100, 33, 18)])
+def test_gradients_that_are_written_are_those_added_to_zeros(rows, hidden, ffn):
+    """Small ones, those that go past the caches, and those of rows of two passes."""
+    cfg = MoEConfig(hidden, ffn, experts=1, top_k=1, activation="silu", gated=True, bias=True, max_tokens=rows)
+    store = stored(rows, hidden, ffn, True)
+    places = store.ctypes.data + store.strides[0] * np.arange(rows)
+    scratch = aligned((kernel.stored_bytes(hidden, ffn),), np.uint8)
+    found = []
+    for carry in (1, 0):
+        made = Gradients(cfg, expert(cfg))
+        for array in made.sums.values():
+            array[:] = 0 if carry else np.nan
+        to = made.addresses(made.sums)
+        kernel.stored_gradients(rows, places.ctypes.data, to, hidden, ffn, carry, scratch.ctypes.data, kernel.ALL, 0, 0)
         found.append({name: array.tobytes() for name, array in made.found().items()})
     assert found[0] == found[1]

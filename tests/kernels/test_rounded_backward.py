@@ -48,13 +48,13 @@ class Gradients:
         kernel, cfg, rows = self.kernel, self.cfg, len(x)
         dx, dw = np.full((rows, cfg.hidden), np.nan, np.float32), np.full(rows, np.nan, np.float32)
         saved = aligned((kernel.saved_bytes(cfg.hidden, cfg.ffn, cfg.gated),), np.uint8)
-        scratch = aligned((kernel.scratch_bytes(kernel.MOST_ROWS, cfg.hidden, cfg.ffn),), np.uint8)
+        scratch = aligned((kernel.blocks_bytes(cfg.hidden, cfg.ffn),), np.uint8)
         saved[:], scratch[:] = 255, 255  # what the kernel does not write is NaN
         from_x, from_dy, to_dx = (a.ctypes.data + a.strides[0] * np.arange(rows) for a in (x, dy, dx))
         kernel.expert_blocks(
             rows, from_x.ctypes.data, from_dy.ctypes.data, w.ctypes.data, to_dx.ctypes.data, dw.ctypes.data,
             self.addresses(self.packed), self.addresses(self.turned)[:3], self.addresses(self.sums),
-            act.word(cfg.activation, cfg.limit, cfg.limit_after), cfg.hidden, cfg.ffn, saved.ctypes.data,
+            act.word(cfg.activation, cfg.limit, cfg.limit_after), cfg.hidden, cfg.ffn, 1, saved.ctypes.data,
             scratch.ctypes.data,
         )  # fmt: skip
         return dx, dw
@@ -109,3 +109,37 @@ def test_bits_of_a_row_depend_on_it_alone_and_gradients_are_cut_at_blocks_of_row
     other = Gradients(cfg)
     dx_part, _ = other(x[3:50], dy[3:50], w[3:50])
     assert dx_part.tobytes() == dx[3:50].tobytes()
+
+
+@pytest.mark.parametrize("used", isa.usable())
+@pytest.mark.parametrize(("rows", "hidden", "ffn"), [(5, 37, 21), (70, 515, 600), (1100, 33, 18), (700, 41, 40)])
+def test_stored_gradients_are_cut_at_blocks_of_rows_alone(used: str, rows: int, hidden: int, ffn: int) -> None:
+    """In parts, written or added to zeros, past the caches or not, in passes: the bits of calls of a block each."""
+    cfg = MoEConfig(hidden, ffn, experts=1, top_k=1, activation="silu", gated=True, bias=True, max_tokens=rows)
+    kernel = module("rounded_backward", used)
+    step = kernel.place_bytes(hidden, ffn, True)
+    values = np.random.default_rng(0).standard_normal((rows, step // 2), np.float32)
+    store = aligned((rows, step // 2), np.uint16)
+    store[:] = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    store[:, -32:] = 0
+    store[:, -32:-30] = values[:, :1].copy().view(np.uint16)  # the combine weight, float32
+    places = store.ctypes.data + step * np.arange(rows)
+    scratch = aligned((kernel.stored_bytes(hidden, ffn),), np.uint8)
+    ends = {kernel.UP: hidden, kernel.GATE: hidden, kernel.DOWN: ffn}
+    halves = [(which, *span) for which, end in ends.items() for span in ((end // 3, end), (0, end // 3))]
+    blocks = [slice(at, min(rows, at + 32)) for at in range(0, rows, 32)]
+    found = []
+    for carry, runs, parts in (
+        (1, blocks, [(kernel.ALL, 0, 0)]), (0, [slice(0, rows)], [(kernel.ALL, 0, 0)]), (0, [slice(0, rows)], halves),
+    ):  # fmt: skip
+        made = Gradients(cfg, used)
+        for array in made.sums.values():
+            array[:] = 0 if carry else np.nan
+        for run in runs:
+            at = np.ascontiguousarray(places[run])
+            for part in parts:
+                kernel.stored_gradients(
+                    len(at), at.ctypes.data, made.addresses(made.sums), hidden, ffn, carry, scratch.ctypes.data, *part
+                )
+        found.append({name: array.tobytes() for name, array in made.found().items()})
+    assert found[0] == found[1] == found[2]

@@ -550,7 +550,10 @@ def test_weights_of_an_interrupted_step_are_refused_until_they_are_restored(monk
             patched.setattr(moe.updates, "adam", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 step()
-        for call in (lambda: moe.forward(x), moe.params, optimizer.step, lambda: moe.save(tmp_path, optimizer)):
+        for call in (
+            lambda: moe(x), lambda: moe.start(x).wait(), lambda: moe.forward(x), moe.params, optimizer.step,
+            lambda: moe.save(tmp_path, optimizer),
+        ):  # fmt: skip
             with pytest.raises(InputError, match=r"the weights are half changed.*: restore\(\) what was saved"):
                 call()
         moe.restore(tmp_path)  # of the weights alone
@@ -582,5 +585,31 @@ def test_gradients_of_an_interrupted_backward_call_are_refused_until_they_are_ze
             moe.backward(y, tape)
         with pytest.raises(InputError, match=r"the gradients are half changed.* zero_grads\(\) sets them to zero"):
             moe.grads()
+        moe.zero_grads()
+        assert not any(gradient.any() for gradient in moe.grads().values())
+
+
+@pytest.mark.parametrize("schedule", ["fused", "bulk"])
+def test_cleared_gradients_are_those_of_the_next_call_alone(schedule):
+    """Those of experts without rows are zero, in views from before too; a further call adds."""
+    cfg = MoEConfig(hidden=12, ffn=20, experts=3, top_k=1, bias=True, max_tokens=16)
+    x = tokens(cfg, 16, seed=0)
+    with MoE(cfg, threads=1, schedule=schedule, train=True) as moe:
+        moe.load(**reference.weights(cfg))
+
+        def call(expert):
+            moe.backward(x, moe.forward(x, np.full((16, 1), expert), np.ones((16, 1), "f4"))[1])
+
+        call(0)
+        held = {name: moe.grads()[name] for name in ("up", "down", "up_bias", "down_bias")}
+        alone = {name: gradient[0].copy() for name, gradient in held.items()}
+        moe.zero_grads()
+        call(1)
+        assert all(gradient[1].any() and not gradient[[0, 2]].any() for gradient in held.values())
+        moe.zero_grads()
+        call(0)
+        assert all(held[name][0].tobytes() == gradient.tobytes() for name, gradient in alone.items())
+        call(0)
+        assert all(np.allclose(held[name][0], 2 * gradient, 1e-5, 1e-6) for name, gradient in alone.items())
         moe.zero_grads()
         assert not any(gradient.any() for gradient in moe.grads().values())

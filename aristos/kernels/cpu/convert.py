@@ -114,8 +114,10 @@ def widen_row(element, dst, src, n):
 
 def narrow(element: int, values: np.ndarray) -> np.ndarray:
     """float32 of any shape -> uint16 bits of elements of 16 bits, by the kernels' rounding."""
-    flat = np.zeros(values.size + 32, np.float32)
-    flat[: values.size] = values.reshape(-1)
-    out = np.empty(values.shape, np.uint16)
-    round_row(element, out.ctypes.data, flat.ctypes.data, values.size)
+    flat, out = np.ascontiguousarray(values).reshape(-1), np.empty(values.shape, np.uint16)
+    whole = flat.size // 32 * 32
+    rest = np.zeros(32, np.float32)
+    rest[: flat.size - whole] = flat[whole:]
+    round_row(element, out.ctypes.data, flat.ctypes.data, whole)
+    round_row(element, out.ctypes.data + 2 * whole, rest.ctypes.data, flat.size - whole)
     return out

@@ -13,21 +13,20 @@ their order alone, not on where they are cut into runs.
 """
 
 from ...primitives import memory as mem
-from ...primitives import taped
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
-from ..common.activations import ONE, ZERO, at_most, code_of, factor, limit_of, limits, shift_of
+from ..common.activations import ZERO, at_most, code_of, factor, limit_of, limits, shift_of
 from ..common.branches import unrolled
 from ..common.slopes import FUNCTIONS
 from .expert import FC, fill_rows, line_bytes, row_addresses
-from .gemm import KC, PITCH, block, fetch, pack_rows, packed_bytes, panel_rows, vectors_of
-from .panels import LANES, NR, ROWS
+from .gemm import KC, PITCH, pack_rows, packed_bytes, panel_rows, vectors_of
+from .outer import MOST_OUTER, add_outer, add_rows, outer_bytes, pass_rows, past_caches
+from .panels import LANES, NR
+from .stored_rows import ENTRY, LISTED, give_back, list_rows, list_stored, tables
 
 MOST_ROWS = 256  # of a run; at most KC
 UP, GATE, DOWN, ALL = range(4)  # matrices of an expert
-TURNED = 512  # columns that are transposed at once: few enough to stay in the L2 cache
-SIDE = 16  # of a block of the transposition
 
 
 def kept_bytes(ffn, gated):
@@ -36,9 +35,13 @@ def kept_bytes(ffn, gated):
 
 
 def scratch_bytes(rows, hidden, ffn):
-    """Bytes of scratch of either function for up to `rows` rows, at most MOST_ROWS."""
-    first = 3 * 8 * rows + LINE + 2 * packed_bytes(rows, hidden) + (4 * rows + 1) * PITCH
-    return max(first, outer_bytes(rows, max(hidden, ffn)))
+    """Bytes of scratch of `expert_rows` for up to `rows` rows, at most MOST_ROWS."""
+    return 3 * 8 * rows + LINE + 2 * packed_bytes(rows, hidden) + (4 * rows + 1) * PITCH
+
+
+def gradient_bytes(rows, hidden, ffn):
+    """Bytes of scratch of `weight_gradients` for up to `rows` rows, at most MOST_OUTER."""
+    return 8 * rows + outer_bytes(rows, max(hidden, ffn))
 
 
 def place_bytes(hidden, ffn, gated):
@@ -47,13 +50,13 @@ def place_bytes(hidden, ffn, gated):
 
 
 def store_bytes(rows, hidden, ffn):
-    """Bytes of scratch of `store_rows` and `stored_gradients` for up to `rows` rows, at most MOST_ROWS."""
-    return (7 * 8 + 2 * FLOAT) * rows + LINE + scratch_bytes(rows, hidden, ffn)
+    """Bytes of scratch of `store_rows` for up to `rows` rows, at most MOST_ROWS."""
+    return ENTRY * rows + LINE + scratch_bytes(rows, hidden, ffn)
 
 
-def outer_bytes(rows, widest):
-    """Bytes of scratch of `add_outer` for up to `rows` rows; widest: the most columns of either side."""
-    return 8 * (widest + rows) + LINE + PITCH * TURNED + FLOAT * rows * (widest + LANES)
+def stored_bytes(hidden, ffn):
+    """Bytes of scratch of `stored_gradients`."""
+    return LISTED * MOST_OUTER + LINE + gradient_bytes(MOST_OUTER, hidden, ffn)
 
 
 @jit
@@ -206,122 +209,40 @@ def add_columns(m, a, panels, depth, first, count, columns, c, carry, wire):
 
 
 @jit
-def turn_rows(m, x, first, columns, a):
-    """Write columns first.. of m rows of float32 transposed: row c of packed rows at `a` holds one column of all m."""
-    for c0 in range(0, columns, SIDE):
-        n = min(SIDE, columns - c0)
-        for i in range(m):
-            row = mem.floats(mem.load(x + 8 * i) + FLOAT * (first + c0), n)
-            for c in range(n):
-                mem.floats(a + PITCH * (c0 + c) + FLOAT * i, 1)[0] = row[c]
-
-
-@jit
-def pack_panels(m, first, rows, columns, w, limit, panels):
-    """Write columns first.. of m rows as panels of a matrix with m rows.
-
-    first: the column of a whole number of panels where they go; rows: address of an array of addresses of float32,
-    `columns` of them, of which `limit` are left of the whole matrix; w: address of a factor for each row, or 0.
-    """
-    for i in range(m):
-        row = mem.floats(mem.load(rows + 8 * i), columns)
-        weight = mem.floats(w, m)[i] if w != 0 else ONE
-        for j in range(0, columns, NR):
-            width = LANES * vectors_of(limit - j)
-            n = min(width, columns - j)
-            out = mem.floats(panels + FLOAT * (m * (first + j) + i * width), width)
-            for k in range(n):
-                out[k] = weight * row[j + k]
-            for k in range(n, width):
-                out[k] = ZERO
-
-
-@jit
-def add_turned(m, rows, a, panels, columns, c):
-    """C[rows, columns] += A^T B for m rows in order. a: A transposed; c: address of an array of row addresses.
-
-    As `gemm.panel_rows`, but for the rows of C: the next ones are fetched while these are computed.
-    """
-    groups = (rows + ROWS - 1) // ROWS
-    size = rows // groups
-    larger = rows - size * groups
-    for j in range(0, columns, NR):
-        vectors = vectors_of(columns - j)
-        panel = panels + FLOAT * m * j
-        i = 0
-        for g in range(groups):
-            n = size + 1 if g < larger else size
-            for r in range(i + n, min(rows, i + 2 * n)):
-                for line in range(0, FLOAT * LANES * vectors, LINE):
-                    fetch(mem.load(c + 8 * r) + FLOAT * j + line)
-            block(n + ROWS * (vectors - 1), a + PITCH * i, panel, c + 8 * i, j, m, 1, panel, 0)
-            i += n
-
-
-@jit
-def add_outer(m, x, begin, end, panels, columns, out, table, a):
-    """out[begin.. before end, columns] += the sum over m rows, in order, of x[i]^T times row i of panels.
-
-    x: address of an array of row addresses; out: of rows of float32, rounded up to vectors; table: of space for `end`
-    addresses; a: of TURNED packed rows.
-    """
-    pitch = FLOAT * ((columns + LANES - 1) // LANES * LANES)
-    for i in range(begin, end):
-        mem.store(table + 8 * i, out + pitch * i)
-    for first in range(begin, end, TURNED):
-        n = min(TURNED, end - first)
-        turn_rows(m, x, first, n, a)
-        add_turned(m, n, a, panels, columns, table + 8 * first)
-
-
-@jit
-def add_rows(m, rows, w, n, out):
-    """out[n] += each of m rows in order, times w[i] if w is not 0. rows: address of an array of row addresses."""
-    sums = mem.floats(out, n)
-    for i in range(m):
-        row = mem.floats(mem.load(rows + 8 * i), n)
-        weight = mem.floats(w, m)[i] if w != 0 else ONE
-        for k in range(n):
-            sums[k] += weight * row[k]
-
-
-@jit
-def weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, scratch):
+def weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch):
     """Add the parts of m rows to the weights' gradients, after `expert_rows` of the same rows with the same `kept`.
 
-    gradients: addresses of those of (up, gate, down, up_bias, gate_bias, down_bias), 0 for absent ones: matrices
-    [H, F] and [F, H] with columns rounded up to vectors; arrays of F, F and H.
+    m: at most MOST_OUTER. gradients: addresses of those of (up, gate, down, up_bias, gate_bias, down_bias), 0 for
+    absent ones: matrices [H, F] and [F, H] with columns rounded up to vectors; arrays of F, F and H. If `carry` is 0,
+    the parts are written over them. once: whether no other rows of the call are added to them.
+    scratch: `gradient_bytes(m, hidden, ffn)` bytes.
     """
     for which in range(3):
         end = ffn if which == DOWN else hidden
-        add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, scratch, which, 0, end)
+        add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch, which, 0, end)
 
 
 @jit
-def add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, scratch, which, begin, end):
+def add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch, which, begin, end):
     """A part of `weight_gradients`: rows begin.. before end of one matrix; its bias comes with row 0.
 
     which: UP, GATE or DOWN.
     """
-    up, gate, down, up_bias, gate_bias, down_bias = gradients
-    table, rows = scratch, scratch + 8 * max(hidden, ffn)
-    a = (rows + 8 * m + LINE - 1) // LINE * LINE
-    panels = a + PITCH * TURNED
-    if which == DOWN:
-        pack_panels(m, 0, dy, hidden, w, hidden, panels)
-        if down_bias != 0 and begin == 0:
-            add_rows(m, dy, w, hidden, down_bias)
-        kept_addresses(m, rows, kept, 1, ffn)
-        add_outer(m, rows, begin, end, panels, hidden, down, table, a)
-        return
-    target, bias = (up, up_bias) if which == UP else (gate, gate_bias)
+    target, bias = gradients[which], gradients[3 + which]
     if target == 0:
         return
-    kept_addresses(m, rows, kept, 2 * which, ffn)
-    pack_panels(m, 0, rows, ffn, 0, ffn, panels)
-    if bias != 0 and begin == 0:
-        add_rows(m, rows, 0, ffn, bias)
-    add_outer(m, x, begin, end, panels, ffn, target, table, a)
+    past = past_caches(carry, once, FLOAT * hidden * ffn)
+    rows, free = scratch, scratch + 8 * m
+    if which == DOWN:
+        kept_addresses(m, rows, kept, 1, ffn)
+        add_outer(m, rows, begin, end, dy, w, hidden, target, carry, past, free)
+        if bias != 0 and begin == 0:
+            add_rows(m, dy, w, hidden, bias, carry)
+    else:
+        kept_addresses(m, rows, kept, 2 * which, ffn)
+        add_outer(m, x, begin, end, rows, 0, ffn, target, carry, past, free)
+        if bias != 0 and begin == 0:
+            add_rows(m, rows, 0, ffn, bias, carry)
 
 
 @jit
@@ -335,39 +256,10 @@ def kept_addresses(m, table, kept, which, ffn):
 
 
 @jit
-def weight_at(place, hidden, ffn, gated):
-    """Address of the combine weight in a row's place."""
-    return place + line_bytes(2 * hidden) + line_bytes(ffn) * (3 if gated else 2)
-
-
-@jit
-def plain_first(rows, tape, order):
-    """Write the numbers of `rows` rows at `order`: last those whose hidden activations the tape has; returns how many
-    others there are. tape: address of entries, see `primitives.taped`, or 0.
-    """
-    plain, last = 0, rows - 1
-    for i in range(rows):
-        if tape != 0 and taped.kept_of(mem.load(tape + 8 * i)) & taped.HIDDEN:
-            mem.store(order + 8 * last, i)
-            last -= 1
-        else:
-            mem.store(order + 8 * plain, i)
-            plain += 1
-    return plain
-
-
-@jit
-def store_row(x, place, entry, hidden, ffn, gated):
-    """Copy a row [dy | x] to its place; x comes from the tape if it was kept there."""
-    to_x, kept = place + FLOAT * hidden, taped.kept_of(entry)
-    mem.copy_row(place, x, FLOAT * hidden)
-    if kept & taped.X == 0:
-        mem.copy_row(to_x, x + FLOAT * hidden, FLOAT * hidden)
-        return
-    from_x = taped.place_of(entry)
-    if kept & taped.HIDDEN:
-        from_x += line_bytes(ffn) * (2 if gated else 1)
-    mem.copy_row(to_x, from_x, FLOAT * hidden)
+def parts_of(hidden, ffn, gated):
+    """The parts of a row's place, see `stored_rows`."""
+    kept = line_bytes(2 * hidden)
+    return FLOAT * hidden, FLOAT * hidden, kept, kept + line_bytes(ffn) * (3 if gated else 2)
 
 
 @jit
@@ -379,25 +271,11 @@ def store_rows(rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch
     `primitives.arithmetic.backward_rows`; tape: its `kept`. scratch: `store_bytes(rows, hidden, ffn)` bytes, 64-byte
     aligned.
     """
-    to_x, to_dy, to_dx, kept = scratch, scratch + 8 * rows, scratch + 16 * rows, scratch + 24 * rows
-    saved, order = scratch + 32 * rows, scratch + 40 * rows
-    w, dw = scratch + 48 * rows, scratch + (48 + FLOAT) * rows
-    free = (dw + FLOAT * rows + LINE - 1) // LINE * LINE
     nine = mem.words(weights, 9)
     packed, turned = (nine[0], nine[1], nine[2], nine[3], nine[4], nine[5]), (nine[6], nine[7], nine[8])
-    gated, plain = nine[1] != 0, plain_first(rows, tape, order)
-    weight, back = mem.floats(w, rows), mem.floats(dw, rows)
-    for to in range(rows):
-        i = mem.load(order + 8 * to)
-        place, entry = mem.load(places + 8 * i), mem.load(tape + 8 * i) if tape != 0 else 0
-        store_row(mem.load(x + 8 * i), place, entry, hidden, ffn, gated)
-        mem.store(to_x + 8 * to, place + FLOAT * hidden)
-        mem.store(to_dy + 8 * to, place)
-        mem.store(to_dx + 8 * to, mem.load(dx + 8 * i))
-        mem.store(kept + 8 * to, place + line_bytes(2 * hidden))
-        mem.store(saved + 8 * to, taped.place_of(entry))
-        weight[to] = mem.floats(scalars + 8 * i, 1)[0]
-        mem.floats(weight_at(place, hidden, ffn, gated), 1)[0] = weight[to]
+    gated, found = nine[1] != 0, tables(scratch, rows)
+    plain = list_rows(rows, x, dx, places, scalars, tape, ffn, gated, parts_of(hidden, ffn, gated), found)
+    to_x, to_dy, to_dx, kept, saved, _, w, dw, free = found
     for begins, count, from_tape in ((0, plain, 0), (plain, rows - plain, saved + 8 * plain)):
         at, value = 8 * begins, FLOAT * begins
         if count > 0:
@@ -405,33 +283,57 @@ def store_rows(rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch
                 count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, code, hidden, ffn,
                 kept + at, from_tape, free, wire,
             )  # fmt: skip
-    for to in range(rows):
-        i = mem.load(order + 8 * to)
-        mem.store(scalars + 8 * i, 0)
-        mem.floats(scalars + 8 * i, 1)[0] = back[to]
+    give_back(rows, scalars, found)
 
 
 @jit
-def stored_gradients(rows, places, gradients, hidden, ffn, scratch, which, begin, end):
+def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which, begin, end):
     """`add_gradient` of any number of rows after `store_rows`, in the order of `places`.
 
-    places: address of an array of addresses. scratch: `store_bytes(MOST_ROWS, hidden, ffn)` bytes. which: a
-    matrix as in `add_gradient`, or ALL: as `weight_gradients`.
+    places: address of an array of addresses. carry: nonzero to add to the gradients, 0 to write over them. scratch:
+    `stored_bytes(hidden, ffn)` bytes, 64-byte aligned. which: a matrix as in `add_gradient`, or ALL: as
+    `weight_gradients`.
     """
-    gated = gradients[1] != 0
-    for first in range(0, rows, MOST_ROWS):
-        m = min(MOST_ROWS, rows - first)
-        to_x, kept = scratch, scratch + 8 * m
-        w = kept + 8 * m
-        free = (w + FLOAT * m + LINE - 1) // LINE * LINE
-        weight = mem.floats(w, m)
-        for i in range(m):
-            place = mem.load(places + 8 * (first + i))
-            mem.store(to_x + 8 * i, place + FLOAT * hidden)
-            mem.store(kept + 8 * i, place + line_bytes(2 * hidden))
-            weight[i] = mem.floats(weight_at(place, hidden, ffn, gated), 1)[0]
-        dy = places + 8 * first
+    gated, each = gradients[1] != 0, pass_rows(rows)
+    for first in range(0, rows, each):
+        m, dy = min(each, rows - first), places + 8 * first
+        to_x, kept, w, free = list_stored(m, dy, parts_of(hidden, ffn, gated), scratch)
+        once = 1 if m == rows else 0
         if which == ALL:
-            weight_gradients(m, to_x, dy, w, gradients, hidden, ffn, kept, free)
+            weight_gradients(m, to_x, dy, w, gradients, hidden, ffn, kept, carry, once, free)
         else:
-            add_gradient(m, to_x, dy, w, gradients, hidden, ffn, kept, free, which, begin, end)
+            add_gradient(m, to_x, dy, w, gradients, hidden, ffn, kept, carry, once, free, which, begin, end)
+        carry = 1
+
+
+# ---- rows without a store
+
+
+def saved_bytes(hidden, ffn, gated):
+    """Bytes that `expert_blocks` keeps between its two parts, whatever `hidden` is."""
+    return MOST_ROWS * (8 + kept_bytes(ffn, gated)) + LINE
+
+
+def blocks_bytes(hidden, ffn):
+    """Bytes of scratch of `expert_blocks`."""
+    return max(scratch_bytes(MOST_ROWS, hidden, ffn), gradient_bytes(MOST_ROWS, hidden, ffn))
+
+
+@jit
+def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidden, ffn, carry, saved, scratch):
+    """`expert_rows` and `weight_gradients` on any number of rows of one expert, in order.
+
+    saved: `saved_bytes(hidden, ffn, gated)` bytes; scratch: `blocks_bytes(hidden, ffn)` bytes.
+    """
+    kept, step = saved, line_bytes(ffn) * (3 if weights[1] != 0 else 2)
+    first = (kept + 8 * MOST_ROWS + LINE - 1) // LINE * LINE
+    for i in range(MOST_ROWS):
+        mem.store(kept + 8 * i, first + step * i)
+    for i in range(0, rows, MOST_ROWS):
+        m, word, value = min(MOST_ROWS, rows - i), 8 * i, FLOAT * i
+        expert_rows(
+            m, x + word, dy + word, w + value, dx + word, dw + value, weights, turned, code, hidden, ffn, kept, 0,
+            scratch, 0,
+        )  # fmt: skip
+        weight_gradients(m, x + word, dy + word, w + value, gradients, hidden, ffn, kept, carry, 0, scratch)
+        carry = 1

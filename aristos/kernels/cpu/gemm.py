@@ -14,6 +14,7 @@ from ...primitives.compile import jit
 from ..common.branches import unrolled
 from . import micro_kernels
 from .panels import LANES, NR, ROWS, VECTORS
+from .target import ISA
 
 KC = 512  # columns of a block of packed rows: the rows that a micro-kernel reads stay in L1, all of a run's in L2
 PITCH = FLOAT * KC + LINE  # bytes between packed rows
@@ -54,6 +55,35 @@ def fetch(address):
 
 
 overload(fetch)(lambda address: lambda address: micro_kernels.fetch(address))
+
+
+def stream(target, source, vectors):
+    """Copy vectors of float32 to a multiple of a vector's bytes, past the caches: nobody reads them soon."""
+    mem.copy_row(target, source, FLOAT * LANES * vectors)
+
+
+def settle():
+    """After `stream`: what it has written comes before what this thread writes later."""
+
+
+_stream, _settle = micro_kernels.stream(LANES), micro_kernels.settle(not ISA.startswith("neon"))
+overload(stream)(lambda target, source, vectors: lambda target, source, vectors: _stream(target, source, vectors))
+overload(settle)(lambda: lambda: _settle())
+
+
+def turn(rows, offset, to, pitch):
+    """Transpose 8 x 8 words of 4 bytes: column c of 8 rows, from byte `offset` on, becomes 32 bytes at to + c pitch.
+
+    rows: address of an array of eight row addresses.
+    """
+    block = np.stack([mem.bits32(mem.load(rows + 8 * i) + offset, 8) for i in range(8)])
+    for c in range(8):
+        mem.bits32(to + pitch * c, 8)[:] = block[:, c]
+
+
+overload(turn)(
+    lambda rows, offset, to, pitch: lambda rows, offset, to, pitch: micro_kernels.turn(rows, offset, to, pitch)
+)
 
 
 def packed_bytes(rows, columns):

@@ -112,6 +112,68 @@ def _emit_fetch(builder, args):
 fetch = _intrinsic("fetch", 1, _emit_fetch)
 
 
+def stream(lanes):
+    """Emit stream(dst, src, n): n >= 1 vectors of float32 at src -> dst, past the caches; dst starts at a vector."""
+    vector = ir.VectorType(F32, lanes)
+
+    def emit(builder, args):
+        dst, src, n = args
+
+        def body(i, _):
+            at = builder.mul(i, I64(4 * lanes))
+            value = builder.load(_at(builder, src, at, vector), align=4)
+            stored = builder.store(value, _at(builder, dst, at, vector), align=4 * lanes)
+            stored.set_metadata("nontemporal", builder.module.add_metadata([I32(1)]))
+            return []
+
+        _loop(builder, [], n, body)
+
+    return _intrinsic("stream", 3, emit)
+
+
+def settle(x86):
+    """Emit settle(): what `stream` has stored comes before later stores."""
+
+    def emit(builder, args):
+        if x86:
+            builder.call(_declare(builder, "llvm.x86.sse.sfence", VOID, []), [])
+        else:
+            builder.fence("release")
+
+    return _intrinsic("settle", 0, emit)
+
+
+def _emit_turn(builder, args):
+    rows, offset, to, pitch = args
+    vector, picks = ir.VectorType(I32, 8), ir.VectorType(I32, 8)
+
+    def pick(first, second, lanes):
+        return builder.shuffle_vector(first, second, ir.Constant(picks, lanes))
+
+    read = []
+    for i in range(8):
+        row = builder.load(_at(builder, rows, 8 * i, I64), align=8)
+        read.append(builder.load(_at(builder, row, offset, vector), align=4))
+    ones = []  # of rows i and i + 1: columns 0, 1, 4, 5 in turns, then 2, 3, 6, 7
+    for i in range(0, 8, 2):
+        for first in (0, 2):
+            lanes = [first, first + 8, first + 1, first + 9]
+            ones.append(pick(read[i], read[i + 1], [*lanes, *(lane + 4 for lane in lanes)]))
+    fours = []  # of four rows: columns c and c + 4
+    for half in (0, 4):
+        for low in (0, 1):
+            for first in (0, 2):
+                lanes = [first, first + 1, first + 8, first + 9]
+                fours.append(pick(ones[half + low], ones[half + low + 2], [*lanes, *(lane + 4 for lane in lanes)]))
+    for c in range(8):
+        lanes = [4 * (c // 4) + k for k in range(4)]
+        column = pick(fours[c % 4], fours[4 + c % 4], [*lanes, *(lane + 8 for lane in lanes)])
+        builder.store(column, _at(builder, to, builder.mul(pitch, I64(c)), vector), align=4)
+
+
+turn = _intrinsic("turn", 4, _emit_turn)  # turn(rows, offset, to, pitch): see `gemm.turn`
+
+
 def _fma(builder, vector):
     return _declare(builder, f"llvm.fma.v{vector.count}f32", vector, [vector] * 3)
 
@@ -318,15 +380,15 @@ def fma_loop(lanes, sums):
 def widened_bfloat16(rows, vectors, pitch, lanes):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and bfloat16 weights, in k order.
 
-    The compiled call is kernel(a, b, sums, steps, carry, ahead, pace): `a` is the address of the first row of A,
-    `pitch` bytes apart; `b` of a packed panel (see `elements.pack_bfloat16`), or of its second half of 16 columns;
-    `sums` of the first of rows of 32 sums; `steps` the number of blocks of 32 k. Prefetches as `micro_kernel`.
+    The compiled call is kernel(a, b, sums, pairs, carry, ahead, pace): `a` is the address of the first row of A,
+    `pitch` bytes apart; `b` of a packed panel (see `elements.pack_pairs`), or of its second half of 16 columns;
+    `sums` of the first of rows of 32 sums; `pairs` >= 1 the number of pairs of k. Prefetches as `micro_kernel`.
     """
-    vector, pairs = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
-    high = pairs([0xFFFF0000] * lanes)
+    vector, words = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
+    high = words([0xFFFF0000] * lanes)
 
     def emit(builder, args):
-        a, b, sums, steps, carry, ahead, pace = args
+        a, b, sums, pairs, carry, ahead, pace = args
         fma = _fma(builder, vector)
         places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
 
@@ -337,12 +399,12 @@ def widened_bfloat16(rows, vectors, pitch, lanes):
             right = builder.add(b, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(pair, I64(64))))
             left = builder.add(a, builder.mul(p, I64(8)))
             raw = [
-                builder.load(_at(builder, right, STEP * (j * lanes // 16) + 4 * (j * lanes % 16), pairs), align=4)
+                builder.load(_at(builder, right, STEP * (j * lanes // 16) + 4 * (j * lanes % 16), words), align=4)
                 for j in range(vectors)
             ]
             for odd in range(2):
                 columns = [
-                    builder.bitcast(builder.and_(x, high) if odd else builder.shl(x, pairs([16] * lanes)), vector)
+                    builder.bitcast(builder.and_(x, high) if odd else builder.shl(x, words([16] * lanes)), vector)
                     for x in raw
                 ]
                 new = []
@@ -352,8 +414,7 @@ def widened_bfloat16(rows, vectors, pitch, lanes):
                 values = new
             return values
 
-        count = builder.mul(steps, I64(16))
-        _store(builder, _loop(builder, _sums(builder, carry, places, vector), count, body), places)
+        _store(builder, _loop(builder, _sums(builder, carry, places, vector), pairs, body), places)
 
     return _intrinsic(f"bfloat16_{rows}x{vectors * lanes}", 7, emit)
 
@@ -363,7 +424,7 @@ def widened_float16(rows, vectors, pitch, lanes):
     vector, halves = ir.VectorType(F32, lanes), ir.VectorType(ir.HalfType(), lanes)
 
     def emit(builder, args):
-        a, b, sums, steps, carry, ahead, pace = args
+        a, b, sums, pairs, carry, ahead, pace = args
         fma = _fma(builder, vector)
         places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
 
@@ -380,7 +441,7 @@ def widened_float16(rows, vectors, pitch, lanes):
                 new += [builder.call(fma, [x, columns[j], values[i * vectors + j]]) for j in range(vectors)]
             return new
 
-        count = builder.mul(steps, I64(32))
+        count = builder.shl(pairs, I64(1))
         _store(builder, _loop(builder, _sums(builder, carry, places, vector), count, body), places)
 
     return _intrinsic(f"float16_{rows}x{vectors * lanes}", 7, emit)
@@ -394,7 +455,7 @@ def dot_bfloat16(rows, vectors, pitch, lanes, instruction):
     vector, halves = ir.VectorType(F32, lanes), ir.VectorType(BFloat(), 2 * lanes)
 
     def emit(builder, args):
-        a, b, sums, steps, carry, ahead, pace = args
+        a, b, sums, pairs, carry, ahead, pace = args
         dot = _declare(builder, instruction, vector, [vector, halves, halves])
         places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
 
@@ -413,8 +474,7 @@ def dot_bfloat16(rows, vectors, pitch, lanes, instruction):
                 new += [builder.call(dot, [values[i * vectors + j], x, columns[j]]) for j in range(vectors)]
             return new
 
-        count = builder.mul(steps, I64(16))
-        _store(builder, _loop(builder, _sums(builder, carry, places, vector), count, body), places)
+        _store(builder, _loop(builder, _sums(builder, carry, places, vector), pairs, body), places)
 
     return _intrinsic(f"dot_{rows}x{vectors * lanes}", 7, emit)
 
@@ -422,19 +482,20 @@ def dot_bfloat16(rows, vectors, pitch, lanes, instruction):
 def matrix_bfloat16(rows, vectors, pitch, lanes):
     """As `dot_bfloat16` with vectors of 4 sums, by Arm's BFMMLA: sums of 2 rows x 2 columns (+)= 2 x 4 k times 4 k x 2.
 
-    An instruction has twice the products of BFDOT. Where `rows` is odd, the last row is its own partner, and its second
-    sums are dropped. Arm Architecture Reference Manual, BFMMLA (vector).
+    An instruction has twice the products of BFDOT, those of two pairs of k; behind an odd pair it reads zeros. Where
+    `rows` is odd, the last row is its own partner, and its second sums are dropped. Arm Architecture Reference Manual,
+    BFMMLA (vector).
     """
     assert lanes == 4
-    vector, pairs, halves = ir.VectorType(F32, 4), ir.VectorType(I32, 4), ir.VectorType(BFloat(), 8)
+    vector, words, halves = ir.VectorType(F32, 4), ir.VectorType(I32, 4), ir.VectorType(BFloat(), 8)
     two = ir.VectorType(I64, 2)
     partners = [(i, min(i + 1, rows - 1)) for i in range(0, rows, 2)]
 
     def pick(builder, first, second, lanes):
-        return builder.shuffle_vector(first, second, ir.Constant(pairs, lanes))
+        return builder.shuffle_vector(first, second, ir.Constant(words, lanes))
 
     def emit(builder, args):
-        a, b, sums, steps, carry, ahead, pace = args
+        a, b, sums, pairs, carry, ahead, pace = args
         product = _declare(builder, "llvm.aarch64.neon.bfmmla", vector, [vector, halves, halves])
 
         def place(i, j):
@@ -469,7 +530,7 @@ def matrix_bfloat16(rows, vectors, pitch, lanes):
                 rows_of.append(builder.bitcast(x, halves))
             new = list(values)
             for j in range(vectors):
-                one, other = (builder.load(_at(builder, right, at + 16 * j, pairs), align=4) for at in (0, 64))
+                one, other = (builder.load(_at(builder, right, at + 16 * j, words), align=4) for at in (0, 64))
                 for side, lanes_of in enumerate(([0, 4, 1, 5], [2, 6, 3, 7])):
                     column = builder.bitcast(pick(builder, one, other, lanes_of), halves)
                     for number, x in enumerate(rows_of):
@@ -477,7 +538,8 @@ def matrix_bfloat16(rows, vectors, pitch, lanes):
                         new[at] = builder.call(product, [new[at], x, column])
             return new
 
-        found = _loop(builder, _either(builder, carry, resume, fresh), builder.mul(steps, I64(8)), body)
+        count = builder.lshr(builder.add(pairs, I64(1)), I64(1))
+        found = _loop(builder, _either(builder, carry, resume, fresh), count, body)
         for number, (i, k) in enumerate(partners):
             for j in range(vectors):
                 one, other = found[2 * (vectors * number + j) :][:2]

@@ -29,6 +29,7 @@ def _by_element(name, arguments):
 
 
 operand_size = _by_element("operand_size", "rows, columns")
+depth_of = _by_element("depth_of", "rows")
 pack_operand = _by_element("pack_operand", "m, x, columns, a")
 round_operand = _by_element("round_operand", "m, sums, j, columns, a, spare")
 panel_sums = _by_element("panel_sums", "m, a, depth, panel, sums, carry, ahead, spare")

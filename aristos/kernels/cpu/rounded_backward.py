@@ -13,7 +13,6 @@ rows for each call: blocks of 32 rows, counted from the call's first, are added 
 import numpy as np
 
 from ...primitives import memory as mem
-from ...primitives import taped
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
@@ -21,12 +20,13 @@ from ..common.activations import ONE, ZERO
 from .convert import BFLOAT16, round_row, widen_row
 from .elements import WIDTH
 from .expert import line_bytes
-from .expert_backward import ALL, DOWN, GATE, MOST_ROWS, UP, dot, plain_first, slopes  # noqa: F401  GATE, UP: for callers
-from .gemm import PITCH, fetch
+from .expert_backward import ALL, DOWN, GATE, MOST_ROWS, UP, dot, slopes  # noqa: F401  GATE, UP: for callers
+from .gemm import KC, PITCH, fetch, settle, stream, turn
 from .micro_kernels import STEP, SUMS
 from .operands import (
     SPARE_BYTES,
     begin,
+    depth_of,
     end,
     operand_bytes,
     operand_size,
@@ -35,15 +35,18 @@ from .operands import (
     panel_sums,
     round_operand,
 )
+from .outer import MOST_OUTER, pass_rows, past_caches
 from .panels import LANES
 from .rounded_expert import ahead_of, start_sums, up
+from .stored_rows import ENTRY, LISTED, give_back, list_rows, list_stored, tables
 from .widened import DOT
 
 ELEMENT, BYTES = BFLOAT16, 2
 CHUNK = 512  # columns of F whose du and dg are kept as operands
-OUTER_ROWS = 512  # rows of a pass over the gradients: whole blocks of 32, at most an operand's columns
 TURNED = 128  # columns of x, or of h, that are transposed at once: their operand stays in the L2 cache
-SIDE = 16  # of a block of the transposition
+SIDE = 16  # columns that are paired at once
+PAIRS = 8  # pairs of rows that are transposed at once
+WORDS = PAIRS * (8 + FLOAT * SIDE)  # bytes of such a block: addresses of its rows, and the rows
 
 
 def part_bytes(columns):
@@ -65,23 +68,27 @@ def place_bytes(hidden, ffn, gated):
 
 
 def scratch_bytes(rows, hidden, ffn):
-    """Bytes of scratch of `expert_rows` and of `weight_gradients` for up to `rows` rows, at most MOST_ROWS."""
+    """Bytes of scratch of `expert_rows` for up to `rows` rows, at most MOST_ROWS."""
     operands = 2 * operand_bytes(ELEMENT, rows, hidden) + 2 * operand_bytes(ELEMENT, rows, min(ffn, CHUNK))
-    first = SPARE_BYTES + operands + 5 * SUMS * rows + FLOAT * (hidden + WIDTH)
-    return max(first, outer_bytes(rows, max(hidden, ffn)))
+    return SPARE_BYTES + operands + 5 * SUMS * rows + FLOAT * (hidden + WIDTH)
+
+
+def gradient_bytes(rows, hidden, ffn):
+    """Bytes of scratch of `weight_gradients` for up to `rows` rows, at most MOST_OUTER."""
+    depth, columns = -(-rows // WIDTH) * WIDTH, -(-max(hidden, ffn) // WIDTH) * WIDTH
+    blocks = -(-rows // KC)
+    turned = operand_bytes(ELEMENT, TURNED, depth) + TURNED * (PITCH * blocks + 8)
+    return 8 * rows + LINE + FLOAT * columns + WORDS + SPARE_BYTES + turned + SUMS * TURNED + BYTES * depth * columns
 
 
 def store_bytes(rows, hidden, ffn):
-    """Bytes of scratch of `store_rows` for up to `rows` rows, at most MOST_ROWS, and of `stored_gradients`."""
-    first = (7 * 8 + 2 * FLOAT) * rows + LINE + SUMS + scratch_bytes(rows, hidden, ffn)
-    return max(first, 3 * 8 * OUTER_ROWS + LINE + outer_bytes(OUTER_ROWS, max(hidden, ffn)))
+    """Bytes of scratch of `store_rows` for up to `rows` rows, at most MOST_ROWS."""
+    return ENTRY * rows + LINE + scratch_bytes(rows, hidden, ffn)
 
 
-def outer_bytes(rows, widest):
-    """Bytes of scratch of `add_gradient` for up to `rows` rows; widest: the most columns of either side."""
-    depth, columns = -(-rows // WIDTH) * WIDTH, -(-widest // WIDTH) * WIDTH
-    packed = operand_bytes(ELEMENT, TURNED, depth) + TURNED * (PITCH + 8)
-    return 8 * rows + LINE + FLOAT * columns + SPARE_BYTES + packed + SUMS * TURNED + BYTES * depth * columns
+def stored_bytes(hidden, ffn):
+    """Bytes of scratch of `stored_gradients`."""
+    return LISTED * MOST_OUTER + LINE + gradient_bytes(MOST_OUTER, hidden, ffn)
 
 
 @jit
@@ -202,20 +209,32 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, s
 
 @jit
 def pack_pairs(m, rows, columns, panels):
-    """Write m rows of bfloat16 as panels of 32 columns, zeros behind; as `elements.pack_pairs` does.
+    """Write m rows of bfloat16 as panels of 32 columns, as `elements.pack_pairs` does.
 
-    rows: address of an array of row addresses.
+    Zeros follow as far as a product of m rows reads. rows: address of an array of row addresses.
     """
     depth = up(m)
-    for p in range(depth // 2):
-        lower, upper = mem.load(rows + 16 * p) if 2 * p < m else 0, mem.load(rows + 16 * p + 8) if 2 * p + 1 < m else 0
+    for p in range(depth_of(ELEMENT, m) // 2):
+        lower, upper = row_at(m, rows, 2 * p), row_at(m, rows, 2 * p + 1)
         for j in range(0, up(columns), SIDE):
             to = panels + 2 * WIDTH * depth * (j // WIDTH) + STEP * (j // SIDE % 2)
             to += 2 * STEP * (p // SIDE) + FLOAT * SIDE * (p % SIDE)
-            if upper != 0 and j + SIDE <= columns:
-                pair_side(lower + BYTES * j, upper + BYTES * j, to)
-            else:
-                pair_some(lower, upper, j, columns, to)
+            pair(lower, upper, j, columns, to)
+
+
+@jit
+def row_at(m, rows, i):
+    """The address of row i, 0 if there are only m."""
+    return mem.load(rows + 8 * i) if i < m else 0
+
+
+@jit
+def pair(lower, upper, j, columns, to):
+    """Columns j.. of two rows at addresses as 16 words; 0 of a row at address 0, and from `columns` on."""
+    if upper != 0 and j + SIDE <= columns:
+        pair_side(lower + BYTES * j, upper + BYTES * j, to)
+    else:
+        pair_some(lower, upper, j, columns, to)
 
 
 @jit
@@ -239,55 +258,67 @@ def pair_some(lower, upper, j, columns, to):
 
 
 @jit
-def turn_rows(m, rows, first, columns, t, words):
+def turn_rows(m, rows, first, columns, t, space):
     """Write columns first.. of m rows transposed: a row at t of PITCH bytes holds one column of all m, zeros behind.
 
-    words: address of SIDE words.
+    With dot products it holds KC columns, as an operand's: the next ones are in blocks behind. space: WORDS bytes.
     """
-    buffer = mem.bits32(words, SIDE)
-    for c0 in range(0, columns, SIDE):
-        n = min(SIDE, columns - c0)
-        for p in range(up(m) // 2):
-            lower, upper = mem.load(rows + 16 * p) if 2 * p < m else 0, 0
-            if 2 * p + 1 < m:
-                upper = mem.load(rows + 16 * p + 8)
-            if upper != 0 and n == SIDE:
-                pair_side(lower + BYTES * (first + c0), upper + BYTES * (first + c0), words)
-            else:
-                pair_some(lower, upper, first + c0, first + c0 + n, words)
-            for c in range(n):
-                mem.bits32(t + PITCH * (c0 + c) + FLOAT * p, 1)[0] = buffer[c]
+    jump = PITCH * columns - BYTES * KC if DOT else 0
+    words = space + 8 * PAIRS
+    for q in range(PAIRS):
+        mem.store(space + 8 * q, words + FLOAT * SIDE * q)
+    for p in range(0, depth_of(ELEMENT, m) // 2, PAIRS):
+        place = t + FLOAT * p + jump * (2 * p // KC)
+        for c in range(0, columns, SIDE):
+            n = min(SIDE, columns - c)
+            for q in range(PAIRS):
+                i = 2 * (p + q)
+                pair(row_at(m, rows, i), row_at(m, rows, i + 1), first + c, first + c + n, mem.load(space + 8 * q))
+            for at in range(0, n, 8):
+                turn(space, FLOAT * at, place + PITCH * (c + at), PITCH)
 
 
 @jit
-def add_turned(m, n, a, panels, columns, out, pitch, sums, spare):
-    """out[n, columns] += the operand at a, of n rows and m columns, times panels. pitch: bytes between rows of out."""
+def add_turned(m, n, a, panels, columns, out, pitch, carry, past, sums, spare):
+    """out[n, columns] = the operand at a, of n rows and m columns, times panels; plus out if `carry` is nonzero.
+
+    pitch: bytes between rows of out. past: whether they are written past the caches.
+    """
     step = panel_bytes(ELEMENT) * up(m)
     for j in range(0, columns, WIDTH):
         nbytes, ahead = min(SUMS, pitch - FLOAT * j), j + WIDTH < columns
-        for i in range(n):
-            place = out + pitch * i + FLOAT * j
-            if nbytes == SUMS:
-                move(sums + SUMS * i, place)
-            else:
-                mem.copy_row(sums + SUMS * i, place, nbytes)
-            if ahead:
-                fetch(place + SUMS)
-                fetch(place + SUMS + LINE)
+        if carry != 0:
+            for i in range(n):
+                place = out + pitch * i + FLOAT * j
+                if nbytes == SUMS:
+                    move(sums + SUMS * i, place)
+                else:
+                    mem.copy_row(sums + SUMS * i, place, nbytes)
+        if ahead and not past:
+            for i in range(n):
+                fetch(out + pitch * i + FLOAT * j + SUMS)
+                fetch(out + pitch * i + FLOAT * j + SUMS + LINE)
         panel = panels + step * (j // WIDTH)
-        panel_sums(ELEMENT, n, a, m, panel, sums, 1, ahead_of(panel, step, ahead), spare)
+        panel_sums(ELEMENT, n, a, m, panel, sums, carry, ahead_of(panel, step, ahead), spare)
         for i in range(n):
             place = out + pitch * i + FLOAT * j
-            if nbytes == SUMS:
-                move(place, sums + SUMS * i)
-            else:
+            if nbytes < SUMS:
                 mem.copy_row(place, sums + SUMS * i, nbytes)
+            elif past:
+                stream(place, sums + SUMS * i, WIDTH // LANES)
+            else:
+                move(place, sums + SUMS * i)
 
 
 @jit
-def add_rows(m, rows, w, n, out, wide):
-    """out[n] += each of m rows in order, times w[i] if w is not 0. wide: space for n float32."""
+def add_rows(m, rows, w, n, out, carry, wide):
+    """out[n] = the sum of m rows in order, times w[i] if w is not 0; plus out if `carry` is nonzero.
+
+    wide: space for n float32.
+    """
     sums, row = mem.floats(out, n), mem.floats(wide, n)
+    if carry == 0:
+        sums[:] = ZERO
     for i in range(m):
         widen_row(ELEMENT, wide, mem.load(rows + 8 * i), n)
         weight = mem.floats(w, m)[i] if w != 0 else ONE
@@ -296,24 +327,26 @@ def add_rows(m, rows, w, n, out, wide):
 
 
 @jit
-def weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, scratch):
-    """As `expert_backward.weight_gradients`, of rows of bfloat16; at most OUTER_ROWS rows."""
+def weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch):
+    """As `expert_backward.weight_gradients`, of rows of bfloat16."""
     for which in range(3):
         last = ffn if which == DOWN else hidden
-        add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, scratch, which, 0, last)
+        add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch, which, 0, last)
 
 
 @jit
-def add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, scratch, which, first, last):
+def add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch, which, first, last):
     """A part of `weight_gradients`: rows first.. before last of one matrix; its bias comes with row 0."""
     target, bias = gradients[which], gradients[3 + which]
     if target == 0:
         return
+    past = past_caches(carry, once, FLOAT * hidden * ffn)
     others = scratch
     wide = (others + 8 * m + LINE - 1) // LINE * LINE
-    spare = wide + FLOAT * up(max(hidden, ffn))
+    space = wide + FLOAT * up(max(hidden, ffn))
+    spare = space + WORDS
     t = spare + SPARE_BYTES
-    table = t + PITCH * TURNED
+    table = t + PITCH * TURNED * ((m + KC - 1) // KC)
     a = table + 8 * TURNED
     sums = a + operand_size(ELEMENT, TURNED, up(m))
     panels = sums + SUMS * TURNED
@@ -325,20 +358,22 @@ def add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, scratch, which, firs
         kept_addresses(m, others, kept, 2 * which, ffn)
     pack_pairs(m, right, columns, panels)
     if bias != 0 and first == 0:
-        add_rows(m, right, w if which == DOWN else 0, columns, bias, wide)
+        add_rows(m, right, w if which == DOWN else 0, columns, bias, carry, wide)
     pitch = FLOAT * ((columns + LANES - 1) // LANES * LANES)
     begin(spare)
     for row in range(first, last, TURNED):
         n = min(TURNED, last - row)
-        turn_rows(m, left, row, n, t, wide)
+        turn_rows(m, left, row, n, t, space)
         operand = t
         if not DOT:
             for i in range(n):
                 mem.store(table + 8 * i, t + PITCH * i)
-            pack_operand(ELEMENT, n, table, up(m), a)
+            pack_operand(ELEMENT, n, table, m, a)
             operand = a
-        add_turned(m, n, operand, panels, columns, target + pitch * row, pitch, sums, spare)
+        add_turned(m, n, operand, panels, columns, target + pitch * row, pitch, carry, past, sums, spare)
     end()
+    if past:
+        settle()
 
 
 @jit
@@ -352,9 +387,56 @@ def kept_addresses(m, table, kept, which, ffn):
 
 
 @jit
-def weight_at(place, hidden, ffn, gated):
-    """Address of the combine weight in a row's place."""
-    return place + 2 * part_size(hidden) + part_size(ffn) * (3 if gated else 2)
+def parts_of(hidden, ffn, gated):
+    """The parts of a row's place, see `stored_rows`."""
+    part, kept = part_size(hidden), 2 * part_size(hidden)
+    return BYTES * hidden, part, kept, kept + part_size(ffn) * (3 if gated else 2)
+
+
+@jit
+def store_rows(rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch, wire, tape):
+    """As `expert_backward.store_rows`, of rows of bfloat16; dx is float32."""
+    nine = mem.words(weights, 9)
+    packed, turned = (nine[0], nine[1], nine[2], nine[3], nine[4], nine[5]), (nine[6], nine[7], nine[8])
+    gated, found = nine[1] != 0, tables(scratch, rows)
+    plain = list_rows(rows, x, dx, places, scalars, tape, ffn, gated, parts_of(hidden, ffn, gated), found)
+    to_x, to_dy, to_dx, kept, saved, _, w, dw, free = found
+    for begins, count, from_tape in ((0, plain, 0), (plain, rows - plain, saved + 8 * plain)):
+        at, value = 8 * begins, FLOAT * begins
+        if count > 0:
+            expert_rows(
+                count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, code, hidden, ffn,
+                kept + at, from_tape, free, wire,
+            )  # fmt: skip
+    give_back(rows, scalars, found)
+
+
+@jit
+def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which, first, last):
+    """As `expert_backward.stored_gradients`, of rows of bfloat16."""
+    gated, each = gradients[1] != 0, pass_rows(rows)
+    for row in range(0, rows, each):
+        m, dy = min(each, rows - row), places + 8 * row
+        to_x, kept, w, free = list_stored(m, dy, parts_of(hidden, ffn, gated), scratch)
+        once = 1 if m == rows else 0
+        if which == ALL:
+            weight_gradients(m, to_x, dy, w, gradients, hidden, ffn, kept, carry, once, free)
+        else:
+            add_gradient(m, to_x, dy, w, gradients, hidden, ffn, kept, carry, once, free, which, first, last)
+        carry = 1
+
+
+# ---- rows of float32, without a store
+
+
+def saved_bytes(hidden, ffn, gated):
+    """Bytes that `expert_blocks` needs beside its scratch: the rows of a block, rounded, and what is kept of them."""
+    return MOST_ROWS * (3 * 8 + 2 * part_bytes(hidden) + kept_bytes(ffn, gated)) + LINE + SUMS
+
+
+def blocks_bytes(hidden, ffn):
+    """Bytes of scratch of `expert_blocks`."""
+    return max(scratch_bytes(MOST_ROWS, hidden, ffn), gradient_bytes(MOST_ROWS, hidden, ffn))
 
 
 @jit
@@ -368,94 +450,8 @@ def round_exactly(to, source, n, block):
 
 
 @jit
-def store_row(x, place, entry, hidden, ffn, gated, block):
-    """Round a row [dy | x] of float32 to its place; x comes from the tape, in bfloat16, if it was kept there.
-
-    block: space for 32 float32.
-    """
-    to_x, kept = place + part_size(hidden), taped.kept_of(entry)
-    round_exactly(place, x, hidden, block)
-    if kept & taped.X == 0:
-        round_exactly(to_x, x + FLOAT * hidden, hidden, block)
-        return
-    from_x = taped.place_of(entry)
-    if kept & taped.HIDDEN:
-        from_x += line_bytes(ffn) * (2 if gated else 1)
-    mem.copy_row(to_x, from_x, BYTES * hidden)
-
-
-@jit
-def store_rows(rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch, wire, tape):
-    """As `expert_backward.store_rows`: rows [dy | x] of float32 are rounded to their places, dx is float32."""
-    to_x, to_dy, to_dx, kept = scratch, scratch + 8 * rows, scratch + 16 * rows, scratch + 24 * rows
-    saved, order = scratch + 32 * rows, scratch + 40 * rows
-    w, dw = scratch + 48 * rows, scratch + (48 + FLOAT) * rows
-    block = (dw + FLOAT * rows + LINE - 1) // LINE * LINE
-    free = block + SUMS
-    nine = mem.words(weights, 9)
-    packed, turned = (nine[0], nine[1], nine[2], nine[3], nine[4], nine[5]), (nine[6], nine[7], nine[8])
-    gated, plain = nine[1] != 0, plain_first(rows, tape, order)
-    weight, back = mem.floats(w, rows), mem.floats(dw, rows)
-    for to in range(rows):
-        i = mem.load(order + 8 * to)
-        place, entry = mem.load(places + 8 * i), mem.load(tape + 8 * i) if tape != 0 else 0
-        store_row(mem.load(x + 8 * i), place, entry, hidden, ffn, gated, block)
-        mem.store(to_x + 8 * to, place + part_size(hidden))
-        mem.store(to_dy + 8 * to, place)
-        mem.store(to_dx + 8 * to, mem.load(dx + 8 * i))
-        mem.store(kept + 8 * to, place + 2 * part_size(hidden))
-        mem.store(saved + 8 * to, taped.place_of(entry))
-        weight[to] = mem.floats(scalars + 8 * i, 1)[0]
-        mem.floats(weight_at(place, hidden, ffn, gated), 1)[0] = weight[to]
-    for begins, count, from_tape in ((0, plain, 0), (plain, rows - plain, saved + 8 * plain)):
-        at, value = 8 * begins, FLOAT * begins
-        if count > 0:
-            expert_rows(
-                count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, code, hidden, ffn,
-                kept + at, from_tape, free, wire,
-            )  # fmt: skip
-    for to in range(rows):
-        i = mem.load(order + 8 * to)
-        mem.store(scalars + 8 * i, 0)
-        mem.floats(scalars + 8 * i, 1)[0] = back[to]
-
-
-@jit
-def stored_gradients(rows, places, gradients, hidden, ffn, scratch, which, first, last):
-    """`add_gradient` of any number of rows after `store_rows`, in the order of `places`; arguments as there."""
-    gated = gradients[1] != 0
-    for row in range(0, rows, OUTER_ROWS):
-        m = min(OUTER_ROWS, rows - row)
-        to_x, kept = scratch, scratch + 8 * m
-        w = kept + 8 * m
-        free = (w + FLOAT * m + LINE - 1) // LINE * LINE
-        weight = mem.floats(w, m)
-        for i in range(m):
-            place = mem.load(places + 8 * (row + i))
-            mem.store(to_x + 8 * i, place + part_size(hidden))
-            mem.store(kept + 8 * i, place + 2 * part_size(hidden))
-            weight[i] = mem.floats(weight_at(place, hidden, ffn, gated), 1)[0]
-        dy = places + 8 * row
-        if which == ALL:
-            weight_gradients(m, to_x, dy, w, gradients, hidden, ffn, kept, free)
-        else:
-            add_gradient(m, to_x, dy, w, gradients, hidden, ffn, kept, free, which, first, last)
-
-
-# ---- rows of float32, without a store
-
-
-def saved_bytes(hidden, ffn, gated):
-    """Bytes that `expert_blocks` needs beside its scratch: the rows of a block, rounded, and what is kept of them."""
-    return MOST_ROWS * (3 * 8 + 2 * part_bytes(hidden) + kept_bytes(ffn, gated)) + LINE + SUMS
-
-
-@jit
-def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidden, ffn, saved, scratch):
-    """`expert_rows` and `weight_gradients` on any number of rows of one expert, in order; x and dy are float32.
-
-    saved: `saved_bytes(hidden, ffn, gated)` bytes.
-    """
+def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidden, ffn, carry, saved, scratch):
+    """As `expert_backward.expert_blocks`; x and dy are float32."""
     to_x, to_dy, kept = saved, saved + 8 * MOST_ROWS, saved + 16 * MOST_ROWS
     block = (saved + 24 * MOST_ROWS + LINE - 1) // LINE * LINE
     first, part = block + SUMS, part_size(hidden)
@@ -472,4 +468,5 @@ def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidd
         expert_rows(
             m, to_x, to_dy, w + value, dx + word, dw + value, weights, turned, code, hidden, ffn, kept, 0, scratch, 0
         )
-        weight_gradients(m, to_x, to_dy, w + value, gradients, hidden, ffn, kept, scratch)
+        weight_gradients(m, to_x, to_dy, w + value, gradients, hidden, ffn, kept, carry, 0, scratch)
+        carry = 1

@@ -132,6 +132,12 @@ def operand_size(element, rows, columns):
     return (rows + 31) // 32 * 2 * step_bytes(element) * ((columns + WIDTH - 1) // WIDTH)
 
 
+@inlined
+def depth_of(element, rows):
+    """How many of `rows` packed rows of a matrix, and of zeros behind them, `panel_sums` reads."""
+    return (rows + WIDTH - 1) // WIDTH * WIDTH
+
+
 @jit
 def pack_split_row(place, source, columns):
     """Prepare a row of `columns` float32. place: of its row in the first tile of high values."""

@@ -4,48 +4,14 @@ Every value of a token depends on that token alone. A sum over tokens is one cha
 """
 
 from ...primitives import memory as mem
-from ...primitives.buffers import FLOAT, LINE
+from ...primitives.buffers import FLOAT
 from ...primitives.compile import jit
 from ..common.score_slopes import score_slopes
 from .convert import FLOAT32
-from .expert import line_bytes
-from .expert_backward import (
-    MOST_ROWS,
-    TURNED,
-    add_outer,
-    add_rows,
-    dot,
-    expert_rows,
-    kept_bytes,
-    pack_panels,
-    weight_gradients,
-)
-from .gemm import PITCH, packed_bytes, product
+from .expert_backward import MOST_ROWS, dot
+from .gemm import packed_bytes, product
+from .outer import MOST_OUTER, add_outer, add_rows, outer_bytes
 from .tokens import combine_token
-
-
-@jit
-def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidden, ffn, saved, scratch):
-    """`expert_backward.expert_rows` and `weight_gradients` on any number of rows of one expert, in order.
-
-    saved: `saved_bytes(hidden, ffn, gated)` bytes.
-    """
-    kept, step = saved, line_bytes(ffn) * (3 if weights[1] != 0 else 2)
-    first = (kept + 8 * MOST_ROWS + LINE - 1) // LINE * LINE
-    for i in range(MOST_ROWS):
-        mem.store(kept + 8 * i, first + step * i)
-    for i in range(0, rows, MOST_ROWS):
-        m, word, value = min(MOST_ROWS, rows - i), 8 * i, FLOAT * i
-        expert_rows(
-            m, x + word, dy + word, w + value, dx + word, dw + value, weights, turned, code, hidden, ffn, kept, 0,
-            scratch, 0,
-        )  # fmt: skip
-        weight_gradients(m, x + word, dy + word, w + value, gradients, hidden, ffn, kept, scratch)
-
-
-def saved_bytes(hidden, ffn, gated):
-    """Bytes that `expert_blocks` keeps between its two parts, whatever `hidden` is."""
-    return MOST_ROWS * (8 + kept_bytes(ffn, gated)) + LINE
 
 
 @jit
@@ -88,18 +54,20 @@ def product_rows(count, x, depth, panels, columns, y, scratch):
         product(min(MOST_ROWS, count - i), x + 8 * i, depth, panels, columns, y + 8 * i, scratch)
 
 
+def outer_sums_bytes(widest):
+    """Bytes of scratch of `add_outer_sums`; widest: the most columns of either side."""
+    return outer_bytes(MOST_OUTER, widest)
+
+
 @jit
 def add_outer_sums(count, x, rows, b, columns, out, sums, scratch):
     """out[rows, columns] += the sum over tokens of x[t]^T b[t]; sums[columns] += b[t], if sums is not 0.
 
     x, b: addresses of arrays of row addresses. Rows of out have space for `columns` rounded up to vectors. scratch:
-    `outer_bytes(MOST_ROWS, the larger of rows and columns)` bytes.
+    `outer_sums_bytes(the larger of rows and columns)` bytes.
     """
-    a = (scratch + 8 * rows + LINE - 1) // LINE * LINE
-    panels = a + PITCH * TURNED
-    for i in range(0, count, MOST_ROWS):
-        m = min(MOST_ROWS, count - i)
-        pack_panels(m, 0, b + 8 * i, columns, 0, columns, panels)
-        add_outer(m, x + 8 * i, 0, rows, panels, columns, out, scratch, a)
+    for i in range(0, count, MOST_OUTER):
+        m = min(MOST_OUTER, count - i)
+        add_outer(m, x + 8 * i, 0, rows, b + 8 * i, 0, columns, out, 1, False, scratch)
         if sums != 0:
-            add_rows(m, b + 8 * i, 0, columns, sums)
+            add_rows(m, b + 8 * i, 0, columns, sums, 1)

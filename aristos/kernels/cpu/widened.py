@@ -44,16 +44,16 @@ _kernels = {
 }
 
 
-def block(code, a, b, sums, steps, carry, ahead, pace):
-    """sums[i, :SPAN] (+)= A[i, :32 * steps] x panel; adds to the sums if `carry` is nonzero.
+def block(code, a, b, sums, pairs, carry, ahead, pace):
+    """sums[i, :SPAN] (+)= A[i, :2 * pairs] x panel; adds to the sums if `carry` is nonzero.
 
     code: rows + ROWS * (element - 1). a: address of the first row of the operand; b: of the panel, or of its second
     half; sums: of the first of rows of 32 sums.
     """
-    element, rows, depth = 1 + (code - 1) // ROWS, 1 + (code - 1) % ROWS, WIDTH * steps
+    element, rows, depth = 1 + (code - 1) // ROWS, 1 + (code - 1) % ROWS, 2 * pairs
     panel = np.empty((depth, SPAN), np.float32)
     if element == BFLOAT16:
-        raw = mem.bits16(b, STEP * (2 * steps - 1 + SPAN // WIDTH) // 2)
+        raw = mem.bits16(b, STEP * (2 * ((depth + 31) // 32) - 1 + SPAN // WIDTH) // 2)
         for k in range(depth):
             for n in range(SPAN):
                 place = STEP * (k // 32) + STEP // 2 * (n // 16) + 32 * (k % 32 // 2) + 2 * (n % 16) + k % 2
@@ -73,15 +73,21 @@ def block(code, a, b, sums, steps, carry, ahead, pace):
         out[:] = total
 
 
-_arguments = "a, b, sums, steps, carry, ahead, pace"
+_arguments = "a, b, sums, pairs, carry, ahead, pace"
 _branches = unrolled("_branches", _arguments, f"case({_arguments})", _kernels, globals())
-overload(block)(lambda code, a, b, sums, steps, carry, ahead, pace: _branches)
+overload(block)(lambda code, a, b, sums, pairs, carry, ahead, pace: _branches)
 
 
 @inlined
 def operand_size(element, rows, columns):
     """Bytes of an operand of `rows` rows."""
     return rows * PITCH * ((columns + KC - 1) // KC)
+
+
+@inlined
+def depth_of(element, rows):
+    """How many of `rows` packed rows of a matrix, and of zeros behind them, `panel_sums` reads."""
+    return (rows + 3) // 4 * 4
 
 
 @jit
@@ -149,16 +155,17 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
         ahead, pace = panel, 0
     half_bytes = STEP if element == BFLOAT16 else 2 * SPAN
     for k0 in range(0, depth, KC):
-        steps = (min(KC, depth - k0) + WIDTH - 1) // WIDTH
+        count = min(KC, depth - k0)
+        pairs = (count + 1) // 2
         for half in range(WIDTH // SPAN):
             i = 0
             for g in range(groups):
                 rows = size + 1 if g < larger else size
                 code = rows + ROWS * (element - 1)
                 right = panel + half_bytes * half
-                block(code, a + PITCH * i, right, sums + SUMS * i + 64 * half, steps, carry, ahead, pace)
-                ahead += 16 * steps * pace
+                block(code, a + PITCH * i, right, sums + SUMS * i + 64 * half, pairs, carry, ahead, pace)
+                ahead += pairs * pace
                 i += rows
         carry = 1
-        panel += 2 * STEP * steps
+        panel += 2 * STEP * count // WIDTH
         a += PITCH * m

@@ -1,0 +1,153 @@
+"""Outer products of float32: out (+)= the sum over rows, in order, of w[i] x[i]^T b[i], by the micro-kernels of `gemm`.
+
+Every entry is one chain of fused multiply-adds in order of rows: it depends on the rows and their order alone. x is
+transposed into packed rows a few columns at a time, b is packed as panels.
+"""
+
+from ...primitives import memory as mem
+from ...primitives.buffers import FLOAT, LINE
+from ...primitives.compile import jit
+from ..common.activations import ONE, ZERO
+from .gemm import KC, PITCH, block, fetch, settle, stream, turn, vectors_of
+from .panels import LANES, NR, ROWS
+
+MOST_OUTER = 1024  # rows of a pass
+TURNED = 128  # columns that are transposed at once: few enough to stay in the L2 cache
+LARGE = 1 << 20  # bytes of a matrix that is written past the caches, if it is written once
+SIDE = 8  # of a block of the transposition
+
+
+def outer_bytes(rows, widest):
+    """Bytes of scratch of `add_outer` for up to `rows` rows; widest: the most columns of either side."""
+    turned = PITCH * TURNED * -(-rows // KC)
+    return FLOAT * NR * ROWS + 8 * (ROWS + TURNED) + 2 * LINE + turned + FLOAT * rows * (widest + LANES)
+
+
+@jit
+def pass_rows(rows):
+    """Rows of each pass over `rows` rows: passes of nearly equal size, in whole blocks of 32."""
+    passes = max(1, (rows + MOST_OUTER - 1) // MOST_OUTER)
+    return ((rows + passes - 1) // passes + 31) // 32 * 32
+
+
+@jit
+def past_caches(carry, once, nbytes):
+    """Whether a matrix of gradients is written past the caches. once: no later pass of this call adds to it."""
+    return carry == 0 and once != 0 and nbytes >= LARGE
+
+
+@jit
+def turn_rows(m, x, first, columns, a):
+    """Write columns first.. of m rows of float32 transposed: row c of packed rows at `a` holds one column of all m."""
+    for k0 in range(0, m, KC):
+        turn_block(min(KC, m - k0), x + 8 * k0, first, columns, a)
+        a += PITCH * columns
+
+
+@jit
+def turn_block(m, x, first, columns, a):
+    """`turn_rows` of at most KC rows."""
+    whole = columns // SIDE * SIDE
+    for i in range(0, m // SIDE * SIDE, SIDE):
+        for c in range(0, whole, SIDE):
+            turn(x + 8 * i, FLOAT * (first + c), a + PITCH * c + FLOAT * i, PITCH)
+    for i in range(m):
+        row = mem.floats(mem.load(x + 8 * i) + FLOAT * first, columns)
+        for c in range(whole if i < m // SIDE * SIDE else 0, columns):
+            mem.floats(a + PITCH * c + FLOAT * i, 1)[0] = row[c]
+
+
+@jit
+def pack_panels(m, rows, w, columns, panels):
+    """Write m rows of `columns` float32 as panels of a matrix with m rows.
+
+    rows: address of an array of row addresses; w: address of a factor for each row, or 0.
+    """
+    for i in range(m):
+        row = mem.floats(mem.load(rows + 8 * i), columns)
+        weight = mem.floats(w, m)[i] if w != 0 else ONE
+        for j in range(0, columns, NR):
+            width = LANES * vectors_of(columns - j)
+            n = min(width, columns - j)
+            out = mem.floats(panels + FLOAT * (m * j + i * width), width)
+            for k in range(n):
+                out[k] = weight * row[j + k]
+            for k in range(n, width):
+                out[k] = ZERO
+
+
+@jit
+def add_turned(m, rows, a, panels, columns, out, pitch, carry, past, sums, tables):
+    """out[rows, columns] (+)= A^T B for m rows in order. a: A transposed; pitch: bytes between rows of out.
+
+    Groups of rows of out are computed as by `gemm.panel_rows`; the next ones are fetched while these are computed.
+    past: whether they are written past the caches, from `sums`, space for a block. tables: of addresses of ROWS rows of
+    sums and of `rows` rows of out.
+    """
+    groups = (rows + ROWS - 1) // ROWS
+    size = rows // groups
+    larger = rows - size * groups
+    apart, table = tables, tables + 8 * ROWS
+    for i in range(ROWS):
+        mem.store(apart + 8 * i, sums + FLOAT * NR * i)
+    for i in range(rows):
+        mem.store(table + 8 * i, out + pitch * i)
+    for j in range(0, columns, NR):
+        vectors = vectors_of(columns - j)
+        i = 0
+        for g in range(groups):
+            n = size + 1 if g < larger else size
+            to, at, left, panel, more = table + 8 * i, j, a + PITCH * i, panels + FLOAT * m * j, carry
+            if past:
+                to, at = apart, 0
+            else:
+                for r in range(i + n, min(rows, i + 2 * n)):
+                    for line in range(0, FLOAT * LANES * vectors, LINE):
+                        fetch(out + pitch * r + FLOAT * j + line)
+            for k0 in range(0, m, KC):
+                count = min(KC, m - k0)
+                block(n + ROWS * (vectors - 1), left, panel, to, at, count, more, panel, 0)
+                left += PITCH * rows
+                panel += FLOAT * LANES * vectors * count
+                more = 1
+            if past:
+                for r in range(n):
+                    stream(out + pitch * (i + r) + FLOAT * j, sums + FLOAT * NR * r, vectors)
+            i += n
+
+
+@jit
+def add_outer(m, x, begin, end, b, w, columns, out, carry, past, scratch):
+    """out[begin.. before end, columns] = the sum over m rows of w[i] x[i]^T b[i], plus out if `carry` is nonzero.
+
+    m: at most MOST_OUTER. x, b: addresses of arrays of row addresses; w: address of m float32, or 0. Rows of out are
+    rounded up to vectors. past: see `add_turned`. scratch: `outer_bytes(m, the larger of end and columns)` bytes.
+    """
+    pitch = FLOAT * ((columns + LANES - 1) // LANES * LANES)
+    sums = (scratch + LINE - 1) // LINE * LINE
+    tables = sums + FLOAT * NR * ROWS
+    a = (tables + 8 * (ROWS + TURNED) + LINE - 1) // LINE * LINE
+    panels = a + PITCH * TURNED * ((m + KC - 1) // KC)
+    pack_panels(m, b, w, columns, panels)
+    for first in range(begin, end, TURNED):
+        n = min(TURNED, end - first)
+        turn_rows(m, x, first, n, a)
+        add_turned(m, n, a, panels, columns, out + pitch * first, pitch, carry, past, sums, tables)
+    if past:
+        settle()
+
+
+@jit
+def add_rows(m, rows, w, n, out, carry):
+    """out[n] = the sum of m rows in order, times w[i] if w is not 0; plus out if `carry` is nonzero.
+
+    rows: address of an array of row addresses.
+    """
+    sums = mem.floats(out, n)
+    if carry == 0:
+        sums[:] = ZERO
+    for i in range(m):
+        row = mem.floats(mem.load(rows + 8 * i), n)
+        weight = mem.floats(w, m)[i] if w != 0 else ONE
+        for k in range(n):
+            sums[k] += weight * row[k]

@@ -1,0 +1,105 @@
+"""Rows in the store (`engine/store.py`): what the backward kernels of every element type do with their addresses.
+
+A row's place holds dy and x as they came, then what the kernel keeps for the weights' gradients, then the combine
+weight. *parts* are the offsets of an element type: bytes of dy, which are those of x, and bytes from a place to x, to
+what is kept, and to the combine weight.
+"""
+
+from ...primitives import memory as mem
+from ...primitives import taped
+from ...primitives.buffers import FLOAT, LINE
+from ...primitives.compile import jit
+from .expert import line_bytes
+
+ENTRY = 6 * 8 + 2 * FLOAT  # bytes of a row in the tables
+LISTED = 2 * 8 + FLOAT  # bytes of a row in the lists for its expert's gradients
+
+
+@jit
+def tables(scratch, rows):
+    """Addresses of tables at `scratch`: of x, dy, dx, kept, saved, order, then w and dw; and of a line behind them.
+
+    saved: of places of the tape. order: numbers of the rows, those without hidden activations there first.
+    """
+    w = scratch + 48 * rows
+    dw = w + FLOAT * rows
+    free = (dw + FLOAT * rows + LINE - 1) // LINE * LINE
+    to_x, to_dy, to_dx = scratch, scratch + 8 * rows, scratch + 16 * rows
+    return to_x, to_dy, to_dx, scratch + 24 * rows, scratch + 32 * rows, scratch + 40 * rows, w, dw, free
+
+
+@jit
+def plain_first(rows, tape, order):
+    """Write the numbers of `rows` rows at `order`: last those whose hidden activations the tape has; returns how many
+    others there are. tape: address of entries, see `primitives.taped`, or 0.
+    """
+    plain, last = 0, rows - 1
+    for i in range(rows):
+        if tape != 0 and taped.kept_of(mem.load(tape + 8 * i)) & taped.HIDDEN:
+            mem.store(order + 8 * last, i)
+            last -= 1
+        else:
+            mem.store(order + 8 * plain, i)
+            plain += 1
+    return plain
+
+
+@jit
+def store_row(row, place, entry, parts, before):
+    """Copy a row [dy | x] to its place; x comes from the tape if it was kept there, `before` bytes behind the hidden
+    activations' start.
+    """
+    nbytes, to_x, _, _ = parts
+    kept, from_x = taped.kept_of(entry), row + nbytes
+    if kept & taped.X:
+        from_x = taped.place_of(entry) + (before if kept & taped.HIDDEN else 0)
+    mem.copy_row(place, row, nbytes)
+    mem.copy_row(place + to_x, from_x, nbytes)
+
+
+@jit
+def list_rows(rows, x, dx, places, scalars, tape, ffn, gated, parts, found):
+    """Copy rows to their places and fill their tables; returns how many rows are computed without the tape.
+
+    Arguments as of `expert_backward.store_rows`; found: `tables`.
+    """
+    to_x, to_dy, to_dx, kept, saved, order, w, _, _ = found
+    plain = plain_first(rows, tape, order)
+    before = line_bytes(ffn) * (2 if gated else 1)
+    weight = mem.floats(w, rows)
+    for to in range(rows):
+        i = mem.load(order + 8 * to)
+        place, entry = mem.load(places + 8 * i), mem.load(tape + 8 * i) if tape != 0 else 0
+        store_row(mem.load(x + 8 * i), place, entry, parts, before)
+        mem.store(to_x + 8 * to, place + parts[1])
+        mem.store(to_dy + 8 * to, place)
+        mem.store(to_dx + 8 * to, mem.load(dx + 8 * i))
+        mem.store(kept + 8 * to, place + parts[2])
+        mem.store(saved + 8 * to, taped.place_of(entry))
+        weight[to] = mem.floats(scalars + 8 * i, 1)[0]
+        mem.floats(place + parts[3], 1)[0] = weight[to]
+    return plain
+
+
+@jit
+def give_back(rows, scalars, found):
+    """Write the gradients of the combine weights over these: words, of which the lower half is used."""
+    order, back = found[5], mem.floats(found[7], rows)
+    for to in range(rows):
+        i = mem.load(order + 8 * to)
+        mem.store(scalars + 8 * i, 0)
+        mem.floats(scalars + 8 * i, 1)[0] = back[to]
+
+
+@jit
+def list_stored(m, places, parts, scratch):
+    """List m rows in the store; returns addresses of x, of what is kept, of combine weights, and of a line behind."""
+    to_x, kept = scratch, scratch + 8 * m
+    w = kept + 8 * m
+    weight = mem.floats(w, m)
+    for i in range(m):
+        place = mem.load(places + 8 * i)
+        mem.store(to_x + 8 * i, place + parts[1])
+        mem.store(kept + 8 * i, place + parts[2])
+        weight[i] = mem.floats(place + parts[3], 1)[0]
+    return to_x, kept, w, (w + FLOAT * m + LINE - 1) // LINE * LINE
