@@ -15,6 +15,7 @@ MOST_OUTER = 1024  # rows of a pass
 TURNED = 128  # columns that are transposed at once: few enough to stay in the L2 cache
 LARGE = 1 << 20  # bytes of a matrix that is written past the caches, if it is written once
 SIDE = 8  # of a block of the transposition
+SOON = 4  # rows whose lines are fetched before they are packed: places in the store are too far apart for the processor
 
 
 def outer_bytes(rows, widest):
@@ -37,6 +38,15 @@ def past_caches(carry, once, nbytes):
 
 
 @jit
+def fetch_row(m, rows, i, first, nbytes):
+    """Ask for `nbytes` bytes of row i of m, from byte `first` on. rows: address of an array of row addresses."""
+    if i < m:
+        start = mem.load(rows + 8 * i) + first
+        for line in range(0, nbytes, LINE):
+            fetch(start + line)
+
+
+@jit
 def turn_rows(m, x, first, columns, a):
     """Write columns first.. of m rows of float32 transposed: row c of packed rows at `a` holds one column of all m."""
     for k0 in range(0, m, KC):
@@ -49,6 +59,8 @@ def turn_block(m, x, first, columns, a):
     """`turn_rows` of at most KC rows."""
     whole = columns // SIDE * SIDE
     for i in range(0, m // SIDE * SIDE, SIDE):
+        for r in range(i + SIDE, i + 2 * SIDE):
+            fetch_row(m, x, r, FLOAT * first, FLOAT * columns)
         for c in range(0, whole, SIDE):
             turn(x + 8 * i, FLOAT * (first + c), a + PITCH * c + FLOAT * i, PITCH)
     for i in range(m):
@@ -63,10 +75,15 @@ def pack_panels(m, rows, w, columns, panels):
 
     rows: address of an array of row addresses; w: address of a factor for each row, or 0.
     """
+    whole = columns // NR * NR
     for i in range(m):
-        row = mem.floats(mem.load(rows + 8 * i), columns)
+        fetch_row(m, rows, i + SOON, 0, FLOAT * columns)
+        start = mem.load(rows + 8 * i)
+        row = mem.floats(start, columns)
         weight = mem.floats(w, m)[i] if w != 0 else ONE
-        for j in range(0, columns, NR):
+        for j in range(0, whole, NR):
+            pack_panel(panels + FLOAT * (m * j + i * NR), start + FLOAT * j, weight)
+        for j in range(whole, columns, NR):
             width = LANES * vectors_of(columns - j)
             n = min(width, columns - j)
             out = mem.floats(panels + FLOAT * (m * j + i * width), width)
@@ -74,6 +91,14 @@ def pack_panels(m, rows, w, columns, panels):
                 out[k] = weight * row[j + k]
             for k in range(n, width):
                 out[k] = ZERO
+
+
+@jit
+def pack_panel(to, source, weight):
+    """Write a row of a whole panel: `weight` times NR float32."""
+    out, row = mem.floats(to, NR), mem.floats(source, NR)
+    for k in range(NR):
+        out[k] = weight * row[k]
 
 
 @jit

@@ -35,7 +35,7 @@ from .operands import (
     panel_sums,
     round_operand,
 )
-from .outer import MOST_OUTER, pass_rows, past_caches
+from .outer import MOST_OUTER, SOON, fetch_row, pass_rows, past_caches
 from .panels import LANES
 from .rounded_expert import ahead_of, start_sums, up
 from .stored_rows import ENTRY, LISTED, give_back, list_rows, list_stored, tables
@@ -216,6 +216,8 @@ def pack_pairs(m, rows, columns, panels):
     depth = up(m)
     for p in range(depth_of(ELEMENT, m) // 2):
         lower, upper = row_at(m, rows, 2 * p), row_at(m, rows, 2 * p + 1)
+        fetch_row(m, rows, 2 * p + SOON, 0, BYTES * columns)
+        fetch_row(m, rows, 2 * p + SOON + 1, 0, BYTES * columns)
         for j in range(0, up(columns), SIDE):
             to = panels + 2 * WIDTH * depth * (j // WIDTH) + STEP * (j // SIDE % 2)
             to += 2 * STEP * (p // SIDE) + FLOAT * SIDE * (p % SIDE)
@@ -269,6 +271,8 @@ def turn_rows(m, rows, first, columns, t, space):
         mem.store(space + 8 * q, words + FLOAT * SIDE * q)
     for p in range(0, depth_of(ELEMENT, m) // 2, PAIRS):
         place = t + FLOAT * p + jump * (2 * p // KC)
+        for i in range(2 * (p + PAIRS), 2 * (p + 2 * PAIRS)):
+            fetch_row(m, rows, i, BYTES * first, BYTES * columns)
         for c in range(0, columns, SIDE):
             n = min(SIDE, columns - c)
             for q in range(PAIRS):

@@ -10,6 +10,7 @@ from ...primitives import taped
 from ...primitives.buffers import FLOAT, LINE
 from ...primitives.compile import jit
 from .expert import line_bytes
+from .outer import SOON, fetch_row
 
 ENTRY = 6 * 8 + 2 * FLOAT  # bytes of a row in the tables
 LISTED = 2 * 8 + FLOAT  # bytes of a row in the lists for its expert's gradients
@@ -68,6 +69,10 @@ def list_rows(rows, x, dx, places, scalars, tape, ffn, gated, parts, found):
     before = line_bytes(ffn) * (2 if gated else 1)
     weight = mem.floats(w, rows)
     for to in range(rows):
+        if to + SOON < rows:
+            soon = mem.load(order + 8 * (to + SOON))
+            fetch_row(rows, places, soon, 0, parts[3] + LINE)
+            fetch_row(rows, x, soon, 0, 2 * parts[0])
         i = mem.load(order + 8 * to)
         place, entry = mem.load(places + 8 * i), mem.load(tape + 8 * i) if tape != 0 else 0
         store_row(mem.load(x + 8 * i), place, entry, parts, before)
