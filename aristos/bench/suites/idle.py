@@ -69,8 +69,8 @@ class PatternTimes:
     """One pattern. times, idle, core: way -> [world, iterations] seconds of calls, idle seconds in them, and the share
     of its core that each rank had; wait: way ->
     [world, world] mean seconds per call that a rank waited for a peer; kept: way -> share of the rows for other ranks'
-    experts that did not move; computed: way -> [world] rows that a rank computed in the last call; rows: [world] of each
-    rank's experts."""
+    experts that did not move; computed: way -> [world] rows that a rank computed in the last call; rows: [world] of
+    each rank's experts."""
 
     pattern: str
     tokens: int
@@ -116,7 +116,13 @@ class Player:
         outside = s.workers * (elapsed - s.call_seconds)
         remote = sum(s.rows_to_peer) - s.rows_to_peer[self.work.world.rank]
         kept = sum(s.kept_rows_to_peer)
-        self.stats[way][i] = s.idle_seconds + outside, s.wait_seconds_by_peer, kept, remote, sum(s.rows_from_peer) + kept
+        self.stats[way][i] = (
+            s.idle_seconds + outside,
+            s.wait_seconds_by_peer,
+            kept,
+            remote,
+            sum(s.rows_from_peer) + kept,
+        )
         self.right &= np.array_equal(self.out, self.outputs[way])
         if self.after is not None:
             execute(self.layers[way], self.after)
