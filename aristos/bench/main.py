@@ -150,6 +150,9 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
         reporter.head(facts, f"{shape} ({'; '.join(filter(None, [shape.source, shape.note]))})")
     if gpu is None and any(suite.kernels for suite in todo):
         workload.compile_all(ranks)  # before the clock starts: compilation would use up the budget
+    for suite in todo:
+        if suite.prepare is not None:
+            suite.prepare(ranks)
     started = time.monotonic()
     facts["finished"] = False
     kept = file.Run(attributes=facts) if ranks.lead and asked.out != "none" else None

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from .world import World
 
 Backend = Literal["cpu", "cuda"]
 Run = Callable[..., Any]  # (Context) -> Result on CPUs, (Context, BenchGpu) -> Result on GPUs
@@ -20,7 +23,7 @@ class Suite:
 
     order: suites run by ascending order. ranks: fewest ranks that the suite needs. share: its part of the time of a run
     of several suites. default: whether a run that names no suite includes it. kernels: whether it needs the layer's
-    compiled CPU kernels.
+    compiled CPU kernels. prepare: called with the ranks before the clock starts, to compile what the suite alone needs.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Suite:
     share: float = 1.0
     default: bool = True
     kernels: bool = False
+    prepare: Callable[[World], None] | None = None
 
 
 _declared: dict[Backend, dict[str, Suite]] = {"cpu": {}, "cuda": {}}
@@ -50,9 +54,11 @@ def suite(
     share: float = 1.0,
     default: bool = True,
     kernels: bool = True,
+    prepare: Callable[[World], None] | None = None,
 ) -> Callable[[Run], Run]:
     """Declare the decorated function, (Context) -> Result, as a suite on CPUs."""
-    return _declare("cpu", name, summary, order=order, ranks=ranks, share=share, default=default, kernels=kernels)
+    more: dict[str, Any] = {"kernels": kernels, "prepare": prepare}
+    return _declare("cpu", name, summary, order=order, ranks=ranks, share=share, default=default, **more)
 
 
 def gpu_suite(

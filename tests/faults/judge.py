@@ -94,9 +94,12 @@ def own_messages(out: str) -> list[str]:
 
 
 def patient(job: Job, out: str) -> bool:
-    """Whether a rank waited for one in user code that has not ended, for which ten limits are allowed."""
+    """Whether a rank waited for one in user code that has not ended, for which ten limits are allowed.
+
+    A rank without memory may hang in Python: `Thread.start` waits for ever for a thread that got none to begin with.
+    """
     words = ("outside a call", "is still in user code", "has not made its call", f"limit {OVERDUE * LIMIT:g} s")
-    return job.faults[0]["kind"] in ("stop", "unplugged", "link_lost") and any(each in out for each in words)
+    return job.faults[0]["kind"] in ("stop", "unplugged", "link_lost", "memory") and any(each in out for each in words)
 
 
 def lacks(text: str, rank: int, victim: int) -> list[str]:

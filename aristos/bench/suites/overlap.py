@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import models
+from ...config import MoEConfig
 from ...primitives import isa
 from ...results import Table
 from ..bounds import ExpertPhase
@@ -37,6 +38,7 @@ from ..disturbance import CORE_SHARE, mark
 from ..measure import gathered, in_turns, iterations, padded
 from ..registry import suite
 from ..workload import Call, Workload, execute
+from ..world import World
 from .idle import idle_share
 
 if TYPE_CHECKING:
@@ -163,6 +165,22 @@ class Match:
         )
 
 
+def compile_delayed(world: World) -> None:
+    """Compile or load the steps that delay words. Refuses ranks that the suite cannot serve. Collective."""
+    from ..delay.network import Network, check_ranks
+
+    check_ranks(world.nodes)
+    work = Workload(world, MoEConfig(hidden=64, ffn=64, experts=world.size, top_k=1, max_tokens=8), seed=0)
+    layers = {s: work.layer(s, 1, moves="tokens") for s in SCHEDULES}
+    network = Network(layers["fused"].runtime, layers["bulk"]._backend.bulk)
+    network.set(*UNLIMITED)
+    with network:
+        for layer in layers.values():
+            execute(layer, work.call(8, "uniform"))
+    for layer in layers.values():
+        layer.close()
+
+
 @suite(
     "overlap",
     "what overlap is worth: fused against bulk over emulated links (--alpha, --rate)",
@@ -170,11 +188,9 @@ class Match:
     ranks=2,
     share=3.0,
     default=False,
+    prepare=compile_delayed,
 )
 def run(ctx: Context) -> Result:
-    from ..delay.network import check_ranks
-
-    check_ranks(ctx.world.nodes)
     links: list[dict[str, Any]] = []
     done = []
     cases = _shapes(ctx)
