@@ -33,6 +33,10 @@ class PoisonedError(AristosError):
     """Another rank failed during a call and notified this one; the engine is unusable."""
 
 
+class CorruptionError(AristosError):
+    """Another rank's word has a value that no rank writes: shared memory was damaged; the engine is unusable."""
+
+
 class EnvironmentProblem(AristosError):
     """The machine, the MPI library or the launcher cannot do what was asked."""
 

@@ -6,7 +6,7 @@ peers go out through `returns.py`.
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, store, tape, words
+from . import bounds, codes, store, tape, words
 from .layout import announcement_from, record_from, return_record_from, word_from
 from .lock import acquire, unlock
 from .poison import failure_of
@@ -16,10 +16,17 @@ from .store import computes
 
 @jit
 def read_announcement(job, st, source):
-    """Read `source`'s announcement of this epoch; False if it is not there yet."""
-    if mem.arrived(word_from(job, st, source, words.ANNOUNCED)) < job[words.EPOCH]:
+    """Read `source`'s announcement of this epoch; False if it is not there yet, or does not fit."""
+    epoch = job[words.EPOCH]
+    announced = mem.arrived(word_from(job, st, source, words.ANNOUNCED))
+    if announced < epoch or not bounds.within(st, source, bounds.ANNOUNCED, announced, epoch, epoch + 1):
         return False
-    a = announcement_from(job, st, source, job[words.EPOCH])
+    a = announcement_from(job, st, source, epoch)
+    rows, first = mem.load(words.announced_rows(a)), mem.load(words.announced_first(a))
+    tokens, once = mem.load(words.announced_tokens(a)), mem.load(words.announced_once(a))
+    status = mem.load(words.announced_status(a))
+    if not bounds.announcement(job, st, source, rows, status, first, tokens, once):
+        return False
     same = (
         mem.load(words.announced_object(a)) == job[words.OBJECT]
         and mem.load(words.announced_mode(a)) == job[words.MODE]
@@ -29,25 +36,22 @@ def read_announcement(job, st, source):
         and mem.load(words.announced_scalars(a)) == job[words.SCALARS]
         and mem.load(words.announced_tape(a)) == job[words.TAPE]
     )
-    rows = mem.load(words.announced_rows(a))
-    status = mem.load(words.announced_status(a))  # a refusal counts, whatever else differs
-    if status == codes.OK and not same:
+    placed = mem.load(words.announced_placement(a)) == job[words.PLACEMENT]
+    if status == codes.OK and not same:  # a refusal counts, whatever else differs
         status = codes.MISMATCH
-    elif status == codes.OK and mem.load(words.announced_placement(a)) != job[words.PLACEMENT]:
+    elif status == codes.OK and not placed:
         status = codes.MISPLACED
-    same = same and mem.load(words.announced_placement(a)) == job[words.PLACEMENT]
     st[words.peer_status(job, source)] = status
     st[words.version_of(job, source)] = mem.load(words.announced_version(a))
     st[words.exchanges(job, source)] = mem.load(words.announced_mode(a)) == codes.MODE_DISPATCH
     # a rank that forgot to load its weights computes nothing, nor does one that refused its tape: it has no store
     able = job[words.LOADED] != 0 or not computes(job)
-    able = same and able and store.admit(job, st, source, rows)
+    able = same and placed and able and store.admit(job, st, source, rows)
     st[words.verdict(job, source)] = codes.SERVE if able else codes.SKIP
     st[words.rows_left(job, source)] = rows
     st[words.rows_from(job, source)] = rows
-    st[words.first_packed(job, source)] = mem.load(words.announced_first(a))
-    st[words.tokens_of(job, source)] = 1 + mem.load(words.announced_tokens(a))
-    once = mem.load(words.announced_once(a))
+    st[words.first_packed(job, source)] = first
+    st[words.tokens_of(job, source)] = 1 + tokens
     st[words.once_from(job, source)] = once
     st[words.OWED] += rows
     st[words.UNREAD] -= 1
@@ -56,12 +60,20 @@ def read_announcement(job, st, source):
         end = st[words.read_rows(job, source)]
         if once != 0:
             end += rows  # blocks mix experts: the last block may hold rows of each
+        left = rows
         for expert in range(job[words.HELD]):
             count = mem.load(words.announced_count(a, expert))
+            if not bounds.within(st, source, bounds.ANNOUNCED_COUNT, count, 0, left):
+                return False
+            left -= count
             if once == 0:
                 end += count
-            st[words.source_end(job, source, expert)] = end
+            i = words.source_expert(job, source, expert)
+            st[words.rows_for_at(job, i)] = count
+            st[words.source_end_at(job, i)] = end
             st[words.expert_coming(job, expert)] += count
+        if not bounds.within(st, source, bounds.ANNOUNCED_SUM, rows - left, rows, rows):
+            return False
     admit_staying(job, st, source)
     return True
 
@@ -81,22 +93,28 @@ def admit_staying(job, st, owner):
 
 @jit
 def read_record(job, st, source):
-    """Read the next tile record of `source`. Its rows become pending, or go back uncomputed from a skipped source."""
+    """Read the next tile record of `source`; False if it does not fit.
+
+    Its rows become pending, or go back uncomputed from a skipped source.
+    """
     tile = st[words.read_tiles(job, source)]
     a = record_from(job, st, source, tile)
     expert, rows = mem.load(words.record_expert(a)), mem.load(words.record_rows(a))
+    packed, block = mem.load(words.record_packed(a)), mem.load(words.record_block(a))
+    if not bounds.record(job, st, source, expert, rows, packed, block):
+        return False
     r = words.kept(job, source, tile)
     st[words.kept_row(r)] = st[words.read_rows(job, source)]
     st[words.kept_rows(r)] = rows
-    st[words.kept_packed(r)] = mem.load(words.record_packed(a))
+    st[words.kept_packed(r)] = packed
     st[words.kept_left(r)] = rows
-    st[words.kept_last(r)] = mem.load(words.record_block(a))
+    st[words.kept_last(r)] = block
     st[words.read_tiles(job, source)] = tile + 1
     st[words.read_rows(job, source)] += rows
     st[words.rows_left(job, source)] -= rows
     if st[words.verdict(job, source)] == codes.SKIP:
         finish_record(job, st, source, tile, rows)
-        return
+        return True
     i = words.source_expert(job, source, expert)
     if st[words.pending_at(job, i)] == 0:
         st[words.front_at(job, i)] = tile
@@ -108,6 +126,7 @@ def read_record(job, st, source):
     st[words.expert_pending(job, expert)] += rows
     st[words.expert_remote(job, expert)] += rows
     st[words.expert_coming(job, expert)] -= rows
+    return True
 
 
 @jit
@@ -116,16 +135,22 @@ def read_returns(job, st, worker, owner):
     c = words.command(job, worker)
     seen = st[words.seen_tiles(job, owner)]
     tail = mem.arrived(word_from(job, st, owner, words.RETURN_TAIL))
+    due = returns_due(job, st, owner)
     # an owner may be in the second phase of an exchange already: that record is read in this rank's second phase
-    tail = min(tail, seen + min(returns_due(job, st, owner), words.BACK_MOST - st[words.command_back(c)]))
+    if not bounds.within(st, owner, bounds.RETURN_TAIL, tail, seen, seen + due + 1):
+        return False
+    tail = min(tail, seen + min(due, words.BACK_MOST - st[words.command_back(c)]))
     for tile in range(seen, tail):
         a = return_record_from(job, st, owner, tile)
-        rows = mem.load(words.returned_rows(a))
-        note_back(st, c, mem.load(words.returned_packed(a)), rows)
+        rows, packed = mem.load(words.returned_rows(a)), mem.load(words.returned_packed(a))
+        status, kept = mem.load(words.returned_status(a)), mem.load(words.returned_kept(a))
+        if not bounds.returned(job, st, owner, rows, packed, status, kept):
+            return False
+        note_back(st, c, packed, rows)
         if rows != 0:  # not of a tile that an exchange sent, which may have ended before this call
-            tape.note(job, owner, mem.load(words.returned_kept(a)))
-        if mem.load(words.returned_status(a)) != codes.OK:
-            st[words.peer_status(job, owner)] = mem.load(words.returned_status(a))
+            tape.note(job, owner, kept)
+        if status != codes.OK:
+            st[words.peer_status(job, owner)] = status
     st[words.seen_tiles(job, owner)] = tail
     return tail != seen
 
@@ -142,8 +167,9 @@ def absorb(job, st, worker):
         # rows of the next call may have landed too: read no more than this call's announcement covers
         if st[words.rows_left(job, p)] > 0:
             tail = mem.arrived(word_from(job, st, p, words.TAIL))
-            while st[words.rows_left(job, p)] > 0 and st[words.read_tiles(job, p)] < tail:
-                read_record(job, st, p)
+            fits = bounds.tail(job, st, p, tail)
+            while fits and st[words.rows_left(job, p)] > 0 and st[words.read_tiles(job, p)] < tail:
+                fits = read_record(job, st, p)
                 anything = True
         if returns_due(job, st, p) > 0 and read_returns(job, st, worker, p):
             anything = True

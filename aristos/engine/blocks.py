@@ -12,7 +12,7 @@ block into a local owner's ring, or into the outbox, from which `outbox.py` puts
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, scalars, tape, words
+from . import bounds, codes, scalars, tape, words
 from .layout import RECORD_BYTES, WORD, block_row_to, index_to, record_to, word_from, word_to
 from .packing import tile_rows
 
@@ -68,7 +68,10 @@ def claim(job, st, worker, owner, under_way):
     """Claim the next block for `owner` if there is credit for it. (Decide, under the lock.)"""
     ring = job[words.RING_ROWS]
     sent = st[words.sent_rows(job, owner)]
-    space = ring - sent + mem.arrived(word_from(job, st, owner, words.CREDIT))
+    freed = mem.arrived(word_from(job, st, owner, words.CREDIT))
+    if not bounds.credit(job, st, owner, freed):
+        return False
+    space = ring - sent + freed
     first = next_token(job, st, owner)
     end = end_token(job, st, owner, first, min(space, job[words.BLOCK_PAIRS]))
     pair, tiles, most = sent, 0, min(job[words.TILE], ring)

@@ -22,8 +22,9 @@ MODE_LAYER, MODE_DISPATCH, MODE_COMBINE, MODE_BACKWARD = range(4)
 # another placement. NOT_LOADED + n: part n of the layer's weights is missing, see layer/weights.py
 OK, REFUSED, NOT_FINITE, BAD_IDS, MISMATCH, MISPLACED, NOT_LOADED = range(7)
 
-# causes of a failure, in the poison word (poison.py). Never 0, which is a word without poison
-CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR = range(1, 4)
+# causes of a failure, in the poison word (poison.py). Never 0, which is a word without poison. OUT_OF_BOUNDS: a peer's
+# word has a value that no rank writes (bounds.py)
+CAUSE_TIMEOUT, CAUSE_INTERRUPT, CAUSE_ERROR, CAUSE_OUT_OF_BOUNDS = range(1, 5)
 
 # results of the compiled loop
 RAN, PAUSED, POISONED, ALL_ANNOUNCED = range(4)

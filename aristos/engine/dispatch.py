@@ -2,7 +2,7 @@
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import blocks, codes, scalars, tape, words
+from . import blocks, bounds, codes, scalars, tape, words
 from .layout import RECORD_BYTES, index_to, record_to, ring_row_to, word_from, word_to
 from .packing import tile_rows
 from .returns import returns_due
@@ -45,7 +45,8 @@ def claim(job, st, worker):
             left = st[words.offset(job, slot + 1)] - packed
             rows = tile_rows(left, min(job[words.TILE], ring))
             freed = mem.arrived(word_from(job, st, owner, words.CREDIT))
-            if st[words.sent_rows(job, owner)] - freed + rows <= ring:
+            fits = bounds.credit(job, st, owner, freed)
+            if fits and st[words.sent_rows(job, owner)] - freed + rows <= ring:
                 c = words.command(job, worker)
                 st[words.command_kind(c)] = codes.DISPATCH
                 st[words.command_owner(c)] = owner

@@ -9,7 +9,7 @@ from ..primitives import memory as mem
 from ..primitives import wire as mpi
 from ..primitives.compile import jit
 from . import codes, words
-from .layout import announcement_from, return_row
+from .layout import return_row
 from .returns import count_back, post_return
 
 
@@ -21,7 +21,7 @@ def count(job, st, expert, source):
         return st[slot + 1] - st[slot]
     if st[words.verdict(job, source)] == codes.SKIP:
         return 0
-    return mem.load(words.announced_count(announcement_from(job, st, source, job[words.EPOCH]), expert))
+    return st[words.rows_for(job, source, expert)]
 
 
 @jit

@@ -8,7 +8,7 @@ workers.
 from ..primitives import arithmetic
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import codes, column_runs, scalars, store, tape, words
+from . import bounds, codes, column_runs, scalars, store, tape, words
 from .layout import index_from, return_row, ring_row_from, staged_row
 from .returns import finish_record, note_back
 
@@ -142,7 +142,9 @@ def list_rows(job, st, c):
             if source == job[words.RANK]:
                 x = own + own_step * st[words.token(job, first + j)]
             elif once:  # first + j is a pair: the index has its row
-                x = ring_row_from(job, st, source, scalars.place_of(mem.load(index_from(job, st, source, first + j))))
+                place = scalars.place_of(mem.load(index_from(job, st, source, first + j)))
+                bounds.within(st, source, bounds.PLACE, place, 0, job[words.RING_ROWS] - 1)
+                x = ring_row_from(job, st, source, place)  # a row of the ring, whatever the place
             else:
                 x = ring_row_from(job, st, source, first + j)
             st[have + j] = x

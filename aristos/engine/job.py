@@ -58,6 +58,7 @@ def _of_shape(shape: EngineShape) -> dict[str, int]:
         "ring_rows": shape.ring_rows,
         "slots": shape.slots,
         "max_computed": shape.max_held + shape.foreign,
+        "max_rows": shape.return_rows,
     }
 
 

@@ -20,6 +20,7 @@ ENGINE, TILE, OBJECT, WEIGHTS, CALL = (
 )  # parts of a job, each filled at once
 LOCK = "a worker, under the rank's lock"
 ATOMIC = "any worker, by atomics"
+FAILS = "a worker that fails"
 OWN = "the worker"
 WIRE = "the holder of the wire's lock"
 HOST = "the host"
@@ -102,7 +103,13 @@ JOB_SCALARS: list[Word] = [
         STAY_SHARE | percent | most rows of the busiest rank, of those if all travel; 0: no limit, no balance | cpu
         """,
     ),
-    *_words(ENGINE, "MAX_COMPUTED | experts | most experts that a rank may compute"),
+    *_words(
+        ENGINE,
+        """
+        MAX_COMPUTED | experts | most experts that a rank may compute
+        MAX_ROWS | rows | most packed rows of a rank
+        """,
+    ),
     *_words(
         OBJECT,
         """
@@ -303,7 +310,12 @@ STATE_WORDS = [
     Word("NEXT_DEST", "owner that the next tile goes to, if it can", "rank", LOCK),
     Word("NEXT_EXPERT", "held expert that is examined first", "expert", LOCK),
     Word("PROGRESS", "commands published, as long as the engine lives", "commands", LOCK),
-    Word("FAILED", "0, or the cause of the failure", "cause", "a worker that fails"),
+    Word("FAILED", "0, or the cause of the failure", "cause", FAILS),
+    Word("BAD_WORD", "0, or which word of a peer is out of its bounds, see bounds.py", "", FAILS),
+    Word("BAD_PEER", "the peer that wrote it", "rank", FAILS),
+    Word("BAD_VALUE", "its value", "", FAILS),
+    Word("BAD_LEAST", "the least that it may be", "", FAILS),
+    Word("BAD_MOST", "the most that it may be", "", FAILS),
     Word("IDLE_SWEEPS", "decisions in a row that found nothing", "polls", LOCK),
     Word("HEARTBEAT", "when the last heartbeat was sent", "ns", "worker 0"),
     Word("UNSENT", "rows for peers that are not sent", "rows", LOCK),
@@ -413,6 +425,7 @@ TABLES = [
     StateTable("latest", SOURCE_EXPERT, "last tile that was read", "tile"),
     StateTable("taken", SOURCE_EXPERT, "rows of the front tile that are claimed", "rows"),
     StateTable("pending", SOURCE_EXPERT, "landed rows that are not claimed", "rows"),
+    StateTable("rows_for", SOURCE_EXPERT, "rows that a source announced for a held expert", "rows"),
     StateTable("source_end", SOURCE_EXPERT, "read_rows when all announced rows have landed", "rows"),
     StateTable("target", SOURCE_EXPERT, "next row of an exchange's output", "row"),
     StateTable("expert_pending", COMPUTED, "landed rows of all sources that are not claimed", "rows"),

@@ -5,7 +5,7 @@
 
 from ..primitives import memory as mem
 from ..primitives.compile import jit
-from . import arrivals, blocks, codes, column_runs, combine, dispatch, experts, outbox, packing, routing, words
+from . import arrivals, blocks, bounds, codes, column_runs, combine, dispatch, experts, outbox, packing, routing, words
 from .layout import word_to
 from .lock import acquire, lock, unlock
 from .poison import poison_word
@@ -58,8 +58,9 @@ def next_command(job, st, worker):
     if st[words.IDLE_SWEEPS] % 32 == 0:
         peer = arrivals.poisoned(job, st)
         if peer >= 0:
-            _, _, cause = arrivals.read_poison(job, st, peer)
-            st[words.FAILED] = cause
+            _, origin, cause = arrivals.read_poison(job, st, peer)
+            if bounds.poison(job, st, peer, origin, cause):
+                st[words.FAILED] = cause
             return codes.FAIL
     c = words.command(job, worker)
     if st[words.command_kind(c)] != codes.IDLE:

@@ -19,14 +19,14 @@ from ..layer.node_weights import foreign_slots
 from ..placement import Placement
 from ..primitives import memory, taped, wire
 from ..substrate.cpu import loop
-from ..substrate.failure import Patience
+from ..substrate.failure import Patience, bad_word
 from . import experts, places
 from .cases import Call
 from .places import private
 from .regions import WORD
 from .scheduler import Actor, Slice
 from .state import State, Watched
-from .violation import WrongResult
+from .violation import OutOfBounds, WrongResult
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -255,14 +255,18 @@ class Rank:
             self.cluster.memory.store(at, experts.activation(weights, row, share))
 
     def _from_tape(self, at: int, entry: int, weights: int) -> list[int]:
-        """A row of a backward call, whose x is where the entry says. What is kept of it must be that of the row."""
+        """A row of a backward call, whose x is where the entry says. What is kept of it must be that of the row.
+
+        Not where this rank alone calls another layer than that of the forward call: such a call has no result.
+        """
         kept, place, mem, width = taped.kept_of(entry), taped.place_of(entry), self.cluster.memory, self.case.words
         if not kept & taped.X:
             row = self._row_at(at, 2 * width)
         else:
             x = place + (WORD * experts.SHARES if kept & taped.HIDDEN else 0)
             row = [*self._row_at(at, width), *self._row_at(x, width)]
-        for share in range(experts.SHARES) if kept & taped.HIDDEN else ():
+        same = self.call.layer == self.calls[self.epoch - 2].layer
+        for share in range(experts.SHARES) if same and kept & taped.HIDDEN else ():
             found, right = mem.load(place + WORD * share), experts.activation(weights, row[width:], share)
             if found != right:
                 raise WrongResult(
@@ -622,7 +626,12 @@ class Rank:
             self._fail(codes.CAUSE_TIMEOUT, self.me)
 
     def _read_poison(self) -> tuple[int, int]:
-        """As `CpuRuntime._raise_poison`: the first cause, and the rank that failed first."""
+        """As `CpuRuntime._raise_poison`: the first cause, and the rank that failed first.
+
+        No rank writes a word out of its bounds here.
+        """
+        if self.st[words.BAD_WORD] != 0:
+            raise OutOfBounds(str(bad_word(self.me, self.epoch, self.st)))  # type: ignore[arg-type]
         peer = arrivals.poisoned(self.job, self.st)
         if peer < 0:
             return codes.CAUSE_ERROR, self.me

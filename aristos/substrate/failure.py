@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..config import OVERDUE
-from ..engine import arrivals, codes, words
+from ..engine import arrivals, bounds, codes, words
 from ..engine.layout import word_from
-from ..errors import PoisonedError, WaitTimeout
+from ..errors import CorruptionError, PoisonedError, WaitTimeout
 from ..primitives.memory import load_acquire
 from ..transport.group import Group
 from ..transport.watchdog import ENDED_SECONDS
@@ -26,6 +26,7 @@ CAUSES = {
     codes.CAUSE_TIMEOUT: "a wait ran out",
     codes.CAUSE_INTERRUPT: "it was interrupted",
     codes.CAUSE_ERROR: "it failed",
+    codes.CAUSE_OUT_OF_BOUNDS: "a word that it read was damaged",
 }
 
 
@@ -35,6 +36,8 @@ def cause_of(error: BaseException) -> int:
         return codes.CAUSE_TIMEOUT
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return codes.CAUSE_INTERRUPT
+    if isinstance(error, CorruptionError):
+        return codes.CAUSE_OUT_OF_BOUNDS
     return getattr(error, "cause", codes.CAUSE_ERROR)
 
 
@@ -57,6 +60,31 @@ def poisoned(
     )
     error.origin, error.cause = origin, cause  # type: ignore[attr-defined]
     return error
+
+
+def out_of_bounds(rank: int, epoch: int, peer: int, word: int, value: int, least: int, most: int) -> CorruptionError:
+    """The error of a rank that has read a word of `peer` with a value that no rank writes. word: see `bounds.NAMES`."""
+    wanted = f"{least} to {most}" if least < most else f"{least}"
+    return CorruptionError(
+        f"rank {rank} in epoch {epoch}: of rank {peer}, {bounds.NAMES[word]} is {value}, where {wanted} was expected;"
+        " memory that the ranks share was damaged, by a stray write or by hardware: look at what else writes there,"
+        " start again from the last checkpoint, and see docs/reliability.md"
+    )
+
+
+def damaged_poison(rank: int, world: int, epoch: int, peer: int, origin: int, cause: int) -> CorruptionError | None:
+    """The error of a rank that has read poison of a cause or an origin that no rank writes; None if there are both."""
+    if cause not in CAUSES:
+        return out_of_bounds(rank, epoch, peer, bounds.POISON_CAUSE, cause, min(CAUSES), max(CAUSES))
+    if origin >= world:
+        return out_of_bounds(rank, epoch, peer, bounds.POISON_ORIGIN, origin, 0, world - 1)
+    return None
+
+
+def bad_word(rank: int, epoch: int, state: np.ndarray) -> CorruptionError:
+    """`out_of_bounds` of the word that a step has found, see `bounds.within`."""
+    found = (words.BAD_PEER, words.BAD_WORD, words.BAD_VALUE, words.BAD_LEAST, words.BAD_MOST)
+    return out_of_bounds(rank, epoch, *(int(state[word]) for word in found))
 
 
 def wait_message(

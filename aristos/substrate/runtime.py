@@ -19,11 +19,12 @@ from ..config import OVERDUE
 from ..engine import job as jobs
 from ..engine import words
 from ..engine.layout import EngineShape, PairLayout, StateLayout
+from ..engine.poison import failure_of
 from ..errors import AristosError, ClosedError, MismatchError, OpenCallError
 from ..transport.group import Group
 from .background import Background
 from .counters import Tables
-from .failure import Failure
+from .failure import Failure, damaged_poison
 from .windows import EngineMemory
 
 BLOCK_PAIRS = 512  # most (token, choice) pairs of a block
@@ -215,8 +216,10 @@ class Runtime(ABC):
     def _at_exit(self) -> None:
         """The program ends without close(): ranks that make a call without this one are notified."""
         if self.users and not self.open:
-            self.users = 1
+            self.users, failed = 1, self.broken is not None
             self.release()
+            if self.broken is not None and not failed:
+                self.group.abort_now()
 
     def _all_leave(self) -> bool:
         """Wait until every rank has released the engine; False if one has failed, or makes a call instead."""
@@ -226,9 +229,13 @@ class Runtime(ABC):
         peers = [p for p in range(self.group.world) if p != self.group.rank]
         for _ in self.group.until_all_come("the other ranks to close", OVERDUE * self.group.timeout):
             self._receive(job)
-            if any(self._read_word(job, p, words.POISON) for p in peers):
-                return False
             for p in peers:
+                if poison := self._read_word(job, p, words.POISON):
+                    _, origin, cause = failure_of(poison)
+                    damaged = damaged_poison(self.group.rank, self.group.world, self.epoch, p, origin, cause)
+                    if damaged is not None:
+                        self.give_up(damaged)
+                    return False
                 if self._read_word(job, p, words.ANNOUNCED) > self.epoch:
                     self.give_up(MismatchError(f"rank {self.group.rank} closes, and rank {p} makes a call"))
                     return False

@@ -232,6 +232,11 @@ class Group:
         self._abort = abort
         atexit.register(abort)
 
+    def abort_now(self) -> None:
+        """Do at once what `abort_at_exit` has registered: a handler that is registered while others run is not run."""
+        if self._abort is not None:
+            self._abort()
+
     def keep_job(self) -> None:
         """Undo `abort_at_exit`: all ranks have met again since the failure."""
         if self._abort is not None:

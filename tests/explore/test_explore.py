@@ -104,6 +104,13 @@ def test_a_record_of_an_exchange_that_ended_early_says_nothing_of_a_tape():
 
 
 @pytest.mark.slow
+def test_a_backward_call_of_another_layer_on_one_rank_is_no_find():
+    """Its own rows come from the tape of the forward call, and go through another layer: the call has no result."""
+    drawn = ("--transport", "shm", "--ranks", "4", "--strategy", "pct", "--rows", "0", "--calls", "0")
+    assert explore(*drawn, "--seed", "2641930319", "--schedules", "1")["found"] is None
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 2414492314, None], ids=["seed 0", "a read where nothing lies", "a fresh seed"])
 def test_every_mutation_is_found(first):
     """Each deliberate bug is found within 300 schedules, whatever the seed."""

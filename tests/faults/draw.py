@@ -71,6 +71,13 @@ def _left(most: int) -> Callable[[random.Random, Job], dict[str, Any]]:
     return lambda rng, job: {"left": rng.choice((0, rng.randrange(most))), "at_once": True, "meet": True}
 
 
+DAMAGED = (  # words of a peer, as `injected.addresses` finds them
+    *("ANNOUNCED", "TAIL", "CREDIT", "RETURN_TAIL", "ENDED", "POISON"),
+    *("announced_status", "announced_rows", "announced_first", "announced_tokens", "announced_once", "announced_count"),
+    *("record_expert", "record_rows", "record_packed", "record_block"),
+    *("returned_rows", "returned_packed", "returned_status", "returned_kept"),
+    "index",
+)
 _DISK = ("CheckpointError", "ResultsError", "PeerInputError")
 _GLOBAL: dict[str, Any] = {"driver": True}
 KINDS = {
@@ -100,6 +107,10 @@ KINDS = {
              lambda rng, job: {"seconds": round(rng.uniform(0.05, 1.5), 3)} | _GLOBAL, transports=(NODES,)),
         Kind("link_lost", ENDS, "the link between two nodes cut for ever", lambda rng, job: _GLOBAL,
              transports=(NODES,)),
+        Kind("word", EITHER, "a word that a peer wrote, out of its bounds for up to 20 ms",
+             lambda rng, job: {"word": rng.choice(DAMAGED), "value": rng.choice((-1, 1)) << rng.randrange(33, 62),
+                               "seconds": round(rng.uniform(0, 0.02), 5), "at_once": rng.random() < 0.5},
+             options={"schedule": "fused"}, operations=("forward", "backward", "load")),
         Kind("shm_full", SURVIVES, "a full /dev/shm, when a layer is made", _left(1 << 17), operations=("again",),
              refusals=("MemoryProblem",)),
         Kind("memory", EITHER, "memory denied to a rank (RLIMIT_AS)",

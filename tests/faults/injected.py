@@ -46,6 +46,24 @@ def mean(n: int) -> float:
     return np.arange(n).mean()
 
 
+def addresses(runtime: Any, peer: int, word: str) -> list[int]:
+    """Where a word of a peer lies in this rank's memory: a word of its line, or one of all its records of a kind."""
+    from aristos.engine import layout, words
+
+    job, st = runtime._blank_job(), runtime.state
+    if word.isupper():
+        return [int(layout.word_from(job, st, peer, getattr(words, word)))]
+    if word == "index":
+        return [int(layout.index_from(job, st, peer, i)) for i in range(job[words.RING_ROWS])]
+    find = getattr(words, word)
+    if word == "announced_count":
+        return [int(find(layout.announcement_from(job, st, peer, epoch), 0)) for epoch in range(2)]
+    if word.startswith("announced"):
+        return [int(find(layout.announcement_from(job, st, peer, epoch))) for epoch in range(2)]
+    record = layout.record_from if word.startswith("record") else layout.return_record_from
+    return [int(find(record(job, st, peer, tile))) for tile in range(job[words.SLOTS])]
+
+
 class FaultInUserCode(Exception):
     """What a user's program may raise."""
 
@@ -113,6 +131,29 @@ class Injected:
             raise FaultInUserCode("of a worker")
 
         Workers.release = lambda self, work, job, state: real(self, broken, job, state)  # type: ignore[method-assign]
+
+    # ------------------------------------------------------------ words
+
+    def word(self, fault: dict[str, Any]) -> None:
+        """A word that the next rank has written for this one gets another value, again and again for a while."""
+        from aristos.primitives import memory
+
+        peer = (self.program.rank + 1) % self.program.comm.size
+        value = fault["value"] if fault["word"] != "index" else -1  # its lower half is the place of a row
+        until = time.monotonic() + fault["seconds"]
+        places = addresses(self.program.moe.runtime, peer, fault["word"])
+
+        def damage() -> None:
+            while True:
+                for place in places:
+                    memory.store(place, value)
+                if time.monotonic() > until:
+                    return
+
+        if not fault["at_once"]:
+            damage()
+            return
+        threading.Thread(target=damage, daemon=True).start()
 
     # ------------------------------------------------------------ the wire
 

@@ -15,6 +15,7 @@ from aristos.layer import saving
 from aristos.results import hdf5
 
 EVERYWHERE = ("ctrl_c", "time_limit")  # no rank is left to report them
+REPORTED = ("word",)  # the rank that it happens to says so
 UNNAMED = (
     "unplugged",
     "link_lost",
@@ -23,7 +24,8 @@ UNNAMED = (
 LAST = r"^aristos: rank \d+ (?:ends the job, because |.*; aborting the job$)"
 GRACE = 5.0  # seconds beyond a wait's limit
 OWN = (
-    r"^(?:aristos\.errors\.)?(?P<kind>WaitTimeout|PoisonedError|ClosedError|PeerInputError|MismatchError): (?P<text>.*)"
+    r"^(?:aristos\.errors\.)?"
+    r"(?P<kind>WaitTimeout|PoisonedError|CorruptionError|ClosedError|PeerInputError|MismatchError): (?P<text>.*)"
 )
 DOG = r"^aristos: (?P<text>rank \d+ (?:waited|ends:).*aborting the job)$"
 KILLED = (
@@ -66,7 +68,7 @@ def failed(job: Job, ended: Ended) -> list[str]:
     last_words = any(re.search(LAST, out, re.MULTILINE) for out in ended.out)
     by_launcher = last_words or bool(re.search(KILLED, ended.launcher))  # before the others had time for a message
     for rank, out in enumerate(ended.out):
-        if rank == victim:
+        if rank == victim and job.faults[0]["kind"] not in REPORTED:
             continue
         messages = own_messages(out)
         bound = OVERDUE * job.options["timeout"] if patient(job, out) else job.options["timeout"]

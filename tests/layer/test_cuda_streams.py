@@ -22,7 +22,9 @@ from simt_gpu import FakeComm
 
 import aristos
 from aristos import reference
-from aristos.errors import InputError, PoisonedError
+from aristos.engine import words
+from aristos.engine.layout import word_from
+from aristos.errors import CorruptionError, InputError, PoisonedError
 from aristos.substrate.cuda.device import CudaDevice
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]
@@ -213,6 +215,33 @@ def test_ctrl_c_ends_a_call_while_the_kernel_waits_for_a_peer(monkeypatch, where
     leftovers.drop_since(hooks)
 
 
+def test_a_damaged_word_ends_the_call_on_both_gpus():
+    """The kernel that reads it notifies the other one, and the host says which word it was."""
+
+    def body(comm, rank, driver):
+        moe, x = made(comm), tokens(CFG, 5, seed=rank)
+        moe(x)
+        comm.Barrier()
+        runtime = moe.runtime
+        try:
+            if rank == 1:
+                runtime.read_all()
+                at = int(word_from(runtime._blank_job(), runtime.state, 0, words.CREDIT))
+                runtime.device.copy_in(at, np.array([1 << 40]))
+                with pytest.raises(CorruptionError, match=rf"^rank 1 in epoch 2: of rank 0, its credit is {1 << 40}, "):
+                    moe(x)
+            else:
+                damaged = "rank 0: rank 1 gave up in epoch 2 because a word that it read was damaged"
+                with pytest.raises(PoisonedError, match=damaged):
+                    moe(x)
+        finally:
+            runtime.users = 0
+
+    hooks = leftovers.registered()
+    on_driver(2, body, seconds=25.0)
+    leftovers.drop_since(hooks)
+
+
 # ---- streams of array libraries --------------------------------------------------------------------------------------
 
 
@@ -284,8 +313,8 @@ def test_two_layers_share_a_gpu_in_any_order():
 
 def test_a_budget_of_sms():
     def body(comm, rank, driver):
-        for sms, words in ((0, "positive"), (3, "has 2 SMs"), ("all", "positive")):
-            with pytest.raises(InputError, match=words):
+        for sms, why in ((0, "positive"), (3, "has 2 SMs"), ("all", "positive")):
+            with pytest.raises(InputError, match=why):
                 aristos.MoE(CFG, comm, backend="cuda", sms=sms)
         with pytest.raises(InputError, match="sms applies only to backend='cuda'"):
             aristos.MoE(CFG, comm, backend="cpu", sms=1)

@@ -547,6 +547,76 @@ leave("end")
     assert re.search("ZeroDivisionError|PoisonedError", job.lines(1)[1])
 
 
+@pytest.mark.parametrize(
+    ("word", "moves", "text"),
+    [
+        ("CREDIT", "tokens", r"of rank 0, its credit is 1099511627776, where -?\d+ to \d+ was expected"),
+        (
+            "ENDED",
+            "experts",  # so that `load` waits for readers
+            "of rank 0, the epoch of the call that it has ended is 1099511627776, where 1 to 2 was expected",
+        ),
+    ],
+    ids=["credit", "ended"],
+)
+def test_a_damaged_word_ends_the_job_on_all_ranks(tmp_path, word, moves, text):
+    """The rank that reads it says which word it was; the other one reads poison."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + f"""
+from aristos.engine import words
+from aristos.engine.layout import word_from
+from aristos.primitives import memory
+moe = aristos.MoE(cfg, comm, moves="{moves}", threads=1)
+moe.load(**reference.weights(cfg))
+moe(x)
+comm.Barrier()
+if rank == 1:
+    runtime = moe.runtime
+    memory.store(int(word_from(runtime._blank_job(), runtime.state, 0, words.{word})), 1 << 40)
+try:
+    moe.load(**reference.weights(cfg))
+    moe(x)
+except aristos.AristosError as e:
+    say(type(e).__name__, e)
+leave("end")
+""",
+        timeout=60,
+    )
+    ended(job)
+    assert re.match(f"CorruptionError rank 1 in epoch [12]: {text}", job.lines(1)[0]), job.out[1]
+    assert "rank 1 gave up in epoch" in line_of(job, 0, "PoisonedError"), job.out[0]
+    assert "because a word that it read was damaged" in job.out[0]
+
+
+def test_a_damaged_poison_word_ends_a_job_whose_program_has_ended(tmp_path):
+    """The rank finds it when it leaves the layer at exit; a handler that is registered then would not be run."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+from aristos.engine import words
+from aristos.engine.layout import word_from
+from aristos.primitives import memory
+moe = made(threads=1)
+comm.Barrier()
+if rank == 1:
+    runtime = moe.runtime
+    memory.store(int(word_from(runtime._blank_job(), runtime.state, 0, words.POISON)), 1 << 40)
+sys.exit(0)
+""",
+        timeout=60,
+    )
+    ended(job)
+    assert (
+        "rank 1 ends the job, because it cannot go on (CorruptionError: rank 1 in epoch 1: of rank 0, the cause"
+        in (job.out[1])
+    )
+
+
 def test_run_job_kills_at_its_limit(tmp_path):
     start = time.monotonic()
     job = run_job(tmp_path, 2, "say('here'); time.sleep(90)", timeout=15)  # ranks need seconds to start on busy cores

@@ -46,7 +46,7 @@ BUGS = (
         "mem.notify(word_to(job, st, p, words.ANNOUNCED)",
         "mem.notify(word_to(job, st, p, words.ANNOUNCED), job[words.EPOCH], 0)\n"
         "mem.store_release(word_to(job, st, p, words.ENDED), job[words.EPOCH])\n"
-        "for _ in range(400):\n    mem.nap()",  # so that the peer loads before this rank reads
+        "for _ in range(2000):\n    mem.nap()",  # so that the peer loads before this rank reads
         "shm-in-place",
     ),
     Planted(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine import arrivals, codes, column_runs, outbox, schema, steps, words
+from ...engine import arrivals, bounds, codes, column_runs, outbox, schema, steps, words
 from ...engine import job as jobs
 from ...engine.experts import GROUP
 from ...engine.layout import EngineShape, StateLayout, lines, return_stride, word_from
@@ -21,7 +21,7 @@ from ...primitives.compile import warm_up
 from ...primitives.memory import load_acquire
 from ...transport.group import Group
 from ...transport.watchdog import ENDED_SECONDS
-from ..failure import Patience, poisoned
+from ..failure import Patience, bad_word, damaged_poison, out_of_bounds, poisoned
 from ..idle import ALONE, CROWDED
 from ..runtime import Runtime
 from ..windows import EngineMemory, window_bytes
@@ -208,37 +208,45 @@ class CpuRuntime(Runtime):
     def await_readers(self) -> None:
         """Wait until no local peer reads this rank's weights: the last call has ended there too.
 
-        Bounded by the timeout, and where a peer has ended. No peer begins to read before this rank announces its next
-        call.
+        Bounded by the timeout, which runs while the peer makes no progress, and where a peer has ended. No peer begins
+        to read before this rank announces its next call.
         """
         self.refuse_open()
         job = self._blank_job()
-        started = time.monotonic()
         with self.failing(job):
             for peer in self.group.nodes.local(self.group.rank):
-                gone = False
-                while self._read_word(job, peer, words.ENDED) < self.epoch:
+                gone, started, seen = False, time.monotonic(), 0
+                while (ended := self._read_word(job, peer, words.ENDED)) < self.epoch:
                     if self._read_word(job, peer, words.POISON):
                         self._raise_poison(job)
+                    progress = self._read_word(job, peer, words.AT_PROGRESS)
+                    if progress != seen:
+                        gone, started, seen = False, time.monotonic(), progress
                     waited = time.monotonic() - started
                     if gone or waited > self.group.timeout:
-                        since = f"has been in call {self.epoch} for {self.group.timeout:.3g} s since, and may read them"
-                        why = f"has ended in call {self.epoch}" if gone else since
+                        still = f"without progress for {self.group.timeout:.3g} s, and may read them"
+                        why = f"has ended in call {self.epoch}" if gone else f"has been in call {self.epoch}, {still}"
                         raise WaitTimeout(
                             f"rank {self.group.rank} cannot load weights: rank {peer} {why};"
                             f" see the output of rank {peer}"
                         )
                     gone = waited > ENDED_SECONDS and self.group.has_ended(peer)
                     time.sleep(1e-5)
+                if ended > self.epoch + 1:
+                    rank, most = self.group.rank, self.epoch + 1
+                    raise out_of_bounds(rank, self.epoch, peer, bounds.ENDED, ended, self.epoch, most)
 
     # ------------------------------------------------------------ failure
 
     def _raise_poison(self, job: np.ndarray) -> None:
+        if self.state[words.BAD_WORD] != 0:
+            raise bad_word(self.group.rank, self.epoch, self.state)
         peer = int(arrivals.poisoned(job, self.state))
         if peer < 0:
             raise PoisonedError(f"rank {self.group.rank}: a worker failed in epoch {self.epoch}")
         epoch, origin, cause = map(int, arrivals.read_poison(job, self.state, peer))
-        raise poisoned(self.group.rank, origin, epoch, cause, reporter=peer, known=self.group.lost())
+        damaged = damaged_poison(self.group.rank, self.group.world, self.epoch, peer, origin, cause)
+        raise damaged or poisoned(self.group.rank, origin, epoch, cause, reporter=peer, known=self.group.lost())
 
     def _fail(self, job: np.ndarray, error: BaseException, why: str) -> None:
         super()._fail(job, error, why)

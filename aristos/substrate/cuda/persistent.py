@@ -218,7 +218,11 @@ def leave(job, st, kind):
         steps.heartbeat(job, st, -1)
         return
     peer = arrivals.poisoned(job, st)
-    if peer >= 0 and st[words.WAIT_SINCE] != GAVE_UP:  # else `wait_for_work` has notified them
+    if st[words.WAIT_SINCE] == GAVE_UP:  # `wait_for_work` has notified them
+        return
+    if st[words.BAD_WORD] != 0:
+        give_up(job, st, job[words.RANK], codes.CAUSE_OUT_OF_BOUNDS)
+    elif peer >= 0:
         _, origin, cause = arrivals.read_poison(job, st, peer)
         give_up(job, st, origin, cause)
 

@@ -23,7 +23,7 @@ from ...config import OVERDUE
 from ...engine import arrivals, codes, schema, words
 from ...engine import job as jobs
 from ...engine.layout import LINE, WORD, EngineShape, StateLayout, lines, word_from
-from ...errors import AristosError, EnvironmentProblem, InputError, PoisonedError, WaitTimeout
+from ...errors import AristosError, CorruptionError, EnvironmentProblem, InputError, PoisonedError, WaitTimeout
 from ...host import mpi_facts
 from ...kernels.cuda import capacity, router
 from ...kernels.cuda.catalogue import route_kernels
@@ -32,7 +32,7 @@ from ...primitives.memory import store_release
 from ...primitives.texts import whole
 from ...transport.group import Group
 from ...transport.window import Window
-from ..failure import poisoned, wait_message
+from ..failure import bad_word, poisoned, wait_message
 from ..idle import ALONE, CROWDED
 from ..runtime import Runtime
 from ..windows import EngineMemory
@@ -272,6 +272,8 @@ class CudaRuntime(Runtime):
         origin, cause = int(state[words.ORIGIN]), int(state[words.FAILED])
         if origin == me and cause == codes.CAUSE_TIMEOUT:
             raise WaitTimeout(self._wait_message(epoch))
+        if origin == me and state[words.BAD_WORD] != 0:
+            raise bad_word(me, epoch, state)
         if self._proxy is not None and self._proxy.error is not None:
             raise EnvironmentProblem(f"rank {me}: its proxy thread has failed: {self._proxy.error}")
         raise poisoned(me, origin, epoch, cause)
@@ -289,7 +291,7 @@ class CudaRuntime(Runtime):
         return wait_message(self.group.rank, peer, epoch, waited=waited, timeout=timeout, owed=owed, seen=seen)
 
     def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:
-        if isinstance(error, WaitTimeout | PoisonedError) or self._memory is None:
+        if isinstance(error, WaitTimeout | PoisonedError | CorruptionError) or self._memory is None:
             return  # the kernel has notified the peers
         if self._proxy is not None:
             self._proxy.poison(origin, cause)

@@ -1,0 +1,153 @@
+"""Checks of what peers write, before a step uses it as an index, an address or a number of rows.
+
+A value that no rank writes means that shared memory was damaged: by a stray write of the program, by another program,
+or by hardware. The rank that reads it fails and says which word it was, instead of reading or writing outside of its
+tables. A wrong value within the bounds cannot be distinguished from a right one.
+
+The bounds follow from the protocol. A rank is at most one call ahead of another. A sender never has more rows or tiles
+on their way than the ring has rows; so its counts lie within a ring of what this rank has given back.
+"""
+
+from ..primitives.compile import jit
+from . import codes, words
+
+# which word it was; 0: none. `NAMES` says what a message calls it
+(
+    NOTHING,
+    ANNOUNCED,
+    ANNOUNCED_STATUS,
+    ANNOUNCED_ROWS,
+    ANNOUNCED_COUNT,
+    ANNOUNCED_SUM,
+    ANNOUNCED_FIRST,
+    ANNOUNCED_TOKENS,
+    ANNOUNCED_ONCE,
+    TAIL,
+    RECORD_EXPERT,
+    RECORD_ROWS,
+    RECORD_PACKED,
+    RECORD_BLOCK,
+    PLACE,
+    CREDIT,
+    RETURN_TAIL,
+    RETURNED_ROWS,
+    RETURNED_PACKED,
+    RETURNED_STATUS,
+    RETURNED_KEPT,
+    ENDED,
+    POISON_CAUSE,
+    POISON_ORIGIN,
+) = range(24)
+NAMES = {
+    ANNOUNCED: "the epoch of its announcement",
+    ANNOUNCED_STATUS: "the status in its announcement",
+    ANNOUNCED_ROWS: "the rows in its announcement",
+    ANNOUNCED_COUNT: "the rows for one expert in its announcement",
+    ANNOUNCED_SUM: "the rows for all experts in its announcement",
+    ANNOUNCED_FIRST: "the first packed row in its announcement",
+    ANNOUNCED_TOKENS: "the tokens in its announcement",
+    ANNOUNCED_ONCE: "whether tokens cross once, in its announcement",
+    TAIL: "its count of tiles",
+    RECORD_EXPERT: "the expert in a tile record",
+    RECORD_ROWS: "the rows in a tile record",
+    RECORD_PACKED: "the first packed row in a tile record",
+    RECORD_BLOCK: "the rows of a block in a tile record",
+    PLACE: "the place of a row in its index",
+    CREDIT: "its credit",
+    RETURN_TAIL: "its count of returned tiles",
+    RETURNED_ROWS: "the rows in a return record",
+    RETURNED_PACKED: "the first packed row in a return record",
+    RETURNED_STATUS: "the status in a return record",
+    RETURNED_KEPT: "what it keeps, in a return record",
+    ENDED: "the epoch of the call that it has ended",
+    POISON_CAUSE: "the cause in its poison word",
+    POISON_ORIGIN: "the failed rank in its poison word",
+}
+
+STATUS_MOST = 1 << 32  # statuses name experts, see codes.py
+KEPT_MOST = 3  # all bits of primitives/taped.py
+
+
+@jit
+def within(st, peer, word, value, least, most):
+    """Whether `value`, which `peer` wrote as `word`, is one of least..most. If not, this rank fails.
+
+    Workers may find wrong values at the same time outside the lock. The values that they leave are then of several.
+    """
+    if least <= value <= most:
+        return True
+    if st[words.BAD_WORD] == NOTHING:
+        st[words.BAD_WORD] = word
+        st[words.BAD_PEER] = peer
+        st[words.BAD_VALUE] = value
+        st[words.BAD_LEAST] = least
+        st[words.BAD_MOST] = most
+    st[words.FAILED] = codes.CAUSE_OUT_OF_BOUNDS
+    return False
+
+
+@jit
+def announcement(job, st, source, rows, status, first, tokens, once):
+    """Whether an announcement of `source` may say this."""
+    most = job[words.MAX_ROWS]
+    return (
+        within(st, source, ANNOUNCED_STATUS, status, 0, STATUS_MOST)
+        and within(st, source, ANNOUNCED_ROWS, rows, 0, most)
+        and within(st, source, ANNOUNCED_FIRST, first, 0, most - rows)
+        and within(st, source, ANNOUNCED_TOKENS, tokens, 0, most)
+        and within(st, source, ANNOUNCED_ONCE, once, 0, 1)
+    )
+
+
+@jit
+def tail(job, st, source, tiles):
+    """Whether `source` can have sent `tiles` tiles. Each takes a row of the ring until it is free again."""
+    most = st[words.free_tiles(job, source)] + job[words.RING_ROWS]
+    return within(st, source, TAIL, tiles, st[words.read_tiles(job, source)], most)
+
+
+@jit
+def record(job, st, source, expert, rows, packed, block):
+    """Whether the next tile record of `source` may say this: rows that have been announced, and space in the ring."""
+    ring, announced = job[words.RING_ROWS], st[words.rows_from(job, source)]
+    space = ring - st[words.read_rows(job, source)] + st[words.freed_rows(job, source)]
+    first = st[words.first_packed(job, source)]
+    if not (
+        within(st, source, RECORD_ROWS, rows, 1, min(space, st[words.rows_left(job, source)]))
+        and within(st, source, RECORD_PACKED, packed, first, first + announced - rows)
+        and within(st, source, RECORD_BLOCK, block, 0, ring)
+    ):
+        return False
+    if st[words.verdict(job, source)] == codes.SKIP:  # of another call, with other experts
+        return True
+    if not within(st, source, RECORD_EXPERT, expert, 0, job[words.HELD] - 1):
+        return False
+    return within(st, source, RECORD_ROWS, rows, 1, st[words.expert_coming(job, expert)])
+
+
+@jit
+def credit(job, st, owner, rows):
+    """Whether `owner` can have freed `rows` rows."""
+    sent = st[words.sent_rows(job, owner)]
+    return within(st, owner, CREDIT, rows, sent - job[words.RING_ROWS], sent)
+
+
+@jit
+def returned(job, st, owner, rows, packed, status, kept):
+    """Whether a return record of `owner` may say this: rows that it has of this rank."""
+    first, end = job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]
+    low, high = st[words.offset(job, first)], st[words.offset(job, end)]
+    return (
+        within(st, owner, RETURNED_STATUS, status, 0, STATUS_MOST)
+        and within(st, owner, RETURNED_ROWS, rows, 0, job[words.MAX_ROWS])
+        # without rows it is of an exchange's tile, and that call may have ended
+        and (rows == 0 or within(st, owner, RETURNED_PACKED, packed, low, high - rows))
+        and within(st, owner, RETURNED_KEPT, kept, 0, KEPT_MOST)
+    )
+
+
+@jit
+def poison(job, st, peer, origin, cause):
+    """Whether a poison word from `peer` may name this rank and this cause."""
+    known = within(st, peer, POISON_CAUSE, cause, codes.CAUSE_TIMEOUT, codes.CAUSE_OUT_OF_BOUNDS)
+    return known and within(st, peer, POISON_ORIGIN, origin, 0, job[words.WORLD] - 1)
