@@ -7,6 +7,8 @@ import math
 
 MOST_SECONDS = 1e6
 MOST_AMOUNT = 1e6
+MOST_LATENCY = 1e6  # us
+LEAST_BANDWIDTH = 1e-3  # GB/s
 
 
 def positive(text: str) -> int:
@@ -48,12 +50,18 @@ MICROSECONDS = {"us": 1.0, "ms": 1e3, "s": 1e6}
 
 def latencies(text: str) -> tuple[float, ...]:
     """`2us,1ms` -> microseconds."""
-    return tuple(_with_unit(part, MICROSECONDS) for part in _units_of_all(text))
+    found = tuple(_with_unit(part, MICROSECONDS) for part in _units_of_all(text))
+    if max(found) > MOST_LATENCY:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_LATENCY / 1e6:g} s, got {text!r}")
+    return found
 
 
 def bandwidths(text: str) -> tuple[float, ...]:
     """`25,1GB/s` -> GB/s."""
-    return tuple(_with_unit(part, {"GB/s": 1.0, "MB/s": 1e-3}) for part in _units_of_all(text))
+    found = tuple(_with_unit(part, {"GB/s": 1.0, "MB/s": 1e-3}) for part in _units_of_all(text))
+    if min(found) < LEAST_BANDWIDTH:
+        raise argparse.ArgumentTypeError(f"must be at least {LEAST_BANDWIDTH * 1e3:g} MB/s, got {text!r}")
+    return found
 
 
 def _units_of_all(text: str) -> list[str]:

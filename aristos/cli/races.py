@@ -5,7 +5,7 @@
     mpirun -n 2 aristos races --planted all         # deliberate bugs in the compiled steps: each must be found
 
 Exit codes: 0 nothing found, 1 a race was found (with --planted: one was not found), 2 usage, 3 the environment, or the
-log was too short.
+log was too short, 141 nobody read the report to its end.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from ..bench.arguments import not_negative, positive
 from ..errors import EnvironmentProblem
+from ..host import launch_environment
 
 FINE, FOUND, USAGE, ENVIRONMENT = 0, 1, 2, 3
 SUMMARY = "look for races in compiled code, in a real job: mpirun -n 2 aristos races"
@@ -68,13 +69,21 @@ def main(argv: list[str]) -> int:
             print(f"aristos races: {text}", file=sys.stderr)
         return USAGE
     bug_of = {0: "", **{number: name for name, number in planted.NUMBERS.items()}}
-    results = []
+    results, unread = [], 0
     for result in run.make_all(world.comm, tries, asked.calls, asked.seed):
         results.append(result)
-        if not asked.json:
-            show(result, bug_of[result.planted])
+        if not asked.json and not unread:
+            try:
+                show(result, bug_of[result.planted])
+            except BrokenPipeError:  # | head; the other ranks go on
+                unread = launch_environment.unread()
     if asked.json and world.lead:
-        print(json.dumps({"cases": [as_json(each, bug_of[each.planted]) for each in results]}))
+        try:
+            print(json.dumps({"cases": [as_json(each, bug_of[each.planted]) for each in results]}), flush=True)
+        except BrokenPipeError:
+            unread = launch_environment.unread()
+    if unread:
+        return unread
     if any(each.lost for each in results):
         return ENVIRONMENT
     return FOUND if any(bool(each.races) != bool(each.planted) for each in results) else FINE

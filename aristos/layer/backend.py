@@ -92,9 +92,6 @@ class Backend(ABC):
             packed.take_layer(given)
         except BaseException:
             packed.free()
-            if packed.in_place and before is not None:  # it has written over those
-                before.forget()
-                self._changed(layer)
             raise
         self.weights[layer] = packed
         self._changed(layer)

@@ -37,7 +37,6 @@ class PackedLayer:
 
     router: object = None  # None before it is loaded
     version = 0  # how often this rank's weights of the layer have changed
-    in_place = False  # whether experts are packed where those of the layer's former weights lie
 
     def __init__(self, cfg: MoEConfig, mine: list[int]) -> None:
         self.cfg, self.mine = cfg, mine
@@ -129,7 +128,7 @@ class LayerWeights(PackedLayer):
         home: tuple[NodeWeights, int] | None = None,
     ) -> None:
         super().__init__(cfg, mine)
-        self._element, self._float32, self._home, self.in_place = element, float32, home, home is not None
+        self._element, self._float32, self._home = element, float32, home
         self.packed = {}
         if home is not None:
             home[0].prepare(home[1])

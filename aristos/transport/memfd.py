@@ -97,15 +97,15 @@ class NodeMemory:
             self._maps[0].array[:TOKEN] = np.frombuffer(token, np.uint8)
             if not (self._maps[0].collapse(0, HUGE) or small_pages):
                 problem = NO_HUGE_PAGES
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             problem = f"no anonymous shared memory: {error}"
         offers = group.allgather((problem, alike, os.getpid(), fd, token), "shared memory")
-        problem = first_problem([offer[0] for offer in offers])
-        for rank in group.nodes.local(group.rank):
+        lacking, problem = first_problem([offer[0] for offer in offers]), ""
+        for rank in () if lacking else group.nodes.local(group.rank):
             if not problem and offers[rank][1] != alike:
                 problem = f"it has {alike}, and rank {rank} {offers[rank][1]}"
             problem = problem or self._open(rank, *offers[rank][2:])
-        self.problem = first_problem(group.allgather(problem, "the mapping of shared memory"))
+        self.problem = lacking or first_problem(group.allgather(problem, "the mapping of shared memory"))
         if fd >= 0:
             os.close(fd)
         if self.problem:

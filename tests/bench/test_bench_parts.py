@@ -656,6 +656,15 @@ def test_every_routing_of_the_idle_suite_has_the_rows_of_two_ranks():
             assert made == {"uniform": 20, "zipf": 20, "late rank": 20, "one": one, "one source": source * (rank == 0)}
 
 
+def test_the_idle_suite_orders_recorded_layers_by_their_busiest_expert():
+    """A dense layer has no choices and is left out."""
+    layers = [[(0, 1), (2, 3), (4, 5)], [(2, 3), (2, 3), (2, 3)], [(-1, -1)] * 3, [(0, 1), (0, 2), (3, 4)]]
+    ids = np.moveaxis(np.array(layers), 0, 1)
+    trace = routing.Trace("t.npz", ids, np.ones(ids.shape, np.float32), np.array([3]))
+    found = idle_suite._recorded(context.Context(World(), options.Options(), 1.0, trace=trace))
+    assert found == ["recorded, layer 0", "recorded, layer 3", "recorded, layer 1"]
+
+
 def test_progress_warns_if_the_target_had_no_core_of_its_own():
     computing = np.full((4, 5, 3), 1e-6)
     puts = np.full((4, 4, 3, 1), 1e-5)

@@ -111,3 +111,8 @@ def test_times_and_rates_have_units():
     for wrong in ("2", "2us,3", "-1us", "0us", "9" * 400 + "us"):
         with pytest.raises(argparse.ArgumentTypeError, match="must be"):
             latencies(wrong)
+    assert (latencies("1s"), bandwidths("1MB/s")) == ((1e6,), (1e-3,))
+    with pytest.raises(argparse.ArgumentTypeError, match="must be at most 1 s, got '2us,1001ms'"):
+        latencies("2us,1001ms")
+    with pytest.raises(argparse.ArgumentTypeError, match="must be at least 1 MB/s, got"):
+        bandwidths("25,0.0009GB/s")

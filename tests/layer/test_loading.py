@@ -237,7 +237,7 @@ def test_a_load_that_fails_over_the_weights_that_peers_read_is_refused(comm, mon
     with MoE(CFG, comm, backend="cpu") as moe:
         moe.load(**W)
         y, held = moe(x), moe.packed_weights()
-        in_place, element = held.in_place, type(held._element)
+        in_place, element = held._home is not None, type(held._element)
         pack, works = element.pack, iter((True, True, False))
         if comm.rank == 0:
             with monkeypatch.context() as patch:

@@ -9,13 +9,16 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import MoE, check, routing, run_job, same, tokens
+from cases import Exchange, MoE, check, routing, run_job, same, tokens
 from mpi import find_mpiexec
 
 import aristos
 from aristos import reference
-from aristos.errors import EnvironmentProblem, InputError
+from aristos.engine import words
+from aristos.errors import EnvironmentProblem, InputError, OpenCallError, PeerInputError
+from aristos.kernels.by_isa import module
 from aristos.layer.options import check_moves
+from aristos.primitives import isa
 from aristos.transport import memfd
 
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=6, top_k=2, gated=True, bias=True, max_tokens=90)
@@ -150,6 +153,73 @@ def test_weights_change_while_the_other_rank_is_late(comm):
             assert same(y, alone(w, x)), call
 
 
+@pytest.mark.ranks(2)
+def test_calls_of_every_kind_end_for_a_load(comm):
+    """Of other objects too: a load waits until its local peers have ended the last one."""
+    w, x = reference.weights(CFG), tokens(CFG, 30, seed=comm.rank)
+    ids = np.stack([np.arange(30) % 6, (np.arange(30) + 1) % 6], axis=1)
+    with (
+        MoE(CFG, comm, moves="experts") as moe,
+        MoE(CFG, comm, schedule="bulk") as bulk,
+        MoE(CFG, comm, threads=1, train=True) as trained,
+        Exchange(comm, hidden=CFG.hidden, experts=6, max_tokens=90) as exchange,
+    ):
+        for each in (moe, bulk, trained):
+            each.load(**w)
+
+        def exchanged():
+            rows, handle = exchange.dispatch(x, ids)
+            exchange.combine(rows, handle, np.ones(ids.shape, np.float32))
+
+        def refused():
+            with pytest.raises(InputError if comm.rank else PeerInputError):
+                moe(x[:, : CFG.hidden - comm.rank])
+
+        for name, call in {
+            "fused": lambda: moe(x),
+            "started": lambda: moe.start(x).wait(),
+            "bulk": lambda: bulk(x),
+            "forward and backward": lambda: trained.backward(x, trained.forward(x)[1]),
+            "exchange": exchanged,
+            "refused": refused,
+        }.items():
+            call()
+            epoch = moe.runtime.epoch
+            moe.load(**w)  # gives up after PATIENCE
+            assert moe.runtime._read_word(moe.runtime._blank_job(), 1 - comm.rank, words.ENDED) >= epoch, name
+        pending = bulk.start(x)
+        with pytest.raises(OpenCallError, match="a call is open on this communicator"):
+            moe.load(**w)
+        pending.wait()
+        assert same(moe(x), bulk(x))
+
+
+@pytest.mark.ranks(2)
+def test_auto_compares_copies_with_weights(comm, monkeypatch):
+    """Rows stay from the number on whose copies have as many bytes as the weights; below break-even none do."""
+    cfg = aristos.MoEConfig(hidden=64, ffn=64, experts=2, top_k=1, max_tokens=100)
+    weights = 2 * 64 * 64 * 4
+    for rows, least in ((10, weights // (4 * 64 * 4)), (50, 50)):
+        made = []
+        with monkeypatch.context() as patch:
+            patch.setattr(module("break_even", isa.chosen()), "rows", lambda element, rows=rows: rows)
+            made.append(MoE(cfg, comm))
+        with made[0] as moe:
+            moe.load(**reference.weights(cfg))
+            for count in (least - 1, least):
+                ids = np.concatenate([np.zeros(count, int), np.ones(count, int)])[:, None]
+                _, stats = moe(tokens(cfg, 2 * count, seed=1), ids, np.ones(ids.shape, "f4"), return_stats=True)
+                stays = count * (count == least) * (moe._backend._home is not None)
+                assert stats.kept_rows_to_peer[1 - comm.rank] == stays
+
+
+def test_break_even_is_a_number_of_rows_that_an_expert_may_have():
+    """Reading the weights takes longer than one row, and less long than many."""
+    for dtype in ("float32", "bfloat16"):
+        element = module("elements", isa.chosen()).element_type(dtype)
+        assert 2 <= module("break_even", isa.chosen()).rows(element) <= 1000
+
+
 LOAD_LATE = """
 from aristos.engine import words
 cfg = aristos.MoEConfig(hidden=40, ffn=72, experts=6, top_k=2, max_tokens=90)
@@ -196,7 +266,7 @@ def test_without_shared_memory_tokens_travel(comm, monkeypatch):
     with monkeypatch.context() as patch:
         if comm.rank == 1:
             patch.setattr(memfd.os, "memfd_create", refused)
-        with pytest.raises(EnvironmentProblem, match=r"rank 1: no anonymous shared memory: .*not implemented"):
+        with pytest.raises(EnvironmentProblem, match=r"share: rank 1: no anonymous shared memory: .*not impl"):
             MoE(CFG, comm, moves="experts")
         with MoE(CFG, comm) as moe:
             moe.load(**w)
@@ -210,6 +280,14 @@ def test_without_shared_memory_tokens_travel(comm, monkeypatch):
         with MoE(CFG, comm, moves="experts") as moe:
             moe.load(**w)
             assert same(moe(x), y)
+
+
+@pytest.mark.ranks(2)
+def test_more_weights_than_addresses_are_no_error(comm):
+    with MoE(CFG, comm, moves="tokens") as moe:
+        memory = memfd.NodeMemory(moe.runtime.group, 1 << (62 + comm.rank), "alike", small_pages=True)
+        assert memory.problem.startswith("rank 0: no anonymous shared memory:")
+        assert not memory.own.size
 
 
 @pytest.mark.ranks(2)

@@ -65,6 +65,8 @@ FOLDERS = {
 
 LONG = (  # workers start with these files, so that none runs alone at the end
     "kernels/test_cuda_compile.py",
+    "bench/test_bench_cuda.py",
+    "substrate/test_cuda_layer.py",
     "bench/test_bench_parts.py",
     "kernels/test_cpu_kernels.py",
     "layer/test_training.py",

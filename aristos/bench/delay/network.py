@@ -15,6 +15,7 @@ import numpy as np
 
 from ...engine import words as engine
 from ...errors import InputError, WaitTimeout
+from ...host.nodes import Nodes
 from ...primitives import memory as mem
 from ...primitives.compile import jit
 from ...substrate.cpu import loop as ordinary
@@ -101,18 +102,29 @@ def copies(target, source, times):
     return mem.clock() - begun
 
 
+def check_ranks(nodes: Nodes) -> None:
+    """Raise InputError unless links between these ranks can be emulated."""
+    most, count = words.MOST_LINES // 2 + 1, len(nodes.node_of)
+    if not nodes.single:
+        raise InputError(
+            f"emulated links connect ranks of one node, got {nodes.count} nodes:"
+            " start all ranks on one, and leave --ranks-per-node out"
+        )
+    if count > most:
+        raise InputError(f"emulated links connect at most {most} ranks, got {count}")
+
+
 class Network:
     """Links between the ranks of a runtime; in a `with` block its calls use them. Collective, as is each method.
 
     runtime: of layers that have been made; it must not grow meanwhile. bulk: the bulk schedule of a layer on it.
-    InputError: ranks on several nodes.
+    InputError: ranks on several nodes, or too many.
     """
 
     def __init__(self, runtime: Any, bulk: Any) -> None:
         self.runtime, self.bulk, group = runtime, bulk, runtime.group
         self.rank, self.world = group.rank, group.world
-        if not group.nodes.single:
-            raise InputError("emulated links connect ranks of one node: leave --ranks-per-node out")
+        check_ranks(group.nodes)
         self._capacity = 1 << (runtime.shape.slots + 8).bit_length()
         self._link = words.link_bytes(self._capacity)
         self._step = 2 * self._link + LINE * (TURNS + 1) + COPIED

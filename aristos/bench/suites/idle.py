@@ -174,10 +174,10 @@ def _recorded(ctx: Context) -> list[str]:
     """The patterns of a trace: its layers of the least, the median and the most rows of the busiest expert."""
     if ctx.trace is None:
         return []
-    ids = ctx.trace.ids
-    busiest = [np.bincount(ids[:, layer].ravel()[ids[:, layer].ravel() >= 0]).max() for layer in range(ids.shape[1])]
-    order = np.argsort(busiest, kind="stable")
-    return [f"{RECORDED}{layer}" for layer in dict.fromkeys(order[[0, len(order) // 2, -1]].tolist())]
+    by_layer = enumerate(np.moveaxis(ctx.trace.ids, 1, 0))
+    busiest = {layer: np.bincount(ids[ids >= 0]).max() for layer, ids in by_layer if (ids >= 0).any()}
+    order = sorted(busiest, key=lambda layer: busiest[layer])
+    return [f"{RECORDED}{layer}" for layer in dict.fromkeys((order[0], order[len(order) // 2], order[-1]))]
 
 
 def _call(work: Workload, pattern: str, tokens: int, key: int, trace: Trace | None = None) -> Call:

@@ -14,6 +14,9 @@ due. Every row moves (moves="tokens"). Of each point, for the slowest rank, the 
 Biased against fused: copies of rows cost a fused worker time, while those of the bulk schedule take place inside the
 time that its collective waits for its link anyway. A * marks bandwidths above half of the measured rate of copying,
 where the copy counts as much as the link. Before the layers the links are checked: pings, and all-to-alls of MPI.
+
+Without options of a shape it measures A to E. Every layer has at least three calls of each schedule at each point, so
+that many points or slow links take longer than --seconds.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ PING_BYTES, PINGS, PING_REPEATS = (0, 4096, 65536), 10, 30
 PING_SHARE, PING_US = 0.05, 0.5
 EXCHANGED = 1 << 20  # bytes to each rank in a checked all-to-all
 EXCHANGE_SHARE, EXCHANGES = 0.10, 15
+CHECK_SECONDS = 1.0  # of the pings of a size, and of the all-to-alls, at a point; slow links have fewer tries
 
 POINTS = (
     Column("case", "layer"),
@@ -168,6 +172,9 @@ class Match:
     default=False,
 )
 def run(ctx: Context) -> Result:
+    from ..delay.network import check_ranks
+
+    check_ranks(ctx.world.nodes)
     links: list[dict[str, Any]] = []
     done = []
     cases = _shapes(ctx)
@@ -175,7 +182,7 @@ def run(ctx: Context) -> Result:
         work = Workload(ctx.world, shape.cfg, ctx.options.seed)
         name = f"{shape.name} {shape.cfg.dtype}"
         ctx.report(name, i / len(cases))
-        done.append(_case(ctx, work, name, shape.tokens[-1], ctx.left() / (len(cases) - i), links))
+        done.append(_case(ctx, work, name, shape.tokens[-1], 1 / (len(cases) - i), links))
     points = list(product(ctx.options.alpha, ctx.options.rate))
     threads = done[0].threads
     where = f"{counted(ctx.world.size, 'rank')} x {counted(threads, 'thread')}"
@@ -195,50 +202,64 @@ def _shapes(ctx: Context) -> list[models.Shape]:
     o = ctx.options
     own = (o.preset, o.tokens, o.hidden, o.ffn, o.experts, o.top_k, o.activation)
     native = isa.chosen() in ("amx", "avx512bf16", "neonbf16")
-    dtypes = [o.dtype] if o.dtype else ["float32", "bfloat16"] if native else ["float32"]
+    both = native and o.precision == "highest"
+    dtypes = [o.dtype] if o.dtype else ["float32", "bfloat16"] if both else ["float32"]
     if any(value is not None for value in own) or ctx.trace is not None:
         return [ctx.shape()]
-    return [models.shape(name, ctx.world.size, dtype=dtype) for dtype in dtypes for name in COMPARED]
+    given: dict[str, Any] = {"scale": o.scale, "precision": o.precision}
+    return [models.shape(name, ctx.world.size, dtype=dtype, **given) for dtype in dtypes for name in COMPARED]
 
 
-def _case(
-    ctx: Context, work: Workload, name: str, tokens: int, seconds: float, links: list[dict[str, Any]]
-) -> CaseTimes:
-    """Measure one layer at every point. links: filled in, once. Collective."""
+def _case(ctx: Context, work: Workload, name: str, tokens: int, share: float, links: list[dict[str, Any]]) -> CaseTimes:
+    """Measure one layer at every point. share: of the time that is left. links: filled in, once. Collective."""
     from ..delay.network import Network
 
     stacked = work.weights()
     layers = {s: work.layer(s, ctx.options.threads, stacked, moves="tokens") for s in SCHEDULES}
     network = Network(layers["fused"].runtime, layers["bulk"]._backend.bulk)
-    try:
-        match = Match(work, layers, work.typed(_call(ctx, work, tokens)))
-        rows = work.rows(work.routed(match.call)[0])
-        mine = int(rows[work.local].sum())
-        m = CaseTimes(name, layers["fused"].threads, *_alone(ctx, work, layers["fused"], rows), 0)
-        m.tile_bytes = int(m.tile_share * mine) * match.call.x.itemsize * work.cfg.hidden
-        if not links:
-            links += _links(ctx, network)
-        points = list(product(ctx.options.alpha, ctx.options.rate))
-        first = match.measure(max(1, ctx.options.warmup))
-        turn = float(sum(t.max(axis=0).min() for t in first.times.values()))
-        fit = int(ctx.world.bcast(0.7 * seconds / (len(points) + 2) / turn))
-        count = ctx.options.iters or min(MOST_CALLS, max(FEWEST_CALLS, fit))
-        for _ in range(BLOCKS):
-            m.plain.append(match.measure(max(1, count // BLOCKS)))
-            network.set(*UNLIMITED)
-            with network:
-                m.undelayed.append(match.measure(max(1, count // BLOCKS)))
-        for i, point in enumerate(points):
-            ctx.report(f"{name}: {point[0]:g} us, {point[1]:g} GB/s", i / len(points))
-            network.set(*point)
-            with network:
-                m.points.append(match.measure(count))
-        m.errors, m.right = match.errors, ctx.world.every(match.right)
-        return m
-    finally:
-        network.close()
-        for layer in layers.values():
-            layer.close()
+    match = Match(work, layers, work.typed(_call(ctx, work, tokens)))
+    counts = work.counts(work.routed(match.call)[0])
+    rows = counts.sum(axis=0)
+    width = match.call.x.itemsize * work.cfg.hidden
+    m = CaseTimes(name, layers["fused"].threads, *_alone(ctx, work, layers["fused"], rows), 0)
+    m.tile_bytes = int(m.tile_share * int(rows[work.local].sum())) * width
+    if not links:
+        links += _links(ctx, network)
+    points = list(product(ctx.options.alpha, ctx.options.rate))
+    first = match.measure(max(1, ctx.options.warmup))
+    turn = float(sum(t.max(axis=0).min() for t in first.times.values()))
+    seconds = 0.7 * share * ctx.left() / (len(points) + 2)
+    count = _calls(ctx, seconds, turn)
+    for _ in range(BLOCKS):
+        m.plain.append(match.measure(max(1, count // BLOCKS)))
+        network.set(*UNLIMITED)
+        with network:
+            m.undelayed.append(match.measure(max(1, count // BLOCKS)))
+    crossing = width * float(max(each[work.placement != rank].sum() for rank, each in enumerate(counts)))
+    for i, (alpha, rate) in enumerate(points):
+        ctx.report(f"{name}: {alpha:g} us, {rate:g} GB/s", i / len(points))
+        network.set(alpha, rate)
+        with network:
+            m.points.append(match.measure(_calls(ctx, seconds, turn + _delay(alpha, rate, crossing))))
+    m.errors, m.right = match.errors, ctx.world.every(match.right)
+    network.close()
+    for layer in layers.values():
+        layer.close()
+    return m
+
+
+def _calls(ctx: Context, seconds: float, turn: float) -> int:
+    """How many calls of each schedule take so many seconds, if one of each takes `turn`. Collective."""
+    fit = int(ctx.world.bcast(seconds / turn))
+    return ctx.options.iters or min(MOST_CALLS, max(FEWEST_CALLS, fit))
+
+
+def _delay(alpha: float, rate: float, nbytes: float) -> float:
+    """Most seconds that links of `alpha` us and `rate` GB/s add to one call of each schedule.
+
+    nbytes: most that a rank sends; as many come back. A bulk call has a collective more, of the counts.
+    """
+    return 5e-6 * alpha + 4e-9 * nbytes / rate
 
 
 def _call(ctx: Context, work: Workload, tokens: int) -> Call:
@@ -271,12 +292,13 @@ def _links(ctx: Context, network: Network) -> list[dict[str, Any]]:
         at_once = _exchange(ctx, network)
         for alpha, rate in product(ctx.options.alpha, ctx.options.rate):
             network.set(alpha, rate)
-            found = {n: min(network.ping(n, PINGS) for _ in range(PING_REPEATS)) * 1e6 for n in PING_BYTES}
+            ctx.report(f"links: {alpha:g} us, {rate:g} GB/s", 0.0)
             set_to = {n: alpha + n / (1e3 * rate) for n in PING_BYTES}
+            found = {n: _ping(network, n, set_to[n]) for n in PING_BYTES}
             off = {n: abs(found[n] - set_to[n]) for n in PING_BYTES}
             ping_right = all(off[n] <= max(PING_US, PING_SHARE * set_to[n]) for n in PING_BYTES)
             model = alpha + EXCHANGED / (1e3 * rate)
-            took = _exchange(ctx, network)
+            took = _exchange(ctx, network, model)
             fast = model < 2 * at_once  # the real collective takes as long as the link
             right = ping_right and (fast or abs(took - model) <= EXCHANGE_SHARE * model)
             records.append(
@@ -299,14 +321,28 @@ def _rate_text(rate: float, copy: float) -> str:
     return f"{rate:g}{'*' if rate > copy / 2 else ''}"
 
 
-def _exchange(ctx: Context, network: Network) -> float:
-    """Microseconds of an all-to-all of EXCHANGED bytes to each rank: of the slowest rank, the best try. Collective."""
+def _tries(most: int, us: float) -> int:
+    """As many tries of so many microseconds as CHECK_SECONDS allow, at least one and at most `most`."""
+    return max(1, min(most, int(CHECK_SECONDS * 1e6 / us)))
+
+
+def _ping(network: Network, nbytes: int, us: float) -> float:
+    """Microseconds of a ping, the best try. us: what it should take. Collective."""
+    rounds = _tries(PINGS, 2 * us)
+    return min(network.ping(nbytes, rounds) for _ in range(_tries(PING_REPEATS, 2 * us * (rounds + 1)))) * 1e6
+
+
+def _exchange(ctx: Context, network: Network, us: float = 1.0) -> float:
+    """Microseconds of an all-to-all of EXCHANGED bytes to each rank: of the slowest rank, the best try. Collective.
+
+    us: what it should take.
+    """
     sent = np.ones((ctx.world.size, EXCHANGED), np.uint8)
     came = np.empty_like(sent)
     nbytes = np.full(ctx.world.size, EXCHANGED)
     call = partial(network.collective, lambda comm: comm.Alltoall(sent, came), nbytes)
     in_turns(ctx.world, {"exchange": call}, 1)
-    taken = in_turns(ctx.world, {"exchange": call}, EXCHANGES)["exchange"]
+    taken = in_turns(ctx.world, {"exchange": call}, _tries(EXCHANGES, us))["exchange"]
     return float(gathered(ctx.world, taken).max(axis=0).min()) * 1e6
 
 

@@ -190,7 +190,7 @@ def arrays_at(weights, site):
 
 @jit
 def kept_at(kind, kept, rows, first, columns, site):
-    """Record accesses of columns first.. of kept hidden activations."""
+    """Record accesses of columns first.. of kept hidden activations, whose elements are float32."""
     if kept != 0:
         record(code(READ, site), kept, WORD * rows, 0)
         for i in range(rows):
@@ -228,7 +228,10 @@ def backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hid
 
 @jit
 def columns_at(kind, rows, activations, first, columns, site):
-    """Record accesses of columns first.. of a run's hidden activations, which lie within a chunk."""
+    """Record accesses of columns first.. of a run's hidden activations, which lie within a chunk.
+
+    Right for layers of float32 alone, as those of `run.py` are: an element takes FLOAT bytes, a row of a chunk PITCH.
+    """
     for i in range(rows):
         place = activations + PITCH * (rows * (first // FC) + i) + FLOAT * (first % FC)
         record(code(kind, site), place, FLOAT * columns, 0)
