@@ -51,6 +51,7 @@ COLUMNS = (
     Column("schedule", "schedule"),
     Column("moves", "moves"),
     Column("kept", "remote rows\nnot moved", ".0%"),
+    Column("computed_over_mean", "computed by the\nbusiest / mean", ".2f"),
     Column("median_ms", "median\nms", ".3f"),
     Column("over_even", "over\neven", ".2f"),
     Column("idle", "idle", ".1%"),
@@ -68,7 +69,8 @@ class PatternTimes:
     """One pattern. times, idle, core: way -> [world, iterations] seconds of calls, idle seconds in them, and the share
     of its core that each rank had; wait: way ->
     [world, world] mean seconds per call that a rank waited for a peer; kept: way -> share of the rows for other ranks'
-    experts that did not move; rows: [world] of each rank's experts."""
+    experts that did not move; computed: way -> [world] rows that a rank computed in the last call; rows: [world] of
+    each rank's experts."""
 
     pattern: str
     tokens: int
@@ -77,6 +79,7 @@ class PatternTimes:
     core: dict[Way, np.ndarray]
     wait: dict[Way, np.ndarray]
     kept: dict[Way, float]
+    computed: dict[Way, np.ndarray]
     rows: np.ndarray
     errors: dict[Way, float]
     right: bool
@@ -112,7 +115,14 @@ class Player:
         s = self._last
         outside = s.workers * (elapsed - s.call_seconds)
         remote = sum(s.rows_to_peer) - s.rows_to_peer[self.work.world.rank]
-        self.stats[way][i] = s.idle_seconds + outside, s.wait_seconds_by_peer, sum(s.kept_rows_to_peer), remote
+        kept = sum(s.kept_rows_to_peer)
+        self.stats[way][i] = (
+            s.idle_seconds + outside,
+            s.wait_seconds_by_peer,
+            kept,
+            remote,
+            sum(s.rows_from_peer) + kept,
+        )
         self.right &= np.array_equal(self.out, self.outputs[way])
         if self.after is not None:
             execute(self.layers[way], self.after)
@@ -121,7 +131,8 @@ class Player:
         """The pattern's times on all ranks. times: way -> [iterations] seconds on this rank; core: way -> [world,
         iterations] shares. Collective."""
         world, stats = self.work.world, {way: list(each.values()) for way, each in self.stats.items()}
-        moved = {way: np.sum(world.allgather(stats[way][-1][2:]), axis=0) for way in self.layers}
+        last = {way: np.array(world.allgather(stats[way][-1][2:])) for way in self.layers}  # [world, 3]
+        moved = {way: each[:, :2].sum(axis=0) for way, each in last.items()}
         return PatternTimes(
             self.pattern,
             int(world.largest(len(self.call.x))),
@@ -130,6 +141,7 @@ class Player:
             core,
             {way: np.array(world.allgather(np.mean([s[1] for s in stats[way]], axis=0))) for way in self.layers},
             {way: float(kept / max(1, remote)) for way, (kept, remote) in moved.items()},
+            {way: each[:, 2] for way, each in last.items()},
             np.bincount(self.work.placement, self.work.rows(self.work.routed(self.call)[0]), world.size).astype(
                 np.int64
             ),
@@ -252,6 +264,7 @@ def _records(work: Workload, m: PatternTimes, even: PatternTimes, workers: int) 
                 "schedule": way[0],
                 "moves": way[1],
                 "kept": m.kept[way],
+                "computed_over_mean": busiest_over_mean(m.computed[way]),
                 "median_ms": median * 1e3,
                 "over_even": over_even(t, even.times[way], int(m.rows.sum()), int(even.rows.sum())),
                 "idle": float(np.median(idle_share(t, m.idle[way], workers))),
@@ -293,4 +306,6 @@ def _table(ctx: Context, done: list[PatternTimes], ways: list[Way], threads: int
     table.add("rows", ("pattern", "rank"), [m.rows for m in done], "1", "rows for the rank's experts in a call")
     kept, errors = (np.array(of(name), float) for name in ("kept", "errors"))
     table.add("kept", way, kept, "1", "share of the rows for other ranks' experts that did not move")
+    computed = padded([of("computed")])[0]
+    table.add("computed", (*way, "rank"), computed, "1", "rows that a rank computed in the last call")
     return table.add("error", way, errors, "1", "largest relative error against float64")
