@@ -54,11 +54,14 @@ def shape_of(
     A token's row for the shared expert stays on its rank. foreign: most experts of local peers that a rank computes.
     train: backward calls send rows [dy | x], and rows of dx, float32, come back, each with a scalar.
     """
-    stride = lines((2 if dtype in NARROW else FLOAT) * (2 if train else 1) * hidden)
+    stride, back_stride = lines((2 if dtype in NARROW else FLOAT) * (2 if train else 1) * hidden), 0
+    if train:
+        back_stride = return_stride(FLOAT * hidden, 1)
+        stride = max(stride, back_stride)  # rows that wait to be put back take as much as rows of a ring
     most_held = max(placement.held)
     most = max_tokens * min(top_k, max(1, most_held))
     return_rows = max_tokens * (top_k + shared)
-    back = return_rows * return_stride(FLOAT * hidden, 1) if train else 0
+    back = return_rows * back_stride
     return EngineShape(
         world=world,
         ring_rows=max(ring_rows(world, stride, most), min(top_k, most)) if world > 1 else 1,

@@ -12,7 +12,10 @@ from cases import MoE, tokens
 from mpi import ranks_each
 
 from aristos import MoEConfig, Router, losses, reference
+from aristos.engine.layout import return_stride
 from aristos.errors import CheckpointError, InputError, MismatchError, OpenCallError, PeerInputError
+from aristos.layer.collective import shape_of
+from aristos.placement import Placement
 from aristos.train import SGD, Adam
 
 SMALL = MoEConfig(hidden=20, ffn=12, experts=6, top_k=2, activation="silu", gated=True, max_tokens=64)
@@ -159,6 +162,31 @@ def test_the_fused_backward_call_equals_the_bulk_one(comm, world):
                     found.append({"dx": np.array(dx), **{key: a.copy() for key, a in moe.grads().items()}})
             for key, value in found[0].items():
                 assert value.tobytes() == found[1][key].tobytes(), (name, number, key)
+
+
+def test_rows_of_dx_fit_where_rows_of_a_ring_do():
+    """Between nodes they wait to be put back, as far apart as rows of the ring."""
+    for dtype in ("float32", "bfloat16"):
+        for hidden in range(1, 200):
+            placement = Placement([0, 1], 2, 2)
+            shape = shape_of(2, placement, hidden=hidden, experts=2, top_k=1, max_tokens=9, dtype=dtype, train=True)
+            assert shape.stride >= return_stride(4 * hidden, 1)
+            assert shape.returns >= shape.return_rows * return_stride(4 * hidden, 1)
+
+
+@pytest.mark.ranks(2)
+def test_bfloat16_between_nodes_gives_the_bits_of_one_node(comm):
+    """96 float32 and a scalar take more lines than 2 x 96 bfloat16."""
+    cfg = replace(SMALL, hidden=96, dtype="bfloat16", max_tokens=160)
+    x, dy = (tokens(cfg, 120, seed=seed + comm.rank).astype(ml_dtypes.bfloat16) for seed in (3, 9))
+    found = []
+    for nodes in (None, 1):
+        with MoE(cfg, comm, threads=1, train=True, ranks_per_node=nodes) as moe:
+            moe.load(**reference.weights(cfg))
+            dx = [moe.backward(dy, moe.forward(x, save=save)[1]) for save in ("nothing", "rows", "hidden")]
+            found.append({"dx": np.array(dx), **{key: a.copy() for key, a in moe.grads().items()}})
+    for key, value in found[0].items():
+        assert value.tobytes() == found[1][key].tobytes(), key
 
 
 @pytest.mark.ranks(2)

@@ -140,9 +140,10 @@ class CpuRuntime(Runtime):
         crowded = self._sharing > 1 or self.threads > self.cores
         spins, yields = CROWDED if crowded else ALONE
         assert self.shape is not None
+        back = return_stride(int(job[words.RETURN_BYTES]), int(job[words.SCALARS]))
+        assert back <= self.shape.stride, "rows that wait to be put back take as much as rows of a ring"
         self.fill_engine(
-            job, schema.CPU, spins=spins, yields=yields, merge_polls=MERGE_POLLS,
-            return_stride=return_stride(int(job[words.RETURN_BYTES]), int(job[words.SCALARS])), pause_ns=PAUSE_NS,
+            job, schema.CPU, spins=spins, yields=yields, merge_polls=MERGE_POLLS, return_stride=back, pause_ns=PAUSE_NS,
             once_rows=ONCE_ROWS if self.shape.ring_rows >= ONCE_ROWS else 0, once_share=ONCE_SHARE,
             scratch=self._scratch.ctypes.data, lock=self._lock.ctypes.data, wire=self.wire,
             state=self.state.ctypes.data,
