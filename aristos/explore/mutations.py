@@ -104,9 +104,10 @@ def credit_before_last_reader(put: Put) -> None:
     """Credit for a tile is given when its record is read."""
     real = arrivals.read_record
 
-    def read_record(job: Any, st: Any, source: int) -> None:
-        real(job, st, source)
+    def read_record(job: Any, st: Any, source: int) -> bool:
+        fits = real(job, st, source)
         memory.store_release(layout.word_to(job, st, source, words.CREDIT), st[words.read_rows(job, source)])
+        return fits
 
     put(arrivals, "read_record", read_record)
 
@@ -197,8 +198,7 @@ def rows_of_the_next_call(put: Put) -> None:
             if st[words.verdict(job, p)] == codes.UNANNOUNCED and arrivals.read_announcement(job, st, p):
                 anything = True
             tail = memory.load_acquire(layout.word_from(job, st, p, words.TAIL))
-            while st[words.read_tiles(job, p)] < tail:
-                arrivals.read_record(job, st, p)
+            while st[words.read_tiles(job, p)] < tail and arrivals.read_record(job, st, p):
                 anything = True
             if returns.returns_due(job, st, p) > 0 and arrivals.read_returns(job, st, worker, p):
                 anything = True
@@ -212,12 +212,13 @@ def returned_before_computed(put: Put) -> None:
     """A tile is returned when its record is read."""
     real = arrivals.read_record
 
-    def read_record(job: Any, st: Any, source: int) -> None:
+    def read_record(job: Any, st: Any, source: int) -> bool:
         tile = st[words.read_tiles(job, source)]
-        real(job, st, source)
+        fits = real(job, st, source)
         r = words.kept(job, source, tile)
         returns.post_return(job, st, source, st[words.kept_packed(r)], st[words.kept_rows(r)], codes.OK, -1)
         st[words.returned(job, source)] -= 1
+        return fits
 
     put(arrivals, "read_record", read_record)
 

@@ -404,7 +404,7 @@ def test_scancel_leaves_no_process_and_no_half_written_file(cluster, tmp_path):
     out, file = tmp_path / "out", tmp_path / "results" / "r.h5"
     results.append(file, results.Run(attributes={"mine": 1}, tables=[]))
     before = file.read_bytes()
-    bench = ["-m", "aristos.bench", "layer", *SMALL, "--seconds", 100, "--out", file]
+    bench = ["-m", "aristos.bench", "layer", *SMALL, "--seconds", 100, "--iters", 100_000, "--out", file]
     with cluster.job("cancelled", out, "-N2", "-n2", "--", *bench) as running:
         wait_for(lambda: "2 ranks on 2 nodes" in out.read_text(), 60, out.read_text)
         time.sleep(2)  # into the timed calls

@@ -41,12 +41,16 @@ BUGS = (
         "st[words.block_left(job, b)] = left - (left > 1)",
     ),
     Planted(
-        "ended-early", "A rank publishes that a call has ended when it announces it: peers may load weights.",
-        "packing.announce",
-        "mem.notify(word_to(job, st, p, words.ANNOUNCED)",
-        "mem.notify(word_to(job, st, p, words.ANNOUNCED), job[words.EPOCH], 0)\n"
-        "mem.store_release(word_to(job, st, p, words.ENDED), job[words.EPOCH])\n"
-        "for _ in range(2000):\n    mem.nap()",  # so that the peer loads before this rank reads
+        "ended-early", "A rank publishes that a call has ended before it computes rows that stay.",
+        "experts.gather",
+        "st[words.command_kind(c)] = codes.EXPERT",
+        "st[words.command_kind(c)] = codes.EXPERT\n"
+        "if expert >= job[words.HELD]:\n"
+        "    for p in range(world):\n"
+        "        if p != me and st[words.remote(job, p)] == 0:\n"
+        "            mem.store_release(st[words.region_to(job, p)] + 8 * words.ENDED, job[words.EPOCH])\n"
+        "    for _ in range(1000):\n"
+        "        mem.nap()",  # so that the peer loads before this rank reads
         "shm-in-place",
     ),
     Planted(
