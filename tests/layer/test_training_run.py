@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import MoE, tokens
@@ -19,11 +21,13 @@ pytestmark = pytest.mark.slow
 CFG = MoEConfig(
     hidden=16, ffn=8, experts=8, top_k=2, activation="silu", gated=True, shared_ffn=4, bias=True, max_tokens=32
 )
+CFGS = {"float32": CFG, "bfloat16": replace(CFG, hidden=32, dtype="bfloat16")}
+KINDS = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 STEPS, TOKENS, PIECES = 200, 32, 4  # in all, of all ranks a step, equal parts of these
 
 
 def run(
-    comm: Any, first: int, last: int, folder: Path | None = None, save: int = -1, **options: Any
+    cfg: MoEConfig, comm: Any, first: int, last: int, folder: Path | None = None, save: int = -1, **options: Any
 ) -> dict[str, np.ndarray]:
     """Steps first.. before last, from what was saved in `folder` if first > 0: losses, norms, weights and states.
 
@@ -33,21 +37,22 @@ def run(
     mine = slice(TOKENS // world * rank, TOKENS // world * (rank + 1))
     found: dict[str, np.ndarray] = {}
     values = []
-    with MoE(CFG, comm, train=True, **options) as moe:
-        moe.load(**reference.weights(CFG, 1))
+    with MoE(cfg, comm, train=True, **options) as moe:
+        moe.load(**reference.weights(cfg, 1))
         optimizer = Adam(moe, 0.01, weight_decay=0.1, clip=0.1)
         if first:
             moe.restore(folder, optimizer)
         for step in range(first, last):
-            x, target = tokens(CFG, TOKENS, seed=step)[mine], tokens(CFG, TOKENS, seed=step % 3)[mine]
-            y, tape = moe.forward(x)
+            x, target = tokens(cfg, TOKENS, seed=step)[mine], tokens(cfg, TOKENS, seed=step % 3)[mine]
+            y, tape = moe.forward(x.astype(KINDS[cfg.dtype]))
             balance, dlogits = losses.switch(tape.routing, 0.01, comm)
-            off, total = y - target, balance
+            off, total = y.astype(np.float32) - target, balance
             if step % 10 == 0:  # each collective call of ranks that share cores takes milliseconds
                 each = np.square(off, dtype=np.float64).reshape(PIECES // world, -1).sum(axis=1)
-                total += float(reproducible_sum(comm, each[:, None])[0]) / (TOKENS * CFG.hidden)
+                total += float(reproducible_sum(comm, each[:, None])[0]) / (TOKENS * cfg.hidden)
             moe.zero_grads()
-            moe.backward(off * np.float32(2 / (TOKENS * CFG.hidden)), tape, dlogits, PIECES // world)
+            dy = (off * np.float32(2 / (TOKENS * cfg.hidden))).astype(KINDS[cfg.dtype])
+            moe.backward(dy, tape, dlogits, PIECES // world)
             values.append((total, optimizer.step()))
             if step + 1 == save:
                 moe.save(folder, optimizer)
@@ -58,15 +63,17 @@ def run(
 
 
 @ranks_each(2, 4)
-def test_200_steps_have_equal_bits(comm, world, tmp_path_factory):
+@pytest.mark.parametrize("dtype", CFGS)
+def test_200_steps_have_equal_bits(comm, world, dtype, tmp_path_factory):
     """Losses and norms, weights and Adam's states at the end: on 1, 2 and 4 ranks, for workers, placements and nodes.
 
     The run of one rank saves in the middle, and two ranks go on from there.
     """
+    cfg = CFGS[dtype]
     folder = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
     alone = folder / "alone.npz"
     if comm.rank == 0:
-        np.savez(folder / "new.npz", **run(None, 0, STEPS, folder, save=STEPS // 2, threads=1))  # type: ignore[arg-type]
+        np.savez(folder / "new.npz", **run(cfg, None, 0, STEPS, folder, save=STEPS // 2, threads=1))  # type: ignore[arg-type]
         (folder / "new.npz").rename(alone)
     while not alone.exists():
         time.sleep(0.1)  # MPI's waits would take the core from rank 0
@@ -80,7 +87,7 @@ def test_200_steps_have_equal_bits(comm, world, tmp_path_factory):
     else:
         places, runs = [2, 0, 2, 3, 3, 0, 1, 2], [(0, {"ranks_per_node": 2})]
     for first, options in runs:
-        found = run(comm, first, STEPS, folder, placement=places, **{"threads": 1} | options)
+        found = run(cfg, comm, first, STEPS, folder, placement=places, **{"threads": 1} | options)
         held = [e for e, rank in enumerate(places) if rank == comm.rank]
         assert set(found) == set(whole)
         for name, value in found.items():
