@@ -547,6 +547,15 @@ leave("end")
     assert re.search("ZeroDivisionError|PoisonedError", job.lines(1)[1])
 
 
+DAMAGE = """
+from aristos.engine import words
+from aristos.engine.layout import word_from
+from aristos.primitives import memory
+def damage(runtime, word):  # a word that rank 0 writes for this rank
+    memory.store(int(word_from(runtime._blank_job(), runtime.state, 0, word)), 1 << 40)
+"""
+
+
 @pytest.mark.parametrize(
     ("word", "moves", "text"),
     [
@@ -565,17 +574,14 @@ def test_a_damaged_word_ends_the_job_on_all_ranks(tmp_path, word, moves, text):
         tmp_path,
         2,
         LAYER
+        + DAMAGE
         + f"""
-from aristos.engine import words
-from aristos.engine.layout import word_from
-from aristos.primitives import memory
 moe = aristos.MoE(cfg, comm, moves="{moves}", threads=1)
 moe.load(**reference.weights(cfg))
 moe(x)
 comm.Barrier()
 if rank == 1:
-    runtime = moe.runtime
-    memory.store(int(word_from(runtime._blank_job(), runtime.state, 0, words.{word})), 1 << 40)
+    damage(moe.runtime, words.{word})
 try:
     moe.load(**reference.weights(cfg))
     moe(x)
@@ -597,15 +603,12 @@ def test_a_damaged_poison_word_ends_a_job_whose_program_has_ended(tmp_path):
         tmp_path,
         2,
         LAYER
+        + DAMAGE
         + """
-from aristos.engine import words
-from aristos.engine.layout import word_from
-from aristos.primitives import memory
 moe = made(threads=1)
 comm.Barrier()
 if rank == 1:
-    runtime = moe.runtime
-    memory.store(int(word_from(runtime._blank_job(), runtime.state, 0, words.POISON)), 1 << 40)
+    damage(moe.runtime, words.POISON)
 sys.exit(0)
 """,
         timeout=60,
