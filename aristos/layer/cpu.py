@@ -37,7 +37,7 @@ from .backend import Backend, Event, Settings
 from .bulk import Bulk
 from .collective import Membership, Needs, status_of
 from .given import GivenLayer
-from .node_weights import NodeWeights, foreign_slots
+from .node_weights import NodeWeights, foreign_slots, most_foreign
 from .routing import Routing, routing_of
 from .stats import call_stats
 from .tapes import Taping, row_bytes
@@ -130,7 +130,9 @@ class CpuBackend(Backend):
 
     def _open_home(self, settings: Settings, member: Membership) -> NodeWeights | None:
         """Memory for experts that local peers may read; None if this object's tokens always travel. Collective."""
-        if settings.moves == "tokens" or settings.schedule == "bulk" or member.world == 1:
+        if settings.moves == "tokens" or settings.schedule == "bulk":
+            return None
+        if not most_foreign(member.placement, member.runtime.group.nodes):
             return None
         layers = [expert_bytes(self._element, cfg) for cfg in self.cfgs]
         always = settings.moves == "experts"
@@ -168,6 +170,10 @@ class CpuBackend(Backend):
     @property
     def isa(self) -> str | None:
         return self._isa
+
+    @property
+    def moves(self) -> str:
+        return "tokens" if self._home is None else self.settings.moves
 
     def new_weights(self, layer: int) -> LayerWeights:
         float32 = self._elements.element_type("float32")

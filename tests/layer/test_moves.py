@@ -47,6 +47,7 @@ def test_outputs_do_not_depend_on_what_moves(comm):
         made, stats = {}, {}
         for moves in ("tokens", "experts", "auto"):
             with MoE(cfg, comm, moves=moves) as moe:
+                assert moe.moves == ("tokens" if moves == "auto" and memfd.lacking() else moves)
                 moe.load(**w)
                 made[moves], stats[moves] = moe(x, return_stats=True)
         assert same(made["tokens"], made["experts"]), name
@@ -172,6 +173,7 @@ def test_calls_of_every_kind_end_for_a_load(comm):
         MoE(CFG, comm, threads=1, train=True) as trained,
         Exchange(comm, hidden=CFG.hidden, experts=6, max_tokens=90) as exchange,
     ):
+        assert [each.moves for each in (moe, bulk, trained)] == ["experts", "tokens", "tokens"]
         for each in (moe, bulk, trained):
             each.load(**w)
 
@@ -333,6 +335,7 @@ def test_without_shared_memory_tokens_travel(comm, monkeypatch):
         with pytest.raises(EnvironmentProblem, match=r"share: rank 1: no anonymous shared memory: .*not impl"):
             MoE(CFG, comm, moves="experts")
         with MoE(CFG, comm) as moe:
+            assert moe.moves == "tokens"
             moe.load(**w)
             y, stats = moe(x, return_stats=True)
     assert sum(stats.kept_rows_to_peer) == 0
@@ -340,10 +343,15 @@ def test_without_shared_memory_tokens_travel(comm, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(memfd.SharedMap, "collapse", lambda self, start, nbytes: comm.rank == 1)
         with MoE(CFG, comm) as moe:
-            assert moe._backend._home is None, "without huge pages few rows would wait longer for weights"
+            assert moe.moves == "tokens", "without huge pages few rows would wait longer for weights"
         with MoE(CFG, comm, moves="experts") as moe:
+            assert moe.moves == "experts"
             moe.load(**w)
             assert same(moe(x), y)
+    with MoE(CFG, comm, moves="experts", ranks_per_node=1) as moe:
+        assert moe.moves == "tokens", "no rank has a local peer"
+        moe.load(**w)
+        assert same(moe(x), y)
 
 
 @pytest.mark.ranks(2)
@@ -375,5 +383,6 @@ def test_what_cannot_move_is_refused():
     with pytest.raises(InputError, match="with backend='cuda' tokens always travel"):
         check_moves("experts", "cuda", "fused")
     with MoE(CFG, moves="experts") as moe:  # a process alone has all experts
+        assert moe.moves == "tokens"
         moe.load(**reference.weights(CFG))
         check(CFG, reference.weights(CFG), x := tokens(CFG, 9, seed=0), {}, moe(x))
