@@ -193,7 +193,7 @@ class MoEConfig:
     precision: "high" allows products of float32 by three products of bfloat16, with 16 significant bits of rows, hidden
     activations and weights: outputs within 2e-5 of the largest one. Only CPUs with AMX gain by it and do so; all others
     compute as with "highest".
-    router: see `Router`. identity_experts: ids from `experts` up name so many experts that return the token itself
+    router: see `Router`. identity_experts: how many; ids from `experts` up name them, and they return the token itself
     (LongCat); the router has a column for each of them.
     shared_ffn: width of the shared expert, which every rank has and every token passes, 0: none; several shared
     experts are one of their summed width. Activation, gate, limit and biases are as the experts'. Its output is added

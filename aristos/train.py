@@ -1,5 +1,7 @@
-"""Optimizers of `MoE(..., train=True)`: AdamW, and SGD with momentum. A rank has the states of its own experts, router,
-shared expert, and a model's other arrays (`dense`). All but the experts' are equal on all ranks, and stay so.
+"""Optimizers of `MoE(..., train=True)`: AdamW, and SGD with momentum.
+
+A rank has the states of its own experts, of the router, of the shared expert, and of a model's other arrays (`dense`).
+All but the experts' states are equal on all ranks, and stay so.
 
 All arithmetic on an entry is float32, element by element, so that weights have the same bits on any number of ranks.
 """
@@ -23,9 +25,10 @@ Arrays = dict[str, np.ndarray]
 
 
 class Optimizer:
-    """Base of the optimizers. moe: all its layers are loaded. steps: how many were taken. lr may change between steps.
+    """Base of the optimizers. moe: all its layers must be loaded. lr, weight_decay, clip: may change between steps.
 
-    dense: arrays outside the MoE layers by name, float32, equal on all ranks; `step` changes them in place.
+    steps: the number of steps taken. dense: arrays outside the MoE layers by name, float32, equal on all ranks; `step`
+    changes them in place. states: for each layer, name -> state's name -> array.
     """
 
     def __init__(self, moe: MoE, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None) -> None:
@@ -46,7 +49,7 @@ class Optimizer:
         self.dense_states = {name: self.new_state(array) for name, array in self.dense.items()}
 
     def new_state(self, master: np.ndarray) -> Arrays:
-        """What is kept for one array."""
+        """The states of one array by name, at the start."""
         raise NotImplementedError
 
     def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays, factor: float) -> None:
@@ -81,14 +84,14 @@ class Optimizer:
         return norm
 
     def _parts(self, layer: int) -> Iterator[tuple[np.ndarray, np.ndarray, Arrays]]:
-        """(master, gradient, state) of each array of a layer, of each expert alone."""
+        """(master, gradient, state) of each array of a layer; an expert's arrays are items of their own."""
         gradients, masters = self.moe.grads(layer), self.moe.params(layer)
         for name, state in self.states[layer].items():
             for i in range(len(masters[name])) if name in EXPERTS else [...]:
                 yield masters[name][i], gradients[name][i], {key: array[i] for key, array in state.items()}
 
     def refuse_half_changed(self) -> None:
-        """Raise InputError if this rank's states have a part of a step."""
+        """Raise InputError if this rank's states were changed only in part by a step or a restore."""
         if self.half_changed:
             raise InputError(
                 "the optimizer's states are half changed, because step() or restore() was interrupted while it wrote"
@@ -115,9 +118,9 @@ class Optimizer:
     def norm(self, dense_gradients: Arrays | None = None) -> float:
         """The square root of the sum of all squares of all ranks' gradients, after `reduce_grads`. Collective.
 
-        Squares are added in float64 per layer, array and expert, then these sums by layer, name and id, dense arrays
-        last, so that it has the same bits on any number of ranks. Raises InputError that names an array which is not
-        finite.
+        Squares are added in float64 for each layer, array and expert; then these sums in order of layer, name and id,
+        those of dense arrays last. So it has the same bits on any number of ranks. Raises InputError, which names the
+        array, if a gradient is not finite.
         """
         mine = dict(self._squares())
         everyone = self.moe.everyone.allgather(mine, "squares of gradients")
@@ -145,12 +148,12 @@ class Optimizer:
         return zip(keys, self.moe.everywhere(self.moe.updates.square_sum, parts))
 
     def keeps(self, master: np.ndarray) -> float:
-        """What a step leaves of each entry: matrices shrink by lr * weight_decay, vectors stay."""
+        """The factor of weight decay for each entry: matrices shrink by lr * weight_decay, vectors stay."""
         return 1.0 - self.lr * self.weight_decay if master.ndim > 1 else 1.0
 
 
 class Adam(Optimizer):
-    """AdamW (arXiv:1711.05101, algorithm 2): Adam, and matrices shrink by lr * weight_decay a step.
+    """AdamW (arXiv:1711.05101, algorithm 2): Adam, and in each step matrices shrink by lr * weight_decay.
 
     m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
     """
@@ -186,7 +189,7 @@ class Adam(Optimizer):
 
 
 class SGD(Optimizer):
-    """Gradient descent: v = momentum v + g, w -= lr v; matrices shrink by lr * weight_decay a step."""
+    """Gradient descent: v = momentum v + g, w -= lr v; in each step matrices shrink by lr * weight_decay."""
 
     def __init__(
         self,

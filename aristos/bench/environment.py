@@ -36,8 +36,10 @@ def cpu() -> str:
 
 
 def commit() -> str:
-    """The commit of the source tree, or of that which an installed package was built from, with '+' if there were local
-    changes; '' if it is not known."""
+    """The commit of the source tree, or the one that an installed package was built from; '' if it is not known.
+
+    A '+' at the end: there were local changes.
+    """
     package = Path(__file__).resolve().parents[1]
     words = ["git", "-C", str(package), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
@@ -60,7 +62,7 @@ def mpi_library() -> str:
 def hold_blas(threads: int) -> str:
     """Limit NumPy's BLAS to `threads` threads; returns what was set, in words.
 
-    Environment variables would be too late: NumPy was imported before the options were read.
+    Setting environment variables would come too late: NumPy was imported before the options were read.
     """
     try:
         maps = Path("/proc/self/maps").read_text().splitlines()

@@ -191,7 +191,7 @@ class Pairs:
     """Windows for local and remote peers: words for every peer, then `capacity` bytes of slots. Collective; a context
     manager.
 
-    ranks_per_node: pretend nodes of so many ranks, whatever the run does. base: rank -> address of its shared window,
+    ranks_per_node: pretend nodes of this many ranks, whatever the run does. base: rank -> address of its shared window,
     for the ranks of this node. rma: the window that ranks of other nodes put into, or None.
     """
 

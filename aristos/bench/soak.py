@@ -232,8 +232,8 @@ def largest_terms(
 ) -> float:
     """How large a token's sum is where its terms do not cancel: the most of all tokens, at least 1.
 
-    An expert's output counts as a sum of so many terms of random signs. experts: arrays as `load` takes them, without a
-    router. x: [S, H] float32. ids, weights: [S, k].
+    An expert's output counts as a sum of terms of random signs, one for each hidden activation. experts: arrays as
+    `load` takes them, without a router. x: [S, H] float32. ids, weights: [S, k].
     """
     sums = np.ones(len(x))
     for e in range(cfg.experts):

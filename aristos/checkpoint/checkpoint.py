@@ -43,10 +43,11 @@ SHARED = {"shared_up": "up", "shared_gate": "gate", "shared_down": "down", "shar
 class Checkpoint:
     """A model directory: config.json and safetensors files, memory-mapped. Nothing but config.json is read at first.
 
-    path: the directory. comm: an mpi4py communicator: then opening is collective, and what one rank cannot open is
-    refused on all of them at once, which else would wait for it in MoE. None: this process alone. timeout: as of MoE.
-    Raises CheckpointError for a model_type or an option that Aristos does not know: it is named, nothing is guessed.
-    With comm, PeerInputError where another rank cannot open it, MismatchError where the ranks' config.json differ.
+    path: the directory. comm: an mpi4py communicator: then opening is collective, and if one rank cannot open the
+    directory, all ranks raise at once instead of waiting for that rank in MoE. None: this process alone. timeout: as of
+    MoE. Raises CheckpointError for a model_type or an option that Aristos does not know: the error names it, nothing is
+    guessed. With comm, PeerInputError where another rank cannot open it, MismatchError where the ranks' config.json
+    differ.
 
     Attributes: path. model_type: of the (text) model. layers: numbers of the model's MoE layers, in order; decoder
     layers of an encoder-decoder model are numbered after the encoder's. quantisation: its method, or "".
@@ -131,7 +132,7 @@ class Checkpoint:
         return ""
 
     def note(self, number: int) -> str:
-        """In what the layer differs from the model's own code; empty if in nothing."""
+        """How the layer differs from the model's own code, or what its calls need; empty if there is nothing to say."""
         return self._block(number).note
 
     def layer_config(
@@ -173,7 +174,7 @@ class Checkpoint:
     # ------------------------------------------------------------ tensors
 
     def _prefix(self, number: int, block: Block) -> str:
-        """What the names of a layer's tensors begin with."""
+        """The common beginning of the names of a layer's tensors."""
         key = block.layer
         if key not in self._prefixes:
             first = next(n for n in self.layers if self._blocks[n].layer == key)
@@ -210,7 +211,7 @@ class Checkpoint:
         return LayerReader(self._directory, prefix, pieces, shapes, cfg.experts, block.late, self._quantised)
 
     def _choose(self, prefix: str, part: Any, shapes: Mapping[str, tuple[int, ...]], experts: int) -> dict[str, Piece]:
-        """The alternative of a part that the directory has."""
+        """The alternative of a part whose tensors the directory has."""
         there = [way for way in part if all(prefix + piece.probe in self._directory for piece in way.values())]
         if not there:
             tried = sorted({shown(prefix + piece.probe) for way in part for piece in way.values()})
@@ -238,7 +239,7 @@ class Checkpoint:
         )
 
     def check(self, number: int) -> None:
-        """Check that layer `number` is there in the shapes of config.json, and nothing beside it. Reads headers alone.
+        """Check that layer `number` is there in the shapes of config.json, with no other tensors. Reads headers alone.
 
         Raises CheckpointError naming file and tensor.
         """
@@ -388,7 +389,7 @@ def _shapes(cfg: MoEConfig, block: Block) -> dict[str, tuple[int, ...]]:
 
 
 def _without_capacity(cfg: MoEConfig) -> MoEConfig:
-    """`cfg` without its capacity, which a caller may change: no weight depends on it."""
+    """`cfg` without its capacity. No weight depends on it, so a caller may use another one."""
     return replace(cfg, router=replace(cfg.router, capacity=None, capacity_factor=None))
 
 

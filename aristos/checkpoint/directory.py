@@ -26,7 +26,7 @@ MOST_JSON = 100_000_000  # bytes of config.json or the index
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, whose names are all different. Raises CheckpointError."""
+    """A JSON object from a file. Raises CheckpointError, also if a name comes twice."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -81,7 +81,7 @@ class Directory:
         return self._unindexed(shards)
 
     def _indexed(self) -> dict[str, str]:
-        """As the index says; its files must exist and its names be plain."""
+        """The file of every tensor, from the index; these files must exist, in this directory."""
         path = self.path / INDEX
         listed = read_json(path).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
@@ -97,7 +97,7 @@ class Directory:
         return listed
 
     def _unindexed(self, shards: list[str]) -> dict[str, str]:
-        """As the shards' headers say; all of them must be there, and no tensor twice."""
+        """The file of every tensor, from the shards' headers; no shard may be missing, no tensor may come twice."""
         total = int(SHARD.fullmatch(shards[0])[2])  # type: ignore[index]
         wanted = [f"model-{i:05d}-of-{total:05d}.safetensors" for i in range(1, min(total, 99999) + 1)]
         missing = sorted(set(wanted) - set(shards))

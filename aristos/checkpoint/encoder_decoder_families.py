@@ -62,7 +62,7 @@ def nllb(o: Options) -> dict[int, Block]:
     """
     o.only(second_expert_policy="all", router_dtype="float32")
     o.ignore("router_ignore_padding_tokens", "expert_capacity")  # the capacity of training
-    o.ignore("batch_prioritized_routing", "normalize_router_prob_before_dropping")  # without drops the same
+    o.ignore("batch_prioritized_routing", "normalize_router_prob_before_dropping")  # without drops they do nothing
     if o.number("moe_eval_capacity_token_fraction") < 1:
         o.refuse("moe_eval_capacity_token_fraction must be at least 1: Aristos renormalises before it drops a choice")
     dropout = o.number("moe_token_dropout")

@@ -32,7 +32,7 @@ ELSEWHERE = re.compile(
 OF_EXPERTS = re.compile("moe|expert|rout")  # a name with one of these concerns the layer, whatever else it holds
 HARMLESS = re.compile(NO_EFFECT)
 
-MOST = 1 << 20  # of a size: nothing is allocated by the word of a file
+MOST = 1 << 20  # of a size: a file must not cause large allocations
 MOST_LAYERS = 1 << 12
 
 
@@ -54,9 +54,9 @@ class Options:
         raise CheckpointError(f"{self.where}: {why}")
 
     def get(self, *keys: str) -> Any:
-        """The value of these names of one option, else the family's default; None without one.
+        """The value of an option that has several names, else the family's default; None if there is none.
 
-        A null counts as not there. Refuses names that are there with different values.
+        A null counts as absent. Raises CheckpointError if two of the names have different values.
         """
         self.read.update(keys)
         given = [key for key in keys if self.config.get(key) is not None]
@@ -71,7 +71,7 @@ class Options:
         return None
 
     def first(self, *keys: str) -> str:
-        """The first of these keys that is there and not null, else the first. All of them may be there and differ."""
+        """The first of these keys that is there and not null, else the first key. Their values may differ."""
         self.read.update(keys)
         return next((key for key in keys if self.config.get(key) is not None), keys[0])
 
@@ -116,14 +116,14 @@ class Options:
         return bool(value)
 
     def word(self, key: str, allowed: Mapping[str, Any]) -> Any:
-        """What stands for the word under this key."""
+        """The entry of `allowed` for the word under this key."""
         value = self.get(key)
         if not isinstance(value, str) or value not in allowed:
             self.refuse(f"{key} is {shown(value)}; Aristos has {', '.join(allowed)} for this model")
         return allowed[value]
 
     def only(self, **wanted: Any) -> None:
-        """Refuse options that differ from these; an option that is not there is taken to be so."""
+        """Refuse options that differ from these; an absent option is accepted."""
         for key, value in wanted.items():
             got = self.get(key)
             if got is not None and got != value:
@@ -139,7 +139,7 @@ class Options:
         return value
 
     def flags(self, key: str) -> list[bool] | None:
-        """A list of booleans, or of 0 and 1, for every layer at least; None where it is not there."""
+        """A list of booleans, or of 0 and 1; None where it is not there."""
         value = self.get(key)
         if value is None:
             return None

@@ -24,7 +24,7 @@ class Progress:
 
     @contextmanager
     def load(self, what: str, experts: int) -> Iterator[None]:
-        """A load of so many experts; at its end, well or not, the line on a terminal is cleared."""
+        """A load of `experts` experts; when it ends or fails, the line on a terminal is cleared."""
         self._what, self._experts, self._done, self._since = what, experts, 0, time.monotonic()
         try:
             yield

@@ -22,7 +22,7 @@ MX_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, 
 MX_PAIRS = np.stack([np.tile(MX_VALUES, 16), np.repeat(MX_VALUES, 16)], axis=1)  # by byte: low nibble, high nibble
 MX_BIAS = 127  # of a scale's exponent
 MX_ROWS = 16  # that are looked up at once
-MX_SAFE = 253  # from this scale up, 6 times it is beyond float32
+MX_UNSAFE = 253  # from this byte of a scale on, a product with the largest value, 6, is beyond float32
 LARGEST = float(np.finfo(np.float32).max)
 NARROW = {"F8_E4M3": 448, "F8_E5M2": 57344, "I8": 128}  # the largest finite value of each
 OTHER_FILES = "download this file again, or take the model's unquantised files"
@@ -60,7 +60,7 @@ def options(config: dict[str, Any], where: str) -> Options:
 
 
 def _check_compressed(found: dict[str, Any], where: str) -> None:
-    """Refuse what is not eight bits a weight without zero points."""
+    """Raise CheckpointError unless weights have eight bits and no zero points."""
     groups = found.get("config_groups")
     for name, group in groups.items() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
@@ -125,7 +125,7 @@ def check_scales(directory: Directory, name: str, asked: Options) -> set[str]:
 
 
 def values(directory: Directory, name: str, whole: np.ndarray, rows: Any, asked: Options) -> np.ndarray:
-    """`whole[rows]` of tensor `name`: as stored where it is no quantised one, else float32."""
+    """`whole[rows]` of tensor `name`: float32 if it is quantised, else as stored."""
     stored = directory.entry(name).dtype
     if stored not in NARROW:
         return whole[rows]
@@ -165,7 +165,7 @@ def finite(directory: Directory, name: str, scale: np.ndarray) -> np.ndarray:
 
 
 def _refuse_infinite(directory: Directory, name: str, product: np.ndarray, counted: Any = True) -> None:
-    """Raise CheckpointError where a value of tensor `name` times its scale, where `counted`, is beyond float32."""
+    """Raise CheckpointError if a value of tensor `name` times its scale is beyond float32. counted: values to check."""
     beyond = ~np.isfinite(product) & counted
     if beyond.any():
         at = [int(i) for i in np.unravel_index(int(np.argmax(beyond)), product.shape)]
@@ -192,6 +192,6 @@ def mxfp4(directory: Directory, blocks: str, scales: str, expert: int) -> np.nda
     with np.errstate(over="ignore"):  # refused below
         np.ldexp(grouped, exponent[..., None] - MX_BIAS, out=grouped)
     values = grouped.reshape(len(codes), -1)
-    if exponent.max(initial=0) >= MX_SAFE:
+    if exponent.max(initial=0) >= MX_UNSAFE:
         _refuse_infinite(directory, blocks, values)
     return values

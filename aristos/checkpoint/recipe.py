@@ -23,7 +23,7 @@ class Block:
 
     parts: the layer's arrays, each with alternatives. scopes: what every tensor of the block begins with, below
     `layer`, which has the layer's own number for {n}. problem: why Aristos cannot run this layer; empty if it can.
-    note: in what the layer differs from the model's own code, or what a call needs. shared_factor: a power of two that
+    note: how the layer differs from the model's own code, or what a call needs. shared_factor: a power of two that
     the shared expert's output is multiplied by. router_factor: of the router, where the parts have "router_scale".
     late: how many of the experts, the last ones, have tensors of their own ("late_up" and so on) and are always chosen.
 
@@ -91,7 +91,9 @@ def by_step(o: Options) -> list[int]:
 
 
 def after_dense(o: Options, key: str = "first_k_dense_replace") -> list[int]:
-    """Layers of mlp_layer_types that are not dense, or those from the first that is not; each moe_layer_freq-th."""
+    """The layers that mlp_layer_types does not call dense; without it those from the first that is not dense, and of
+    these each moe_layer_freq-th.
+    """
     kinds = o.get("mlp_layer_types")
     freq = o.get("moe_layer_freq")
     if kinds is not None:
@@ -108,7 +110,7 @@ def after_dense(o: Options, key: str = "first_k_dense_replace") -> list[int]:
 
 
 def kinds_of_layers(o: Options, *known: str) -> list[str]:
-    """mlp_layer_types, a word of `known` for every layer; further entries are of layers that predict further tokens."""
+    """mlp_layer_types: a word of `known` for each layer. Further entries are of layers that predict further tokens."""
     kinds, count = o.get("mlp_layer_types"), len(layers(o))
     if not isinstance(kinds, list) or len(kinds) < count or not all(kind in known for kind in kinds):
         o.refuse(f"mlp_layer_types must say {' or '.join(known)} for each of {count} layers, got {shown(kinds)}")

@@ -1,4 +1,4 @@
-"""One safetensors file: its header, checked against the file's size before anything is read by its word.
+"""One safetensors file: its header, which is checked against the file's size before any tensor is read.
 
 A file is a u64 header length (little-endian), a JSON header, and data. The header gives for each tensor its dtype, its
 shape and the offsets of its bytes behind the header. `__metadata__` is no tensor. The file is memory-mapped: values are
@@ -29,7 +29,7 @@ MOST_SIZE = 1 << 48  # of one axis; its products with a count of bytes are Pytho
 METADATA = "__metadata__"
 COPY = "download or copy this file again"
 
-# by the header's word, what NumPy reads the values as; None: whole bytes whose values are not read here
+# by the dtype in a header, the type with which NumPy reads the values
 DTYPES: dict[str, Any] = {
     "BOOL": np.bool_, "U8": np.uint8, "I8": np.int8, "U16": np.uint16, "I16": np.int16, "U32": np.uint32,
     "I32": np.int32, "U64": np.uint64, "I64": np.int64, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -155,7 +155,7 @@ class SafetensorsFile:
         return Entry(dtype, tuple(shape), start, end)
 
     def _check_order(self, entries: dict[str, Entry], data: int) -> None:
-        """The tensors cover the data, without holes and without overlap: the format demands it."""
+        """Raise CheckpointError unless the tensors cover the data without holes or overlap, as the format demands."""
         at, before = 0, None
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
             if entry.start < at:
@@ -189,7 +189,7 @@ def save(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def named_twice(pairs: Iterable[tuple[str, Any]]) -> str:
-    """The first name that comes again."""
+    """The first name that comes a second time."""
     seen: set[str] = set()
     return next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
 

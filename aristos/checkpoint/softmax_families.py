@@ -127,7 +127,7 @@ def qwen3_vl_moe(o: Options) -> dict[int, Block]:
     return dict.fromkeys(by_step(o), block)
 
 
-def with_shared(o: Options, router: dict[str, Any], *experts_keys: str) -> Block:
+def deepseek_layer(o: Options, router: dict[str, Any], *experts_keys: str) -> Block:
     """DeepSeek's layer: experts of moe_intermediate_size, and n_shared_experts of them for every token."""
     o.ignore("intermediate_size")  # of dense layers
     ffn = o.size("moe_intermediate_size")
@@ -145,7 +145,7 @@ def deepseek(o: Options) -> dict[int, Block]:
     """DeepSeek-MoE-16B (vllm-project/vllm models/deepseek.py): softmax, k best; renormalised if the model says so."""
     o.only(scoring_func="softmax", mlp_bias=False)
     o.ignore("aux_loss_alpha", "seq_aux")
-    block = with_shared(o, {"score": "softmax", "renormalize": o.flag("norm_topk_prob")}, "n_routed_experts")
+    block = deepseek_layer(o, {"score": "softmax", "renormalize": o.flag("norm_topk_prob")}, "n_routed_experts")
     return dict.fromkeys(after_dense(o), block)
 
 
@@ -164,7 +164,7 @@ def deepseek_v2(o: Options) -> dict[int, Block]:
     note = ""
     if o.flag("norm_topk_prob"):
         note = "norm_topk_prob is true: transformers ignores it, as here; the model's own code renormalises by it"
-    block = with_shared(o, router, "n_routed_experts")
+    block = deepseek_layer(o, router, "n_routed_experts")
     return dict.fromkeys(after_dense(o), replace(block, note=note))
 
 
@@ -176,7 +176,7 @@ def mistral4(o: Options) -> dict[int, Block]:
         "score": "softmax", "renormalize": o.flag("norm_topk_prob"), "scale": o.number("routed_scaling_factor"),
         **groups(o, "sum_top2"),
     }  # fmt: skip
-    block = with_shared(o, router, "n_routed_experts", "num_local_experts")
+    block = deepseek_layer(o, router, "n_routed_experts", "num_local_experts")
     return dict.fromkeys(after_dense(o), block)
 
 

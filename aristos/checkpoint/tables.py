@@ -32,7 +32,8 @@ class TokenTable:
                 f"{self._where} must have ints of shape [token ids, {cfg.top_k}], got {self._table.dtype}"
                 f" {list(self._table.shape)}: config.json and the tensors are of different models"
             )
-        self._router = reader.router(1.0).astype(np.float64)  # so that the other tokens of a call do not show
+        # float64, so that a token's weights, rounded to float32, do not depend on the other tokens of the call
+        self._router = reader.router(1.0).astype(np.float64)
         self._cfg = cfg
 
     def route(self, x: Any, tokens: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ MLP = ("mlp.",)
 def gpt_oss(o: Options) -> dict[int, Block]:
     """models/gpt_oss: biases everywhere; gate and up alternate, or are halves in models/openai_privacy_filter."""
     o.only(swiglu_alpha=1.702, experts_per_token=o.get("num_experts_per_tok"))
-    o.ignore("hidden_act")  # says silu and is not it
+    o.ignore("hidden_act")  # it says silu, but the experts' activation is another
     halves = o.config.get("model_type") == "openai_privacy_filter"
     base = "mlp.experts."
     plain = fused("mlp.", turned=True, interleaved=not halves)

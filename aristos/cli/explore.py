@@ -31,7 +31,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         choices=("shm", "rma", "mixed", "proxy"),
         help="proxy: between nodes, for ranks on GPUs (shm)",
     )
-    parser.add_argument("--stay", type=int, help="so many rows for an expert of a local peer are computed in place, 0: "
+    parser.add_argument("--stay", type=int, help="this many rows for a local peer's expert are computed in place; 0: "
                         "all travel (drawn; exhaustive: 0)")  # fmt: skip
     parser.add_argument("--scalars", action="store_true", help="every second call has a scalar beside each row "
                         "(else drawn; exhaustive: none)")  # fmt: skip

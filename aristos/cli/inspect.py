@@ -1,6 +1,6 @@
-"""`aristos inspect MODEL_DIR`: what of a model directory runs here, and the bytes that each of N ranks needs.
+"""`aristos inspect MODEL_DIR`: which layers of a model directory run here, and the bytes that each of N ranks needs.
 
-Exit codes: 0 all layers are supported and whole, 1 some are not, 2 usage or no model that is known, 130 Ctrl-C.
+Exit codes: 0 all layers are supported and complete, 1 some are not, 2 usage or an unknown model, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from ..bench.arguments import positive
 from ..host import launch_environment
 
-SUMMARY = "what of a model directory runs, and the bytes a rank needs: aristos inspect MODEL_DIR"
+SUMMARY = "which layers of a model directory run, and the bytes a rank needs: aristos inspect MODEL_DIR"
 PROBLEMS, USAGE, INTERRUPTED = 1, 2, 130
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,7 +29,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--ranks", type=positive, nargs="+", metavar="N", help="(1 2 4 ... up to the number of experts)"
     )
-    parser.add_argument("--tokens", type=positive, default=4096, help="a rank brings to one call (%(default)s)")
+    parser.add_argument("--tokens", type=positive, default=4096, help="of one rank in one call (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of rows and experts (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     return parser.parse_args(argv)
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 
 
 def examine(asked: argparse.Namespace) -> dict[str, Any]:
-    """What the directory holds. problems: by layer, why it cannot be loaded."""
+    """The report: layers, configurations, bytes. problems: layer -> why it cannot be loaded."""
     from ..checkpoint import Checkpoint
     from ..errors import AristosError
 
@@ -118,7 +118,7 @@ def lines(found: dict[str, Any], asked: argparse.Namespace) -> list[str]:
 
 
 def grouped(texts: dict[int, str]) -> dict[str, list[int]]:
-    """Numbers by text."""
+    """Text -> the layers that have it."""
     groups: dict[str, list[int]] = {}
     for number, text in texts.items():
         groups.setdefault(text, []).append(number)

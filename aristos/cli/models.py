@@ -1,4 +1,4 @@
-"""`aristos models [NAME]`: the table of published models: sizes, router, what runs here, and the source of each line.
+"""`aristos models [NAME]`: the table of published models: sizes, router, whether they run here, and sources.
 
 Exit codes: 0 printed, 2 usage.
 """
@@ -14,7 +14,7 @@ from ..host import launch_environment
 if TYPE_CHECKING:
     from ..model_table import Model
 
-SUMMARY = "the table of published models, and what of them runs: aristos models"
+SUMMARY = "the table of published models, and which of them run: aristos models"
 USAGE = 2
 
 
@@ -23,10 +23,10 @@ def options(argv: list[str]) -> argparse.Namespace:
 
     parser = launch_environment.OneRankParser(
         prog="aristos models",
-        description="Published MoE models: sizes of a layer, router, and what of it Aristos has. `aristos inspect`"
+        description="Published MoE models: sizes of a layer, router, and whether Aristos runs them. `aristos inspect`"
         " reads a model directory.",
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="one model, with everything that is known of it")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="one model, with all that the table has of it")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
     if asked.name is not None and asked.name not in MODELS:
@@ -55,14 +55,14 @@ def main(argv: list[str]) -> int:
 
 
 def verdict(m: Model) -> str:
-    """What runs here, in a word or two."""
+    """Whether a model runs here, in a few words."""
     if not m.lacking:
         return "runs"
     return "ids from outside" if m.outside else "no"
 
 
 def record(m: Model) -> dict[str, Any]:
-    """A model's line as JSON has it."""
+    """A model's line, for JSON."""
     return {
         "hidden": m.hidden, "ffn": m.ffn, "experts": m.experts, "top_k": m.top_k, "moe_layers": m.moe_layers or None,
         "layers": m.layers or None, "shared": m.shared, "dense_ffn": m.dense_ffn, "gated": m.gated,

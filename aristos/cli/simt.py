@@ -2,7 +2,7 @@
 
 `check` prints the reports, of a Python script or of CUDA C++ or PTX; `profile` also the counters of a script's kernels.
 Exit codes: 0 no reports, 1 reports or a failed script, 2 usage, 3 numba-cuda or NVRTC is missing, 130 Ctrl-C. Without
-reports `profile` has the script's own.
+reports `profile` returns the script's own exit code.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def machine_options(one: argparse.ArgumentParser) -> None:
     )
     one.add_argument("--arch", default="sm_90", help="the architecture that kernels are compiled for (%(default)s)")
     one.add_argument("--limit", type=arguments.positive, default=10**11,
-                     help="stop a run after so many warp instructions (%(default)s)")  # fmt: skip
+                     help="most warp instructions of a run (%(default)s)")  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

@@ -32,8 +32,8 @@ def options(argv: list[str]) -> argparse.Namespace:
         description="Draw layer objects from a seed, make calls, compare each with the float64 reference, and watch "
         "memory, open files, threads and shared memory. Run it under mpirun or srun.",
     )
-    parser.add_argument("--minutes", type=amount, default=2.0, help="stop after so long (%(default)g)")
-    parser.add_argument("--objects", type=positive, metavar="N", help="stop after so many objects")
+    parser.add_argument("--minutes", type=amount, default=2.0, help="stop after this time (%(default)g)")
+    parser.add_argument("--objects", type=positive, metavar="N", help="stop after N objects")
     parser.add_argument("--seed", type=not_negative, help="of all that is drawn (default: the time)")
     parser.add_argument(
         "--first", type=not_negative, default=0, metavar="N", help="number of the first object (%(default)s)"
@@ -55,16 +55,16 @@ def main(argv: list[str]) -> int:
         return ENVIRONMENT
     seed = world.bcast(asked.seed if asked.seed is not None else int(time.time()))
     begun = time.monotonic()
-    said = [begun]
+    shown = [begun]  # when the last line was printed
 
     def go_on(number: int) -> bool:
         done = asked.objects is not None and number >= asked.first + asked.objects
         return not done and time.monotonic() - begun < 60 * asked.minutes
 
     def show(counts: Counts) -> None:
-        if world.lead and time.monotonic() - said[0] >= EVERY:
-            said[0] = time.monotonic()
-            print(f"{said[0] - begun:7.0f} s  {_line(counts)}", flush=True)
+        if world.lead and time.monotonic() - shown[0] >= EVERY:
+            shown[0] = time.monotonic()
+            print(f"{shown[0] - begun:7.0f} s  {_line(counts)}", flush=True)
 
     if world.lead:
         print(
@@ -94,5 +94,5 @@ def main(argv: list[str]) -> int:
 def _line(c: Counts) -> str:
     return (
         f"{c.objects} objects, {c.calls} calls of rank 0, {c.backward} with a backward call, {c.loads} loads between, "
-        f"{c.rows} rows; error at most {c.worst:.2f} of what the type explains"
+        f"{c.rows} rows; largest error {c.worst:.2f} of the tolerance"
     )

@@ -100,7 +100,7 @@ def autogroups() -> bool:
 
 
 def _usual(seats: list[RankCores]) -> str:
-    """The text for a good binding, by the example of rank 0's node."""
+    """The text for a good binding; it describes rank 0's node."""
     here = [s.cores for s in seats if s.node == seats[0].node]
     if len(here) == 1:
         return f"{listed(here[0])} of {seats[0].online}" + (" for each rank" if len(seats) > 1 else "")
@@ -110,6 +110,7 @@ def _usual(seats: list[RankCores]) -> str:
 
 
 def listed(cores: frozenset[int]) -> str:
+    """`core 1`, `cores 0-3, 8`."""
     numbers = named(cores).removeprefix("ranks ").removeprefix("rank ")
     return f"core {numbers}" if len(cores) == 1 else f"cores {numbers}"
 

@@ -34,7 +34,7 @@ def equal(facts: list[dict[str, str]]) -> list[Finding]:
 
 
 def compared(name: str, values: list[str], bad: bool, remedy: str) -> Finding:
-    """Report the ranks whose value differs from the most frequent one (of equally frequent ones: the first rank's)."""
+    """Report the ranks whose value differs from the most frequent one; among equally frequent ones the first counts."""
     rule, _ = Counter(values).most_common(1)[0]
     others = [rank for rank, value in enumerate(values) if value != rule]
     title = f"same {name}"

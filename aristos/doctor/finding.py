@@ -23,14 +23,17 @@ class Finding:
 
 
 def ok(name: str, text: str, **values: Any) -> Finding:
+    """A check that found nothing wrong."""
     return Finding(name, "ok", text, values=values)
 
 
 def warn(name: str, text: str, remedy: str, **values: Any) -> Finding:
+    """A check that found something that works badly."""
     return Finding(name, "warn", text, remedy, values)
 
 
 def fail(name: str, text: str, remedy: str, **values: Any) -> Finding:
+    """A check that found something that does not work."""
     return Finding(name, "fail", text, remedy, values)
 
 

@@ -34,7 +34,7 @@ def isa() -> str:
 
 
 def instructions() -> Finding:
-    """`suited` for this machine."""
+    """The finding of `suited` for this machine."""
     from ..primitives.isa import available, target
 
     cpu, features = target()
@@ -63,7 +63,7 @@ def folder() -> Path:
 
 
 def cache() -> Finding:
-    """`kept` for this process."""
+    """The finding of `kept` for this process."""
     from ..primitives.compile import wanted
 
     return kept(folder(), wanted())

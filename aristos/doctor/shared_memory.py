@@ -44,6 +44,7 @@ def shared(total: int, free: int, needed: int, layer: str, ranks: int) -> Findin
 
 
 def shared_here(ranks: int, per_node: int) -> Finding:
+    """`shared` for this node. ranks: of the job; per_node: of this node."""
     try:
         info = os.statvfs(SHM)
     except OSError as why:
@@ -55,6 +56,7 @@ def shared_here(ranks: int, per_node: int) -> Finding:
 
 
 def left(files: list[tuple[str, int]]) -> Finding:
+    """The files that killed MPI jobs have left. files: (path, bytes), see `mpi_files.leftovers`."""
     name = "left in shm"
     if not files:
         return ok(name, "no files of killed jobs")

@@ -33,5 +33,6 @@ def slurm(env: Mapping[str, str], version: str | None, types: list[str], library
 
 
 def slurm_here(env: Mapping[str, str], library: Library | None) -> Finding:
+    """`slurm` for this process."""
     version = srun("--version")
     return slurm(env, version, pmi_types(srun("--mpi=list")) if version is not None else [], library)

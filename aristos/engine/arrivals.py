@@ -103,12 +103,12 @@ def read_record(job, st, source):
     packed, block = mem.load(words.record_packed(a)), mem.load(words.record_block(a))
     if not bounds.record(job, st, source, expert, rows, packed, block):
         return False
-    r = words.kept(job, source, tile)
-    st[words.kept_row(r)] = st[words.read_rows(job, source)]
-    st[words.kept_rows(r)] = rows
-    st[words.kept_packed(r)] = packed
-    st[words.kept_left(r)] = rows
-    st[words.kept_last(r)] = block
+    r = words.landed(job, source, tile)
+    st[words.landed_row(r)] = st[words.read_rows(job, source)]
+    st[words.landed_rows(r)] = rows
+    st[words.landed_packed(r)] = packed
+    st[words.landed_left(r)] = rows
+    st[words.landed_last(r)] = block
     st[words.read_tiles(job, source)] = tile + 1
     st[words.read_rows(job, source)] += rows
     st[words.rows_left(job, source)] -= rows
@@ -119,8 +119,8 @@ def read_record(job, st, source):
     if st[words.pending_at(job, i)] == 0:
         st[words.front_at(job, i)] = tile
     else:  # tiles of one expert are not consecutive where they come in blocks: chain them
-        before = words.kept(job, source, st[words.latest_at(job, i)])
-        st[words.kept_next(before)] = tile
+        before = words.landed(job, source, st[words.latest_at(job, i)])
+        st[words.landed_next(before)] = tile
     st[words.latest_at(job, i)] = tile
     st[words.pending_at(job, i)] += rows
     st[words.expert_pending(job, expert)] += rows

@@ -5,13 +5,14 @@ or by hardware. The rank that reads it fails and says which word it was, instead
 tables. A wrong value within the bounds cannot be distinguished from a right one.
 
 The bounds follow from the protocol. A rank is at most one call ahead of another. A sender never has more rows or tiles
-on their way than the ring has rows; so its counts lie within a ring of what this rank has given back.
+under way than the ring has rows. So its counts exceed what this rank has given back by at most a ring.
 """
 
-from ..primitives.compile import jit
+from ..primitives import taped
+from ..primitives.compile import inlined, jit
 from . import codes, words
 
-# which word it was; 0: none. `NAMES` says what a message calls it
+# codes of the words that are checked, 0: none. `NAMES` has what messages call them
 (
     NOTHING,
     ANNOUNCED,
@@ -65,14 +66,14 @@ NAMES = {
 }
 
 STATUS_MOST = 1 << 32  # statuses name experts, see codes.py
-KEPT_MOST = 3  # all bits of primitives/taped.py
+KEPT_MOST = taped.X | taped.HIDDEN
 
 
 @jit
 def within(st, peer, word, value, least, most):
     """Whether `value`, which `peer` wrote as `word`, is one of least..most. If not, this rank fails.
 
-    Workers may find wrong values at the same time outside the lock. The values that they leave are then of several.
+    Several workers may fail at once, outside the lock. Then the words BAD_... may hold values of different workers.
     """
     if least <= value <= most:
         return True
@@ -140,14 +141,20 @@ def returned(job, st, owner, rows, packed, status, kept):
     return (
         within(st, owner, RETURNED_STATUS, status, 0, STATUS_MOST)
         and within(st, owner, RETURNED_ROWS, rows, 0, job[words.MAX_ROWS])
-        # without rows it is of an exchange's tile, and that call may have ended
+        # a record without rows belongs to an exchange, which may have ended: the bounds of this call do not hold for it
         and (rows == 0 or within(st, owner, RETURNED_PACKED, packed, low, high - rows))
         and within(st, owner, RETURNED_KEPT, kept, 0, KEPT_MOST)
     )
 
 
+@inlined
+def poison_limits(world):
+    """(least cause, most cause, last rank) that a poison word may name in a group of `world` ranks."""
+    return codes.CAUSE_TIMEOUT, codes.CAUSE_OUT_OF_BOUNDS, world - 1
+
+
 @jit
 def poison(job, st, peer, origin, cause):
     """Whether a poison word from `peer` may name this rank and this cause."""
-    known = within(st, peer, POISON_CAUSE, cause, codes.CAUSE_TIMEOUT, codes.CAUSE_OUT_OF_BOUNDS)
-    return known and within(st, peer, POISON_ORIGIN, origin, 0, job[words.WORLD] - 1)
+    least, most, last = poison_limits(job[words.WORLD])
+    return within(st, peer, POISON_CAUSE, cause, least, most) and within(st, peer, POISON_ORIGIN, origin, 0, last)

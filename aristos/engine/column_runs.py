@@ -17,11 +17,11 @@ from .returns import state_word
 
 COLUMNS = 96  # of a share, on CPUs: a multiple of every panel width, and a divisor of a chunk of F
 MOST_ROWS = 24  # of a column-split run, on CPUs
-SHARES_PER_TRY = 8  # shares that a rank's workers take, about, for each try of one of them to take the lock
+SHARES_PER_TRY = 8  # about as many shares are taken by a rank's workers for each try of a worker at the lock
 
 
 def shares(columns: int) -> int:
-    """Shares that so many columns are split into, on CPUs."""
+    """The number of shares that `columns` columns are split into, on CPUs."""
     return -(-columns // COLUMNS)
 
 
@@ -44,7 +44,7 @@ def free_slot(job, st):
 
 @jit
 def wanted(job, rows, active):
-    """Should these rows be split by columns? Yes if they are few, and fewer experts than workers have rows.
+    """Whether these rows are split by columns: if they are few, and fewer experts than workers have rows.
 
     Never in a call with scalars: no single worker ends such a run, so none could write the scalars that go back.
     """
@@ -85,7 +85,7 @@ def list_hidden(job, st, slot):
 def open_phase(job, run, limit):
     """Shares below `limit` may be taken."""
     mem.store_release(state_word(job, words.run_limit(run)), limit)
-    mem.fetch_add(state_word(job, words.RUNS_OPENED), 1)  # then: a worker that sees this count reads the new limit
+    mem.fetch_add(state_word(job, words.RUNS_OPENED), 1)  # after the limit: a worker that reads this count reads it too
 
 
 @jit
@@ -122,7 +122,7 @@ def take_from(job, st, worker, slot):
 
 @jit
 def share_first(job, st, worker):
-    """May this worker take a share before it tries the lock? Never if workers are few; many workers take turns."""
+    """Whether this worker may take a share before it tries the lock: never if workers are few; many take turns."""
     c = words.command(job, worker)
     return (st[words.command_shares(c)] + worker) % (1 + job[words.WORKERS] // SHARES_PER_TRY) != 0
 

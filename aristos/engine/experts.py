@@ -97,12 +97,12 @@ def take_tile(job, st, c, source, expert, most):
     """Add up to `most` rows of the front tile of `source` for `expert`, read in place from the ring; returns rows."""
     i = words.source_expert(job, source, expert)
     tile, taken = st[words.front_at(job, i)], st[words.taken_at(job, i)]
-    r = words.kept(job, source, tile)
-    rows = min(most, st[words.kept_rows(r)] - taken)
-    first = st[words.kept_row(r)] + taken
-    y = output_row(job, st, source, i, rows, st[words.kept_packed(r)] + taken)
-    if taken + rows == st[words.kept_rows(r)]:
-        st[words.front_at(job, i)] = st[words.kept_next(r)]
+    r = words.landed(job, source, tile)
+    rows = min(most, st[words.landed_rows(r)] - taken)
+    first = st[words.landed_row(r)] + taken
+    y = output_row(job, st, source, i, rows, st[words.landed_packed(r)] + taken)
+    if taken + rows == st[words.landed_rows(r)]:
+        st[words.front_at(job, i)] = st[words.landed_next(r)]
         st[words.taken_at(job, i)] = 0
     else:
         st[words.taken_at(job, i)] = taken + rows

@@ -14,7 +14,7 @@ from .layout import EngineShape, PairLayout, StateLayout
 
 
 def size(experts: int, world: int, foreign: int = 0) -> int:
-    """Words of a job for so many experts, ranks and experts of local peers; without experts it only reaches peers."""
+    """Words of a job. foreign: experts of local peers that it may compute. Without experts a job only reaches peers."""
     return words.JOB_WORDS + experts + world + 1 + words.FOREIGN_WORDS * foreign
 
 

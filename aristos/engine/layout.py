@@ -9,7 +9,7 @@ window for its local peers and one for its remote peers. Each holds return rows,
 A region with a ring of R rows. Each part begins on a line of 64 bytes, so that no two writers share a line:
 
     words                              two lines, see schema.LINE_WORDS and ENDED
-    announcement[epoch parity]         14 words + a word per held expert, in whole lines
+    announcement[epoch parity]         record `announced` + a word per held expert, in whole lines
     records[R + 1]                     tile records
     return_records[R + 1]              return records
     ring[R]                            rows, `stride` bytes each
@@ -35,6 +35,7 @@ RECORD_BYTES = WORD * words.RECORD_WORDS
 RETURN_RECORD_BYTES = WORD * words.RETURNED_WORDS
 CODED_BYTES = -(-WORD * words.CODED_WORDS * words.LINE_WORDS // LINE) * LINE
 RING_BUDGET = 64 << 20  # default bytes of ring a rank exposes, over all its sources
+LEAST_RING = 64  # rows of a pair's ring, even where RING_BUDGET has fewer; a call with fewer rows has a smaller ring
 
 
 def lines(nbytes: int) -> int:
@@ -67,9 +68,9 @@ class EngineShape:
             ),
         )
         nbytes = max(self.returns, other.returns)  # one user may need the most rows, another the widest
-        # RING_BUDGET holds fewer wide rows; a block holds all rows of a token
+        # RING_BUDGET has space for fewer rows if they are wide; a ring must hold all rows of a token, for a block
         rows = min(both.ring_rows, max(both.top_k, ring_rows(both.world, both.stride, both.ring_rows)))
-        plain = nbytes == both.return_rows * both.stride  # as 0 stands for: equal shapes must compare equal
+        plain = nbytes == both.return_rows * both.stride  # written as 0, so that equal shapes compare equal
         return replace(both, ring_rows=rows, return_bytes=0 if plain else nbytes)
 
     @property
@@ -163,7 +164,7 @@ def rank_bytes(s: EngineShape, nodes: Nodes, rank: int = 0) -> int:
 
 def ring_rows(world: int, stride: int, most: int) -> int:
     """Default ring rows: all that one source can send in a call, within RING_BUDGET bytes for all sources."""
-    affordable = max(64, RING_BUDGET // (max(1, world - 1) * stride))
+    affordable = max(LEAST_RING, RING_BUDGET // (max(1, world - 1) * stride))
     return max(1, min(most, affordable))
 
 

@@ -2,9 +2,9 @@
 
 Steps write for a remote peer as for a local one, but into its outbox. The holder of the wire's lock puts all that has
 become ready as one batch, so that a fence is paid per batch and not per tile. A batch is opened (its data is put) and
-closed later (flush, then the words): the flush of a batch that had time to land costs nothing, that of a fresh one
-waits for the peer's attention. A word is put as {value, complement}; one that arrives is accepted when the two agree,
-and published to the workers by a release store. What is sent is decided elsewhere.
+closed later (flush, then the words). A flush costs nothing if the batch had time to land; right after the puts it waits
+until the peer's processor calls MPI. A word is put as {value, complement}; one that arrives is accepted when the two
+agree, and published to the workers by a release store. Other modules decide what is sent.
 """
 
 from ..primitives import memory as mem
@@ -15,7 +15,7 @@ from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, record_to, return_r
 from .lock import acquire, unlock
 
 TURN_NS = 100_000  # least time between two turns at the wire while workers have work
-BATCH_NS = 1_000_000  # while there is work, returned rows wait so long after the last batch
+BATCH_NS = 1_000_000  # while there is work, returned rows wait until the last batch is this old
 BATCH_ROWS = 256  # while there is work, credit alone opens a batch when it is more rows than this
 CLOSE_NS = 150_000  # a worker that has work flushes a batch after this time, and the time that its bytes take
 LINK_BYTES_PER_NS = 2  # assumed link bandwidth, for that time
@@ -67,7 +67,7 @@ def receive(job, st):
 
 @jit
 def announcing(job, st):
-    """Is the announcement of this epoch still to be put to a peer?"""
+    """Whether the announcement of this epoch is still to be put to a peer."""
     acquire(job)
     late = False
     if st[words.PHASE] >= codes.PHASE_RUN:
@@ -79,7 +79,7 @@ def announcing(job, st):
 
 @jit
 def opens(job, st, peer, idle, now):
-    """Is it time to open a batch for a remote peer? (Under the rank's lock.)"""
+    """Whether it is time to open a batch for a remote peer. (Under the rank's lock.)"""
     staged = st[words.sent_rows(job, peer)] - st[words.put_rows(job, peer)]
     if st[words.open_epoch(job, peer)] != job[words.EPOCH]:
         if st[words.PHASE] < codes.PHASE_RUN:
@@ -100,7 +100,7 @@ def opens(job, st, peer, idle, now):
 
 @jit
 def closes(job, st, peer, idle, now):
-    """Is it time to flush the open batch of a remote peer?"""
+    """Whether it is time to flush the open batch of a remote peer."""
     if idle:
         return True
     return now - st[words.put_time(job, peer)] > CLOSE_NS + st[words.open_bytes(job, peer)] // LINK_BYTES_PER_NS
@@ -307,7 +307,7 @@ def turn(job, st, worker, idle):
 
 @jit
 def put_poison_words(job, st):
-    """Put the poison word to every remote peer, unflushed: a peer that does not answer must not hold up this rank.
+    """Put the poison word to every remote peer, without a flush: a peer that does not answer must not stop this rank.
 
     The poison word has a place of its own, where no other put of words lands. (Holding the wire's lock.)
     """

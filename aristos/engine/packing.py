@@ -136,7 +136,7 @@ def crosses_once(job, st, p):
     """1 if each token of this call crosses to rank `p` once, in blocks with an index; 0 if it sends a row a pair.
 
     Tokens always cross once to a remote rank. To a local rank they do only where it pays: the rows for it make several
-    blocks (ONCE_ROWS), and are so many for each token of the call that rows must repeat (ONCE_SHARE).
+    blocks (ONCE_ROWS), and are at least ONCE_SHARE percent of the call's tokens, so that rows must repeat.
     """
     if st[words.remote(job, p)] != 0:
         return 1

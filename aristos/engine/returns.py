@@ -41,12 +41,12 @@ def free_rows(job, st, source):
     tile, rows = st[words.free_tiles(job, source)], 0
     free, freed = tile, 0
     while tile < st[words.read_tiles(job, source)]:
-        r = words.kept(job, source, tile)
-        if st[words.kept_left(r)] != 0:
+        r = words.landed(job, source, tile)
+        if st[words.landed_left(r)] != 0:
             break
-        rows += st[words.kept_rows(r)]
+        rows += st[words.landed_rows(r)]
         tile += 1
-        if st[words.kept_last(r)] != 0:
+        if st[words.landed_last(r)] != 0:
             free, freed = tile, rows
     if freed != 0:
         st[words.free_tiles(job, source)] = free
@@ -57,13 +57,13 @@ def free_rows(job, st, source):
 @jit
 def finish_record(job, st, source, tile, rows):
     """`rows` rows of a tile are computed, or skipped; once that holds for all its rows, the tile is returned."""
-    r = words.kept(job, source, tile)
-    st[words.kept_left(r)] -= rows
+    r = words.landed(job, source, tile)
+    st[words.landed_left(r)] -= rows
     st[words.OWED] -= rows
-    if st[words.kept_left(r)] == 0:
-        back = 0 if st[words.exchanges(job, source)] else st[words.kept_rows(r)]  # an exchange's rows follow later
-        staged = st[words.kept_row(r)] if st[words.verdict(job, source)] == codes.SERVE else codes.UNSTAGED
-        post_return(job, st, source, st[words.kept_packed(r)], back, codes.OK, staged)
+    if st[words.landed_left(r)] == 0:
+        back = 0 if st[words.exchanges(job, source)] else st[words.landed_rows(r)]  # an exchange's rows follow later
+        staged = st[words.landed_row(r)] if st[words.verdict(job, source)] == codes.SERVE else codes.UNSTAGED
+        post_return(job, st, source, st[words.landed_packed(r)], back, codes.OK, staged)
         free_rows(job, st, source)
 
 

@@ -11,13 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ALL, CPU, CUDA = "all", "cpu", "cuda"
-ENGINE, TILE, OBJECT, WEIGHTS, CALL = (
-    "engine",
-    "tile",
-    "object",
-    "weights",
-    "call",
-)  # parts of a job, each filled at once
+# parts of a job, each filled at once
+ENGINE, TILE, OBJECT, WEIGHTS, CALL = "engine", "tile", "object", "weights", "call"
 LOCK = "a worker, under the rank's lock"
 ATOMIC = "any worker, by atomics"
 FAILS = "a worker that fails"
@@ -214,8 +209,8 @@ JOB_SCALARS: list[Word] = [
         STORE_ROWS | rows | places of the store
         TAPED | address | a record `taped` for each rank, see tape.py, 0: the call has no tape
         SAVE | | of a forward call: what is kept of a row if it fits, see primitives/taped.py
-        TAPE_AT | address | where this rank may keep rows
-        TAPE_END | address | the end of that
+        TAPE_AT | address | start of the memory where this rank may keep rows
+        TAPE_END | address | its end
         TAPE_X | bytes | of a kept row
         TAPE_HIDDEN | bytes | of kept hidden activations
         BACKWARD_WEIGHTS | address | for each held expert what the kernel of a backward call reads | cpu
@@ -320,8 +315,8 @@ STATE_WORDS = [
     Word("HEARTBEAT", "when the last heartbeat was sent", "ns", "worker 0"),
     Word("UNSENT", "rows for peers that are not sent", "rows", LOCK),
     Word("TARGETS_SET", "an exchange's rows have places", "flag", "worker 0"),
-    Word("STORE_NEXT", "places of the store that sources have got", "rows", LOCK),
-    Word("TAPE_NEXT", "first byte of the tape that no source has got", "address", LOCK),
+    Word("STORE_NEXT", "places of the store that are given to sources", "rows", LOCK),
+    Word("TAPE_NEXT", "first byte of the tape that is given to no source", "address", LOCK),
     Word("RUNS_TAKEN", "slots of column-split runs in use", "runs", LOCK),
     Word("READY_COUNT", "entries of `ready`", "entries", ATOMIC),
     Word("RUNS_OPENED", "phases of column-split runs that were opened, as long as the engine lives", "phases", ATOMIC),
@@ -342,8 +337,8 @@ STATE_WORDS = [
 
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes
 BACK_MOST = 16  # most pieces of own rows in a command: a decision adds as many as fit, the command's end adds one
-# lists of BATCH words in a command: rows, outputs, hidden activations of a column-split run or places in the store,
-# scalars, places on the tape
+# lists of BATCH words in a command: rows; outputs; hidden activations of a column-split run, or places in the store;
+# scalars; places on the tape
 LISTS = 5
 SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
 
@@ -359,7 +354,7 @@ DIMENSIONS = {
     "workers": "workers of the rank",
     "runs": "column-split runs at once",
     "commands": "workers + runs",
-    "kept_words": "words of a kept record",
+    "landed_words": "words of a landed tile's record",
     "run_words": "words of a column-split run",
     "command_words": "words of a command, whole lines",
     "counter_words": "words of a worker's counters",
@@ -401,7 +396,7 @@ TABLES = [
     StateTable("open_credit", PEER, "freed_rows of the open batch", "rows", WIRE),
     StateTable("open_bytes", PEER, "bytes of the open batch", "bytes", WIRE),
     StateTable("returned", PEER, "tiles returned to a source", "tiles"),
-    StateTable("kept", ("world", "records", "kept_words"), "tile records as their owner keeps them"),
+    StateTable("landed", ("world", "records", "landed_words"), "tiles that have landed and were read"),
     StateTable("count", SLOT, "pairs of each slot; while they are sorted, where its next pair goes", "rows", PACK),
     StateTable("slot_from", SLOT, "first packed row of a slot that is in no block yet", "packed row"),
     StateTable("slot_to", SLOT, "end of its packed rows in the claimed block", "packed row"),
@@ -517,7 +512,7 @@ RECORDS = [
     Record("taped", 3, 8, "a tape's part of one rank", LOCK, _fields(
         ("at", "place of its first row here", "address"), ("kept", "what is kept here of its rows"),
         ("there", "what it keeps of this rank's rows"))),
-    Record("kept", 6, 1, "a tile record as its owner keeps it", LOCK, _fields(
+    Record("landed", 6, 1, "a tile that has landed and was read, as its owner records it", LOCK, _fields(
         ("row", "number of its first ring row", "row"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"), ("left", "rows that are not computed", "rows"),
         ("last", "ring rows of the block that ends here, 0: it goes on", "rows"),
@@ -561,7 +556,7 @@ def record(name: str) -> Record:
 
 @dataclass(frozen=True)
 class RegionPart:
-    """A part of a region: so many entries of so many bytes. layout.py has `{address}_to` and `{address}_from`."""
+    """A part of a region: `entries` entries, each of `entry`. layout.py has `{address}_to` and `{address}_from`."""
 
     address: str
     entries: str
@@ -619,8 +614,8 @@ INDICES = [
         "source * job[MAX_COMPUTED] + expert",
         "Number of a source and an expert.",
     ),
-    Index("kept", "job, source, tile", "job[T_KEPT] + KEPT_WORDS * (source * job[SLOTS] + tile % job[SLOTS])",
-          "Kept record of a source's tile."),
+    Index("landed", "job, source, tile", "job[T_LANDED] + LANDED_WORDS * (source * job[SLOTS] + tile % job[SLOTS])",
+          "Record of a source's tile that has landed."),
     Index("run", "job, slot", "job[T_RUN] + RUN_WORDS * slot", "Column-split run of a slot."),
     Index("command", "job, worker", "job[T_COMMAND] + job[T_COMMAND_STEP] * worker", "Command of a worker."),
     Index("run_command", "job, slot", "job[T_COMMAND] + job[T_COMMAND_STEP] * (job[ALL_WORKERS] + slot)",
@@ -669,6 +664,6 @@ def sizes(*, world: int, max_computed: int, copies: int, records: int, rows: int
     return {
         "world": world, "max_computed": max_computed, "copies": copies, "copies_and_end": copies + 1,
         "records": records, "rows": rows, "blocks": -(-tokens // TOKEN_BLOCK) + 1, "workers": workers, "runs": runs,
-        "commands": workers + runs, "kept_words": record("kept").words, "run_words": record("run").words,
+        "commands": workers + runs, "landed_words": record("landed").words, "run_words": record("run").words,
         "command_words": -(-command // 8) * 8, "counter_words": COUNTER_WORDS,
     }  # fmt: skip

@@ -11,6 +11,8 @@ from .lock import acquire, lock, unlock
 from .poison import poison_word
 from .returns import returns_due
 
+POISON_SWEEPS = 32  # decisions in a row that found nothing, for each check of the peers' poison
+
 
 @jit
 def finished(job, st):
@@ -55,7 +57,7 @@ def next_command(job, st, worker):
         st[words.PHASE] = codes.PHASE_DONE
         return codes.FINISH
     st[words.IDLE_SWEEPS] += 1
-    if st[words.IDLE_SWEEPS] % 32 == 0:
+    if st[words.IDLE_SWEEPS] % POISON_SWEEPS == 0:
         peer = arrivals.poisoned(job, st)
         if peer >= 0:
             _, origin, cause = arrivals.read_poison(job, st, peer)

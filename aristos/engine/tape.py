@@ -2,7 +2,7 @@
 
 A call has a tape if its job's TAPED is set: a record for each rank, in memory that the tape's caller holds until the
 backward call. When the owner reads a source's announcement, it takes places for the source's rows from its reserve: for
-what SAVE asks, or for less if that does not fit, or none. Its return records say what it keeps. In the backward call
+what SAVE asks, for less if that does not fit, or none. Its return records say what it keeps. In the backward call
 the source sends a row [dy] where its owner keeps x, [dy | x] elsewhere. The places of a source's rows have the order of
 its packed rows. Of own rows only hidden activations are kept: the caller has its x.
 """
@@ -15,7 +15,7 @@ from . import codes, words
 
 @jit
 def step(job, kept):
-    """Bytes between the places of two rows of which `kept` is kept."""
+    """Bytes between the places of two rows. kept: what is kept of each, see primitives/taped.py."""
     nbytes = job[words.TAPE_HIDDEN] if kept & taped.HIDDEN else 0
     return nbytes + (job[words.TAPE_X] if kept & taped.X else 0)
 
@@ -24,7 +24,8 @@ def step(job, kept):
 def admit(job, st, source, rows):
     """In a forward call with a tape: decide what is kept of a source's rows, and give them places. (Under the lock.)
 
-    rows: none without a return record to report it; negative where this rank's routing was refused and nothing packed.
+    Of 0 rows nothing is kept, because no return record would report it. `rows` is negative if this rank's own routing
+    was refused, so that nothing is packed.
     """
     if job[words.MODE] != codes.MODE_LAYER or job[words.TAPED] == 0 or rows <= 0:
         return
@@ -45,7 +46,7 @@ def kept_of(job, source):
 
 @jit
 def note(job, owner, kept):
-    """In a forward call with a tape: an owner says what it keeps of this rank's rows. (Under the lock.)"""
+    """In a forward call with a tape: note what an owner keeps of this rank's rows. (Under the lock.)"""
     if job[words.MODE] == codes.MODE_LAYER and job[words.TAPED] != 0:
         mem.store(words.taped_there(words.taped(job, owner)), kept)
 
@@ -72,8 +73,8 @@ def number(job, st, part):
     """The number of a part's first row among its source's rows for this rank, in packed order."""
     source, packed = st[words.part_source(part)], st[words.part_first(part)]
     if source != job[words.RANK]:
-        r = words.kept(job, source, st[words.part_where(part)])
-        packed += st[words.kept_packed(r)] - st[words.kept_row(r)]
+        r = words.landed(job, source, st[words.part_where(part)])
+        packed += st[words.landed_packed(r)] - st[words.landed_row(r)]
     return packed - st[words.first_packed(job, source)]
 
 

@@ -166,7 +166,7 @@ T_OPEN_RETURNED = 155
 T_OPEN_CREDIT = 156
 T_OPEN_BYTES = 157
 T_RETURNED = 158
-T_KEPT = 159
+T_LANDED = 159
 T_COUNT = 160
 T_SLOT_FROM = 161
 T_SLOT_TO = 162
@@ -284,7 +284,7 @@ ANNOUNCED_WORDS = 14
 RECORD_WORDS = 4
 RETURNED_WORDS = 5
 TAPED_WORDS = 3
-KEPT_WORDS = 6
+LANDED_WORDS = 6
 FOREIGN_WORDS = 8
 PIECE_WORDS = 2
 PART_WORDS = 5
@@ -326,9 +326,9 @@ def source_expert(job, source, expert):
 
 
 @inlined
-def kept(job, source, tile):
-    """Kept record of a source's tile."""
-    return job[T_KEPT] + KEPT_WORDS * (source * job[SLOTS] + tile % job[SLOTS])
+def landed(job, source, tile):
+    """Record of a source's tile that has landed."""
+    return job[T_LANDED] + LANDED_WORDS * (source * job[SLOTS] + tile % job[SLOTS])
 
 
 @inlined
@@ -1058,39 +1058,39 @@ def taped_there(a):
 
 
 @inlined
-def kept_row(kept):
+def landed_row(landed):
     """Number of its first ring row."""
-    return kept
+    return landed
 
 
 @inlined
-def kept_rows(kept):
+def landed_rows(landed):
     """Rows of the tile."""
-    return kept + 1
+    return landed + 1
 
 
 @inlined
-def kept_packed(kept):
+def landed_packed(landed):
     """First packed row."""
-    return kept + 2
+    return landed + 2
 
 
 @inlined
-def kept_left(kept):
+def landed_left(landed):
     """Rows that are not computed."""
-    return kept + 3
+    return landed + 3
 
 
 @inlined
-def kept_last(kept):
+def landed_last(landed):
     """Ring rows of the block that ends here, 0: it goes on."""
-    return kept + 4
+    return landed + 4
 
 
 @inlined
-def kept_next(kept):
+def landed_next(landed):
     """Next tile of the same expert."""
-    return kept + 5
+    return landed + 5
 
 
 @inlined

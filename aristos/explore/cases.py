@@ -128,7 +128,7 @@ class Case:
         return bool(self.save and rounds) and not any(call.broken or call.exchange for call in rounds[-1])
 
     def computes(self, source: int, owner: int, rows: int) -> int:
-        """The rank that computes so many rows of one expert of `owner`; if either may, the source."""
+        """The rank that computes `rows` rows of one expert of `owner`; if either may, the source."""
         stays = self.stay and (self.balanced or rows >= self.stay) and owner in self.nodes.local(source)
         return source if stays else owner
 

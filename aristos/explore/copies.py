@@ -15,7 +15,7 @@ from .regions import WORD
 from .scheduler import FLUSH
 from .violation import WrongSide
 
-FAILED = 719  # the error that a failing copy leaves in the wire
+FAILED = 719  # the error that a failing copy leaves in the wire: CUDA's "launch failed"
 
 
 class Copies(SimulatedNetwork):

@@ -119,16 +119,16 @@ def freed_out_of_order(put: Put) -> None:
     def free_rows(job: Any, st: Any, source: int) -> None:
         done = 0
         for tile in range(st[words.free_tiles(job, source)], st[words.read_tiles(job, source)]):
-            r = words.kept(job, source, tile)
-            done += st[words.kept_rows(r)] * (st[words.kept_left(r)] == 0)
+            r = words.landed(job, source, tile)
+            done += st[words.landed_rows(r)] * (st[words.landed_left(r)] == 0)
         gone = st[words.free_tiles(job, source)]
         while gone < st[words.read_tiles(job, source)]:
-            r = words.kept(job, source, gone)
-            if st[words.kept_left(r)] != 0:
+            r = words.landed(job, source, gone)
+            if st[words.landed_left(r)] != 0:
                 break
             gone += 1
-            done -= st[words.kept_rows(r)]
-            st[words.freed_rows(job, source)] += st[words.kept_rows(r)]
+            done -= st[words.landed_rows(r)]
+            st[words.freed_rows(job, source)] += st[words.landed_rows(r)]
         st[words.free_tiles(job, source)] = gone
         word = layout.word_to(job, st, source, words.CREDIT)
         memory.store_release(word, st[words.freed_rows(job, source)] + done)
@@ -215,8 +215,8 @@ def returned_before_computed(put: Put) -> None:
     def read_record(job: Any, st: Any, source: int) -> bool:
         tile = st[words.read_tiles(job, source)]
         fits = real(job, st, source)
-        r = words.kept(job, source, tile)
-        returns.post_return(job, st, source, st[words.kept_packed(r)], st[words.kept_rows(r)], codes.OK, -1)
+        r = words.landed(job, source, tile)
+        returns.post_return(job, st, source, st[words.landed_packed(r)], st[words.landed_rows(r)], codes.OK, -1)
         st[words.returned(job, source)] -= 1
         return fits
 
@@ -327,7 +327,7 @@ def returned_in_part(put: Put) -> None:
     """A tile is returned with one row still to be computed."""
 
     def finish_record(job: Any, st: Any, source: int, tile: int, rows: int) -> None:
-        left = words.kept_left(words.kept(job, source, tile))
+        left = words.landed_left(words.landed(job, source, tile))
         before = st[left]
         if before - rows == 1 and st[words.verdict(job, source)] == codes.SERVE:
             st[left], st[words.OWED] = rows, st[words.OWED] + 1

@@ -78,7 +78,7 @@ def tile_kept_from_its_start(put: Put) -> None:
         source = st[words.part_source(part)]
         if source == job[words.RANK]:
             return 0
-        row: int = st[words.kept_row(words.kept(job, source, st[words.part_where(part)]))]
+        row: int = st[words.landed_row(words.landed(job, source, st[words.part_where(part)]))]
         return row - int(st[words.part_first(part)])
 
     moved(put, back)

@@ -104,8 +104,8 @@ def tile_taped_from_its_start(put: Put) -> None:
     def number(job: Any, st: Any, part: int) -> int:
         source, back = st[words.part_source(part)], 0
         if source != job[words.RANK]:
-            r = words.kept(job, source, st[words.part_where(part)])
-            back = st[words.part_first(part)] - st[words.kept_row(r)]
+            r = words.landed(job, source, st[words.part_where(part)])
+            back = st[words.part_first(part)] - st[words.landed_row(r)]
         return int(real(job, st, part)) - back
 
     renumbered(put, number)

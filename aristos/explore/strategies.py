@@ -13,7 +13,7 @@ from .cases import Case
 from .scheduler import Actor, Strategy
 
 CHANGES = 4  # most changes of priority in a run
-FAIR = 500  # after so many steps the running actor falls too: waiting ranks send heartbeats without end
+FAIR = 500  # after this many steps the running actor falls too: waiting ranks send heartbeats without end
 LOCAL_STEPS, REMOTE_STEPS, GPU_STEPS = (
     60,
     350,

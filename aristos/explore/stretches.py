@@ -33,7 +33,7 @@ Log = list[Any]
 
 
 class Stretches(Cluster):
-    """For one worker a rank, and its proxy on a GPU; a turn of the proxy is a stretch."""
+    """A cluster with one worker a rank, and on GPUs its proxy; a turn of the proxy is a stretch."""
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
@@ -66,7 +66,7 @@ class Stretches(Cluster):
             self.copies.flying, self.copies.sources = self.network.flying, self.network.sources
 
     def _take_for_local(self, rank: Rank, peer: int) -> None:
-        """Find words that no other actor reads in such a search: an access to one of them is no switch point."""
+        """Mark words that no other actor reads in such a search as local: no other actor runs at an access to them."""
         job, st, local = rank.job, rank.st, self.memory.local
         remote = st[words.remote(job, peer)] != 0
         if self.case.proxy:  # no rank fails, and no rank reads heartbeats

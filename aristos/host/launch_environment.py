@@ -1,8 +1,8 @@
 """How the launcher started this process, by its environment variables, and whether MPI agrees.
 
 If the `mpirun` of one MPI library starts programs linked to another, or `srun` lacks the right `--mpi=`, N copies run
-that each see a world of one rank. A benchmark would then print N wrong tables; Aristos exits with code 3 instead.
-Repairs nothing and starts no ranks.
+that each see a world of one rank. A benchmark would then print N wrong tables; Aristos exits with code 3 instead. This
+module repairs nothing and starts no ranks.
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ def leftovers(folder: str = SHM, young: float = YOUNG) -> list[tuple[str, int]]:
 
 
 def forget_names(maps: str = "/proc/self/maps", folder: str = SHM) -> int:
-    """Remove MPICH's names in `folder` of what this process has mapped; how many. Memory stays until the last unmap.
+    """Remove the names, in `folder`, of MPICH's files that this process has mapped; returns how many.
+
+    Their memory stays until the last process unmaps it.
 
     MPICH keeps the name until MPI_Finalize, so that a killed job leaves the file. Call it when all ranks of this
     machine have left MPI_Init: they have mapped the file then.
@@ -53,7 +55,7 @@ def forget_names(maps: str = "/proc/self/maps", folder: str = SHM) -> int:
             with contextlib.suppress(OSError, ValueError):
                 about = os.stat(words[5], follow_symlinks=False)
                 device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}"
-                if [device, str(about.st_ino)] == words[3:5]:  # no file of another job since
+                if [device, str(about.st_ino)] == words[3:5]:  # the mapped file itself, not a later job's of this name
                     os.unlink(words[5])
                     removed += 1
     return removed

@@ -21,7 +21,7 @@ class Nodes:
     def shared(cls, comm: Any, ranks_per_node: int | None = None) -> tuple[Nodes, Any]:
         """The nodes of a communicator, and a communicator of this node's ranks. Collective.
 
-        ranks_per_node: treat so many ranks as a node of their own, although more ranks share memory.
+        ranks_per_node: each group of this many ranks counts as a node, although more ranks share memory.
         """
         from mpi4py import MPI
 

@@ -13,9 +13,8 @@ ENDED = "has ended"
 class Process:
     """A process. place: its machine, and its namespaces of processes and of time. started: when, in ticks since boot.
 
-    Numbers come again, so both count; and time since boot differs between namespaces of time.
-
-    place or started is empty if unknown.
+    place or started is empty if unknown. The kernel uses process ids again, so the start counts too; it is measured in
+    the process's namespace of time.
     """
 
     place: str
@@ -28,18 +27,18 @@ class Process:
         return cls(_place(), os.getpid(), _stat(os.getpid())[1])
 
     def seen_here(self) -> bool:
-        """Whether this process sees it run, by its number.
+        """Whether this process sees it run, by its id.
 
         /proc may hide processes (hidepid=2), and copies of a virtual machine may name themselves alike.
         """
         return self._of_this_place() and _stat(self.pid)[1] == self.started
 
     def _of_this_place(self) -> bool:
-        """Whether it names the machine and the namespaces of this process."""
+        """Whether it is of the machine and the namespaces of this process."""
         return bool(self.place and self.started) and self.place == _place()
 
     def trouble(self) -> str:
-        """Why it does not run, as a clause: that it has ended, or is stopped. Empty if it runs, or is of another place.
+        """Why it does not run, as a clause: it has ended, or is stopped. Empty if it runs, or is of another place.
 
         Ask only of a process that was `seen_here`.
         """
@@ -55,7 +54,7 @@ class Process:
 
 def _stat(pid: int) -> tuple[str, str]:
     """(state, start) of a process: state X if there is none, both empty if unknown."""
-    try:  # bytes: the name of a process is any
+    try:  # bytes: the name of a process need not be valid text
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return fields[0].decode(), fields[19].decode()
     except (FileNotFoundError, ProcessLookupError):
@@ -65,7 +64,7 @@ def _stat(pid: int) -> tuple[str, str]:
 
 
 def _place() -> str:
-    """Equal in processes that see each other by number; empty if unknown, or if /proc is of another namespace."""
+    """A text, equal in processes that see each other by id; empty if unknown, or /proc is of another namespace."""
     try:
         if os.readlink("/proc/self") != str(os.getpid()):
             return ""

@@ -25,9 +25,9 @@ from .take_seat import JOB
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 PATIENCE = 10.0  # seconds from an ending signal to the launcher's SIGTERM
-FIRMER = 3.0  # seconds from there to SIGKILL
-OPEN_MPI = "OMPI_COMM_WORLD_RANK"  # a variable of its ranks alone
-GONE = 5.0  # seconds for the job's processes to end after the launcher
+FIRMER = 3.0  # seconds from that SIGTERM to SIGKILL
+OPEN_MPI = "OMPI_COMM_WORLD_RANK"  # a variable that only ranks under Open MPI have
+GONE = 5.0  # seconds for the job's processes to end after the launcher; then SIGKILL
 
 
 class Job:
@@ -49,8 +49,10 @@ class Job:
         )
 
     def _end_with_parent(self) -> None:
-        """Called in the child, so that it ends with the parent. srun ends its tasks on SIGTERM; mpiexec's daemons end
-        theirs when it dies."""
+        """Called in the child, so that it ends with the parent.
+
+        srun ends its tasks when it gets SIGTERM; mpiexec's daemons end their ranks when mpiexec dies.
+        """
         ctypes.CDLL(None).prctl(1, signal.SIGTERM if self.step else signal.SIGKILL)
 
     def send(self, how: int) -> None:
@@ -133,8 +135,10 @@ def _to_ranks(mark: str, how: int) -> bool:
 
 
 def processes(mark: str, variable: str = "") -> list[int]:
-    """Processes of this machine with the job's mark, and the variable, in their environment, without zombies and this
-    process."""
+    """Processes of this machine with the job's mark, and with the variable, in their environment.
+
+    This process and zombies are left out.
+    """
     wanted, also = f"{JOB}={mark}".encode(), f"\0{variable}=".encode() if variable else b""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

@@ -57,7 +57,7 @@ class Start:
 
 
 def _start(asked: Namespace, words: list[str], machine: ThisNode, nodes: int, ranks: int, env: dict[str, str]) -> Start:
-    """The command of so many ranks, and where they sit."""
+    """The command that starts `ranks` ranks, and their seats."""
     env = dict(env)
     used = min(ranks, max(1, nodes))
     per_node = -(-ranks // used)

@@ -164,7 +164,7 @@ def _groups(wanted: list[Cores]) -> list[list[int]]:
 
 
 def _fewest_first(wanted: list[Cores], pool: Cores) -> list[Cores]:
-    """Give each core to the rank with the fewest so far; a rank without any shares all that it may use."""
+    """Give each core to the rank with the fewest so far. A rank that gets none shares all cores that it may use."""
     taken: list[Cores] = [[] for _ in wanted]
     for core in sorted(pool, key=lambda c: (sum(c in each for each in wanted), min(c))):
         able = [i for i, each in enumerate(wanted) if core in each]

@@ -1,4 +1,4 @@
-"""This node, from which seats are taken, and the GPUs of it that the job may use."""
+"""The node whose seats are given out, and its GPUs that the job may use."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def read(smi: str | Path) -> ThisNode:
 
 
 def of(topology: Topology, env: Mapping[str, str]) -> ThisNode:
+    """This node in a topology. env: of the job; CUDA_VISIBLE_DEVICES limits its GPUs."""
     node = topology.nodes[topology.here or 0]
     outside = node.tasks == 0 and len(topology.nodes) > 1
     return ThisNode(node, usable(node.devices, env), topology.faults, outside)

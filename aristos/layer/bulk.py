@@ -168,7 +168,7 @@ class Bulk:
             row.Free()
 
     def at_once(self, call: Callable[[Any], object], nbytes: np.ndarray) -> None:
-        """Make an MPI collective in which this rank sends nbytes[p] bytes to rank p; the usual `collective`."""
+        """Make an MPI collective in which this rank sends nbytes[p] bytes to rank p: `collective` unless replaced."""
         call(self.runtime.group.comm)
 
     def _blocking(self, job: Any, st: Any, what: str, call: Any, nbytes: np.ndarray) -> None:

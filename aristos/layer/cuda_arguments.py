@@ -70,6 +70,7 @@ class DeviceArguments:
         self._kind = KINDS[cfgs[0].dtype]
 
     def take(self, call: DeviceCall, given: CallArguments) -> None:
+        """Check the arguments and write addresses and host arrays into `call`. Raises InputError."""
         lead = call.lead = self._take_x(call, given.x)
         if call.tokens > self._cfg.max_tokens:
             raise InputError(f"x has {call.tokens} tokens, more than max_tokens={self._cfg.max_tokens}")

@@ -58,12 +58,12 @@ class LayerJobs:
         return self._filled[layer] == self._runtime.version
 
     def keep_logits(self) -> None:
-        """Let the router keep its scores, from the next call on."""
+        """From the next call on, let the router write its scores to `logits`."""
         if not self._keeps_logits:
             self._keeps_logits, self._filled = True, [-1] * len(self._cfgs)
 
     def slots(self, layer: int) -> int:
-        """Copies of experts, with those of the shared one."""
+        """The number of copies of experts over all ranks, with a copy of the shared expert on each."""
         return self._member.placement.slots + self._member.world * bool(self._cfgs[layer].shared_ffn)
 
     def _routing_job(self, layer: int, slot_of: int) -> np.ndarray:
@@ -104,7 +104,7 @@ class LayerJobs:
         return router.scratch_bytes(cfg.max_tokens, cfg.columns, self.slots(layer), limited)
 
     def kept_weights(self) -> int:
-        """Where the weights of tokens are, if these are weighted and not outputs."""
+        """Address of the combine weights, where tokens are weighted and not outputs: [max_tokens] float32."""
         return self.buffer("kept weights", 4 * self._cfgs[0].max_tokens)
 
     def buffer(self, name: str, nbytes: int) -> int:

@@ -53,7 +53,7 @@ def checked_array(name: str, value: Any, bits: str | None) -> np.ndarray:
 class Given:
     """What the calls that load weights have in common: configuration, layout and the type behind uint16.
 
-    call: the method's name, for messages. Raises InputError for a layout or type that there is not.
+    call: the method's name, for messages. Raises InputError for an unknown layout or type.
     """
 
     def __init__(self, call: str, cfg: MoEConfig, layout: Any, bits: Any) -> None:
@@ -65,7 +65,7 @@ class Given:
         self.turned = layout == "out_in"
 
     def present(self, given: dict[str, Any], prefix: str = "") -> list[str]:
-        """Names of the arrays of an expert that came. Raises InputError for one that is missing or of no use.
+        """Names of the arrays of an expert that were given. Raises InputError for a missing or a superfluous one.
 
         prefix: of their names in messages.
         """
@@ -89,6 +89,7 @@ class Given:
         return self.inputs_first(array)
 
     def inputs_first(self, array: np.ndarray) -> np.ndarray:
+        """The array with inputs before outputs, whatever the layout."""
         return array.swapaxes(-1, -2) if self.turned and array.ndim > 1 else array
 
     @property
@@ -118,7 +119,7 @@ class Given:
         return {name: self.one(name, given[name], wanted[name]) for name in names}
 
     def router(self, given: dict[str, Any]) -> Arrays:
-        """The arrays of a layer's router that came, of ROUTERS."""
+        """The arrays of a layer's router that were given, of ROUTERS."""
         wanted = shapes(self.cfg, self.layout)
         found = {name: self.one(name, given[name], wanted[name]) for name in ROUTERS if given[name] is not None}
         score = self.cfg.router.score

@@ -17,8 +17,8 @@ def split(
     """(communicator of this rank's group, ranks in it of each expert, the group's number). Collective over comm.
 
     comm: an mpi4py communicator with a rank for each of the plan's devices, rank i being device i. The caller frees
-    the returned communicator. Raises InputError or MismatchError on every rank, also if a rank makes a layer without
-    a plan: both compare layer configurations on comm's runtime.
+    the returned communicator. Raises InputError or MismatchError on every rank. That holds also if a rank makes a layer
+    without a plan, because that layer compares configurations on the same runtime.
     """
     rank, world = comm.Get_rank(), comm.Get_size()
     problem, mine = None, ""

@@ -70,14 +70,14 @@ class Holders:
     def add_up(self, weights: TrainedWeights) -> None:
         """Add the gradients of experts with copies over their holders. Collective over them."""
         for ranks, experts, comm in self._sets:
-            one = sum(part.nbytes for part in weights.unshared(experts[:1]))
+            one = sum(part.nbytes for part in weights.partial_of(experts[:1]))
             several = max(1, AT_ONCE // one)
             for first in range(0, len(experts), several):
                 part = experts[first : first + several]
-                mine = np.concatenate([array.reshape(-1) for array in weights.unshared(part)])
+                mine = np.concatenate([array.reshape(-1) for array in weights.partial_of(part)])
                 with self.group.bounded(f"ranks {ranks} (gradients of experts with copies)"):
                     whole = total(comm, [Node(ranks.index(self.group.rank), 1, mine)], mine.dtype, mine.size)
-                weights.share(part, whole)
+                weights.add_whole(part, whole)
 
     def close(self, failed: bool) -> None:
         """Free the communicators; collective. failed: ranks may be lost, and nothing waits for them."""

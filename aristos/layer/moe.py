@@ -50,8 +50,8 @@ class MoE(TrainedLayers):
     timeout: seconds that a wait may last while the awaited rank makes no progress. backend: "cpu" or "cuda", where the
     layer runs; None: "cuda" where CuPy sees a device and neither threads nor schedule="bulk" is given, else "cpu". The
     attribute `backend` has the choice.
-    ranks_per_node: treat every group of so many consecutive ranks as a node, although MPI sees larger nodes; transport
-    shm is used within a node, rma between nodes.
+    ranks_per_node: treat every group of this many consecutive ranks as a node, although MPI sees larger nodes;
+    transport shm is used within a node, rma between nodes.
     Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
     windows do not fit, EnvironmentProblem where the launcher started several tasks and each is a world of its own.
 
@@ -177,8 +177,8 @@ class MoE(TrainedLayers):
         in huge pages (`moves`); the arrays given to `load` and to calls; ids and weights of max_tokens tokens, and with
         weights on the input their rows; tables that grow with the workers.
 
-        threads: include the scratch of so many workers: prepared rows, hidden activations and sums of a run, and of one
-        column-split run. cfg: one configuration, or a list with that of each layer. backend: None: "cuda" for tf32,
+        threads: include the scratch of this many workers: prepared rows, hidden activations and sums of a run, and of
+        one column-split run. cfg: one configuration, or a list with that of each layer. backend: None: "cuda" for tf32,
         else "cpu". With "cuda", which needs numba-cuda here, weights, the first window and a copy of the second lie in
         GPU memory, and hidden activations are not included.
         train: include masters, gradients (of experts with copies twice), projections packed transposed, and

@@ -1,4 +1,4 @@
-"""A trained layer object on disk: old or new and never half, from any number of ranks to any other.
+"""A trained layer object on disk: the old state or the new one, never a half; for any number of ranks.
 
 `dir/saved.json` names the folder of what was saved last. For each layer the folder has one file for each expert, which
 the first rank that holds the expert writes, and one for router and shared expert, which rank 0 writes. A file is
@@ -10,7 +10,6 @@ removes the old folder. All ranks need the same file system. Not a format for ot
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -95,10 +94,9 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         advice = "save elsewhere"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            disk, needed = os.statvfs(path.parent), sum(array.nbytes for array in arrays.values())
-            free = disk.f_bavail * disk.f_frsize
-            advice = f"{needed} bytes are needed in {path.parent}, {free} are free: free some space, or save elsewhere"
+        if error.errno in atomic.FULL:
+            needed = sum(array.nbytes for array in arrays.values())
+            advice = f"{atomic.space(path.parent, needed)}: free some space, or save elsewhere"
         raise CheckpointError(f"{path} cannot be written: {os.strerror(error.errno or 0)}: {advice}") from error
 
 
@@ -145,7 +143,7 @@ def undo(directory: Path, name: str) -> None:
 
 
 def finish(directory: Path, name: str, about: dict[str, Any]) -> None:
-    """Let saved.json name a complete folder, on rank 0, then remove all others."""
+    """Replace saved.json by one that names a complete folder, on rank 0, then remove all other folders."""
     for each in (directory / name, directory):
         atomic.sync(each)
     text = json.dumps({"schema": SCHEMA, "folder": name, **about}, indent=1)

@@ -1,4 +1,4 @@
-"""What owners keep for tapes: how much of a row, in how many bytes, and the memory reserved for it."""
+"""The reserve of a rank: what it keeps of rows for tapes, the bytes of a row, and the memory."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ SAVES = {"nothing": 0, "rows": taped.X, "hidden": taped.X | taped.HIDDEN}
 
 
 def row_bytes(cfg: MoEConfig) -> int:
-    """Bytes that a tape takes for a row that is kept."""
+    """Bytes of a row on a tape, in whole cache lines."""
     return lines(element_type(cfg.dtype).nbytes * cfg.hidden)
 
 
 def place_bytes(cfg: MoEConfig, save: str) -> int:
-    """Bytes that a tape takes for a row of another rank."""
+    """Bytes of all that a tape has of another rank's row. save: what it keeps, a name of SAVES."""
     kept = SAVES[save]
     return (row_bytes(cfg) if kept & taped.X else 0) + (hidden_bytes(cfg.ffn, cfg.gated) if kept & taped.HIDDEN else 0)
 
 
 def default_bytes(cfgs: Sequence[MoEConfig], world: int) -> int:
-    """The reserve that a rank has if no other is asked for: a tape of each layer with save="rows", at the mean load."""
+    """Bytes of the default reserve: for each layer one tape with save="rows", at the mean load of a rank."""
     return 0 if world == 1 else sum(each.max_tokens * each.top_k * place_bytes(each, "rows") for each in cfgs)
 
 
 @dataclass(frozen=True)
 class Taping:
-    """What a forward call gets that keeps a tape. table: [W, 3] int64, `words.TAPED_WORDS` words of each rank.
+    """What is given to a forward call that keeps a tape. table: [W, TAPED_WORDS] int64, a record `taped` of each rank.
 
-    save: what is asked, see `primitives.taped`. first, end: addresses of the part of the reserve that it may use.
+    save: what is to be kept, see `primitives.taped`. first, end: addresses of the part of the reserve that it may use.
     """
 
     table: np.ndarray
@@ -50,7 +50,7 @@ class Taping:
 
 
 class Reserve:
-    """Memory of this rank's tapes, of a fixed size. A call gets its largest free part; a tape keeps what it used."""
+    """Memory of this rank's tapes, of a fixed size. A call is offered the largest free part and keeps what it used."""
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes // LINE * LINE
@@ -62,11 +62,11 @@ class Reserve:
 
     @property
     def taken(self) -> int:
-        """Bytes that tapes have."""
+        """Bytes that tapes hold."""
         return sum(end - first for first, end in self._taken)
 
     def offer(self, world: int, save: int) -> Taping:
-        """For the next call: the largest part that no tape has."""
+        """Offer the next call the largest part that no tape holds."""
         ends = [0, *(end for _, end in self._taken)]
         firsts = [*(first for first, _ in self._taken), self.nbytes]
         _, first, end = max((end - first, -first, end) for first, end in zip(ends, firsts))
@@ -74,7 +74,7 @@ class Reserve:
         return Taping(np.zeros((world, words.TAPED_WORDS), np.int64), save, base - first, base + end)
 
     def take(self, taping: Taping, used: int) -> tuple[int, int]:
-        """Keep the first part of what was offered, up to address `used`; returns it, for `free`."""
+        """Keep what was offered from its start to address `used`; returns that part, for `free`."""
         base = int(self._memory.ctypes.data)
         part = taping.first - base, used - base
         if part[0] < part[1]:
@@ -90,7 +90,7 @@ class Reserve:
 def kept_names(table: np.ndarray, rank: int) -> list[str]:
     """What each rank keeps of this rank's rows, from a call's `Taping.table`: "nothing" also if it got none of them.
 
-    Of its own rows it has x in any case.
+    For this rank itself at least "rows": the tape has a copy of x.
     """
     names = {kept: name for name, kept in SAVES.items()}
     there = table[:, FIELDS["there"]].copy()
@@ -99,7 +99,7 @@ def kept_names(table: np.ndarray, rank: int) -> list[str]:
 
 
 def asked(save: object) -> int:
-    """What `save` asks for, see `primitives.taped`. Raises InputError."""
+    """The bits that `save` stands for, see `primitives.taped`. Raises InputError."""
     if not isinstance(save, str) or save not in SAVES:
         raise InputError(f"save must be one of {', '.join(SAVES)}, got {save!r}")
     return SAVES[save]

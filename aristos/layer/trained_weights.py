@@ -24,13 +24,14 @@ FLOATS = LINE // FLOAT
 class TrainedWeights(LayerWeights):
     """Weights of a layer that is trained, packed as the forward and the backward call read them.
 
-    masters: float32 arrays by `load`'s names; of experts with this rank's number of them in front. turned: projections
+    masters: float32 arrays by `load`'s names; those of experts are [this rank's experts, ...]. turned: projections
     packed transposed, in the element type of rows. sums: gradients of this rank's experts, rows rounded up to vectors.
     common: gradients of router and shared expert, one after the other. pending: for each backward call since the last
     `reduce_grads`, sums of common gradients over this rank's pieces. pieces: their number in each of these calls.
-    copied: ids of experts that other ranks hold too. partial: their gradients from rows that came here, unreduced.
-    cleared: of each expert whether its gradients are zero, whatever `sums` holds: a backward call then writes them, and
-    need not read them. half_changed: a backward call adds to the gradients now, or was interrupted while it did.
+    copied: ids of experts that other ranks hold too. partial: their gradients from the rows that came to this rank,
+    until `reduce_grads` adds them over all holders. cleared: for each expert whether its gradients are zero, whatever
+    `sums` holds: the next backward call writes them without reading them. half_changed: a backward call adds to the
+    gradients now, or was interrupted while it did.
     """
 
     def __init__(
@@ -47,9 +48,9 @@ class TrainedWeights(LayerWeights):
             self.turned[name] = aligned((len(mine), element.packed_bytes(columns, rows)), np.uint8)
         self.sums: Arrays = {name: self._zeros((len(mine), *every[name])) for name in self._own}
         self.cleared = np.zeros(len(mine), bool)
-        shared = [expert for expert in mine if expert in copied]
-        self._shared_at = {expert: i for i, expert in enumerate(shared)}
-        self.partial: Arrays = {name: self._zeros((len(shared), *every[name])) for name in self._own if shared}
+        several = [expert for expert in mine if expert in copied]
+        self._copied_at = {expert: i for i, expert in enumerate(several)}
+        self.partial: Arrays = {name: self._zeros((len(several), *every[name])) for name in self._own if several}
         self.router_turned: np.ndarray | None = None
         self.shared_turned: dict[str, np.ndarray] = {}
         self.places: dict[str, tuple[int, tuple[int, ...]]] = {}  # of common gradients: first entry, shape
@@ -150,7 +151,7 @@ class TrainedWeights(LayerWeights):
     # ------------------------------------------------------------ gradients
 
     def gradients(self) -> Arrays:
-        """Views by name, of the masters' shapes. Raises InputError if they have a part of a backward call."""
+        """Views by name, of the masters' shapes. Raises InputError while they hold only a part of a backward call."""
         if self.half_changed:
             raise InputError(
                 "the gradients are half changed, because a backward call was interrupted while it added to them:"
@@ -181,25 +182,25 @@ class TrainedWeights(LayerWeights):
         self.cleared[:] = False
 
     def adds(self, i: int) -> bool:
-        """Whether a backward call adds to the gradients of an expert, and does not write them."""
-        return self.mine[i] in self._shared_at or not self.cleared[i]
+        """Whether a backward call adds to the gradients of this rank's expert number i, or else writes them."""
+        return self.mine[i] in self._copied_at or not self.cleared[i]
 
     def added(self, rows: np.ndarray) -> None:
-        """After a backward call with so many rows of each expert: write the zeros of cleared gradients without rows."""
-        alone = np.array([expert not in self._shared_at for expert in self.mine], bool)
+        """After a backward call, write the zeros of cleared gradients that it did not. rows: [experts] of the call."""
+        alone = np.array([expert not in self._copied_at for expert in self.mine], bool)
         self.cleared[alone & (rows > 0)] = False
         self.write_zeros()
 
-    def unshared(self, experts: Sequence[int]) -> list[np.ndarray]:
+    def partial_of(self, experts: Sequence[int]) -> list[np.ndarray]:
         """The partial gradients of these experts with copies, in an order that is the same on all ranks."""
-        return [self.partial[name][self._shared_at[expert]] for expert in experts for name in self._own]
+        return [self.partial[name][self._copied_at[expert]] for expert in experts for name in self._own]
 
-    def share(self, experts: Sequence[int], whole: np.ndarray) -> None:
-        """Add sums over all holders, in the order of `unshared`, to the gradients; clear the partial ones."""
+    def add_whole(self, experts: Sequence[int], whole: np.ndarray) -> None:
+        """Add sums over all holders, in the order of `partial_of`, to the gradients; clear the partial ones."""
         self.write_zeros()
         at = 0
         for expert in experts:
-            i, part = self.mine.index(expert), self._shared_at[expert]
+            i, part = self.mine.index(expert), self._copied_at[expert]
             for name in self._own:
                 into = self.sums[name][i]
                 into += whole[at : at + into.size].reshape(into.shape)
@@ -207,9 +208,9 @@ class TrainedWeights(LayerWeights):
                 at += into.size
 
     def expert(self, i: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Addresses of an expert's packed arrays, of those packed transposed, and of its gradients; 0 for absent."""
+        """Addresses of an expert's packed arrays, of those packed transposed, and of its gradients; 0: absent."""
         names = (*PROJECTIONS, *(f"{name}_bias" for name in PROJECTIONS))
-        part = self._shared_at.get(self.mine[i])
+        part = self._copied_at.get(self.mine[i])
         sums, to = (self.sums, i) if part is None else (self.partial, part)
         packed, turned, added = (
             tuple(arrays[name][at].ctypes.data if name in arrays else 0 for name in chosen)
@@ -243,10 +244,10 @@ def widened(array: np.ndarray) -> np.ndarray:
 
 
 def training_bytes(cfg: MoEConfig, count: int, copied: int) -> int:
-    """Bytes of `TrainedWeights` with `count` experts, `copied` with copies, that `weights.packed_bytes` leaves out.
+    """Bytes of `TrainedWeights` that `weights.packed_bytes` leaves out. count: experts; copied: those with copies.
 
-    Masters but for select_bias, projections packed for the backward call, and gradients, but for those that wait for
-    `reduce_grads`.
+    They are masters without select_bias, projections packed for the backward call, and gradients. Not included are the
+    common gradients that wait for `reduce_grads`.
     """
     float32, every = element_type("float32"), shapes(cfg, "in_out")
     wanted, biases = expert_names(cfg)

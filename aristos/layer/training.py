@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 class Tape:
     """What `MoE.forward` keeps until `MoE.backward` or `discard`. routing: of the call, see `Routing`.
 
-    kept: for each rank what it keeps of this rank's rows, "nothing", "rows" or "hidden". part: of this rank's reserve.
+    kept: for each rank what it keeps of this rank's rows, "nothing", "rows" or "hidden". part: what the tape holds of
+    this rank's reserve, (first byte, end).
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Tape:
         self.kept = kept_names(saved.taped, owner.rank) if saved.taped is not None else ["nothing"] * owner.world
 
     def discard(self) -> None:
-        """Drop the tape without a backward call; on every rank. Harmless when repeated."""
+        """Drop the tape without a backward call; on every rank. A second time it does nothing."""
         if self._saved is not None:
             self._saved = None
             self._owner._closed(self)
@@ -128,18 +129,19 @@ class TrainedLayers(LoadedLayers):
     def _refuse_tapes(self, layer: int, what: str) -> None:
         if self._train and any(tape.layer == layer for tape in self._tapes.values()):
             raise OpenCallError(
-                f"{what} would change weights of layer {layer} under a tape: give it to backward(), or discard() it"
+                f"{what} would change weights of layer {layer} while a tape of it is open: give the tape to backward(),"
+                " or discard() it"
             )
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """While weights change: if that is interrupted, they are refused until `restore`."""
+        """A block in which weights change. If it is interrupted, this rank refuses its weights until `restore`."""
         self._half_changed = True
         yield
         self._half_changed = False
 
     def refuse_half_changed(self) -> None:
-        """Raise InputError if this rank's weights have a part of a step."""
+        """Raise InputError if this rank's weights were changed only in part by a step or a restore."""
         if self._half_changed:
             raise InputError(
                 "the weights are half changed, because step() or restore() was interrupted while it wrote them:"
@@ -163,7 +165,7 @@ class TrainedLayers(LoadedLayers):
 
     @property
     def tape_bytes_taken(self) -> int:
-        """Bytes of this rank's `tape_bytes` that open tapes have."""
+        """Bytes of this rank's `tape_bytes` that open tapes hold."""
         return self._reserve.taken if self._train else 0
 
     @property
@@ -234,10 +236,10 @@ class TrainedLayers(LoadedLayers):
         """dx = dL/dx from dy = dL/dy, and dL/dw added to `grads`. Collective: equal tapes in equal order on all ranks.
 
         dy: [..., H] of cfg.dtype, of the shape of y. tape: of a forward call of this object, used once. dlogits: [...,
-        columns], added to the gradient by the router's scores, such as a loss's. Returns dx [..., H] of cfg.dtype; for
-        a call that brought its ids, (dx, gradient of its weights [..., k]). Gradients of router and shared expert come
-        with `reduce_grads`. pieces: how many equal pieces this rank's tokens are cut into, see `reduce_grads`. Raises
-        InputError here, PeerInputError or MismatchError on the other ranks; no gradient has changed then.
+        columns], a loss's gradient by the router's logits, which is added to theirs. Returns dx [..., H] of cfg.dtype;
+        for a call that brought its ids, (dx, gradient of its weights [..., k]). Gradients of router and shared expert
+        come with `reduce_grads`. pieces: how many equal pieces this rank's tokens are cut into, see `reduce_grads`.
+        Raises InputError here, PeerInputError or MismatchError on the other ranks; no gradient has changed then.
         """
         backend = self._trained("backward")
         runtime = self._alive()
@@ -300,8 +302,8 @@ class TrainedLayers(LoadedLayers):
 
     def grads(self, layer: int = 0) -> dict[str, np.ndarray]:
         """Gradients by `load`'s names, float32 views: of this rank's experts [n, ...] in the order of
-        `placement.mine(rank)`, of router and shared expert as `load` takes them. `backward` adds to them. Raises
-        InputError if it was interrupted while it did, until `zero_grads`.
+        `placement.mine(rank)`, of router and shared expert as `load` takes them. `backward` adds to them. If it is
+        interrupted while it does, this raises InputError until `zero_grads`.
         """
         self._trained("grads")
         return self._of(layer).gradients()
@@ -318,8 +320,8 @@ class TrainedLayers(LoadedLayers):
     def zero_grads(self) -> None:
         """Set the gradients of all loaded layers to zero. Not collective.
 
-        Zeros of experts are written by the next backward call of the layer, or by `grads`: views from before show them
-        only then.
+        The gradients of experts are overwritten by the next backward call of the layer, or set to zero by `grads`:
+        until then views that `grads` gave before show the old values.
         """
         for weights in self._trained("zero_grads").weights:
             if weights is not None:
@@ -329,9 +331,10 @@ class TrainedLayers(LoadedLayers):
         """Add the gradients of router and shared expert over all ranks, so that all have the same. Collective.
 
         Those of each backward call are added piece by piece, by the tree of `aristos.reproducible_sum` over the pieces
-        of all ranks. A call's tokens of all ranks in rank order, cut into equal pieces, give the same bits on any
-        number of ranks. Gradients of experts with copies are added over the ranks that hold them, in rank order by the
-        same tree; those of other experts are complete already. With a plan, these are the ranks of all its groups.
+        of all ranks. If the pieces are equal parts of the call's tokens of all ranks, in rank order, their sum has the
+        same bits on any number of ranks. Gradients of experts with copies are added over the ranks that hold them, in
+        rank order by the same tree; those of other experts are complete already. With a plan, the ranks of all its
+        groups are meant.
         """
         backend = self._trained("reduce_grads")
         self._alive().refuse_open()
@@ -409,8 +412,8 @@ class TrainedLayers(LoadedLayers):
     def restore(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> None:
         """Take the masters that `save` wrote, on any number of ranks, and an optimizer's states. Collective.
 
-        All layers are loaded, with arrays of the same names. Raises CheckpointError here, PeerInputError on the other
-        ranks, OpenCallError while a tape is open; then nothing has changed on any rank.
+        All layers must be loaded before, with arrays of the same names. Raises CheckpointError here, PeerInputError on
+        the other ranks, OpenCallError while a tape is open; then nothing has changed on any rank.
         """
         backend, runtime = self._trained("restore"), self._settled()
         runtime.refuse_open()
@@ -463,7 +466,7 @@ class TrainedLayers(LoadedLayers):
                 optimizer.half_changed = False
 
     def _parts(self, weights: TrainedWeights, layer: int, optimizer: Optimizer | None) -> dict[int, Arrays]:
-        """Views of all that is saved of a layer: by expert's id, or saving.COMMON, arrays by name."""
+        """Views of all that is saved of a layer: id of an expert, or saving.COMMON -> arrays by name."""
         found: dict[int, Arrays] = {expert: {} for expert in (*weights.mine, saving.COMMON)}
         arrays = dict(weights.masters)
         for name, states in ({} if optimizer is None else optimizer.states[layer]).items():

@@ -29,11 +29,11 @@ class Updates:
     def adam(
         self, master: np.ndarray, gradient: np.ndarray, mean: np.ndarray, square: np.ndarray, scales: list[float]
     ) -> None:
-        """Change master, mean and square, of one shape. scales: see `kernels/cpu/optimizer.py`."""
+        """A step of Adam: change master, mean and square, of one shape. scales: see `kernels/cpu/optimizer.py`."""
         self._run(self._kernel.adam_rows, gradient, [master, mean, square], scales)
 
     def momentum(self, master: np.ndarray, gradient: np.ndarray, velocity: np.ndarray, scales: list[float]) -> None:
-        """Change master and velocity, of one shape."""
+        """A step with momentum: change master and velocity, of one shape. scales: see `kernels/cpu/optimizer.py`."""
         self._run(self._kernel.momentum_rows, gradient, [master, velocity], scales)
 
     def square_sum(self, array: np.ndarray) -> float:
@@ -55,12 +55,12 @@ class Updates:
 
 
 def _even(array: np.ndarray) -> np.ndarray:
-    """The array, or a copy, whose rows have no gaps and one distance."""
+    """The array if its rows are contiguous and equally far apart, else a contiguous copy."""
     return array if array.ndim == 2 and array.strides[1] == FLOAT else np.ascontiguousarray(array)
 
 
 def _extent(array: np.ndarray) -> tuple[int, int, int]:
-    """(rows, entries of each, bytes from row to row)."""
+    """(rows, entries of a row, bytes from row to row); an array of other than two dimensions is one row."""
     if array.ndim == 2:
         return *array.shape, array.strides[0]
     return 1, array.size, 0

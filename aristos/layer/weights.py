@@ -13,7 +13,7 @@ from .given import ROUTERS, Arrays, GivenLayer, expert_names
 from .given import SHARED as SHARED_ARRAYS
 from .node_weights import NodeWeights
 
-# parts of a layer: any of it, its router, its shared expert, and EXPERTS + e its expert e
+# parts of a layer, for messages: any part, the router, the shared expert; EXPERTS + e: expert e
 WEIGHTS, ROUTER, SHARED, EXPERTS = range(4)
 
 

@@ -1,6 +1,6 @@
-"""Plans that ours must never be worse than: one group, one group a node, and the greedy merge of 2024.
+"""The baselines, than which a plan must never be worse: one group, one group a node, and the greedy merge of 2024.
 
-Each returns groups. Groups that do not fit have infinite cost.
+Each function returns groups. Groups that do not fit have infinite cost.
 """
 
 from __future__ import annotations

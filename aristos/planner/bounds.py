@@ -58,7 +58,7 @@ class Kind:
 class Part:
     """How groups of a place may lie in its children of one kind. place: the child's index. number: such children in one
     place. low, high: [counts] range of devices in a child that a column covers. cost: [bins, counts] us, lower bound.
-    memory, rate: [counts] the most that so many devices have.
+    memory, rate: [counts] the most that this count of devices has.
     """
 
     place: int

@@ -42,7 +42,7 @@ DEAR = 4.0  # cost of leaving a device out, in groups
 WHOLE_SECONDS = 4.0  # time limit of one search for a partition of whole columns
 WHOLE_MOST = 800  # columns of one search: with many thousands the solver overruns its time limit
 KINDS, PARTS = 8, 32  # units are the KINDS largest values, divided by 1..PARTS
-LITTLE = 1e-3  # of the sum of values: rounding may add so much more than with the best unit
+LITTLE = 1e-3  # of the sum of values: a unit may add this much more by rounding than the best unit
 UP, DOWN = 1e-9, 1e-6  # of a unit: errors of values and of sums in their last bits (sums of under 1000 values)
 PARTITIONS = 4  # searches in a row: fewer groups allow longer stages
 

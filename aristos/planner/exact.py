@@ -1,8 +1,9 @@
 """The best partition of a small problem, by dynamic programming over all: F* = min over k of kappa B_k + T(k).
 
-B_k is the least longest stage of a partition into exactly k groups. With `crossing`, the all-reduce's link depends on
-the partition. Take pairs from slow to fast: the slowest crossing pair is one of the n - 1 pairs that join two
-components, and all slower pairs are inside groups. Each of these pairs gives a problem of its own, with merged devices.
+B_k is the shortest that the longest stage can be in a partition into exactly k groups. With `crossing`, the
+all-reduce's link depends on the partition. Take pairs from slow to fast: the slowest crossing pair is one of the n - 1
+pairs that join two components, and all slower pairs are inside groups. Each of these pairs gives a problem of its own,
+with merged devices.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def _counted(node: dict[str, Any], need: Need) -> dict[str, Any]:
 
 
 def fitting(need: Need, capacity: int) -> int:
-    """How many experts a device with so many bytes for parameters holds beside what is outside the experts."""
+    """How many experts a device holds in `capacity` bytes of parameters, beside what is outside the experts."""
     return min(need.experts, max(0, capacity - need.dense) // need.expert)
 
 

@@ -1,9 +1,9 @@
 """Which devices of a group hold which experts: by rate and memory, and by expert loads if they are known.
 
-The time of a stage on a device is its load over its rate; placing makes the longest of a group short. Experts of equal
-load have equally many copies: as many as make the longest device shortest. With loads, experts are given out from heavy
-to light, then moved and swapped, with copies of hot ones. The loads of copies are those that the layer gives them: of c
-copies, each source uses number (its own number mod c).
+The time of a stage on a device is its load over its rate; placing makes the longest time in a group short. Experts of
+equal load have equally many copies, the number with which that time is shortest. With loads, experts are given to
+devices from heavy to light, then moved and swapped; hot experts have copies. The load of a copy is the one that the
+layer gives it: of c copies, each source uses number (its own number mod c).
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ def places(problem: Problem, group: NDArray[np.int64]) -> list[list[int]]:
 
 
 def alike(experts: int, rate: np.ndarray, memory: np.ndarray) -> list[list[int]]:
-    """`places` for experts of equal load. Copies are made if there are more devices than experts: then every device
-    with memory holds an expert or a copy, unless a slow one would make the stage longer."""
+    """`places` for experts of equal load.
+
+    Copies are made if there are more devices than experts: then every device with memory holds an expert or a copy,
+    unless a slow device would make the stage longer.
+    """
     loads, n = np.ones(experts), len(rate)
 
     def longest(placement: list[list[int]]) -> float:
@@ -62,7 +65,7 @@ def alike(experts: int, rate: np.ndarray, memory: np.ndarray) -> list[list[int]]
 
 
 def numbers(experts: int, memory: np.ndarray) -> list[int]:
-    """How many copies of every expert to try: one; the most that fit; and those by which the sources divide."""
+    """The numbers of copies of every expert to try: one, the most that fit, and numbers that divide the sources."""
     n = len(memory)
     if (memory > 0).sum() <= experts:
         return [1]

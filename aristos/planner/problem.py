@@ -1,6 +1,6 @@
 """The planning problem: devices, links and one MoE layer's costs; and its form in a file.
 
-Each error about a file names the field. No solver is known here.
+Each error about a file names the field. This module knows no solver.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Infeasible(InputError):
 class Device:
     """A device of a problem. rate: cost units per us.
 
-    memory: how many experts of one layer fit, if as many of every other layer have to fit too.
+    memory: how many experts of one layer fit beside as many of every other layer.
     """
 
     rate: float

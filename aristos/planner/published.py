@@ -1,7 +1,8 @@
 """Problems of published models on measured machines: shapes and links become the numbers of Equation 1.
 
-A step is training (forward, backward twice as long) or inference (forward, no gradients). Links, rates and memory come
-from a file of `aristos topo --measure`, schema `aristos-links/1`, or from a cluster file. Does not guess a machine.
+A step is one of training (forward, and backward twice as long) or of inference (forward, no gradients). Links, rates
+and memory come from a file of `aristos topo --measure`, schema `aristos-links/1`, or from a cluster file. No machine is
+guessed.
 """
 
 from __future__ import annotations
@@ -46,5 +47,5 @@ def build(
 
 
 def moving(model: Model, tokens: int, group: int) -> Moving:
-    """Whether tokens or weights are less to move in a group of so many devices."""
+    """Whether tokens or weights have fewer bytes to move in a group of `group` devices."""
     return compare(tokens, model.hidden, model.ffn, model.experts, model.top_k, model.gated, group, ITEM)

@@ -1,9 +1,9 @@
 """Placing experts by their loads, with copies of hot ones where memory is left.
 
 Copies of an expert have nearly equal shares of its load: each source rank uses one, by its number. The next copy goes
-to the expert with the largest load per copy. Copies are given from heavy to light to the device that would end first,
-then moved and swapped while that shortens the time of the slowest device. TRIES numbers of copies are tried, up to what
-memory allows. `eplb` is DeepSeek's load balancer, from its description: the baseline.
+to the expert with the largest load per copy. Copies are given from heavy to light, each to the device that would end
+first with it; then they are moved and swapped while that shortens the time of the slowest device. TRIES numbers of
+copies are tried, up to what memory allows. `eplb` is DeepSeek's load balancer, from its description: the baseline.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _pack(loads: Floats, copies: Counts, rate: Floats, space: Counts) -> Placeme
 
 
 def _improve(held: list[set[int]], load: Floats, share: Floats, rate: Floats, space: Counts) -> None:
-    """Move or swap single copies off the longest device while both devices end earlier than it did."""
+    """Move or swap single copies of the slowest device while both devices then end earlier than it did."""
     for _ in range(PASSES):
         time = load / rate
         slow = int(np.argmax(time))

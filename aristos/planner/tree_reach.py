@@ -1,8 +1,8 @@
 """The bound's programme for a cluster in compressed form: equal cells are one place, and sizes are grouped in bins.
 
-The least that a device pays follows from counts: as many partners as possible below its own switches, the rest at the
-common switch. And c devices in a child whose children have at most q devices lie in at least c / q of them, so one of
-these has at most c over that number. A bin of sizes low..high pays what its cheapest size could.
+The least that a device pays follows from counts: it has as many partners as possible below its own switches, the rest
+below the common switch. And c devices in a child whose children have at most q devices lie in at least c / q of these,
+so one of them has at most c divided by their number. A bin of sizes low..high pays what its cheapest size could.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def weigh_row(kernels, y, weight, x, hidden, scratch):
 def expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire, kept):
     """Run one expert on `rows` rows. x, y: addresses of arrays of row addresses.
 
-    kept: address of an array of entries of `primitives.taped`, or 0: where hidden activations are kept, before their
-    function.
+    kept: address of an array of entries of `primitives.taped`, or 0: where the products with up and gate are kept, to
+    which the activation function is not applied yet.
     """
     _missing("expert_rows")
 

@@ -1,4 +1,4 @@
-"""New files beside others: under names that nobody can guess and plant a link at, and never half of a file."""
+"""New files beside others, whole or not there. Nobody can guess their names, and so plant a link there."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def beside(target: Path, prefix: str = "") -> Iterator[Path]:
-    """A new, empty file in the target's folder, to be renamed over the target; what is left of it is removed.
+    """A new, empty file in the target's folder, to be renamed over the target; removed at the end if it was not.
 
-    prefix: of its name, by default the target's, hidden. Raises OSError.
+    prefix: of its name; by default a dot and the target's name. Raises OSError.
     """
     path = target.parent / f"{prefix or f'.{target.name}.'}{secrets.token_hex(8)}.aside"
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))

@@ -6,7 +6,7 @@ used). It must be this user's alone (`private.py`), and its files are hashed (`c
 the versions of Python, Numba, llvmlite and NumPy, the CPU's features and the ISA. In it, each module has a folder named
 by a hash of the sources that its compiled code reads (`sources.py`), because Numba's own cache notices neither edits in
 other files nor another ISA at the same path. Equal sources share compiled code: a clone, an install and a job's copy.
-Of the processes of a node with one text of the package, one compiles at a time. Not a general build system.
+Of the processes of a node that run equal sources, one compiles at a time. Not a general build system.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _registered: list[Any] = []
 
 
 def wanted() -> Path:
-    """The cache folder of all versions that the environment names. Links above it are followed."""
+    """The cache folder that the environment names, of all versions. Links above it are followed."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     place = Path(os.environ.get("ARISTOS_CACHE") or os.path.join(home, "aristos"))
     return place.parent.resolve() / place.name
@@ -279,9 +279,9 @@ def compiled_here() -> int:
 
 
 def _compile_lock() -> contextlib.AbstractContextManager[None]:
-    """One process of a node compiles a text of the package at a time; the others then load its work from the cache.
+    """Of the processes that run equal sources of the package, one compiles at a time; the others then load its code.
 
-    Processes with another text compile too: they need other code, and would gain nothing from waiting.
+    A process with other sources does not wait: it needs other code.
     """
     text = sources.digest(frozenset(PACKAGE.rglob("*.py")))
     return _locked(cache_folder() / f"compiling-{text[:16]}.lock")

@@ -1,4 +1,4 @@
-"""What an owner's tape keeps of a row, as kernels and steps write it: an entry of a list of places.
+"""An entry of a command's list of places on the tape: where a row's place is, and what is kept there.
 
 A place starts on a cache line, so the lower bits of its address are free: they say what is kept there.
 """
@@ -6,7 +6,7 @@ A place starts on a cache line, so the lower bits of its address are free: they 
 from .compile import jit
 
 X, HIDDEN = 1, 2  # bits: the row itself; its products with the up and the gate projection
-BITS = 7
+BITS = 7  # of an entry, below the address: the low ones say what is kept
 
 
 @jit

@@ -1,7 +1,7 @@
 """Text from outside: the numbers in it, and whether it can be shown.
 
-Python's own conversions take more than is meant: `isdigit` accepts superscripts, `int` digits of every script and
-underscores, and it fails above 4,300 digits. A terminal obeys control characters in names.
+Python's own conversions accept too much: `isdigit` takes superscripts, `int` takes digits of every script and
+underscores. `int` also fails above 4,300 digits. A terminal obeys control characters in names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def whole(text: str, most: int = MOST) -> int | None:
 
 
 def plain(text: str) -> bool:
-    """Whether a text holds nothing but characters that can be shown: no escapes, line breaks or half characters."""
+    """Whether a text holds nothing but characters that can be shown: no escapes, line breaks or surrogates."""
     return (text.isascii() and text.isprintable()) or not any(unicodedata.category(c) in _HIDDEN for c in text)
 
 

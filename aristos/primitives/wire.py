@@ -31,7 +31,7 @@ def words(world):
 
 TEND_NS = 50_000  # within a layer call workers make progress at this interval
 PROGRESS_US = 1000  # outside layer calls the progress thread does, at this one
-ALONE_NS = 5_000_000  # within a layer call the progress thread acts if no worker has made progress for so long
+ALONE_NS = 5_000_000  # within a layer call the progress thread acts if no worker has made progress for this long
 MOST_BYTES = 1 << 30  # the most bytes of one MPI_Put: MPI counts in ints
 
 

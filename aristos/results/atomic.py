@@ -20,7 +20,7 @@ from ..errors import ResultsError
 from ..primitives.aside import beside
 from ..primitives.texts import whole
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT}  # errors of a disk or a quota that is full
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
@@ -78,9 +78,10 @@ def rewrite(target: Path, change: Callable[[bytes | None], bytes]) -> None:
 
 
 def _once(target: Path, change: Callable[[bytes | None], bytes]) -> bool:
+    """One try of `rewrite`; False if the original changed meanwhile."""
     before = _identity(target)
     content = change(None if before is None else target.read_bytes())
-    with _room(target, len(content)), beside(target, f"{_prefix(target)}{os.getpid()}.") as aside:
+    with _full_disk_named(target, len(content)), beside(target, f"{_prefix(target)}{os.getpid()}.") as aside:
         if before is not None:
             shutil.copymode(target, aside)
         aside.write_bytes(content)
@@ -93,18 +94,23 @@ def _once(target: Path, change: Callable[[bytes | None], bytes]) -> bool:
 
 
 @contextlib.contextmanager
-def _room(target: Path, needed: int) -> Iterator[None]:
-    """Say how many bytes are needed and free, if the disk or a quota is full."""
+def _full_disk_named(target: Path, needed: int) -> Iterator[None]:
+    """If the disk or a quota is full, raise ResultsError with the bytes that are needed and free."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
-        disk = os.statvfs(target.parent)
         raise ResultsError(
-            f"{target} cannot be written: {os.strerror(error.errno)}: {needed} bytes are needed in {target.parent}, "
-            f"{disk.f_bavail * disk.f_frsize} are free; what the file held is still there"
+            f"{target} cannot be written: {os.strerror(error.errno)}: {space(target.parent, needed)}; what the file"
+            " held is still there"
         ) from None
+
+
+def space(folder: Path, needed: int) -> str:
+    """How many bytes are needed in a folder and how many are free there, as a clause."""
+    disk = os.statvfs(folder)
+    return f"{needed} bytes are needed in {folder}, {disk.f_bavail * disk.f_frsize} are free"
 
 
 def _prefix(target: Path) -> str:
@@ -122,6 +128,7 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What changes whenever the file does; None if there is no file."""
     try:
         stat = path.stat()
     except FileNotFoundError:

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..primitives.texts import plain
 
-SHARE, SPARE = 64, 64 << 20  # so many times the size of the file, which is compressed, and so many bytes more
+SHARE, SPARE = 64, 64 << 20  # most data: SHARE times the size of the file, which is compressed, and SPARE bytes
 SECONDS = 10.0  # for a trial, and one more for each 16 MiB of the file
 CODE = """
 import resource, sys
@@ -49,7 +49,7 @@ class Budget:
         return cls(SHARE * path.stat().st_size + SPARE)
 
     def take(self, name: str, nbytes: int) -> None:
-        """Raises ValueError if there are fewer left."""
+        """Take `nbytes` from what is left. Raises ValueError if that is less; name: of the data, for the message."""
         if nbytes > self.left:
             raise ValueError(f"{name} declares {nbytes} bytes, far more than the file holds")
         self.left -= nbytes
@@ -99,7 +99,7 @@ def values(data: h5py.Dataset, budget: Budget) -> np.ndarray:
 
 
 def texts(name: str, found: np.ndarray, budget: Budget) -> np.ndarray:
-    """An array of Python strings as one of NumPy's, where every element takes as much as the longest."""
+    """An array of Python strings as an array of NumPy's text, in which every element has the size of the longest."""
     budget.take(name, 4 * found.size * max((len(text) for text in found.flat), default=0))
     return found.astype(str)
 

@@ -2,7 +2,7 @@
 
 A run is `runs/<utc>-<id>`, and grows by a suite's tables when the suite ends; below it one group a table, laid out as
 netCDF-4 lays out data (dimension scales, `units`, `long_name`), so that xarray, h5dump and HDFView read it as it is.
-Times are raw: seconds, float64, per rank and iteration, no means. What is needed to repeat the run is in the run's
+Times are raw: seconds, float64, per rank and iteration, not averaged. What is needed to repeat the run is in the run's
 attributes.
 
 Appending adds to the content in memory, writes it to a new file, syncs that and renames it over the original, under a

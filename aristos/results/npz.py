@@ -1,7 +1,7 @@
 """Reads the arrays of an .npz file, as numpy.savez writes it, that may come from anywhere.
 
-NumPy reserves what a header declares before it reads, and takes the header for Python's text. Here each member's header
-is compared with the member's size first, and the sizes of all with the file's. No pickles.
+NumPy allocates what a header declares before it reads the data, and evaluates the header as a Python literal. Here each
+member's header is compared with the member's size first, and the sizes of all with the file's. No pickles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 
-SHARE, SPARE = 16, 64 << 20  # all arrays: so many times the size of the file, which may be compressed, and more bytes
+SHARE, SPARE = 16, 64 << 20  # most data: SHARE times the size of the file, which may be compressed, and SPARE bytes
 KINDS = "biufSU"  # other arrays, such as times, are left out
 _HEADERS: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # Raised by numpy, zipfile and zlib for files that are truncated, damaged, encrypted or of another kind.

@@ -22,7 +22,7 @@ MOST_BYTES = 1 << 36
 LEAST_BYTES = 1 << 30
 CELL_BYTES = s.CELL_WORDS * 8
 SHADOW_BYTES = MOST_BYTES // 4 * CELL_BYTES  # space for the cells of 4-byte items
-BELOW = 1 << 20  # bytes before the memory that are still named by the first array
+BELOW = 1 << 20  # bytes below the memory whose addresses are still named by the first array
 QUARANTINE_BYTES = 1 << 28  # of freed memory that is not reused yet, so that accesses to it are reported
 LARGE_BYTES = 1 << 28  # of cells; above it an allocation checks that the computer has enough memory
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)

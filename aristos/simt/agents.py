@@ -47,7 +47,7 @@ KNOWN_BYTES = 0x0101010101010101
 
 @jit
 def agent_number(kind, gid):
-    """The number of an agent; gid: a thread's number, or one with an mbarrier's index in place of the thread's."""
+    """The number of an agent. gid: a thread's number; an mbarrier's index may take the place of the thread's."""
     return gid | kind << AGENT_SHIFT
 
 
@@ -70,7 +70,7 @@ def learnt(x, vc, number, clock):
 # ---- the proxies ----
 @jit
 def in_proxy(x, vc, bits, gid, clock):
-    """Does a vector clock cover a thread's moment through a fence between the proxies?"""
+    """Whether a vector clock covers a thread's clock through a fence between the proxies."""
     block = (gid >> 10) << SUB_BITS | bits
     if lookup(x, vc, block | (gid & 1023)) >= clock or lookup(x, vc, block | BLOCK_KEY) >= clock:
         return True
@@ -79,7 +79,7 @@ def in_proxy(x, vc, bits, gid, clock):
 
 @jit
 def shown(x, vc, space, gid, clock):
-    """Has a fence made a thread's accesses up to a moment visible to the asynchronous proxy?"""
+    """Whether a fence has made a thread's accesses up to a clock visible to the asynchronous proxy."""
     return in_proxy(x, vc, PROXY, gid, clock) or in_proxy(x, vc, PROXY * (2 if space == isa.SHARED else 4), gid, clock)
 
 
@@ -161,7 +161,7 @@ def fenced(x, vc, known, block, which):
 # ---- accesses ----
 @jit
 def before(x, agent, gid, clock):
-    """Did an access happen before the agent's work began? Pieces of one agent's work are not ordered."""
+    """Whether an access happened before the agent's work began. Pieces of one agent's work are not ordered."""
     if (gid & ~AGENTS) >> 10 < get(x, s.RUN_FLOOR) or in_clock(x, get(agent, s.T_VC), gid, clock):
         return True
     return earlier_launch(x, gid, get(agent, s.T_GID))

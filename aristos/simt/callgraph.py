@@ -7,7 +7,10 @@ import numpy as np
 from . import isa
 from .program import FunctionInfo
 
+# opcodes with a list of operands
 LISTS = {isa.LD, isa.ST, isa.PACK, isa.UNPACK, isa.MMA, isa.LDMATRIX, isa.STMATRIX, isa.WGMMA}
+# for a lane of a program with recursion: depth of calls, bytes of frames, recursive calls whose registers are saved
+RECURSIVE_DEPTH, RECURSIVE_FRAMES, RECURSIVE_SAVED = 400, 32768, 100
 
 
 def mark_recursive(functions: dict[str, FunctionInfo], code: list[list[int]]) -> None:
@@ -47,7 +50,7 @@ def longest(functions: dict[str, FunctionInfo]) -> tuple[int, int, int]:
     """(depth of calls, bytes of frames, rows saved) of the longest chain of calls in a lane."""
     if any(f.recursive for f in functions.values()):
         widest = max(f.end_row - f.first_row for f in functions.values() if f.recursive)
-        return 400, 32768, 100 * max(widest, 1)
+        return RECURSIVE_DEPTH, RECURSIVE_FRAMES, RECURSIVE_SAVED * max(widest, 1)
 
     deepest: dict[str, tuple[int, int]] = {}  # of each function, the calls and frames below it and its own
     todo = [name for name, f in functions.items() if f.entry]

@@ -32,9 +32,8 @@ class ModuleLowering(Lowering):
         """Lower all functions and put the program together."""
         self.place_shared(self.module.variables)
         bodies = [f for f in self.module.functions.values() if f.body is not None]
-        for function in sorted(
-            bodies, key=lambda f: f.entry
-        ):  # callees first: lanes at lower instructions run first, so they meet again after a call
+        # callees first: lanes at lower instructions run first, so they meet again after a call
+        for function in sorted(bodies, key=lambda f: f.entry):
             self.function(function)
         for at, name, line in self.call_fixups:
             if name not in self.functions:

@@ -67,10 +67,7 @@ class Instruction:
     operands: list[Any]
     guard: Name | None
     line: int  # of the PTX text
-    source: tuple[int, int] = (
-        0,
-        0,
-    )  # (number of the file, line) of `.loc`; of an inlined instruction where it comes from
+    source: tuple[int, int] = (0, 0)  # (number of the file, line) of `.loc`; for inlined code those of its own source
 
     @property
     def text(self) -> str:

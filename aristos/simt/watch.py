@@ -74,9 +74,10 @@ def log2(size):
 
 @jit
 def conflicts(x, thread, block, warp, origin, when, mask, how):
-    """Do an earlier access (two words of a cell) and this one race?
+    """Whether an earlier access (two words of a cell) and this one race.
 
-    Not if they are morally strong: both strong, of the same bytes, with scopes that include each other's threads.
+    They do not if they are morally strong: both strong, of the same bytes, with scopes that include each other's
+    threads.
     """
     if origin == 0:
         return False

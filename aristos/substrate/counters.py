@@ -1,4 +1,4 @@
-"""Where the counters of a rank's state lie: those of a worker, and tables with an entry for each peer."""
+"""The counters in a rank's state: those of its workers, and tables with an entry for each peer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..engine import words
 
 
 class Tables:
-    """The counting part of a state: the words from `first` on, of one call or added up over many."""
+    """Finds counters in the counting part of a state: its words from `first` on, of one call or added up over many."""
 
     def __init__(self, starts: dict[int, int], workers: int, world: int) -> None:
         self.first = starts[words.T_COUNTERS]

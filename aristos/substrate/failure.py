@@ -1,4 +1,4 @@
-"""How an engine fails: the limit of a wait, the message of a wait, and the one path that notifies every rank.
+"""How an engine fails: the limit of a wait, the errors and their messages, and the one path that notifies every rank.
 
 A rank's first error decides: it becomes the reason why the engine is unusable, peers are notified once, and the job
 ends when the process exits.
@@ -42,7 +42,7 @@ def cause_of(error: BaseException) -> int:
 
 
 def _also(known: str) -> str:
-    """What else is known, behind a message."""
+    """What else is known, as the end of a message."""
     return f"; {known}" if known else ""
 
 
@@ -73,11 +73,15 @@ def out_of_bounds(rank: int, epoch: int, peer: int, word: int, value: int, least
 
 
 def damaged_poison(rank: int, world: int, epoch: int, peer: int, origin: int, cause: int) -> CorruptionError | None:
-    """The error of a rank that has read poison of a cause or an origin that no rank writes; None if there are both."""
-    if cause not in CAUSES:
-        return out_of_bounds(rank, epoch, peer, bounds.POISON_CAUSE, cause, min(CAUSES), max(CAUSES))
-    if origin >= world:
-        return out_of_bounds(rank, epoch, peer, bounds.POISON_ORIGIN, origin, 0, world - 1)
+    """The error of a rank that has read poison with a cause or an origin that no rank writes, else None.
+
+    The rule of `bounds.poison`, for poison that the host reads.
+    """
+    least, most, last = bounds.poison_limits(world)
+    if not least <= cause <= most:
+        return out_of_bounds(rank, epoch, peer, bounds.POISON_CAUSE, cause, least, most)
+    if not 0 <= origin <= last:
+        return out_of_bounds(rank, epoch, peer, bounds.POISON_ORIGIN, origin, 0, last)
     return None
 
 
@@ -143,11 +147,11 @@ class Failure:
 
 
 class Patience:
-    """Bounds the wait of a call that the host runs: raises WaitTimeout when the awaited rank makes no progress.
+    """Bounds the waits in a call whose steps the host runs: raises WaitTimeout if the awaited rank makes no progress.
 
-    A peer inside the call may stand still for `timeout` seconds; a peer in user code earns a warning then, and the
-    error after OVERDUE times as long. `engine.timeout_check` is the same rule for a kernel. A peer whose process has
-    ended is given up after ENDED_SECONDS.
+    A peer inside the call may stand still for `timeout` seconds. A peer in user code causes a warning after that time,
+    and the error after OVERDUE times as long. `engine.timeout_check` has the same rule for a kernel. A peer whose
+    process has ended is given up after ENDED_SECONDS.
     """
 
     def __init__(
@@ -168,7 +172,7 @@ class Patience:
         self.warned = False
 
     def check(self) -> None:
-        """Call after each slice of a call that has not ended."""
+        """Check the wait after each slice of compiled code in which the call did not end."""
         peer, done, owed = arrivals.standing(self.job, self.state)
         peer, done = int(peer), int(done)
         epoch, progress = self._published(peer)

@@ -10,7 +10,7 @@ ALONE, CROWDED = (2000, 50_000), (4, 100)
 
 @jit
 def rest(job, polls):
-    """Pause after the last of so many consecutive idle polls: a spin, a yield, or a sleep.
+    """Pause after `polls` consecutive idle polls: a spin, a yield, or a sleep.
 
     Where ranks share cores, the sleep comes soon: a yield reaches only threads of the same scheduling group, and
     launchers give each rank a session, which is a group. A rank that only yields can keep the core from the rank it

@@ -143,7 +143,7 @@ class Runtime(ABC):
         self.epoch += 1
 
     def leave(self) -> None:
-        """Take back an entered call that no other rank has seen."""
+        """Undo `enter`, for a call that no other rank has seen."""
         self.open = False
         self.epoch -= 1
 
@@ -204,7 +204,7 @@ class Runtime(ABC):
             self._free()
 
     def _is_foreign(self) -> bool:
-        """Is this a fork's copy, or has MPI ended? Then other ranks must not be notified."""
+        """Whether this is a fork's copy, or MPI has ended: then other ranks must not be notified."""
         if os.getpid() != self._pid:
             return True
         if self.group.comm is None:

@@ -44,8 +44,9 @@ def _zeros(nbytes: int) -> np.ndarray:
 class EngineMemory:
     """The windows and outboxes that an `EngineShape` needs on this rank; collective.
 
-    window: makes the window for local peers, of so many bytes; that of the CPU backend by default. outboxes: makes
-    the memory of the outboxes, uint8 zeros. remote: the remote peers. wire: address of the wire to them, 0 if none.
+    window: makes the window for local peers from its bytes; by default that of the CPU backend. outboxes: makes the
+    memory of the outboxes from its bytes, uint8 zeros. remote: the remote peers. wire: address of the wire to them, 0
+    if there are none.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ BOARD = 8  # GPUs of a board, on which all have the same number of NVLinks
 
 
 def worse(matrix: Matrix) -> tuple[dict[tuple[str, str], Link], list[Fault]]:
-    """(class of each pair, a fault for each pair whose directions differ). The slower direction counts."""
+    """(class of each pair, a fault for each pair whose directions differ). Of two classes the slower one counts."""
     links, faults = {}, []
     for at, a in enumerate(matrix.labels):
         for b in matrix.labels[at + 1 :]:
@@ -48,8 +48,8 @@ def worse(matrix: Matrix) -> tuple[dict[tuple[str, str], Link], list[Fault]]:
 def fewer(gpus: Sequence[str], links: Mapping[tuple[str, str], Link]) -> list[Fault]:
     """GPUs and pairs with fewer NVLinks than their siblings have.
 
-    In a cube mesh of V100s some pairs have half as many NVLinks as others. So a pair with at most half of the most is
-    no fault.
+    In a cube mesh of V100s some pairs have half as many NVLinks as others. So a pair that has at most half of the
+    largest number is no fault.
     """
     pairs = {(a, b): links[a, b] for at, a in enumerate(gpus) for b in gpus[at + 1 :]}
     bonds = {pair: link.count for pair, link in pairs.items() if link.kind == "NV"}

@@ -82,17 +82,17 @@ def _quoted(text: str) -> str:
 def fold(names: Iterable[str]) -> str:
     """['n1', 'n2', 'n3', 'x'] -> 'n[1-3],x'. Each name once, in natural order."""
     groups: dict[tuple[str, str, int], list[int]] = {}
-    plain = []
+    unnumbered = []
     for name in dict.fromkeys(names):
         found = re.fullmatch(r"(.*?)([0-9]{1,18})([^0-9]*)", name, re.DOTALL)
         if found:  # numbers with leading zeros are grouped by width
             width = len(found[2]) if found[2].startswith("0") else 0
             groups.setdefault((found[1], found[3], width), []).append(int(found[2]))
         else:
-            plain.append(name)
+            unnumbered.append(name)
     parts = []
     for (before, after, width), numbers in groups.items():
         runs = [(str(low).zfill(width), str(high).zfill(width)) for low, high in cpusets.runs(sorted(numbers))]
         inside = ",".join(low if low == high else f"{low}-{high}" for low, high in runs)
         parts.append(f"{before}{inside}{after}" if len(numbers) == 1 else f"{before}[{inside}]{after}")
-    return ",".join([*parts, *plain])
+    return ",".join([*parts, *unnumbered])

@@ -43,7 +43,7 @@ def link_class(topology: Topology, a: tuple[int, str, frozenset[int]], b: tuple[
 
 
 def from_table(classes: Sequence[Sequence[Link]], devices: Sequence[RankDevice], hosts: Sequence[str]) -> Links:
-    """Every link by its class. classes: [n, n]. devices, hosts: [n]."""
+    """Every link with the figures of its class. classes: [n, n]. devices, hosts: [n]."""
     n = len(hosts)
     alpha: Rows = [[None] * n for _ in range(n)]
     beta: Rows = [[None] * n for _ in range(n)]

@@ -1,7 +1,7 @@
-"""Does every machine have the memory that its ranks need? Checked before allocation, with one answer on all ranks.
+"""Whether every machine has the memory that its ranks need: checked before allocation, with one answer on all ranks.
 
-Writing to shared memory that does not fit ends in SIGBUS, and one rank that raises alone would leave the others in a
-collective call. Does not allocate.
+Writing to shared memory that does not fit ends in SIGBUS. If one rank raised alone, it would leave the others in a
+collective call. Nothing is allocated here.
 """
 
 from __future__ import annotations

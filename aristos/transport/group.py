@@ -79,14 +79,14 @@ def _ranks_of_job(comm: Any) -> list[int]:
 
 
 def _clause(lost: dict[int, str]) -> str:
-    """What has become of ranks, as a clause."""
+    """That ranks have ended or are stopped, as a clause. lost: rank -> which it is."""
     return ", ".join([f"rank {rank} {trouble}" for rank, trouble in lost.items()][:NAMED])
 
 
 class Group:
     """An EP group: rank, world, and collectives with a time limit. `comm` None is one rank without MPI.
 
-    ranks_per_node: pretend nodes of so many ranks each, instead of asking MPI which ranks share memory.
+    ranks_per_node: pretend nodes of this many ranks each, instead of asking MPI which ranks share memory.
     """
 
     def __init__(self, comm: Any = None, timeout: float = 120.0, ranks_per_node: int | None = None) -> None:
@@ -168,7 +168,7 @@ class Group:
         return max(1, len(mine) // sharing), -(-sharing // len(mine))
 
     def _lost(self) -> dict[int, str]:
-        """Of the ranks of this machine that have ended or are stopped, as far as this one can see: which it is."""
+        """rank -> "has ended" or "is stopped", for the ranks of this machine of which this one can see that."""
         found = {rank: process.trouble() for rank, process in self._processes.items()}
         return {rank: trouble for rank, trouble in found.items() if trouble}
 
@@ -233,7 +233,7 @@ class Group:
         atexit.register(abort)
 
     def abort_now(self) -> None:
-        """Do at once what `abort_at_exit` has registered: a handler that is registered while others run is not run."""
+        """Do at once what `abort_at_exit` has registered. For exit handlers: what they register would never run."""
         if self._abort is not None:
             self._abort()
 

@@ -124,9 +124,9 @@ class IpcWindow:
 
 
 def _reach(rank: int, device: Any, seats: list[_Seat]) -> None:
-    """Raise EnvironmentProblem for the first peer whose memory this rank's GPU surely cannot load and store.
+    """Raise EnvironmentProblem for the first peer whose memory this rank's GPU certainly cannot load and store.
 
-    Whether a GPU that is hidden here can be reached, opening its memory shows.
+    Of a GPU that is hidden from this process that is not known until its memory is opened.
     """
     mine = seats[rank]
     for peer, seat in enumerate(seats):

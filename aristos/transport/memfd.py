@@ -114,7 +114,7 @@ class NodeMemory:
             self.own = self._maps[0].array[HEAD:]
 
     def _open(self, rank: int, pid: int, fd: int, token: bytes) -> str:
-        """Map a peer's part; returns why that cannot be done, or an empty text."""
+        """Map a peer's part; returns why that failed, or an empty text."""
         try:
             theirs = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:  # elsewhere the number may be a pipe: opening it must not wait for a writer
@@ -138,7 +138,7 @@ class NodeMemory:
         self._maps[0].collapse(HEAD + start, nbytes)
 
     def close(self) -> None:
-        """Let go of the memory; it is unmapped when no array uses it any more."""
+        """Release the memory; it is unmapped when no array uses it any more."""
         self._maps, self.base, self.own = [], {}, np.zeros(0, np.uint8)
 
 

@@ -15,7 +15,7 @@ UNKNOWN = "a rank is missing or in another collective call, or the network fails
 NAMED = 8  # most ranks that a message names
 POLL = 0.25  # seconds
 ENDED_SECONDS = 1.0  # of a wait, before its rank is given up because its process has ended
-ENDED_POLLS = 4  # polls that find it ended: what it has sent last may still be under way, or not read yet
+ENDED_POLLS = 4  # polls in a row that must find it ended: its last words may still be under way, or not read yet
 
 
 class _EndedPeer:
@@ -35,10 +35,9 @@ class _EndedPeer:
 
 
 class Watchdog:
-    """Bounds blocking MPI calls: it calls `abort` with the last words, which rank waits for what.
+    """Bounds blocking MPI calls: past the limit it calls `abort`, and soon after an awaited rank of this machine ended.
 
-    It does so past the limit, and soon after an awaited rank of this machine has ended. name: of this rank, for
-    messages.
+    abort: gets the job's last words: which rank waits for what. name: of this rank, for messages.
     """
 
     def __init__(self, abort: Callable[[str], object], name: str) -> None:

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..primitives.buffers import LINE
+
 
 class Window(Protocol):
     """Memory that each rank of a group exposes."""
@@ -21,8 +23,8 @@ class SelfWindow:
     """Transport `self` in host memory: private memory of one rank, zeroed."""
 
     def __init__(self, nbytes: int) -> None:
-        raw = np.zeros(nbytes + 64, np.uint8)
-        self._memory: np.ndarray | None = raw[-raw.ctypes.data % 64 :]
+        raw = np.zeros(nbytes + LINE, np.uint8)
+        self._memory: np.ndarray | None = raw[-raw.ctypes.data % LINE :]
         self.base = [self._memory.ctypes.data]
         self.nbytes = nbytes
 

@@ -61,7 +61,7 @@ def test_shares_of_a_point():
 
 
 def test_rates_above_half_of_the_copy_are_marked():
-    assert [overlap._rate_text(rate, copy=10.0) for rate in (1, 5, 5.5, 100)] == ["1", "5", "5.5*", "100*"]
+    assert [overlap.rate_text(rate, copy=10.0) for rate in (1, 5, 5.5, 100)] == ["1", "5", "5.5*", "100*"]
 
 
 def test_the_sentence_names_the_best_and_the_worst_point():

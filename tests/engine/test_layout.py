@@ -477,6 +477,6 @@ def test_closing_gives_the_shared_memory_back(comm):
     assert before - after < 4 * need  # others on this machine use it too
 
 
-def test_rows_of_two_bytes_take_half_the_room():
+def test_rows_of_two_bytes_take_half_the_bytes():
     wide, narrow = (windows(replace(BIG, dtype=dtype), 2) for dtype in ("float32", "bfloat16"))
     assert 0.45 < narrow / wide < 0.56

@@ -94,7 +94,7 @@ def test_indices_enumerate_their_tables_and_no_other(workers):
             found = {int(getattr(words, table.name)(a_job, *place)) for place in places}
             if table.name == "command":
                 found |= {int(words.run_command(a_job, slot)) for slot in range(2)}
-            step = {"kept": 6, "run": 32, "command": tables.command_words}.get(table.name, 1)
+            step = {"landed": 6, "run": 32, "command": tables.command_words}.get(table.name, 1)
             found = {first + n for first in found for n in range(step)}
         start = getattr(words, table.start)
         assert found == set(range(tables.starts[start], tables.starts[start] + tables.sizes[start])), table.name

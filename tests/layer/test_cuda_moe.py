@@ -359,7 +359,7 @@ def test_an_engine_that_cannot_grow_names_the_cause(monkeypatch):
         first.load(**WEIGHTS)
         gpu = first._member.runtime.device
         plain = gpu.allocate
-        gpu.allocate = lambda nbytes: plain(nbytes) if nbytes < 1 << 20 else _no_room()
+        gpu.allocate = lambda nbytes: plain(nbytes) if nbytes < 1 << 20 else _no_memory()
         with pytest.raises(MemoryProblem, match="no room"):
             aristos.MoE(replace(CFG, hidden=512, max_tokens=4096), comm, backend="cuda")
         with pytest.raises(ClosedError, match="could not grow"):
@@ -369,5 +369,5 @@ def test_an_engine_that_cannot_grow_names_the_cause(monkeypatch):
     on_ranks(1, body)
 
 
-def _no_room():
+def _no_memory():
     raise MemoryProblem("no room")

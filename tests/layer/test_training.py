@@ -235,7 +235,7 @@ def test_tapes_hold_the_weights():
             lambda: moe.load_router(0, router=w["router"]),
         )
         for change in loads:
-            with pytest.raises(OpenCallError, match="under a tape"):
+            with pytest.raises(OpenCallError, match="while a tape of it is open"):
                 change()
         moe.update(1)
         assert moe.open_tapes == 1

@@ -136,7 +136,7 @@ def test_shapes_of_published_models(shared_dir):
         ), name
         assert m.gated == theirs["gated"]
         assert (m.layers, m.shared) == (theirs["num_layers"], theirs["shared_intermediate_size"]), name
-        if m.layers > m.moe_layers:  # of one, every layer's is as wide as an expert
+        if m.layers > m.moe_layers:  # one model's file has no width for dense layers: it is the experts'
             assert m.dense_ffn == (theirs["dense_intermediate_size"] or m.ffn), name
         assert m.source
 
@@ -185,14 +185,14 @@ def test_a_model_on_measured_links(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not find_mpiexec(), reason="no mpiexec beside python or on PATH")
 def test_a_model_on_this_machine(tmp_path):
-    """Its links are measured by ranks that the command starts, or its GPUs looked up."""
+    """The links are measured by ranks that the command starts, or those of its GPUs come from a table."""
     words = [sys.executable, "-m", "aristos", "plan", "--model", "olmoe-1b-7b", "--tokens", "64", "--inference"]
     kept = {k: v for k, v in os.environ.items() if not k.startswith((*LAUNCHER_VARIABLES, "SLURM_")) and k != FLAG}
     alone = kept | {"PYTHONPATH": str(Path(__file__).parents[2])}
     ran = subprocess.run(
         [*words, "--discover", "--json"], env=alone, capture_output=True, text=True, timeout=150, cwd=tmp_path
     )
-    assert ran.returncode in (0, 1), ran.stderr  # a small machine has no room for the model
+    assert ran.returncode in (0, 1), ran.stderr  # a small machine has too little memory for the model
     out = json.loads(ran.stdout)
     assert out["feasible"] == (ran.returncode == 0)
     if out["feasible"]:

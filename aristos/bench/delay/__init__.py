@@ -1,5 +1,5 @@
-"""A network between the ranks of a node, emulated: words that a rank notifies are due later at their reader.
+"""A network between the ranks of a node, emulated: a word that a rank sets becomes visible to its reader later.
 
-`words` is the lowering of `memory.notify` and `memory.arrived` that does it, `steps` the engine's steps compiled with
-that lowering, `network` the emulated network of a runtime. Ordinary steps know nothing of it.
+`words` is the lowering of `memory.notify` and `memory.arrived` that delays words, `steps` the engine's steps compiled
+with that lowering, `network` the emulated network of a runtime. Ordinary steps have no part of it.
 """

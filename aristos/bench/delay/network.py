@@ -1,8 +1,9 @@
 """The emulated network of a runtime whose ranks are on one node: a link for each ordered pair of them.
 
-Fused calls run the steps of `steps.py` meanwhile. For a collective of the bulk schedule each rank publishes when it
-entered and how many bytes it sends to each other rank; after the real collective it waits until its last bytes are due.
-The real copying takes place in that time, while a fused worker copies rows itself: the emulation favours bulk.
+While the network is in use, fused calls run the steps of `steps.py`. For a collective of the bulk schedule each rank
+publishes when it entered and how many bytes it sends to each other rank; after the real collective it waits until its
+last bytes are due. The real copying takes place in that time, while a fused worker copies rows itself: the emulation
+favours bulk.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from ...transport.shm import ShmWindow
 from . import steps, words
 from .words import LINE, WORD
 
-TURNS = 8  # collectives that a rank's entries are kept for: no rank is so many ahead of another
-TURN, TIME, BYTES = 0, 1, 2  # of an entry
-COPIED, COPIES, ROW = 1 << 20, 20, 4096  # bytes that the copy rate is measured with, how often, bytes of a row
-NAP_NS = 200_000  # a longer wait sleeps meanwhile
-LIMIT_NS = 60 * 10**9
+TURNS = 8  # collectives whose entries are kept: a rank is never this many ahead of another
+TURN, TIME, BYTES = 0, 1, 2  # words of an entry
+COPIED, COPIES, ROW = 1 << 20, 20, 4096  # of the measured copy rate: bytes of a copy, copies, bytes of a row
+NAP_NS = 200_000  # a wait longer than this sleeps
+LIMIT_NS = 60 * 10**9  # of a wait for another rank
 
 
 @jit
 def enter(entries, nbytes, me, turn):
-    """Publish this rank's entry into collective number `turn`. entries: [W] where; nbytes: [W] sent to each rank."""
+    """Publish that this rank enters collective number `turn`.
+
+    entries: [W] addresses of its entries for each rank; nbytes: [W] bytes that it sends to each rank.
+    """
     now = mem.clock()
     for p in range(len(entries)):
         if p != me:
@@ -46,7 +50,7 @@ def enter(entries, nbytes, me, turn):
 def leave(entries, links, free, me, turn, limit):
     """Wait until what all ranks send in collective number `turn` is due; False after `limit` ns.
 
-    entries, links: [W] of each rank to this one; free: [W] when the link is, in ns.
+    entries, links: [W] addresses, from each rank to this one; free: [W] when each link becomes free, in ns.
     """
     begun = mem.clock()
     last = begun
@@ -74,9 +78,9 @@ def leave(entries, links, free, me, turn, limit):
 
 @jit
 def pings(to, back, nbytes, base, rounds, first):
-    """Round trips of a word with `nbytes`: one in which both come to it, then `rounds`; returns the ns of these, or -1.
+    """Round trips of a word with `nbytes`: one in which the two ranks meet, then `rounds` that are timed.
 
-    Words are numbered from base + 1. first: whether this rank begins.
+    Returns the ns of these, or -1 after LIMIT_NS. Words are numbered from base + 1. first: whether this rank begins.
     """
     begun = mem.clock()
     for turn in range(base + 1, base + 2 + rounds):
@@ -94,7 +98,7 @@ def pings(to, back, nbytes, base, rounds, first):
 
 @jit
 def copies(target, source, times):
-    """Copy COPIED bytes row by row, so often; returns ns."""
+    """Copy COPIED bytes row by row, `times` times; returns ns."""
     begun = mem.clock()
     for _ in range(times):
         for at in range(0, COPIED, ROW):
@@ -137,7 +141,8 @@ class Network:
             self._to[p], self._from[p] = self._entries(self.rank, p), self._entries(p, self.rank)
             self._links[p] = self._place(p, self.rank)
 
-    # ---- places. All of a pair of ranks lies in the target's part: the engine's link, that of pings, entries, a line
+    # ---- places. For each ordered pair of ranks the target's part has: the engine's link, the link of pings, entries,
+    # the line of pings, space for copies
 
     def _place(self, source: int, target: int) -> int:
         return int(self._window.base[target]) + self._step * source
@@ -151,7 +156,7 @@ class Network:
     # ---- use
 
     def set(self, alpha_us: float, gb_per_s: float) -> None:
-        """Give every link this latency and bandwidth. inf: of unlimited bandwidth."""
+        """Give every link this latency and bandwidth; inf GB/s is unlimited."""
         for p in self._peers:
             for link in (self._place(self.rank, p), self._place(self.rank, p) + self._link):
                 head = mem.words(link, words.QUEUES)
@@ -212,7 +217,7 @@ class Network:
         return COPIED / min(taken[1:])
 
     def ping(self, nbytes: int, rounds: int) -> float:
-        """Seconds that a word with `nbytes` takes from rank 0 to rank 1, and back: half the mean of round trips.
+        """Seconds that a word with `nbytes` takes from rank 0 to rank 1 or back: half the mean of round trips.
 
         0 on other ranks. Within a `with` block.
         """

@@ -6,9 +6,9 @@ the time at which it is due:
     free = max(now, free) + bytes / rate          due = free + alpha
 
 A reader takes what is due, in order, and does not see the rest. No thread copies or sleeps: a notified word costs its
-source a clock, and its reader one while something is queued. Data lie in place at once, but no step reads them before
-the word that says so. A queue, not one time beside the word: a cumulative word would hide its earlier values, and their
-times, behind the last one.
+source one reading of the clock, and its reader one for each poll while something is queued. Data lie in place at once,
+but no step reads data before the word that announces it. One due time beside each word would not do instead of a queue:
+words are cumulative, so each new value would replace the due times of the earlier ones.
 
 Words of lines that are not in the table are ordinary. The table is private to a process; compiled code finds it by a
 symbol, because an address would be kept in the kernel cache.
@@ -29,23 +29,25 @@ WORD, LINE, LINE_WORDS = 8, 64, 8
 MIB = 1 << 20
 MOST_LINES = 256
 
-HEAD = 8  # words of the table before its lines: their number
-TO, FROM, OUT, IN, SEEN = 0, 1, 2, 3, 4  # of a line: where it is written and read, the links, last value of each word
+HEAD = 8  # words of the table before the entries of its lines; the first is their number
+# of a line's entry: address where it is written, where it is read, the links out and in, the last value of each word
+TO, FROM, OUT, IN, SEEN = 0, 1, 2, 3, 4
 ENTRY_WORDS = SEEN + LINE_WORDS
 TABLE = aligned((HEAD + ENTRY_WORDS * MOST_LINES,), np.int64)
 TABLE[:] = 0
 
-# A link: set values, `free`; then of each word its count of puts on a line, of takes on another, and the queue
-ALPHA, PER_MIB, CAPACITY, FREE = 0, 8, 16, 24  # ns, ns per MiB; entries of a queue; ns
-QUEUES = 32
-VALUE, DUE, QUEUED_WORDS = 0, 1, 2
+# words of a link, each on a line of its own: latency, ns per MiB, entries of a queue, when the link becomes free in ns
+ALPHA, PER_MIB, CAPACITY, FREE = 0, 8, 16, 24
+QUEUES = 32  # then, for each word of a line, its queue
+COUNTS = 2 * LINE_WORDS  # words of a queue before its entries: a line with the count of puts, one with that of takes
+VALUE, DUE, QUEUED_WORDS = 0, 1, 2  # words of an entry
 
 SYMBOL = "aristos_delayed_words"
 binding.add_symbol(SYMBOL, TABLE.ctypes.data)
 
 
 def empty(link: int) -> None:
-    """Take all that is queued on a link, at its reader, without looking at it."""
+    """Discard all that is queued on a link; called by its reader."""
     for which in range(LINE_WORDS):
         queue = _queue(link, which)
         mem.store(queue + LINE, mem.load_acquire(queue))
@@ -53,7 +55,7 @@ def empty(link: int) -> None:
 
 def link_bytes(capacity: int) -> int:
     """Bytes of a link whose queues hold `capacity` entries each."""
-    return WORD * (QUEUES + LINE_WORDS * (16 + QUEUED_WORDS * capacity))
+    return WORD * (QUEUES + LINE_WORDS * (COUNTS + QUEUED_WORDS * capacity))
 
 
 @intrinsic
@@ -67,7 +69,7 @@ def _table(typingctx):
 
 @jit
 def _entry(word, side):
-    """The line that has a word, 0 if none has it. side: TO or FROM."""
+    """Address of the entry of the line that has a word, 0 if none has it. side: TO or FROM."""
     table: int = _table()  # type: ignore[call-arg]
     for i in range(mem.load(table)):
         entry = table + WORD * (HEAD + ENTRY_WORDS * i)
@@ -79,17 +81,18 @@ def _entry(word, side):
 @jit
 def _queue(link, which):
     """A word's queue: its count of puts, on the next line its count of takes, then the entries."""
-    return link + WORD * (QUEUES + which * (16 + QUEUED_WORDS * mem.load(link + WORD * CAPACITY)))
+    return link + WORD * (QUEUES + which * (COUNTS + QUEUED_WORDS * mem.load(link + WORD * CAPACITY)))
 
 
 @jit
 def due_after(free, now, nbytes, per_mib):
-    """When a link that is free from `free` on has sent `nbytes`, in ns."""
+    """The time at which a link that becomes free at `free` has sent `nbytes`, in ns."""
     return max(now, free) + nbytes * per_mib // MIB
 
 
 @jit
 def delayed_notify(word, value, nbytes):
+    """`notify` as compiled: queue the word if its line is in the table."""
     mem.store_release(word, value)
     entry = _entry(word, TO)
     if entry == 0:
@@ -99,7 +102,7 @@ def delayed_notify(word, value, nbytes):
     sent = due_after(mem.load(link + WORD * FREE), mem.clock(), nbytes, mem.load(link + WORD * PER_MIB))
     mem.store(link + WORD * FREE, sent)
     puts = mem.load(queue)
-    at = queue + WORD * (16 + QUEUED_WORDS * (puts % mem.load(link + WORD * CAPACITY)))
+    at = queue + WORD * (COUNTS + QUEUED_WORDS * (puts % mem.load(link + WORD * CAPACITY)))
     mem.store(at + WORD * VALUE, value)
     mem.store(at + WORD * DUE, sent + mem.load(link + WORD * ALPHA))
     mem.store_release(queue, puts + 1)
@@ -107,6 +110,7 @@ def delayed_notify(word, value, nbytes):
 
 @jit
 def delayed_arrived(word):
+    """`arrived` as compiled: take what is due of the word's queue, and return the last value taken."""
     entry = _entry(word, FROM)
     if entry == 0:
         return mem.load_acquire(word)
@@ -117,7 +121,7 @@ def delayed_arrived(word):
     if takes != puts:
         now, first = mem.clock(), takes
         while takes < puts:
-            at = queue + WORD * (16 + QUEUED_WORDS * (takes % mem.load(link + WORD * CAPACITY)))
+            at = queue + WORD * (COUNTS + QUEUED_WORDS * (takes % mem.load(link + WORD * CAPACITY)))
             if mem.load(at + WORD * DUE) > now:
                 break
             mem.store(seen, mem.load(at + WORD * VALUE))

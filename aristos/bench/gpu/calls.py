@@ -28,7 +28,7 @@ def rounded(values: np.ndarray, kind: str) -> np.ndarray:
 
 
 def settled(work: Workload, count: int, kind: str) -> np.ndarray:
-    """x: [count, H] float32, rounded to a kind; no routing is a near tie, so that float32 and float64 agree."""
+    """x: [count, H] float32, rounded to a kind. No scores are nearly tied, so float32 and float64 route alike."""
     x = rounded(work.tokens(count, count), kind)
     rng, k = np.random.default_rng(work.world.rank), work.cfg.top_k
     while count and k < work.cfg.experts:
@@ -41,7 +41,7 @@ def settled(work: Workload, count: int, kind: str) -> np.ndarray:
 
 
 def held(work: Workload, call: Call) -> Call:
-    """The call with x rounded to the rows on the GPU."""
+    """The call with x rounded to the type of rows on the GPU."""
     return replace(call, x=rounded(call.x, KINDS[work.cfg.dtype]))
 
 

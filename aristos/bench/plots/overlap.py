@@ -20,9 +20,11 @@ def _latency(seconds: float) -> str:
 
 
 def _rates(table: Table) -> list[str]:
-    """Rates as text, marked where the copy of rows counts as much as the link."""
+    """Rates as text, see `rate_text`."""
+    from ..suites.overlap import rate_text
+
     copy = table.attributes["copy_gb_per_s"]
-    return [f"{rate:g}{'*' if rate > copy / 2 else ''}" for rate in table.dims["rate"].values]
+    return [rate_text(rate, copy) for rate in table.dims["rate"].values]
 
 
 def heat(table: Table) -> Any:
@@ -39,8 +41,8 @@ def heat(table: Table) -> Any:
     lines = -(-len(cases) // columns)
     size = (max(6.0, 2.6 * columns + 0.8), 2.3 * lines + 0.6)
     figure, axes = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="compressed")
-    far = max(1.1, float(np.nanmax(ratio)), 1 / float(np.nanmin(ratio)))
-    norm, shades = LogNorm(1 / far, far), matplotlib.colormaps["RdBu"]
+    most = max(1.1, float(np.nanmax(ratio)), 1 / float(np.nanmin(ratio)))
+    norm, shades = LogNorm(1 / most, most), matplotlib.colormaps["RdBu"]
     for c, axis in zip(range(len(cases)), axes.flat):
         image = axis.imshow(ratio[c], cmap=shades, norm=norm, aspect="auto")
         for (i, j), value in np.ndenumerate(ratio[c]):
@@ -65,7 +67,7 @@ def heat(table: Table) -> Any:
 
 
 def efficiency(table: Table) -> Any:
-    """Experts alone over the call, by bandwidth, a panel a layer: solid lines are the least latency."""
+    """Time of the experts alone over the call, by bandwidth, a panel a layer: solid lines have the least latency."""
     from matplotlib import pyplot
 
     times, cases = _medians(table), table.dims["case"].values

@@ -6,9 +6,9 @@
     chain, NCCL     the same on several ranks, with NCCL's all-to-all there and back, in one graph
     chain, MPI      the same in three graphs, with MPI_Alltoallv through the hosts' memory between them
 
-All take turns on the same tokens and weights. `against chain` compares graphs, with the fastest chain. With --routing,
-routing comes from outside, and all check it instead of routing. A second sheet shows the host's cost of a launch
-(`launch_cost.py`). Outputs of some tokens are checked against the float64 oracle.
+All take turns on the same tokens and weights. `against chain` compares graphs, with the fastest chain. With --routing
+ids and weights come from outside, and every contender checks them instead of routing. A second sheet shows the host's
+cost of a launch (`launch_cost.py`). Outputs of some tokens are checked against the float64 oracle.
 """
 
 from __future__ import annotations

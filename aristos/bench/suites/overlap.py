@@ -1,22 +1,23 @@
-"""Suite `overlap`: what overlap is worth. Fused against bulk over emulated links of set latencies and bandwidths.
+"""Suite `overlap`: the gain of overlap. Fused against bulk over emulated links of set latencies and bandwidths.
 
 The links (`bench/delay/`) cost no processor time: a rank does not see a word, or the end of a collective, before it is
-due. Every row moves (moves="tokens"). Of each point, for the slowest rank, the median over calls:
+due. Every row moves (moves="tokens"). A point is a latency and a bandwidth. For each point, medians over calls of the
+slowest rank:
 
     fused, bulk          milliseconds of a call
     bulk / fused         above 1: overlap pays
-    communication        share of the bulk call inside its collectives, of the rank that waits least for others
-    efficiency           experts alone / call; the experts' rows all local, as in suite `layer`
+    communication        share of the bulk call inside its collectives, on the rank that spends least time there
+    efficiency           time of the experts alone over that of the call; their rows are all local, as in suite `layer`
     idle                 as in suite `idle`
-    bound                max(bulk's communication, bulk's other time) / 0.9 and one tile (its arithmetic, its way over a
-                         link): what a fused call should take at most where communication is 30 to 70 % of a bulk call
+    bound                max(bulk's communication, bulk's other time) / 0.9, plus the arithmetic of one tile and its
+                         time on a link: a goal for the fused call where communication is 30 to 70 % of a bulk call
 
-Biased against fused: copies of rows cost a fused worker time, while those of the bulk schedule take place inside the
-time that its collective waits for its link anyway. A * marks bandwidths above half of the measured rate of copying,
-where the copy counts as much as the link. Before the layers the links are checked: pings, and all-to-alls of MPI.
+The comparison favours bulk: copies of rows cost a fused worker time, while those of the bulk schedule take place while
+its collective waits for the link anyway. A * marks bandwidths above half of the measured rate of copying, where the
+copy counts as much as the link. Before the layers the links are checked: by pings, and by all-to-alls of MPI.
 
-Without options of a shape it measures A to E. Every layer has at least three calls of each schedule at each point, so
-that many points or slow links take longer than --seconds.
+Without options of a shape it measures shapes A to E. Every layer has at least three calls of each schedule at each
+point, so many points or slow links take longer than --seconds.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ COMPARED = ("a", "b", "c", "d", "e")
 SCHEDULES = ("bulk", "fused")
 YES = {True: "yes", False: "no"}
 UNLIMITED = (0.0, float("inf"))  # alpha in us, GB/s: no delay
-FEWEST_CALLS, MOST_CALLS = 3, 60  # of a point
-BLOCKS = 4  # in which calls with and without the emulation alternate
-BOUND_SHARES, BOUND = (0.3, 0.7), 0.9
-PING_BYTES, PINGS, PING_REPEATS = (0, 4096, 65536), 10, 30
-PING_SHARE, PING_US = 0.05, 0.5
+FEWEST_CALLS, MOST_CALLS = 3, 60  # of each schedule at a point
+BLOCKS = 4  # of calls with the emulation, and as many without it, in turns
+BOUND_SHARES, BOUND = (0.3, 0.7), 0.9  # shares of communication for which the bound counts; its divisor
+PING_BYTES, PINGS, PING_REPEATS = (0, 4096, 65536), 10, 30  # sizes; most round trips of a try, most tries
+PING_SHARE, PING_US = 0.05, 0.5  # tolerated error, relative or absolute
 EXCHANGED = 1 << 20  # bytes to each rank in a checked all-to-all
-EXCHANGE_SHARE, EXCHANGES = 0.10, 15
-CHECK_SECONDS = 1.0  # of the pings of a size, and of the all-to-alls, at a point; slow links have fewer tries
+EXCHANGE_SHARE, EXCHANGES = 0.10, 15  # tolerated error, most tries
+CHECK_SECONDS = 1.0  # for the pings of a size, and for the all-to-alls, at a point; slow links have fewer tries
 
 POINTS = (
     Column("case", "layer"),
@@ -97,8 +98,10 @@ SAME = (
 
 @dataclass
 class PointTimes:
-    """times, idle, core: schedule -> [world, iterations] seconds of calls, idle seconds in them, and each rank's share
-    of its core."""
+    """The calls at one point: schedule -> [world, iterations]. times: seconds of calls. idle: idle seconds in them.
+
+    core: each rank's share of its core.
+    """
 
     times: dict[str, np.ndarray]
     idle: dict[str, np.ndarray]
@@ -117,7 +120,11 @@ class PointTimes:
 
 @dataclass
 class CaseTimes:
-    """One layer. points: in the order of alpha, rate; plain, undelayed: without emulation, and without delay."""
+    """One layer. alone: seconds of the experts alone. tile_share, tile_bytes: of a rank's rows in its largest tile.
+
+    points: in the order of alpha, then rate. plain, undelayed: calls without emulation, and with it but without delay.
+    right: whether all outputs were.
+    """
 
     name: str
     threads: int
@@ -166,7 +173,7 @@ class Match:
 
 
 def compile_delayed(world: World) -> None:
-    """Compile or load the steps that delay words. Refuses ranks that the suite cannot serve. Collective."""
+    """Compile or load the steps that delay words; InputError for ranks on several nodes, or too many. Collective."""
     from ..delay.network import Network, check_ranks
 
     check_ranks(world.nodes)
@@ -265,7 +272,7 @@ def _case(ctx: Context, work: Workload, name: str, tokens: int, share: float, li
 
 
 def _calls(ctx: Context, seconds: float, turn: float) -> int:
-    """How many calls of each schedule take so many seconds, if one of each takes `turn`. Collective."""
+    """How many calls of each schedule fit into `seconds`, if one of each takes `turn`. Collective."""
     fit = int(ctx.world.bcast(seconds / turn))
     return ctx.options.iters or min(MOST_CALLS, max(FEWEST_CALLS, fit))
 
@@ -273,7 +280,7 @@ def _calls(ctx: Context, seconds: float, turn: float) -> int:
 def _delay(alpha: float, rate: float, nbytes: float) -> float:
     """Most seconds that links of `alpha` us and `rate` GB/s add to one call of each schedule.
 
-    nbytes: most that a rank sends; as many come back. A bulk call has a collective more, of the counts.
+    nbytes: most that a rank sends; as many come back. A bulk call has one more collective, of the counts.
     """
     return 5e-6 * alpha + 4e-9 * nbytes / rate
 
@@ -321,7 +328,7 @@ def _links(ctx: Context, network: Network) -> list[dict[str, Any]]:
                 {
                     "alpha_us": alpha,
                     "rate_gb_per_s": rate,
-                    "rate_text": _rate_text(rate, copy),
+                    "rate_text": rate_text(rate, copy),
                     "copy_gb_per_s": copy,
                     "ping_us": found[PING_BYTES[-1]],
                     "ping_off_us": max(off.values()),
@@ -333,12 +340,13 @@ def _links(ctx: Context, network: Network) -> list[dict[str, Any]]:
     return records
 
 
-def _rate_text(rate: float, copy: float) -> str:
+def rate_text(rate: float, copy: float) -> str:
+    """A rate in GB/s as text, marked where copying rows counts as much as the link. copy: rate of copying, GB/s."""
     return f"{rate:g}{'*' if rate > copy / 2 else ''}"
 
 
 def _tries(most: int, us: float) -> int:
-    """As many tries of so many microseconds as CHECK_SECONDS allow, at least one and at most `most`."""
+    """How many tries of `us` microseconds CHECK_SECONDS allow: at least one and at most `most`."""
     return max(1, min(most, int(CHECK_SECONDS * 1e6 / us)))
 
 
@@ -366,7 +374,7 @@ def _exchange(ctx: Context, network: Network, us: float = 1.0) -> float:
 
 
 def _same_records(m: CaseTimes) -> list[dict[str, Any]]:
-    """Calls without emulation against those without delay: equal within what blocks of the same kind differ."""
+    """Calls without emulation against calls without delay: equal if they differ no more than blocks of one kind do."""
     records = []
     for schedule in SCHEDULES:
         plain = np.array([b.median(schedule) for b in m.plain])
@@ -399,7 +407,7 @@ def _record(m: CaseTimes, point: tuple[float, float], t: PointTimes, copy: float
         "case": m.name,
         "alpha_us": alpha,
         "rate_gb_per_s": rate,
-        "rate_text": _rate_text(rate, copy),
+        "rate_text": rate_text(rate, copy),
         "bulk_ms": bulk * 1e3,
         "fused_ms": fused * 1e3,
         "speedup": bulk / fused,
@@ -418,7 +426,7 @@ def _record(m: CaseTimes, point: tuple[float, float], t: PointTimes, copy: float
 
 
 def _sentence(case: str, records: list[dict[str, Any]]) -> str:
-    """Where fused pays for one layer, in words."""
+    """The points at which fused is faster for one layer, in words."""
     best = max(records, key=lambda r: r["speedup"])
     losing = [r for r in records if r["speedup"] < 1]
 

@@ -5,7 +5,7 @@ prediction.
 second rank's links are slow too, as if its adapter were faulty. Nodes are the job's, or pretended (--ranks-per-node),
 or else two halves of the ranks; every peer is reached by transport rma. The problem has these links, this machine's
 measured rates, memory that requires two devices per group, and a step of 16 stages per device with one all-reduce of
-the dense gradient. Every distinct partition becomes one layer per group. The partitions take turns:
+the dense gradient. Every distinct partition becomes one layer per group. Calls of the partitions alternate:
 
     stage        time of the slowest rank's call; a median over iterations, like all times below
     pi           time that this rank spends in experts; predicted: rows at the measured rate
@@ -64,8 +64,11 @@ COLUMNS = (
 
 @dataclass
 class Entry:
-    """One partition. names: the plans that chose it. compute, links, times: seconds of each call, on this rank. core:
-    [world, iterations] share of its core that each rank had in the stage."""
+    """One partition. names: the plans that chose it. compute, links: seconds of each call in experts, in link delays.
+
+    times: "stage", "ring", "mpi" -> [world, iterations] seconds. core: [world, iterations] share of its core that each
+    rank had in the stage.
+    """
 
     names: list[str]
     plan: Plan
@@ -115,10 +118,10 @@ def run(ctx: Context) -> Result:
         ctx.world.barrier()
     for each, y in zip(entries, outputs):
         each.right = ctx.world.every(each.right and np.array_equal(y, outputs[0]))
-    records = _table(ctx, work, entries, problem, threads)
-    sheet = Sheet(_title(ctx, shape, tokens, threads), COLUMNS, records[1])
-    sheet.notes = _notes(problem, records[1])
-    return Result(sheet.ok, [sheet], [records[0]])
+    table, records = _table(ctx, work, entries, problem, threads)
+    sheet = Sheet(_title(ctx, shape, tokens, threads), COLUMNS, records)
+    sheet.notes = _notes(problem, records)
+    return Result(sheet.ok, [sheet], [table])
 
 
 def _call(ctx: Context, work: Workload, tokens: int) -> Call:

@@ -4,8 +4,8 @@ Actors are the threads of all ranks, and for each rank and remote peer the netwo
 it at the peer. A flush makes the network's writes known to the thread that called it. A word that MPI puts as {value,
 complement} is a release of its put; a thread that reads the value knows of that after its next sync.
 
-First NumPy drops what cannot matter: words that one actor uses alone, words that none writes, and accesses that repeat
-one of the same actor since its last atomic.
+First, NumPy drops the accesses that can be in no race: of words that one actor uses alone, of words that nobody writes,
+and repetitions of an access by the same actor since its last atomic.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNORDERED = (words.FAILED,)  # of the state: a flag set once, without the lock; 
 
 @dataclass(frozen=True)
 class Found:
-    """A race, and the steps between which it is."""
+    """A race. here, there: the places in the steps of its two accesses."""
 
     message: str
     here: str
@@ -55,7 +55,7 @@ class Accesses:
 
 
 class Checker(Clocks):
-    """The clocks of a log. races: those found."""
+    """Replays a log with vector clocks. races: those found so far."""
 
     def __init__(self, entries: np.ndarray, space: Space) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Checker(Clocks):
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         spread = np.repeat(np.arange(len(entry)), counts)
         every = Accesses(entry[spread], actor[spread], (first[spread] + within) * WORD, writes[spread])
-        keep = ~self.space.in_area(every.number, WIRE)  # its hints are read without its lock
+        keep = ~self.space.in_area(every.number, WIRE)  # some words of the wire are read without its lock, as hints
         for word in UNORDERED:
             for rank in range(self.space.shape.world):
                 keep &= every.number != private(rank, STATE, WORD * word)

@@ -1,9 +1,10 @@
 """The engine's steps compiled so that they record: modules of their own, made from the same files.
 
 The syntax tree of each module is changed before it is executed. Accesses of the state become calls of `recorded.get`
-and `recorded.put`, functions of memory, wire and arithmetic those of `recorded.py`; each gets the site of the call. The
-bugs of `planted.py` are planted, switched off. Line numbers stay. The packages' names have a hash of the files that the
-changes come from, so that Numba's cache keeps this code apart from ordinary code and from that of other changes.
+and `recorded.put`; calls of memory, wire and arithmetic become calls of the functions in `recorded.py`. Each passes the
+site of the call. The bugs of `planted.py` are planted, switched off. Line numbers stay. The packages' names contain a
+hash of the files that define these changes. So Numba's cache keeps this code apart from ordinary code, and from copies
+made by other changes.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 An entry is taken by adding to one shared counter. An atomic access is made while its thread holds a lock of the log,
 and gets its entry there. So the order of entries is the order of all atomic accesses, and an acquire reads the latest
-release before it. The lock orders the threads in fact, not in the log: the checker knows of no such order.
+release before it. The checker does not count the order that this lock gives the threads.
 
-The table of a process says where the log lies. Compiled code finds it, and the function that writes entries, by
-symbols: addresses would be kept in the kernel cache.
+The table of a process says where the log lies. Compiled code finds the table, and the function that writes entries, by
+symbols, because addresses would be kept in the kernel cache.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ...primitives.compile import Locator, compiling, entry
 
 WORD = 8
 
-# what an entry is of: plain reads and writes of so many bytes; atomics of a word; MPI; marks of the host
+# kinds of entries: plain reads and writes of a range of bytes; atomics of a word; calls of MPI; marks of the host
 READ, WRITE, ACQUIRE, RELEASE, ADD, EXCHANGE, PUT, FLUSH, SYNC, WORKER = range(10)
 KIND_BITS = 8  # of a code; above them the site
 
@@ -55,7 +55,7 @@ def _table(typingctx):
 
 @intrinsic
 def _thread(typingctx):
-    """A number of the calling thread, its own in its process."""
+    """A number of the calling thread, different from those of the other threads of its process."""
 
     def codegen(context, builder, signature, args):
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(64), []), "pthread_self")
@@ -66,7 +66,7 @@ def _thread(typingctx):
 
 @intrinsic
 def _record(typingctx, code, at, a, b):
-    """Make the access that a code stands for if it is an atomic, and write its entry; returns the access's result."""
+    """Write the entry of an access; make the access too if it is an atomic. Returns the result of an atomic."""
 
     def codegen(context, builder, signature, args):
         word = ir.IntType(64)
@@ -81,7 +81,7 @@ record: Any = _record
 
 
 def write(code, at, a, b):
-    """What `record` calls."""
+    """The body of `record`."""
     names = table()
     log = mem.load(names + WORD * LOG)
     if log == 0:
@@ -169,7 +169,7 @@ class Log:
 
     @property
     def taken(self) -> int:
-        """Entries that were asked for: more than `capacity` if some are lost."""
+        """Entries that threads wanted to write: more than `capacity` if some are lost."""
         return int(self._words[CURSOR])
 
     def close(self) -> None:

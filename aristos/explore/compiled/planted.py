@@ -13,7 +13,7 @@ from dataclasses import dataclass
 class Planted:
     """A bug. function: `module.name` of a step; old: the beginning of one of its statements; new: what replaces it.
 
-    wants: the case that it shows in, see `run.py`.
+    wants: the case in which it shows, see `run.py`.
     """
 
     name: str

@@ -1,8 +1,9 @@
-"""The primitives that record: `get` and `put` of a state's words, and what takes the place of memory, wire, arithmetic.
+"""The primitives that record: `get` and `put` of a state's words, and functions that replace those of memory, wire and
+arithmetic.
 
-Each has the original's arguments, then a site: the module and the line that calls it (`copies.py`). What is not here is
-the original. A kernel is recorded as the ranges that it reads and writes, where a step calls it; of weights the first
-word of each array, which stands for all of it.
+Each has the original's arguments, then a site: the module and the line that calls it (`copies.py`). Functions that are
+not here are not replaced. A kernel is recorded as the ranges that it reads and writes, where a step calls it. Of
+weights the first word of each array is recorded; it stands for the whole array.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ WIRE = {"take": take, "leave": leave, "put": wire_put, "flush": flush, "sync": s
 
 @jit
 def rows_at(kind, rows, count, nbytes, site):
-    """Record accesses of `count` rows of so many bytes, whose addresses lie at `rows`; address 0: no row."""
+    """Record accesses of `count` rows of `nbytes` bytes, whose addresses lie at `rows`; address 0: no row."""
     record(code(READ, site), rows, WORD * count, 0)
     for i in range(count):
         row = mem.load(rows + WORD * i)
@@ -182,7 +183,7 @@ def rows_at(kind, rows, count, nbytes, site):
 
 @jit
 def arrays_at(weights, site):
-    """Record readings of an expert's arrays."""
+    """Record that an expert's arrays are read."""
     for address in weights:
         if address != 0:
             record(code(READ, site), address, WORD, 0)

@@ -66,7 +66,7 @@ CASES = (
 
 @dataclass
 class Result:
-    """What became of a case; of rank 0 alone. planted: the number of a bug. lost: entries that found no space."""
+    """The result of a case, on rank 0. planted: the number of a bug, 0: none. lost: entries that found no space."""
 
     case: str
     planted: int
@@ -146,7 +146,7 @@ class _Names:
 def make_all(comm: Any, tries: list[tuple[Case, int]], calls: int, seed: int) -> Iterator[Result]:
     """Make cases, each with a planted bug or 0 for none. Collective; rank 0 has the results.
 
-    A bug need not show in each run: it has some more, with the seeds that follow, until it does.
+    A bug need not show in each run: its case is run with the seeds that follow until it does, TRIES times at most.
     """
     record = log.Log(comm, ENTRIES)
     try:
@@ -229,7 +229,7 @@ def _exchange(comm: Any, case: Case) -> Exchange:
 
 @contextlib.contextmanager
 def _recording(made: Any, recorder: Recorder) -> Iterator[None]:
-    """What the host of this object reads and writes of others is recorded too: ENDED, and the weights that it loads."""
+    """In the block, accesses by this object's host are recorded too: its reads of ENDED, the weights that it loads."""
     runtime = made._member.runtime
     home = _home(made)
     wait = runtime.await_readers

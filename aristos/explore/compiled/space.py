@@ -24,7 +24,7 @@ WORD = 8
 
 @dataclass
 class Range:
-    """`nbytes` at `start` in a process, which are `number` on in the common space. name: for people, if it has one."""
+    """`nbytes` at address `start` of a process; in the common space they begin at `number`. name: for messages."""
 
     start: int
     nbytes: int
@@ -34,7 +34,7 @@ class Range:
 
 @dataclass
 class Mapped:
-    """What a rank reports of its process. shift: of the MPI window of each rank. labels: of other memory."""
+    """What a rank reports of its process. shift: see RmaWindow. labels: names of memory outside the ranges."""
 
     ranges: list[Range]
     shift: list[int]
@@ -42,7 +42,7 @@ class Mapped:
 
 
 def other(rank: int, address: int) -> int:
-    """The number of an address that is no window."""
+    """The number of an address of memory that other ranks do not map."""
     return OTHER | rank << OTHER_BITS | address
 
 

@@ -35,7 +35,7 @@ def rule(router: Router) -> int:
 def top_k(row, experts, k, ids, weights):
     """Write the k largest of row[experts] in falling order: ids[k], and values to weights[k]. Ties: lowest id first.
 
-    The loop of `insert` again, because a call for each expert costs more than its comparison.
+    The loop of `insert` a second time, because a call for each expert would cost more than its comparison.
     """
     for j in range(k):
         ids[j] = -1
@@ -120,7 +120,7 @@ def sqrtsoftplus(row, experts, largest, renormalize, weights, k):
 
 @jit
 def sparsemixer(row, experts, largest, renormalize, weights, k):
-    """Of each choice, its share of the softmax over the rest that is close to it; the rest: all but earlier choices."""
+    """The share of each choice in the softmax over the experts that earlier choices left and whose scores are close."""
     for j in range(k - 1, -1, -1):
         best, taken, total = weights[j], 0, ZERO
         for i in range(j):
@@ -236,10 +236,10 @@ def top_k_of_groups(row, bias, experts, groups, found, k, ids, weights):
 
 @jit
 def choose_by_rule(row, experts, largest, k, rule, renormalize, bias, ids, weights):
-    """`choose` with groups or a bias, but for the scale."""
+    """`choose` with groups or a bias, and without the scale."""
     code, groups = rule & 0xFF, rule >> GROUPS_SHIFT & 0xFF
     kept, score = rule >> KEPT_SHIFT & 0xFF, rule >> GROUP_SCORE_SHIFT
-    by_score = len(bias) == 0 and score != SUM_TOP2  # as weights, but they round different scores to one weight
+    by_score = len(bias) == 0 and score != SUM_TOP2  # scores have the order of weights, which may round to equal ones
     if not by_score:
         values(code, row, experts, largest)
     found = kept_groups(row, bias, groups, kept, experts // groups, score) if groups > 0 else 0

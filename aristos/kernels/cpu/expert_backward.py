@@ -1,4 +1,4 @@
-"""The gradients of one expert on a run of rows of float32, from dL/dy to dL/dx and the combine weights' part.
+"""The gradients of one expert on a run of float32 rows: from dL/dy to dL/dx, dL/dw (combine weights) and the weights'.
 
     d = dy down^T, h as in the forward call, dw = <d, h> + <dy, down_bias>
     du, dg = w d times the derivatives of h; dx = du up^T + dg gate^T
@@ -7,9 +7,9 @@
 
     dup += x^T du, dgate += x^T dg, ddown += h^T (w dy), and the sums of du, dg, w dy to the biases
 
-Every output of the first is one chain of fused multiply-adds in order of k, whichever rows are computed together. Each
-entry of a weight's gradient is one chain in order of rows that goes on from call to call: it depends on the rows and
-their order alone, not on where they are cut into runs.
+Every output of `expert_rows` is one chain of fused multiply-adds in order of k, whichever rows are computed together.
+Each entry of a weight's gradient is one chain in order of rows, which goes on from call to call: it depends on the rows
+and their order alone, not on where they are cut into runs.
 """
 
 from ...primitives import memory as mem
@@ -90,9 +90,10 @@ both = jit(
 
 @jit
 def slopes(word, gated, u, g, d, h, weight, n, spare):
-    """From the products u and g of a row and d = dy down^T: h, and du and dg in their place; n columns each.
+    """Compute n columns of a row: h from the products u and g, then du and dg, which are written over u and g.
 
-    All are addresses, `spare` of n float32. A bound passes the gradient of a value that is at it or within it.
+    d: dy down^T. All are addresses; spare: space for n float32. A bound passes the gradient of a value that is at it or
+    within it.
     """
     us, ds, hs, by_x = mem.floats(u, n), mem.floats(d, n), mem.floats(h, n), mem.floats(spare, n)
     if not gated:
@@ -189,7 +190,7 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, s
 
 @jit
 def take_hidden(m, saved, f0, columns, part, u, g):
-    """Copy columns f0.. of m rows from what `expert.keep_hidden` wrote. part: bytes from u to g there, 0: no gate."""
+    """Copy columns f0.. of u and g of m rows from what `expert.keep_hidden` wrote. part: bytes from u to g, 0: no g."""
     for i in range(m):
         place = mem.load(saved + 8 * i) + FLOAT * f0
         mem.copy_row(u + PITCH * i, place, FLOAT * columns)
@@ -257,7 +258,7 @@ def kept_addresses(m, table, kept, which, ffn):
 
 @jit
 def parts_of(hidden, ffn, gated):
-    """The parts of a row's place, see `stored_rows`."""
+    """What `stored_rows` calls *parts*, for rows of float32."""
     kept = line_bytes(2 * hidden)
     return FLOAT * hidden, FLOAT * hidden, kept, kept + line_bytes(ffn) * (3 if gated else 2)
 

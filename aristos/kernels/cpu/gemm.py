@@ -18,7 +18,7 @@ from .target import ISA
 
 KC = 512  # columns of a block of packed rows: the rows that a micro-kernel reads stay in L1, all of a run's in L2
 PITCH = FLOAT * KC + LINE  # bytes between packed rows
-AHEAD_GROUPS = 2  # the next panel is prefetched only if a panel serves at least so many groups of rows
+AHEAD_GROUPS = 2  # the next panel is prefetched only if a panel serves at least this many groups of rows
 
 _kernels = {
     rows + ROWS * (vectors - 1): micro_kernels.micro_kernel(rows, vectors, PITCH, LANES)

@@ -13,9 +13,9 @@ from .panels import LANES, NR, ROWS
 
 MOST_OUTER = 1024  # rows of a pass
 TURNED = 128  # columns that are transposed at once: few enough to stay in the L2 cache
-LARGE = 1 << 20  # bytes of a matrix that is written past the caches, if it is written once
-SIDE = 8  # of a block of the transposition
-SOON = 4  # rows whose lines are fetched before they are packed: places in the store are too far apart for the processor
+LARGE = 1 << 20  # bytes: a matrix of at least this size is written past the caches, if it is written once
+SIDE = 8  # rows and columns of a block that is transposed in registers
+SOON = 4  # rows ahead whose lines are fetched: the processor does not foresee places in the store, which lie far apart
 
 
 def outer_bytes(rows, widest):
@@ -48,7 +48,7 @@ def fetch_row(m, rows, i, first, nbytes):
 
 @jit
 def turn_rows(m, x, first, columns, a):
-    """Write columns first.. of m rows of float32 transposed: row c of packed rows at `a` holds one column of all m."""
+    """Transpose columns first.. of m rows of float32: row c of the packed rows at `a` holds one column of all m."""
     for k0 in range(0, m, KC):
         turn_block(min(KC, m - k0), x + 8 * k0, first, columns, a)
         a += PITCH * columns
@@ -105,9 +105,9 @@ def pack_panel(to, source, weight):
 def add_turned(m, rows, a, panels, columns, out, pitch, carry, past, sums, tables):
     """out[rows, columns] (+)= A^T B for m rows in order. a: A transposed; pitch: bytes between rows of out.
 
-    Groups of rows of out are computed as by `gemm.panel_rows`; the next ones are fetched while these are computed.
-    past: whether they are written past the caches, from `sums`, space for a block. tables: of addresses of ROWS rows of
-    sums and of `rows` rows of out.
+    Rows of out are computed in groups as by `gemm.panel_rows`; the next group is fetched meanwhile. past: whether
+    groups are written past the caches; they are then computed in `sums`, which has space for one. tables: space for the
+    addresses of ROWS rows of sums and of `rows` rows of out.
     """
     groups = (rows + ROWS - 1) // ROWS
     size = rows // groups

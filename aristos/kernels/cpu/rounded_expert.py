@@ -68,12 +68,13 @@ def start_sums(m, bias, sums):
 
 @jit
 def up(n):
+    """n columns rounded up to whole panels."""
     return (n + WIDTH - 1) // WIDTH * WIDTH
 
 
 @inlined
 def ahead_of(panel, step, more):
-    """What a panel's product prefetches: the next panel if there are more, else this one, which costs nothing."""
+    """The panel that a panel's product prefetches: the next one, or itself if it is the last, which costs nothing."""
     return panel + step if more else panel
 
 

@@ -1,8 +1,8 @@
 """Rows in the store (`engine/store.py`): what the backward kernels of every element type do with their addresses.
 
 A row's place holds dy and x as they came, then what the kernel keeps for the weights' gradients, then the combine
-weight. *parts* are the offsets of an element type: bytes of dy, which are those of x, and bytes from a place to x, to
-what is kept, and to the combine weight.
+weight. *parts* describes the places of an element type: (bytes of dy, as many as of x; offset of x in a place; offset
+of what is kept; offset of the combine weight).
 """
 
 from ...primitives import memory as mem
@@ -12,17 +12,18 @@ from ...primitives.compile import jit
 from .expert import line_bytes
 from .outer import SOON, fetch_row
 
-ENTRY = 6 * 8 + 2 * FLOAT  # bytes of a row in the tables
+TABLES = 6  # of addresses, a word a row: x, dy, dx, kept, saved, order
+ENTRY = TABLES * 8 + 2 * FLOAT  # bytes of a row in the tables
 LISTED = 2 * 8 + FLOAT  # bytes of a row in the lists for its expert's gradients
 
 
 @jit
 def tables(scratch, rows):
-    """Addresses of tables at `scratch`: of x, dy, dx, kept, saved, order, then w and dw; and of a line behind them.
+    """Addresses of tables at `scratch`: x, dy, dx, kept, saved, order, w and dw; last, of the cache line after them.
 
-    saved: of places of the tape. order: numbers of the rows, those without hidden activations there first.
+    saved: places on the tape. order: numbers of the rows; those with hidden activations on the tape come last.
     """
-    w = scratch + 48 * rows
+    w = scratch + 8 * TABLES * rows
     dw = w + FLOAT * rows
     free = (dw + FLOAT * rows + LINE - 1) // LINE * LINE
     to_x, to_dy, to_dx = scratch, scratch + 8 * rows, scratch + 16 * rows
@@ -31,8 +32,8 @@ def tables(scratch, rows):
 
 @jit
 def plain_first(rows, tape, order):
-    """Write the numbers of `rows` rows at `order`: last those whose hidden activations the tape has; returns how many
-    others there are. tape: address of entries, see `primitives.taped`, or 0.
+    """Write the numbers of `rows` rows at `order`, those with hidden activations on the tape last. Returns how many are
+    without. tape: address of entries, see `primitives.taped`, or 0.
     """
     plain, last = 0, rows - 1
     for i in range(rows):
@@ -47,8 +48,8 @@ def plain_first(rows, tape, order):
 
 @jit
 def store_row(row, place, entry, parts, before):
-    """Copy a row [dy | x] to its place; x comes from the tape if it was kept there, `before` bytes behind the hidden
-    activations' start.
+    """Copy a row [dy | x] to its place. x comes from the tape if it is kept there, at `before` bytes if hidden
+    activations are kept before it.
     """
     nbytes, to_x, _, _ = parts
     kept, from_x = taped.kept_of(entry), row + nbytes
@@ -60,9 +61,9 @@ def store_row(row, place, entry, parts, before):
 
 @jit
 def list_rows(rows, x, dx, places, scalars, tape, ffn, gated, parts, found):
-    """Copy rows to their places and fill their tables; returns how many rows are computed without the tape.
+    """Copy rows to their places and fill their tables; returns how many rows have no hidden activations on the tape.
 
-    Arguments as of `expert_backward.store_rows`; found: `tables`.
+    Arguments as of `expert_backward.store_rows`; found: what `tables` returns.
     """
     to_x, to_dy, to_dx, kept, saved, order, w, _, _ = found
     plain = plain_first(rows, tape, order)
@@ -88,7 +89,7 @@ def list_rows(rows, x, dx, places, scalars, tape, ffn, gated, parts, found):
 
 @jit
 def give_back(rows, scalars, found):
-    """Write the gradients of the combine weights over these: words, of which the lower half is used."""
+    """Write the gradients of the combine weights over the weights, in the lower halves of the words at `scalars`."""
     order, back = found[5], mem.floats(found[7], rows)
     for to in range(rows):
         i = mem.load(order + 8 * to)
@@ -98,7 +99,9 @@ def give_back(rows, scalars, found):
 
 @jit
 def list_stored(m, places, parts, scratch):
-    """List m rows in the store; returns addresses of x, of what is kept, of combine weights, and of a line behind."""
+    """List m rows in the store. Returns addresses of three lists (x, what is kept, combine weights) and of the cache
+    line after them.
+    """
     to_x, kept = scratch, scratch + 8 * m
     w = kept + 8 * m
     weight = mem.floats(w, m)

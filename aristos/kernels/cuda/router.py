@@ -29,7 +29,7 @@ from .tile import BYTES, CHUNK, Tile, tile_memory
 # ---- the words of a router job, in device memory
 (
     X, X_STRIDE, TOKENS, HIDDEN,  # rows of the kernel's kind, `X_STRIDE` bytes apart, all on 16 bytes
-    ROUTER, EXPERTS,  # address of `pack_router`; ids name so many experts, identity experts among them
+    ROUTER, EXPERTS,  # address of `pack_router`; how many experts ids name, identity experts among them
     TOP_K, CHOICES,  # experts that compute a token; those that it chooses: one less with a shared expert
     SCORE, RENORMALIZE, SCALE,  # arguments of `scores.choose`: its rule; the scale as the bits of a float32
     IDS, WEIGHTS,  # [tokens, TOP_K] int64, float32; -1 is a choice not taken, -2 - id one beyond the capacity

@@ -181,14 +181,14 @@ class CpuRuntime(Runtime):
             self._memory.in_call(False)
 
     def begin(self, job: np.ndarray) -> None:
-        """Give an entered call its epoch, clear the tables, and let the other workers in."""
+        """Give an entered call its epoch, clear the tables, and release the other workers into it."""
         job[words.EPOCH] = self.epoch
         self.loop.packing.begin(job, self.state)
         assert self._workers is not None
         self._workers.release(self.loop.work, job, self.state)
 
     def go_on(self, job: np.ndarray, timeout: float, code: int | None = None) -> int:
-        """Run steps as worker 0 until the call ends or is ALL_ANNOUNCED. code: the result of the slice before."""
+        """Run steps as worker 0 until the call ends or is ALL_ANNOUNCED. code: the first slice's result, if it ran."""
         assert self._workers is not None
         patience: Patience | None = None
         if code is None:

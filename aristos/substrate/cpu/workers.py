@@ -42,7 +42,7 @@ class Workers:
                 self._done.put(error)
 
     def release(self, work: Any, job: np.ndarray, state: np.ndarray) -> None:
-        """Let as many parked workers as the job wants take part in this call. work: the compiled loop of a worker."""
+        """Release as many parked workers as the job names into this call. work: the compiled loop of a worker."""
         self._out = min(int(job[words.WORKERS]), self.count) - 1
         for inbox in self._jobs[: self._out]:
             inbox.put((work, job, state))

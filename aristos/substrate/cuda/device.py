@@ -220,7 +220,7 @@ class CudaDevice:
         return found
 
     def resident(self, loaded: Loaded, shared_bytes: int) -> int:
-        """How many blocks of a kernel, with so many bytes of dynamic shared memory, one SM holds at once."""
+        """How many blocks of a kernel, each with `shared_bytes` of dynamic shared memory, one SM holds at once."""
         with self.current():
             self._allow(loaded, shared_bytes)
             return int(

@@ -91,7 +91,7 @@ def bindings() -> Any:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Call a function of the driver; returns its result without the status, None if there is no other.
+    """Call a function of the driver; returns its result, without the status; None if it has no result.
 
     Raises EnvironmentProblem (out of memory: MemoryProblem) with the function, the name of the error, and advice.
     """

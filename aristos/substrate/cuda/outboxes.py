@@ -1,9 +1,9 @@
 """The shared memory of an engine on a GPU with remote peers: outboxes, window and forwarded words in host memory.
 
-Kernels reach all of it, so that what a remote rank puts comes to the kernel that waits for it without a call of the
-driver: such a call could wait for a lock that another thread holds until that kernel ends. Where the driver cannot map
-the MPI window, a mirror has a place for each of its bytes, and the proxy copies there what has arrived. Where MPI can
-put from GPU memory (device_puts.py), rows wait on the GPU to be put. Starts no thread.
+Kernels reach all of it. So what a remote rank puts reaches the kernel that waits for it without a call of the driver;
+such a call could wait for a lock that another thread holds until that kernel ends. Where the driver cannot map the MPI
+window, a mirror has a place for each of its bytes, and the proxy copies there what has arrived. Where MPI can put from
+GPU memory (device_puts.py), rows wait on the GPU to be put. Starts no thread.
 """
 
 from __future__ import annotations
@@ -121,10 +121,10 @@ class DeviceMemory(EngineMemory):
                 (words.T_PUT_RETURN_ROWS, self._at_host),
             ):  # fmt: skip
                 device_st[tables.starts[table] + p] = value
-        jobs = [self._job(tables, wire) for wire in (self.wire, wire_to_device)]
-        for number, job in enumerate(jobs):
+        to_peers, to_device = (self._job(tables, wire) for wire in (self.wire, wire_to_device))
+        for number, job in enumerate((to_peers, to_device)):
             job[words.LOCK] = self._locks.ctypes.data + LINE * number
-        return Sides(jobs[0], st, jobs[1], device_st)
+        return Sides(to_peers, st, to_device, device_st)
 
     def _job(self, tables: StateLayout, wire: int) -> np.ndarray:
         job = np.zeros(jobs.size(0, self.group.world), np.int64)

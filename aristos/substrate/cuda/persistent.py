@@ -58,7 +58,7 @@ def hidden_pitch(ffn: int, kind: str) -> int:
 
 
 def tiles(columns: int, tile: Tile) -> int:
-    """Tiles of a product with so many columns."""
+    """Tiles of a product with `columns` columns."""
     return padded(columns, COLUMNS) // tile.n
 
 
@@ -376,7 +376,7 @@ def layer_tiles(kind: str, arch: str) -> list[Tile]:
 
 
 def layer_tile(kind: str, rows: float, arch: str) -> Tile:
-    """The smallest tile that holds so many rows of an expert. The choice changes no bit of a result."""
+    """The smallest tile that holds `rows` rows of an expert. The choice changes no bit of a result."""
     found = layer_tiles(kind, arch)
     return next((tile for tile in found if tile.m >= rows), found[-1])
 

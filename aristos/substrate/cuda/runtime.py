@@ -4,7 +4,7 @@ The host writes a job once; a call is four launches. The host reads the state ag
 peers, a thread beside it calls MPI (proxy_thread.py).
 
 Calls share one state, so they run one after another, whatever their streams: each waits for an event that the one
-before it records, a replayed one too. What the host does for itself, it does on a stream of its own. Driver calls that
+before it records, a replayed one too. The host's own copies and queries have a stream of their own. Driver calls that
 may hold the driver's lock while they wait for the GPU are made only while no call is in flight.
 """
 
@@ -45,13 +45,14 @@ MOST_ROWS = 256  # of a tile
 MOST_NS = 1 << 58  # of a timeout: OVERDUE times as much must fit a word
 MERGE_POLLS = 8  # idle polls that few rows wait for more of their expert
 FAIL_SECONDS = 5.0  # that a failing rank waits for its GPU to notify the peers
-AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pause for so long, then at least this often
-# variables with the process's number on its node, the innermost launcher's first. The group may lack ranks of the node
+AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pauses at first; then its longest pause
+# Variables with the process's number on its node, the innermost launcher's first. They count ranks of the job: the
+# group may have fewer of them on the node.
 LOCAL_RANK = tuple(rank for rank, _ in mpi_facts.LOCAL)
 
 
 class CudaRuntime(Runtime):
-    """The engine of one communicator, a GPU a rank; several ranks may share a GPU. device: this rank's GPU."""
+    """The engine of one communicator on GPUs, one a rank; several ranks may share one. device: this rank's GPU."""
 
     def __init__(self, group: Group, forget: Callable[[Runtime], None] = lambda runtime: None) -> None:
         super().__init__(group, forget)
@@ -74,7 +75,7 @@ class CudaRuntime(Runtime):
             self._wait()
 
     def _on_all(self, step: Callable[[], Any]) -> Any:
-        """The result of a step on this rank; where it fails on one rank, it raises on all. Collective."""
+        """The result of a step on this rank; if it fails on one rank, all ranks raise. Collective."""
         made, mine = None, None
         try:
             made = step()
@@ -180,7 +181,7 @@ class CudaRuntime(Runtime):
         )  # fmt: skip
 
     def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int, gated: bool) -> None:
-        """Write into a job what depends on the kernel that runs it. gated: do experts have a gate projection?"""
+        """Write into a job what depends on the kernel that runs it. gated: whether experts have a gate projection."""
         hidden, ffn, shared = (int(job[word]) for word in (words.HIDDEN, words.FFN, words.SHARED_FFN))
         runs = persistent.column_split_runs(tile, hidden, ffn, shared, gated, blocks)
         jobs.fill(
