@@ -23,7 +23,7 @@ def chosen(
     """What rank `rank` decides with so many rows for each expert; experts are dealt in contiguous parts.
 
     announced: tokens of each rank's last call, None: none yet. shared: 1 + the shared expert's place among those held.
-    Returns the rows that stay by expert, the work that the rank expects of each, in whole rows, and the rows that travel.
+    Returns the rows that stay by expert, the work that it expects of each rank in whole rows, and the rows that travel.
     """
     experts = len(counts)
     placement = Placement([e * ranks // experts for e in range(experts)], experts, ranks)

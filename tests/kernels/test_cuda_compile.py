@@ -126,7 +126,7 @@ ENVIRONMENTS = {"cuda12": Path(sys.prefix), "cuda13": Path(sys.prefix) / "cuda13
 MAKE_TABLE = "put there what `python -m aristos.kernels.cuda --out DIR` writes to DIR/report.md"
 # Layer kernels take longest. Those of one tile differ in their products alone, which are compiled as `gemm_` kernels
 # too. So a tile's is compiled for one type, and one at least of each type; also those with few registers to spare.
-# Products of float16 differ from those of bfloat16 in one instruction, which one tile shows, and so do TF32's on sm_100.
+# Products of float16 differ from those of bfloat16 in one instruction, which one tile shows; so do TF32's on sm_100.
 CHOSEN = {
     "cuda12": r"^(?!.*\.sm_100$|layer_|gemm_f16_(?!16x128).*\.sm_80$|route_f16\.sm_80$)"
     r"|^layer_(bf16_(16|128)x128|f32_16x64)\.sm_80$"
