@@ -1,4 +1,4 @@
-"""The figures asked of Aristos, compared with those that one run reached.
+"""The goals of Aristos, compared with the figures that one run reached.
 
 A ratio is formed within each round, from turns that ran within seconds of each other. Then the median over rounds is
 taken, and the least and the largest are shown with it. A figure is met if its median is; an unmeasured figure is not
@@ -66,10 +66,10 @@ class Family(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """One asked figure. at_least: whether more is better. reached: None if not measured; why: the reason."""
+    """One figure and its goal. at_least: whether more is better. reached: None if not measured; why: the reason."""
 
     what: str
-    asked: float
+    goal: float
     unit: str
     at_least: bool
     reached: Spread | None
@@ -79,7 +79,7 @@ class Figure:
     def met(self) -> bool:
         if self.reached is None:
             return False
-        return self.reached.median >= self.asked if self.at_least else self.reached.median < self.asked
+        return self.reached.median >= self.goal if self.at_least else self.reached.median < self.goal
 
 
 def ratio(measured: ShapeResults, peer: str, ours: str = "fused") -> Spread | None:
@@ -117,7 +117,7 @@ def peak_share(measured: ShapeResults, peer: str = "fused") -> Spread | None:
 def figures(
     shapes: list[ShapeResults], family: Family, signal_us: dict[int, list[float]] | None = None, why: str = ""
 ) -> list[Figure]:
-    """All asked figures of the jobs that ran, and of signals (payload bytes -> microseconds there and back).
+    """The figures with goals of the jobs that ran, and of signals (payload bytes -> microseconds there and back).
 
     signal_us: None if the part has none; why: the reason if it is empty.
     """
@@ -134,8 +134,8 @@ def figures(
     return found + _signals(signal_us, why)
 
 
-def _times(what: str, asked: float, reached: Spread | None, m: ShapeResults, *peers: str) -> Figure:
-    return Figure(f"{m.shape.name}: {what}", asked, "×", True, reached, "" if reached else _why(m, peers))
+def _times(what: str, goal: float, reached: Spread | None, m: ShapeResults, *peers: str) -> Figure:
+    return Figure(f"{m.shape.name}: {what}", goal, "×", True, reached, "" if reached else _why(m, peers))
 
 
 def _layer(m: ShapeResults, family: Family) -> list[Figure]:
@@ -150,7 +150,7 @@ def _layer(m: ShapeResults, family: Family) -> list[Figure]:
     if family.isa == "amx" and name in HIGH_OVER_FLOAT32 and "high" in m.entries:
         what = 'precision="high" over float32, fused'
         found.append(_times(what, HIGH_OVER_FLOAT32[name], ratio(m, "fused", "high"), m, "fused", "high"))
-    asked = FIGURES_BY_ISA.get(family.isa, {})
+    goals = FIGURES_BY_ISA.get(family.isa, {})
     others = m.timed("bfloat16", ours=False)
     reached = {
         "over peers": ("bfloat16, fused over the best bfloat16 peer", over_best(m, others, "bf16")),
@@ -159,19 +159,19 @@ def _layer(m: ShapeResults, family: Family) -> list[Figure]:
         "over float32": ("bfloat16 over float32, fused", ratio(m, "fused", "bf16")),
     }
     for key, (what, spread) in reached.items():
-        if name in asked.get(key, {}) and "bf16" in m.entries:
-            found.append(_times(what, asked[key][name], spread, m, "bf16", *others))
+        if name in goals.get(key, {}) and "bf16" in m.entries:
+            found.append(_times(what, goals[key][name], spread, m, "bf16", *others))
     return found + _outside(m)
 
 
 def _step(m: ShapeResults) -> list[Figure]:
     """A training step, over the best of torch's."""
     found = []
-    for dtype, (ours, asked) in STEPS.items():
+    for dtype, (ours, goal) in STEPS.items():
         others = m.timed(dtype, ours=False)
         if ours in m.entries and others:
             what = f"{dtype}, a step over the best of torch's"
-            found.append(_times(what, asked, over_best(m, others, ours), m, ours, *others))
+            found.append(_times(what, goal, over_best(m, others, ours), m, ours, *others))
     return found
 
 
@@ -198,18 +198,18 @@ def _product(m: ShapeResults, family: Family) -> list[Figure]:
         what = f"{shape.name}: float32, share of the FMA peak"
         found.append(Figure(what, 100 * PRODUCT_SHARE[vectors], "%", True, reached))
     if family.isa == "amx" and "product-bf16" in m.entries:
-        asked = OVER_FEW if shape.rows <= FEW_ROWS else OVER_MANY
+        goal = OVER_FEW if shape.rows <= FEW_ROWS else OVER_MANY
         reached = ratio(m, "torch-product-bf16-packed", "product-bf16")
-        found.append(_times("bfloat16, over oneDNN packed", asked, reached, m, "torch-product-bf16-packed"))
+        found.append(_times("bfloat16, over oneDNN packed", goal, reached, m, "torch-product-bf16-packed"))
     return found
 
 
 def _signals(signal_us: dict[int, list[float]] | None, why: str) -> list[Figure]:
     found = []
-    for size, asked in SIGNAL_US.items() if signal_us is not None else ():
+    for size, goal in SIGNAL_US.items() if signal_us is not None else ():
         what = "8 bytes + signal, there and back" if size == 8 else f"{size >> 10} KB row + signal, there and back"
         values = (signal_us or {}).get(size)
-        found.append(Figure(what, asked, "µs", False, Spread.of(values) if values else None, why))
+        found.append(Figure(what, goal, "µs", False, Spread.of(values) if values else None, why))
     return found
 
 

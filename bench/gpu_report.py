@@ -103,11 +103,11 @@ def replayed(trace: Path) -> Part:
 
 @dataclass(frozen=True)
 class Figure:
-    """An asked figure. value(right rows of the suite's sheets) -> the figure reached, None if there is none."""
+    """A figure with a goal. value(right rows of the suite's sheets) -> the figure reached, None if there is none."""
 
     what: str
     part: str
-    asked: float
+    goal: float
     unit: str
     suite: str
     value: Callable[[list[dict[str, Any]]], float | None]
@@ -123,12 +123,12 @@ class Figure:
         return None
 
     def line(self, ran: list[Ran]) -> list[str]:
-        """Its row of the table: figure, asked, reached, met."""
+        """Its row of the table: figure, goal, reached, met."""
         value = self.reached(ran)
         if value is None:
-            return [self.what, f"{self.asked:g} {self.unit}", "not measured", "-"]
-        met = value <= self.asked if self.at_most else value >= self.asked
-        return [self.what, f"{self.asked:g} {self.unit}", f"{value:.3g} {self.unit}", "yes" if met else "no"]
+            return [self.what, f"{self.goal:g} {self.unit}", "not measured", "-"]
+        met = value <= self.goal if self.at_most else value >= self.goal
+        return [self.what, f"{self.goal:g} {self.unit}", f"{value:.3g} {self.unit}", "yes" if met else "no"]
 
 
 def _only(key: str, **where: Any) -> Callable[[list[dict[str, Any]]], float | None]:
@@ -146,7 +146,7 @@ def _least_share(rows: list[dict[str, Any]]) -> float | None:
 
 
 def figures(arch: str) -> tuple[Figure, ...]:
-    """The figures asked of a GPU; the share of 16-bit products is higher on architectures with warpgroup products."""
+    """The figures with goals for a GPU; that of 16-bit products is higher on architectures with warpgroup products."""
     from aristos.kernels.cuda.gemm import tiles
 
     share = 0.85 if any(tile.groups for tile in tiles("bf16", arch)) else 0.60
@@ -292,7 +292,7 @@ def markdown(facts: dict[str, Any], ran: list[Ran]) -> str:
     """The report: the GPU, the figures, the outcomes of the parts, and all tables."""
     parts = [f"# Aristos on {facts['card']}", "\n".join(f"- {name}: {value}" for name, value in facts.items())]
     parts.append(
-        table(["figure", "asked", "reached", "met"], [figure.line(ran) for figure in figures(facts["card_arch"])])
+        table(["figure", "goal", "reached", "met"], [figure.line(ran) for figure in figures(facts["card_arch"])])
     )
     rows = [[each.part.name, each.outcome, f"{each.seconds:.0f}", each.said[:200]] for each in ran]
     parts.append(table(["part", "outcome", "seconds", "last line of output"], rows))
@@ -312,11 +312,11 @@ def _cell(value: Any) -> str:
 
 def save(out: Path, facts: dict[str, Any], ran: list[Ran]) -> None:
     """Append the figures and the outcomes of the parts to the results file of the suites."""
-    asked = figures(facts["card_arch"])
-    found = [figure.reached(ran) for figure in asked]
-    made = results.Table("gpu_report").dim("figure", [figure.what for figure in asked])
+    goals = figures(facts["card_arch"])
+    found = [figure.reached(ran) for figure in goals]
+    made = results.Table("gpu_report").dim("figure", [figure.what for figure in goals])
     made.dim("part", [each.part.name for each in ran])
-    made.add("asked", "figure", [figure.asked for figure in asked])
+    made.add("asked", "figure", [figure.goal for figure in goals])
     made.add("reached", "figure", [float("nan") if value is None else value for value in found])
     made.add("outcome", "part", [each.outcome for each in ran])
     made.add("seconds", "part", [each.seconds for each in ran], "s")

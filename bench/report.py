@@ -1,4 +1,4 @@
-"""A part of the comparison as Markdown: times, ratios, and the asked figures beside the reached ones.
+"""A part of the comparison as Markdown: times, ratios, and the goals beside the figures reached.
 
 The text goes between two marker comments of a page, which name the family of CPUs and the part: another family adds a
 section, another part a block in it, and the prose around them stays. All numbers are computed by figures.py.
@@ -28,11 +28,11 @@ OURS = {  # what a peer of a dtype is compared with: of layers, products, steps
 
 
 def markdown(
-    title: str, shapes: list[ShapeResults], asked: list[Figure], facts: list[str], picture: str | None = None
+    title: str, shapes: list[ShapeResults], figures: list[Figure], facts: list[str], picture: str | None = None
 ) -> str:
     """The text between the markers."""
     parts = [f"### {title}", "\n".join(f"- {fact}" for fact in facts), _times(shapes), _ratios(shapes)]
-    parts += [_asked(asked)] if asked else []
+    parts += [_goals(figures)] if figures else []
     notes = _notes(shapes)
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
     parts += [f"![The comparison as bars]({picture})"] if picture else []
@@ -74,8 +74,8 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def entries(shapes: list[ShapeResults]) -> list[Entry]:
     """The peers that were timed on some shape, in the order of their list."""
-    asked = {name: entry for m in shapes for name, entry in m.entries.items()}
-    return [entry for name, entry in asked.items() if any(name in m.times for m in shapes)]
+    known = {name: entry for m in shapes for name, entry in m.entries.items()}
+    return [entry for name, entry in known.items() if any(name in m.times for m in shapes)]
 
 
 def _name(entry: Entry) -> str:
@@ -135,19 +135,19 @@ def _ratios(shapes: list[ShapeResults]) -> str:
     return f"{says}\n\n{table(head, rows)}"
 
 
-def _asked(asked: list[Figure]) -> str:
+def _goals(figures: list[Figure]) -> str:
     rows = []
-    for figure in asked:
+    for figure in figures:
         sign = "≥" if figure.at_least else "<"
-        bound = f"{sign} {figure.asked:g} {figure.unit}".rstrip()
+        bound = f"{sign} {figure.goal:g} {figure.unit}".rstrip()
         if figure.reached is None:
             rows.append([figure.what, bound, figure.why, "not measured"])
         else:
             unit = f" {figure.unit}" if figure.unit else ""
             rows.append([figure.what, bound, _spread(figure.reached, number, unit), "yes" if figure.met else "no"])
-    met = sum(figure.met for figure in asked)
-    head = ["figure", "asked", "reached", "met"]
-    return f"Asked and reached: {met} of {len(asked)} met.\n\n{table(head, rows)}"
+    met = sum(figure.met for figure in figures)
+    head = ["figure", "goal", "reached", "met"]
+    return f"Goals: {met} of {len(figures)} met.\n\n{table(head, rows)}"
 
 
 def _notes(shapes: list[ShapeResults]) -> list[str]:

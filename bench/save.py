@@ -70,9 +70,9 @@ def outside_table(m: ShapeResults) -> results.Table:
 
 
 def figures_table(found: list[Figure]) -> results.Table:
-    """Asked figures and the medians reached, NaN if not measured."""
+    """Goals and the medians reached, NaN if not measured."""
     table = results.Table("compare", "figures").dim("figure", [f.what for f in found])
-    table.add("asked", "figure", np.array([f.asked for f in found]))
+    table.add("asked", "figure", np.array([f.goal for f in found]))
     table.add("reached", "figure", np.array([np.nan if f.reached is None else f.reached.median for f in found]))
     table.add("unit", "figure", [f.unit or "1" for f in found])
     return table.add("met", "figure", np.array([f.met for f in found]))

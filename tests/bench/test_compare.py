@@ -237,11 +237,11 @@ def test_figures_of_layers_compare_with_the_best_peer_of_the_dtype() -> None:
     assert not found["A: fused over bulk"].met  # not timed
     assert found["8 bytes + signal, there and back"].met
     assert not found["4 KB row + signal, there and back"].met
-    assert figures.figures([measured("G", fused=drift, numpy=drift)], amx)[0].asked == 1.0
+    assert figures.figures([measured("G", fused=drift, numpy=drift)], amx)[0].goal == 1.0
 
     m.errors = {"fused": 2e-6, "high": 1.5e-5, "bf16": 4e-3, "numpy": 1.0}
     errors = [
-        (f.what, f.asked, f.met) for f in figures.figures([m, measured("B", fused=drift)], amx) if "error" in f.what
+        (f.what, f.goal, f.met) for f in figures.figures([m, measured("B", fused=drift)], amx) if "error" in f.what
     ]
     assert errors == [
         ("Aristos in float32, largest relative error", 1e-5, True),
