@@ -7,7 +7,7 @@ but its expert's weights are read once more. So there are two reasons to stay:
   the busiest rank of the node then has no more work than when all rows travel.
 - The rows take work from the busiest rank of the node, more than the reading costs (READING_ROWS).
 
-Work is arithmetic, copies and readings, in units of which the arithmetic of a row takes 2 STAY_ROWS. Reading an expert
+Work is arithmetic, copies and readings; the unit is such that a row's arithmetic takes 2 STAY_ROWS. Reading an expert
 takes as long as the arithmetic of READING_ROWS rows, and as long as the copies of STAY_ROWS rows. So the copies of a row
 take 2 READING_ROWS units; its source makes half of them, and its owner the other half.
 
