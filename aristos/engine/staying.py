@@ -8,8 +8,8 @@ but its expert's weights are read once more. So there are two reasons to stay:
 - The rows take work from the busiest rank of the node, more than the reading costs (READING_ROWS).
 
 Work is arithmetic, copies and readings; the unit is such that a row's arithmetic takes 2 STAY_ROWS. Reading an expert
-takes as long as the arithmetic of READING_ROWS rows, and as long as the copies of STAY_ROWS rows. So a row's copies take
-2 READING_ROWS units; its source makes half of them, and its owner the other half.
+takes as long as the arithmetic of READING_ROWS rows, and as long as the copies of STAY_ROWS rows. So a row's copies
+take 2 READING_ROWS units; its source makes half of them, and its owner the other half.
 
 No rank knows how the others route this call. Each expects its peers to route as it does, with as many tokens as they
 announced last.
