@@ -45,7 +45,6 @@ from .trained_weights import TrainedWeights
 from .weights import LayerWeights, expert_bytes
 
 COPIES = 4  # readings and writings of a row that travels: of the ring row and of the return row, once each
-STAY_SHARE = 125  # percent of the busiest rank's rows if all travel; see engine/staying.py
 EVENT_KINDS = {
     codes.IDLE: "wait",
     codes.ROUTE: "route",
@@ -122,7 +121,7 @@ class CpuBackend(Backend):
         self._recorded = 0  # the layer of the last call
         self.taping: Taping | InputError | None = None  # of the next call; an error: why that call is refused
         self._stay_rows = [1] * settings.layers
-        self._balance_rows = 0
+        self._reading_rows = 0
         self._home = self._open_home(settings, member)
         nodes, rank = member.runtime.group.nodes, member.rank
         self._foreign = [] if self._home is None else foreign_slots(member.placement, nodes, rank)
@@ -139,9 +138,9 @@ class CpuBackend(Backend):
         home = NodeWeights.open(member.runtime.group, layers, member.placement.held, self._isa, always)
         if not home.problem:
             if not always:
-                self._balance_rows = module("break_even", self._isa).rows(self._element)
+                self._reading_rows = module("break_even", self._isa).rows(self._element)
                 copied = COPIES * self._element.nbytes * self.cfg.hidden
-                self._stay_rows = [max(self._balance_rows, sum(nbytes.values()) // copied) for nbytes in layers]
+                self._stay_rows = [max(self._reading_rows, sum(nbytes.values()) // copied) for nbytes in layers]
             return home
         if always:
             raise EnvironmentProblem(f"moves='experts' needs memory that the ranks of a node share: {home.problem}")
@@ -311,8 +310,8 @@ class CpuBackend(Backend):
                 on_input=on_input(cfg),
                 foreign=self._foreign,
                 stay_rows=self._stay_rows[layer],
-                balance_rows=self._balance_rows,
-                stay_share=0 if self.settings.moves == "experts" else STAY_SHARE,
+                reading_rows=self._reading_rows,
+                balanced=int(self.settings.moves != "experts"),
                 scalars=0,
                 row_bytes=self._element.nbytes * cfg.hidden,
                 kernels=self._kernels,
