@@ -37,8 +37,8 @@ def small(
     """A case by name; `tokens` of each rank that has any. With experts in place, ranks load weights before calls.
 
     once: each rank has two experts, and a token chooses both of them, so that it crosses once. In every second call of
-    a rank, and not in the same of both, it chooses one. backward: every second call, with tapes that have space for the
-    hidden activations of one row.
+    a rank a token chooses one expert; the two ranks do so in different calls. backward: every second call, with tapes
+    that have space for the hidden activations of one row.
     """
     expert = ROUTINGS[routing]
 
