@@ -4,6 +4,7 @@ each.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..engine import arrivals, column_runs, layout, packing, steps, words
@@ -13,6 +14,9 @@ from .mutation import Put, mutation
 
 STAY = (("stay", 1), ("placement", (0, 1)), ("workers", 1))
 TWO = (("stay", 1), ("placement", (0, 0, 1, 1)), ("workers", 1), ("max_tokens", 6))
+
+
+WITHIN: dict[str, Any] = {"fixed": STAY, "calls": 5, "plain": False, "kind": "fine"}  # exchanges too
 
 
 def admit_all(job: Any, st: Any) -> None:
@@ -60,6 +64,31 @@ def load_after_the_call_before(put: Put) -> None:
 
     real = rank.Rank.await_readers
     put(rank.Rank, "await_readers", await_readers)
+
+
+@mutation("load-in-a-call-too-early", **WITHIN)
+def load_in_a_call_too_early(put: Put) -> None:
+    """A rank that loads while another object's call is open waits for the call before the last one that has ended."""
+    put(rank.Rank, "await_readers", waiting_for(-1))
+
+
+@mutation("load-in-a-call-waits-for-it", **WITHIN)
+def load_in_a_call_waits_for_it(put: Put) -> None:
+    """A rank that loads while another object's call is open waits until its local peers have ended that call."""
+    put(rank.Rank, "await_readers", waiting_for(1))
+
+
+def waiting_for(more: int) -> Callable[[Any], None]:
+    """`await_readers` that waits for so many calls more while a call is open."""
+    real = rank.Rank.await_readers
+
+    def await_readers(self: Any) -> None:
+        wrong = more if self.stage == "load" else 0
+        self.epoch += wrong
+        real(self)
+        self.epoch -= wrong
+
+    return await_readers
 
 
 @mutation("ended-at-the-start", fixed=STAY, calls=3)

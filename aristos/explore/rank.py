@@ -334,6 +334,10 @@ class Rank:
                 self.stage = "out"
                 return False
             self._open(self.calls[self.epoch])
+        elif self.stage == "load":
+            self.load_weights(self.calls[self.epoch].layer)
+            self._tend(True)
+            self.stage = "work"
         elif self.stage in ("work", "notified"):
             self._work()
         elif self.stage == "close":
@@ -383,10 +387,21 @@ class Rank:
         job[words.WORKERS] = 1 if call.exchange else self.case.workers
         cluster.memory.forget_returns(me)
         packing.begin(job, self.st)
-        self._tend(True)
+        within = self._loads_within()
+        self._tend(not within)  # meanwhile the thread of a started call makes MPI progress, here the progress thread
         if job[words.WORKERS] > 1:
             memory.store_release(private(me, places.GATE, GATE_OPEN), self.epoch)
-        self.stage = "work"
+        self.stage = "load" if within else "work"
+
+    def _loads_within(self) -> bool:
+        """Whether it loads for its next call while the open one runs, which is an exchange: an object without weights.
+
+        Not where one rank makes another call: its rows that stay read weights while they change, without a result.
+        """
+        if not self.case.stay or not self.call.exchange or self.call.broken or self.epoch == len(self.calls):
+            return False
+        following = self.calls[self.epoch]
+        return not following.exchange and following.layer != self.version
 
     def _open_store(self, call: Call, backward: bool) -> None:
         """As `FusedBackward` does: places for the rows that this rank's experts got in the forward call of the tape."""
@@ -419,8 +434,9 @@ class Rank:
 
     def await_readers(self) -> None:
         """As `CpuRuntime.await_readers`: every local peer has ended the last call that has ended here."""
+        last = self.epoch - (self.stage == "load")
         for peer in self.case.nodes.local(self.me):
-            while memory.load_acquire(word_from(self.job, self.st, peer, words.ENDED)) < self.epoch:
+            while memory.load_acquire(word_from(self.job, self.st, peer, words.ENDED)) < last:
                 memory.yield_core()
 
     def _tend(self, yes: bool) -> None:

@@ -34,7 +34,8 @@ def small(
     backward: bool = False,
     once: bool = False,
 ) -> Case:
-    """A case by name; `tokens` of each rank that has any. With experts in place, ranks load weights before calls.
+    """A case by name; `tokens` of each rank that has any. With experts in place, ranks load weights before calls; of
+    four or more the one before the last is an exchange, in which they load for the last one.
 
     once: each rank has two experts, and a token chooses both of them, so that it crosses once. In every second call of
     a rank a token chooses one expert; the two ranks do so in different calls. backward: every second call, with tapes
@@ -45,7 +46,8 @@ def small(
     def call(rank: int, n: int) -> Call:
         chosen = [e for e in (expert(rank, n, t) for t in range(tokens)) if e >= 0]
         second = (lambda e: -1) if (rank + n) % 2 else (lambda e: 2 * e + 1)
-        return Call(tuple((2 * e, second(e)) if once else (e,) for e in chosen), layer=n)
+        ids = tuple((2 * e, second(e)) if once else (e,) for e in chosen)
+        return Call(ids, layer=n, exchange=stay > 0 and calls - 2 == n > 1)
 
     made = tuple(tuple(call(rank, n) for n in range(calls)) for rank in range(2))
     node_of = (0, 0) if transport == "shm" else (0, 1)

@@ -100,12 +100,13 @@ class Needs:
 class Membership:
     """One object's membership in the runtime of its communicator. Collective, in the same order on all ranks.
 
-    After `join`: placement, mine (ids of this rank's experts in slot order), threads.
+    After `join`: placement, mine (ids of this rank's experts in slot order), threads, number (of this object).
     """
 
     placement: Placement
     mine: list[int]
     threads: int
+    number: int
 
     def __init__(self, comm: Any, timeout: float, ranks_per_node: Any, backend: str = "cpu") -> None:
         check_comm(comm)
@@ -162,7 +163,7 @@ class Membership:
         self.threads = workers
         self.placement = placement
         self.mine = placement.mine(self.rank)
-        self._number = runtime.number_object()
+        self.number = runtime.number_object()
 
     def new_job(
         self, substrate: str, *, experts: int, foreign: Sequence[tuple[int, int]] = (), **values: int
@@ -186,7 +187,7 @@ class Membership:
         jobs.fill_placement(job, np.concatenate([chosen, nowhere, of_shared]), places.start, moved)
         held = places.held[self.rank]
         jobs.fill(
-            job, schema.OBJECT, substrate, held=held, computed=held + len(foreign), object=self._number,
+            job, schema.OBJECT, substrate, held=held, computed=held + len(foreign), object=self.number,
             placement=self.placement.version, experts=experts, **values,
         )  # fmt: skip
         return job

@@ -134,7 +134,7 @@ class Exchange(Collective):
         communicator. Raises InputError, or PeerInputError for a refusal of another rank.
         """
         runtime = self._alive()
-        runtime.enter()
+        runtime.enter(self._member.number)
         problem = self._prepare(x, ids)
         with runtime.failing(self._job):
             landed, counts = self._receive(runtime)

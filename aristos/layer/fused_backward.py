@@ -157,7 +157,7 @@ class FusedBackward(BackwardCalls):
     def _call(self, job: np.ndarray) -> None:
         """Run the call. Raises PeerInputError if another rank refused, MismatchError if ranks gave different tapes."""
         runtime, me = self.runtime, self.member.rank
-        runtime.enter()
+        runtime.enter(self.member.number)
         try:
             runtime.run(job, self.timeout)
             if job[words.STATUS_IN] != codes.OK:

@@ -36,6 +36,14 @@ class LoadedLayers(Collective):
             raise OpenCallError("a call of this layer was started: wait() for it first")
         return self._alive()
 
+    def _refuse_in_use(self, layer: Any, what: str) -> None:
+        """Raise unless the weights of a layer may change: no call of this object is open, and no tape of the layer."""
+        runtime = self._settled()
+        if runtime.open and runtime.caller == self._member.number:
+            raise OpenCallError(f"a call of this layer has not returned: {what} comes before or after it")
+        check_layer(layer, self.layers)
+        self._refuse_tapes(int(layer), what)
+
     def _refuse_tapes(self, layer: int, what: str) -> None:
         """Raise OpenCallError while a backward call of the layer is due."""
 
@@ -77,10 +85,12 @@ class LoadedLayers(Collective):
         Not collective. It clears what this rank adds to `summary`; the other calls that load keep it. Raises
         InputError; the layer then keeps the weights it had. If packing itself fails, it keeps them too, or its calls
         are refused on all ranks: experts that local peers read have one place.
+
+        Raises OpenCallError between `start` of this object and `wait`. A call of another object may be open then, also
+        where local peers read experts in place (`moves`): the load waits until they have ended the call before that.
+        The other calls that load do the same.
         """
-        self._settled()
-        check_layer(layer, self.layers)
-        self._refuse_tapes(int(layer), "load")
+        self._refuse_in_use(layer, "load")
         given = {
             "up": up,
             "down": down,
@@ -134,9 +144,7 @@ class LoadedLayers(Collective):
         this rank, and packing needs space for one more. Not collective; a call is refused on all ranks while an expert
         is missing. Raises InputError; the layer then keeps the weights it had. To load all experts again: `unload`.
         """
-        self._settled()
-        check_layer(layer, self.layers)
-        self._refuse_tapes(int(layer), "load_expert")
+        self._refuse_in_use(layer, "load_expert")
         slot = self._slot(expert)
         if slot is None:
             return
@@ -171,9 +179,7 @@ class LoadedLayers(Collective):
         with cfg.shared_sigmoid. Types, layout and bits as in `load`. Raises InputError; the layer then keeps the one it
         had.
         """
-        self._settled()
-        check_layer(layer, self.layers)
-        self._refuse_tapes(int(layer), "load_shared")
+        self._refuse_in_use(layer, "load_shared")
         given = {
             "shared_up": up,
             "shared_gate": gate,
@@ -202,9 +208,7 @@ class LoadedLayers(Collective):
         router: [H, E], router_bias, select_bias: [E]; with identity experts a column more for each; types, layout and
         bits as in `load`. Raises InputError; the layer then keeps the router it had.
         """
-        self._settled()
-        check_layer(layer, self.layers)
-        self._refuse_tapes(int(layer), "load_router")
+        self._refuse_in_use(layer, "load_router")
         given = Given("load_router", self.layer_config(layer), layout, bits)
         arrays = given.router({"router": router, "router_bias": router_bias, "select_bias": select_bias})
         if not arrays:
@@ -217,9 +221,7 @@ class LoadedLayers(Collective):
         Before a layer is loaded again part by part, so that no call mixes old and new parts if that fails half-way.
         Memory stays. Not collective.
         """
-        self._settled()
-        check_layer(layer, self.layers)
-        self._refuse_tapes(int(layer), "unload")
+        self._refuse_in_use(layer, "unload")
         self._backend.unload(int(layer))
 
     def _slot(self, expert: Any) -> int | None:

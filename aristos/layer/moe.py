@@ -258,7 +258,11 @@ class MoE(TrainedLayers):
         router_x: Any = None,
         return_routing: bool = False,
     ) -> PendingCall:
-        """Begin the same call in the background and return at once; `wait()` of the returned object ends the call."""
+        """Begin the same call in the background and return at once; `wait()` of the returned object ends the call.
+
+        Until then x and out must not be touched, no other call may be made on the communicator, and this object loads
+        nothing; other objects may load.
+        """
         backend = self._backend
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
         call = self._enter(given, layer, copy=True)
@@ -272,7 +276,7 @@ class MoE(TrainedLayers):
     def _enter(self, given: CallArguments, layer: Any, copy: bool = False) -> Any:
         """Open a call and check its arguments; a refusal is kept for the result, because the other ranks enter too."""
         runtime, backend = self._alive(), self._backend
-        runtime.enter()
+        runtime.enter(self._member.number)
         call = backend.new_call()
         try:
             check_layer(layer, self.layers)

@@ -17,7 +17,6 @@ from ..reproducible import total
 from ..transport.group import Group
 from . import saving
 from .arguments import refusal
-from .backend import check_layer
 from .backward import BackwardCalls, Saved
 from .collective import agreed
 from .cpu import CpuBackend
@@ -364,9 +363,7 @@ class TrainedLayers(LoadedLayers):
         changed.
         """
         backend = self._trained("update")
-        self._settled()
-        check_layer(layer, self.layers)
-        self._refuse_tapes(int(layer), "update")
+        self._refuse_in_use(layer, "update")
         weights = self._of(layer)
         backend.idle()
         weights.change(arrays, self.everywhere)

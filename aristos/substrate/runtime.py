@@ -33,7 +33,8 @@ BLOCK_PAIRS = 512  # most (token, choice) pairs of a block
 class Runtime(ABC):
     """The engine of one communicator. forget: called once, when the last user has left.
 
-    users: objects that hold it. open: whether a call is open. epoch: of the last call. threads: workers.
+    users: objects that hold it. open: whether a call is open. epoch: of the last call. caller: the number of the object
+    that made it. threads: workers.
     version: counts allocations; a job that was filled for an earlier version must be filled again.
     """
 
@@ -47,6 +48,7 @@ class Runtime(ABC):
         self.layout: PairLayout | None = None
         self.version = 0
         self.epoch = 0
+        self.caller = 0
         self.users = 0
         self.objects = 0
         self.open = False
@@ -121,8 +123,8 @@ class Runtime(ABC):
 
     # ------------------------------------------------------------ the open call
 
-    def refuse_open(self) -> None:
-        """Raise unless the engine is free for a collective step: no call open, none failed, not a fork's copy."""
+    def refuse_unusable(self) -> None:
+        """Raise ClosedError if a call has failed, or in a fork."""
         if os.getpid() != self._pid:
             raise ClosedError(
                 f"this layer was made in process {self._pid}, and this is a fork of it, without its threads:"
@@ -130,16 +132,20 @@ class Runtime(ABC):
             )
         if self.broken is not None:
             raise ClosedError(f"an earlier call failed ({self.broken}), so this engine is unusable: make a new layer")
+
+    def refuse_open(self) -> None:
+        """Raise unless the engine is free for a collective step: no call open, none failed, not a fork's copy."""
+        self.refuse_unusable()
         if self.open:
             raise OpenCallError(
                 "a call is open on this communicator: wait() for what start() gave, or combine() what was dispatched,"
                 " before the next one"
             )
 
-    def enter(self) -> None:
-        """Open a call."""
+    def enter(self, caller: int) -> None:
+        """Open a call of the object with this number."""
         self.refuse_open()
-        self.open = True
+        self.open, self.caller = True, caller
         self.epoch += 1
 
     def leave(self) -> None:

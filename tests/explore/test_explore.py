@@ -117,7 +117,7 @@ def test_every_mutation_is_found(first):
     seed = int.from_bytes(os.urandom(4), "little") if first is None else first
     print(f"seed {seed}")
     found = explore("--mutation", "all", "--seed", str(seed), timeout=600)["mutations"]
-    assert len(found) >= 119
+    assert len(found) >= 121
     assert all(each["found"] and each["schedules"] <= 300 for each in found)
 
 
@@ -157,6 +157,16 @@ def test_all_schedules_of_experts_in_place():
     words = ("--strategy", "exhaustive", "--stay", "1", "--calls", "3", "--mutation")
     for bug in ("load-without-wait", "stay-before-announcement"):
         assert explore(*words, bug)["found"], bug
+
+
+def test_all_schedules_of_a_load_while_a_call_is_open():
+    """The third of four calls is an exchange, in which each rank loads for the fourth: searched to the end."""
+    words = ("--strategy", "exhaustive", "--stay", "1", "--calls", "4", "--tokens", "1")
+    result = explore(*words)
+    assert result["complete"], result
+    assert result["states"] > 5000
+    for bug in ("load-in-a-call-too-early", "load-in-a-call-waits-for-it"):
+        assert explore(*words, "--mutation", bug)["found"], bug
 
 
 def test_all_schedules_of_scalars_beside_rows():

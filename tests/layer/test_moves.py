@@ -140,14 +140,22 @@ def test_a_rank_with_all_tokens_is_helped(comm):
 
 @pytest.mark.ranks(2)
 def test_weights_change_while_the_other_rank_is_late(comm):
-    """A rank that loads waits for those that still read; one that reads waits until the holder has announced."""
+    """A rank that loads waits for those that still read; one that reads waits until the holder has announced.
+
+    Every second load is made while a call of another object is open.
+    """
     x = tokens(CFG, 60, seed=comm.rank)
     late = np.random.default_rng(comm.rank)
-    with MoE(CFG, comm, moves="experts", layers=2) as moe:
+    with MoE(CFG, comm, moves="experts", layers=2) as moe, MoE(CFG, comm, moves="experts") as other:
+        other.load(**reference.weights(CFG))
+        y_other = other(x)
         for call in range(30):
             w = reference.weights(CFG, seed=call // 2)
+            pending = other.start(x) if call % 4 == 0 else None
             if call % 2 == 0:
                 moe.load(call // 2 % 2, **w)
+            if pending is not None:
+                assert same(pending.wait(), y_other), call
             time.sleep(late.choice([0, 0, 0.002]))
             y = moe(x, layer=call // 2 % 2)
             assert same(y, alone(w, x)), call
@@ -187,11 +195,67 @@ def test_calls_of_every_kind_end_for_a_load(comm):
             epoch = moe.runtime.epoch
             moe.load(**w)  # gives up after PATIENCE
             assert moe.runtime._read_word(moe.runtime._blank_job(), 1 - comm.rank, words.ENDED) >= epoch, name
-        pending = bulk.start(x)
-        with pytest.raises(OpenCallError, match="a call is open on this communicator"):
-            moe.load(**w)
-        pending.wait()
         assert same(moe(x), bulk(x))
+
+
+@pytest.mark.ranks(2)
+def test_loads_while_a_call_is_open(comm):
+    """The same with all ways: refused where the call is of the same object, else as between calls."""
+    before, after = (reference.weights(CFG, seed=seed) for seed in range(2))
+    x = tokens(CFG, 30, seed=comm.rank)
+    ids = np.stack([np.arange(30) % 6, (np.arange(30) + 1) % 6], axis=1)
+    with (
+        MoE(CFG, comm, schedule="bulk") as other,
+        Exchange(comm, hidden=CFG.hidden, experts=6, max_tokens=90) as exchange,
+    ):
+        other.load(**before)
+        for moves in ("tokens", "auto", "experts"):
+            with MoE(CFG, comm, moves=moves) as moe:
+                moe.load(**before)
+                pending = moe.start(x)
+                with pytest.raises(OpenCallError, match=r"a call of this layer was started: wait\(\)"):
+                    moe.load(**after)
+                y = pending.wait()
+                pending = other.start(x)
+                moe.load(**after)
+                assert same(pending.wait(), y), moves
+                assert same(moe(x), alone(after, x)), moves
+                rows, handle = exchange.dispatch(x, ids)  # no rank ends this call before this one combines
+                moe.load(**before)
+                exchange.combine(rows, handle, np.ones(ids.shape, np.float32))
+                assert same(moe(x), y), moves
+                runtime = moe.runtime
+                runtime.enter(moe._member.number)  # as in another thread of the program
+                with pytest.raises(OpenCallError, match="has not returned: unload comes before or after it"):
+                    moe.unload(0)
+                runtime.leave()
+
+
+@pytest.mark.ranks(2)
+def test_a_load_waits_for_the_call_before_the_open_one(comm, monkeypatch):
+    """While a peer has not ended that call, its ENDED is read again; that of the open call is not awaited."""
+    w, x = reference.weights(CFG), tokens(CFG, 30, seed=comm.rank)
+    ids = np.zeros((30, 2), int) - 1
+    with (
+        MoE(CFG, comm, moves="experts") as moe,
+        Exchange(comm, hidden=CFG.hidden, experts=6, max_tokens=90) as exchange,
+    ):
+        moe.load(**w)
+        moe(x)
+        rows, handle = exchange.dispatch(x, ids)
+        last, reads = moe.runtime.epoch - 1, []
+
+        def read_word(job, peer, word):
+            if word != words.ENDED:
+                return 0  # no poison, no progress
+            reads.append(last - (len(reads) < 3))
+            return reads[-1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(moe.runtime, "_read_word", read_word)
+            moe.load_router(0, router=w["router"])
+        assert reads == [last - 1] * 3 + [last]
+        exchange.combine(rows, handle, np.ones(ids.shape, np.float32))
 
 
 @pytest.mark.ranks(2)

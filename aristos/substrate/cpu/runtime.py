@@ -207,17 +207,18 @@ class CpuRuntime(Runtime):
         return code
 
     def await_readers(self) -> None:
-        """Wait until no local peer reads this rank's weights: the last call has ended there too.
+        """Wait until no local peer reads this rank's weights: the last call that has ended here has ended there too.
 
-        Bounded by the timeout, which runs while the peer makes no progress, and where a peer has ended. No peer begins
-        to read before this rank announces its next call.
+        A call that is open here must be of an object with other weights: it is not waited for. Bounded by the timeout,
+        which runs while the peer makes no progress, and where a peer has ended. No peer begins to read before this rank
+        announces its next call.
         """
-        self.refuse_open()
-        job = self._blank_job()
+        self.refuse_unusable()
+        last, job = self.epoch - self.open, self._blank_job()
         with self.failing(job):
             for peer in self.group.nodes.local(self.group.rank):
                 gone, started, seen = False, time.monotonic(), 0
-                while (ended := self._read_word(job, peer, words.ENDED)) < self.epoch:
+                while (ended := self._read_word(job, peer, words.ENDED)) < last:
                     if self._read_word(job, peer, words.POISON):
                         self._raise_poison(job)
                     progress = self._read_word(job, peer, words.AT_PROGRESS)
@@ -226,7 +227,7 @@ class CpuRuntime(Runtime):
                     waited = time.monotonic() - started
                     if gone or waited > self.group.timeout:
                         still = f"without progress for {self.group.timeout:.3g} s, and may read them"
-                        why = f"has ended in call {self.epoch}" if gone else f"has been in call {self.epoch}, {still}"
+                        why = f"has ended in call {last}" if gone else f"has been in call {last}, {still}"
                         raise WaitTimeout(
                             f"rank {self.group.rank} cannot load weights: rank {peer} {why};"
                             f" see the output of rank {peer}"
