@@ -6,6 +6,7 @@ whose bits depend on the number of ranks. Prints the medians of the slowest rank
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import numpy as np
@@ -13,7 +14,7 @@ from mpi4py import MPI
 
 from aristos import MoE, MoEConfig, reference
 
-TOKENS, PIECES, TURNS = 2048, 2, 7
+TOKENS, PIECES = 2048, 2
 CFG = MoEConfig(
     hidden=2048, ffn=512, experts=32, top_k=8, activation="silu", gated=True, shared_ffn=512, max_tokens=TOKENS
 )
@@ -37,13 +38,16 @@ def step(moe: MoE, x: np.ndarray, pieces: int) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=7, help="steps of each kind that are timed (default 7)")
+    turns = parser.parse_args().turns
     comm = MPI.COMM_WORLD
     x = np.random.default_rng(comm.rank).standard_normal((TOKENS, CFG.hidden), np.float32)
     with MoE(CFG, comm, threads=1, train=True) as moe:
         moe.load(**reference.weights(CFG))
         for pieces in (PIECES, 1):
             step(moe, x, pieces)
-        times = np.array([[step(moe, x, pieces) for pieces in (PIECES, 1)] for _ in range(TURNS)])
+        times = np.array([[step(moe, x, pieces) for pieces in (PIECES, 1)] for _ in range(turns)])
     if comm.rank == 0:
         equal, plain = 1e3 * np.median(times, axis=0)
         low, middle, high = np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75))

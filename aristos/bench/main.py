@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import results as file
 from ..errors import AristosError, EnvironmentProblem, InputError, PoisonedError, ResultsError, WaitTimeout
-from ..host import launch_environment, workarounds
+from ..host import workarounds
+from ..host.launch_environment import complain
 from . import command_line, disturbance, environment, floors, routing, suites, workload, world
 from .context import Context, Result
 from .options import Options, UsageError, is_file
@@ -81,13 +82,6 @@ def _handling(*handlers: tuple[int, Any]) -> Iterator[None]:
     finally:
         for number, handler in old:
             signal.signal(number, handler)
-
-
-def complain(message: str, code: int) -> int:
-    """Print an error before the ranks are connected, on one of them; returns `code`."""
-    if launch_environment.prints():
-        print(message, file=sys.stderr, flush=True)
-    return code
 
 
 def leave(ranks: world.World, message: str, code: int) -> int:

@@ -10,9 +10,7 @@ log was too short, 141 nobody read the report to its end.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from typing import Any
 
 from ..bench.arguments import not_negative, positive
@@ -24,7 +22,7 @@ SUMMARY = "look for races in compiled code, in a real job: mpirun -n 2 aristos r
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = launch_environment.OneRankParser(
         prog="aristos races",
         description="Make calls on the ranks of this job with steps that are compiled to record each access of shared "
         "memory, and let vector clocks look for two conflicting ones that nothing orders. Run it under mpirun, on "
@@ -45,29 +43,25 @@ def main(argv: list[str]) -> int:
     try:
         world = connect()
     except EnvironmentProblem as why:
-        print(f"aristos races: {why}", file=sys.stderr)
-        return ENVIRONMENT
+        return launch_environment.complain(f"aristos races: {why}", ENVIRONMENT)
     cases = {case.name: case for case in run.CASES}
     bugs = {bug.name: bug for bug in planted.ALL}
     asked_for: list[tuple[str | None, dict[str, Any]]] = [(name, cases) for name in asked.case or []]
     for name, known in [*asked_for, (asked.planted, {**bugs, "all": None})]:
         if name is not None and name not in known:
-            if world.lead:
-                listed = "\n".join(f"  {each:20s}{what.what if what else ''}" for each, what in known.items())
-                print(f"aristos races: {name!r} is none of\n{listed}", file=sys.stderr)
-            return USAGE
+            listed = "\n".join(f"  {each:20s}{what.what if what else ''}" for each, what in known.items())
+            return launch_environment.complain(f"aristos races: {name!r} is none of\n{listed}", USAGE, world.lead)
     if world.comm is None or len(set(world.hosts)) > 1:
-        print("aristos races: its log needs ranks of MPI on one machine: mpirun -n 2 aristos races", file=sys.stderr)
-        return ENVIRONMENT
+        text = "its log needs ranks of MPI on one machine: mpirun -n 2 aristos races"
+        return launch_environment.complain(f"aristos races: {text}", ENVIRONMENT, world.lead)
     tries = [(case, 0) for case in run.CASES if (case.name in asked.case if asked.case else case.ranks <= world.size)]
     if asked.planted is not None:
         names = list(bugs) if asked.planted == "all" else [asked.planted]
         tries = [(cases[bugs[name].wants], planted.NUMBERS[name]) for name in names]
     if more := [case for case, _ in tries if case.ranks > world.size]:
-        if world.lead:
-            text = f"case {more[0].name} needs {more[0].ranks} ranks, got {world.size}: mpirun -n {more[0].ranks} ..."
-            print(f"aristos races: {text}", file=sys.stderr)
-        return USAGE
+        needed = more[0].ranks
+        text = f"case {more[0].name} needs {needed} ranks, got {world.size}: mpirun -n {needed} ..."
+        return launch_environment.complain(f"aristos races: {text}", USAGE, world.lead)
     bug_of = {0: "", **{number: name for name, number in planted.NUMBERS.items()}}
     results, unread = [], 0
     for result in run.make_all(world.comm, tries, asked.calls, asked.seed):

@@ -9,7 +9,6 @@ Exit codes: 0 nothing found, 1 a wrong result, an error or a leak, 2 usage, 3 th
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 import traceback
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from ..bench import health
 from ..bench.arguments import amount, not_negative, positive
 from ..errors import AristosError, EnvironmentProblem
+from ..host import launch_environment
 
 if TYPE_CHECKING:
     from ..bench.soak import Counts
@@ -27,7 +27,7 @@ EVERY = 10.0  # seconds between lines where there is no terminal
 
 
 def options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = launch_environment.OneRankParser(
         prog="aristos soak",
         description="Draw layer objects from a seed, make calls, compare each with the float64 reference, and watch "
         "memory, open files, threads and shared memory. Run it under mpirun or srun.",
@@ -51,8 +51,7 @@ def main(argv: list[str]) -> int:
     try:
         world = connect()
     except EnvironmentProblem as why:
-        print(f"aristos soak: {why}", file=sys.stderr)
-        return ENVIRONMENT
+        return launch_environment.complain(f"aristos soak: {why}", ENVIRONMENT)
     seed = world.bcast(asked.seed if asked.seed is not None else int(time.time()))
     begun = time.monotonic()
     shown = [begun]  # when the last line was printed

@@ -94,8 +94,8 @@ JOB_SCALARS: list[Word] = [
         HELD | experts | experts that this rank holds
         COMPUTED | experts | that this rank may compute: those held, then those of local peers that it can read
         STAY_ROWS | rows | from so many rows on, those for a foreign expert stay, see staying.py | cpu
-        BALANCE_ROWS | rows | whose arithmetic takes as long as reading the weights of their expert | cpu
-        STAY_SHARE | percent | most rows of the busiest rank, of those if all travel; 0: no limit, no balance | cpu
+        READING_ROWS | rows | whose arithmetic takes as long as reading the weights of their expert | cpu
+        BALANCED | flag | rows stay only if the busiest rank then has no more work | cpu
         """,
     ),
     *_words(
@@ -428,7 +428,7 @@ TABLES = [
     StateTable("expert_coming", COMPUTED, "announced rows that have not landed", "rows"),
     StateTable("staying", COMPUTED, "own rows for an expert of a local peer that are computed here", "rows", PACK),
     StateTable("in_place", SLOT, "rows for the slot are computed where they are", "flag", PACK),
-    StateTable("load", PEER, "rows that a local rank is expected to compute", "rows", PACK),
+    StateTable("work", PEER, "work that a local rank is expected to have, see staying.py", "", PACK),
     StateTable("block_left", ("blocks",), "rows that a block of tokens waits for", "rows", ATOMIC),
     StateTable("ready", ("blocks",), "queue of blocks to combine: 1 + block", "block", ATOMIC),
     StateTable("run", ("runs", "run_words"), "column-split runs"),

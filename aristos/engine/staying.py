@@ -4,8 +4,12 @@ A row that travels is written and read in the ring, and its output in the return
 but its expert's weights are read once more. So there are two reasons to stay:
 
 - An expert has many rows here (STAY_ROWS): their copies would cost more than the reading. This reason counts only if
-  the busiest rank of the node then has at most STAY_SHARE percent of the rows that it has when all travel.
-- The rows take work from the busiest rank of the node, more than the reading costs (BALANCE_ROWS).
+  the busiest rank of the node then has no more work than when all rows travel.
+- The rows take work from the busiest rank of the node, more than the reading costs (READING_ROWS).
+
+Work is arithmetic, copies and readings; the unit is such that a row's arithmetic takes 2 STAY_ROWS. Reading an expert
+takes as long as the arithmetic of READING_ROWS rows, and as long as the copies of STAY_ROWS rows. So a row's copies
+take 2 READING_ROWS units; its source makes half of them, and its owner the other half.
 
 No rank knows how the others route this call. Each expects its peers to route as it does, with as many tokens as they
 announced last.
@@ -19,20 +23,20 @@ from . import words
 def choose(job, st, tokens):
     """Decide which rows stay: set `staying` of each foreign expert, and subtract these rows from `count` of its slot.
 
-    tokens: of this rank. With STAY_SHARE 0 the first reason alone counts, without a limit. Else no row of a call with
-    fewer than BALANCE_ROWS rows stays.
+    tokens: of this rank. Where BALANCED is not set, the first reason alone counts, whatever work the ranks then have.
+    Else no row of a call with fewer than READING_ROWS rows stays.
     """
     clear(job, st)
-    if job[words.STAY_SHARE] == 0:
+    if job[words.BALANCED] == 0:
         mark_many(job, st)
-    elif rows_of_all(job, st) >= job[words.BALANCE_ROWS]:
-        set_loads(job, st, tokens)
-        most = st[words.load(job, busiest(job, st))] * job[words.STAY_SHARE]
+    elif rows_of_all(job, st) >= job[words.READING_ROWS]:
+        set_work(job, st, tokens)
+        most = st[words.work(job, busiest(job, st))]
         mark_many(job, st)
-        set_loads(job, st, tokens)
-        if st[words.load(job, busiest(job, st))] * 100 > most:
+        set_work(job, st, tokens)
+        if st[words.work(job, busiest(job, st))] > most:
             clear(job, st)
-            set_loads(job, st, tokens)
+            set_work(job, st, tokens)
         while balance(job, st, tokens):
             pass
     for expert in range(job[words.HELD], job[words.COMPUTED]):
@@ -97,54 +101,90 @@ def rows_at(job, st, tokens, slot, p):
 
 
 @jit
-def set_loads(job, st, tokens):
-    """Set `load`: the rows that each local rank is expected to compute if the rows of marked slots stay."""
+def arithmetic(job):
+    """Work of a row's arithmetic."""
+    return 2 * job[words.STAY_ROWS]
+
+
+@jit
+def copies(job):
+    """Work of a row's copies at its source, and again at its owner."""
+    return job[words.READING_ROWS]
+
+
+@jit
+def reading(job):
+    """Work of reading the weights of an expert once more."""
+    return 2 * job[words.STAY_ROWS] * job[words.READING_ROWS]
+
+
+@jit
+def set_work(job, st, tokens):
+    """Set `work`: the work that each local rank is expected to have if the rows of marked slots stay."""
     world = job[words.WORLD]
     for p in range(world):
-        st[words.load(job, p)] = 0
+        st[words.work(job, p)] = 0
     for owner in range(world):
         if not is_local(job, st, owner):
             continue
         for s in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
             for p in range(world):
-                here = is_local(job, st, p)
-                if here or job[words.SHARED] == 0 or s != shared_slot(job):
-                    stays = st[words.in_place(job, s)] != 0 and here
-                    st[words.load(job, p if stays else owner)] += rows_at(job, st, tokens, s, p)
+                if job[words.SHARED] == 0 or s != shared_slot(job):
+                    add_work(job, st, rows_at(job, st, tokens, s, p), p, owner, st[words.in_place(job, s)])
+                elif is_local(job, st, p):  # computes it with its own weights
+                    st[words.work(job, p)] += rows_at(job, st, tokens, s, p) * arithmetic(job)
+
+
+@jit
+def add_work(job, st, rows, p, owner, stay):
+    """Add to `work` what `rows` rows of rank `p` for an expert of `owner` give local ranks to do. stay: flag."""
+    if p == owner:
+        st[words.work(job, owner)] += rows * arithmetic(job)
+    elif not is_local(job, st, p):
+        st[words.work(job, owner)] += rows * (arithmetic(job) + copies(job))
+    elif stay == 0:
+        st[words.work(job, owner)] += rows * (arithmetic(job) + copies(job))
+        st[words.work(job, p)] += rows * copies(job)
+    elif rows > 0:
+        st[words.work(job, p)] += rows * arithmetic(job) + reading(job)
 
 
 @jit
 def busiest(job, st):
-    """The rank with the largest `load`."""
+    """The rank with the largest `work`."""
     found = 0
     for p in range(1, job[words.WORLD]):
-        if st[words.load(job, p)] > st[words.load(job, found)]:
+        if st[words.work(job, p)] > st[words.work(job, found)]:
             found = p
     return found
 
 
 @jit
-def load_after(job, st, tokens, slot, owner):
-    """The largest `load` if the rows of `slot` stay too. Each rank with such rows then also reads the weights."""
-    left, most = st[words.load(job, owner)], 0
+def work_after(job, st, tokens, slot, owner):
+    """The largest `work` if the rows of `slot` stay too."""
+    left, most = st[words.work(job, owner)], 0
     for p in range(job[words.WORLD]):
         if p != owner and is_local(job, st, p):
-            rows, more = rows_at(job, st, tokens, slot, p), st[words.load(job, p)]
-            left -= rows
-            if rows > 0:
-                more += rows + job[words.BALANCE_ROWS]
-            most = max(most, more)
+            rows = rows_at(job, st, tokens, slot, p)
+            left -= rows * (arithmetic(job) + copies(job))
+            most = max(most, st[words.work(job, p)] + more_work(job, rows))
     return max(left, most)
+
+
+@jit
+def more_work(job, rows):
+    """Work that a rank has more if `rows` rows of an expert stay on it than if they travel."""
+    return rows * (arithmetic(job) - copies(job)) + reading(job) if rows > 0 else 0
 
 
 @jit
 def balance(job, st, tokens):
     """Mark the slot of the busiest rank whose rows relieve it most by staying; False if none is worth a reading."""
     owner = busiest(job, st)
-    least, best = st[words.load(job, owner)] - job[words.BALANCE_ROWS], -1
+    least, best = st[words.work(job, owner)] - reading(job), -1
     for s in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
         if st[words.in_place(job, s)] == 0:
-            after = load_after(job, st, tokens, s, owner)
+            after = work_after(job, st, tokens, s, owner)
             if after < least:
                 least, best = after, s
     if best < 0:
@@ -152,7 +192,7 @@ def balance(job, st, tokens):
     st[words.in_place(job, best)] = 1
     for p in range(job[words.WORLD]):
         rows = rows_at(job, st, tokens, best, p)
-        if p != owner and is_local(job, st, p) and rows > 0:
-            st[words.load(job, owner)] -= rows
-            st[words.load(job, p)] += rows + job[words.BALANCE_ROWS]
+        if p != owner and is_local(job, st, p):
+            st[words.work(job, owner)] -= rows * (arithmetic(job) + copies(job))
+            st[words.work(job, p)] += more_work(job, rows)
     return True

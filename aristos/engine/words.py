@@ -13,8 +13,8 @@ WORKERS = 2
 HELD = 3
 COMPUTED = 4
 STAY_ROWS = 5
-BALANCE_ROWS = 6
-STAY_SHARE = 7
+READING_ROWS = 6
+BALANCED = 7
 MAX_COMPUTED = 8
 MAX_ROWS = 9
 EXPERTS = 10
@@ -198,7 +198,7 @@ T_EXPERT_REMOTE = 187
 T_EXPERT_COMING = 188
 T_STAYING = 189
 T_IN_PLACE = 190
-T_LOAD = 191
+T_WORK = 191
 T_BLOCK_LEFT = 192
 T_READY = 193
 T_RUN = 194
@@ -854,9 +854,9 @@ def in_place(job, slot):
 
 
 @inlined
-def load(job, peer):
-    """Rows that a local rank is expected to compute."""
-    return job[T_LOAD] + peer
+def work(job, peer):
+    """Work that a local rank is expected to have, see staying.py."""
+    return job[T_WORK] + peer
 
 
 @inlined

@@ -78,7 +78,7 @@ class Case:
     group: int = 6  # a run's rows are a multiple of this: 1 cuts tiles in two
     merge: int = 0
     stay: int = 0  # STAY_ROWS: from so many rows on, those for a foreign expert stay, 0: all travel
-    share: int = 0  # STAY_SHARE: percent of the busiest rank's rows, 0: no limit
+    balanced: bool = False  # BALANCED: as long as the busiest rank has no more work
     scalars: bool = False  # every second call has a scalar beside each row
     backward: bool = False  # every second call of a layer is a backward call
     save: int = 0  # what forward calls ask to be kept for the backward calls after them, see primitives/taped.py
@@ -129,7 +129,7 @@ class Case:
 
     def computes(self, source: int, owner: int, rows: int) -> int:
         """The rank that computes `rows` rows of one expert of `owner`; if either may, the source."""
-        stays = self.stay and rows >= self.stay and owner in self.nodes.local(source)
+        stays = self.stay and (self.balanced or rows >= self.stay) and owner in self.nodes.local(source)
         return source if stays else owner
 
     def describe(self) -> str:
@@ -143,7 +143,7 @@ class Case:
             f"top-{self.top_k}",
         ]
         if self.stay:
-            words.append(f"{self.stay} rows of an expert stay" + (f", up to {self.share} %" if self.share else ""))
+            words.append(f"{self.stay} rows of an expert stay" + ", if ranks stay even" * self.balanced)
         if self.once:
             words.append(f"{self.once} rows, {self.once_share} % of the tokens, cross once, in blocks of {self.block}")
         if self.save:
@@ -222,7 +222,7 @@ def draw(seed: int, asked: Asked) -> Case:
     if asked.transport == "proxy":
         case = replace(case, proxy=True, workers=more.choice((1, 2, 3, 4)), all_split=more.random() < 0.8)
     case = replace(case, stay=random.Random(f"{seed} experts in place").choice((0, 0, 0, 1, 2)))
-    case = replace(case, share=random.Random(f"{seed} share").choice((0, 60, 125)) if case.stay else 0)
+    case = replace(case, balanced=case.stay > 0 and random.Random(f"{seed} balanced").random() < 0.67)
     more_scalars = random.Random(f"{seed} scalars")
     if more_scalars.random() < 0.3:  # sometimes a row fills its lines, and a scalar needs another
         case = replace(case, scalars=True, words=more_scalars.choice((case.words, case.words, LINE // WORD)))

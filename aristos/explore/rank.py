@@ -137,7 +137,7 @@ class Rank:
             kernels=0, score=0, renormalize=0, scale=0, activation=0, choices=case.top_k, shared=0, shared_ffn=0,
             identity=0, on_input=0,
             computed=self.placement.held[me] + len(self.foreign), stay_rows=case.stay,
-            balance_rows=case.stay, stay_share=case.share, placement=0, scalars=0,
+            reading_rows=case.stay, balanced=case.balanced, placement=0, scalars=0,
         )  # fmt: skip
         jobs.update(job, workers=case.workers, routed=1, up_step=1, loaded=1)
         for i, (slot, owner) in enumerate(self.foreign):

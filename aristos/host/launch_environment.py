@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
@@ -41,6 +42,16 @@ def prints() -> bool:
     """Whether this process should print, judged by the environment before MPI is initialised."""
     started = started_as()
     return started is None or started[2] == 0
+
+
+def complain(message: str, code: int, here: bool | None = None) -> int:
+    """Print an error that all ranks have, on one of them; returns `code`, the exit code of all.
+
+    here: whether this is the one, where ranks know their numbers.
+    """
+    if prints() if here is None else here:
+        print(message, file=sys.stderr, flush=True)
+    return code
 
 
 def on_terminal(stream: TextIO | None) -> bool:

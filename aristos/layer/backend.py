@@ -166,6 +166,11 @@ class Backend(ABC):
         """The instruction set of the kernels on CPUs; None on a GPU."""
         return None
 
+    @property
+    def moves(self) -> str:
+        """What crosses between the ranks of a node in this object's calls: "tokens" where rows always travel."""
+        return "tokens"
+
     def timeline(self, on: bool, events: int) -> None:
         """Record events of later calls, or stop."""
         raise InputError("timeline is for backend='cpu': on a GPU, nsys profile shows the kernels")

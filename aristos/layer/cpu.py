@@ -37,7 +37,7 @@ from .backend import Backend, Event, Settings
 from .bulk import Bulk
 from .collective import Membership, Needs, status_of
 from .given import GivenLayer
-from .node_weights import NodeWeights, foreign_slots
+from .node_weights import NodeWeights, foreign_slots, most_foreign
 from .routing import Routing, routing_of
 from .stats import call_stats
 from .tapes import Taping, row_bytes
@@ -45,7 +45,6 @@ from .trained_weights import TrainedWeights
 from .weights import LayerWeights, expert_bytes
 
 COPIES = 4  # readings and writings of a row that travels: of the ring row and of the return row, once each
-STAY_SHARE = 125  # percent of the busiest rank's rows if all travel; see engine/staying.py
 EVENT_KINDS = {
     codes.IDLE: "wait",
     codes.ROUTE: "route",
@@ -122,7 +121,7 @@ class CpuBackend(Backend):
         self._recorded = 0  # the layer of the last call
         self.taping: Taping | InputError | None = None  # of the next call; an error: why that call is refused
         self._stay_rows = [1] * settings.layers
-        self._balance_rows = 0
+        self._reading_rows = 0
         self._home = self._open_home(settings, member)
         nodes, rank = member.runtime.group.nodes, member.rank
         self._foreign = [] if self._home is None else foreign_slots(member.placement, nodes, rank)
@@ -130,16 +129,18 @@ class CpuBackend(Backend):
 
     def _open_home(self, settings: Settings, member: Membership) -> NodeWeights | None:
         """Memory for experts that local peers may read; None if this object's tokens always travel. Collective."""
-        if settings.moves == "tokens" or settings.schedule == "bulk" or member.world == 1:
+        if settings.moves == "tokens" or settings.schedule == "bulk":
+            return None
+        if not most_foreign(member.placement, member.runtime.group.nodes):
             return None
         layers = [expert_bytes(self._element, cfg) for cfg in self.cfgs]
         always = settings.moves == "experts"
         home = NodeWeights.open(member.runtime.group, layers, member.placement.held, self._isa, always)
         if not home.problem:
             if not always:
-                self._balance_rows = module("break_even", self._isa).rows(self._element)
+                self._reading_rows = module("break_even", self._isa).rows(self._element)
                 copied = COPIES * self._element.nbytes * self.cfg.hidden
-                self._stay_rows = [max(self._balance_rows, sum(nbytes.values()) // copied) for nbytes in layers]
+                self._stay_rows = [max(self._reading_rows, sum(nbytes.values()) // copied) for nbytes in layers]
             return home
         if always:
             raise EnvironmentProblem(f"moves='experts' needs memory that the ranks of a node share: {home.problem}")
@@ -168,6 +169,10 @@ class CpuBackend(Backend):
     @property
     def isa(self) -> str | None:
         return self._isa
+
+    @property
+    def moves(self) -> str:
+        return "tokens" if self._home is None else self.settings.moves
 
     def new_weights(self, layer: int) -> LayerWeights:
         float32 = self._elements.element_type("float32")
@@ -305,8 +310,8 @@ class CpuBackend(Backend):
                 on_input=on_input(cfg),
                 foreign=self._foreign,
                 stay_rows=self._stay_rows[layer],
-                balance_rows=self._balance_rows,
-                stay_share=0 if self.settings.moves == "experts" else STAY_SHARE,
+                reading_rows=self._reading_rows,
+                balanced=int(self.settings.moves != "experts"),
                 scalars=0,
                 row_bytes=self._element.nbytes * cfg.hidden,
                 kernels=self._kernels,

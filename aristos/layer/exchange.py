@@ -97,8 +97,8 @@ class Exchange(Collective):
             on_input=0,
             scalars=0,
             stay_rows=1,
-            balance_rows=0,
-            stay_share=0,
+            reading_rows=0,
+            balanced=0,
         )
         self._ones = aligned((max_tokens, top_k))
         self._ones[:] = 1

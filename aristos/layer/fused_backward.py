@@ -139,8 +139,8 @@ class FusedBackward(BackwardCalls):
             element = element_type(cfg.dtype)
             job = self.member.new_job(
                 schema.CPU, hidden=cfg.hidden, ffn=cfg.ffn, experts=cfg.columns, top_k=cfg.top_k, choices=cfg.top_k,
-                shared=0, shared_ffn=0, identity=cfg.identity_experts, on_input=0, stay_rows=1, balance_rows=0,
-                stay_share=0, scalars=1, row_bytes=2 * element.nbytes * cfg.hidden, return_bytes=FLOAT * cfg.hidden,
+                shared=0, shared_ffn=0, identity=cfg.identity_experts, on_input=0, stay_rows=1, reading_rows=0,
+                balanced=0, scalars=1, row_bytes=2 * element.nbytes * cfg.hidden, return_bytes=FLOAT * cfg.hidden,
                 kernels=self._handle, score=0, renormalize=0, scale=0,
                 activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
             )  # fmt: skip

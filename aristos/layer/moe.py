@@ -58,7 +58,8 @@ class MoE(TrainedLayers):
     moves: what crosses between the ranks of a node, on CPUs. "tokens": rows travel to the ranks that hold their
     experts. "experts": a rank computes its own rows, and reads the experts of local peers where they lie. "auto":
     a rank computes the rows of an expert itself if they cost more to copy than its weights to read, or if that relieves
-    the busiest rank of the node; other rows travel. The bits of the outputs are the same. With train=True rows travel.
+    the busiest rank of the node; other rows travel. The bits of the outputs are the same. The attribute `moves` is what
+    holds: "tokens" where rows always travel, see there.
 
     train: keep float32 weights and gradients, for `forward`, `backward`, `update`; on CPUs, float32 or bfloat16.
     tape_bytes: with train=True, bytes of this rank in which tapes keep rows of forward calls; None: max_tokens * top_k
@@ -138,7 +139,6 @@ class MoE(TrainedLayers):
             self._leave_group()
             raise
         self.cfg, self.schedule, self.timeout = cfgs[0], schedule, float(timeout)
-        self.moves = moves if schedule == "fused" else "tokens"
         holders = holders_of(self._member.placement, plan)
         copied = frozenset(expert for expert, ranks in enumerate(holders) if train and len(ranks) > 1)
         try:
@@ -310,6 +310,15 @@ class MoE(TrainedLayers):
     def isa(self) -> str | None:
         """The instruction set of this rank's kernels, such as "amx"; None with backend="cuda"."""
         return self._backend.isa
+
+    @property
+    def moves(self) -> str:
+        """What crosses between the ranks of a node: as asked, or "tokens" where rows always travel; equal on all ranks.
+
+        They do with schedule="bulk", with train=True and on CUDA; where the ranks share no memory for weights, see
+        `aristos doctor`; and where no rank sends to experts of local peers, as with one rank a node.
+        """
+        return self._backend.moves
 
     # ------------------------------------------------------------ what calls did
 

@@ -89,14 +89,6 @@ def test_idle_measures_tokens_that_move_and_those_that_need_not(whole):
     assert sum("recorded, layer" in r["pattern"] for r in rows) == 3 * 3
 
 
-def test_every_picture_is_drawn(whole, tmp_path):
-    pytest.importorskip("matplotlib")
-    folder, _ = whole
-    drawn = plots.draw(str(folder / "r.h5"), tmp_path)
-    assert sorted(p.stem for p in drawn) == sorted(name for each in CPU_PICTURES.values() for name, _ in each)
-    assert all(p.stat().st_size > 10_000 for p in drawn)
-
-
 def exit_code(main, words):
     """A usage error ends the command as argparse does."""
     try:
@@ -105,18 +97,23 @@ def exit_code(main, words):
         return end.code
 
 
-def test_the_plot_command_draws_and_has_exit_codes(whole, tmp_path, capsys):
+def test_the_plot_command_draws_every_picture_and_has_exit_codes(whole, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     from aristos.cli.__main__ import main
+    from aristos.cli.plot import FORMATS
 
     folder, _ = whole
-    assert main(["plot", str(folder / "r.h5"), "--out", str(tmp_path), "--format", "svg"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(list(tmp_path.glob("*.svg")))
+    assert main(["plot", str(folder / "r.h5"), "--out", str(tmp_path)]) == 0
+    drawn = list(tmp_path.glob("*.png"))
+    assert sorted(p.stem for p in drawn) == sorted(name for each in CPU_PICTURES.values() for name, _ in each)
+    assert all(p.stat().st_size > 10_000 for p in drawn)
+    assert len(capsys.readouterr().out.splitlines()) == len(drawn)
     assert main(["plot", str(folder / "r.h5"), "--run", "1999"]) == 2
     assert main(["plot", str(folder / "missing.h5")]) == 3
     both = [str(folder / "t.json")] * 2
-    assert main(["plot", *both, "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "timeline.png").stat().st_size > 10_000
+    for form in FORMATS:
+        assert main(["plot", *both, "--out", str(tmp_path), "--format", form]) == 0
+        assert (tmp_path / f"timeline.{form}").stat().st_size > 10_000
     for words, code, said in (
         ([both[0], str(folder / "r.h5")], 2, "one results file, or timelines"),
         ([both[0], "--run", "x"], 2, "--run is for results files"),

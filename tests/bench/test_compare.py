@@ -154,6 +154,7 @@ def test_every_array_of_a_step_is_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 def test_products_on_one_rank(tmp_path: Path) -> None:
     out = str(tmp_path / "compare.h5")
     done = script(
@@ -385,6 +386,7 @@ def test_a_missing_environment_is_reported_and_no_error(tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 @pytest.mark.usefixtures("bench")
 def test_an_environment_that_cannot_be_made_leaves_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import environments

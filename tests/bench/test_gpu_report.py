@@ -164,6 +164,7 @@ def test_parts_can_be_parsed_and_figures_name_existing_parts(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parallel
 def test_the_product_check_covers_the_tiles_of_each_kind(monkeypatch, capsys):
     """The check itself, on the PTX machine, for the two smallest tiles of each kind."""
     from aristos.kernels.cuda import gemm

@@ -18,12 +18,12 @@ MANY = 10**9
 
 
 def chosen(
-    counts, *, ranks=2, rank=1, stay=MANY, reading=10, share=125, tokens=100, announced=None, remote=(), shared=0
+    counts, *, ranks=2, rank=1, stay=MANY, reading=10, balanced=1, tokens=100, announced=None, remote=(), shared=0
 ):
     """What rank `rank` decides with so many rows for each expert; experts are dealt in contiguous parts.
 
     announced: tokens of each rank's last call, None: none yet. shared: 1 + the shared expert's place among those held.
-    Returns the rows that stay by expert, the loads that the rank expects, and the rows that travel.
+    Returns the rows that stay by expert, the work that it expects of each rank in whole rows, and the rows that travel.
     """
     experts = len(counts)
     placement = Placement([e * ranks // experts for e in range(experts)], experts, ranks)
@@ -41,7 +41,7 @@ def chosen(
     jobs.fill_layout(job, shape, tables)
     held = placement.held[rank]
     jobs.update(job, rank=rank, world=ranks, held=held, computed=held + len(foreign))
-    jobs.update(job, stay_rows=stay, balance_rows=reading, stay_share=share, shared=shared)
+    jobs.update(job, stay_rows=stay, reading_rows=reading, balanced=balanced, shared=shared)
     for p in range(ranks):
         state[words.remote(job, p)] = p in remote
         state[words.tokens_of(job, p)] = 0 if announced is None else 1 + announced[p]
@@ -51,7 +51,7 @@ def chosen(
     kept = {slot: int(state[words.staying(job, held + i)]) for i, (slot, _) in enumerate(foreign)}
     return SimpleNamespace(
         kept={slot: rows for slot, rows in kept.items() if rows},
-        loads=[int(state[words.load(job, p)]) for p in range(ranks)],
+        work=[int(state[words.work(job, p)]) // (2 * stay) for p in range(ranks)],
         travel=[int(state[words.count(job, slot)]) for slot in range(experts)],
     )
 
@@ -59,20 +59,33 @@ def chosen(
 def test_even_rows_travel_unless_copies_cost_more_than_weights():
     assert chosen([50, 50, 50, 50]).kept == {}
     assert chosen([50, 50, 50, 50], stay=50).kept == {0: 50, 1: 50}
-    found = chosen([50, 60, 50, 50], stay=60)
-    assert (found.kept, found.travel) == ({1: 60}, [50, 0, 50, 50])
+    found = chosen([50, 60, 60, 50], stay=60)
+    assert (found.kept, found.travel) == ({1: 60}, [50, 0, 60, 50])
 
 
 def test_rows_of_a_hot_rank_stay_until_ranks_are_even():
     """One of rank 0's experts has nearly all rows: half of its rows come from rank 1, which keeps them."""
-    found = chosen([300, 40, 30, 30])
+    found = chosen([300, 40, 30, 30], reading=20)
     assert found.kept == {0: 300}
-    assert found.loads == [380, 430]  # with the reading of the weights on rank 1
+    assert found.work == [380, 440]  # with the reading of the weights on rank 1
 
 
 def test_the_hot_rank_expects_others_to_keep_their_rows():
-    found = chosen([300, 40, 30, 30], rank=0)
-    assert (found.kept, found.loads) == ({}, [380, 430])
+    found = chosen([300, 40, 30, 30], rank=0, reading=20)
+    assert (found.kept, found.work) == ({}, [380, 440])
+
+
+def test_copies_saved_are_not_worth_more_work_of_the_busiest_rank():
+    """Both ranks have 1200 rows. If those of the first three experts stayed, rank 1 would have 1350 and rank 0 1050."""
+    assert chosen([300, 300, 300, 300], stay=200).kept == {0: 300, 1: 300}
+    assert chosen([300, 300, 450, 150], stay=200).kept == {}
+    assert chosen([300, 300, 450, 150], stay=200, balanced=0).kept == {0: 300, 1: 300}
+
+
+def test_copies_are_work_of_both_ranks():
+    """A row's copies take as long as a fifth of its arithmetic: half at each end."""
+    assert chosen([50, 50, 50, 50], stay=100, reading=20).work == [220, 220]
+    assert chosen([50, 50, 50, 50], ranks=4, remote=(2, 3), stay=100, reading=20).work == [220, 220, 0, 0]
 
 
 def test_a_gain_of_less_than_one_reading_keeps_nothing():
@@ -85,18 +98,19 @@ def test_a_rank_with_all_tokens_is_helped():
     even = [100, 100, 100, 100]
     assert chosen(even, stay=50, announced=[0, 100]).kept == {}
     assert chosen(even, stay=50, announced=[100, 100]).kept == {0: 100, 1: 100}
-    assert chosen(even, stay=50, announced=[90, 100]).kept == {0: 100, 1: 100}
+    assert chosen(even, stay=50, announced=[90, 100]).kept == {}
+    assert chosen(even, stay=40, announced=[90, 100]).kept == {0: 100, 1: 100}
 
 
 def test_of_a_rank_with_all_tokens_only_what_relieves_the_busiest_stays():
     """Rank 0 holds the hot experts and has no tokens; rank 1 keeps so much that both compute alike."""
     found = chosen([100, 100, 100, 100, 10, 10, 10, 10], announced=[0, 100])
     assert sum(found.kept.values()) == 200
-    assert found.loads == [200, 260]
+    assert found.work == [200, 260]
 
 
 def test_without_a_limit_all_rows_stay():
-    assert chosen([1, 0, 5, 5], stay=1, share=0, reading=0, announced=[0, 100]).kept == {0: 1}
+    assert chosen([1, 0, 5, 5], stay=1, balanced=0, reading=0, announced=[0, 100]).kept == {0: 1}
 
 
 def test_rows_for_other_nodes_always_travel():
@@ -104,15 +118,15 @@ def test_rows_for_other_nodes_always_travel():
     found = chosen([300, 10, 300, 10], ranks=4, remote=(2, 3), stay=200)
     assert found.kept == {0: 300}
     assert found.travel == [0, 10, 300, 10]
-    assert found.loads == [900, 340, 0, 0]
+    assert found.work == [915, 350, 0, 0]
 
 
 def test_every_rank_computes_the_shared_expert_for_its_own_tokens():
     """Expert 3 is this rank's shared one. Rank 0 has rows for its own; ranks of other nodes send none."""
     found = chosen([100, 100, 200, 100], shared=2)
-    assert (found.kept, found.loads) == ({}, [500, 500])
-    assert chosen([100, 100, 200, 100], shared=2, announced=[50, 100]).loads == [350, 400]
-    assert chosen([100, 100, 100, 100], ranks=4, remote=(2, 3), shared=1, reading=1).loads == [400, 201, 0, 0]
+    assert (found.kept, found.work) == ({}, [500, 500])
+    assert chosen([100, 100, 200, 100], shared=2, announced=[50, 100]).work == [350, 400]
+    assert chosen([100, 100, 100, 100], ranks=4, remote=(2, 3), shared=1, reading=1).work == [400, 201, 0, 0]
 
 
 def test_a_rank_without_tokens_keeps_nothing():

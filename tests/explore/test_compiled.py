@@ -14,6 +14,7 @@ def cases(*names: str) -> list[run.Case]:
     return [case for case in run.CASES if case.name in names]
 
 
+@pytest.mark.parallel  # one rank checks the logs, and the other waits
 @pytest.mark.ranks(2, timeout=400)
 def test_compiled_steps_have_no_races(comm):
     tries = [(case, 0) for case in run.CASES if case.ranks <= 2]

@@ -9,6 +9,7 @@ import pytest
 
 from aristos.bench import world
 from aristos.cli import races
+from aristos.errors import EnvironmentProblem
 from aristos.explore.compiled import run
 from aristos.host import launch_environment
 
@@ -49,6 +50,46 @@ def test_a_closed_pipe_ends_no_case(monkeypatch, words):
     code = races.main(words)
     monkeypatch.undo()
     assert (code, made) == (141, [case.name for case in run.CASES])
+
+
+@pytest.mark.parametrize(
+    ("words", "world_of", "code", "text"),
+    [
+        (["--calls", "0"], {}, 2, "--calls: must be at least 1"),
+        (["--case", "shm", "--planted", "all"], {}, 2, "leave out --case"),
+        (["--case", "?"], {}, 2, "'?' is none of\n  shm "),
+        (["--planted", "?"], {}, 2, "'?' is none of\n  tail-stored "),
+        (["--case", "mixed"], {}, 2, "case mixed needs 3 ranks, got 2: mpirun -n 3"),
+        ([], {"hosts": ["here", "there"]}, 3, "on one machine: mpirun -n 2 aristos races"),
+    ],
+)
+def test_wrong_words_are_reported_once_and_end_all_ranks_alike(monkeypatch, capsys, words, world_of, code, text):
+    ranks = {"comm": object(), "hosts": ["here"], "size": 2} | world_of
+    errors = []
+    for rank in range(2):
+        monkeypatch.setenv("PMI_SIZE", "2")
+        monkeypatch.setenv("PMI_RANK", str(rank))
+        monkeypatch.setattr(world, "connect", lambda rank=rank: SimpleNamespace(lead=rank == 0, **ranks))
+        try:
+            got = races.main(words)
+        except SystemExit as end:
+            got = end.code
+        assert got == code
+        errors.append(capsys.readouterr().err)
+    assert text in errors[0]
+    assert errors[1] == ""
+
+
+def test_no_world_is_reported_once(monkeypatch, capsys):
+    def connect():
+        raise EnvironmentProblem("several tasks")
+
+    monkeypatch.setattr(world, "connect", connect)
+    for rank in ("1", "0"):
+        monkeypatch.setenv("PMI_SIZE", "2")
+        monkeypatch.setenv("PMI_RANK", rank)
+        assert races.main([]) == races.ENVIRONMENT
+    assert capsys.readouterr().err == "aristos races: several tasks\n"
 
 
 def test_one_object_of_all_cases(monkeypatch, capsys):

@@ -319,6 +319,7 @@ def test_arrays_in_gpu_memory():
             with pytest.raises(InputError, match="overlap"):
                 moe(there, out=there)
             assert moe.device == rank
+            assert moe.moves == "tokens"
 
     on_ranks(2, body)
 

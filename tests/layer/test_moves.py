@@ -47,6 +47,7 @@ def test_outputs_do_not_depend_on_what_moves(comm):
         made, stats = {}, {}
         for moves in ("tokens", "experts", "auto"):
             with MoE(cfg, comm, moves=moves) as moe:
+                assert moe.moves == ("tokens" if moves == "auto" and memfd.lacking() else moves)
                 moe.load(**w)
                 made[moves], stats[moves] = moe(x, return_stats=True)
         assert same(made["tokens"], made["experts"]), name
@@ -113,7 +114,7 @@ def test_events_name_experts_by_id(comm):
 @pytest.mark.ranks(2)
 def test_few_rows_travel(comm, monkeypatch):
     with MoE(CFG, comm, moves="auto") as moe:
-        moe._backend._stay_rows, moe._backend._balance_rows = [10], 10
+        moe._backend._stay_rows, moe._backend._reading_rows = [10], 10
         moe.load(**reference.weights(CFG))
         ids = np.full((30, 2), -1)
         ids[:, 0] = [3 * (1 - comm.rank)] * 21 + [3 * (1 - comm.rank) + 1] * 9
@@ -128,7 +129,7 @@ def test_a_rank_with_all_tokens_is_helped(comm):
     """It knows the others' tokens from the call before; with equal tokens it computes all of its own."""
     w, x = reference.weights(CFG), tokens(CFG, 80, seed=comm.rank)
     with MoE(CFG, comm, moves="auto") as moe:
-        moe._backend._stay_rows, moe._backend._balance_rows = [1], 1
+        moe._backend._stay_rows, moe._backend._reading_rows = [1], 1
         moe.load(**w)
         for mine, least, most in ((x[: 80 * (1 - comm.rank)], 0, 0.2), (x, 1, 1), (x[: 80 - 10 * comm.rank], 1, 1)):
             for _ in range(2):
@@ -172,6 +173,7 @@ def test_calls_of_every_kind_end_for_a_load(comm):
         MoE(CFG, comm, threads=1, train=True) as trained,
         Exchange(comm, hidden=CFG.hidden, experts=6, max_tokens=90) as exchange,
     ):
+        assert [each.moves for each in (moe, bulk, trained)] == ["experts", "tokens", "tokens"]
         for each in (moe, bulk, trained):
             each.load(**w)
 
@@ -272,7 +274,8 @@ def test_auto_compares_copies_with_weights(comm, monkeypatch):
             moe.load(**reference.weights(cfg))
             for count in (least - 1, least):
                 ids = np.concatenate([np.zeros(count, int), np.ones(count, int)])[:, None]
-                _, stats = moe(tokens(cfg, 2 * count, seed=1), ids, np.ones(ids.shape, "f4"), return_stats=True)
+                for _ in range(2):  # a rank expects the other to have as many tokens as in the call before
+                    _, stats = moe(tokens(cfg, 2 * count, seed=1), ids, np.ones(ids.shape, "f4"), return_stats=True)
                 stays = count * (count == least) * (moe._backend._home is not None)
                 assert stats.kept_rows_to_peer[1 - comm.rank] == stays
 
@@ -333,6 +336,7 @@ def test_without_shared_memory_tokens_travel(comm, monkeypatch):
         with pytest.raises(EnvironmentProblem, match=r"share: rank 1: no anonymous shared memory: .*not impl"):
             MoE(CFG, comm, moves="experts")
         with MoE(CFG, comm) as moe:
+            assert moe.moves == "tokens"
             moe.load(**w)
             y, stats = moe(x, return_stats=True)
     assert sum(stats.kept_rows_to_peer) == 0
@@ -340,10 +344,15 @@ def test_without_shared_memory_tokens_travel(comm, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(memfd.SharedMap, "collapse", lambda self, start, nbytes: comm.rank == 1)
         with MoE(CFG, comm) as moe:
-            assert moe._backend._home is None, "without huge pages few rows would wait longer for weights"
+            assert moe.moves == "tokens", "without huge pages few rows would wait longer for weights"
         with MoE(CFG, comm, moves="experts") as moe:
+            assert moe.moves == "experts"
             moe.load(**w)
             assert same(moe(x), y)
+    with MoE(CFG, comm, moves="experts", ranks_per_node=1) as moe:
+        assert moe.moves == "tokens", "no rank has a local peer"
+        moe.load(**w)
+        assert same(moe(x), y)
 
 
 @pytest.mark.ranks(2)
@@ -375,5 +384,6 @@ def test_what_cannot_move_is_refused():
     with pytest.raises(InputError, match="with backend='cuda' tokens always travel"):
         check_moves("experts", "cuda", "fused")
     with MoE(CFG, moves="experts") as moe:  # a process alone has all experts
+        assert moe.moves == "tokens"
         moe.load(**reference.weights(CFG))
         check(CFG, reference.weights(CFG), x := tokens(CFG, 9, seed=0), {}, moe(x))

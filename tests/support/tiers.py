@@ -100,10 +100,11 @@ def is_quick(item: pytest.Item) -> bool:
 
 
 def is_parallel(item: pytest.Item) -> bool:
-    """Whether a test may run beside others."""
+    """Whether a test may run beside others. One on ranks may only if it is marked so itself."""
+    if item.get_closest_marker("ranks"):
+        return any(mark.name == "parallel" for mark in item.own_markers)
     folder = folder_of(item)
-    beside = item.get_closest_marker("parallel") is not None or (folder is not None and FOLDERS[folder].parallel)
-    return beside and not item.get_closest_marker("ranks")
+    return item.get_closest_marker("parallel") is not None or (folder is not None and FOLDERS[folder].parallel)
 
 
 # ---- what pytest calls -----------------------------------------------------------------------------------------------
