@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
     except EnvironmentProblem as why:
         return complain(f"{prog}: {why}", ENVIRONMENT)
     try:
-        # Schedulers and launchers send SIGTERM: as Ctrl-C.
+        # Schedulers and launchers send SIGTERM, which ends the run as Ctrl-C does.
         with _handling((signal.SIGTERM, signal.default_int_handler)):
             return run(asked, ranks, words)
     except (UsageError, InputError) as why:
@@ -72,16 +72,16 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
 
 @contextlib.contextmanager
 def _handling(*handlers: tuple[int, Any]) -> Iterator[None]:
-    """Handle signals so, (signal, handler) each; in the main thread alone, since only that can."""
+    """While inside, these handlers are in place: pairs (signal, handler). Only the main thread can set any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = [(how, signal.signal(how, handler)) for how, handler in handlers]
+    old = [(number, signal.signal(number, handler)) for number, handler in handlers]
     try:
         yield
     finally:
-        for how, handler in old:
-            signal.signal(how, handler)
+        for number, handler in old:
+            signal.signal(number, handler)
 
 
 def leave(ranks: world.World, message: str, code: int) -> int:

@@ -46,7 +46,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=positive, help=f"tokens that each device brings to a layer ({TOKENS})")
     parser.add_argument("--inference", action="store_true", help="forward only, without gradients")
     parser.add_argument("--bytes", type=amount, metavar="N",
-                        help="of a parameter on its device (16 with optimizer state, 2 with --inference)")  # fmt: skip
+                        help="bytes of a parameter (16 with optimizer state, 2 with --inference)")  # fmt: skip
     parser.add_argument("--topology", metavar="FILE", help="links written by `aristos topo --measure`")
     parser.add_argument("--cluster", metavar="FILE",
                         help="instead of --topology: switches, devices' TFLOP/s and GB (docs/planner.md)")  # fmt: skip

@@ -1,10 +1,11 @@
 """All schedules of a small case: a search over states, depth first, with sleep sets.
 
 An actor's stretch of work is deterministic: it is rebuilt from the rank's private memory where the stretch began and
-the values read since. So a state is those, the windows, and what is known of the order of accesses. A state that was
-seen is not entered again. Of two operations that commute one order is tried (sleep sets, with Godefroid's rule for
-states that are reached again). Clocks enter a state only where some actor may not yet know of the access that they
-stand for. Time stands still, loads see the latest value, a rank has one worker (on a GPU also a proxy), no rank fails.
+the values read since. So a state is that memory and these values, the windows, and what is known of the order of
+accesses. A state that was seen is not entered again. Of two operations that commute one order is tried (sleep sets,
+with Godefroid's rule for states that are reached again). Clocks enter a state only where some actor may not yet know of
+the access that they stand for. Time stands still, loads see the latest value, a rank has one worker (on a GPU also a
+proxy), no rank fails.
 Source: P. Godefroid, Partial-Order Methods for the Verification of Concurrent Systems, LNCS 1032 (1996), chapter 5.
 """
 
@@ -31,7 +32,7 @@ from .stretches import Stretches
 from .violation import Deadlock, Violation
 
 Key = bytes
-OFTEN = 1000  # moves
+OFTEN = 1000  # moves between two reports
 FLAT = 2  # a marshal version that writes equal values as equal bytes
 
 

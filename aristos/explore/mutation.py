@@ -1,7 +1,7 @@
 """What a deliberate bug is. Each replaces functions below or beside the steps; the engine has no flags for them.
 
-A mutation is applied before a schedule and taken away after it. `asked` is where it can show. `catalogue.py` has them
-all by name.
+A mutation is applied before a schedule and taken away after it. It can show in the cases that `asked` describes.
+`catalogue.py` has all mutations by name.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from . import places
 from .cases import Asked
 from .replaced import replaced
 
-LOTS = 1 << 62
-ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))
+LOTS = 1 << 62  # of credit: no row waits for any
+ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))  # sizes: each row is a tile
 NOWHERE = places.private(0, places.GATE, 1 << 20)  # a word that no actor reads
 Put = Callable[[Any, str, Any], None]
 
@@ -33,7 +33,7 @@ class Mutation:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The bug is there inside."""
+        """While inside, the functions are replaced."""
         names: dict[tuple[Any, str], Any] = {}
         self.put(lambda module, name, value: names.update({(module, name): value}))
         with replaced(names):

@@ -464,7 +464,7 @@ class Rank:
             self._fail(*self._read_poison())
         elif code == codes.ALL_ANNOUNCED:
             self.counts = Counts(max(1, job[words.HELD]), self.case.ranks)
-            self.landed = halves.set_targets(job, st, self.counts)
+            halves.set_targets(job, st, self.counts)
             job[words.OUT_ROWS] = private(self.me, places.LANDED)
         elif code == codes.RAN:
             self._gather()

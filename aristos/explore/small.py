@@ -38,8 +38,8 @@ def small(
     four or more the one before the last is an exchange, in which they load for the last one.
 
     once: each rank has two experts, and a token chooses both of them, so that it crosses once. In every second call of
-    a rank, and not in the same of both, it chooses one. backward: every second call, with tapes that have space for the
-    hidden activations of one row.
+    a rank a token chooses one expert; the two ranks do so in different calls. backward: every second call, with tapes
+    that have space for the hidden activations of one row.
     """
     expert = ROUTINGS[routing]
 

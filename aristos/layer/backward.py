@@ -397,7 +397,7 @@ class _Tokens:
                 self.kernels.add_outer(x[part], back[part, None], self.weights.part(common, "shared_sigmoid"), None)
 
     def add_router(self, dlogits: np.ndarray | None) -> None:
-        """Add the router's part, from the gradients of the combine weights and `dlogits`, those of the scores."""
+        """Add the router's part. dlogits: [S, columns], the caller's own gradients of the router scores, or None."""
         cfg, saved, router = self.cfg, self.saved, self.cfg.router
         assert saved.logits is not None
         assert self.weights.router_turned is not None

@@ -65,7 +65,7 @@ class CpuCall:
     """One call between its checks and its result.
 
     x, router_x: [S, H]; ids, weights: [..., k], or None for the router's. logits: [S, columns] and kept: [S, k'], where
-    the router writes what the caller wants to have.
+    the router writes logits and combine weights if the caller wants the routing.
     """
 
     layer: int = 0
@@ -185,7 +185,7 @@ class CpuBackend(Backend):
     def load(self, layer: int, given: GivenLayer) -> None:
         if self._home is None:
             super().load(layer, given)
-        else:  # in place, after all arrays were checked; a call is refused if it fails half-way
+        else:  # in place, after all arrays were checked; if it fails half-way, calls are refused
             self.unload(layer)
             self.load_part(layer, lambda weights: weights.take_layer(given))
 

@@ -84,7 +84,7 @@ class Layers:
         return Rank(self, me)
 
     def run(self, calls: int = 1, ranks: Any = None) -> list[np.ndarray]:
-        """y of every rank, float32, after so many calls of all ranks, or of some; the machine must report nothing."""
+        """y of every rank, float32, after `calls` calls of all ranks, or of some; the machine must report nothing."""
         for rank in self.ranks if ranks is None else ranks:
             for _ in range(calls):
                 rank.launch()

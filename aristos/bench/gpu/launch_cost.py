@@ -49,7 +49,7 @@ NOTHING = Kernel("empty", nothing, (types.int64,) * 2, 32, 0, 1)
 
 
 class Launches:
-    """Host times of the four. call, graph: functions that queue a layer's call."""
+    """Host times of the four launches. call, graph: functions that queue a layer's call."""
 
     def __init__(self, gpu: BenchGpu, call: Callable[[], object], graph: Callable[[], object]) -> None:
         self.gpu = gpu

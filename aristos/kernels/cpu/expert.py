@@ -58,7 +58,7 @@ def fill_rows(m, c, jc, source, n):
 
 @jit
 def hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire, kept):
-    """h[m, columns] = act(...) for columns f0.. of F. a: packed rows of x; g: the gate's rows, as h's. kept: or 0."""
+    """h[m, columns] = act(...) for columns f0.. of F. a: packed rows of x. g: the gate's rows, as h. kept: may be 0."""
     for k0 in range(0, hidden, KC):
         count = min(KC, hidden - k0)
         block = a + PITCH * m * (k0 // KC)

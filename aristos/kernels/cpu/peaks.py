@@ -14,9 +14,8 @@ from .gemm import KC, PITCH, block
 from .micro_kernels import fma_loop
 from .panels import LANES, NR, ROWS, VECTORS
 
-SUMS = (
-    ROWS * VECTORS
-)  # of the register-only loop: as many as of a full micro-kernel, so enough to hide an FMA's latency
+# sums of the loop in registers: as many as a full micro-kernel has, enough to hide the latency of a multiply-add
+SUMS = ROWS * VECTORS
 
 _fmas = fma_loop(LANES, SUMS)
 
