@@ -21,37 +21,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
 
 @needs_mpiexec
-def test_pairs_on_an_odd_number_of_ranks(tmp_path):
-    done = bench(3, "put", "signal", "exchange", "--iters", "3", "--json", "--out", str(tmp_path / "r.h5"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = results.load(tmp_path / "r.h5").runs
-    latency = run.tables[[t.name for t in run.tables].index("put")].variables["latency"].values
-    assert (np.isfinite(latency).any(axis=(2, 3)) == ~np.eye(3, dtype=bool)).all()
-
-
-@needs_mpiexec
-def test_pretended_nodes_use_transport_rma(tmp_path):
-    """Outputs are right, and the file records the nodes."""
-    done = bench(
-        3,
-        "put",
-        "signal",
-        "exchange",
-        "layer",
-        "idle",
-        *SMALL,
-        "--ranks-per-node",
-        "2",
-        "--json",
-        "--out",
-        str(tmp_path / "r.h5"),
-    )
+def test_pretended_nodes_use_transport_rma_and_pairs_of_an_odd_number_of_ranks_meet(tmp_path):
+    """Outputs are right, and the file records the nodes and a latency of each pair."""
+    suites = ("put", "signal", "exchange", "layer", "idle")
+    done = bench(3, *suites, *SMALL, "--ranks-per-node", "2", "--json", "--out", str(tmp_path / "r.h5"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(suite["ok"] for suite in json.loads(done.stdout)["suites"].values())
     (run,) = results.load(tmp_path / "r.h5").runs
     assert run.attributes["options.ranks_per_node"] == 2
     assert run.attributes["node_of_rank"] == [0, 0, 2]
     assert run.attributes["transports"] == "shm, rma"
+    latency = run.tables[[t.name for t in run.tables].index("put")].variables["latency"].values
+    assert (np.isfinite(latency).any(axis=(2, 3)) == ~np.eye(3, dtype=bool)).all()
 
 
 def test_one_process_without_a_launcher(tmp_path):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from aristos import engine
 from aristos.bench import world
 from aristos.cli import races
 from aristos.errors import EnvironmentProblem
-from aristos.explore.compiled import run
+from aristos.explore.compiled import copies, run
 from aristos.host import launch_environment
 
 
@@ -99,3 +101,9 @@ def test_one_object_of_all_cases(monkeypatch, capsys):
     monkeypatch.setattr(run, "make_all", lambda *_: results)
     assert races.main(["--json"]) == races.FOUND
     assert [each["races"] for each in json.loads(capsys.readouterr().out)["cases"]] == [[], ["a race"]]
+
+
+def test_all_steps_of_the_engine_are_recorded():
+    """Those left out: bulk's own steps, addresses, and steps that only GPUs take."""
+    compiled = {path.stem for path in Path(engine.__file__).parent.glob("*.py") if "@jit" in path.read_text()}
+    assert compiled - set(copies.MODULES[copies.ENGINE]) == {"bulk", "layout", "proxy", "timeout_check"}

@@ -129,10 +129,10 @@ MAKE_TABLE = "put there what `python -m aristos.kernels.cuda --out DIR` writes t
 # Products of float16 differ from those of bfloat16 in one instruction, which one tile shows; so do TF32's on sm_100.
 CHOSEN = {
     "cuda12": r"^(?!.*\.sm_100$|layer_|gemm_f16_(?!16x128).*\.sm_80$|route_f16\.sm_80$)"
-    r"|^layer_(bf16_(16|128)x128|f32_16x64)\.sm_80$"
-    r"|^layer_(bf16_wgmma_128x128|bf16_wgmma_64x128|f16_wgmma_256x128|tf32_64x128|f32_64x64)\.sm_90$",
+    r"|^layer_(bf16_16x128|f32_16x64)\.sm_80$"
+    r"|^layer_(bf16_wgmma_128x128|f16_wgmma_64x128|tf32_64x128|f32_64x64)\.sm_90$",
     "cuda13": r"^(?!layer_|gemm_(f16|tf32)_(?!16x128)|route_f16).*\.sm_100$"
-    r"|^layer_(bf16_16x128|bf16_64x128|f32_16x64|f32_64x64)\.sm_100$",
+    r"|^layer_(bf16_16x128|f32_16x64|f32_64x64)\.sm_100$",
 }
 if os.environ.get("KERNELS") == "all":
     CHOSEN = dict.fromkeys(CHOSEN, "")

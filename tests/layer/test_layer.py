@@ -351,9 +351,9 @@ for skew in ("router", "zipf"):
 @pytest.mark.slow
 @needs_mpiexec
 def test_equal_bits_in_every_run(tmp_path):
-    """The same tokens split over 1, 2, 3 and 4 ranks, in separate jobs, twice."""
+    """The same tokens split over 1, 2 and 4 ranks, in separate jobs, alone twice."""
     said: dict[int, set[tuple[str, ...]]] = {}
-    for ranks, threads in ((1, 1), (1, 1), (1, 3), (2, 1), (3, 2), (4, 1)):
+    for ranks, threads in ((1, 1), (1, 1), (1, 3), (2, 2), (4, 1)):
         job = run_job(tmp_path / str(len(said)), ranks, BITS, THREADS=str(threads))
         assert job.code == 0, job.out
         said[len(said)] = {tuple(job.lines(r)) for r in range(ranks)}

@@ -210,9 +210,7 @@ def test_two_processes_do_not_write_one_index_at_once(tmp_path):
 
 def test_progress_reports_how_long_it_has_taken(monkeypatch, capsys):
     """Of functions that are compiled; nothing of functions that are loaded."""
-    compiled, loaded = (
-        SimpleNamespace(stats=SimpleNamespace(cache_misses=n), overloads={1: 1}, linked={}) for n in ({1: 1}, {})
-    )
+    compiled, loaded = (SimpleNamespace(_cache_misses=n, overloads={1: 1}, linked={}) for n in ({1: 1}, {}))
     monkeypatch.setattr(compiling, "_registered", [compiled, loaded])
     monkeypatch.setattr(compiling, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(compiling, "NEXT_SECONDS", 0.01)

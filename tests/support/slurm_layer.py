@@ -23,7 +23,7 @@ from aristos.host.nodes import Nodes
 from aristos.transport import choice
 
 CFG = aristos.MoEConfig(hidden=32, ffn=48, experts=32, top_k=3, max_tokens=24)
-PAUSE = 0.2  # seconds between the calls of --hold: others use the cores too
+PAUSE = 0.5  # seconds between the calls of --hold: others use the cores too
 
 
 def tokens(part: int) -> np.ndarray:

@@ -26,8 +26,8 @@ from . import planted, recorded
 
 ENGINE, SUBSTRATE, CPU = "aristos.engine", "aristos.substrate", "aristos.substrate.cpu"
 MODULES = {
-    ENGINE: ("arrivals", "blocks", "column_runs", "combine", "dispatch", "exchange", "experts", "lock", "outbox",
-             "packing", "returns", "routing", "scalars", "staying", "steps", "store", "tape"),
+    ENGINE: ("arrivals", "blocks", "bounds", "column_runs", "combine", "dispatch", "exchange", "experts", "lock",
+             "outbox", "packing", "returns", "routing", "scalars", "staying", "steps", "store", "tape"),
     SUBSTRATE: ("heartbeat",),
     CPU: ("loop",),
 }  # fmt: skip

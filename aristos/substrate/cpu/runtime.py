@@ -128,6 +128,7 @@ class CpuRuntime(Runtime):
                 (arrivals.standing, plain),
                 (outbox.receive, plain),
                 (outbox.put_poison_words, plain),
+                (word_from, (*plain, int64, int64)),
             ]
         )
 
