@@ -5,7 +5,8 @@ but its expert's weights are read once more. So there are two reasons to stay:
 
 - An expert has many rows here (STAY_ROWS): their copies would cost more than the reading. This reason counts only if
   the busiest rank of the node then has no more work than when all rows travel.
-- The rows take work from the busiest rank of the node, more than the reading costs (READING_ROWS).
+- The rows take work from the busiest rank of the node, more than the reading costs (READING_ROWS). It counts only
+  if the busiest rank has more work than chance explains (`uneven`).
 
 Work is arithmetic, copies and readings; the unit is such that a row's arithmetic takes 2 STAY_ROWS. Reading an expert
 takes as long as the arithmetic of READING_ROWS rows, and as long as the copies of STAY_ROWS rows. So a row's copies
@@ -14,6 +15,8 @@ take 2 READING_ROWS units; its source makes half of them, and its owner the othe
 No rank knows how the others route this call. Each expects its peers to route as it does, with as many tokens as they
 announced last.
 """
+
+import math
 
 from ..primitives.compile import jit
 from . import words
@@ -37,8 +40,9 @@ def choose(job, st, tokens):
         if st[words.work(job, busiest(job, st))] > most:
             clear(job, st)
             set_work(job, st, tokens)
-        while balance(job, st, tokens):
-            pass
+        if uneven(job, st):
+            while balance(job, st, tokens):
+                pass
     for expert in range(job[words.HELD], job[words.COMPUTED]):
         slot = job[words.foreign_slot(words.foreign(job, expert))]
         rows = st[words.count(job, slot)] if st[words.in_place(job, slot)] != 0 else 0
@@ -157,6 +161,21 @@ def busiest(job, st):
         if st[words.work(job, p)] > st[words.work(job, found)]:
             found = p
     return found
+
+
+@jit
+def uneven(job, st):
+    """Whether the busiest rank has more work over the mean than chance gives it: three standard deviations.
+
+    Of n rows that all ranks' experts are equally likely to get, one of w ranks gets a share of 1 / w. The deviation of
+    this share is sqrt((w - 1) / n) / w.
+    """
+    whole, ranks = 0, 0
+    for p in range(job[words.WORLD]):
+        if is_local(job, st, p):
+            whole, ranks = whole + st[words.work(job, p)], ranks + 1
+    chance = 3 * math.sqrt((ranks - 1) / max(1, rows_of_all(job, st))) / ranks
+    return st[words.work(job, busiest(job, st))] > whole * (1 / ranks + chance)
 
 
 @jit

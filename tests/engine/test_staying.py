@@ -93,6 +93,13 @@ def test_a_gain_of_less_than_one_reading_keeps_nothing():
     assert chosen([20, 20, 1, 1], reading=100).kept == {}
 
 
+def test_what_chance_explains_is_not_balanced():
+    """Of 128 rows 72 are for rank 0's experts, which is within three deviations of the half. Of 1280 rows 720 are not."""
+    few = [9] * 8 + [7] * 8
+    assert chosen(few, reading=2).kept == {}
+    assert chosen([10 * rows for rows in few], reading=2).kept == {0: 90, 1: 90}
+
+
 def test_a_rank_with_all_tokens_is_helped():
     """Rows of many would stay, but all work would then be here; the peers announced that they have no tokens."""
     even = [100, 100, 100, 100]
