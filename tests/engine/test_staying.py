@@ -94,7 +94,7 @@ def test_a_gain_of_less_than_one_reading_keeps_nothing():
 
 
 def test_what_chance_explains_is_not_balanced():
-    """Of 128 rows 72 are for rank 0's experts, which is within three deviations of the half. Of 1280 rows 720 are not."""
+    """Of 128 rows 72 are for rank 0's experts: within three deviations of the half. Of 1280 rows 720 are not."""
     few = [9] * 8 + [7] * 8
     assert chosen(few, reading=2).kept == {}
     assert chosen([10 * rows for rows in few], reading=2).kept == {0: 90, 1: 90}
