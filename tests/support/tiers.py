@@ -74,6 +74,7 @@ LONG = (  # workers start with these files, so that none runs alone at the end
     "launch/test_slurm.py",
     "kernels/test_isas.py",
     "primitives/test_cache.py",
+    "explore/test_compiled.py",
     "explore/test_explore.py",
     "layer/test_element_types.py",
     "substrate/test_waits.py",
