@@ -35,11 +35,11 @@ def choose(job, st, tokens):
     elif rows_of_all(job, st) >= job[words.READING_ROWS]:
         set_work(job, st, tokens)
         most = st[words.work(job, busiest(job, st))]
-        mark_many(job, st)
-        set_work(job, st, tokens)
-        if st[words.work(job, busiest(job, st))] > most:
-            clear(job, st)
+        if mark_many(job, st):
             set_work(job, st, tokens)
+            if st[words.work(job, busiest(job, st))] > most:
+                clear(job, st)
+                set_work(job, st, tokens)
         if uneven(job, st):
             while balance(job, st, tokens):
                 pass
@@ -67,12 +67,18 @@ def shared_slot(job):
 
 @jit
 def mark_many(job, st):
-    """Mark each slot of a local rank whose rows here are STAY_ROWS or more: copying them costs more than reading."""
+    """Mark each slot of a local rank whose rows here are STAY_ROWS or more: copying them costs more than reading.
+
+    Returns whether there is any.
+    """
+    found = False
     for p in range(job[words.WORLD]):
         if is_local(job, st, p):
             for s in range(job[words.slot_start(job, p)], job[words.slot_start(job, p + 1)]):
                 if st[words.count(job, s)] >= job[words.STAY_ROWS]:
                     st[words.in_place(job, s)] = 1
+                    found = True
+    return found
 
 
 @jit
@@ -144,11 +150,10 @@ def add_work(job, st, rows, p, owner, stay):
     """Add to `work` what `rows` rows of rank `p` for an expert of `owner` give local ranks to do. stay: flag."""
     if p == owner:
         st[words.work(job, owner)] += rows * arithmetic(job)
-    elif not is_local(job, st, p):
+    elif stay == 0 or not is_local(job, st, p):
         st[words.work(job, owner)] += rows * (arithmetic(job) + copies(job))
-    elif stay == 0:
-        st[words.work(job, owner)] += rows * (arithmetic(job) + copies(job))
-        st[words.work(job, p)] += rows * copies(job)
+        if is_local(job, st, p):
+            st[words.work(job, p)] += rows * copies(job)
     elif rows > 0:
         st[words.work(job, p)] += rows * arithmetic(job) + reading(job)
 
