@@ -196,8 +196,8 @@ class TrainedLayers(LoadedLayers):
     ) -> tuple[np.ndarray, Tape]:
         """The same call as `moe(x, ids, weights, layer)`, with a tape for `backward`: (y, tape). Collective.
 
-        The tape holds a copy of x and the routing, on this rank: S (H + 3 k + columns) numbers. `tape.routing` is a copy
-        of the call's `Routing`, made at its first use. Requires train=True.
+        The tape holds a copy of x and the routing, on this rank: S (H + 3 k + columns) numbers. `tape.routing` is the
+        call's `Routing`, a copy made at its first use. Requires train=True.
 
         save: what this rank keeps of the rows that its experts compute. "rows": x of other ranks' rows, which the
         backward call then need not copy again; "hidden": also the products with up and gate, which it then need not
