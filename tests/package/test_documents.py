@@ -11,8 +11,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("aristos", "bench", "docs", "examples", "launch", "tests")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md"), *ROOT.glob("bench/**/*.md")])
-# Deleted files that docs/decisions.md names, because what it says of them was true when it was decided.
-GONE = {"engine/descriptors.py", "bench/presets.py", "launch.py"}
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
@@ -33,7 +31,7 @@ def paths(document: Path) -> list[tuple[str, str]]:
     found = []
     for quoted in CODE.findall(prose(document)):
         path, _, test = quoted.partition("::")
-        if PATH.fullmatch(path) and path not in GONE and ours(path):
+        if PATH.fullmatch(path) and ours(path):
             found.append((path, test))
     return found
 
@@ -69,7 +67,7 @@ def test_paths_in_backticks_exist(document):
 
 @each_document
 def test_file_names_in_backticks_exist(document):
-    names = {name for name in CODE.findall(prose(document)) if re.fullmatch(r"\w+\.py", name)} - GONE
+    names = {name for name in CODE.findall(prose(document)) if re.fullmatch(r"\w+\.py", name)}
     missing = sorted(name for name in names if not located(name))
     assert not missing, f"{document.relative_to(ROOT)} names files that do not exist: {', '.join(missing)}"
 
@@ -96,6 +94,25 @@ def test_relative_links_lead_to_files(document):
     links = [link.partition("#")[0] for link in LINK.findall(CODE.sub("", prose(document))) if "://" not in link]
     missing = sorted({link for link in links if link and not (document.parent / link).exists()})
     assert not missing, f"{document.relative_to(ROOT)} links to files that do not exist: {', '.join(missing)}"
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link may name of a page: its headings as GitHub writes them, or an `id` of its own."""
+    text = prose(document)
+    headings = [heading.lower() for heading in re.findall(r"^#+ +(.*?) *$", text, re.MULTILINE)]
+    found = {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings}
+    return found | set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
+
+
+@each_document
+def test_links_to_headings_lead_to_headings(document):
+    missing = []
+    for link in LINK.findall(CODE.sub("", prose(document))):
+        path, _, anchor = link.partition("#")
+        target = document.parent / path if path else document
+        if anchor and "://" not in link and target.suffix == ".md" and anchor not in anchors(target):
+            missing.append(link)
+    assert not missing, f"{document.relative_to(ROOT)} links to headings that do not exist: {', '.join(missing)}"
 
 
 def deliberate_bugs(files: str = "mutations*.py") -> dict[str, str]:
