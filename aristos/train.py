@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .config import real
-from .errors import InputError, OpenCallError
+from .errors import InputError, OpenCallError, quoted
 
 if TYPE_CHECKING:
     from .layer.moe import MoE
 
 EXPERTS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")  # arrays with this rank's experts in front
 Arrays = dict[str, np.ndarray]
+SMALLEST, LARGEST = 2.0**-126, 2.0**127  # of a positive option: the steps compute in float32
 
 
 class Optimizer:
@@ -32,11 +33,8 @@ class Optimizer:
     """
 
     def __init__(self, moe: MoE, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None) -> None:
-        _number("lr", lr)
-        _number("weight_decay", weight_decay)
-        if clip is not None and not real(clip) > 0:
-            raise InputError(f"clip must be None or a positive number, got {clip!r}")
         self.moe, self.lr, self.weight_decay, self.clip, self.steps = moe, lr, weight_decay, clip, 0
+        self.check_options()
         self.half_changed = False
         self.states: list[dict[str, Arrays]] = [
             {name: self.new_state(master) for name, master in _trained(moe, layer).items()}
@@ -47,6 +45,13 @@ class Optimizer:
             if not isinstance(array, np.ndarray) or array.dtype != np.float32 or not array.flags.writeable:
                 raise InputError(f"dense arrays must be writable float32 arrays, got {name}: {describe(array)}")
         self.dense_states = {name: self.new_state(array) for name, array in self.dense.items()}
+
+    def check_options(self) -> None:
+        """Raise InputError for an option with which a step would write weights that are not finite."""
+        _number("lr", self.lr)
+        _number("weight_decay", self.weight_decay)
+        if self.clip is not None and not 0 < real(self.clip) < LARGEST:
+            raise InputError(f"clip must be None or a positive number below 2**127, got {quoted(self.clip)}")
 
     def new_state(self, master: np.ndarray) -> Arrays:
         """The states of one array by name, at the start."""
@@ -61,11 +66,12 @@ class Optimizer:
 
         dense_gradients: those of `dense`, by name, summed and equal on all ranks (`aristos.reproducible_sum`). With
         `clip`, all gradients are scaled so that their norm is at most that. Raises InputError on every rank, and
-        changes no weight, if a gradient is not finite; OpenCallError while a tape is open. If it is interrupted while
+        changes no weight, if a gradient is not finite; InputError here and PeerInputError on the other ranks for an
+        option or a gradient of `dense` that cannot be; OpenCallError while a tape is open. If it is interrupted while
         it changes weights, this rank refuses its calls, `params`, `step` and `save` until `moe.restore` of both.
         """
         dense_gradients = {} if dense_gradients is None else dense_gradients
-        self.moe.agree(self._refused(dense_gradients), "its gradients of dense arrays")
+        self.moe.agree(self._refused(dense_gradients), "a step of its optimizer")
         self.moe.reduce_grads()
         if self.moe.open_tapes:
             raise OpenCallError(f"{self.moe.open_tapes} tapes are open: give them to backward(), or discard() them")
@@ -99,8 +105,9 @@ class Optimizer:
             )
 
     def _refused(self, gradients: Arrays) -> InputError | None:
-        """What is wrong with the gradients of dense arrays, or with the weights."""
+        """What is wrong with the options, the gradients of dense arrays, or the weights."""
         try:
+            self.check_options()
             self.moe.refuse_half_changed()
             self.refuse_half_changed()
         except InputError as problem:
@@ -169,11 +176,18 @@ class Adam(Optimizer):
         clip: float | None = None,
         dense: Arrays | None = None,
     ) -> None:
-        if len(betas) != 2 or not all(0 <= real(beta) < 1 for beta in betas):
-            raise InputError(f"betas must be two numbers in 0..1, got {betas!r}")
-        _number("eps", eps)
         self.betas, self.eps = betas, eps
         super().__init__(moe, lr, weight_decay, clip, dense)
+
+    def check_options(self) -> None:
+        """See `Optimizer.check_options`."""
+        super().check_options()
+        betas = self.betas
+        if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0 <= real(beta) < 1 for beta in betas):
+            raise InputError(f"betas must be two numbers of at least 0 and below 1, got {quoted(betas)}")
+        _number("eps", self.eps)
+        if not real(self.eps) >= SMALLEST:
+            raise InputError(f"eps must be at least 2**-126, because a gradient may be 0, got {quoted(self.eps)}")
 
     def new_state(self, master: np.ndarray) -> Arrays:
         return {"mean": np.zeros_like(master), "square": np.zeros_like(master)}
@@ -201,9 +215,15 @@ class SGD(Optimizer):
         clip: float | None = None,
         dense: Arrays | None = None,
     ) -> None:
-        _number("momentum", momentum)
-        self.momentum = momentum
+        self.momentum, self._with_states = momentum, bool(momentum)
         super().__init__(moe, lr, weight_decay, clip, dense)
+
+    def check_options(self) -> None:
+        """See `Optimizer.check_options`."""
+        super().check_options()
+        _number("momentum", self.momentum)
+        if self.momentum and not self._with_states:
+            raise InputError(f"momentum must stay 0 in an optimizer that began with 0, got {quoted(self.momentum)}")
 
     def new_state(self, master: np.ndarray) -> Arrays:
         return {"velocity": np.zeros_like(master)} if self.momentum else {}
@@ -226,5 +246,5 @@ def describe(value: object) -> str:
 
 
 def _number(name: str, value: object) -> None:
-    if not 0 <= real(value) < math.inf:
-        raise InputError(f"{name} must be a number of at least 0, got {value!r}")
+    if not 0 <= real(value) < LARGEST:
+        raise InputError(f"{name} must be a number of at least 0 and below 2**127, got {quoted(value)}")

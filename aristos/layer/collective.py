@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -239,10 +241,10 @@ class Collective:
         self._member = member
         self.comm, self.world, self.rank = member.comm, member.world, member.rank
 
-    @property
+    @cached_property
     def placement(self) -> Placement:
-        """Which ranks hold which expert."""
-        return self._member.placement
+        """Which ranks hold which expert: a copy, so that changes to it do not change the engine's."""
+        return deepcopy(self._member.placement)
 
     @property
     def threads(self) -> int:

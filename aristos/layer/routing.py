@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Routing:
-    """The routing of one call on one rank. The arrays are the caller's: later calls do not change them.
+    """The routing of one call on one rank. The arrays are the caller's: later calls do not change them, nor read them.
 
     ids: [..., k] int64, best first; -1: a choice not taken, or one beyond the capacity. weights: [..., k] float32, the
     factors of the experts' outputs (of tokens, with weight_on="input"). logits: [..., columns] float32, router scores
@@ -24,6 +24,12 @@ class Routing:
     counts: np.ndarray
     dropped: int
     chosen: np.ndarray
+
+    def copy(self) -> Routing:
+        """The same in arrays of its own."""
+        logits = None if self.logits is None else self.logits.copy()
+        arrays = (self.ids.copy(), self.weights.copy(), logits, self.counts.copy())
+        return Routing(*arrays, self.dropped, self.chosen.copy())
 
 
 def routing_of(ids: np.ndarray, weights: np.ndarray, logits: np.ndarray | None, columns: int) -> Routing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Tape:
-    """What `MoE.forward` keeps until `MoE.backward` or `discard`. routing: of the call, see `Routing`.
+    """What `MoE.forward` keeps until `MoE.backward` or `discard`.
 
     kept: for each rank what it keeps of this rank's rows, "nothing", "rows" or "hidden". part: what the tape holds of
     this rank's reserve, (first byte, end).
@@ -50,10 +51,15 @@ class Tape:
         routing: Routing,
         part: tuple[int, int],
     ) -> None:
-        self.routing, self.layer, self.number, self.part = routing, layer, number, part
-        self._owner, self._lead = owner, lead
+        self.layer, self.number, self.part = layer, number, part
+        self._owner, self._lead, self._read = owner, lead, routing
         self._saved: Saved | None = saved
         self.kept = kept_names(saved.taped, owner.rank) if saved.taped is not None else ["nothing"] * owner.world
+
+    @cached_property
+    def routing(self) -> Routing:
+        """The routing of the call, in arrays of the caller's: `backward` reads others."""
+        return self._read.copy()
 
     def discard(self) -> None:
         """Drop the tape without a backward call; on every rank. A second time it does nothing."""
@@ -191,7 +197,7 @@ class TrainedLayers(LoadedLayers):
         """The same call as `moe(x, ids, weights, layer)`, with a tape for `backward`: (y, tape). Collective.
 
         The tape holds a copy of x and the routing, on this rank: S (H + 3 k + columns) numbers. `tape.routing` is the
-        call's `Routing`. Requires train=True.
+        call's `Routing`, a copy made at its first use. Requires train=True.
 
         save: what this rank keeps of the rows that its experts compute. "rows": x of other ranks' rows, which the
         backward call then need not copy again; "hidden": also the products with up and gate, which it then need not

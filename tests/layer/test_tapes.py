@@ -143,6 +143,30 @@ def test_a_refused_call_leaves_open_tapes_as_they_are(comm):
     assert gradients[0] == gradients[1]
 
 
+def test_what_a_tape_hands_out_is_not_what_backward_reads():
+    """A loss may work in place on the routing; ids out of range there change nothing either. So with the placement."""
+    cfg = replace(PLAIN, identity_experts=0, router=Router("sigmoid", capacity=9))
+    x, dy = (tokens(cfg, 40, seed=seed) for seed in (3, 9))
+    with MoE(cfg, threads=1, train=True) as moe:
+        moe.load(**reference.weights(cfg))
+        found = []
+        for touched in (False, True):
+            moe.zero_grads()
+            tape = moe.forward(x)[1]
+            if touched:
+                for name in ("ids", "chosen", "weights", "logits", "counts"):
+                    getattr(tape.routing, name)[...] = 10**8
+                for name in ("ranks", "start", "slot_of"):
+                    getattr(moe.placement, name)[...] = 10**8
+                moe.placement.copies.clear()
+                moe.placement.held[0] = 10**8
+            found.append([moe.backward(dy, tape)])
+            moe.reduce_grads()
+            found[-1] += [gradient.copy() for _, gradient in sorted(moe.grads().items())]
+    for before, after in zip(*found, strict=True):
+        assert before.tobytes() == after.tobytes()
+
+
 def test_parts_of_a_reserve():
     reserve = Reserve(1000)  # 960 bytes: whole cache lines
     offers = [reserve.offer(2, 1)]
