@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import inspect
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _of_class(name: str, cls: type) -> list[str]:
     for each in _members(cls):
         member = inspect.getattr_static(cls, each)
         text = _text(getattr(cls, each) if isinstance(member, classmethod | staticmethod) else member).strip()
-        if isinstance(member, property):
+        if isinstance(member, property | cached_property):
             lines.append(f"- **`{each}`**: {_indented(text)}\n")
         else:
             heading = "call" if each == "__call__" else each
@@ -120,7 +121,9 @@ def _members(cls: type) -> list[str]:
         if base.__module__.startswith("aristos") and not elsewhere:
             for name, member in vars(base).items():
                 shown = name == "__call__" or not name.startswith("_")
-                plain = isinstance(member, property | classmethod | staticmethod) or inspect.isfunction(member)
+                plain = isinstance(
+                    member, property | cached_property | classmethod | staticmethod
+                ) or inspect.isfunction(member)
                 if shown and plain and inspect.getdoc(getattr(cls, name)):
                     found[name] = None
     return sorted(found, key=lambda name: name != "__call__")

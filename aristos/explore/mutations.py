@@ -1,6 +1,6 @@
 """Deliberate bugs in the protocol, most of them for all transports. The explorer must find each.
 
-The docstring of each is its description in `aristos explore --mutation ?` and docs/reliability.md.
+The docstring of each is its description in `aristos explore --mutation ?`.
 """
 
 from __future__ import annotations

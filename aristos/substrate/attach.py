@@ -28,8 +28,7 @@ def attach(comm: Any, timeout: float, ranks_per_node: int | None = None, backend
                 raise MismatchError(
                     f"rank {group.rank} has backend {backend!r} and rank {rank} has {theirs!r}: pass backend= on all"
                 )
-        if runtime is not None:
-            runtime.group.keep_job()
+        group.keep_job()
         runtime = _runtimes[key] = _runtime_class(backend)(group, _forget)
     runtime.group.timeout = max(runtime.group.timeout, timeout)
     runtime.users += 1

@@ -63,6 +63,7 @@ def world_size() -> int:
     return int(MPI.COMM_WORLD.Get_size())
 
 
+_aborts: dict[Group, Callable[[], None]] = {}  # what ends the job when this process exits, by the group that failed
 _job: dict[int, Process] = {}  # processes of this machine, by rank of the whole job, as groups have exchanged them
 
 
@@ -96,7 +97,6 @@ class Group:
         self.rank, self.world = 0, 1
         self.nodes = Nodes.of(1)
         self._processes: dict[int, Process] = {}  # of ranks of this machine
-        self._abort: Callable[[], None] | None = None
         if comm is None:
             return
         self.rank, self.world = comm.Get_rank(), comm.Get_size()
@@ -220,7 +220,7 @@ class Group:
 
     def abort_at_exit(self, why: str) -> None:
         """End the job when this process exits: after a failure, a peer may never reach MPI_Finalize. why: a clause."""
-        if self.comm is None or self._abort is not None:
+        if self.comm is None or self in _aborts:
             return
         comm, rank, pid = self.comm, self.rank, os.getpid()
 
@@ -229,19 +229,31 @@ class Group:
                 return  # the exit of a fork's child must not end its parent's job
             end_job(comm, ABORTED, f"aristos: rank {rank} ends the job, because {why}")
 
-        self._abort = abort
+        _aborts[self] = abort
         atexit.register(abort)
 
     def abort_now(self) -> None:
         """Do at once what `abort_at_exit` has registered. For exit handlers: what they register would never run."""
-        if self._abort is not None:
-            self._abort()
+        if self in _aborts:
+            _aborts[self]()
 
     def keep_job(self) -> None:
-        """Undo `abort_at_exit`: all ranks have met again since the failure."""
-        if self._abort is not None:
-            atexit.unregister(self._abort)
-            self._abort = None
+        """All ranks have met: undo `abort_at_exit` of each group whose ranks are all among them."""
+        for group in [failed for failed in _aborts if failed._is_within(self)]:
+            atexit.unregister(_aborts.pop(group))
+
+    def _is_within(self, other: Group) -> bool:
+        """Whether all ranks of this group are ranks of another one."""
+        if other.comm is None:
+            return False
+        from mpi4py import MPI
+
+        mine, theirs = self.comm.Get_group(), other.comm.Get_group()
+        rest = MPI.Group.Difference(mine, theirs)
+        size = rest.Get_size()
+        for group in (mine, theirs, rest):
+            group.Free()
+        return bool(size == 0)
 
     def free(self) -> None:
         """Free the communicators; collective."""

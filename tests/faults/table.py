@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from draw import KINDS, NODES, SURVIVES, TCP, TRANSPORTS, Job
+from draw import KINDS, SURVIVES, Job
 from driver import Ended
 
 COLUMNS = ("kind", "transport", "mpi", "seed", "operation", "right", "seconds")
@@ -35,19 +35,17 @@ def add(path: Path, job: Job, ended: Ended, problems: list[str]) -> None:
 
 
 def lines(rows: Iterable[dict[str, str]]) -> list[str]:
-    """A Markdown table: for each fault, injections tried and right by MPI library and transport."""
-    cells: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
+    """A Markdown table: for each fault, injections that ended right, of those made with each MPI library."""
+    cells: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
     slowest: dict[str, float] = defaultdict(float)
     for row in rows:
-        cell = cells[row["kind"], row["mpi"], row["transport"]]
+        cell = cells[row["kind"], row["mpi"]]
         cell[0] += 1
         cell[1] += int(row["right"])
         slowest[row["kind"]] = max(slowest[row["kind"]], float(row["seconds"] or 0))
-    used = [(mpi, t) for mpi in NAMES for t in (*TRANSPORTS, TCP, NODES) if any(c[1:] == (mpi, t) for c in cells)]
-    found = [f"| fault | {' | '.join(f'{NAMES[mpi]}, {t}' for mpi, t in used)} | slowest |"]
-    found.append(f"|---|{'---:|' * (len(used) + 1)}")
+    found = [f"| fault | {' | '.join(NAMES.values())} | slowest |", f"|---|{'---:|' * (len(NAMES) + 1)}"]
     for kind in KINDS.values():
-        mine = [cells.get((kind.name, *each), [0, 0]) for each in used]
+        mine = [cells.get((kind.name, mpi), [0, 0]) for mpi in NAMES]
         if sum(tried for tried, _ in mine):
             shown = [f"{right} of {tried}" if tried else "" for tried, right in mine]
             time = f"{slowest[kind.name]:.1f} s" if slowest[kind.name] else ""

@@ -169,9 +169,16 @@ def test_an_uncaught_error_ends_the_job(tmp_path):
     assert job.seconds < 25
 
 
-@pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
-def test_after_a_new_layer_the_job_ends_normally(tmp_path, nodes):
-    """A failed call ends the job at exit, but not once all ranks have met again to make another layer."""
+@pytest.mark.parametrize(
+    ("nodes", "closed"),
+    [(1, ""), (2, ""), (1, "moe.close()"), (2, "moe.close(); comm = comm.Dup()")],
+    ids=["one node", "two nodes", "one node, closed", "two nodes, another communicator"],
+)
+def test_after_a_new_layer_the_job_ends_normally(tmp_path, nodes, closed):
+    """A failed call ends the job at exit, but not once all ranks have met again to make another layer.
+
+    closed: whether the failed layer is closed before that, and the new one made on another communicator.
+    """
     job = run_job(
         tmp_path,
         2,
@@ -186,6 +193,7 @@ try:
     moe(x)
 except (errors.PoisonedError, KeyboardInterrupt) as e:
     say(type(e).__name__)
+{closed}
 with made(ranks_per_node={2 // nodes}) as moe:
     moe(x)
 say("fine")
