@@ -23,6 +23,7 @@ import numpy as np
 
 from ..config import MoEConfig
 from ..errors import AristosError, CheckpointError, InputError, quoted
+from ..primitives import regular
 from ..results import atomic, npz
 from .given import Arrays
 
@@ -64,7 +65,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """What saved.json holds: folder, layers, and the optimizer as [name, steps] or None. Raises CheckpointError."""
     path = directory / MANIFEST
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(regular.text(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: give the directory that save() wrote") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -102,7 +103,7 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool) -> Arrays:
     """The arrays of a file, float32 of these names and shapes. rest: ignore others. Raises CheckpointError."""
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path} is missing")
     try:
         arrays = npz.load(str(path), "the saved arrays")

@@ -17,6 +17,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..primitives import regular
 
 SHARE, SPARE = 16, 64 << 20  # most data: SHARE times the size of the file, which may be compressed, and SPARE bytes
 KINDS = "biufSU"  # other arrays, such as times, are left out
@@ -42,7 +43,7 @@ _BROKEN = (
 def load(path: str, what: str) -> dict[str, NDArray[Any]]:
     """The arrays of a file by name. what: names the file in errors. Raises InputError if it cannot be read."""
     try:
-        with open(path, "rb") as raw:  # zipfile also takes archives with something before them
+        with regular.opened(path) as raw:  # zipfile also takes archives with something before them
             if raw.read(4) not in (b"PK\3\4", b"PK\5\6"):
                 raise ValueError("not an .npz file, as numpy.savez writes it")
             left = SHARE * raw.seek(0, 2) + SPARE

@@ -11,9 +11,11 @@ import pytest
 from cases import MoE, tokens
 from mpi import ranks_each
 
-from aristos import MoEConfig, Router, losses, reference
+from aristos import MoEConfig, Router, _reference_backward, losses, reference
+from aristos.config import SCORES
 from aristos.engine.layout import return_stride
 from aristos.errors import CheckpointError, InputError, MismatchError, OpenCallError, PeerInputError
+from aristos.kernels.cpu import token_backward
 from aristos.layer.collective import shape_of
 from aristos.placement import Placement
 from aristos.train import SGD, Adam
@@ -69,6 +71,34 @@ def test_gradients_equal_the_float64_reference(name):
             close(gradient, 2 * once[key], key)
         moe.zero_grads()
         assert not any(gradient.any() for gradient in moe.grads().values())
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("score", SCORES)
+def test_gradients_of_a_router_that_is_sure_of_its_choice(score, renormalize):
+    """Each token's gradient by the logits, within 1e-5 of its largest entry; then by the router, with a loss's own."""
+    rng = np.random.default_rng(0)
+    for k in (1, 2):
+        cfg = replace(SMALL, top_k=k, experts=4, router=Router(score, renormalize=renormalize))
+        logits = (6 * rng.standard_normal((64, 4))).astype(np.float32)
+        ids = np.argsort(-logits, axis=1)[:, :k].copy()
+        dw, out = rng.standard_normal((64, k)).astype(np.float32), np.zeros((64, 4), np.float32)
+        token_backward.logit_gradients(
+            64, logits.ctypes.data, 4, ids.ctypes.data, dw.ctypes.data, k, SCORES[score], renormalize, 1.0,
+            out.ctypes.data,
+        )  # fmt: skip
+        right = _reference_backward.by_logits(cfg, logits, ids, dw)
+        largest = np.abs(right).max(axis=1, keepdims=True)
+        assert np.all(np.abs(out - right) <= 1e-5 * largest + 1e-15)  # the reference itself is within 1e-15
+    cfg = replace(cfg, top_k=1, activation="relu2", gated=False)
+    w, x, dy = reference.weights(cfg), 5 * tokens(cfg, 64, seed=3), tokens(cfg, 64, seed=4)
+    w["router"] *= 30
+    dlogits = (1e-2 * rng.standard_normal((64, 4))).astype(np.float32)
+    with MoE(cfg, threads=1, train=True) as moe:
+        moe.load(**w)
+        moe.backward(dy, moe.forward(x)[1], dlogits=dlogits)
+        moe.reduce_grads()
+        close(moe.grads()["router"], reference.backward(cfg, x, dy, dlogits=dlogits, **w)["router"], "router")
 
 
 def test_routed_from_outside():
