@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import InputError
 from ..primitives import regular
 from . import kernels, launch_text, profile
-from .findings import Report
+from .findings import Report, lines, total
 from .launch_text import LaunchText
 from .machine import Machine
 from .nvrtc import compiled_kernels
@@ -53,9 +53,8 @@ def check(file: str, args: list[str], launches: list[str], seeds: int, github: b
             else:
                 reports = run(path, launches, Machine(seed=seed, **options))
             found += [report for report in reports if not any(same(report, known) for known in found)]
-    for report in found:
-        print(annotation(report) if github else report)
-    print(f"{len(found)} reports")
+    printed = lines(found, annotation if github else str)
+    print(*printed, total(len(printed)), sep="\n")
     return 1 if found or failed else 0
 
 
