@@ -113,6 +113,26 @@ def test_pandas(tmp_path):
     assert list(frames[()]["peak"]) == [3.5, 3.5]
 
 
+@pytest.mark.parametrize("engine", ["h5netcdf", "h5py"])
+def test_a_file_that_is_open_elsewhere_in_this_process_is_loaded_and_appended_to(tmp_path, engine):
+    """HDF5 refuses to open a file twice in a process with other flags of locking."""
+    path, run = tmp_path / "r.h5", example_run("first")
+    results.append(path, run)
+    if engine == "h5py":
+        held = h5py.File(path, "r")
+        seconds = held["runs/first/layer/seconds"]
+    else:
+        xarray = pytest.importorskip("xarray")
+        held = xarray.open_dataset(path, engine=engine, group="runs/first/layer")
+        seconds = held["seconds"]
+    with held:
+        results.check(path)
+        assert list(results.load(path)) == ["first"]
+        results.append(path, example_run("second"))
+        assert list(results.load(path)) == ["first", "second"]
+        assert np.asarray(seconds).shape == (2, 300)  # what is open stays the old file
+
+
 def test_xarray_reads_it(tmp_path):
     xarray = pytest.importorskip("xarray")
     pytest.importorskip("h5netcdf")
