@@ -127,7 +127,8 @@ class Table:
 class Run:
     """One run of a command: its attributes and its tables.
 
-    name: `<utc>-<id>` by default. attributes: everything needed to repeat the run; text, numbers, booleans and lists
+    name: `<utc>-<id>` by default; the time is `started_utc` of the attributes (2026-01-31T12:00:00Z), else now.
+    attributes: everything needed to repeat the run; text, numbers, booleans and lists
     of them; nested mappings are stored flat, `{"versions": {"numpy": ...}}` as `versions.numpy`; None is left out.
     """
 
@@ -136,7 +137,9 @@ class Run:
     tables: list[Table] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.name = self.name or f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+        began = str(self.attributes.get("started_utc", "")) or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        compact = "".join(c for c in began if c.isalnum())
+        self.name = self.name or f"{compact}-{secrets.token_hex(3)}"
 
     def to_dict(self) -> dict[str, Any]:
         return {"attributes": dict(self.attributes), "tables": {t.name: t.to_dict() for t in self.tables}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -291,8 +292,48 @@ def test_a_table_without_the_variables_of_its_picture(tmp_path, capsys):
     from aristos.cli import plot
 
     results.append(tmp_path / "r.h5", Run("x", {}, [Table("layer")]))
-    assert plot.main([str(tmp_path / "r.h5")]) == 3
-    assert "no picture of the table 'layer'" in capsys.readouterr().err
+    assert plot.main([str(tmp_path / "r.h5")]) == 2
+    assert "no table of numbers over a dimension, so nothing to draw" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["layer", "put", "mine"])
+def test_a_table_of_ones_own_is_drawn_by_its_dimensions_whatever_its_name(tmp_path, capsys, name):
+    """The benchmark's pictures want variables that it lacks, as `layer` wants `schedule`."""
+    pytest.importorskip("matplotlib")
+    from aristos.cli import plot
+
+    table = Table(name).dim("tokens", [8, 16]).dim("what", ["a", "b"]).dim("rank", range(2)).dim("iteration", range(5))
+    seconds = np.random.default_rng(0).random((2, 2, 2, 5))
+    table.add("call_time", ("tokens", "what", "rank", "iteration"), seconds, "s")
+    table.add("loss", "iteration", np.arange(5.0), "1").add("steps", (), 3)
+    results.append(tmp_path / "r.h5", Run("x", {}, [table]))
+    assert plot.main([str(tmp_path / "r.h5"), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"{name}.png")]
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_the_picture_of_a_table_of_ones_own_has_medians_of_the_slowest_rank():
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot
+
+    from aristos.bench.plots.any_table import any_table
+
+    seconds = np.random.default_rng(0).random((2, 3, 2, 5))
+    table = (
+        Table("mine").dim("tokens", [8, 16]).dim("what", list("abc")).dim("rank", range(2)).dim("iteration", range(5))
+    )
+    figure = any_table(table.add("call_time", ("tokens", "what", "rank", "iteration"), seconds, "s"))
+    (axis,) = figure.axes
+    wanted = np.median(seconds.max(axis=2), axis=-1)
+    assert [line.get_label() for line in axis.lines] == list("abc")
+    assert np.allclose([line.get_ydata() for line in axis.lines], wanted.T)
+    assert all(list(line.get_xdata()) == [8, 16] for line in axis.lines)
+    pyplot.close(figure)
+
+
+def test_a_run_is_named_by_its_beginning():
+    assert Run(attributes={"started_utc": "2026-01-31T12:00:59Z"}).name.startswith("20260131T120059Z-")
+    assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{6}", Run().name)
 
 
 def test_check_leaves_nothing_and_refuses_an_empty_path(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """Pictures of a results file; each module draws the tables of one suite or more. Matplotlib is imported only to draw.
 
 A picture is a function of a `results.Table` that returns a figure; the `PICTURES` of a module names those of each
-table. Pictures show the data of the file alone: nothing is smoothed, and outliers stay.
+table. A table without one, or of another program, is drawn by its dimensions (`any_table.py`). Pictures show the data
+of the file alone: nothing is smoothed, and outliers stay.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...errors import EnvironmentProblem, InputError, ResultsError
+from ...errors import EnvironmentProblem, InputError
 from ...results import Run, Table, load
 
 Picture = Callable[[Table], Any]
@@ -29,8 +30,8 @@ def pictures() -> dict[str, list[tuple[str, Picture]]]:
 def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") -> list[Path]:
     """Draw the pictures of one run, the last one by default, into `folder`; returns their paths.
 
-    Raises InputError if no run has that name or it has no pictures, ResultsError if a table lacks data of its picture,
-    EnvironmentProblem if Matplotlib is not installed.
+    Raises InputError if no run has that name or it has nothing to draw, EnvironmentProblem if Matplotlib is not
+    installed.
     """
     chosen = _choose(file, run)
     pyplot = _pyplot()
@@ -38,19 +39,46 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    known = pictures()
     with pyplot.rc_context(STYLE):
         for table in chosen.tables:
-            for name, picture in known.get(table.name, []):
-                figure = _drawn(picture, table, file)
-                footer(figure, chosen, str(table.attributes.get("disturbed", "")))
+            for name, figure in _figures(table).items():
+                footer(figure, chosen, table)
                 path = folder / f"{name}.{form}"
                 figure.savefig(path)
                 pyplot.close(figure)
                 written.append(path)
     if not written:
-        raise InputError(f"run {chosen.name} of {file} has no table with a picture")
+        raise InputError(f"run {chosen.name} of {file} has no table of numbers over a dimension, so nothing to draw")
     return written
+
+
+def draw_both(runs: tuple[Run, Run], folder: Path) -> list[Path]:
+    """Draw the pictures that two runs have in common side by side, on equal scales; returns their paths.
+
+    Raises EnvironmentProblem if Matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    from .style import STYLE, beside, footer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    others = {table.name: table for table in runs[1].tables}
+    with pyplot.rc_context(STYLE):
+        for table in runs[0].tables:
+            if table.name not in others:
+                continue
+            first, second = _figures(table), _figures(others[table.name])
+            for name in first.keys() & second.keys():
+                for figure, run, of in zip((first[name], second[name]), runs, (table, others[table.name])):
+                    footer(figure, run, of)
+                whole = beside(first[name], second[name])
+                path = folder / f"{name}.png"
+                whole.savefig(path, dpi=whole.dpi)
+                pyplot.close(whole)
+                written.append(path)
+            for figure in (*first.values(), *second.values()):
+                pyplot.close(figure)
+    return sorted(written)
 
 
 def draw_timelines(files: list[str], target: Path) -> Path:
@@ -79,12 +107,39 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _drawn(picture: Picture, table: Table, file: str) -> Any:
+def _figures(table: Table) -> dict[str, Any]:
+    """File name -> figure of each picture of a table; of a table that has none, or lacks what they show, the one by its
+    dimensions."""
+    from matplotlib import pyplot
+
+    from . import any_table
+
+    figures: dict[str, Any] = {}
+    open_before = pyplot.get_fignums()
     try:
-        return picture(table)
-    except (KeyError, IndexError, TypeError, ValueError) as why:
-        # a table of another version or program
-        raise ResultsError(f"{file}: no picture of the table {table.name!r}: {type(why).__name__}: {why}") from why
+        for name, picture in pictures().get(table.name, []):
+            figures[name] = picture(table)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # of another version or program
+        for number in set(pyplot.get_fignums()) - set(open_before):
+            pyplot.close(number)
+        figures = {}
+    if not figures and any_table.drawable(table):
+        figures[table.name] = any_table.any_table(table)
+    return figures
+
+
+def two(files: list[str], names: list[str]) -> tuple[Run, Run]:
+    """Two runs: the last of each of two files, or the last two of one; or those of these names. InputError: there are
+    none."""
+    if names or len(files) == 2:
+        first, second = (_choose(file, name) for file, name in zip((files[0], files[-1]), names or (None, None)))
+        return first, second
+    runs = load(files[0]).runs
+    if len(runs) < 2:
+        raise InputError(
+            f"{files[0]} holds {len(runs)} run{'s' * (len(runs) != 1)}: give a second file to compare with"
+        )
+    return runs[-2], runs[-1]
 
 
 def _choose(file: str, run: str | None) -> Run:
