@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,11 +118,23 @@ class Membership:
         self.nodes = usable_nodes(ranks_per_node)
         self.runtime: Runtime = attach(comm, timeout, self.nodes, backend)
         self.rank = self.runtime.group.rank
-        self.joined = False
+        self.joined = False  # whether the object is in use
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """A block that makes the object, with `join`. It ends when every rank has, or every rank raises."""
+        try:
+            yield
+            self.runtime.group.meet("the other ranks to make a layer")
+        except BaseException as error:
+            self.joined = False
+            self.runtime.cannot_make(error)
+            self.runtime.release()
+            raise
 
     def join(
         self,
-        problem: Exception | None,
+        problem: AristosError | None,
         alike: str,
         placement: Placement | None,
         shape: dict[str, Any],
@@ -134,33 +147,30 @@ class Membership:
         placement, shape (keywords of `shape_of`): not read where there is a problem.
         """
         runtime = self.runtime
-        try:
-            runtime.refuse_open()
-            first = runtime.group.ranks_per_node
-            if problem is None and first != self.nodes:
-                problem = InputError(
-                    f"ranks_per_node must be {first} as for the other objects on this communicator, got {self.nodes}:"
-                    " pass a communicator of its own (comm.Dup())"
+        runtime.refuse_open()
+        first = runtime.group.ranks_per_node
+        if problem is None and first != self.nodes:
+            problem = InputError(
+                f"ranks_per_node must be {first} as for the other objects on this communicator, got {self.nodes}:"
+                " pass a communicator of its own (comm.Dup())"
+            )
+        alike = f"{alike}, ranks_per_node={self.nodes}"
+        reported = runtime.group.allgather((str(problem) if problem else None, alike), "layer configurations")
+        if problem is not None:
+            problem.on_all_ranks = True
+            raise problem
+        for rank, (error, _) in enumerate(reported):
+            if error is not None:
+                raise PeerInputError(f"rank {rank} refused its arguments: {error}")
+        for rank, (_, theirs) in enumerate(reported):
+            if theirs != reported[0][1]:
+                raise MismatchError(
+                    f"ranks are configured differently: rank 0 has {reported[0][1]}; rank {rank} has {theirs}"
                 )
-            alike = f"{alike}, ranks_per_node={self.nodes}"
-            reported = runtime.group.allgather((str(problem) if problem else None, alike), "layer configurations")
-            if problem is not None:
-                raise problem
-            for rank, (error, _) in enumerate(reported):
-                if error is not None:
-                    raise PeerInputError(f"rank {rank} refused its arguments: {error}")
-            for rank, (_, theirs) in enumerate(reported):
-                if theirs != reported[0][1]:
-                    raise MismatchError(
-                        f"ranks are configured differently: rank 0 has {reported[0][1]}; rank {rank} has {theirs}"
-                    )
-            assert placement is not None
-            workers = int(threads or needs.workers or runtime.cores)
-            capacity = shape_of(self.world, placement, **shape)
-            runtime.require(capacity, needs.scratch_bytes + LINE, needs.shared_bytes, workers)
-        except BaseException:
-            runtime.release()
-            raise
+        assert placement is not None
+        workers = int(threads or needs.workers or runtime.cores)
+        capacity = shape_of(self.world, placement, **shape)
+        runtime.require(capacity, needs.scratch_bytes + LINE, needs.shared_bytes, workers)
         self.joined = True
         self.threads = workers
         self.placement = placement

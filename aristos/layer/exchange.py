@@ -60,7 +60,14 @@ class Exchange(Collective):
         ranks_per_node: int | None = None,
     ) -> None:
         super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node))
-        problem: Exception | None = None
+        with self._member.making():
+            self._make(hidden, experts, top_k, max_tokens, placement, timeout, ranks_per_node)
+
+    def _make(
+        self, hidden: Any, experts: Any, top_k: Any, max_tokens: Any, placement: Any, timeout: Any, ranks_per_node: Any
+    ) -> None:
+        """Check the options, join the runtime, and make what calls need."""
+        problem: AristosError | None = None
         alike, places = "", None
         shape: dict[str, int] = {}
         try:
