@@ -22,6 +22,7 @@ from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
 from ..transport.group import Group
 from .arguments import check_comm, usable_nodes
+from .differences import Fields, differences
 from .weights import NotLoaded, part_name
 
 _WHY = {codes.NOT_FINITE: "scores or weights that are not finite", codes.BAD_IDS: "ids out of range or repeated"}
@@ -134,8 +135,8 @@ class Membership:
 
     def join(
         self,
-        problem: AristosError | None,
-        alike: str,
+        problem: Exception | None,
+        alike: Fields,
         placement: Placement | None,
         shape: dict[str, Any],
         needs: Needs,
@@ -143,7 +144,7 @@ class Membership:
     ) -> None:
         """Give the runtime the capacity for this object; raises on every rank if one has a problem or ranks differ.
 
-        problem: this rank's refusal of its arguments. alike: everything that must be equal on all ranks, as text.
+        problem: this rank's refusal of its arguments. alike: all that must be equal on all ranks, as texts by name.
         placement, shape (keywords of `shape_of`): not read where there is a problem.
         """
         runtime = self.runtime
@@ -154,19 +155,8 @@ class Membership:
                 f"ranks_per_node must be {first} as for the other objects on this communicator, got {self.nodes}:"
                 " pass a communicator of its own (comm.Dup())"
             )
-        alike = f"{alike}, ranks_per_node={self.nodes}"
-        reported = runtime.group.allgather((str(problem) if problem else None, alike), "layer configurations")
-        if problem is not None:
-            problem.on_all_ranks = True
-            raise problem
-        for rank, (error, _) in enumerate(reported):
-            if error is not None:
-                raise PeerInputError(f"rank {rank} refused its arguments: {error}")
-        for rank, (_, theirs) in enumerate(reported):
-            if theirs != reported[0][1]:
-                raise MismatchError(
-                    f"ranks are configured differently: rank 0 has {reported[0][1]}; rank {rank} has {theirs}"
-                )
+        alike = {**alike, "ranks_per_node": str(self.nodes)}
+        agreed(runtime.group, problem, "its arguments", alike, "ranks are configured differently")
         assert placement is not None
         workers = int(threads or needs.workers or runtime.cores)
         capacity = shape_of(self.world, placement, **shape)
@@ -234,14 +224,26 @@ class Membership:
             self.runtime.release()
 
 
-def agreed(group: Group, problem: Exception | None, what: str) -> None:
-    """Raise `problem` here, and PeerInputError on the other ranks of a group. Collective."""
-    reported = group.allgather(None if problem is None else str(problem), what)
+def agreed(
+    group: Group, problem: Exception | None, what: str, alike: Fields | None = None, unlike: str = "ranks differ"
+) -> None:
+    """Raise `problem` here, and PeerInputError on the other ranks of a group. Collective.
+
+    alike: texts by name; where they are not those of rank 0, raises MismatchError on all ranks, which begins with
+    `unlike` and says which differ.
+    """
+    reported = group.allgather((None if problem is None else str(problem), alike), what)
+    if isinstance(problem, AristosError):
+        problem.on_all_ranks = True
     if problem is not None:
         raise problem
-    for rank, error in enumerate(reported):
+    for rank, (error, _) in enumerate(reported):
         if error is not None:
             raise PeerInputError(f"rank {rank} refused {what}: {error}")
+    first = reported[0][1]
+    for rank, (_, theirs) in enumerate(reported):
+        if theirs != first:
+            raise MismatchError(f"{unlike}: {differences(first, theirs, 'rank 0', f'rank {rank}')}")
 
 
 class Collective:

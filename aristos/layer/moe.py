@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import BACKENDS, MoEConfig, boolean, whole
 from ..engine.layout import lines, rank_bytes
-from ..errors import AristosError, InputError, ResultsError
+from ..errors import InputError, ResultsError
 from ..host.nodes import Nodes
 from ..placement import Placement
 from . import timeline
@@ -20,22 +20,24 @@ from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common,
 from .backend import Event, Settings, check_layer
 from .collective import Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
+from .differences import fields_of_layers
 from .fused_backward import needs as backward_needs
 from .grouped import split
 from .holders import Holders, holders_of
 from .node_weights import most_foreign
+from .on_disk import SavedLayers
 from .options import Schedule, backend_class, check_moves, checked_options, default_backend
 from .pending import PendingCall
 from .stats import Summary, summarize
 from .tapes import Reserve, checked_bytes
 from .trained_weights import training_bytes
-from .training import TrainedLayers, check_training
+from .training import check_training
 
 if TYPE_CHECKING:
     from ..planner import Plan
 
 
-class MoE(TrainedLayers):
+class MoE(SavedLayers):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
     cfg: equal on all ranks; or, without `layers`, a list with the configuration of each layer. Those are equal but for
@@ -107,8 +109,8 @@ class MoE(TrainedLayers):
             super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node, self.backend))
             with self._member.making():
                 kind = backend_class(self.backend)
-                problem: AristosError | None = None
-                alike, places, shape, needs = "", None, {}, Needs()
+                problem: Exception | None = None
+                alike, places, shape, needs = {}, None, {}, Needs()
                 cfgs: tuple[MoEConfig, ...] = ()
                 reserve: Reserve | None = None
                 try:
@@ -124,10 +126,8 @@ class MoE(TrainedLayers):
                         reserve = Reserve(checked_bytes(tape_bytes, cfgs, self.world, schedule))
                     elif tape_bytes is not None:
                         raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
-                    alike = (
-                        f"{cfg!r}, layers={len(cfgs)}, schedule={str(schedule)!r}, moves={moves}, placement={places}"
-                    )
-                    alike += ", train=True" if train else ""
+                    alike = {"object": "MoE", **fields_of_layers(cfgs), "schedule": str(schedule), "moves": moves}
+                    alike |= {"placement": str(places), "train": str(bool(train))}
                     shape = widths(*cfgs)
                     if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
                         shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)

@@ -72,6 +72,39 @@ def test_the_file_has_raw_times_of_all_ranks(whole):
     assert "aristos.bench" in run.attributes["command"]
 
 
+def test_every_table_and_heading_names_the_kernels_that_ran(whole):
+    folder, document = whole
+    (run,) = results.load(folder / "r.h5").runs
+    isa = run.attributes["isa"]
+    for table in run.tables:
+        computes = table.suite not in ("put", "signal", "exchange", "progress")
+        assert table.attributes["isa"] == isa
+        assert ("dtype" in table.attributes) == computes, table.name
+        assert all(each["title"].endswith(f", {isa}") for each in document["suites"][table.suite]["tables"])
+
+
+OTHER_TYPE = """
+import dataclasses, aristos, aristos.bench.workload as w
+class Float32(aristos.MoE):
+    def __init__(self, cfg, *a, **k): super().__init__(dataclasses.replace(cfg, dtype="float32"), *a, **k)
+aristos.MoE, w.Workload.typed = Float32, lambda work, call: call
+"""
+
+
+@needs_mpiexec
+def test_layers_of_another_element_type_than_asked_for_are_caught_in_every_suite(whole):
+    folder, _ = whole
+    names = ("layer", "idle", "replay", "plan", "overlap")
+    words = [*names, *SMALL, "--dtype", "bfloat16", "--routing", str(folder / "trace.npz"), "--json", "--out", "none"]
+    done = bench(2, *words, "--alpha", "1us", "--rate", "100GB/s", code=PATCH + OTHER_TYPE + "sys.exit(main())")
+    assert done.returncode == 1, done.stderr
+    for name, suite in json.loads(done.stdout)["suites"].items():
+        assert not suite["ok"], name
+        for table in suite["tables"]:
+            assert ", float32, " in table["title"], name
+            assert any("bfloat16 highest was asked for, float32 highest ran" in note for note in table["notes"]), name
+
+
 def test_idle_measures_tokens_that_move_and_those_that_need_not(whole):
     folder, document = whole
     (run,) = results.load(folder / "r.h5").runs

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from ...errors import ResultsError
+from ...primitives import regular
 from .style import BLUE, GREEN, ORANGE, RED, SKY
 
 # kind of step -> colour; workers wait where a bar is pale
@@ -20,6 +20,7 @@ COLOURS = {
     "wait": "#dddddd",
 }
 BAR = 0.8
+MOST = 1 << 30  # bytes of a file
 _SPAN: dict[str, Any] = {"pid": int, "tid": int, "cat": str, "ts": float, "dur": float}
 
 
@@ -70,7 +71,7 @@ def _title(facts: dict[str, Any], spans: list[dict[str, Any]]) -> str:
 def _read(file: str) -> tuple[dict[tuple[int, int], str], list[dict[str, Any]], dict[str, Any]]:
     """({(rank, worker): label}, complete events, facts) of a file."""
     try:
-        document = json.loads(Path(file).read_text())
+        document = json.loads(regular.text(file, MOST))
         events, facts = document["traceEvents"], dict(document.get("otherData", {}))
         names = [e for e in events if e["ph"] == "M" and e["name"] == "thread_name"]
         workers = {(int(e["pid"]), int(e["tid"])): f"rank {e['pid']}, {e['args']['name']}" for e in names}
