@@ -23,7 +23,7 @@ READERS = {
     "model-00001-of-00001.safetensors": "import aristos; aristos.Checkpoint('.').check(0)",
     "model.safetensors.index.json": "import aristos; aristos.Checkpoint('.').check(0)",
     "saved.json": "from aristos.layer import saving; saving.read_manifest(Path('.'))",
-    "dense.npz": "from aristos.layer import saving; saving.read_arrays(Path('dense.npz'), {}, True)",
+    "dense.npz": "from aristos.layer import saved_files as s; s.read_arrays(Path('dense.npz'), {}, True, None)",
     "trace.npz": "from aristos.results import npz; npz.load('trace.npz', 'the trace')",
     "read.h5": "import aristos.results as r; r.load('read.h5')",
     "append.h5": "import aristos.results as r; r.append('append.h5', r.Run('run', {}, []))",
