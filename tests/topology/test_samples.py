@@ -1,4 +1,4 @@
-"""The output of real commands in tests/support/samples/, of nvidia-smi and Slurm: the facts that the readers find there."""
+"""The output of real commands in tests/support/samples/: the facts that the readers find there."""
 
 from __future__ import annotations
 
