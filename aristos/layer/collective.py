@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,7 +119,19 @@ class Membership:
         self.nodes = usable_nodes(ranks_per_node)
         self.runtime: Runtime = attach(comm, timeout, self.nodes, backend)
         self.rank = self.runtime.group.rank
-        self.joined = False
+        self.joined = False  # whether the object is in use
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """A block that makes the object, with `join`. It ends when every rank has, or every rank raises."""
+        try:
+            yield
+            self.runtime.group.meet("the other ranks to make a layer")
+        except BaseException as error:
+            self.joined = False
+            self.runtime.cannot_make(error)
+            self.runtime.release()
+            raise
 
     def join(
         self,
@@ -135,23 +148,19 @@ class Membership:
         placement, shape (keywords of `shape_of`): not read where there is a problem.
         """
         runtime = self.runtime
-        try:
-            runtime.refuse_open()
-            first = runtime.group.ranks_per_node
-            if problem is None and first != self.nodes:
-                problem = InputError(
-                    f"ranks_per_node must be {first} as for the other objects on this communicator, got {self.nodes}:"
-                    " pass a communicator of its own (comm.Dup())"
-                )
-            alike = {**alike, "ranks_per_node": str(self.nodes)}
-            agreed(runtime.group, problem, "its arguments", alike, "ranks are configured differently")
-            assert placement is not None
-            workers = int(threads or needs.workers or runtime.cores)
-            capacity = shape_of(self.world, placement, **shape)
-            runtime.require(capacity, needs.scratch_bytes + LINE, needs.shared_bytes, workers)
-        except BaseException:
-            runtime.release()
-            raise
+        runtime.refuse_open()
+        first = runtime.group.ranks_per_node
+        if problem is None and first != self.nodes:
+            problem = InputError(
+                f"ranks_per_node must be {first} as for the other objects on this communicator, got {self.nodes}:"
+                " pass a communicator of its own (comm.Dup())"
+            )
+        alike = {**alike, "ranks_per_node": str(self.nodes)}
+        agreed(runtime.group, problem, "its arguments", alike, "ranks are configured differently")
+        assert placement is not None
+        workers = int(threads or needs.workers or runtime.cores)
+        capacity = shape_of(self.world, placement, **shape)
+        runtime.require(capacity, needs.scratch_bytes + LINE, needs.shared_bytes, workers)
         self.joined = True
         self.threads = workers
         self.placement = placement
@@ -224,6 +233,8 @@ def agreed(
     `unlike` and says which differ.
     """
     reported = group.allgather((None if problem is None else str(problem), alike), what)
+    if isinstance(problem, AristosError):
+        problem.on_all_ranks = True
     if problem is not None:
         raise problem
     for rank, (error, _) in enumerate(reported):

@@ -60,6 +60,13 @@ class Exchange(Collective):
         ranks_per_node: int | None = None,
     ) -> None:
         super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node))
+        with self._member.making():
+            self._make(hidden, experts, top_k, max_tokens, placement, timeout, ranks_per_node)
+
+    def _make(
+        self, hidden: Any, experts: Any, top_k: Any, max_tokens: Any, placement: Any, timeout: Any, ranks_per_node: Any
+    ) -> None:
+        """Check the options, join the runtime, and make what calls need."""
         problem: Exception | None = None
         alike: dict[str, str] = {}
         places = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -106,51 +107,47 @@ class MoE(SavedLayers):
         if self.backend not in BACKENDS:
             self.backend = "cpu"  # refused below, after the ranks have met
         try:
-            kind = backend_class(self.backend)
             super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node, self.backend))
-            problem: Exception | None = None
-            alike, places, shape, needs = {}, None, {}, Needs()
-            cfgs: tuple[MoEConfig, ...] = ()
-            reserve: Reserve | None = None
-            try:
-                cfgs = checked_options(cfg, layers, schedule, backend)
-                for each in dict.fromkeys(cfgs):
-                    kind.check(each, schedule, threads, sms)
-                check_common(threads, timeout, ranks_per_node)
-                check_moves(moves, self.backend, schedule)
-                places = Placement(placement, cfgs[0].experts, self.world)
-                if boolean("train", train):
-                    check_training(cfgs[0], self.backend, moves)
-                    moves = "tokens"
-                    reserve = Reserve(checked_bytes(tape_bytes, cfgs, self.world, schedule))
-                elif tape_bytes is not None:
-                    raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
-                alike = {"object": "MoE", **fields_of_layers(cfgs), "schedule": str(schedule), "moves": moves}
-                alike |= {"placement": str(places), "train": str(bool(train))}
-                shape = widths(*cfgs)
-                if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
-                    shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
-                needs = Needs.most(kind.needs(each, self._member.runtime, sms) for each in dict.fromkeys(cfgs))
-                if train:
-                    shape["train"] = True
-                    needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
-            except Exception as error:
-                problem = refusal(error)
-            self._member.join(problem, alike, places, shape, needs, threads)
+            with self._member.making():
+                kind = backend_class(self.backend)
+                problem: Exception | None = None
+                alike, places, shape, needs = {}, None, {}, Needs()
+                cfgs: tuple[MoEConfig, ...] = ()
+                reserve: Reserve | None = None
+                try:
+                    cfgs = checked_options(cfg, layers, schedule, backend)
+                    for each in dict.fromkeys(cfgs):
+                        kind.check(each, schedule, threads, sms)
+                    check_common(threads, timeout, ranks_per_node)
+                    check_moves(moves, self.backend, schedule)
+                    places = Placement(placement, cfgs[0].experts, self.world)
+                    if boolean("train", train):
+                        check_training(cfgs[0], self.backend, moves)
+                        moves = "tokens"
+                        reserve = Reserve(checked_bytes(tape_bytes, cfgs, self.world, schedule))
+                    elif tape_bytes is not None:
+                        raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
+                    alike = {"object": "MoE", **fields_of_layers(cfgs), "schedule": str(schedule), "moves": moves}
+                    alike |= {"placement": str(places), "train": str(bool(train))}
+                    shape = widths(*cfgs)
+                    if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
+                        shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
+                    needs = Needs.most(kind.needs(each, self._member.runtime, sms) for each in dict.fromkeys(cfgs))
+                    if train:
+                        shape["train"] = True
+                        needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
+                except Exception as error:
+                    problem = refusal(error)
+                self._member.join(problem, alike, places, shape, needs, threads)
+                self.cfg, self.schedule, self.timeout = cfgs[0], schedule, float(timeout)
+                holders = holders_of(self._member.placement, plan)
+                copied = frozenset(expert for expert, ranks in enumerate(holders) if train and len(ranks) > 1)
+                self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves, bool(train), copied), self._member))
+                if reserve is not None:
+                    nodes = usable_nodes(ranks_per_node)
+                    whole = None if plan is None else whole_comm
+                    self._begin_training(Holders(self._member.runtime, whole, self.timeout, nodes, holders), reserve)
         except BaseException:
-            self._leave_group()
-            raise
-        self.cfg, self.schedule, self.timeout = cfgs[0], schedule, float(timeout)
-        holders = holders_of(self._member.placement, plan)
-        copied = frozenset(expert for expert, ranks in enumerate(holders) if train and len(ranks) > 1)
-        try:
-            self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves, bool(train), copied), self._member))
-            if reserve is not None:
-                nodes = usable_nodes(ranks_per_node)
-                whole = None if plan is None else whole_comm
-                self._begin_training(Holders(self._member.runtime, whole, self.timeout, nodes, holders), reserve)
-        except BaseException:
-            self._member.leave()
             self._leave_group()
             raise
 
@@ -263,17 +260,16 @@ class MoE(SavedLayers):
         """Begin the same call in the background and return at once; `wait()` of the returned object ends the call.
 
         Until then x and out must not be touched, no other call may be made on the communicator, and this object loads
-        nothing; other objects may load.
+        nothing; other objects may load. If the returned object is dropped, so is the result, and the next call waits.
         """
         backend = self._backend
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
+        background = self._alive().background()
         call = self._enter(given, layer, copy=True)
-        done = self._alive().background().submit(lambda: backend.run(call))
-        self._pending = PendingCall(done, lambda seconds: backend.result(call, seconds, return_stats), self._ended)
-        return self._pending
-
-    def _ended(self) -> None:
-        self._pending = None
+        done = background.submit(lambda: backend.run(call))
+        pending = PendingCall(self._alive(), done, lambda seconds: backend.result(call, seconds, return_stats))
+        self._pending = weakref.ref(pending)
+        return pending
 
     def _enter(self, given: CallArguments, layer: Any, copy: bool = False) -> Any:
         """Open a call and check its arguments; a refusal is kept for the result, because the other ranks enter too."""
@@ -382,10 +378,11 @@ class MoE(SavedLayers):
 
     def close(self) -> None:
         """Release windows, weights, threads and memory; collective, and harmless when repeated."""
-        if self._pending is not None:
-            self._pending.abandon()
+        if (pending := self._started()) is not None:
+            pending.abandon()
             self._alive().open = False
         if self._member.joined:
+            self._alive().end_dropped_call()
             self._backend.close()
             self._end_training()
         super().close()

@@ -52,6 +52,7 @@ class Runtime(ABC):
         self.users = 0
         self.objects = 0
         self.open = False
+        self._dropped: Callable[[], object] | None = None
         self.failure = Failure(group)
         self._memory: EngineMemory | None = None
         self._background: Background | None = None
@@ -135,12 +136,23 @@ class Runtime(ABC):
 
     def refuse_open(self) -> None:
         """Raise unless the engine is free for a collective step: no call open, none failed, not a fork's copy."""
+        self.end_dropped_call()
         self.refuse_unusable()
         if self.open:
             raise OpenCallError(
                 "a call is open on this communicator: wait() for what start() gave, or combine() what was dispatched,"
                 " before the next one"
             )
+
+    def drop_call(self, end: Callable[[], object]) -> None:
+        """The handle of the open call is gone; end: waits until the call has ended."""
+        self._dropped = end
+
+    def end_dropped_call(self) -> None:
+        """Wait until a call whose handle is gone has ended, and close it."""
+        if self._dropped is not None and os.getpid() == self._pid:
+            self._dropped()
+            self._dropped, self.open = None, False
 
     def enter(self, caller: int) -> None:
         """Open a call of the object with this number."""
@@ -181,6 +193,11 @@ class Runtime(ABC):
             ours = isinstance(error, AristosError)
             self._fail(self._blank_job(), error, "it cannot go on" if ours else "its program raised outside of a call")
 
+    def cannot_make(self, error: BaseException) -> None:
+        """An object cannot be made here, see `Failure.cannot_make`."""
+        if not self._is_foreign():
+            self.failure.cannot_make(error)
+
     def _fail(self, job: np.ndarray, error: BaseException, why: str) -> None:
         self.failure.record(error, why, lambda origin, cause: self._notify_peers(job, error, origin, cause))
         self.open = False
@@ -196,6 +213,7 @@ class Runtime(ABC):
         self.users -= 1
         if self.users or self._is_foreign():
             return
+        self.end_dropped_call()
         self._forget(self)
         atexit.unregister(self._at_exit)
         together = self.broken is None and self._all_leave()

@@ -331,7 +331,7 @@ ARRAYS = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     dense=st.dictionaries(NAMES | st.text(max_size=4), ARRAYS, max_size=3), extra=st.none() | EXTRA,
     kind=st.sampled_from([Adam, SGD]), steps=st.integers(-1, 3),

@@ -292,8 +292,8 @@ def test_a_table_without_the_variables_of_its_picture(tmp_path, capsys):
     from aristos.cli import plot
 
     results.append(tmp_path / "r.h5", Run("x", {}, [Table("layer")]))
-    assert plot.main([str(tmp_path / "r.h5")]) == 2
-    assert "no table of numbers over a dimension, so nothing to draw" in capsys.readouterr().err
+    assert plot.main([str(tmp_path / "r.h5")]) == 3
+    assert "no picture of the table 'layer'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["layer", "put", "mine"])

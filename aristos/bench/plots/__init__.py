@@ -7,13 +7,15 @@ of the file alone: nothing is smoothed, and outliers stay.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import EnvironmentProblem, InputError
+from ...errors import AristosError, EnvironmentProblem, InputError, ResultsError
+from ...primitives.texts import shown
 from ...results import Run, Table, load
 
 Picture = Callable[[Table], Any]
@@ -33,20 +35,23 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
     Raises InputError if no run has that name or it has nothing to draw, EnvironmentProblem if Matplotlib is not
     installed.
     """
-    chosen = _choose(file, run)
+    found = _choose(file, run)
     pyplot = _pyplot()
+    from .labels import drawable
     from .style import STYLE, footer
+
+    chosen = drawable(found, file)
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with pyplot.rc_context(STYLE):
         for table in chosen.tables:
-            for name, figure in _figures(table).items():
-                footer(figure, chosen, table)
-                path = folder / f"{name}.{form}"
-                figure.savefig(path)
-                pyplot.close(figure)
-                written.append(path)
+            with _described(pyplot, f"{file}: no picture of the table {table.name!r}"):
+                for name, figure in _figures(table).items():
+                    footer(figure, chosen, table)
+                    path = folder / f"{name}.{form}"
+                    figure.savefig(path)
+                    written.append(path)
     if not written:
         raise InputError(f"run {chosen.name} of {file} has no table of numbers over a dimension, so nothing to draw")
     return written
@@ -58,26 +63,27 @@ def draw_both(runs: tuple[Run, Run], folder: Path) -> list[Path]:
     Raises EnvironmentProblem if Matplotlib is not installed.
     """
     pyplot = _pyplot()
+    from .labels import drawable
     from .style import STYLE, beside, footer
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    others = {table.name: table for table in runs[1].tables}
+    first, second = (drawable(run, run.name) for run in runs)
+    others = {table.name: table for table in second.tables}
     with pyplot.rc_context(STYLE):
-        for table in runs[0].tables:
-            if table.name not in others:
+        for table in first.tables:
+            other = others.get(table.name)
+            if other is None:
                 continue
-            first, second = _figures(table), _figures(others[table.name])
-            for name in first.keys() & second.keys():
-                for figure, run, of in zip((first[name], second[name]), runs, (table, others[table.name])):
-                    footer(figure, run, of)
-                whole = beside(first[name], second[name])
-                path = folder / f"{name}.png"
-                whole.savefig(path, dpi=whole.dpi)
-                pyplot.close(whole)
-                written.append(path)
-            for figure in (*first.values(), *second.values()):
-                pyplot.close(figure)
+            with _described(pyplot, f"no picture of the table {table.name!r}"):
+                mine, theirs = _figures(table), _figures(other)
+                for name in mine.keys() & theirs.keys():
+                    footer(mine[name], first, table)
+                    footer(theirs[name], second, other)
+                    path = folder / f"{name}.png"
+                    whole = beside(mine[name], theirs[name])
+                    whole.savefig(path, dpi=whole.dpi)
+                    written.append(path)
     return sorted(written)
 
 
@@ -88,10 +94,8 @@ def draw_timelines(files: list[str], target: Path) -> Path:
     from .timeline import timelines
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with pyplot.rc_context(STYLE):
-        figure = timelines(files)
-        figure.savefig(target)
-        pyplot.close(figure)
+    with pyplot.rc_context(STYLE), _described(pyplot, f"{', '.join(files)}: no picture"):
+        timelines(files).savefig(target)
     return target
 
 
@@ -107,6 +111,22 @@ def _pyplot() -> Any:
     return pyplot
 
 
+@contextlib.contextmanager
+def _described(pyplot: Any, what: str) -> Iterator[None]:
+    """Turn errors about data that cannot be drawn, of a table of another version or program, into a ResultsError.
+
+    Closes all figures.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MemoryError, RuntimeError) as why:
+        if isinstance(why, AristosError):
+            raise
+        raise ResultsError(f"{what}: {type(why).__name__}: {shown(str(why)[:200])}") from why
+    finally:
+        pyplot.close("all")
+
+
 def _figures(table: Table) -> dict[str, Any]:
     """File name -> figure of each picture of a table; of a table that has none, or lacks what they show, the one by its
     dimensions."""
@@ -114,18 +134,16 @@ def _figures(table: Table) -> dict[str, Any]:
 
     from . import any_table
 
-    figures: dict[str, Any] = {}
-    open_before = pyplot.get_fignums()
+    known: dict[str, Any] = {}
     try:
-        for name, picture in pictures().get(table.name, []):
-            figures[name] = picture(table)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # of another version or program
-        for number in set(pyplot.get_fignums()) - set(open_before):
-            pyplot.close(number)
-        figures = {}
-    if not figures and any_table.drawable(table):
-        figures[table.name] = any_table.any_table(table)
-    return figures
+        known = {name: picture(table) for name, picture in pictures().get(table.name, [])}
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):  # of another version or program
+        if not any_table.drawable(table):
+            raise
+    if known or not any_table.drawable(table):
+        return known
+    pyplot.close("all")
+    return {table.name: any_table.any_table(table)}
 
 
 def two(files: list[str], names: list[str]) -> tuple[Run, Run]:

@@ -14,7 +14,7 @@ from ...results import Table
 from ..compared import SAMPLES
 from .style import BLUE, GREEN, GREY, ORANGE, RED, SKY
 
-MOST_PANELS, MOST_LINES = 6, 8
+MOST_PANELS, MOST_LINES, MOST_TICKS = 6, 8, 40
 COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, GREY)
 
 
@@ -70,7 +70,7 @@ def any_table(table: Table) -> Any:
             low, middle, high = np.nanquantile(values[ran], [0.05, 0.5, 0.95], axis=1)
             axis.fill_between(at[ran], low, high, color=colour, alpha=0.2, linewidth=0)
             axis.plot(at[ran], middle, "o-", color=colour, markersize=3.5, label=label or None)
-        if text:
+        if text and len(at) <= MOST_TICKS:
             axis.set_xticks(at, [str(each) for each in of.values], rotation=20)
         unit = f" ({variable.units})" if variable.units not in ("", "1") else ""
         axis.set(title=name, ylabel=(variable.long_name or name) + unit, xlabel=of.long_name or x)

@@ -57,6 +57,7 @@ def footer(figure: Any, run: Run, table: Table) -> None:
 def beside(first: Any, second: Any) -> Any:
     """One figure with two others side by side; panels of the same place get the same limits of y."""
     from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     for one, other in zip(first.axes, second.axes):
         if len(first.axes) == len(second.axes) and not one.images and not other.images:
@@ -65,8 +66,9 @@ def beside(first: Any, second: Any) -> Any:
                 axis.set_ylim(min(limits), max(limits))
     pictures = []
     for figure in (first, second):
-        figure.canvas.draw()
-        pictures.append(np.asarray(figure.canvas.buffer_rgba()).copy())
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pictures.append(np.asarray(canvas.buffer_rgba()).copy())
     high = max(len(each) for each in pictures)
     wide = sum(each.shape[1] for each in pictures)
     whole = np.full((high, wide, 4), 255, np.uint8)
