@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -258,18 +259,16 @@ class MoE(SavedLayers):
         """Begin the same call in the background and return at once; `wait()` of the returned object ends the call.
 
         Until then x and out must not be touched, no other call may be made on the communicator, and this object loads
-        nothing; other objects may load.
+        nothing; other objects may load. If the returned object is dropped, so is the result, and the next call waits.
         """
         backend = self._backend
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
         background = self._alive().background()
         call = self._enter(given, layer, copy=True)
         done = background.submit(lambda: backend.run(call))
-        self._pending = PendingCall(done, lambda seconds: backend.result(call, seconds, return_stats), self._ended)
-        return self._pending
-
-    def _ended(self) -> None:
-        self._pending = None
+        pending = PendingCall(self._alive(), done, lambda seconds: backend.result(call, seconds, return_stats))
+        self._pending = weakref.ref(pending)
+        return pending
 
     def _enter(self, given: CallArguments, layer: Any, copy: bool = False) -> Any:
         """Open a call and check its arguments; a refusal is kept for the result, because the other ranks enter too."""
@@ -378,10 +377,11 @@ class MoE(SavedLayers):
 
     def close(self) -> None:
         """Release windows, weights, threads and memory; collective, and harmless when repeated."""
-        if self._pending is not None:
-            self._pending.abandon()
+        if (pending := self._started()) is not None:
+            pending.abandon()
             self._alive().open = False
         if self._member.joined:
+            self._alive().end_dropped_call()
             self._backend.close()
             self._end_training()
         super().close()
