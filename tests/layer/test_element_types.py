@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cases import MoE, clean_environment, routing, same, tokens
+from group_plans import plan_of
 from mpi import find_mpiexec
 from rounded import DTYPES, numpy_dtype
 
@@ -203,6 +204,42 @@ def test_ranks_agree_on_an_instruction_set(comm, dtype, monkeypatch, capfd):
         assert same(again(x), want)
     said = f"aristos: kernels use {LESS}, the best instruction set that all ranks have, not {best} on rank 0\n"
     assert capfd.readouterr().err == (said if comm.rank == 0 and best != LESS else "")
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("schedule", ["fused", "bulk"])
+def test_ranks_that_train_agree_on_an_instruction_set(comm, schedule, monkeypatch):
+    """Rows of gradients are rounded up to its vectors: 36 and 6 numbers to more with one set than with another."""
+    own, cfg = isa.usable(), replace(CFG, hidden=36, experts=6, dtype="float32")
+    w, x, dy = reference.weights(cfg), rows(cfg, 20, seed=comm.rank), rows(cfg, 20, seed=comm.rank + 5)
+    with monkeypatch.context() as only:
+        only.setattr(isa, "usable", lambda: (LESS,))
+        with MoE(cfg, backend="cpu", threads=1, train=True, schedule=schedule) as moe:  # compile before ranks wait
+            moe.load(**w)
+            moe.backward(dy, moe.forward(x)[1])
+    monkeypatch.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
+    with MoE(cfg, comm, backend="cpu", train=True, schedule=schedule, placement=[[0, 1], 0, 1, 0, 1, 0]) as moe:
+        moe.load(**w)
+        assert moe.isa == LESS
+        moe.backward(dy, moe.forward(x)[1])
+        moe.reduce_grads()
+        found = {name: array.copy() for name, array in moe.grads().items()}
+        mine = moe.placement.mine(comm.rank)
+    right = reference.backward(cfg, *(np.concatenate(comm.allgather(each)) for each in (x, dy)), **w)
+    for name, array in found.items():
+        assert reference.error(array, right[name] if name == "router" else right[name][mine]) < 1e-5, name
+    assert len(set(comm.allgather(found["router"].tobytes()))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(isa.chosen() == LESS, reason="needs two instruction sets")
+@pytest.mark.ranks(4)
+def test_groups_of_a_plan_train_with_one_instruction_set(comm, monkeypatch):
+    best, own = isa.chosen(), isa.usable()
+    monkeypatch.setattr(isa, "usable", lambda: (LESS,) if comm.rank > 1 else own)
+    with pytest.raises(MismatchError, match=f"{best}, {best}, {LESS}, {LESS} by rank: set ARISTOS_ISA"):
+        MoE(replace(CFG, experts=4, dtype="float32"), comm, plan=plan_of([3, 1, 2, 2]), backend="cpu", train=True)
 
 
 RANKS = """
