@@ -16,6 +16,7 @@ from aristos.config import SCORES
 from aristos.engine.layout import return_stride
 from aristos.errors import CheckpointError, InputError, MismatchError, OpenCallError, PeerInputError
 from aristos.kernels.cpu import token_backward
+from aristos.layer import saved_files
 from aristos.layer.collective import shape_of
 from aristos.placement import Placement
 from aristos.train import SGD, Adam
@@ -419,10 +420,13 @@ def everything(moe: Any, optimizer: Any) -> dict[str, bytes]:
 
 
 @pytest.mark.ranks(2)
-def test_saved_on_two_ranks_and_restored_on_one_and_two(comm, tmp_path_factory):
+def test_saved_on_two_ranks_and_restored_on_one_and_two(comm, tmp_path_factory, monkeypatch):
     """Five steps, or three, a save and two more after a restore: equal bits. A save that fails leaves the last one."""
     folder = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
     cfg = replace(SMALL, shared_ffn=5)
+
+    def unwritable(*given: Any) -> None:
+        raise OSError("broken")
 
     def made(on: Any, **options: Any) -> Any:
         moe = MoE(cfg, on, layers=2, threads=1, train=True, **options)
@@ -437,10 +441,13 @@ def test_saved_on_two_ranks_and_restored_on_one_and_two(comm, tmp_path_factory):
         saved = everything(moe, optimizer)
         some_steps(moe, optimizer, 2)
         after = everything(moe, optimizer)
-        if comm.rank == 0:
-            (folder / "saved-2").write_text("in the way")
-        with pytest.raises(PeerInputError if comm.rank else CheckpointError, match="cannot make a folder"):
-            moe.save(folder, optimizer)
+        with monkeypatch.context() as patched:
+            if comm.rank:
+                patched.setattr(saved_files, "write_arrays", unwritable)
+            with pytest.raises(CheckpointError if comm.rank else PeerInputError, match="cannot save: OSError: broken"):
+                moe.save(folder, optimizer)
+        comm.Barrier()
+        assert sorted(path.name for path in folder.iterdir()) == ["saved-1", "saved.json"]
     whole = {key: value for each in comm.allgather(after) for key, value in each.items()}
     for on, places in ((comm, [1, 1, 1, 0, 1, 0]), (None, None)):
         moe, optimizer = made(on, placement=places)
@@ -484,7 +491,7 @@ def test_what_cannot_be_restored(tmp_path):
         with MoE(SMALL, threads=1, train=True) as moe:
             moe.load(**w)
             moe.save(tmp_path / "new")
-        with pytest.raises(CheckpointError, match="holds layers"):
+        with pytest.raises(CheckpointError, match=r"layer 0 than this object's: ffn: it has 12, this object 13$"):
             other.restore(tmp_path / "new")
 
 
@@ -493,15 +500,17 @@ def test_dense_arrays_are_trained_clipped_and_saved_with_the_layers(tmp_path):
     first = {name: rng.standard_normal(shape, np.float32) for name, shape in (("head", (3, 4)), ("norm", (5,)))}
     gradients = {name: rng.standard_normal(a.shape, np.float32) for name, a in first.items()}
 
-    def stepped(clip: float | None, times: int = 1, restore: bool = False) -> tuple[float, dict[str, np.ndarray]]:
+    def stepped(
+        clip: float | None, times: int = 1, restore: bool = False, folder: str = "once"
+    ) -> tuple[float, dict[str, np.ndarray]]:
         dense = {name: a.copy() for name, a in first.items()}
         with MoE(SMALL, threads=1, train=True) as moe:
             moe.load(**w)
             optimizer = SGD(moe, 0.5, momentum=0.9, clip=clip, dense=dense)
             if restore:
-                moe.restore(tmp_path, optimizer)
+                moe.restore(tmp_path / folder, optimizer)
             norms = [optimizer.step(gradients) for _ in range(times)]
-            moe.save(tmp_path, optimizer)
+            moe.save(tmp_path / folder, optimizer)
             return norms[-1], dense
 
     norm, dense = stepped(None)
@@ -509,9 +518,9 @@ def test_dense_arrays_are_trained_clipped_and_saved_with_the_layers(tmp_path):
     for name, a in first.items():
         assert np.array_equal(dense[name], a - np.float32(0.5) * gradients[name])
     _, once = stepped(None, restore=True)
-    _, twice = stepped(None, times=2)
+    _, twice = stepped(None, times=2, folder="twice")
     assert all(np.array_equal(once[name], twice[name]) for name in first)
-    _, dense = stepped(norm / 2)
+    _, dense = stepped(norm / 2, folder="clipped")
     for name, a in first.items():
         assert dense[name] == pytest.approx(a - 0.25 * gradients[name], abs=1e-6)
 
