@@ -126,7 +126,7 @@ class Directory:
         return names[bisect_left(names, prefix) : bisect_left(names, prefix + "\U0010ffff")]
 
     def numbers(self, layer: str, below: Iterable[str], outside: tuple[str, ...]) -> set[int]:
-        """The n for which a tensor is named PREFIX + layer.format(n=n) + one of `below`, with any PREFIX not `outside`."""
+        """The n of tensors named PREFIX + layer.format(n=n) + one of `below`, with no PREFIX that begins `outside`."""
         number = re.escape(layer).replace(re.escape("{n}"), "([0-9]{1,9})")
         name = re.compile(rf"(?:^|.*?\.){number}(?:{'|'.join(map(re.escape, sorted(below)))})$")
         found = (name.match(each) for each in self.where if not each.startswith(outside))
