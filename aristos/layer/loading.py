@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Literal
 
 import numpy as np
@@ -27,14 +28,21 @@ class LoadedLayers(Collective):
     def _begin(self, backend: Backend) -> None:
         """Take the backend of layers without weights."""
         self._backend, self.layers = backend, backend.settings.layers
-        self._pending: PendingCall | None = None
+        self._pending: weakref.ref[PendingCall] | None = None
         self._slots = {expert: slot for slot, expert in enumerate(self._member.mine)}
 
     def _settled(self) -> Runtime:
         """The runtime; raises OpenCallError while a started call of this layer is open."""
-        if self._pending is not None:
+        if self._started() is not None:
             raise OpenCallError("a call of this layer was started: wait() for it first")
-        return self._alive()
+        runtime = self._alive()
+        runtime.end_dropped_call()
+        return runtime
+
+    def _started(self) -> PendingCall | None:
+        """The handle of a started call that has not been waited for."""
+        pending = None if self._pending is None else self._pending()
+        return pending if pending is not None and pending.waits else None
 
     def _refuse_in_use(self, layer: Any, what: str) -> None:
         """Raise unless the weights of a layer may change: no call of this object is open, and no tape of the layer."""

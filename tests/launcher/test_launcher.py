@@ -175,14 +175,14 @@ def test_which_gpus_a_job_may_use():
     assert variables["ARISTOS_DEVICE"] == "0"
 
 
-def test_seats_on_the_sample_machines(shared_dir):
+def test_seats_on_the_sample_machines():
     """Ranks of equal GPUs never share a core."""
     for file, want in (
-        ("r317_della_gpu_a100_readme_md_4gpu.txt", ["0-31", "32-63", "64-95", "96-127"]),
-        ("b132_nvidia_gb200_4gpu_vllm19703.txt", ["0-35", "36-71", "72-107", "108-143"]),
-        ("b225_nvidia_h100_80gb_hbm3_8gpu_sglang3780.txt", [f"{i}-{i + 31}" for i in range(0, 256, 32)]),
+        ("topo_a100_nics.txt", ["0-31", "32-63", "64-95", "96-127"]),
+        ("topo_gb200.txt", ["0-35", "36-71", "72-107", "108-143"]),
+        ("topo_h100.txt", [f"{i}-{i + 31}" for i in range(0, 256, 32)]),
     ):
-        found = this_node.read(shared_dir / "samples/nvidia_smi_topo" / file)
+        found = this_node.read(ROOT / "tests" / "support" / "samples" / file)
         assert shown(seats(found.node, len(found.devices), found.devices)) == want, file
 
 
