@@ -36,7 +36,8 @@ class Reporter:
             return
         hosts = len(set(facts["hosts"]))
         where = f"{counted(facts['ranks'], 'rank')} on {counted(len(set(facts['node_of_rank'])), 'node')}"
-        print(f"# aristos {facts['versions']['aristos']}, {where} by {facts['transports']}, {facts['cpu']}")
+        machine = f"{facts['transports']}, {facts['cpu']}, {facts['isa']}"
+        print(f"# aristos {facts['versions']['aristos']}, {where} by {machine}")
         print(f"# {facts['mpi_library']}; cores of rank 0: {facts['cores_of_rank'][0]}; seed {facts['seed']}")
         print(f"# {shape}", flush=True)
         if facts["crowded"]:

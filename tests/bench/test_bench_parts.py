@@ -769,10 +769,11 @@ def test_a_footer_keeps_the_run_on_the_picture():
     with pyplot.rc_context(STYLE):
         figure, _ = pyplot.subplots(figsize=(4.8, 4.4))
         run = results.Run(attributes={"cpu": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "mpi_library": "x" * 150})
-        footer(figure, run, "1 of 2 rows")
+        footer(figure, run, results.Table("layer", attributes={"disturbed": "1 of 2 rows", "isa": "avx2"}))
         figure.canvas.draw()
         label = figure._supxlabel
         assert run.name in label.get_text()
+        assert "avx2" in label.get_text()
         assert all(each.get_window_extent().x0 >= 0 for each in (label, figure.texts[-1]))
         pyplot.close(figure)
 

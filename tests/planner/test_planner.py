@@ -791,6 +791,6 @@ def test_a_terminal_without_the_characters_of_a_name_shows_escapes(pair, tmp_pat
         ({"schema": "x", "hosts": [], "classes": []}, "--topology"),
     ],
 )
-def test_a_file_of_a_machine_alone_is_told_from_a_problem(data, option):
+def test_a_file_of_a_machine_alone_names_the_option_that_takes_it(data, option):
     with pytest.raises(planner.ProblemError, match=rf"experts is missing: .* so give --model NAME {option} FILE"):
         planner.parse(data)
