@@ -1,4 +1,4 @@
-"""One error class for each failure that a user can act on; all derive from `AristosError`, and are names of `aristos`."""
+"""An error class for each failure that a user can act on; all derive from `AristosError` and are names of `aristos`."""
 
 
 class AristosError(Exception):
