@@ -145,7 +145,7 @@ def test_a_marked_row_shows_in_table_file_and_picture(monkeypatch):
     from aristos.bench.plots.style import footer
 
     figure = pyplot.figure()
-    footer(figure, results.Run(), table.attributes["disturbed"])
+    footer(figure, results.Run(), table)
     assert "disturbed: 1 of 2 rows, among them rank 0: 55%" in figure.texts[-1].get_text()
     pyplot.close(figure)
 
