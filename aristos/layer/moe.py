@@ -131,7 +131,8 @@ class MoE(SavedLayers):
                     shape = widths(*cfgs)
                     if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
                         shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
-                    needs = Needs.most(kind.needs(each, self._member.runtime, sms) for each in dict.fromkeys(cfgs))
+                    runtime = self._member.runtime
+                    needs = Needs.most(kind.needs(each, runtime, sms, train) for each in dict.fromkeys(cfgs))
                     if train:
                         shape["train"] = True
                         needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
@@ -145,7 +146,8 @@ class MoE(SavedLayers):
                 if reserve is not None:
                     nodes = usable_nodes(ranks_per_node)
                     whole = None if plan is None else whole_comm
-                    self._begin_training(Holders(self._member.runtime, whole, self.timeout, nodes, holders), reserve)
+                    everyone = Holders(self._member.runtime, whole, self.timeout, nodes, holders, self.isa)
+                    self._begin_training(everyone, reserve)
         except BaseException:
             self._leave_group()
             raise

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import run_job
 from mpi import find_mpiexec, rank_environment
 
 import aristos
@@ -453,8 +454,9 @@ def test_the_command_alone():
 
 @pytest.mark.slow
 @needs_mpiexec
-def test_the_command_on_two_ranks():
-    done = doctor(2, "--json")
+def test_the_command_on_two_ranks(tmp_path):
+    """With an empty cache: each rank compiles what it needs, whatever its other checks have imported."""
+    done = doctor(2, "--json", ARISTOS_CACHE=str(tmp_path / "cache"))
     found = states(done.stdout)
     assert done.returncode == (3 if "fail" in found.values() else 0), done.stderr
     assert json.loads(done.stdout)["ranks"] == 2
@@ -464,6 +466,30 @@ def test_the_command_on_two_ranks():
     measured = next(each for each in json.loads(done.stdout)["findings"] if each["name"] == "RMA progress")
     assert measured["values"]["helped_ms"] > 0
     assert "both on the only node" in measured["text"]
+
+
+@pytest.mark.slow
+@needs_mpiexec
+def test_a_rank_that_cannot_compile_is_reported(tmp_path):
+    """At once: the other rank does not wait for it in the measurement."""
+    body = """
+from aristos.doctor import progress, ranks
+if rank == 1:
+    progress.compiled = lambda: 1 / 0
+else:
+    progress.compiled = lambda: time.sleep(3)  # longer than the limit: a rank may compile
+both = ranks.Ranks(2.0, say)
+both.start()
+found = progress.progress(both, True)
+say(found.state, found.text)
+both.end()
+"""
+    job = run_job(tmp_path, 2, body)
+    assert job.code == 0, job.out
+    for rank in (0, 1):
+        assert job.lines(rank) == [
+            "fail not measured: rank 1 cannot compile kernels: ZeroDivisionError: division by zero"
+        ]
 
 
 @pytest.mark.slow
