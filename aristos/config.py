@@ -226,7 +226,7 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         sizes = {name: whole(name, getattr(self, name)) for name in ("hidden", "ffn", "top_k", "max_tokens")}
-        sizes["experts"] = whole("experts", self.experts, MOST_EXPERTS, f"an int in 1..{MOST_EXPERTS}")
+        sizes["experts"] = whole("experts", self.experts, MOST_EXPERTS, f"a positive int of at most {MOST_EXPERTS}")
         _normalize(
             self,
             **sizes,

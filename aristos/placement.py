@@ -26,7 +26,7 @@ class Placement:
 
     def __init__(self, ranks: Sequence[Any] | np.ndarray | None, experts: int, world: int) -> None:
         experts, world = (
-            whole(name, value, MOST_EXPERTS, f"an int in 1..{MOST_EXPERTS}")
+            whole(name, value, MOST_EXPERTS, f"a positive int of at most {MOST_EXPERTS}")
             for name, value in (("experts", experts), ("world", world))
         )
         if ranks is None:

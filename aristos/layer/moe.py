@@ -185,7 +185,7 @@ class MoE(SavedLayers):
         `tape_bytes`, as the layer is made with; not what tapes hold of their own tokens, nor buffers of backward calls.
         Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
         """
-        world = whole("world", world, MOST_EXPERTS, f"an int in 1..{MOST_EXPERTS}")
+        world = whole("world", world, MOST_EXPERTS, f"a positive int of at most {MOST_EXPERTS}")
         check_common(threads, DEFAULT_TIMEOUT, ranks_per_node)
         cfgs = checked_options(cfg, layers, "fused", backend)
         name = backend or "cpu"
