@@ -208,6 +208,15 @@ def test_repeated_rows_and_no_rows():
         assert moe(x[0]).shape == (40,)
 
 
+def test_the_text_of_a_layer_says_what_it_is():
+    with MoE(CFG, threads=1, layers=2) as moe:
+        text = "H 40 F 72 E 5 k 2 float32, rank 0 of 1, cpu, fused, 1 workers"
+        assert repr(moe) == f"<MoE {text}, 0 of 2 layers have weights>"
+        moe.load(1, **W)
+        assert repr(moe) == f"<MoE {text}, 1 of 2 layers have weights>"
+    assert repr(moe) == "<MoE, closed>"
+
+
 def test_weights_of_choices_not_taken_may_be_anything():
     """In a layer and in an exchange alike; a choice that is taken must have a finite weight."""
     x, ids = tokens(CFG, 3, seed=0), np.array([[0, -1], [1, 2], [-1, -1]])
