@@ -28,7 +28,7 @@ OWN = ("started_utc", "load_average", "load_average_end", "command", "suite_seco
        "options.out", "options.json", "options.timeline", "options.seconds", "schema", "card_uuid")  # fmt: skip
 FIRST = ("commit", "isa", "cpu", "mpi_library", "ranks")  # are named first
 
-SENTENCE = "5 %, 95 %: of the ratio, with samples drawn again from each run; load that changed between them is not in it"
+SENTENCE = "5 %, 95 %: of the ratio, with samples drawn again from each run; load that changed between is not in it"
 Key = tuple[tuple[str, str], ...]
 
 
