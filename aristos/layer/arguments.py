@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..config import LARGEST, MOST_THREADS, MoEConfig, real, whole
-from ..errors import AristosError, EnvironmentProblem, InputError
+from ..errors import AristosError, EnvironmentProblem, InputError, NotLoaded
 from ..host import launch_environment
 from ..primitives.arrays import view
 from ..transport.limits import DEFAULT, Limits
-from .weights import ROUTER, NotLoaded
+from .weights import ROUTER
 
 DEFAULT_TIMEOUT = DEFAULT.timeout  # seconds
 

@@ -18,7 +18,7 @@ from ..kernels.cpu.elements import ELEMENTS
 from ..kernels.cpu.entries import BLOCK_BYTES
 from ..kernels.cpu.expert import hidden_bytes
 from ..kernels.cpu.lowering import handle
-from ..primitives import arrays, isa
+from ..primitives import arrays, finite, isa
 from ..primitives.buffers import LINE, aligned
 from ..substrate.cpu.runtime import CpuRuntime
 from ..substrate.runtime import Runtime
@@ -412,7 +412,11 @@ class CpuBackend(Backend):
             given = call.weights.reshape(-1, self.cfg.top_k)
             problem = not_finite(given, call.ids.reshape(given.shape) >= 0)
             return problem or "x times shared_sigmoid must be finite, got NaN or infinity: look for it in both"
-        return "router scores must be finite, got NaN or infinity: look for it in x and in the router's weights"
+        for name, rows in (("router_x", call.router_x), ("x", call.x)):
+            at = None if rows is None else finite.first(rows)
+            if rows is not None and at is not None:
+                return f"{name} must be finite, got {float(rows[at])} in token {at[0]}, column {at[1]}"
+        return "router scores must be finite, got NaN or infinity: x is finite, its products with the router are not"
 
     # ------------------------------------------------------------ events
 

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ..config import MoEConfig
-from ..errors import InputError, OpenCallError
+from ..errors import InputError, NotLoaded, OpenCallError
 from ..substrate.runtime import Runtime
 from .backend import Backend, check_layer
 from .collective import Collective
 from .given import Given, GivenLayer
 from .pending import PendingCall
-from .weights import WEIGHTS, NotLoaded
+from .weights import WEIGHTS
 
 Layout = Literal["in_out", "out_in"]
 Bits = Literal["bfloat16", "float16"]

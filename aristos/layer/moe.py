@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..config import BACKENDS, MoEConfig, boolean, whole
+from ..config import BACKENDS, MOST_EXPERTS, MoEConfig, boolean, whole
 from ..engine.layout import lines, rank_bytes
 from ..errors import InputError, ResultsError
 from ..host.nodes import Nodes
@@ -157,6 +157,15 @@ class MoE(SavedLayers):
             self._leave_group()
             raise
 
+    def __repr__(self) -> str:
+        if not self._member.joined:
+            return "<MoE, closed>"
+        cfg, loaded = self.cfg, sum(weights is not None for weights in self._backend.weights)
+        shape = f"H {cfg.hidden} F {cfg.ffn} E {cfg.experts} k {cfg.top_k} {cfg.dtype}"
+        where = f"rank {self.rank} of {self.world}, {self.backend}, {self.schedule}, {self.threads} workers"
+        broken = "" if self._member.runtime.broken is None else ", failed"
+        return f"<MoE {shape}, {where}, {loaded} of {self.layers} layers have weights{broken}>"
+
     # ------------------------------------------------------------ memory
 
     @staticmethod
@@ -190,7 +199,7 @@ class MoE(SavedLayers):
         `tape_bytes`, as the layer is made with; not what tapes hold of their own tokens, nor buffers of backward calls.
         Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
         """
-        world = whole("world", world)
+        world = whole("world", world, MOST_EXPERTS, f"a positive int of at most {MOST_EXPERTS}")
         check_common(threads, DEFAULT_TIMEOUT, ranks_per_node)
         cfgs = checked_options(cfg, layers, "fused", backend)
         name = backend or "cpu"

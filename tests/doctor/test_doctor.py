@@ -18,7 +18,19 @@ from mpi import find_mpiexec, rank_environment
 import aristos
 from aristos import models
 from aristos.cli import __main__ as cli
-from aristos.doctor import cores, equal, finding, kernels, libraries, progress, ranks, shared_memory, slurm, windows
+from aristos.doctor import (
+    cores,
+    equal,
+    finding,
+    kernels,
+    libraries,
+    package,
+    progress,
+    ranks,
+    shared_memory,
+    slurm,
+    windows,
+)
 from aristos.doctor.cores import RankCores
 from aristos.doctor.finding import Finding, merged, named, ok, warn
 from aristos.engine.layout import rank_bytes
@@ -362,6 +374,29 @@ def test_numba_is_checked(monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_folder_that_each_way_of_starting_loads(tmp_path, monkeypatch):
+    """In a clone with another installation `python -m` loads the clone, a command and a script the installation."""
+    installed = str(Path(aristos.__file__).parent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    found = package.here()
+    assert (found.state, found.text) == ("ok", f"{installed}, by every way of starting")
+    clone = tmp_path / "clone"
+    (clone / "aristos").mkdir(parents=True)
+    (clone / "aristos" / "__init__.py").touch()
+    (clone / "pyproject.toml").touch()
+    (tmp_path / "command").write_text(f"#!{sys.executable}\n")
+    monkeypatch.setattr("shutil.which", lambda name: str(tmp_path / "command"))
+    monkeypatch.chdir(clone)
+    found = package.here()
+    assert found.state == "warn"
+    assert found.values == {
+        package.MODULE: str(clone / "aristos"), package.SCRIPT: installed, package.COMMAND: installed,
+    }  # fmt: skip
+    assert f"python -m aristos: {clone / 'aristos'}" in found.text
+    assert found.remedy.endswith(f"-m pip install -e {clone}")
+
+
 def test_the_kernel_cache_is_checked(tmp_path):
     wanted = tmp_path / "aristos"
     folder = wanted / "0123"

@@ -67,8 +67,8 @@ class Unreadable:
 
 
 REFUSED: dict[str, tuple[Callable[[Call], Call], str]] = {
-    "NaN token": (lambda c: {"x": put(np.nan, 7, 3)(c["x"])}, "scores must be finite"),
-    "infinite token": (lambda c: {"x": put(np.inf, 0, 0)(c["x"])}, "scores must be finite"),
+    "NaN token": (lambda c: {"x": put(np.nan, 7, 3)(c["x"])}, "x must be finite, got nan in token 7, column 3"),
+    "infinite token": (lambda c: {"x": put(-np.inf, 0, 0)(c["x"])}, "x must be finite, got -inf in token 0, column 0"),
     "scores overflow": (lambda c: {"x": np.full_like(c["x"], 3e38)}, "scores must be finite"),
     "NaN weight": (changed("weights", put(np.nan, 18, 0)), r"weights must be finite, got \[nan.*\] at token 18"),
     "infinite weight": (changed("weights", put(-np.inf, 16, 0)), "weights must be finite.*at token 16"),

@@ -276,7 +276,7 @@ def _records(work: Workload, m: PatternTimes, even: PatternTimes, workers: int) 
                 "iterations": t.shape[1],
                 "error": m.errors[way],
                 "check": VERDICTS[m.right and work.passes(m.errors[way])],
-                **mark(m.core[way]),
+                **mark(m.core[way], t),
             }
         )
     return records

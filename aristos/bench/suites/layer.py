@@ -204,7 +204,7 @@ def _record(work: Workload, m: LayerTimes, schedule: str) -> dict[str, Any]:
         "error": m.errors[schedule],
         "same_bits": m.same_bits,
         "check": VERDICTS[work.passes(m.errors[schedule]) and m.same_bits],
-        **mark(m.core[schedule]),
+        **mark(m.core[schedule], m.times[schedule]),
     }
 
 

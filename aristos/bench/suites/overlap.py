@@ -430,7 +430,7 @@ def _record(m: CaseTimes, point: tuple[float, float], t: PointTimes, copy: float
         "iterations": t.times["fused"].shape[1],
         "error": max(m.errors.values()),
         "check": VERDICTS[m.right],
-        **mark(np.concatenate(list(t.core.values()), axis=1)),
+        **mark(np.concatenate(list(t.core.values()), axis=1), *t.times.values()),
     }
 
 
