@@ -11,6 +11,8 @@ import numpy as np
 from .config import whole
 from .errors import InputError, quoted
 
+MOST = 1 << 20  # experts, and ranks: a placement lists all of them
+
 
 class Placement:
     """A map expert -> ranks. Slots number the copies of experts by (rank, id): one rank's slots are contiguous.
@@ -25,7 +27,8 @@ class Placement:
     """
 
     def __init__(self, ranks: Sequence[Any] | np.ndarray | None, experts: int, world: int) -> None:
-        experts, world = whole("experts", experts), whole("world", world)
+        experts = whole("experts", experts, MOST, f"an int in 1..{MOST}")
+        world = whole("world", world, MOST, f"an int in 1..{MOST}")
         if ranks is None:
             held = np.array([len(part) for part in np.array_split(np.arange(experts), world)])
             self.ranks = np.repeat(np.arange(world), held)

@@ -139,6 +139,15 @@ def not_finite(weights: np.ndarray, taken: np.ndarray) -> str | None:
     return f"weights must be finite, got {weights[token].tolist()} at token {token}"
 
 
+def not_finite_input(inputs: dict[str, np.ndarray | None]) -> str:
+    """Why products of inputs [S, H], by name, with finite weights are not finite."""
+    for name, rows in inputs.items():
+        if rows is not None and len(bad := np.argwhere(~np.isfinite(rows))):
+            token, column = bad[0].tolist()
+            return f"got {rows[token, column]} at token {token}, column {column} of {name}"
+    return "got NaN or infinity: the inputs are finite, but sums of products are too large for float32"
+
+
 def explain_ids(ids: np.ndarray, experts: int) -> str:
     """Why the engine has refused these ids. ids: [S, k]."""
     for t, row in enumerate(ids):

@@ -283,6 +283,15 @@ class Collective:
             raise ClosedError(f"this {type(self).__name__} is closed")
         return self._member.runtime
 
+    def _line(self, what: list[str], state: str) -> str:
+        """One line about this object, for `repr`. state: while it is open."""
+        if not self._member.joined:
+            state = "closed"
+        elif self._member.runtime.broken is not None:
+            state = "unusable: a call failed"
+        name = type(self).__name__
+        return f"<aristos.{name}: {', '.join(what)}; rank {self.rank} of {self.world}; {state}>"
+
     def close(self) -> None:
         """Release windows, threads and memory; collective, and harmless when repeated."""
         self._member.leave()

@@ -28,6 +28,7 @@ from .arguments import (
     choices,
     explain_ids,
     not_finite,
+    not_finite_input,
     on_input,
     routed_outside,
     routing_arrays,
@@ -371,7 +372,9 @@ class CpuBackend(Backend):
             found: tuple[Any, ...] = (call.out,)
             if return_stats:
                 schedule, used = self.settings.schedule, self._isa
-                stats = call_stats(job, state, runtime.counted, schedule=schedule, seconds=seconds, isa=used)
+                stats = call_stats(
+                    job, state, runtime.counted, schedule=schedule, seconds=seconds, y=call.out, isa=used
+                )
                 found += (stats,)
             return (*found, self._routing_of(call)) if call.wants_routing else found
         finally:
@@ -411,8 +414,8 @@ class CpuBackend(Backend):
         if call.weights is not None and call.ids is not None:
             given = call.weights.reshape(-1, self.cfg.top_k)
             problem = not_finite(given, call.ids.reshape(given.shape) >= 0)
-            return problem or "x times shared_sigmoid must be finite, got NaN or infinity: look for it in both"
-        return "router scores must be finite, got NaN or infinity: look for it in x and in the router's weights"
+            return problem or f"x times shared_sigmoid must be finite, {not_finite_input({'x': call.x})}"
+        return f"router scores must be finite, {not_finite_input({'router_x': call.router_x, 'x': call.x})}"
 
     # ------------------------------------------------------------ events
 

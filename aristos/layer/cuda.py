@@ -175,7 +175,8 @@ class CudaBackend(Backend):
         job[words.TOKENS], job[words.EPOCH] = call.tokens, runtime.state[words.CALLS]
         job[words.CAPACITY] = call.capacity
         self.totals.add(job, runtime.state, runtime.counted, seconds)
-        return call_stats(job, runtime.state, runtime.counted, schedule=self.settings.schedule, seconds=seconds)
+        schedule = self.settings.schedule
+        return call_stats(job, runtime.state, runtime.counted, schedule=schedule, seconds=seconds, y=call.host_out)
 
     def _routing_of(self, call: DeviceCall) -> Routing:
         """The routing of a call that has ended, copied to the host."""

@@ -116,6 +116,10 @@ class Exchange(Collective):
         self._taken = np.zeros((0, 0), bool)
         self._compile()
 
+    def __repr__(self) -> str:
+        what = [f"{self.experts} experts", f"hidden {self.hidden}", f"top_k {self.top_k}", "float32"]
+        return self._line(what, "open" if self._open is None else "a dispatch waits for combine")
+
     def _alive(self) -> CpuRuntime:
         runtime = super()._alive()
         assert isinstance(runtime, CpuRuntime)

@@ -17,6 +17,8 @@ ROUTERS = ("router", "router_bias", "select_bias")  # arrays of a router
 LAYOUTS = ("in_out", "out_in")
 BITS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}  # what arrays of uint16 may hold
 ACCEPTED = "float32, bfloat16 or float16"
+EXPONENTS = {"bfloat16": np.uint16(0x7F80), "float16": np.uint16(0x7C00)}  # all of these bits: NaN or infinite
+AT_ONCE = 1 << 16  # entries that are checked at once: they stay in caches
 Arrays = dict[str, np.ndarray]
 
 
@@ -48,6 +50,26 @@ def checked_array(name: str, value: Any, bits: str | None) -> np.ndarray:
     if not any(arrays.is_type(array, dtype) for dtype in ("float32", *BITS)):
         raise arrays.wrong_dtype(name, array.dtype, ACCEPTED)
     return array
+
+
+def check_finite(name: str, array: np.ndarray, at: tuple[int, ...] = ()) -> None:
+    """Raise InputError for the first entry that is NaN or infinite. at: the array's index in what the caller passed."""
+    if array.ndim > 1 and array.strides[0] < array.strides[-1]:  # in order of memory, but for the message
+        inner = array.swapaxes(0, -1)
+    else:
+        inner = array
+    rows = max(1, AT_ONCE * len(inner) // max(1, inner.size))
+    for first in range(0, len(inner), rows):
+        if not _all_finite(inner[first : first + rows]):
+            index = [*at, *np.argwhere(~np.isfinite(array))[0].tolist()]
+            raise InputError(f"{name} must be finite, got {array[tuple(index[len(at) :])]} at {index}")
+
+
+def _all_finite(part: np.ndarray) -> bool:
+    if part.dtype == np.float32:
+        return bool(np.isfinite(part).all())
+    exponent = EXPONENTS[part.dtype.name]  # NumPy widens 16 bits first, which takes several times as long
+    return bool((part.view(np.uint16) & exponent).max(initial=0) < exponent)
 
 
 class Given:
@@ -86,6 +108,7 @@ class Given:
         if array.shape != shape:
             hint = f": that is its shape with {self.other}" if array.shape == shape[::-1] and array.ndim == 2 else ""
             raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}{hint}")
+        check_finite(name, array)
         return self.inputs_first(array)
 
     def inputs_first(self, array: np.ndarray) -> np.ndarray:
@@ -125,10 +148,6 @@ class Given:
         score = self.cfg.router.score
         if "select_bias" in found and score not in BIASED:
             raise InputError(f"select_bias requires one of the scores {', '.join(BIASED)}, got score={score!r}")
-        for name in ROUTERS[1:]:
-            if name in found and not np.isfinite(found[name].astype(np.float32)).all():
-                expert = int(np.argmin(np.isfinite(found[name].astype(np.float32))))
-                raise InputError(f"{name} must be finite, got {found[name][expert]} for expert {expert}")
         return found
 
 
@@ -150,6 +169,12 @@ class GivenLayer(Given):
         self.shared_expert = self.shared(given)
         if self.routers and "router" not in self.routers:
             raise InputError(f"load got {next(iter(self.routers))}= without router=")
+        for name, stack in self._arrays.items():
+            for e in self.experts:
+                if isinstance(stack, list):
+                    check_finite(f"{name}[{e}]", stack[e])
+                else:
+                    check_finite(name, stack[e], (e,))
 
     def held(self, i: int) -> Arrays:
         """The arrays of this rank's expert number i."""

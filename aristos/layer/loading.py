@@ -91,8 +91,9 @@ class LoadedLayers(Collective):
         router and biases become float32. A router is needed unless every call brings its ids.
 
         Not collective. It clears what this rank adds to `summary`; the other calls that load keep it. Raises
-        InputError; the layer then keeps the weights it had. If packing itself fails, it keeps them too, or its calls
-        are refused on all ranks: experts that local peers read have one place.
+        InputError, also for an entry that is NaN or infinite; the layer then keeps the weights it had. If packing
+        itself fails, it keeps them too, or its calls are refused on all ranks: experts that local peers read have one
+        place.
 
         Raises OpenCallError between `start` of this object and `wait`. A call of another object may be open then, also
         where local peers read experts in place (`moves`): the load waits until they have ended the call before that.

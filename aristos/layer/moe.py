@@ -152,6 +152,20 @@ class MoE(SavedLayers):
             self._leave_group()
             raise
 
+    def __repr__(self) -> str:
+        cfg, weights = self.cfg, self._backend.weights
+        widths = dict.fromkeys(each.ffn for each in self._backend.cfgs)
+        what = [f"{cfg.experts} experts", f"hidden {cfg.hidden}", f"ffn {' and '.join(map(str, widths))}"]
+        what += [f"top_k {cfg.top_k}", cfg.dtype, self.schedule]
+        what += [f"{self.backend} ({self.isa})" if self.isa else self.backend, *(["train"] if self._train else [])]
+        loaded = sum(each is not None and each.complete for each in weights)
+        state = f"{loaded} of {self.layers} layers loaded"
+        if self.open_tapes:
+            state += f", {self.open_tapes} tapes open"
+        if self._started() is not None:
+            state += ", a call was started"
+        return self._line(what, state)
+
     # ------------------------------------------------------------ memory
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from dataclasses import replace
 from typing import Any
@@ -48,6 +49,57 @@ def test_expert_by_expert_equals_the_whole_layer(comm, world):
             assert comm is not None or not same(moe(x, layer=1), y)
             moe.load_expert(1, 3, **of_expert(3))
             assert same(moe(x, layer=1), y)
+
+
+NOT_FINITE: list[tuple[str, tuple[int, ...], float, str]] = [  # array, where, value, dtype
+    ("up", (3, 0, 71), np.nan, "float32"), ("gate", (0, 39, 0), np.inf, "float16"),
+    ("down", (4, 7, 1), np.nan, "bfloat16"), ("up_bias", (1, 5), -np.inf, "float32"),
+    ("router", (2, 4), np.nan, "float32"), ("router", (0, 0), np.inf, "float16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "at", "value", "dtype"), NOT_FINITE)
+def test_weights_that_are_not_finite_are_refused(name, at, value, dtype):
+    """The first entry is named, in the caller's order of axes; the layer keeps what it had."""
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    wrong = {each: array.astype(kind) for each, array in W.items()}
+    wrong[name][at] = wrong[name][tuple(n - 1 for n in wrong[name].shape)] = value
+    turned = {each: array if "bias" in each else array.swapaxes(-1, -2) for each, array in wrong.items()}
+    back = at if "bias" in name else (*at[:-2], at[-1], at[-2])
+    lists = {each: array if each == "router" else list(array) for each, array in wrong.items()}
+    listed = (name, at) if name == "router" else (f"{name}[{at[0]}]", at[1:])
+    x = tokens(CFG, 20, seed=1)
+
+    def says(name: str, at: tuple[int, ...]) -> str:
+        return re.escape(f"{name} must be finite, got {value} at {[*at]}")
+
+    with MoE(CFG, threads=1) as moe:
+        moe.load(**W)
+        y = moe(x)
+        for given, options, words in (
+            (wrong, {}, says(name, at)),
+            (turned, {"layout": "out_in"}, says(name, back)),
+            (lists, {"local": True}, says(*listed)),
+        ):
+            with pytest.raises(InputError, match=words):
+                moe.load(**given, **options)
+        if name != "router":
+            arrays = {each: array for each, array in wrong.items() if each != "router"}
+            with pytest.raises(InputError, match=says(name, at[1:])):
+                moe.load_expert(0, at[0], **of_expert(at[0], arrays))
+        assert same(moe(x), y)
+
+
+@pytest.mark.ranks(2)
+def test_a_rank_reads_the_weights_of_its_own_experts_alone(comm):
+    wrong = {name: array.copy() for name, array in W.items()}
+    wrong["up"][2:] = np.nan
+    with MoE(CFG, comm, placement=[0, 0, 1, 1, 1]) as moe:
+        if comm.rank == 0:
+            moe.load(**wrong)
+        else:
+            with pytest.raises(InputError, match=r"up must be finite, got nan at \[2, 0, 0\]"):
+                moe.load(**wrong)
 
 
 def test_lists_files_and_types(tmp_path):
