@@ -1,7 +1,7 @@
 """Two runs of results files compared: the medians of the times that both have, their ratio, and which facts differ.
 
 A time is that of the slowest rank; of pairs of ranks, the median over pairs of each pair's. The spread of a ratio comes
-from drawing the samples of both runs anew, DRAWS times: it shows how sure the medians are, not how much the machine
+from drawing the samples of both runs again, DRAWS times: it shows how sure the medians are, not how much the machine
 changed between the runs. Nothing is measured here.
 """
 
@@ -28,7 +28,7 @@ OWN = ("started_utc", "load_average", "load_average_end", "command", "suite_seco
        "options.out", "options.json", "options.timeline", "options.seconds", "schema", "card_uuid")  # fmt: skip
 FIRST = ("commit", "isa", "cpu", "mpi_library", "ranks")  # are named first
 
-SENTENCE = "5 %, 95 %: of the ratio, with samples drawn anew from each run; load that changed between them is not in it"
+SENTENCE = "5 %, 95 %: of the ratio, with samples drawn again from each run; load that changed between is not in it"
 Key = tuple[tuple[str, str], ...]
 
 
@@ -43,7 +43,7 @@ class Samples:
         return float(np.median(np.nanmedian(self.values, axis=1)))
 
     def drawn(self, rng: np.random.Generator) -> NDArray[np.float64]:
-        """[DRAWS] medians of samples that are drawn anew, with replacement."""
+        """[DRAWS] medians of samples that are drawn again, with replacement."""
         groups = [row[np.isfinite(row)] for row in self.values]
         medians = [np.median(rng.choice(row, (DRAWS, len(row))), axis=1) for row in groups]
         found: NDArray[np.float64] = np.median(medians, axis=0)

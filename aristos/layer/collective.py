@@ -15,15 +15,16 @@ from ..config import NARROW, MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
 from ..engine.layout import LINE, EngineShape, lines, return_stride, ring_rows
-from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
+from ..errors import AristosError, ClosedError, InputError, MismatchError, NotLoaded, PeerInputError
 from ..placement import Placement
 from ..primitives.buffers import FLOAT, aligned
 from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
 from ..transport.group import Group
+from ..transport.limits import Limits
 from .arguments import check_comm, usable_nodes
 from .differences import Fields, differences
-from .weights import NotLoaded, part_name
+from .weights import part_name
 
 _WHY = {codes.NOT_FINITE: "scores or weights that are not finite", codes.BAD_IDS: "ids out of range or repeated"}
 
@@ -112,12 +113,12 @@ class Membership:
     threads: int
     number: int
 
-    def __init__(self, comm: Any, timeout: float, ranks_per_node: Any, backend: str = "cpu") -> None:
+    def __init__(self, comm: Any, limits: Limits, ranks_per_node: Any, backend: str = "cpu") -> None:
         check_comm(comm)
         self.comm = comm
         self.world = comm.Get_size() if comm is not None else 1
         self.nodes = usable_nodes(ranks_per_node)
-        self.runtime: Runtime = attach(comm, timeout, self.nodes, backend)
+        self.runtime: Runtime = attach(comm, limits, self.nodes, backend)
         self.rank = self.runtime.group.rank
         self.joined = False  # whether the object is in use
 
@@ -282,15 +283,6 @@ class Collective:
         if not self._member.joined:
             raise ClosedError(f"this {type(self).__name__} is closed")
         return self._member.runtime
-
-    def _line(self, what: list[str], state: str) -> str:
-        """One line about this object, for `repr`. state: while it is open."""
-        if not self._member.joined:
-            state = "closed"
-        elif self._member.runtime.broken is not None:
-            state = "unusable: a call failed"
-        name = type(self).__name__
-        return f"<aristos.{name}: {', '.join(what)}; rank {self.rank} of {self.world}; {state}>"
 
     def close(self) -> None:
         """Release windows, threads and memory; collective, and harmless when repeated."""

@@ -18,7 +18,7 @@ from ..kernels.cpu.elements import ELEMENTS
 from ..kernels.cpu.entries import BLOCK_BYTES
 from ..kernels.cpu.expert import hidden_bytes
 from ..kernels.cpu.lowering import handle
-from ..primitives import arrays, isa
+from ..primitives import arrays, finite, isa
 from ..primitives.buffers import LINE, aligned
 from ..substrate.cpu.runtime import CpuRuntime
 from ..substrate.runtime import Runtime
@@ -28,7 +28,6 @@ from .arguments import (
     choices,
     explain_ids,
     not_finite,
-    not_finite_input,
     on_input,
     routed_outside,
     routing_arrays,
@@ -127,7 +126,7 @@ class CpuBackend(Backend):
         self._home = self._open_home(settings, member)
         nodes, rank = member.runtime.group.nodes, member.rank
         self._foreign = [] if self._home is None else foreign_slots(member.placement, nodes, rank)
-        self.bulk = Bulk(member.runtime, settings.timeout) if settings.schedule == "bulk" else None
+        self.bulk = Bulk(member.runtime, settings.limits.timeout) if settings.schedule == "bulk" else None
 
     def _open_home(self, settings: Settings, member: Membership) -> NodeWeights | None:
         """Memory for experts that local peers may read; None if this object's tokens always travel. Collective."""
@@ -352,7 +351,7 @@ class CpuBackend(Backend):
         if self.bulk is not None:
             self.bulk.run(job)
         else:
-            runtime.run(job, self.settings.timeout)
+            runtime.run(job, self.settings.limits)
         seconds = time.perf_counter() - started
         self.totals.add(job, runtime.state, runtime.counted, seconds)
         return seconds
@@ -414,8 +413,12 @@ class CpuBackend(Backend):
         if call.weights is not None and call.ids is not None:
             given = call.weights.reshape(-1, self.cfg.top_k)
             problem = not_finite(given, call.ids.reshape(given.shape) >= 0)
-            return problem or f"x times shared_sigmoid must be finite, {not_finite_input({'x': call.x})}"
-        return f"router scores must be finite, {not_finite_input({'router_x': call.router_x, 'x': call.x})}"
+            return problem or "x times shared_sigmoid must be finite, got NaN or infinity: look for it in both"
+        for name, rows in (("router_x", call.router_x), ("x", call.x)):
+            at = None if rows is None else finite.first(rows)
+            if rows is not None and at is not None:
+                return f"{name} must be finite, got {float(rows[at])} in token {at[0]}, column {at[1]}"
+        return "router scores must be finite, got NaN or infinity: x is finite, its products with the router are not"
 
     # ------------------------------------------------------------ events
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..config import BIASED, MoEConfig, boolean
 from ..errors import InputError
-from ..primitives import arrays
+from ..primitives import arrays, finite
 
 PROJECTIONS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 SHARED = (*(f"shared_{name}" for name in PROJECTIONS), "shared_sigmoid")  # arrays of a shared expert
@@ -17,8 +17,6 @@ ROUTERS = ("router", "router_bias", "select_bias")  # arrays of a router
 LAYOUTS = ("in_out", "out_in")
 BITS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}  # what arrays of uint16 may hold
 ACCEPTED = "float32, bfloat16 or float16"
-EXPONENTS = {"bfloat16": np.uint16(0x7F80), "float16": np.uint16(0x7C00)}  # all of these bits: NaN or infinite
-AT_ONCE = 1 << 16  # entries that are checked at once: they stay in caches
 Arrays = dict[str, np.ndarray]
 
 
@@ -50,26 +48,6 @@ def checked_array(name: str, value: Any, bits: str | None) -> np.ndarray:
     if not any(arrays.is_type(array, dtype) for dtype in ("float32", *BITS)):
         raise arrays.wrong_dtype(name, array.dtype, ACCEPTED)
     return array
-
-
-def check_finite(name: str, array: np.ndarray, at: tuple[int, ...] = ()) -> None:
-    """Raise InputError for the first entry that is NaN or infinite. at: the array's index in what the caller passed."""
-    if array.ndim > 1 and array.strides[0] < array.strides[-1]:  # in order of memory, but for the message
-        inner = array.swapaxes(0, -1)
-    else:
-        inner = array
-    rows = max(1, AT_ONCE * len(inner) // max(1, inner.size))
-    for first in range(0, len(inner), rows):
-        if not _all_finite(inner[first : first + rows]):
-            index = [*at, *np.argwhere(~np.isfinite(array))[0].tolist()]
-            raise InputError(f"{name} must be finite, got {array[tuple(index[len(at) :])]} at {index}")
-
-
-def _all_finite(part: np.ndarray) -> bool:
-    if part.dtype == np.float32:
-        return bool(np.isfinite(part).all())
-    exponent = EXPONENTS[part.dtype.name]  # NumPy widens 16 bits first, which takes several times as long
-    return bool((part.view(np.uint16) & exponent).max(initial=0) < exponent)
 
 
 class Given:
@@ -108,8 +86,18 @@ class Given:
         if array.shape != shape:
             hint = f": that is its shape with {self.other}" if array.shape == shape[::-1] and array.ndim == 2 else ""
             raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}{hint}")
-        check_finite(name, array)
+        self.check_values(name, name.removeprefix("shared_"), array)
         return self.inputs_first(array)
+
+    def check_values(self, name: str, kind: str, array: np.ndarray) -> None:
+        """Raise InputError for NaN, infinity, or what is infinite in the type that the array is rounded to.
+
+        name: for the message. kind: of the array, such as "up".
+        """
+        rounded = kind in ("up", "gate", "down") and self.cfg.dtype in BITS
+        problem = finite.problem(name, array, self.cfg.dtype if rounded else "float32")
+        if problem is not None:
+            raise InputError(problem)
 
     def inputs_first(self, array: np.ndarray) -> np.ndarray:
         """The array with inputs before outputs, whatever the layout."""
@@ -171,10 +159,7 @@ class GivenLayer(Given):
             raise InputError(f"load got {next(iter(self.routers))}= without router=")
         for name, stack in self._arrays.items():
             for e in self.experts:
-                if isinstance(stack, list):
-                    check_finite(f"{name}[{e}]", stack[e])
-                else:
-                    check_finite(name, stack[e], (e,))
+                self.check_values(f"{name}[{e}]", name, stack[e])
 
     def held(self, i: int) -> Arrays:
         """The arrays of this rank's expert number i."""

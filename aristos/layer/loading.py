@@ -8,13 +8,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ..config import MoEConfig
-from ..errors import InputError, OpenCallError
+from ..errors import InputError, NotLoaded, OpenCallError
 from ..substrate.runtime import Runtime
 from .backend import Backend, check_layer
 from .collective import Collective
 from .given import Given, GivenLayer
 from .pending import PendingCall
-from .weights import WEIGHTS, NotLoaded
+from .weights import WEIGHTS
 
 Layout = Literal["in_out", "out_in"]
 Bits = Literal["bfloat16", "float16"]
@@ -91,9 +91,8 @@ class LoadedLayers(Collective):
         router and biases become float32. A router is needed unless every call brings its ids.
 
         Not collective. It clears what this rank adds to `summary`; the other calls that load keep it. Raises
-        InputError, also for an entry that is NaN or infinite; the layer then keeps the weights it had. If packing
-        itself fails, it keeps them too, or its calls are refused on all ranks: experts that local peers read have one
-        place.
+        InputError; the layer then keeps the weights it had. If packing itself fails, it keeps them too, or its calls
+        are refused on all ranks: experts that local peers read have one place.
 
         Raises OpenCallError between `start` of this object and `wait`. A call of another object may be open then, also
         where local peers read experts in place (`moves`): the load waits until they have ended the call before that.

@@ -214,12 +214,18 @@ def test_progress_reports_how_long_it_has_taken(monkeypatch, capsys):
     monkeypatch.setattr(compiling, "_registered", [compiled, loaded])
     monkeypatch.setattr(compiling, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(compiling, "NEXT_SECONDS", 0.01)
+    monkeypatch.setattr(compiling, "_place", "")
     with compiling._progress(quiet=False):
         time.sleep(0.3)
     first, *more = capsys.readouterr().err.splitlines()
     assert first.endswith(f"(once, for a minute or so; kept in {compiling.cache_folder()})")
     assert more
     assert all(re.fullmatch(r"aristos: compiling kernels, \d+ functions in \d+ s", line) for line in more)
+    monkeypatch.setattr(compiling, "_place", "")
+    compiling.report_as(3)
+    with compiling._progress(quiet=False):
+        time.sleep(0.1)
+    assert capsys.readouterr().err.startswith("aristos: compiling kernels on rank 3, 2 functions in 0 s")
     with compiling._progress(quiet=True):
         time.sleep(0.1)
     monkeypatch.setattr(compiling, "_registered", [loaded])
@@ -292,10 +298,10 @@ LOOP, PERSISTENT, TIMEOUT = "substrate/cpu/loop.py", "substrate/cuda/persistent.
 def test_a_modules_key_follows_the_sources_that_its_compiled_code_reads(copy):
     before = keys(copy, TIMEOUT, PERSISTENT, LOOP)
     assert before == [compiling.source_key(copy / module) for module in (TIMEOUT, PERSISTENT, LOOP)]
-    config = copy / "config.py"
-    config.write_text(config.read_text().replace("OVERDUE = 10", "OVERDUE = 11"))
+    codes = copy / "engine" / "codes.py"
+    codes.write_text(codes.read_text().replace("RUN_UP, RUN_DOWN = range(2)", "RUN_UP, RUN_DOWN = range(1, 3)"))
     timeout, persistent, _ = after = keys(copy, TIMEOUT, PERSISTENT, LOOP)
-    assert timeout != before[0], "overdue() compiles config.OVERDUE in"
+    assert timeout != before[0], "overdue() calls what compiles the codes in"
     assert persistent != before[1], "the persistent kernel calls overdue()"
     for other in [*copy.glob("bench/plots/*.py"), copy / "simt" / "machine.py", copy / "__init__.py"]:
         other.write_text(other.read_text() + "\n# edited\n")
@@ -307,7 +313,7 @@ def test_a_modules_key_follows_the_sources_that_its_compiled_code_reads(copy):
 
 def test_a_source_edited_after_the_start_makes_a_key_of_this_process_alone(copy, monkeypatch):
     """The process runs what it imported: it must not keep that under the key of the new text."""
-    (copy / "config.py").write_text((copy / "config.py").read_text() + "\n# edited\n")
+    (copy / "engine" / "codes.py").write_text((copy / "engine" / "codes.py").read_text() + "\n# edited\n")
     own = keys(copy, TIMEOUT)
     monkeypatch.setattr(compiling, "STARTED", time.time() + 1)
     assert keys(copy, TIMEOUT) != own

@@ -51,7 +51,9 @@ def footer(figure: Any, run: Run, table: Table) -> None:
     text += "\n" if disturbed else ""  # room for it
     figure.supxlabel(text, fontsize=6.5, color=GREY, x=0.99, ha="right")
     if disturbed:
-        figure.text(0.99, 0.002, f"disturbed: {disturbed}", fontsize=7, color=RED, ha="right", va="bottom")
+        figure.text(
+            0.99, 0.002, f"hatched, hollow or ~: disturbed, {disturbed}", fontsize=7, color=RED, ha="right", va="bottom"
+        )
 
 
 def beside(first: Any, second: Any) -> Any:
@@ -79,6 +81,29 @@ def beside(first: Any, second: Any) -> Any:
     figure = pyplot.figure(figsize=(wide / first.dpi, high / first.dpi), dpi=first.dpi, layout="none")
     figure.figimage(whole)
     return figure
+
+
+def hatch(bars: Any, marked: Any) -> None:
+    """Hatch the bars of disturbed rows. marked: a truth value for each bar, see `disturbance.doubtful`."""
+    for bar, each in zip(bars, np.atleast_1d(marked)):
+        if each:
+            bar.set(hatch="////", edgecolor="white")
+
+
+def legend(figure: Any, colours: dict[str, str]) -> None:
+    """A legend at the upper right, of plain colours: some of the bars may be hatched. colours: label -> colour."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3)
+
+
+def hollow(axis: Any, x: ArrayLike, y: ArrayLike, marked: np.ndarray, line: dict[str, Any]) -> None:
+    """Draw the points of disturbed rows hollow, over those of a line. line: how that one was drawn."""
+    if marked.any():
+        at, values = np.asarray(x)[marked], np.asarray(y)[marked]
+        look = {name: line[name] for name in ("color", "marker", "markersize")}
+        axis.plot(at, values, linestyle="none", markerfacecolor="white", zorder=3, **look)
 
 
 def byte_axis(axis: Any, sizes: ArrayLike) -> None:
