@@ -72,7 +72,7 @@ class CudaBackend(Backend):
         assert isinstance(runtime, CudaRuntime)
         runtime.idle()  # kernels are loaded
         blocks = blocks_of(cfg, runtime, sms)
-        tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
+        tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.target)
         runs = [
             persistent.column_split_runs(tile, cfg.hidden, cfg.ffn, cfg.shared_ffn, cfg.gated, blocks[tile.m])
             for tile in tiles
@@ -95,7 +95,7 @@ class CudaBackend(Backend):
     def _tile(self, tokens: int) -> Tile:
         """The tile for an expert's rows if the other ranks bring as many tokens."""
         rows = tokens * self.member.world * self.cfg.top_k / self.cfg.experts
-        return persistent.layer_tile(self._kind, rows, self._runtime.device.arch)
+        return persistent.layer_tile(self._kind, rows, self._runtime.device.target)
 
     def new_call(self) -> DeviceCall:
         return DeviceCall(self._kind, stream=self._runtime.device.stream)

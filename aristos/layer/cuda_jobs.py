@@ -22,7 +22,7 @@ from .device_arrays import KINDS
 
 def blocks_of(cfg: MoEConfig, runtime: CudaRuntime, sms: int | None) -> dict[int, int]:
     """Blocks of the persistent kernel that a rank launches, by the rows of its tile."""
-    tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
+    tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.target)
     return {tile.m: runtime.blocks.of(tile, sms) for tile in tiles}
 
 
@@ -38,7 +38,7 @@ class LayerJobs:
         self._runtime, self._weights = runtime, weights
         cfg = settings.cfgs[0]
         self._kind = KINDS[cfg.dtype]
-        self.tiles: list[Tile] = persistent.layer_tiles(self._kind, runtime.device.arch)
+        self.tiles: list[Tile] = persistent.layer_tiles(self._kind, runtime.device.target)
         self.blocks = blocks_of(cfg, runtime, settings.sms)
         self.host: dict[tuple[int, int], np.ndarray] = {}
         self._jobs: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, tile rows) -> addresses on the GPU

@@ -1,4 +1,4 @@
-"""simt alone: it imports only the compile cache, readers of numbers and the error classes; it runs without the rest."""
+"""simt alone: it imports only the compile cache, limits of GPUs, readers of numbers and error classes, and runs so."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "aristos"
-# The compile cache, with what it needs, and bounded numbers of texts
-CACHE = ("compile", "code_files", "isa", "linked_code", "offline", "private", "sources")
+# The compile cache, with what it needs, limits of GPUs, and bounded numbers of texts
+CACHE = ("compile", "code_files", "isa", "linked_code", "offline", "private", "sm_limits", "sources")
 BASE = ("errors", *(f"primitives.{name}" for name in (*CACHE, "texts")))
 KERNEL = """
 import numpy as np
