@@ -108,8 +108,9 @@ class LayerJobs:
         return self.buffer("kept weights", 4 * self._cfgs[0].max_tokens)
 
     def buffer(self, name: str, nbytes: int) -> int:
-        """Address of GPU memory of this object, allocated once."""
+        """Address of GPU memory of this object, allocated once, while no call is in flight."""
         if name not in self._buffers:
+            self._runtime.idle()  # the driver may hold its lock and wait for a call that needs the proxy thread
             self._buffers[name] = self._runtime.device.allocate(max(1, nbytes))
         return self._buffers[name]
 
