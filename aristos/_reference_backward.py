@@ -137,8 +137,9 @@ def softmax_topk_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats
 
 
 def sigmoid_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
-    s = sigmoid(_at(scores, ids))
-    return _scattered(_by_shares(s, dw, renormalize, config.LEAST_SUM) * s * (1 - s), ids, scores.shape[1])
+    chosen = _at(scores, ids)
+    s = sigmoid(chosen)
+    return _scattered(_by_shares(s, dw, renormalize, config.LEAST_SUM) * s * sigmoid(-chosen), ids, scores.shape[1])
 
 
 def sqrtsoftplus_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:

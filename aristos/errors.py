@@ -4,6 +4,8 @@
 class AristosError(Exception):
     """Base class of the errors that Aristos raises on purpose."""
 
+    on_all_ranks = True  # where a collective raises it, every rank raises
+
 
 class InputError(AristosError, ValueError):
     """An argument has the wrong value, shape or dtype."""
@@ -32,6 +34,8 @@ class WaitTimeout(AristosError, TimeoutError):
 class PoisonedError(AristosError):
     """Another rank failed during a call and notified this one; the engine is unusable."""
 
+    on_all_ranks = False  # each rank leaves for itself
+
 
 class CorruptionError(AristosError):
     """Another rank's word has a value that no rank writes: shared memory was damaged; the engine is unusable."""
@@ -40,9 +44,13 @@ class CorruptionError(AristosError):
 class EnvironmentProblem(AristosError):
     """The machine, the MPI library or the launcher cannot do what was asked."""
 
+    on_all_ranks = False
+
 
 class MemoryProblem(EnvironmentProblem, MemoryError):
     """Window memory does not fit; the message has the bytes needed and available."""
+
+    on_all_ranks = True
 
 
 class CheckpointError(AristosError, ValueError):

@@ -87,7 +87,10 @@ def matching(experts: int, top_k: int) -> str | None:
 
 @dataclass(frozen=True)
 class Shape:
-    """A configuration to measure, the tokens per rank and call, and the source of the numbers."""
+    """A configuration to measure, the tokens per rank and call, and the source of the numbers.
+
+    As text it has no dtype: only what ran has one.
+    """
 
     name: str
     cfg: MoEConfig
@@ -99,8 +102,7 @@ class Shape:
         c = self.cfg
         gated = " gated" if c.gated else ""
         limit = "" if c.limit is None else f" limit {c.limit:g}"
-        kind = c.dtype if c.precision == "highest" else f"{c.dtype} {c.precision}"
-        return f"{self.name}: H {c.hidden} F {c.ffn} E {c.experts} k {c.top_k} {c.activation}{gated}{limit} {kind}"
+        return f"{self.name}: H {c.hidden} F {c.ffn} E {c.experts} k {c.top_k} {c.activation}{gated}{limit}"
 
 
 def shape(

@@ -102,8 +102,9 @@ def softmax_topk_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats
 
 
 def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + e^-x), through tanh: see `silu`."""
-    return 0.5 * (1.0 + np.tanh(0.5 * x))
+    """1 / (1 + e^-x), or e^x / (1 + e^x) below zero: it keeps its digits however small it is."""
+    power = np.exp(-np.abs(x))
+    return np.where(x < 0, power, 1.0) / (1.0 + power)
 
 
 def sqrtsoftplus(x: Floats) -> Floats:

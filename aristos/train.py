@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXPERTS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")  # arrays with this rank's experts in front
 Arrays = dict[str, np.ndarray]
 SMALLEST, LARGEST = 2.0**-126, 2.0**127  # of a positive option: the steps compute in float32
+LONGEST = 200  # characters of a dense array's name
 
 
 class Optimizer:
@@ -41,10 +42,35 @@ class Optimizer:
             for layer in range(moe.layers)
         ]
         self.dense = dict(dense or {})
+        self._check_arrays()
+        self.dense_states = {name: self.new_state(array) for name, array in self.dense.items()}
+        self.check_dense()
+
+    def dense_arrays(self) -> Arrays:
+        """The dense arrays, and their states as `name.state`: the names under which they are saved."""
+        states = {f"{name}.{key}": array for name, each in self.dense_states.items() for key, array in each.items()}
+        return self.dense | states
+
+    def check_dense(self) -> None:
+        """Raise InputError unless each dense array and each state of one has a name of its own to be saved under."""
+        self._check_arrays()
+        if self.dense.keys() != self.dense_states.keys():
+            odd = sorted(map(str, self.dense.keys() ^ self.dense_states.keys()))
+            raise InputError(f"dense must have the names that it had when the optimizer was made; these differ: {odd}")
+        owners: dict[str, str] = {}
+        for name, state in self.dense_states.items():
+            if not isinstance(name, str) or not 0 < len(name) <= LONGEST or not name.isprintable():
+                raise InputError(f"names of dense arrays have 1 to {LONGEST} printable characters, got {quoted(name)}")
+            for full in (name, *(f"{name}.{key}" for key in state)):
+                if owners.setdefault(full, name) != name:
+                    raise InputError(
+                        f"the dense arrays {owners[full]} and {name} would both be saved as {full}: rename one of them"
+                    )
+
+    def _check_arrays(self) -> None:
         for name, array in self.dense.items():
             if not isinstance(array, np.ndarray) or array.dtype != np.float32 or not array.flags.writeable:
                 raise InputError(f"dense arrays must be writable float32 arrays, got {name}: {describe(array)}")
-        self.dense_states = {name: self.new_state(array) for name, array in self.dense.items()}
 
     def check_options(self) -> None:
         """Raise InputError for an option with which a step would write weights that are not finite."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from figures import Figure, Spread, gflops, peak_share, ratio
-from peers import BOUNDS, Entry
+from peers import BOUNDS, HIGH, Entry
 from rounds import ShapeResults
 
 from aristos.primitives.aside import write_text
@@ -163,7 +163,15 @@ def _notes(shapes: list[ShapeResults]) -> list[str]:
     for entry in {name: entry for m in shapes for name, entry in m.entries.items()}.values():
         for why in sorted({m.absent[entry.name] for m in shapes if entry.name in m.absent}):
             reasons.setdefault(why, []).append(_name(entry))
-        wrong = [m.shape.name for m in shapes if entry.name in m.wrong()]
+        if entry.bound == HIGH and {m.ran[entry.name]["precision"] for m in shapes if entry.name in m.ran} == {
+            "highest"
+        }:
+            notes.append(f"{_name(entry)} has the kernels of highest precision here: only AMX has others.")
+        others = {m.ran[entry.name]["dtype"] for m in shapes if entry.name in m.other_dtype()}
+        if others:
+            ran = " and ".join(sorted(others))
+            notes.append(f"{_name(entry)} computed in {ran} instead of {entry.dtype} and was not timed there.")
+        wrong = [m.shape.name for m in shapes if entry.name in m.wrong() and entry.name not in m.other_dtype()]
         if wrong:
             notes.append(f"{_name(entry)} gave WRONG outputs on {', '.join(wrong)} and was not timed there.")
     notes += [f"Did not run: {'; '.join(names)}: {why}." for why, names in reasons.items()]

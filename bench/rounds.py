@@ -35,7 +35,8 @@ class ShapeResults:
     load: [rounds] load average; busiest: [iters] operations of the rank with most rows in that timed call; mean: the
     same averaged over ranks; errors: peer -> largest relative error on any rank and input; absent: peer -> reason;
     same_bits: whether fused and bulk gave equal outputs, bit for bit, in each dtype; outside: [2, calls] seconds, see
-    micro.outside; entries: peer -> Entry of the peers that were asked for.
+    micro.outside; ran: peer -> element type, precision and ISA of its arrays and kernels, see peers.ran; entries: peer
+    -> Entry of the peers that were asked for.
     """
 
     shape: Shape | Product
@@ -50,6 +51,7 @@ class ShapeResults:
     absent: dict[str, str] = field(default_factory=dict)
     same_bits: bool | None = None
     outside: NDArray[np.float64] | None = None
+    ran: dict[str, dict[str, str]] = field(default_factory=dict)
     entries: dict[str, Entry] = field(default_factory=dict)
 
     def turns(self, peer: str) -> NDArray[np.float64]:
@@ -58,8 +60,13 @@ class ShapeResults:
         return turns
 
     def wrong(self) -> list[str]:
-        """Peers whose output missed the bound."""
-        return [name for name, error in self.errors.items() if not error <= self.entries[name].bound]
+        """Peers whose output missed the bound, or that computed in another dtype than their entry's."""
+        missed = [name for name, error in self.errors.items() if not error <= self.entries[name].bound]
+        return [*missed, *(name for name in self.other_dtype() if name not in missed)]
+
+    def other_dtype(self) -> list[str]:
+        """Peers that computed in another dtype than their entry's."""
+        return [name for name, of in self.ran.items() if of["dtype"] != self.entries[name].dtype]
 
     def timed(self, dtype: str, ours: bool) -> list[str]:
         """Names of the peers of a dtype that were timed, Aristos's or the others'."""
@@ -113,6 +120,7 @@ def check(
         for entry in entries:
             path = folder / f"output-{entry.name}"
             teams[entry.environment]("output", entry.name, i, str(path))
+            measured.ran[entry.name] = teams[entry.environment]("ran", entry.name)[0]
             outputs[entry.name] = [np.load(f"{path}-{rank}.npy") for rank in range(measured.world)]
             errors = [truth.error(rank, i, y) for rank, y in enumerate(outputs[entry.name])]
             measured.errors[entry.name] = max([*errors, measured.errors.get(entry.name, 0.0)], key=_worst)

@@ -21,7 +21,7 @@ from typing import Any
 import jobs
 import numpy as np
 from barrier import Barrier
-from peers import Absent
+from peers import Absent, ran
 
 PACKAGES = ("torch", "kt-kernel", "deepspeed", "jax", "numpy")  # whose versions a team reports
 
@@ -62,6 +62,10 @@ class Worker:
         """Run a peer on input i and write its output, [S, H] in float32, to a file of this rank. Collective."""
         self.peers[name](i)
         np.save(f"{path}-{self.rank}.npy", np.asarray(self.peers[name].output(), dtype=np.float32))
+
+    def ran(self, name: str) -> dict[str, str]:
+        """Element type, precision and ISA of a peer's last call, see `peers.ran`."""
+        return ran(self.peers[name])
 
     def turn(self, name: str, calls: int) -> list[float]:
         """This rank's seconds of each timed call, after one that is not timed; the inputs alternate. Collective.

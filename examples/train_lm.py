@@ -157,7 +157,10 @@ def train(asked: argparse.Namespace, comm: Any) -> None:
         out.mkdir(parents=True, exist_ok=True)
     curves = export.Curves(shape, asked.steps)
     first = 0
-    restarted = int(os.environ.get("ARISTOS_RESTART", "0")) > 0 and (out / "checkpoint").exists()
+    saved = (out / "checkpoint" / "saved.json").exists()
+    restarted = int(os.environ.get("ARISTOS_RESTART", "0")) > 0 and saved
+    if saved and not asked.resume and not restarted:
+        raise SystemExit(f"{out} holds a checkpoint: --resume goes on from it, another --out begins anew")
     if asked.resume or restarted:
         trainer.moe.restore(out / "checkpoint", trainer.opt)
         first = trainer.opt.steps

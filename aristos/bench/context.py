@@ -16,6 +16,7 @@ import numpy as np
 from ..models import DEFAULT, Shape, matching, shape
 from ..results import Table
 from .options import Options
+from .ran import Ran
 from .routing import Trace
 from .world import World
 
@@ -59,11 +60,28 @@ class Sheet:
 
 @dataclass
 class Result:
-    """A suite's outcome. ok: every output passed its check."""
+    """A suite's outcome. ok: every output passed its check. ran: the kernels that ran, none if nothing is computed."""
 
     ok: bool
     sheets: list[Sheet] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    ran: list[Ran] = field(default_factory=list)
+
+    def name_kernels(self, isa: str) -> None:
+        """Add what ran to the title of each sheet and to each table's attributes; the suite has failed if that is not
+        what it was asked for. isa: of this process, for suites that compute nothing."""
+        kernels = {name: list(dict.fromkeys(getattr(each, name) for each in self.ran)) for name in ("kind", "isa")}
+        named = {"isa": ", ".join(kernels["isa"]) or isa}
+        text = ", ".join([*kernels["kind"], named["isa"]])
+        if self.ran:
+            for name in ("dtype", "precision"):
+                named[name] = ", ".join(dict.fromkeys(getattr(each, name) for each in self.ran))
+        for sheet in self.sheets:
+            sheet.title += f", {text}"
+            sheet.notes += dict.fromkeys(each.wrong for each in self.ran if each.wrong)
+        for table in self.tables:
+            table.attributes |= named
+        self.ok &= not any(each.wrong for each in self.ran)
 
 
 @dataclass

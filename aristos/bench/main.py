@@ -159,7 +159,8 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
             share = suite.share / sum(s.share for s in todo[i:])
             budget = float(ranks.bcast(max(1.0, left * share)))
             began = time.monotonic()
-            results[suite.name] = _measure(suite, Context(ranks, asked, budget, trace=trace), reporter, gpu)
+            context = Context(ranks, asked, budget, trace=trace)
+            results[suite.name] = _measure(suite, context, reporter, gpu, facts.get("card_arch", facts["isa"]))
             spent[suite.name] = time.monotonic() - began
             _append(asked, kept, results[suite.name])
         if asked.timeline:
@@ -184,9 +185,10 @@ def _gpu(ranks: world.World) -> BenchGpu:
     return BenchGpu(ranks)
 
 
-def _measure(suite: Suite, context: Context, reporter: Reporter | None, gpu: BenchGpu | None) -> Result:
+def _measure(suite: Suite, context: Context, reporter: Reporter | None, gpu: BenchGpu | None, isa: str) -> Result:
     def run_it() -> Result:
         result: Result = suite.run(context) if gpu is None else suite.run(context, gpu)
+        result.name_kernels(isa)
         return result
 
     if reporter is None:

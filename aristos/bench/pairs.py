@@ -254,6 +254,13 @@ class Pairs:
             self.world.sleepy_barrier()
 
 
+def medians(times: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """([pair, size] each pair's median, [size] the median over pairs) of times [pair, size, sample], NaN where a sample
+    was not taken. Tables and pictures show these; a rate is the bytes over such a time, never a median of rates."""
+    each = np.nanmedian(times, axis=-1)
+    return each, np.median(each, axis=0)
+
+
 def add_transports(table: Table, transports: dict[str, np.ndarray]) -> None:
     """Add a variable [origin, target] to a table: the transport of each pair, empty on the diagonal."""
     names = np.full(next(iter(transports.values())).shape, "", dtype="<U3")

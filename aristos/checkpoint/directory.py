@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
+from ..primitives import regular
 from .safetensors import COPY, Entry, SafetensorsFile, named_twice, shown
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
-MOST_JSON = 100_000_000  # bytes of config.json or the index
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -35,10 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return found
 
     try:
-        size = path.stat().st_size
-        if size > MOST_JSON:
-            raise CheckpointError(f"{path} has {size} bytes, more than a {path.name} can have: {COPY}")
-        found = json.loads(path.read_text("utf-8"), object_pairs_hook=once)
+        found = json.loads(regular.text(path), object_pairs_hook=once)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except CheckpointError:

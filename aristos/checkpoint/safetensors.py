@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import CheckpointError
+from ..primitives import regular
 
 LENGTH = 8  # bytes of the header's length
 MOST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -61,7 +62,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with open(path, "rb") as file:
+            with regular.opened(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 self.entries, self._data = self._header(file, size)
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

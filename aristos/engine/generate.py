@@ -8,6 +8,7 @@ from . import schema
 
 HERE = Path(__file__).parent
 WORDS, PROTOCOL = HERE / "words.py", HERE.parent.parent / "docs" / "protocol.md"
+SHARED = ("announced", "record", "returned", "coded")  # records that another rank reads
 BEGIN, END = "<!-- tables: generated -->", "<!-- end of tables -->"
 HEAD = '''"""Words by name. Written by `python -m aristos.engine.generate` from `schema.py`: do not edit.
 
@@ -111,19 +112,8 @@ def _rows(title: str, columns: str, rows: list[tuple]) -> str:
 
 
 def tables() -> str:
-    """The tables of docs/protocol.md."""
-    job = list(enumerate(schema.job_words()))
-    first = len(schema.JOB_SCALARS)
+    """The tables of docs/protocol.md: what one rank writes for another."""
     parts = [
-        _rows("Words of a job", "index, word, unit, meaning, filled by, substrate",
-              [(i, f"`{w.name}`", w.unit, w.meaning, w.part, w.substrate) for i, w in job[:first]]),
-        _rows("Tables of a job", "index, word, unit, meaning",
-              [(i, f"`{w.name}`", w.unit, w.meaning) for i, w in job[-len(schema.JOB_TABLES) :]]),
-        _rows("Words of the state", "index, word, unit, meaning, writer, substrate",
-              [(i, f"`{w.name}`", w.unit, w.meaning, w.writer, w.substrate) for i, w in enumerate(schema.STATE_WORDS)]),
-        _rows("Sizes of tables", "name, meaning", [(f"`{name}`", text) for name, text in schema.DIMENSIONS.items()]),
-        _rows("Tables of the state", "table, shape, unit, meaning, writer",
-              [(f"`{t.name}`", ", ".join(t.shape), t.unit, t.meaning, t.writer) for t in schema.TABLES]),
         _rows("A line of words for a peer", "index, word, unit, meaning, writer",
               [(i, f"`{w.name}`", w.unit, w.meaning, w.writer)
                for i, w in enumerate([*schema.LINE_WORDS, schema.POSTED, schema.ENDED])]),
@@ -134,10 +124,8 @@ def tables() -> str:
             _rows(f"Record `{r.name}`: {r.meaning}", "word, field, unit, meaning",
                   [(f.offset, f"`{f.name}`", f.unit, f.meaning + (f" ({f.kinds})" if f.kinds else ""))
                    for f in r.fields])
-            for r in schema.RECORDS
+            for r in map(schema.record, SHARED)
         ),
-        _rows("Counters of a worker", "index, counter, unit, meaning",
-              [(i, f"`{w.name}`", w.unit, w.meaning) for i, w in enumerate(schema.COUNTERS)]),
     ]  # fmt: skip
     return "\n".join(parts)
 

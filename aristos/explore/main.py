@@ -118,12 +118,12 @@ def report(sweep: Sweep, options: Any) -> int:
         "found": None,
     }
     if failure is not None:
-        say(f"schedule {failure.seed} fails: {type(failure.violation).__name__}; it is being shortened")
-        shorter = shrink.shrink(failure.case, failure.decisions, failure.violation)
+        shorter = shorten(failure)
         found["found"] = {
             "seed": failure.seed,
             "what": type(failure.violation).__name__,
             "message": str(shorter.violation),
+            "seconds_to_shorten": round(shorter.seconds, 3),
             "case": shorter.case.describe(),
             "story": shorter.story.splitlines(),
         }
@@ -172,7 +172,7 @@ def mutate(options: Any) -> int:
             outcome = f"{kind or 'NOT found'} in {sweep.schedules}"
             print(f"{name:32s}{outcome:20s}{sweep.seconds:6.1f} s  {bug.what}", flush=True)
             if sweep.failure is not None and len(names) == 1:
-                show(sweep.failure, shrink.shrink(sweep.failure.case, sweep.failure.decisions, sweep.failure.violation))
+                show(sweep.failure, shorten(sweep.failure))
     if options.json:
         print(json.dumps({"mutations": results}))
     return FINE if all(result["found"] for result in results) else FOUND
@@ -222,17 +222,28 @@ def search(options: Any) -> int:
     elif found is None:
         print(f"{total} states, {'complete' if complete else 'not complete'}: nothing found")
     else:
-        print(f"{found['what']}\n{found['message']}\n{found['case']}\n" + "\n".join(found["story"]))
+        tell(found["what"], found["message"], found["case"], "\n".join(found["story"]))
     if options.mutation:
         return FINE if found is not None else FOUND
     return FOUND if found is not None else FINE if complete else INCOMPLETE
 
 
+def shorten(failure: FailedSchedule) -> shrink.Short:
+    """The failing schedule, shortened."""
+    say(f"schedule {failure.seed} fails: {type(failure.violation).__name__}; it is being shortened")
+    return shrink.shrink(failure.case, failure.decisions, failure.violation, failure.steps)
+
+
 def show(failure: FailedSchedule, shorter: shrink.Short) -> None:
     """Print a failing schedule for people."""
     again = f"the same options with --seed {failure.seed} --schedules 1 run it again"
-    print(f"schedule {failure.seed} ({again}): {type(failure.violation).__name__}")
-    print(f"{shorter.violation}\n{shorter.case.describe()}\n{shorter.story}")
+    print(f"schedule {failure.seed} ({again}), shortened in {shorter.seconds:.1f} s")
+    tell(type(shorter.violation).__name__, str(shorter.violation), shorter.case.describe(), shorter.story)
+
+
+def tell(what: str, message: str, case: str, story: str) -> None:
+    """Print a case, its story, and at the end what was violated: people read a story from its end."""
+    print(f"{case}\n{story}\n{what}: {message}")
 
 
 def run(options: Any) -> int:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from greenlet import getcurrent, greenlet
 
-from .violation import Crash, Deadlock, Livelock, Violation
+from .violation import Crash, Deadlock, Livelock, TooLong, Violation
 
 LOAD, STORE, UPDATE, PUT, FLUSH, POLL, LAND, GO = "load", "store", "update", "put", "flush", "poll", "land", "go"
 ANYWHERE = -1  # an operation whose place does not matter
@@ -63,6 +63,7 @@ class Scheduler:
         self.actors: list[Actor] = []
         self.current: Actor | None = None
         self.steps = 0
+        self.most = bound + 1  # steps that are of interest
         self.later: dict[int, Callable[[], None]] = {}  # step -> what happens before it
         self.stuck: Callable[[], bool] = lambda: False  # no actor can go on: returns True if it changed that
         self.describe: Callable[[], str] = lambda: ""
@@ -138,6 +139,8 @@ class Scheduler:
     def step(self, actor: Actor) -> None:
         """Let an actor do its next operation and run on to the one after."""
         self.steps += 1
+        if self.steps > self.most:
+            raise TooLong(f"more than {self.most} steps")
         if self.steps > self.bound:
             raise Livelock(f"{self.steps} steps and no end\n{self.describe()}")
         self.current = actor

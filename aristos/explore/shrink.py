@@ -17,21 +17,24 @@ from .strategies import Replay
 from .violation import Violation
 
 SECONDS = 20.0  # limit for shrinking
+IN_VAIN = 24  # trials without a shorter schedule, one after the other, after which none is expected
 
 
 @dataclass(frozen=True)
 class Short:
-    """A failing schedule, its case, what it violates and its story."""
+    """A failing schedule, its case, what it violates, its story, and the seconds that shrinking took."""
 
     case: Case
     decisions: list[int]
     violation: Violation
     story: str
+    seconds: float
 
 
-def attempt(case: Case, decisions: list[int], with_story: bool = False) -> tuple[Violation | None, str]:
-    """Run a schedule: its violation, and its story if asked for."""
+def attempt(case: Case, decisions: list[int], most: int, with_story: bool = False) -> tuple[Violation | None, str]:
+    """Run a schedule, at most `most` steps of it: its violation, and its story if asked for."""
     cluster = Cluster(case, Replay(decisions))
+    cluster.sched.most = most
     if with_story:
         cluster.memory.story = []
     try:
@@ -42,32 +45,35 @@ def attempt(case: Case, decisions: list[int], with_story: bool = False) -> tuple
     return None, ""
 
 
-def shrink(case: Case, decisions: list[int], violation: Violation, seconds: float = SECONDS) -> Short:
-    """The shortest schedule found within `seconds`."""
-    until = time.monotonic() + seconds
+def shrink(case: Case, decisions: list[int], violation: Violation, steps: int) -> Short:
+    """The shortest schedule found. steps: of the schedule; a trial with more is no shorter."""
+    began = time.monotonic()
     kind = type(violation)
+    in_vain = 0
 
-    def fails(trial: list[int]) -> bool:
-        return time.monotonic() < until and type(attempt(case, trial)[0]) is kind
+    def goes_on() -> bool:
+        return in_vain < IN_VAIN and time.monotonic() - began < SECONDS
 
     best = _trim(decisions)
     places = [i for i, made in enumerate(best) if made]
     size = max(1, len(places) // 2)
-    while size and time.monotonic() < until:
+    while size and goes_on():
         start = 0
-        while start < len(places):
+        while start < len(places) and goes_on():
             trial = list(best)
             for i in places[start : start + size]:
                 trial[i] = 0
-            if fails(trial):
+            if type(attempt(case, trial, steps)[0]) is kind:
                 best = trial
+                in_vain = 0
                 del places[start : start + size]
             else:
+                in_vain += 1
                 start += size
         size //= 2
     best = _trim(best)
-    found, lines = attempt(case, best, with_story=True)
-    return Short(case, best, found or violation, lines)
+    found, lines = attempt(case, best, steps, with_story=True)
+    return Short(case, best, found or violation, lines, time.monotonic() - began)
 
 
 def _trim(decisions: list[int]) -> list[int]:

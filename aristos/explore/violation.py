@@ -35,6 +35,10 @@ class Livelock(Violation):
     """The actors keep running, and calls do not end."""
 
 
+class TooLong(Violation):
+    """A schedule takes more steps than the one that it should shorten: it ends here and shows nothing."""
+
+
 class WrongResult(Violation):
     """A row is computed or combined twice, never, or wrongly; a call ends early."""
 

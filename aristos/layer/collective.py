@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
 from ..transport.group import Group
 from .arguments import check_comm, usable_nodes
+from .differences import Fields, differences
 from .weights import NotLoaded, part_name
 
 _WHY = {codes.NOT_FINITE: "scores or weights that are not finite", codes.BAD_IDS: "ids out of range or repeated"}
@@ -117,12 +119,24 @@ class Membership:
         self.nodes = usable_nodes(ranks_per_node)
         self.runtime: Runtime = attach(comm, timeout, self.nodes, backend)
         self.rank = self.runtime.group.rank
-        self.joined = False
+        self.joined = False  # whether the object is in use
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """A block that makes the object, with `join`. It ends when every rank has, or every rank raises."""
+        try:
+            yield
+            self.runtime.group.meet("the other ranks to make a layer")
+        except BaseException as error:
+            self.joined = False
+            self.runtime.cannot_make(error)
+            self.runtime.release()
+            raise
 
     def join(
         self,
         problem: Exception | None,
-        alike: str,
+        alike: Fields,
         placement: Placement | None,
         shape: dict[str, Any],
         needs: Needs,
@@ -130,37 +144,23 @@ class Membership:
     ) -> None:
         """Give the runtime the capacity for this object; raises on every rank if one has a problem or ranks differ.
 
-        problem: this rank's refusal of its arguments. alike: everything that must be equal on all ranks, as text.
+        problem: this rank's refusal of its arguments. alike: all that must be equal on all ranks, as texts by name.
         placement, shape (keywords of `shape_of`): not read where there is a problem.
         """
         runtime = self.runtime
-        try:
-            runtime.refuse_open()
-            first = runtime.group.ranks_per_node
-            if problem is None and first != self.nodes:
-                problem = InputError(
-                    f"ranks_per_node must be {first} as for the other objects on this communicator, got {self.nodes}:"
-                    " pass a communicator of its own (comm.Dup())"
-                )
-            alike = f"{alike}, ranks_per_node={self.nodes}"
-            reported = runtime.group.allgather((str(problem) if problem else None, alike), "layer configurations")
-            if problem is not None:
-                raise problem
-            for rank, (error, _) in enumerate(reported):
-                if error is not None:
-                    raise PeerInputError(f"rank {rank} refused its arguments: {error}")
-            for rank, (_, theirs) in enumerate(reported):
-                if theirs != reported[0][1]:
-                    raise MismatchError(
-                        f"ranks are configured differently: rank 0 has {reported[0][1]}; rank {rank} has {theirs}"
-                    )
-            assert placement is not None
-            workers = int(threads or needs.workers or runtime.cores)
-            capacity = shape_of(self.world, placement, **shape)
-            runtime.require(capacity, needs.scratch_bytes + LINE, needs.shared_bytes, workers)
-        except BaseException:
-            runtime.release()
-            raise
+        runtime.refuse_open()
+        first = runtime.group.ranks_per_node
+        if problem is None and first != self.nodes:
+            problem = InputError(
+                f"ranks_per_node must be {first} as for the other objects on this communicator, got {self.nodes}:"
+                " pass a communicator of its own (comm.Dup())"
+            )
+        alike = {**alike, "ranks_per_node": str(self.nodes)}
+        agreed(runtime.group, problem, "its arguments", alike, "ranks are configured differently")
+        assert placement is not None
+        workers = int(threads or needs.workers or runtime.cores)
+        capacity = shape_of(self.world, placement, **shape)
+        runtime.require(capacity, needs.scratch_bytes + LINE, needs.shared_bytes, workers)
         self.joined = True
         self.threads = workers
         self.placement = placement
@@ -224,14 +224,26 @@ class Membership:
             self.runtime.release()
 
 
-def agreed(group: Group, problem: Exception | None, what: str) -> None:
-    """Raise `problem` here, and PeerInputError on the other ranks of a group. Collective."""
-    reported = group.allgather(None if problem is None else str(problem), what)
+def agreed(
+    group: Group, problem: Exception | None, what: str, alike: Fields | None = None, unlike: str = "ranks differ"
+) -> None:
+    """Raise `problem` here, and PeerInputError on the other ranks of a group. Collective.
+
+    alike: texts by name; where they are not those of rank 0, raises MismatchError on all ranks, which begins with
+    `unlike` and says which differ.
+    """
+    reported = group.allgather((None if problem is None else str(problem), alike), what)
+    if isinstance(problem, AristosError):
+        problem.on_all_ranks = True
     if problem is not None:
         raise problem
-    for rank, error in enumerate(reported):
+    for rank, (error, _) in enumerate(reported):
         if error is not None:
             raise PeerInputError(f"rank {rank} refused {what}: {error}")
+    first = reported[0][1]
+    for rank, (_, theirs) in enumerate(reported):
+        if theirs != first:
+            raise MismatchError(f"{unlike}: {differences(first, theirs, 'rank 0', f'rank {rank}')}")
 
 
 class Collective:

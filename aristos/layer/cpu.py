@@ -143,7 +143,9 @@ class CpuBackend(Backend):
                 self._stay_rows = [max(self._reading_rows, sum(nbytes.values()) // copied) for nbytes in layers]
             return home
         if always:
-            raise EnvironmentProblem(f"moves='experts' needs memory that the ranks of a node share: {home.problem}")
+            error = EnvironmentProblem(f"moves='experts' needs memory that the ranks of a node share: {home.problem}")
+            error.on_all_ranks = True
+            raise error
         return None
 
     @staticmethod

@@ -60,8 +60,16 @@ class Exchange(Collective):
         ranks_per_node: int | None = None,
     ) -> None:
         super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node))
+        with self._member.making():
+            self._make(hidden, experts, top_k, max_tokens, placement, timeout, ranks_per_node)
+
+    def _make(
+        self, hidden: Any, experts: Any, top_k: Any, max_tokens: Any, placement: Any, timeout: Any, ranks_per_node: Any
+    ) -> None:
+        """Check the options, join the runtime, and make what calls need."""
         problem: Exception | None = None
-        alike, places = "", None
+        alike: dict[str, str] = {}
+        places = None
         shape: dict[str, int] = {}
         try:
             given = {"hidden": hidden, "experts": experts, "top_k": top_k, "max_tokens": max_tokens}
@@ -71,7 +79,7 @@ class Exchange(Collective):
                 raise InputError(f"top_k must be at most experts ({experts}), got {top_k}")
             check_common(None, timeout, ranks_per_node)
             places = Placement(placement, experts, self.world)
-            alike = f"Exchange {shape}, placement={places}"
+            alike = {"object": "Exchange", **{name: str(n) for name, n in shape.items()}, "placement": str(places)}
         except Exception as error:
             problem = refusal(error)
         needs = Needs(scratch_bytes=BLOCK_BYTES + BATCH * 16 + 64, workers=1)

@@ -20,22 +20,24 @@ from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common,
 from .backend import Event, Settings, check_layer
 from .collective import Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
+from .differences import fields_of_layers
 from .fused_backward import needs as backward_needs
 from .grouped import split
 from .holders import Holders, holders_of
 from .node_weights import most_foreign
+from .on_disk import SavedLayers
 from .options import Schedule, backend_class, check_moves, checked_options, default_backend
 from .pending import PendingCall
 from .stats import Summary, summarize
 from .tapes import Reserve, checked_bytes
 from .trained_weights import training_bytes
-from .training import TrainedLayers, check_training
+from .training import check_training
 
 if TYPE_CHECKING:
     from ..planner import Plan
 
 
-class MoE(TrainedLayers):
+class MoE(SavedLayers):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
     cfg: equal on all ranks; or, without `layers`, a list with the configuration of each layer. Those are equal but for
@@ -104,51 +106,47 @@ class MoE(TrainedLayers):
         if self.backend not in BACKENDS:
             self.backend = "cpu"  # refused below, after the ranks have met
         try:
-            kind = backend_class(self.backend)
             super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node, self.backend))
-            problem: Exception | None = None
-            alike, places, shape, needs = "", None, {}, Needs()
-            cfgs: tuple[MoEConfig, ...] = ()
-            reserve: Reserve | None = None
-            try:
-                cfgs = checked_options(cfg, layers, schedule, backend)
-                for each in dict.fromkeys(cfgs):
-                    kind.check(each, schedule, threads, sms)
-                check_common(threads, timeout, ranks_per_node)
-                check_moves(moves, self.backend, schedule)
-                places = Placement(placement, cfgs[0].experts, self.world)
-                if boolean("train", train):
-                    check_training(cfgs[0], self.backend, moves)
-                    moves = "tokens"
-                    reserve = Reserve(checked_bytes(tape_bytes, cfgs, self.world, schedule))
-                elif tape_bytes is not None:
-                    raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
-                alike = f"{cfg!r}, layers={len(cfgs)}, schedule={str(schedule)!r}, moves={moves}, placement={places}"
-                alike += ", train=True" if train else ""
-                shape = widths(*cfgs)
-                if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
-                    shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
-                needs = Needs.most(kind.needs(each, self._member.runtime, sms) for each in dict.fromkeys(cfgs))
-                if train:
-                    shape["train"] = True
-                    needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
-            except Exception as error:
-                problem = refusal(error)
-            self._member.join(problem, alike, places, shape, needs, threads)
+            with self._member.making():
+                kind = backend_class(self.backend)
+                problem: Exception | None = None
+                alike, places, shape, needs = {}, None, {}, Needs()
+                cfgs: tuple[MoEConfig, ...] = ()
+                reserve: Reserve | None = None
+                try:
+                    cfgs = checked_options(cfg, layers, schedule, backend)
+                    for each in dict.fromkeys(cfgs):
+                        kind.check(each, schedule, threads, sms)
+                    check_common(threads, timeout, ranks_per_node)
+                    check_moves(moves, self.backend, schedule)
+                    places = Placement(placement, cfgs[0].experts, self.world)
+                    if boolean("train", train):
+                        check_training(cfgs[0], self.backend, moves)
+                        moves = "tokens"
+                        reserve = Reserve(checked_bytes(tape_bytes, cfgs, self.world, schedule))
+                    elif tape_bytes is not None:
+                        raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
+                    alike = {"object": "MoE", **fields_of_layers(cfgs), "schedule": str(schedule), "moves": moves}
+                    alike |= {"placement": str(places), "train": str(bool(train))}
+                    shape = widths(*cfgs)
+                    if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
+                        shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
+                    needs = Needs.most(kind.needs(each, self._member.runtime, sms) for each in dict.fromkeys(cfgs))
+                    if train:
+                        shape["train"] = True
+                        needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
+                except Exception as error:
+                    problem = refusal(error)
+                self._member.join(problem, alike, places, shape, needs, threads)
+                self.cfg, self.schedule, self.timeout = cfgs[0], schedule, float(timeout)
+                holders = holders_of(self._member.placement, plan)
+                copied = frozenset(expert for expert, ranks in enumerate(holders) if train and len(ranks) > 1)
+                self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves, bool(train), copied), self._member))
+                if reserve is not None:
+                    nodes = usable_nodes(ranks_per_node)
+                    whole = None if plan is None else whole_comm
+                    self._begin_training(Holders(self._member.runtime, whole, self.timeout, nodes, holders), reserve)
         except BaseException:
-            self._leave_group()
-            raise
-        self.cfg, self.schedule, self.timeout = cfgs[0], schedule, float(timeout)
-        holders = holders_of(self._member.placement, plan)
-        copied = frozenset(expert for expert, ranks in enumerate(holders) if train and len(ranks) > 1)
-        try:
-            self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves, bool(train), copied), self._member))
-            if reserve is not None:
-                nodes = usable_nodes(ranks_per_node)
-                whole = None if plan is None else whole_comm
-                self._begin_training(Holders(self._member.runtime, whole, self.timeout, nodes, holders), reserve)
-        except BaseException:
-            self._member.leave()
             self._leave_group()
             raise
 
@@ -265,8 +263,9 @@ class MoE(TrainedLayers):
         """
         backend = self._backend
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
+        background = self._alive().background()
         call = self._enter(given, layer, copy=True)
-        done = self._alive().background().submit(lambda: backend.run(call))
+        done = background.submit(lambda: backend.run(call))
         self._pending = PendingCall(done, lambda seconds: backend.result(call, seconds, return_stats), self._ended)
         return self._pending
 

@@ -1,153 +1,278 @@
-"""A trained layer object on disk: the old state or the new one, never a half; for any number of ranks.
+"""The directory of saved layers: the old state or the new one, never a half; nothing is removed but what was saved.
 
-`dir/saved.json` names the folder of what was saved last. For each layer the folder has one file for each expert, which
-the first rank that holds the expert writes, and one for router and shared expert, which rank 0 writes. A file is
-NumPy's npz: arrays by `load`'s names, the optimizer's states as `name.state`. Rank 0 also writes a file of the
-optimizer's dense arrays and their states. A save writes a new folder, syncs it, replaces saved.json, and only then
-removes the old folder. All ranks need the same file system. Not a format for other programs.
+`dir/saved.json`, the manifest, names the folder of what was saved last, and has a digest of each file in it and of
+itself. For each layer the folder has one file for each expert, which the first rank that holds the expert writes, and
+one for router and shared expert, which rank 0 writes. A file is NumPy's npz: arrays by `load`'s names, the optimizer's
+states as `name.state`. Rank 0 also writes a file of the optimizer's dense arrays and their states. A save makes a new
+folder, syncs it, replaces saved.json, and only then removes older folders. All ranks need the same file system. Not a
+format for other programs.
+
+Each save has an id. An object may replace a save only if it has made or restored it. The first file in a folder is
+`folder.json`, which names the folder and its writer. So a folder that a save left unfinished is known, and so is a
+copy, whose name is another: copies, and files that no save writes, stay.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-import numpy as np
+from ..config import MoEConfig, whole
+from ..errors import CheckpointError, InputError, quoted
+from ..host.processes import ENDED, Process
+from ..primitives import regular
+from ..results import atomic
+from .differences import Fields, fields_of
+from .saved_files import Recorded, cannot, digest_of
 
-from ..config import MoEConfig
-from ..errors import AristosError, CheckpointError, InputError, quoted
-from ..results import atomic, npz
-from .given import Arrays
-
-if TYPE_CHECKING:
-    from ..train import Optimizer
-    from .collective import Collective
-
-MANIFEST, DENSE, SCHEMA = "saved.json", "dense.npz", "aristos-training/1"
+MANIFEST, MARK, SCHEMA, FIRST = "saved.json", "folder.json", "aristos-training/2", "aristos-training/1"
 FOLDER = re.compile(r"saved-[0-9]{1,18}")
-COMMON = -1  # instead of an expert's id: router and shared expert
+WRITTEN = re.compile(r"(layer-[0-9]+-(common|expert-[0-9]+)|dense)\.npz")
+MOST_BYTES = 64 << 20  # of a manifest: half a million files
+LARGEST = 10**18 - 1  # number of a folder
 
 
-def file_of(folder: Path, layer: int, expert: int) -> Path:
-    """The file of an expert's arrays; with COMMON, of those of router and shared expert."""
-    return folder / f"layer-{layer}-{'common' if expert == COMMON else f'expert-{expert}'}.npz"
+@dataclass(frozen=True)
+class Manifest:
+    """What saved.json says. id: of the save. optimizer: (name, steps). files: None in saves of schema 1."""
+
+    folder: str
+    id: str
+    layers: Sequence[Fields]
+    optimizer: tuple[str, int] | None
+    extra: dict[str, Any]
+    files: dict[str, Recorded] | None
 
 
-def dense_arrays(optimizer: Optimizer) -> Arrays:
-    """Views of an optimizer's dense arrays and of their states."""
-    states = {f"{name}.{key}": a for name, each in optimizer.dense_states.items() for key, a in each.items()}
-    return optimizer.dense | states
+class Begun(NamedTuple):
+    """A save that has a folder. id: of this save. after: id of the save that it will replace, empty if none."""
+
+    folder: str
+    id: str
+    after: str
 
 
-def together(layer: Collective, what: str, work: Callable[[], Any]) -> Any:
-    """Do `work` on this rank; raises on every rank if it fails on one. Collective."""
-    problem: AristosError | None = None
-    found = None
-    try:
-        found = work()
-    except AristosError as error:
-        problem = error
-    except (OSError, ValueError, KeyError) as error:
-        problem = CheckpointError(f"cannot {what}: {type(error).__name__}: {error}")
-    layer.agree(problem, f"to {what}")
+def described(cfgs: Sequence[MoEConfig]) -> list[dict[str, str]]:
+    """Layers as a manifest names them. Without max_tokens: fewer ranks may restore them, with more tokens each."""
+    found = [fields_of(cfg) for cfg in cfgs]
+    for each in found:
+        del each["max_tokens"]
     return found
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """What saved.json holds: folder, layers, and the optimizer as [name, steps] or None. Raises CheckpointError."""
+# ------------------------------------------------------------ the manifest
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """What saved.json says. Raises CheckpointError."""
     path = directory / MANIFEST
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = regular.text(path, MOST_BYTES)
+        found = json.loads(text)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: give the directory that save() wrote") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise cannot(path, "read", error) from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {str(error)[:200]}") from error
     found = found if isinstance(found, dict) else {}
-    if found.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path}: schema must be {SCHEMA}, got {quoted(found.get('schema'))}")
-    folder, layers, optimizer = (found.get(key) for key in ("folder", "layers", "optimizer"))
-    if not isinstance(folder, str) or not FOLDER.fullmatch(folder):
-        raise CheckpointError(f"{path} is damaged: folder must be saved-1, saved-2, ..., got {quoted(folder)}")
-    if not isinstance(layers, list) or not all(isinstance(each, str) for each in layers):
-        raise CheckpointError(f"{path} is damaged: layers must be a list of texts, got {quoted(layers)}")
-    parts = [type(each) for each in optimizer] if isinstance(optimizer, list) else None
-    if optimizer is not None and parts != [str, int]:
-        raise CheckpointError(f"{path} is damaged: optimizer must be null or [name, steps], got {quoted(optimizer)}")
-    return {"folder": folder, "layers": layers, "optimizer": optimizer}
-
-
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write and sync a file of arrays. Raises CheckpointError; then there is no file."""
+    if found.get("schema") not in (SCHEMA, FIRST):
+        raise CheckpointError(f"{path}: schema must be {SCHEMA} or {FIRST}, got {quoted(found.get('schema'))}")
     try:
-        with open(path, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        advice = "save elsewhere"
-        if error.errno in atomic.FULL:
-            needed = sum(array.nbytes for array in arrays.values())
-            advice = f"{atomic.space(path.parent, needed)}: free some space, or save elsewhere"
-        raise CheckpointError(f"{path} cannot be written: {os.strerror(error.errno or 0)}: {advice}") from error
-
-
-def read_arrays(path: Path, wanted: dict[str, tuple[int, ...]], rest: bool) -> Arrays:
-    """The arrays of a file, float32 of these names and shapes. rest: ignore others. Raises CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing")
-    try:
-        arrays = npz.load(str(path), "the saved arrays")
+        return _first_schema(found, text) if found["schema"] == FIRST else _checked(found)
     except InputError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    found = {name: array for name, array in arrays.items() if name in wanted or not rest}
-    got = {name: array.shape for name, array in found.items()}
-    if got != wanted or any(array.dtype != np.float32 for array in found.values()):
-        raise CheckpointError(f"{path} must hold float32 arrays {wanted}, got {got}")
+
+
+def _checked(found: dict[str, Any]) -> Manifest:
+    """A manifest whose digest is right. Raises InputError."""
+    digest = found.pop("digest", None)
+    if digest != digest_of(canonical(found)):
+        raise InputError("its content was changed, and does not fit its digest")
+    layers, extra, files, number = (found.get(key) for key in ("layers", "extra", "files", "id"))
+    if not isinstance(layers, list) or not all(isinstance(each, dict) for each in layers):
+        raise InputError(f"layers must be a list of objects, got {quoted(layers)}")
+    if not all(isinstance(text, str) for each in layers for text in each.values()):
+        raise InputError(f"layers must have texts, got {quoted(layers)}")
+    if not isinstance(extra, dict) or not isinstance(number, str):
+        raise InputError(f"extra must be an object and id a text, got {quoted(extra)} and {quoted(number)}")
+    if not isinstance(files, dict):
+        raise InputError(f"files must be an object, got {quoted(files)}")
+    recorded = {}
+    for name, each in files.items():
+        if not isinstance(each, list) or [type(part) for part in each] != [int, str] or not WRITTEN.fullmatch(name):
+            raise InputError(
+                f"files must have sizes and digests of files of a save, got {quoted(name)}: {quoted(each)}"
+            )
+        recorded[name] = Recorded(*each)
+    return Manifest(_folder(found), number, layers, _optimizer(found), extra, recorded)
+
+
+def _first_schema(found: dict[str, Any], text: str) -> Manifest:
+    """A manifest of schema 1: configurations as Python writes them, no digests. Raises InputError."""
+    layers = found.get("layers")
+    if not isinstance(layers, list) or not all(isinstance(each, str) for each in layers):
+        raise InputError(f"layers must be a list of texts, got {quoted(layers)}")
+    fields = [_fields_of_text(each) for each in layers]
+    return Manifest(_folder(found), digest_of(text.encode()), fields, _optimizer(found), {}, None)
+
+
+def _fields_of_text(text: str) -> dict[str, str]:
+    """The fields of a configuration that Python has written: MoEConfig(hidden=8, router=Router(score='softmax'))."""
+    router = re.search(r"router=Router\(([^()]*)\)", text)
+    outer = text.replace(router[0], "") if router else text
+    found: dict[str, str] = {}
+    for prefix, part in (("", outer), ("router.", router[1] if router else "")):
+        found |= {prefix + name: value for name, value in re.findall(r"(\w+)=([^,()]+)", part)}
+    found.pop("max_tokens", None)
     return found
 
 
-def described(cfgs: Sequence[MoEConfig]) -> list[str]:
-    """Layers as a manifest names them. Without max_tokens: fewer ranks may restore them, with more tokens each."""
-    return [repr(replace(cfg, max_tokens=1)) for cfg in cfgs]
+def _folder(found: dict[str, Any]) -> str:
+    folder = found.get("folder")
+    if not isinstance(folder, str) or not FOLDER.fullmatch(folder):
+        raise InputError(f"folder must be saved-1, saved-2, ..., got {quoted(folder)}")
+    return folder
 
 
-def begin(directory: Path) -> str:
-    """Make the folder of a new save, on rank 0; returns its name."""
+def _optimizer(found: dict[str, Any]) -> tuple[str, int] | None:
+    given = found.get("optimizer")
+    if given is None:
+        return None
+    if not isinstance(given, list) or [type(part) for part in given] != [str, int]:
+        raise InputError(f"optimizer must be null or [name, steps], got {quoted(given)}")
+    return given[0], whole("the optimizer's steps plus one", given[1] + 1) - 1
+
+
+def canonical(about: Mapping[str, Any]) -> bytes:
+    """The bytes of which a manifest has the digest."""
+    return json.dumps(about, sort_keys=True).encode()
+
+
+# ------------------------------------------------------------ folders
+
+
+def begin(directory: Path, known: Collection[str]) -> Begun:
+    """Make the folder of a new save, on rank 0. known: ids of saves that may be replaced. Raises CheckpointError."""
     directory.mkdir(parents=True, exist_ok=True)
-    last = int(read_manifest(directory)["folder"].rpartition("-")[2]) if (directory / MANIFEST).exists() else 0
-    folder = directory / f"saved-{last + 1}"
-    shutil.rmtree(folder, ignore_errors=True)  # left by a save that was interrupted
-    folder.mkdir()
-    atomic.sync(directory.parent)
-    return folder.name
+    before = read_manifest(directory) if os.path.lexists(directory / MANIFEST) else None
+    if before is not None and before.id not in known:
+        raise CheckpointError(
+            f"{directory} holds a save that this object has neither made nor restored, and would replace: restore() it"
+            f" first to go on from it, or save elsewhere; to give that save up, remove {directory / MANIFEST}"
+        )
+    after, last = "", 0
+    if before is not None:
+        after, last = before.id, int(before.folder.rpartition("-")[2])
+        for folder in _marked(directory):
+            if folder.name != before.folder and _ended(folder):
+                _discard(folder)
+    for number in itertools.count(last + 1 if last < LARGEST else 1):
+        folder = directory / f"saved-{number}"
+        with contextlib.suppress(FileExistsError):  # by whomever: it stays
+            folder.mkdir()
+            break
+    begun = Begun(folder.name, uuid.uuid4().hex, after)
+    mark = begun._asdict() | {"schema": SCHEMA, "writer": asdict(Process.here())}
+    try:
+        (folder / MARK).write_text(json.dumps(mark))
+        atomic.sync(directory)
+        atomic.sync(directory.parent)
+    except BaseException:
+        _discard(folder)
+        raise
+    return begun
 
 
-def undo(directory: Path, name: str) -> None:
+def undo(directory: Path, begun: Begun) -> None:
     """Remove the folder of a save that has failed, on rank 0, unless saved.json names it already."""
-    with contextlib.suppress(OSError):
-        try:
-            named = read_manifest(directory)["folder"]
-        except CheckpointError:  # the first save
-            named = ""
-        if named != name:
-            shutil.rmtree(directory / name)
+    try:
+        named = read_manifest(directory).folder
+    except CheckpointError:  # the first save
+        named = ""
+    if named != begun.folder:
+        _discard(directory / begun.folder)
 
 
-def finish(directory: Path, name: str, about: dict[str, Any]) -> None:
-    """Replace saved.json by one that names a complete folder, on rank 0, then remove all other folders."""
-    for each in (directory / name, directory):
+def finish(directory: Path, begun: Begun, about: Mapping[str, Any]) -> None:
+    """Replace saved.json by one that names a complete folder, on rank 0, then remove older folders of saves.
+
+    about: layers, optimizer, extra and files. Raises CheckpointError if saved.json has changed since `begin`.
+    """
+    _replaced(directory, begun)
+    for each in (directory / begun.folder, directory):
         atomic.sync(each)
-    text = json.dumps({"schema": SCHEMA, "folder": name, **about}, indent=1)
-    atomic.rewrite(directory / MANIFEST, lambda _: text.encode())
-    for other in directory.glob("saved-*"):
-        if other.name != name:
-            shutil.rmtree(other, ignore_errors=True)
+    content: dict[str, Any] = {"schema": SCHEMA, "folder": begun.folder, "id": begun.id, **about}
+    text = json.dumps(content | {"digest": digest_of(canonical(content))}, indent=1).encode()
+    if len(text) > MOST_BYTES:
+        raise CheckpointError(
+            f"{directory / MANIFEST} would have {len(text)} bytes, more than {MOST_BYTES}: too many files"
+        )
+    old: list[Path] = []
+
+    def change(_: bytes | None) -> bytes:
+        old[:] = _replaced(directory, begun)
+        return text
+
+    atomic.rewrite(directory / MANIFEST, change)
+    for folder in old:
+        _discard(folder)
+    for folder in _marked(directory):
+        if folder.name != begun.folder and _read_mark(folder).get("after") != begun.id:
+            _discard(folder)  # left by a save that cannot end any more
+
+
+def _replaced(directory: Path, begun: Begun) -> list[Path]:
+    """The folder that saved.json names, if any. Raises CheckpointError if it names another than at `begin`."""
+    before = read_manifest(directory) if os.path.lexists(directory / MANIFEST) else None
+    if (before.id if before is not None else "") != begun.after:
+        raise CheckpointError(f"another object has saved into {directory} meanwhile: its save stays")
+    return [] if before is None else [directory / before.folder]
+
+
+def _marked(directory: Path) -> list[Path]:
+    """The folders that saves have made here."""
+    return [folder for folder in directory.glob("saved-*") if _read_mark(folder)]
+
+
+def _read_mark(folder: Path) -> dict[str, Any]:
+    """What a save wrote first into its folder; empty for any other folder, copies included."""
+    if not FOLDER.fullmatch(folder.name) or folder.is_symlink():
+        return {}
+    try:
+        found = json.loads(regular.text(folder / MARK, MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    ours = isinstance(found, dict) and found.get("schema") == SCHEMA and found.get("folder") == folder.name
+    return found if ours else {}
+
+
+def _ended(folder: Path) -> bool:
+    """Whether the process that made a folder is known to have ended, or is this one."""
+    try:
+        writer = Process(**_read_mark(folder)["writer"])
+        return type(writer.pid) is int and (writer == Process.here() or writer.trouble() == ENDED)
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _discard(folder: Path) -> None:
+    """Remove the files of a save, and the folder unless something else is in it."""
+    with contextlib.suppress(OSError):
+        if folder.is_symlink():
+            return
+        names = os.listdir(folder)
+        for name in names:
+            if WRITTEN.fullmatch(name):
+                (folder / name).unlink()
+        if all(WRITTEN.fullmatch(name) or name == MARK for name in names):
+            (folder / MARK).unlink(missing_ok=True)
+            folder.rmdir()

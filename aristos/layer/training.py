@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ..config import MoEConfig, whole
-from ..errors import AristosError, CheckpointError, InputError, MismatchError, OpenCallError, PeerInputError
+from ..errors import AristosError, InputError, MismatchError, OpenCallError, PeerInputError
 from ..primitives.arrays import rows as rows_of
 from ..reproducible import total
 from ..transport.group import Group
-from . import saving
 from .arguments import refusal
 from .backward import BackwardCalls, Saved
 from .collective import agreed
 from .cpu import CpuBackend
 from .fused_backward import FusedBackward
-from .given import Arrays
 from .holders import Holders
 from .loading import LoadedLayers
 from .routing import Routing
 from .tapes import Reserve, Taping, asked, kept_names
 from .trained_weights import TrainedWeights, narrowed
 from .updates import Updates
-
-if TYPE_CHECKING:
-    from ..train import Optimizer
 
 
 class Tape:
@@ -374,110 +367,3 @@ class TrainedLayers(LoadedLayers):
         backend.idle()
         weights.change(arrays, self.everywhere)
         backend.loaded(int(layer))
-
-    # ------------------------------------------------------------ on disk
-
-    def save(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> None:
-        """Write the masters of all layers, and an optimizer's states, into a directory. Collective.
-
-        A crash at any moment leaves what was saved before, or what is saved now: see `layer/saving.py`. All ranks need
-        the same file system. Raises CheckpointError here and PeerInputError on the other ranks.
-        """
-        backend, runtime = self._trained("save"), self._settled()
-        runtime.refuse_open()
-        folder, first = Path(directory), self.everyone.rank == 0
-        name = saving.together(self, "make a folder", lambda: saving.begin(folder) if first else "")
-        name = self.everyone.allgather(name, "the folder of save")[0]
-
-        def write() -> None:
-            self.refuse_half_changed()
-            if optimizer is not None:
-                optimizer.refuse_half_changed()
-            for layer in range(self.layers):
-                for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
-                    if self._holders.first(expert) if expert >= 0 else first:
-                        saving.write_arrays(saving.file_of(folder / name, layer, expert), arrays)
-            if first and optimizer is not None:
-                saving.write_arrays(folder / name / saving.DENSE, saving.dense_arrays(optimizer))
-
-        about = {
-            "layers": saving.described(backend.cfgs),
-            "optimizer": None if optimizer is None else [type(optimizer).__name__, optimizer.steps],
-        }
-        try:
-            saving.together(self, "save", write)
-            saving.together(self, "save", lambda: saving.finish(folder, name, about) if first else None)
-        except AristosError:
-            if first:
-                saving.undo(folder, name)
-            raise
-
-    def restore(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> None:
-        """Take the masters that `save` wrote, on any number of ranks, and an optimizer's states. Collective.
-
-        All layers must be loaded before, with arrays of the same names. Raises CheckpointError here, PeerInputError on
-        the other ranks, OpenCallError while a tape is open; then nothing has changed on any rank.
-        """
-        backend, runtime = self._trained("restore"), self._settled()
-        runtime.refuse_open()
-        folder = Path(directory)
-
-        def read() -> tuple[int, list[dict[int, Arrays]], Arrays]:
-            for layer in range(self.layers):
-                self._refuse_tapes(layer, "restore")
-            about = saving.read_manifest(folder)
-            here = saving.described(backend.cfgs)
-            if about["layers"] != here:
-                raise CheckpointError(f"{folder} holds layers {about['layers']}, and this object has {here}")
-            kind = None if optimizer is None else type(optimizer).__name__
-            if optimizer is not None and (about["optimizer"] or [None])[0] != kind:
-                raise CheckpointError(f"{folder} holds the states of {about['optimizer']}, not of {kind}")
-            found = []
-            for layer in range(self.layers):
-                parts = self._parts(self._of(layer), layer, optimizer)
-                found.append(
-                    {
-                        expert: saving.read_arrays(
-                            saving.file_of(folder / about["folder"], layer, expert),
-                            {name: array.shape for name, array in arrays.items()},
-                            rest=optimizer is None,
-                        )
-                        for expert, arrays in parts.items()
-                    }
-                )
-            dense: Arrays = {}
-            steps = 0
-            if optimizer is not None:
-                steps = whole("the optimizer's steps", about["optimizer"][1] + 1) - 1
-                wanted = {name: array.shape for name, array in saving.dense_arrays(optimizer).items()}
-                dense = saving.read_arrays(folder / about["folder"] / saving.DENSE, wanted, rest=False)
-            return steps, found, dense
-
-        steps, found, dense = saving.together(self, "restore", read)
-        with self.changing():
-            if optimizer is not None:
-                optimizer.half_changed = True
-            for layer, read_parts in enumerate(found):
-                for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
-                    for name, array in arrays.items():
-                        array[...] = read_parts[expert][name]
-                self.update(layer)
-            if optimizer is not None:
-                optimizer.steps = steps
-                for name, array in saving.dense_arrays(optimizer).items():
-                    array[...] = dense[name]
-                optimizer.half_changed = False
-
-    def _parts(self, weights: TrainedWeights, layer: int, optimizer: Optimizer | None) -> dict[int, Arrays]:
-        """Views of all that is saved of a layer: id of an expert, or saving.COMMON -> arrays by name."""
-        found: dict[int, Arrays] = {expert: {} for expert in (*weights.mine, saving.COMMON)}
-        arrays = dict(weights.masters)
-        for name, states in ({} if optimizer is None else optimizer.states[layer]).items():
-            arrays |= {f"{name}.{key}": array for key, array in states.items()}
-        for name, array in arrays.items():
-            if name.partition(".")[0] in weights.sums:
-                for expert, part in zip(weights.mine, array):
-                    found[expert][name] = part
-            else:
-                found[saving.COMMON][name] = array
-        return found

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..primitives import regular
 from ..topology.links import SHARE, Links
 from ..topology.links import problem as of_links
 from .problem import Infeasible
@@ -46,7 +47,7 @@ class Devices:
 def load(path: str | Path) -> dict[str, Any]:
     """A cluster file. Raises ProblemError if it is none, OSError if it cannot be read."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(regular.text(path))
     except (ValueError, RecursionError) as why:
         raise ProblemError("cluster", f"is not JSON: {why}") from why
     data = data.get("cluster", data) if isinstance(data, dict) else data

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, quoted
+from ..primitives import regular
 from ..primitives.texts import plain
 from . import tree as compressed
 from .tree import Tree
@@ -207,7 +208,7 @@ def parse(data: Any) -> Problem:
 def load(path: str | Path) -> Problem:
     """A problem from a file. Raises ProblemError if it holds no problem, OSError if it cannot be read."""
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(regular.text(path))
     except (ValueError, RecursionError) as why:
         raise ProblemError("problem", f"is not JSON: {why}") from why
     return parse(data)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import ResultsError
+from ..primitives import regular
 from ..primitives.aside import beside
 from ..primitives.texts import whole
 
@@ -80,7 +81,7 @@ def rewrite(target: Path, change: Callable[[bytes | None], bytes]) -> None:
 def _once(target: Path, change: Callable[[bytes | None], bytes]) -> bool:
     """One try of `rewrite`; False if the original changed meanwhile."""
     before = _identity(target)
-    content = change(None if before is None else target.read_bytes())
+    content = change(None if before is None else _content(target))
     with _full_disk_named(target, len(content)), beside(target, f"{_prefix(target)}{os.getpid()}.") as aside:
         if before is not None:
             shutil.copymode(target, aside)
@@ -91,6 +92,11 @@ def _once(target: Path, change: Callable[[bytes | None], bytes]) -> bool:
         os.replace(aside, target)
         sync(target.parent)
         return True
+
+
+def _content(target: Path) -> bytes:
+    with regular.opened(target) as file:
+        return file.read()
 
 
 @contextlib.contextmanager

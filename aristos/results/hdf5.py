@@ -29,6 +29,7 @@ import h5py
 import numpy as np
 
 from ..errors import EnvironmentProblem, InputError, ResultsError
+from ..primitives import regular
 from ..primitives.texts import shown
 from . import guarded
 from .atomic import locked, rewrite, try_writing
@@ -258,7 +259,7 @@ def _described(path: Path, what: str) -> Iterator[None]:
 
 def _check_signature(path: Path) -> None:
     with _described(path, "cannot be read"):
-        with open(path, "rb") as file:  # h5py's own messages do not distinguish missing from unreadable
+        with regular.opened(path) as file:  # h5py's own messages do not distinguish missing from unreadable
             first = file.read(1)
         if not first or not h5py.is_hdf5(path):
             raise ResultsError(f"{path}: not an HDF5 file; move it away or choose another file")

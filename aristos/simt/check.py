@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..primitives import regular
 from . import kernels, launch_text, profile
-from .findings import Report
+from .findings import Report, lines, total
 from .launch_text import LaunchText
 from .machine import Machine
 from .nvrtc import compiled_kernels
@@ -38,7 +39,7 @@ def check(file: str, args: list[str], launches: list[str], seeds: int, github: b
     for path in files:
         if path.suffix not in KINDS or (path.suffix == ".py" and len(files) > 1):
             raise InputError(f"expected SCRIPT.py, or files of CUDA C++ (.cu) or PTX (.ptx), got {path}")
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f"there is no file {path}")
     if launches and files[0].suffix == ".py":
         raise InputError("--launch is for CUDA C++ and PTX: a script launches its kernels itself")
@@ -52,9 +53,8 @@ def check(file: str, args: list[str], launches: list[str], seeds: int, github: b
             else:
                 reports = run(path, launches, Machine(seed=seed, **options))
             found += [report for report in reports if not any(same(report, known) for known in found)]
-    for report in found:
-        print(annotation(report) if github else report)
-    print(f"{len(found)} reports")
+    printed = lines(found, annotation if github else str)
+    print(*printed, total(len(printed)), sep="\n")
     return 1 if found or failed else 0
 
 
@@ -80,9 +80,17 @@ def script(path: Path, args: list[str], machine: Machine) -> tuple[int, list[Rep
 
 
 # ---- CUDA C++ and PTX ----
+def text_of(path: Path) -> str:
+    """The source of a file. Raises InputError if it cannot be read."""
+    try:
+        return regular.read(path).decode("utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
 def run(path: Path, texts: list[str], machine: Machine) -> list[Report]:
     """The reports of the launches of a file, one after the other on one device."""
-    source = path.read_text(encoding="utf-8", errors="replace")
+    source = text_of(path)
     launches = [launch_text.read(text) for text in texts or launch_text.in_comments(source)]
     if not launches:
         raise InputError(f"{path}: {NO_LAUNCH}")

@@ -11,6 +11,7 @@ from . import state as s
 from .core import Core
 from .findings import Report
 from .launches import Launch
+from .shared_arrays import name_shared
 
 HOST = 1 << 31  # the block number of the host's threads
 AGENTS = clocks.AGENTS >> 10  # bits of a block number that mark asynchronous work
@@ -55,12 +56,7 @@ def line_of(machine: Core, pc: int) -> tuple[str, int, str]:
 def name_address(machine: Core, launch: Launch | None, space: int, address: int) -> str:
     """An address as array[index], for messages."""
     if space == isa.SHARED:
-        if launch is not None:
-            for name, (at, size) in launch.program.shared.items():
-                if at <= address < at + size:
-                    short = name.split("/")[-2] if "/" in name else name
-                    return f"shared {short}[byte {address - at}]"
-        return f"shared[byte {address}]"
+        return name_shared(launch, address)
     if space == isa.LOCAL:
         return f"local[byte {address}]"
     if space == isa.PARAM:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..errors import AristosError
@@ -30,6 +31,21 @@ class Report:
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.file else f"line {self.line}"
         return f"{self.kind}: {place}: {self.kernel}, block {self.block}, thread {self.thread}: {self.message}"
+
+
+def lines(reports: Iterable[Report], form: Callable[[Report], str] = str) -> list[str]:
+    """Reports as lines of text: one for all those of a kernel's line that are of a kind and about one array."""
+    groups: dict[tuple, list[Report]] = {}
+    for report in reports:
+        about = report.address.rpartition("[")[0] or report.message
+        groups.setdefault((report.kind, report.kernel, report.file, report.line, about), []).append(report)
+    return [form(found[0]) + (f" (and {len(found) - 1} more of this line and array)" if len(found) > 1 else "")
+            for found in groups.values()]  # fmt: skip
+
+
+def total(count: int) -> str:
+    """`1 report`, `2 reports`."""
+    return f"{count} report{'s'[: count != 1]}"
 
 
 class KernelFault(AristosError):

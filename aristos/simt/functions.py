@@ -65,6 +65,7 @@ def run_all(callbacks: Any, value: Any) -> None:
 def load_library(driver: Driver, library: Any) -> MachineFunction:
     """Load a library that Numba compiled, with everything it links; returns its kernel."""
     program = driver.machine.load(linking.linked_ptx(library, driver.machine.cc))
+    program.ir = library.llvm_strs
     module = MachineModule(driver, program, library._setup_functions, library._teardown_functions)
     devices = importlib.import_module("numba.cuda.cudadrv.devices")
     devices.get_context().modules[module.handle] = module  # until the context is reset, as with CUDA

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..primitives import regular
 
 COMMENT, MARK = "//", "simt:"
 MOST_BYTES = 1 << 32  # of an array
@@ -131,6 +132,8 @@ class Arguments:
     def of_file(self, text: str) -> np.ndarray:
         """The array of a .npy file."""
         try:
+            with regular.opened(self.folder / text):
+                pass
             return np.lib.format.open_memmap(self.folder / text, mode="r")  # compares the header with the file's size
         except BROKEN as error:
             raise InputError(f"cannot read the argument {text}: {error}") from error

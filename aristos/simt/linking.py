@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from ..errors import InputError
+from ..primitives import regular
 from .heap import heap_for
 from .nvrtc import compiled_source
 
@@ -35,7 +36,6 @@ def of_file(file: Any, cc: tuple) -> str:
         raise InputError(REFUSED.format(what=name))
     data = getattr(file, "data", None)
     if data is None:
-        with open(str(file), "rb") as opened:
-            data = opened.read()
+        data = regular.read(str(file))
     text = data.decode() if isinstance(data, bytes) else str(data)
     return compiled_source(text, name, cc[:2]) if kind == "cu" else text.rstrip("\x00")

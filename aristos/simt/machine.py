@@ -130,6 +130,7 @@ class Machine(Runner):
             made = kernels.compiled(kernel, types_, self.cc)
             entry, types_ = made.entry, made.types
             program = self.load(made.ptx)
+            program.ir = made.library.llvm_strs
             numbers = []
             for type_, value in zip(types_, args):
                 kernels.flatten(type_, value, numbers)

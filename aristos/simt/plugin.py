@@ -55,11 +55,11 @@ class EveryTest:
 
 def one_test(config: Any) -> Iterator[Machine]:
     """Use a new machine while a test runs, and fail the test if any report is left."""
+    from .findings import lines
     from .machine import Machine
     from .switch import use
 
     with use(Machine(seed=config.getoption("--simt-seed"))) as machine:
         yield machine
-    found = "\n".join(str(report) for report in machine.reports)
-    if found:
-        pytest.fail(f"the machine found:\n{found}", pytrace=False)
+    if machine.reports:
+        pytest.fail("\n".join(["the machine found:", *lines(machine.reports)]), pytrace=False)

@@ -9,12 +9,14 @@ import os
 import runpy
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from . import kernels
+from .findings import lines, total
 from .machine import Machine
 from .switch import use
 
@@ -45,15 +47,15 @@ def profile(script: str, args: list[str], as_json: bool, **options: Any) -> int:
     if not counted.lines:
         print(f"aristos simt profile: {NOTHING}", file=sys.stderr)
         return code
-    print(*machine.reports, f"{len(machine.reports)} reports" if options["check"] else "not checked", "", counted,
-          sep="\n")  # fmt: skip
+    printed = lines(machine.reports)
+    print(*printed, total(len(printed)) if options["check"] else "not checked", "", counted, sep="\n")
     return code
 
 
 def run(machine: Machine, path: Path, args: list[str]) -> tuple[int, str | None]:
     """Run a script as `python SCRIPT ARGS` does: (its exit code, the error that ended it or None)."""
     try:
-        with as_main(path, args), use(machine):
+        with as_main(path, args), quiet(), use(machine):
             runpy.run_path(str(path), run_name="__main__")
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
@@ -64,6 +66,16 @@ def run(machine: Machine, path: Path, args: list[str]) -> tuple[int, str | None]
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error}"
     return 0, None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """While inside, Numba does not warn that a script's sizes would be slow on a GPU: there is none."""
+    category = kernels.part("core.errors").NumbaPerformanceWarning
+    with warnings.catch_warnings():
+        for message in ("Grid size", "Host array used in CUDA kernel"):
+            warnings.filterwarnings("ignore", message, category)
+        yield
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,8 @@ class Program:
     local_bytes: int = 0
     depth: int = 1
     save_rows: int = 0
+    ir: list[str] = field(default_factory=list)  # of the kernel and what it is linked with, if Numba compiled it
+    described: dict[str, Any] | None = None  # its shared arrays, by shared_arrays.py
 
 
 def layout(variables: list[Variable], returns: int) -> tuple[list[tuple[int, int]], int]:

@@ -27,7 +27,9 @@ from .machine import Machine
 _drivers: list[Driver] = []
 _replaced: dict[tuple[Any, str], Any] = {}
 _missing = object()
-_names = threading.local()  # names of the current launch's arguments, by address
+_names = (
+    threading.local()
+)  # of the current launch's arguments: `of`: by address, `hosts`: by id of NumPy arrays, in their order
 
 
 def current() -> Machine:
@@ -75,19 +77,30 @@ def _named_launch(original: Any) -> Any:
     """_Kernel.launch that keeps the arguments' names while it runs."""
 
     def launch(self: Any, args: Any, *rest: Any, **options: Any) -> None:
-        _names.of = {}
+        _names.of, _names.hosts = {}, {}
         function = getattr(self, "py_func", None)
         if function is not None:
             for name, value in zip(function.__code__.co_varnames, args):
-                pointer = getattr(value, "device_ctypes_pointer", None)
-                if pointer is not None and pointer.value:
-                    _names.of[pointer.value] = name
+                _name(name, value)
         try:
             original(self, args, *rest, **options)
         finally:
-            _names.of = {}
+            _names.of, _names.hosts = {}, {}
 
     return launch
+
+
+def _name(name: str, value: Any) -> None:
+    """Note the name of an argument that is an array, and of each array of a tuple."""
+    if isinstance(value, tuple):
+        for number, item in enumerate(value):
+            _name(f"{name}[{number}]", item)
+    pointer = getattr(value, "device_ctypes_pointer", None)
+    if pointer is not None and pointer.value:
+        _names.of[pointer.value] = name
+    held = value.value if type(value).__name__ in ("In", "Out", "InOut") else value
+    if isinstance(held, np.ndarray):
+        _names.hosts.setdefault(id(held), []).append(name)
 
 
 def _function(library: Any) -> MachineFunction:
@@ -190,6 +203,9 @@ def _memory_view(obj: Any, stream: Any = 0, copy: bool = True, user_explicit: bo
     if copy and host.size:
         driver.host_to_device(array, host, array.alloc_size)
     shim = array._strided_memory_view_shim
+    names = getattr(_names, "hosts", {}).get(id(obj))
+    if names and shim.ptr:
+        _names.of[shim.ptr] = names.pop(0)
     return _Kept(shim, array), True
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import MismatchError
 from ..transport.group import Group, warn_if_launched
 from .cpu.runtime import CpuRuntime
+from .failure import Failure
 from .runtime import Runtime
 
 _runtimes: dict[tuple[int, str], Runtime] = {}
@@ -22,17 +23,24 @@ def attach(comm: Any, timeout: float, ranks_per_node: int | None = None, backend
     key = (_key(comm), backend)
     runtime = _runtimes.get(key)
     if runtime is None or runtime.broken is not None:
-        group = Group(comm, timeout, ranks_per_node)
+        runtime = _runtimes[key] = _new_runtime(Group(comm, timeout, ranks_per_node), backend)
+    runtime.group.timeout = max(runtime.group.timeout, timeout)
+    runtime.users += 1
+    return runtime
+
+
+def _new_runtime(group: Group, backend: str) -> Runtime:
+    try:
         for rank, theirs in enumerate(group.allgather(backend, "their backends")):
             if theirs != backend:
                 raise MismatchError(
                     f"rank {group.rank} has backend {backend!r} and rank {rank} has {theirs!r}: pass backend= on all"
                 )
         group.keep_job()
-        runtime = _runtimes[key] = _runtime_class(backend)(group, _forget)
-    runtime.group.timeout = max(runtime.group.timeout, timeout)
-    runtime.users += 1
-    return runtime
+        return _runtime_class(backend)(group, _forget)
+    except BaseException as error:
+        Failure(group).cannot_make(error)
+        raise
 
 
 def _runtime_class(backend: str) -> type[Runtime]:

@@ -145,6 +145,11 @@ class Failure:
             self._group.abort_at_exit(f"{why} ({self.reason})")
             notify(getattr(error, "origin", self._group.rank), cause_of(error))
 
+    def cannot_make(self, error: BaseException) -> None:
+        """This rank leaves a collective that makes an object: unless every rank does, those that wait in it raise."""
+        if not getattr(error, "on_all_ranks", False):
+            self.record(error, "it could not make a layer", lambda origin, cause: self._group.fail(error))
+
 
 class Patience:
     """Bounds the waits in a call whose steps the host runs: raises WaitTimeout if the awaited rank makes no progress.

@@ -37,7 +37,9 @@ def draw(topology: Topology, path: Path) -> None:
     panels += ["matrix"] if node and len(node.devices) + len(node.nics) > 1 and node.links else []
     panels += ["network"] if topology.network.parents else []
     widths = {"machine": 9.0, "matrix": 6.5, "network": 9.0}
-    with pyplot.rc_context({"font.size": 9, "savefig.dpi": 150, "figure.constrained_layout.use": True}):
+    with pyplot.rc_context(
+        {"text.parse_math": False, "font.size": 9, "savefig.dpi": 150, "figure.constrained_layout.use": True}
+    ):
         figure = pyplot.figure(figsize=(sum(widths[p] for p in panels) or 4, 5.6 if panels != ["machine"] else 3.6))
         axes = figure.subplots(1, len(panels) or 1, squeeze=False, width_ratios=[widths[p] for p in panels] or [1])[0]
         for axis, panel in zip(axes, panels):

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..primitives import aside
+from ..primitives import aside, regular
 from ..primitives.texts import plain
 
 SCHEMA = "aristos-links/1"
@@ -123,7 +123,7 @@ def save(links: Links, path: Path) -> None:
 def load(path: Path) -> Links:
     """Read the file. Raises InputError, which names the wrong field, and OSError."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(regular.text(path))
     except (ValueError, RecursionError) as why:
         raise InputError(f"{path} is not JSON: {why}") from None
     try:

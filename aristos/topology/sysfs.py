@@ -7,17 +7,19 @@ import platform
 import re
 from pathlib import Path
 
+from ..primitives import regular
 from ..primitives.texts import whole
 from . import cpusets
 from .model import Cache, Node, Numa
 
 SYS = Path("/sys")
+MOST = 1 << 20  # bytes of one file
 
 
 def read(path: Path) -> str:
     """A file's text without white space at its ends; '' if it cannot be read."""
     try:
-        return path.read_text(errors="replace").strip()
+        return regular.read(path, MOST).decode(errors="replace").strip()
     except OSError:
         return ""
 

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
+from ..primitives import regular
 
 
 def read(name: str | Path) -> str:
     """A file's text; - is stdin. Raises OSError, and InputError if stdin is closed."""
     if name != "-":
-        return decoded(Path(name).read_bytes())
+        return decoded(regular.read(name))
     if sys.stdin is None:
         raise InputError("- reads stdin, which is closed: give a file's name")
     return decoded(sys.stdin.buffer.read())

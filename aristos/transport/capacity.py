@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..host import memory_limit
 from ..host.mpi_files import SHM
 
 MIB = 2**20
@@ -27,14 +28,12 @@ def free_shared_memory() -> int | None:
 
 
 def free_memory() -> int | None:
-    """Bytes of main memory that are free on this node, or in this container; None if unknown."""
+    """Bytes of main memory that are free on this node, within the limits of control groups; None if unknown."""
     known = []
     with contextlib.suppress(OSError), open("/proc/meminfo") as lines:
         known += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        known.append(max(0, limit - int(Path("/sys/fs/cgroup/memory.current").read_text())))
-    return min(known, default=None)
+    limit = memory_limit.room()
+    return min(known if limit is None else [*known, limit], default=None)
 
 
 def machine() -> tuple[str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..config import OVERDUE
-from ..errors import MemoryProblem
+from ..errors import MemoryProblem, PoisonedError
 from ..host import launch_environment, mpi_files
 from ..host.nodes import Nodes
 from ..host.processes import ENDED, Process
@@ -27,6 +27,8 @@ from .window import Window
 ABORTED = 86  # exit code of a job that ends itself
 ABORT_SECONDS = 3  # for last words and MPI_Abort; then SIGALRM ends this process, and the launcher its job
 DRAIN_SECONDS = 0.2  # for the launcher's pipes
+MOST_TEXT = 2000  # characters of an error that other ranks get
+FAILED = 1  # tag of the message by which a rank that cannot enter a collective says why
 
 
 def end_job(comm: Any, code: int, last_words: str = "") -> None:
@@ -79,6 +81,11 @@ def _ranks_of_job(comm: Any) -> list[int]:
         job.Free()
 
 
+def _in_short(error: BaseException) -> str:
+    """An error as a clause."""
+    return f"{type(error).__name__}: {error}"[:MOST_TEXT]
+
+
 def _clause(lost: dict[int, str]) -> str:
     """That ranks have ended or are stopped, as a clause. lost: rank -> which it is."""
     return ", ".join([f"rank {rank} {trouble}" for rank, trouble in lost.items()][:NAMED])
@@ -102,13 +109,26 @@ class Group:
         self.rank, self.world = comm.Get_rank(), comm.Get_size()
         self._watchdog = Watchdog(lambda why: end_job(comm, ABORTED, why), f"rank {self.rank}")
         self._watchdog.suspects, self._watchdog.ended = self.suspects, self.ended
+        self.failed = False  # whether a rank of the group has sent FAILED
+        self._sent: list[Any] = []  # those messages, which MPI still reads
         ranks = _ranks_of_job(comm)
         self._processes = {rank: _job[r] for rank, r in enumerate(ranks) if r in _job}
         self.meet("the other ranks to make a layer", comm)
-        if self.world == world_size():  # so all ranks of this machine have left MPI_Init
-            mpi_files.forget_names()
+        process, problem = None, self._watchdog.problem
+        try:
+            if self.world == world_size():  # so all ranks of this machine have left MPI_Init
+                mpi_files.forget_names()
+            process = Process.here()
+        except Exception as error:
+            problem = error
         with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", timeout):
-            processes = comm.allgather(Process.here())
+            offers = comm.allgather((process, problem and _in_short(problem)))
+            if problem is not None:
+                raise problem
+            for rank, (_, why) in enumerate(offers):
+                if why is not None:
+                    raise self._lost_to(rank, why)
+            processes = [each for each, _ in offers]
             self._processes = {rank: process for rank, process in enumerate(processes) if process.seen_here()}
             _job.update({ranks[rank]: process for rank, process in self._processes.items() if ranks[rank] >= 0})
             self.comm = comm.Dup()
@@ -120,9 +140,15 @@ class Group:
         """Every rank's `value`, in rank order. what: the subject, for messages."""
         if self.comm is None:
             return [value]
-        self.meet(f"the other ranks ({what})")
-        with self._watchdog.watch(f"the other ranks ({what})", self.timeout):
+        with self.together(f"the other ranks ({what})"):
             return self.comm.allgather(value)
+
+    @contextlib.contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """Meet, then bound a blocking MPI collective in the block: no rank is in it while another one has failed."""
+        self.meet(what)
+        with self.bounded(what):
+            yield
 
     @contextlib.contextmanager
     def bounded(self, what: str, limit: float | None = None) -> Iterator[None]:
@@ -158,7 +184,15 @@ class Group:
         with self._watchdog.watch(what, limit):
             for tries, _ in enumerate(until_all_are_in(comm)):
                 yield
-                time.sleep(0 if tries < 99 else 0.001)
+                if tries < 99:
+                    time.sleep(0)
+                    continue
+                time.sleep(0.001)
+                if self._watchdog.problem is not None:
+                    self._watchdog.check()
+                if comm is self.comm and comm.iprobe(tag=FAILED):
+                    self.failed = True
+                    raise self._lost_to(*comm.recv(tag=FAILED))
 
     def cores(self) -> tuple[int, int]:
         """(cores it may use divided by the ranks that share them, at least 1; ranks that share each core)."""
@@ -203,12 +237,12 @@ class Group:
         device: the GPU whose memory it takes; None for host memory.
         """
         transport = choose(SELF if self.node is None else LOCAL, HOST if device is None else DEVICE)
-        with self.bounded("the other ranks to allocate windows"):
+        with self.together("the other ranks to allocate windows"):
             return transport.open(self.node, nbytes, device)
 
     def remote_window(self, nbytes: int) -> RmaWindow:
         """A window of `nbytes` that ranks of other nodes put into; collective."""
-        with self.bounded("the other ranks to allocate windows"):
+        with self.together("the other ranks to allocate windows"):
             return choose(REMOTE).open(self.comm, nbytes, None)
 
     def watch_calls(self, calling: Calling | None) -> None:
@@ -217,6 +251,20 @@ class Group:
             self._watchdog.calls(calling, lambda: self.timeout)
 
     # ------------------------------------------------------------ the end
+
+    def fail(self, error: BaseException) -> None:
+        """This rank enters no collective any more: those that wait for it in one, now or later, raise PoisonedError."""
+        if self.comm is not None and not self.failed:
+            self.failed = True
+            why = self.rank, _in_short(error)
+            self._sent = [self.comm.isend(why, rank, FAILED) for rank in range(self.world) if rank != self.rank]
+
+    def _lost_to(self, rank: int, why: str) -> PoisonedError:
+        """The error of a rank that waits for one which has failed."""
+        return PoisonedError(
+            f"rank {self.rank}: rank {rank} gave up while the ranks made a layer, because of {why};"
+            f" see the output of rank {rank}"
+        )
 
     def abort_at_exit(self, why: str) -> None:
         """End the job when this process exits: after a failure, a peer may never reach MPI_Finalize. why: a clause."""

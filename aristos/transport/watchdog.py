@@ -48,6 +48,7 @@ class Watchdog:
         self._wait: tuple[str, float, float] | None = None  # what, since, limit
         self._calls: tuple[Calling, Callable[[], float]] | None = None
         self._thread: threading.Thread | None = None
+        self.problem: Exception | None = None  # why the thread cannot be started; then waits call `check`
         self._end = threading.Event()
 
     @contextlib.contextmanager
@@ -67,9 +68,15 @@ class Watchdog:
             self._start()
 
     def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="aristos-watchdog", daemon=True)
-            self._thread.start()
+        if self._thread is not None:
+            return
+        thread = threading.Thread(target=self._run, name="aristos-watchdog", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:  # a limit of threads: the ranks meet first, and then all raise
+            self.problem = error
+        else:
+            self._thread, self.problem = thread, None
 
     def close(self) -> None:
         """End the thread."""
@@ -79,14 +86,18 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._end.wait(POLL):
-            wait = self._wait
-            if wait is not None:
-                what, since, limit = wait
-                seconds = time.monotonic() - since
-                if seconds > limit or self._collective.confirmed(wait, seconds, lambda: bool(self.ended())):
-                    self._report(since, limit, what, UNKNOWN)
-            if self._calls is not None:
-                self._check_calls(*self._calls)
+            self.check()
+
+    def check(self) -> None:
+        """Give up what has been awaited for too long."""
+        wait = self._wait
+        if wait is not None:
+            what, since, limit = wait
+            seconds = time.monotonic() - since
+            if seconds > limit or self._collective.confirmed(wait, seconds, lambda: bool(self.ended())):
+                self._report(since, limit, what, UNKNOWN)
+        if self._calls is not None:
+            self._check_calls(*self._calls)
 
     def _check_calls(self, calling: Calling, limit: Callable[[], float]) -> None:
         try:

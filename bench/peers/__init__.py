@@ -7,6 +7,7 @@ its dtype before the clock starts. rounds.py times and checks all peers alike.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -26,8 +27,17 @@ class Peer(Protocol):
     def output(self) -> Floats:
         """The result of the last call: [S, H], in any floating dtype that float32 holds."""
 
+    def arrays(self) -> Iterable[Any]:
+        """What the last call has read and written: rows, weights, outputs; each has a dtype."""
+
     def close(self) -> None:
         """Free the peer's resources. Collective."""
+
+
+def ran(peer: Any) -> dict[str, str]:
+    """What a peer's last call has computed: "dtype", of all its arrays; of Aristos also "precision" and "isa"."""
+    names = dict.fromkeys(str(each.dtype).removeprefix("torch.") for each in peer.arrays() if each is not None)
+    return {"dtype": " and ".join(names), **getattr(peer, "kernels", dict)()}
 
 
 BOUNDS = {"float32": 1e-5, "bfloat16": 3e-2}

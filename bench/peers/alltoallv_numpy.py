@@ -52,6 +52,9 @@ class AlltoallvNumPy:
         self._exchange(self.outputs, landed, self.back, sent)
         self._combine(order, weights)
 
+    def arrays(self) -> list[Any]:
+        return [self.xs, self.up, self.gate, self.down, self.y]
+
     def output(self) -> Floats:
         return self.y
 

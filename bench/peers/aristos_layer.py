@@ -13,6 +13,7 @@ import oracle
 from jobs import Floats, Job
 
 import aristos
+from aristos.bench.ran import Ran, of_layer
 from peers import Absent
 
 
@@ -25,6 +26,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     except ImportError as error:
         raise Absent(f"{error}: pip install ml_dtypes") from None
     return np.dtype(ml_dtypes.bfloat16)
+
+
+def kernels(found: Ran) -> dict[str, str]:
+    """Element type, precision and ISA of kernels: rows of another type than weights would have been named before."""
+    return {"dtype": found.dtype, "precision": found.precision, "isa": found.isa}
 
 
 class AristosLayer:
@@ -43,6 +49,13 @@ class AristosLayer:
 
     def __call__(self, i: int) -> None:
         self.moe(self.xs[i], ids=self.ids[i], weights=self.weights[i], out=self.y)
+
+    def arrays(self) -> list[Any]:
+        return [self.xs, self.y]
+
+    def kernels(self) -> dict[str, str]:
+        """Precision and ISA of the layer's kernels."""
+        return kernels(of_layer(self.moe, self.arrays(), self.moe.cfg))
 
     def stats(self, i: int) -> Any:
         """The same call, returning its CallStats."""

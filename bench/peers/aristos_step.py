@@ -10,7 +10,8 @@ import oracle
 from jobs import Floats, Job, flat
 
 import aristos
-from peers.aristos_layer import numpy_dtype
+from aristos.bench.ran import of_layer
+from peers.aristos_layer import kernels, numpy_dtype
 
 
 class AristosStep:
@@ -38,6 +39,13 @@ class AristosStep:
     def output(self) -> Floats:
         found = self.moe.grads()
         return flat(np.asarray(each, np.float32) for each in (*self.gradients, *(found[name] for name in self.names)))
+
+    def arrays(self) -> list[Any]:
+        return [self.xs, self.dys, self.gradients[0]]
+
+    def kernels(self) -> dict[str, str]:
+        """Precision and ISA of the layer's kernels."""
+        return kernels(of_layer(self.moe, self.arrays(), self.moe.cfg))
 
     def close(self) -> None:
         self.moe.close()

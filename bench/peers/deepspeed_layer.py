@@ -38,7 +38,8 @@ class DeepSpeedLayer:
         self.gate = _given_routing(torch, job)
         weights = zip(*(w if w is not None else [None] * (job.shape.experts // job.world)
                         for w in local_weights(torch, job, rows)))  # fmt: skip
-        made = [_expert(torch, *tensors) for tensors in weights]
+        self.tensors = [*weights]
+        made = [_expert(torch, *tensors) for tensors in self.tensors]
         holder = experts.Experts(torch.nn.Identity(), len(made))
         holder.deepspeed_experts = torch.nn.ModuleList(made)
         self.layer = moe.MOELayer(self.gate, holder, "all", job.world, len(made))
@@ -49,6 +50,9 @@ class DeepSpeedLayer:
         self.gate.now = i
         with self.torch.inference_mode():
             self.y = self.layer(self.xs[i], None)
+
+    def arrays(self) -> list[Any]:
+        return [self.xs, *(tensor for expert in self.tensors for tensor in expert), self.y]
 
     def output(self) -> Floats:
         y: Floats = self.y.float().numpy()

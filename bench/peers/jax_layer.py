@@ -69,6 +69,9 @@ class JaxLayer:
         self.y = self.program(*self.inputs[i], *self.weights)
         self.y.block_until_ready()
 
+    def arrays(self) -> list[Any]:
+        return [self.inputs[0][0], *self.weights, self.y]
+
     def output(self) -> Floats:
         return np.asarray(self.y.addressable_data(0)[0]).astype(np.float32)
 

@@ -52,7 +52,7 @@ class KtKernelLayer:
         cfg = self.ext.moe.MOEConfig(shape.experts, shape.top_k, shape.hidden, shape.ffn, 0)  # 0 experts on a GPU
         cfg.max_len = max(32, shape.tokens)
         cfg.pool = self.pool.backend_
-        kept = [
+        self.kept = kept = [
             torch.from_numpy(np.ascontiguousarray(a.transpose(0, 2, 1))).to(torch.bfloat16)
             for a in (job.gate, job.up, job.down)
         ]
@@ -68,6 +68,9 @@ class KtKernelLayer:
         x, ids, weights = self.xs[i], self.ids[i], self.weights[i]
         pointers = (ids.data_ptr(), weights.data_ptr(), x.data_ptr(), self.y.data_ptr())
         self.moe.forward(self.count.data_ptr(), ids.shape[1], *pointers, False)
+
+    def arrays(self) -> list[Any]:
+        return [self.xs, *self.kept, self.y]
 
     def output(self) -> Floats:
         y: Floats = self.y.float().numpy()

@@ -20,6 +20,9 @@ class NumPyProduct:
     def __call__(self, i: int) -> None:
         np.matmul(self.xs[i], self.weight, out=self.y)
 
+    def arrays(self) -> list[Any]:
+        return [self.xs, self.weight, self.y]
+
     def output(self) -> Floats:
         return self.y
 
@@ -40,6 +43,15 @@ class AristosProduct(NumPyProduct):
 
     def __call__(self, i: int) -> None:
         self.matrix(self.xs[i], out=self.y)
+
+    def arrays(self) -> list[Any]:
+        return [self.xs, self.y]
+
+    def kernels(self) -> dict[str, str]:
+        """Element type and ISA of the packed weights."""
+        from aristos.kernels.cpu.target import ISA
+
+        return {"dtype": self.matrix._element.name, "precision": "highest", "isa": ISA}
 
     def output(self) -> Floats:
         return self.y.astype(np.float32)
@@ -68,6 +80,9 @@ class TorchProduct:
                 self.y = self.linear(self.xs[i], self.weight, None, "none", [], "")
             else:
                 self.torch.mm(self.xs[i], self.weight, out=self.y)
+
+    def arrays(self) -> list[Any]:
+        return [self.xs, self.weight, self.y]
 
     def output(self) -> Floats:
         y: Floats = self.y.float().numpy()

@@ -220,6 +220,10 @@ class TorchLayer:
             bag = torch.nn.functional.embedding_bag
             self.y = bag(places, back, mode="sum", per_sample_weights=self.weights[i])
 
+    def arrays(self) -> list[Any]:
+        parts = [part for part in (self.experts.up, self.experts.gate, self.experts.down) if part is not None]
+        return [self.xs, *(each for part in parts for each in part), self.y]
+
     def output(self) -> Floats:
         y: Floats = self.y.float().numpy()
         return y

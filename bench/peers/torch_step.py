@@ -144,6 +144,9 @@ class TorchStep:
         y = self.combine(back, weights, tokens, places, torch.from_numpy(order))
         self.gradients = torch.autograd.grad(y, [x, weights, *self.experts.weights()], self.dys[i])
 
+    def arrays(self) -> list[Any]:
+        return [self.xs, *self.experts.weights(), *self.gradients]
+
     def output(self) -> Floats:
         return flat(each.float().numpy() for each in self.gradients)
 

@@ -72,6 +72,39 @@ def test_the_file_has_raw_times_of_all_ranks(whole):
     assert "aristos.bench" in run.attributes["command"]
 
 
+def test_every_table_and_heading_names_the_kernels_that_ran(whole):
+    folder, document = whole
+    (run,) = results.load(folder / "r.h5").runs
+    isa = run.attributes["isa"]
+    for table in run.tables:
+        computes = table.suite not in ("put", "signal", "exchange", "progress")
+        assert table.attributes["isa"] == isa
+        assert ("dtype" in table.attributes) == computes, table.name
+        assert all(each["title"].endswith(f", {isa}") for each in document["suites"][table.suite]["tables"])
+
+
+OTHER_TYPE = """
+import dataclasses, aristos, aristos.bench.workload as w
+class Float32(aristos.MoE):
+    def __init__(self, cfg, *a, **k): super().__init__(dataclasses.replace(cfg, dtype="float32"), *a, **k)
+aristos.MoE, w.Workload.typed = Float32, lambda work, call: call
+"""
+
+
+@needs_mpiexec
+def test_layers_of_another_element_type_than_asked_for_are_caught_in_every_suite(whole):
+    folder, _ = whole
+    names = ("layer", "idle", "replay", "plan", "overlap")
+    words = [*names, *SMALL, "--dtype", "bfloat16", "--routing", str(folder / "trace.npz"), "--json", "--out", "none"]
+    done = bench(2, *words, "--alpha", "1us", "--rate", "100GB/s", code=PATCH + OTHER_TYPE + "sys.exit(main())")
+    assert done.returncode == 1, done.stderr
+    for name, suite in json.loads(done.stdout)["suites"].items():
+        assert not suite["ok"], name
+        for table in suite["tables"]:
+            assert ", float32, " in table["title"], name
+            assert any("bfloat16 highest was asked for, float32 highest ran" in note for note in table["notes"]), name
+
+
 def test_idle_measures_tokens_that_move_and_those_that_need_not(whole):
     folder, document = whole
     (run,) = results.load(folder / "r.h5").runs
@@ -87,6 +120,66 @@ def test_idle_measures_tokens_that_move_and_those_that_need_not(whole):
     assert all(r["over_even"] == 1 for r in rows if r["pattern"] == "uniform")
     assert len({r["rows"] for r in rows}) == 1
     assert sum("recorded, layer" in r["pattern"] for r in rows) == 3 * 3
+
+
+def drawn(figure) -> np.ndarray:
+    """All numbers of a picture: of its lines, bars, points and images."""
+    found = []
+    for axis in figure.axes:
+        found += [np.asarray(line.get_ydata(), float) for line in axis.lines]
+        found += [np.array([each.get_height()]) for each in axis.patches if hasattr(each, "get_height")]
+        found += [np.asarray(each.get_offsets(), float).ravel() for each in axis.collections]
+        found += [np.ma.filled(image.get_array().astype(float), np.nan).ravel() for image in axis.images]
+    return np.concatenate(found)
+
+
+SHOWN = {  # suite -> columns of its table, and the factor with which its pictures show them
+    "put": {"latency_us": 1, "bandwidth_gbs": 1, "fitted_us": 1},
+    "signal": {"round_trip_us": 1, "million_per_s": 1},
+    "exchange": {"one_sided_median_us": 1, "alltoall_median_us": 1, "alltoallv_median_us": 1, "one_sided_busbw_gbs": 1,
+                 "alltoallv_busbw_gbs": 1},
+    "progress": {"waits_us": 1, "computes_us": 1, "thread_us": 1, "worker_us": 1},
+    "gemm": {"gflops": 1, "blas_gflops": 1},
+    "layer": {"median_ms": 1, "share_of_peak": 100, "overlap_efficiency": 100},
+    "train": {"forward_ms": 1, "backward_ms": 1, "optimizer_ms": 1, "step_ms": 1},
+    "idle": {"idle": 100, "median_ms": 1},
+    "overlap": {"speedup": 1, "bulk_efficiency": 100, "fused_efficiency": 100},
+    "replay": {},  # pictures of single steps, a table of all
+    "plan": {},  # parts of a step, see below
+}  # fmt: skip
+
+
+def test_pictures_show_the_numbers_of_the_tables(whole):
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot
+
+    folder, document = whole
+    (run,) = results.load(folder / "r.h5").runs
+    assert {table.suite for table in run.tables} == set(SHOWN)
+    kept: dict[str, list[np.ndarray]] = {}
+    for table in run.tables:
+        for _, picture in CPU_PICTURES[table.name]:
+            figure = picture(table)
+            kept.setdefault(table.suite, []).append(drawn(figure))
+            pyplot.close(figure)
+    numbers = {suite: np.concatenate(found) for suite, found in kept.items()}
+
+    def shown(suite: str, value: float) -> bool:
+        return bool(np.isclose(numbers[suite], value, rtol=1e-9, atol=0).any())
+
+    for suite, columns in SHOWN.items():
+        rows = [row for table in document["suites"][suite]["tables"] for row in table["rows"]]
+        for column, factor in columns.items():
+            values = [row[column] for row in rows if row.get(column) is not None]
+            assert values, (suite, column)
+            for value in values:
+                assert shown(suite, value * factor), (suite, column, value)
+    (plan,) = (table for table in run.tables if table.suite == "plan")
+    for row in document["suites"]["plan"]["tables"][0]["rows"]:
+        if row["term"] in ("pi", "comm", "all-reduce"):
+            factor = 1 if row["term"] == "all-reduce" else plan.attributes["kappa"]
+            assert shown("plan", row["measured_ms"] * factor), row
+            assert shown("plan", row["predicted_ms"] * factor), row
 
 
 def exit_code(main, words):

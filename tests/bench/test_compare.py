@@ -290,8 +290,10 @@ def test_an_error_that_is_no_number_stays_the_worst(tmp_path: Path) -> None:
     import rounds
 
     class Team:
-        def __call__(self, method: str, name: str, i: int, path: str) -> None:
-            np.save(f"{path}-0.npy", np.full((1, 1), np.nan if i == 0 else 1.0, np.float32))
+        def __call__(self, method: str, name: str, i: int = 0, path: str = "") -> list[dict[str, str]]:
+            if method == "output":
+                np.save(f"{path}-0.npy", np.full((1, 1), np.nan if i == 0 else 1.0, np.float32))
+            return [{"dtype": "float32"}]
 
     class Truth:
         def error(self, rank: int, i: int, y: np.ndarray) -> float:
@@ -301,6 +303,75 @@ def test_an_error_that_is_no_number_stays_the_worst(tmp_path: Path) -> None:
     rounds.check({"numpy": Team()}, tmp_path, Truth(), [m.entries["numpy"]], m)
     assert not np.isfinite(m.errors["numpy"])
     assert m.wrong() == ["numpy"]
+
+
+@pytest.mark.usefixtures("bench")
+@pytest.mark.parametrize("planted", [None, "xs", "weight", "y"])
+def test_a_peer_of_another_dtype_than_its_entry_is_caught(tmp_path: Path, planted: str | None) -> None:
+    """Its dtype is that of its arrays; whatever its entry says, it is then neither timed nor hidden."""
+    import jobs
+    import oracle
+    import peers
+    import report
+    import rounds
+    import worker
+    from barrier import Barrier
+
+    shape = jobs.Product(3, 8, 4)
+    truth = oracle.make_product(tmp_path, shape, 0)
+    Barrier.create(tmp_path / "barrier", 1)
+    one = worker.Worker(None, 1, tmp_path / "barrier")
+    one.read(str(tmp_path))
+    entry = peers.PRODUCTS["numpy-product"]
+    one.make(entry.name, entry.factory, entry.options)
+    if planted:
+        setattr(one.peers[entry.name], planted, getattr(one.peers[entry.name], planted).astype(np.float64))
+    m = rounds.ShapeResults(shape, 1, entries={entry.name: entry})
+    team = {entry.environment: lambda method, *given: [getattr(one, method)(*given)]}
+    rounds.check(team, tmp_path, truth, [entry], m)
+    assert m.errors[entry.name] <= entry.bound
+    assert m.wrong() == ([entry.name] if planted else [])
+    said = "instead of float32 and was not timed there."
+    assert (said in report.markdown("A title", [m], [], [])) == bool(planted)
+
+
+@pytest.mark.usefixtures("bench")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_peers_of_aristos_name_their_kernels(tmp_path: Path, dtype: str) -> None:
+    import jobs
+    import oracle
+    import peers
+    from peers import aristos_layer, aristos_step, products
+
+    from aristos.primitives import isa
+
+    def ran(peer: object) -> dict[str, str]:
+        peer(0)
+        found = peers.ran(peer)
+        peer.close()
+        return found
+
+    oracle.make_product(tmp_path / "product", jobs.Product(3, 8, 4), 0)
+    oracle.make_step(tmp_path / "step", jobs.step(jobs.parse_shape("5/8/8/2/1")), 1, 0)
+    product, step = jobs.read(tmp_path / "product", 0), jobs.read(tmp_path / "step", 0)
+    for peer in (
+        products.AristosProduct(None, product, dtype),
+        aristos_step.AristosStep(None, step, dtype, "hidden"),
+        aristos_layer.AristosLayer(None, step, "fused", dtype, {}),
+    ):
+        assert ran(peer) == {"dtype": dtype, "precision": "highest", "isa": isa.chosen()}
+
+
+@pytest.mark.usefixtures("bench")
+def test_every_peer_says_what_it_read_and_wrote() -> None:
+    """Peers of other environments cannot be made here: each class must at least have the method."""
+    import importlib
+
+    import peers
+
+    for entry in [*peers.LAYERS.values(), *peers.STEPS.values(), *peers.ONE_RANK.values(), *peers.PRODUCTS.values()]:
+        module, _, called = entry.factory.partition(":")
+        assert callable(getattr(getattr(importlib.import_module(module), called), "arrays", None)), entry
 
 
 @pytest.mark.usefixtures("bench")

@@ -10,12 +10,14 @@ import pytest
 
 from aristos.bench.context import Context
 from aristos.bench.options import Options
+from aristos.bench.ran import Ran
 from aristos.bench.suites import overlap
 from aristos.bench.world import World
 from aristos.errors import InputError
 from aristos.host.nodes import Nodes
 
 pytestmark = pytest.mark.parallel
+RAN = Ran("float32", "highest", "avx512", ("float32", "highest"))
 
 
 def context(**options) -> Context:
@@ -34,7 +36,7 @@ def point(bulk: float, fused: float, inside: float) -> overlap.PointTimes:
 
 def record(bulk: float, fused: float, inside: float, alpha: float = 0.0, rate: float = math.inf) -> dict:
     """Of a layer whose experts take 4 ms; a tile is a quarter of them and has 1 MB."""
-    case = overlap.CaseTimes("a", 1, 4e-3, 0.25, 1_000_000, errors={"fused": 1e-7, "bulk": 1e-7})
+    case = overlap.CaseTimes("a", RAN, 1, 4e-3, 0.25, 1_000_000, errors={"fused": 1e-7, "bulk": 1e-7})
     return overlap._record(case, (alpha, rate), point(bulk, fused, inside), copy=10.0)
 
 
@@ -75,7 +77,7 @@ def test_the_sentence_names_the_best_and_the_worst_point():
 
 
 def test_links_without_delay_are_compared_with_the_noise_of_calls_without_emulation():
-    case = overlap.CaseTimes("a", 1, 4e-3, 0.25, 0)
+    case = overlap.CaseTimes("a", RAN, 1, 4e-3, 0.25, 0)
     case.plain = [point(10, 5, 0), point(10.4, 5, 0)]
     for slower, equal in ((1.03, "yes"), (1.05, "no")):
         case.undelayed = [point(10 * slower, 5, 0), point(10.4 * slower, 5, 0)]

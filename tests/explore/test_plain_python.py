@@ -25,7 +25,7 @@ from aristos.explore import shrink, step_limit, strategies
 from aristos.explore.cases import Call, Case, RankFault
 from aristos.explore.cluster import Cluster
 from aristos.explore.places import COPIES, HOME, LOCAL, PART, STATE, WIRE, address, private
-from aristos.explore.violation import OutOfBounds, Race, SecondWriter, WrongSide
+from aristos.explore.violation import OutOfBounds, Race, SecondWriter, TooLong, WrongSide
 from aristos.primitives import compile as compiling
 from aristos.primitives import wire
 from aristos.substrate.cpu import loop
@@ -100,6 +100,36 @@ def test_a_step_that_never_ends_is_a_livelock(monkeypatch, capsys):
         found = json.loads(capsys.readouterr().out)["found"]
         assert found["what"] == "Livelock"
         assert "does not come back from a step" in found["message"]
+
+
+def test_a_story_ends_with_what_was_violated(capsys):
+    """A reader reads a long story from its end."""
+    assert explorer.run(explore_options(["--mutation", "zero-not-announced"])) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "shortened in" in lines[1]
+    end = next(i for i, line in enumerate(lines) if line.startswith("Deadlock: "))
+    assert "release" in lines[end - 1] or "store" in lines[end - 1]
+    assert all(line.startswith(("rank ", "  ")) for line in lines[end + 1 :])
+
+
+def test_shortening_ends_where_it_is_in_vain(monkeypatch):
+    trials = []
+
+    def attempt(case, decisions, most, with_story=False):
+        trials.append(most)
+        return Race("") if sum(decisions) == 500 else None, ""
+
+    monkeypatch.setattr(shrink, "attempt", attempt)
+    shorter = shrink.shrink(Case(calls=((Call(()),),) * 2), [1] * 500, Race(""), 70)
+    assert sum(shorter.decisions) == 500
+    assert trials == [70] * (shrink.IN_VAIN + 1)
+
+
+def test_a_trial_of_too_many_steps_ends():
+    case = Case(calls=((Call(((0,),)),),) * 2)
+    assert shrink.attempt(case, [], 10_000) == (None, "")
+    found, _ = shrink.attempt(case, [], 10)
+    assert isinstance(found, TooLong)
 
 
 # ---- the protocol under the explorer: cases that once showed a bug, and the checks themselves ------------------------

@@ -11,8 +11,8 @@ from driver import Ended
 
 from aristos import errors, reference
 from aristos.config import OVERDUE, MoEConfig
-from aristos.layer import saving
-from aristos.results import hdf5
+from aristos.layer import saved_files, saving
+from aristos.results import hdf5, npz
 
 EVERYWHERE = ("ctrl_c", "time_limit")  # no rank is left to report them
 REPORTED = ("word",)  # the rank that it happens to says so
@@ -137,8 +137,9 @@ def checkpoint(folder: Path) -> list[str]:
     last = int((folder / "saved.log").read_text().split()[-1])
     cfg = MoEConfig(hidden=24, ffn=40, experts=5, top_k=2, max_tokens=48)
     try:
-        place = folder / "disk/saved" / saving.read_manifest(folder / "disk/saved")["folder"]
-        arrays = [saving.npz.load(str(saving.file_of(place, 0, e)), "saved") for e in (*range(cfg.experts), -1)]
+        about = saving.read_manifest(folder / "disk/saved")
+        names = [saved_files.name_of(0, e) for e in (*range(cfg.experts), saved_files.COMMON)]
+        arrays = [npz.load(str(folder / "disk/saved" / about.folder / name), "saved") for name in names]
     except errors.AristosError as error:
         return [f"the checkpoint does not open: {error}"]
     for seed in range(last, 256):

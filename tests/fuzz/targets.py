@@ -31,7 +31,7 @@ from aristos.errors import AristosError
 from aristos.host import launch_environment, mpi_library, slurm_variables, workarounds
 from aristos.launcher import commands as launch_commands
 from aristos.launcher import take_seat
-from aristos.layer import saving
+from aristos.layer import on_disk, saving
 from aristos.models import MODELS
 from aristos.placement import Placement
 from aristos.planner import load as load_problem
@@ -192,11 +192,14 @@ def shards(path: Path) -> None:
 
 
 def saved(path: Path) -> None:
-    """What a training object's directory says, for restoring and for the next save."""
+    """What a training object's directory says, for the next save and for restoring."""
+    with contextlib.suppress(ValueError, RecursionError, AttributeError, KeyError):
+        given = json.loads(path.read_bytes())
+        del given["digest"]  # nothing behind it would be reached otherwise
+        path.write_text(json.dumps(given | {"digest": saving.digest_of(saving.canonical(given))}))
     about = saving.read_manifest(path.parent)
-    saving.file_of(path.parent / about["folder"], 0, 1).exists()
-    about["layers"] == ["x"], about["optimizer"] and (about["optimizer"][0] == "y", about["optimizer"][1] + 1)
-    (path.parent / saving.begin(path.parent)).rmdir()
+    saving.undo(path.parent, saving.begin(path.parent, {about.id}))
+    on_disk.check_layers(path.parent, about.layers, saving.described([LAYER]))
 
 
 def timeline_file(path: Path) -> None:
@@ -329,7 +332,12 @@ GPUS = (
     Gpu(0, uuid="GPU-a1", name="A", mig=(Mig(0, "MIG-b2", "1g"), Mig(1, "MIG-GPU-a1/1/0", "1g"))),
     Gpu(1, uuid="GPU-c3", name="B"),
 )
-SAVED = {"schema": saving.SCHEMA, "folder": "saved-3", "layers": ["x"], "optimizer": ["Adam", 7]}
+LAYER = MoEConfig(hidden=8, ffn=16, experts=4)
+SAVED = {"schema": saving.FIRST, "folder": "saved-3", "layers": [repr(LAYER)], "optimizer": ["Adam", 7]}
+SAVED_LAST = SAVED | {
+    "schema": saving.SCHEMA, "id": "a1", "layers": saving.described([LAYER]), "extra": {"step": 7, "b": [1.5, None]},
+    "files": {"layer-0-common.npz": [7, "b2"], "dense.npz": [0, ""]}, "digest": "",
+}  # fmt: skip
 INDEX = {"metadata": {"total_size": 16}, "weight_map": {"w": "a.safetensors", "v": "a.safetensors"}}
 CLUSTER = {
     "alpha_us": 15,
@@ -418,7 +426,9 @@ def targets(folder: Path) -> dict[str, Target]:
         "results": Target(in_file("r.h5", hdf5.read), results(folder), HDF5_WORDS, 2 * guarded.SPARE),
         "parts": Target(folders.parts, (folders.results(),), JSON),
         "timeline": Target(in_file("t.json", timeline_file), (json.dumps(TIMELINE).encode(),), JSON),
-        "saved": Target(in_file("saved/saved.json", saved), (json.dumps(SAVED).encode(),), JSON),
+        "saved": Target(
+            in_file("saved/saved.json", saved), tuple(json.dumps(each).encode() for each in (SAVED, SAVED_LAST)), JSON
+        ),
         "index": Target(in_file(f"shards/{INDEX_NAME}", shards), (json.dumps(INDEX).encode(),), JSON),
         "model": Target(folders.model, folders.models(), JSON),
         "safetensors": Target(in_file("s.safetensors", tensors), (safetensors(),), (b'"BF16"', b'"F4"', b"[0, 0]")),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import pathlib
 
 import numpy as np
 import pytest
 
 from aristos.errors import CheckpointError
-from aristos.layer import saving
+from aristos.layer import saved_files, saving
 
 
 @pytest.mark.parametrize(
@@ -36,18 +37,27 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, code, mes
     monkeypatch.setattr(os, "fsync", fail)
     monkeypatch.setattr(os, "statvfs", statvfs)
     with pytest.raises(CheckpointError, match=message):
-        saving.write_arrays(path, {"up": np.zeros(100, np.float32)})
+        saved_files.write_arrays(path, {"up": np.zeros(100, np.float32)})
     assert not path.exists()
 
 
 def test_a_failed_save_leaves_the_one_before(tmp_path):
-    name = saving.begin(tmp_path)
-    saving.undo(tmp_path, name)
+    saving.undo(tmp_path, saving.begin(tmp_path, set()))
     assert not list(tmp_path.iterdir())
-    first = saving.begin(tmp_path)
-    saving.finish(tmp_path, first, {"layers": [], "optimizer": None})
+    first = saving.begin(tmp_path, set())
+    saving.finish(tmp_path, first, {"layers": [], "optimizer": None, "extra": {}, "files": {}})
     saving.undo(tmp_path, first)  # the failure came after the new saved.json
-    second = saving.begin(tmp_path)
+    second = saving.begin(tmp_path, {first.id})
     saving.undo(tmp_path, second)
-    assert second != first
-    assert {path.name for path in tmp_path.iterdir()} == {first, saving.MANIFEST}
+    assert second.folder != first.folder
+    assert {path.name for path in tmp_path.iterdir()} == {first.folder, saving.MANIFEST}
+
+
+def test_a_folder_that_cannot_be_marked_is_removed(tmp_path, monkeypatch):
+    def full(*given: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        saving.begin(tmp_path, set())
+    assert not list(tmp_path.iterdir())

@@ -11,9 +11,12 @@ import pytest
 from cases import MoE, tokens
 from mpi import ranks_each
 
-from aristos import MoEConfig, Router, losses, reference
+from aristos import MoEConfig, Router, _reference_backward, losses, reference
+from aristos.config import SCORES
 from aristos.engine.layout import return_stride
 from aristos.errors import CheckpointError, InputError, MismatchError, OpenCallError, PeerInputError
+from aristos.kernels.cpu import token_backward
+from aristos.layer import saved_files
 from aristos.layer.collective import shape_of
 from aristos.placement import Placement
 from aristos.train import SGD, Adam
@@ -69,6 +72,34 @@ def test_gradients_equal_the_float64_reference(name):
             close(gradient, 2 * once[key], key)
         moe.zero_grads()
         assert not any(gradient.any() for gradient in moe.grads().values())
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("score", SCORES)
+def test_gradients_of_a_router_that_is_sure_of_its_choice(score, renormalize):
+    """Each token's gradient by the logits, within 1e-5 of its largest entry; then by the router, with a loss's own."""
+    rng = np.random.default_rng(0)
+    for k in (1, 2):
+        cfg = replace(SMALL, top_k=k, experts=4, router=Router(score, renormalize=renormalize))
+        logits = (6 * rng.standard_normal((64, 4))).astype(np.float32)
+        ids = np.argsort(-logits, axis=1)[:, :k].copy()
+        dw, out = rng.standard_normal((64, k)).astype(np.float32), np.zeros((64, 4), np.float32)
+        token_backward.logit_gradients(
+            64, logits.ctypes.data, 4, ids.ctypes.data, dw.ctypes.data, k, SCORES[score], renormalize, 1.0,
+            out.ctypes.data,
+        )  # fmt: skip
+        right = _reference_backward.by_logits(cfg, logits, ids, dw)
+        largest = np.abs(right).max(axis=1, keepdims=True)
+        assert np.all(np.abs(out - right) <= 1e-5 * largest + 1e-15)  # the reference itself is within 1e-15
+    cfg = replace(cfg, top_k=1, activation="relu2", gated=False)
+    w, x, dy = reference.weights(cfg), 5 * tokens(cfg, 64, seed=3), tokens(cfg, 64, seed=4)
+    w["router"] *= 30
+    dlogits = (1e-2 * rng.standard_normal((64, 4))).astype(np.float32)
+    with MoE(cfg, threads=1, train=True) as moe:
+        moe.load(**w)
+        moe.backward(dy, moe.forward(x)[1], dlogits=dlogits)
+        moe.reduce_grads()
+        close(moe.grads()["router"], reference.backward(cfg, x, dy, dlogits=dlogits, **w)["router"], "router")
 
 
 def test_routed_from_outside():
@@ -389,10 +420,13 @@ def everything(moe: Any, optimizer: Any) -> dict[str, bytes]:
 
 
 @pytest.mark.ranks(2)
-def test_saved_on_two_ranks_and_restored_on_one_and_two(comm, tmp_path_factory):
+def test_saved_on_two_ranks_and_restored_on_one_and_two(comm, tmp_path_factory, monkeypatch):
     """Five steps, or three, a save and two more after a restore: equal bits. A save that fails leaves the last one."""
     folder = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
     cfg = replace(SMALL, shared_ffn=5)
+
+    def unwritable(*given: Any) -> None:
+        raise OSError("broken")
 
     def made(on: Any, **options: Any) -> Any:
         moe = MoE(cfg, on, layers=2, threads=1, train=True, **options)
@@ -407,10 +441,13 @@ def test_saved_on_two_ranks_and_restored_on_one_and_two(comm, tmp_path_factory):
         saved = everything(moe, optimizer)
         some_steps(moe, optimizer, 2)
         after = everything(moe, optimizer)
-        if comm.rank == 0:
-            (folder / "saved-2").write_text("in the way")
-        with pytest.raises(PeerInputError if comm.rank else CheckpointError, match="cannot make a folder"):
-            moe.save(folder, optimizer)
+        with monkeypatch.context() as patched:
+            if comm.rank:
+                patched.setattr(saved_files, "write_arrays", unwritable)
+            with pytest.raises(CheckpointError if comm.rank else PeerInputError, match="cannot save: OSError: broken"):
+                moe.save(folder, optimizer)
+        comm.Barrier()
+        assert sorted(path.name for path in folder.iterdir()) == ["saved-1", "saved.json"]
     whole = {key: value for each in comm.allgather(after) for key, value in each.items()}
     for on, places in ((comm, [1, 1, 1, 0, 1, 0]), (None, None)):
         moe, optimizer = made(on, placement=places)
@@ -454,7 +491,7 @@ def test_what_cannot_be_restored(tmp_path):
         with MoE(SMALL, threads=1, train=True) as moe:
             moe.load(**w)
             moe.save(tmp_path / "new")
-        with pytest.raises(CheckpointError, match="holds layers"):
+        with pytest.raises(CheckpointError, match=r"layer 0 than this object's: ffn: it has 12, this object 13$"):
             other.restore(tmp_path / "new")
 
 
@@ -463,15 +500,17 @@ def test_dense_arrays_are_trained_clipped_and_saved_with_the_layers(tmp_path):
     first = {name: rng.standard_normal(shape, np.float32) for name, shape in (("head", (3, 4)), ("norm", (5,)))}
     gradients = {name: rng.standard_normal(a.shape, np.float32) for name, a in first.items()}
 
-    def stepped(clip: float | None, times: int = 1, restore: bool = False) -> tuple[float, dict[str, np.ndarray]]:
+    def stepped(
+        clip: float | None, times: int = 1, restore: bool = False, folder: str = "once"
+    ) -> tuple[float, dict[str, np.ndarray]]:
         dense = {name: a.copy() for name, a in first.items()}
         with MoE(SMALL, threads=1, train=True) as moe:
             moe.load(**w)
             optimizer = SGD(moe, 0.5, momentum=0.9, clip=clip, dense=dense)
             if restore:
-                moe.restore(tmp_path, optimizer)
+                moe.restore(tmp_path / folder, optimizer)
             norms = [optimizer.step(gradients) for _ in range(times)]
-            moe.save(tmp_path, optimizer)
+            moe.save(tmp_path / folder, optimizer)
             return norms[-1], dense
 
     norm, dense = stepped(None)
@@ -479,9 +518,9 @@ def test_dense_arrays_are_trained_clipped_and_saved_with_the_layers(tmp_path):
     for name, a in first.items():
         assert np.array_equal(dense[name], a - np.float32(0.5) * gradients[name])
     _, once = stepped(None, restore=True)
-    _, twice = stepped(None, times=2)
+    _, twice = stepped(None, times=2, folder="twice")
     assert all(np.array_equal(once[name], twice[name]) for name in first)
-    _, dense = stepped(norm / 2)
+    _, dense = stepped(norm / 2, folder="clipped")
     for name, a in first.items():
         assert dense[name] == pytest.approx(a - 0.25 * gradients[name], abs=1e-6)
 

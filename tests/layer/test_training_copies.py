@@ -114,10 +114,11 @@ def test_saved_copies(comm, tmp_path_factory):
 @pytest.mark.ranks(4)
 def test_the_groups_of_a_plan_train_together(comm, tmp_path_factory):
     """Uneven groups, a copy within one; a refusal on one rank reaches the other group."""
-    folder = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
+    base = comm.bcast(tmp_path_factory.mktemp("saved") if comm.rank == 0 else None)
     plan = plan_of([3, 1, 2, 2])
     assert plan.groups == [[0, 1], [2, 3]]
     for options in ({}, {"schedule": "bulk"}):
+        folder = base / (options.get("schedule") or "fused")
         with MoE(TRAINED, comm, plan=plan, threads=1, train=True, **options) as moe:
             moe.load(**W)
             call(moe, comm)

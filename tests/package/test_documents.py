@@ -115,6 +115,23 @@ def test_links_to_headings_lead_to_headings(document):
     assert not missing, f"{document.relative_to(ROOT)} links to headings that do not exist: {', '.join(missing)}"
 
 
+def test_named_decisions_exist():
+    decisions = (ROOT / "docs" / "decisions.md").read_text()
+    known = set(re.findall(r"^## (\d+)\.", decisions, re.MULTILINE))
+    named = {n for page in DOCUMENTS for n in re.findall(r"\[decisions? (\d+)", page.read_text())}
+    named |= set(re.findall(r" \((\d+)\)", decisions))
+    for path in (
+        *ROOT.glob("aristos/**/*.py"),
+        *ROOT.glob("tests/*.py"),
+        *ROOT.glob("bench/*.py"),
+        *ROOT.glob("launch/*"),
+    ):
+        if path.is_file():
+            named |= set(re.findall(r"docs/decisions\.md, (\d+)", path.read_text()))
+    assert named
+    assert named <= known, f"docs/decisions.md has no {', '.join(sorted(named - known, key=int))}"
+
+
 def deliberate_bugs() -> dict[str, int]:
     """Number of the explorer's mutations in each of its files."""
     found: dict[str, int] = {}

@@ -31,6 +31,35 @@ def test_readme_is_one_screen_and_names_its_commands():
     assert "independent implementation" in text
 
 
+def table(text: str, first: str) -> dict[str, list[str]]:
+    """The rows of the Markdown table whose head begins with `first`, by their first cell."""
+    lines = text[text.index(f"| {first} |") :].split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_results_of_the_readme_are_those_of_the_comparison():
+    """Aristos (fused) / the best of NumPy and torch, in each element type, as docs/performance.md has them."""
+    page = (ROOT / "docs" / "performance.md").read_text()
+    measured = table(page[page.index("<!-- compare:begin amx, rocketlake: uniform") :], "peer")
+    shapes = [title.split()[0] for title in measured["peer"]]
+    shown = table((ROOT / "README.md").read_text(), "tokens/H/F/E/k")
+    assert shown["tokens/H/F/E/k"][1:] == ["Intel Xeon (AMX), float32", "Intel Xeon (AMX), bfloat16"]
+    rows = {name.split()[0]: cells for name, cells in shown.items() if name[1] == " "}
+    assert list(rows) == [shape for shape in shapes if len(shape) == 1]
+    for shape, cells in rows.items():
+        at = shapes.index(shape)
+        times = {peer: row[at].split()[0] for peer, row in measured.items() if "(" in row[at]}
+        for cell, suffix in zip(cells[1:], ("", ", bfloat16")):
+            fused = times[f"Aristos fused{suffix}"]
+            peers = [
+                t
+                for p, t in times.items()
+                if p.startswith(("Alltoallv", "torch")) and p.endswith("bfloat16") == bool(suffix)
+            ]
+            assert cell.split(";")[0] == f"{fused} / {min(peers, key=float)}", shape
+
+
 @pytest.mark.parametrize(
     "path", ["README.md", "launch/virtual_slurm", "docs/install.md", "docs/performance.md", "bench/nodes.py"]
 )

@@ -1,4 +1,4 @@
-"""simt alone: it imports only the compile cache, limits of GPUs, readers of numbers and error classes, and runs so."""
+"""simt alone: it imports only the compile cache, readers and the error classes; it runs without the rest."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "aristos"
-# The compile cache, with what it needs, limits of GPUs, and bounded numbers of texts
+# The compile cache with what it needs; bounded files and numbers are beside it
 CACHE = ("compile", "code_files", "isa", "linked_code", "offline", "private", "sm_limits", "sources")
-BASE = ("errors", *(f"primitives.{name}" for name in (*CACHE, "texts")))
+BASE = ("errors", *(f"primitives.{name}" for name in (*CACHE, "regular", "texts")))
 KERNEL = """
 import numpy as np
 import aristos

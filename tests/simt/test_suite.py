@@ -10,7 +10,7 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed"
 pytest.importorskip("filecheck", reason="numba-cuda's tests need filecheck")
 pytest.importorskip("cffi", reason="numba-cuda's tests need cffi")
 from aristos.simt.suite.__main__ import main, run_modules
-from aristos.simt.suite.table import load, rate
+from aristos.simt.suite.table import load, rate, table
 
 QUICK = [
     "doc_examples.test_vecadd", "doc_examples.test_matmul", "doc_examples.test_reduction",
@@ -47,3 +47,20 @@ def test_the_rate_counts_failures_but_not_libraries(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     assert rate(load(path)) == (6, 9)
+
+
+def test_the_table_counts_by_folder_and_names_tests_by_reason():
+    row = {"libraries": [], "why": "", "reports": []}
+    rows = [
+        row
+        | {"module": "cudapy.test_a", "test": "A::one", "outcome": "agrees", "reports": ["race: here", "race: there"]},
+        row | {"module": "cudapy.test_b", "test": "B::two", "outcome": "refused", "why": "no opcode"},
+        row | {"module": "cudapy.test_b", "test": "B::three", "outcome": "refused", "why": "no opcode"},
+        row
+        | {"module": "nrt.test_c", "test": "four", "outcome": "refused", "why": "no opcode", "libraries": ["nrt.cu"]},
+    ]
+    text = table(rows, {})
+    assert "| cudapy | 1 |  | 2 |" in text
+    assert "| nrt |  |  |  |  |  |  |  |  | 0 of 1 |" in text
+    assert "- no opcode (3): cudapy.test_b: two, three; nrt.test_c: four (links a file)" in text
+    assert "- race (1): cudapy.test_a: one" in text

@@ -260,6 +260,13 @@ class FakeComm:
     def Ibarrier(self) -> _Request:
         return _Request(self.together)
 
+    def iprobe(self, tag: int) -> bool:
+        """Whether a rank that has failed says so; here its thread aborts all."""
+        return False
+
+    def isend(self, value: Any, to: int, tag: int) -> None:
+        pass
+
     def Abort(self, code: int) -> None:
         self.together.abort()
 

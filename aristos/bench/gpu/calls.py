@@ -14,6 +14,7 @@ import numpy as np
 
 from ...layer.device_arrays import KINDS
 from ..context import Context
+from ..ran import Ran, of_gpu_layer
 from ..workload import NEAR_TIE, Call, Workload
 from .clock import BenchGpu, GpuArray
 
@@ -87,6 +88,11 @@ class Played:
         self.rows = self.counts.sum(axis=0)
         self.some, few = sample(call, most)
         self.truth = work.oracle(few) if truth is None else truth
+
+    @property
+    def ran(self) -> Ran:
+        """The kernels of the call."""
+        return of_gpu_layer(self.gpu, self.moe, (self.x, self.y), self.work.cfg)
 
     def __call__(self) -> None:
         """Queue the call."""

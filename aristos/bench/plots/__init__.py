@@ -6,13 +6,15 @@ table. Pictures show the data of the file alone: nothing is smoothed, and outlie
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import EnvironmentProblem, InputError, ResultsError
+from ...errors import AristosError, EnvironmentProblem, InputError, ResultsError
+from ...primitives.texts import shown
 from ...results import Run, Table, load
 
 Picture = Callable[[Table], Any]
@@ -32,9 +34,12 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
     Raises InputError if no run has that name or it has no pictures, ResultsError if a table lacks data of its picture,
     EnvironmentProblem if Matplotlib is not installed.
     """
-    chosen = _choose(file, run)
+    found = _choose(file, run)
     pyplot = _pyplot()
+    from .labels import drawable
     from .style import STYLE, footer
+
+    chosen = drawable(found, file)
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -42,11 +47,11 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
     with pyplot.rc_context(STYLE):
         for table in chosen.tables:
             for name, picture in known.get(table.name, []):
-                figure = _drawn(picture, table, file)
-                footer(figure, chosen, str(table.attributes.get("disturbed", "")))
                 path = folder / f"{name}.{form}"
-                figure.savefig(path)
-                pyplot.close(figure)
+                with _described(pyplot, f"{file}: no picture of the table {table.name!r}"):
+                    figure = picture(table)
+                    footer(figure, chosen, str(table.attributes.get("disturbed", "")))
+                    figure.savefig(path)
                 written.append(path)
     if not written:
         raise InputError(f"run {chosen.name} of {file} has no table with a picture")
@@ -60,10 +65,8 @@ def draw_timelines(files: list[str], target: Path) -> Path:
     from .timeline import timelines
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with pyplot.rc_context(STYLE):
-        figure = timelines(files)
-        figure.savefig(target)
-        pyplot.close(figure)
+    with pyplot.rc_context(STYLE), _described(pyplot, f"{', '.join(files)}: no picture"):
+        timelines(files).savefig(target)
     return target
 
 
@@ -79,12 +82,20 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _drawn(picture: Picture, table: Table, file: str) -> Any:
+@contextlib.contextmanager
+def _described(pyplot: Any, what: str) -> Iterator[None]:
+    """Turn errors about data that cannot be drawn, of a table of another version or program, into a ResultsError.
+
+    Closes all figures.
+    """
     try:
-        return picture(table)
-    except (KeyError, IndexError, TypeError, ValueError) as why:
-        # a table of another version or program
-        raise ResultsError(f"{file}: no picture of the table {table.name!r}: {type(why).__name__}: {why}") from why
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, MemoryError, RuntimeError) as why:
+        if isinstance(why, AristosError):
+            raise
+        raise ResultsError(f"{what}: {type(why).__name__}: {shown(str(why)[:200])}") from why
+    finally:
+        pyplot.close("all")
 
 
 def _choose(file: str, run: str | None) -> Run:

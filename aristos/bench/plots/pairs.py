@@ -8,8 +8,10 @@ import numpy as np
 
 from ...results import Table
 from ..fit import Fit, Segment, alpha_beta
-from ..pairs import bytes_text
-from .style import BLUE, GREEN, GREY, RED, byte_axis, heat_map
+from ..pairs import bytes_text, medians
+from .style import BLUE, GREEN, GREY, ORANGE, RED, SKY, byte_axis, heat_map
+
+COLOURS = ((BLUE, RED, GREEN), (ORANGE, GREY, SKY))  # of a transport: all pairs and their median, the fit, single puts
 
 
 def _medians(table: Table, name: str) -> np.ndarray:
@@ -21,9 +23,11 @@ def _medians(table: Table, name: str) -> np.ndarray:
     return out
 
 
-def _pairs(medians: np.ndarray) -> np.ndarray:
-    """[pair, size] without the diagonal."""
-    return medians[~np.eye(len(medians), dtype=bool)]
+def _transports(table: Table) -> list[tuple[str, np.ndarray, tuple[str, str, str]]]:
+    """(text for labels, its pairs [W, W], colours) of each transport; no text if there is one alone."""
+    names = table.variables["transport"].values
+    found = [str(name) for name in np.unique(names) if name]
+    return [(f"{name}, " if len(found) > 1 else "", names == name, colours) for name, colours in zip(found, COLOURS)]
 
 
 def _fit_text(fit: Fit) -> str:
@@ -35,22 +39,25 @@ def _fit_text(fit: Fit) -> str:
 
 
 def put(table: Table) -> Any:
-    """Latency and bandwidth by size, log-log: every pair, their median, and the alpha-beta fit of the median."""
+    """Latency and bandwidth by size, log-log, for each transport: every pair, the median over pairs of their medians,
+    and its alpha-beta fit. Bandwidth is the size over such a time, as in the table."""
     from matplotlib import pyplot
 
     sizes = table.dims["size"].values
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 4))
-    each = _pairs(_medians(table, "latency")) * 1e6
-    middle = np.median(each, axis=0)
-    fit = alpha_beta(sizes, middle * 1e-6)
-    left.plot(sizes, each.T, color=BLUE, alpha=0.25, linewidth=0.8)
-    left.plot(sizes, middle, "o-", color=BLUE, markersize=3.5, label=f"median of {len(each)} pairs")
-    left.plot(sizes, fit(sizes) * 1e6, "--", color=RED, label=_fit_text(fit))
+    for text, pairs, (colour, fitted, single) in _transports(table):
+        each, middle = medians(table.variables["latency"].values[pairs])
+        fit = alpha_beta(sizes, middle)
+        left.plot(sizes, each.T * 1e6, color=colour, alpha=0.25, linewidth=0.8)
+        label = f"{text}median of {len(each)} pairs"
+        left.plot(sizes, middle * 1e6, "o-", color=colour, markersize=3.5, label=label)
+        left.plot(sizes, fit(sizes) * 1e6, "--", color=fitted, label=_fit_text(fit))
+        several, usual = medians(table.variables["put_time"].values[pairs])
+        right.plot(sizes, (sizes / several / 1e9).T, color=colour, alpha=0.25, linewidth=0.8)
+        mark = {"markersize": 3.5}
+        right.plot(sizes, sizes / usual / 1e9, "o-", color=colour, label=f"{text}several puts, one quiet", **mark)
+        right.plot(sizes, sizes / middle / 1e9, "s:", color=single, label=f"{text}one put, one quiet", **mark)
     left.set(title="one put and a quiet", ylabel="latency (us)", yscale="log", xlabel="size of a put")
-    rate = sizes / _pairs(_medians(table, "put_time")) / 1e9
-    right.plot(sizes, rate.T, color=BLUE, alpha=0.25, linewidth=0.8)
-    right.plot(sizes, np.median(rate, axis=0), "o-", color=BLUE, markersize=3.5, label="several puts, one quiet")
-    right.plot(sizes, sizes / middle * 1e-3, "s:", color=GREEN, markersize=3.5, label="one put, one quiet")
     right.set(title="bandwidth", ylabel="bandwidth (GB/s)", yscale="log", xlabel="size of a put")
     for axis in (left, right):
         byte_axis(axis, sizes)
@@ -73,29 +80,28 @@ def put_heatmap(table: Table) -> Any:
 
 
 def signal(table: Table) -> Any:
-    """Round trips by payload, and the message rate of one sender."""
+    """Round trips by payload, and the message rate of one sender, for each transport."""
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 4))
-    sizes = table.dims["size"].values
-    trips = _pairs(_medians(table, "round_trip")) * 1e6
+    sizes, messages = table.dims["size"].values, table.dims["message_size"].values
     sized = sizes > 0
-    left.plot(sizes[sized], trips[:, sized].T, color=BLUE, alpha=0.25, linewidth=0.8)
-    left.plot(
-        sizes[sized], np.median(trips, axis=0)[sized], "o-", color=BLUE, markersize=3.5, label="payload and signal"
-    )
-    if not sized.all():
-        alone = float(np.median(trips[:, ~sized]))
-        left.axhline(alone, color=GREY, linestyle=":", label=f"signal alone: {alone:.3g} us")
+    for text, pairs, (colour, dotted, _) in _transports(table):
+        trips, trip = (each * 1e6 for each in medians(table.variables["round_trip"].values[pairs]))
+        left.plot(sizes[sized], trips[:, sized].T, color=colour, alpha=0.25, linewidth=0.8)
+        label = f"{text}payload and signal"
+        left.plot(sizes[sized], trip[sized], "o-", color=colour, markersize=3.5, label=label)
+        if not sized.all():
+            alone = float(trip[~sized][0])
+            left.axhline(alone, color=dotted, linestyle=":", label=f"{text}signal alone: {alone:.3g} us")
+        each, usual = medians(table.variables["message_time"].values[pairs])
+        right.plot(messages, (1e-6 / each).T, color=colour, alpha=0.25, linewidth=0.8)
+        right.plot(messages, 1e-6 / usual, "o-", color=colour, label=f"{text}median of {len(each)} pairs")
     left.set(title="there and back", ylabel="round trip (us)", yscale="log", xlabel="payload")
     byte_axis(left, sizes[sized])
-    left.legend()
-    messages = table.dims["message_size"].values
-    rate = 1e-6 / _pairs(_medians(table, "message_time"))
-    right.plot(messages, rate.T, color=BLUE, alpha=0.25, linewidth=0.8)
-    right.plot(messages, np.median(rate, axis=0), "o-", color=BLUE, label=f"median of {len(rate)} pairs")
     right.set(title="message rate", ylabel="million messages per second", xlabel="payload", ylim=(0, None))
     byte_axis(right, messages)
+    left.legend()
     right.legend()
     return figure
 

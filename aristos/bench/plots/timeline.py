@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import math
+from collections import defaultdict
 from typing import Any
 
 from ...errors import ResultsError
+from ...primitives import regular
+from .labels import label
 from .style import BLUE, GREEN, ORANGE, RED, SKY
 
 # kind of step -> colour; workers wait where a bar is pale
@@ -20,7 +23,9 @@ COLOURS = {
     "wait": "#dddddd",
 }
 BAR = 0.8
-_SPAN: dict[str, Any] = {"pid": int, "tid": int, "cat": str, "ts": float, "dur": float}
+MOST = 1 << 28  # bytes of a file
+MOST_WORKERS = 500  # of one picture
+SPAN: dict[str, Any] = {"pid": int, "tid": int, "cat": str, "ts": float, "dur": float}
 
 
 def timelines(files: list[str]) -> Any:
@@ -29,6 +34,8 @@ def timelines(files: list[str]) -> Any:
     from matplotlib.patches import Patch
 
     documents = [_read(file) for file in files]
+    if (count := sum(len(workers) for workers, *_ in documents)) > MOST_WORKERS:
+        raise ResultsError(f"{', '.join(files)}: a picture shows at most {MOST_WORKERS} workers, got {count}")
     heights = [0.5 + 0.32 * len(workers) for workers, *_ in documents]
     figure, axes = pyplot.subplots(
         len(files), 1, figsize=(10, 0.9 + sum(heights)), sharex=True, squeeze=False, height_ratios=heights
@@ -46,13 +53,14 @@ def timelines(files: list[str]) -> Any:
 def _panel(axis: Any, workers: dict[tuple[int, int], str], spans: list[dict[str, Any]]) -> set[str]:
     """Draw the bars of a file; returns the kinds of steps in it."""
     rows = {worker: row for row, worker in enumerate(sorted(workers))}
-    for worker, row in rows.items():
-        mine = [s for s in spans if (s["pid"], s["tid"]) == worker]
-        for kind, colour in COLOURS.items():
-            parts = [(s["ts"] * 1e-3, s["dur"] * 1e-3) for s in mine if s["cat"] == kind]
-            if parts:
-                thin = kind == "wire"  # it lies within a wait
-                axis.broken_barh(parts, (row - BAR / 2, BAR / 2 if thin else BAR), color=colour, linewidth=0)
+    parts = defaultdict[tuple[int, str], list[tuple[float, float]]](list)
+    for s in spans:
+        if s["cat"] in COLOURS and (s["pid"], s["tid"]) in rows:
+            parts[rows[s["pid"], s["tid"]], s["cat"]].append((s["ts"] * 1e-3, s["dur"] * 1e-3))
+    order = list(COLOURS)
+    for row, kind in sorted(parts, key=lambda key: (key[0], order.index(key[1]))):
+        high = BAR / 2 if kind == "wire" else BAR  # it lies within a wait
+        axis.broken_barh(parts[row, kind], (row - BAR / 2, high), color=COLOURS[kind], linewidth=0)
     axis.set_yticks(list(rows.values()), [workers[worker] for worker in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
@@ -62,35 +70,27 @@ def _panel(axis: Any, workers: dict[tuple[int, int], str], spans: list[dict[str,
 def _title(facts: dict[str, Any], spans: list[dict[str, Any]]) -> str:
     waited = sum(s["dur"] for s in spans if s["cat"] == "wait")
     end = max((s["ts"] + s["dur"] for s in spans), default=0.0)
-    said = [str(facts[key]) for key in ("layer", "schedule") if key in facts]
-    said += [f'moves="{facts["moves"]}"'] if facts.get("schedule") == "fused" and "moves" in facts else []
+    said = [label(str(facts[key])) for key in ("layer", "schedule") if key in facts]
+    said += [f'moves="{label(str(facts["moves"]))}"'] if facts.get("schedule") == "fused" and "moves" in facts else []
     return ", ".join([*said, f"{end * 1e-3:.3g} ms, waits {waited * 1e-3:.3g} ms over all workers"])
 
 
 def _read(file: str) -> tuple[dict[tuple[int, int], str], list[dict[str, Any]], dict[str, Any]]:
     """({(rank, worker): label}, complete events, facts) of a file."""
     try:
-        document = json.loads(Path(file).read_text())
+        document = json.loads(regular.text(file, MOST))
         events, facts = document["traceEvents"], dict(document.get("otherData", {}))
         names = [e for e in events if e["ph"] == "M" and e["name"] == "thread_name"]
-        workers = {(int(e["pid"]), int(e["tid"])): f"rank {e['pid']}, {e['args']['name']}" for e in names}
-        spans = [
-            {
-                "pid": int(e["pid"]),
-                "tid": int(e["tid"]),
-                "cat": str(e["cat"]),
-                "ts": float(e["ts"]),
-                "dur": float(e["dur"]),
-            }
-            for e in events
-            if e["ph"] == "X"
-        ]
+        workers = {(int(e["pid"]), int(e["tid"])): label(f"rank {e['pid']}, {e['args']['name']}") for e in names}
+        spans = [{key: kind(e[key]) for key, kind in SPAN.items()} for e in events if e["ph"] == "X"]
     except OSError as error:
         raise ResultsError(f"{file}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ResultsError(
             f"{file} is no timeline of `aristos bench --timeline`: {type(error).__name__}: {error}"
         ) from None
+    if not all(math.isfinite(s["ts"]) and math.isfinite(s["dur"]) for s in spans):
+        raise ResultsError(f"{file}: a time of a timeline must be finite")
     if not spans or not workers:
         raise ResultsError(f"{file}: a timeline without a step")
     return workers, spans, facts

@@ -173,7 +173,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     cfg = replace(shape.cfg, ffn=FFN, gated=False, bias=False, activation="relu", limit=None)
     work = Workload(ctx.world, cfg, ctx.options.seed)
     moe = work.layer("fused", None, backend="cuda")
-    title = f"exchange on {gpu.device.name}: H {cfg.hidden} E {cfg.experts} k {cfg.top_k} {cfg.dtype}"
+    title = f"exchange on {gpu.device.name}: H {cfg.hidden} E {cfg.experts} k {cfg.top_k}"
     sheet = Sheet(f"{title}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     patterns = PATTERNS if ctx.options.routing is None else (ctx.options.routing,)
     plan = [(pattern, tokens) for pattern in patterns for tokens in shape.tokens]
@@ -204,7 +204,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         sheet.notes.append("ranks of several nodes: there is no copy from GPU to GPU to compare with")
     if ctx.world.size == 1:
         sheet.notes.append("one rank: the layer reads its rows in place; the copies stay within the GPU's memory")
-    return Result(sheet.ok, [sheet], [_table(ctx, done)])
+    return Result(sheet.ok, [sheet], [_table(ctx, done)], [played.ran])
 
 
 def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -4,9 +4,10 @@ A call is one expert on M rows: every GEMM of its FFN, the activation fused. Exp
 together exceed a last-level cache, since a layer reads an expert's weights once per call. All ranks run at once with
 one worker each; times are the slowest rank's.
 
-    BLAS       NumPy's matmul of the same GEMMs on plain weights, without activation, which favours BLAS
-    roofline   min(peak, intensity x bandwidth). peak: multiply-adds in registers; bandwidth: one core's read rate
-               from memory; intensity: FLOPs over the bytes of weights, rows in and rows out. All measured here
+    BLAS       NumPy's matmul of the same GEMMs on plain weights, without activation, which favours BLAS; in float32
+               always, as NumPy has no BLAS for 16-bit types
+    roofline   min(peak, intensity x bandwidth). peak: float32 multiply-adds in registers; bandwidth: one core's read
+               rate from memory; intensity: FLOPs over the bytes of weights, rows in and rows out. All measured here
 
 Every output is checked against the float64 oracle.
 """
@@ -19,14 +20,15 @@ from typing import Any
 import numpy as np
 
 from ... import reference
-from ...primitives import isa
+from ...errors import InputError
 from ...results import Table
 from .. import bounds
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded
+from ..ran import Ran, of_kernels
 from ..registry import suite
-from ..workload import Workload
+from ..workload import ROUNDED, TOLERANCE, Workload
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 COLD = 64 << 20  # bytes of all weights that take turns
@@ -48,19 +50,41 @@ COLUMNS = (
 
 
 class Experts:
-    """Some experts, packed for the kernel and plain for BLAS; calls use them in turn."""
+    """Some experts, packed for the kernel and plain for BLAS; calls use them in turn.
+
+    nbytes: of one expert's weights in the type of its rows.
+    """
 
     def __init__(self, work: Workload) -> None:
         from ...kernels import Packed
+        from ...kernels.cpu.elements import ELEMENTS
 
         self.work, self.cfg = work, work.cfg
-        one = sum(w.nbytes for w in work.expert(0).values())
-        count = max(1, min(work.cfg.experts, -(-COLD // one)))
-        self.nbytes = one
-        self.plain = [{name: w[0] for name, w in work.expert(e).items()} for e in range(count)]
+        if self.cfg.dtype not in ELEMENTS:
+            raise InputError(f"suite gemm on CPUs measures {', '.join(ELEMENTS)}, got --dtype {self.cfg.dtype}")
         options = {name: getattr(self.cfg, name) for name in ("activation", "limit", "precision")}
-        self.packed = [Packed(**weights, **options) for weights in self.plain]
+        first = self._typed({name: w[0] for name, w in work.expert(0).items()})
+        self.nbytes = sum(w.nbytes for w in first.values())
+        count = max(1, min(work.cfg.experts, -(-COLD // self.nbytes)))
+        self.plain = [{name: w[0] for name, w in work.expert(e).items()} for e in range(count)]
+        self.packed = [Packed(**self._typed(weights), **options) for weights in self.plain]
         self._next = 0
+
+    def _typed(self, weights: dict[str, Any]) -> dict[str, Any]:
+        """An expert's weights in the layer's dtype; biases stay float32."""
+        dtype = ROUNDED.get(self.cfg.dtype, np.float32)
+        return {name: w if "bias" in name else w.astype(dtype) for name, w in weights.items()}
+
+    def rows(self, m: int) -> np.ndarray:
+        """m rows in the layer's dtype."""
+        return self.work.tokens(m, m).astype(ROUNDED.get(self.cfg.dtype, np.float32))
+
+    def ran(self) -> Ran:
+        """The kernel and rows of a call."""
+        from ...kernels.cpu.target import ISA
+
+        x, one = self.rows(1), self.packed[0]
+        return of_kernels(one._element, (x, one(x)), ISA, self.cfg)
 
     def turn(self) -> int:
         """The index of the next expert."""
@@ -69,36 +93,42 @@ class Experts:
 
     def calls(self, m: int) -> dict[str, Callable[[], None]]:
         """The kernel's call and BLAS's on m rows."""
-        x = self.work.tokens(m, m)
-        out, h, g = np.empty_like(x), np.empty((m, self.cfg.ffn), np.float32), np.empty((m, self.cfg.ffn), np.float32)
+        x = self.rows(m)
+        out, plain, wide = np.empty_like(x), x.astype(np.float32), np.empty(x.shape, np.float32)
+        h, g = (np.empty((m, self.cfg.ffn), np.float32) for _ in range(2))
 
         def ours() -> None:
             self.packed[self.turn()](x, out=out)
 
         def blas() -> None:
             weights = self.plain[self.turn()]
-            np.matmul(x, weights["up"], out=h)
+            np.matmul(plain, weights["up"], out=h)
             if self.cfg.gated:
-                np.matmul(x, weights["gate"], out=g)
-            np.matmul(h, weights["down"], out=out)
+                np.matmul(plain, weights["gate"], out=g)
+            np.matmul(h, weights["down"], out=wide)
 
         return {OURS: ours, BLAS: blas}
 
     def errors(self, m: int) -> dict[str, float]:
         """Relative errors against float64 on m rows; BLAS's without the activation, as timed. Collective."""
-        x, e = self.work.tokens(m, m), self.turn()
+        x, e = self.rows(m), self.turn()
+        plain = x.astype(np.float32)
         truth = reference.expert(
             self.work.single,
-            x,
+            plain,
             0,
             **{name: w[None] for name, w in self.plain[e].items()},
         )
         weights = {name: w.astype(np.float64) for name, w in self.plain[e].items()}
-        product = np.matmul(np.matmul(x, self.plain[e]["up"]), self.plain[e]["down"])
+        product = np.matmul(np.matmul(plain, self.plain[e]["up"]), self.plain[e]["down"])
         return {
             OURS: self.work.error(self.packed[e](x), truth),
-            BLAS: self.work.error(product, x @ weights["up"] @ weights["down"]),
+            BLAS: self.work.error(product, plain @ weights["up"] @ weights["down"]),
         }
+
+    def right(self, errors: dict[str, float]) -> bool:
+        """Whether both errors are within the tolerance of their element types."""
+        return self.work.passes(errors[OURS]) and errors[BLAS] <= TOLERANCE["float32"]
 
 
 @suite("gemm", "expert kernel GFLOP/s by rows against BLAS, and the roofline", order=50, share=1.0)
@@ -137,11 +167,12 @@ def _result(
     bandwidth: np.ndarray,
 ) -> Result:
     sheet = Sheet(f"gemm: one expert of {ctx.shape()}, {len(experts.plain)} experts in turn", COLUMNS)
-    intensity = []
+    ran, intensity = experts.ran(), []
+    itemsize = experts.rows(0).itemsize
     for m, error, t, had in zip(ROWS, errors, times, core):
         median = {name: Statistics.of(values).median for name, values in t.items()}
         flops = m * work.flops_per_row
-        intensity.append(flops / (experts.nbytes + 2 * 4 * m * work.cfg.hidden))
+        intensity.append(flops / (experts.nbytes + 2 * itemsize * m * work.cfg.hidden))
         roof = min(float(peak.mean()), intensity[-1] * float(bandwidth.mean()) / 1e9)
         rate = flops / median[OURS] / 1e9
         sheet.records.append(
@@ -157,16 +188,19 @@ def _result(
                 "share_of_roofline": rate / roof,
                 "error": error[OURS],
                 "blas_error": error[BLAS],
-                "check": VERDICTS[all(work.passes(e) for e in error.values())],
+                "check": VERDICTS[experts.right(error)],
                 **mark(np.concatenate([had[name] for name in (OURS, BLAS)], axis=1)),
             }
         )
     sheet.notes.append(
-        f"per core, {counted(ctx.world.size, 'rank')} at once: {isa.chosen()} peak {peak.mean():.1f} GFLOP/s, "
-        f"micro-kernel {kernel.mean():.1f} GFLOP/s, read bandwidth {bandwidth.mean() / 1e9:.1f} GB/s; "
+        f"per core, {counted(ctx.world.size, 'rank')} at once: float32 peak {peak.mean():.1f} GFLOP/s, "
+        f"float32 micro-kernel {kernel.mean():.1f} GFLOP/s, read bandwidth {bandwidth.mean() / 1e9:.1f} GB/s; "
         f"{experts.nbytes / 2**20:.2f} MiB of weights per expert"
     )
-    return Result(sheet.ok, [sheet], [_table(ctx, work, errors, times, core, peak, kernel, bandwidth, intensity)])
+    if ran.dtype != "float32":
+        sheet.notes.append("BLAS computes in float32: NumPy has none for 16-bit types")
+    table = _table(ctx, work, errors, times, core, peak, kernel, bandwidth, intensity)
+    return Result(sheet.ok, [sheet], [table], [ran])
 
 
 def _table(

@@ -20,6 +20,7 @@ from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
 from ..gpu.clock import BenchGpu, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
 from ..measure import Statistics, padded
+from ..ran import of_gpu
 from ..registry import gpu_suite
 from ..workload import TOLERANCE
 
@@ -125,7 +126,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     work = Products(gpu, kind, experts, shape.cfg.hidden, columns, blas, max(ROWS))
     flops = 2.0 * shape.cfg.hidden * columns * experts
     size = f"[rows, {shape.cfg.hidden}] x [{shape.cfg.hidden}, {columns}]"
-    title = f"gemm on {gpu.device.name}: {experts} experts, {kind}, {size}"
+    title = f"gemm on {gpu.device.name}: {experts} experts, {size}"
     sheet, times = Sheet(title, COLUMNS), []
     for i, rows in enumerate(ROWS):
         ctx.report(f"{rows} rows", i / len(ROWS))
@@ -147,7 +148,8 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         sheet.records.append(record)
     if why:
         sheet.notes.append(why)
-    return Result(sheet.ok, [sheet], [_table(ctx, times, flops)])
+    ran = of_gpu(gpu, tile.kind, (work.x, work.y), shape.cfg)
+    return Result(sheet.ok, [sheet], [_table(ctx, times, flops)], [ran])
 
 
 def _table(ctx: Context, times: list[dict[str, np.ndarray]], flops: float) -> Table:

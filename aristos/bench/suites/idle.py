@@ -31,6 +31,7 @@ from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded
+from ..ran import of_layer
 from ..registry import suite
 from ..routing import Trace, busiest_over_mean
 from ..workload import Call, Workload, execute
@@ -172,6 +173,7 @@ def run(ctx: Context) -> Result:
         late = LATE * usual * (pattern == "late rank" and world.rank == world.size - 1)
         players.append(Player(work, layers, work.typed(_call(work, pattern, tokens, i, ctx.trace)), pattern, late))
     done = _measure(ctx, players, ways)
+    ran = [of_layer(layer, (players[0].call.x, players[0].out), work.cfg) for layer in layers.values()]
     for layer in layers.values():
         layer.close()
     sheet = Sheet(
@@ -179,7 +181,7 @@ def run(ctx: Context) -> Result:
     )
     for m in done:
         sheet.records += _records(work, m, done[0], threads)
-    return Result(all(m.right for m in done), [sheet], [_table(ctx, done, ways, threads)])
+    return Result(all(m.right for m in done), [sheet], [_table(ctx, done, ways, threads)], ran)
 
 
 def _recorded(ctx: Context) -> list[str]:

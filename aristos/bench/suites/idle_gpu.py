@@ -130,7 +130,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     if world.size == 1:
         sheet.notes.append("one rank: there is no late rank, and all rows are its own with any routing")
     sheet.notes.append("launches and the router's kernels do not count as idle")
-    return Result(sheet.ok, [sheet], [_table(ctx, work, done)])
+    return Result(sheet.ok, [sheet], [_table(ctx, work, done)], [done[0].played.ran])
 
 
 def _record(work: Workload, player: GpuPlayer) -> dict[str, Any]:

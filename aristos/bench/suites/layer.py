@@ -30,6 +30,7 @@ from .. import bounds
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded
+from ..ran import of_layer
 from ..registry import suite
 from ..routing import busiest_over_mean
 from ..workload import Call, Workload, execute
@@ -91,6 +92,7 @@ def run(ctx: Context) -> Result:
         for i, tokens in enumerate(shape.tokens):
             ctx.report(f"{tokens} tokens", i / len(shape.tokens))
             call = work.typed(_call(ctx, work, tokens))
+            ran = [of_layer(layer, (call.x, execute(layer, call)), work.cfg) for layer in layers.values()]
             done.append(_measure(ctx, work, layers, call, tokens, ctx.left() / (len(shape.tokens) - i), bandwidth))
     finally:
         for layer in layers.values():
@@ -104,7 +106,7 @@ def run(ctx: Context) -> Result:
     best = float(np.max([m.peak.mean() for m in done]))
     sheet.notes += [_sentence(m.tokens, m.records[-1]) for m in done]
     sheet.notes.append(f"FMA peak measured between the calls: {best:.1f} GFLOP/s per rank, all workers at once")
-    return Result(all(m.ok for m in done), [sheet], [_table(ctx, work, done, threads)])
+    return Result(all(m.ok for m in done), [sheet], [_table(ctx, work, done, threads)], ran)
 
 
 def _call(ctx: Context, work: Workload, tokens: int) -> Call:

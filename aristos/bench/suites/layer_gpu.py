@@ -165,7 +165,12 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     if ctx.world.size > 1:
         sheet.notes.append("ranks that share a GPU are time-sliced, and their times mean little")
     sheet.notes += why
-    return Result(sheet.ok, [sheet, launch_cost.sheet(gpu, launched)], [_table(ctx, done), launch_cost.table(launched)])
+    return Result(
+        sheet.ok,
+        [sheet, launch_cost.sheet(gpu, launched)],
+        [_table(ctx, done), launch_cost.table(launched)],
+        [rivals.played.ran],
+    )
 
 
 def _record(work: Workload, rivals: Rivals, tokens: int, name: str, times: np.ndarray, chain: np.ndarray | None,

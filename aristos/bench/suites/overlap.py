@@ -37,6 +37,7 @@ from ..bounds import ExpertPhase
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import gathered, in_turns, iterations, padded
+from ..ran import Ran, of_layer
 from ..registry import suite
 from ..workload import Call, Workload, execute
 from ..world import World
@@ -120,13 +121,15 @@ class PointTimes:
 
 @dataclass
 class CaseTimes:
-    """One layer. alone: seconds of the experts alone. tile_share, tile_bytes: of a rank's rows in its largest tile.
+    """One layer of a shape. ran: its kernels. alone: seconds of the experts alone. tile_share, tile_bytes: of a rank's
+    rows in its largest tile.
 
     points: in the order of alpha, then rate. plain, undelayed: calls without emulation, and with it but without delay.
     right: whether all outputs were.
     """
 
-    name: str
+    shape: str
+    ran: Ran
     threads: int
     alone: float
     tile_share: float
@@ -136,6 +139,10 @@ class CaseTimes:
     undelayed: list[PointTimes] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
     right: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.shape} {self.ran.kind}"
 
 
 class Match:
@@ -203,9 +210,8 @@ def run(ctx: Context) -> Result:
     cases = _shapes(ctx)
     for i, shape in enumerate(cases):
         work = Workload(ctx.world, shape.cfg, ctx.options.seed)
-        name = f"{shape.name} {shape.cfg.dtype}"
-        ctx.report(name, i / len(cases))
-        done.append(_case(ctx, work, name, shape.tokens[-1], 1 / (len(cases) - i), links))
+        ctx.report(shape.name, i / len(cases))
+        done.append(_case(ctx, work, shape.name, shape.tokens[-1], 1 / (len(cases) - i), links))
     points = list(product(ctx.options.alpha, ctx.options.rate))
     threads = done[0].threads
     where = f"{counted(ctx.world.size, 'rank')} x {counted(threads, 'thread')}"
@@ -217,7 +223,7 @@ def run(ctx: Context) -> Result:
         sheet.records += [_record(m, point, times, copy) for point, times in zip(points, m.points)]
     sheet.notes = [_sentence(m.name, [r for r in sheet.records if r["case"] == m.name]) for m in done]
     sheets = [checked, same, sheet]
-    return Result(all(m.right for m in done), sheets, [_table(ctx, done, links)])
+    return Result(all(m.right for m in done), sheets, [_table(ctx, done, links)], [m.ran for m in done])
 
 
 def _shapes(ctx: Context) -> list[models.Shape]:
@@ -233,7 +239,9 @@ def _shapes(ctx: Context) -> list[models.Shape]:
     return [models.shape(name, ctx.world.size, dtype=dtype, **given) for dtype in dtypes for name in COMPARED]
 
 
-def _case(ctx: Context, work: Workload, name: str, tokens: int, share: float, links: list[dict[str, Any]]) -> CaseTimes:
+def _case(
+    ctx: Context, work: Workload, shape: str, tokens: int, share: float, links: list[dict[str, Any]]
+) -> CaseTimes:
     """Measure one layer at every point. share: of the time that is left. links: filled in, once. Collective."""
     from ..delay.network import Network
 
@@ -244,7 +252,8 @@ def _case(ctx: Context, work: Workload, name: str, tokens: int, share: float, li
     counts = work.counts(work.routed(match.call)[0])
     rows = counts.sum(axis=0)
     width = match.call.x.itemsize * work.cfg.hidden
-    m = CaseTimes(name, layers["fused"].threads, *_alone(ctx, work, layers["fused"], rows), 0)
+    ran = of_layer(layers["fused"], (match.call.x, match.out), work.cfg)
+    m = CaseTimes(shape, ran, layers["fused"].threads, *_alone(ctx, work, layers["fused"], rows), 0)
     m.tile_bytes = int(m.tile_share * int(rows[work.local].sum())) * width
     if not links:
         links += _links(ctx, network)
@@ -260,7 +269,7 @@ def _case(ctx: Context, work: Workload, name: str, tokens: int, share: float, li
             m.undelayed.append(match.measure(max(1, count // BLOCKS)))
     crossing = width * float(max(each[work.placement != rank].sum() for rank, each in enumerate(counts)))
     for i, (alpha, rate) in enumerate(points):
-        ctx.report(f"{name}: {alpha:g} us, {rate:g} GB/s", i / len(points))
+        ctx.report(f"{m.name}: {alpha:g} us, {rate:g} GB/s", i / len(points))
         network.set(alpha, rate)
         with network:
             m.points.append(match.measure(_calls(ctx, seconds, turn + _delay(alpha, rate, crossing))))

@@ -37,6 +37,7 @@ from .. import bounds, ring
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import gathered, in_turns, iterations, placed
+from ..ran import of_layer
 from ..registry import suite
 from ..slow_links import SlowLinks
 from ..workload import Call, Workload
@@ -116,12 +117,13 @@ def run(ctx: Context) -> Result:
             each.entry.error = work.error(y, truth)
         _measure(ctx, runs, outputs)
         ctx.world.barrier()
+        ran = [of_layer(each.moe, (each.call.x, each.out), work.cfg) for each in runs]
     for each, y in zip(entries, outputs):
         each.right = ctx.world.every(each.right and np.array_equal(y, outputs[0]))
     table, records = _table(ctx, work, entries, problem, threads)
     sheet = Sheet(_title(ctx, shape, tokens, threads), COLUMNS, records)
     sheet.notes = _notes(problem, records)
-    return Result(sheet.ok, [sheet], [table])
+    return Result(sheet.ok, [sheet], [table], ran)
 
 
 def _call(ctx: Context, work: Workload, tokens: int) -> Call:

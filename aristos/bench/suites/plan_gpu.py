@@ -167,7 +167,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     )
     sheet.records = [_record(work, each, entries[0]) for each in entries]
     sheet.notes = _notes(problem)
-    return Result(sheet.ok, [sheet], [_table(ctx, entries, problem)])
+    return Result(sheet.ok, [sheet], [_table(ctx, entries, problem)], [each.played.ran for each in runs])
 
 
 def _record(work: Workload, entry: Entry, planned: Entry) -> dict[str, Any]:

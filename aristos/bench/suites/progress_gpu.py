@@ -133,7 +133,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     sheet.notes.append(f"bursts of {CALLS} calls; the host multiplies [{MATRIX}, {MATRIX}] matrices for about as long")
     if ctx.world.nodes.single:
         sheet.notes.append("one node: there is no proxy thread, so its cost was not measured")
-    return Result(sheet.ok, [sheet], [_table(ctx, done)])
+    return Result(sheet.ok, [sheet], [_table(ctx, done)], [played.ran])
 
 
 def _record(work: Workload, tokens: int, found: dict[str, np.ndarray], error: float) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ...results import Table
 from .. import fit
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
 from ..disturbance import PAIR_SHARE, mark_pairs
-from ..pairs import ACK, FLAG, Pairs, Side, add_transports, bytes_text, deadline, slot_bytes
+from ..pairs import ACK, FLAG, Pairs, Side, add_transports, bytes_text, deadline, medians, slot_bytes
 from ..registry import suite
 
 SIZES = tuple(8 << i for i in range(20))  # 8 B to 4 MiB
@@ -146,8 +146,8 @@ def _sheet(
 ) -> Sheet:
     """latency, bandwidth: [pair, size, sample] seconds per put, of the pairs [W, W] of one transport. core: [origin,
     target, end, size]."""
-    median, each = np.nanmedian(latency, axis=-1), np.nanmedian(bandwidth, axis=-1)  # [pair, size]
-    whole = fit.alpha_beta(sizes, np.median(median, axis=0))
+    (median, typical), (each, usual) = medians(latency), medians(bandwidth)
+    whole = fit.alpha_beta(sizes, typical)
     title = f"put by {transport}: {len(median)} ordered pairs of {ctx.world.size} ranks, medians over pairs"
     sheet = Sheet(title, COLUMNS)
     for j, size in enumerate(sizes):
@@ -156,10 +156,10 @@ def _sheet(
                 "transport": transport,
                 "size_bytes": size,
                 "size_text": bytes_text(size),
-                "latency_us": float(np.median(median[:, j])) * 1e6,
+                "latency_us": float(typical[j]) * 1e6,
                 "latency_p99_us": float(np.nanquantile(latency[:, j], 0.99)) * 1e6,
                 "slowest_pair_us": float(median[:, j].max()) * 1e6,
-                "bandwidth_gbs": size / float(np.median(each[:, j])) / 1e9,
+                "bandwidth_gbs": size / float(usual[j]) / 1e9,
                 "slowest_pair_gbs": size / float(each[:, j].max()) / 1e9,
                 "fitted_us": float(whole(size)) * 1e6,
                 "check": VERDICTS[bool(good[j])],

@@ -25,6 +25,7 @@ from ...results import Table
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_order, rotated
+from ..ran import of_layer
 from ..registry import suite
 from ..routing import Trace, busiest_over_mean
 from ..workload import Call, Workload, execute
@@ -86,13 +87,15 @@ def run(ctx: Context) -> Result:
     for i, name in enumerate(MOST_STEPS):
         ctx.report(name, i / len(MOST_STEPS))
         done.append(_phase(ctx, work, layers, ctx.trace, name, prefill, ctx.left() / (len(MOST_STEPS) - i)))
+    call = work.typed(step_call(work, ctx.trace, "call_1", prefill, 0, 1)[0])
+    ran = [of_layer(layer, (call.x, execute(layer, call)), work.cfg) for layer in layers.values()]
     for layer in layers.values():
         layer.close()
     sheet = Sheet(f"replay: {ctx.trace.path}, {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     for phase in done:
         sheet.records += _records(work, phase, list(layers))
     sheet.notes.append(f"{ctx.trace.layers} recorded layers in turn, {len(ctx.trace.lengths)} sequences")
-    return Result(all(p.right for p in done), [sheet], [_table(ctx, p, list(layers)) for p in done])
+    return Result(all(p.right for p in done), [sheet], [_table(ctx, p, list(layers)) for p in done], ran)
 
 
 def most_tokens(trace: Trace, prefill: int, world: int) -> int:

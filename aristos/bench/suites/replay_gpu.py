@@ -110,7 +110,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     moe.close()
     sheet.notes.append(f"{trace.layers} recorded layers in turn, {len(trace.lengths)} sequences")
     sheet.notes += why
-    return Result(sheet.ok, [sheet], [_table(ctx, phase) for phase in done])
+    return Result(sheet.ok, [sheet], [_table(ctx, phase) for phase in done], [done[0].steps[0].played.ran])
 
 
 def _phase(

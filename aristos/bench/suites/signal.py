@@ -18,7 +18,7 @@ import numpy as np
 from ...results import Table
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
 from ..disturbance import PAIR_SHARE, mark_pairs
-from ..pairs import CREDIT, PING, PONG, TAIL, Pairs, Side, add_transports, bytes_text, deadline, slot_bytes
+from ..pairs import CREDIT, PING, PONG, TAIL, Pairs, Side, add_transports, bytes_text, deadline, medians, slot_bytes
 from ..registry import suite
 
 SIZES = (0, 8, 64, 256, 1024, 4096, 16384, 65536)
@@ -207,7 +207,7 @@ def _trip_sheet(
     right: np.ndarray,
 ) -> Sheet:
     """trips: [pair, size, sample] seconds per round trip, of the pairs [W, W]. core: [origin, target, end, size]."""
-    trip = np.nanmedian(trips, axis=-1)
+    trip, usual = medians(trips)
     title = f"signal by {transport}: round trips, {len(trip)} ordered pairs of {ctx.world.size} ranks"
     sheet = Sheet(title, TRIPS)
     for j, size in enumerate(sizes):
@@ -216,7 +216,7 @@ def _trip_sheet(
                 "transport": transport,
                 "size_bytes": size,
                 "size_text": bytes_text(size) if size else "signal only",
-                "round_trip_us": float(np.median(trip[:, j])) * 1e6,
+                "round_trip_us": float(usual[j]) * 1e6,
                 "p99_us": float(np.nanquantile(trips[:, j], 0.99)) * 1e6,
                 "fastest_pair_us": float(trip[:, j].min()) * 1e6,
                 "slowest_pair_us": float(trip[:, j].max()) * 1e6,
@@ -231,10 +231,10 @@ def _rate_sheet(
     transport: str, messages: list[int], rates: np.ndarray, core: np.ndarray, pairs: np.ndarray, right: np.ndarray
 ) -> Sheet:
     """rates: [pair, size, sample] seconds per message, of the pairs [W, W]. core: [origin, target, end, size]."""
-    rate = np.nanmedian(rates, axis=-1)
+    rate, usual = medians(rates)
     sheet = Sheet(f"signal by {transport}: message rate of one sender, ring of {RING} slots", RATES)
     for j, size in enumerate(messages):
-        typical = float(np.median(rate[:, j]))
+        typical = float(usual[j])
         sheet.records.append(
             {
                 "transport": transport,

@@ -28,6 +28,7 @@ from .. import bounds
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded, placed
+from ..ran import Ran, of_layer
 from ..registry import suite
 from ..workload import Call, Workload
 
@@ -104,9 +105,10 @@ def run(ctx: Context) -> Result:
         ranks_per_node=work.world.ranks_per_node, backend="cpu", train=True,
         tape_bytes=ctx.world.size * max(shape.tokens) * work.cfg.top_k * place_bytes(work.cfg, "hidden"),
     )  # fmt: skip
-    sheet = Sheet(f"training in float32: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
+    sheet = Sheet(f"training: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     raw: list[list[dict[str, np.ndarray]]] = []
     peaks, core = [], []
+    ran: list[Ran] = []
     try:
         for i, tokens in enumerate(shape.tokens):
             ctx.report(f"{tokens} tokens", i / len(shape.tokens))
@@ -115,6 +117,7 @@ def run(ctx: Context) -> Result:
             optimizer, dy = Adam(moe, 1e-6, clip=1.0), work.tokens(tokens, 7)
             steps = {save: Steps(moe, optimizer, call, dy, save) for save in SAVES}
             errors = {save: _error(work, each) for save, each in steps.items()}
+            ran = [of_layer(moe, (call.x, steps[SAVES[0]].gradients()), work.cfg)]
             before = bounds.peak(ctx.world, moe.threads)
             calls: dict[str, Any] = dict(steps)
             seconds = 0.8 * ctx.left() / (len(shape.tokens) - i)
@@ -133,7 +136,7 @@ def run(ctx: Context) -> Result:
             core.append([taken.core[save] for save in SAVES])
     finally:
         moe.close()
-    return Result(sheet.ok, [sheet], [_table(ctx, shape, raw, core, peaks)])
+    return Result(sheet.ok, [sheet], [_table(ctx, shape, raw, core, peaks)], ran)
 
 
 def products(work: Workload) -> int:

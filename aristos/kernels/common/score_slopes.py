@@ -10,7 +10,7 @@ from ...config import LEAST_SUM, SCORES, SPARSEMIXER_WIDTH
 from ...primitives.compile import jit
 from .activations import exp, logistic
 from .branches import implementations, unrolled
-from .scores import root_softplus
+from .scores import FAR, root_softplus
 
 _f = np.float32
 LEAST, WIDTH = np.float64(LEAST_SUM), np.float64(SPARSEMIXER_WIDTH)
@@ -20,6 +20,19 @@ ZERO, ONE, TWO = np.float64(0), np.float64(1), np.float64(2)
 # ---- functions of one signature: add to out[experts] what comes from dw[k], the gradient by the unscaled weights.
 #
 # row: [experts] float32 scores. ids: [k] int64 as chosen, those beyond the capacity too. scale: the weights' factor.
+# Where one share is nearly 1, its 1 - share is the sum of the others: a difference would lose its digits.
+
+
+@jit
+def lead(values, dw, k, j, rest):
+    """The sum over all shares i of share i * (dw[j] - dw[i]), times the sum of all values.
+
+    values: [k] float64, what the shares are in proportion to; rest: the sum of those with a dw of 0.
+    """
+    found = np.float64(dw[j]) * rest
+    for i in range(k):
+        found += values[i] * (np.float64(dw[j]) - dw[i])
+    return found
 
 
 @jit
@@ -31,16 +44,23 @@ def softmax_slopes(row, experts, renormalize, ids, dw, k, scale, out):
     largest = row[0]
     for e in range(experts):
         largest = max(largest, row[e])
-    total = ZERO
+    powers, values = np.empty(experts, np.float64), np.empty(k, np.float64)
     for e in range(experts):
-        total += exp(row[e] - largest)
-    mean = ZERO
+        powers[e] = exp(row[e] - largest)
     for j in range(k):
-        mean += dw[j] * exp(row[ids[j]] - largest) / total
+        values[j] = powers[ids[j]]
+        powers[ids[j]] = ZERO
+    rest, total, mean = ZERO, ZERO, ZERO
     for e in range(experts):
-        out[e] -= _f(scale * mean * exp(row[e] - largest) / total)
+        rest += powers[e]
     for j in range(k):
-        out[ids[j]] += _f(scale * dw[j] * exp(row[ids[j]] - largest) / total)
+        total += values[j]
+        mean += dw[j] * values[j]
+    total += rest
+    for e in range(experts):
+        out[e] -= _f(scale * mean / total * powers[e] / total)
+    for j in range(k):
+        out[ids[j]] += _f(scale * lead(values, dw, k, j, rest) / total * values[j] / total)
 
 
 @jit
@@ -48,13 +68,12 @@ def softmax_topk_slopes(row, experts, renormalize, ids, dw, k, scale, out):
     largest = row[ids[0]]
     for j in range(k):
         largest = max(largest, row[ids[j]])
-    total, mean = ZERO, ZERO
+    values, total = np.empty(k, np.float64), ZERO
     for j in range(k):
-        power = np.float64(exp(row[ids[j]] - largest))
-        total += power
-        mean += dw[j] * power
+        values[j] = exp(row[ids[j]] - largest)
+        total += values[j]
     for j in range(k):
-        out[ids[j]] += _f(scale * (dw[j] - mean / total) * exp(row[ids[j]] - largest) / total)
+        out[ids[j]] += _f(scale * lead(values, dw, k, j, ZERO) / total * values[j] / total)
 
 
 @jit
@@ -62,9 +81,10 @@ def sigmoid_slopes(row, experts, renormalize, ids, dw, k, scale, out):
     values = np.empty(k, np.float64)
     for j in range(k):
         values[j] = logistic(row[ids[j]])
-    total, mean = shares(values, renormalize, dw, k)
+    total = sum_of(values, k)
     for j in range(k):
-        out[ids[j]] += _f(scale * (dw[j] - mean) / total * values[j] * logistic(-row[ids[j]]))
+        back = lead(values, dw, k, j, LEAST) / total / total if renormalize else np.float64(dw[j])
+        out[ids[j]] += _f(scale * back * values[j] * logistic(-row[ids[j]]))
 
 
 @jit
@@ -72,35 +92,37 @@ def sqrtsoftplus_slopes(row, experts, renormalize, ids, dw, k, scale, out):
     values = np.empty(k, np.float64)
     for j in range(k):
         values[j] = root_softplus(row[ids[j]])
-    total, mean = shares(values, renormalize, dw, k)
+    total = sum_of(values, k)
     for j in range(k):
-        slope = logistic(row[ids[j]]) / (TWO * values[j]) if values[j] > ZERO else ZERO
-        out[ids[j]] += _f(scale * (dw[j] - mean) / total * slope)
+        slope = values[j] / TWO if row[ids[j]] < FAR else logistic(row[ids[j]]) / (TWO * values[j])
+        back = lead(values, dw, k, j, LEAST) / total / total if renormalize else np.float64(dw[j])
+        out[ids[j]] += _f(scale * back * slope)
 
 
 @jit
-def shares(values, renormalize, dw, k):
-    """(what the k values are divided by, mean of dw by these shares)."""
-    if not renormalize:
-        return ONE, ZERO
-    total, mean = LEAST, ZERO
+def sum_of(values, k):
+    """What k values are divided by to be renormalized."""
+    total = LEAST
     for j in range(k):
         total += values[j]
-    for j in range(k):
-        mean += dw[j] * values[j] / total
-    return total, mean
+    return total
 
 
 @jit
 def sparsemixer_slopes(row, experts, renormalize, ids, dw, k, scale, out):
     """Which experts are close enough to take part counts as given."""
+    powers = np.empty(experts, np.float64)
     for j in range(k):
-        best, total = row[ids[j]], ZERO
+        best, rest = row[ids[j]], ZERO
         for e in range(experts):
-            total += close_power(row, e, best, ids, j)
+            powers[e] = close_power(row, e, best, ids, j)
+        powers[ids[j]] = ZERO  # the choice's own is 1
         for e in range(experts):
-            out[e] -= _f(scale * dw[j] / total * close_power(row, e, best, ids, j) / total)
-        out[ids[j]] += _f(scale * dw[j] / total)
+            rest += powers[e]
+        back = scale * dw[j] / (ONE + rest)
+        for e in range(experts):
+            out[e] -= _f(back * powers[e] / (ONE + rest))
+        out[ids[j]] += _f(back * rest / (ONE + rest))
 
 
 @jit

@@ -33,17 +33,18 @@ def rate(rows: list[dict[str, Any]]) -> tuple[int, int]:
 
 
 def table(rows: list[dict[str, Any]], broken: dict[str, str]) -> str:
-    """Markdown: counts by module, then each test that does not agree, with the reason."""
+    """Markdown: counts by folder, then tests that do not agree, by reason; results.jsonl has every test."""
     agreeing, counted = rate(rows)
     asking = sum(row["outcome"] == "driver" and not row["libraries"] for row in rows)
     lines = [
         f"{agreeing} of {counted} tests whose kernels use no library beyond libdevice agree "
         f"({100 * agreeing / max(counted, 1):.1f} %);",
         f"{agreeing} of {counted + asking} if those that ask for a driver count.", "",
-        "| module | " + " | ".join(OUTCOMES) + " | with a library, agree |", "|---|" + "---:|" * (len(OUTCOMES) + 1),
+        "| tests | " + " | ".join(OUTCOMES) + " | with a library, agree |", "|---|" + "---:|" * (len(OUTCOMES) + 1),
     ]  # fmt: skip
-    for name in [*sorted({row["module"] for row in rows}), "all"]:
-        mine = [row for row in rows if name in ("all", row["module"])]
+    folders = sorted({row["module"].partition(".")[0] for row in rows})
+    for name in [*folders, "all"]:
+        mine = [row for row in rows if name in ("all", row["module"].partition(".")[0])]
         plain = Counter(row["outcome"] for row in mine if not row["libraries"])
         linked = [row["outcome"] for row in mine if row["libraries"]]
         cells = [str(plain[o] or "") for o in OUTCOMES]
@@ -52,14 +53,23 @@ def table(rows: list[dict[str, Any]], broken: dict[str, str]) -> str:
     for name, wrong in broken.items():
         lines.append(f"\n{name} did not run to its end: {wrong}")
     for outcome in ("differs", "refused", "time", "driver", "skipped", "expected"):
-        found = [row for row in rows if row["outcome"] == outcome]
-        if found:
-            lines += ["", f"{outcome}:", ""]
-        for row in found:
-            extra = f" (links {', '.join(row['libraries'])})" if row["libraries"] else ""
-            lines.append(f"- {row['module']} {row['test']}{extra}: {row['why']}")
-    found = [row for row in rows if row["outcome"] == "agrees" and row["reports"]]
-    if found:
-        lines += ["", "agree, and the machine reported:", ""]
-        lines += [f"- {row['module']} {row['test']}: {row['reports'][0]}" for row in found]
+        found = [(row["why"], row) for row in rows if row["outcome"] == outcome]
+        lines += _grouped(outcome, found)
+    found = [
+        (row["reports"][0].partition(":")[0], row) for row in rows if row["outcome"] == "agrees" and row["reports"]
+    ]
+    lines += _grouped("agree, and the machine reported", found)
     return re.sub(r"/\S*?/site-packages/|/tmp/\S*/", "", "\n".join(lines)) + "\n"
+
+
+def _grouped(title: str, found: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """A line for each reason, with the tests that have it, by module."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for why, row in found:
+        test = row["test"].rpartition("::")[2] + (" (links a file)" if row["libraries"] else "")
+        reasons.setdefault(why, {}).setdefault(row["module"], []).append(test)
+    lines = []
+    for why, modules in reasons.items():
+        tests = "; ".join(f"{module}: {', '.join(names)}" for module, names in modules.items())
+        lines.append(f"- {why} ({sum(map(len, modules.values()))}): {tests}")
+    return ["", f"{title}:", "", *lines] if lines else []

@@ -95,7 +95,7 @@ class CpuRuntime(Runtime):
         state = aligned((tables.words,), np.int64)
         state[:] = 0
         memory.fill(state, tables.starts)
-        with self.group.bounded("the other ranks to free windows"):
+        with self.group.together("the other ranks to free windows"):
             for old in (self._memory, self._workers):
                 if old is not None:
                     old.close()

@@ -26,9 +26,13 @@ class Workers:
             thread = threading.Thread(
                 target=self._serve, args=(number, inbox), name=f"aristos-worker-{number}", daemon=True
             )
+            try:
+                thread.start()
+            except BaseException:
+                self.close()
+                raise
             self._jobs.append(inbox)
             self._threads.append(thread)
-            thread.start()
 
     def _serve(self, number: int, inbox: queue.SimpleQueue) -> None:
         while (item := inbox.get()) is not None:

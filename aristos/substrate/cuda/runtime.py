@@ -83,7 +83,9 @@ class CudaRuntime(Runtime):
             mine = error
         for rank, why in enumerate(self.group.allgather(str(mine) if mine else None, "memory of their GPUs")):
             if why is not None:
-                raise mine or EnvironmentProblem(f"rank {rank}: {why}")
+                problem = mine or EnvironmentProblem(f"rank {rank}: {why}")
+                problem.on_all_ranks = True
+                raise problem
         return made
 
     # ------------------------------------------------------------ capacity
@@ -125,7 +127,7 @@ class CudaRuntime(Runtime):
         tables = StateLayout(shape, workers, MOST_ROWS, persistent.MOST_RUNS)
         if self._memory is not None:
             self.idle()
-            with self.group.bounded("the other ranks to free windows"):
+            with self.group.together("the other ranks to free windows"):
                 self.group.watch_calls(None)
                 self._memory.close()
             self._memory = None

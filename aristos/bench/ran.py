@@ -1,0 +1,69 @@
+"""What ran: element type, precision and ISA, read from arrays and kernels after they ran, never from options.
+
+Tables and the results file say these. If they are not what the suite was asked for, the suite has failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..config import MoEConfig
+from ..layer.device_arrays import KINDS
+
+if TYPE_CHECKING:
+    from .gpu.clock import BenchGpu
+
+GPU_BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}  # of an element of a row in a GPU's memory
+
+
+@dataclass(frozen=True)
+class Ran:
+    """dtype: of rows and weights, all of them if they differ. precision: of the products. isa: of the kernels; on a
+    GPU its architecture. asked: the dtype and precision that the suite was to measure."""
+
+    dtype: str
+    precision: str
+    isa: str
+    asked: tuple[str, str]
+
+    @property
+    def kind(self) -> str:
+        """`bfloat16`, or `float32 high`."""
+        return self.dtype if self.precision == "highest" else f"{self.dtype} {self.precision}"
+
+    def __str__(self) -> str:
+        return f"{self.kind}, {self.isa}"
+
+    @property
+    def wrong(self) -> str:
+        """A sentence if another element type ran, or a coarser precision, than was asked for; else an empty text."""
+        if self.dtype == self.asked[0] and self.precision in ("highest", self.asked[1]):
+            return ""
+        return f"FAILED: {' '.join(self.asked)} was asked for, {self.dtype} {self.precision} ran"
+
+
+def of_kernels(element: Any, arrays: Iterable[Any], isa: str, cfg: MoEConfig) -> Ran:
+    """Of CPU kernels. element: the `ElementType` of the packed weights. arrays: rows that were read and written."""
+    from ..kernels.cpu.convert import SPLIT
+
+    dtypes = dict.fromkeys([element.name, *(each.dtype.name for each in arrays)])
+    return Ran(" and ".join(dtypes), "high" if element.code == SPLIT else "highest", isa, (cfg.dtype, cfg.precision))
+
+
+def of_layer(moe: Any, arrays: Iterable[Any], cfg: MoEConfig) -> Ran:
+    """Of a layer on CPUs. arrays: rows of a call, read and written."""
+    return of_kernels(moe._backend._element, arrays, moe.isa, cfg)
+
+
+def of_gpu(gpu: BenchGpu, kind: str, arrays: Iterable[Any], cfg: MoEConfig) -> Ran:
+    """Of kernels on a GPU. kind: of their arithmetic. arrays: rows that were read and written; bfloat16 as bits."""
+    dtype = next(name for name, each in KINDS.items() if each == kind)
+    others = {each.dtype.name for each in arrays if each.dtype.itemsize != GPU_BYTES[dtype]}
+    return Ran(" and ".join([dtype, *sorted(others)]), "highest", gpu.device.arch, (cfg.dtype, cfg.precision))
+
+
+def of_gpu_layer(gpu: BenchGpu, moe: Any, arrays: Iterable[Any], cfg: MoEConfig) -> Ran:
+    """Of a layer on a GPU. arrays: rows of a call, read and written."""
+    return of_gpu(gpu, moe._backend._kind, arrays, cfg)

@@ -1,0 +1,50 @@
+"""What differs between two configurations: their fields by name, and a sentence about those that are not equal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from ..config import MoEConfig
+
+Fields = Mapping[str, str]
+SHOWN = 5  # differences in a message
+
+
+def fields_of(cfg: Any, prefix: str = "") -> dict[str, str]:
+    """The fields of a dataclass as text, by name; those of a dataclass in it as router.score."""
+    found: dict[str, str] = {}
+    for field in fields(cfg):
+        value = getattr(cfg, field.name)
+        name = prefix + field.name
+        found |= fields_of(value, f"{name}.") if is_dataclass(value) else {name: repr(value)}
+    return found
+
+
+def fields_of_layers(cfgs: Sequence[MoEConfig]) -> dict[str, str]:
+    """The fields of the layers of an object; of those after the first only where layers differ."""
+    found = fields_of(cfgs[0]) | {"layers": str(len(cfgs))}
+    if any(cfg != cfgs[0] for cfg in cfgs):
+        for number, cfg in enumerate(cfgs[1:], 1):
+            found |= {f"{name} of layer {number}": text for name, text in fields_of(cfg).items()}
+    return found
+
+
+def differences(first: Fields, second: Fields, one: str, other: str) -> str:
+    """The fields that differ, as a clause; empty if none does. one, other: who has them, such as "rank 0".
+
+    Fields that only one has are named if all others are equal.
+    """
+    names = [name for name in first if name in second and first[name] != second[name]]
+    names = names or sorted(first.keys() ^ second.keys())
+    said = [
+        f"{name}: {one} has {_shown(first.get(name))}, {other} {_shown(second.get(name))}" for name in names[:SHOWN]
+    ]
+    return "; ".join(said) + (f"; {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _shown(text: str | None) -> str:
+    if text is None:
+        return "none"
+    return text if len(text) <= 200 else f"{text[:200]}..."

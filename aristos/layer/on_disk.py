@@ -1,0 +1,266 @@
+"""`save` and `restore` of a trained layer object: what is saved, and that all ranks agree about it first."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+
+from ..config import whole
+from ..errors import AristosError, CheckpointError, InputError, quoted
+from . import saved_files, saving
+from .collective import agreed
+from .differences import Fields, differences
+from .given import Arrays
+from .holders import Holders
+from .saved_files import COMMON, DENSE, Recorded
+from .tapes import Reserve
+from .trained_weights import TrainedWeights
+from .training import TrainedLayers
+
+if TYPE_CHECKING:
+    from ..train import Optimizer
+
+Extra = dict[str, Any]
+MOST_EXTRA, DEEPEST = 1 << 20, 20  # bytes of `extra` as JSON, and how deep its lists and dicts may lie in each other
+
+
+class _Found(NamedTuple):
+    """What restore has read. parts: for each layer, expert or COMMON -> arrays."""
+
+    parts: list[dict[int, Arrays]]
+    dense: Arrays
+
+
+class SavedLayers(TrainedLayers):
+    """Base of `MoE`: its weights on disk."""
+
+    _saves: set[str]  # ids of saves that this object has made or restored, so that it may replace them
+
+    def _begin_training(self, holders: Holders, reserve: Reserve) -> None:
+        super()._begin_training(holders, reserve)
+        self._saves = set()
+
+    def save(
+        self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None, extra: Extra | None = None
+    ) -> None:
+        """Write the masters of all layers, and an optimizer's states, into a directory. Collective.
+
+        extra: what else a program needs to go on, such as {"step": 12}: None, booleans, finite numbers, texts, lists
+        and dicts with texts as keys, at most 1 MiB as JSON and equal on all ranks; `restore` returns it.
+
+        A crash at any moment leaves what was saved before, or what is saved now: see `layer/saving.py`. All ranks need
+        the same file system. A save that this object has neither made nor restored is not replaced. Raises InputError
+        or CheckpointError here and PeerInputError on the other ranks, MismatchError where ranks give different extra or
+        optimizers of different kinds; then what was saved before is still there.
+        """
+        backend, runtime = self._trained("save"), self._settled()
+        runtime.refuse_open()
+        everyone, first = self.everyone, self.everyone.rank == 0
+
+        def look() -> tuple[Path, Fields]:
+            self.refuse_half_changed()
+            for layer in range(self.layers):
+                self._of(layer)
+            alike = {"extra": _json(extra)}
+            if optimizer is not None:
+                optimizer.refuse_half_changed()
+            return Path(directory), alike | self._described(optimizer)
+
+        folder = self._agree("save", look)
+        begun = self._together("make a folder", lambda: saving.begin(folder, self._saves) if first else None)
+        begun = everyone.allgather(begun, "the folder of save")[0]
+        self._saves.add(begun.id)
+
+        def write() -> dict[str, Recorded]:
+            files = {}
+            for layer in range(self.layers):
+                for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
+                    if self._holders.first(expert) if expert != COMMON else first:
+                        name = saved_files.name_of(layer, expert)
+                        files[name] = saved_files.write_arrays(folder / begun.folder / name, arrays)
+            if first and optimizer is not None:
+                files[DENSE] = saved_files.write_arrays(folder / begun.folder / DENSE, optimizer.dense_arrays())
+            return files
+
+        try:
+            mine = self._together("save", write)
+            files = {name: each for part in everyone.allgather(mine, "files of save") for name, each in part.items()}
+            about = {
+                "layers": saving.described(backend.cfgs),
+                "optimizer": None if optimizer is None else [type(optimizer).__name__, optimizer.steps],
+                "extra": extra or {},
+                "files": files,
+            }
+            self._together("save", lambda: saving.finish(folder, begun, about) if first else None)
+        except AristosError:
+            if first:
+                saving.undo(folder, begun)
+            raise
+
+    def restore(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> Extra:
+        """Take the masters that `save` wrote, on any number of ranks, and an optimizer's states. Collective.
+
+        Returns the `extra` of save, {} if there was none. All layers must be loaded before, with arrays of the same
+        names. Raises CheckpointError or InputError here, PeerInputError on the other ranks, MismatchError where ranks
+        read different saves, OpenCallError while a tape is open; then nothing has changed on any rank.
+        """
+        backend, runtime = self._trained("restore"), self._settled()
+        runtime.refuse_open()
+
+        def look() -> tuple[saving.Manifest, Fields]:
+            for layer in range(self.layers):
+                self._refuse_tapes(layer, "restore")
+            about = saving.read_manifest(Path(directory))
+            check_layers(directory, about.layers, saving.described(backend.cfgs))
+            kind, saved = type(optimizer).__name__, None if about.optimizer is None else about.optimizer[0]
+            if optimizer is not None and saved != kind:
+                raise CheckpointError(f"{directory} holds the states of {saved}, not of {kind}")
+            return about, {"save": about.id} | self._described(optimizer, steps=False)
+
+        about = self._agree("restore", look)
+        found = self._together("restore", lambda: self._read(Path(directory) / about.folder, about, optimizer))
+        with self.changing():
+            if optimizer is not None:
+                optimizer.half_changed = True
+            for layer, parts in enumerate(found.parts):
+                for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
+                    for name, array in arrays.items():
+                        array[...] = parts[expert][name]
+                self.update(layer)
+            if optimizer is not None:
+                optimizer.steps = about.optimizer[1]
+                for name, array in optimizer.dense_arrays().items():
+                    array[...] = found.dense[name]
+                optimizer.half_changed = False
+        self._saves.add(about.id)
+        return about.extra
+
+    def _read(self, folder: Path, about: saving.Manifest, optimizer: Optimizer | None) -> _Found:
+        """Read and check all files that this rank needs; nothing changes."""
+
+        def arrays_of(name: str, arrays: Arrays, rest: bool) -> Arrays:
+            if about.files is not None and name not in about.files:
+                raise CheckpointError(f"{folder.parent / saving.MANIFEST} names no {name}: the save lacks it")
+            recorded = None if about.files is None else about.files[name]
+            wanted = {key: array.shape for key, array in arrays.items()}
+            return saved_files.read_arrays(folder / name, wanted, rest, recorded)
+
+        parts = [
+            {
+                expert: arrays_of(saved_files.name_of(layer, expert), arrays, rest=optimizer is None)
+                for expert, arrays in self._parts(self._of(layer), layer, optimizer).items()
+            }
+            for layer in range(self.layers)
+        ]
+        return _Found(parts, {} if optimizer is None else arrays_of(DENSE, optimizer.dense_arrays(), rest=False))
+
+    def _agree(self, what: str, look: Callable[[], tuple[Any, Fields]]) -> Any:
+        """What `look` finds on this rank; raises on every rank if it fails on one, or if the texts beside it differ."""
+        problem: AristosError | None = None
+        found, alike = None, cast(Fields, {})
+        try:
+            found, alike = look()
+        except Exception as error:
+            problem = _refusal(what, error)
+        agreed(self.everyone, problem, f"to {what}", alike, f"ranks differ in what they {what}")
+        return found
+
+    def _together(self, what: str, work: Callable[[], Any]) -> Any:
+        """Do `work` on this rank; raises on every rank if it fails on one. Collective."""
+        return self._agree(what, lambda: (work(), {}))
+
+    def _described(self, optimizer: Optimizer | None, steps: bool = True) -> dict[str, str]:
+        """What of an optimizer is equal on all ranks. Raises InputError for one that cannot be saved or restored."""
+        if optimizer is None:
+            return {"optimizer": "None"}
+        if getattr(optimizer, "moe", None) is not self:
+            raise InputError(f"optimizer must be one of this layer object's, got {quoted(optimizer)}")
+        optimizer.check_dense()
+        whole("the optimizer's steps plus one", optimizer.steps + 1)
+        for layer, states in enumerate(optimizer.states):
+            masters = self._of(layer).masters
+            for name, state in states.items():
+                for key, array in state.items():
+                    right = isinstance(key, str) and isinstance(array, np.ndarray) and array.dtype == np.float32
+                    if not right or array.shape[:1] != masters[name].shape[:1]:
+                        raise InputError(f"states must be float32 arrays of as many rows as weights, not {name}.{key}")
+        found = {
+            "optimizer": type(optimizer).__name__,
+            "states": str([{name: sorted(state) for name, state in each.items()} for each in optimizer.states]),
+            "dense": str({name: list(array.shape) for name, array in optimizer.dense_arrays().items()}),
+        }
+        return found | {"steps": str(optimizer.steps)} if steps else found
+
+    def _parts(self, weights: TrainedWeights, layer: int, optimizer: Optimizer | None) -> dict[int, Arrays]:
+        """Views of all that is saved of a layer: id of an expert, or COMMON -> arrays by name."""
+        found: dict[int, Arrays] = {expert: {} for expert in (*weights.mine, COMMON)}
+        arrays = dict(weights.masters)
+        for name, states in ({} if optimizer is None else optimizer.states[layer]).items():
+            arrays |= {f"{name}.{key}": array for key, array in states.items()}
+        for name, array in arrays.items():
+            if name.partition(".")[0] in weights.sums:
+                for expert, part in zip(weights.mine, array):
+                    found[expert][name] = part
+            else:
+                found[COMMON][name] = array
+        return found
+
+
+def _refusal(what: str, error: Exception) -> AristosError:
+    """`error` as one of this package's errors."""
+    if isinstance(error, AristosError):
+        return error
+    found = CheckpointError(f"cannot {what}: {type(error).__name__}: {error}")
+    found.__cause__ = error
+    return found
+
+
+def check_layers(directory: Any, saved: Sequence[Fields], here: Sequence[Fields]) -> None:
+    """Raise CheckpointError unless the saved layers are those of this object."""
+    if len(saved) != len(here):
+        raise CheckpointError(f"{directory} holds {len(saved)} layers, and this object has {len(here)}")
+    odd = [layer for layer, each in enumerate(here) if saved[layer] != each]
+    if odd:
+        unlike = differences(saved[odd[0]], here[odd[0]], "it", "this object")
+        more = f"; {len(odd) - 1} more layers differ" if len(odd) > 1 else ""
+        raise CheckpointError(f"{directory} holds another layer {odd[0]} than this object's: {unlike}{more}")
+
+
+def _json(extra: Any) -> str:
+    """`extra` as JSON. Raises InputError for what JSON would not give back."""
+    if extra is None:
+        extra = {}
+    if not isinstance(extra, dict):
+        raise InputError(f"extra must be a dict, got {quoted(extra)}")
+    _check_extra(extra, "extra", 0)
+    try:
+        text = json.dumps(extra, sort_keys=True)
+    except ValueError as error:  # an integer of more than 4,300 digits
+        raise InputError(f"extra cannot be saved: {error}") from error
+    if len(text) > MOST_EXTRA:
+        raise InputError(f"extra must have at most {MOST_EXTRA} bytes as JSON, got {len(text)}")
+    return text
+
+
+def _check_extra(value: Any, where: str, depth: int) -> None:
+    if depth > DEEPEST:
+        raise InputError(f"{where[:100]}... lies too deep: at most {DEEPEST} lists and dicts may lie in each other")
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if type(key) is not str:
+                raise InputError(f"keys of {where} must be texts, got {quoted(key)}")
+            _check_extra(each, f"{where}[{key!r}]", depth + 1)
+    elif type(value) is list:
+        for i, each in enumerate(value):
+            _check_extra(each, f"{where}[{i}]", depth + 1)
+    elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
+        raise InputError(
+            f"{where} must be None, a boolean, a finite number, a text, a list or a dict, got {quoted(value)}: an array"
+            " is saved as tolist()"
+        )

@@ -1,0 +1,57 @@
+"""Reads files that may come from anywhere: regular files alone, of bounded size.
+
+A reader of a pipe waits for its writer, perhaps for ever; a device such as /dev/zero has no end. A link to one counts
+as what it leads to.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+JSON = 100_000_000  # most bytes of a file of JSON or of another text
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def opened(path: str | Path, most: int | None = None) -> BinaryIO:
+    """The file, open for reading. most: bytes that it may have. Raises OSError, also for what is no regular file."""
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        found = os.fstat(number)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(found.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+            raise OSError(errno.EINVAL, f"must be a regular file, but it is {kind}", os.fspath(path))
+        if most is not None and found.st_size > most:
+            raise _too_large(path, f"it has {found.st_size}", most)
+        return open(number, "rb")
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def read(path: str | Path, most: int = JSON) -> bytes:
+    """What the file holds. Raises OSError, also if it has more than `most` bytes or is no regular file."""
+    with opened(path, most) as file:
+        found = file.read(most + 1)  # a file may grow, and those of /proc have the size 0
+    if len(found) > most:
+        raise _too_large(path, "it has more", most)
+    return found
+
+
+def text(path: str | Path, most: int = JSON) -> str:
+    """What the file holds, as UTF-8. Raises OSError as `read` does, and UnicodeDecodeError, which is a ValueError."""
+    return read(path, most).decode("utf-8")
+
+
+def _too_large(path: str | Path, what: str, most: int) -> OSError:
+    return OSError(errno.EFBIG, f"must have at most {most} bytes, but {what}", os.fspath(path))
