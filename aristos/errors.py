@@ -1,4 +1,4 @@
-"""One error class for each failure that a user can act on; all derive from `AristosError`."""
+"""An error class for each failure that a user can act on; all derive from `AristosError` and are names of `aristos`."""
 
 
 class AristosError(Exception):
@@ -9,6 +9,17 @@ class AristosError(Exception):
 
 class InputError(AristosError, ValueError):
     """An argument has the wrong value, shape or dtype."""
+
+
+class NotLoaded(InputError):
+    """A call needs a part of a layer's weights that was not loaded; the message names it.
+
+    part: 0 any weights, 1 the router, 2 the shared expert, 3 + e expert e.
+    """
+
+    def __init__(self, message: str, part: int) -> None:
+        super().__init__(message)
+        self.part = part
 
 
 class PeerInputError(AristosError):

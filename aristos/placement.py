@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import whole
+from .config import MOST_EXPERTS, whole
 from .errors import InputError, quoted
 
 
@@ -25,7 +25,10 @@ class Placement:
     """
 
     def __init__(self, ranks: Sequence[Any] | np.ndarray | None, experts: int, world: int) -> None:
-        experts, world = whole("experts", experts), whole("world", world)
+        experts, world = (
+            whole(name, value, MOST_EXPERTS, f"a positive int of at most {MOST_EXPERTS}")
+            for name, value in (("experts", experts), ("world", world))
+        )
         if ranks is None:
             held = np.array([len(part) for part in np.array_split(np.arange(experts), world)])
             self.ranks = np.repeat(np.arange(world), held)

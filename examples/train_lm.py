@@ -160,7 +160,7 @@ def train(asked: argparse.Namespace, comm: Any) -> None:
     saved = (out / "checkpoint" / "saved.json").exists()
     restarted = int(os.environ.get("ARISTOS_RESTART", "0")) > 0 and saved
     if saved and not asked.resume and not restarted:
-        raise SystemExit(f"{out} holds a checkpoint: --resume goes on from it, another --out begins anew")
+        raise SystemExit(f"{out} holds a checkpoint: --resume goes on from it, another --out starts from the beginning")
     if asked.resume or restarted:
         trainer.moe.restore(out / "checkpoint", trainer.opt)
         first = trainer.opt.steps

@@ -3,7 +3,8 @@
 Linux counts that time for every thread (/proc/self/task/*/schedstat). Where it does not, the calling thread's
 processor time is compared with the wall time if the thread was switched out against its will (getrusage). A thread
 that sleeps loses nothing. One that polls gives its core to any other that wants it, and that counts. Time that a
-hypervisor takes is not seen.
+hypervisor takes is not seen; so calls are also compared with those of the same row that ran earlier or later: in
+ROUNDS rounds whose medians must not differ by more than SPREAD.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ ENOUGH = 0.9  # of a core: a call in which a rank had less counts as disturbed
 FEW = 0.25  # of the calls: if more are disturbed, repeated ones would be disturbed too
 MANY = 0.05  # of the calls: a row of a table is marked if more are disturbed, since its p95 is then disturbed
 WORKS = 0.25  # of the calls' time: a thread that wanted a core for less is not counted
+ROUNDS = 3  # parts of a row's calls, in the order in which they ran
+SPREAD = 0.2  # of the median round: a row is marked if its rounds' medians lie farther apart
 CORE_SHARE = "share of its core that the rank had in the call"
 PAIR_SHARE = "share of its core that each end of the pair had, the least over repeated samples"
 SENTENCE = (
-    "disturbed: the rank named had only this share of its core, because other processes, or other ranks, ran there;"
-    " such times may be too long"
+    "disturbed: the rank named had only this share of its core, because other processes, or other ranks, ran there; or"
+    " the medians of early, middle and late calls differ by the share named; such times may be wrong"
 )
 
 
@@ -99,15 +102,39 @@ def _rusage() -> tuple[float, float]:
     return used.ru_utime + used.ru_stime, float(used.ru_nivcsw)
 
 
-def mark(core: NDArray[np.float64] | None) -> dict[str, Any]:
-    """What a record says of its calls' cores: {"disturbed": text}, or nothing if few calls were disturbed.
+def mark(core: NDArray[np.float64] | None, *times: NDArray[np.float64]) -> dict[str, Any]:
+    """What a record says of its calls: {"disturbed": text}, or nothing if few lacked a core and rounds agree.
 
-    core: [world, iterations] share of a core that each rank had, or None.
+    core: [world, iterations] share of a core that each rank had, or None. times: [world, iterations] seconds, of each
+    kind of call in the record.
     """
-    if core is None or not core.size or np.mean(core.min(axis=0) < ENOUGH) <= MANY:
-        return {}
-    mean = core.mean(axis=1)
-    return {"disturbed": f"rank {mean.argmin()}: {mean.min():.0%}"}
+    if core is not None and core.size and np.mean(core.min(axis=0) < ENOUGH) > MANY:
+        mean = core.mean(axis=1)
+        return {"disturbed": f"rank {mean.argmin()}: {mean.min():.0%}"}
+    apart = max((spread(each) for each in times), default=0.0)
+    return {"disturbed": f"rounds: {apart:.0%}"} if apart > SPREAD else {}
+
+
+def spread(times: NDArray[np.float64]) -> float:
+    """How far the medians of ROUNDS rounds of calls lie apart, over the median one; 0 for fewer calls than rounds.
+
+    times: [world, iterations] seconds, NaN where a call was not run; the slowest rank counts.
+    """
+    slowest = times.max(axis=0)
+    slowest = slowest[np.isfinite(slowest)]
+    if len(slowest) < ROUNDS:
+        return 0.0
+    medians = [np.median(part) for part in np.array_split(slowest, ROUNDS)]
+    return float(np.ptp(medians) / np.median(medians))
+
+
+def doubtful(times: NDArray[np.float64], core: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which rows of a table `mark` marks, for pictures. times, core: [..., rank, iteration], NaN where not run."""
+    found = np.zeros(times.shape[:-2], bool)
+    for place in np.ndindex(found.shape):
+        ran = np.isfinite(times[place]).all(axis=0)
+        found[place] = bool(ran.any() and mark(core[place][:, ran], times[place][:, ran]))
+    return found
 
 
 def mark_pairs(core: NDArray[np.float64], pairs: NDArray[np.bool_]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..host import launch_environment
 from .context import Column, Result, Sheet, counted
 
 DISTURBED = Column("disturbed", "disturbed")
+LETTERS = "H: width of a token, F: width inside an expert, E: experts over all ranks, k: experts of a token"
 WIDTH = 200  # characters of a line; narrower terminals wrap lines, so no digits are lost
 
 
@@ -36,9 +37,11 @@ class Reporter:
             return
         hosts = len(set(facts["hosts"]))
         where = f"{counted(facts['ranks'], 'rank')} on {counted(len(set(facts['node_of_rank'])), 'node')}"
-        print(f"# aristos {facts['versions']['aristos']}, {where} by {facts['transports']}, {facts['cpu']}")
+        machine = f"{facts['transports']}, {facts['cpu']}, {facts['isa']}"
+        print(f"# aristos {facts['versions']['aristos']}, {where} by {machine}")
         print(f"# {facts['mpi_library']}; cores of rank 0: {facts['cores_of_rank'][0]}; seed {facts['seed']}")
-        print(f"# {shape}", flush=True)
+        print(f"# {shape}")
+        print(f"# {LETTERS}", flush=True)
         if facts["crowded"]:
             print(f"# {facts['crowded']}", flush=True)
         cores = len({core for mask in facts["cores_of_rank"] for core in mask.split(",")})
@@ -105,7 +108,7 @@ def table(sheet: Sheet) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     columns = [*sheet.columns, DISTURBED] if any("disturbed" in r for r in sheet.records) else sheet.columns
     for column in columns:
         words = any(isinstance(record.get(column.key), str) for record in sheet.records)

@@ -35,8 +35,12 @@ class World:
         self.nodes = Nodes.of(1)
         self._exit: Any = None
         if comm is not None:
+            from ..primitives.compile import report_as
             from ..transport.group import end_job, until_all_are_in
             from ..transport.watchdog import Watchdog
+
+            if self.size > 1:
+                report_as(self.rank)
 
             self._until_all_are_in = until_all_are_in
             self._watchdog = Watchdog(lambda why: end_job(comm, GONE, why), f"rank {self.rank}")

@@ -49,8 +49,9 @@ class Checkpoint:
     guessed. With comm, PeerInputError where another rank cannot open it, MismatchError where the ranks' config.json
     differ.
 
-    Attributes: path. model_type: of the (text) model. layers: numbers of the model's MoE layers, in order; decoder
-    layers of an encoder-decoder model are numbered after the encoder's. quantisation: its method, or "".
+    Attributes: path. model_type: of the (text) model. layers: numbers of the model's MoE layers that have tensors here,
+    in order; decoder layers of an encoder-decoder model are numbered after the encoder's. missing: those that
+    config.json promises and that have none. quantisation: its method, or "".
     """
 
     def __init__(self, path: str | os.PathLike[str], comm: Any = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -82,7 +83,6 @@ class Checkpoint:
             raise CheckpointError(f"{self._where}: its options say that no layer of this {self.model_type} is MoE")
         self._quantised = quantised.options({**self._directory.config, **self._config}, str(self._where))
         self.quantisation = self._quantised.method
-        self.layers = tuple(sorted(self._blocks))
         self._progress = Progress()
 
     def _text_model(self, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -111,12 +111,33 @@ class Checkpoint:
             )
         return FAMILIES[self.model_type]
 
+    # ------------------------------------------------------------ which layers are there
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(number for number in sorted(self._blocks) if number not in self.missing)
+
+    @cached_property
+    def missing(self) -> tuple[int, ...]:
+        """Empty, too, if no tensor of any layer is there or the files cannot be listed: `check` says why."""
+        stacks: dict[str, set[str]] = {}  # the beginning of a layer's names -> tensors below it
+        for block in self._blocks.values():
+            probes = stacks.setdefault(block.layer, set())
+            probes |= {piece.probe for part in block.parts for way in part for piece in way.values()}
+        try:
+            there = {layer: self._directory.numbers(layer, probes, OUTSIDE) for layer, probes in stacks.items()}
+        except CheckpointError:
+            return ()
+        own = {n: n if block.own is None else block.own for n, block in self._blocks.items()}
+        gone = [n for n, block in self._blocks.items() if own[n] not in there[block.layer]]
+        return tuple(sorted(gone)) if len(gone) < len(self._blocks) else ()
+
     # ------------------------------------------------------------ configurations
 
     def _block(self, number: Any) -> Block:
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or int(number) not in self._blocks:
             raise InputError(
-                f"number must be of Checkpoint.layers, the model's MoE layers {list(self.layers)}, got {number!r}"
+                f"number must be of Checkpoint.layers, the model's MoE layers {sorted(self._blocks)}, got {number!r}"
             )
         return self._blocks[int(number)]
 
@@ -177,7 +198,7 @@ class Checkpoint:
         """The common beginning of the names of a layer's tensors."""
         key = block.layer
         if key not in self._prefixes:
-            first = next(n for n in self.layers if self._blocks[n].layer == key)
+            first = next((n for n in self.layers if self._blocks[n].layer == key), number)
             self._prefixes[key] = self._find_prefix(first, self._blocks[first])
         return self._prefixes[key] + key.format(n=number if block.own is None else block.own)
 

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from bisect import bisect_left
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,13 @@ class Directory:
         """Names of the tensors that begin with `prefix`."""
         names = self._sorted
         return names[bisect_left(names, prefix) : bisect_left(names, prefix + "\U0010ffff")]
+
+    def numbers(self, layer: str, below: Iterable[str], outside: tuple[str, ...]) -> set[int]:
+        """The n of tensors named PREFIX + layer.format(n=n) + one of `below`, with no PREFIX that begins `outside`."""
+        number = re.escape(layer).replace(re.escape("{n}"), "([0-9]{1,9})")
+        name = re.compile(rf"(?:^|.*?\.){number}(?:{'|'.join(map(re.escape, sorted(below)))})$")
+        found = (name.match(each) for each in self.where if not each.startswith(outside))
+        return {int(match[1]) for match in found if match}
 
     @cached_property
     def _sorted(self) -> list[str]:

@@ -1,12 +1,13 @@
 """`aristos explore`: run the engine's protocol under schedules that a checker decides, and look for races and hangs.
 
-Exit codes: 0 nothing found, 1 a bug was found, 2 usage or no stdout to write to, 3 an exhaustive search ran out of
-time, 130 Ctrl-C.
+Exit codes: 0 nothing found, 1 a bug was found, 2 usage, no stdout to write to, or greenlet is not installed, 3 an
+exhaustive search ran out of time, 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 
@@ -86,6 +87,9 @@ def main(argv: list[str]) -> int:
     asked = options(argv)
     if sys.stdout is None:
         print("aristos explore: stdout is closed: redirect it to /dev/null if no report is wanted", file=sys.stderr)
+        return USAGE
+    if importlib.util.find_spec("greenlet") is None:
+        print("aristos explore: greenlet is not installed: pip install 'aristos[explore]'", file=sys.stderr)
         return USAGE
     try:
         if os.environ.get("NUMBA_DISABLE_JIT") != "1":  # Numba decides when a module is imported

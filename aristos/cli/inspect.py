@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     except AristosError as error:
         print(f"aristos inspect: {error}", file=sys.stderr)
         return USAGE
-    return PROBLEMS if found["problems"] else 0
+    return PROBLEMS if found["problems"] or found["missing"] else 0
 
 
 def examine(asked: argparse.Namespace) -> dict[str, Any]:
@@ -79,6 +79,7 @@ def examine(asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "path": str(checkpoint.path), "model_type": checkpoint.model_type,
         "quantisation": checkpoint.quantisation or None, "layers": list(checkpoint.layers),
+        "missing": list(checkpoint.missing),
         "problems": problems, "notes": notes,
         "kinds": [{"layers": numbers, "config": str(cfg)} for cfg, numbers in kinds.items()],
         "bytes": memory(kinds, asked.ranks),
@@ -110,6 +111,8 @@ def lines(found: dict[str, Any], asked: argparse.Namespace) -> list[str]:
         for text, numbers in grouped(found[what]).items():
             word = "note" if what == "notes" else "NOT SUPPORTED"
             out.append(f"layers {ranges(numbers)}: {word}: {text}")
+    if found["missing"]:
+        out.append(f"layers {ranges(found['missing'])}: MISSING: config.json promises them, no tensor of them is here")
     if found["bytes"]:
         out.append(f"GiB of the rank that needs most, {asked.dtype}, {asked.tokens} tokens a call:")
         out.append("  ranks " + " ".join(f"{n:>9d}" for n in found["bytes"]))

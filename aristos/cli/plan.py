@@ -139,11 +139,12 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def _plot(plan: Plan, path: str) -> int:
-    try:
-        from ..planner.picture import draw
+    from ..errors import EnvironmentProblem
+    from ..planner.picture import draw
 
+    try:
         draw(plan, path)
-    except (ImportError, OSError, ValueError) as why:
+    except (EnvironmentProblem, OSError, ValueError) as why:
         print(f"aristos plan: {path} cannot be drawn: {why}", file=sys.stderr)
         return ENVIRONMENT
     return 0

@@ -6,6 +6,7 @@ Exit codes: the job's own; 2 usage, 3 the environment, 128 + N when signal N end
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 
 from ..bench.arguments import positive
@@ -48,6 +49,12 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         metavar="RANKS,...",
         help="ranks of the first, second, ... restart, the last for all that follow; default: as many as before",
     )
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="remove the files that ended jobs of MPI have left in /dev/shm, before and after the job; not where a "
+        "container shares /dev/shm, since its processes are not seen here",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the command and the seat of each rank")
     parser.add_argument(
         "--nvidia-smi",
@@ -55,7 +62,13 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         help="with --dry-run: the machine in this output of `nvidia-smi topo -m`; - is stdin",
     )
     own, program = _split(argv)
-    asked = parser.parse_args(own)
+    asked, rest = parser.parse_known_args(own)
+    if rest:
+        at = next((own.index(word) for word in rest if not word.startswith("-")), None)
+        hint = ""
+        if at is not None:
+            hint = f"; put -- before the program: aristos run {shlex.join([*own[:at], '--', *own[at:]])}"
+        parser.error(f"unrecognized arguments: {shlex.join(rest)}{hint}")
     if asked.nvidia_smi == "":
         parser.error("FILE must be a name, got '': was a variable of the shell not set?")
     if asked.restarts > MOST_RESTARTS:

@@ -14,7 +14,7 @@ from ..host import launch_environment, mpi_library, slurm_variables, workarounds
 from ..host.mpi_files import SHM, leftovers
 from ..host.mpi_library import Library
 from ..host.versions import version, versions
-from . import cores, equal, gpu_facts, gpus, kernels, libraries, progress, shared_memory, slurm, windows
+from . import cores, equal, gpu_facts, gpus, kernels, libraries, package, progress, shared_memory, slurm, windows
 from .finding import Finding, fail, guarded, merged
 from .output import ReportWriter
 from .ranks import Ranks
@@ -60,6 +60,7 @@ def _start(ranks: Ranks, found: Library | None) -> Finding:
 def _before(found: Library | None, applied: list[workarounds.Workaround]) -> list[Check]:
     """Checks with the same result on all ranks."""
     return [
+        ("package", package.here),
         ("workarounds", lambda: libraries.workarounds(applied)),
         ("Slurm", lambda: slurm.slurm_here(os.environ, found)),
         ("mpirun", lambda: libraries.mpirun_here(found)),

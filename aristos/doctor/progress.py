@@ -48,6 +48,10 @@ def progress(ranks: Ranks, multiple: bool) -> Finding:
     two = pair(ranks.nodes)
     if not multiple:
         return warn(NAME, "not measured: it needs MPI_THREAD_MULTIPLE", "see MPI threads")
+    unready = ranks.prepare(compiled, "to compile what measures RMA progress")
+    for rank, why in enumerate(unready):
+        if why:
+            return fail(NAME, f"not measured: rank {rank} cannot compile kernels: {why}", "see Numba and kernel cache")
     error, times = "", None
     with ranks.bounded("the other ranks (MPI_Comm_split)"):
         comm = ranks.comm.Split(0 if ranks.rank in two else 1, key=ranks.rank)
@@ -66,15 +70,22 @@ def progress(ranks: Ranks, multiple: bool) -> Finding:
     return judged(PutTimes(helped, alone, two, bool(ranks.nodes.remote(0))))
 
 
-def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
-    """Seconds (with, without) the target's progress thread, at the origin, rank 0 of `comm`."""
+def compiled() -> None:
+    """Compile or load what the measurement calls. A rank that began it alone would wait for one that failed here."""
     from numba import int64
 
+    from ..kernels.cpu import lowering  # noqa: F401  compiled code of the wire needs it
     from ..primitives import wire
     from ..primitives.compile import warm_up
+
+    one = [(function, (int64,)) for function in (wire.run_progress_thread, wire.take, wire.leave)]
+    warm_up([*one, (wire.put, (int64,) * 5), (wire.flush, (int64,) * 2)], quiet=True)
+
+
+def _between(ranks: Ranks, comm: Any) -> tuple[float, float]:
+    """Seconds (with, without) the target's progress thread, at the origin, rank 0 of `comm`."""
     from ..transport.rma import RmaWindow
 
-    warm_up([(wire.run_progress_thread, (int64,)), (wire.put, (int64,) * 5), (wire.flush, (int64,) * 2)], quiet=True)
     with ranks.bounded("a window (MPI_Win_allocate)"):
         window = RmaWindow(comm, BYTES)
     found = []

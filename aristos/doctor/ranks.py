@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ..host.mpi_library import loaded
@@ -85,6 +86,18 @@ class Ranks:
             while not request.Test():  # sleeping: another rank may be measuring, or running a slow command
                 time.sleep(0.001)
             return self.comm.allgather(value)
+
+    def prepare(self, step: Callable[[], object], what: str) -> list[str]:
+        """Run a step on every rank; the error of each, or ''. The limit does not run while a rank is busy with it.
+
+        The step calls no MPI. It may compile, or wait for a process that does, for minutes.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            mine = pool.submit(step)
+            while not all(self.allgather(mine.done(), what)):
+                time.sleep(0.05)
+        error = mine.exception()
+        return self.allgather("" if error is None else f"{type(error).__name__}: {error}", what)
 
     @contextlib.contextmanager
     def bounded(self, what: str) -> Iterator[None]:

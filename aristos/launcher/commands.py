@@ -171,6 +171,6 @@ def find_mpiexec(library: Library | None) -> str:
     return path
 
 
-def seated(program: list[str], smt: bool) -> list[str]:
+def seated(program: list[str], smt: bool, clean: bool) -> list[str]:
     """The program's command line behind the step that takes a rank's seat."""
-    return [sys.executable, "-m", SEAT, *(["--smt"] if smt else []), "--", *program]
+    return [sys.executable, "-m", SEAT, *["--smt"] * smt, *["--clean"] * clean, "--", *program]

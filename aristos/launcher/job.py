@@ -1,8 +1,9 @@
 """A running job: its launcher as a child process, signals passed on, and a clean-up after it.
 
 A job may leave processes (a killed launcher's ranks, ranks that ignore SIGTERM) and files in /dev/shm. Its processes
-are found by an environment variable that only this job has. Its files are those that appeared while it ran and that no
-process uses. Only this node is cleaned: on others Slurm or the MPI's daemons end the tasks.
+are found by an environment variable that only this job has, and ended. Files that appeared while it ran and that no
+process uses are named, or removed on request. Only this node is seen to: on others Slurm or the MPI's daemons end the
+tasks.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..host.mpi_files import SHM, leftovers
+from ..host.mpi_files import SHM
+from . import left
 from .take_seat import JOB
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -87,8 +88,8 @@ class Job:
         return next((how for how in self.signals if how in ENDING), 0)
 
 
-def run(words: list[str], env: Mapping[str, str]) -> tuple[int, bool]:
-    """Start the launcher, wait for it, clean up.
+def run(words: list[str], env: Mapping[str, str], clean: bool) -> tuple[int, bool]:
+    """Start the launcher, wait for it, end what stays. clean: remove the files that it leaves.
 
     Returns (its exit code, or 128 + the signal that ended it or this process; whether this process got the signal).
     """
@@ -102,9 +103,7 @@ def run(words: list[str], env: Mapping[str, str]) -> tuple[int, bool]:
             code = job.wait()
         finally:
             _clear(job.mark)
-            removed = clean(before)
-            if removed:
-                print(f"aristos run: removed {removed} files in {SHM} that MPI left", file=sys.stderr, flush=True)
+            left.handle(clean, before)
     finally:
         for how, action in old.items():
             signal.signal(how, action)
@@ -163,17 +162,3 @@ def _clear(mark: str) -> None:
                 with contextlib.suppress(OSError):
                     os.kill(pid, how)
         time.sleep(0.02)
-
-
-def clean(before: set[str], folder: str = SHM) -> int:
-    """Remove MPI's files that were not there `before` the job and that no process uses; how many.
-
-    No other job can lose a file: a mapping survives the removal of its file, and a process that maps one has it open.
-    """
-    removed = 0
-    for path, _ in leftovers(folder, young=0.0):
-        if Path(path).name not in before:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-                removed += 1
-    return removed

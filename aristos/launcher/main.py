@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..errors import EnvironmentProblem, InputError
 from ..host import launch_environment, mpi_library, slurm_variables
-from . import commands, job, restarts, take_seat
+from . import commands, left, restarts, take_seat
 from .commands import Command
 from .seats import Seat, default_ranks, seats, table
 from .this_node import ThisNode, find, read
@@ -26,7 +26,7 @@ def run(asked: Namespace, program: list[str]) -> int:
     if asked.restart_ranks and not asked.restarts:
         raise InputError("--restart-ranks says how many ranks a restart has, so it goes with --restarts")
     commands.check_not_inside_a_job(launch_environment.started_as(env))
-    words = commands.seated(commands.find_program(program), asked.smt)
+    words = commands.seated(commands.find_program(program), asked.smt, asked.clean)
     machine = read(asked.nvidia_smi) if asked.nvidia_smi else find(env)
     nodes = commands.allocation(env)
     ranks = asked.ranks or _ranks(machine, nodes, env)
@@ -39,10 +39,8 @@ def run(asked: Namespace, program: list[str]) -> int:
         show(starts[0].command, starts[0].seats, machine.outside)
         sys.stdout.flush()
         return 0
-    removed = take_seat.clean_old()
-    if removed:
-        print(f"aristos run: removed {removed} files that killed MPI jobs had left in {job.SHM}", file=sys.stderr)
-    return restarts.run([(each.ranks, each.command.words, each.env) for each in starts])
+    left.handle(asked.clean)
+    return restarts.run([(each.ranks, each.command.words, each.env) for each in starts], asked.clean)
 
 
 @dataclass

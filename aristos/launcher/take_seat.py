@@ -10,7 +10,6 @@ CUDA's order.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
@@ -24,10 +23,10 @@ from ..errors import TopologyError
 from ..host import mpi_library, slurm_variables, workarounds
 from ..host.mpi_facts import LOCAL as LOCAL_VARIABLES
 from ..host.mpi_facts import under_srun
-from ..host.mpi_files import SHM, leftovers
 from ..primitives.texts import whole
 from ..topology import cpusets, slurm_job
 from ..topology.visible import VARIABLE as VISIBLE
+from . import left
 from .seats import Seat, seats
 from .this_node import find
 
@@ -121,20 +120,10 @@ def here(size: int, smt: bool) -> list[Seat]:
     return seats(node.node, size, node.devices, smt)
 
 
-def clean_old(folder: str = SHM) -> int:
-    """Remove files that killed MPI jobs of this user left on this node and no process uses; how many."""
-    removed = 0
-    for path, _ in leftovers(folder):
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-            removed += 1
-    return removed
-
-
 def main(argv: list[str]) -> int:
-    smt = argv[:1] == ["--smt"]
-    words = argv[1:] if smt else argv
-    if words[:1] != ["--"] or len(words) < 2:
+    at = argv.index("--") if "--" in argv else len(argv)
+    options, words = argv[:at], argv[at:]
+    if not set(options) <= {"--smt", "--clean"} or len(words) < 2:
         print(__doc__.splitlines()[0], file=sys.stderr)
         return 2
     program = words[1:]
@@ -144,12 +133,12 @@ def main(argv: list[str]) -> int:
         print(f"aristos run: {why}", file=sys.stderr)
         return 3
     found = from_json(os.environ.pop(PLAN, ""), size)
-    seat = (found or here(size, smt))[rank]
+    seat = (found or here(size, "--smt" in options))[rank]
     if not under_srun(os.environ):
         # This rank is killed when its launcher dies. Under srun Slurm ends it.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     elif rank == 0:
-        clean_old()  # elsewhere `aristos run` has done it
+        left.handle("--clean" in options)  # elsewhere `aristos run` has done it
     bind(seat.cpus)
     workarounds.apply(mpi_library.find())
     os.environ.update(environment(seat, os.environ))

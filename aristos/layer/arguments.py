@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..config import LARGEST, MOST_THREADS, MoEConfig, real, whole
-from ..errors import AristosError, EnvironmentProblem, InputError
+from ..errors import AristosError, EnvironmentProblem, InputError, NotLoaded
 from ..host import launch_environment
 from ..primitives.arrays import view
-from .weights import ROUTER, NotLoaded
+from .weights import ROUTER
 
 DEFAULT_TIMEOUT = 120.0  # seconds
 

@@ -71,7 +71,7 @@ class Backend(ABC):
 
     @staticmethod
     @abstractmethod
-    def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None) -> Needs:
+    def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None, train: bool = False) -> Needs:
         """Private memory and workers for calls of this layer."""
 
     # ------------------------------------------------------------ weights

@@ -15,7 +15,7 @@ from ..config import NARROW, MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
 from ..engine.layout import LINE, EngineShape, lines, return_stride, ring_rows
-from ..errors import AristosError, ClosedError, InputError, MismatchError, PeerInputError
+from ..errors import AristosError, ClosedError, InputError, MismatchError, NotLoaded, PeerInputError
 from ..placement import Placement
 from ..primitives.buffers import FLOAT, aligned
 from ..substrate.attach import attach
@@ -23,7 +23,7 @@ from ..substrate.runtime import Runtime
 from ..transport.group import Group
 from .arguments import check_comm, usable_nodes
 from .differences import Fields, differences
-from .weights import NotLoaded, part_name
+from .weights import part_name
 
 _WHY = {codes.NOT_FINITE: "scores or weights that are not finite", codes.BAD_IDS: "ids out of range or repeated"}
 

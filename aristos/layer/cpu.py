@@ -18,7 +18,7 @@ from ..kernels.cpu.elements import ELEMENTS
 from ..kernels.cpu.entries import BLOCK_BYTES
 from ..kernels.cpu.expert import hidden_bytes
 from ..kernels.cpu.lowering import handle
-from ..primitives import arrays, isa
+from ..primitives import arrays, finite, isa
 from ..primitives.buffers import LINE, aligned
 from ..substrate.cpu.runtime import CpuRuntime
 from ..substrate.runtime import Runtime
@@ -81,17 +81,18 @@ class CpuCall:
     error: Exception | None = None
 
 
-def depends_on_isa(cfg: MoEConfig) -> bool:
-    """Whether the bits of a layer's outputs depend on the instruction set, so that its ranks must have one in common.
+def depends_on_isa(cfg: MoEConfig, train: bool) -> bool:
+    """Whether a layer's ranks must have one instruction set in common.
 
-    A float32 sum is one chain of fused multiply-adds in k order on every ISA.
+    The bits of its outputs depend on it, except in float32: there a sum is one chain of fused multiply-adds in k order
+    on every ISA. Training adds up gradients over ranks, in rows rounded up to its vectors.
     """
-    return cfg.dtype != "float32" or cfg.precision != "highest"
+    return cfg.dtype != "float32" or cfg.precision != "highest" or train
 
 
-def isa_of(cfg: MoEConfig, runtime: Runtime | None) -> str:
+def isa_of(cfg: MoEConfig, runtime: Runtime | None, train: bool) -> str:
     """The instruction set of a layer's kernels on this rank; without a runtime, on a process alone."""
-    if depends_on_isa(cfg) and isinstance(runtime, CpuRuntime):
+    if depends_on_isa(cfg, train) and isinstance(runtime, CpuRuntime):
         return runtime.isa
     return isa.chosen()
 
@@ -104,8 +105,8 @@ class CpuBackend(Backend):
         assert isinstance(member.runtime, CpuRuntime)
         self._runtime = member.runtime
         cfg = self.cfg
-        self._isa = isa_of(cfg, self._runtime)
-        if depends_on_isa(cfg):
+        self._isa = isa_of(cfg, self._runtime, settings.train)
+        if depends_on_isa(cfg, settings.train):
             self._runtime.report_isa()
         self._elements = module("elements", self._isa)
         self._element = self._elements.element_type(cfg.dtype, cfg.precision)
@@ -157,8 +158,8 @@ class CpuBackend(Backend):
             raise InputError(f"backend='cpu' computes in {known}, got dtype={cfg.dtype!r}: pass backend='cuda'")
 
     @staticmethod
-    def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None) -> Needs:
-        chosen = isa_of(cfg, runtime)
+    def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None, train: bool = False) -> Needs:
+        chosen = isa_of(cfg, runtime, train)
         elements, entries, tokens = (module(name, chosen) for name in ("elements", "entries", "tokens"))
         element = elements.element_type(cfg.dtype, cfg.precision).code
         route = tokens.route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.columns)
@@ -411,7 +412,11 @@ class CpuBackend(Backend):
             given = call.weights.reshape(-1, self.cfg.top_k)
             problem = not_finite(given, call.ids.reshape(given.shape) >= 0)
             return problem or "x times shared_sigmoid must be finite, got NaN or infinity: look for it in both"
-        return "router scores must be finite, got NaN or infinity: look for it in x and in the router's weights"
+        for name, rows in (("router_x", call.router_x), ("x", call.x)):
+            at = None if rows is None else finite.first(rows)
+            if rows is not None and at is not None:
+                return f"{name} must be finite, got {float(rows[at])} in token {at[0]}, column {at[1]}"
+        return "router scores must be finite, got NaN or infinity: x is finite, its products with the router are not"
 
     # ------------------------------------------------------------ events
 

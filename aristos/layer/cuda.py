@@ -70,7 +70,7 @@ class CudaBackend(Backend):
             )
 
     @staticmethod
-    def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None) -> Needs:
+    def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None, train: bool = False) -> Needs:
         assert isinstance(runtime, CudaRuntime)
         runtime.idle()  # kernels are loaded
         blocks = blocks_of(cfg, runtime, sms)

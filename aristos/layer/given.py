@@ -9,7 +9,7 @@ import numpy as np
 
 from ..config import BIASED, MoEConfig, boolean
 from ..errors import InputError
-from ..primitives import arrays
+from ..primitives import arrays, finite
 
 PROJECTIONS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 SHARED = (*(f"shared_{name}" for name in PROJECTIONS), "shared_sigmoid")  # arrays of a shared expert
@@ -86,7 +86,18 @@ class Given:
         if array.shape != shape:
             hint = f": that is its shape with {self.other}" if array.shape == shape[::-1] and array.ndim == 2 else ""
             raise InputError(f"{name} must have shape {list(shape)}, got {list(array.shape)}{hint}")
+        self.check_values(name, name.removeprefix("shared_"), array)
         return self.inputs_first(array)
+
+    def check_values(self, name: str, kind: str, array: np.ndarray) -> None:
+        """Raise InputError for NaN, infinity, or what is infinite in the type that the array is rounded to.
+
+        name: for the message. kind: of the array, such as "up".
+        """
+        rounded = kind in ("up", "gate", "down") and self.cfg.dtype in BITS
+        problem = finite.problem(name, array, self.cfg.dtype if rounded else "float32")
+        if problem is not None:
+            raise InputError(problem)
 
     def inputs_first(self, array: np.ndarray) -> np.ndarray:
         """The array with inputs before outputs, whatever the layout."""
@@ -125,10 +136,6 @@ class Given:
         score = self.cfg.router.score
         if "select_bias" in found and score not in BIASED:
             raise InputError(f"select_bias requires one of the scores {', '.join(BIASED)}, got score={score!r}")
-        for name in ROUTERS[1:]:
-            if name in found and not np.isfinite(found[name].astype(np.float32)).all():
-                expert = int(np.argmin(np.isfinite(found[name].astype(np.float32))))
-                raise InputError(f"{name} must be finite, got {found[name][expert]} for expert {expert}")
         return found
 
 
@@ -150,6 +157,9 @@ class GivenLayer(Given):
         self.shared_expert = self.shared(given)
         if self.routers and "router" not in self.routers:
             raise InputError(f"load got {next(iter(self.routers))}= without router=")
+        for name, stack in self._arrays.items():
+            for e in self.experts:
+                self.check_values(f"{name}[{e}]", name, stack[e])
 
     def held(self, i: int) -> Arrays:
         """The arrays of this rank's expert number i."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import MismatchError
 from ..placement import Placement
 from ..reproducible import Node, total
 from ..substrate.attach import attach
@@ -36,14 +37,28 @@ class Holders:
     """All ranks that train a layer together, and communicators of those that hold the same experts. Collective.
 
     own: the runtime of this rank's group. comm: the communicator of all groups of a plan, None without a plan. holders:
-    see `holders_of`.
+    see `holders_of`. isa: the instruction set of this rank's group. Raises MismatchError if another group has another.
     """
 
     def __init__(
-        self, own: Runtime, comm: Any, timeout: float, ranks_per_node: int | None, holders: Sequence[Sequence[int]]
+        self,
+        own: Runtime,
+        comm: Any,
+        timeout: float,
+        ranks_per_node: int | None,
+        holders: Sequence[Sequence[int]],
+        isa: str | None,
     ) -> None:
         self._whole = None if comm is None else attach(comm, timeout, ranks_per_node)
         self.group: Group = own.group if self._whole is None else self._whole.group
+        isas = self.group.allgather(isa, "the instruction sets of the groups of a plan")
+        if len(set(isas)) > 1:
+            if self._whole is not None:
+                self._whole.release()
+            raise MismatchError(
+                f"train=True requires one instruction set in all groups of a plan, got {', '.join(map(str, isas))} by"
+                " rank: set ARISTOS_ISA on all ranks to one that all have"
+            )
         self._first = [ranks[0] for ranks in holders]
         experts: dict[tuple[int, ...], list[int]] = {}
         for expert, ranks in enumerate(holders):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Literal
 
 import numpy as np
 
 from ..config import MoEConfig
-from ..errors import InputError, OpenCallError
+from ..errors import InputError, NotLoaded, OpenCallError
 from ..substrate.runtime import Runtime
 from .backend import Backend, check_layer
 from .collective import Collective
 from .given import Given, GivenLayer
 from .pending import PendingCall
-from .weights import WEIGHTS, NotLoaded
+from .weights import WEIGHTS
 
 Layout = Literal["in_out", "out_in"]
 Bits = Literal["bfloat16", "float16"]
@@ -27,14 +28,21 @@ class LoadedLayers(Collective):
     def _begin(self, backend: Backend) -> None:
         """Take the backend of layers without weights."""
         self._backend, self.layers = backend, backend.settings.layers
-        self._pending: PendingCall | None = None
+        self._pending: weakref.ref[PendingCall] | None = None
         self._slots = {expert: slot for slot, expert in enumerate(self._member.mine)}
 
     def _settled(self) -> Runtime:
         """The runtime; raises OpenCallError while a started call of this layer is open."""
-        if self._pending is not None:
+        if self._started() is not None:
             raise OpenCallError("a call of this layer was started: wait() for it first")
-        return self._alive()
+        runtime = self._alive()
+        runtime.end_dropped_call()
+        return runtime
+
+    def _started(self) -> PendingCall | None:
+        """The handle of a started call that has not been waited for."""
+        pending = None if self._pending is None else self._pending()
+        return pending if pending is not None and pending.waits else None
 
     def _refuse_in_use(self, layer: Any, what: str) -> None:
         """Raise unless the weights of a layer may change: no call of this object is open, and no tape of the layer."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..config import BACKENDS, MoEConfig, boolean, whole
+from ..config import BACKENDS, MOST_EXPERTS, MoEConfig, boolean, whole
 from ..engine.layout import lines, rank_bytes
 from ..errors import InputError, ResultsError
 from ..host.nodes import Nodes
@@ -26,7 +27,7 @@ from .grouped import split
 from .holders import Holders, holders_of
 from .node_weights import most_foreign
 from .on_disk import SavedLayers
-from .options import Schedule, backend_class, check_moves, checked_options, default_backend
+from .options import Schedule, backend_class, check_moves, checked_options
 from .pending import PendingCall
 from .stats import Summary, summarize
 from .tapes import Reserve, checked_bytes
@@ -49,9 +50,8 @@ class MoE(SavedLayers):
     each expert, the rank that holds it or a list of the ranks that hold copies; by default contiguous. plan: an
     `aristos.planner.Plan` for the communicator, rank i being device i: the layer then lives in this rank's group,
     `group` is its number, `comm` its communicator and `rank` the rank there.
-    timeout: seconds that a wait may last while the awaited rank makes no progress. backend: "cpu" or "cuda", where the
-    layer runs; None: "cuda" where CuPy sees a device and neither threads nor schedule="bulk" is given, else "cpu". The
-    attribute `backend` has the choice.
+    timeout: seconds that a wait may last while the awaited rank makes no progress. backend: where the
+    layer runs: "cpu", which None means too, or "cuda". CUDA is experimental: never run on a GPU.
     ranks_per_node: treat every group of this many consecutive ranks as a node, although MPI sees larger nodes;
     transport shm is used within a node, rma between nodes.
     Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
@@ -102,7 +102,7 @@ class MoE(SavedLayers):
             nodes = usable_nodes(ranks_per_node)
             comm, placement, self.group = split(comm, plan, experts, placement, usable_timeout(timeout), nodes)
             self._group_comm = comm
-        self.backend = default_backend(threads, schedule) if backend is None else str(backend)
+        self.backend = "cpu" if backend is None else str(backend)
         if self.backend not in BACKENDS:
             self.backend = "cpu"  # refused below, after the ranks have met
         try:
@@ -131,7 +131,8 @@ class MoE(SavedLayers):
                     shape = widths(*cfgs)
                     if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
                         shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
-                    needs = Needs.most(kind.needs(each, self._member.runtime, sms) for each in dict.fromkeys(cfgs))
+                    runtime = self._member.runtime
+                    needs = Needs.most(kind.needs(each, runtime, sms, train) for each in dict.fromkeys(cfgs))
                     if train:
                         shape["train"] = True
                         needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
@@ -145,10 +146,20 @@ class MoE(SavedLayers):
                 if reserve is not None:
                     nodes = usable_nodes(ranks_per_node)
                     whole = None if plan is None else whole_comm
-                    self._begin_training(Holders(self._member.runtime, whole, self.timeout, nodes, holders), reserve)
+                    everyone = Holders(self._member.runtime, whole, self.timeout, nodes, holders, self.isa)
+                    self._begin_training(everyone, reserve)
         except BaseException:
             self._leave_group()
             raise
+
+    def __repr__(self) -> str:
+        if not self._member.joined:
+            return "<MoE, closed>"
+        cfg, loaded = self.cfg, sum(weights is not None for weights in self._backend.weights)
+        shape = f"H {cfg.hidden} F {cfg.ffn} E {cfg.experts} k {cfg.top_k} {cfg.dtype}"
+        where = f"rank {self.rank} of {self.world}, {self.backend}, {self.schedule}, {self.threads} workers"
+        broken = "" if self._member.runtime.broken is None else ", failed"
+        return f"<MoE {shape}, {where}, {loaded} of {self.layers} layers have weights{broken}>"
 
     # ------------------------------------------------------------ memory
 
@@ -176,17 +187,17 @@ class MoE(SavedLayers):
         weights on the input their rows; tables that grow with the workers.
 
         threads: include the scratch of this many workers: prepared rows, hidden activations and sums of a run, and of
-        one column-split run. cfg: one configuration, or a list with that of each layer. backend: None: "cuda" for tf32,
-        else "cpu". With "cuda", which needs numba-cuda here, weights, the first window and a copy of the second lie in
+        one column-split run. cfg: one configuration, or a list with that of each layer. backend: None: "cpu".
+        With "cuda", which needs numba-cuda here, weights, the first window and a copy of the second lie in
         GPU memory, and hidden activations are not included.
         train: include masters, gradients (of experts with copies twice), projections packed transposed, and
         `tape_bytes`, as the layer is made with; not what tapes hold of their own tokens, nor buffers of backward calls.
         Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
         """
-        world = whole("world", world)
+        world = whole("world", world, MOST_EXPERTS, f"a positive int of at most {MOST_EXPERTS}")
         check_common(threads, DEFAULT_TIMEOUT, ranks_per_node)
         cfgs = checked_options(cfg, layers, "fused", backend)
-        name = backend or ("cuda" if cfgs[0].dtype == "tf32" else "cpu")
+        name = backend or "cpu"
         for each in dict.fromkeys(cfgs):
             backend_class(name).check(each, "fused", threads)
         places = Placement(placement, cfgs[0].experts, world)
@@ -259,18 +270,16 @@ class MoE(SavedLayers):
         """Begin the same call in the background and return at once; `wait()` of the returned object ends the call.
 
         Until then x and out must not be touched, no other call may be made on the communicator, and this object loads
-        nothing; other objects may load.
+        nothing; other objects may load. If the returned object is dropped, so is the result, and the next call waits.
         """
         backend = self._backend
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
         background = self._alive().background()
         call = self._enter(given, layer, copy=True)
         done = background.submit(lambda: backend.run(call))
-        self._pending = PendingCall(done, lambda seconds: backend.result(call, seconds, return_stats), self._ended)
-        return self._pending
-
-    def _ended(self) -> None:
-        self._pending = None
+        pending = PendingCall(self._alive(), done, lambda seconds: backend.result(call, seconds, return_stats))
+        self._pending = weakref.ref(pending)
+        return pending
 
     def _enter(self, given: CallArguments, layer: Any, copy: bool = False) -> Any:
         """Open a call and check its arguments; a refusal is kept for the result, because the other ranks enter too."""
@@ -379,10 +388,11 @@ class MoE(SavedLayers):
 
     def close(self) -> None:
         """Release windows, weights, threads and memory; collective, and harmless when repeated."""
-        if self._pending is not None:
-            self._pending.abandon()
+        if (pending := self._started()) is not None:
+            pending.abandon()
             self._alive().open = False
         if self._member.joined:
+            self._alive().end_dropped_call()
             self._backend.close()
             self._end_training()
         super().close()

@@ -52,7 +52,8 @@ class SavedLayers(TrainedLayers):
         """Write the masters of all layers, and an optimizer's states, into a directory. Collective.
 
         extra: what else a program needs to go on, such as {"step": 12}: None, booleans, finite numbers, texts, lists
-        and dicts with texts as keys, at most 1 MiB as JSON and equal on all ranks; `restore` returns it.
+        and dicts with texts as keys, all of Python's own types, at most 1 MiB as JSON and equal on all ranks; `restore`
+        returns it.
 
         A crash at any moment leaves what was saved before, or what is saved now: see `layer/saving.py`. All ranks need
         the same file system. A save that this object has neither made nor restored is not replaced. Raises InputError
@@ -70,7 +71,7 @@ class SavedLayers(TrainedLayers):
             alike = {"extra": _json(extra)}
             if optimizer is not None:
                 optimizer.refuse_half_changed()
-            return Path(directory), alike | self._described(optimizer)
+            return _named(directory), alike | self._described(optimizer)
 
         folder = self._agree("save", look)
         begun = self._together("make a folder", lambda: saving.begin(folder, self._saves) if first else None)
@@ -102,6 +103,8 @@ class SavedLayers(TrainedLayers):
             if first:
                 saving.undo(folder, begun)
             raise
+        finally:
+            saving.RUNNING.discard(begun.id)
 
     def restore(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> Extra:
         """Take the masters that `save` wrote, on any number of ranks, and an optimizer's states. Collective.
@@ -116,7 +119,7 @@ class SavedLayers(TrainedLayers):
         def look() -> tuple[saving.Manifest, Fields]:
             for layer in range(self.layers):
                 self._refuse_tapes(layer, "restore")
-            about = saving.read_manifest(Path(directory))
+            about = saving.read_manifest(_named(directory))
             check_layers(directory, about.layers, saving.described(backend.cfgs))
             kind, saved = type(optimizer).__name__, None if about.optimizer is None else about.optimizer[0]
             if optimizer is not None and saved != kind:
@@ -212,6 +215,13 @@ class SavedLayers(TrainedLayers):
         return found
 
 
+def _named(directory: str | os.PathLike[str]) -> Path:
+    """The directory. Raises InputError for the empty name, which would be the current directory."""
+    if not os.fspath(directory):
+        raise InputError(f"directory must have a name, got {quoted(directory)}; the current directory is '.'")
+    return Path(directory)
+
+
 def _refusal(what: str, error: Exception) -> AristosError:
     """`error` as one of this package's errors."""
     if isinstance(error, AristosError):
@@ -236,7 +246,7 @@ def _json(extra: Any) -> str:
     """`extra` as JSON. Raises InputError for what JSON would not give back."""
     if extra is None:
         extra = {}
-    if not isinstance(extra, dict):
+    if type(extra) is not dict:
         raise InputError(f"extra must be a dict, got {quoted(extra)}")
     _check_extra(extra, "extra", 0)
     try:
@@ -251,7 +261,7 @@ def _json(extra: Any) -> str:
 def _check_extra(value: Any, where: str, depth: int) -> None:
     if depth > DEEPEST:
         raise InputError(f"{where[:100]}... lies too deep: at most {DEEPEST} lists and dicts may lie in each other")
-    if isinstance(value, dict):
+    if type(value) is dict:
         for key, each in value.items():
             if type(key) is not str:
                 raise InputError(f"keys of {where} must be texts, got {quoted(key)}")
@@ -259,8 +269,8 @@ def _check_extra(value: Any, where: str, depth: int) -> None:
     elif type(value) is list:
         for i, each in enumerate(value):
             _check_extra(each, f"{where}[{i}]", depth + 1)
-    elif not (value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))):
+    elif not (value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))):
         raise InputError(
-            f"{where} must be None, a boolean, a finite number, a text, a list or a dict, got {quoted(value)}: an array"
-            " is saved as tolist()"
+            f"{where} must be None, a boolean, a finite number, a text, a list or a dict, of Python's own types, got"
+            f" {quoted(value)}: an array is saved as tolist(), a number of NumPy as item()"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, Literal
 
 from ..config import BACKENDS, MOVES, MoEConfig, whole
@@ -12,17 +11,6 @@ from .cpu import CpuBackend
 
 MOST_LAYERS = 1 << 20
 Schedule = Literal["fused", "bulk"]
-
-
-def default_backend(threads: Any = None, schedule: Any = "fused") -> str:
-    """The backend for backend=None: cuda where CuPy sees a device and no option for CPUs is given, else cpu."""
-    if threads is not None or not isinstance(schedule, str) or schedule != "fused":
-        return "cpu"
-    if not all(importlib.util.find_spec(name) for name in ("cupy", "numba_cuda")):
-        return "cpu"
-    import cupy
-
-    return "cuda" if cupy.is_available() else "cpu"
 
 
 def backend_class(name: str) -> type[Backend]:

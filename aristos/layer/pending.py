@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import queue
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import ClosedError, InputError
+from ..substrate.runtime import Runtime
 
 
 class PendingCall:
-    """A started call. Until `wait`, which may be called once, x and out must not be touched."""
+    """A started call. Until `wait`, which may be called once, x and out must not be touched.
 
-    def __init__(self, done: Any, result: Callable[[float], Any], ended: Callable[[], None]) -> None:
-        """done: a queue that gets (seconds, error) when the call ends. ended: called then, before `result`."""
-        self._done, self._result, self._ended = done, result, ended
+    If the handle is dropped, the result is too: the next call on the communicator waits until this one has ended.
+    """
+
+    def __init__(self, runtime: Runtime, done: Any, result: Callable[[float], Any]) -> None:
+        """done: a queue that gets (seconds, error) when the call ends."""
+        self._done, self._result = done, result
         self._abandoned = False
+        self._dropped = weakref.finalize(self, runtime.drop_call, lambda: _end(done))
+        self._dropped.atexit = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether `wait` has yet to end the call."""
+        return self._done is not None
 
     def wait(self) -> Any:
         """The call's result, as `MoE.__call__` returns it; raises what the call raised."""
@@ -23,23 +35,27 @@ class PendingCall:
             raise ClosedError("this layer was closed, and with it the call that start() began")
         if self._done is None:
             raise InputError("wait() was called twice on one started call")
-        seconds, error = self._end()
+        seconds, error = self._take()
         if error is not None:
             raise error
         return self._result(seconds)
 
     def abandon(self) -> None:
         """Wait until the call has ended and drop its result: the layer closes."""
-        self._end()
+        self._take()
         self._abandoned = True
 
-    def _end(self) -> tuple[float, BaseException | None]:
-        while True:
-            try:
-                ended = self._done.get(timeout=0.1)  # the timeout lets Ctrl-C in; wait() can be called again
-                break
-            except queue.Empty:
-                continue
+    def _take(self) -> tuple[float, BaseException | None]:
+        ended = _end(self._done)
         self._done = None
-        self._ended()
+        self._dropped.detach()
         return ended
+
+
+def _end(done: Any) -> tuple[float, BaseException | None]:
+    """What a started call has put into its queue, once it has ended."""
+    while True:
+        try:
+            return done.get(timeout=0.1)  # the timeout lets Ctrl-C in; wait() can be called again
+        except queue.Empty:
+            continue

@@ -8,25 +8,28 @@ folder, syncs it, replaces saved.json, and only then removes older folders. All 
 format for other programs.
 
 Each save has an id. An object may replace a save only if it has made or restored it. The first file in a folder is
-`folder.json`, which names the folder and its writer. So a folder that a save left unfinished is known, and so is a
-copy, whose name is another: copies, and files that no save writes, stay.
+`folder.json`, which names the folder and its writer; the folder gets its name only then. So a folder that a save left
+unfinished is known, and so is a copy, whose name is another: copies, and files that no save writes, stay.
+
+Savers take turns by the lock of saved.json, so of two that would replace one save the second is refused. On a file
+system whose locks do not reach other hosts both may succeed. saved.json then names the later one, which is whole: a
+save does not remove the folder of another one that would replace the same save.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config import MoEConfig, whole
-from ..errors import CheckpointError, InputError, quoted
+from ..errors import CheckpointError, InputError, ResultsError, quoted
 from ..host.processes import ENDED, Process
 from ..primitives import regular
 from ..results import atomic
@@ -38,6 +41,9 @@ FOLDER = re.compile(r"saved-[0-9]{1,18}")
 WRITTEN = re.compile(r"(layer-[0-9]+-(common|expert-[0-9]+)|dense)\.npz")
 MOST_BYTES = 64 << 20  # of a manifest: half a million files
 LARGEST = 10**18 - 1  # number of a folder
+ASIDE = ".saved-aside"  # name of a folder that has no mark yet, or none any more; only the lock's holder uses it
+RUNNING: set[str] = set()  # ids of saves that this process has begun, and that have not ended
+LOCK_SECONDS = 60.0  # for removing another save's older folders
 
 
 @dataclass(frozen=True)
@@ -78,18 +84,30 @@ def read_manifest(directory: Path) -> Manifest:
         text = regular.text(path, MOST_BYTES)
         found = json.loads(text)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise CheckpointError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist: put that file back, or remove the link"
+                " to give that save up"
+            ) from None
         raise CheckpointError(f"{path} does not exist: give the directory that save() wrote") from None
     except OSError as error:
         raise cannot(path, "read", error) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {str(error)[:200]}") from error
+        raise _damaged(path, f"{type(error).__name__}: {str(error)[:200]}") from error
     found = found if isinstance(found, dict) else {}
     if found.get("schema") not in (SCHEMA, FIRST):
-        raise CheckpointError(f"{path}: schema must be {SCHEMA} or {FIRST}, got {quoted(found.get('schema'))}")
+        raise _damaged(path, f"schema must be {SCHEMA} or {FIRST}, got {quoted(found.get('schema'))}")
     try:
         return _first_schema(found, text) if found["schema"] == FIRST else _checked(found)
     except InputError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is damaged, or is no file that save() wrote: {why}: put back a copy of it, or remove it to give that"
+        " save up"
+    )
 
 
 def _checked(found: dict[str, Any]) -> Manifest:
@@ -160,46 +178,63 @@ def canonical(about: Mapping[str, Any]) -> bytes:
 # ------------------------------------------------------------ folders
 
 
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the lock of saved.json. Raises CheckpointError."""
+    try:
+        with atomic.locked(directory / MANIFEST, LOCK_SECONDS):
+            yield
+    except ResultsError as error:
+        raise CheckpointError(str(error)) from error
+
+
 def begin(directory: Path, known: Collection[str]) -> Begun:
     """Make the folder of a new save, on rank 0. known: ids of saves that may be replaced. Raises CheckpointError."""
     directory.mkdir(parents=True, exist_ok=True)
-    before = read_manifest(directory) if os.path.lexists(directory / MANIFEST) else None
-    if before is not None and before.id not in known:
-        raise CheckpointError(
-            f"{directory} holds a save that this object has neither made nor restored, and would replace: restore() it"
-            f" first to go on from it, or save elsewhere; to give that save up, remove {directory / MANIFEST}"
-        )
-    after, last = "", 0
-    if before is not None:
-        after, last = before.id, int(before.folder.rpartition("-")[2])
-        for folder in _marked(directory):
-            if folder.name != before.folder and _ended(folder):
-                _discard(folder)
-    for number in itertools.count(last + 1 if last < LARGEST else 1):
-        folder = directory / f"saved-{number}"
-        with contextlib.suppress(FileExistsError):  # by whomever: it stays
-            folder.mkdir()
-            break
-    begun = Begun(folder.name, uuid.uuid4().hex, after)
+    with _alone(directory):
+        before = _manifest(directory)
+        if before is not None and before.id not in known:
+            raise CheckpointError(
+                f"{directory} holds a save that this object has neither made nor restored, and would replace: restore()"
+                f" it first to go on from it, or save elsewhere; to give that save up, remove {directory / MANIFEST}"
+            )
+        after, last = "", 0
+        _remove_aside(directory)
+        if before is not None:
+            after, last = before.id, int(before.folder.rpartition("-")[2])
+            for folder in _marked(directory):
+                if folder.name != before.folder and _ended(folder):
+                    _discard(folder)
+        return _made(directory, last + 1 if last < LARGEST else 1, after)
+
+
+def _made(directory: Path, number: int, after: str) -> Begun:
+    """Make a folder that has its mark from the moment it has its name: the first free name from `number` on."""
+    while os.path.lexists(directory / f"saved-{number}"):  # by whomever: it stays
+        number += 1
+    begun = Begun(f"saved-{number}", uuid.uuid4().hex, after)
     mark = begun._asdict() | {"schema": SCHEMA, "writer": asdict(Process.here())}
+    aside = directory / ASIDE
+    aside.mkdir()
     try:
-        (folder / MARK).write_text(json.dumps(mark))
+        (aside / MARK).write_text(json.dumps(mark))
+        aside.rename(directory / begun.folder)
         atomic.sync(directory)
         atomic.sync(directory.parent)
     except BaseException:
-        _discard(folder)
+        _remove_aside(directory)
+        _discard_of(directory, begun)
         raise
+    RUNNING.add(begun.id)
     return begun
 
 
 def undo(directory: Path, begun: Begun) -> None:
-    """Remove the folder of a save that has failed, on rank 0, unless saved.json names it already."""
-    try:
-        named = read_manifest(directory).folder
-    except CheckpointError:  # the first save
-        named = ""
-    if named != begun.folder:
-        _discard(directory / begun.folder)
+    """Remove the folder of a save that has failed, on rank 0, unless saved.json names it already or cannot be read."""
+    with contextlib.suppress(CheckpointError, OSError), _alone(directory):
+        named = _manifest(directory)
+        if named is None or named.folder != begun.folder:
+            _discard_of(directory, begun)
 
 
 def finish(directory: Path, begun: Begun, about: Mapping[str, Any]) -> None:
@@ -222,20 +257,28 @@ def finish(directory: Path, begun: Begun, about: Mapping[str, Any]) -> None:
         old[:] = _replaced(directory, begun)
         return text
 
-    atomic.rewrite(directory / MANIFEST, change)
-    for folder in old:
-        _discard(folder)
-    for folder in _marked(directory):
-        if folder.name != begun.folder and _read_mark(folder).get("after") != begun.id:
-            _discard(folder)  # left by a save that cannot end any more
+    with _alone(directory):
+        atomic.rewrite(directory / MANIFEST, change)
+        for folder in old:
+            _discard(folder)
+        for folder in _marked(directory):
+            if folder.name != begun.folder and _read_mark(folder).get("after") not in (begun.id, begun.after):
+                _discard(folder)  # left by a save that cannot end any more
 
 
 def _replaced(directory: Path, begun: Begun) -> list[Path]:
-    """The folder that saved.json names, if any. Raises CheckpointError if it names another than at `begin`."""
-    before = read_manifest(directory) if os.path.lexists(directory / MANIFEST) else None
+    """The folder that saved.json names, if any. Raises CheckpointError if another save has come between."""
+    before = _manifest(directory)
     if (before.id if before is not None else "") != begun.after:
         raise CheckpointError(f"another object has saved into {directory} meanwhile: its save stays")
+    if _read_mark(directory / begun.folder).get("id") != begun.id:
+        raise CheckpointError(f"{directory / begun.folder / MARK} was removed or changed meanwhile: save again")
     return [] if before is None else [directory / before.folder]
+
+
+def _manifest(directory: Path) -> Manifest | None:
+    """What saved.json says, None if there is no such file. Raises CheckpointError."""
+    return read_manifest(directory) if os.path.lexists(directory / MANIFEST) else None
 
 
 def _marked(directory: Path) -> list[Path]:
@@ -256,12 +299,21 @@ def _read_mark(folder: Path) -> dict[str, Any]:
 
 
 def _ended(folder: Path) -> bool:
-    """Whether the process that made a folder is known to have ended, or is this one."""
+    """Whether the save that made a folder is known to have ended: in this process, or with its own."""
     try:
-        writer = Process(**_read_mark(folder)["writer"])
-        return type(writer.pid) is int and (writer == Process.here() or writer.trouble() == ENDED)
+        mark = _read_mark(folder)
+        writer = Process(**mark["writer"])
+        if writer == Process.here():
+            return mark["id"] not in RUNNING
+        return type(writer.pid) is int and writer.trouble() == ENDED
     except (KeyError, TypeError, ValueError):
         return False
+
+
+def _discard_of(directory: Path, begun: Begun) -> None:
+    """Remove the folder of a save, unless it is another save's by now."""
+    if _read_mark(directory / begun.folder).get("id", begun.id) == begun.id:
+        _discard(directory / begun.folder)
 
 
 def _discard(folder: Path) -> None:
@@ -274,5 +326,13 @@ def _discard(folder: Path) -> None:
             if WRITTEN.fullmatch(name):
                 (folder / name).unlink()
         if all(WRITTEN.fullmatch(name) or name == MARK for name in names):
-            (folder / MARK).unlink(missing_ok=True)
-            folder.rmdir()
+            folder.rename(folder.parent / ASIDE)
+            _remove_aside(folder.parent)
+
+
+def _remove_aside(directory: Path) -> None:
+    """Remove a folder that has only its mark, or nothing."""
+    with contextlib.suppress(OSError):
+        aside = directory / ASIDE
+        (aside / MARK).unlink(missing_ok=True)
+        aside.rmdir()

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..config import MoEConfig
 from ..engine import words
-from ..errors import InputError
+from ..errors import NotLoaded
 from ..kernels.cpu.elements import ElementType, element_type
 from ..primitives.buffers import FLOAT, aligned
 from .given import ROUTERS, Arrays, GivenLayer, expert_names
@@ -15,14 +15,6 @@ from .node_weights import NodeWeights
 
 # parts of a layer, for messages: any part, the router, the shared expert; EXPERTS + e: expert e
 WEIGHTS, ROUTER, SHARED, EXPERTS = range(4)
-
-
-class NotLoaded(InputError):
-    """A part of a layer's weights is missing. part: WEIGHTS, ROUTER, SHARED, or EXPERTS + the expert's id."""
-
-    def __init__(self, message: str, part: int) -> None:
-        super().__init__(message)
-        self.part = part
 
 
 def part_name(part: int) -> str:

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import EnvironmentProblem
 from .problem import Problem
 from .terms import pi_us, rate_each
 
@@ -204,9 +205,14 @@ def balanced(spare: dict[int, float], size: float) -> dict[int, float]:
 
 @cache
 def solver() -> Any:
-    """The HiGHS module. Some versions print a banner on stdout, where a command's JSON goes: it is discarded here."""
-    import highspy
+    """The HiGHS module. Some versions print a banner on stdout, where a command's JSON goes: it is discarded here.
 
+    Raises EnvironmentProblem if it is not installed.
+    """
+    try:
+        import highspy
+    except ImportError:
+        raise EnvironmentProblem("highspy is not installed: pip install 'aristos[plan]'") from None
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..errors import EnvironmentProblem
 from .baselines import groups_of, node_of
 from .plan import Plan
 
@@ -11,9 +12,11 @@ MOST_DEVICES = 4096  # more squares would be too small to see
 
 
 def draw(plan: Plan, path: str) -> None:
-    """Write a picture in the format of the file's name. Raises ImportError without matplotlib, OSError, ValueError."""
-    import matplotlib
-
+    """Write a picture in the format of the file's name. Raises EnvironmentProblem, OSError, ValueError."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise EnvironmentProblem("Matplotlib is not installed: pip install 'aristos[plot]'") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle

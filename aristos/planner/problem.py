@@ -182,10 +182,19 @@ def scalars(data: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
+def _machine(data: dict[str, Any]) -> str:
+    """The option of `aristos plan` that takes the file, if it has a machine and no model; else ""."""
+    if "classes" in data and "hosts" in data:  # of `aristos topo --measure`
+        return "--topology"
+    return "--cluster" if "children" in data or list(data) == ["cluster"] else ""
+
+
 def parse(data: Any) -> Problem:
     """A problem from parsed JSON. Raises ProblemError, which names the wrong field."""
     if not isinstance(data, dict):
         raise ProblemError("problem", f"must be a JSON object, got {type(data).__name__}")
+    if "experts" not in data and (option := _machine(data)):
+        raise ProblemError("experts", f"is missing: this file has a machine alone, so give --model NAME {option} FILE")
     checked = scalars(data)
     if "cluster" in data:
         laid = compressed.parse(data["cluster"])

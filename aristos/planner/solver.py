@@ -9,7 +9,7 @@ import numpy as np
 
 from . import columns, exact, packing, reach, tree_reach
 from .baselines import all_baselines
-from .bounds import Programme, lower_bound
+from .bounds import Programme, lower_bound, solver
 from .condense import from_matrices
 from .cost import ALLREDUCES, check_choice, evaluate
 from .plan import Plan, ordered
@@ -38,7 +38,8 @@ def solve(
 
     objective: "work_conserving" or "literal"; default: the problem's. allreduce: T_rho uses the slowest link of "any"
     pair, or of pairs "crossing" groups. deadline_s: seconds until the best plan so far is returned. seed: equal seeds
-    give equal plans, unless a time limit ends a search early. Raises Infeasible if no partition fits, InputError.
+    give equal plans, unless a time limit ends a search early. Raises Infeasible if no partition fits, InputError,
+    EnvironmentProblem if many devices need HiGHS and it is not installed.
     """
     objective = check_choice("objective", objective or problem.objective, OBJECTIVES)
     check_choice("allreduce", allreduce, ALLREDUCES)
@@ -58,6 +59,7 @@ def solve(
         groups = ordered(exact.solve(problem, objective, allreduce, best))
         cost = evaluate(problem, groups, objective, allreduce)
         return Plan(problem, objective, allreduce, groups, cost, cost.objective_us, "exact: all subsets")
+    solver()  # before the search
     return _Large(problem, objective, allreduce, started, until, seed).solve(best, name)
 
 

@@ -45,6 +45,7 @@ PACKAGE = Path(__file__).parent.parent
 STARTED = time.time()
 config: Any = _config  # Numba creates its options at run time; type checkers do not know them
 _registered: list[Any] = []
+_place = ""  # where this process runs, for reports: " on rank 1"
 
 
 def wanted() -> Path:
@@ -273,6 +274,12 @@ def compiling(quiet: bool = False) -> Iterator[None]:
         yield
 
 
+def report_as(rank: int) -> None:
+    """Name this process in its reports of compilation: each rank counts its own functions."""
+    global _place
+    _place = _place or f" on rank {rank}"
+
+
 def compiled_here() -> int:
     """The number of functions that this process has compiled, not loaded from the cache."""
     return sum(sum(f._cache_misses.values()) for f in _registered)  # not by `stats`, which reads all sources
@@ -357,7 +364,7 @@ def _progress(quiet: bool) -> Iterator[None]:
                 continue  # they are being loaded
             ready = sum(bool(f.overloads or f.linked) for f in _registered)
             text = f"{ready} functions in {time.monotonic() - start:.0f} s"
-            print(f"aristos: compiling kernels, {text}{note}", file=sys.stderr, flush=True)
+            print(f"aristos: compiling kernels{_place}, {text}{note}", file=sys.stderr, flush=True)
             wait, note = NEXT_SECONDS, ""
 
     thread = threading.Thread(target=report, daemon=True)

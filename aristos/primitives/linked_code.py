@@ -2,6 +2,11 @@
 
 Numba makes machine code and a Python wrapper of every function that compiled code calls, although the callers link the
 function's LLVM code and use neither. `Linked` has the LLVM code alone (docs/decisions.md, 61).
+
+Numba offers no public way, so these private parts of it are used here: the class `JITCodeLibrary` with what PRIVATE
+names, its attributes `_final_module`, `_finalized` and `_reload_init`, `compile_extra` and `Flags` of its compiler,
+`lookup_environment`, and `targetdescr`, `targetctx` and `typingctx` of a dispatcher. pyproject.toml bounds Numba to the
+versions with which the tests have run.
 """
 
 from __future__ import annotations
@@ -9,12 +14,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numba
 from llvmlite import binding
-from numba.core import compiler
-from numba.core.codegen import JITCodeLibrary
-from numba.core.environment import lookup_environment
 
+from ..errors import EnvironmentProblem
 from . import code_files
+
+TESTED = "numba>=0.61,<0.69"  # as in pyproject.toml
+PRIVATE = (  # methods of JITCodeLibrary
+    "_ensure_finalized",
+    "_finalize_dynamic_globals",
+    "_finalize_final_module",
+    "_get_module_for_linking",
+    "_optimize_final_module",
+    "_verify_declare_only_symbols",
+)
+LACKS = "this Numba, {version}, lacks {what}, which the kernels' compiler uses: pip install '{tested}'"
+
+
+def check(library: type) -> None:
+    """Raises EnvironmentProblem if Numba's class lacks a method of PRIVATE."""
+    if lacking := [name for name in PRIVATE if not hasattr(library, name)]:
+        what = f"{library.__name__}.{lacking[0]}"
+        raise EnvironmentProblem(LACKS.format(version=numba.__version__, what=what, tested=TESTED))
+
+
+try:
+    from numba.core import compiler
+    from numba.core.codegen import JITCodeLibrary
+    from numba.core.environment import lookup_environment
+except ImportError as error:
+    raise EnvironmentProblem(LACKS.format(version=numba.__version__, what=error.name, tested=TESTED)) from error
+check(JITCodeLibrary)
 
 
 class Library(JITCodeLibrary):

@@ -7,7 +7,8 @@ attributes.
 
 Appending adds to the content in memory, writes it to a new file, syncs that and renames it over the original, under a
 lock file: a crash in mid-write costs no earlier run, readers never see half a file, and two writers lose nothing. HDF5
-itself never writes to a disk, which may be full. Its locks are off, since parallel file systems refuse them.
+itself never writes to a disk, which may be full. It never opens the file by its path either: it would lock it, which
+parallel file systems refuse, or would not fit the locks of another reader in this process, such as xarray.
 
 Not a database: no updates, no deletions, no queries. No MPI: one rank gathers and writes.
 """
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "aristos-bench/1"
 LOCK_SECONDS = 60.0
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _VERSIONS = ("v108", "v110")  # new enough for attributes above 64 KB, old enough for every reader in use
 
 
@@ -125,7 +127,8 @@ class Table:
 class Run:
     """One run of a command: its attributes and its tables.
 
-    name: `<utc>-<id>` by default. attributes: everything needed to repeat the run; text, numbers, booleans and lists
+    name: `<utc>-<id>` by default; the time is `started_utc` of the attributes (2026-01-31T12:00:00Z), else now.
+    attributes: everything needed to repeat the run; text, numbers, booleans and lists
     of them; nested mappings are stored flat, `{"versions": {"numpy": ...}}` as `versions.numpy`; None is left out.
     """
 
@@ -134,7 +137,9 @@ class Run:
     tables: list[Table] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.name = self.name or f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(3)}"
+        began = str(self.attributes.get("started_utc", "")) or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        compact = "".join(c for c in began if c.isalnum())
+        self.name = self.name or f"{compact}-{secrets.token_hex(3)}"
 
     def to_dict(self) -> dict[str, Any]:
         return {"attributes": dict(self.attributes), "tables": {t.name: t.to_dict() for t in self.tables}}
@@ -260,8 +265,8 @@ def _described(path: Path, what: str) -> Iterator[None]:
 def _check_signature(path: Path) -> None:
     with _described(path, "cannot be read"):
         with regular.opened(path) as file:  # h5py's own messages do not distinguish missing from unreadable
-            first = file.read(1)
-        if not first or not h5py.is_hdf5(path):
+            first = file.read(len(_SIGNATURE))
+        if first != _SIGNATURE:
             raise ResultsError(f"{path}: not an HDF5 file; move it away or choose another file")
 
 
@@ -269,9 +274,10 @@ def _check_signature(path: Path) -> None:
 def _opened(path: Path) -> Iterator[h5py.File]:
     """The file, open for reading; checked to be a results file."""
     _check_signature(path)
-    with _described(path, "cannot be read"):
-        opened = h5py.File(path, "r", locking=False)
-    with opened:
+    with contextlib.ExitStack() as stack:
+        with _described(path, "cannot be read"):
+            content = stack.enter_context(open(path, "rb"))
+            opened = stack.enter_context(h5py.File(content, "r"))
         with _described(path, "cannot be read"):
             _check_schema(path, opened)
         yield opened

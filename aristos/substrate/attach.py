@@ -6,6 +6,7 @@ import itertools
 from typing import Any
 
 from ..errors import MismatchError
+from ..primitives.compile import report_as
 from ..transport.group import Group, warn_if_launched
 from .cpu.runtime import CpuRuntime
 from .failure import Failure
@@ -37,6 +38,8 @@ def _new_runtime(group: Group, backend: str) -> Runtime:
                     f"rank {group.rank} has backend {backend!r} and rank {rank} has {theirs!r}: pass backend= on all"
                 )
         group.keep_job()
+        if group.world > 1:
+            report_as(group.rank)
         return _runtime_class(backend)(group, _forget)
     except BaseException as error:
         Failure(group).cannot_make(error)

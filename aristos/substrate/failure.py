@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from ..engine.layout import word_from
 from ..errors import CorruptionError, PoisonedError, WaitTimeout
 from ..primitives.memory import load_acquire
 from ..transport.group import Group
+from ..transport.warning import warn
 from ..transport.watchdog import ENDED_SECONDS
 
 CAUSES = {
@@ -211,11 +211,10 @@ class Patience:
             )
         if not self.warned:
             self.warned = True
-            warnings.warn(
+            warn(
                 f"rank {self.rank} has waited {waited:.3g} s for rank {peer}, which has not"
                 f" {'combined' if combining else 'made its call'} in epoch {self.epoch} yet;"
-                f" it gives up after {OVERDUE * self.timeout:.3g} s",
-                stacklevel=2,
+                f" it gives up after {OVERDUE * self.timeout:.3g} s"
             )
 
     def _published(self, peer: int) -> tuple[int, int]:

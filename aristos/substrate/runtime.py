@@ -52,6 +52,7 @@ class Runtime(ABC):
         self.users = 0
         self.objects = 0
         self.open = False
+        self._dropped: Callable[[], object] | None = None
         self.failure = Failure(group)
         self._memory: EngineMemory | None = None
         self._background: Background | None = None
@@ -135,12 +136,23 @@ class Runtime(ABC):
 
     def refuse_open(self) -> None:
         """Raise unless the engine is free for a collective step: no call open, none failed, not a fork's copy."""
+        self.end_dropped_call()
         self.refuse_unusable()
         if self.open:
             raise OpenCallError(
                 "a call is open on this communicator: wait() for what start() gave, or combine() what was dispatched,"
                 " before the next one"
             )
+
+    def drop_call(self, end: Callable[[], object]) -> None:
+        """The handle of the open call is gone; end: waits until the call has ended."""
+        self._dropped = end
+
+    def end_dropped_call(self) -> None:
+        """Wait until a call whose handle is gone has ended, and close it."""
+        if self._dropped is not None and os.getpid() == self._pid:
+            self._dropped()
+            self._dropped, self.open = None, False
 
     def enter(self, caller: int) -> None:
         """Open a call of the object with this number."""
@@ -201,6 +213,7 @@ class Runtime(ABC):
         self.users -= 1
         if self.users or self._is_foreign():
             return
+        self.end_dropped_call()
         self._forget(self)
         atexit.unregister(self._at_exit)
         together = self.broken is None and self._all_leave()

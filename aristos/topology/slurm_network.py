@@ -186,7 +186,10 @@ def _torus(entries: Sequence[Mapping[str, str]]) -> Network:
 
 
 def _yaml(text: str, topology: str | None) -> Network:
-    import yaml  # only for a topology.yaml
+    try:
+        import yaml  # only for a topology.yaml
+    except ImportError:
+        raise TopologyError("topology.yaml needs PyYAML: pip install 'aristos[topo]'") from None
 
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # all scalars are text: no dates, no numbers, no objects
     try:

@@ -21,6 +21,7 @@ from ..host.processes import ENDED, Process
 from .capacity import Need, shortage
 from .choice import DEVICE, HOST, LOCAL, REMOTE, SELF, choose
 from .rma import RmaWindow
+from .warning import warn
 from .watchdog import NAMED, Calling, Watchdog
 from .window import Window
 
@@ -170,10 +171,9 @@ class Group:
             waited = time.monotonic() - start
             if waited > self.timeout and not warned:
                 warned = True
-                warnings.warn(
+                warn(
                     f"rank {self.rank} has waited {waited:.3g} s for {what}: one is still in user code, or compiles;"
-                    f" it gives up after {OVERDUE * self.timeout:.3g} s",
-                    stacklevel=2,
+                    f" it gives up after {OVERDUE * self.timeout:.3g} s"
                 )
 
     def until_all_come(self, what: str, limit: float, comm: Any = None) -> Iterator[None]:

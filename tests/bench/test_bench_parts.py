@@ -695,6 +695,36 @@ def test_a_table_on_a_pipe_is_plain_and_complete(capsys):
     assert "\x1b" not in out
 
 
+def test_the_table_of_a_layer_fits_120_columns(capsys):
+    """With the widest values, every row disturbed; the heading explains H, F, E and k."""
+    row = dict.fromkeys((column.key for column in layer_suite.COLUMNS), 1.0)
+    row |= {"tokens": 16384, "busiest_over_mean": 12.34, "schedule": "fused", "median_ms": 1234.567, "p95_ms": 2345.678}
+    row |= {"tokens_per_s": 1_234_567.0, "iterations": 2000, "check": "FAILED", "disturbed": "rank 12: 55%"}
+    tables.Reporter(quiet=False).show(Sheet("", layer_suite.COLUMNS, [row]))
+    assert max(len(line.rstrip()) for line in capsys.readouterr().out.splitlines()) <= 120
+    tables.Reporter(quiet=False).head(
+        environment.facts(World(), [], seed=0) | {"crowded": ""}, str(models.shape("a", 1))
+    )
+    out = capsys.readouterr().out
+    for letter, word in (
+        ("H", "width of a token"),
+        ("F", "width inside an expert"),
+        ("E", "experts"),
+        ("k", "experts of"),
+    ):
+        assert f" {letter} " in out
+        assert f"{letter}: {word}" in out
+    assert all(len(line) <= 130 for line in out.splitlines())
+
+
+def test_the_limits_of_a_call_are_said_below_its_table():
+    limits = [("bulk", "communication", 1.5), ("fused", "imbalance", 1.5)]
+    records = [{"schedule": s, "limit": limit, "busiest_over_mean": over} for s, limit, over in limits]
+    assert layer_suite._sentence(8, records) == (
+        "8 tokens per rank: bulk is limited by communication; fused is limited by imbalance, 1.50x"
+    )
+
+
 def test_no_color_is_respected(monkeypatch):
     from rich.console import Console
 
@@ -769,10 +799,11 @@ def test_a_footer_keeps_the_run_on_the_picture():
     with pyplot.rc_context(STYLE):
         figure, _ = pyplot.subplots(figsize=(4.8, 4.4))
         run = results.Run(attributes={"cpu": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", "mpi_library": "x" * 150})
-        footer(figure, run, "1 of 2 rows")
+        footer(figure, run, results.Table("layer", attributes={"disturbed": "1 of 2 rows", "isa": "avx2"}))
         figure.canvas.draw()
         label = figure._supxlabel
         assert run.name in label.get_text()
+        assert "avx2" in label.get_text()
         assert all(each.get_window_extent().x0 >= 0 for each in (label, figure.texts[-1]))
         pyplot.close(figure)
 

@@ -124,6 +124,23 @@ def test_a_row_is_marked_if_its_p95_is_disturbed():
     assert disturbance.mark_pairs(pair, np.array([[False, False], [True, False]])) == {}
 
 
+def test_rows_whose_rounds_lie_apart_are_marked():
+    """Early, middle and late calls, by their medians: single long calls do not count, shares of cores come first."""
+    calm = np.full((2, 12), 1.0)
+    calm[0] = 0.5
+    calm[1, [0, 5, 9]] = 9.0
+    assert disturbance.spread(calm) == 0
+    drift = calm.copy()
+    drift[1, 8:] *= 1.3
+    assert disturbance.mark(np.ones((2, 12)), calm, drift) == {"disturbed": "rounds: 30%"}
+    assert disturbance.mark(np.ones((2, 12)), calm, drift[:1]) == {}  # the other rank's calls did not drift
+    assert disturbance.mark(np.full((2, 12), 0.5), drift) == {"disturbed": "rank 0: 50%"}
+    assert disturbance.spread(drift[:, -2:]) == 0  # fewer calls than rounds
+    padded = np.concatenate([drift, np.full((2, 5), np.nan)], axis=1)
+    assert disturbance.spread(padded) == disturbance.spread(drift)
+    assert list(disturbance.doubtful(np.stack([calm, drift]), np.ones((2, 2, 12)))) == [False, True]
+
+
 def test_a_marked_row_shows_in_table_file_and_picture(monkeypatch):
     from rich.console import Console
 
@@ -145,8 +162,8 @@ def test_a_marked_row_shows_in_table_file_and_picture(monkeypatch):
     from aristos.bench.plots.style import footer
 
     figure = pyplot.figure()
-    footer(figure, results.Run(), table.attributes["disturbed"])
-    assert "disturbed: 1 of 2 rows, among them rank 0: 55%" in figure.texts[-1].get_text()
+    footer(figure, results.Run(), table)
+    assert "disturbed, 1 of 2 rows, among them rank 0: 55%" in figure.texts[-1].get_text()
     pyplot.close(figure)
 
 

@@ -322,9 +322,9 @@ def test_a_job_of_two_nodes_from_the_table():
     assert problem["beta_us_per_mib"][0][1] < problem["beta_us_per_mib"][0][2]
 
 
-def test_links_of_a_sample_come_from_the_table(shared_dir, tmp_path):
+def test_links_of_a_sample_come_from_the_table(tmp_path):
     """`aristos topo --measure --nvidia-smi FILE`: the table's figures for that machine."""
-    file = shared_dir / "samples/nvidia_smi_topo/r317_della_gpu_a100_readme_md_4gpu.txt"
+    file = ROOT / "tests/support/samples/topo_a100_nics.txt"
     done = topo("--measure", "--nvidia-smi", file, "--out", tmp_path / "l.json", "--json")
     assert done.returncode == 0, done.stderr
     found = links.from_json(json.loads(done.stdout))

@@ -10,6 +10,7 @@ from aristos.bench.context import Context
 from aristos.bench.options import Options
 from aristos.bench.suites import put, signal
 from aristos.bench.world import World
+from aristos.results import Table
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.parallel
@@ -33,6 +34,15 @@ def shows(figure, values) -> bool:
     """Whether a picture has a line with these values."""
     lines = [np.asarray(line.get_ydata(), float) for axis in figure.axes for line in axis.lines]
     return any(len(line) == len(values) and np.allclose(line, values, rtol=1e-9) for line in lines)
+
+
+def quiet(dims: dict, name: str = "call_time", **more) -> tuple[Table, np.ndarray, np.ndarray]:
+    """(a table of calls that differ by 2 %, their times, the shares of cores, all 1)."""
+    table = Table("t", attributes=more)
+    for dim, values in dims.items():
+        table.dim(dim, values)
+    seconds = 1e-3 * (1 + 0.02 * np.random.default_rng(0).random([len(values) for values in dims.values()]))
+    return table, seconds, np.ones_like(seconds)
 
 
 def close(figure) -> None:
@@ -66,3 +76,59 @@ def test_the_picture_of_signal_has_the_times_and_rates_of_its_tables(transports)
             assert shows(figure, trips[1:]), sheet.title
             assert shows(figure, trips[:1] * 2), sheet.title  # the line of a signal alone
     close(figure)
+
+
+# ---- disturbed points ---------------------------------------------------------------------------------------------
+
+RANKS = {"rank": range(2), "iteration": range(3)}
+
+
+def test_the_picture_of_overlap_marks_every_disturbed_point_and_no_other():
+    """One whose rounds differ, as of three bulk calls of which two were slow; one whose rank lacked its core."""
+    dims = {
+        "case": ["A", "E"],
+        "alpha": [2e-6, 5e-5],
+        "rate": [25.0, 10.0, 1.0],
+        "schedule": ["bulk", "fused"],
+        **RANKS,
+    }
+    table, seconds, core = quiet(dims, copy_gb_per_s=28.0)
+    seconds[1, 1, 0, 0, :, 1:] *= 1.5
+    core[0, 0, 2, 1, 0] = 0.5
+    table.add("call_time", tuple(dims), seconds, "s").add("core_share", tuple(dims), core, "1")
+    table.add("experts_time", "case", [5e-4, 5e-4], "s")
+    heat, efficiency = (picture(table) for _, picture in plots.pictures()["overlap"])
+    texts = [[text.get_text() for text in axis.texts] for axis in heat.axes[:2]]
+    marked = [[i for i, text in enumerate(of) if text.startswith("~")] for of in texts]
+    assert marked == [[2], [3]]  # by latency, then rate
+    assert [sum(line.get_markerfacecolor() == "white" for line in axis.lines) for axis in efficiency.axes[:2]] == [1, 1]
+    close(heat)
+    close(efficiency)
+
+
+def test_disturbed_bars_are_hatched_and_disturbed_points_hollow():
+    dims = {"tokens": [16, 64], "schedule": ["bulk", "fused"], **RANKS}
+    table, seconds, core = quiet(dims, shape="H 8", flops_per_row=1e3)
+    seconds[1, 0, 1, 2:] *= 2
+    table.add("call_time", tuple(dims), seconds, "s").add("core_share", tuple(dims), core, "1")
+    table.dim("expert", range(2)).add("rows", ("tokens", "expert"), np.ones((2, 2), int))
+    table.add("experts_time", ("tokens", "rank", "iteration"), seconds[:, 0] / 2, "s")
+    table.add("peak", ("tokens", "rank"), np.ones((2, 2)), "GFLOP/s")
+    layer = plots.pictures()["layer"][0][1](table)
+    bars = [[bool(bar.get_hatch()) for bar in axis.patches] for axis in layer.axes]
+    assert bars == [[False, False], [True, False], *[[False, True, False, False]] * 2]  # bulk's bars come first
+    assert not any(each.get_hatch() for each in layer.legends[0].get_patches())
+    close(layer)
+    dims = {"kernel": ["aristos", "BLAS"], "rows": [1, 2, 4], **RANKS}
+    table, seconds, core = quiet(dims, flops_per_row=1e3)
+    core[0, 2, 1, :] = 0.3
+    table.add("call_time", tuple(dims), seconds, "s").add("core_share", tuple(dims), core, "1")
+    table.add("intensity", "rows", [1.0, 2.0, 4.0]).add("peak", "rank", [9.0, 9.0]).add(
+        "read_bandwidth", "rank", [1e9] * 2
+    )
+    gemm = plots.pictures()["gemm"][0][1](table)
+    hollow = [
+        [list(line.get_xdata()) for line in axis.lines if line.get_markerfacecolor() == "white"] for axis in gemm.axes
+    ]
+    assert hollow == [[[4.0]], [[4]]]
+    close(gemm)

@@ -16,7 +16,7 @@ from aristos import models
 from aristos.checkpoint.recipe import FAMILIES
 from aristos.cli import __main__ as command
 from aristos.config import Router
-from aristos.errors import InputError
+from aristos.errors import CheckpointError, InputError
 
 
 def test_every_model_has_a_source_and_a_recipe_that_exists():
@@ -105,6 +105,43 @@ def test_inspect_names_what_is_not_supported(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({**OLMOE, "model_type": "quokka"}))
     assert command.main(["inspect", str(tmp_path)]) == 2
     assert "'quokka' is not known" in capsys.readouterr().err
+
+
+SWITCH = {
+    "model_type": "switch_transformers", "d_model": 8, "d_ff": 4, "num_experts": 2, "expert_capacity": 4,
+    "num_layers": 4, "num_decoder_layers": 4, "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2,
+}  # fmt: skip
+
+
+def switch_layer(name: str) -> dict[str, np.ndarray]:
+    found = {f"{name}mlp.router.classifier.weight": np.ones((2, 8), np.float32)}
+    for e in range(2):
+        found[f"{name}mlp.experts.expert_{e}.wi.weight"] = np.ones((4, 8), np.float32)
+        found[f"{name}mlp.experts.expert_{e}.wo.weight"] = np.ones((8, 4), np.float32)
+    return found
+
+
+def test_layers_are_those_that_have_tensors(tmp_path, capsys):
+    """The encoder alone of an encoder-decoder model: what config.json promises beside it is said."""
+    there = switch_layer("encoder.block.1.layer.1.") | switch_layer("encoder.block.3.layer.1.")
+    encoder = aristos.Checkpoint(write(tmp_path / "encoder", SWITCH, there))
+    assert (encoder.layers, encoder.missing) == ((1, 3), (5, 7))
+    assert len(encoder.configs()) == 2
+    for number in encoder.layers:
+        encoder.check(number)
+    with pytest.raises(
+        CheckpointError, match=r"layer 5 of a switch_transformers has tensors .* is the download comple"
+    ):
+        encoder.check(5)
+    assert command.main(["inspect", str(tmp_path / "encoder")]) == 1
+    out = capsys.readouterr().out
+    assert "2 MoE layers" in out
+    assert "layers 5 7: MISSING: config.json promises them" in out
+    there |= switch_layer("decoder.block.1.layer.2.") | switch_layer("decoder.block.3.layer.2.")
+    whole = aristos.Checkpoint(write(tmp_path / "whole", SWITCH, there))
+    assert (whole.layers, whole.missing) == ((1, 3, 5, 7), ())
+    (tmp_path / "whole" / "model.safetensors").unlink()
+    assert aristos.Checkpoint(tmp_path / "whole").layers == (1, 3, 5, 7)  # of config.json alone
 
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "gpt-oss-20b", "phi-3.5-moe", "longcat-flash", "llama-4-scout"])

@@ -12,12 +12,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import run_job
 from mpi import find_mpiexec, rank_environment
 
 import aristos
 from aristos import models
 from aristos.cli import __main__ as cli
-from aristos.doctor import cores, equal, finding, kernels, libraries, progress, ranks, shared_memory, slurm, windows
+from aristos.doctor import (
+    cores,
+    equal,
+    finding,
+    kernels,
+    libraries,
+    package,
+    progress,
+    ranks,
+    shared_memory,
+    slurm,
+    windows,
+)
 from aristos.doctor.cores import RankCores
 from aristos.doctor.finding import Finding, merged, named, ok, warn
 from aristos.engine.layout import rank_bytes
@@ -361,6 +374,29 @@ def test_numba_is_checked(monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_folder_that_each_way_of_starting_loads(tmp_path, monkeypatch):
+    """In a clone with another installation `python -m` loads the clone, a command and a script the installation."""
+    installed = str(Path(aristos.__file__).parent)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    found = package.here()
+    assert (found.state, found.text) == ("ok", f"{installed}, by every way of starting")
+    clone = tmp_path / "clone"
+    (clone / "aristos").mkdir(parents=True)
+    (clone / "aristos" / "__init__.py").touch()
+    (clone / "pyproject.toml").touch()
+    (tmp_path / "command").write_text(f"#!{sys.executable}\n")
+    monkeypatch.setattr("shutil.which", lambda name: str(tmp_path / "command"))
+    monkeypatch.chdir(clone)
+    found = package.here()
+    assert found.state == "warn"
+    assert found.values == {
+        package.MODULE: str(clone / "aristos"), package.SCRIPT: installed, package.COMMAND: installed,
+    }  # fmt: skip
+    assert f"python -m aristos: {clone / 'aristos'}" in found.text
+    assert found.remedy.endswith(f"-m pip install -e {clone}")
+
+
 def test_the_kernel_cache_is_checked(tmp_path):
     wanted = tmp_path / "aristos"
     folder = wanted / "0123"
@@ -453,8 +489,9 @@ def test_the_command_alone():
 
 @pytest.mark.slow
 @needs_mpiexec
-def test_the_command_on_two_ranks():
-    done = doctor(2, "--json")
+def test_the_command_on_two_ranks(tmp_path):
+    """With an empty cache: each rank compiles what it needs, whatever its other checks have imported."""
+    done = doctor(2, "--json", ARISTOS_CACHE=str(tmp_path / "cache"))
     found = states(done.stdout)
     assert done.returncode == (3 if "fail" in found.values() else 0), done.stderr
     assert json.loads(done.stdout)["ranks"] == 2
@@ -464,6 +501,30 @@ def test_the_command_on_two_ranks():
     measured = next(each for each in json.loads(done.stdout)["findings"] if each["name"] == "RMA progress")
     assert measured["values"]["helped_ms"] > 0
     assert "both on the only node" in measured["text"]
+
+
+@pytest.mark.slow
+@needs_mpiexec
+def test_a_rank_that_cannot_compile_is_reported(tmp_path):
+    """At once: the other rank does not wait for it in the measurement."""
+    body = """
+from aristos.doctor import progress, ranks
+if rank == 1:
+    progress.compiled = lambda: 1 / 0
+else:
+    progress.compiled = lambda: time.sleep(3)  # longer than the limit: a rank may compile
+both = ranks.Ranks(2.0, say)
+both.start()
+found = progress.progress(both, True)
+say(found.state, found.text)
+both.end()
+"""
+    job = run_job(tmp_path, 2, body)
+    assert job.code == 0, job.out
+    for rank in (0, 1):
+        assert job.lines(rank) == [
+            "fail not measured: rank 1 cannot compile kernels: ZeroDivisionError: division by zero"
+        ]
 
 
 @pytest.mark.slow

@@ -286,6 +286,7 @@ def command(name: str, words: list[str]) -> Any:
 LINES = (
     "bench put layer --preset mixtral-8x7b --tokens 8,16 --hidden 8 --threads 2 --alpha 2us,1ms --rate 25,1GB/s",
     "bench layer --experts 4 --out none --json --backend cuda --dtype bfloat16 --seconds 3 --moves auto",
+    "compare r.h5 s.h5 --run 2026 --run 2027 --out d --no-plots",
     "doctor --json --timeout 5",
     "explore --ranks 2 --rows 0 --calls 3 --transport rma --stay 1 --schedules 3 --seed 4 --mutation all",
     "inspect olmoe --ranks 1 2 --tokens 16 --dtype float32 --json",

@@ -22,7 +22,7 @@ from aristos.errors import EnvironmentProblem, InputError
 from aristos.host import mpi_library
 from aristos.host.mpi_files import NAMES
 from aristos.host.mpi_library import Library
-from aristos.launcher import commands, job, main, take_seat, this_node
+from aristos.launcher import commands, job, left, main, take_seat, this_node
 from aristos.launcher.seats import Seat, default_ranks, seats, table
 from aristos.topology import Gpu, Link, Mig, Nic, Node, Numa, cpusets
 from aristos.topology.visible import VisibleDevice
@@ -175,14 +175,14 @@ def test_which_gpus_a_job_may_use():
     assert variables["ARISTOS_DEVICE"] == "0"
 
 
-def test_seats_on_the_sample_machines(shared_dir):
+def test_seats_on_the_sample_machines():
     """Ranks of equal GPUs never share a core."""
     for file, want in (
-        ("r317_della_gpu_a100_readme_md_4gpu.txt", ["0-31", "32-63", "64-95", "96-127"]),
-        ("b132_nvidia_gb200_4gpu_vllm19703.txt", ["0-35", "36-71", "72-107", "108-143"]),
-        ("b225_nvidia_h100_80gb_hbm3_8gpu_sglang3780.txt", [f"{i}-{i + 31}" for i in range(0, 256, 32)]),
+        ("topo_a100_nics.txt", ["0-31", "32-63", "64-95", "96-127"]),
+        ("topo_gb200.txt", ["0-35", "36-71", "72-107", "108-143"]),
+        ("topo_h100.txt", [f"{i}-{i + 31}" for i in range(0, 256, 32)]),
     ):
-        found = this_node.read(shared_dir / "samples/nvidia_smi_topo" / file)
+        found = this_node.read(ROOT / "tests" / "support" / "samples" / file)
         assert shown(seats(found.node, len(found.devices), found.devices)) == want, file
 
 
@@ -346,7 +346,9 @@ def aristos_run(*words: object, timeout: float = 60, **more: str) -> subprocess.
         (["-n", "0", "--", "true"], 2, "at least 1"),
         (["-n", "999999999", "--dry-run", "--", "true"], 2, "at most 4096 ranks of a node"),
         (["-n", "2", "--", "no-such-program"], 2, "no program 'no-such-program'"),
-        (["-n", "2", "python", "x.py"], 2, "unrecognized arguments"),
+        (["-n", "2", "python", "x.py"], 2, "put -- before the program: aristos run -n 2 -- python x.py"),
+        (["-n", "2", "python", "x.py", "--lr", "1"], 2, "aristos run -n 2 -- python x.py --lr 1"),
+        (["-n", "2", "--no-such", "--", "true"], 2, "unrecognized arguments: --no-such\n"),
         (["-n", "2", "--restart-ranks", "1", "--", "true"], 2, "goes with --restarts"),
         (["-n", "2", "--restarts", "1", "--restart-ranks", "2,0", "--", "true"], 2, "at least 1"),
         (["--launcher", "srun", "-n", "2", "--", "true"], 3, "needs an allocation"),
@@ -508,7 +510,7 @@ def start(
 ) -> tuple[subprocess.Popen[bytes], list[int], Path]:
     """A job of two sleeping ranks: `aristos run`, the ranks' pids, all output."""
     out = tmp_path / "out"
-    command = [sys.executable, "-c", IMPATIENT, "-n", "2", *options, "--", "python", "-c", SLEEPER, *words]
+    command = [sys.executable, "-c", IMPATIENT, "--clean", "-n", "2", *options, "--", "python", "-c", SLEEPER, *words]
     with open(out, "w") as file:
         running = subprocess.Popen(command, env=clean_environment(), stdout=file, stderr=file, start_new_session=True)
     end = time.monotonic() + 30
@@ -585,17 +587,36 @@ def test_the_job_ends_when_aristos_run_is_killed(tmp_path):
         time.sleep(0.1)
 
 
-def test_only_unused_mpi_files_of_this_job_are_removed(tmp_path):
+def test_unused_mpi_files_are_named_and_removed_on_request(tmp_path, capsys):
     names = ["mpich_shm_old", "mpich_shm_new", "mpich_shm_mapped", "sm_segment.vm.0.1", "mine.txt"]
     for name in names:
         (tmp_path / name).write_bytes(b"x")
+
+    def handled(*asked):
+        left.handle(*asked, folder=str(tmp_path))
+        return capsys.readouterr().err
+
     with open(tmp_path / "mpich_shm_mapped") as held:
-        assert job.clean({"mpich_shm_old"}, str(tmp_path)) == 2
+        of_job = handled(False, {"mpich_shm_old"})
+        assert of_job.count("\n") == 1
+        assert f"rm {tmp_path}/mpich_shm_new {tmp_path}/sm_segment.vm.0.1\n" in of_job
+        assert {f.name for f in tmp_path.iterdir()} == set(names)  # nothing is removed unasked
+        assert "removed 2 files" in handled(True, {"mpich_shm_old"})
         assert {f.name for f in tmp_path.iterdir()} == {"mpich_shm_old", "mpich_shm_mapped", "mine.txt"}
-        assert take_seat.clean_old(str(tmp_path)) == 0  # too young
+        assert handled(True) == ""  # too young
         past = time.time() - 3600
         for name in ("mpich_shm_old", "mpich_shm_mapped", "mine.txt"):
             os.utime(tmp_path / name, (past, past))
-        assert take_seat.clean_old(str(tmp_path)) == 1
+        assert "MPI left 1 files" in handled(False)
+        assert "removed 1 files" in handled(True)
         assert held.name
     assert {f.name for f in tmp_path.iterdir()} == {"mpich_shm_mapped", "mine.txt"}
+
+
+def test_many_left_files_are_not_all_named(tmp_path, capsys):
+    for number in range(left.NAMED + 1):
+        (tmp_path / f"mpich_shm_{number}").touch()
+    left.handle(False, set(), str(tmp_path))
+    found = capsys.readouterr().err
+    assert found.count("mpich_shm_") == left.NAMED
+    assert found.endswith("; `aristos run --clean -- PROGRAM` removes all\n")

@@ -72,8 +72,12 @@ def test_memory_takes_numpy_scalars_and_refuses_a_layer_that_cannot_be_made():
     assert 0 < with_scratch[0] < with_scratch[1] < with_scratch[2]
     assert with_scratch[1] - with_scratch[0] == with_scratch[2] - with_scratch[1]
     for world in (0, 1.0, True, None):
-        with pytest.raises(InputError, match=f"world must be a positive int below .*, got {world}"):
+        with pytest.raises(InputError, match=f"world must be a positive int of at most .*, got {world}"):
             aristos.MoE.memory(CFG, world)
+    with pytest.raises(InputError, match="world must be a positive int of at most 1048576, got 1000000000"):
+        aristos.MoE.memory(CFG, 10**9)
+    with pytest.raises(InputError, match="experts must be a positive int of at most 1048576, got 1000000000"):
+        aristos.MoEConfig(hidden=40, ffn=72, experts=10**9)
     tensor = aristos.MoEConfig(hidden=40, ffn=72, experts=5, dtype="tf32")
     with pytest.raises(InputError, match="backend='cpu' computes in float32, bfloat16, float16, got dtype='tf32'"):
         aristos.MoE.memory(tensor, 2, backend="cpu")
@@ -204,6 +208,15 @@ def test_repeated_rows_and_no_rows():
         assert moe(x[0]).shape == (40,)
 
 
+def test_the_text_of_a_layer_says_what_it_is():
+    with MoE(CFG, threads=1, layers=2) as moe:
+        text = "H 40 F 72 E 5 k 2 float32, rank 0 of 1, cpu, fused, 1 workers"
+        assert repr(moe) == f"<MoE {text}, 0 of 2 layers have weights>"
+        moe.load(1, **W)
+        assert repr(moe) == f"<MoE {text}, 1 of 2 layers have weights>"
+    assert repr(moe) == "<MoE, closed>"
+
+
 def test_weights_of_choices_not_taken_may_be_anything():
     """In a layer and in an exchange alike; a choice that is taken must have a finite weight."""
     x, ids = tokens(CFG, 3, seed=0), np.array([[0, -1], [1, 2], [-1, -1]])
@@ -227,13 +240,13 @@ def test_weights_of_choices_not_taken_may_be_anything():
             exchange.combine(rows, handle, wrong)
 
 
-def test_weights_of_an_expert_may_be_nan():
-    """They are not checked: the tokens of that expert become NaN, and no others."""
+def test_an_expert_that_overflows_spoils_only_its_own_tokens():
+    """Its tokens become NaN or infinite, and no others."""
     up = W["up"].copy()
-    up[3, 5, 7] = np.nan
+    up[3, :, 7], up[3, :, 8] = 3e38, -3e38
     ids, x = np.tile([[0], [3], [4]], (5, 1)), tokens(CFG, 15, seed=0)
     ids = np.concatenate([ids, np.full_like(ids, -1)], axis=1)
     with MoE(CFG) as moe:
         moe.load(**{**W, "up": up})
         y = moe(x, ids, np.ones((15, 2), np.float32))
-    assert (np.isnan(y).any(axis=1) == (ids[:, 0] == 3)).all()
+    assert (~np.isfinite(y).all(axis=1) == (ids[:, 0] == 3)).all()

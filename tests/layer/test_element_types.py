@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cases import MoE, clean_environment, routing, same, tokens
+from group_plans import plan_of
 from mpi import find_mpiexec
 from rounded import DTYPES, numpy_dtype
 
@@ -17,7 +18,7 @@ import aristos
 from aristos import reference
 from aristos.errors import InputError, MismatchError
 from aristos.layer.weights import packed_bytes
-from aristos.primitives import isa
+from aristos.primitives import compile, isa
 
 CFG = aristos.MoEConfig(hidden=70, ffn=200, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=70)
 STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # half the distance of neighbours, relative
@@ -28,6 +29,13 @@ def configuration(dtype: str, **changes: object) -> tuple[aristos.MoEConfig, dic
     cfg = replace(CFG, dtype=dtype, **changes)  # type: ignore[arg-type]
     w = reference.weights(replace(cfg, dtype="float32"))
     return cfg, {n: v.astype(numpy_dtype(dtype)) if n in ("up", "gate", "down") else v for n, v in w.items()}
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """`monkeypatch`, for ranks that pretend to have other sets: compiled code is kept by those that they have."""
+    compile.cache_folder()
+    return monkeypatch
 
 
 def rows(cfg: aristos.MoEConfig, count: int, seed: int) -> np.ndarray:
@@ -133,7 +141,7 @@ def test_high_precision_of_float32():
 
 @pytest.mark.slow
 @pytest.mark.ranks(2)
-def test_high_precision_on_ranks(comm, monkeypatch):
+def test_high_precision_on_ranks(comm, pretend):
     cfg = replace(CFG, precision="high")
     w, x = reference.weights(cfg), tokens(cfg, 50 + comm.rank, seed=comm.rank)
     with MoE(cfg, backend="cpu", threads=1) as moe:
@@ -146,10 +154,10 @@ def test_high_precision_on_ranks(comm, monkeypatch):
         with MoE(cfg, comm, backend="cpu", **options) as moe:
             moe.load(0, **w)
             assert same(moe(x), y), options
-    with pytest.raises(MismatchError, match=r"rank 0 has .*precision='high'.*rank 1 has .*precision='highest'"):
+    with pytest.raises(MismatchError, match="precision: rank 0 has 'high', rank 1 'highest'"):
         MoE(replace(cfg, precision=("high", "highest")[comm.rank]), comm, backend="cpu")
     own = isa.usable()
-    monkeypatch.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
+    pretend.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
     with MoE(cfg, comm, backend="cpu") as moe:  # without AMX on all ranks
         moe.load(0, **w)
         assert moe.isa == LESS
@@ -179,18 +187,18 @@ LESS = "avx2" if "avx2" in isa.usable()[1:] else "generic"  # an instruction set
 @pytest.mark.slow
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_ranks_agree_on_an_instruction_set(comm, dtype, monkeypatch, capfd):
+def test_ranks_agree_on_an_instruction_set(comm, dtype, pretend, capfd):
     """The layer has the bits that the common one has on one rank; beside it, a layer keeps this rank's best."""
     best, own = isa.chosen(), isa.usable()
     cfg, w = configuration(dtype)
     x = rows(cfg, 50, seed=comm.rank)
-    with monkeypatch.context() as only:
+    with pretend.context() as only:
         only.setattr(isa, "usable", lambda: (LESS,))
         with MoE(cfg, backend="cpu", threads=1) as moe:
             moe.load(0, **w)
             assert moe.isa == LESS
             want = moe(x)
-    monkeypatch.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
+    pretend.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
     with MoE(replace(CFG, dtype="float32"), comm, backend="cpu") as moe:
         assert moe.isa == (best, LESS)[comm.rank]  # equal bits on all: each rank uses its best
     assert "aristos: kernels use" not in capfd.readouterr().err
@@ -203,6 +211,42 @@ def test_ranks_agree_on_an_instruction_set(comm, dtype, monkeypatch, capfd):
         assert same(again(x), want)
     said = f"aristos: kernels use {LESS}, the best instruction set that all ranks have, not {best} on rank 0\n"
     assert capfd.readouterr().err == (said if comm.rank == 0 and best != LESS else "")
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("schedule", ["fused", "bulk"])
+def test_ranks_that_train_agree_on_an_instruction_set(comm, schedule, pretend):
+    """Rows of gradients are rounded up to its vectors: 36 and 6 numbers to more with one set than with another."""
+    own, cfg = isa.usable(), replace(CFG, hidden=36, experts=6, dtype="float32")
+    w, x, dy = reference.weights(cfg), rows(cfg, 20, seed=comm.rank), rows(cfg, 20, seed=comm.rank + 5)
+    with pretend.context() as only:
+        only.setattr(isa, "usable", lambda: (LESS,))
+        with MoE(cfg, backend="cpu", threads=1, train=True, schedule=schedule) as moe:  # compile before ranks wait
+            moe.load(**w)
+            moe.backward(dy, moe.forward(x)[1])
+    pretend.setattr(isa, "usable", lambda: (own, (LESS,))[comm.rank])
+    with MoE(cfg, comm, backend="cpu", train=True, schedule=schedule, placement=[[0, 1], 0, 1, 0, 1, 0]) as moe:
+        moe.load(**w)
+        assert moe.isa == LESS
+        moe.backward(dy, moe.forward(x)[1])
+        moe.reduce_grads()
+        found = {name: array.copy() for name, array in moe.grads().items()}
+        mine = moe.placement.mine(comm.rank)
+    right = reference.backward(cfg, *(np.concatenate(comm.allgather(each)) for each in (x, dy)), **w)
+    for name, array in found.items():
+        assert reference.error(array, right[name] if name == "router" else right[name][mine]) < 1e-5, name
+    assert len(set(comm.allgather(found["router"].tobytes()))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(isa.chosen() == LESS, reason="needs two instruction sets")
+@pytest.mark.ranks(4)
+def test_groups_of_a_plan_train_with_one_instruction_set(comm, pretend):
+    best, own = isa.chosen(), isa.usable()
+    pretend.setattr(isa, "usable", lambda: (LESS,) if comm.rank > 1 else own)
+    with pytest.raises(MismatchError, match=f"{best}, {best}, {LESS}, {LESS} by rank: set ARISTOS_ISA"):
+        MoE(replace(CFG, experts=4, dtype="float32"), comm, plan=plan_of([3, 1, 2, 2]), backend="cpu", train=True)
 
 
 RANKS = """

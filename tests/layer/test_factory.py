@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import subprocess
@@ -18,19 +19,9 @@ from mpi import LAUNCHER_VARIABLES, ranks_each
 import aristos
 from aristos import reference
 from aristos.errors import InputError
-from aristos.layer import options as layer_options
 
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=30)
 W = reference.weights(CFG)
-
-
-@pytest.fixture
-def a_gpu_is_seen(monkeypatch):
-    """CuPy and numba-cuda are installed and see a GPU, as far as the choice of a backend can tell."""
-    cupy: Any = types.ModuleType("cupy")
-    cupy.is_available = lambda: True
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(layer_options.importlib.util, "find_spec", lambda name: name)
 
 
 CUDA = (1, "fused", None, None, 9.0, None, None, "cuda")  # every option in its former place
@@ -45,26 +36,19 @@ def test_options_after_comm_are_keywords_only(arguments):
         aristos.Exchange(None, 40, 5)  # type: ignore[misc]
 
 
-@pytest.mark.usefixtures("a_gpu_is_seen")
-@pytest.mark.parametrize("options", [{"schedule": "bulk"}, {"threads": 1}, {"backend": "cpu"}])
-def test_an_option_for_cpus_chooses_the_cpu_backend_beside_a_gpu(options):
-    with MoE(CFG, **options) as moe:
+def test_cuda_is_never_the_default(monkeypatch):
+    """It has not run on a GPU: also where CuPy and numba-cuda are installed and see one, a layer runs on CPUs."""
+    cupy: Any = types.ModuleType("cupy")
+    cupy.is_available = lambda: True
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with MoE(CFG) as moe:
         assert moe.backend == "cpu"
         moe.load(**W)
         x = tokens(CFG, 7, seed=1)
         assert reference.error(moe(x), reference.moe(CFG, x, **W)) < 1e-5
-
-
-@pytest.mark.usefixtures("a_gpu_is_seen")
-def test_the_default_backend_beside_a_gpu_is_cuda():
-    assert layer_options.default_backend() == "cuda"
-    assert layer_options.default_backend(threads=2) == "cpu"
-    assert layer_options.default_backend(schedule="bulk") == "cpu"
-
-
-def test_the_default_backend_without_a_gpu_is_cpu(monkeypatch):
-    monkeypatch.setattr(layer_options.importlib.util, "find_spec", lambda name: None)
-    assert layer_options.default_backend() == "cpu"
+    with pytest.raises(InputError, match="pass backend='cuda'"):
+        aristos.MoE.memory(replace(CFG, dtype="tf32"), 1)
 
 
 @pytest.mark.parametrize("backend", ["tpu", 3, ["cpu"]])

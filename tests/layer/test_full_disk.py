@@ -12,6 +12,8 @@ import pytest
 from aristos.errors import CheckpointError
 from aristos.layer import saved_files, saving
 
+LOCK = f"{saving.MANIFEST}.lock"
+
 
 @pytest.mark.parametrize(
     ("code", "message"),
@@ -43,14 +45,14 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, code, mes
 
 def test_a_failed_save_leaves_the_one_before(tmp_path):
     saving.undo(tmp_path, saving.begin(tmp_path, set()))
-    assert not list(tmp_path.iterdir())
+    assert os.listdir(tmp_path) == [LOCK]
     first = saving.begin(tmp_path, set())
     saving.finish(tmp_path, first, {"layers": [], "optimizer": None, "extra": {}, "files": {}})
     saving.undo(tmp_path, first)  # the failure came after the new saved.json
     second = saving.begin(tmp_path, {first.id})
     saving.undo(tmp_path, second)
     assert second.folder != first.folder
-    assert {path.name for path in tmp_path.iterdir()} == {first.folder, saving.MANIFEST}
+    assert set(os.listdir(tmp_path)) == {first.folder, saving.MANIFEST, LOCK}
 
 
 def test_a_folder_that_cannot_be_marked_is_removed(tmp_path, monkeypatch):
@@ -60,4 +62,4 @@ def test_a_folder_that_cannot_be_marked_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(pathlib.Path, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
         saving.begin(tmp_path, set())
-    assert not list(tmp_path.iterdir())
+    assert os.listdir(tmp_path) == [LOCK]

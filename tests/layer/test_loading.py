@@ -173,6 +173,27 @@ def test_a_call_names_what_is_missing_on_every_rank(comm, world, schedule):
         assert same(moe(x, layer=1), y)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_that_are_not_finite_are_refused_and_the_old_ones_stay(dtype):
+    """Also those that are infinite only when rounded to the layer's type."""
+    cfg = replace(CFG, dtype=dtype)
+    bad = {name: np.array(W[name]) for name in W}
+    bad["down"][2, 1, 3] = np.inf
+    x = tokens(cfg, 5, seed=0).astype(dtype)
+    with MoE(cfg, threads=1) as moe:
+        moe.load(**W)
+        before = moe(x)
+        with pytest.raises(InputError, match=r"^down\[2\]\[1, 3\] must be finite, got inf"):
+            moe.load(**bad)
+        with pytest.raises(InputError, match=r"^down\[1, 3\] must be finite, got inf"):
+            moe.load_expert(0, 2, **{name: array[2] for name, array in bad.items() if name != "router"})
+        bad["down"][2, 1, 3] = 1e5
+        if dtype == "float16":
+            with pytest.raises(InputError, match=r"^down\[2\]\[1, 3\] must be at most 65504 in magnitude"):
+                moe.load(**bad)
+        assert np.array_equal(moe(x), before)
+
+
 @pytest.mark.parametrize("schedule", ["fused", "bulk"])
 @ranks_each(1, 2)
 def test_a_reload_that_ends_half_way_is_refused(comm, world, schedule):

@@ -9,7 +9,9 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import traceback
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,8 @@ def moe():
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """Of all files but the lock, which stays."""
+    return sorted(path.name for path in folder.iterdir() if path.name != "saved.json.lock")
 
 
 def up(moe: MoE, value: float) -> None:
@@ -74,7 +77,8 @@ def test_what_an_interrupted_save_left_is_removed_by_the_next(moe, tmp_path):
     left = saving.begin(tmp_path, moe._saves)
     (tmp_path / left.folder / "layer-0-common.npz").write_text("half")
     assert names(tmp_path) == ["saved-1", "saved-2", "saved.json"]
-    moe.save(tmp_path)  # this process began it
+    saving.RUNNING.remove(left.id)  # Ctrl-C
+    moe.save(tmp_path)
     assert names(tmp_path) == ["saved-2", "saved.json"]
     left = saving.begin(tmp_path, moe._saves)
     mark = tmp_path / left.folder / saving.MARK
@@ -84,7 +88,9 @@ def test_what_an_interrupted_save_left_is_removed_by_the_next(moe, tmp_path):
     assert (tmp_path / left.folder).exists()  # perhaps its writer still runs
     saving.undo(tmp_path, begun)
     moe.save(tmp_path)
-    assert names(tmp_path) == ["saved-4", "saved.json"]  # now it cannot end any more
+    assert names(tmp_path) == ["saved-3", "saved-4", "saved.json"]  # perhaps it is about to replace saved.json
+    moe.save(tmp_path)
+    assert names(tmp_path) == ["saved-5", "saved.json"]  # now it cannot end any more
 
 
 def test_the_largest_number_of_a_folder_is_followed_by_the_smallest_free_one(moe, tmp_path):
@@ -123,13 +129,81 @@ def test_an_object_replaces_no_save_that_it_has_neither_made_nor_restored(moe, t
 def test_of_two_objects_that_save_at_once_one_is_refused(moe, tmp_path):
     begun = saving.begin(tmp_path, set())
     up(moe, 4.0)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(saving, "_ended", lambda folder: False)  # the other one runs
-        moe.save(tmp_path)
+    moe.save(tmp_path)
     with pytest.raises(CheckpointError, match=r"another object has saved into .* meanwhile"):
         saving.finish(tmp_path, begun, {})
     moe.restore(tmp_path)
     assert first_up(moe) == 4.0
+
+
+NOTHING: dict[str, Any] = {"layers": [], "optimizer": None, "extra": {}, "files": {}}
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["locks", "locks that do not reach the other host"])
+def test_two_that_replace_one_save_at_the_same_moment_leave_a_whole_one(tmp_path, monkeypatch, locks):
+    """The first one is stopped between its last check and the replacement of saved.json."""
+    saving.finish(tmp_path, saving.begin(tmp_path, ()), NOTHING)
+    old = saving.read_manifest(tmp_path).id
+    begun = [saving.begin(tmp_path, {old}) for _ in range(2)]
+    ended, replace_file = threading.Event(), os.replace
+    said: dict[int, str] = {}
+
+    def finish(number: int) -> None:
+        try:
+            saving.finish(tmp_path, begun[number], NOTHING)
+            said[number] = "saved"
+        except CheckpointError as error:
+            said[number] = str(error)
+
+    other = threading.Thread(target=lambda: (finish(1), ended.set()))
+
+    def replaced(source: Path, target: Path) -> None:
+        if threading.current_thread() is not other:
+            other.start()
+            assert ended.wait(0.5 if locks else 60) is not locks
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    if not locks:
+        monkeypatch.setattr(saving.atomic, "locked", lambda path, seconds: contextlib.nullcontext())
+    finish(0)
+    other.join(60)
+    kept = saving.read_manifest(tmp_path)
+    assert kept.id == begun[0].id
+    assert names(tmp_path / kept.folder) == [saving.MARK]
+    assert said == {0: "saved", 1: f"another object has saved into {tmp_path} meanwhile: its save stays"} | (
+        {} if locks else {1: "saved"}
+    )
+
+
+def test_a_save_whose_mark_was_removed_is_refused(tmp_path):
+    saving.finish(tmp_path, saving.begin(tmp_path, ()), NOTHING)
+    old = saving.read_manifest(tmp_path)
+    begun = saving.begin(tmp_path, {old.id})
+    shutil.rmtree(tmp_path / begun.folder)
+    (tmp_path / begun.folder).mkdir()
+    with pytest.raises(CheckpointError, match=r"folder\.json was removed or changed meanwhile: save again"):
+        saving.finish(tmp_path, begun, NOTHING)
+    assert saving.read_manifest(tmp_path) == old
+
+
+def test_a_saver_that_another_one_holds_up_names_the_lock(moe, tmp_path, monkeypatch):
+    moe.save(tmp_path)
+    monkeypatch.setattr(saving, "LOCK_SECONDS", 0.1)
+    with (
+        saving.atomic.locked(tmp_path / "saved.json", 1.0),
+        pytest.raises(CheckpointError, match=r"another writer held .*saved\.json\.lock for 0\.1 s; if none runs"),
+    ):
+        moe.save(tmp_path)
+    moe.save(tmp_path)
+
+
+def test_undo_removes_no_folder_that_saved_json_might_name(moe, tmp_path):
+    moe.save(tmp_path)
+    begun = saving.begin(tmp_path, moe._saves)
+    (tmp_path / "saved.json").write_text("{")
+    saving.undo(tmp_path, begun)
+    assert names(tmp_path) == ["saved-1", "saved-2", "saved.json"]
 
 
 # ------------------------------------------------------------ crashes
@@ -190,9 +264,7 @@ def test_a_save_that_ends_at_any_operation_leaves_the_old_one_or_the_new(moe, tm
         moe.restore(folder)
         assert first_up(moe) == 5.0
         kept = saving.read_manifest(folder).folder
-        left = [name for name in names(folder) if name not in (kept, "saved.json")]
-        assert all(not names(folder / name) or names(folder / name) == [saving.MARK] for name in left), left
-        assert len(left) <= 1
+        assert names(folder) == [kept, "saved.json"]
     assert 10 < number < 199
     assert seen == {float(W["up"].flat[0]), 2.0}
 
@@ -215,8 +287,10 @@ def test_a_changed_manifest_and_files_of_others_are_refused_before_anything_chan
     ):
         assert changed != text
         manifest.write_text(changed)
-        with pytest.raises(CheckpointError, match=r"saved\.json( is damaged|: schema must be)"):
+        with pytest.raises(CheckpointError, match=r"saved\.json is damaged, .*: put back a copy of it, or rem"):
             moe.restore(tmp_path, optimizer)
+        with pytest.raises(CheckpointError, match=r"saved\.json is damaged, .* or remove it to give that save up$"):
+            moe.save(tmp_path, optimizer)
     manifest.write_text(text)
     one, other, common = (tmp_path / "saved-1" / saved_files.name_of(0, expert) for expert in (0, 1, -1))
     contents = [path.read_bytes() for path in (one, other)]
@@ -252,6 +326,25 @@ def test_what_is_no_regular_file_is_refused_at_once(moe, tmp_path):
     os.unlink(tmp_path / "saved-1" / saving.MARK)
     os.mkfifo(tmp_path / "saved-1" / saving.MARK)
     moe.save(tmp_path)
+    moe.restore(tmp_path)
+
+
+def test_a_link_that_leads_nowhere_is_named(moe, tmp_path):
+    (tmp_path / "saved.json").symlink_to("elsewhere.json")
+    said = r"saved\.json is a link to elsewhere\.json, which does not exist: put that file back, or remove the link"
+    for act in (moe.save, moe.restore):
+        with pytest.raises(CheckpointError, match=said):
+            act(tmp_path)
+    assert names(tmp_path) == ["saved.json"]
+
+
+def test_a_directory_without_a_name_is_refused(moe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for act in (moe.save, moe.restore):
+        with pytest.raises(InputError, match=r"directory must have a name, got ''; the current directory is '\.'"):
+            act("")
+    assert names(tmp_path) == []
+    moe.save(".")
     moe.restore(tmp_path)
 
 
@@ -386,6 +479,11 @@ def test_names_and_values_that_would_be_lost_are_refused(moe, tmp_path):
         ({"a": [one]}, r"extra\['a'\]\[0\] must be .*: an array is saved as tolist\(\)"),
         ({1: 2}, "keys of extra must be texts, got 1"),
         ({"a": (1, 2)}, r"extra\['a'\] must be"),
+        ({"loss": np.float64(2)}, r"extra\['loss'\] must be .* own types, .* a number of NumPy as item\(\)"),
+        ({"a": OrderedDict(b=1)}, r"extra\['a'\] must be"),
+        (OrderedDict(b=1), "extra must be a dict, got OrderedDict"),
+        ({"a": np.str_("b")}, r"extra\['a'\] must be"),
+        ({"a": signal.SIGINT}, r"extra\['a'\] must be"),
         ({"a": "x" * (1 << 20)}, "extra must have at most 1048576 bytes as JSON, got 1048585"),
         ({"a": 10**5000}, "extra cannot be saved"),
         (deep, "lies too deep"),

@@ -447,7 +447,7 @@ def test_saved_on_two_ranks_and_restored_on_one_and_two(comm, tmp_path_factory, 
             with pytest.raises(CheckpointError if comm.rank else PeerInputError, match="cannot save: OSError: broken"):
                 moe.save(folder, optimizer)
         comm.Barrier()
-        assert sorted(path.name for path in folder.iterdir()) == ["saved-1", "saved.json"]
+        assert sorted(path.name for path in folder.iterdir()) == ["saved-1", "saved.json", "saved.json.lock"]
     whole = {key: value for each in comm.allgather(after) for key, value in each.items()}
     for on, places in ((comm, [1, 1, 1, 0, 1, 0]), (None, None)):
         moe, optimizer = made(on, placement=places)
@@ -471,7 +471,7 @@ def test_what_cannot_be_restored(tmp_path):
             moe.restore(tmp_path)
         moe.save(tmp_path)
         moe.save(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["saved-2", "saved.json"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["saved-2", "saved.json", "saved.json.lock"]
         with pytest.raises(CheckpointError, match="holds the states of None, not of Adam"):
             moe.restore(tmp_path, Adam(moe))
         moe.update(up=2 * w["up"])

@@ -52,6 +52,20 @@ def test_layer_alone():
     assert "(512, 256)" in done.stdout
 
 
+def test_rows_of_ones_own_are_kept_drawn_and_compared(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    from aristos.cli.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        runpy.run_path(str(EXAMPLES / "own_rows.py"), run_name="__main__")
+    assert main(["plot", "own-rows.h5"]) == 0
+    assert (tmp_path / "own-rows-plots" / "my_layer.png").exists()
+    capsys.readouterr()
+    assert main(["compare", "own-rows.h5", "--no-plots"]) == 0
+    assert capsys.readouterr().out.count("tokens ") == 3
+
+
 @pytest.mark.ranks(2, timeout=300)
 def test_layer_on_two_ranks(comm):
     from aristos import reference

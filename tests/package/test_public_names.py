@@ -12,6 +12,7 @@ from importlib import metadata
 import pytest
 
 import aristos
+from aristos import errors
 from aristos.host.versions import versions
 
 PRIVATE = {"cli", "doctor", "engine", "explore", "host", "launcher", "layer", "primitives", "simt", "substrate"}
@@ -30,6 +31,12 @@ def test_every_listed_name_loads_in_a_fresh_process(name):
     code = f"import aristos; print(aristos.{name} is not None)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ran.stdout.strip() == "True", ran.stderr
+
+
+def test_every_error_class_is_a_name_of_the_package():
+    classes = {name for name, each in vars(errors).items() if isinstance(each, type) and issubclass(each, Exception)}
+    assert classes <= set(aristos.__all__)
+    assert all(getattr(aristos, name) is getattr(errors, name) for name in classes)
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -21,7 +21,7 @@ def test_readme_is_one_screen_and_names_its_commands():
     text = "\n".join(lines)
     commands = (
         "python3 -m venv",
-        "pip install '.[mpich]'",
+        "pip install -e '.[mpich]'",
         "aristos run -n 2 -- python -m aristos.bench",
         "make bench",
         "make test",

@@ -781,3 +781,16 @@ def test_a_terminal_without_the_characters_of_a_name_shows_escapes(pair, tmp_pat
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert r"carte-\xe9" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("data", "option"),
+    [
+        ({"alpha_us": 1, "beta_us_per_mib": 1, "children": []}, "--cluster"),
+        ({"cluster": {"children": []}}, "--cluster"),
+        ({"schema": "x", "hosts": [], "classes": []}, "--topology"),
+    ],
+)
+def test_a_file_of_a_machine_alone_names_the_option_that_takes_it(data, option):
+    with pytest.raises(planner.ProblemError, match=rf"experts is missing: .* so give --model NAME {option} FILE"):
+        planner.parse(data)

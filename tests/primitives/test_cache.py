@@ -214,12 +214,18 @@ def test_progress_reports_how_long_it_has_taken(monkeypatch, capsys):
     monkeypatch.setattr(compiling, "_registered", [compiled, loaded])
     monkeypatch.setattr(compiling, "FIRST_SECONDS", 0.01)
     monkeypatch.setattr(compiling, "NEXT_SECONDS", 0.01)
+    monkeypatch.setattr(compiling, "_place", "")
     with compiling._progress(quiet=False):
         time.sleep(0.3)
     first, *more = capsys.readouterr().err.splitlines()
     assert first.endswith(f"(once, for a minute or so; kept in {compiling.cache_folder()})")
     assert more
     assert all(re.fullmatch(r"aristos: compiling kernels, \d+ functions in \d+ s", line) for line in more)
+    monkeypatch.setattr(compiling, "_place", "")
+    compiling.report_as(3)
+    with compiling._progress(quiet=False):
+        time.sleep(0.1)
+    assert capsys.readouterr().err.startswith("aristos: compiling kernels on rank 3, 2 functions in 0 s")
     with compiling._progress(quiet=True):
         time.sleep(0.1)
     monkeypatch.setattr(compiling, "_registered", [loaded])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -111,6 +112,26 @@ def test_pandas(tmp_path):
     assert set(frame[(frame["rank"] == 1) & (frame["iteration"] == 7)]["seconds"]) == {expected[1, 7]}
     assert dict(zip(frames["schedule",]["schedule"], frames["schedule",]["right"])) == {"fused": 1, "bulk": 0}
     assert list(frames[()]["peak"]) == [3.5, 3.5]
+
+
+@pytest.mark.parametrize("engine", ["h5netcdf", "h5py"])
+def test_a_file_that_is_open_elsewhere_in_this_process_is_loaded_and_appended_to(tmp_path, engine):
+    """HDF5 refuses to open a file twice in a process with other flags of locking."""
+    path, run = tmp_path / "r.h5", example_run("first")
+    results.append(path, run)
+    if engine == "h5py":
+        held = h5py.File(path, "r")
+        seconds = held["runs/first/layer/seconds"]
+    else:
+        xarray = pytest.importorskip("xarray")
+        held = xarray.open_dataset(path, engine=engine, group="runs/first/layer")
+        seconds = held["seconds"]
+    with held:
+        results.check(path)
+        assert list(results.load(path)) == ["first"]
+        results.append(path, example_run("second"))
+        assert list(results.load(path)) == ["first", "second"]
+        assert np.asarray(seconds).shape == (2, 300)  # what is open stays the old file
 
 
 def test_xarray_reads_it(tmp_path):
@@ -273,6 +294,46 @@ def test_a_table_without_the_variables_of_its_picture(tmp_path, capsys):
     results.append(tmp_path / "r.h5", Run("x", {}, [Table("layer")]))
     assert plot.main([str(tmp_path / "r.h5")]) == 3
     assert "no picture of the table 'layer'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["layer", "put", "mine"])
+def test_a_table_of_ones_own_is_drawn_by_its_dimensions_whatever_its_name(tmp_path, capsys, name):
+    """The benchmark's pictures want variables that it lacks, as `layer` wants `schedule`."""
+    pytest.importorskip("matplotlib")
+    from aristos.cli import plot
+
+    table = Table(name).dim("tokens", [8, 16]).dim("what", ["a", "b"]).dim("rank", range(2)).dim("iteration", range(5))
+    seconds = np.random.default_rng(0).random((2, 2, 2, 5))
+    table.add("call_time", ("tokens", "what", "rank", "iteration"), seconds, "s")
+    table.add("loss", "iteration", np.arange(5.0), "1").add("steps", (), 3)
+    results.append(tmp_path / "r.h5", Run("x", {}, [table]))
+    assert plot.main([str(tmp_path / "r.h5"), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"{name}.png")]
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_the_picture_of_a_table_of_ones_own_has_medians_of_the_slowest_rank():
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot
+
+    from aristos.bench.plots.any_table import any_table
+
+    seconds = np.random.default_rng(0).random((2, 3, 2, 5))
+    table = (
+        Table("mine").dim("tokens", [8, 16]).dim("what", list("abc")).dim("rank", range(2)).dim("iteration", range(5))
+    )
+    figure = any_table(table.add("call_time", ("tokens", "what", "rank", "iteration"), seconds, "s"))
+    (axis,) = figure.axes
+    wanted = np.median(seconds.max(axis=2), axis=-1)
+    assert [line.get_label() for line in axis.lines] == list("abc")
+    assert np.allclose([line.get_ydata() for line in axis.lines], wanted.T)
+    assert all(list(line.get_xdata()) == [8, 16] for line in axis.lines)
+    pyplot.close(figure)
+
+
+def test_a_run_is_named_by_its_beginning():
+    assert Run(attributes={"started_utc": "2026-01-31T12:00:59Z"}).name.startswith("20260131T120059Z-")
+    assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{6}", Run().name)
 
 
 def test_check_leaves_nothing_and_refuses_an_empty_path(tmp_path, monkeypatch):

@@ -125,6 +125,30 @@ with warnings.catch_warnings(record=True) as caught:
     assert [job.lines(0), job.lines(1)] == [["equal 1"], ["equal 0"]]
 
 
+def test_a_late_rank_where_warnings_are_errors(tmp_path):
+    """The warning is printed instead: an exception in the middle of the protocol would end the job."""
+    job = run_job(
+        tmp_path,
+        2,
+        LAYER
+        + """
+warnings.simplefilter("error")
+if rank == 1:
+    time.sleep(1.5)
+moe = made(timeout=1)
+y = moe(x)
+if rank == 1:
+    time.sleep(1.5)
+say("equal" if same(moe(x), y) else "different")
+moe.close()
+""",
+    )
+    assert job.code == 0, job.out
+    assert [job.lines(0), job.lines(1)] == [["equal"], ["equal"]]
+    for wait in ("for the other ranks to make a layer", "for rank 1, which has not made its call in epoch 3"):
+        assert re.search(f"aristos: rank 0 has waited [0-9.]+ s {wait}", job.out[0]), job.out[0]
+
+
 STOPPED = (
     LAYER
     + """

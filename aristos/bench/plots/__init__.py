@@ -1,7 +1,8 @@
 """Pictures of a results file; each module draws the tables of one suite or more. Matplotlib is imported only to draw.
 
 A picture is a function of a `results.Table` that returns a figure; the `PICTURES` of a module names those of each
-table. Pictures show the data of the file alone: nothing is smoothed, and outliers stay.
+table. A table without one, or of another program, is drawn by its dimensions (`any_table.py`). Pictures show the data
+of the file alone: nothing is smoothed, and outliers stay.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def pictures() -> dict[str, list[tuple[str, Picture]]]:
 def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") -> list[Path]:
     """Draw the pictures of one run, the last one by default, into `folder`; returns their paths.
 
-    Raises InputError if no run has that name or it has no pictures, ResultsError if a table lacks data of its picture,
-    EnvironmentProblem if Matplotlib is not installed.
+    Raises InputError if no run has that name or it has nothing to draw, EnvironmentProblem if Matplotlib is not
+    installed.
     """
     found = _choose(file, run)
     pyplot = _pyplot()
@@ -43,19 +44,47 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    known = pictures()
     with pyplot.rc_context(STYLE):
         for table in chosen.tables:
-            for name, picture in known.get(table.name, []):
-                path = folder / f"{name}.{form}"
-                with _described(pyplot, f"{file}: no picture of the table {table.name!r}"):
-                    figure = picture(table)
-                    footer(figure, chosen, str(table.attributes.get("disturbed", "")))
+            with _described(pyplot, f"{file}: no picture of the table {table.name!r}"):
+                for name, figure in _figures(table).items():
+                    footer(figure, chosen, table)
+                    path = folder / f"{name}.{form}"
                     figure.savefig(path)
-                written.append(path)
+                    written.append(path)
     if not written:
-        raise InputError(f"run {chosen.name} of {file} has no table with a picture")
+        raise InputError(f"run {chosen.name} of {file} has no table of numbers over a dimension, so nothing to draw")
     return written
+
+
+def draw_both(runs: tuple[Run, Run], folder: Path) -> list[Path]:
+    """Draw the pictures that two runs have in common side by side, on equal scales; returns their paths.
+
+    Raises EnvironmentProblem if Matplotlib is not installed.
+    """
+    pyplot = _pyplot()
+    from .labels import drawable
+    from .style import STYLE, beside, footer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    first, second = (drawable(run, run.name) for run in runs)
+    others = {table.name: table for table in second.tables}
+    with pyplot.rc_context(STYLE):
+        for table in first.tables:
+            other = others.get(table.name)
+            if other is None:
+                continue
+            with _described(pyplot, f"no picture of the table {table.name!r}"):
+                mine, theirs = _figures(table), _figures(other)
+                for name in mine.keys() & theirs.keys():
+                    footer(mine[name], first, table)
+                    footer(theirs[name], second, other)
+                    path = folder / f"{name}.png"
+                    whole = beside(mine[name], theirs[name])
+                    whole.savefig(path, dpi=whole.dpi)
+                    written.append(path)
+    return sorted(written)
 
 
 def draw_timelines(files: list[str], target: Path) -> Path:
@@ -96,6 +125,39 @@ def _described(pyplot: Any, what: str) -> Iterator[None]:
         raise ResultsError(f"{what}: {type(why).__name__}: {shown(str(why)[:200])}") from why
     finally:
         pyplot.close("all")
+
+
+def _figures(table: Table) -> dict[str, Any]:
+    """File name -> figure of each picture of a table; of a table that has none, or lacks what they show, the one by its
+    dimensions."""
+    from matplotlib import pyplot
+
+    from . import any_table
+
+    known: dict[str, Any] = {}
+    try:
+        known = {name: picture(table) for name, picture in pictures().get(table.name, [])}
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):  # of another version or program
+        if not any_table.drawable(table):
+            raise
+    if known or not any_table.drawable(table):
+        return known
+    pyplot.close("all")
+    return {table.name: any_table.any_table(table)}
+
+
+def two(files: list[str], names: list[str]) -> tuple[Run, Run]:
+    """Two runs: the last of each of two files, or the last two of one; or those of these names. InputError: there are
+    none."""
+    if names or len(files) == 2:
+        first, second = (_choose(file, name) for file, name in zip((files[0], files[-1]), names or (None, None)))
+        return first, second
+    runs = load(files[0]).runs
+    if len(runs) < 2:
+        raise InputError(
+            f"{files[0]} holds {len(runs)} run{'s' * (len(runs) != 1)}: give a second file to compare with"
+        )
+    return runs[-2], runs[-1]
 
 
 def _choose(file: str, run: str | None) -> Run:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from .style import MARKS, OF, byte_axis, slowest
+from ..disturbance import doubtful
+from .style import MARKS, OF, byte_axis, hollow, slowest
 
 
 def exchange(table: Table) -> Any:
@@ -16,7 +17,9 @@ def exchange(table: Table) -> Any:
 
     patterns, methods = table.dims["pattern"].values, table.dims["method"].values
     size = table.variables["size"].values
-    times = slowest(table.variables["call_time"].values)  # [pattern, method, block, iteration]
+    raw = table.variables["call_time"].values
+    times = slowest(raw)  # [pattern, method, block, iteration]
+    marked = doubtful(raw, table.variables["core_share"].values)
     world = len(table.dims["rank"].values)
     figure, axes = pyplot.subplots(len(patterns), 2, figsize=(9.5, 3.4 * len(patterns)), squeeze=False, sharex=True)
     for p, pattern in enumerate(patterns):
@@ -30,7 +33,10 @@ def exchange(table: Table) -> Any:
             axes[p, 0].plot(n, middle * 1e6, **line)
             high = np.nanquantile(t, 0.95, axis=-1)
             axes[p, 0].fill_between(n, middle * 1e6, high * 1e6, color=OF[method], alpha=0.15, linewidth=0)
-            axes[p, 1].plot(n, n / middle * (world - 1) / world / 1e9, **line)
+            rate = n / middle * (world - 1) / world / 1e9
+            axes[p, 1].plot(n, rate, **line)
+            hollow(axes[p, 0], n, middle * 1e6, marked[p, m][ran], line)
+            hollow(axes[p, 1], n, rate, marked[p, m][ran], line)
         axes[p, 0].set(title=f"{pattern} blocks: median, band to p95", ylabel="slowest rank (us)", yscale="log")
         axes[p, 1].set(title=f"{pattern} blocks: bus bandwidth", ylabel="busbw (GB/s)", yscale="log")
         for axis in axes[p]:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from .style import GREY, MARKS, OF, slowest
+from ..disturbance import doubtful
+from .style import GREY, MARKS, OF, hollow, slowest
 
 
 def roofline(table: Table) -> Any:
@@ -18,7 +19,9 @@ def roofline(table: Table) -> Any:
     intensity = table.variables["intensity"].values
     peak = float(table.variables["peak"].values.mean())
     bandwidth = float(table.variables["read_bandwidth"].values.mean()) / 1e9
-    middle = np.nanmedian(slowest(table.variables["call_time"].values), axis=-1)  # [kernel, rows]
+    raw = table.variables["call_time"].values
+    middle = np.nanmedian(slowest(raw), axis=-1)  # [kernel, rows]
+    marked = doubtful(raw, table.variables["core_share"].values)
     rate = rows * table.attributes["flops_per_row"] / middle / 1e9
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.5, 4))
     span = np.geomspace(intensity.min() / 1.5, max(intensity.max(), peak / bandwidth) * 1.5, 200)
@@ -29,6 +32,8 @@ def roofline(table: Table) -> Any:
         line = {"color": OF[kernel], "marker": MARKS[kernel], "markersize": 4, "label": kernel}
         left.plot(intensity, rate[k], linewidth=0.8, **line)
         right.plot(rows, rate[k], **line)
+        for axis, at in ((left, intensity), (right, rows)):
+            hollow(axis, at, rate[k], marked[k], line)
     shown = 0.0
     for m, at, y in zip(rows, intensity, np.minimum(*rate) if len(rate) > 1 else rate[0]):
         if at > 1.3 * shown:  # closer labels would overlap

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from .style import BLUE, ORANGE, SKY, heat_map, slowest
+from ..disturbance import doubtful
+from .style import BLUE, ORANGE, SKY, hatch, heat_map, legend, slowest
 from .style import ecdf as draw_ecdf
 
 # (schedule, moves) of the suite -> label, colour
@@ -40,16 +41,20 @@ def idle(table: Table) -> Any:
     ways = _ways(table, "call_time")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 3.8))
     place, width = np.arange(len(patterns)), 0.84 / len(ways)
-    for w, ((label, colour, times), (_, _, lost)) in enumerate(zip(ways, _ways(table, "idle_time"))):
+    others = zip(_ways(table, "idle_time"), _ways(table, "core_share"))
+    for w, ((_, colour, times), ((_, _, lost), (_, _, core))) in enumerate(zip(ways, others)):
         share = np.array([idle_share(times[p], lost[p], table.attributes["threads"]) for p in place]) * 100
         middle, high = np.nanmedian(share, axis=-1), np.nanquantile(share, 0.95, axis=-1)
         at = place + (w - (len(ways) - 1) / 2) * width
-        left.bar(at, middle, width * 0.92, color=colour, label=label)
+        bars = left.bar(at, middle, width * 0.92, color=colour)
         left.errorbar(at, middle, [0 * high, high - middle], fmt="none", ecolor="#333333", linewidth=0.8)
         for x, value, top in zip(at, middle, high):
             left.annotate(f"{value:.0f}", (x, top), (0, 2), textcoords="offset points", ha="center", fontsize=7)
         calls = np.nanmedian(slowest(times), axis=-1) * 1e3
-        right.bar_label(right.bar(at, calls, width * 0.92, color=colour), fmt="%.3g", fontsize=6.5)
+        shown = right.bar(at, calls, width * 0.92, color=colour)
+        right.bar_label(shown, fmt="%.3g", fontsize=6.5)
+        for each in (bars, shown):
+            hatch(each, doubtful(times, core))
     left.set(title="worker time without a runnable tile", ylabel="idle (% of workers x slowest call)")
     right.set(title="one call, median", ylabel="slowest rank (ms)")
     for axis in (left, right):
@@ -57,7 +62,7 @@ def idle(table: Table) -> Any:
         axis.set_xlabel("routing")
         axis.margins(y=0.12)
         axis.grid(axis="x", visible=False)
-    figure.legend(loc="outside upper right", ncols=3)
+    legend(figure, {label: colour for label, colour, _ in ways})
     title = f"{table.attributes['shape']}, {table.variables['tokens'].values[0]} tokens per rank"
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure

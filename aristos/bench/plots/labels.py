@@ -14,11 +14,12 @@ from ...errors import ResultsError
 from ...primitives.texts import shown
 from ...results import Run, Table
 from ...results.hdf5 import Variable
+from ..compared import SAMPLES
 
 MOST = 200  # characters of a text
 PANELS = ("case", "pattern", "tokens", "way", "what")  # dimensions with a panel for each point
 MOST_PANELS, MOST_POINTS = 64, 4096
-SAMPLES = ("iteration", "put", "repeat", "save", "segment", "step", "turn")  # dimensions without marks or labels
+UNLABELLED = (*SAMPLES, "save", "segment")  # dimensions without marks or labels
 
 
 def label(text: str) -> str:
@@ -36,7 +37,7 @@ def drawable(run: Run, file: str) -> Run:
 def _table(table: Table, file: str) -> Table:
     for name, points in table.dims.items():
         most = MOST_PANELS if name in PANELS else MOST_POINTS
-        if len(points.values) > most and name not in SAMPLES:
+        if len(points.values) > most and name not in UNLABELLED:
             raise ResultsError(
                 f"{file}: no picture of the table {label(table.name)!r}: {label(name)} has {len(points.values)} points,"
                 f" a picture shows at most {most}"

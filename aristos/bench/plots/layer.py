@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from .style import GREY, OF, slowest
+from ..disturbance import doubtful
+from .style import GREY, OF, hatch, legend, slowest
 from .style import ecdf as draw_ecdf
 
 
@@ -17,7 +18,8 @@ def layer(table: Table) -> Any:
     from matplotlib import pyplot
 
     tokens, schedules = table.dims["tokens"].values, table.dims["schedule"].values
-    times = slowest(table.variables["call_time"].values)  # [tokens, schedule, iteration]
+    raw = table.variables["call_time"].values
+    times, marked = slowest(raw), doubtful(raw, table.variables["core_share"].values)  # [tokens, schedule, iteration]
     middle, high = np.nanmedian(times, axis=-1), np.nanquantile(times, 0.95, axis=-1)
     world = len(table.dims["rank"].values)
     rows = table.variables["rows"].values.sum(axis=-1)
@@ -29,14 +31,16 @@ def layer(table: Table) -> Any:
     figure, axes = pyplot.subplots(1, count + 2, figsize=(1.6 * sum(ratios) + 1, 3.8), width_ratios=ratios)
     for s, schedule in enumerate(schedules):
         at = (s - (len(schedules) - 1) / 2) * width
-        bar = {"width": width * 0.92, "color": OF[schedule], "label": schedule}
+        bar = {"width": width * 0.92, "color": OF[schedule]}
         for t, axis in enumerate(axes[:count]):
             typical, top = middle[t, s] * 1e3, high[t, s] * 1e3
-            axis.bar(at, typical, **bar)
+            hatch(axis.bar(at, typical, **bar), marked[t, s])
             axis.errorbar(at, typical, [[0], [top - typical]], fmt="none", ecolor="#333333")
             axis.annotate(f"{typical:.3g}", (at, typical), (2, 2), textcoords="offset points", fontsize=7)
         for axis, values in zip(axes[count:], (rate[:, s] / peak, alone / middle[:, s])):
-            axis.bar_label(axis.bar(np.arange(count) + at, values * 100, **bar), fmt="%.0f", fontsize=7)
+            bars = axis.bar(np.arange(count) + at, values * 100, **bar)
+            axis.bar_label(bars, fmt="%.0f", fontsize=7)
+            hatch(bars, marked[:, s])
     for t, axis in enumerate(axes[:count]):
         axis.set_xticks([0], [str(tokens[t])])
         axis.set_ylim(0, 1.1 * high[t].max() * 1e3)
@@ -51,8 +55,7 @@ def layer(table: Table) -> Any:
     for axis in axes:
         axis.set_xlabel("tokens per rank")
         axis.grid(axis="x", visible=False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    legend(figure, {schedule: OF[schedule] for schedule in schedules})
     figure.suptitle(table.attributes["shape"], fontsize=9, x=0.01, ha="left")
     return figure
 

@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from .style import OF, plain_log, slowest
+from ..disturbance import doubtful
+from .style import OF, hollow, plain_log, slowest
 
 
 def _medians(table: Table) -> np.ndarray:
     """[case, alpha, rate, schedule] seconds: the slowest rank, the median over calls."""
     return np.nanmedian(slowest(table.variables["call_time"].values), axis=-1)
+
+
+def _doubtful(table: Table) -> np.ndarray:
+    """[case, alpha, rate, schedule] whether a point was disturbed."""
+    return doubtful(table.variables["call_time"].values, table.variables["core_share"].values)
 
 
 def _latency(seconds: float) -> str:
@@ -28,7 +34,7 @@ def _rates(table: Table) -> list[str]:
 
 
 def heat(table: Table) -> Any:
-    """Bulk over fused for each latency and bandwidth, a panel a layer: above 1 (blue) overlap pays."""
+    """Bulk over fused for each latency and bandwidth, a panel a layer: above 1 (blue) overlap pays; ~: disturbed."""
     import matplotlib
     from matplotlib import pyplot
     from matplotlib.colors import LogNorm
@@ -36,6 +42,7 @@ def heat(table: Table) -> Any:
     times, cases = _medians(table), table.dims["case"].values
     schedules = list(table.dims["schedule"].values)
     ratio = times[..., schedules.index("bulk")] / times[..., schedules.index("fused")]
+    marked = np.asarray(_doubtful(table).any(axis=-1))
     alphas, rates = table.dims["alpha"].values, _rates(table)
     columns = min(5, len(cases))
     lines = -(-len(cases) // columns)
@@ -47,7 +54,8 @@ def heat(table: Table) -> Any:
         image = axis.imshow(ratio[c], cmap=shades, norm=norm, aspect="auto")
         for (i, j), value in np.ndenumerate(ratio[c]):
             dark = abs(norm(value) - 0.5) > 0.35
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+            text = f"{'~' if marked[c, i, j] else ''}{value:.2f}"
+            axis.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
         axis.grid(False)
         axis.set(title=str(cases[c]))
         axis.set_xticks(range(len(rates)), rates)
@@ -61,7 +69,10 @@ def heat(table: Table) -> Any:
     bar = figure.colorbar(image, ax=axes, label="bulk / fused", shrink=0.8)
     plain_log(bar.ax.yaxis)
     figure.suptitle(
-        "time of a bulk call over a fused one;  *: copying rows costs as much", fontsize=9, x=0.01, ha="left"
+        "time of a bulk call over a fused one;  *: copying rows costs as much;  ~: disturbed",
+        fontsize=9,
+        x=0.01,
+        ha="left",
     )
     return figure
 
@@ -71,7 +82,7 @@ def efficiency(table: Table) -> Any:
     from matplotlib import pyplot
 
     times, cases = _medians(table), table.dims["case"].values
-    alone = table.variables["experts_time"].values
+    alone, marked = table.variables["experts_time"].values, _doubtful(table)
     alphas, rates = table.dims["alpha"].values, _rates(table)
     columns = min(5, len(cases))
     lines = -(-len(cases) // columns)
@@ -88,7 +99,9 @@ def efficiency(table: Table) -> Any:
             for a, style in zip(range(len(alphas)), ("-", "--", ":", "-.") * len(alphas)):
                 label = f"{schedule}, {_latency(alphas[a])}"
                 share = alone[c] / times[c, a, :, s] * 100
-                axis.plot(range(len(rates)), share, style, color=OF[schedule], label=label, marker=".", markersize=4)
+                line = {"color": OF[schedule], "marker": "o", "markersize": 3}
+                axis.plot(range(len(rates)), share, style, label=label, **line)
+                hollow(axis, range(len(rates)), share, marked[c, a, :, s], line)
         axis.set(title=str(cases[c]), ylim=(0, 110))
         axis.set_xticks(range(len(rates)), rates)
     for axis in axes.flat[len(cases) :]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...results import Run
+from ...results import Run, Table
 
 STYLE: Any = {
     "figure.dpi": 130,
@@ -40,16 +40,70 @@ OF = {
 MARKS = {"fused": "o", "bulk": "s", "one-sided": "o", "Alltoall": "^", "Alltoallv": "s", "aristos": "o", "BLAS": "s"}
 
 
-def footer(figure: Any, run: Run, disturbed: str = "") -> None:
-    """Write the origin of the numbers in small print below the picture, and how they were disturbed."""
-    a = run.attributes
-    on = a.get("card") or a.get("cpu", "")
-    text = f"run {run.name} · {on} · {a.get('ranks', '?')} ranks · {a.get('mpi_library', '')}"
+def footer(figure: Any, run: Run, table: Table) -> None:
+    """Write the origin of a table's numbers in small print below its picture, and how they were disturbed."""
+    a, disturbed = run.attributes, table.attributes.get("disturbed", "")
+    ranks = f"{a['ranks']} ranks" if "ranks" in a else ""
+    kernels = [str(table.attributes.get(name, "")) for name in ("dtype", "isa")]
+    facts = (f"run {run.name}", a.get("card") or a.get("cpu", ""), *kernels, ranks, a.get("mpi_library", ""))
+    text = " · ".join(filter(None, facts))
     text = textwrap.fill(text, int(figure.get_figwidth() * 17))  # characters of this size in a line
     text += "\n" if disturbed else ""  # room for it
     figure.supxlabel(text, fontsize=6.5, color=GREY, x=0.99, ha="right")
     if disturbed:
-        figure.text(0.99, 0.002, f"disturbed: {disturbed}", fontsize=7, color=RED, ha="right", va="bottom")
+        figure.text(
+            0.99, 0.002, f"hatched, hollow or ~: disturbed, {disturbed}", fontsize=7, color=RED, ha="right", va="bottom"
+        )
+
+
+def beside(first: Any, second: Any) -> Any:
+    """One figure with two others side by side; panels of the same place get the same limits of y."""
+    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    for one, other in zip(first.axes, second.axes):
+        if len(first.axes) == len(second.axes) and not one.images and not other.images:
+            limits = [*one.get_ylim(), *other.get_ylim()]
+            for axis in (one, other):
+                axis.set_ylim(min(limits), max(limits))
+    pictures = []
+    for figure in (first, second):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pictures.append(np.asarray(canvas.buffer_rgba()).copy())
+    high = max(len(each) for each in pictures)
+    wide = sum(each.shape[1] for each in pictures)
+    whole = np.full((high, wide, 4), 255, np.uint8)
+    at = 0
+    for each in pictures:
+        whole[: len(each), at : at + each.shape[1]] = each
+        at += each.shape[1]
+    figure = pyplot.figure(figsize=(wide / first.dpi, high / first.dpi), dpi=first.dpi, layout="none")
+    figure.figimage(whole)
+    return figure
+
+
+def hatch(bars: Any, marked: Any) -> None:
+    """Hatch the bars of disturbed rows. marked: a truth value for each bar, see `disturbance.doubtful`."""
+    for bar, each in zip(bars, np.atleast_1d(marked)):
+        if each:
+            bar.set(hatch="////", edgecolor="white")
+
+
+def legend(figure: Any, colours: dict[str, str]) -> None:
+    """A legend at the upper right, of plain colours: some of the bars may be hatched. colours: label -> colour."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3)
+
+
+def hollow(axis: Any, x: ArrayLike, y: ArrayLike, marked: np.ndarray, line: dict[str, Any]) -> None:
+    """Draw the points of disturbed rows hollow, over those of a line. line: how that one was drawn."""
+    if marked.any():
+        at, values = np.asarray(x)[marked], np.asarray(y)[marked]
+        look = {name: line[name] for name in ("color", "marker", "markersize")}
+        axis.plot(at, values, linestyle="none", markerfacecolor="white", zorder=3, **look)
 
 
 def byte_axis(axis: Any, sizes: ArrayLike) -> None:

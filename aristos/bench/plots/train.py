@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ...results import Table
-from .style import BLUE, GREEN, GREY, ORANGE, slowest
+from ..disturbance import doubtful
+from .style import BLUE, GREEN, GREY, ORANGE, hatch, slowest
 
 
 def train(table: Table) -> Any:
@@ -16,13 +17,17 @@ def train(table: Table) -> Any:
 
     parts = list(table.dims["part"].values)
     cases = [(tokens, save) for tokens in table.dims["tokens"].values for save in table.dims["save"].values]
-    times = slowest(table.variables["time"].values) * 1e3  # [tokens, save, part, iteration]
+    raw = table.variables["time"].values
+    times = slowest(raw) * 1e3  # [tokens, save, part, iteration]
+    marked = doubtful(raw[:, :, parts.index("step")], table.variables["core_share"].values).ravel()
     times = times.reshape(len(cases), *times.shape[2:])
     figure, axes = pyplot.subplots(1, len(cases), figsize=(3.2 * len(cases) + 1, 3.6), squeeze=False)
     for c, axis in enumerate(axes[0]):
         for p, color in enumerate((BLUE, ORANGE, GREEN, GREY)):
             here = times[c, p][~np.isnan(times[c, p])]
-            axis.bar_label(axis.bar(p, np.median(here), color=color), fmt="%.3g", fontsize=7)
+            bars = axis.bar(p, np.median(here), color=color)
+            axis.bar_label(bars, fmt="%.3g", fontsize=7)
+            hatch(bars, marked[c])
             axis.plot(np.full(len(here), p), here, "o", color="#333333", markersize=2, alpha=0.5)
         axis.set_xticks(range(len(parts)), parts, rotation=20)
         axis.set(title="{} tokens per rank, save {}".format(*cases[c]))

@@ -189,7 +189,7 @@ def _result(
                 "error": error[OURS],
                 "blas_error": error[BLAS],
                 "check": VERDICTS[experts.right(error)],
-                **mark(np.concatenate([had[name] for name in (OURS, BLAS)], axis=1)),
+                **mark(np.concatenate([had[name] for name in (OURS, BLAS)], axis=1), *t.values()),
             }
         )
     sheet.notes.append(

@@ -48,11 +48,11 @@ Way = tuple[str, str]  # (schedule, moves)
 COLUMNS = (
     Column("pattern", "routing"),
     Column("rows", "rows", "d"),
-    Column("busiest_over_mean", "busiest rank\n/ mean rows", ".2f"),
+    Column("busiest_over_mean", "busiest\nrank /\nmean\nrows", ".2f"),
     Column("schedule", "schedule"),
     Column("moves", "moves"),
-    Column("kept", "remote rows\nnot moved", ".0%"),
-    Column("computed_over_mean", "computed by the\nbusiest / mean", ".2f"),
+    Column("kept", "remote\nrows not\nmoved", ".0%"),
+    Column("computed_over_mean", "computed\nby the\nbusiest\n/ mean", ".2f"),
     Column("median_ms", "median\nms", ".3f"),
     Column("over_even", "over\neven", ".2f"),
     Column("idle", "idle", ".1%"),
@@ -276,7 +276,7 @@ def _records(work: Workload, m: PatternTimes, even: PatternTimes, workers: int) 
                 "iterations": t.shape[1],
                 "error": m.errors[way],
                 "check": VERDICTS[m.right and work.passes(m.errors[way])],
-                **mark(m.core[way]),
+                **mark(m.core[way], t),
             }
         )
     return records

@@ -67,8 +67,8 @@ POINTS = (
     Column("fused_ms", "fused\nms", ".3f"),
     Column("speedup", "bulk /\nfused", ".2f"),
     Column("communication", "communi-\ncation", ".0%"),
-    Column("bulk_efficiency", "bulk\nefficiency", ".0%"),
-    Column("fused_efficiency", "fused\nefficiency", ".0%"),
+    Column("bulk_efficiency", "bulk\neffi-\nciency", ".0%"),
+    Column("fused_efficiency", "fused\neffi-\nciency", ".0%"),
     Column("bulk_idle", "bulk\nidle", ".0%"),
     Column("fused_idle", "fused\nidle", ".0%"),
     Column("bound_ms", "bound\nms", ".3f"),
@@ -430,7 +430,7 @@ def _record(m: CaseTimes, point: tuple[float, float], t: PointTimes, copy: float
         "iterations": t.times["fused"].shape[1],
         "error": max(m.errors.values()),
         "check": VERDICTS[m.right],
-        **mark(np.concatenate(list(t.core.values()), axis=1)),
+        **mark(np.concatenate(list(t.core.values()), axis=1), *t.times.values()),
     }
 
 

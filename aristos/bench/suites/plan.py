@@ -371,7 +371,15 @@ def _table(
             record = {"plan": e.name, "groups": e.plan.groups, "term": term, "measured_ms": took * 1e3}
             record["predicted_ms"] = None if prediction is None else float(prediction) / 1e3
             record["ratio"] = took * 1e6 / float(prediction) if prediction else None
-            records.append({**record, "iterations": stage.shape[-1], "error": e.error, "check": check, **mark(e.core)})
+            records.append(
+                {
+                    **record,
+                    "iterations": stage.shape[-1],
+                    "error": e.error,
+                    "check": check,
+                    **mark(e.core, e.times["stage"]),
+                }
+            )
     return table, records
 
 

@@ -39,7 +39,7 @@ COLUMNS = (
     Column("phase", "phase"),
     Column("steps", "steps", "d"),
     Column("tokens_per_step", "tokens\na step", ".0f"),
-    Column("busiest_median", "busiest rank / mean\nmedian", ".2f"),
+    Column("busiest_median", "busiest\nrank /\nmean\nmedian", ".2f"),
     Column("busiest_most", "most", ".2f"),
     Column("schedule", "schedule"),
     Column("median_ms", "median\nms", ".3f"),

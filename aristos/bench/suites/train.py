@@ -132,7 +132,7 @@ def run(ctx: Context) -> Result:
                 times = {part: np.array(found) for part, found in each.seconds.items()} | {STEP: taken[save]}
                 raw[-1].append({part: gathered(ctx.world, found) for part, found in times.items()})
                 record = _record(work, tokens, raw[-1][-1], float(np.mean(peaks[-1])), rows, errors[save])
-                sheet.records.append(record | {"save": save} | mark(taken.core[save]))
+                sheet.records.append(record | {"save": save} | mark(taken.core[save], raw[-1][-1][STEP]))
             core.append([taken.core[save] for save in SAVES])
     finally:
         moe.close()

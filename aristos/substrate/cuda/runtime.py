@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,6 +30,7 @@ from ...kernels.cuda.tile import Tile
 from ...primitives.memory import store_release
 from ...primitives.texts import whole
 from ...transport.group import Group
+from ...transport.warning import warn
 from ...transport.window import Window
 from ..failure import bad_word, poisoned, wait_message
 from ..idle import ALONE, CROWDED
@@ -254,10 +254,9 @@ class CudaRuntime(Runtime):
                 time.sleep(min(NAP_SECONDS, waited / 10))
             if waited > self.group.timeout and not warned:
                 warned = True
-                warnings.warn(
+                warn(
                     f"rank {self.group.rank} has waited {waited:.3g} s for its call: a peer may be in user code still;"
-                    f" the kernel gives up after {OVERDUE * self.group.timeout:.3g} s",
-                    stacklevel=2,
+                    f" the kernel gives up after {OVERDUE * self.group.timeout:.3g} s"
                 )
 
     def read_all(self) -> None:

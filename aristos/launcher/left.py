@@ -1,0 +1,40 @@
+"""MPI's files in /dev/shm that ended jobs have left: named, and removed only if the user asks for it.
+
+That no process here uses a file does not mean that none does: a container may share /dev/shm and have processes that
+are not seen here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+from ..host.mpi_files import SHM, YOUNG, leftovers
+
+NAMED = 8  # most files that a line names
+
+
+def handle(remove: bool, before: Collection[str] | None = None, folder: str = SHM) -> None:
+    """Remove the files that ended jobs have left, or name them; on stderr, in a line.
+
+    before: names of files that were there before the job that has just ended; None: no job has, and files that a job
+    may be about to map are left out.
+    """
+    found = leftovers(folder, YOUNG if before is None else 0.0)
+    paths = [path for path, _ in found if before is None or Path(path).name not in before]
+    if not paths:
+        return
+    if remove:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        text = f"removed {len(paths)} files in {folder} that MPI left"
+    else:
+        named = shlex.join(paths[:NAMED])
+        more = "" if len(paths) <= NAMED else "; `aristos run --clean -- PROGRAM` removes all"
+        text = f"MPI left {len(paths)} files in {folder}; unless a job in another container uses them: rm {named}{more}"
+    print(f"aristos run: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,49 @@
+"""Finds NaN, infinity and values that a narrower type cannot hold, in arrays of float32, bfloat16 and float16.
+
+The magnitudes of such numbers are ordered as their bits are, and NaN and infinity lie above all others. So two passes
+over integers suffice, without a copy: one finds the largest positive number, one the largest negative one.
+"""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+_INTEGERS = {2: (np.int16, np.uint16), 4: (np.int32, np.uint32)}
+
+
+def first(array: np.ndarray, dtype: str = "float32") -> tuple[int, ...] | None:
+    """The index of the first entry that is NaN or infinite, or would be so in `dtype`; None if there is none.
+
+    array: of float32, bfloat16 or float16, in any strides.
+    """
+    signed, unsigned = (array.view(integer) for integer in _INTEGERS[array.itemsize])
+    sign, most = 1 << 8 * array.itemsize - 1, _most(array.dtype, dtype)
+    if not array.size or (int(signed.max()) <= most and int(unsigned.max()) <= sign + most):
+        return None
+    magnitude = unsigned & unsigned.dtype.type(sign - 1)
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(magnitude > most)), array.shape))
+
+
+def problem(name: str, array: np.ndarray, dtype: str = "float32") -> str | None:
+    """What is wrong with the entry that `first` finds, in a sentence; None if there is none. name: of the array."""
+    index = first(array, dtype)
+    if index is None:
+        return None
+    found, at = float(array[index]), f"{name}[{', '.join(map(str, index))}]"
+    if np.isfinite(found):
+        return f"{at} must be at most {_largest(dtype):.6g} in magnitude, the most that {dtype} holds, got {found!r}"
+    return f"{at} must be finite, got {found!r}"
+
+
+def _most(given: np.dtype, dtype: str) -> int:
+    """The bits of the largest number of type `given` that is finite in `dtype`, rounded to the nearest."""
+    half_step = {"float32": 0.0, "bfloat16": 2.0 ** (127 - 8), "float16": 2.0 ** (15 - 11)}[dtype]
+    limit = min(float(ml_dtypes.finfo(given).max), _largest(dtype) + half_step)
+    bits = int(np.array(limit, given).view(_INTEGERS[given.itemsize][1]))
+    tie = float(np.array(limit, given)) >= _largest(dtype) + half_step and half_step > 0  # half-way rounds to infinity
+    return bits - tie
+
+
+def _largest(dtype: str) -> float:
+    return float(ml_dtypes.finfo(dtype).max)

@@ -1,0 +1,16 @@
+"""A warning from inside the protocol, where an exception would leave other ranks waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+
+
+def warn(text: str) -> None:
+    """Warn, in the name of the caller's caller; print what a filter or a hook turns into an exception (`-W error`)."""
+    try:
+        warnings.warn(text, stacklevel=3)
+    except Exception:
+        with contextlib.suppress(Exception):  # no one may read the output any more
+            print(f"aristos: {text}", file=sys.stderr, flush=True)
