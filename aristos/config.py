@@ -53,7 +53,7 @@ MOVES: tuple[str, ...] = ("auto", "tokens", "experts")  # what crosses between t
 MOST_EXPERTS = 1 << 20  # of a layer, and ranks: tables have an entry for each
 MOST_THREADS = 4096  # of a rank
 LARGEST = (1 << 40) - 1  # of a size: its products fit 64 bits
-OVERDUE = 10  # a peer in user code is waited for this many times the timeout
+OVERDUE = 10  # absent_timeout is this many times timeout, unless it is given
 
 
 def whole(name: str, value: object, most: int = LARGEST, wanted: str = "a positive int below 2**40") -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..config import MoEConfig, Router
 from ..errors import AristosError, CheckpointError, InputError, MismatchError, PeerInputError
-from ..layer.arguments import DEFAULT_TIMEOUT, check_comm, usable_timeout
+from ..layer.arguments import DEFAULT_TIMEOUT, check_comm, usable_limits
 from . import encoder_decoder_families, quantised, sigmoid_families, softmax_families, topk_families
 from .directory import Directory
 from .options import Options
@@ -380,7 +380,7 @@ def _agree(comm: Any, timeout: float, path: Any, problem: Exception | None, opti
     """Raise `problem` here and PeerInputError on the other ranks, MismatchError where `options` differ. Collective."""
     from ..substrate.attach import attach
 
-    runtime = attach(comm, usable_timeout(timeout))
+    runtime = attach(comm, usable_limits(timeout))
     try:
         runtime.refuse_open()
         reported = runtime.group.allgather((None if problem is None else str(problem), options), "a checkpoint")

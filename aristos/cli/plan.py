@@ -66,7 +66,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
     if asked.model == "?":
-        print("\n".join(MODELS))
+        print("\n".join(MODELS), flush=True)
         parser.exit(0)
     machines = [bool(asked.topology), bool(asked.cluster), asked.discover]
     if (asked.problem is None) == (asked.model is None):
@@ -89,10 +89,10 @@ def options(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    asked = options(argv)
-    if not launch_environment.prints():
-        return 0  # one rank of the job plans
     try:
+        asked = options(argv)
+        if not launch_environment.prints():
+            return 0  # one rank of the job plans
         return run(asked)
     except BrokenPipeError:  # | head
         return launch_environment.unread()
@@ -145,7 +145,7 @@ def _plot(plan: Plan, path: str) -> int:
     try:
         draw(plan, path)
     except (EnvironmentProblem, OSError, ValueError) as why:
-        print(f"aristos plan: {path} cannot be drawn: {why}", file=sys.stderr)
+        print(f"aristos plan: {path} cannot be drawn: {getattr(why, 'strerror', None) or why}", file=sys.stderr)
         return ENVIRONMENT
     return 0
 

@@ -83,7 +83,11 @@ def run(asked: argparse.Namespace) -> int:
     if asked.plot:
         from ..topology.drawing import draw
 
-        draw(topology, Path(asked.plot))
+        try:
+            draw(topology, Path(asked.plot))
+        except OSError as why:
+            print(f"aristos topo: {asked.plot} cannot be drawn: {why.strerror or why}", file=sys.stderr)
+            return PROBLEM
     if asked.json:
         print(json.dumps(serialize.as_json(topology, file), indent=2), flush=True)
     else:

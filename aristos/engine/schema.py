@@ -174,7 +174,13 @@ JOB_SCALARS: list[Word] = [
         ONCE_SHARE | percent | the least rows for that, over the tokens of the call | cpu
         """,
     ),
-    *_words(OBJECT, "TIMEOUT_NS | ns | a wait's limit | cuda"),
+    *_words(
+        OBJECT,
+        """
+        TIMEOUT_NS | ns | a wait's limit for a rank in the call | cuda
+        ABSENT_NS | ns | a wait's limit for a rank in user code | cuda
+        """,
+    ),
     *_words(
         TILE,
         """

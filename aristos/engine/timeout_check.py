@@ -1,10 +1,9 @@
 """Timeout check for device code, which cannot call back into Python.
 
-A peer inside this call may go without progress for `timeout`, a peer still in user code for OVERDUE times that. What
-was last seen of the peer stays in the state, for the error message.
+A peer inside this call may go without progress for `timeout`, a peer still in user code for `absent_timeout`. What was
+last seen of the peer stays in the state, for the error message.
 """
 
-from ..config import OVERDUE
 from ..primitives import memory as mem
 from ..primitives.compile import jit
 from . import arrivals, words
@@ -27,5 +26,5 @@ def overdue(job, st, now):
         st[words.WAIT_SINCE] = now
         return False
     inside = progress >= 0 and epoch == job[words.EPOCH]
-    limit = job[words.TIMEOUT_NS] if inside or peer == job[words.RANK] else OVERDUE * job[words.TIMEOUT_NS]
+    limit = job[words.TIMEOUT_NS] if inside or peer == job[words.RANK] else job[words.ABSENT_NS]
     return now - st[words.WAIT_SINCE] > limit

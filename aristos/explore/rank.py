@@ -20,6 +20,7 @@ from ..placement import Placement
 from ..primitives import memory, taped, wire
 from ..substrate.cpu import loop
 from ..substrate.failure import Patience, bad_word
+from ..transport.limits import Limits
 from . import experts, places
 from .cases import Call
 from .places import private
@@ -635,7 +636,7 @@ class Rank:
         """As `CpuRuntime.go_on`, with the same class."""
         if self.patience is None:
             job: Any = self.job
-            self.patience = Patience(self.me, self.epoch, job, self.st, TIMEOUT)  # type: ignore[arg-type]
+            self.patience = Patience(self.me, self.epoch, job, self.st, Limits.of(TIMEOUT))  # type: ignore[arg-type]
         try:
             self.patience.check()
         except WaitTimeout:

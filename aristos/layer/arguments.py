@@ -12,9 +12,10 @@ from ..config import LARGEST, MOST_THREADS, MoEConfig, real, whole
 from ..errors import AristosError, EnvironmentProblem, InputError, NotLoaded
 from ..host import launch_environment
 from ..primitives.arrays import view
+from ..transport.limits import DEFAULT, Limits
 from .weights import ROUTER
 
-DEFAULT_TIMEOUT = 120.0  # seconds
+DEFAULT_TIMEOUT = DEFAULT.timeout  # seconds
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,24 @@ def refusal(error: Exception) -> AristosError:
     return error if isinstance(error, AristosError) else InputError(f"{type(error).__name__}: {error}")
 
 
-def check_common(threads: Any, timeout: Any, ranks_per_node: Any = None) -> None:
-    """Raise InputError for a value that `threads`, `timeout` or `ranks_per_node` cannot have."""
+def check_common(threads: Any, timeout: Any, ranks_per_node: Any = None, absent_timeout: Any = None) -> None:
+    """Raise InputError for a value that these options cannot have."""
     if threads is not None:
         whole("threads", threads, MOST_THREADS, f"None or an int in 1..{MOST_THREADS}")
-    if not 0 < real(timeout) < 1e9:
-        raise InputError(f"timeout must be a positive number of seconds below 1e9, got {timeout!r}")
+    for name, seconds in (("timeout", timeout), ("absent_timeout", absent_timeout)):
+        if not 0 < real(seconds) < 1e9 and not (seconds is None and name == "absent_timeout"):
+            raise InputError(f"{name} must be a positive number of seconds below 1e9, got {seconds!r}")
     if ranks_per_node is not None:
         whole("ranks_per_node", ranks_per_node, LARGEST, "None or a positive int")
 
 
-def usable_timeout(timeout: Any) -> float:
-    """`timeout`, or the default if it is invalid: the ranks must meet before they can refuse it together."""
+def usable_limits(timeout: Any, absent_timeout: Any = None) -> Limits:
+    """The limits, or the default ones if they are invalid: the ranks must meet before they can refuse them together."""
     try:
-        check_common(None, timeout)
+        check_common(None, timeout, absent_timeout=absent_timeout)
     except InputError:
-        return DEFAULT_TIMEOUT
-    return float(timeout)
+        return DEFAULT
+    return Limits.of(float(timeout), None if absent_timeout is None else float(absent_timeout))
 
 
 def usable_nodes(ranks_per_node: Any) -> int | None:

@@ -16,6 +16,7 @@ import numpy as np
 from ..config import MoEConfig
 from ..errors import InputError
 from ..substrate.runtime import Runtime
+from ..transport.limits import Limits
 from .arguments import CallArguments
 from .collective import Membership, Needs
 from .given import GivenLayer
@@ -27,7 +28,7 @@ COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision")  # e
 
 @dataclass(frozen=True)
 class Settings:
-    """Checked options of an object. cfgs: of each layer. timeout: seconds. sms: most SMs of a GPU, None for all.
+    """Checked options of an object. cfgs: of each layer. limits: of waits. sms: most SMs of a GPU, None for all.
 
     moves: what crosses between ranks of a node, see `MoE`. train: keep what training needs. copied: ids of
     experts that several ranks hold, of all groups, if they are trained.
@@ -35,7 +36,7 @@ class Settings:
 
     cfgs: tuple[MoEConfig, ...]
     schedule: str
-    timeout: float
+    limits: Limits
     sms: int | None = None
     moves: str = "tokens"
     train: bool = False

@@ -21,6 +21,7 @@ from ..primitives.buffers import FLOAT, aligned
 from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
 from ..transport.group import Group
+from ..transport.limits import Limits
 from .arguments import check_comm, usable_nodes
 from .differences import Fields, differences
 from .weights import part_name
@@ -112,12 +113,12 @@ class Membership:
     threads: int
     number: int
 
-    def __init__(self, comm: Any, timeout: float, ranks_per_node: Any, backend: str = "cpu") -> None:
+    def __init__(self, comm: Any, limits: Limits, ranks_per_node: Any, backend: str = "cpu") -> None:
         check_comm(comm)
         self.comm = comm
         self.world = comm.Get_size() if comm is not None else 1
         self.nodes = usable_nodes(ranks_per_node)
-        self.runtime: Runtime = attach(comm, timeout, self.nodes, backend)
+        self.runtime: Runtime = attach(comm, limits, self.nodes, backend)
         self.rank = self.runtime.group.rank
         self.joined = False  # whether the object is in use
 

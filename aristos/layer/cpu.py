@@ -126,7 +126,7 @@ class CpuBackend(Backend):
         self._home = self._open_home(settings, member)
         nodes, rank = member.runtime.group.nodes, member.rank
         self._foreign = [] if self._home is None else foreign_slots(member.placement, nodes, rank)
-        self.bulk = Bulk(member.runtime, settings.timeout) if settings.schedule == "bulk" else None
+        self.bulk = Bulk(member.runtime, settings.limits.timeout) if settings.schedule == "bulk" else None
 
     def _open_home(self, settings: Settings, member: Membership) -> NodeWeights | None:
         """Memory for experts that local peers may read; None if this object's tokens always travel. Collective."""
@@ -351,7 +351,7 @@ class CpuBackend(Backend):
         if self.bulk is not None:
             self.bulk.run(job)
         else:
-            runtime.run(job, self.settings.timeout)
+            runtime.run(job, self.settings.limits)
         seconds = time.perf_counter() - started
         self.totals.add(job, runtime.state, runtime.counted, seconds)
         return seconds

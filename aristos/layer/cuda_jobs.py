@@ -34,7 +34,7 @@ class LayerJobs:
     """
 
     def __init__(self, settings: Settings, member: Membership, runtime: CudaRuntime, weights: list[Any]) -> None:
-        self._cfgs, self._timeout, self._member = settings.cfgs, settings.timeout, member
+        self._cfgs, self._limits, self._member = settings.cfgs, settings.limits, member
         self._runtime, self._weights = runtime, weights
         cfg = settings.cfgs[0]
         self._kind = KINDS[cfg.dtype]
@@ -136,7 +136,8 @@ class LayerJobs:
                 identity=cfg.identity_experts,
                 row_bytes=BYTES[self._kind] * cfg.hidden,
                 activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
-                timeout_ns=timeout_ns(self._timeout),
+                timeout_ns=timeout_ns(self._limits.timeout),
+                absent_ns=timeout_ns(self._limits.absent),
             )
             job[words.LAYER] = layer
             runtime.fill(job)

@@ -20,7 +20,7 @@ from ..primitives import arrays, isa
 from ..primitives.buffers import FLOAT, aligned
 from ..primitives.compile import warm_up
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
-from .arguments import check_common, explain_ids, not_finite, refusal, routing_arrays, usable_timeout, weight_arrays
+from .arguments import check_common, explain_ids, not_finite, refusal, routing_arrays, usable_limits, weight_arrays
 from .collective import Collective, Membership, Needs
 
 
@@ -43,8 +43,8 @@ class Exchange(Collective):
     """Dispatch and combine over the ranks of a communicator, by one-sided puts, on CPUs. Collective.
 
     hidden: H, width of a token (float32). experts: E. top_k: choices a token. max_tokens: most tokens a rank brings
-    to a call. placement, timeout, ranks_per_node: as for `MoE`. An exchange shares the engine of the `MoE` objects on
-    the same communicator. Raises as `MoE` does.
+    to a call. placement, timeout, absent_timeout, ranks_per_node: as for `MoE`. An exchange shares the engine of the
+    `MoE` objects on the same communicator. Raises as `MoE` does.
     """
 
     def __init__(
@@ -57,16 +57,19 @@ class Exchange(Collective):
         max_tokens: int = 4096,
         placement: Sequence[int] | np.ndarray | None = None,
         timeout: float = 120.0,
+        absent_timeout: float | None = None,
         ranks_per_node: int | None = None,
     ) -> None:
-        super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node))
+        self._limits = usable_limits(timeout, absent_timeout)
+        self.timeout, self.absent_timeout = self._limits
+        super().__init__(Membership(comm, self._limits, ranks_per_node))
         with self._member.making():
-            self._make(hidden, experts, top_k, max_tokens, placement, timeout, ranks_per_node)
+            self._make(hidden, experts, top_k, max_tokens, placement, (None, timeout, ranks_per_node, absent_timeout))
 
     def _make(
-        self, hidden: Any, experts: Any, top_k: Any, max_tokens: Any, placement: Any, timeout: Any, ranks_per_node: Any
+        self, hidden: Any, experts: Any, top_k: Any, max_tokens: Any, placement: Any, common: tuple[Any, ...]
     ) -> None:
-        """Check the options, join the runtime, and make what calls need."""
+        """Check the options, join the runtime, and make what calls need. common: see `check_common`."""
         problem: Exception | None = None
         alike: dict[str, str] = {}
         places = None
@@ -77,7 +80,7 @@ class Exchange(Collective):
             hidden, experts, top_k, max_tokens = shape.values()
             if top_k > experts:
                 raise InputError(f"top_k must be at most experts ({experts}), got {top_k}")
-            check_common(None, timeout, ranks_per_node)
+            check_common(*common)
             places = Placement(placement, experts, self.world)
             alike = {"object": "Exchange", **{name: str(n) for name, n in shape.items()}, "placement": str(places)}
         except Exception as error:
@@ -85,7 +88,6 @@ class Exchange(Collective):
         needs = Needs(scratch_bytes=BLOCK_BYTES + BATCH * 16 + 64, workers=1)
         self._member.join(problem, alike, places, shape, needs)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
-        self.timeout = float(timeout)
         self._job = self._member.new_job(
             schema.CPU,
             hidden=hidden,
@@ -193,11 +195,11 @@ class Exchange(Collective):
         counts = np.zeros((max(1, len(self._member.mine)), self.world), np.int64)
         with runtime.progressing():
             runtime.begin(job)
-            runtime.go_on(job, self.timeout)
+            runtime.go_on(job, self._limits)
         landed = np.empty((int(step.set_targets(job, runtime.state, counts)), self.hidden), np.float32)
         job[words.OUT_ROWS] = landed.ctypes.data
         with runtime.progressing():
-            runtime.go_on(job, self.timeout)
+            runtime.go_on(job, self._limits)
         return landed, counts
 
     def combine(self, out: Any, handle: Handle, weights: Any) -> np.ndarray:
@@ -246,7 +248,7 @@ class Exchange(Collective):
             for i in range(1, self.world + 1):
                 step.give_back(job, runtime.state, counts, (self.rank + i) % self.world, address, status)
             with runtime.progressing():
-                runtime.go_on(job, self.timeout)
+                runtime.go_on(job, self._limits)
         runtime.open = False
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from ..primitives import isa
 from ..primitives.buffers import FLOAT, aligned
 from ..primitives.compile import warm_up
 from ..substrate.cpu.runtime import RUN_LEAST, CpuRuntime
+from ..transport.limits import Limits
 from .arguments import on_input
 from .backward import BackwardCalls, Saved, _Tokens, experts_module
 from .collective import Membership, Needs, status_of
@@ -47,12 +48,12 @@ class FusedBackward(BackwardCalls):
 
     blocks = False
 
-    def __init__(self, member: Membership, used: str, number: int, cfgs: tuple[MoEConfig, ...], timeout: float) -> None:
+    def __init__(self, member: Membership, used: str, number: int, cfgs: tuple[MoEConfig, ...], limits: Limits) -> None:
         super().__init__(member, used, number, cfgs)
         from numba import types
 
         assert isinstance(member.runtime, CpuRuntime)
-        self.runtime, self.cfgs, self.timeout = member.runtime, cfgs, timeout
+        self.runtime, self.cfgs, self.limits = member.runtime, cfgs, limits
         self._handle = handle_of(module("backward_entries", used).KERNELS[element_type(cfgs[0].dtype).code])
         self._jobs: list[np.ndarray | None] = [None] * len(cfgs)
         self._filled = [-1] * len(cfgs)
@@ -159,7 +160,7 @@ class FusedBackward(BackwardCalls):
         runtime, me = self.runtime, self.member.rank
         runtime.enter(self.member.number)
         try:
-            runtime.run(job, self.timeout)
+            runtime.run(job, self.limits)
             if job[words.STATUS_IN] != codes.OK:
                 return
             state = runtime.state

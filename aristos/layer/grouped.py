@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, MismatchError
 from ..substrate.attach import attach
+from ..transport.limits import Limits
 
 if TYPE_CHECKING:
     from ..planner import Plan
 
 
 def split(
-    comm: Any, plan: Plan, experts: int | None, placement: Any, timeout: float, ranks_per_node: int | None
+    comm: Any, plan: Plan, experts: int | None, placement: Any, limits: Limits, ranks_per_node: int | None
 ) -> tuple[Any, list[list[int]], int]:
     """(communicator of this rank's group, ranks in it of each expert, the group's number). Collective over comm.
 
@@ -32,7 +33,7 @@ def split(
             problem = f"plan places {plan.problem.experts} experts, and cfg has {experts}"
     except AttributeError:
         problem = f"plan must be an aristos.planner.Plan, got {plan!r}"
-    whole = attach(comm, timeout, ranks_per_node)
+    whole = attach(comm, limits, ranks_per_node)
     try:
         whole.refuse_open()
         reported = whole.group.allgather((problem, f"a plan with {mine}"), "layer configurations")

@@ -17,6 +17,7 @@ from ..placement import Placement
 from ..reproducible import Node, total
 from ..substrate.attach import attach
 from ..transport.group import Group
+from ..transport.limits import Limits
 from .trained_weights import TrainedWeights
 
 AT_ONCE = 4 << 20  # bytes of gradients that are added at once: few, so that they stay in caches and need no new pages
@@ -44,12 +45,12 @@ class Holders:
         self,
         own: Runtime,
         comm: Any,
-        timeout: float,
+        limits: Limits,
         ranks_per_node: int | None,
         holders: Sequence[Sequence[int]],
         isa: str | None,
     ) -> None:
-        self._whole = None if comm is None else attach(comm, timeout, ranks_per_node)
+        self._whole = None if comm is None else attach(comm, limits, ranks_per_node)
         self.group: Group = own.group if self._whole is None else self._whole.group
         isas = self.group.allgather(isa, "the instruction sets of the groups of a plan")
         if len(set(isas)) > 1:

@@ -17,7 +17,7 @@ from ..host.nodes import Nodes
 from ..placement import Placement
 from . import timeline
 from . import weights as cpu_weights
-from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common, refusal, usable_nodes, usable_timeout
+from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common, refusal, usable_limits, usable_nodes
 from .backend import Event, Settings, check_layer
 from .collective import Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
@@ -50,7 +50,9 @@ class MoE(SavedLayers):
     each expert, the rank that holds it or a list of the ranks that hold copies; by default contiguous. plan: an
     `aristos.planner.Plan` for the communicator, rank i being device i: the layer then lives in this rank's group,
     `group` is its number, `comm` its communicator and `rank` the rank there.
-    timeout: seconds that a wait may last while the awaited rank makes no progress. backend: where the
+    timeout: seconds that a rank in the same call may make no progress, or an MPI call take, before a wait fails.
+    absent_timeout: seconds that a rank may still be in user code before a wait for it fails; by default ten times
+    `timeout`. A warning comes after `timeout`. backend: where the
     layer runs: "cpu", which None means too, or "cuda". CUDA is experimental: never run on a GPU.
     ranks_per_node: treat every group of this many consecutive ranks as a node, although MPI sees larger nodes;
     transport shm is used within a node, rma between nodes.
@@ -84,6 +86,7 @@ class MoE(SavedLayers):
         threads: int | None = None,
         placement: Sequence[Any] | np.ndarray | None = None,
         timeout: float = 120.0,
+        absent_timeout: float | None = None,
         ranks_per_node: int | None = None,
         plan: Plan | None = None,
         backend: Literal["cpu", "cuda"] | None = None,
@@ -93,6 +96,7 @@ class MoE(SavedLayers):
         tape_bytes: int | None = None,
     ) -> None:
         self.group, self._group_comm, whole_comm = 0, None, comm
+        limits = usable_limits(timeout, absent_timeout)
         if plan is not None:
             if comm is None:
                 raise InputError("plan needs comm, with a rank for each of its devices")
@@ -100,13 +104,13 @@ class MoE(SavedLayers):
             first = cfg[0] if isinstance(cfg, list | tuple) and cfg else cfg
             experts = getattr(first, "experts", None)
             nodes = usable_nodes(ranks_per_node)
-            comm, placement, self.group = split(comm, plan, experts, placement, usable_timeout(timeout), nodes)
+            comm, placement, self.group = split(comm, plan, experts, placement, limits, nodes)
             self._group_comm = comm
         self.backend = "cpu" if backend is None else str(backend)
         if self.backend not in BACKENDS:
             self.backend = "cpu"  # refused below, after the ranks have met
         try:
-            super().__init__(Membership(comm, usable_timeout(timeout), ranks_per_node, self.backend))
+            super().__init__(Membership(comm, limits, ranks_per_node, self.backend))
             with self._member.making():
                 kind = backend_class(self.backend)
                 problem: Exception | None = None
@@ -117,7 +121,7 @@ class MoE(SavedLayers):
                     cfgs = checked_options(cfg, layers, schedule, backend)
                     for each in dict.fromkeys(cfgs):
                         kind.check(each, schedule, threads, sms)
-                    check_common(threads, timeout, ranks_per_node)
+                    check_common(threads, timeout, ranks_per_node, absent_timeout)
                     check_moves(moves, self.backend, schedule)
                     places = Placement(placement, cfgs[0].experts, self.world)
                     if boolean("train", train):
@@ -139,14 +143,15 @@ class MoE(SavedLayers):
                 except Exception as error:
                     problem = refusal(error)
                 self._member.join(problem, alike, places, shape, needs, threads)
-                self.cfg, self.schedule, self.timeout = cfgs[0], schedule, float(timeout)
+                self.cfg, self.schedule = cfgs[0], schedule
+                self.timeout, self.absent_timeout = limits
                 holders = holders_of(self._member.placement, plan)
                 copied = frozenset(expert for expert, ranks in enumerate(holders) if train and len(ranks) > 1)
-                self._begin(kind(Settings(cfgs, schedule, self.timeout, sms, moves, bool(train), copied), self._member))
+                self._begin(kind(Settings(cfgs, schedule, limits, sms, moves, bool(train), copied), self._member))
                 if reserve is not None:
                     nodes = usable_nodes(ranks_per_node)
                     whole = None if plan is None else whole_comm
-                    everyone = Holders(self._member.runtime, whole, self.timeout, nodes, holders, self.isa)
+                    everyone = Holders(self._member.runtime, whole, limits, nodes, holders, self.isa)
                     self._begin_training(everyone, reserve)
         except BaseException:
             self._leave_group()

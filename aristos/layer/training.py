@@ -98,7 +98,7 @@ class TrainedLayers(LoadedLayers):
         self._calls: BackwardCalls = (
             BackwardCalls(self._member, isa, holders.group.rank, settings.cfgs)
             if settings.schedule == "bulk"
-            else FusedBackward(self._member, isa, holders.group.rank, settings.cfgs, settings.timeout)
+            else FusedBackward(self._member, isa, holders.group.rank, settings.cfgs, settings.limits)
         )
 
     def _end_training(self) -> None:

@@ -9,18 +9,16 @@ devices have `tflops` and `memory_gb` instead of `rate` and `memory`:
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..primitives import regular
 from ..topology.links import SHARE, Links
 from ..topology.links import problem as of_links
 from .problem import Infeasible
-from .values import ProblemError, count, number
+from .values import ProblemError, count, number, read_json
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,13 @@ class Devices:
 def load(path: str | Path) -> dict[str, Any]:
     """A cluster file. Raises ProblemError if it is none, OSError if it cannot be read."""
     try:
-        data = json.loads(regular.text(path))
-    except (ValueError, RecursionError) as why:
-        raise ProblemError("cluster", f"is not JSON: {why}") from why
+        return _cluster(read_json(path, "cluster"))
+    except ProblemError as why:
+        raise why.of(path) from why
+
+
+def _cluster(data: Any) -> dict[str, Any]:
+    """The cluster in parsed JSON. Raises ProblemError."""
     data = data.get("cluster", data) if isinstance(data, dict) else data
     if not isinstance(data, dict):
         raise ProblemError("cluster", f"must be an object, got {type(data).__name__}")

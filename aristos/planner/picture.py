@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import EnvironmentProblem
+from ..primitives import regular
 from .baselines import groups_of, node_of
 from .plan import Plan
 
@@ -13,6 +14,7 @@ MOST_DEVICES = 4096  # more squares would be too small to see
 
 def draw(plan: Plan, path: str) -> None:
     """Write a picture in the format of the file's name. Raises EnvironmentProblem, OSError, ValueError."""
+    regular.refuse_others(path)
     try:
         import matplotlib
     except ImportError:

@@ -5,7 +5,6 @@ Each error about a file names the field. This module knows no solver.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, quoted
-from ..primitives import regular
 from ..primitives.texts import plain
 from . import tree as compressed
 from .tree import Tree
-from .values import IDLE, LARGEST, ProblemError, count, number
+from .values import IDLE, LARGEST, ProblemError, count, number, read_json
 
 OBJECTIVES = ("work_conserving", "literal")
 MOST_EXPERTS = 1 << 16
@@ -217,7 +215,6 @@ def parse(data: Any) -> Problem:
 def load(path: str | Path) -> Problem:
     """A problem from a file. Raises ProblemError if it holds no problem, OSError if it cannot be read."""
     try:
-        data = json.loads(regular.text(path))
-    except (ValueError, RecursionError) as why:
-        raise ProblemError("problem", f"is not JSON: {why}") from why
-    return parse(data)
+        return parse(read_json(path, "problem"))
+    except ProblemError as why:
+        raise why.of(path) from why

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, quoted
+from ..primitives import regular
 
 LARGEST, SMALLEST = 1e30, 1e-30  # limits of numbers, and of positive ones: products of a few stay finite
 IDLE = 1e-12  # a device without memory for an expert computes nothing: its rate counts as this share of the slowest's
@@ -16,6 +19,22 @@ class ProblemError(InputError):
     def __init__(self, field: str, text: str) -> None:
         super().__init__(f"{field} {text}"[:400])
         self.field = field
+
+    def of(self, path: str | Path) -> ProblemError:
+        """This error, of a file that it names."""
+        found = ProblemError(self.field, "")
+        found.args = (f"{path}: {self}",)
+        return found
+
+
+def read_json(path: str | Path, what: str) -> Any:
+    """The JSON of a file. what: it has. Raises ProblemError if it is none, OSError if it cannot be read."""
+    text = b""
+    try:
+        text = regular.read(path)
+        return json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as why:
+        raise ProblemError(what, f"is not JSON: {why if text.strip() else 'the file is empty'}") from why
 
 
 def number(where: str, value: Any, *, positive: bool = False) -> float:

@@ -6,6 +6,7 @@ as what it leads to.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -26,17 +27,27 @@ def opened(path: str | Path, most: int | None = None) -> BinaryIO:
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         found = os.fstat(number)
-        if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-        if not stat.S_ISREG(found.st_mode):
-            kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-            raise OSError(errno.EINVAL, f"must be a regular file, but it is {kind}", os.fspath(path))
+        _refuse(path, found)
         if most is not None and found.st_size > most:
             raise _too_large(path, f"it has {found.st_size}", most)
         return open(number, "rb")
     except BaseException:
         os.close(number)
         raise
+
+
+def refuse_others(path: str | Path) -> None:
+    """Raise OSError if there is something at `path` that is no regular file: one who writes may wait, or must seek."""
+    with contextlib.suppress(FileNotFoundError):
+        _refuse(path, os.stat(path))
+
+
+def _refuse(path: str | Path, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"must be a regular file, but it is {kind}", os.fspath(path))
 
 
 def read(path: str | Path, most: int = JSON) -> bytes:

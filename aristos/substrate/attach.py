@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import MismatchError
 from ..primitives.compile import report_as
 from ..transport.group import Group, warn_if_launched
+from ..transport.limits import Limits
 from .cpu.runtime import CpuRuntime
 from .failure import Failure
 from .runtime import Runtime
@@ -17,15 +18,15 @@ _keyval: int | None = None
 _numbers = itertools.count()
 
 
-def attach(comm: Any, timeout: float, ranks_per_node: int | None = None, backend: str = "cpu") -> Runtime:
+def attach(comm: Any, limits: Limits, ranks_per_node: int | None = None, backend: str = "cpu") -> Runtime:
     """The runtime of a communicator and backend, made on first use; collective. Every `attach` needs one `release`."""
     if comm is None:
         warn_if_launched()
     key = (_key(comm), backend)
     runtime = _runtimes.get(key)
     if runtime is None or runtime.broken is not None:
-        runtime = _runtimes[key] = _new_runtime(Group(comm, timeout, ranks_per_node), backend)
-    runtime.group.timeout = max(runtime.group.timeout, timeout)
+        runtime = _runtimes[key] = _new_runtime(Group(comm, limits, ranks_per_node), backend)
+    runtime.group.limits = runtime.group.limits.union(limits)
     runtime.users += 1
     return runtime
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..config import OVERDUE
 from ..engine import arrivals, bounds, codes, words
 from ..engine.layout import word_from
 from ..errors import CorruptionError, PoisonedError, WaitTimeout
 from ..primitives.memory import load_acquire
 from ..transport.group import Group
+from ..transport.limits import ABSENT, TIMEOUT, Limits
 from ..transport.warning import warn
 from ..transport.watchdog import ENDED_SECONDS
 
@@ -97,15 +97,15 @@ def wait_message(
     epoch: int,
     *,
     waited: str,
-    timeout: float,
+    name: str,
     owed: tuple[Any, ...],
     seen: tuple[int, int],
     gone: bool = False,
 ) -> str:
     """The message of a wait that has ended without what was awaited. gone: the peer's process has ended.
 
-    waited: how long, as text. owed: what the peer still owes, see `arrivals.standing`. seen: the (epoch, progress)
-    that the peer published last.
+    waited: how long, and the limit, as text. name: the parameter that sets the limit. owed: what the peer still owes,
+    see `arrivals.standing`. seen: the (epoch, progress) that the peer published last.
     """
     if peer == rank:
         return f"rank {rank}: none of its own workers made progress for {waited} in epoch {epoch}"
@@ -117,9 +117,10 @@ def wait_message(
     else:
         what = f"the return of tile {returned} of {sent} sent"
     where = "outside a call" if seen[1] < 0 else f"{seen[1]} commands done"
+    remedy = f"see the output of rank {peer}{'' if gone else f', or raise {name}='}"
     return (
-        f"rank {rank} waited {waited} (timeout {timeout:g} s) for rank {peer} in epoch {epoch}: {what}; last seen of"
-        f" it: epoch {seen[0]}, {where}; see the output of rank {peer}{'' if gone else ', or raise timeout='}"
+        f"rank {rank} waited {waited} for rank {peer} in epoch {epoch}: {what}; last seen of it: epoch {seen[0]},"
+        f" {where}; {remedy}"
     )
 
 
@@ -155,7 +156,7 @@ class Patience:
     """Bounds the waits in a call whose steps the host runs: raises WaitTimeout if the awaited rank makes no progress.
 
     A peer inside the call may stand still for `timeout` seconds. A peer in user code causes a warning after that time,
-    and the error after OVERDUE times as long. `engine.timeout_check` has the same rule for a kernel. A peer whose
+    and the error after `absent_timeout`. `engine.timeout_check` has the same rule for a kernel. A peer whose
     process has ended is given up after ENDED_SECONDS.
     """
 
@@ -165,13 +166,13 @@ class Patience:
         epoch: int,
         job: np.ndarray,
         state: np.ndarray,
-        timeout: float,
+        limits: Limits,
         known: Callable[[], str] = str,
         ended: Callable[[int], bool] = lambda peer: False,
     ) -> None:
         """known, ended: what this rank sees of ranks that do not run, see Group.lost and Group.has_ended."""
         self.known, self.ended, self.gone = known, ended, False
-        self.rank, self.epoch, self.job, self.state, self.timeout = rank, epoch, job, state, timeout
+        self.rank, self.epoch, self.job, self.state, self.limits = rank, epoch, job, state, limits
         self.seen: Any = None
         self.since = time.monotonic()
         self.warned = False
@@ -189,32 +190,34 @@ class Patience:
         waited = now - self.since
         # what a peer has written before it ended is read in the slice that follows
         gone, self.gone = self.gone, waited >= ENDED_SECONDS and self.ended(peer)
-        if waited < self.timeout and not gone:
+        if waited < min(self.limits) and not gone:
             return
         combining = self.job[words.MODE] == codes.MODE_COMBINE
         # between the phases of an exchange a remote peer cannot publish that it has left the call
         silent = combining and self.state[words.remote(self.job, peer)] != 0
         inside = progress >= 0 and epoch == self.epoch and not silent
-        if gone or inside or peer == self.rank or waited > OVERDUE * self.timeout:
+        within = inside or peer == self.rank
+        name, limit = (TIMEOUT, self.limits.timeout) if within else (ABSENT, self.limits.absent)
+        if gone or waited >= limit:
             raise WaitTimeout(
                 wait_message(
                     self.rank,
                     peer,
                     self.epoch,
-                    waited=f"{waited:.1f} s",
-                    timeout=self.timeout,
+                    waited=f"{waited:.1f} s ({name} {limit:g} s)",
+                    name=name,
                     owed=owed,
                     seen=(epoch, progress),
                     gone=gone,
                 )
                 + _also(self.known())
             )
-        if not self.warned:
+        if not within and not self.warned and waited >= self.limits.timeout:
             self.warned = True
             warn(
                 f"rank {self.rank} has waited {waited:.3g} s for rank {peer}, which has not"
                 f" {'combined' if combining else 'made its call'} in epoch {self.epoch} yet;"
-                f" it gives up after {OVERDUE * self.timeout:.3g} s"
+                f" it gives up after {self.limits.absent:.3g} s ({ABSENT})"
             )
 
     def _published(self, peer: int) -> tuple[int, int]:

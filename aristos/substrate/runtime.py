@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..config import OVERDUE
 from ..engine import job as jobs
 from ..engine import words
 from ..engine.layout import EngineShape, PairLayout, StateLayout
@@ -251,7 +250,7 @@ class Runtime(ABC):
             return True
         job = self._blank_job()
         peers = [p for p in range(self.group.world) if p != self.group.rank]
-        for _ in self.group.until_all_come("the other ranks to close", OVERDUE * self.group.timeout):
+        for _ in self.group.until_all_come("the other ranks to close"):
             self._receive(job)
             for p in peers:
                 if poison := self._read_word(job, p, words.POISON):

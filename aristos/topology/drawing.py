@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EnvironmentProblem, InputError
+from ..primitives import regular
 from . import cpusets
 from .drawing_network import draw_network
 from .model import Gpu, Link, Node, Topology
@@ -25,6 +26,7 @@ def draw(topology: Topology, path: Path) -> None:
     """Write the picture to `path`, a .png, .svg or .pdf. Raises InputError, EnvironmentProblem, OSError."""
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"a picture's name must end in {', '.join(FORMATS)}, got {str(path)!r}")
+    regular.refuse_others(path)
     try:
         import matplotlib
     except ImportError:

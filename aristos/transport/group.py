@@ -13,13 +13,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..config import OVERDUE
 from ..errors import MemoryProblem, PoisonedError
 from ..host import launch_environment, mpi_files
 from ..host.nodes import Nodes
 from ..host.processes import ENDED, Process
 from .capacity import Need, shortage
 from .choice import DEVICE, HOST, LOCAL, REMOTE, SELF, choose
+from .limits import ABSENT, DEFAULT, TIMEOUT, Limits
 from .rma import RmaWindow
 from .warning import warn
 from .watchdog import NAMED, Calling, Watchdog
@@ -98,8 +98,8 @@ class Group:
     ranks_per_node: pretend nodes of this many ranks each, instead of asking MPI which ranks share memory.
     """
 
-    def __init__(self, comm: Any = None, timeout: float = 120.0, ranks_per_node: int | None = None) -> None:
-        self.timeout, self.ranks_per_node = timeout, ranks_per_node
+    def __init__(self, comm: Any = None, limits: Limits = DEFAULT, ranks_per_node: int | None = None) -> None:
+        self.limits, self.ranks_per_node = limits, ranks_per_node
         self.comm: Any = None
         self.node: Any = None
         self.rank, self.world = 0, 1
@@ -122,7 +122,7 @@ class Group:
             process = Process.here()
         except Exception as error:
             problem = error
-        with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", timeout):
+        with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", limits.timeout, TIMEOUT):
             offers = comm.allgather((process, problem and _in_short(problem)))
             if problem is not None:
                 raise problem
@@ -157,31 +157,31 @@ class Group:
         if self.comm is None:
             yield
         else:
-            with self._watchdog.watch(what, limit or self.timeout):
+            with self._watchdog.watch(what, limit or self.limits.timeout, TIMEOUT):
                 yield
 
     def meet(self, what: str, comm: Any = None) -> None:
         """Wait for all ranks before a blocking MPI collective, which Ctrl-C cannot interrupt.
 
-        A late rank may be in user code, or compile: past the timeout there is a warning, and after OVERDUE times the
-        timeout the job ends. comm: the user's communicator, before the group has its own.
+        A late rank may be in user code, or compile: past the timeout there is a warning, and past absent_timeout the
+        job ends. comm: the user's communicator, before the group has its own.
         """
         start, warned = time.monotonic(), False
-        for _ in self.until_all_come(what, OVERDUE * self.timeout, comm):
+        for _ in self.until_all_come(what, comm):
             waited = time.monotonic() - start
-            if waited > self.timeout and not warned:
+            if waited > self.limits.timeout and not warned:
                 warned = True
                 warn(
                     f"rank {self.rank} has waited {waited:.3g} s for {what}: one is still in user code, or compiles;"
-                    f" it gives up after {OVERDUE * self.timeout:.3g} s"
+                    f" it gives up after {self.limits.absent:.3g} s ({ABSENT})"
                 )
 
-    def until_all_come(self, what: str, limit: float, comm: Any = None) -> Iterator[None]:
-        """A barrier as an iterator: yields now and then until every rank has entered it, `limit` seconds at most."""
+    def until_all_come(self, what: str, comm: Any = None) -> Iterator[None]:
+        """A barrier as an iterator: yields now and then until every rank has entered it, absent_timeout at most."""
         comm = comm or self.comm
         if comm is None:
             return
-        with self._watchdog.watch(what, limit):
+        with self._watchdog.watch(what, self.limits.absent, ABSENT):
             for tries, _ in enumerate(until_all_are_in(comm)):
                 yield
                 if tries < 99:
@@ -248,7 +248,7 @@ class Group:
     def watch_calls(self, calling: Calling | None) -> None:
         """End the job if a put or a flush takes longer than the timeout; calling: see RmaWindow.calling."""
         if self.comm is not None:
-            self._watchdog.calls(calling, lambda: self.timeout)
+            self._watchdog.calls(calling, lambda: self.limits.timeout)
 
     # ------------------------------------------------------------ the end
 

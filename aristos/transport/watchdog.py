@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import EnvironmentProblem
+from .limits import TIMEOUT
 
 Calling = Callable[[], tuple[int, int, list[int]]]
 UNKNOWN = "a rank is missing or in another collective call, or the network fails: see the output of all ranks"
@@ -45,17 +46,19 @@ class Watchdog:
         self.suspects: Callable[[], str] = str  # what is known of ranks that do not run, as a clause
         self.ended: Callable[[], set[int]] = set  # ranks that are known to have ended
         self._collective, self._put = _EndedPeer(), _EndedPeer()
-        self._wait: tuple[str, float, float] | None = None  # what, since, limit
+        self._wait: tuple[str, float, float, str] | None = None  # what, since, limit, its name
         self._calls: tuple[Calling, Callable[[], float]] | None = None
         self._thread: threading.Thread | None = None
         self.problem: Exception | None = None  # why the thread cannot be started; then waits call `check`
         self._end = threading.Event()
 
     @contextlib.contextmanager
-    def watch(self, what: str, limit: float) -> Iterator[None]:
-        """Bound the MPI calls in the block to `limit` seconds. what: what is awaited, for the message."""
+    def watch(self, what: str, limit: float, name: str = "") -> Iterator[None]:
+        """Bound the MPI calls in the block to `limit` seconds. what: what is awaited. name: of the parameter that sets
+        the limit, if one does. Both are for the message.
+        """
         self._start()
-        outer, self._wait = self._wait, (what, time.monotonic(), limit)
+        outer, self._wait = self._wait, (what, time.monotonic(), limit, name)
         try:
             yield
         finally:
@@ -92,10 +95,10 @@ class Watchdog:
         """Give up what has been awaited for too long."""
         wait = self._wait
         if wait is not None:
-            what, since, limit = wait
+            what, since, limit, name = wait
             seconds = time.monotonic() - since
             if seconds > limit or self._collective.confirmed(wait, seconds, lambda: bool(self.ended())):
-                self._report(since, limit, what, UNKNOWN)
+                self._report(since, limit, what, UNKNOWN, name)
         if self._calls is not None:
             self._check_calls(*self._calls)
 
@@ -113,10 +116,11 @@ class Watchdog:
         if others:
             what += f"; puts to {' and '.join(f'rank {r}' for r in others[:NAMED])} are under way too"
         why = f"it is stopped, gone, or makes no progress in MPI: see the output of rank {peer}"
-        self._report(since_ns * 1e-9, limit(), what, why)
+        self._report(since_ns * 1e-9, limit(), what, why, TIMEOUT)
 
-    def _report(self, since: float, limit: float, what: str, why: str) -> None:
-        waited = f"{time.monotonic() - since:.1f} s (limit {limit:g} s)"
+    def _report(self, since: float, limit: float, what: str, why: str, name: str = "") -> None:
+        waited = f"{time.monotonic() - since:.1f} s ({name or 'limit'} {limit:g} s)"
+        why += f", or raise {name}=" if name else ""
         known = ""
         with contextlib.suppress(Exception):  # the job ends in any case
             known = self.suspects()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 
+import numpy as np
 import pytest
 
 from aristos.bench import plots
@@ -33,6 +35,22 @@ def test_any_name_of_a_worker_is_drawn(name, tmp_path, capsys):
     (tmp_path / "t.json").write_text(json.dumps(timeline_of([name])))
     assert plotted(capsys, str(tmp_path / "t.json"))[0] == 0
     assert (tmp_path / "t-plots" / "timeline.png").stat().st_size < 1_000_000
+
+
+def test_a_picture_replaces_nothing_but_a_regular_file(tmp_path, capsys):
+    (tmp_path / "t.json").write_text(json.dumps(timeline_of(["worker 0"])))
+    table = Table("own").dim("rows", [1, 2]).add("us", "rows", np.ones(2))
+    append(tmp_path / "r.h5", Run("run", {}, [table]))
+    assert plotted(capsys, str(tmp_path / "r.h5"))[0] == 0
+    (drawn,) = (tmp_path / "r-plots").iterdir()
+    drawn.unlink()
+    for file, picture in (("t.json", tmp_path / "t-plots" / "timeline.png"), ("r.h5", drawn)):
+        picture.parent.mkdir(exist_ok=True)
+        os.mkfifo(picture)
+        held = os.open(picture, os.O_RDWR)  # else a writer would wait for its reader
+        code, said = plotted(capsys, str(tmp_path / file))
+        os.close(held)
+        assert (code, "must be a regular file, but it is a pipe" in said, picture.name in said) == (3, True, True), said
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ DOG = r"^aristos: (?P<text>rank \d+ (?:waited|ends:).*aborting the job)$"
 KILLED = (
     r"BAD TERMINATION|EXIT STRING|KILLED BY SIGNAL|exited on signal|terminated without|non-zero status|process rank"
 )
-REMEDY = r"see the (?:message|output) of (?:all ranks|rank)|raise timeout=|look at|make a new layer"
+REMEDY = r"see the (?:message|output) of (?:all ranks|rank)|raise (?:absent_)?timeout=|look at|make a new layer"
 PHASE = r"in epoch \d+|MPI_\w+|\(\w[^)]*\)|to close|to make a layer|to load|in call \d+"
 
 
@@ -98,7 +98,12 @@ def patient(job: Job, out: str) -> bool:
 
     A rank without memory may hang in Python: `Thread.start` waits for ever for a thread that got none to begin with.
     """
-    words = ("outside a call", "is still in user code", "has not made its call", f"limit {OVERDUE * LIMIT:g} s")
+    words = (
+        "outside a call",
+        "is still in user code",
+        "has not made its call",
+        f"absent_timeout {OVERDUE * LIMIT:g} s",
+    )
     return job.faults[0]["kind"] in ("stop", "unplugged", "link_lost", "memory") and any(each in out for each in words)
 
 

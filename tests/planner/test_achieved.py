@@ -228,7 +228,8 @@ def test_why_nothing_fits_and_what_would(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("[]", "cluster must be"), ("{", "cluster is not JSON"), ('{"children": []}', "cluster.children"),
+    [("[]", "cluster.json: cluster must be"), ("{", "cluster.json: cluster is not JSON"),
+     ('{"children": []}', "cluster.children"),
      ('{"alpha_us": 1, "beta_us_per_mib": 1, "children": [{"tflops": 3}]}', "cluster.children[0].memory_gb is missing"),
      ('{"children": [{"tflops": 3, "memory_gb": 400}]}', "cluster.alpha_us is missing")],
 )  # fmt: skip

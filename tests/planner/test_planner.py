@@ -257,7 +257,8 @@ def test_text_that_is_no_problem(text, tmp_path, capsys):
     path.write_bytes(text)
     code, out, said = run_here(capsys, str(path))
     assert (code, out) == (2, "")
-    assert said.startswith("aristos plan: problem ")
+    assert said.startswith(f"aristos plan: {path}: problem ")
+    assert text or said.endswith("is not JSON: the file is empty\n")
 
 
 def test_wrong_paths_and_options_are_errors(pair, tmp_path, capsys):
@@ -284,6 +285,26 @@ def test_wrong_paths_and_options_are_errors(pair, tmp_path, capsys):
         said = capsys.readouterr()
         assert (code, said.out) == (2, ""), words
         assert word in said.err, words
+
+
+def test_a_picture_replaces_nothing_but_a_regular_file(pair, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path, pipe = tmp_path / "p.json", tmp_path / "pipe.png"
+    path.write_text(json.dumps(pair))
+    os.mkfifo(pipe)
+    held = os.open(pipe, os.O_RDWR)  # else a writer would wait for its reader
+    code, _, said = run_here(capsys, str(path), "--plot", str(pipe))
+    os.close(held)
+    assert (code, said) == (
+        3,
+        f"aristos plan: {pipe} cannot be drawn: must be a regular file, but it is a pipe\n",
+    )
+
+
+def test_a_list_of_models_that_nobody_reads():
+    command = f"set -o pipefail; {sys.executable} -m aristos plan --model '?' | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.slow

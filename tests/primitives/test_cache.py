@@ -298,10 +298,10 @@ LOOP, PERSISTENT, TIMEOUT = "substrate/cpu/loop.py", "substrate/cuda/persistent.
 def test_a_modules_key_follows_the_sources_that_its_compiled_code_reads(copy):
     before = keys(copy, TIMEOUT, PERSISTENT, LOOP)
     assert before == [compiling.source_key(copy / module) for module in (TIMEOUT, PERSISTENT, LOOP)]
-    config = copy / "config.py"
-    config.write_text(config.read_text().replace("OVERDUE = 10", "OVERDUE = 11"))
+    codes = copy / "engine" / "codes.py"
+    codes.write_text(codes.read_text().replace("RUN_UP, RUN_DOWN = range(2)", "RUN_UP, RUN_DOWN = range(1, 3)"))
     timeout, persistent, _ = after = keys(copy, TIMEOUT, PERSISTENT, LOOP)
-    assert timeout != before[0], "overdue() compiles config.OVERDUE in"
+    assert timeout != before[0], "overdue() calls what compiles the codes in"
     assert persistent != before[1], "the persistent kernel calls overdue()"
     for other in [*copy.glob("bench/plots/*.py"), copy / "simt" / "machine.py", copy / "__init__.py"]:
         other.write_text(other.read_text() + "\n# edited\n")
@@ -313,7 +313,7 @@ def test_a_modules_key_follows_the_sources_that_its_compiled_code_reads(copy):
 
 def test_a_source_edited_after_the_start_makes_a_key_of_this_process_alone(copy, monkeypatch):
     """The process runs what it imported: it must not keep that under the key of the new text."""
-    (copy / "config.py").write_text((copy / "config.py").read_text() + "\n# edited\n")
+    (copy / "engine" / "codes.py").write_text((copy / "engine" / "codes.py").read_text() + "\n# edited\n")
     own = keys(copy, TIMEOUT)
     monkeypatch.setattr(compiling, "STARTED", time.time() + 1)
     assert keys(copy, TIMEOUT) != own

@@ -95,3 +95,6 @@ def test_what_is_no_regular_file_is_named(tmp_path):
         listening.bind(str(tmp_path / "socket"))
         with pytest.raises(OSError, match="socket"):
             regular.read(tmp_path / "socket")
+        with pytest.raises(OSError, match="must be a regular file, but it is a socket"):
+            regular.refuse_others(tmp_path / "socket")
+    regular.refuse_others(tmp_path / "none")

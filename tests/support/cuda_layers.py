@@ -123,6 +123,7 @@ class Rank:
         self.state = self._state()
         job = self._job(layers)
         job[words.ROW_BYTES], job[words.TIMEOUT_NS] = size * cfg.hidden, layers.timeout
+        job[words.ABSENT_NS] = 10 * layers.timeout
         self.x_at = self.put(x)
         self.routed_as = layers.kind if layers.kind in r.KINDS else "f32"
         self._weights(job)

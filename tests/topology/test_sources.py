@@ -671,6 +671,22 @@ def test_pictures(tmp_path, root):
         assert (tmp_path / name).stat().st_size > 1000
 
 
+def test_a_picture_replaces_nothing_but_a_regular_file(tmp_path, capsys):
+    """A writer of a pipe would wait for its reader."""
+    pytest.importorskip("matplotlib")
+    text, pipe = tmp_path / "text", tmp_path / "pipe.png"
+    text.write_text(square("X"))
+    os.mkfifo(pipe)
+    held = os.open(pipe, os.O_RDWR)
+    for path, why in (
+        (pipe, "must be a regular file, but it is a pipe"),
+        (tmp_path / "no/x.png", "No such file or dir"),
+    ):
+        assert topo.main(["--nvidia-smi", str(text), "--plot", str(path)]) == 3
+        assert capsys.readouterr().err.startswith(f"aristos topo: {path} cannot be drawn: {why}")
+    os.close(held)
+
+
 def test_nvml_reports_clocks_and_power_limit():
     """Clocks of the GPU that CUDA names, by its UUID; values the driver does not report are left out."""
     library = Library([FakeGpu("A", "GPU-a", ":01:00.0"), FakeGpu("B", "GPU-b", ":02:00.0")], {})

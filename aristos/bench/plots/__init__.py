@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import AristosError, EnvironmentProblem, InputError, ResultsError
+from ...primitives import regular
 from ...primitives.texts import shown
 from ...results import Run, Table, load
 
@@ -50,6 +51,7 @@ def draw(file: str, folder: Path, *, run: str | None = None, form: str = "png") 
                 for name, figure in _figures(table).items():
                     footer(figure, chosen, table)
                     path = folder / f"{name}.{form}"
+                    regular.refuse_others(path)
                     figure.savefig(path)
                     written.append(path)
     if not written:
@@ -81,6 +83,7 @@ def draw_both(runs: tuple[Run, Run], folder: Path) -> list[Path]:
                     footer(mine[name], first, table)
                     footer(theirs[name], second, other)
                     path = folder / f"{name}.png"
+                    regular.refuse_others(path)
                     whole = beside(mine[name], theirs[name])
                     whole.savefig(path, dpi=whole.dpi)
                     written.append(path)
@@ -94,6 +97,7 @@ def draw_timelines(files: list[str], target: Path) -> Path:
     from .timeline import timelines
 
     target.parent.mkdir(parents=True, exist_ok=True)
+    regular.refuse_others(target)
     with pyplot.rc_context(STYLE), _described(pyplot, f"{', '.join(files)}: no picture"):
         timelines(files).savefig(target)
     return target

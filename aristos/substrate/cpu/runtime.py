@@ -20,6 +20,7 @@ from ...primitives.buffers import aligned
 from ...primitives.compile import warm_up
 from ...primitives.memory import load_acquire
 from ...transport.group import Group
+from ...transport.limits import Limits
 from ...transport.watchdog import ENDED_SECONDS
 from ..failure import Patience, bad_word, damaged_poison, out_of_bounds, poisoned
 from ..idle import ALONE, CROWDED
@@ -159,17 +160,17 @@ class CpuRuntime(Runtime):
 
     # ------------------------------------------------------------ calls
 
-    def run(self, job: np.ndarray, timeout: float) -> None:
+    def run(self, job: np.ndarray, limits: Limits) -> None:
         """Run an entered call to its end as worker 0; it stays open until its result has been taken."""
         with self.failing(job), self.progressing():
             if job[words.WORKERS] == 1:
                 job[words.EPOCH] = self.epoch
                 code = self.loop.run_alone(job, self.state)
                 if code != codes.RAN:
-                    self.go_on(job, timeout, code=code)
+                    self.go_on(job, limits, code=code)
             else:
                 self.begin(job)
-                self.go_on(job, timeout)
+                self.go_on(job, limits)
 
     @contextlib.contextmanager
     def progressing(self) -> Iterator[None]:
@@ -188,7 +189,7 @@ class CpuRuntime(Runtime):
         assert self._workers is not None
         self._workers.release(self.loop.work, job, self.state)
 
-    def go_on(self, job: np.ndarray, timeout: float, code: int | None = None) -> int:
+    def go_on(self, job: np.ndarray, limits: Limits, code: int | None = None) -> int:
         """Run steps as worker 0 until the call ends or is ALL_ANNOUNCED. code: the first slice's result, if it ran."""
         assert self._workers is not None
         patience: Patience | None = None
@@ -197,7 +198,7 @@ class CpuRuntime(Runtime):
         while code == codes.PAUSED:
             if patience is None:
                 group = self.group
-                patience = Patience(group.rank, self.epoch, job, self.state, timeout, group.lost, group.has_ended)
+                patience = Patience(group.rank, self.epoch, job, self.state, limits, group.lost, group.has_ended)
             patience.check()
             code = self.loop.work(job, self.state, 0)
         if code == codes.POISONED:
@@ -226,8 +227,8 @@ class CpuRuntime(Runtime):
                     if progress != seen:
                         gone, started, seen = False, time.monotonic(), progress
                     waited = time.monotonic() - started
-                    if gone or waited > self.group.timeout:
-                        still = f"without progress for {self.group.timeout:.3g} s, and may read them"
+                    if gone or waited > self.group.limits.timeout:
+                        still = f"without progress for {self.group.limits.timeout:.3g} s (timeout), and may read them"
                         why = f"has ended in call {last}" if gone else f"has been in call {last}, {still}"
                         raise WaitTimeout(
                             f"rank {self.group.rank} cannot load weights: rank {peer} {why};"

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from ...config import OVERDUE
 from ...engine import arrivals, codes, schema, words
 from ...engine import job as jobs
 from ...engine.layout import LINE, WORD, EngineShape, StateLayout, lines, word_from
@@ -30,6 +29,7 @@ from ...kernels.cuda.tile import Tile
 from ...primitives.memory import store_release
 from ...primitives.texts import whole
 from ...transport.group import Group
+from ...transport.limits import ABSENT, TIMEOUT
 from ...transport.warning import warn
 from ...transport.window import Window
 from ..failure import bad_word, poisoned, wait_message
@@ -42,7 +42,7 @@ from .outboxes import DeviceMemory
 from .proxy_thread import DeviceWire, ProxyThread
 
 MOST_ROWS = 256  # of a tile
-MOST_NS = 1 << 58  # of a timeout: OVERDUE times as much must fit a word
+MOST_NS = 1 << 62  # of a timeout
 MERGE_POLLS = 8  # idle polls that few rows wait for more of their expert
 FAIL_SECONDS = 5.0  # that a failing rank waits for its GPU to notify the peers
 AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pauses at first; then its longest pause
@@ -159,7 +159,7 @@ class CudaRuntime(Runtime):
         me, answer = self.group.rank, None
         first = min([me, *self.group.nodes.local(me)])
         if first == me:
-            answer = device_puts.probe(self.device.ordinal, min(device_puts.SECONDS, self.group.timeout))
+            answer = device_puts.probe(self.device.ordinal, min(device_puts.SECONDS, self.group.limits.timeout))
         return bool(self.group.allgather(answer, "the first ranks of nodes to try puts from a GPU")[first].supported)
 
     def _start_proxy(self, memory: DeviceMemory) -> None:
@@ -252,11 +252,11 @@ class CudaRuntime(Runtime):
             waited = time.monotonic() - since
             if waited > AWAKE_SECONDS:  # a short wait is worth a core
                 time.sleep(min(NAP_SECONDS, waited / 10))
-            if waited > self.group.timeout and not warned:
+            if waited > self.group.limits.timeout and not warned:
                 warned = True
                 warn(
                     f"rank {self.group.rank} has waited {waited:.3g} s for its call: a peer may be in user code still;"
-                    f" the kernel gives up after {OVERDUE * self.group.timeout:.3g} s"
+                    f" the kernel gives up after {self.group.limits.absent:.3g} s ({ABSENT})"
                 )
 
     def read_all(self) -> None:
@@ -282,15 +282,16 @@ class CudaRuntime(Runtime):
 
     def _wait_message(self, epoch: int) -> str:
         """The message of the wait that the kernel gave up, from the state that it left."""
-        state, timeout = self.state, self.group.timeout
+        state, limits = self.state, self.group.limits
         peer, seen = int(state[words.WAIT_PEER]), (int(state[words.WAIT_EPOCH]), int(state[words.WAIT_PROGRESS]))
         job = self._blank_job()
         lock = np.zeros(1, np.int64)  # for this copy of the state, which nothing else uses
         job[words.LOCK] = lock.ctypes.data
         _, _, owed = arrivals.standing(job, state)
         outside = peer != self.group.rank and (seen[0] != epoch or seen[1] < 0)
-        waited = f"more than {OVERDUE * timeout if outside else timeout:g} s"
-        return wait_message(self.group.rank, peer, epoch, waited=waited, timeout=timeout, owed=owed, seen=seen)
+        name, limit = (ABSENT, limits.absent) if outside else (TIMEOUT, limits.timeout)
+        waited = f"more than {limit:g} s ({name})"
+        return wait_message(self.group.rank, peer, epoch, waited=waited, name=name, owed=owed, seen=seen)
 
     def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:
         if isinstance(error, WaitTimeout | PoisonedError | CorruptionError) or self._memory is None:

@@ -1,0 +1,30 @@
+"""The two limits of waits, and the names of the parameters that set them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..config import OVERDUE
+
+TIMEOUT, ABSENT = "timeout", "absent_timeout"
+
+
+class Limits(NamedTuple):
+    """Seconds. timeout: for a rank in the same call that makes no progress, and for MPI calls that all ranks have
+    reached. absent: for a rank that is still in user code or compiles.
+    """
+
+    timeout: float = 120.0
+    absent: float = 120.0 * OVERDUE
+
+    @classmethod
+    def of(cls, timeout: float, absent: float | None = None) -> Limits:
+        """absent: None for OVERDUE times the timeout."""
+        return cls(timeout, OVERDUE * timeout if absent is None else absent)
+
+    def union(self, other: Limits) -> Limits:
+        """The larger of each limit."""
+        return Limits(max(self.timeout, other.timeout), max(self.absent, other.absent))
+
+
+DEFAULT = Limits()
