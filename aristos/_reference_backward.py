@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike
 from . import config, reference
 from .config import MoEConfig
 from .errors import InputError
-from .reference import Floats, Ints, sigmoid, softmax
+from .reference import Floats, Ints, _at, sigmoid, softmax
 
 Arrays = dict[str, Floats]
 
@@ -105,10 +105,6 @@ def expert(cfg: MoEConfig, x: Floats, dy: Floats, one: Arrays) -> Expert:
 # ---- the router: for each score, the derivative by the scores of the k weights
 
 
-def _at(values: Floats, ids: Ints) -> Floats:
-    return np.take_along_axis(values, ids, axis=1)
-
-
 def _scattered(values: Floats, ids: Ints, columns: int) -> Floats:
     found = np.zeros((len(ids), columns))
     np.put_along_axis(found, ids, values, axis=1)
@@ -119,17 +115,18 @@ def _by_softmax(p: Floats, dp: Floats) -> Floats:
     return p * (dp - (p * dp).sum(axis=1, keepdims=True))
 
 
-def _by_shares(values: Floats, dw: Floats, renormalize: bool, least: float) -> Floats:
+def _by_shares(values: Floats, dw: Floats, renormalize: bool) -> Floats:
     """From the derivative by the weights to that by the values that they are, or are shares of."""
     if not renormalize:
         return dw
-    total = values.sum(axis=1, keepdims=True) + least
+    total = values.sum(axis=1, keepdims=True) + config.LEAST_SUM
     return (dw - (dw * values / total).sum(axis=1, keepdims=True)) / total
 
 
 def softmax_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
-    p = softmax(scores)
-    return _by_softmax(p, _scattered(_by_shares(_at(p, ids), dw, renormalize, 0.0), ids, scores.shape[1]))
+    if renormalize:
+        return softmax_topk_scores(scores, ids, True, dw)
+    return _by_softmax(softmax(scores), _scattered(dw, ids, scores.shape[1]))
 
 
 def softmax_topk_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
@@ -139,14 +136,14 @@ def softmax_topk_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats
 def sigmoid_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
     chosen = _at(scores, ids)
     s = sigmoid(chosen)
-    return _scattered(_by_shares(s, dw, renormalize, config.LEAST_SUM) * s * sigmoid(-chosen), ids, scores.shape[1])
+    return _scattered(_by_shares(s, dw, renormalize) * s * sigmoid(-chosen), ids, scores.shape[1])
 
 
 def sqrtsoftplus_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
     chosen = _at(scores, ids)
     roots = reference.sqrtsoftplus(chosen)
     slope = sigmoid(chosen) / (2 * roots)
-    return _scattered(_by_shares(roots, dw, renormalize, config.LEAST_SUM) * slope, ids, scores.shape[1])
+    return _scattered(_by_shares(roots, dw, renormalize) * slope, ids, scores.shape[1])
 
 
 def sparsemixer_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:

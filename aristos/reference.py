@@ -91,14 +91,20 @@ def softmax(scores: Floats) -> Floats:
 
 
 def softmax_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
-    """Of the experts `ids`, the softmax over all; scores [S, E], ids [S, k] -> [S, k]."""
-    weights = np.take_along_axis(softmax(scores), ids, axis=1)
-    return weights / weights.sum(axis=1, keepdims=True) if renormalize else weights
+    """Of the experts `ids`, the softmax over all; scores [S, E], ids [S, k] -> [S, k].
+
+    Divided by their sum they are the softmax over the k, which keeps the digits of small ones.
+    """
+    return softmax_topk_weights(scores, ids, True) if renormalize else _at(softmax(scores), ids)
 
 
 def softmax_topk_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
     """The softmax over the experts `ids` alone; its sum is one in any case."""
-    return softmax(np.take_along_axis(scores, ids, axis=1))
+    return softmax(_at(scores, ids))
+
+
+def _at(values: Floats, ids: Ints) -> Floats:
+    return np.take_along_axis(values, ids, axis=1)
 
 
 def sigmoid(x: Floats) -> Floats:
@@ -118,11 +124,11 @@ def normalized(weights: Floats, renormalize: bool) -> Floats:
 
 
 def sigmoid_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
-    return normalized(sigmoid(np.take_along_axis(scores, ids, axis=1)), renormalize)
+    return normalized(sigmoid(_at(scores, ids)), renormalize)
 
 
 def sqrtsoftplus_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
-    return normalized(sqrtsoftplus(np.take_along_axis(scores, ids, axis=1)), renormalize)
+    return normalized(sqrtsoftplus(_at(scores, ids)), renormalize)
 
 
 def sparsemixer_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
@@ -146,7 +152,7 @@ VALUES: dict[str, Callable[[Floats], Floats]] = {name: globals()[name] for name 
 
 def in_kept_groups(cfg: MoEConfig, values: Floats) -> NDArray[np.bool_]:
     """values: [S, E] -> [S, E], whether an expert lies in one of its token's best groups; ties: the lowest group."""
-    groups = values.reshape(len(values), cfg.router.groups, -1)
+    groups = values.reshape(len(values), cfg.router.groups, cfg.columns // cfg.router.groups)
     order = np.sort(groups, axis=2)[:, :, ::-1]
     best = order[:, :, 0] if cfg.router.group_score == "max" else order[:, :, 0] + order[:, :, 1]
     kept = np.argsort(-best, axis=1, kind="stable")[:, : cfg.router.topk_groups]

@@ -148,8 +148,9 @@ def _least_share(rows: list[dict[str, Any]]) -> float | None:
 def figures(arch: str) -> tuple[Figure, ...]:
     """The figures with goals for a GPU; that of 16-bit products is higher on architectures with warpgroup products."""
     from aristos.kernels.cuda.gemm import tiles
+    from aristos.kernels.cuda.target import Target
 
-    share = 0.85 if any(tile.groups for tile in tiles("bf16", arch)) else 0.60
+    share = 0.85 if any(tile.groups for tile in tiles("bf16", Target.named(arch))) else 0.60
     return (
         Figure("bf16 product, 8 experts x 1024 rows, 4096 x 14336, over cuBLAS", "gemm", share, "of cuBLAS", "gemm",
                _only("share", rows=1024)),
@@ -178,7 +179,7 @@ def check_products() -> int:
     gpu, wrong = BenchGpu(World()), 0
     for dtype, kind in KINDS.items():
         first = None
-        for tile in tiles(kind, gpu.device.arch):
+        for tile in tiles(kind, gpu.device.target):
             rows = tile.m + 3  # a full tile and a partial one
             work = Products(gpu, kind, 2, 320, 208, None, rows)
             error = work.error(work.calls(rows, tile)[OURS], rows)

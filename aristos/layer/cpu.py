@@ -371,7 +371,9 @@ class CpuBackend(Backend):
             found: tuple[Any, ...] = (call.out,)
             if return_stats:
                 schedule, used = self.settings.schedule, self._isa
-                stats = call_stats(job, state, runtime.counted, schedule=schedule, seconds=seconds, isa=used)
+                stats = call_stats(
+                    job, state, runtime.counted, schedule=schedule, seconds=seconds, y=call.out, isa=used
+                )
                 found += (stats,)
             return (*found, self._routing_of(call)) if call.wants_routing else found
         finally:

@@ -28,6 +28,7 @@ from .cuda_arguments import DeviceArguments, DeviceCall
 from .cuda_jobs import LayerJobs, blocks_of
 from .cuda_weights import DeviceWeights
 from .device_arrays import KINDS
+from .in_flight import InFlight
 from .routing import Routing, routing_of
 from .stats import CallStats, call_stats
 
@@ -49,6 +50,7 @@ class CudaBackend(Backend):
         self._last: tuple[int, int] | None = None  # key of the last call's job
         self._started = 0.0  # when the last call was
         self._queued = self._runtime.device.event(timed=False)  # what other streams have queued before a call
+        self._in_flight = InFlight(self._runtime.device)
 
     @staticmethod
     def check(cfg: MoEConfig, schedule: str, threads: int | None, sms: int | None = None) -> None:
@@ -72,7 +74,7 @@ class CudaBackend(Backend):
         assert isinstance(runtime, CudaRuntime)
         runtime.idle()  # kernels are loaded
         blocks = blocks_of(cfg, runtime, sms)
-        tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
+        tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.target)
         runs = [
             persistent.column_split_runs(tile, cfg.hidden, cfg.ffn, cfg.shared_ffn, cfg.gated, blocks[tile.m])
             for tile in tiles
@@ -95,7 +97,7 @@ class CudaBackend(Backend):
     def _tile(self, tokens: int) -> Tile:
         """The tile for an expert's rows if the other ranks bring as many tokens."""
         rows = tokens * self.member.world * self.cfg.top_k / self.cfg.experts
-        return persistent.layer_tile(self._kind, rows, self._runtime.device.arch)
+        return persistent.layer_tile(self._kind, rows, self._runtime.device.target)
 
     def new_call(self) -> DeviceCall:
         return DeviceCall(self._kind, stream=self._runtime.device.stream)
@@ -106,18 +108,31 @@ class CudaBackend(Backend):
         call.stream, call.before = streams.choose(stream, (x, out, ids, weights, given.router_x), gpu.stream)
         if stream is None:
             call.after = call.before
+        capturing = gpu.capturing(call.stream)
+        if capturing:  # first: a copy from the host, or an allocation for it, would end the capture
+            self._refuse_host_arrays(given)
+        call.unordered = not capturing and streams.unordered(stream, (x, out, ids, weights, given.router_x))
         self._arguments.take(call, given)
         call.wants_routing = given.return_routing
         if call.wants_routing:
             self._jobs.keep_logits()
-        if gpu.capturing(call.stream):
-            if call.wants_routing:
-                raise InputError("return_routing cannot be captured in a graph: it copies to the host")
-            if call.waits or call.host_ids is not None:
-                raise InputError("a call that is captured in a graph needs all its arrays in GPU memory")
+        if capturing:
             if not self._jobs.current(call.layer):
                 raise InputError("make a call outside the capture first: another layer has changed this one's memory")
             call.before, call.after = [], []  # a capture holds no other stream's work
+
+    @staticmethod
+    def _refuse_host_arrays(given: CallArguments) -> None:
+        """Raise InputError for a call that cannot be captured in a graph."""
+        if given.return_routing:
+            raise InputError("return_routing cannot be captured in a graph: it copies to the host")
+        for name in ("x", "out", "ids", "weights", "router_x"):
+            value = getattr(given, name)
+            if value is not None and not device_arrays.is_on_device(value):
+                raise InputError(
+                    f"a call that is captured in a graph needs all its arrays in GPU memory, got {name} as"
+                    f" {type(value).__name__} in main memory"
+                )
 
     def refuse(self, call: DeviceCall) -> None:
         call.status, call.tokens, call.given_ids, call.host_ids = status_of(call.error), 0, 0, None
@@ -144,6 +159,9 @@ class CudaBackend(Backend):
             runtime.launch(tile, self._jobs.blocks[tile.m], job, routing, call, call.stream)
             for stream in call.after:
                 runtime.follow(stream)
+            self._in_flight.drop_ended()
+            if call.unordered and call.keeps:
+                self._in_flight.keep(call.keeps, call.stream)
             if call.waits or call.error is not None:
                 runtime.outcome()
                 if call.host_out is not None and call.host_out.size:
@@ -175,7 +193,8 @@ class CudaBackend(Backend):
         job[words.TOKENS], job[words.EPOCH] = call.tokens, runtime.state[words.CALLS]
         job[words.CAPACITY] = call.capacity
         self.totals.add(job, runtime.state, runtime.counted, seconds)
-        return call_stats(job, runtime.state, runtime.counted, schedule=self.settings.schedule, seconds=seconds)
+        schedule = self.settings.schedule
+        return call_stats(job, runtime.state, runtime.counted, schedule=schedule, seconds=seconds, y=call.host_out)
 
     def _routing_of(self, call: DeviceCall) -> Routing:
         """The routing of a call that has ended, copied to the host."""

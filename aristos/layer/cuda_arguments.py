@@ -28,7 +28,7 @@ class DeviceCall:
     column, of `pitch` columns; given_ids, given_weights: the routing from outside, or 0. wants_routing: the routing is
     copied to the host, so the call ends before its result is returned. waits: the result is a host array, so the call
     ends before it is returned. stream: that it is queued on. before: streams that it waits for; after: streams that
-    wait for it. keeps: arrays that must stay alive.
+    wait for it. keeps: arrays that must stay alive. unordered: nothing else keeps them so until the call has ended.
     """
 
     kind: str
@@ -60,6 +60,7 @@ class DeviceCall:
     host_weights: np.ndarray | None = None
     error: Exception | None = None
     keeps: tuple[Any, ...] = ()
+    unordered: bool = False
 
 
 class DeviceArguments:

@@ -22,7 +22,7 @@ from .device_arrays import KINDS
 
 def blocks_of(cfg: MoEConfig, runtime: CudaRuntime, sms: int | None) -> dict[int, int]:
     """Blocks of the persistent kernel that a rank launches, by the rows of its tile."""
-    tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.arch)
+    tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.target)
     return {tile.m: runtime.blocks.of(tile, sms) for tile in tiles}
 
 
@@ -38,7 +38,7 @@ class LayerJobs:
         self._runtime, self._weights = runtime, weights
         cfg = settings.cfgs[0]
         self._kind = KINDS[cfg.dtype]
-        self.tiles: list[Tile] = persistent.layer_tiles(self._kind, runtime.device.arch)
+        self.tiles: list[Tile] = persistent.layer_tiles(self._kind, runtime.device.target)
         self.blocks = blocks_of(cfg, runtime, settings.sms)
         self.host: dict[tuple[int, int], np.ndarray] = {}
         self._jobs: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, tile rows) -> addresses on the GPU
@@ -108,8 +108,9 @@ class LayerJobs:
         return self.buffer("kept weights", 4 * self._cfgs[0].max_tokens)
 
     def buffer(self, name: str, nbytes: int) -> int:
-        """Address of GPU memory of this object, allocated once."""
+        """Address of GPU memory of this object, allocated once, while no call is in flight."""
         if name not in self._buffers:
+            self._runtime.idle()  # the driver may hold its lock and wait for a call that needs the proxy thread
             self._buffers[name] = self._runtime.device.allocate(max(1, nbytes))
         return self._buffers[name]
 

@@ -38,6 +38,15 @@ class DeviceRows:
         return self.address + _size(self.dtype) + sum((n - 1) * step for n, step in zip(self.shape, self.strides))
 
 
+def is_on_device(value: Any) -> bool:
+    """Whether an array lies in GPU memory, by the protocols that `on_device` reads."""
+    if isinstance(value, np.ndarray):
+        return False
+    if hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in CUDA:
+        return True
+    return hasattr(value, "__cuda_array_interface__")
+
+
 def on_device(name: str, value: Any, stream: int = 0) -> DeviceRows | None:
     """An array in GPU memory; None for host arrays. Raises InputError for an array that cannot be read.
 

@@ -21,7 +21,9 @@ class CallStats:
     here, with that local peer's weights, and are in no rank's rows_from_peer. dropped_rows: choices beyond the
     capacity. wait: idle because of a peer; idle: without a runnable tile for any reason.
     wire: serving peers on other nodes (puts, flushes, arrived words) between two commands; a worker that serves them
-    because it has no command is idle. isa: the instruction set of this rank's kernels; None on a GPU. On a GPU, whose
+    because it has no command is idle. not_finite: in float16, how many of this rank's tokens have an infinite or NaN
+    output: a value that exceeds 65504, in a hidden activation too, becomes infinite; None in other types, and where the
+    output lies in GPU memory. isa: the instruction set of this rank's kernels; None on a GPU. On a GPU, whose
     workers are blocks, only idle_seconds is measured and the other sums over workers are zero: reading the clock around
     every command would cost too much.
     """
@@ -51,6 +53,7 @@ class CallStats:
     expert_rows: tuple[int, ...]
     kept_rows_to_peer: tuple[int, ...]
     dropped_rows: int = 0
+    not_finite: int | None = None
 
     @property
     def balance(self) -> float:
@@ -179,10 +182,25 @@ def dropped_rows(job: np.ndarray, rows: np.ndarray, state: np.ndarray) -> int:
     return int(job[words.TOKENS] * job[words.CHOICES] - rows.sum())
 
 
+def not_finite(y: np.ndarray | None) -> int | None:
+    """How many rows of float16 are not all finite; None for other arrays. What an expert makes infinite stays so."""
+    if y is None or y.dtype != np.float16:
+        return None
+    exponents = y.reshape(-1, y.shape[-1]).view(np.uint16) & np.uint16(0x7C00)
+    return int((exponents == 0x7C00).any(axis=1).sum())
+
+
 def call_stats(
-    job: np.ndarray, state: np.ndarray, tables: Tables, *, schedule: str, seconds: float, isa: str | None = None
+    job: np.ndarray,
+    state: np.ndarray,
+    tables: Tables,
+    *,
+    schedule: str,
+    seconds: float,
+    y: np.ndarray | None,
+    isa: str | None = None,
 ) -> CallStats:
-    """The stats of the call that has just ended. seconds: of the whole call."""
+    """The stats of the call that has just ended. seconds: of the whole call. y: its output, None in GPU memory."""
     counted = state[tables.first :]
     n = tables.counters(counted).tolist()
     rank = int(job[words.RANK])
@@ -219,6 +237,7 @@ def call_stats(
         expert_rows=tuple(by_expert.tolist()),
         kept_rows_to_peer=kept_by_peer(job, state),
         dropped_rows=dropped_rows(job, by_expert, state),
+        not_finite=not_finite(y),
     )
 
 

@@ -52,7 +52,8 @@ def current(value: Any) -> int | None:
             return None
         return int(module.cuda.current_stream(found).cuda_stream)
     if library == "cupy" and module is not None:
-        return int(module.cuda.get_current_stream().ptr)
+        with value.device:  # else the stream would be of the thread's current GPU, which may be another one
+            return int(module.cuda.get_current_stream().ptr)
     interface = getattr(value, "__cuda_array_interface__", None)
     if not isinstance(interface, dict):
         return None
@@ -70,3 +71,13 @@ def choose(given: Any, arrays: tuple[Any, ...], own: int) -> tuple[int, list[int
     found = [stream for stream in map(current, arrays) if stream is not None]
     chosen = handle(given) if given is not None else found[0] if found else own
     return chosen, [stream for stream in dict.fromkeys(found) if stream != chosen]
+
+
+def unordered(given: Any, arrays: tuple[Any, ...]) -> bool:
+    """Whether a library might give away an array's memory while a call still uses it.
+
+    A library orders the next use of its memory on its current stream alone, and JAX on streams of its own.
+    """
+    if given is not None:
+        return True
+    return any(type(each).__module__.partition(".")[0] in ("jax", "jaxlib") for each in arrays)

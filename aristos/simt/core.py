@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from . import host, interpreter, limits  # noqa: F401  (host and interpreter import every unit)
+from ..primitives import sm_limits as limits
+from . import host, interpreter  # noqa: F401  (host and interpreter import every unit)
 from . import state as s
 from .address_space import Memory
 from .findings import Report

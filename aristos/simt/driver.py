@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from . import isa, limits
+from ..primitives import sm_limits as limits
+from . import isa
 from .address_space import Allocation
 from .arrays import granule_of
 from .machine import Machine
@@ -252,6 +253,7 @@ class Driver:
             "MAX_THREADS_PER_BLOCK": limit.block_threads, "MAX_SHARED_MEMORY_PER_BLOCK": 49152,
             "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": limit.shared_block, "MAX_REGISTERS_PER_BLOCK": limit.registers,
             "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": limit.shared, "MAX_THREADS_PER_MULTIPROCESSOR": limit.threads,
+            "MAX_BLOCKS_PER_MULTIPROCESSOR": limit.blocks, "MAX_REGISTERS_PER_MULTIPROCESSOR": limit.registers,
             "MAX_BLOCK_DIM_X": 1024, "MAX_BLOCK_DIM_Y": 1024, "MAX_BLOCK_DIM_Z": 64, "MAX_GRID_DIM_X": 2147483647,
             "MAX_GRID_DIM_Y": 65535, "MAX_GRID_DIM_Z": 65535, "COMPUTE_CAPABILITY_MAJOR": cc[0],
             "COMPUTE_CAPABILITY_MINOR": cc[1], "UNIFIED_ADDRESSING": 1, "CAN_MAP_HOST_MEMORY": 1, "MANAGED_MEMORY": 1,

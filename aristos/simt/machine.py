@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import ClosedError, InputError
+from ..primitives import sm_limits as limits
 from ..primitives.offline import capability
-from . import kernels, limits
+from . import kernels
 from . import state as s
 from .arrays import DeviceArray, granule_of
 from .launches import Launch, three

@@ -28,6 +28,7 @@ from aristos.kernels.cuda.__main__ import main
 from aristos.kernels.cuda.assemble import TARGETS
 from aristos.kernels.cuda.catalogue import kernels
 from aristos.kernels.cuda.gemm import TILES, tiles
+from aristos.kernels.cuda.target import Target
 from aristos.primitives.compile import cache_folder
 from aristos.substrate.cuda import persistent
 
@@ -48,13 +49,13 @@ PRODUCT = {
     "f32": r"FFMA ",
 }
 LOOPS = {  # kernel -> the tile whose product is its main loop
-    (f"gemm_{tile.name}", arch): tile for arch in ARCHS for kind in TILES for tile in tiles(kind, arch)
+    (f"gemm_{tile.name}", arch): tile for arch in ARCHS for kind in TILES for tile in tiles(kind, Target.named(arch))
 } | {(router.route(kind).__name__, arch): router._tile(kind) for arch in ARCHS for kind in router.KINDS}
 LAYERS = {
     (f"layer_{tile.name}", arch): tile
     for arch in ARCHS
     for kind in persistent.ROWS
-    for tile in persistent.layer_tiles(kind, arch)
+    for tile in persistent.layer_tiles(kind, Target.named(arch))
 }
 LOOPS |= LAYERS
 GROUPS = {key: tile for key, tile in LOOPS.items() if tile.groups}  # on Hopper, instead of 16-bit mma.sync

@@ -19,6 +19,7 @@ from aristos.kernels.cuda.fragments import fma
 from aristos.kernels.cuda.gemm import GROUPS, TILES, tile_for, tile_product, tiles
 from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, unpacked, widen
 from aristos.kernels.cuda.ptx import round_tf32
+from aristos.kernels.cuda.target import Target
 from aristos.kernels.cuda.tile import BYTES, Tile, tile_memory
 from aristos.reference import error, expert
 
@@ -172,13 +173,36 @@ def test_an_expert_is_two_products(kind):
 @pytest.mark.parametrize("arch", TARGETS)
 def test_the_smallest_sufficient_tile_is_chosen(arch):
     """On Hopper, 16-bit kinds have only tiles of warpgroups, for every number of rows."""
+    gpu = Target.named(arch)
     for kind in KINDS:
-        found = tiles(kind, arch)
+        found = tiles(kind, gpu)
         assert {tile.groups for tile in found} == {arch == "sm_90" and kind in GROUPS}
         for rows in (1, 16, 17, 64, 65, 128, 5000):
-            tile = tile_for(kind, rows, arch)
+            tile = tile_for(kind, rows, gpu)
             assert tile.m >= min(rows, found[-1].m)
             assert all(other.m < rows for other in found if other.m < tile.m)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_87", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"])
+def test_every_tile_fits_the_gpu(arch):
+    """Shared memory of a block, and of as many blocks as the launch bounds promise; large tiles only where they fit."""
+    gpu = Target.named(arch)
+    for kind in KINDS:
+        found = tiles(kind, gpu)
+        most = max(tile.m for tile in (*TILES[kind], *GROUPS.get(kind, ())))
+        assert found[-1].m == (most if gpu.limits.shared_block > 147456 else 128)
+        for tile in found:
+            assert tile.shared_bytes <= gpu.limits.shared_block
+            assert tile.blocks * (tile.shared_bytes + 1024) <= gpu.limits.shared
+            assert tile.blocks * tile.threads <= gpu.limits.threads
+
+
+def test_a_gpu_with_less_shared_memory_gets_smaller_tiles():
+    """The limits decide, not the name: of a GPU that no table knows, or of a part of one."""
+    whole = Target.named("sm_100")
+    small = replace(whole, limits=replace(whole.limits, shared=102400, shared_block=101376))
+    assert [tile.m for tile in tiles("bf16", whole)] == [16, 32, 64, 128, 256]
+    assert [(tile.m, tile.blocks) for tile in tiles("bf16", small)] == [(16, 1), (32, 1), (64, 1), (128, 1)]
 
 
 def test_bad_input_is_refused():

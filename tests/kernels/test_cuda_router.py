@@ -21,10 +21,10 @@ pytestmark = pytest.mark.slow
 
 
 def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=1.0, kind="f32", given=None, seed=0,
-          capacity=0, gate=None, weighted=False):  # fmt: skip
+          capacity=0, gate=None, weighted=False, bias=None):  # fmt: skip
     """The tables by name after all launches, without a report. given: (ids, weights), checked instead of computed.
 
-    gate: [H], then there is a shared expert. weighted: tokens are.
+    gate: [H], then there is a shared expert. weighted: tokens are. bias: the router's select_bias.
     """
     tokens, experts = len(x), weight.shape[1] + (gate is not None)
     pitch = k + (gate is not None)
@@ -36,6 +36,7 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
         "x": device.array(x), "gate": device.array(r.pack_router(weight[:, :1] if gate is None else gate[:, None])),
         "weighted": device.empty(x.shape, x.dtype), "kept": device.empty(tokens, np.float32),
         "router": device.array(r.pack_router(weight)), "slot_of": device.array(slot_of),
+        "bias": device.array(np.zeros(1, np.float32) if bias is None else bias),
         "given_ids": device.array(given[0] if given else np.zeros(1)),
         "given_weights": device.array(given[1] if given else np.zeros(1)),
         "ids": device.empty((tokens, pitch), np.int64), "weights": device.empty((tokens, pitch), np.float32),
@@ -51,6 +52,7 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
     job[[r.X_STRIDE, r.TOKENS, r.HIDDEN]] = x.strides[0], tokens, len(weight)
     job[[r.INPUT, r.INPUT_STRIDE]] = job[[r.X, r.X_STRIDE]]
     job[[r.EXPERTS, r.TOP_K, r.CHOICES, r.SLOTS, r.CAPACITY]] = weight.shape[1], pitch, k, slots, capacity
+    job[r.SELECT_BIAS] = 0 if bias is None else arrays["bias"].ptr
     job[r.SHARED_SIGMOID] = 0 if gate is None else arrays["gate"].ptr
     job[[r.WEIGHTED, r.KEPT_WEIGHTS]] = (arrays["weighted"].ptr, arrays["kept"].ptr) if weighted else 0
     job[[r.SCORE, r.RENORMALIZE, r.SCALE]] = SCORES[score], renormalize, np.float32(scale).view(np.int32)
@@ -143,6 +145,18 @@ def test_a_shared_expert_and_weights_on_the_input(kind, given):
     np.testing.assert_allclose(got["kept"], weights[:, 0], rtol=1e-5)
     np.testing.assert_array_equal(widen(got["weighted"], kind), widen(narrow(got["kept"][:, None] * wide, kind), kind))
     check_packing(got, slot_of, 2)
+
+
+def test_a_bias_that_excludes_the_best_expert_leaves_the_weights_their_digits():
+    weight, x = np.zeros((4, 6), np.float32), np.zeros((3, 4), np.float32)
+    weight[0], x[:, 0] = [30, 60, 150, 0, 0, 1], [0.5, 0.3, -1]
+    bias = np.array([0, 0, -2, 0, -2, 0], np.float32)
+    got = route(x, weight, 2, renormalize=True, bias=bias)
+    cfg = MoEConfig(hidden=4, ffn=4, experts=6, top_k=2, router=Router())
+    ids, weights = reference.route(cfg, x, weight, None, bias)
+    np.testing.assert_array_equal(got["ids"], ids)
+    np.testing.assert_allclose(got["weights"], weights, rtol=1e-5)
+    assert weights[2].min() > 0.1
 
 
 def test_ties_go_to_the_lowest_id():

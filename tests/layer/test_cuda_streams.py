@@ -5,10 +5,13 @@ The driver is the stand-in of tests/support/fake_cuda.py; kernels are the shippe
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
+import weakref
 from types import SimpleNamespace
+from unittest import mock
 
 import leftovers
 import numpy as np
@@ -163,6 +166,76 @@ def test_no_call_may_wait_for_the_drivers_lock():
                 right(out.read(), x)
 
     on_driver(1, body)
+
+
+def test_a_host_array_does_not_end_a_capture():
+    """It is refused before anything of it is copied or allocated: the capture goes on, and its graph is right."""
+
+    def body(comm, rank, driver):
+        gpu, x = CudaDevice(0), tokens(CFG, 9, seed=1)
+        with made(comm) as moe:
+            stream = gpu.new_stream()
+            given, out = pair(gpu, x, stream)
+            user(driver, "cuStreamBeginCapture", stream, GLOBAL)
+            for arrays in ((x, None), (x, out), (given, np.zeros_like(x))):
+                with pytest.raises(InputError, match=r"needs all its arrays in GPU memory, got (x|out) as ndarray"):
+                    moe(arrays[0], out=arrays[1], stream=stream)
+            with pytest.raises(InputError, match="return_routing cannot be captured"):
+                moe(given, out=out, stream=stream, return_routing=True)
+            moe(given, out=out, stream=stream)
+            user(driver, "cuGraphLaunch", user(driver, "cuStreamEndCapture", stream), stream)
+            with pytest.raises(InputError, match="an earlier call"):  # a refusal is a call too: other ranks wait for it
+                moe.synchronize()
+            right(out.read(stream), x)
+
+    on_driver(1, body)
+
+
+def test_a_first_call_with_host_arrays_allocates_when_no_call_is_in_flight():
+    """An allocation may hold the driver's lock until the GPU is idle, and a call in flight may need the lock."""
+
+    def body(comm, rank, driver):
+        gpu, x = CudaDevice(0), tokens(CFG, 24, seed=1)
+        busy = []
+        with made(comm) as moe:
+            allocate = type(gpu).allocate
+
+            def noted(self, nbytes):
+                busy.append(bool(driver.unfinished(driver.process, 0)))
+                return allocate(self, nbytes)
+
+            given, out = pair(gpu, x)
+            with mock.patch.object(type(gpu), "allocate", noted):
+                moe(given, out=out)
+                right(moe(x), x)
+            assert busy == [False] * len(busy)
+            assert busy
+
+    on_driver(1, body, eager=0.0)
+
+
+def test_arrays_live_until_a_call_on_a_stream_of_the_callers_has_ended():
+    """The library orders the next use of their memory on its current stream alone."""
+
+    def body(comm, rank, driver):
+        gpu, x = CudaDevice(0), tokens(CFG, 12, seed=1)
+        with made(comm) as moe:
+            stream = gpu.new_stream()
+            for given_stream, kept in ((stream, True), (None, False)):
+                given, out = pair(gpu, x, stream)
+                moe(given, out=out, stream=given_stream)
+                alive = [weakref.ref(array) for array in (given, out)]
+                del given, out
+                gc.collect()
+                assert [ref() is not None for ref in alive] == [kept, kept]
+                moe.synchronize()
+            later = pair(gpu, x, stream)
+            moe(later[0], out=later[1])
+            gc.collect()
+            assert [ref() for ref in alive] == [None, None]
+            assert len(moe._backend._in_flight) == 0
+
+    on_driver(1, body, eager=0.0)
 
 
 # ---- interruption ---------------------------------------------------------------------------------------------------

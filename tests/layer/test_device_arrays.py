@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -125,12 +126,30 @@ class Stream:
         setattr(self, name, number)
 
 
+class Gpu:
+    """A GPU of CuPy, which is current inside a `with`; its current stream has the number `stream`."""
+
+    current: ClassVar[list[Gpu]] = []
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __enter__(self):
+        self.current.append(self)
+
+    def __exit__(self, *error):
+        self.current.pop()
+
+
 def library(monkeypatch, name, number):
-    """A module that has a current stream, and the class of its arrays."""
-    stream = Stream("cuda_stream" if name == "torch" else "ptr", number)
-    cuda = SimpleNamespace(current_stream=lambda device=None: stream, get_current_stream=lambda: stream)
+    """A module that has a current stream, and the class of its arrays, which lie on its only GPU."""
+    stream, gpu = Stream("cuda_stream" if name == "torch" else "ptr", number), Gpu(number)
+    cuda = SimpleNamespace(
+        current_stream=lambda device=None: stream,
+        get_current_stream=lambda: Stream("ptr", Gpu.current[-1].stream) if Gpu.current else stream,
+    )
     monkeypatch.setitem(sys.modules, name, SimpleNamespace(cuda=cuda))
-    return type("Array", (Interface,), {"__module__": f"{name}.deep"})
+    return type("Array", (Interface,), {"__module__": f"{name}.deep", "device": gpu})
 
 
 def test_the_current_stream_of_an_arrays_library(monkeypatch):
@@ -143,6 +162,16 @@ def test_the_current_stream_of_an_arrays_library(monkeypatch):
     assert streams.current(cupy((1, 32), "<f4", stream=5)) == 12
     assert streams.current(Interface((1, 32), "<f4")) == 12, "CuPy's, where it is in use"
     assert streams.current(library(monkeypatch, "jax", 13)((1, 32), "<f4")) is None
+
+
+def test_cupys_stream_is_that_of_the_arrays_gpu(monkeypatch):
+    """The thread's current GPU may be another one, and a stream belongs to one GPU."""
+    cupy = library(monkeypatch, "cupy", 12)
+    there = cupy((1, 32), "<f4")
+    there.device = Gpu(13)
+    assert streams.current(there) == 13
+    assert streams.current(cupy((1, 32), "<f4")) == 12
+    assert Gpu.current == []
 
 
 def test_the_stream_of_a_call(monkeypatch):

@@ -184,6 +184,24 @@ def test_high_precision_is_for_float32():
 LESS = "avx2" if "avx2" in isa.usable()[1:] else "generic"  # an instruction set besides the best one
 
 
+@pytest.mark.parametrize("dtype", ["float32", *DTYPES])
+def test_outputs_beyond_float16_are_counted(dtype):
+    """A hidden activation that becomes infinite, in an expert of three tokens; in other types it fits."""
+    cfg = replace(CFG, dtype=dtype, top_k=1, bias=False, activation="relu2", gated=False)
+    w = reference.weights(cfg)
+    w["up"][2] *= 300
+    x = (10 * tokens(cfg, 9, seed=0)).astype(numpy_dtype(dtype))
+    ids, ones = np.array([[0], [1], [2], [2], [-1], [3], [4], [2], [0]]), np.ones((9, 1), np.float32)
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        y, stats = moe(x.reshape(3, 3, -1), ids.reshape(3, 3, 1), ones.reshape(3, 3, 1), return_stats=True)
+        assert stats.not_finite == (3 if dtype == "float16" else None)
+        finite = np.isfinite(y.astype("f4")).all(axis=2).ravel()
+        assert finite.tolist() == [dtype != "float16" or e != 2 for e in ids.ravel()]
+        none = moe(x[:0], ids[:0], ones[:0], return_stats=True)[1]
+        assert none.not_finite == (0 if dtype == "float16" else None)
+
+
 @pytest.mark.slow
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("dtype", DTYPES)

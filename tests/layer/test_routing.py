@@ -14,7 +14,7 @@ from mpi import ranks_each
 from rounded import numpy_dtype
 
 import aristos
-from aristos import Router, reference
+from aristos import Router, _reference_backward, reference
 from aristos.errors import InputError, PeerInputError
 
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=8, top_k=3, activation="silu", gated=True, max_tokens=70)
@@ -207,6 +207,27 @@ def test_weights_on_the_input():
             assert same(moe(x, found.ids, found.weights), y)
             assert same(x, before)
     assert reference.error(reference.moe(cfg, x, **W), y_ref) < 1e-12
+
+
+def test_a_bias_that_excludes_the_best_experts_leaves_the_weights_their_digits():
+    """Renormalized shares of 1e-14 and less than float32 holds, with groups too; the gradients with them."""
+    x, dy = 100 * tokens(CFG, 60, seed=3), tokens(CFG, 60, seed=4)
+    for groups in ({}, {"groups": 4, "topk_groups": 3, "group_score": "sum_top2"}):
+        cfg = replace(CFG, router=Router("softmax", **groups), top_k=2)
+        bias = np.where(np.arange(8) < 4, -9, 0).astype(np.float32)
+        ids, want = reference.route(cfg, x, W["router"], None, bias)
+        shares = np.take_along_axis(reference.softmax(reference.scores_of(cfg, x, W["router"])), ids, axis=1).sum(1)
+        assert (shares < 1e-38).any()
+        with MoE(cfg, threads=1, train=True) as moe:
+            moe.load(**W, select_bias=bias)
+            _, tape = moe.forward(x)
+            alike = (tape.routing.ids == ids).all(axis=1)
+            assert alike[(shares > 1e-30) & (shares < 1e-12)].sum() > 5
+            assert np.abs(tape.routing.weights - want)[alike].max() < 1e-4  # of scores near 100, rounded to float32
+            dx, by = moe.backward(dy, tape), tape.routing
+        right = reference.backward(cfg, x, dy, ids=by.ids, weights=by.weights, **{n: W[n] for n in W if n != "router"})
+        slopes = _reference_backward.by_logits(cfg, by.logits, by.ids, right["weights"]) @ W["router"].T
+        assert reference.error(dx, right["x"] + slopes) < 1e-5
 
 
 def test_a_routing_owns_its_arrays():

@@ -194,6 +194,25 @@ def test_error_is_relative_to_the_largest_entry_and_infinite_for_nan():
         reference.error(np.zeros(3), np.zeros(2))
 
 
+@pytest.mark.parametrize("router", [Router(), Router("sigmoid", groups=2, topk_groups=1), Router(capacity=1)])
+def test_a_call_without_tokens(router):
+    cfg = MoEConfig(hidden=5, ffn=4, experts=4, top_k=1, max_tokens=4, router=router)
+    x, w = np.zeros((0, 5)), reference.weights(cfg)
+    assert reference.moe(cfg, x, **w).shape == (0, 5)
+    found = reference.backward(cfg, x, x, **w)
+    assert found["x"].shape == (0, 5)
+    assert not any(found[name].any() for name in w)
+
+
+def test_small_shares_keep_their_digits():
+    """Softmax over two experts whose shares underflow even in float64; a sigmoid of 1e-40."""
+    cfg = MoEConfig(hidden=1, ffn=4, experts=3, top_k=2)
+    ids, weights = reference.route(cfg, [[1.0]], [[900.0, 0.0, 1.0]], select_bias=[-2.0, 0.0, 0.0])
+    assert ids.tolist() == [[1, 2]]
+    assert weights == pytest.approx(np.array([[1 / (1 + math.e), 1 / (1 + 1 / math.e)]]))
+    assert reference.sigmoid(np.array([-92.0, -1e4, 0.0, 1e4])) == pytest.approx([math.exp(-92), 0, 0.5, 1], rel=1e-12)
+
+
 def test_wrong_input_is_refused_with_its_value():
     w = reference.weights(SMALL)
     x = np.zeros((2, SMALL.hidden))

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "aristos"
 # The compile cache with what it needs; bounded files and numbers are beside it
-CACHE = ("compile", "code_files", "isa", "linked_code", "offline", "private", "sources")
+CACHE = ("compile", "code_files", "isa", "linked_code", "offline", "private", "sm_limits", "sources")
 BASE = ("errors", *(f"primitives.{name}" for name in (*CACHE, "regular", "texts")))
 KERNEL = """
 import numpy as np

@@ -24,8 +24,8 @@ import numpy as np
 from fake_kernels import Arena, Resident, Sms, address, kernel_of
 from fake_streams import Event, Failure, Graph, Op, Stream, Streams, at_once
 
+from aristos.primitives import sm_limits as limits
 from aristos.primitives.offline import capability
-from aristos.simt import limits
 
 REAL: Any = importlib.import_module("cuda.bindings.driver")
 KERNEL_REGISTERS, KERNEL_STATIC = 32, 1024  # of images that no catalogue.Kernel stands behind
@@ -228,9 +228,13 @@ class Driver(Streams):
 
     def do_cuDeviceGetAttribute(self, p: Process, name: Any, device: int) -> int:
         gpu = p.machine.gpus[p.visible[device]]
+        limit = limits.of(gpu.capability)
         return {
             "COMPUTE_CAPABILITY_MAJOR": gpu.capability[0], "COMPUTE_CAPABILITY_MINOR": gpu.capability[1],
             "MULTIPROCESSOR_COUNT": gpu.sms, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": gpu.shared,
+            "MAX_THREADS_PER_MULTIPROCESSOR": limit.threads, "MAX_BLOCKS_PER_MULTIPROCESSOR": limit.blocks,
+            "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": limit.shared,
+            "MAX_REGISTERS_PER_MULTIPROCESSOR": limit.registers, "MAX_THREADS_PER_BLOCK": limit.block_threads,
         }[name.name.removeprefix("CU_DEVICE_ATTRIBUTE_")]  # fmt: skip
 
     def do_cuDeviceCanAccessPeer(self, p: Process, device: int, peer: int) -> int:

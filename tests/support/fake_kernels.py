@@ -20,7 +20,8 @@ from kept_ptx import ptx
 
 from aristos import simt
 from aristos.kernels.cuda.build import Built
-from aristos.simt import isa, limits
+from aristos.primitives import sm_limits as limits
+from aristos.simt import isa
 from aristos.simt import state as s
 from aristos.simt.address_space import FreeRuns
 from aristos.simt.kernels import pack

@@ -17,8 +17,9 @@ from kept_ptx import ptx
 
 from aristos import simt
 from aristos.host.nodes import Nodes
+from aristos.kernels.cuda.target import Target
+from aristos.primitives.sm_limits import of, resident
 from aristos.simt import isa
-from aristos.simt.limits import of, resident
 
 
 class Together:
@@ -57,6 +58,7 @@ class MachineGpu:
         self.together, self.rank, self.ordinal = together, rank, rank
         self.machine = together.machine
         self.arch, self.uuid, self.sms = self.machine.arch, f"GPU-{gpu}", 1
+        self.target = Target.named(self.arch)
         self._blocks = blocks
         self._arrays: dict[int, Any] = {}
         self._queued, self.recorded = False, 0

@@ -130,7 +130,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     sheet, times = Sheet(title, COLUMNS), []
     for i, rows in enumerate(ROWS):
         ctx.report(f"{rows} rows", i / len(ROWS))
-        tile = tile_for(kind, rows, gpu.device.arch)
+        tile = tile_for(kind, rows, gpu.device.target)
         calls: dict[str, Any] = dict(work.calls(rows, tile))
         errors = {name: ctx.world.largest(work.error(call, rows)) for name, call in calls.items()}
         found = gpu.in_turns(calls, ctx.left() / (len(ROWS) - i), ctx.options.warmup, ctx.options.iters)

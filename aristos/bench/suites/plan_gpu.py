@@ -88,7 +88,7 @@ def rate(gpu: BenchGpu, work: Workload, tokens: int) -> float:
     columns = cfg.ffn * (2 if cfg.gated else 1)
     product = Products(gpu, kind, 1, cfg.hidden, columns, None, rows)
     gpu.world.barrier()
-    seconds = usual(gpu, product.calls(rows, tile_for(kind, rows, gpu.device.arch))[OURS])
+    seconds = usual(gpu, product.calls(rows, tile_for(kind, rows, gpu.device.target))[OURS])
     return 2.0 * rows * cfg.hidden * columns / seconds / 1e12
 
 

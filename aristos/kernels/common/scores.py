@@ -18,6 +18,7 @@ from .branches import implementations, unrolled
 ZERO, HALF, FAR = np.float32(0), np.float32(0.5), np.float32(-20)
 SMALL, WIDTH = np.float32(LEAST_SUM), np.float32(SPARSEMIXER_WIDTH)
 UNLIKE = np.float32(-np.inf)
+RARE = np.float32(2.0**-40)  # a sum of shares of the softmax: below it LEAST_SUM and the range of `exp` can be felt
 SOFTMAX, SIGMOID, SQRTSOFTPLUS = (SCORES[name] for name in ("softmax", "sigmoid", "sqrtsoftplus"))
 if set(BIASED) != {"softmax", "sigmoid", "sqrtsoftplus"}:
     raise ImportError(f"config.BIASED names {', '.join(BIASED)}: extend `values`")
@@ -152,12 +153,18 @@ def divide(weights, k, total):
 
 
 @jit
-def divide_by_sum(weights, k):
-    """Divide k weights by their sum, which may be zero."""
+def sum_of(weights, k):
+    """The sum of k weights, in order."""
     total = ZERO
     for j in range(k):
         total += weights[j]
-    divide(weights, k, total + SMALL)
+    return total
+
+
+@jit
+def divide_by_sum(weights, k):
+    """Divide k weights by their sum, which may be zero."""
+    divide(weights, k, sum_of(weights, k) + SMALL)
 
 
 FUNCTIONS = implementations(SCORES, globals())
@@ -173,50 +180,59 @@ weigh = jit(
 
 
 # ---- groups, and a bias for choosing only
+#
+# total: of `values`; ZERO: the row has what is compared.
 
 
 @jit
 def values(code, row, experts, largest):
-    """Replace all scores of a token by the weights that they have before the choice. code: one of `config.BIASED`."""
+    """Replace all scores of a token by the weights that they have before the choice; returns ZERO.
+
+    code: one of `config.BIASED`. SOFTMAX keeps the scores; returns the sum that `value` needs.
+    """
+    total = ZERO
     if code == SOFTMAX:
-        total = ZERO
         for e in range(experts):
-            row[e] = exp(row[e] - largest)
-        for e in range(experts):
-            total += row[e]
-        for e in range(experts):
-            row[e] = row[e] / total
+            total += exp(row[e] - largest)
     elif code == SIGMOID:
         for e in range(experts):
             row[e] = logistic(row[e])
     else:
         for e in range(experts):
             row[e] = root_softplus(row[e])
+    return total
 
 
 @jit
-def group_value(row, bias, first, size, score):
-    """A group's best value, or the sum of its best two, of row + bias. bias: [experts], or empty."""
+def value(row, bias, e, largest, total):
+    """What an expert is compared by. bias: [experts], or empty."""
+    found = exp(row[e] - largest) / total if total > ZERO else row[e]
+    return found + bias[e] if len(bias) > 0 else found
+
+
+@jit
+def group_value(row, bias, first, size, score, largest, total):
+    """A group's best value, or the sum of its best two."""
     best, second = UNLIKE, UNLIKE
     for e in range(first, first + size):
-        value = row[e] + bias[e] if len(bias) > 0 else row[e]
-        if value > best:
+        found = value(row, bias, e, largest, total)
+        if found > best:
             second = best
-            best = value
-        elif value > second:
-            second = value
+            best = found
+        elif found > second:
+            second = found
     return best + second if score == SUM_TOP2 else best
 
 
 @jit
-def kept_groups(row, bias, groups, kept, size, score):
+def kept_groups(row, bias, groups, kept, size, score, largest, total):
     """The set of the `kept` best of `groups` groups, a bit each: those that fewer than `kept` others beat."""
     found = 0
     for g in range(groups):
-        mine, beaten = group_value(row, bias, g * size, size, score), 0
+        mine, beaten = group_value(row, bias, g * size, size, score, largest, total), 0
         for other in range(groups):
             if other != g:
-                theirs = group_value(row, bias, other * size, size, score)
+                theirs = group_value(row, bias, other * size, size, score, largest, total)
                 beaten += theirs > mine or (theirs == mine and other < g)
         if beaten < kept:
             found |= 1 << g
@@ -224,14 +240,14 @@ def kept_groups(row, bias, groups, kept, size, score):
 
 
 @jit
-def top_k_of_groups(row, bias, experts, groups, found, k, ids, weights):
-    """`top_k` of row + bias among the experts of the groups in `found`; groups: 0 for none, then all experts."""
+def top_k_of_groups(row, bias, experts, groups, found, k, ids, weights, largest, total):
+    """`top_k` of the values of the experts of the groups in `found`; groups: 0 for none, then of all experts."""
     for j in range(k):
         ids[j] = -1
     size = experts // groups if groups > 0 else experts
     for e in range(experts):
         if groups == 0 or found >> (e // size) & 1 != 0:
-            insert(e, row[e] + bias[e] if len(bias) > 0 else row[e], k, ids, weights)
+            insert(e, value(row, bias, e, largest, total), k, ids, weights)
 
 
 @jit
@@ -240,18 +256,30 @@ def choose_by_rule(row, experts, largest, k, rule, renormalize, bias, ids, weigh
     code, groups = rule & 0xFF, rule >> GROUPS_SHIFT & 0xFF
     kept, score = rule >> KEPT_SHIFT & 0xFF, rule >> GROUP_SCORE_SHIFT
     by_score = len(bias) == 0 and score != SUM_TOP2  # scores have the order of weights, which may round to equal ones
-    if not by_score:
-        values(code, row, experts, largest)
-    found = kept_groups(row, bias, groups, kept, experts // groups, score) if groups > 0 else 0
-    top_k_of_groups(row, bias, experts, groups, found, k, ids, weights)
+    total = ZERO if by_score else values(code, row, experts, largest)
+    found = kept_groups(row, bias, groups, kept, experts // groups, score, largest, total) if groups > 0 else 0
+    top_k_of_groups(row, bias, experts, groups, found, k, ids, weights, largest, total)
     if by_score:
         best = weights[0] if renormalize else largest
         weigh(code, row, experts, best, renormalize, weights, k)
         return
     for j in range(k):
-        weights[j] = row[ids[j]]
+        weights[j] = exp(row[ids[j]] - largest) / total if total > ZERO else row[ids[j]]
     if renormalize:
-        divide_by_sum(weights, k)
+        if total > ZERO and sum_of(weights, k) < RARE:
+            softmax_of(row, ids, weights, k)
+        else:
+            divide_by_sum(weights, k)
+
+
+@jit
+def softmax_of(row, ids, weights, k):
+    """Weights by the softmax over the k alone: the bias excludes the best experts, and the k have lost their digits."""
+    best = row[ids[0]]
+    for j in range(k):
+        weights[j] = row[ids[j]]
+        best = max(best, weights[j])
+    divide(weights, k, exponentials(weights, k, best))
 
 
 # ---- routing of one token

@@ -9,6 +9,7 @@ from typing import Any
 from . import capacity, put_probe, put_signal, router
 from .compiler import types
 from .gemm import TILES, gemm, tiles
+from .target import Target
 from .tile import Tile
 
 
@@ -52,5 +53,5 @@ def product_kernel(tile: Tile) -> Kernel:
 
 def kernels(arch: str) -> list[Kernel]:
     """All kernels for an architecture such as sm_90, in a fixed order."""
-    products = [product_kernel(tile) for kind in TILES for tile in tiles(kind, arch)]
+    products = [product_kernel(tile) for kind in TILES for tile in tiles(kind, Target.named(arch))]
     return [*products, *route_kernels().values(), PUT_ROWS, PING_PONG, LEND]

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ...primitives import sm_limits as limits
 from ...primitives.offline import capability
-from ...simt import limits
 from .assemble import TARGETS, assemble, disassemble, tool, tool_version
 
 PROCESSES = 8  # at most; each takes some 300 MB

@@ -15,6 +15,7 @@ from . import ptx
 from .compiler import cuda
 from .epilogue import finish
 from .pack import COLUMNS
+from .target import Target
 from .tile import CHUNK, GROUP_PRODUCTS, PAD, PRODUCTS, Code, Tile, tile_memory
 from .wgmma_product import group_product
 
@@ -28,6 +29,8 @@ TILES = {
 }  # fmt: skip
 for _kind in ("f16", "tf32"):
     TILES[_kind] = tuple(replace(tile, kind=_kind) for tile in TILES["bf16"])
+# Registers: ptxas needs a few more for sm_100 and later than two such blocks can have.
+ONE_BLOCK_FROM, ONE_BLOCK_ROWS = 10, 128
 # sm_90 uses these for every number of rows: wgmma and mma.sync may sum a k step with different last bits
 GROUPS = {
     kind: (
@@ -38,19 +41,21 @@ GROUPS = {
 }  # fmt: skip
 
 
-def tiles(kind: str, arch: str) -> tuple[Tile, ...]:
-    """The tiles for an architecture, in rising order of rows."""
-    if arch == "sm_90" and kind in GROUPS:
-        return GROUPS[kind]
-    if arch != "sm_100":
-        return TILES[kind]
-    # for sm_100 ptxas needs a few registers more than two such blocks can have
-    return tuple(replace(tile, blocks=1) if tile.m == 128 and kind != "f32" else tile for tile in TILES[kind])
+def tiles(kind: str, gpu: Target, static: int = 0) -> tuple[Tile, ...]:
+    """The tiles for a GPU, in rising order of rows: those that fit, with as many blocks as an SM holds.
+
+    static: bytes of shared memory that the kernel has beside the tile's.
+    """
+    found = GROUPS[kind] if gpu.arch == "sm_90" and kind in GROUPS else TILES[kind]
+    if gpu.generation >= ONE_BLOCK_FROM and kind != "f32":
+        found = tuple(replace(tile, blocks=1) if tile.m == ONE_BLOCK_ROWS else tile for tile in found)
+    fitting = [(tile, gpu.most_blocks(tile.threads, tile.shared_bytes + static)) for tile in found]
+    return tuple(replace(tile, blocks=min(tile.blocks, most)) for tile, most in fitting if most)
 
 
-def tile_for(kind: str, rows: int, arch: str) -> Tile:
+def tile_for(kind: str, rows: int, gpu: Target) -> Tile:
     """The tile for a product of `rows` rows. The choice changes no bit of the result."""
-    found = tiles(kind, arch)
+    found = tiles(kind, gpu)
     return next((tile for tile in found if tile.m >= rows), found[-1])
 
 

@@ -19,6 +19,8 @@ import numpy as np
 
 from ...errors import EnvironmentProblem, InputError
 from ...kernels.cuda.build import build
+from ...kernels.cuda.target import Target
+from ...primitives.sm_limits import Limits
 from .driver import ADVICE, attribute, bindings, call, ready, succeeds, uuid_text
 
 NAME_BYTES = 256
@@ -49,9 +51,9 @@ def count() -> int:
 class CudaDevice:
     """A visible GPU by its ordinal, CUDA's number of it in this process.
 
-    name; uuid: 'GPU-...', the same in every process; arch: 'sm_90'; sms: streaming multiprocessors; driver: the CUDA
-    version that the driver speaks, '12.9'; shared_bytes: the most shared memory of a block; stream: this object's own,
-    for work that names no other. Raises EnvironmentProblem.
+    name; uuid: 'GPU-...', the same in every process; arch: 'sm_90'; target: it and the limits of an SM; sms: streaming
+    multiprocessors; driver: the CUDA version that the driver speaks, '12.9'; stream: this object's own, for work that
+    names no other. Raises EnvironmentProblem.
     """
 
     count = staticmethod(count)
@@ -70,7 +72,7 @@ class CudaDevice:
         major, minor = (attribute(self._device, f"COMPUTE_CAPABILITY_{part}") for part in ("MAJOR", "MINOR"))
         self.arch = f"sm_{major}{minor}"
         self.sms = attribute(self._device, "MULTIPROCESSOR_COUNT")
-        self.shared_bytes = attribute(self._device, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+        self.target = Target(self.arch, _limits(self._device))
         number = int(call("cuDriverGetVersion"))
         self.driver = f"{number // 1000}.{number % 1000 // 10}"
         self._context = int(call("cuDevicePrimaryCtxRetain", self._device))
@@ -257,10 +259,10 @@ class CudaDevice:
         if shared_bytes <= loaded.allowed:
             return
         whole = shared_bytes + loaded.static
-        if whole > self.shared_bytes:
+        if whole > self.target.limits.shared_block:
             raise EnvironmentProblem(
                 f"kernel {loaded.kernel.name} needs {whole} bytes of shared memory a block, and {self.name}"
-                f" ({self.arch}) has {self.shared_bytes}: choose a smaller tile"
+                f" ({self.arch}) has {self.target.limits.shared_block}: choose a smaller tile"
             )
         name = bindings().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         call("cuFuncSetAttribute", loaded.function, name, shared_bytes)
@@ -381,6 +383,16 @@ class CudaDevice:
             if _uuid(int(call("cuDeviceGet", ordinal))) == uuid:
                 return ordinal
         return None
+
+
+def _limits(device: int) -> Limits:
+    """The limits of an SM, as the driver has them."""
+    threads, blocks, shared, registers = (
+        attribute(device, f"MAX_{name}_PER_MULTIPROCESSOR")
+        for name in ("THREADS", "BLOCKS", "SHARED_MEMORY", "REGISTERS")
+    )
+    block = attribute(device, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+    return Limits(threads, blocks, shared, block, registers, attribute(device, "MAX_THREADS_PER_BLOCK"))
 
 
 def _uuid(device: int) -> str:

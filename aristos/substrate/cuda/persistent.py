@@ -35,6 +35,7 @@ from ...kernels.cuda.epilogue import NONE
 from ...kernels.cuda.gemm import tile_product
 from ...kernels.cuda.gemm import tiles as tiles_of
 from ...kernels.cuda.pack import COLUMNS, INTERLEAVE
+from ...kernels.cuda.target import Target
 from ...kernels.cuda.tile import BYTES, CHUNK, Tile, tile_memory
 from ...primitives import memory as mem
 from ..heartbeat import publish_progress
@@ -351,14 +352,9 @@ def fail(job_address, state_address, origin, cause):
 
 # heights of the tiles that the persistent kernel is compiled for; tiles of warpgroups are always compiled
 ROWS = {"bf16": (16, 64, 128), "f16": (16, 64, 128), "tf32": (16, 64, 128), "f32": (16, 64)}
-# (architecture, kind, rows) where the registers of steps and product together would spill: one block less on an SM
-FEWER_BLOCKS = {
-    ("sm_80", "bf16", 128),
-    ("sm_80", "f16", 128),
-    ("sm_80", "tf32", 128),
-    ("sm_100", "f32", 16),
-    ("sm_100", "f32", 64),
-}
+STATIC = 128  # bytes of shared memory of the persistent kernel beside the tile's: the command, aligned
+# Blocks on an SM of sm_100 and later, where the registers of steps and product together would spill with one more
+FEWER_FROM, FEWER_BLOCKS = 10, {("f32", 16): 3, ("f32", 64): 2}
 BEGIN = Kernel("begin", begin, (types.int64,) * 15, 128, 0, 1)
 FAIL = Kernel("fail", fail, (types.int64,) * 4, 1, 0, 1)
 
@@ -369,18 +365,19 @@ def layer_kernel(tile: Tile) -> Kernel:
     return Kernel(f"layer_{tile.name}", layer(tile), (types.int64,) * 2, tile.threads, tile.shared_bytes, tile.blocks)
 
 
-def layer_tiles(kind: str, arch: str) -> list[Tile]:
-    """The tiles of the persistent kernels of a kind, by rows."""
-    found = [tile for tile in tiles_of(kind, arch) if tile.groups or tile.m in ROWS[kind]]
-    return [replace(tile, blocks=tile.blocks - 1) if (arch, kind, tile.m) in FEWER_BLOCKS else tile for tile in found]
+def layer_tiles(kind: str, gpu: Target) -> list[Tile]:
+    """The tiles of the persistent kernels of a kind on a GPU, by rows."""
+    most = FEWER_BLOCKS if gpu.generation >= FEWER_FROM else {}
+    found = [tile for tile in tiles_of(kind, gpu, STATIC) if tile.groups or tile.m in ROWS[kind]]
+    return [replace(tile, blocks=min(tile.blocks, most.get((kind, tile.m), tile.blocks))) for tile in found]
 
 
-def layer_tile(kind: str, rows: float, arch: str) -> Tile:
+def layer_tile(kind: str, rows: float, gpu: Target) -> Tile:
     """The smallest tile that holds `rows` rows of an expert. The choice changes no bit of a result."""
-    found = layer_tiles(kind, arch)
+    found = layer_tiles(kind, gpu)
     return next((tile for tile in found if tile.m >= rows), found[-1])
 
 
 def kernels(arch: str) -> list[Kernel]:
     """All kernels of this file for an architecture."""
-    return [BEGIN, FAIL, *(layer_kernel(tile) for kind in ROWS for tile in layer_tiles(kind, arch))]
+    return [BEGIN, FAIL, *(layer_kernel(tile) for kind in ROWS for tile in layer_tiles(kind, Target.named(arch)))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import InputError
+from .offline import capability
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ ARCHITECTURES = {
 }  # fmt: skip
 RESERVED_SHARED = 1024  # bytes of shared memory that the system takes for each block
 WARP = 32
+
+
+def of_name(arch: str) -> Limits:
+    """The limits of an architecture by its name, such as sm_90."""
+    return of(capability(arch))
 
 
 def of(cc: tuple) -> Limits:
