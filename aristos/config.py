@@ -244,7 +244,7 @@ class MoEConfig:
         for name, most in (("identity_experts", MOST_EXPERTS), ("shared_ffn", LARGEST)):
             value = getattr(self, name)
             if value != 0 or isinstance(value, bool):
-                _normalize(self, **{name: whole(name, value, most, f"0 or an int in 1..{most}")})
+                _normalize(self, **{name: whole(name, value, most, f"0 or a positive int of at most {most}")})
         self._check_flags()
         if self.top_k > self.columns:
             named = "experts + identity_experts" if self.identity_experts else "experts"

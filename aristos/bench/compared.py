@@ -137,7 +137,9 @@ def _sheet(one: Table, other: Table) -> Sheet | None:
         others = dict(rows(other, timed(other)[name]))
         text = f"{name}: " if len(names) > 1 else ""
         found += [
-            (text + named(key, one), mine, others[key]) for key, mine in rows(one, timed(one)[name]) if key in others
+            (text + named(key, one), mine, others[key])
+            for key, mine in rows(one, timed(one)[name])
+            if key in others and mine.median > 0 and others[key].median > 0  # a wait may take no time at all
         ]
     if not found:
         return None

@@ -28,7 +28,10 @@ def options(argv: list[str]) -> argparse.Namespace:
     asked = parser.parse_args(argv)
     asked.timelines = all(file.endswith(".json") for file in asked.files)
     if not asked.timelines and len(asked.files) > 1:
-        parser.error(f"give one results file, or timelines (FILE.json), got {' '.join(asked.files)}")
+        parser.error(
+            f"give one results file, or timelines (FILE.json), got {' '.join(asked.files)}: `aristos compare` sets two"
+            " runs side by side"
+        )
     if asked.timelines and asked.run is not None:
         parser.error("--run is for results files")
     return asked

@@ -28,13 +28,17 @@ def handle(remove: bool, before: Collection[str] | None = None, folder: str = SH
     paths = [path for path, _ in found if before is None or Path(path).name not in before]
     if not paths:
         return
+    files = f"{len(paths)} file{'s' * (len(paths) > 1)}"
     if remove:
         for path in paths:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-        text = f"removed {len(paths)} files in {folder} that MPI left"
+        text = f"removed {files} in {folder} that MPI left"
     else:
         named = shlex.join(paths[:NAMED])
-        more = "" if len(paths) <= NAMED else "; `aristos run --clean -- PROGRAM` removes all"
-        text = f"MPI left {len(paths)} files in {folder}; unless a job in another container uses them: rm {named}{more}"
+        more = "" if len(paths) <= NAMED else " and others"
+        text = (
+            f"MPI left {files} in {folder}; unless a job in another container uses them, `aristos run --clean` removes"
+            f" them, or: rm {named}{more}"
+        )
     print(f"aristos run: {text}", file=sys.stderr, flush=True)

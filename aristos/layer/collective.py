@@ -15,11 +15,11 @@ from ..config import NARROW, MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
 from ..engine.layout import LINE, EngineShape, lines, return_stride, ring_rows
-from ..errors import AristosError, ClosedError, InputError, MismatchError, NotLoaded, PeerInputError
+from ..errors import AristosError, ClosedError, InputError, MismatchError, NotLoaded, OpenCallError, PeerInputError
 from ..placement import Placement
 from ..primitives.buffers import FLOAT, aligned
 from ..substrate.attach import attach
-from ..substrate.runtime import Runtime
+from ..substrate.runtime import OPEN_CALL, Runtime
 from ..transport.group import Group
 from ..transport.limits import Limits
 from .arguments import check_comm, usable_nodes
@@ -149,7 +149,9 @@ class Membership:
         placement, shape (keywords of `shape_of`): not read where there is a problem.
         """
         runtime = self.runtime
-        runtime.refuse_open()
+        runtime.refuse_unusable()
+        if problem is None and runtime.open:  # perhaps on this rank alone: the others must not wait for it
+            problem = OpenCallError(OPEN_CALL)
         first = runtime.group.ranks_per_node
         if problem is None and first != self.nodes:
             problem = InputError(

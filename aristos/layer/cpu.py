@@ -414,11 +414,12 @@ class CpuBackend(Backend):
             given = call.weights.reshape(-1, self.cfg.top_k)
             problem = not_finite(given, call.ids.reshape(given.shape) >= 0)
             return problem or "x times shared_sigmoid must be finite, got NaN or infinity: look for it in both"
-        for name, rows in (("router_x", call.router_x), ("x", call.x)):
-            at = None if rows is None else finite.first(rows)
-            if rows is not None and at is not None:
-                return f"{name} must be finite, got {float(rows[at])} in token {at[0]}, column {at[1]}"
-        return "router scores must be finite, got NaN or infinity: x is finite, its products with the router are not"
+        assert call.x is not None
+        name, rows = ("x", call.x) if call.router_x is None else ("router_x", call.router_x)
+        at = finite.first(rows)
+        if at is not None:
+            return f"{name} must be finite, got {float(rows[at])} in token {at[0]}, column {at[1]}"
+        return f"router scores must be finite, got NaN or infinity: {name} is finite, its products are not"
 
     # ------------------------------------------------------------ events
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from ..errors import MismatchError
+from ..errors import EnvironmentProblem, MismatchError
 from ..primitives.compile import report_as
 from ..transport.group import Group, warn_if_launched
 from ..transport.limits import Limits
@@ -41,17 +41,27 @@ def _new_runtime(group: Group, backend: str) -> Runtime:
         group.keep_job()
         if group.world > 1:
             report_as(group.rank)
-        return _runtime_class(backend)(group, _forget)
+        return _runtime_class(group, backend)(group, _forget)
     except BaseException as error:
         Failure(group).cannot_make(error)
         raise
 
 
-def _runtime_class(backend: str) -> type[Runtime]:
+def _runtime_class(group: Group, backend: str) -> type[Runtime]:
+    """The class of a backend's runtimes; where a rank lacks a package that it needs, every rank raises."""
     if backend == "cpu":
         return CpuRuntime
-    from .cuda.runtime import CudaRuntime  # needs numba-cuda
-
+    problem: EnvironmentProblem | None = None
+    try:
+        from .cuda.runtime import CudaRuntime
+    except EnvironmentProblem as missing:
+        problem = missing
+    for rank, why in enumerate(group.allgather(None if problem is None else str(problem), "packages for CUDA")):
+        if why is not None:
+            problem = problem or EnvironmentProblem(f"rank {rank}: {why}")
+    if problem is not None:
+        problem.on_all_ranks = True
+        raise problem
     return CudaRuntime
 
 

@@ -217,7 +217,7 @@ class Patience:
             warn(
                 f"rank {self.rank} has waited {waited:.3g} s for rank {peer}, which has not"
                 f" {'combined' if combining else 'made its call'} in epoch {self.epoch} yet;"
-                f" it gives up after {self.limits.absent:.3g} s ({ABSENT})"
+                f" it gives up after {self.limits.absent:g} s ({ABSENT})"
             )
 
     def _published(self, peer: int) -> tuple[int, int]:

@@ -26,6 +26,10 @@ from .counters import Tables
 from .failure import Failure, damaged_poison
 from .windows import EngineMemory
 
+OPEN_CALL = (
+    "a call is open on this communicator: wait() for what start() gave, or combine() what was dispatched, before the"
+    " next one"
+)
 BLOCK_PAIRS = 512  # most (token, choice) pairs of a block
 
 
@@ -138,10 +142,7 @@ class Runtime(ABC):
         self.end_dropped_call()
         self.refuse_unusable()
         if self.open:
-            raise OpenCallError(
-                "a call is open on this communicator: wait() for what start() gave, or combine() what was dispatched,"
-                " before the next one"
-            )
+            raise OpenCallError(OPEN_CALL)
 
     def drop_call(self, end: Callable[[], object]) -> None:
         """The handle of the open call is gone; end: waits until the call has ended."""

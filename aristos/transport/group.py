@@ -173,7 +173,7 @@ class Group:
                 warned = True
                 warn(
                     f"rank {self.rank} has waited {waited:.3g} s for {what}: one is still in user code, or compiles;"
-                    f" it gives up after {self.limits.absent:.3g} s ({ABSENT})"
+                    f" it gives up after {self.limits.absent:g} s ({ABSENT})"
                 )
 
     def until_all_come(self, what: str, comm: Any = None) -> Iterator[None]:

@@ -512,3 +512,22 @@ def test_all_errors_derive_from_aristos_error():
         assert issubclass(c, aristos.AristosError)
         assert c.__doc__
     assert issubclass(InputError, ValueError)
+
+
+@pytest.mark.ranks(2)
+def test_a_started_call_that_one_rank_holds_open_refuses_a_new_layer_on_both(comm):
+    """The rank that has waited must not wait for the other one in the constructor."""
+    x = tokens(CFG, 5, seed=comm.rank)
+    with MoE(CFG, comm) as moe:
+        moe.load(**W)
+        started = moe.start(x)
+        if comm.rank == 1:
+            started.wait()
+        error = PeerInputError if comm.rank else OpenCallError
+        with pytest.raises(error, match="a call is open on this communicator"):
+            MoE(CFG, comm)
+        if comm.rank == 0:
+            started.wait()
+        with MoE(CFG, comm) as other:
+            other.load(**W)
+            assert same(other(x), moe(x))

@@ -20,7 +20,7 @@ from aristos.errors import TopologyError
 from aristos.topology import matrix
 from aristos.topology.matrix import Matrix
 
-MOST = 0.050  # seconds of processor time a sample may take
+MOST = 0.100  # seconds of processor time a sample may take
 
 
 def facts(read: Matrix) -> tuple:

@@ -256,7 +256,7 @@ class CudaRuntime(Runtime):
                 warned = True
                 warn(
                     f"rank {self.group.rank} has waited {waited:.3g} s for its call: a peer may be in user code still;"
-                    f" the kernel gives up after {self.group.limits.absent:.3g} s ({ABSENT})"
+                    f" the kernel gives up after {self.group.limits.absent:g} s ({ABSENT})"
                 )
 
     def read_all(self) -> None:
