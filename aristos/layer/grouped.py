@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, MismatchError
 from ..substrate.attach import attach
 from ..transport.limits import Limits
+from .differences import differences
 
 if TYPE_CHECKING:
     from ..planner import Plan
@@ -36,14 +37,14 @@ def split(
     whole = attach(comm, limits, ranks_per_node)
     try:
         whole.refuse_open()
-        reported = whole.group.allgather((problem, f"a plan with {mine}"), "layer configurations")
+        reported = whole.group.allgather((problem, {"object": f"a plan with {mine}"}), "layer configurations")
         for each, _ in reported:
             if each:
                 raise InputError(each)
         for other, (_, theirs) in enumerate(reported):
             if theirs != reported[0][1]:
                 raise MismatchError(
-                    f"ranks have different plans: rank 0 has {reported[0][1]}; rank {other} has {theirs}"
+                    f"ranks have different plans: {differences(reported[0][1], theirs, 'rank 0', f'rank {other}')}"
                 )
         number = next(g for g, members in enumerate(plan.groups) if rank in members)
         with whole.group.bounded("the other ranks to form the plan's groups (MPI_Comm_split)"):

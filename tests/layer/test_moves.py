@@ -319,7 +319,9 @@ def test_a_load_gives_up_a_peer_that_reads_too_long_and_all_ranks_fail(tmp_path)
     job = run_job(tmp_path, 2, LOAD_LATE)
     assert job.code == 0, job.out
     gave_up, refused = job.lines(0)
-    assert gave_up.startswith("rank 0 cannot load weights: rank 1 has been in call 1, without progress for 0.5 s, and")
+    assert gave_up.startswith(
+        "rank 0 cannot load weights: rank 1 has been in call 1, without progress for 0.5 s (timeout), and"
+    )
     assert "unusable" in refused
     assert job.lines(1)[0].startswith("PoisonedError rank 1: rank 0 gave up in epoch 1 because a wait ran out")
 
