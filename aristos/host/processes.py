@@ -40,7 +40,7 @@ class Process:
     def trouble(self) -> str:
         """Why it does not run, as a clause: it has ended, or is stopped. Empty if it runs, or is of another place.
 
-        Ask only of a process that was `seen_here`.
+        Ask only of a process that was `seen_here`, or that /proc does not hide.
         """
         if not self._of_this_place():
             return ""

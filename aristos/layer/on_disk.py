@@ -74,11 +74,13 @@ class SavedLayers(TrainedLayers):
             return _named(directory), alike | self._described(optimizer)
 
         folder = self._agree("save", look)
-        begun = self._together("make a folder", lambda: saving.begin(folder, self._saves) if first else None)
+        seconds = saving.lock_seconds(everyone.limits.absent)
+        begun = self._together("make a folder", lambda: saving.begin(folder, self._saves, seconds) if first else None)
         begun = everyone.allgather(begun, "the folder of save")[0]
         self._saves.add(begun.id)
 
         def write() -> dict[str, Recorded]:
+            saving.check_place(folder, begun)
             files = {}
             for layer in range(self.layers):
                 for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
@@ -98,10 +100,10 @@ class SavedLayers(TrainedLayers):
                 "extra": extra or {},
                 "files": files,
             }
-            self._together("save", lambda: saving.finish(folder, begun, about) if first else None)
+            self._together("save", lambda: saving.finish(folder, begun, about, seconds) if first else None)
         except AristosError:
             if first:
-                saving.undo(folder, begun)
+                saving.undo(folder, begun, seconds)
             raise
         finally:
             saving.RUNNING.discard(begun.id)

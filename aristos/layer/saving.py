@@ -3,9 +3,10 @@
 `dir/saved.json`, the manifest, names the folder of what was saved last, and has a digest of each file in it and of
 itself. For each layer the folder has one file for each expert, which the first rank that holds the expert writes, and
 one for router and shared expert, which rank 0 writes. A file is NumPy's npz: arrays by `load`'s names, the optimizer's
-states as `name.state`. Rank 0 also writes a file of the optimizer's dense arrays and their states. A save makes a new
-folder, syncs it, replaces saved.json, and only then removes older folders. All ranks need the same file system. Not a
-format for other programs.
+states as `name.state`. Rank 0 also writes a file of the optimizer's dense arrays and their states. A save removes the
+folders of unfinished saves that have ended, makes a new folder, syncs it, replaces saved.json, and only then removes
+the folder that was named before, and those of saves that cannot end any more. All ranks need the same file system. Not
+a format for other programs.
 
 Each save has an id. An object may replace a save only if it has made or restored it. The first file in a folder is
 `folder.json`, which names the folder and its writer; the folder gets its name only then. So a folder that a save left
@@ -25,6 +26,7 @@ import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,9 +43,9 @@ FOLDER = re.compile(r"saved-[0-9]{1,18}")
 WRITTEN = re.compile(r"(layer-[0-9]+-(common|expert-[0-9]+)|dense)\.npz")
 MOST_BYTES = 64 << 20  # of a manifest: half a million files
 LARGEST = 10**18 - 1  # number of a folder
-ASIDE = ".saved-aside"  # name of a folder that has no mark yet, or none any more; only the lock's holder uses it
+ASIDE = re.compile(r"\.saved-aside-[0-9a-f]{32}")  # a folder that has no name yet, or none any more: the lock holder's
 RUNNING: set[str] = set()  # ids of saves that this process has begun, and that have not ended
-LOCK_SECONDS = 60.0  # for removing another save's older folders
+LOCK_SECONDS = 60.0  # at most, for removing another save's older folders
 
 
 @dataclass(frozen=True)
@@ -178,20 +180,28 @@ def canonical(about: Mapping[str, Any]) -> bytes:
 # ------------------------------------------------------------ folders
 
 
+def lock_seconds(absent: float) -> float:
+    """How long to wait for the lock, so that the error comes before other ranks give up, after `absent` seconds."""
+    return min(LOCK_SECONDS, absent / 2)
+
+
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def _alone(directory: Path, seconds: float) -> Iterator[None]:
     """Hold the lock of saved.json. Raises CheckpointError."""
     try:
-        with atomic.locked(directory / MANIFEST, LOCK_SECONDS):
+        with atomic.locked(directory / MANIFEST, seconds):
             yield
     except ResultsError as error:
         raise CheckpointError(str(error)) from error
 
 
-def begin(directory: Path, known: Collection[str]) -> Begun:
-    """Make the folder of a new save, on rank 0. known: ids of saves that may be replaced. Raises CheckpointError."""
+def begin(directory: Path, known: Collection[str], seconds: float = LOCK_SECONDS) -> Begun:
+    """Make the folder of a new save, on rank 0. known: ids of saves that may be replaced. Raises CheckpointError.
+
+    seconds: limit of the wait for the lock, here and below.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    with _alone(directory):
+    with _alone(directory, seconds):
         before = _manifest(directory)
         if before is not None and before.id not in known:
             raise CheckpointError(
@@ -199,22 +209,22 @@ def begin(directory: Path, known: Collection[str]) -> Begun:
                 f" it first to go on from it, or save elsewhere; to give that save up, remove {directory / MANIFEST}"
             )
         after, last = "", 0
-        _remove_aside(directory)
+        _remove_asides(directory)
         if before is not None:
             after, last = before.id, int(before.folder.rpartition("-")[2])
             for folder in _marked(directory):
                 if folder.name != before.folder and _ended(folder):
                     _discard(folder)
-        return _made(directory, last + 1 if last < LARGEST else 1, after)
+        return _made(directory, last, after)
 
 
-def _made(directory: Path, number: int, after: str) -> Begun:
-    """Make a folder that has its mark from the moment it has its name: the first free name from `number` on."""
-    while os.path.lexists(directory / f"saved-{number}"):  # by whomever: it stays
-        number += 1
-    begun = Begun(f"saved-{number}", uuid.uuid4().hex, after)
+def _made(directory: Path, last: int, after: str) -> Begun:
+    """Make a folder that has its mark from the moment it has its name: the first free one after `last`, or of all."""
+    numbers = chain(range(last + 1, LARGEST + 1), range(1, last + 1))
+    folder = next(name for name in map("saved-{}".format, numbers) if not os.path.lexists(directory / name))
+    begun = Begun(folder, uuid.uuid4().hex, after)
     mark = begun._asdict() | {"schema": SCHEMA, "writer": asdict(Process.here())}
-    aside = directory / ASIDE
+    aside = _aside(directory, begun.id)
     aside.mkdir()
     try:
         (aside / MARK).write_text(json.dumps(mark))
@@ -222,22 +232,31 @@ def _made(directory: Path, number: int, after: str) -> Begun:
         atomic.sync(directory)
         atomic.sync(directory.parent)
     except BaseException:
-        _remove_aside(directory)
+        _remove(aside)
         _discard_of(directory, begun)
         raise
     RUNNING.add(begun.id)
     return begun
 
 
-def undo(directory: Path, begun: Begun) -> None:
+def check_place(directory: Path, begun: Begun) -> None:
+    """Raise CheckpointError on a rank that does not see the folder that rank 0 has made."""
+    if _read_mark(directory / begun.folder).get("id") != begun.id:
+        raise CheckpointError(
+            f"{directory / begun.folder} is not the folder that rank 0 has made for this save: all ranks need the same"
+            " directory on the same file system"
+        )
+
+
+def undo(directory: Path, begun: Begun, seconds: float = LOCK_SECONDS) -> None:
     """Remove the folder of a save that has failed, on rank 0, unless saved.json names it already or cannot be read."""
-    with contextlib.suppress(CheckpointError, OSError), _alone(directory):
+    with contextlib.suppress(CheckpointError, OSError), _alone(directory, seconds):
         named = _manifest(directory)
         if named is None or named.folder != begun.folder:
             _discard_of(directory, begun)
 
 
-def finish(directory: Path, begun: Begun, about: Mapping[str, Any]) -> None:
+def finish(directory: Path, begun: Begun, about: Mapping[str, Any], seconds: float = LOCK_SECONDS) -> None:
     """Replace saved.json by one that names a complete folder, on rank 0, then remove older folders of saves.
 
     about: layers, optimizer, extra and files. Raises CheckpointError if saved.json has changed since `begin`.
@@ -257,7 +276,7 @@ def finish(directory: Path, begun: Begun, about: Mapping[str, Any]) -> None:
         old[:] = _replaced(directory, begun)
         return text
 
-    with _alone(directory):
+    with _alone(directory, seconds):
         atomic.rewrite(directory / MANIFEST, change)
         for folder in old:
             _discard(folder)
@@ -305,14 +324,17 @@ def _ended(folder: Path) -> bool:
         writer = Process(**mark["writer"])
         if writer == Process.here():
             return mark["id"] not in RUNNING
-        return type(writer.pid) is int and writer.trouble() == ENDED
-    except (KeyError, TypeError, ValueError):
+        # /proc may hide other users' processes. In a copy of a virtual machine a writer of another copy may seem to
+        # have ended: then that save is refused.
+        shown = (folder / MARK).stat().st_uid == os.geteuid()
+        return type(writer.pid) is int and shown and writer.trouble() == ENDED
+    except (OSError, KeyError, TypeError, ValueError):
         return False
 
 
 def _discard_of(directory: Path, begun: Begun) -> None:
     """Remove the folder of a save, unless it is another save's by now."""
-    if _read_mark(directory / begun.folder).get("id", begun.id) == begun.id:
+    if _read_mark(directory / begun.folder).get("id") == begun.id:
         _discard(directory / begun.folder)
 
 
@@ -326,13 +348,28 @@ def _discard(folder: Path) -> None:
             if WRITTEN.fullmatch(name):
                 (folder / name).unlink()
         if all(WRITTEN.fullmatch(name) or name == MARK for name in names):
-            folder.rename(folder.parent / ASIDE)
-            _remove_aside(folder.parent)
+            aside = _aside(folder.parent, uuid.uuid4().hex)
+            folder.rename(aside)
+            _remove(aside)
 
 
-def _remove_aside(directory: Path) -> None:
-    """Remove a folder that has only its mark, or nothing."""
+def _aside(directory: Path, number: str) -> Path:
+    """A name that nothing has: what cannot be removed blocks no later save."""
+    return directory / f".saved-aside-{number}"
+
+
+def _remove_asides(directory: Path) -> None:
+    """Remove what earlier saves have left aside."""
+    for folder in directory.glob(".saved-aside-*"):
+        if ASIDE.fullmatch(folder.name) and not folder.is_symlink():
+            _remove(folder)
+
+
+def _remove(aside: Path) -> None:
+    """Remove a folder that has only files of a save, or nothing."""
     with contextlib.suppress(OSError):
-        aside = directory / ASIDE
-        (aside / MARK).unlink(missing_ok=True)
-        aside.rmdir()
+        names = os.listdir(aside)
+        if all(WRITTEN.fullmatch(name) or name == MARK for name in names):
+            for name in names:
+                (aside / name).unlink()
+            aside.rmdir()

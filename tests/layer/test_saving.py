@@ -106,6 +106,57 @@ def test_the_largest_number_of_a_folder_is_followed_by_the_smallest_free_one(moe
     assert saving.read_manifest(tmp_path).folder == "saved-1"
 
 
+def test_no_folder_gets_a_number_above_the_largest(moe, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "LARGEST", 3)
+    for _ in range(2):
+        moe.save(tmp_path)
+    (tmp_path / "saved-3").mkdir()
+    moe.save(tmp_path)
+    assert names(tmp_path) == ["saved-1", "saved-3", "saved.json"]
+
+
+def test_a_file_in_a_folder_that_is_being_removed_blocks_no_later_save(moe, tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def straggle(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if moved.name.startswith(".saved-aside"):
+            (moved / ".nfs1").touch()
+        return moved
+
+    moe.save(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", straggle)
+        moe.save(tmp_path)
+    moe.save(tmp_path)
+    left, *others = names(tmp_path)
+    assert others == ["saved-3", "saved.json"]
+    (tmp_path / left / ".nfs1").unlink()
+    moe.save(tmp_path)
+    assert names(tmp_path) == ["saved-4", "saved.json"]
+
+
+def test_undo_removes_no_folder_without_a_mark(tmp_path):
+    begun = saving.begin(tmp_path, ())
+    (tmp_path / begun.folder / saving.MARK).unlink()
+    (tmp_path / begun.folder / "dense.npz").write_text("mine")
+    saving.undo(tmp_path, begun)
+    assert names(tmp_path / begun.folder) == ["dense.npz"]
+
+
+def test_a_writer_of_another_user_is_not_known_to_have_ended(moe, tmp_path, monkeypatch):
+    moe.save(tmp_path)
+    left = saving.begin(tmp_path, moe._saves)
+    mark = tmp_path / left.folder / saving.MARK
+    written = json.loads(mark.read_text())
+    mark.write_text(json.dumps(written | {"writer": written["writer"] | {"started": "1"}}))
+    user = os.geteuid()
+    for other, ended in ((user + 1, False), (user, True)):
+        monkeypatch.setattr(os, "geteuid", lambda other=other: other)
+        saving.undo(tmp_path, saving.begin(tmp_path, moe._saves))
+        assert (tmp_path / left.folder).exists() is not ended
+
+
 def test_an_object_replaces_no_save_that_it_has_neither_made_nor_restored(moe, tmp_path):
     moe.save(tmp_path)
     with MoE(CFG, threads=1, train=True) as other:
@@ -196,6 +247,19 @@ def test_a_saver_that_another_one_holds_up_names_the_lock(moe, tmp_path, monkeyp
     ):
         moe.save(tmp_path)
     moe.save(tmp_path)
+
+
+def test_a_saver_gives_up_the_lock_before_other_ranks_give_the_saver_up(tmp_path):
+    assert saving.lock_seconds(1200.0) == 60
+    with MoE(CFG, threads=1, train=True, absent_timeout=0.2) as moe:
+        moe.load(**W)
+        moe.save(tmp_path)
+        with (
+            saving.atomic.locked(tmp_path / "saved.json", 1.0),
+            pytest.raises(CheckpointError, match=r"another writer held .*saved\.json\.lock for 0\.1 s; if none runs"),
+        ):
+            moe.save(tmp_path)
+        moe.save(tmp_path)
 
 
 def test_undo_removes_no_folder_that_saved_json_might_name(moe, tmp_path):
@@ -527,7 +591,12 @@ def test_ranks_that_save_or_restore_different_things_are_refused_before_the_old_
             moe.restore(folder, None if odd else adam)
         assert (folder / "saved.json").read_bytes() == manifest
         assert names(folder) == ["saved-1", "saved.json"]
+        third = base / "third"
+        said = "saved-1 is not the folder that rank 0 has made for this save: all ranks need the same directory on the"
+        with pytest.raises(CheckpointError if odd else PeerInputError, match=said):
+            moe.save(base / "other" if odd else third, sgd)
         comm.Barrier()
+        assert (names(base / "other"), names(third)) == (["saved-1", "saved.json"], [])
         moe.restore(folder, adam)
         moe.save(folder, adam)
         comm.Barrier()
