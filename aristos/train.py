@@ -73,7 +73,7 @@ class Optimizer:
                 raise InputError(f"dense arrays must be writable float32 arrays, got {name}: {describe(array)}")
 
     def check_options(self) -> None:
-        """Raise InputError for an option with which a step would write weights that are not finite."""
+        """Raise InputError for an option that is not finite, or has the wrong sign."""
         _number("lr", self.lr)
         _number("weight_decay", self.weight_decay)
         if self.clip is not None and not 0 < real(self.clip) < LARGEST:

@@ -229,8 +229,8 @@ def test_ranks_agree_on_an_instruction_set(comm, dtype, pretend, capfd):
         assert same(again(x), want)
     said = f"aristos: kernels use {LESS}, the best instruction set that all ranks have, not {best} on rank 0\n"
     lines = capfd.readouterr().err.splitlines(keepends=True)
-    told = "".join(line for line in lines if not line.startswith("aristos: compiling kernels"))
-    assert told == (said if comm.rank == 0 and best != LESS else "")
+    shown = "".join(line for line in lines if not line.startswith("aristos: compiling kernels"))
+    assert shown == (said if comm.rank == 0 and best != LESS else "")
 
 
 @pytest.mark.slow
