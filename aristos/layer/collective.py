@@ -149,6 +149,7 @@ class Membership:
         placement, shape (keywords of `shape_of`): not read where there is a problem.
         """
         runtime = self.runtime
+        runtime.end_dropped_call()
         runtime.refuse_unusable()
         if problem is None and runtime.open:  # perhaps on this rank alone: the others must not wait for it
             problem = OpenCallError(OPEN_CALL)
