@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...primitives import sm_limits
 from ...primitives.offline import capability
-from ...primitives.sm_limits import RESERVED_SHARED, Limits
+from ...primitives.sm_limits import Limits
 
 
 @dataclass(frozen=True)
@@ -33,5 +33,4 @@ class Target:
         """
         if shared > self.limits.shared_block or threads > self.limits.block_threads:
             return 0
-        by_shared = self.limits.shared // (shared + RESERVED_SHARED)
-        return max(1, min(self.limits.blocks, self.limits.threads // threads, by_shared))
+        return sm_limits.resident(self.limits, threads, shared, registers=1)
