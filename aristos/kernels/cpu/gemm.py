@@ -119,7 +119,7 @@ def panel_rows(m, vectors, a, b, c, jc, count, carry, ahead):
     larger = m - size * groups
     pace = (FLOAT * LANES * vectors + groups - 1) // groups
     if groups < AHEAD_GROUPS:
-        ahead, pace = b, 0
+        ahead, pace = b + 4096, FLOAT * LANES * vectors
     i = 0
     for g in range(groups):
         rows = size + 1 if g < larger else size

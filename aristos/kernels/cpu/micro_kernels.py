@@ -13,6 +13,8 @@ I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntTy
 VOID, BYTE, WORD = ir.VoidType(), I8.as_pointer(), I64.as_pointer()
 AHEAD_LEVEL = 2  # of llvm.prefetch: the L2 cache
 STEP = 1024  # bytes of 32 k of a tile of 16 rows or columns of bfloat16
+import os
+PF = int(os.environ.get('PF', '4096'))
 SUMS = 128  # bytes between rows of 32 sums
 
 
@@ -377,46 +379,88 @@ def fma_loop(lanes, sums):
 # ---------------------------------------------------------------- 16-bit weights, widened in registers
 
 
-def widened_bfloat16(rows, vectors, pitch, lanes):
+def _walk_bfloat16(name, rows, vectors, lanes, alone, multiply):
+    """The intrinsic kernel(a, b, sums, pairs, carry, ahead, pace) of products with a panel of bfloat16, in order of k.
+
+    A block of 32 k of a panel has 16 lines of its first 16 columns, then 16 of the others (see `elements.pack_pairs`).
+    For each pair of k: multiply(builder, a, p, raw, sums) -> new sums, of all rows by the vectors of weights `raw`.
+    alone: read a block's lines one after another, as memory delivers them fastest; else those of a pair together,
+    which is faster where the panel is in a cache.
+    """
+    words, whole = ir.VectorType(I32, lanes), max(1, vectors * lanes // 16)
+    each = vectors // whole  # vectors of a line
+    vector = ir.VectorType(F32, lanes)
+
+    def emit(builder, args):
+        a, b, sums, pairs, carry, ahead, pace = args
+        places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
+
+        def pair_of(p, right, values, columns):
+            raw = [
+                builder.load(_at(builder, right, STEP * (j // each) + 4 * lanes * (j % each), words), align=4)
+                for j in columns
+            ]
+            return multiply(builder, a, p, raw, values)
+
+        def together(p, values):
+            block, pair = builder.lshr(p, I64(4)), builder.and_(p, I64(15))
+            _prefetch(builder, builder.add(ahead, builder.mul(p, pace)))
+            right = builder.add(b, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(pair, I64(64))))
+            return pair_of(p, right, values, range(vectors))
+
+        def in_turn(block, values):
+            first, values = builder.shl(block, I64(4)), list(values)
+            rest = builder.sub(pairs, first)
+            count = builder.select(builder.icmp_signed("<", rest, I64(16)), rest, I64(16))
+            for line in range(whole):
+                columns = range(each * line, each * line + each)
+                chosen = [i * vectors + j for i in range(rows) for j in columns]
+
+                def body(n, some, columns=columns):
+                    at = builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(n, I64(64)))
+                    _prefetch(builder, builder.add(builder.add(b, at), I64(STEP * line + PF)))
+                    return pair_of(builder.add(first, n), builder.add(b, at), some, columns)
+
+                for at, value in zip(chosen, _loop(builder, [values[at] for at in chosen], count, body)):
+                    values[at] = value
+            return values
+
+        start = _sums(builder, carry, places, vector)
+        if alone:
+            blocks = builder.lshr(builder.add(pairs, I64(15)), I64(4))
+            _store(builder, _loop(builder, start, blocks, in_turn), places)
+        else:
+            _store(builder, _loop(builder, start, pairs, together), places)
+
+    return _intrinsic(f"{name}_{rows}x{vectors * lanes}{'_alone' * alone}", 7, emit)
+
+
+def widened_bfloat16(rows, vectors, pitch, lanes, alone=False):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and bfloat16 weights, in k order.
 
     The compiled call is kernel(a, b, sums, pairs, carry, ahead, pace): `a` is the address of the first row of A,
     `pitch` bytes apart; `b` of a packed panel (see `elements.pack_pairs`), or of its second half of 16 columns;
-    `sums` of the first of rows of 32 sums; `pairs` >= 1 the number of pairs of k. Prefetches as `micro_kernel`.
+    `sums` of the first of rows of 32 sums; `pairs` >= 1 the number of pairs of k. Prefetches as `micro_kernel`, if not
+    `alone` (see `_walk_bfloat16`).
     """
     vector, words = ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
     high = words([0xFFFF0000] * lanes)
 
-    def emit(builder, args):
-        a, b, sums, pairs, carry, ahead, pace = args
-        fma = _fma(builder, vector)
-        places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
-
-        def body(p, values):
-            """Pair number p of k: 16 pairs a block of 32 k."""
-            block, pair = builder.lshr(p, I64(4)), builder.and_(p, I64(15))
-            _prefetch(builder, builder.add(ahead, builder.mul(p, pace)))
-            right = builder.add(b, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(pair, I64(64))))
-            left = builder.add(a, builder.mul(p, I64(8)))
-            raw = [
-                builder.load(_at(builder, right, STEP * (j * lanes // 16) + 4 * (j * lanes % 16), words), align=4)
-                for j in range(vectors)
+    def multiply(builder, a, p, raw, values):
+        fma, left = _fma(builder, vector), builder.add(a, builder.mul(p, I64(8)))
+        for odd in range(2):
+            columns = [
+                builder.bitcast(builder.and_(x, high) if odd else builder.shl(x, words([16] * lanes)), vector)
+                for x in raw
             ]
-            for odd in range(2):
-                columns = [
-                    builder.bitcast(builder.and_(x, high) if odd else builder.shl(x, words([16] * lanes)), vector)
-                    for x in raw
-                ]
-                new = []
-                for i in range(rows):
-                    x = _broadcast(builder, _at(builder, left, pitch * i + 4 * odd, F32), lanes)
-                    new += [builder.call(fma, [x, columns[j], values[i * vectors + j]]) for j in range(vectors)]
-                values = new
-            return values
+            new = []
+            for i in range(rows):
+                x = _broadcast(builder, _at(builder, left, pitch * i + 4 * odd, F32), lanes)
+                new += [builder.call(fma, [x, column, values[i * len(raw) + j]]) for j, column in enumerate(columns)]
+            values = new
+        return values
 
-        _store(builder, _loop(builder, _sums(builder, carry, places, vector), pairs, body), places)
-
-    return _intrinsic(f"bfloat16_{rows}x{vectors * lanes}", 7, emit)
+    return _walk_bfloat16("bfloat16", rows, vectors, lanes, alone, multiply)
 
 
 def widened_float16(rows, vectors, pitch, lanes):
@@ -447,36 +491,23 @@ def widened_float16(rows, vectors, pitch, lanes):
     return _intrinsic(f"float16_{rows}x{vectors * lanes}", 7, emit)
 
 
-def dot_bfloat16(rows, vectors, pitch, lanes, instruction):
+def dot_bfloat16(rows, vectors, pitch, lanes, alone=False, *, instruction):
     """As `widened_bfloat16`, by dot products of pairs; rows of A are bfloat16, `pitch` bytes apart.
 
     instruction: the name of LLVM's intrinsic for vectors of `lanes` sums.
     """
     vector, halves = ir.VectorType(F32, lanes), ir.VectorType(BFloat(), 2 * lanes)
 
-    def emit(builder, args):
-        a, b, sums, pairs, carry, ahead, pace = args
+    def multiply(builder, a, p, raw, values):
         dot = _declare(builder, instruction, vector, [vector, halves, halves])
-        places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
+        left, columns = builder.add(a, builder.mul(p, I64(4))), [builder.bitcast(x, halves) for x in raw]
+        new = []
+        for i in range(rows):
+            x = builder.bitcast(_broadcast(builder, _at(builder, left, pitch * i, I32), lanes), halves)
+            new += [builder.call(dot, [values[i * len(raw) + j], x, column]) for j, column in enumerate(columns)]
+        return new
 
-        def body(p, values):
-            block, pair = builder.lshr(p, I64(4)), builder.and_(p, I64(15))
-            _prefetch(builder, builder.add(ahead, builder.mul(p, pace)))
-            right = builder.add(b, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(pair, I64(64))))
-            left = builder.add(a, builder.mul(p, I64(4)))
-            columns = [
-                builder.load(_at(builder, right, STEP * (j * lanes // 16) + 4 * (j * lanes % 16), halves), align=4)
-                for j in range(vectors)
-            ]
-            new = []
-            for i in range(rows):
-                x = builder.bitcast(_broadcast(builder, _at(builder, left, pitch * i, I32), lanes), halves)
-                new += [builder.call(dot, [values[i * vectors + j], x, columns[j]]) for j in range(vectors)]
-            return new
-
-        _store(builder, _loop(builder, _sums(builder, carry, places, vector), pairs, body), places)
-
-    return _intrinsic(f"dot_{rows}x{vectors * lanes}", 7, emit)
+    return _walk_bfloat16("dot", rows, vectors, lanes, alone, multiply)
 
 
 def matrix_bfloat16(rows, vectors, pitch, lanes):

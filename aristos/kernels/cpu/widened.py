@@ -37,9 +37,14 @@ ROWS = {"neon": 5, "neonbf16": 6}.get(ISA) or {16: 12, 8: 5, 4: 4}[LANES]
 AHEAD_GROUPS = 2  # see gemm.py
 
 _bfloat16 = _products.get(ISA, micro_kernels.widened_bfloat16)
+# a kernel's number is rows + ROWS * (kind - 1), for these kinds
+_ALONE = 1 + max(BFLOAT16, FLOAT16)  # bfloat16, for a panel that serves one group of rows
+_kinds = [(BFLOAT16, _bfloat16), (FLOAT16, micro_kernels.widened_float16)]
+if SPAN == WIDTH:
+    _kinds.append((_ALONE, partial(_bfloat16, alone=True)))
 _kernels = {
-    rows + ROWS * (element - 1): emit(rows, SPAN // LANES, PITCH, LANES)
-    for element, emit in ((BFLOAT16, _bfloat16), (FLOAT16, micro_kernels.widened_float16))
+    rows + ROWS * (kind - 1): emit(rows, SPAN // LANES, PITCH, LANES)
+    for kind, emit in _kinds
     for rows in range(ROWS, 0, -1)
 }
 
@@ -47,10 +52,11 @@ _kernels = {
 def block(code, a, b, sums, pairs, carry, ahead, pace):
     """sums[i, :SPAN] (+)= A[i, :2 * pairs] x panel; adds to the sums if `carry` is nonzero.
 
-    code: rows + ROWS * (element - 1). a: address of the first row of the operand; b: of the panel, or of its second
+    code: the kernel's number. a: address of the first row of the operand; b: of the panel, or of its second
     half; sums: of the first of rows of 32 sums.
     """
-    element, rows, depth = 1 + (code - 1) // ROWS, 1 + (code - 1) % ROWS, 2 * pairs
+    kind, rows, depth = 1 + (code - 1) // ROWS, 1 + (code - 1) % ROWS, 2 * pairs
+    element = BFLOAT16 if kind == _ALONE else kind
     panel = np.empty((depth, SPAN), np.float32)
     if element == BFLOAT16:
         raw = mem.bits16(b, STEP * (2 * ((depth + 31) // 32) - 1 + SPAN // WIDTH) // 2)
@@ -151,8 +157,11 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     larger = m - size * groups
     parts = groups * (WIDTH // SPAN)
     pace = (2 * STEP // 16 + parts - 1) // parts
+    kind = element
+    if groups == 1 and SPAN == WIDTH and element == BFLOAT16:
+        kind = _ALONE
     if parts < AHEAD_GROUPS:
-        ahead, pace = panel, 0
+        ahead, pace = panel + 4096, 128
     half_bytes = STEP if element == BFLOAT16 else 2 * SPAN
     for k0 in range(0, depth, KC):
         count = min(KC, depth - k0)
@@ -161,7 +170,7 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
             i = 0
             for g in range(groups):
                 rows = size + 1 if g < larger else size
-                code = rows + ROWS * (element - 1)
+                code = rows + ROWS * (kind - 1)
                 right = panel + half_bytes * half
                 block(code, a + PITCH * i, right, sums + SUMS * i + 64 * half, pairs, carry, ahead, pace)
                 ahead += pairs * pace
