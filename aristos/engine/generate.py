@@ -1,12 +1,16 @@
-"""Writes `words.py` and the tables of docs/protocol.md from `schema.py`: python -m aristos.engine.generate."""
+"""Writes what is made from `schema.py` and `call_schema.py`: python -m aristos.engine.generate.
+
+From the first `words.py` and the tables of docs/protocol.md, from the second both sides of each call of a kernel.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from . import schema
+from . import generate_calls, schema
 
 HERE = Path(__file__).parent
+ARITHMETIC, BLOCKS = HERE.parent / "primitives" / "arithmetic.py", HERE.parent / "kernels" / "cpu" / "call_blocks.py"
 WORDS, PROTOCOL = HERE / "words.py", HERE.parent.parent / "docs" / "protocol.md"
 SHARED = ("announced", "record", "returned", "coded")  # records that another rank reads
 BEGIN, END = "<!-- tables: generated -->", "<!-- end of tables -->"
@@ -137,8 +141,10 @@ def protocol(text: str) -> str:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write all files."""
     WORDS.write_text(words(), encoding="utf-8")
+    ARITHMETIC.write_text(generate_calls.arithmetic(), encoding="utf-8")
+    BLOCKS.write_text(generate_calls.blocks(), encoding="utf-8")
     PROTOCOL.write_text(protocol(PROTOCOL.read_text(encoding="utf-8")), encoding="utf-8")
 
 

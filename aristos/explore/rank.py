@@ -17,7 +17,7 @@ from ..engine.layout import StateLayout, return_stride, word_from, word_to
 from ..errors import WaitTimeout
 from ..layer.node_weights import foreign_slots
 from ..placement import Placement
-from ..primitives import memory, taped, wire
+from ..primitives import arithmetic, memory, taped, wire
 from ..substrate.cpu import loop
 from ..substrate.failure import Patience, bad_word
 from ..transport.limits import Limits
@@ -275,20 +275,20 @@ class Rank:
                 )
         return row
 
-    def run_backward(self, rows: int, x: int, y: int, places: int, scalars: int, expert: int, kept: int) -> None:
-        mem, job = self.cluster.memory, self.job
-        weights = job[words.UP] + expert
+    def run_backward(self, call: arithmetic.BackwardRows) -> None:
+        mem, job, kept, scalars = self.cluster.memory, self.job, call.kept, call.scalars
+        weights = job[words.UP] + call.weights // arithmetic.BACKWARD_WEIGHTS_BYTES
         end = job[words.STORE] + job[words.STORE_STEP] * job[words.STORE_ROWS]
-        for i in range(rows):
-            row = self._from_tape(mem.load(x + WORD * i), mem.load(kept + WORD * i) if kept else 0, weights)
+        for i in range(call.rows):
+            row = self._from_tape(mem.load(call.x + WORD * i), mem.load(kept + WORD * i) if kept else 0, weights)
             self.cluster.checks.count(weights, row, -1)
-            place, scalar = mem.load(places + WORD * i), mem.load(scalars + WORD * i)
+            place, scalar = mem.load(call.places + WORD * i), mem.load(scalars + WORD * i)
             if place >= end:
                 raise WrongResult(f"rank {self.me} in call {self.epoch} keeps a row behind its store")
             for w, word in enumerate([*row, scalar]):
                 mem.store(place + WORD * w, word)
             mem.store(scalars + WORD * i, experts.scalar_back(weights, row, scalar))
-            target = mem.load(y + WORD * i)
+            target = mem.load(call.y + WORD * i)
             for w, word in enumerate(experts.computed(weights, row)[: self.case.words]):
                 mem.store(target + WORD * w, word)
 

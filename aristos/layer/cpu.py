@@ -14,8 +14,8 @@ from ..engine.layout import lines
 from ..errors import EnvironmentProblem, InputError
 from ..kernels.by_isa import module
 from ..kernels.common import activations, scores
+from ..kernels.cpu.call_blocks import BLOCK_BYTES
 from ..kernels.cpu.elements import ELEMENTS
-from ..kernels.cpu.entries import BLOCK_BYTES
 from ..kernels.cpu.expert import hidden_bytes
 from ..kernels.cpu.lowering import handle
 from ..primitives import arrays, finite, isa

@@ -12,8 +12,8 @@ from ..config import whole
 from ..engine import codes, schema, words
 from ..engine import exchange as step
 from ..errors import AristosError, InputError, OpenCallError
+from ..kernels.cpu.call_blocks import BLOCK_BYTES
 from ..kernels.cpu.convert import FLOAT32
-from ..kernels.cpu.entries import BLOCK_BYTES
 from ..kernels.cpu.lowering import handle
 from ..placement import Placement
 from ..primitives import arrays, isa

@@ -18,8 +18,8 @@ from ..engine.experts import GROUP
 from ..errors import InputError, MismatchError
 from ..kernels.by_isa import module
 from ..kernels.common import activations
+from ..kernels.cpu.call_blocks import BLOCK_BYTES
 from ..kernels.cpu.elements import element_type
-from ..kernels.cpu.entries import BLOCK_BYTES
 from ..kernels.cpu.expert import hidden_bytes
 from ..kernels.cpu.lowering import handle_of
 from ..primitives import isa
