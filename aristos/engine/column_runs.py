@@ -13,7 +13,7 @@ from ..primitives import arithmetic
 from ..primitives import memory as mem
 from ..primitives.compile import jit
 from . import codes, tape, words
-from .returns import state_word
+from .layout import state_word
 
 COLUMNS = 96  # of a share, on CPUs: a multiple of every panel width, and a divisor of a chunk of F
 MOST_ROWS = 24  # of a column-split run, on CPUs

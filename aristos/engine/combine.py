@@ -4,8 +4,7 @@ from ..primitives import arithmetic
 from ..primitives import memory as mem
 from ..primitives.compile import jit
 from . import codes, scalars, words
-from .layout import row_back
-from .returns import state_word
+from .layout import row_back, state_word
 
 
 @jit

@@ -5,6 +5,7 @@ From the first `words.py` and the tables of docs/protocol.md, from the second bo
 
 from __future__ import annotations
 
+import builtins
 from pathlib import Path
 
 from . import generate_calls, schema
@@ -76,6 +77,15 @@ def _record(record: schema.Record) -> str:
     return found
 
 
+def _fill(part: str) -> str:
+    """A function that fills a part of a job on a GPU: all words that `job.fill` wants there."""
+    found = [w.name for w in schema.JOB_SCALARS if w.part == part and w.substrate != schema.CPU]
+    named = ", ".join(f"{name.lower()}_" if name.lower() in dir(builtins) else name.lower() for name in found)
+    lines = [f"    job[{name}] = {argument}\n" for name, argument in zip(found, named.split(", "))]
+    head = f'\n\n@inlined\ndef fill_{part}(job, {named}):\n    """Fill the part `{part}` of a job on a GPU."""\n'
+    return head + "".join(lines)
+
+
 def words() -> str:
     """The text of words.py."""
     job = schema.job_words()
@@ -101,6 +111,7 @@ def words() -> str:
     text += _constants("sizes", sizes)
     for index in schema.INDICES:
         text += _function(index.name, index.arguments, index.value, index.meaning)
+    text += _fill(schema.START) + _fill(schema.CALL)
     text += "".join(_table(table) for table in schema.TABLES)
     text += "".join(_record(record) for record in schema.RECORDS)
     return text

@@ -43,6 +43,8 @@ def execute(job, st, worker):
 def _route(job, first, count, scratch):
     """Scores, top-k and weights of tokens first..first+count into ids [S, k] int64 and weights [S, k] float32."""
     pitch, columns, logits = job[words.TOP_K], job[words.EXPERTS], job[words.LOGITS]
+    if logits != 0:
+        logits += 4 * columns * first
     call = arithmetic.RouteBlock(
         tokens=count,
         x=job[words.ROUTER_X] + job[words.ROUTER_X_STRIDE] * first,
@@ -59,7 +61,7 @@ def _route(job, first, count, scratch):
         ids=job[words.IDS] + 8 * pitch * first,
         weights=job[words.WEIGHTS] + 4 * pitch * first,
         pitch=pitch,
-        logits=logits + 4 * columns * first if logits != 0 else 0,
+        logits=logits,
         scratch=scratch,
     )
     finite = arithmetic.route_block(job[words.KERNELS], call)
