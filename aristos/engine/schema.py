@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 ALL, CPU, CUDA = "all", "cpu", "cuda"
 # parts of a job, each filled at once, see job.py. LASTING: from call to call; OF_CALL: for each call
-ENGINE, TILE, OBJECT, WEIGHTS, KIND, BACKWARD, LANDING = LASTING = (
-    "engine", "tile", "object", "weights", "kind", "backward", "landing",
+ENGINE, TILE, OBJECT, WEIGHTS, KIND, EVENTS, TAPE, BACKWARD, LANDING = LASTING = (
+    "engine", "tile", "object", "weights", "kind", "events", "tape", "backward", "landing",
 )  # fmt: skip
-START, CALL, TAPE, EVENTS = OF_CALL = "start", "call", "tape", "events"
+START, CALL = OF_CALL = "start", "call"
 PARTS = *LASTING, *OF_CALL
 LOCK = "a worker, under the rank's lock"
 ATOMIC = "any worker, by atomics"

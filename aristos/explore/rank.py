@@ -141,7 +141,7 @@ class Rank:
             computed=self.placement.held[me] + len(self.foreign), stay_rows=case.stay,
             reading_rows=case.stay, balanced=case.balanced, placement=0, scalars=0,
         )  # fmt: skip
-        jobs.leave_out(job, schema.CPU, schema.LANDING)
+        jobs.leave_out(job, schema.CPU, schema.LANDING, schema.EVENTS)
         for i, (slot, owner) in enumerate(self.foreign):
             home = places.address(owner, places.HOME, WORD * slot)
             job[words.foreign_up(words.foreign(job, job[words.HELD] + i))] = home
@@ -364,7 +364,7 @@ class Rank:
                 value[private(me, places.WEIGHTS, 4 * (k * t + j))] = experts.weight(t, j, k)
                 value[private(me, places.SCALARS_OUT, WORD * (k * t + j))] = experts.scalar(me, self.epoch, t, j)
         self._fill_call(call, backward, 0 if call.refuses else count)
-        jobs.check(job, schema.CPU, 0)
+        jobs.start(job, schema.CPU, 0, self.epoch)
         cluster.memory.forget_returns(me)
         packing.begin(job, self.st)
         within = self._loads_within()
@@ -377,9 +377,7 @@ class Rank:
         """As `CpuBackend` and `FusedBackward` do, of objects that differ from call to call."""
         job, me, width = self.job, self.me, WORD * self.case.words
         jobs.renew_call(job)
-        jobs.renew(job, schema.KIND, schema.WEIGHTS, schema.BACKWARD)
-        jobs.fill(job, schema.START, schema.CPU, epoch=self.epoch)
-        jobs.leave_out(job, schema.CPU, schema.EVENTS)
+        jobs.renew(job, schema.KIND, schema.WEIGHTS, schema.TAPE, schema.BACKWARD)
         mode = codes.MODE_DISPATCH if call.exchange else codes.MODE_LAYER
         jobs.fill(
             job, schema.KIND, schema.CPU, layer=0 if call.exchange else call.layer,

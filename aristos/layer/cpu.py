@@ -116,6 +116,7 @@ class CpuBackend(Backend):
         self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
         pairs = cfg.max_tokens * max(choices(each) for each in self.cfgs)
         self._ids, self._combine_weights = aligned((pairs,), np.int64), aligned((pairs,))
+        self._routing_at = self._ids.ctypes.data, self._combine_weights.ctypes.data
         self._weighted_step = lines(self._element.nbytes * cfg.hidden)
         weighted = cfg.max_tokens * any(on_input(each) for each in self.cfgs)
         self._weighted = aligned((weighted, self._weighted_step), np.uint8)
@@ -249,22 +250,24 @@ class CpuBackend(Backend):
         if call.wants_routing and on_input(cfg):
             call.kept = np.empty((count, choices(cfg)), np.float32)
         ids, weights = self._routing(call, count)
+        at = self._routing_at if ids is self._ids else (ids.ctypes.data, weights.ctypes.data)
         jobs.fill(
             job, schema.CALL, schema.CPU, status_in=codes.OK, tokens=count, x=travels[0], x_stride=travels[1],
             input=given, input_stride=step, router_x=by.ctypes.data if call.router_x is not None else given,
             router_x_stride=by.strides[0], y=out.ctypes.data, routed=call.ids is not None,
             capacity=0 if call.ids is not None else capacity(cfg, count),
             logits=0 if call.logits is None else call.logits.ctypes.data,
-            kept_weights=0 if call.kept is None else call.kept.ctypes.data, ids=ids.ctypes.data,
-            weights=weights.ctypes.data,
+            kept_weights=0 if call.kept is None else call.kept.ctypes.data, ids=at[0], weights=at[1],
         )  # fmt: skip
-        self._fill_tape(job, cfg)
+        self._fill_tape(job, cfg, self.taping)
 
-    def _fill_tape(self, job: np.ndarray, cfg: MoEConfig) -> None:
-        taping = self.taping
+    def _fill_tape(self, job: np.ndarray, cfg: MoEConfig, taping: Taping | InputError | None) -> None:
         if not isinstance(taping, Taping):
-            jobs.leave_out(job, schema.CPU, schema.TAPE)
+            if job[words.TAPED] != 0:  # by an earlier call
+                jobs.renew(job, schema.TAPE)
+                jobs.leave_out(job, schema.CPU, schema.TAPE)
             return
+        jobs.renew(job, schema.TAPE)
         jobs.fill(
             job, schema.TAPE, schema.CPU, taped=taping.table.ctypes.data, save=taping.save, tape_at=taping.first,
             tape_end=taping.end, tape_x=row_bytes(cfg), tape_hidden=hidden_bytes(cfg.ffn, cfg.gated),
@@ -293,7 +296,7 @@ class CpuBackend(Backend):
     def refuse(self, call: CpuCall) -> None:
         job = self._job(call.layer)
         jobs.fill_some(job, schema.CALL, schema.CPU, status_in=status_of(call.error))
-        jobs.leave_out(job, schema.CPU, schema.TAPE)
+        self._fill_tape(job, self.cfgs[call.layer], None)
 
     def _job(self, layer: int) -> np.ndarray:
         """The job of a layer for a new call, filled again when its weights or the runtime's windows have changed."""
@@ -325,18 +328,18 @@ class CpuBackend(Backend):
             )
             self._jobs[layer] = job
             jobs.fill(job, schema.KIND, schema.CPU, layer=layer, mode=codes.MODE_LAYER)
-            jobs.leave_out(job, schema.CPU, schema.BACKWARD, schema.LANDING)
+            jobs.leave_out(job, schema.CPU, schema.TAPE, schema.BACKWARD, schema.LANDING)
         if self._filled[layer] != runtime.version:
-            jobs.renew(job, schema.ENGINE, schema.TILE, schema.WEIGHTS)
+            jobs.renew(job, schema.ENGINE, schema.TILE, schema.WEIGHTS, schema.EVENTS)
             runtime.fill(job, self.member.threads, *module("entries", self._isa).run_rows(self._element.code))
             if self.weights[layer] is not None:
                 self.weights[layer].fill(job)
                 self._filled[layer] = runtime.version
             else:
                 jobs.leave_out(job, schema.CPU, schema.WEIGHTS)
+            at, most = (0, 0) if self._events is None else (self._events.ctypes.data, self._events.shape[1])
+            jobs.fill(job, schema.EVENTS, schema.CPU, events=at, events_max=most)
         jobs.renew_call(job)
-        at, most = (0, 0) if self._events is None else (self._events.ctypes.data, self._events.shape[1])
-        jobs.fill(job, schema.EVENTS, schema.CPU, events=at, events_max=most)
         return job
 
     def _job_of(self, call: CpuCall) -> np.ndarray:
@@ -426,6 +429,7 @@ class CpuBackend(Backend):
     def timeline(self, on: bool, events: int) -> None:
         threads = self.member.runtime.threads
         self._events = aligned((threads, events, words.EVENT_WORDS), np.int64) if on else None
+        self._filled = [-1] * len(self._filled)
 
     def events(self) -> list[Event]:
         runtime, recorded = self.member.runtime, self._events

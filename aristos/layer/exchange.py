@@ -111,7 +111,7 @@ class Exchange(Collective):
             reading_rows=0,
             balanced=0,
         )
-        jobs.leave_out(self._job, schema.CPU, schema.BACKWARD, schema.WEIGHTS)
+        jobs.leave_out(self._job, schema.CPU, schema.BACKWARD, schema.WEIGHTS, schema.EVENTS, schema.TAPE)
         self._ones = aligned((max_tokens, top_k))
         self._ones[:] = 1
         self._open: Handle | None = None
@@ -173,7 +173,7 @@ class Exchange(Collective):
             jobs.renew_call(job)
             jobs.renew(job, schema.ENGINE, schema.TILE, schema.LANDING)
             runtime.fill(job, 1)
-            jobs.leave_out(job, schema.CPU, schema.TAPE, schema.EVENTS, schema.LANDING)
+            jobs.leave_out(job, schema.CPU, schema.LANDING)
             self._x, self._lead = arrays.rows("x", x, self.hidden, "float32")
             if len(self._x) > self.max_tokens:
                 raise InputError(f"x has {len(self._x)} tokens, more than max_tokens={self.max_tokens}")

@@ -141,7 +141,7 @@ class FusedBackward(BackwardCalls):
                 activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
             )  # fmt: skip
             jobs.fill(job, schema.KIND, schema.CPU, layer=layer, mode=codes.MODE_BACKWARD)
-            jobs.leave_out(job, schema.CPU, schema.LANDING)
+            jobs.leave_out(job, schema.CPU, schema.LANDING, schema.EVENTS)
             self._jobs[layer] = job
         if self._filled[layer] != self.runtime.version:
             jobs.renew(job, schema.ENGINE, schema.TILE)
@@ -150,8 +150,7 @@ class FusedBackward(BackwardCalls):
             jobs.update(job, run_rows=min(RUN_ROWS, max(RUN_LEAST, half)))
             self._filled[layer] = self.runtime.version
         jobs.renew_call(job)
-        jobs.renew(job, schema.BACKWARD, schema.WEIGHTS)
-        jobs.leave_out(job, schema.CPU, schema.EVENTS)
+        jobs.renew(job, schema.TAPE, schema.BACKWARD, schema.WEIGHTS)
         return job
 
     @staticmethod

@@ -140,7 +140,7 @@ def a_filled_job(substrate, but=()):
     a_job = np.zeros(job.size(5, 3), np.int64)
     for part in schema.PARTS:
         if part not in but:
-            job.fill(a_job, part, substrate, **dict.fromkeys(job.places(part, substrate), 7))
+            job.fill(a_job, part, substrate, **dict.fromkeys(job.part_of(part, substrate).places, 7))
     return a_job
 
 
@@ -155,7 +155,7 @@ def test_every_word_of_a_job_is_in_a_part_or_in_a_layout():
 
 @pytest.mark.parametrize("part", schema.PARTS)
 def test_a_part_of_a_job_misses_no_word(part):
-    given = dict.fromkeys(job.places(part, schema.CPU), 0)
+    given = dict.fromkeys(job.part_of(part, schema.CPU).places, 0)
     lost, _ = given.popitem()
     with pytest.raises(TypeError, match=rf"missing \['{lost}'\], unknown \['wrong'\]"):
         job.fill(np.zeros(job.size(5, 3), np.int64), part, schema.CPU, **given, wrong=1)
@@ -175,7 +175,7 @@ def test_a_job_misses_no_part_and_has_none_twice(part):
 def test_a_call_needs_its_own_parts_again():
     a_job = a_filled_job(schema.CPU)
     job.check(a_job, schema.CPU, 7)
-    with pytest.raises(RuntimeError, match="lacks the parts start, call, tape, events"):
+    with pytest.raises(RuntimeError, match=r"lacks the parts start, call$"):
         job.check(a_job, schema.CPU, 7)
     job.leave_out(a_job, schema.CPU, *schema.OF_CALL)
     job.renew_call(a_job)  # a call that was prepared and not made
@@ -195,7 +195,7 @@ def test_a_job_of_another_layout_is_refused():
 def test_functions_of_gpus_fill_what_the_host_would():
     for part in (schema.START, schema.CALL):
         wanted, found = (np.zeros(words.JOB_WORDS, np.int64) for _ in range(2))
-        values = {name: 2 + i for i, name in enumerate(job.places(part, schema.CUDA))}
+        values = {name: 2 + i for i, name in enumerate(job.part_of(part, schema.CUDA).places)}
         job.fill(wanted, part, schema.CUDA, **values)
         fill = getattr(words, f"fill_{part}")
         names = list(inspect.signature(getattr(fill, "py_func", fill)).parameters)[1:]

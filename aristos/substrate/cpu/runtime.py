@@ -185,8 +185,7 @@ class CpuRuntime(Runtime):
 
     def open_job(self, job: np.ndarray) -> None:
         """Give the job of an entered call its epoch; from here on it is the call's."""
-        jobs.fill(job, schema.START, schema.CPU, epoch=self.epoch)
-        jobs.check(job, schema.CPU, self.version)
+        jobs.start(job, schema.CPU, self.version, self.epoch)
 
     def begin(self, job: np.ndarray) -> None:
         """Give an entered call its epoch, clear the tables, and release the other workers into it."""
