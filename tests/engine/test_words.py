@@ -135,6 +135,14 @@ def test_no_bare_offsets(path):
         assert not re.search(r"\[words\.T_\w+\] \+", text)
 
 
+@pytest.mark.parametrize("room", ["layer", "substrate", "explore", "bench"])
+def test_what_differs_between_calls_and_weights_is_filled_by_name(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        written = re.findall(r"job\[words\.([A-Z_]+)\](?:, [^=\n]*)? = ", path.read_text(encoding="utf-8"))
+        parts = {word.name: word.part for word in schema.JOB_SCALARS}
+        assert not [name for name in written if parts[name] != schema.ENGINE], path
+
+
 def a_filled_job(substrate, but=()):
     """A job with all of its parts, each word 7."""
     a_job = np.zeros(job.size(5, 3), np.int64)
