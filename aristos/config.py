@@ -22,7 +22,7 @@ class ActivationRule(NamedTuple):
     shift: float = 0.0
 
 
-# kernels/common and reference.py have a function of each name
+# kernels/common and _reference_parts.py have a function of each name
 ACTIVATIONS: dict[str, ActivationRule] = {
     "relu": ActivationRule(0),
     "gelu": ActivationRule(1),
@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, ActivationRule] = {
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai", "relu2"]
 
 
-# by name, a router score's number in kernels; kernels/common and reference.py have a function for each name
+# by name, a router score's number in kernels; kernels/common and _reference_parts.py have a function for each name
 SCORES: dict[str, int] = {"softmax": 0, "softmax_topk": 1, "sigmoid": 2, "sqrtsoftplus": 3, "sparsemixer": 4}
 # scores with a value of each expert on its own, so that groups and a bias for choosing can be compared
 BIASED: tuple[str, ...] = ("softmax", "sigmoid", "sqrtsoftplus")

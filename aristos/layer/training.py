@@ -13,6 +13,7 @@ from ..config import MoEConfig, whole
 from ..errors import AristosError, InputError, MismatchError, OpenCallError, PeerInputError
 from ..primitives.arrays import rows as rows_of
 from ..reproducible import total
+from ..routing import Routing
 from ..transport.group import Group
 from .arguments import refusal
 from .backward import BackwardCalls, Saved
@@ -21,7 +22,6 @@ from .cpu import CpuBackend
 from .fused_backward import FusedBackward
 from .holders import Holders
 from .loading import LoadedLayers
-from .routing import Routing
 from .tapes import Reserve, Taping, asked, kept_names
 from .trained_weights import TrainedWeights, narrowed
 from .updates import Updates
