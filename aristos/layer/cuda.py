@@ -12,6 +12,7 @@ from ..engine import codes, words
 from ..errors import InputError, PeerInputError
 from ..kernels.cuda.tile import BYTES, Tile
 from ..routing import Routing, routing_of
+from ..row_types import KINDS
 from ..substrate.cuda import persistent
 from ..substrate.cuda.runtime import CudaRuntime
 from ..substrate.runtime import Runtime
@@ -28,7 +29,6 @@ from .collective import Membership, Needs, status_of, why
 from .cuda_arguments import DeviceArguments, DeviceCall
 from .cuda_jobs import LayerJobs, blocks_of
 from .cuda_weights import DeviceWeights
-from .device_arrays import KINDS
 from .in_flight import InFlight
 from .stats import CallStats, call_stats
 
