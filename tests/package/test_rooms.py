@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -93,11 +91,8 @@ def test_imports_that_break_the_rules_are_found(draw, tmp_path, monkeypatch):
     assert draw.outsiders(package / "layer" / "x" / "__init__.py") == {"h5py"}
 
 
-def test_the_pictures_are_up_to_date():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "draw.py"), "--check"], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
+def test_the_pictures_are_up_to_date(draw, capsys):
+    assert draw.main(["--check"]) == 0, capsys.readouterr().err
 
 
 def test_module_names_say_which_module_is_meant(draw):

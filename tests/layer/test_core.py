@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.parallel
+
 NEEDED = ("numpy", "numba", "llvmlite", "mpi4py", "ml_dtypes", "filelock")
 ALONE = f"""
 import sys
