@@ -5,10 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
-pytestmark = pytest.mark.parallel
-
 NEEDED = ("numpy", "numba", "llvmlite", "mpi4py", "ml_dtypes", "filelock")
 ALONE = f"""
 import sys
