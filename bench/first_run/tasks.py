@@ -59,7 +59,7 @@ def kernels(given: Any) -> int:
 
 def products(given: Any) -> int:
     """Check the tiles of all kinds against float64 on this GPU, 16-bit ones first, until little time is left."""
-    from aristos.layer.device_arrays import KINDS
+    from aristos.row_types import KINDS
 
     end = time.monotonic() + given.limit - MARGIN
     kinds = dict(sorted(KINDS.items(), key=lambda each: each[1] not in ("bf16", "f16")))
@@ -72,9 +72,9 @@ def check_products(kinds: dict[str, str], go_on: Callable[[], bool] = lambda: Tr
     """
     from aristos.bench.gpu.clock import BenchGpu
     from aristos.bench.suites.gemm_gpu import OURS, Products
-    from aristos.bench.workload import TOLERANCE
     from aristos.bench.world import World
     from aristos.kernels.cuda.gemm import tiles
+    from aristos.row_types import ROW_TYPES
 
     gpu = BenchGpu(World())
     tally: Counter[str] = Counter()
@@ -89,7 +89,7 @@ def check_products(kinds: dict[str, str], go_on: Callable[[], bool] = lambda: Tr
             error = work.error(work.calls(rows, tile)[OURS], rows)
             few = work.y.get()[:16].tobytes()  # the same rows of x for every tile
             first = first or few
-            said = "WRONG" if error > TOLERANCE[dtype] else "ok" if few == first else "OTHER BITS"
+            said = "WRONG" if error > ROW_TYPES[dtype].error else "ok" if few == first else "OTHER BITS"
             tally[said] += 1
             print(f"{tile.name}: {error:.1e} {said}", flush=True)
     gpu.close()

@@ -38,7 +38,7 @@ class Parts:
 
     def products(self) -> Ran:
         """Every rank checks the products on its GPU; the worst outcome counts."""
-        from aristos.layer.device_arrays import KINDS
+        from aristos.row_types import KINDS
 
         part, start = Part(PRODUCTS, "products", (), 150), time.monotonic()
         said = io.StringIO()

@@ -312,7 +312,7 @@ def test_the_profiler_may_be_missing_forbidden_or_slow(monkeypatch, tmp_path, ca
 def test_the_product_check_covers_the_tiles_of_each_kind(monkeypatch, capsys):
     """The check itself, on the PTX machine, for the two smallest tiles of each kind."""
     from aristos.kernels.cuda import gemm
-    from aristos.layer.device_arrays import KINDS
+    from aristos.row_types import KINDS
 
     monkeypatch.setattr(clock, "FLUSH", 1 << 12)
     all_tiles = gemm.tiles
