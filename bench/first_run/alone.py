@@ -23,7 +23,7 @@ def _made(context: Any) -> tuple[Any, Any]:
     return work, work.layer("fused", None, backend="cuda")
 
 
-def router(context: Any, gpu: Any, counts: list[int], seconds: float) -> dict[str, Any]:
+def router(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
     """Microseconds of the kernels `route` and `place`, each alone and both, on the jobs of a layer's own calls."""
     from aristos.bench.measure import Statistics
     from aristos.kernels.cuda import router as kernels
@@ -63,7 +63,7 @@ def router(context: Any, gpu: Any, counts: list[int], seconds: float) -> dict[st
     return {"title": f"router alone on {gpu.device.name}: {context.shape()}", "rows": rows, "notes": []}
 
 
-def phases(context: Any, gpu: Any, counts: list[int], seconds: float) -> dict[str, Any]:
+def phases(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
     """The share of the workers' time that each phase took, by the counters that the kernels keep."""
     from aristos.engine import words
 

@@ -13,6 +13,7 @@ import faulthandler
 import os
 import sys
 import threading
+import time
 import traceback
 from typing import Any
 
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("task")
     parser.add_argument("words", nargs=argparse.REMAINDER)
     given = parser.parse_args(argv)
+    given.end = time.monotonic() + given.limit
     watch = threading.Timer(max(0.5, given.limit - NOTICE), last_words)
     watch.daemon = True
     watch.start()

@@ -39,11 +39,11 @@ def compile_one(name: str, arch: str) -> float:
     return time.monotonic() - start
 
 
-def fill(arch: str, seconds: float) -> int:
-    """Compile what is missing; prints where the kernels are. Returns the exit code."""
+def fill(arch: str, end: float) -> int:
+    """Compile what is missing, until `end` on the monotonic clock; prints where the kernels are. Returns the exit code."""
     from aristos.kernels.cuda import build
 
-    end, places = time.monotonic() + seconds, {name: build.place(each, arch) for name, each in listed(arch).items()}
+    places = {name: build.place(each, arch) for name, each in listed(arch).items()}
     missing = [name for name, place in places.items() if place == build.NOWHERE]
     failed: dict[str, str] = {}
     if missing:

@@ -54,16 +54,15 @@ def kernels(given: Any) -> int:
 
     from . import compiling
 
-    return compiling.fill(CudaDevice.find(0).arch, given.limit - MARGIN)
+    return compiling.fill(CudaDevice.find(0).arch, given.end - MARGIN)
 
 
 def products(given: Any) -> int:
     """Check the tiles of all kinds against float64 on this GPU, 16-bit ones first, until little time is left."""
     from aristos.row_types import KINDS
 
-    end = time.monotonic() + given.limit - MARGIN
     kinds = dict(sorted(KINDS.items(), key=lambda each: each[1] not in ("bf16", "f16")))
-    return check_products(kinds, lambda: time.monotonic() < end)
+    return check_products(kinds, lambda: time.monotonic() < given.end - MARGIN)
 
 
 def check_products(kinds: dict[str, str], go_on: Callable[[], bool] = lambda: True) -> int:
@@ -130,7 +129,7 @@ def phases(given: Any) -> int:
     return _measured(given, alone.phases)
 
 
-def _measured(given: Any, measure: Callable[[Any, Any, list[int], float], dict[str, Any]]) -> int:
+def _measured(given: Any, measure: Callable[[Any, Any, list[int]], dict[str, Any]]) -> int:
     """Run a function of alone.py on the shape of the report; prints its document."""
     from aristos.bench.command_line import parse
     from aristos.bench.context import Context
@@ -139,8 +138,8 @@ def _measured(given: Any, measure: Callable[[Any, Any, list[int], float], dict[s
 
     asked = parse(["layer", *SHAPE, *given.words, "--backend", "cuda", "--json", "--out", "none"])
     world = World()
-    gpu, context = BenchGpu(world), Context(world, asked, given.limit)
-    sheet = measure(context, gpu, list(context.shape().tokens), given.limit - MARGIN)
+    gpu, context = BenchGpu(world), Context(world, asked, given.end - MARGIN - time.monotonic())
+    sheet = measure(context, gpu, list(context.shape().tokens))
     gpu.close()
     ok = all(row["check"] == "ok" for row in sheet["rows"])
     print(json.dumps({"suites": {given.task: {"ok": ok, "tables": [sheet]}}}), flush=True)
@@ -168,7 +167,7 @@ TASKS: dict[str, Callable[[Any], int]] = {
 
 def parsed(words: list[str]) -> argparse.Namespace:
     """The arguments of a task that another process starts."""
-    return argparse.Namespace(task=words[0], words=words[1:], limit=1e6, out="none", rehearse=False, fault="")
+    return argparse.Namespace(task=words[0], words=words[1:], end=1e9, out="none", rehearse=False, fault="")
 
 
 if __name__ == "__main__":
