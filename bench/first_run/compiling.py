@@ -40,7 +40,7 @@ def compile_one(name: str, arch: str) -> float:
 
 
 def fill(arch: str, end: float) -> int:
-    """Compile what is missing, until `end` on the monotonic clock; prints where the kernels are. Returns the exit code."""
+    """Compile what is missing, until `end` on the monotonic clock; prints where the kernels are. The exit code."""
     from aristos.kernels.cuda import build
 
     places = {name: build.place(each, arch) for name, each in listed(arch).items()}

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,12 @@ def report(given: Any) -> int:
              "--page", "raw", sys.executable, "-m", "first_run.tasks", "two_kernels"]  # fmt: skip
     try:
         done = subprocess.run(
-            words, cwd=ROOT, capture_output=True, text=True, errors="replace", timeout=given.limit - 5
+            words,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=given.end - MARGIN - time.monotonic(),
         )
     except subprocess.TimeoutExpired:
         return _print([], f"{path} did not end in time: no counters were read")
