@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import re
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 try:
-    from first_run import command, figures, page, parts, processes, profiled, tasks, together
+    from first_run import command, compiling, figures, page, parts, processes, profiled, tasks, together
     from first_run.samples import Samples
 finally:
     sys.path.pop(0)
@@ -26,6 +27,7 @@ from simt_gpu import on_ranks
 from aristos import results
 from aristos.bench import suites
 from aristos.bench.gpu import clock
+from aristos.kernels.cuda import build
 from aristos.kernels.cuda.gemm import tiles
 from aristos.kernels.cuda.target import Target
 
@@ -325,3 +327,22 @@ def test_the_product_check_covers_the_tiles_of_each_kind(monkeypatch, capsys):
     ]  # fmt: skip
     assert all(line.endswith("ok") for line in said)
     assert last == "8 tiles ok"
+
+
+@pytest.mark.slow
+def test_kernels_are_compiled_until_the_time_is_over(monkeypatch, capsys):
+    """What is there is counted by its place; a process that takes too long is ended, and its kernel named."""
+    places = {"ahead": build.COMPILED_AHEAD, "kept": build.KEPT, "new": build.NOWHERE}
+    monkeypatch.setattr(compiling, "listed", lambda arch: {name: name for name in places})
+    monkeypatch.setattr(build, "place", lambda kernel, arch: places[kernel])
+    monkeypatch.setattr(compiling, "get_context", lambda how: multiprocessing.get_context("fork"))
+    monkeypatch.setattr(compiling, "compile_one", slow_compiler)
+    start = time.monotonic()
+    assert compiling.fill("sm_90", start + 1.0) == 0
+    assert time.monotonic() - start < 10
+    said = "1 kernels compiled ahead, 1 kernels in the cache, 1 kernels not compiled in time"
+    assert capsys.readouterr().out == f"sm_90: {said}\n"
+
+
+def slow_compiler(name, arch):
+    time.sleep(60)
