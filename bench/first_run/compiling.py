@@ -53,14 +53,14 @@ def fill(arch: str, end: float) -> int:
         while left and (time_left := end - time.monotonic()) > 0:
             for done in wait(left, time_left, FIRST_COMPLETED).done:
                 name, error = left.pop(done), done.exception()
-                failed |= {name: str(error)} if error is not None else {}
+                failed |= {name: (str(error).splitlines() or [repr(error)])[0]} if error is not None else {}
                 places[name] = "compiled here" if error is None else "not compiled"
         places |= dict.fromkeys(left.values(), "not compiled in time")
         for worker in list(pool._processes.values()):  # those that still compile
             worker.kill()
         pool.shutdown(wait=False, cancel_futures=True)
     for name, why in failed.items():
-        print(f"{name}: {(why.splitlines() or ["no message"])[0]}", file=sys.stderr)
+        print(f"{name}: {why}", file=sys.stderr)
     tally = Counter(places.values())
     print(f"{arch}: " + ", ".join(f"{count} kernels {place}" for place, count in tally.items()), flush=True)
     return 4 if failed else 0
