@@ -8,6 +8,7 @@ Exit codes: 0 fine, 3 something is missing that the kit does not have: one sente
 
 from __future__ import annotations
 
+import json
 import re
 import site
 import subprocess
@@ -19,8 +20,7 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 EXTRA = "cuda13"
-MPI_LIBRARY = "mpich"
-TESTING = ("pytest", "hypothesis")
+MPI_LIBRARY, MPI = "mpich", "mpi4py.MPI"  # the package, and what loads it
 NEEDED = {"numpy": "numpy", "numba": "numba", "numba.cuda": "numba-cuda", "cuda.bindings.driver": "cuda-bindings",
           "h5py": "h5py", "ml_dtypes": "ml_dtypes", "filelock": "filelock", "rich": "rich"}  # fmt: skip
 ENVIRONMENT = 3
@@ -70,24 +70,40 @@ def _output(python: Path, program: str) -> str:
     return subprocess.run([python, "-c", program], capture_output=True, text=True, check=True).stdout
 
 
-def version(python: Path, package: str) -> str:
-    """The installed version of a package; '' if it is missing."""
-    program = f"from importlib import metadata as m\ntry: print(m.version({package!r}))\nexcept Exception: pass"
-    return _output(python, program).strip()
+def versions(python: Path, packages: list[str]) -> dict[str, str]:
+    """Package -> its installed version, '' for a missing one."""
+    return _each(python, packages, "metadata.version(each)")
 
 
-def imports(python: Path, module: str) -> str:
-    """Why a module cannot be imported; '' if it can."""
-    done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, text=True)
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it ended"])[-1]
+def failures(python: Path, modules: list[str]) -> dict[str, str]:
+    """Module -> why it cannot be imported; '' if it can."""
+    return _each(python, modules, "importlib.import_module(each) and ''", "f'{type(why).__name__}: {why}'")
 
 
-def fits(python: Path, package: str, specifier: Any) -> bool:
-    """Whether the machine has the package in a version that fits."""
-    if package == MPI_LIBRARY:
-        return not imports(python, "mpi4py.MPI")
-    found = version(python, package)
-    return bool(found) and (specifier is None or specifier.contains(found, prereleases=True))
+def _each(python: Path, names: list[str], answer: str, failed: str = "''") -> dict[str, str]:
+    """Name -> what a program of that Python answers for it, or says where that raises."""
+    program = f"""import importlib, json
+from importlib import metadata
+found = {{}}
+for each in {names!r}:
+    try:
+        found[each] = {answer}
+    except Exception as why:
+        found[each] = {failed}
+print(json.dumps(found))"""
+    return json.loads(_output(python, program).splitlines()[-1])
+
+
+def lacking(python: Path, packages: list[str], specifiers: dict[str, Any]) -> list[str]:
+    """The packages that the machine lacks or has in a version that does not fit."""
+
+    def fits(package: str, found: str) -> bool:
+        if package == MPI_LIBRARY:
+            return not failures(python, [MPI])[MPI]
+        specifier = specifiers.get(package)
+        return bool(found) and (specifier is None or specifier.contains(found, prereleases=True))
+
+    return [package for package, found in versions(python, packages).items() if not fits(package, found)]
 
 
 def install(python: Path, wheels: list[Path]) -> None:
@@ -107,23 +123,19 @@ def main(argv: list[str]) -> int:
     folder, wheels = Path(argv[0]), sorted(Path(argv[1]).glob("*.whl"))
     specifiers, python = wanted(), made(folder)
     packages = {canonical(wheel.name.split("-")[0]): wheel for wheel in wheels}
-    # the MPI library is judged last: mpi4py may come from the kit
-    mpi = packages.pop(MPI_LIBRARY, None)
-    needed = [wheel for name, wheel in packages.items() if not fits(python, name, specifiers.get(name))]
+    needed = [packages[name] for name in lacking(python, list(packages), specifiers)]
     if needed:
         install(python, needed)
-    if mpi is not None and not fits(python, MPI_LIBRARY, None):
-        install(python, [mpi])
-        needed.append(mpi)
     print(f"from the kit: {', '.join(wheel.name.rsplit('-', 3)[0] for wheel in needed) or 'nothing'}", flush=True)
+    missing = failures(python, [*NEEDED, MPI])
     for module, package in NEEDED.items():
-        if why := imports(python, module):
-            specifier = specifiers.get(canonical(package), "")
+        if missing[module]:
             raise MissingPart(
-                f"{package}{specifier} is missing or does not load here, and the kit does not have it: {why}"
+                f"{package}{specifiers.get(canonical(package), '')} is missing or does not load here, and the kit does"
+                f" not have it: {missing[module]}"
             )
-    if why := imports(python, "mpi4py.MPI"):
-        print(f"no MPI, which one rank does not need: {why}", flush=True)
+    if missing[MPI]:
+        print(f"no MPI, which one rank does not need: {missing[MPI]}", flush=True)
     return 0
 
 

@@ -85,16 +85,17 @@ def _lines(path):
 
 def test_what_the_machine_has_in_a_fitting_version_is_not_installed(monkeypatch):
     """numpy 2.5 does not fit numba-cuda 0.30; a package that is missing does not fit either."""
-    versions = {"numpy": "2.5.2", "numba": "0.68.1", "rich": ""}
-    monkeypatch.setattr(install, "version", lambda python, package: versions[package])
-    monkeypatch.setattr(install, "imports", lambda python, module: "")
-    wanted = install.wanted()
-    assert not install.fits(Path(), "numpy", wanted["numpy"])
-    versions["numpy"] = "2.4.1"
-    assert install.fits(Path(), "numpy", wanted["numpy"])
-    assert install.fits(Path(), "numba", wanted["numba"])
-    assert not install.fits(Path(), "rich", wanted["rich"])
-    assert install.fits(Path(), "mpich", None), "an MPI library loads here"
+    found = {"numpy": "2.5.2", "numba": "0.68.1", "rich": "", "pluggy": "1.0", "mpich": ""}
+    why = {install.MPI: ""}
+    monkeypatch.setattr(install, "versions", lambda python, packages: {name: found[name] for name in packages})
+    monkeypatch.setattr(install, "failures", lambda python, modules: why)
+
+    def lacking():
+        return install.lacking(Path(), list(found), install.wanted())
+
+    assert lacking() == ["numpy", "rich"], "an MPI library loads here"
+    found["numpy"], why[install.MPI] = "2.4.1", "RuntimeError: cannot load MPI library"
+    assert lacking() == ["rich", "mpich"]
 
 
 @pytest.mark.slow
