@@ -25,6 +25,7 @@ METRICS = {
     "launch__registers_per_thread": "registers",
 }
 MARGIN = 6.0  # seconds before the part's limit
+NAMED = "gemm4gemm|persistent5layer"  # in the mangled names of products and persistent kernels
 FORBIDDEN = "ERR_NVGPUCTRPERM"
 
 
@@ -43,7 +44,7 @@ def report(given: Any) -> int:
     if path is None:
         return _print([], "ncu was not found on PATH, below /opt/nvidia nor below /usr/local: no counters were read")
     words = [str(path), "--target-processes", "all", "--clock-control", "none", "--kernel-name-base", "mangled",
-             "--kernel-name", "regex:gemm_|layer_", "--launch-count", "2", "--metrics", ",".join(METRICS), "--csv",
+             "--kernel-name", f"regex:{NAMED}", "--launch-count", "2", "--metrics", ",".join(METRICS), "--csv",
              "--page", "raw", sys.executable, "-m", "first_run.tasks", "two_kernels"]  # fmt: skip
     try:
         done = subprocess.run(

@@ -346,3 +346,17 @@ def test_kernels_are_compiled_until_the_time_is_over(monkeypatch, capsys):
 
 def slow_compiler(name, arch):
     time.sleep(60)
+
+
+@pytest.mark.slow
+def test_the_profiler_is_given_names_that_fit():
+    """Products and persistent kernels match, the others do not."""
+    from kept_ptx import ptx
+
+    from aristos.kernels.cuda import catalogue, gemm
+    from aristos.substrate.cuda import persistent
+
+    tile = gemm.tiles("f32", Target.named("sm_90"))[0]
+    for kernel, fits in ((catalogue.product_kernel(tile), True), (persistent.layer_kernel(tile), True),
+                         (persistent.BEGIN, False), (catalogue.route_kernels()["place"], False)):  # fmt: skip
+        assert bool(re.search(profiled.NAMED, ptx(kernel, "sm_90")[1])) == fits, kernel.name
