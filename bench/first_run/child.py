@@ -65,7 +65,7 @@ def short_waits() -> None:
         defaults: Any = made.__init__.__kwdefaults__
         if defaults and "timeout" in defaults:
             defaults["timeout"] = WAIT
-    os.environ["ARISTOS_TEST_WAIT"] = str(WAIT)  # of tests/support/gpu_layers.py
+    os.environ["ARISTOS_TEST_TIMEOUT"] = str(WAIT)  # of tests/support/gpu_layers.py
 
 
 def go_on_without_files() -> None:
