@@ -72,7 +72,7 @@ def members(found: list[Path], compiled: list[Path]) -> dict[str, bytes]:
     """Name in the archive -> content."""
     place = ahead.FOLDER.relative_to(ROOT).as_posix()
     inside = {f"source/{name}": (ROOT / name).read_bytes() for name in git("ls-files", "-z").split("\0") if name}
-    inside["source/aristos/commit.txt"] = git(*COMMIT).encode()
+    inside["source/aristos/commit.txt"] = git(*COMMIT).strip().encode()
     inside |= {f"source/{place}/{path.name}": path.read_bytes() for path in compiled}
     inside |= {f"wheels/{path.name}": path.read_bytes() for path in found}
     inside["run.sh"] = (ROOT / "bench" / "kit" / "run.sh").read_bytes()
