@@ -48,7 +48,7 @@ CANNOT = {
     "cd": "of the shell",
     "echo": "of the shell",
     "tar": "unpacks what `make gpu-kit` makes",
-    "./run.sh": "of the kit: tests/bench/test_gpu_kit.py and test_rehearsal.py run what it runs",
+    "./run.sh": "of the kit: tests/bench/test_gpu_kit.py runs what it runs",
 }
 # Programs without options that take long, and the test that runs them.
 ELSEWHERE = {
