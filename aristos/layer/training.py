@@ -13,6 +13,7 @@ from ..config import MoEConfig, whole
 from ..errors import AristosError, InputError, MismatchError, OpenCallError, PeerInputError
 from ..primitives.arrays import rows as rows_of
 from ..reproducible import total
+from ..row_types import ROW_TYPES
 from ..transport.group import Group
 from .arguments import refusal
 from .backward import BackwardCalls, Saved
@@ -72,7 +73,7 @@ def check_training(cfg: MoEConfig, backend: str, moves: str) -> None:
     """Raise InputError for a layer that cannot be trained."""
     for name, value, wanted in (
         ("backend", backend, ("cpu",)),
-        ("dtype", cfg.dtype, ("float32", "bfloat16")),
+        ("dtype", cfg.dtype, tuple(name for name, each in ROW_TYPES.items() if each.trained)),
         ("precision", cfg.precision, ("highest",)),
     ):
         if value not in wanted:
