@@ -22,7 +22,7 @@ from cases import ROOT, USE_EVERYTHING, Job, clean_environment, compile_once, ru
 from mpi import find_mpiexec
 
 from aristos.errors import EnvironmentProblem
-from aristos.primitives import code_files, private, sources
+from aristos.primitives import code_files, packages, private, sources
 from aristos.primitives import compile as compiling
 
 KERNELS = """
@@ -275,14 +275,15 @@ def copy(tmp_path, monkeypatch) -> Path:
     """A copy of the package, whose keys `keys` computes."""
     copy = tmp_path / "site" / "aristos"
     shutil.copytree(ROOT / "aristos", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(compiling, "PACKAGE", copy)
+    monkeypatch.setitem(packages._registered, "aristos", packages.Package("aristos", copy, lambda: "an ISA"))
     forget()
     yield copy
     forget()
 
 
 def forget() -> None:
-    for function in (compiling.source_key, sources.files, sources.imported, sources.importers, sources.digest):
+    found = (compiling.source_key, compiling.code_key, compiling._read)
+    for function in (*found, sources.files, sources.imported, sources.importers, sources.digest):
         function.cache_clear()
 
 
