@@ -18,6 +18,7 @@ from unittest import mock
 
 import numba
 import pytest
+from cache_keys import forget
 from cases import ROOT, USE_EVERYTHING, Job, clean_environment, compile_once, run_job
 from mpi import find_mpiexec
 
@@ -279,12 +280,6 @@ def copy(tmp_path, monkeypatch) -> Path:
     forget()
     yield copy
     forget()
-
-
-def forget() -> None:
-    found = (compiling.source_key, compiling.code_key, compiling._read)
-    for function in (*found, sources.files, sources.imported, sources.importers, sources.digest):
-        function.cache_clear()
 
 
 def keys(package: Path, *modules: str) -> list[str]:

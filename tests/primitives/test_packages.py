@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cache_keys import forget
 from cases import ROOT, clean_environment
 
 from aristos.primitives import compile as compiling
@@ -47,12 +48,6 @@ def registered(places, monkeypatch) -> Iterator[dict[str, str]]:
     forget()
     yield part
     forget()
-
-
-def forget() -> None:
-    found = (compiling.source_key, compiling.code_key, compiling._read)
-    for function in (*found, sources.files, sources.imported, sources.importers, sources.digest):
-        function.cache_clear()
 
 
 def keys(places: Path) -> tuple[str, str]:

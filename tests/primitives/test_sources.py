@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cache_keys import forget
 from cases import ROOT
 
 from aristos.primitives import sources
@@ -70,6 +71,5 @@ def test_the_digest_follows_contents_and_names_and_not_where_the_package_lies(pa
 
 def fresh(source: Path) -> str:
     """The digest as a new process would find it."""
-    for function in (sources.files, sources.imported, sources.digest):
-        function.cache_clear()
+    forget()
     return sources.digest(sources.files(source))
