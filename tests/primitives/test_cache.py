@@ -23,7 +23,7 @@ from cases import ROOT, USE_EVERYTHING, Job, clean_environment, compile_once, ru
 from mpi import find_mpiexec
 
 from aristos.errors import EnvironmentProblem
-from aristos.primitives import code_files, packages, private, sources
+from aristos.primitives import code_files, packages, private
 from aristos.primitives import compile as compiling
 
 KERNELS = """

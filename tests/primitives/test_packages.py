@@ -13,7 +13,7 @@ from cache_keys import forget
 from cases import ROOT, clean_environment
 
 from aristos.primitives import compile as compiling
-from aristos.primitives import isa, packages, sources
+from aristos.primitives import isa, packages
 
 TEXTS = {  # `house` reads `yard`, and `yard` has a lowering and a part of the key; `far` is read by neither
     "house/__init__.py": "",
