@@ -253,8 +253,9 @@ WAIT_PEER = 32
 WAIT_EPOCH = 33
 WAIT_PROGRESS = 34
 IN_FLIGHT = 35
-LEFT = 36
-STATE_WORDS = 37
+UNBEGUN = 36
+LEFT = 37
+STATE_WORDS = 38
 
 # ---- a line of words for a peer, and words behind it
 POISON = 0

@@ -12,7 +12,7 @@ from ..engine import codes, words
 from ..errors import InputError, PeerInputError
 from ..kernels.cuda.tile import BYTES, Tile
 from ..substrate.cuda import persistent
-from ..substrate.cuda.runtime import CudaRuntime
+from ..substrate.cuda.runtime import NO_JOB, CudaRuntime
 from ..substrate.runtime import Runtime
 from . import device_arrays, streams
 from .arguments import (
@@ -33,7 +33,6 @@ from .routing import Routing, routing_of
 from .stats import CallStats, call_stats
 
 MOST_SMS = 1 << 20
-NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
 
 
 class CudaBackend(Backend):
@@ -149,6 +148,7 @@ class CudaBackend(Backend):
         with runtime.failing(NO_JOB):
             job, routing = self._jobs.of(call.layer, tile)
             self._last = (call.layer, tile.m)
+            runtime.running = self._jobs.host[self._last]
             for stream in call.before:
                 runtime.device.record(self._queued, stream)
                 runtime.device.wait(call.stream, self._queued)

@@ -26,7 +26,7 @@ from ...engine import (
     timeout_check,
     words,
 )
-from ...engine.lock import acquire, unlock
+from ...engine.lock import OUTSIDE, acquire, lock, unlock
 from ...kernels.cuda import router
 from ...kernels.cuda.catalogue import Kernel
 from ...kernels.cuda.combine import combine_tokens
@@ -101,6 +101,36 @@ def keep_refusal(job, st):
             st[words.KEPT_RANK] = p
 
 
+@cuda.jit(device=True)
+def enter(job, st):
+    """Wait until no call is in flight, and begin one; False if the host ends it, or the call in flight stands still.
+
+    That one gives up its own waits after at most TIMEOUT_NS + ABSENT_NS without progress. Later it is stuck, perhaps
+    with the lock: so the peers are notified without it.
+    """
+    polls, since, seen, cause = 0, mem.clock(), -1, 0
+    while not mem.compare_exchange(job[words.STATE] + WORD * words.IN_FLIGHT, 0, 1):
+        mem.nap()
+        polls += 1
+        if polls % POLLS != 0:
+            continue
+        now = mem.clock()
+        if lock(job, OUTSIDE):
+            progress = st[words.PROGRESS]
+            unlock(job)
+            if progress != seen:
+                seen, since = progress, now
+        cause = mem.load_acquire(job[words.ABORT])
+        if cause == 0 and now - since > job[words.TIMEOUT_NS] + job[words.ABSENT_NS]:
+            cause = codes.CAUSE_TIMEOUT
+            st[words.UNBEGUN] = 1
+        if cause != 0:
+            st[words.ORIGIN] = job[words.RANK]
+            steps.poison(job, st, job[words.RANK], cause)
+            return False
+    return True
+
+
 @cuda.jit
 def begin(
     job_address, state_address, routing_address, x, x_stride, tokens, y, ids, weights, status, router_x,
@@ -113,12 +143,16 @@ def begin(
     the capacity, or 0. The calls are counted here, so that a call captured in a graph can be replayed.
 
     The host orders calls by events. Where it cannot, as between branches of a graph, this kernel waits for the call in
-    flight: that one needs no SM in addition to those that it has, and its waits are bounded.
+    flight: that one needs no SM in addition to those that it has. If the wait fails, so does this rank's engine.
     """
     job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
+    entered = cuda.shared.array(1, np.int64)
     if mem.thread() == 0:
-        while not mem.compare_exchange(state_address + WORD * words.IN_FLIGHT, 0, 1):
-            mem.nap()
+        entered[0] = 1 if enter(job, st) else 0
+    mem.block_barrier()
+    if entered[0] == 0:
+        return
+    if mem.thread() == 0:
         st[words.LEFT] = 0
         keep_refusal(job, st)
         st[words.CALLS] += 1
@@ -149,7 +183,7 @@ def begin(
 @cuda.jit(device=True)
 def give_up(job, st, origin, cause):
     """This rank's engine has failed: notify its workers and its peers."""
-    acquire(job)
+    acquire(job, OUTSIDE)
     st[words.ORIGIN] = origin
     steps.poison(job, st, origin, cause)
     unlock(job)

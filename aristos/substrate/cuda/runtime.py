@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,20 +34,25 @@ from ...transport.group import Group
 from ...transport.limits import ABSENT, TIMEOUT
 from ...transport.warning import warn
 from ...transport.window import Window
+from .. import standing
 from ..failure import bad_word, poisoned, wait_message
 from ..idle import ALONE, CROWDED
 from ..runtime import Runtime
 from ..windows import EngineMemory
 from . import device_puts, persistent
 from .device import CudaDevice
+from .interrupts import PROCESS as INTERRUPTS
 from .outboxes import DeviceMemory
 from .proxy_thread import DeviceWire, ProxyThread
 
 MOST_ROWS = 256  # of a tile
-MOST_NS = 1 << 62  # of a timeout
+MOST_NS = 1 << 61  # of a timeout; kernels add two
 MERGE_POLLS = 8  # idle polls that few rows wait for more of their expert
+ANSWER_SECONDS = 0.2  # that the driver has to answer a query
+LOOK_SECONDS = 2.0  # that it has to copy the state
 FAIL_SECONDS = 5.0  # that a failing rank waits for its GPU to notify the peers
 AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pauses at first; then its longest pause
+NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
 # Variables with the process's number on its node, the innermost launcher's first. They count ranks of the job: the
 # group may have fewer of them on the node.
 LOCAL_RANK = tuple(rank for rank, _ in mpi_facts.LOCAL)
@@ -65,6 +72,7 @@ class CudaRuntime(Runtime):
         self._device_wire: DeviceWire | None = None
         self._ended = self.device.event(timed=False)  # recorded at the end of every call
         self._abort, self._abort_at = self.device.host(LINE)  # a word that ends the call in flight
+        INTERRUPTS.join(self)
 
     def idle(self) -> None:
         """Wait until this GPU does nothing for this engine: only then may peers free what it writes to.
@@ -199,6 +207,7 @@ class CudaRuntime(Runtime):
         job, routing: addresses of the jobs on the GPU. call: has x, x_stride, router_x, router_x_stride, tokens, y,
         ids, weights, given_ids, given_weights (addresses), status, capacity, kind, slots, pitch.
         """
+        INTERRUPTS.arm()
         device = self.device
         capturing = device.capturing(stream)
         device.wait(stream, self._ended, capturing)
@@ -283,6 +292,12 @@ class CudaRuntime(Runtime):
     def _wait_message(self, epoch: int) -> str:
         """The message of the wait that the kernel gave up, from the state that it left."""
         state, limits = self.state, self.group.limits
+        if state[words.UNBEGUN] != 0:
+            return (
+                f"rank {self.group.rank} waited more than {limits.timeout + limits.absent:g} s ({TIMEOUT} + {ABSENT})"
+                f" for its own call of epoch {epoch}, which is in flight and makes no progress: see whether another"
+                " kernel holds this GPU, and whether all ranks queue calls in the same order"
+            )
         peer, seen = int(state[words.WAIT_PEER]), (int(state[words.WAIT_EPOCH]), int(state[words.WAIT_PROGRESS]))
         job = self._blank_job()
         lock = np.zeros(1, np.int64)  # for this copy of the state, which nothing else uses
@@ -305,6 +320,43 @@ class CudaRuntime(Runtime):
             fail, stream = self.device.load(persistent.FAIL), self.device.stream
             self.device.launch(fail, 1, 0, self._failure_job_at, self.state_at, origin, cause)
             self._until(lambda: self.device.done(stream))
+
+    def interrupt(self) -> None:
+        """End the calls in flight and refuse later ones: the main thread is inside a driver call, and Ctrl-C came.
+
+        By a thread of `Interrupts`. With no call in flight the layer stays usable. What was awaited goes to stderr: the
+        program may hang.
+        """
+        if self.broken is None and self._has_calls():
+            print(f"aristos: Ctrl-C during a call\n{self.standing()}", file=sys.stderr, flush=True)
+            error = KeyboardInterrupt("Ctrl-C while the program waited for its GPU")
+            self._fail(NO_JOB, error, "it was interrupted")
+
+    def _has_calls(self) -> bool:
+        """Whether a call is in flight, or the driver does not answer."""
+        with contextlib.suppress(AristosError):  # the GPU has failed: nothing is in flight
+            passed = self._answer(lambda: self.device.passed(self._ended), ANSWER_SECONDS)
+            return not (passed and passed[0])
+        return False
+
+    @staticmethod
+    def _answer(ask: Callable[[], Any], seconds: float) -> list[Any]:
+        """[ask()], asked by another thread; [] if the driver does not answer: who holds its lock may hang."""
+        answers: list[Any] = []
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                answers.append(ask())
+            except Exception as error:
+                errors.append(error)
+
+        asking = threading.Thread(target=run, daemon=True)
+        asking.start()
+        asking.join(seconds)
+        if errors:
+            raise errors[0]
+        return answers
 
     @staticmethod
     def _until(what: Callable[[], bool]) -> None:
@@ -329,10 +381,26 @@ class CudaRuntime(Runtime):
     def _receive(self, job: np.ndarray) -> None:
         pass  # the proxy thread does, in calls and between them
 
+    def _standing(self, job: np.ndarray) -> str:
+        def look() -> str:
+            copy = job.copy()
+            state, lock = np.zeros(self.tables.words, np.int64), np.zeros(1, np.int64)
+            self.device.copy_out(state, self.state_at)
+            self.device.copy_out(lock, self.state_at + WORD * self.tables.words)
+            copy[words.EPOCH] = state[words.CALLS]
+            return standing.describe(copy, state, int(lock[0]), lambda p, w: self._read_word(copy, p, w))
+
+        found = self._answer(look, LOOK_SECONDS)
+        return found[0] if found else f"rank {self.group.rank}: the driver has not answered for {LOOK_SECONDS:g} s"
+
     def _read_word(self, job: np.ndarray, peer: int, word: int) -> int:
         found = np.zeros(1, np.int64)
         self.device.copy_out(found, int(word_from(job, self.state, peer, word)))
         return int(found[0])
+
+    def _end_threads(self) -> None:
+        super()._end_threads()
+        INTERRUPTS.leave(self)
 
     def _free(self) -> None:
         for at in (self.state_at, self._scratch_at, self._failure_job_at):
