@@ -110,6 +110,7 @@ class CudaBackend(Backend):
         capturing = gpu.capturing(call.stream)
         if capturing:  # first: a copy from the host, or an allocation for it, would end the capture
             self._refuse_host_arrays(given)
+            self._runtime.refuse_branch(call.stream)
         call.unordered = not capturing and streams.unordered(stream, (x, out, ids, weights, given.router_x))
         self._arguments.take(call, given)
         call.wants_routing = given.return_routing

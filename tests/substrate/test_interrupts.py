@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
-SECONDS = 60.0
+SECONDS = 300.0  # kernels may have to be compiled
 
 HEAD = """
 import asyncio, os, signal, socket, sys, threading, time
@@ -204,13 +204,14 @@ def test_ctrl_c_ends_a_kernel_while_the_main_thread_is_in_the_driver(where):
     def body(comm, rank, driver):
         moe = aristos.MoE(CFG, comm, backend="cuda")
         moe.load(**reference.weights(CFG))
+        moe(x)
         if rank == 1:
-            assert gone.wait(40)
+            assert gone.wait(200)
             try:
                 moe(x)
                 raise SystemExit("no PoisonedError")
             except errors.PoisonedError as error:
-                assert "rank 0 gave up in epoch 1 because it was interrupted" in str(error), error
+                assert "rank 0 gave up in epoch 2 because it was interrupted" in str(error), error
             moe._member.runtime.users = 0
             return
         gpu, plain = CudaDevice(0), driver.cuStreamSynchronize
@@ -250,10 +251,10 @@ def test_ctrl_c_ends_a_kernel_while_the_main_thread_is_in_the_driver(where):
         moe._member.runtime.users = 0
         gone.set()
 
-    fake_ranks.on_driver(2, body, first_here=True, seconds=25.0)
+    fake_ranks.on_driver(2, body, first_here=True, seconds=200.0)
     leftovers.drop_since([])
     """)
-    for text in ("aristos: Ctrl-C during a call\nrank 0 of 2, epoch 1: running, ",
-                 "\n  rank 1: last seen at epoch 0, 0 commands published\n",
-                 "\n  rank 1: its announcement is missing: the last one is of epoch 0\n"):  # fmt: skip
+    for text in ("aristos: Ctrl-C during a call\nrank 0 of 2, epoch 2: running, ",
+                 "\n  rank 1: last seen at epoch 1, outside of a call\n",
+                 "\n  rank 1: its announcement is missing: the last one is of epoch 1\n"):  # fmt: skip
         assert text in said, said

@@ -91,19 +91,21 @@ class Interrupts:
         with reader:
             while signals := reader.recv(64):
                 self._pass_on(signals)
-                if signal.SIGINT in signals:
-                    threading.Thread(target=self._follow, name="aristos-interrupt", daemon=True).start()
+                for number in set(signals):
+                    raises = signal.getsignal(number) is signal.default_int_handler
+                    if raises or number == signal.SIGINT:
+                        threading.Thread(target=self._follow, args=(raises,), daemon=True).start()
 
     def _pass_on(self, signals: bytes) -> None:
         if self._other != NONE:
             with contextlib.suppress(OSError):  # full, so that its reader wakes anyway; or closed
                 os.write(self._other, signals)
 
-    def _follow(self) -> None:
+    def _follow(self, raises: bool) -> None:
         """After a SIGINT: unless the main thread runs Python again, end what users have in flight.
 
-        Python's own handler raises, so one Ctrl-C is enough. Another handler may mean to go on: there it takes a second
-        one, while the main thread still is where it was.
+        raises: the handler is Python's own, for this or another signal. Another one may mean to go on: there it takes a
+        second SIGINT, while the main thread still is where it was.
         """
         before, mark = self._mark, _Mark()
         self._mark, until = mark, time.monotonic() + GRACE_SECONDS
@@ -111,8 +113,7 @@ class Interrupts:
             time.sleep(POLL_SECONDS)
             if mark.passed():
                 return
-        again = before is not None and not before.passed()
-        if again or signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        if raises or (before is not None and not before.passed()):
             for user in list(self._users):
                 user.interrupt()
 

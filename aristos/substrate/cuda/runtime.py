@@ -50,6 +50,7 @@ MOST_NS = 1 << 61  # of a timeout; kernels add two
 MERGE_POLLS = 8  # idle polls that few rows wait for more of their expert
 ANSWER_SECONDS = 0.2  # that the driver has to answer a query
 LOOK_SECONDS = 2.0  # that it has to copy the state
+ASK_SECONDS = 1.0  # between two looks at the progress of a call that lasts
 FAIL_SECONDS = 5.0  # that a failing rank waits for its GPU to notify the peers
 AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pauses at first; then its longest pause
 NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
@@ -72,6 +73,7 @@ class CudaRuntime(Runtime):
         self._device_wire: DeviceWire | None = None
         self._ended = self.device.event(timed=False)  # recorded at the end of every call
         self._abort, self._abort_at = self.device.host(LINE)  # a word that ends the call in flight
+        self._captured: tuple[int, Any] | None = None  # (number of the last capture, its last node of a call)
         INTERRUPTS.join(self)
 
     def idle(self) -> None:
@@ -229,6 +231,20 @@ class CudaRuntime(Runtime):
         kernel = device.load(persistent.layer_kernel(tile))
         device.launch(kernel, blocks, tile.shared_bytes, job, self.state_at, stream=stream)
         device.record(self._ended, stream, capturing)
+        if capturing and self.group.world > 1:
+            number, nodes = device.captured(stream)
+            self._captured = (number, nodes[0]) if nodes else None
+
+    def refuse_branch(self, stream: int) -> None:
+        """Raise InputError for a call that a graph would run beside an earlier one: ranks could differ in the order."""
+        if self.group.world == 1 or self._captured is None:
+            return
+        number, nodes = self.device.captured(stream)
+        if number == self._captured[0] and not self.device.follows(nodes, self._captured[1]):
+            raise InputError(
+                "calls in parallel branches of a graph have no order that all ranks share: let the stream of the second"
+                " wait for an event that is recorded after the first"
+            )
 
     def follow(self, stream: int) -> None:
         """What is queued on a stream from here on waits for all calls queued so far."""
@@ -255,10 +271,25 @@ class CudaRuntime(Runtime):
                 self.device.copy_in(self.state_at + WORD * first, zeros)
 
     def _wait(self) -> None:
-        """Wait for all calls while remaining interruptible; the kernel bounds the wait (engine/timeout_check.py)."""
-        since, warned = time.monotonic(), False
+        """Wait for all calls while remaining interruptible.
+
+        The kernel bounds its waits (engine/timeout_check.py). Where it cannot end, because a block hangs, this does.
+        """
+        limits, since, warned = self.group.limits, time.monotonic(), False
+        longest, moved, asked, seen = limits.timeout + limits.absent + FAIL_SECONDS, since, since, (0, 0)
         while not self.device.passed(self._ended):
-            waited = time.monotonic() - since
+            now = time.monotonic()
+            waited = now - since
+            if now - asked > ASK_SECONDS and self.layout is not None:
+                asked, before, seen = now, seen, self._progress()
+                if seen != before:
+                    moved = now
+                elif now - moved > longest:
+                    raise WaitTimeout(
+                        f"rank {self.group.rank} has waited {now - moved:.3g} s (limit {longest:g} s) for its own call"
+                        f" {seen[0]}, which makes no progress and does not end: another kernel holds the GPU, or a"
+                        " block of this one hangs"
+                    )
             if waited > AWAKE_SECONDS:  # a short wait is worth a core
                 time.sleep(min(NAP_SECONDS, waited / 10))
             if waited > self.group.limits.timeout and not warned:
@@ -267,6 +298,13 @@ class CudaRuntime(Runtime):
                     f"rank {self.group.rank} has waited {waited:.3g} s for its call: a peer may be in user code still;"
                     f" the kernel gives up after {self.group.limits.absent:g} s ({ABSENT})"
                 )
+
+    def _progress(self) -> tuple[int, int]:
+        """(calls begun, commands published) as the GPU has them now."""
+        found = np.zeros(2, np.int64)
+        for i, word in enumerate((words.CALLS, words.PROGRESS)):
+            self.device.copy_out(found[i : i + 1], self.state_at + WORD * word)
+        return int(found[0]), int(found[1])
 
     def read_all(self) -> None:
         """Copy the whole state from the GPU, for counters and messages."""
@@ -309,11 +347,13 @@ class CudaRuntime(Runtime):
         return wait_message(self.group.rank, peer, epoch, waited=waited, name=name, owed=owed, seen=seen)
 
     def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:
-        if isinstance(error, WaitTimeout | PoisonedError | CorruptionError) or self._memory is None:
-            return  # the kernel has notified the peers
+        if self._memory is None:
+            return
+        store_release(self._abort.ctypes.data, cause)  # the call in flight notifies the peers, and ends
+        if isinstance(error, WaitTimeout | PoisonedError | CorruptionError):
+            return  # the kernel has notified the peers, or cannot
         if self._proxy is not None:
             self._proxy.poison(origin, cause)
-        store_release(self._abort.ctypes.data, cause)  # the call in flight notifies the peers, and ends
         with contextlib.suppress(AristosError):  # the GPU may be what has failed; then the job ends at exit
             self._until(lambda: self.device.passed(self._ended))
             self.device.copy_in(self._failure_job_at, self._blank_job())
