@@ -338,7 +338,13 @@ STATE_WORDS = [
     Word("WAIT_EPOCH", "the AT_EPOCH that it had published then", "call", "worker 0", substrate=CUDA),
     Word("WAIT_PROGRESS", "the AT_PROGRESS that it had published then", "commands", "worker 0", substrate=CUDA),
     Word("IN_FLIGHT", "a call has begun and not all of its workers have left", "flag", "by atomics", substrate=CUDA),
-    Word("UNBEGUN", "it gave up its wait for the call in flight", "flag", "the kernel `begin`", substrate=CUDA),
+    Word(
+        "UNBEGUN",
+        "it gave up its wait for the call in flight: no kernel of its call may touch anything",
+        "flag",
+        "the kernel `begin`",
+        substrate=CUDA,
+    ),
     Word("LEFT", "workers that have left the call in flight", "workers", ATOMIC, substrate=CUDA),
 ]
 

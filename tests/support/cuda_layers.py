@@ -221,6 +221,7 @@ class Rank:
         scratch = self.device.empty(r.scratch_bytes(max(1, count), cfg.experts, slots) // 4, np.int32)
         self.kept.append(scratch)
         job[[r.STATUS, r.SCRATCH]] = self.state.ptr + 8 * words.STATUS, scratch.ptr
+        job[r.UNBEGUN] = self.state.ptr + 8 * words.UNBEGUN
         return job
 
     def launch(self) -> None:

@@ -123,8 +123,8 @@ def enter(job, st):
         cause = mem.load_acquire(job[words.ABORT])
         if cause == 0 and now - since > job[words.TIMEOUT_NS] + job[words.ABSENT_NS]:
             cause = codes.CAUSE_TIMEOUT
-            st[words.UNBEGUN] = 1
         if cause != 0:
+            st[words.UNBEGUN] = 1
             st[words.ORIGIN] = job[words.RANK]
             steps.poison(job, st, job[words.RANK], cause)
             return False
