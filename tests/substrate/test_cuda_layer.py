@@ -139,7 +139,7 @@ def test_the_wait_for_the_call_in_flight_is_bounded(asked, cause):
     found = rank.state.copy_to_host()
     assert (found[words.FAILED], found[words.ORIGIN], found[words.CALLS]) == (cause, 0, calls)
     assert found[words.UNBEGUN] == 1
-    window = layers.windows[0].copy_to_host().view(np.int64)
+    window = layers.windows[1].copy_to_host().view(np.int64)
     poison = poison_word(0, 0, cause)
     assert poison in window
 
