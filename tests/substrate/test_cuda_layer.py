@@ -146,7 +146,7 @@ def test_the_wait_for_the_call_in_flight_is_bounded(asked, cause):
 
 
 def test_kernels_that_keep_counters():
-    """The same bits; each phase has its time, within that of all workers, and the usual kernel keeps idle time alone."""
+    """The same bits; every phase has its time. The usual kernel keeps idle time alone."""
     plain, counted = Layers(), Layers(counted=True)
     for y, other in zip(plain.run(), counted.run()):
         np.testing.assert_array_equal(y, other)
