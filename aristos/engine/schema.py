@@ -345,6 +345,7 @@ STATE_WORDS = [
         "the kernel `begin`",
         substrate=CUDA,
     ),
+    Word("BEGAN", "when the call in flight began", "ns", "the kernel `begin`", substrate=CUDA),
     Word("LEFT", "workers that have left the call in flight", "workers", ATOMIC, substrate=CUDA),
 ]
 
@@ -598,6 +599,8 @@ COUNTERS = [
     Word("N_PACK", "packing and all else", "ns", OWN),
     Word("N_EVENTS", "events kept", "events", OWN),
     Word("N_WIRE", "at the wire", "ns", OWN),
+    Word("N_PUBLISH", "publishing, with waits for the lock, where kernels count it", "ns", OWN, substrate=CUDA),
+    Word("N_POLLS", "idle polls, where kernels count them", "polls", OWN, substrate=CUDA),
     Word("N_LOCAL_PUTS", "puts in shared memory, by size class", "", OWN),
 ]
 N_REMOTE_PUTS = len(COUNTERS) - 1 + record("puts").words * SIZE_CLASSES  # puts by MPI follow, by size class

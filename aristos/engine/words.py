@@ -254,8 +254,9 @@ WAIT_EPOCH = 33
 WAIT_PROGRESS = 34
 IN_FLIGHT = 35
 UNBEGUN = 36
-LEFT = 37
-STATE_WORDS = 38
+BEGAN = 37
+LEFT = 38
+STATE_WORDS = 39
 
 # ---- a line of words for a peer, and words behind it
 POISON = 0
@@ -278,8 +279,10 @@ N_IDLE = 4
 N_PACK = 5
 N_EVENTS = 6
 N_WIRE = 7
-N_LOCAL_PUTS = 8
-N_REMOTE_PUTS = 38
+N_PUBLISH = 8
+N_POLLS = 9
+N_LOCAL_PUTS = 10
+N_REMOTE_PUTS = 40
 
 # ---- sizes
 ANNOUNCED_WORDS = 14

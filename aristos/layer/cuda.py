@@ -49,6 +49,7 @@ class CudaBackend(Backend):
         self._last: tuple[int, int] | None = None  # key of the last call's job
         self._started = 0.0  # when the last call was
         self._queued = self._runtime.device.event(timed=False)  # what other streams have queued before a call
+        self._counted = False  # kernels keep the counters of a call
         self._in_flight = InFlight(self._runtime.device)
 
     @staticmethod
@@ -157,7 +158,7 @@ class CudaBackend(Backend):
                 runtime.follow(call.stream)  # a call in flight may read the buffers
                 runtime.device.copy_in(call.given_ids, call.host_ids, call.stream)
                 runtime.device.copy_in(call.given_weights, call.host_weights, call.stream)
-            runtime.launch(tile, self._jobs.blocks[tile.m], job, routing, call, call.stream)
+            runtime.launch(tile, self._jobs.blocks[tile.m], job, routing, call, call.stream, self._counted)
             for stream in call.after:
                 runtime.follow(stream)
             self._in_flight.drop_ended()
@@ -254,6 +255,13 @@ class CudaBackend(Backend):
         call = DeviceCall(self._kind, waits=False)
         runtime.refuse_open()
         self._raise_status(call)
+
+    def timeline(self, on: bool, events: int) -> None:
+        """Let kernels count; they keep no events."""
+        if on and not self._counted:
+            self._runtime.idle()  # kernels are loaded
+            self._runtime.prepare(self._jobs.tiles, counted=True)
+        self._counted = on
 
     def close(self) -> None:
         if self._runtime.broken is None:

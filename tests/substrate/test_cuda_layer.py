@@ -15,6 +15,7 @@ from aristos.engine.poison import poison_word
 from aristos.kernels.cuda.gemm import GROUPS, TILES
 from aristos.kernels.cuda.tile import BYTES
 from aristos.reference import error
+from aristos.substrate.counters import Tables
 from aristos.substrate.cuda import persistent as substrate
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]
@@ -142,6 +143,22 @@ def test_the_wait_for_the_call_in_flight_is_bounded(asked, cause):
     window = layers.windows[1].copy_to_host().view(np.int64)
     poison = poison_word(0, 0, cause)
     assert poison in window
+
+
+def test_kernels_that_keep_counters():
+    """The same bits; every phase has its time. The usual kernel keeps idle time alone."""
+    plain, counted = Layers(), Layers(counted=True)
+    for y, other in zip(plain.run(), counted.run()):
+        np.testing.assert_array_equal(y, other)
+    phases = [words.N_ROUTE, words.N_DISPATCH, words.N_EXPERT, words.N_COMBINE, words.N_PACK, words.N_PUBLISH]
+    for layers, each in ((plain, False), (counted, True)):
+        for rank in layers.ranks:
+            state = rank.state.copy_to_host()
+            tables = Tables(layers.tables.starts, layers.grid, len(layers.tokens))
+            found = tables.counters(state[tables.first :])
+            assert (found[[*phases, words.N_POLLS]] > 0).all() == each
+            assert found[words.N_IDLE] > 0
+            assert found[words.N_POLLS] * 1000 <= found[words.N_IDLE] + 1000  # an idle poll naps for about 1000 ns
 
 
 @pytest.mark.parametrize("gated", [False, True])

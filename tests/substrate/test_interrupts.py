@@ -25,8 +25,8 @@ class User:
         self.at.append(time.monotonic())
         self.wait.end()
 
-def press(after=0.1, to=os.getpid()):
-    threading.Timer(after, lambda: os.kill(to, signal.SIGINT)).start()
+def press(after=0.1, to=os.getpid(), what=signal.SIGINT):
+    threading.Timer(after, lambda: os.kill(to, what)).start()
 
 def released(after):
     threading.Timer(after, user.wait.end).start()
@@ -74,6 +74,13 @@ def test_the_call_in_flight_is_ended_and_the_main_thread_raises():
     except KeyboardInterrupt:
         pass
     assert len(user.at) == 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `python -m aristos.bench` takes it
+    press(what=signal.SIGTERM)
+    try:
+        user.wait.enter()
+    except KeyboardInterrupt:
+        pass
+    assert len(user.at) == 3
     """)
 
 

@@ -42,7 +42,7 @@ class Layers:
 
     tokens: of each rank. grid: blocks a rank. ring: rows of a ring, None for the default. tile: None for the first of
     TILES[kind]. timeout: nanoseconds. limit: warp instructions of a run, after which it counts as stuck. given: (ids,
-    weights) of each rank, None where the router chooses.
+    weights) of each rank, None where the router chooses. counted: kernels keep their counters.
     """
 
     cfg: MoEConfig = SMALL
@@ -58,6 +58,7 @@ class Layers:
     timeout: int = 1 << 50
     limit: int = 1 << 40
     given: Any = None
+    counted: bool = False
     machine: Any = None
     ranks: list[Any] = field(default_factory=list)
 
@@ -240,5 +241,5 @@ class Rank:
         self.device.launch(
             r.place, max(1, r.blocks(count)), r.THREADS, self.routing.ptr, shared=r.place_shared(slots, cfg.top_k)
         )
-        kernel = substrate.layer(tile)
+        kernel = substrate.layer(tile, layers.counted)
         self.device.launch(kernel, layers.grid, tile.threads, self.job.ptr, self.state.ptr, shared=tile.shared_bytes)

@@ -203,11 +203,14 @@ class CudaRuntime(Runtime):
 
     # ------------------------------------------------------------ calls
 
-    def launch(self, tile: Tile, blocks: int, job: int, routing: int, call: Any, stream: int) -> None:
+    def launch(
+        self, tile: Tile, blocks: int, job: int, routing: int, call: Any, stream: int, counted: bool = False
+    ) -> None:
         """Queue a call on a stream: open it, route it or check its routing, pack, run the layer.
 
         job, routing: addresses of the jobs on the GPU. call: has x, x_stride, router_x, router_x_stride, tokens, y,
-        ids, weights, given_ids, given_weights (addresses), status, capacity, kind, slots, pitch.
+        ids, weights, given_ids, given_weights (addresses), status, capacity, kind, slots, pitch. counted: see
+        `persistent.layer`.
         """
         INTERRUPTS.arm()
         device = self.device
@@ -228,7 +231,7 @@ class CudaRuntime(Runtime):
             device.launch(device.load(routes["drop"]), count, shared, routing, stream=stream)
         shared = router.place_shared(call.slots, call.pitch)
         device.launch(device.load(routes["place"]), max(1, count), shared, routing, stream=stream)
-        kernel = device.load(persistent.layer_kernel(tile))
+        kernel = device.load(persistent.layer_kernel(tile, counted))
         device.launch(kernel, blocks, tile.shared_bytes, job, self.state_at, stream=stream)
         device.record(self._ended, stream, capturing)
         if capturing and self.group.world > 1:
@@ -250,12 +253,15 @@ class CudaRuntime(Runtime):
         """What is queued on a stream from here on waits for all calls queued so far."""
         self.device.wait(stream, self._ended)
 
-    def prepare(self, tiles: list[Tile]) -> None:
-        """Load every kernel that a call of these tiles needs: a load may wait for the GPU, so none comes later."""
+    def prepare(self, tiles: list[Tile], counted: bool = False) -> None:
+        """Load every kernel that a call of these tiles needs: a load may wait for the GPU, so none comes later.
+
+        counted: see `persistent.layer`.
+        """
         for kernel in (persistent.BEGIN, persistent.FAIL, *route_kernels().values()):
             self.device.load(kernel)
         for tile in tiles:
-            self.device.load(persistent.layer_kernel(tile))
+            self.device.load(persistent.layer_kernel(tile, counted))
 
     def outcome(self) -> None:
         """Wait for the queued calls and read how they ended into `state`; raises on every rank if one has failed."""
