@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ...layer.device_arrays import KINDS
 from ...results import Table
+from ...row_types import KINDS, ROW_TYPES
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet
 from ..gpu.clock import BenchGpu, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
 from ..measure import Statistics, padded
 from ..ran import of_gpu
 from ..registry import gpu_suite
-from ..workload import TOLERANCE
 
 ROWS = (16, 64, 256, 1024)
 MOST_EXPERTS = 8
@@ -139,7 +138,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         record = {
             "rows": rows, "tile": tile.name, "median_us": median[OURS] * 1e6, "turns": len(found[OURS]),
             "tflops": flops * rows / median[OURS] / 1e12, "error": errors[OURS],
-            "check": VERDICTS[max(errors.values()) <= TOLERANCE[shape.cfg.dtype]],
+            "check": VERDICTS[max(errors.values()) <= ROW_TYPES[shape.cfg.dtype].error],
         }  # fmt: skip
         if BLAS in found:
             share, low, high = ratios(found[OURS], found[BLAS])

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ...layer.device_arrays import KINDS
 from ...results import Table
+from ...row_types import KINDS
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.alltoall import Nccl, Staged, nccl_or_why
 from ..gpu.calls import Played, routed_call
