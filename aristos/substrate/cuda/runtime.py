@@ -433,7 +433,7 @@ class CudaRuntime(Runtime):
             state, lock = np.zeros(self.tables.words, np.int64), np.zeros(1, np.int64)
             self.device.copy_out(state, self.state_at)
             self.device.copy_out(lock, self.state_at + WORD * self.tables.words)
-            copy[words.EPOCH] = state[words.CALLS]
+            jobs.update(copy, epoch=state[words.CALLS])
             return standing.describe(copy, state, int(lock[0]), lambda p, w: self._read_word(copy, p, w))
 
         found = self._answer(look, LOOK_SECONDS)
