@@ -182,7 +182,7 @@ class Runtime(ABC):
     @contextlib.contextmanager
     def failing(self, job: np.ndarray) -> Iterator[None]:
         """An exception in the block leaves no rank and no worker waiting; the engine is unusable after."""
-        if job.size:
+        if job.size and job[words.SLOT_START] != 0:  # it is of a layer, not of the engine alone
             self.running = job
         try:
             yield
