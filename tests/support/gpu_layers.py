@@ -21,7 +21,7 @@ from aristos.bench.gpu.clock import BenchGpu, GpuArray
 from aristos.bench.world import World
 from aristos.errors import InputError, PeerInputError
 from aristos.kernels.cuda.pack import widen
-from aristos.layer.device_arrays import KINDS
+from aristos.row_types import KINDS
 
 TIMEOUT = float(os.environ.get("ARISTOS_TEST_TIMEOUT", "60"))
 CFG = aristos.MoEConfig(
