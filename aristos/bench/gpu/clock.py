@@ -26,7 +26,7 @@ class GpuArray:
     """An array on a GPU. kind: of the arithmetic, or a NumPy type string. at: its address."""
 
     def __init__(self, gpu: BenchGpu, shape: tuple[int, ...], kind: str) -> None:
-        self.gpu, self.shape, self.dtype = gpu, shape, np.dtype(TYPES.get(kind, kind))
+        self.gpu, self.shape, self.kind, self.dtype = gpu, shape, kind, np.dtype(TYPES.get(kind, kind))
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
         self.at = gpu.allocate(max(1, self.nbytes))
 

@@ -1,0 +1,217 @@
+"""Suite `router` on GPUs: routing alone, from tokens to sorted choices, against PyTorch.
+
+    scores, top-k   `route`: scores, ids and weights; PyTorch's gate, top-k and weights
+    and order       `route` and `place`: also the packed order; PyTorch also sorts the choices by expert
+
+Each side is captured in a CUDA graph, and both take turns on the same tokens. Ids and order must equal those of the
+float64 reference, whose weights the errors are of. The suite runs on every rank by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ... import reference
+from ...errors import EnvironmentProblem
+from ...layer.device_arrays import KINDS
+from ...results import Table
+from ..context import CHECK, ERROR, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet
+from ..gpu.calls import settled
+from ..gpu.clock import BenchGpu, GpuArray, ratios
+from ..gpu.rival import TorchGpu
+from ..measure import Statistics, padded
+from ..ran import of_gpu
+from ..registry import gpu_suite
+from ..workload import TOLERANCE, Workload
+
+STEPS = SCORES, ORDER = "scores, top-k", "and order"
+OURS, TORCH = "aristos", "PyTorch"
+
+COLUMNS = (
+    Column("tokens", "tokens", "d"),
+    Column("steps", "steps"),
+    Column("median_us", "median\nus", ".1f"),
+    Column("p95_us", "p95\nus", ".1f"),
+    Column("torch_us", "PyTorch\nus", ".1f"),
+    Column("speedup", "against\nPyTorch", ".2f"),
+    Column("speedup_low", "5 %", ".2f"),
+    Column("speedup_high", "95 %", ".2f"),
+    Column("turns", "turns", "d"),
+    ERROR,
+    CHECK,
+)
+
+
+class Ours:
+    """The layer's own kernels on `x`, an array of the GPU. matrix: the router's, [H, E]."""
+
+    def __init__(self, gpu: BenchGpu, cfg: Any, x: GpuArray, matrix: np.ndarray) -> None:
+        from ...kernels.common.scores import rule
+        from ...kernels.cuda import router
+        from ...kernels.cuda.catalogue import route_kernels
+
+        tokens, self.gpu = x.shape[0], gpu
+        self.outputs = [GpuArray(gpu, (tokens, cfg.top_k), kind) for kind in ("<i8", "<f4", "<i8")]
+        ids, weights, position = (each.at for each in self.outputs)
+        job = np.zeros(router.JOB_WORDS, np.int64)
+        for word, value in (
+            (router.X, x.at), (router.X_STRIDE, x.dtype.itemsize * cfg.hidden), (router.TOKENS, tokens),
+            (router.HIDDEN, cfg.hidden), (router.EXPERTS, cfg.experts), (router.SLOTS, cfg.experts),
+            (router.TOP_K, cfg.top_k), (router.CHOICES, cfg.top_k), (router.SCORE, rule(cfg.router)),
+            (router.RENORMALIZE, cfg.router.renormalize), (router.SCALE, np.float32(cfg.router.scale).view(np.int32)),
+            (router.ROUTER, gpu.array(router.pack_router(matrix)).at),
+            (router.SLOT_OF, gpu.array(np.arange(cfg.experts)).at), (router.IDS, ids),
+            (router.WEIGHTS, weights), (router.OFFSET, gpu.allocate(8 * (cfg.experts + 1))),
+            (router.TOKEN, gpu.allocate(8 * tokens * cfg.top_k)), (router.POSITION, position),
+            (router.STATUS, gpu.allocate(8)),
+            (router.SCRATCH, gpu.allocate(router.scratch_bytes(tokens, cfg.experts, cfg.experts))),
+        ):  # fmt: skip
+            job[word] = value
+        kind = x.kind if x.kind in router.KINDS else "f32"
+        kernels, self._job, self._blocks = route_kernels(), gpu.array(job).at, router.blocks(tokens)
+        self._route = kernels[router.route(kind).__name__], router.route_shared(cfg.experts, kind)
+        self._place = kernels["place"], router.place_shared(cfg.experts, cfg.top_k)
+
+    def call(self, steps: str) -> None:
+        """Queue the kernels."""
+        for kernel, shared in (self._route, self._place)[: 1 + STEPS.index(steps)]:
+            self.gpu.launch(kernel, self._blocks, shared, self._job)
+
+    def clear(self) -> None:
+        """Clear the outputs."""
+        for each in self.outputs:
+            self.gpu.device.clear(each.at, each.nbytes, self.gpu.stream)
+
+    def found(self) -> list[np.ndarray]:
+        """ids [S, k], weights [S, k] and packed positions [S, k]."""
+        return [each.get() for each in self.outputs]
+
+
+class Theirs:
+    """PyTorch on the same tokens."""
+
+    def __init__(self, place: TorchGpu, cfg: Any, x: GpuArray, matrix: np.ndarray) -> None:
+        from ..gpu import torch_layer
+
+        self.place, self.torch, self.cfg, self._choose = place, place.torch, cfg, torch_layer.choose
+        self.x = place.tensor(x)
+        self.gate = torch_layer.Gate(place.torch, cfg, matrix, place.device)
+        self.order = torch_layer.Order(place.torch, cfg, len(self.x), place.device)
+
+    def call(self, steps: str) -> None:
+        """Queue PyTorch's kernels."""
+        ids, weights = self._choose(self.torch, self.cfg.router, self.gate(self.x), self.cfg.top_k)
+        self.outputs = [ids, weights]
+        if steps == ORDER:
+            self.outputs.append(self.order(ids)[-1])
+
+    def clear(self) -> None:
+        """Clear the outputs."""
+        with self.place.here():
+            for each in self.outputs:
+                each.zero_()
+
+    def found(self) -> list[np.ndarray]:
+        """As `Ours.found`."""
+        return [each.cpu().numpy() for each in self.outputs]
+
+
+def error(found: list[np.ndarray], want: tuple[np.ndarray, np.ndarray]) -> float:
+    """The error of the weights; infinite if a token's experts or the order are wrong. want: ids and weights [S, k]."""
+    ids, weights, position = found
+    (ids_by, weights_by), (want_ids, want_weights) = (
+        (np.take_along_axis(each, np.argsort(pair[0], axis=1), axis=1) for each in pair)  # near ties swap choices
+        for pair in ((ids, weights), want)
+    )
+    order = np.argsort(ids.reshape(-1), kind="stable")
+    right = np.array_equal(ids_by, want_ids) and np.array_equal(position.reshape(-1)[order], np.arange(order.size))
+    return reference.error(weights_by, want_weights) if right else np.inf
+
+
+@gpu_suite("router", "routing alone: scores, top-k and the packed order, against PyTorch", order=55)
+def run(ctx: Context, gpu: BenchGpu) -> Result:
+    shape = ctx.shape()
+    cfg, kind = shape.cfg, KINDS[shape.cfg.dtype]
+    work, place = Workload(ctx.world, cfg, ctx.options.seed), None
+    try:
+        place = TorchGpu(gpu)
+        note = place.used
+    except EnvironmentProblem as missing:
+        note = str(missing)
+    both = ctx.world.every(place is not None)
+    sheet = Sheet(f"router on {gpu.device.name}: H {cfg.hidden} E {cfg.experts} k {cfg.top_k}", COLUMNS, notes=[note])
+    done, most = [], TOLERANCE["float32"]
+    for i, tokens in enumerate(shape.tokens):
+        ctx.report(f"{tokens} tokens", i / len(shape.tokens))
+        values = settled(work, tokens, kind)
+        x = rows_on(gpu, values, kind)
+        want = reference.route(cfg, values, work.router)
+        sides: dict[str, Any] = {OURS: Ours(gpu, cfg, x, work.router)}
+        if both and place is not None:
+            sides[TORCH] = Theirs(place, cfg, x, work.router)
+        calls = {(name, steps): captured(gpu, place, side, steps) for name, side in sides.items() for steps in STEPS}
+        errors = dict.fromkeys(sides, 0.0)
+        found: dict[str, Any] = {}
+        for last in (False, True):  # the timed graphs must still give right outputs
+            for name, side in sides.items():
+                side.clear()
+                calls[name, ORDER]()
+                gpu.device.synchronize(gpu.stream)
+                errors[name] = max(errors[name], ctx.world.largest(error(side.found(), want)))
+            if not last:
+                named = {f"{name}, {steps}": call for (name, steps), call in calls.items()}
+                share = ctx.left() / (len(shape.tokens) - i)
+                found = gpu.in_turns(named, share, ctx.options.warmup, ctx.options.iters)
+        if errors.get(TORCH, 0.0) > most:
+            sheet.notes.append(f"{WRONG_RIVAL}: PyTorch's routing of {tokens} tokens, error {errors[TORCH]:.1e}")
+            found = {name: times for name, times in found.items() if not name.startswith(TORCH)}
+        done.append((tokens, found))
+        sheet.records += [_record(found, steps) | {"tokens": tokens, "error": errors[OURS],
+                          "check": VERDICTS[errors[OURS] <= most]} for steps in STEPS]  # fmt: skip
+    return Result(sheet.ok, [sheet], [_table(ctx, done, note)], [of_gpu(gpu, kind, (x,), cfg)])
+
+
+def rows_on(gpu: BenchGpu, values: np.ndarray, kind: str) -> GpuArray:
+    """Rows of a kind on the GPU. values: [S, H] float32."""
+    from ...kernels.cuda.pack import narrow
+
+    return gpu.array(values if kind == "tf32" else narrow(values, kind), kind)
+
+
+def captured(gpu: BenchGpu, place: TorchGpu | None, side: Any, steps: str) -> Callable[[], object]:
+    """A side's call in a CUDA graph, after one call that loads its kernels."""
+    call = partial(side.call, steps)
+    if isinstance(side, Ours):
+        call()
+        gpu.device.synchronize(gpu.stream)
+        return partial(gpu.device.replay, gpu.device.graph(gpu.stream, call), gpu.stream)
+    assert place is not None
+    with place.here():
+        call()
+        gpu.device.synchronize(gpu.stream)
+        return place.graph(call)
+
+
+def _record(found: dict[str, np.ndarray], steps: str) -> dict[str, Any]:
+    ours, theirs = found[f"{OURS}, {steps}"], found.get(f"{TORCH}, {steps}")
+    summary = Statistics.of(ours)
+    record: dict[str, Any] = {"steps": steps, "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6,
+                              "turns": len(ours)}  # fmt: skip
+    if theirs is not None:
+        record["torch_us"] = Statistics.of(theirs).median * 1e6
+        record["speedup"], record["speedup_low"], record["speedup_high"] = ratios(ours, theirs)
+    return record
+
+
+def _table(ctx: Context, done: list[tuple[int, dict[str, np.ndarray]]], rival: str) -> Table:
+    """Raw times of this rank."""
+    names = list(dict.fromkeys(name for _, found in done for name in found))
+    seconds = padded([[found.get(name, np.full(1, np.nan)) for name in names] for _, found in done])
+    table = Table("router", "router_cuda", attributes={"shape": str(ctx.shape()), "rival": rival})
+    table.dim("tokens", [tokens for tokens, _ in done], "1", "tokens of a call").dim("what", names)
+    table.dim("turn", np.arange(seconds.shape[-1]))
+    return table.add("time", ("tokens", "what", "turn"), seconds, "s", "one call, by events")
