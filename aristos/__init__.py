@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from .config import MoEConfig, Router
     from .layer.exchange import Exchange
     from .layer.moe import MoE
-    from .layer.routing import Routing
     from .reproducible import reproducible_sum
+    from .routing import Routing
 
 __all__ = [
     "AristosError",
@@ -67,7 +67,7 @@ _LAZY = {
     "Exchange": ".layer.exchange",
     "MoEConfig": ".config",
     "Router": ".config",
-    "Routing": ".layer.routing",
+    "Routing": ".routing",
     "reproducible_sum": ".reproducible",
 }
 _MODULES = (

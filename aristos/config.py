@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from .errors import InputError, quoted
+from .row_types import ROW_TYPES
 
 
 class ActivationRule(NamedTuple):
@@ -22,7 +23,7 @@ class ActivationRule(NamedTuple):
     shift: float = 0.0
 
 
-# kernels/common and reference.py have a function of each name
+# kernels/common and _reference_parts.py have a function of each name
 ACTIVATIONS: dict[str, ActivationRule] = {
     "relu": ActivationRule(0),
     "gelu": ActivationRule(1),
@@ -34,10 +35,26 @@ ACTIVATIONS: dict[str, ActivationRule] = {
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "swiglu_oai", "relu2"]
 
 
-# by name, a router score's number in kernels; kernels/common and reference.py have a function for each name
-SCORES: dict[str, int] = {"softmax": 0, "softmax_topk": 1, "sigmoid": 2, "sqrtsoftplus": 3, "sparsemixer": 4}
-# scores with a value of each expert on its own, so that groups and a bias for choosing can be compared
-BIASED: tuple[str, ...] = ("softmax", "sigmoid", "sqrtsoftplus")
+class ScoreRule(NamedTuple):
+    """code: the score's number in kernels. valued: whether it gives each expert a value, so that groups and a bias for
+    choosing can be compared. jumps: whether weights jump where two scores are close, so that rounding can move them.
+    """
+
+    code: int
+    valued: bool = False
+    jumps: bool = False
+
+
+# kernels/common and _reference_parts.py have a function of each name
+SCORE_RULES: dict[str, ScoreRule] = {
+    "softmax": ScoreRule(0, valued=True),
+    "softmax_topk": ScoreRule(1),
+    "sigmoid": ScoreRule(2, valued=True),
+    "sqrtsoftplus": ScoreRule(3, valued=True),
+    "sparsemixer": ScoreRule(4, jumps=True),
+}
+SCORES: dict[str, int] = {name: rule.code for name, rule in SCORE_RULES.items()}
+BIASED: tuple[str, ...] = tuple(name for name, rule in SCORE_RULES.items() if rule.valued)
 Score = Literal["softmax", "softmax_topk", "sigmoid", "sqrtsoftplus", "sparsemixer"]
 GROUP_SCORES: dict[str, int] = {"max": 0, "sum_top2": 1}  # a group's score is its best expert's, or its best two's sum
 GroupScore = Literal["max", "sum_top2"]
@@ -45,8 +62,6 @@ WEIGHTS_ON: tuple[str, ...] = ("output", "input")
 MOST_GROUPS = 63  # a set of groups is a word
 SPARSEMIXER_WIDTH = 0.02  # twice the jitter of Phi-3.5-MoE
 LEAST_SUM = 1e-20  # added to the sum of k weights that are divided by it, as in DeepSeek-V3's code
-DTYPES: tuple[str, ...] = ("float32", "tf32", "bfloat16", "float16")
-NARROW = ("bfloat16", "float16")  # dtypes of two bytes
 PRECISIONS: tuple[str, ...] = ("highest", "high")
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
 MOVES: tuple[str, ...] = ("auto", "tokens", "experts")  # what crosses between the ranks of a node
@@ -233,7 +248,7 @@ class MoEConfig:
             activation=_one_of("activation", self.activation, ACTIVATIONS),
             gated=boolean("gated", self.gated),
             bias=boolean("bias", self.bias),
-            dtype=_one_of("dtype", self.dtype, DTYPES),
+            dtype=_one_of("dtype", self.dtype, ROW_TYPES),
             precision=_one_of("precision", self.precision, PRECISIONS),
         )
         _normalize(self, limit=checked_limit(self.activation, self.gated, self.limit))

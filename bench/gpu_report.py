@@ -171,10 +171,10 @@ def check_products() -> int:
     """
     from aristos.bench.gpu.clock import BenchGpu
     from aristos.bench.suites.gemm_gpu import OURS, Products
-    from aristos.bench.workload import TOLERANCE
     from aristos.bench.world import World
     from aristos.kernels.cuda.gemm import tiles
     from aristos.layer.device_arrays import KINDS
+    from aristos.row_types import ROW_TYPES
 
     gpu, wrong = BenchGpu(World()), 0
     for dtype, kind in KINDS.items():
@@ -185,7 +185,7 @@ def check_products() -> int:
             error = work.error(work.calls(rows, tile)[OURS], rows)
             few = work.y.get()[:16].tobytes()  # the same rows of x for every tile
             first = first or few
-            said = "WRONG" if error > TOLERANCE[dtype] else "ok" if few == first else "OTHER BITS"
+            said = "WRONG" if error > ROW_TYPES[dtype].error else "ok" if few == first else "OTHER BITS"
             wrong += said != "ok"
             print(f"{tile.name}: {error:.1e} {said}", flush=True)
     gpu.close()

@@ -9,8 +9,9 @@ import argparse
 from pathlib import Path
 
 from .. import models
-from ..config import ACTIVATIONS, DTYPES, MOST_THREADS, MOVES, PRECISIONS
+from ..config import ACTIVATIONS, MOST_THREADS, MOVES, PRECISIONS
 from ..host import launch_environment
+from ..row_types import ROW_TYPES
 from . import suites
 from .arguments import bandwidths, counts, latencies, not_negative, positive, seconds
 from .options import Options, UsageError, is_file
@@ -61,7 +62,9 @@ def make_parser(prog: str = "python -m aristos.bench") -> argparse.ArgumentParse
     shape.add_argument("--experts", type=positive, metavar="E", help="experts over all ranks")
     shape.add_argument("--top-k", type=positive, metavar="K", help="experts per token")
     shape.add_argument("--activation", choices=ACTIVATIONS, help="default: the preset's")
-    shape.add_argument("--dtype", choices=DTYPES, help="of rows and weights (float32; bfloat16 with --backend cuda)")
+    shape.add_argument(
+        "--dtype", choices=list(ROW_TYPES), help="of rows and weights (float32; bfloat16 with --backend cuda)"
+    )
     shape.add_argument("--precision", choices=PRECISIONS, default="highest", help="of float32 products (%(default)s)")
     shape.add_argument(
         "--routing",

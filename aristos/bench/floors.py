@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from ..errors import InputError
 from ..host import launch_environment
 from ..models import PRESETS
+from ..row_types import BY_KIND
 from .arguments import counts
 
-BYTES = {"bf16": 2, "f16": 2, "tf32": 4, "f32": 4}  # per element of rows and weights, by arithmetic
+BYTES = {kind: row.nbytes for kind, row in BY_KIND.items()}  # of an element of rows and weights, by arithmetic
 FLOAT, WORD = 4, 8  # bytes: a router element or combine weight; an id or position
 COMPARED = ("a", "b", "c", "d", "e")
 

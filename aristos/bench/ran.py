@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config import MoEConfig
-from ..layer.device_arrays import KINDS
+from ..row_types import BY_KIND
 
 if TYPE_CHECKING:
     from .gpu.clock import BenchGpu
-
-GPU_BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}  # of an element of a row in a GPU's memory
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,9 @@ def of_layer(moe: Any, arrays: Iterable[Any], cfg: MoEConfig) -> Ran:
 
 def of_gpu(gpu: BenchGpu, kind: str, arrays: Iterable[Any], cfg: MoEConfig) -> Ran:
     """Of kernels on a GPU. kind: of their arithmetic. arrays: rows that were read and written; bfloat16 as bits."""
-    dtype = next(name for name, each in KINDS.items() if each == kind)
-    others = {each.dtype.name for each in arrays if each.dtype.itemsize != GPU_BYTES[dtype]}
-    return Ran(" and ".join([dtype, *sorted(others)]), "highest", gpu.device.arch, (cfg.dtype, cfg.precision))
+    row = BY_KIND[kind]
+    others = {each.dtype.name for each in arrays if each.dtype.itemsize != row.nbytes}
+    return Ran(" and ".join([row.name, *sorted(others)]), "highest", gpu.device.arch, (cfg.dtype, cfg.precision))
 
 
 def of_gpu_layer(gpu: BenchGpu, moe: Any, arrays: Iterable[Any], cfg: MoEConfig) -> Ran:

@@ -14,20 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 
 from .. import reference
-from ..config import ACTIVATIONS, MoEConfig, Router
+from ..config import ACTIVATIONS, SCORE_RULES, MoEConfig, Router
 from ..errors import AristosError
 from ..layer.moe import MoE
+from ..row_types import ON_CPUS
 from . import health
-from .workload import TOLERANCE
 from .world import World
 
-TYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 PROJECTIONS = ("up", "gate", "down")
-SCORES = ("softmax", "softmax_topk", "sigmoid", "sqrtsoftplus")
 LONG_WAIT = 1e-3  # seconds
 SMALL = 0.2  # of what is added up: few sums that are all smaller are what cancellation left, and as inexact
 SAVES: tuple[Literal["nothing", "rows", "hidden"], ...] = ("nothing", "rows", "hidden")
@@ -81,7 +78,7 @@ def draw(seed: int, number: int, world: int, largest: int) -> Drawn:
     train = bool(rng.random() < 0.25)
     schedule = pick("fused", "fused", "fused", "bulk")
     router = Router(
-        score=pick(*SCORES),
+        score=pick(*(name for name, rule in SCORE_RULES.items() if not rule.jumps)),
         renormalize=bool(rng.random() < 0.5),
         scale=pick(1.0, 2.5),
         capacity_factor=pick(None, None, None, 1.25),
@@ -94,7 +91,7 @@ def draw(seed: int, number: int, world: int, largest: int) -> Drawn:
         activation=activation,
         gated=gated,
         bias=bool(rng.random() < 0.3),
-        dtype=pick("float32", "bfloat16") if train else pick(*TYPES),
+        dtype=pick(*(each.name for each in ON_CPUS.values() if each.trained or not train)),
         max_tokens=int(rng.integers(1, 200)),
         router=router,
         shared_ffn=pick(0, 0, int(rng.integers(1, largest + 1))),
@@ -175,7 +172,7 @@ def _load(moe: MoE, layer: int, cfg: MoEConfig, rng: np.random.Generator) -> dic
 
 def _rounded(cfg: MoEConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Weights as forward and backward calls use them: projections rounded to the layer's type, the rest as loaded."""
-    kind = TYPES[cfg.dtype]
+    kind = ON_CPUS[cfg.dtype].array
     return {
         name: array.astype(kind).astype(np.float32) if name.split("_")[-1] in PROJECTIONS else array
         for name, array in weights.items()
@@ -194,7 +191,7 @@ def _call(
 ) -> None:
     """Make a call, and with `backward` its backward call, and check both. outside: ids and weights are given."""
     tokens = int(rng.choice([0, 1, cfg.max_tokens, int(rng.integers(cfg.max_tokens + 1))]))
-    x = rng.standard_normal((tokens, cfg.hidden), np.float32).astype(TYPES[cfg.dtype])
+    x = rng.standard_normal((tokens, cfg.hidden), np.float32).astype(ON_CPUS[cfg.dtype].array)
     given: dict[str, Any] = {}
     if outside:
         chance = 1.0 / np.arange(1, cfg.experts + 1) ** rng.choice([0.0, 1.2, 4.0])
@@ -218,7 +215,7 @@ def _call(
     usual = largest_terms(shape, experts, rows, routing.ids, routing.weights)
     _check("y", cfg, usual, y, reference.moe(shape, rows, **experts, **chosen), counts)
     if backward:
-        dy = rng.standard_normal(x.shape, np.float32).astype(TYPES[cfg.dtype])
+        dy = rng.standard_normal(x.shape, np.float32).astype(ON_CPUS[cfg.dtype].array)
         dx = moe.backward(dy, tape)
         counts.backward += 1
         if outside or np.array_equal(reference.route(cfg, rows, weights["router"])[0], routing.ids):  # no near tie
@@ -280,7 +277,7 @@ def _check(what: str, cfg: MoEConfig, usual: float, found: np.ndarray, truth: np
     if not found.size:
         return
     size = max(float(np.abs(truth).max()), SMALL * usual)
-    off = float(np.abs(found.astype(np.float64) - truth).max()) / size / TOLERANCE[cfg.dtype]
+    off = float(np.abs(found.astype(np.float64) - truth).max()) / size / ON_CPUS[cfg.dtype].error
     counts.worst = max(counts.worst, off)
     if not off <= 1:
         raise SoakError(f"{what} is off by {off:.3g} times what {cfg.dtype} explains")

@@ -9,21 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import reference
-from ..config import NARROW, MoEConfig
+from ..config import MoEConfig
 from ..errors import InputError
 from ..placement import Placement
+from ..row_types import ROW_TYPES
 from . import routing
 from .world import World
 
 # against float64; 16-bit types round weights, hidden activations and outputs, tf32 rounds factors
-TOLERANCE = {"float32": 1e-5, "tf32": 4e-3, "float16": 4e-3, "bfloat16": 3e-2}
 HIGH = 2e-5  # the tolerance of precision="high"
-ROUNDED = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}  # types of rows that are not float32's
 NEAR_TIE = 1e-4  # closer scores may be ordered differently in float32 and float64
 
 Array = NDArray[np.float32]
@@ -112,11 +110,11 @@ class Workload:
 
     def _rounded(self, x: Array) -> Array:
         """x rounded to the layer's dtype, as float32."""
-        return x.astype(ROUNDED.get(self.cfg.dtype, np.float32)).astype(np.float32)
+        return x.astype(ROW_TYPES[self.cfg.dtype].array).astype(np.float32)
 
     def typed(self, call: Call) -> Call:
         """The call with x in the layer's dtype, as a layer on CPUs takes it."""
-        return replace(call, x=call.x.astype(ROUNDED.get(self.cfg.dtype, np.float32)))
+        return replace(call, x=call.x.astype(ROW_TYPES[self.cfg.dtype].array))
 
     def call(self, count: int, how: str, *key: int) -> Call:
         """A call of `count` tokens on this rank. how: "router", or the name of a generator of `routing`."""
@@ -163,12 +161,12 @@ class Workload:
 
     def passes(self, error: float) -> bool:
         """Whether an error is within the tolerance of the layer's dtype and precision."""
-        return error <= (TOLERANCE[self.cfg.dtype] if self.cfg.precision == "highest" else HIGH)
+        return error <= (ROW_TYPES[self.cfg.dtype].error if self.cfg.precision == "highest" else HIGH)
 
     @property
     def expert_bytes(self) -> int:
         """Bytes of one expert's matrices."""
-        return self.flops_per_row // 2 * (2 if self.cfg.dtype in NARROW else 4)
+        return self.flops_per_row // 2 * ROW_TYPES[self.cfg.dtype].nbytes
 
     @property
     def flops_per_row(self) -> int:

@@ -14,10 +14,11 @@ from .. import reference
 from ..config import MoEConfig
 from ..errors import CheckpointError, InputError
 from ..primitives import arrays
+from ..row_types import ON_CPUS
 from .pieces import TABLE, LayerReader
 from .safetensors import shown
 
-ROWS = ("float32", "bfloat16", "float16")  # dtypes of x
+ROWS = tuple(ON_CPUS)  # dtypes of x
 
 
 class TokenTable:

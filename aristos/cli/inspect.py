@@ -12,11 +12,11 @@ from typing import Any
 
 from ..bench.arguments import positive
 from ..host import launch_environment
+from ..row_types import ON_CPUS
 
 SUMMARY = "which layers of a model directory run, and the bytes a rank needs: aristos inspect MODEL_DIR"
 PROBLEMS, USAGE, INTERRUPTED = 1, 2, 130
 RANKS = (1, 2, 4, 8, 16, 32, 64)
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def options(argv: list[str]) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def options(argv: list[str]) -> argparse.Namespace:
         "--ranks", type=positive, nargs="+", metavar="N", help="(1 2 4 ... up to the number of experts)"
     )
     parser.add_argument("--tokens", type=positive, default=4096, help="of one rank in one call (%(default)s)")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of rows and experts (%(default)s)")
+    parser.add_argument("--dtype", choices=list(ON_CPUS), default="bfloat16", help="of rows and experts (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     return parser.parse_args(argv)
 

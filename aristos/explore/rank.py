@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engine import arrivals, codes, outbox, packing, schema, steps, store, words
 from ..engine import exchange as halves
@@ -26,11 +26,10 @@ from .cases import Call
 from .places import private
 from .regions import WORD
 from .scheduler import Actor, Slice
-from .state import State, Watched
+from .state import State
+from .surroundings import Surroundings
 from .violation import OutOfBounds, WrongResult
-
-if TYPE_CHECKING:
-    from .cluster import Cluster
+from .watched_state import Watched
 
 BATCH = 6  # most rows of a run, column-split or not
 MERGE_POLLS = 3  # idle polls for which few rows wait for more
@@ -46,7 +45,7 @@ class Rank:
     worker = "worker"  # in names of actors
     sides: tuple[list[int], ...] = ()  # jobs and states that its proxy works with, if it has one
 
-    def __init__(self, cluster: Cluster, me: int) -> None:
+    def __init__(self, cluster: Surroundings[Rank], me: int) -> None:
         case = cluster.case
         self.cluster, self.case, self.me, self.calls = cluster, case, me, case.calls[me]
         self.placement = Placement(case.placement, len(case.placement), case.ranks)

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ..config import NARROW, MoEConfig
+from ..config import MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
 from ..engine.layout import LINE, EngineShape, lines, return_stride, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, NotLoaded, OpenCallError, PeerInputError
 from ..placement import Placement
 from ..primitives.buffers import FLOAT, aligned
+from ..row_types import ROW_TYPES
 from ..substrate.attach import attach
 from ..substrate.runtime import OPEN_CALL, Runtime
 from ..transport.group import Group
@@ -59,7 +60,7 @@ def shape_of(
     A token's row for the shared expert stays on its rank. foreign: most experts of local peers that a rank computes.
     train: backward calls send rows [dy | x], and rows of dx, float32, come back, each with a scalar.
     """
-    stride, back_stride = lines((2 if dtype in NARROW else FLOAT) * (2 if train else 1) * hidden), 0
+    stride, back_stride = lines(ROW_TYPES[dtype].nbytes * (2 if train else 1) * hidden), 0
     if train:
         back_stride = return_stride(FLOAT * hidden, 1)
         stride = max(stride, back_stride)  # rows that wait to be put back take as much as rows of a ring

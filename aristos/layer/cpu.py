@@ -20,6 +20,7 @@ from ..kernels.cpu.expert import hidden_bytes
 from ..kernels.cpu.lowering import handle
 from ..primitives import arrays, finite, isa
 from ..primitives.buffers import LINE, aligned
+from ..routing import Routing, routing_of
 from ..substrate.cpu.runtime import CpuRuntime
 from ..substrate.runtime import Runtime
 from .arguments import (
@@ -38,7 +39,6 @@ from .bulk import Bulk
 from .collective import Membership, Needs, status_of
 from .given import GivenLayer
 from .node_weights import NodeWeights, foreign_slots, most_foreign
-from .routing import Routing, routing_of
 from .stats import call_stats
 from .tapes import Taping, row_bytes
 from .trained_weights import TrainedWeights

@@ -11,6 +11,8 @@ from ..config import MoEConfig, whole
 from ..engine import codes, words
 from ..errors import InputError, PeerInputError
 from ..kernels.cuda.tile import BYTES, Tile
+from ..routing import Routing, routing_of
+from ..row_types import KINDS
 from ..substrate.cuda import persistent
 from ..substrate.cuda.runtime import CudaRuntime
 from ..substrate.runtime import Runtime
@@ -27,9 +29,7 @@ from .collective import Membership, Needs, status_of, why
 from .cuda_arguments import DeviceArguments, DeviceCall
 from .cuda_jobs import LayerJobs, blocks_of
 from .cuda_weights import DeviceWeights
-from .device_arrays import KINDS
 from .in_flight import InFlight
-from .routing import Routing, routing_of
 from .stats import CallStats, call_stats
 
 MOST_SMS = 1 << 20

@@ -13,11 +13,11 @@ from ..engine import codes
 from ..errors import InputError
 from ..kernels.cuda.tile import BYTES
 from ..primitives import arrays
+from ..row_types import KINDS
 from ..substrate.cuda.runtime import CudaRuntime
 from . import device_arrays
 from .arguments import CallArguments, capacity, on_input, routed_outside, routing_arrays, weight_arrays
 from .cuda_jobs import LayerJobs
-from .device_arrays import KINDS
 
 
 @dataclass

@@ -12,12 +12,12 @@ from ..kernels.common import activations
 from ..kernels.common.scores import rule
 from ..kernels.cuda import router
 from ..kernels.cuda.tile import BYTES, Tile
+from ..row_types import KINDS
 from ..substrate.cuda import persistent
 from ..substrate.cuda.runtime import CudaRuntime, timeout_ns
 from .arguments import capacity, choices, on_input
 from .backend import Settings
 from .collective import Membership
-from .device_arrays import KINDS
 
 
 def blocks_of(cfg: MoEConfig, runtime: CudaRuntime, sms: int | None) -> dict[int, int]:

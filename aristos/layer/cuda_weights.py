@@ -12,7 +12,7 @@ from ..kernels.cuda import router
 from ..kernels.cuda.pack import COLUMNS, INTERLEAVE, interleaved, outputs, pack, pack_bias
 from ..kernels.cuda.tile import BYTES, CHUNK
 from ..primitives.buffers import FLOAT
-from .device_arrays import KINDS
+from ..row_types import KINDS
 from .given import Arrays
 from .weights import PackedLayer
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..row_types import ROW_TYPES
 from .streams import LEGACY
 
-KINDS = {"float32": "f32", "tf32": "tf32", "bfloat16": "bf16", "float16": "f16"}  # of the arithmetic, by cfg.dtype
 LINE = 16  # bytes: alignment of rows
 CUDA = (2, 13)  # DLPack's numbers of devices: CUDA, CUDA managed memory
 CODES = {"i": 0, "u": 1, "f": 2}  # DLPack's numbers of types; 4 is bfloat16
@@ -22,7 +22,7 @@ BITS = ("bfloat16", "uint16", "void16")  # CuPy and NumPy have no bfloat16 and p
 
 @dataclass(frozen=True)
 class DeviceRows:
-    """An array in GPU memory. dtype: 'float32', 'bfloat16', 'int64' ...; strides: in bytes."""
+    """An array in GPU memory. dtype: its type's name, as float32 or int64; strides: in bytes."""
 
     address: int
     shape: tuple[int, ...]
@@ -161,7 +161,7 @@ def _size(dtype: str) -> int:
 
 def rows(name: str, array: DeviceRows, width: int, dtype: str) -> tuple[tuple[int, ...], int]:
     """(leading shape, bytes between rows) of [..., width]; raises InputError unless rows can be read in place."""
-    wanted = "float32" if dtype == "tf32" else dtype
+    wanted = ROW_TYPES[dtype].stored
     if array.dtype != wanted and not (wanted == "bfloat16" and array.dtype in BITS):
         raise InputError(f"{name} must have dtype {wanted}, got {array.dtype}: cast it yourself, none is done silently")
     if not array.shape or array.shape[-1] != width:

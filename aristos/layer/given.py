@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from ..config import BIASED, MoEConfig, boolean
 from ..errors import InputError
 from ..primitives import arrays, finite
+from ..row_types import ON_CPUS, ROUNDED
 
 PROJECTIONS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 SHARED = (*(f"shared_{name}" for name in PROJECTIONS), "shared_sigmoid")  # arrays of a shared expert
 ROUTERS = ("router", "router_bias", "select_bias")  # arrays of a router
 LAYOUTS = ("in_out", "out_in")
-BITS = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}  # what arrays of uint16 may hold
-ACCEPTED = "float32, bfloat16 or float16"
+STORED = tuple(ON_CPUS)  # types of weights
 Arrays = dict[str, np.ndarray]
 
 
@@ -44,9 +43,9 @@ def checked_array(name: str, value: Any, bits: str | None) -> np.ndarray:
     """`value` as an array of one of the types that weights may have; bits: the type that uint16 holds, or None."""
     array = arrays.view(name, value)
     if array.dtype == np.uint16 and bits is not None:
-        array = array.view(BITS[bits])
-    if not any(arrays.is_type(array, dtype) for dtype in ("float32", *BITS)):
-        raise arrays.wrong_dtype(name, array.dtype, ACCEPTED)
+        array = array.view(ROUNDED[bits].array)
+    if not any(arrays.is_type(array, dtype) for dtype in STORED):
+        raise arrays.wrong_dtype(name, array.dtype, ", ".join(STORED[:-1]) + f" or {STORED[-1]}")
     return array
 
 
@@ -59,8 +58,8 @@ class Given:
     def __init__(self, call: str, cfg: MoEConfig, layout: Any, bits: Any) -> None:
         if not isinstance(layout, str) or layout not in LAYOUTS:
             raise InputError(f"layout must be 'in_out' or 'out_in', got {layout!r}")
-        if bits is not None and not (isinstance(bits, str) and bits in BITS):
-            raise InputError(f"bits must be None, 'bfloat16' or 'float16', got {bits!r}")
+        if bits is not None and not (isinstance(bits, str) and bits in ROUNDED):
+            raise InputError(f"bits must be one of None, {', '.join(map(repr, ROUNDED))}, got {bits!r}")
         self.call, self.cfg, self.layout, self.bits = call, cfg, layout, bits
         self.turned = layout == "out_in"
 
@@ -94,7 +93,7 @@ class Given:
 
         name: for the message. kind: of the array, such as "up".
         """
-        rounded = kind in ("up", "gate", "down") and self.cfg.dtype in BITS
+        rounded = kind in ("up", "gate", "down") and self.cfg.dtype in ROUNDED
         problem = finite.problem(name, array, self.cfg.dtype if rounded else "float32")
         if problem is not None:
             raise InputError(problem)

@@ -13,6 +13,8 @@ from ..config import MoEConfig, whole
 from ..errors import AristosError, InputError, MismatchError, OpenCallError, PeerInputError
 from ..primitives.arrays import rows as rows_of
 from ..reproducible import total
+from ..routing import Routing
+from ..row_types import ROW_TYPES
 from ..transport.group import Group
 from .arguments import refusal
 from .backward import BackwardCalls, Saved
@@ -21,7 +23,6 @@ from .cpu import CpuBackend
 from .fused_backward import FusedBackward
 from .holders import Holders
 from .loading import LoadedLayers
-from .routing import Routing
 from .tapes import Reserve, Taping, asked, kept_names
 from .trained_weights import TrainedWeights, narrowed
 from .updates import Updates
@@ -72,7 +73,7 @@ def check_training(cfg: MoEConfig, backend: str, moves: str) -> None:
     """Raise InputError for a layer that cannot be trained."""
     for name, value, wanted in (
         ("backend", backend, ("cpu",)),
-        ("dtype", cfg.dtype, ("float32", "bfloat16")),
+        ("dtype", cfg.dtype, tuple(name for name, each in ROW_TYPES.items() if each.trained)),
         ("precision", cfg.precision, ("highest",)),
     ):
         if value not in wanted:

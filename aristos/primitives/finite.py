@@ -9,6 +9,8 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
+from ..row_types import ROW_TYPES
+
 _INTEGERS = {2: (np.int16, np.uint16), 4: (np.int32, np.uint32)}
 
 
@@ -32,18 +34,14 @@ def problem(name: str, array: np.ndarray, dtype: str = "float32") -> str | None:
         return None
     found, at = float(array[index]), f"{name}[{', '.join(map(str, index))}]"
     if np.isfinite(found):
-        return f"{at} must be at most {_largest(dtype):.6g} in magnitude, the most that {dtype} holds, got {found!r}"
+        most = f"{ROW_TYPES[dtype].largest:.6g} in magnitude, the most that {dtype} holds"
+        return f"{at} must be at most {most}, got {found!r}"
     return f"{at} must be finite, got {found!r}"
 
 
 def _most(given: np.dtype, dtype: str) -> int:
     """The bits of the largest number of type `given` that is finite in `dtype`, rounded to the nearest."""
-    half_step = {"float32": 0.0, "bfloat16": 2.0 ** (127 - 8), "float16": 2.0 ** (15 - 11)}[dtype]
-    limit = min(float(ml_dtypes.finfo(given).max), _largest(dtype) + half_step)
+    limit = min(float(ml_dtypes.finfo(given).max), ROW_TYPES[dtype].overflow)
     bits = int(np.array(limit, given).view(_INTEGERS[given.itemsize][1]))
-    tie = float(np.array(limit, given)) >= _largest(dtype) + half_step and half_step > 0  # half-way rounds to infinity
+    tie = float(np.array(limit, given)) >= ROW_TYPES[dtype].overflow  # half-way rounds to infinity
     return bits - tie
-
-
-def _largest(dtype: str) -> float:
-    return float(ml_dtypes.finfo(dtype).max)

@@ -78,11 +78,21 @@ def read(path: Path) -> bytes | None:
         check(path.parent)
         if wrong := _of_file(path, os.fstat(number)):
             raise EnvironmentProblem(f"kernels are not loaded from {wrong}: {REMEDY}")
-        digest, _, rest = file.read().partition(b"\n")
+        return whole(path, file.read())
+
+
+def whole(path: Path, content: bytes) -> bytes | None:
+    """What a file's content holds behind its hash; None, with a warning, if the two do not fit."""
+    digest, _, rest = content.partition(b"\n")
     if hashlib.sha256(rest).hexdigest().encode() != digest:
-        warnings.warn(f"{path} is damaged: the kernel is compiled again", stacklevel=3)
+        warnings.warn(f"{path} is damaged: the kernel is compiled again", stacklevel=4)
         return None
     return rest
+
+
+def hashed(data: bytes) -> bytes:
+    """The content of a file that `whole` reads."""
+    return hashlib.sha256(data).hexdigest().encode() + b"\n" + data
 
 
 def write(path: Path, data: bytes) -> None:
@@ -92,7 +102,7 @@ def write(path: Path, data: bytes) -> None:
     try:
         with open(number, "wb") as file:
             os.fchmod(number, file_mode(path.parent))
-            file.write(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+            file.write(hashed(data))
         os.replace(name, path)
     except BaseException:
         os.unlink(name)

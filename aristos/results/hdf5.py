@@ -31,9 +31,9 @@ import numpy as np
 
 from ..errors import EnvironmentProblem, InputError, ResultsError
 from ..primitives import regular
+from ..primitives.atomic_file import locked, rewrite, try_writing
 from ..primitives.texts import shown
 from . import guarded
-from .atomic import locked, rewrite, try_writing
 
 if TYPE_CHECKING:
     import pandas

@@ -10,8 +10,10 @@ from ..primitives import regular
 
 
 def read(name: str | Path) -> str:
-    """A file's text; - is stdin. Raises OSError, and InputError if stdin is closed."""
+    """A file's text; - is stdin. Raises OSError, and InputError if stdin is closed or `name` is a pipe."""
     if name != "-":
+        if Path(name).is_fifo():  # as <(command) of a shell is
+            raise InputError(f"{name} is a pipe: give - in its place, and send its text to stdin")
         return decoded(regular.read(name))
     if sys.stdin is None:
         raise InputError("- reads stdin, which is closed: give a file's name")

@@ -148,7 +148,7 @@ def test_the_command_needs_no_mpi_and_writes_nothing(tmp_path):
 
 
 def test_wrong_input_is_named(capsys):
-    with pytest.raises(InputError, match="kind must be one of bf16, f16, tf32, f32, got 'fp8'"):
+    with pytest.raises(InputError, match="kind must be one of f32, tf32, bf16, f16, got 'fp8'"):
         GpuCall(1, 1, 1, 1, 1, kind="fp8")
     with pytest.raises(InputError, match=r"gpus must be in 1\.\.8, the number of experts, got 9"):
         GpuCall(1, 1, 1, 8, 1, gpus=9)

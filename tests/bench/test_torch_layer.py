@@ -10,8 +10,8 @@ from gpu_rivals import torch_or_skip
 
 from aristos import reference
 from aristos.bench.gpu import torch_layer
-from aristos.bench.workload import TOLERANCE
 from aristos.config import MoEConfig, Router
+from aristos.row_types import ROW_TYPES
 
 SHAPE = {"hidden": 16, "ffn": 24, "experts": 8, "top_k": 2}
 TOKENS = 37
@@ -60,7 +60,7 @@ ROUTERS = {
 @pytest.mark.parametrize("way", torch_layer.WAYS)
 def test_the_chain_routes_as_the_reference(torch, router, way):
     y, want = computed(torch, MoEConfig(**SHAPE, router=ROUTERS[router]), way)
-    assert reference.error(y, want) < TOLERANCE["float32"]
+    assert reference.error(y, want) < ROW_TYPES["float32"].error
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_the_chain_routes_as_the_reference(torch, router, way):
 def test_activations_with_biases(torch, activation, gated, limit, after):
     cfg = MoEConfig(**SHAPE, activation=activation, gated=gated, limit=limit, limit_after=after, bias=True)
     y, want = computed(torch, cfg)
-    assert reference.error(y, want) < TOLERANCE["float32"]
+    assert reference.error(y, want) < ROW_TYPES["float32"].error
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -83,14 +83,14 @@ def test_activations_with_biases(torch, activation, gated, limit, after):
 def test_rows_of_16_bits(torch, dtype, way):
     cfg = MoEConfig(**SHAPE, activation="silu", gated=True, bias=True, dtype=dtype)
     y, want = computed(torch, cfg, way)
-    assert reference.error(y, want) < TOLERANCE[dtype]
+    assert reference.error(y, want) < ROW_TYPES[dtype].error
 
 
 def test_weights_on_the_input(torch):
     cfg = MoEConfig(**SHAPE | {"top_k": 1}, activation="silu", gated=True, router=Router("sigmoid", renormalize=False,
                     weight_on="input"))  # fmt: skip
     y, want = computed(torch, cfg)
-    assert reference.error(y, want) < TOLERANCE["float32"]
+    assert reference.error(y, want) < ROW_TYPES["float32"].error
 
 
 @pytest.mark.parametrize("way", torch_layer.WAYS)
@@ -107,7 +107,7 @@ def test_ids_and_weights_from_outside(torch, way, taken):
         ids[:] = -1
     given = ids, rng.random(ids.shape, np.float32)
     y, want = computed(torch, MoEConfig(**SHAPE, bias=True), way, given)
-    assert reference.error(y, want) < TOLERANCE["float32"]
+    assert reference.error(y, want) < ROW_TYPES["float32"].error
 
 
 @pytest.mark.parametrize("way", torch_layer.WAYS)
@@ -149,7 +149,7 @@ def test_rows_of_two_ranks_travel_to_their_experts_and_back(torch, way, placemen
             swap()
     for x, chain in zip(xs, chains):
         want = reference.moe(cfg, x, router=router, **weights)
-        assert reference.error(chain.y.numpy(), want) < TOLERANCE["float32"]
+        assert reference.error(chain.y.numpy(), want) < ROW_TYPES["float32"].error
 
 
 def test_the_sum_to_compile_equals_that_by_a_bag(torch):

@@ -43,7 +43,7 @@ def copy(tmp_path) -> Path:
 
 ENTRIES = {
     "activation": ('"swiglu_oai": ', '"mish": ActivationRule(5), "swiglu_oai": '),
-    "score": ('"softmax": 0', '"mish": 2, "softmax": 0'),
+    "score": ('"softmax": ScoreRule(0', '"mish": ScoreRule(2), "softmax": ScoreRule(0'),
 }
 
 

@@ -17,7 +17,8 @@ from cuda_kernels import FILL, REVERSE, WORDS
 
 from aristos import simt
 from aristos.errors import EnvironmentProblem, InputError
-from aristos.kernels.cuda import assemble, build
+from aristos.kernels.cuda import ahead, assemble, build, keys
+from aristos.primitives import compile as compile_
 from aristos.primitives import private
 
 pytestmark = pytest.mark.slow
@@ -217,3 +218,56 @@ def test_without_numba_cuda_the_error_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "CUDA kernels need numba-cuda 0.30: pip install 'aristos[cuda12]'" in done.stdout, done.stderr
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A folder of kernels compiled ahead, which holds `fill` for sm_90, named as on the machine that made it."""
+    folder = tmp_path / "ahead"
+    folder.mkdir()
+    monkeypatch.setattr(ahead, "FOLDER", folder)
+    return folder, ahead.write(folder, FILL, "sm_90a", build.Built("fill_of_another_machine", b"\x7fELF of it"))
+
+
+def test_a_kernel_compiled_ahead_needs_neither_compiler_nor_cache(kept, compiled, shipped, monkeypatch):
+    """Another CPU, Python or assembler finds it; another architecture does not, and compiles as usual."""
+    monkeypatch.setattr(build, "_tools", lambda: pytest.fail("the key holds the assembler"))
+    monkeypatch.setattr(compile_, "versions", lambda: pytest.fail("the key holds Python and CPU"))
+    built = build.build(FILL, "sm_90")
+    assert built == build.Built("fill_of_another_machine", b"\x7fELF of it")
+    assert build.place(FILL, "sm_90") == build.COMPILED_AHEAD
+    assert compiled == kept() == []
+
+
+def test_a_kernel_that_does_not_fit_is_compiled_here(kept, compiled, shipped, monkeypatch):
+    """Its types, options or sources are others, or it is for another architecture."""
+    others = [
+        (FILL, "sm_80"),
+        (replace(FILL, types=(*FILL.types[:2], FILL.types[2].__class__("int32"))), "sm_90"),
+        (REVERSE, "sm_90"),
+    ]
+    for kernel, arch in others:
+        assert build.place(kernel, arch) == build.NOWHERE
+        assert build.build(kernel, arch).entry != "fill_of_another_machine"
+        assert build.place(kernel, arch) == build.KEPT
+    assert len(compiled) == len(kept()) == 3
+    monkeypatch.setattr(keys, "_sources", lambda kernel: ("others", "others"))
+    assert ahead.find(FILL, "sm_90a") is None
+
+
+def test_a_damaged_kernel_compiled_ahead_is_compiled_here(kept, compiled, shipped):
+    _, path = shipped
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="is damaged: the kernel is compiled again"):
+        build.build(FILL, "sm_90")
+    assert compiled == ["fill"]
+
+
+def test_the_key_of_a_kernel_compiled_ahead_ignores_options_that_no_compiler_reads(monkeypatch):
+    """Other releases of Numba-CUDA have more options, and may print types otherwise."""
+    before = keys.ahead_key(FILL), keys.kernel_key(FILL)
+    monkeypatch.setitem(FILL.function.targetoptions, "of_a_later_release", True)
+    assert keys.ahead_key(FILL) == before[0]
+    assert keys.kernel_key(FILL) != before[1]
+    monkeypatch.setitem(FILL.function.targetoptions, "launch_bounds", (32, 1))
+    assert keys.ahead_key(FILL) != before[0]

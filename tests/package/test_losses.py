@@ -13,7 +13,7 @@ from mpi import ranks_each
 import aristos
 from aristos import Router, losses, reference
 from aristos.errors import InputError, PeerInputError
-from aristos.layer.routing import Routing, routing_of
+from aristos.routing import Routing, routing_of
 
 EXPERTS, K = 5, 2
 
@@ -123,7 +123,7 @@ def test_no_tokens_and_no_logits():
     for lengths in ([1, 1], [4, -1], [1.0, 2.0], [[3]], [[1], [1, 1]]):
         with pytest.raises(InputError, match="lengths must be positive ints of sum 3"):
             losses.sequence(made(3, 0), 1.0, lengths=lengths)
-    with pytest.raises(InputError, match="score must be softmax, sigmoid or sqrtsoftplus, got 'relu'"):
+    with pytest.raises(InputError, match="score must be one of softmax, sigmoid, sqrtsoftplus, got 'relu'"):
         losses.sequence(made(3, 0), 1.0, score="relu")  # type: ignore[arg-type]
 
 

@@ -24,7 +24,7 @@ READERS = {
     "model.safetensors.index.json": "import aristos; aristos.Checkpoint('.').check(0)",
     "saved.json": "from aristos.layer import saving; saving.read_manifest(Path('.'))",
     "dense.npz": "from aristos.layer import saved_files as s; s.read_arrays(Path('dense.npz'), {}, True, None)",
-    "trace.npz": "from aristos.results import npz; npz.load('trace.npz', 'the trace')",
+    "trace.npz": "from aristos.primitives import npz; npz.load('trace.npz', 'the trace')",
     "read.h5": "import aristos.results as r; r.load('read.h5')",
     "append.h5": "import aristos.results as r; r.append('append.h5', r.Run('run', {}, []))",
     "check.h5": "import aristos.results as r; r.hdf5.check('check.h5')",

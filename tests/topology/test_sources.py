@@ -638,6 +638,7 @@ def test_a_closed_stdin_and_a_closed_pipe(tmp_path):
     command = f"{sys.executable} -m aristos topo --nvidia-smi"
     for line, code, said in (
         (f"{command} - --json <&-", 3, b"stdin, which is closed"),
+        (f"{command} <(echo GPU0) --json", 3, b"is a pipe: give - in its place"),
         (f"set -o pipefail; {command} {file} --json | true", 141, b""),
     ):
         done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60)

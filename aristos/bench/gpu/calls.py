@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...layer.device_arrays import KINDS
+from ...row_types import KINDS
 from ..context import Context
 from ..ran import Ran, of_gpu_layer
 from ..workload import NEAR_TIE, Call, Workload

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...config import ACTIVATIONS, LEAST_SUM, NARROW, MoEConfig, Router
+from ...config import ACTIVATIONS, LEAST_SUM, MoEConfig, Router
+from ...row_types import ROW_TYPES
 
 WAYS = GROUPED, LOOP = "grouped", "loop"
 ALIGNED = 16  # bytes of which the rows of a grouped product are multiples
@@ -39,7 +40,7 @@ def imported() -> Any:
 
 def dtype_of(torch: Any, cfg: MoEConfig) -> Any:
     """The type of rows and weights."""
-    return getattr(torch, "float32" if cfg.dtype == "tf32" else cfg.dtype)
+    return getattr(torch, ROW_TYPES[cfg.dtype].stored)
 
 
 def ways(torch: Any, cfg: MoEConfig, capability: tuple[int, int]) -> tuple[str, ...]:
@@ -73,7 +74,7 @@ class Gate:
         self.matrix = torch.from_numpy(matrix).to(device)
         self.narrow: Any = None
         narrow = self.matrix.to(dtype_of(torch, cfg))
-        if cfg.dtype in NARROW and torch.equal(narrow.float(), self.matrix):
+        if ROW_TYPES[cfg.dtype].rounds and torch.equal(narrow.float(), self.matrix):
             with contextlib.suppress(RuntimeError, TypeError):  # on CPUs, and before PyTorch 2.8
                 torch.mm(narrow.t(), narrow, out_dtype=torch.float32)
                 self.narrow = narrow

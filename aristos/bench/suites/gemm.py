@@ -22,13 +22,14 @@ import numpy as np
 from ... import reference
 from ...errors import InputError
 from ...results import Table
+from ...row_types import ROW_TYPES
 from .. import bounds
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..disturbance import CORE_SHARE, mark
 from ..measure import Statistics, gathered, in_turns, iterations, padded
 from ..ran import Ran, of_kernels
 from ..registry import suite
-from ..workload import ROUNDED, TOLERANCE, Workload
+from ..workload import Workload
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 COLD = 64 << 20  # bytes of all weights that take turns
@@ -72,12 +73,12 @@ class Experts:
 
     def _typed(self, weights: dict[str, Any]) -> dict[str, Any]:
         """An expert's weights in the layer's dtype; biases stay float32."""
-        dtype = ROUNDED.get(self.cfg.dtype, np.float32)
+        dtype = ROW_TYPES[self.cfg.dtype].array
         return {name: w if "bias" in name else w.astype(dtype) for name, w in weights.items()}
 
     def rows(self, m: int) -> np.ndarray:
         """m rows in the layer's dtype."""
-        return self.work.tokens(m, m).astype(ROUNDED.get(self.cfg.dtype, np.float32))
+        return self.work.tokens(m, m).astype(ROW_TYPES[self.cfg.dtype].array)
 
     def ran(self) -> Ran:
         """The kernel and rows of a call."""
@@ -128,7 +129,7 @@ class Experts:
 
     def right(self, errors: dict[str, float]) -> bool:
         """Whether both errors are within the tolerance of their element types."""
-        return self.work.passes(errors[OURS]) and errors[BLAS] <= TOLERANCE["float32"]
+        return self.work.passes(errors[OURS]) and errors[BLAS] <= ROW_TYPES["float32"].error
 
 
 @suite("gemm", "expert kernel GFLOP/s by rows against BLAS, and the roofline", order=50, share=1.0)

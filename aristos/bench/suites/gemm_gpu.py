@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 
 from ... import reference
-from ...layer.device_arrays import KINDS
 from ...results import Table
+from ...row_types import KINDS, ROW_TYPES
 from ..context import CHECK, ERROR, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet
 from ..gpu.clock import BenchGpu, GpuArray, ratios
 from ..gpu.cublas import Cublas, cublas_or_why
 from ..measure import Statistics, padded
 from ..ran import of_gpu
 from ..registry import gpu_suite
-from ..workload import TOLERANCE
 
 ROWS = (16, 64, 256, 1024, 4096, 8192)
 MOST_EXPERTS = 8
@@ -134,7 +133,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     columns = shape.cfg.ffn * (2 if shape.cfg.gated else 1)
     blas, why = cublas_or_why(gpu)
     work = Products(gpu, kind, experts, shape.cfg.hidden, columns, blas, max(ROWS))
-    most_error = TOLERANCE[shape.cfg.dtype]
+    most_error = ROW_TYPES[shape.cfg.dtype].error
     flops = 2.0 * shape.cfg.hidden * columns * experts
     size = f"[rows, {shape.cfg.hidden}] x [{shape.cfg.hidden}, {columns}]"
     title = f"gemm on {gpu.device.name}: {experts} experts, {size}"

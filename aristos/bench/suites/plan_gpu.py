@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError
-from ...layer.device_arrays import KINDS
 from ...planner import Problem, parse
 from ...results import Table
+from ...row_types import KINDS
 from ...transport.ipc import IpcWindow
 from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, routed_call

@@ -17,8 +17,8 @@ import numpy as np
 
 from ... import reference
 from ...errors import EnvironmentProblem
-from ...layer.device_arrays import KINDS
 from ...results import Table
+from ...row_types import KINDS, ROW_TYPES
 from ..context import CHECK, ERROR, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet
 from ..gpu.calls import settled
 from ..gpu.clock import BenchGpu, GpuArray, ratios
@@ -26,7 +26,7 @@ from ..gpu.rival import TorchGpu
 from ..measure import Statistics, padded
 from ..ran import of_gpu
 from ..registry import gpu_suite
-from ..workload import TOLERANCE, Workload
+from ..workload import Workload
 
 STEPS = SCORES, ORDER = "scores, top-k", "and order"
 OURS, TORCH = "aristos", "PyTorch"
@@ -144,7 +144,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         note = str(missing)
     both = ctx.world.every(place is not None)
     sheet = Sheet(f"router on {gpu.device.name}: H {cfg.hidden} E {cfg.experts} k {cfg.top_k}", COLUMNS, notes=[note])
-    done, most = [], TOLERANCE["float32"]
+    done, most = [], ROW_TYPES["float32"].error
     for i, tokens in enumerate(shape.tokens):
         ctx.report(f"{tokens} tokens", i / len(shape.tokens))
         values = settled(work, tokens, kind)

@@ -2,7 +2,7 @@
 
 No libm call, no branch, no reassociation: a value's bits depend on the value alone, not on its place in a vector.
 Accuracy is a few units in the last place of the result's own scale (tests compare with float64). To add one: its rule
-in config.py, a function here and one in reference.py, each of the same name.
+in config.py, a function here and one in _reference_parts.py, each of the same name.
 """
 
 import math

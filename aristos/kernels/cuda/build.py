@@ -12,41 +12,51 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ...errors import EnvironmentProblem, InputError
 from ...host.versions import version
-from ...primitives import offline, private, sources
-from ...primitives.compile import cache_folder, compiling, source_key
+from ...primitives import offline, private
+from ...primitives.compile import cache_folder, compiling
+from . import ahead
+from .ahead import Built
 from .assemble import TARGETS, assemble, tool_version
+from .keys import kernel_key
 
 PTXAS, LINKER = "ptxas", "nvJitLink"
-SHIPPED = Path(__file__).with_name("catalogue.py")  # imports all kernels, and chooses their tiles and sizes
-
-
-@dataclass(frozen=True)
-class Built:
-    """entry: the kernel's name in the cubin. cubin: machine code for one architecture, an ELF file."""
-
-    entry: str
-    cubin: bytes
+COMPILED_AHEAD, KEPT, NOWHERE = "compiled ahead", "in the cache", "not compiled yet"
 
 
 def build(kernel: Any, arch: str) -> Built:
-    """The cubin of a catalogue.Kernel for an architecture such as sm_90: from the cache, else compiled and kept there.
+    """The cubin of a catalogue.Kernel for an architecture such as sm_90: compiled ahead, else from the cache, else
+    compiled and kept there.
 
     One process of a node compiles at a time. Raises EnvironmentProblem where a tool is missing or fails.
     """
     target = TARGETS.get(arch, arch)
+    if (found := ahead.find(kernel, target)) is not None:
+        return found
 
-    def make() -> Built:
-        text, entry = ptx(kernel, target)
-        return Built(entry, _machine_code(text, target))
+    return kept(_path(kernel, target), lambda: _compiled(kernel, target))
 
-    return kept(cache_folder() / "cuda" / f"{kernel.name}.{target}.{_key(kernel)}.cubin", make)
+
+def _compiled(kernel: Any, target: str) -> Built:
+    text, entry = ptx(kernel, target)
+    return Built(entry, _machine_code(text, target))
+
+
+def place(kernel: Any, arch: str) -> str:
+    """Where `build` would find a kernel: COMPILED_AHEAD, KEPT, or NOWHERE, and then it compiles."""
+    target = TARGETS.get(arch, arch)
+    if ahead.find(kernel, target) is not None:
+        return COMPILED_AHEAD
+    return KEPT if _read(_path(kernel, target)) is not None else NOWHERE
+
+
+def _path(kernel: Any, target: str) -> Path:
+    return cache_folder() / "cuda" / f"{kernel.name}.{target}.{_key(kernel)}.cubin"
 
 
 def kept(path: Path, make: Callable[[], Built]) -> Built:
@@ -93,17 +103,6 @@ def _key(kernel: Any) -> str:
     return hashlib.sha256(repr((kernel_key(kernel), _tools())).encode()).hexdigest()[:16]
 
 
-def kernel_key(kernel: Any) -> str:
-    """Hash of a kernel's sources, types and options, which its PTX depends on besides the compiler."""
-    function = kernel.function
-    code = function.py_func.__code__
-    source = Path(code.co_filename)
-    own = source_key(source) if source.is_file() else repr((code.co_code, code.co_consts, code.co_names))
-    shipped = sources.digest(sources.files(SHIPPED))
-    whole = repr((own, shipped, kernel.types, function.targetoptions))
-    return hashlib.sha256(whole.encode()).hexdigest()[:16]
-
-
 def _machine_code(text: str, target: str) -> bytes:
     """Assemble PTX to a cubin."""
     name, _ = assembler()
@@ -142,15 +141,12 @@ def _read(path: Path) -> Built | None:
         whole = private.read(path)
     except OSError:
         return None
-    if whole is None:
-        return None
-    entry, _, cubin = whole.partition(b"\n")
-    return Built(entry.decode(), cubin)
+    return None if whole is None else Built.from_bytes(whole)
 
 
 def _write(path: Path, built: Built) -> None:
     """Write a cache entry atomically. If it cannot be written, warn; the next process compiles again."""
     try:
-        private.write(path, built.entry.encode() + b"\n" + built.cubin)
+        private.write(path, built.to_bytes())
     except (OSError, EnvironmentProblem) as error:
         warnings.warn(f"a kernel cannot be kept in {path.parent}: {error}; set ARISTOS_CACHE", stacklevel=3)

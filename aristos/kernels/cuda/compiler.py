@@ -16,7 +16,10 @@ except ImportError as error:
         f"CUDA kernels need numba-cuda 0.30: pip install 'aristos[cuda12]', or 'aristos[simt]' without a GPU ({error})"
     ) from error
 if not hasattr(np, "row_stack"):
-    raise EnvironmentProblem(f"numba-cuda 0.30 needs numpy<2.5, and {np.__version__} is installed")
+    raise EnvironmentProblem(
+        f"numba-cuda 0.30 needs numpy<2.5, and {np.__version__} is installed: pip install 'numpy<2.5', or without a"
+        " network run the kit of `make gpu-kit`, which brings it"
+    )
 
 cuda: Any = import_module("numba.cuda")  # untyped: Numba creates its names at run time
 types: Any = import_module("numba.cuda.types")

@@ -18,6 +18,7 @@ import numpy as np
 from llvmlite import ir
 
 from ...errors import InputError
+from ...row_types import BY_KIND
 from . import ptx
 from .compiler import cuda, intrinsic, make_array, types
 from .primitive import F32, I32, I64, named
@@ -25,7 +26,7 @@ from .primitive import F32, I32, I64, named
 CHUNK = 128  # bytes of k in shared memory at a time
 LANES = 32
 PAD = 8  # float32 added to each row of staged sums: four rows of a warp then lie in different banks
-BYTES = {"bf16": 2, "f16": 2, "tf32": 4, "f32": 4}  # per element, by arithmetic
+BYTES = {kind: row.nbytes for kind, row in BY_KIND.items()}  # of an element, by arithmetic
 GROUP_COLUMNS = 128  # of a warpgroup's product: every tile uses the same instruction
 GROUP_PRODUCTS = {"bf16": ptx.multiply_group_bf16, "f16": ptx.multiply_group_f16}
 PRODUCTS = {"bf16": ptx.multiply_bf16, "f16": ptx.multiply_f16, "tf32": ptx.multiply_tf32}  # f32 uses no tensor cores

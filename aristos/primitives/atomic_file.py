@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import ResultsError
-from ..primitives import regular
-from ..primitives.aside import beside
-from ..primitives.texts import whole
+from . import regular
+from .aside import beside
+from .texts import whole
 
 FULL = {errno.ENOSPC, errno.EDQUOT}  # errors of a disk or a quota that is full
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from aristos.errors import InputError
-from aristos.results import npz
+from aristos.primitives import npz
 
 
 def archive(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> str:

@@ -1,0 +1,56 @@
+"""Kernels that were compiled ahead, on another machine: files in the folder `ahead` beside this one.
+
+A checkout has no such folder; `make gpu-kit` fills one. The name of a file holds the kernel, the target and a hash of
+sources, types and options. Neither CPU, Python nor the assembler count: a cubin is for a GPU. A kernel whose sources
+are others is not found here, and is compiled as usual. Who can write to the folder can change the package too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...primitives import private
+from .keys import ahead_key
+
+FOLDER = Path(__file__).with_name("ahead")
+
+
+@dataclass(frozen=True)
+class Built:
+    """entry: the kernel's name in the cubin. cubin: machine code for one architecture, an ELF file."""
+
+    entry: str
+    cubin: bytes
+
+    def to_bytes(self) -> bytes:
+        return self.entry.encode() + b"\n" + self.cubin
+
+    @classmethod
+    def from_bytes(cls, whole: bytes) -> Built:
+        entry, _, cubin = whole.partition(b"\n")
+        return cls(entry.decode(), cubin)
+
+
+def find(kernel: Any, target: str) -> Built | None:
+    """A catalogue.Kernel for a target such as sm_90a; None where it was not compiled ahead."""
+    if not FOLDER.is_dir():
+        return None
+    path = _path(FOLDER, kernel, target)
+    try:
+        whole = private.whole(path, path.read_bytes())
+    except OSError:
+        return None
+    return None if whole is None else Built.from_bytes(whole)
+
+
+def write(folder: Path, kernel: Any, target: str, built: Built) -> Path:
+    """Write the file of a kernel into a folder that becomes FOLDER elsewhere; returns its path."""
+    path = _path(folder, kernel, target)
+    path.write_bytes(private.hashed(built.to_bytes()))
+    return path
+
+
+def _path(folder: Path, kernel: Any, target: str) -> Path:
+    return folder / f"{kernel.name}.{target}.{ahead_key(kernel)}"

@@ -1,0 +1,35 @@
+"""What the code of a kernel follows from: its sources, the types of its arguments, its options."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ...primitives import sources
+from ...primitives.compile import source_key
+
+CATALOGUE = Path(__file__).with_name("catalogue.py")  # imports all kernels, and chooses their tiles and sizes
+READ = ("debug", "opt", "fastmath", "launch_bounds")  # the options that primitives/offline.py gives to the compiler
+
+
+def kernel_key(kernel: Any) -> str:
+    """Hash of a kernel's sources, types and options, which its PTX depends on besides the compiler."""
+    return _hash((*_sources(kernel), kernel.types, kernel.function.targetoptions))
+
+
+def ahead_key(kernel: Any) -> str:
+    """The same for a kernel compiled elsewhere: other releases of Numba-CUDA may print types and options otherwise."""
+    options = [(name, kernel.function.targetoptions.get(name)) for name in READ]
+    return _hash((*_sources(kernel), [str(each) for each in kernel.types], options))
+
+
+def _sources(kernel: Any) -> tuple[str, str]:
+    code = kernel.function.py_func.__code__
+    source = Path(code.co_filename)
+    own = source_key(source) if source.is_file() else repr((code.co_code, code.co_consts, code.co_names))
+    return own, sources.digest(sources.files(CATALOGUE))
+
+
+def _hash(what: tuple[Any, ...]) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
