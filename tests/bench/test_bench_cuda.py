@@ -43,7 +43,7 @@ from aristos.bench.suites import (
 from aristos.bench.workload import Workload
 from aristos.bench.world import World
 from aristos.errors import EnvironmentProblem
-from aristos.layer.device_arrays import KINDS
+from aristos.row_types import KINDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 

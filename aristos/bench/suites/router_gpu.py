@@ -123,13 +123,12 @@ class Theirs:
 def error(found: list[np.ndarray], want: tuple[np.ndarray, np.ndarray]) -> float:
     """The error of the weights; infinite if a token's experts or the order are wrong. want: ids and weights [S, k]."""
     ids, weights, position = found
-    (ids_by, weights_by), (want_ids, want_weights) = (
-        (np.take_along_axis(each, np.argsort(pair[0], axis=1), axis=1) for each in pair)  # near ties swap choices
-        for pair in ((ids, weights), want)
-    )
+    by_id, wanted_by_id = np.argsort(ids, axis=1), np.argsort(want[0], axis=1)  # near ties swap choices
+    right = np.array_equal(np.take_along_axis(ids, by_id, 1), np.take_along_axis(want[0], wanted_by_id, 1))
     order = np.argsort(ids.reshape(-1), kind="stable")
-    right = np.array_equal(ids_by, want_ids) and np.array_equal(position.reshape(-1)[order], np.arange(order.size))
-    return reference.error(weights_by, want_weights) if right else np.inf
+    if not right or not np.array_equal(position.reshape(-1)[order], np.arange(order.size)):
+        return np.inf
+    return reference.error(np.take_along_axis(weights, by_id, 1), np.take_along_axis(want[1], wanted_by_id, 1))
 
 
 @gpu_suite("router", "routing alone: scores, top-k and the packed order, against PyTorch", order=55)
