@@ -19,7 +19,7 @@ from .tree import Tree
 from .values import IDLE, LARGEST, ProblemError, count, number, read_json
 
 OBJECTIVES = ("work_conserving", "literal")
-MOST_EXPERTS = 1 << 16
+MOST_EXPERTS = 1 << 16  # fewer than a layer may have (config.py): Python code visits each, for every group of devices
 Matrix = NDArray[np.float64]
 
 

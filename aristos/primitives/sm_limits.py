@@ -31,6 +31,8 @@ ARCHITECTURES = {
     (10, 3): Limits(2048, 32, 233472, 232448), (12, 0): Limits(1536, 24, 102400, 101376),
     (12, 1): Limits(1536, 24, 102400, 101376),
 }  # fmt: skip
+OLDEST = "sm_80"  # for the layer's kernels: asynchronous copies, products of bfloat16
+NEEDED = f"a layer's kernels need {OLDEST} (A100) or later"
 RESERVED_SHARED = 1024  # bytes of shared memory that the system takes for each block
 WARP = 32
 

@@ -14,7 +14,21 @@ from .integer import read as as_integer
 from .requests import count_access
 from .rounding import BFLOAT, HALF, exact, widen
 from .units import unit
-from .watch import ATOMIC, GID_MASK, SIZE_SHIFT, STRONG, log2, race, read, read_latest, report, saw_latest, wrote
+from .watch import (
+    ATOMIC,
+    GID_MASK,
+    NOT_COHERENT,
+    SIZE_SHIFT,
+    STRONG,
+    coherent,
+    log2,
+    race,
+    read,
+    read_latest,
+    report,
+    saw_latest,
+    wrote,
+)
 
 FAULT = -1
 
@@ -148,7 +162,10 @@ def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
         for i in range(grain):
             if first <= at + i < first + size:
                 mask |= 1 << (i & 7)
-        found = race(x, thread, block, slot, cells + at // grain * s.CELL_WORDS * 8, mask, how, write, pc)
+        cell = cells + at // grain * s.CELL_WORDS * 8
+        if space == isa.GLOBAL and (write or how & NOT_COHERENT):
+            coherent(x, gid, cell, mask, write, how, address, pc)
+        found = race(x, thread, block, slot, cell, mask, how, write, pc)
         if found != 0:
             other = found & GID_MASK
             report(x, s.RACE, pc, gid, address, space, size, (found >> s.GID_BITS) & 0x3FFFFF, other, how, write)
@@ -180,6 +197,8 @@ def loads(x, warp, block, line, pc, mask):
     signed = type_ & 0xF0 == isa.S
     checked = get(x, s.CHECK) != 0
     how = (STRONG if order != isa.WEAK else 0) | scope << 1
+    if flags & isa.NOT_COHERENT:
+        how |= NOT_COHERENT
     slot = warp_slot(x, warp)
     offset = get(line, isa.IMM)
     where = get(x, s.SCRATCH)

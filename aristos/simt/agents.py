@@ -29,6 +29,7 @@ from .clocks import (
     advance,
     closed,
     earlier_launch,
+    earlier_run,
     history_slot,
     in_clock,
     join,
@@ -37,7 +38,7 @@ from .clocks import (
     single,
 )
 from .units import unit
-from .watch import GID_MASK, report
+from .watch import GID_MASK, coherent, noncoherent, report
 
 OF_BARRIER, OF_WARPGROUP, GROUP_READS, GROUP_WRITES = 1, 2, 3, 4  # kinds of agents
 PROXY = 1 << 58  # for all memory; twice that for shared, four times for global memory alone
@@ -162,7 +163,7 @@ def fenced(x, vc, known, block, which):
 @jit
 def before(x, agent, gid, clock):
     """Whether an access happened before the agent's work began. Pieces of one agent's work are not ordered."""
-    if (gid & ~AGENTS) >> 10 < get(x, s.RUN_FLOOR) or in_clock(x, get(agent, s.T_VC), gid, clock):
+    if earlier_run(x, gid) or in_clock(x, get(agent, s.T_VC), gid, clock):
         return True
     return earlier_launch(x, gid, get(agent, s.T_GID))
 
@@ -176,7 +177,7 @@ def examine(x, thread, agent, origin, when, space, address, size, write, pc):
     if not before(x, agent, gid, clock):
         report(x, s.RACE, pc, mine, address, space, size, other_pc, gid, 0, write)
         return
-    thread_now = gid & (AGENTS | HOST_BIT) == 0 and gid >> 10 >= get(x, s.RUN_FLOOR)
+    thread_now = gid & (AGENTS | HOST_BIT) == 0 and not earlier_run(x, gid)
     if thread_now and not shown(x, get(agent, s.T_VC), space, gid, clock) and not earlier_launch(x, gid, mine):
         report(x, s.MISSING_FENCE, pc, mine, address, space, size, other_pc, gid, 0, write)
 
@@ -219,6 +220,8 @@ def agent_access(x, thread, block, space, place, size, write, pc):
     cell = cells + first // grain * s.CELL_WORDS * 8
     for k in range(size // grain):
         at = address + k * grain
+        if write and space == isa.GLOBAL:
+            coherent(x, origin & GID_MASK, cell, (1 << grain) - 1, True, 0, at, pc)
         if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else the same as in the cell before
             w, w_when = get(cell, 0), get(cell, 1)
             examine(x, thread, agent, w, w_when, space, at, size, write, pc)
@@ -240,7 +243,7 @@ def agent_access(x, thread, block, space, place, size, write, pc):
             place_in = np.int64(2)
         elif get(cell, 4) == 0 or get(cell, 4) & GID_MASK == origin & GID_MASK:
             place_in = np.int64(4)
-        elif old_r:
+        elif old_r and not noncoherent(cell, 2):
             place_in = np.int64(2)
         elif old_q:
             place_in = np.int64(4)

@@ -19,6 +19,7 @@ SUB_BITS = 12
 WARP_KEY, BLOCK_KEY = 0x800, 0xFFF
 AGENT_SHIFT = 38  # in a thread's number: the kind of agent (agents.py), 0 for a thread
 AGENTS = 7 << AGENT_SHIFT
+HOST = 1 << 31  # in a block's number: of the actors; the other bits are the first number of their run
 
 
 @jit
@@ -113,6 +114,12 @@ def in_clock(x, vc, gid, clock):
 
 
 @jit
+def earlier_run(x, gid):
+    """Did a thread, agent or actor take part in an earlier run?"""
+    return ((gid & ~AGENTS) >> 10) & ~HOST < get(x, s.RUN_FLOOR)
+
+
+@jit
 def launch_of(x, gid):
     """The number of a thread's launch; -1 for the host."""
     block = (gid & ~AGENTS) >> 10
@@ -151,13 +158,37 @@ def earlier_launch(x, gid, mine):
 
 
 @jit
+def same_launch(x, a, b):
+    """Do two threads, or the work that they started, belong to one launch?"""
+    number = launch_of(x, a)
+    return number >= 0 and number == launch_of(x, b)
+
+
+@jit
+def before_launch(x, mine, gid, clock):
+    """Did a moment (gid, clock) happen before the launch of thread `mine` began?"""
+    if earlier_run(x, gid) or earlier_launch(x, gid, mine):
+        return True
+    launch = get(x, s.LAUNCHES) + launch_of(x, mine) * s.L_FIELDS * 8
+    return in_clock(x, get(launch, s.L_VC), gid, clock)
+
+
+@jit
+def launch_over(x, mine, gid):
+    """Is the launch of thread `gid` over, as seen by thread or actor `mine`, which may be of another launch?"""
+    if earlier_run(x, gid) or earlier_launch(x, gid, mine):
+        return True
+    return get(get(x, s.LAUNCHES) + launch_of(x, gid) * s.L_FIELDS * 8, s.L_STATE) == s.FINISHED
+
+
+@jit
 def happened(x, thread, block, warp, gid, clock):
     """Did a thread's moment (gid, clock) happen before the present moment of `thread`?
 
     thread, block: addresses of their tables (block 0: the host); warp: the number of the warp's slot.
     """
     mine = get(thread, s.T_GID)
-    if gid == mine or (gid & ~AGENTS) >> 10 < get(x, s.RUN_FLOOR):
+    if gid == mine or earlier_run(x, gid):
         return True
     if block != 0 and gid >> 10 == mine >> 10:
         if clock < get(block, s.B_FLOOR):

@@ -13,7 +13,6 @@ from .findings import Report
 from .launches import Launch
 from .shared_arrays import name_shared
 
-HOST = 1 << 31  # the block number of the host's threads
 AGENTS = clocks.AGENTS >> 10  # bits of a block number that mark asynchronous work
 MISUSES = {  # by the numbers in mbarrier.py, bulk.py and warpgroup.py
     mbarrier.NOT_SHARED: "an mbarrier lies in shared memory, this address does not",
@@ -112,7 +111,12 @@ def explain(machine: Core, row: Any) -> list[Report]:
         message = f"{opcode}: {MISUSES[detail]}" + (f" ({where})" if where else "")
     if row[s.R_SPACE] == isa.LOCAL and kind == s.MISSING_FENCE:
         where = ""
-    return [Report(s.KINDS[kind], launch.name, file, line, block, thread, message, where, device=launch.device)]
+    other_line = 0
+    if kind == s.NOT_COHERENT:
+        writer, other_line = writes(machine, row, launch)
+        rule = "this load is for memory that nothing writes while its kernel runs"
+        message = f"{opcode} {verb} at {where}, which {writer}: {rule}"
+    return [Report(s.KINDS[kind], launch.name, file, line, block, thread, message, where, other_line, launch.device)]
 
 
 def outside(machine: Core, row: Any) -> str:
@@ -122,6 +126,17 @@ def outside(machine: Core, row: Any) -> str:
     if row[s.R_WRITE] and (space == isa.PARAM or constant):
         return "which a kernel cannot write"
     return "outside what is allocated"
+
+
+def writes(machine: Core, row: Any, launch: Launch) -> tuple[str, int]:
+    """(who writes what a load of this launch reads, as the end of a sentence; the store's line, 0 for an actor)."""
+    gid = int(row[s.R_OTHER_GID]) & ~clocks.AGENTS
+    if gid >> 10 & clocks.HOST:
+        return "the host writes", 0
+    other, _ = place(machine, gid >> 10)
+    _, line, opcode = line_of(machine, int(row[s.R_OTHER_PC]))
+    kernel = "the same kernel" if other is launch or other is None else f"a kernel of device {other.device}"
+    return f"line {line} ({opcode}) of {kernel} writes", line
 
 
 def unfenced(machine: Core, row: Any, access: str, opcode: str, detail: int) -> str:
@@ -153,7 +168,7 @@ def races(machine: Core, row: Any, launch: Launch, file: str, line: int, opcode:
     work = other_gid >> 10 & AGENTS != 0  # of asynchronous work, not of a thread
     other_gid &= ~clocks.AGENTS
     verb = "writes" if row[s.R_WRITE] else "reads"
-    if other_gid >> 10 >= HOST:
+    if other_gid >> 10 & clocks.HOST:
         owner, other_line, other_file, other_opcode = "the host", 0, "", ""
         other = None
     else:

@@ -13,8 +13,9 @@ class Report:
     """One finding.
 
     kind: race, out_of_bounds, misaligned, uninitialised, use_after_free, barrier_divergence, missing_wait, deadlock,
-    trap, missing_fence or misuse. line: in the source file, or in the PTX text if it has no line information. block,
-    thread: (x, y, z). address: as array[index], or ''. other_line: of the other access of a race, else 0.
+    trap, missing_fence, misuse or not_coherent. line: in the source file, or in the PTX text if it has no line
+    information. block, thread: (x, y, z). address: as array[index], or ''. other_line: of the other access of a race,
+    or of the store that not_coherent is about, else 0.
     """
 
     kind: str

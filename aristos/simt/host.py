@@ -8,7 +8,7 @@ from . import isa
 from . import state as s
 from .bits import get, load, put, store
 from .units import unit
-from .watch import SIZE_SHIFT, STRONG, log2, race, read, sync_entry, wrote
+from .watch import SIZE_SHIFT, STRONG, coherent, log2, race, read, sync_entry, wrote
 
 
 @unit
@@ -20,6 +20,8 @@ def host_access(x, thread, warp, place, size, cell, order, scope, write, value):
     checked = get(x, s.CHECK) != 0
     if checked:
         how = (STRONG if order != isa.WEAK else 0) | scope << 1 | log2(size) << SIZE_SHIFT
+        if write:
+            coherent(x, get(thread, s.T_GID), cell, (1 << size) - 1, True, 0, place + isa.GLOBAL_START, 0)
         found = race(x, thread, 0, warp, cell, (1 << size) - 1, how, write, 0)
         put(scratch, 0, np.int64(found != 0))
         if not write:

@@ -41,6 +41,7 @@ NAN, XORSIGN, RELU, FINITE = 2048, 4096, 8192, 16384
 WEAK, VOLATILE, RELAXED, ACQUIRE, RELEASE, ACQ_REL, SC = range(7)
 CTA, GPU, SYS = range(3)
 ORDER_SHIFT, SCOPE_SHIFT, SPACE_SHIFT = 0, 4, 8  # in FLAGS of memory operations
+NOT_COHERENT = 1 << 12  # there too: ld.nc and ldu
 
 # ---- opcodes, a hundred a group ----
 # The interpreter compares numbers, so the end of a group is taken. Insert a new opcode before the name given here:

@@ -6,6 +6,7 @@ import numpy as np
 
 from . import isa
 from . import state as s
+from .clocks import HOST
 from .core import Core
 from .launches import Launch, valid_bytes
 
@@ -69,6 +70,7 @@ def prepare(core: Core, launches: list[Launch]) -> None:
         x[s.SYNC_USED], x[s.SC_SYSTEM], x[s.CLOCKS_TOP] = 0, 0, 1
     x[s.PROGRESS], x[s.PATIENCE] = x[s.STEP], core.patience
     x[s.RUN_FLOOR], x[s.DEVICE_COUNT] = core.next_gid, core.device_count
+    core.next_gid += 1  # the first number of a run is the host's
     lay_out_queues(core, launches)
     core.loader.publish()
 
@@ -114,5 +116,5 @@ def lay_out_queues(core: Core, launches: list[Launch]) -> None:
         last[launch.device] = number
     core.running = launches
     host = core.tables["threads"][-32:]
-    host[:, s.T_GID] = (1 << 31) << 10 | np.arange(32)
+    host[:, s.T_GID] = (HOST | int(core.x[s.RUN_FLOOR])) << 10 | np.arange(32)
     host[:, s.T_CLOCK] = 1

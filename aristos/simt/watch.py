@@ -15,12 +15,26 @@ from ..primitives.compile import inner as jit
 from . import isa
 from . import state as s
 from .bits import get, load, put
-from .clocks import LOCATION, happened, history_slot, in_clock, includes, join, lookup, publish, single
+from .clocks import (
+    LOCATION,
+    before_launch,
+    happened,
+    history_slot,
+    in_clock,
+    includes,
+    join,
+    launch_over,
+    lookup,
+    publish,
+    same_launch,
+    single,
+)
 from .published import acquire, linked, published, released
 from .units import unit
 
 STRONG, ATOMIC = 1, 8  # of an access, with its scope in the bits between and, from SIZE_SHIFT, its log2 of bytes
 SIZE_SHIFT = 4
+NOT_COHERENT = 1 << 6  # above its size: a load by ld.global.nc or ldu
 SEQUENCE_STEP = 1 << 16  # between the numbers of two writes, for writes that are placed before the last one
 GID_MASK = (1 << s.GID_BITS) - 1
 
@@ -92,9 +106,42 @@ def conflicts(x, thread, block, warp, origin, when, mask, how):
     return not happened(x, thread, block, warp, gid, when & 0xFFFFFFFF)
 
 
+@jit
+def noncoherent(cell, k):
+    """Whether the access in two words of a cell is a load by ld.global.nc or ldu."""
+    return (get(cell, k + 1) >> 40) & NOT_COHERENT != 0
+
+
+@unit
+def coherent(x, gid, cell, mask, write, how, address, pc):
+    """Report a load by ld.global.nc or ldu of what is written while its kernel runs; call it before `race`.
+
+    The access to a cell of global memory is such a load, or a write by a thread, agent or actor. The report is at the
+    load, whichever comes first.
+    """
+    if not write:
+        w, when = get(cell, 0), get(cell, 1)
+        if w != 0 and (when >> 32) & mask != 0 and not before_launch(x, gid, w & GID_MASK, when & 0xFFFFFFFF):
+            size = 1 << ((how >> SIZE_SHIFT) & 3)
+            store_pc = (w >> s.GID_BITS) & 0x3FFFFF
+            report(x, s.NOT_COHERENT, pc, gid, address, isa.GLOBAL, size, store_pc, w & GID_MASK, 0, 0)
+        return 0
+    for k in range(2, 6, 2):
+        r, when = get(cell, k), get(cell, k + 1)
+        if r != 0 and noncoherent(cell, k) and (when >> 32) & mask != 0 and not launch_over(x, gid, r & GID_MASK):
+            size = 1 << ((when >> (40 + SIZE_SHIFT)) & 3)
+            load_pc = (r >> s.GID_BITS) & 0x3FFFFF
+            report(x, s.NOT_COHERENT, load_pc, r & GID_MASK, address, isa.GLOBAL, size, pc, gid, 0, 0)
+    return 0
+
+
 @unit
 def race(x, thread, block, warp, cell, mask, how, write, pc):
-    """Check an access to a cell and record it; returns the first word of the access it races with, or 0."""
+    """Check an access to a cell and record it; returns the first word of the access it races with, or 0.
+
+    Of the loads by ld.global.nc of a launch one stays in the first place for readers, since every store of the launch
+    is at fault with it.
+    """
     gid = get(thread, s.T_GID)
     origin = gid | pc << s.GID_BITS
     when = get(thread, s.T_CLOCK) | mask << 32 | how << 40
@@ -113,7 +160,12 @@ def race(x, thread, block, warp, cell, mask, how, write, pc):
         put(cell, 1, when)
         return found
     r = get(cell, 2)
-    if r == 0 or r & GID_MASK == gid:
+    kept = r != 0 and noncoherent(cell, 2) and same_launch(x, r & GID_MASK, gid)
+    if how & NOT_COHERENT and not kept and r != 0 and r & GID_MASK != gid:
+        put(cell, 4, r)
+        put(cell, 5, get(cell, 3))
+        r = np.int64(0)
+    if r == 0 or (r & GID_MASK == gid and (not kept or how & NOT_COHERENT)):
         put(cell, 2, origin)
         put(cell, 3, when)
         return found
@@ -122,7 +174,7 @@ def race(x, thread, block, warp, cell, mask, how, write, pc):
         put(cell, 4, origin)
         put(cell, 5, when)
         return found
-    if happened(x, thread, block, warp, r & GID_MASK, get(cell, 3) & 0xFFFFFFFF):
+    if not kept and happened(x, thread, block, warp, r & GID_MASK, get(cell, 3) & 0xFFFFFFFF):
         put(cell, 2, origin)
         put(cell, 3, when)
     elif happened(x, thread, block, warp, q & GID_MASK, get(cell, 5) & 0xFFFFFFFF) or (

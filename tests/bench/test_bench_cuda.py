@@ -329,7 +329,7 @@ def test_a_chain_that_fails_is_left_out(monkeypatch):
 @pytest.mark.usefixtures("torch")
 def test_router_against_pytorch(preset):
     (sheet,) = measured("router", preset=preset, dtype="bfloat16").sheets
-    assert [(r["tokens"], r["steps"]) for r in sheet.records] == [(n, s) for n in (6, 20) for s in router_gpu.STEPS]
+    assert [(r["tokens"], r["what"]) for r in sheet.records] == [(n, s) for n in (6, 20) for s in router_gpu.STEPS]
     assert all(r["speedup"] == 1 and r["error"] < 1e-5 for r in sheet.records)
 
 

@@ -109,6 +109,13 @@ def test_a_malformed_architecture_is_refused(kept, tmp_path):
         build.build(FILL, "hopper")
 
 
+def test_an_architecture_that_ptxas_does_not_know_is_one_sentence(kept):
+    """A GPU newer than the compilers."""
+    why = r"^ptxas V[\d.]+ does not know sm_130: install a newer one: pip install nvidia-cuda-nvcc"
+    with pytest.raises(EnvironmentProblem, match=why):
+        build.build(FILL, "sm_130")
+
+
 def test_a_cached_kernel_is_not_compiled_again(kept, compiled):
     first = build.build(FILL, "sm_90")
     again = build.build(FILL, "sm_90")

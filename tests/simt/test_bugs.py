@@ -21,6 +21,7 @@ RELAXED, ACQUIRE_GPU, ACQUIRE = load("relaxed.sys.global"), load("acquire.gpu.gl
 PUT_RELAXED, PUT_RELEASE_GPU, PUT_RELEASE = (
     store(f"{m}.global") for m in ("relaxed.sys", "release.gpu", "release.sys")
 )
+READ_ONLY = load("global.nc")
 COMMIT, WAIT = statement("cp.async.commit_group;"), statement("cp.async.wait_group 0;")
 
 
@@ -428,6 +429,23 @@ def test_copy_waited_for_but_not_synchronised():
 
     reports, _ = run(bad)
     assert {r.kind for r in reports if r.line in marked(bad)} & {"race", "missing_wait"}
+
+
+def test_read_only_load_of_what_the_kernel_writes():
+    @cuda.jit
+    def bad(a, out):
+        t = cuda.threadIdx.x
+        a[t] += 1
+        out[t] = READ_ONLY(a, t)  # BUG
+
+    @cuda.jit
+    def good(a, out):
+        t = cuda.threadIdx.x
+        a[t] += 1
+        out[t] = a[t] + READ_ONLY(a, N + t)
+
+    found(bad, "not_coherent", dtype=np.uint32)
+    silent(good, dtype=np.uint32)
 
 
 def test_counter_without_atomics():

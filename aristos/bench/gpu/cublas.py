@@ -18,10 +18,13 @@ COMPUTE = {"f32": 68, "tf32": 77, "f16": 68, "bf16": 68}  # cublasComputeType_t:
 PROPERTIES = (0, 1, 2)  # libraryPropertyType: major, minor, patch level
 
 
+# by the driver's version of CUDA, best first
+NAMES: dict[str, tuple[str, ...]] = {"12": ("libcublas.so.12",), "": ("libcublas.so.13", "libcublas.so.12")}
+
+
 def library(driver: str = "") -> Library:
     """The newest cuBLAS that this driver ('13.0') can run; raises EnvironmentProblem if there is none."""
-    names = ("libcublas.so.12",) if driver.startswith("12.") else ("libcublas.so.13", "libcublas.so.12")
-    return Library("cuBLAS", names, "cublasStatus_t")
+    return Library("cuBLAS", NAMES.get(driver.partition(".")[0], NAMES[""]), "cublasStatus_t")
 
 
 def described(found: Library) -> str:

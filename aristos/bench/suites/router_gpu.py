@@ -1,7 +1,7 @@
 """Suite `router` on GPUs: routing alone, from tokens to sorted choices, against PyTorch.
 
-    scores, top-k   `route`: scores, ids and weights; PyTorch's gate, top-k and weights
-    and order       `route` and `place`: also the packed order; PyTorch also sorts the choices by expert
+    route   the kernel `route`: scores, ids and weights; PyTorch's gate, top-k and weights
+    both    `route` and `place`, which makes the packed order; PyTorch also sorts the choices by expert
 
 Each side is captured in a CUDA graph, and both take turns on the same tokens. Ids and order must equal those of the
 float64 reference, whose weights the errors are of. The suite runs on every rank by itself.
@@ -28,12 +28,12 @@ from ..ran import of_gpu
 from ..registry import gpu_suite
 from ..workload import Workload
 
-STEPS = SCORES, ORDER = "scores, top-k", "and order"
+STEPS = ROUTE, BOTH = "route", "both"
 OURS, TORCH = "aristos", "PyTorch"
 
 COLUMNS = (
     Column("tokens", "tokens", "d"),
-    Column("steps", "steps"),
+    Column("what", "what"),
     Column("median_us", "median\nus", ".1f"),
     Column("p95_us", "p95\nus", ".1f"),
     Column("torch_us", "PyTorch\nus", ".1f"),
@@ -106,7 +106,7 @@ class Theirs:
         """Queue PyTorch's kernels."""
         ids, weights = self._choose(self.torch, self.cfg.router, self.gate(self.x), self.cfg.top_k)
         self.outputs = [ids, weights]
-        if steps == ORDER:
+        if steps == BOTH:
             self.outputs.append(self.order(ids)[-1])
 
     def clear(self) -> None:
@@ -158,7 +158,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         for last in (False, True):  # the timed graphs must still give right outputs
             for name, side in sides.items():
                 side.clear()
-                calls[name, ORDER]()
+                calls[name, BOTH]()
                 gpu.device.synchronize(gpu.stream)
                 errors[name] = max(errors[name], ctx.world.largest(error(side.found(), want)))
             if not last:
@@ -198,7 +198,7 @@ def captured(gpu: BenchGpu, place: TorchGpu | None, side: Any, steps: str) -> Ca
 def _record(found: dict[str, np.ndarray], steps: str) -> dict[str, Any]:
     ours, theirs = found[f"{OURS}, {steps}"], found.get(f"{TORCH}, {steps}")
     summary = Statistics.of(ours)
-    record: dict[str, Any] = {"steps": steps, "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6,
+    record: dict[str, Any] = {"what": steps, "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6,
                               "turns": len(ours)}  # fmt: skip
     if theirs is not None:
         record["torch_us"] = Statistics.of(theirs).median * 1e6

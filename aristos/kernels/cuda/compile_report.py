@@ -81,13 +81,13 @@ def build(name: str, archs: Sequence[str], out: Path, listings: Sequence[Listing
     for arch in archs:
         for kernel in listed(arch, listings):
             if kernel.name == name:
-                rows.append(finish(kernel, arch, ptx(kernel, TARGETS[arch])[0], out))
+                rows.append(finish(kernel, arch, ptx(kernel, TARGETS.get(arch, arch))[0], out))
     return rows
 
 
 def finish(kernel: Any, arch: str, text: str, out: Path) -> Row:
     """Write NAME.ARCH.ptx, .cubin and .sass of a compiled kernel; returns its row of the report with ptxas's advice."""
-    target = TARGETS[arch]
+    target = TARGETS.get(arch, arch)
     cc = capability(target)
     files = {kind: out / f"{kernel.name}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
     files["ptx"].write_text(text, encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...errors import EnvironmentProblem
 from ...primitives import sm_limits
 from ...primitives.offline import capability
 from ...primitives.sm_limits import Limits
@@ -20,6 +21,11 @@ class Target:
     def named(cls, arch: str) -> Target:
         """The target of an architecture whose GPU is not here. Raises InputError for a name that means nothing."""
         return cls(arch, sm_limits.of_name(arch))
+
+    def check(self) -> None:
+        """Raise EnvironmentProblem for a GPU that is too old."""
+        if capability(self.arch) < capability(sm_limits.OLDEST):
+            raise EnvironmentProblem(f"the GPU is {self.arch}: {sm_limits.NEEDED}")
 
     @property
     def generation(self) -> int:

@@ -54,9 +54,12 @@ def place(low: Lowering, m: Mods, operand: Any, space: int) -> tuple[int, int, i
 
 def access(low: Lowering, m: Mods, load: bool) -> None:
     """ld and st."""
+    apart = load and "nc" in m.left
     policy = cache_hints(m)
     order, scope = order_scope(m, ("weak", "volatile", "relaxed", "acquire" if load else "release"), isa.WEAK)
     space = m.choose(SPACES, isa.GENERIC)
+    if apart and (order != isa.WEAK or space != isa.GLOBAL):
+        raise m.fail("modifier .nc needs a weak load of .global")
     vector = m.take("v2", "v4", "v8")
     (type_,) = m.types()
     m.done(2, 3 if policy else 2)
@@ -71,6 +74,8 @@ def access(low: Lowering, m: Mods, load: bool) -> None:
     if space not in (isa.PARAM, isa.LOCAL, isa.CONST):
         low.granule = min(low.granule, type_ & 15)
     flags = order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT | space << isa.SPACE_SHIFT
+    if apart or m.ins.opcode == "ldu":
+        flags |= isa.NOT_COHERENT
     low.emit(isa.LD if load else isa.ST, type_, a=row, imm=offset, flags=flags, items=rows)
 
 
