@@ -322,7 +322,9 @@ def test_a_chain_that_fails_is_left_out(monkeypatch):
     monkeypatch.setattr(torch_layer.Chain, "compute", fails)
     sheet, _ = measured("layer", tokens=(6,)).sheets
     assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH}
-    assert sheet.notes[-1] == f"{rival.CHAIN}: no time of 6 tokens, PyTorch failed: CUDA out of memory"
+    assert (
+        sheet.notes[-1] == f"{rival.CHAIN}: no time of 6 tokens, PyTorch failed with RuntimeError: CUDA out of memory"
+    )
 
 
 @pytest.mark.parametrize("preset", ["mixtral-8x7b", "switch-base-128"])
@@ -331,6 +333,14 @@ def test_router_against_pytorch(preset):
     (sheet,) = measured("router", preset=preset, dtype="bfloat16").sheets
     assert [(r["tokens"], r["what"]) for r in sheet.records] == [(n, s) for n in (6, 20) for s in router_gpu.STEPS]
     assert all(r["speedup"] == 1 and r["error"] < 1e-5 for r in sheet.records)
+
+
+@pytest.mark.usefixtures("torch")
+def test_a_router_of_pytorch_that_fails_is_left_out(monkeypatch):
+    monkeypatch.setattr(torch_layer.Order, "__call__", lambda *given: given.missing)
+    (sheet,) = measured("router", tokens=(6,)).sheets
+    assert all("speedup" not in r for r in sheet.records)
+    assert sheet.notes[-1].startswith("6 tokens: PyTorch failed with AttributeError:")
 
 
 def test_router_alone():

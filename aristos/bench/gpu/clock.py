@@ -97,12 +97,12 @@ class BenchGpu:
 
     def in_turns(
         self,
-        calls: dict[str, Callable[[], object]],
+        calls: dict[Any, Callable[[], object]],
         seconds: float,
         warmup: int,
         asked: int | None,
         after: Callable[[str, int], None] | None = None,
-    ) -> dict[str, Seconds]:
+    ) -> dict[Any, Seconds]:
         """Seconds of every call: name -> [turns]; `asked` turns, or as many as fit `seconds`. Collective.
 
         after(name, turn): runs after each call, untimed; turn is -1 during warm-up.

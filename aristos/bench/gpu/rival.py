@@ -7,6 +7,7 @@ combine are compiled by `torch.compile`, or are PyTorch's own kernels where that
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,14 @@ from .cublas import described, library
 CHAINS = CHAIN, CHAIN_NCCL, CHAIN_MPI = "chain graph", "chain, NCCL", "chain, MPI"
 TRIES = 3  # of each way to multiply, to find the faster one
 
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError)  # of PyTorch: out of memory, or another version
+
 Call = Callable[[], object]
+
+
+def said(error: Exception) -> str:
+    """PyTorch's error in one line."""
+    return " ".join([f"PyTorch failed with {type(error).__name__}:", *str(error).splitlines()[:1]])
 
 
 @dataclass(frozen=True)
@@ -67,9 +75,11 @@ class TorchGpu:
                 one = torch.ones((64, 64), device=self.device)
                 torch.mm(one, one)
                 torch.cuda.synchronize(self.device)
+        except FAILURES as error:
+            raise EnvironmentProblem(f"no rival: PyTorch {torch.__version__} cannot multiply: {said(error)}") from error
+        blas = "a cuBLAS that is not found as a file"
+        with contextlib.suppress(EnvironmentProblem):
             blas = described(library(gpu.device.driver))
-        except (RuntimeError, EnvironmentProblem) as error:
-            raise EnvironmentProblem(f"no rival: PyTorch {torch.__version__} cannot multiply here: {error}") from error
         self.used = f"PyTorch {torch.__version__} ({torch.__path__[0]}), {blas}"
 
     def ways(self, cfg: MoEConfig) -> tuple[str, ...]:
@@ -114,21 +124,19 @@ class TorchGpu:
 
 
 class Rival:
-    """What makes the unfused chains of a layer. weights: this rank's, on the host. Collective.
+    """What makes the unfused chains of a layer, of which `part` is this rank's. Collective.
 
     notes: what it uses, and why a chain is missing.
     """
 
-    def __init__(self, gpu: BenchGpu, work: Workload, weights: dict[str, Any], place: TorchGpu) -> None:
-        self.gpu, self.work, self.place = gpu, work, place
+    def __init__(self, gpu: BenchGpu, work: Workload, place: TorchGpu, part: torch_layer.Part) -> None:
+        self.gpu, self.work, self.place, self._part = gpu, work, place, part
         self.exchanges: dict[str, Nccl | None] = {CHAIN: None}
         self.notes, self._staged = [place.used], list[Staged]()
         if work.world.size > 1:
             nccl, why = nccl_or_why(gpu)
             self.exchanges = ({CHAIN_NCCL: nccl} if nccl is not None else {}) | {CHAIN_MPI: None}
             self.notes.append(nccl.used if nccl is not None else why)
-        with place.here():
-            self._part = torch_layer.Part(place.torch, work.cfg, work.router, weights, place.device, place.fuse)
 
     def chains(self, played: Played) -> dict[str, Chain]:
         """The chains of a call, by name, without those that fail; `notes` says why. Collective."""
@@ -137,8 +145,8 @@ class Rival:
             made, why = None, f"{name} failed on another rank"
             try:
                 made = self._chain(played, exchange)
-            except RuntimeError as error:  # PyTorch's, out of memory among them
-                why = f"{name}: no time of {played.count} tokens, PyTorch failed: {str(error).splitlines()[0]}"
+            except FAILURES as error:
+                why = f"{name}: no time of {played.count} tokens, {said(error)}"
             if self.work.world.every(made is not None) and made is not None:
                 found[name] = made
             else:
@@ -200,13 +208,18 @@ class Rival:
 
 
 def rival_or_why(gpu: BenchGpu, work: Workload, weights: dict[str, Any]) -> tuple[Rival | None, list[str]]:
-    """(what makes the chains, notes on it), or (None, why there are none). Collective."""
-    place, why = None, ""
+    """(what makes the chains, notes on it), or (None, why there are none). weights: this rank's, on the host.
+    Collective."""
+    place, part, why = None, None, "no rival: another rank cannot make one"
     try:
         place = TorchGpu(gpu)
+        with place.here():
+            part = torch_layer.Part(place.torch, work.cfg, work.router, weights, place.device, place.fuse)
     except EnvironmentProblem as missing:
         why = str(missing)
-    if not work.world.every(place is not None) or place is None:
-        return None, [why or "no rival: another rank has no PyTorch"]
-    made = Rival(gpu, work, weights, place)
+    except FAILURES as error:
+        why = f"no rival: {said(error)}"
+    if not work.world.every(part is not None) or place is None or part is None:
+        return None, [why]
+    made = Rival(gpu, work, place, part)
     return made, made.notes
