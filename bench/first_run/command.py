@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import faulthandler
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +135,29 @@ def main(argv: list[str], doc: str, together: Callable[..., int]) -> int:
         except (EnvironmentProblem, ImportError) as why:
             print(f"no GPU to report on: {why}", file=sys.stderr)
             return NO_GPU
-    if why := first(report, given.rehearse is not None):
+    with bounded(report.seconds):
+        return alone(report, given.rehearse is not None)
+
+
+@contextlib.contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """This process may hang too, as in a picture: then it ends, and the page that was written last is there."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def alone(report: Report, rehearsing: bool) -> int:
+    """The report on one GPU; returns the exit code."""
+    if why := first(report, rehearsing):
         print(f"no GPU to report on: {why}", file=sys.stderr)
         return NO_GPU
     try:
-        for i, part in enumerate(chosen[1:], 1):
+        for i, part in enumerate(report.chosen[1:], 1):
             report.run(part)
-            report.write(chosen[i + 1 :])  # so far, in case a later part ends the run
+            report.write(report.chosen[i + 1 :])  # so far, in case a later part ends the run
     except KeyboardInterrupt:
         report.notes = (*report.notes, "Ctrl-C ended the report")
     finally:

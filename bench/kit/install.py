@@ -89,7 +89,7 @@ for each in {names!r}:
     try:
         found[each] = {answer}
     except Exception as why:
-        found[each] = {failed}
+        found[each] = ({failed}).split(chr(10))[0]
 print(json.dumps(found))"""
     return json.loads(_output(python, program).splitlines()[-1])
 

@@ -100,9 +100,9 @@ def test_what_the_machine_has_in_a_fitting_version_is_not_installed(monkeypatch)
 
 @pytest.mark.slow
 def test_an_environment_sees_the_packages_of_its_python(tmp_path, capsys):
-    """This Python is a virtual environment itself; nothing of the kit is needed, and nothing is installed."""
+    """This Python is a virtual environment itself. Nothing is installed; its MPI library is not seen."""
     assert install.main([str(tmp_path / "env"), str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "from the kit: nothing\n"
+    assert capsys.readouterr().out.splitlines()[:1] == ["from the kit: nothing"]
     program = "import numpy, numba.cuda; print(numpy.__file__)"
     done = subprocess.run([tmp_path / "env/bin/python", "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip().startswith(sys.prefix), done.stderr

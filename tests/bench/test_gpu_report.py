@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -360,3 +361,15 @@ def test_the_profiler_is_given_names_that_fit():
     for kernel, fits in ((catalogue.product_kernel(tile), True), (persistent.layer_kernel(tile), True),
                          (persistent.BEGIN, False), (catalogue.route_kernels()["place"], False)):  # fmt: skip
         assert bool(re.search(profiled.NAMED, ptx(kernel, "sm_90")[1])) == fits, kernel.name
+
+
+@pytest.mark.slow
+def test_the_report_itself_may_hang():
+    """A picture that is never done: the process ends at its time all the same."""
+    program = "import time; from first_run import command\nwith command.bounded(1.0): time.sleep(60)"
+    start = time.monotonic()
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, env=processes.environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert time.monotonic() - start < 50
+    assert "Timeout" in done.stderr
