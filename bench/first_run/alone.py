@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-PHASES = {"route": "N_ROUTE", "dispatch": "N_DISPATCH", "experts": "N_EXPERT", "combine": "N_COMBINE",
-          "idle": "N_IDLE", "rest": "N_PACK"}  # fmt: skip
+PHASES = ("dispatch", "compute", "combine", "publish", "idle")
+CALLS = 3  # the last is shown
 
 
 def _played(context: Any, gpu: Any, work: Any, moe: Any, tokens: int) -> Any:
@@ -64,35 +64,32 @@ def router(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
 
 
 def phases(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
-    """The share of the workers' time that each phase took, by the counters that the kernels keep."""
-    from aristos.engine import words
-
+    """The share of the workers' time that each phase took, by the counters that kernels keep after `timeline(True)`."""
     work, moe = _made(context)
-    rows, missing = [], set(PHASES)
+    moe.timeline(True)
+    rows = []
     for tokens in counts:
         played = _played(context, gpu, work, moe, tokens)
         errors = [played.error()]
-        call = played.graph()
-        taken = [gpu.seconds(call) for _ in range(3)][-1]
-        moe.synchronize()
+        found: list[Any] = []
+
+        def call(played: Any = played, found: list[Any] = found) -> None:
+            _, stats = moe(played.x, out=played.y, return_stats=True, **played.routing)
+            found.append(stats)
+
+        for _ in range(CALLS):
+            call()
+        took = gpu.seconds(played)  # without the host's wait
         errors.append(played.now())
-        runtime = moe.runtime
-        runtime.read_all()
-        counted = runtime.counted.counters(runtime.state[runtime.counted.first :])
-        blocks = int(runtime.counted.workers)
-        row: dict[str, Any] = {"tokens": tokens, "call_us": taken * 1e6, "blocks": blocks}
-        for phase, name in PHASES.items():
-            spent = float(counted[getattr(words, name)]) * 1e-9
-            if spent:
-                missing.discard(phase)
-                row[f"{phase}_share"] = spent / (blocks * taken)
+        row: dict[str, Any] = {"tokens": tokens, "blocks": found[-1].workers, "call_us": 1e6 * took}
+        row["router_us"] = 1e6 * found[-1].route_seconds
+        spent = found[-1].workers * took
+        row |= {f"{name}_share": getattr(found[-1], f"{name}_seconds") / spent for name in PHASES}
+        row["idle_polls"] = found[-1].polls
         rows.append(row | {"error": max(errors), "check": _verdict(work, max(errors))})
     moe.close()
-    notes = ["shares of blocks x the time of the last of three calls; launches and the router's kernels are no part"]
-    if missing:
-        notes.append(
-            f"not measured, since the kernels count none: {', '.join(name for name in PHASES if name in missing)}"
-        )
+    notes = ["shares of blocks x the time of a call, by the clock of each block; the router's kernels are in that time;"
+             " publish: with waits for the rank's lock"]  # fmt: skip
     return {"title": f"time per phase on {gpu.device.name}: {context.shape()}", "rows": rows, "notes": notes}
 
 
