@@ -71,21 +71,15 @@ def phases(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
     for tokens in counts:
         played = _played(context, gpu, work, moe, tokens)
         errors = [played.error()]
-        found: list[Any] = []
-
-        def call(played: Any = played, found: list[Any] = found) -> None:
-            _, stats = moe(played.x, out=played.y, return_stats=True, **played.routing)
-            found.append(stats)
-
         for _ in range(CALLS):
-            call()
+            _, stats = moe(played.x, out=played.y, return_stats=True, **played.routing)
         took = gpu.seconds(played)  # without the host's wait
         errors.append(played.now())
-        row: dict[str, Any] = {"tokens": tokens, "blocks": found[-1].workers, "call_us": 1e6 * took}
-        row["router_us"] = 1e6 * found[-1].route_seconds
-        spent = found[-1].workers * took
-        row |= {f"{name}_share": getattr(found[-1], f"{name}_seconds") / spent for name in PHASES}
-        row["idle_polls"] = found[-1].polls
+        row: dict[str, Any] = {"tokens": tokens, "blocks": stats.workers, "call_us": 1e6 * took}
+        row["router_us"] = 1e6 * stats.route_seconds
+        spent = stats.workers * took
+        row |= {f"{name}_share": getattr(stats, f"{name}_seconds") / spent for name in PHASES}
+        row["idle_polls"] = stats.polls
         rows.append(row | {"error": max(errors), "check": _verdict(work, max(errors))})
     moe.close()
     notes = ["shares of blocks x the time of a call, by the clock of each block; the router's kernels are in that time;"
