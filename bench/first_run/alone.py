@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-PHASES = {"route": "N_ROUTE", "dispatch": "N_DISPATCH", "experts": "N_EXPERT", "combine": "N_COMBINE",
-          "idle": "N_IDLE", "rest": "N_PACK"}  # fmt: skip
+PHASES = ("dispatch", "compute", "combine", "publish", "idle")
+CALLS = 3  # the last is shown
 
 
 def _played(context: Any, gpu: Any, work: Any, moe: Any, tokens: int) -> Any:
@@ -24,35 +24,26 @@ def _made(context: Any) -> tuple[Any, Any]:
 
 
 def phases(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
-    """The share of the workers' time that each phase took, by the counters that the kernels keep."""
-    from aristos.engine import words
-
+    """The share of the workers' time that each phase took, by the counters that kernels keep after `timeline(True)`."""
     work, moe = _made(context)
-    rows, missing = [], set(PHASES)
+    moe.timeline(True)
+    rows = []
     for tokens in counts:
         played = _played(context, gpu, work, moe, tokens)
         errors = [played.error()]
-        call = played.graph()
-        taken = [gpu.seconds(call) for _ in range(3)][-1]
-        moe.synchronize()
+        for _ in range(CALLS):
+            _, stats = moe(played.x, out=played.y, return_stats=True, **played.routing)
+        took = gpu.seconds(played)  # without the host's wait
         errors.append(played.now())
-        runtime = moe.runtime
-        runtime.read_all()
-        counted = runtime.counted.counters(runtime.state[runtime.counted.first :])
-        blocks = int(runtime.counted.workers)
-        row: dict[str, Any] = {"tokens": tokens, "call_us": taken * 1e6, "blocks": blocks}
-        for phase, name in PHASES.items():
-            spent = float(counted[getattr(words, name)]) * 1e-9
-            if spent:
-                missing.discard(phase)
-                row[f"{phase}_share"] = spent / (blocks * taken)
+        row: dict[str, Any] = {"tokens": tokens, "blocks": stats.workers, "call_us": 1e6 * took}
+        row["router_us"] = 1e6 * stats.route_seconds
+        spent = stats.workers * took
+        row |= {f"{name}_share": getattr(stats, f"{name}_seconds") / spent for name in PHASES}
+        row["idle_polls"] = stats.polls
         rows.append(row | {"error": max(errors), "check": _verdict(work, max(errors))})
     moe.close()
-    notes = ["shares of blocks x the time of the last of three calls; launches and the router's kernels are no part"]
-    if missing:
-        notes.append(
-            f"not measured, since the kernels count none: {', '.join(name for name in PHASES if name in missing)}"
-        )
+    notes = ["shares of blocks x the time of a call, by the clock of each block; the router's kernels are in that time;"
+             " publish: with waits for the rank's lock"]  # fmt: skip
     return {"title": f"time per phase on {gpu.device.name}: {context.shape()}", "rows": rows, "notes": notes}
 
 
