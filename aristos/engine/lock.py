@@ -1,7 +1,8 @@
 """The rank's lock: it guards the state. Steps hold it for microseconds, and never while they copy or compute."""
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import words
 
 NAPS = 6400  # tries after which the holder must have lost its core to another rank, see `substrate/idle.py`

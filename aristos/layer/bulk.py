@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ..engine import bulk as step
 from ..engine import codes, packing, steps, words
 from ..primitives.buffers import aligned
-from ..primitives.compile import warm_up
 from ..substrate.runtime import Runtime
 
 

@@ -31,7 +31,7 @@ from aristos.kernels.cpu.expert import FC
 from aristos.kernels.cpu.panels import LANES, NR, VECTORS, pack, padded, shape_for
 from aristos.kernels.cpu.tokens import route_bytes
 from aristos.primitives.buffers import aligned
-from aristos.primitives.compile import jit
+from kernel_cache.compile import jit
 
 SHAPES = [
     (1, 1, 1),

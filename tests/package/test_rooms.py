@@ -57,7 +57,7 @@ def test_imports_by_a_computed_name_are_known(draw):
         "aristos.bench.delay.steps",
         "aristos.explore.compiled.copies",
         "aristos.kernels.by_isa",
-        "aristos.simt.suite.record",
+        "ptxsim.suite.record",
     }
 
 

@@ -23,13 +23,13 @@ from cases import ROOT, USE_EVERYTHING, Job, clean_environment, compile_once, ru
 from mpi import find_mpiexec
 
 from aristos.errors import EnvironmentProblem
-from aristos.primitives import code_files, packages, private
-from aristos.primitives import compile as compiling
+from kernel_cache import code_files, packages, private
+from kernel_cache import compile as compiling
 
 KERNELS = """
 import numpy as np
 from aristos import kernels
-from aristos.primitives import compile as compiling
+from kernel_cache import compile as compiling
 x = np.ones((4, 4), np.float32)
 kernels.ffn(x, x, x)
 print(">", compiling.compiled_here(), compiling.cache_folder(), flush=True)
@@ -114,7 +114,7 @@ def give_up_privileges() -> None:
 
 LITTLE = """
 import numpy as np
-from aristos.primitives import compile as compiling
+from kernel_cache import compile as compiling
 from aristos.kernels.cpu import elementwise
 x = np.ones(4, np.float32)
 elementwise.activate(0, x.ctypes.data, 4)
@@ -237,7 +237,7 @@ def test_progress_reports_how_long_it_has_taken(monkeypatch, capsys):
 
 TWO_FUNCTIONS = """
 from numba import types
-from aristos.primitives import compile as compiling
+from kernel_cache import compile as compiling
 from aristos.kernels.cpu import elementwise
 array, word = types.Array(types.float32, 1, "C"), types.int64
 compiling.warm_up([(elementwise.bound, (array, word, types.float32)), (elementwise.activate, (word, word, word))])
@@ -367,7 +367,7 @@ def test_importing_every_module_writes_nothing(tmp_path):
 FIRST = """
 import ml_dtypes, numpy as np, aristos
 from aristos import reference
-from aristos.primitives import compile as compiling
+from kernel_cache import compile as compiling
 cfg = aristos.MoEConfig(hidden=24, ffn=40, experts=5, top_k=2, max_tokens=48, shared_ffn={shared}, dtype="{dtype}")
 x = np.ones((20, 24), np.float32).astype(cfg.dtype if cfg.dtype == "float32" else ml_dtypes.bfloat16)
 def code():

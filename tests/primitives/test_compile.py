@@ -10,7 +10,7 @@ from cases import ROOT, clean_environment
 from numba import boolean, int64
 from numba.core.caching import NullCache
 
-from aristos.primitives.compile import jit
+from kernel_cache.compile import jit
 
 
 @jit
@@ -69,7 +69,7 @@ from functions import *
 print(">", {called}({value}), list(low.linked), sum(f.stats.cache_misses.total() for f in (low, high, other, third)))
 """
 FUNCTIONS = """
-from aristos.primitives.compile import jit
+from kernel_cache.compile import jit
 @jit
 def low(value):
     if value == 13:

@@ -12,8 +12,9 @@ import pytest
 from cache_keys import forget
 from cases import ROOT, clean_environment
 
-from aristos.primitives import compile as compiling
-from aristos.primitives import isa, packages
+from aristos.primitives import isa
+from kernel_cache import compile as compiling
+from kernel_cache import packages
 
 TEXTS = {  # `house` reads `yard`, and `yard` has a lowering and a part of the key; `far` is read by neither
     "house/__init__.py": "",
@@ -100,8 +101,8 @@ def test_aristos_is_registered_with_its_isa():
 
 PROGRAM = """
 from pathlib import Path
-from aristos.primitives import packages
-from aristos.primitives.compile import compiled_here, jit
+from kernel_cache import packages
+from kernel_cache.compile import compiled_here, jit
 for name in ("house", "yard"):
     packages.register(name, Path(name).resolve())
 import yard.tree, yard.lowered

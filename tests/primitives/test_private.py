@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from aristos.errors import EnvironmentProblem
-from aristos.primitives import code_files, private
-from aristos.primitives import compile as compiling
+from kernel_cache import code_files, private
+from kernel_cache import compile as compiling
 
 
 def mode(path: Path) -> int:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from aristos.primitives import regular
+from kernel_cache import regular
 
 CONFIG = (
     '{"model_type": "mixtral", "hidden_size": 16, "intermediate_size": 8, "num_local_experts": 2,'
@@ -33,9 +33,9 @@ READERS = {
     "links.json": "from aristos.topology import links; links.load('links.json')",
     "smi.txt": "from aristos.topology import texts; texts.read('smi.txt')",
     "timeline.json": "from aristos.bench.plots import timeline; timeline.timelines(['timeline.json'])",
-    "kernel.ptx": "from aristos.simt.check import text_of; text_of(Path('kernel.ptx'))",
-    "kernel.cu": "from aristos.simt.linking import of_file; of_file('kernel.cu', (9, 0))",
-    "array.npy": "from aristos.simt.launch_text import Arguments; Arguments(None, Path('.')).of_file('array.npy')",
+    "kernel.ptx": "from ptxsim.check import text_of; text_of(Path('kernel.ptx'))",
+    "kernel.cu": "from ptxsim.linking import of_file; of_file('kernel.cu', (9, 0))",
+    "array.npy": "from ptxsim.launch_text import Arguments; Arguments(None, Path('.')).of_file('array.npy')",
 }
 PROGRAM = f"""
 import os, resource, signal, sys
@@ -43,7 +43,7 @@ from pathlib import Path
 readers = {READERS!r}
 def late(*_): raise SystemExit("hangs")
 signal.signal(signal.SIGALRM, late)
-import aristos, aristos.results, aristos.planner, aristos.topology, aristos.layer.saving, aristos.simt.check
+import aristos, aristos.results, aristos.planner, aristos.topology, aristos.layer.saving, ptxsim.check
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (2 << 30)
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
 for kind in ("pipe", "device"):

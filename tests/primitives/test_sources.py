@@ -10,7 +10,7 @@ import pytest
 from cache_keys import forget
 from cases import ROOT
 
-from aristos.primitives import sources
+from kernel_cache import sources
 
 
 @pytest.fixture

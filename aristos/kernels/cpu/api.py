@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ...config import ACTIVATIONS, PRECISIONS, checked_limit
 from ...errors import InputError
 from ...primitives.arrays import check_out, is_type
 from ...primitives.buffers import aligned
-from ...primitives.compile import warm_up
 from ..common.activations import word
 from .convert import FLOAT32
 from .elements import ELEMENTS, ElementType, element_type

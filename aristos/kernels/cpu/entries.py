@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from numba import types
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
-from ...primitives.compile import jit
 from . import expert, gemm, rounded_expert
 from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT
 from .target import ISA

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from numba.extending import overload
 
+from kernel_cache.compile import config, jit, warm_up
+
 from ...primitives import arithmetic
 from ...primitives import memory as mem
-from ...primitives.compile import config, jit, warm_up
 from ..by_isa import module
 from .entries import BACKWARD, BLOCK_BYTES, COMBINE, DOWN, EXPERT, ROUTE, SIGNATURE, UP, WEIGH
 

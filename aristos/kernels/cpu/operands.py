@@ -4,9 +4,10 @@
 set, whatever the number of rows: so a row's sums never depend on the rows beside it.
 """
 
+from kernel_cache.compile import inlined, jit
+
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
-from ...primitives.compile import inlined, jit
 from ..common.branches import unrolled
 from . import tiles, widened
 from .convert import BFLOAT16, FLOAT16, SPLIT, round_row

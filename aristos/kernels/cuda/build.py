@@ -16,10 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kernel_cache import offline, private
+from kernel_cache.compile import cache_folder, compiling
+
 from ...errors import EnvironmentProblem, InputError
 from ...host.versions import version
-from ...primitives import offline, private
-from ...primitives.compile import cache_folder, compiling
 from . import ahead
 from .ahead import Built
 from .assemble import TARGETS, assemble, tool_version
