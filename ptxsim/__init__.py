@@ -36,14 +36,14 @@ __all__ = [
 packages.register("ptxsim", Path(__file__).parent)
 
 _PLACES = {
-    "KernelFault": "findings",
-    "Report": "findings",
-    "PTXError": "syntax",
-    "enable": "switch",
-    "use": "switch",
     "EnvironmentProblem": "errors",
     "InputError": "errors",
+    "KernelFault": "findings",
+    "PTXError": "syntax",
     "PtxsimError": "errors",
+    "Report": "findings",
+    "enable": "switch",
+    "use": "switch",
 }
 
 

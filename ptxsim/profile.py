@@ -20,9 +20,7 @@ from .findings import lines, total
 from .machine import Machine
 from .switch import use
 
-NOTHING = (
-    "no kernel ran: only launches as k[grid, block](...) count, not those on a ptxsim.Machine that the script makes"
-)
+NOTHING = "no kernel ran: only launches as k[grid, block](...) count, not those on a Machine that the script makes"
 
 
 def profile(script: str, args: list[str], as_json: bool, **options: Any) -> int:

@@ -1,7 +1,7 @@
 """Route ordinary Numba-CUDA code to a machine: `k[grid, block](...)`, `cuda.to_device`, and the rest.
 
 `use(machine)` replaces Numba-CUDA's launches, and the CUDA driver's functions that it calls by those of driver.py.
-`pytest -p ptxsim.plugin --simt` does so for each test (plugin.py). Everything else of Numba-CUDA (compiler, dispatcher, arrays, ufuncs,
+plugin.py does so for each test of pytest. Everything else of Numba-CUDA (compiler, dispatcher, arrays, ufuncs,
 error codes) stays its own.
 """
 

@@ -1,4 +1,4 @@
-"""`aristos simt check`: CUDA C++, PTX and scripts, with launches as text."""
+"""`ptxsim check`: CUDA C++, PTX and scripts, with launches as text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 import ptxsim
-from aristos.cli.simt import main
-from aristos.errors import EnvironmentProblem, InputError
 from ptxsim import check, host_code, launch_text, nvrtc
+from ptxsim.command import main
+from ptxsim.errors import EnvironmentProblem, InputError
 
 try:
     nvrtc.loaded()

@@ -14,7 +14,7 @@ from numba import cuda, float32
 from numba.cuda.cudadrv.driver import CudaAPIError
 
 import ptxsim
-from aristos.errors import InputError
+from ptxsim.errors import InputError
 
 
 @cuda.jit

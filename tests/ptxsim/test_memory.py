@@ -9,8 +9,8 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed"
 from numba import cuda
 
 import ptxsim
-from aristos.errors import MemoryProblem
 from ptxsim.address_space import QUARANTINE_BYTES, FreeRuns, span
+from ptxsim.errors import MemoryProblem
 
 MIB = 1 << 20
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 import yaml
 
-from aristos.cli.simt import main, options
-from aristos.errors import EnvironmentProblem
 from ptxsim import nvrtc
+from ptxsim.command import main, options
+from ptxsim.errors import EnvironmentProblem
 
 DOCS = (Path(__file__).parents[2] / "docs" / "simt-check.md").read_text(encoding="utf-8")
 TESTS = """
@@ -53,13 +54,13 @@ def block(language):
 
 def run_pytest(folder, *words, **environment):
     """stdout of pytest on files that know nothing of Aristos; as a user's project would run it."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, words)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "ptxsim.plugin", *map(str, words)]
     return subprocess.run(
         command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
     ).stdout
 
 
-@pytest.mark.parametrize(("words", "environment"), [(["--simt", "--simt-seed", "3"], {}), ([], {"ARISTOS_SIMT": "1"})])
+@pytest.mark.parametrize(("words", "environment"), [(["--simt", "--simt-seed", "3"], {}), ([], {"PTXSIM": "1"})])
 def test_every_test_on_a_machine_of_its_own(tmp_path, words, environment):
     (tmp_path / "test_it.py").write_text(TESTS)
     out = run_pytest(tmp_path, *words, tmp_path, **environment)
@@ -70,9 +71,14 @@ def test_every_test_on_a_machine_of_its_own(tmp_path, words, environment):
 
 
 def test_unasked_the_plugin_does_nothing(tmp_path):
-    """pytest loads it wherever Aristos is installed, so it must not import Numba."""
+    """Loaded, but without --simt, it does not even import Numba."""
     (tmp_path / "test_it.py").write_text("import sys\ndef test_it():\n    assert 'numba' not in sys.modules\n")
-    assert "1 passed" in run_pytest(tmp_path, "-p", "ptxsim.plugin", tmp_path)
+    assert "1 passed" in run_pytest(tmp_path, tmp_path)
+
+
+def test_pytest_loads_the_plugin_only_when_asked():
+    names = {each.value.partition(":")[0].partition(".")[0] for each in entry_points(group="pytest11")}
+    assert not names & {"aristos", "kernel_cache", "ptxsim"}
 
 
 def test_the_file_of_the_docs_is_clean_until_it_is_broken(tmp_path, capsys):
@@ -90,12 +96,12 @@ def test_the_file_of_the_docs_is_clean_until_it_is_broken(tmp_path, capsys):
 
 def test_the_commands_of_the_docs_exist():
     lines = [line.strip() for line in (block("sh") + block("yaml")).splitlines()]
-    found = [line.partition("aristos simt ")[2].partition(" # ")[0] for line in lines if "aristos simt check" in line]
+    found = [line.partition("ptxsim ")[2].partition(" # ")[0] for line in lines if "ptxsim check" in line]
     assert len(found) == 4  # three in the first block, one in the workflow
     for words in found:
         assert options(words.split()).command == "check"
     steps = yaml.safe_load(block("yaml"))["jobs"]["simt"]["steps"]
-    assert [step["run"].split()[0] for step in steps if "run" in step] == ["pip", "aristos", "pytest"]
+    assert [step["run"].split()[0] for step in steps if "run" in step] == ["pip", "ptxsim", "pytest"]
 
 
 def test_numba_cuda_tests_run_unchanged(tmp_path):

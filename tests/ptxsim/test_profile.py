@@ -1,4 +1,4 @@
-"""`aristos simt profile` as a user runs it."""
+"""`ptxsim profile` as a user runs it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ print("sum", out.copy_to_host().sum(), *sys.argv[1:])
 
 
 def run(*words, **environment):
-    result = subprocess.run([sys.executable, "-m", "aristos", "simt", *map(str, words)], capture_output=True,
+    result = subprocess.run([sys.executable, "-m", "ptxsim", *map(str, words)], capture_output=True,
                             text=True, timeout=300, env={**os.environ, **environment})  # fmt: skip
     return result.returncode, result.stdout, result.stderr
 

@@ -11,7 +11,7 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed"
 from numba import cuda
 
 import ptxsim
-from aristos.errors import ClosedError, InputError
+from ptxsim.errors import ClosedError, InputError
 
 HEAD = ".version 8.0\n.target sm_90\n.address_size 64\n"
 REGISTERS = ".reg .b16 %h<9>; .reg .b32 %r<9>; .reg .b64 %d<9>; .reg .f32 %f<9>; .reg .u32 %u<9>; .reg .pred %p<9>;"

@@ -8,8 +8,8 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
 import ptxsim
-from aristos.cli.simt import main, options
 from ptxsim import profile, shared_arrays
+from ptxsim.command import main, options
 from ptxsim.findings import Report, lines, total
 
 HEAD = """import numpy as np

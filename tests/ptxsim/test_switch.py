@@ -10,7 +10,7 @@ from numba import cuda, int64, typeof
 from numba.cuda.cudadrv import nvvm
 
 import ptxsim
-from aristos.errors import InputError
+from ptxsim.errors import InputError
 
 
 @cuda.jit

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from aristos.errors import InputError
+from ptxsim.errors import InputError
 from ptxsim.loader import Loader
 from ptxsim.lower import lower
 from ptxsim.parser import parse

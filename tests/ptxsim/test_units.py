@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+import ptxsim
 from kernel_cache import sources
 from ptxsim import isa, units
 
-FOLDER = Path(simt.__file__).parent
+FOLDER = Path(ptxsim.__file__).parent
 
 
 def stamp(file: str) -> str:
@@ -24,7 +25,7 @@ def test_a_second_unit_of_a_name_is_rejected():
     def run(x):
         return x
 
-    with pytest.raises(ValueError, match=r"unit run of .* has the name of one in aristos\.simt\.interpreter"):
+    with pytest.raises(ValueError, match=r"unit run of .* has the name of one in ptxsim\.interpreter"):
         units.unit(run)
 
 

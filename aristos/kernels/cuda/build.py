@@ -2,7 +2,7 @@
 
 Cubins are kept beside the compiled code of CPUs, named by a hash of their sources. One process of a node compiles; its
 other ranks and later processes read the file. A file that is not whole is rebuilt, and one that others could have
-written is refused (`primitives/private.py`). Compiles whole kernels and links nothing.
+written is refused (`kernel_cache/private.py`). Compiles whole kernels and links nothing.
 """
 
 from __future__ import annotations

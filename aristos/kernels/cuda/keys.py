@@ -10,7 +10,7 @@ from kernel_cache import sources
 from kernel_cache.compile import source_key
 
 CATALOGUE = Path(__file__).with_name("catalogue.py")  # imports all kernels, and chooses their tiles and sizes
-READ = ("debug", "opt", "fastmath", "launch_bounds")  # the options that primitives/offline.py gives to the compiler
+READ = ("debug", "opt", "fastmath", "launch_bounds")  # the options that kernel_cache/offline.py gives to the compiler
 
 
 def kernel_key(kernel: Any) -> str:

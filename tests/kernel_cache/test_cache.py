@@ -299,7 +299,7 @@ def test_a_modules_key_follows_the_sources_that_its_compiled_code_reads(copy):
     timeout, persistent, _ = after = keys(copy, TIMEOUT, PERSISTENT, LOOP)
     assert timeout != before[0], "overdue() calls what compiles the codes in"
     assert persistent != before[1], "the persistent kernel calls overdue()"
-    for other in [*copy.glob("bench/plots/*.py"), copy / "simt" / "machine.py", copy / "__init__.py"]:
+    for other in [*copy.glob("bench/plots/*.py"), copy / "doctor" / "main.py", copy / "__init__.py"]:
         other.write_text(other.read_text() + "\n# edited\n")
     assert keys(copy, TIMEOUT, PERSISTENT, LOOP) == after, "nothing compiled reads the plots"
     lowering = copy / "kernels" / "cpu" / "llvm.py"
@@ -319,7 +319,7 @@ def test_the_folder_follows_versions_and_cpu(monkeypatch):
     versions = compiling.versions()
     for name in ("numba.__version__", "llvmlite.__version__", "np.__version__"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"aristos.primitives.compile.{name}", "0.0")
+            patch.setattr(f"kernel_cache.compile.{name}", "0.0")
             assert compiling.versions.__wrapped__() != versions, name
     for name in ("get_host_cpu_name", "get_host_cpu_features"):
         with monkeypatch.context() as patch:
