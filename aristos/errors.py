@@ -9,7 +9,7 @@ class AristosError(Exception):
     on_all_ranks = True  # where a collective raises it, every rank raises
 
 
-class InputError(AristosError, errors.InputError):
+class InputError(AristosError, errors.InputError, ValueError):
     """An argument has the wrong value, shape or dtype."""
 
 

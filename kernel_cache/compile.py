@@ -196,7 +196,7 @@ class LazyCache(caching.NullCache):
 
 
 def jit(function: Callable) -> Any:
-    """Like `numba.njit(nogil=True, cache=True)`, in Aristos's cache; the function itself under NUMBA_DISABLE_JIT=1."""
+    """Like `numba.njit(nogil=True, cache=True)`, in the kernel cache; the function itself under NUMBA_DISABLE_JIT=1."""
     if config.DISABLE_JIT:
         return function
     compiled = Compiled.of(

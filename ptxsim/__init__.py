@@ -1,4 +1,4 @@
-"""A PTX machine: compiled Numba kernels run on the CPU, with a checker and counters (docs/simt.md).
+"""A PTX machine: compiled Numba kernels run on the CPU, with a checker and counters (docs/ptxsim.md).
 
 It needs no GPU, no driver, no MPI and nothing of Aristos. Importing this module does no work: its names are loaded when
 first used.

@@ -47,7 +47,7 @@ def check_options(commands: Any) -> None:
         help="run the kernels of a script, of CUDA C++ or of PTX, and print the checker's reports",
         description="Run the kernels of a Python script, or of files of CUDA C++ or PTX, with the checker. For CUDA "
         "C++ and PTX a launch is a comment in the file, '// simt: add<<<8, 128>>>(float32[1000]=seed:1, float32[1000], "
-        "1000)', or an option. docs/simt-check.md has all forms of arguments.",
+        "1000)', or an option. docs/ptxsim-check.md has all forms of arguments.",
     )
     one.add_argument("--launch", action="append", default=[], metavar="'NAME<<<GRID, BLOCK>>>(ARGUMENTS)'",
                      help="a launch of CUDA C++ or PTX, instead of those in comments; can be repeated")  # fmt: skip

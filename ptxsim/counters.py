@@ -27,7 +27,7 @@ def class_of(op: int) -> str:
 
 
 class Profile:
-    """Counters of everything that ran; docs/simt.md defines each counter.
+    """Counters of everything that ran; docs/ptxsim.md defines each counter.
 
     lines: one dict a source line. total: sums over lines. opcodes: sums by opcode, for opcodes that move data.
     """

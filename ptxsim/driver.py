@@ -362,7 +362,7 @@ class MachineDevice:
         self.driver, self.device_id = driver, number
         cc = driver.machine.cc
         self.compute_capability = cc[:2]
-        self.name = f"Aristos PTX machine, {driver.machine.arch}"
+        self.name = f"PTX machine, {driver.machine.arch}"
         self.uuid = f"00000000-0000-0000-0000-{number:012d}"
 
     @property

@@ -53,7 +53,7 @@ class Machine(Runner):
     devices: how many. sm_count: streaming multiprocessors of each. arch: the target of compiled kernels. seed: of the
     schedule; the same seed repeats a run. check: report races and other errors, and let stores become visible late
     where PTX permits it. strict: raise KernelFault at the first report. limit: warp instructions after which a run is
-    given up. `profile()` has the counters of all kernels that ran. Example: docs/simt.md.
+    given up. `profile()` has the counters of all kernels that ran. Example: docs/ptxsim.md.
     """
 
     def __init__(self, devices: int = 1, sm_count: int = 4, arch: str = "sm_90", seed: int = 0, check: bool = True,

@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the modules and write the table; 0 if at least 80 % of the tests that count agree."""
     parser = argparse.ArgumentParser(prog="python -m ptxsim.suite", description=__doc__)
     parser.add_argument("modules", nargs="*", help="such as cudapy.test_atomics; all, if none is named")
-    parser.add_argument("--out", type=Path, default=Path("results/simt-suite"), help="folder of what is written")
+    parser.add_argument("--out", type=Path, default=Path("results/ptxsim-suite"), help="folder of what is written")
     parser.add_argument("--seconds", type=float, default=60.0, help="CPU time of one test, at most")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The same kernels on a GPU and on the PTX machine: equal bits, except where docs/simt.md says otherwise."""
+"""The same kernels on a GPU and on the PTX machine: equal bits, except where docs/ptxsim.md says otherwise."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ PACKAGES = {
     "mpi4py",
     "ml_dtypes",
     "filelock",
-}  # those that the core needs
+}  # the core needs them
 
 
 @pytest.fixture(scope="module")

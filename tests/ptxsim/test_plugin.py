@@ -1,4 +1,4 @@
-"""The pytest plugin, and what docs/simt-check.md shows: its file of CUDA C++, its workflow, numba-cuda's own tests."""
+"""The pytest plugin, and what docs/ptxsim-check.md shows: a file of CUDA C++, a workflow, numba-cuda's own tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ptxsim import nvrtc
 from ptxsim.command import main, options
 from ptxsim.errors import EnvironmentProblem
 
-DOCS = (Path(__file__).parents[2] / "docs" / "simt-check.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[2] / "docs" / "ptxsim-check.md").read_text(encoding="utf-8")
 TESTS = """
 import numpy as np
 from numba import cuda, int64, typeof

@@ -147,5 +147,5 @@ def test_the_warnings_of_a_script_itself_stay(tmp_path, capsys, recwarn):
 def test_the_help_names_the_page_that_has_the_forms(capsys):
     with pytest.raises(SystemExit):
         options(["check", "--help"])
-    assert "docs/simt-check.md has all forms" in " ".join(capsys.readouterr().out.split())
-    assert "| argument | meaning |" in (Path(__file__).parents[2] / "docs" / "simt-check.md").read_text("utf-8")
+    assert "docs/ptxsim-check.md has all forms" in " ".join(capsys.readouterr().out.split())
+    assert "| argument | meaning |" in (Path(__file__).parents[2] / "docs" / "ptxsim-check.md").read_text("utf-8")
