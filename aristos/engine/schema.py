@@ -256,7 +256,7 @@ JOB_SCALARS: list[Word] = [
         ENGINE,
         """
         ALL_WORKERS | workers | that the state has commands for
-        LOCK | address | the rank's lock
+        LOCK | address | the rank's lock: 0, 1 + the worker that holds it, or OUTSIDE of lock.py
         """,
     ),
     *_words(CALL, "EVENTS | address | events of the timeline | cpu\nOUT_ROWS | address | rows of an exchange | cpu"),
@@ -338,6 +338,14 @@ STATE_WORDS = [
     Word("WAIT_EPOCH", "the AT_EPOCH that it had published then", "call", "worker 0", substrate=CUDA),
     Word("WAIT_PROGRESS", "the AT_PROGRESS that it had published then", "commands", "worker 0", substrate=CUDA),
     Word("IN_FLIGHT", "a call has begun and not all of its workers have left", "flag", "by atomics", substrate=CUDA),
+    Word(
+        "UNBEGUN",
+        "it gave up its wait for the call in flight: no kernel of its call may touch anything",
+        "flag",
+        "the kernel `begin`",
+        substrate=CUDA,
+    ),
+    Word("BEGAN", "when the call in flight began", "ns", "the kernel `begin`", substrate=CUDA),
     Word("LEFT", "workers that have left the call in flight", "workers", ATOMIC, substrate=CUDA),
 ]
 
@@ -591,6 +599,8 @@ COUNTERS = [
     Word("N_PACK", "packing and all else", "ns", OWN),
     Word("N_EVENTS", "events kept", "events", OWN),
     Word("N_WIRE", "at the wire", "ns", OWN),
+    Word("N_PUBLISH", "publishing, with waits for the lock, where kernels count it", "ns", OWN, substrate=CUDA),
+    Word("N_POLLS", "idle polls, where kernels count them", "polls", OWN, substrate=CUDA),
     Word("N_LOCAL_PUTS", "puts in shared memory, by size class", "", OWN),
 ]
 N_REMOTE_PUTS = len(COUNTERS) - 1 + record("puts").words * SIZE_CLASSES  # puts by MPI follow, by size class

@@ -319,7 +319,7 @@ def opened_before_it_is_listed(put: Put) -> None:
 def no_lock(put: Put) -> None:
     """Workers of a rank decide without the lock."""
     for module in (steps, lock):
-        put(module, "lock", lambda job: bool(memory.load_acquire(job[words.LOCK]) + 1))
+        put(module, "lock", lambda job, holder: bool(memory.load_acquire(job[words.LOCK]) + 1))
 
 
 @mutation("returned-in-part", fixed=(("group", 1), ("run", 2), ("tile", 3)))

@@ -88,6 +88,7 @@ class LayerJobs:
         ):
             job[word] = runtime.state_at + 8 * starts[table]
         job[router.STATUS] = runtime.state_at + 8 * words.STATUS
+        job[router.UNBEGUN] = runtime.state_at + 8 * words.UNBEGUN
         if loaded is not None:
             job[router.ROUTER], job[router.SELECT_BIAS] = loaded.router or 0, loaded.select_bias
             job[router.SHARED_SIGMOID] = loaded.shared_sigmoid

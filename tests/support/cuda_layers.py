@@ -27,7 +27,9 @@ from aristos.kernels.cuda.tile import BYTES
 from aristos.layer.collective import shape_of, widths
 from aristos.placement import Placement
 from aristos.substrate.cuda import persistent as substrate
+from aristos.substrate.standing import describe
 from aristos.substrate.windows import EngineMemory
+from ptxsim import isa
 
 MOST_ROWS = 256  # of a tile
 SMALL = MoEConfig(
@@ -41,7 +43,7 @@ class Layers:
 
     tokens: of each rank. grid: blocks a rank. ring: rows of a ring, None for the default. tile: None for the first of
     TILES[kind]. timeout: nanoseconds. limit: warp instructions of a run, after which it counts as stuck. given: (ids,
-    weights) of each rank, None where the router chooses.
+    weights) of each rank, None where the router chooses. counted: kernels keep their counters.
     """
 
     cfg: MoEConfig = SMALL
@@ -57,6 +59,7 @@ class Layers:
     timeout: int = 1 << 50
     limit: int = 1 << 40
     given: Any = None
+    counted: bool = False
     machine: Any = None
     ranks: list[Any] = field(default_factory=list)
 
@@ -130,6 +133,16 @@ class Rank:
         self._weights(job)
         self.job, self.routing = self.device.array(job), self.device.array(self._routing(count))
 
+    def standing(self, state: np.ndarray) -> str:
+        """`standing.describe` of a state of this rank."""
+        job, memory = self.job.copy_to_host(), self.layers.machine.memory
+
+        def line(peer: int, word: int) -> int:
+            at = int(state[job[words.T_LINE_FROM] + peer]) + 8 * word - isa.GLOBAL_START
+            return int(memory.data[at : at + 8].view(np.int64)[0])
+
+        return describe(job, state, int(self.lock.copy_to_host()[0]), line)
+
     def put(self, values: np.ndarray) -> int:
         """The address of a copy in this rank's memory."""
         array = self.device.array(np.ascontiguousarray(values))
@@ -156,8 +169,7 @@ class Rank:
         builder.fill_placement(job, held.slots_for(self.me), held.start)
         nbytes = substrate.run_scratch(layers.runs, tile, BYTES[layers.kind] * cfg.hidden)
         scratch, lock, abort = self.device.empty(nbytes // 4, np.int32), *(self._zeros(1, np.int64) for _ in range(2))
-        self.kept += [scratch, lock, abort]
-        self.scratch = scratch
+        self.scratch, self.lock, self.abort = scratch, lock, abort
         builder.fill_engine(
             job, schema.CUDA, shape, layers.tables, rank=self.me, world=world, all_workers=layers.grid,
             return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, remote=0, block_pairs=0,
@@ -211,6 +223,7 @@ class Rank:
         scratch = self.device.empty(r.scratch_bytes(max(1, count), cfg.experts, slots) // 4, np.int32)
         self.kept.append(scratch)
         job[[r.STATUS, r.SCRATCH]] = self.state.ptr + 8 * words.STATUS, scratch.ptr
+        job[r.UNBEGUN] = self.state.ptr + 8 * words.UNBEGUN
         return job
 
     def launch(self) -> None:
@@ -229,5 +242,5 @@ class Rank:
         self.device.launch(
             r.place, max(1, r.blocks(count)), r.THREADS, self.routing.ptr, shared=r.place_shared(slots, cfg.top_k)
         )
-        kernel = substrate.layer(tile)
+        kernel = substrate.layer(tile, layers.counted)
         self.device.launch(kernel, layers.grid, tile.threads, self.job.ptr, self.state.ptr, shared=tile.shared_bytes)

@@ -21,7 +21,7 @@ from aristos.bench.gpu.clock import BenchGpu, GpuArray
 from aristos.bench.world import World
 from aristos.errors import InputError, PeerInputError
 from aristos.kernels.cuda.pack import widen
-from aristos.layer.device_arrays import KINDS
+from aristos.row_types import KINDS
 
 TIMEOUT = float(os.environ.get("ARISTOS_TEST_TIMEOUT", "60"))
 CFG = aristos.MoEConfig(
@@ -34,7 +34,7 @@ TOKENS = 22
 
 
 def made(comm: Any, cfg: aristos.MoEConfig = CFG) -> Any:
-    moe = aristos.MoE(cfg, comm, backend="cuda", timeout=TIMEOUT)
+    moe = aristos.MoE(cfg, comm, backend="cuda", timeout=TIMEOUT, absent_timeout=TIMEOUT)
     moe.load(**WEIGHTS)
     return moe
 

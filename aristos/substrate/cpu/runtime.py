@@ -23,6 +23,7 @@ from ...primitives.memory import load_acquire
 from ...transport.group import Group
 from ...transport.limits import Limits
 from ...transport.watchdog import ENDED_SECONDS
+from .. import standing
 from ..failure import Patience, bad_word, damaged_poison, out_of_bounds, poisoned
 from ..idle import ALONE, CROWDED
 from ..runtime import Runtime
@@ -282,6 +283,12 @@ class CpuRuntime(Runtime):
         if job[words.REMOTE] and wire.take(job[words.WIRE]):
             outbox.receive(job, self.state)
             wire.leave(job[words.WIRE])
+
+    def _standing(self, job: np.ndarray) -> str:
+        def line(peer: int, word: int) -> int:
+            return self._read_word(job, peer, word)
+
+        return standing.describe(job, self.state, int(self._lock[0]), line)
 
     def _read_word(self, job: np.ndarray, peer: int, word: int) -> int:
         return int(load_acquire(int(word_from(job, self.state, peer, word))))
