@@ -6,6 +6,8 @@ Importing this module does no work: no MPI, no compilation, no device query. Its
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kernel_cache import errors as _shared
+
 from ._version import __version__
 from .errors import (
     AristosError,
@@ -86,6 +88,9 @@ _MODULES = (
     "topology",
     "train",
 )
+
+
+_shared.raise_as(InputError, EnvironmentProblem)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
-"""What compiled code is made of: memory, wire and buffers by name, and the cache that keeps it."""
+"""What compiled code is made of: memory, wire and buffers by name."""
 
 from pathlib import Path
 
-from . import packages
+from kernel_cache import packages
 
 
 def _isa() -> str:

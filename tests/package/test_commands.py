@@ -24,6 +24,7 @@ import pytest
 
 from aristos.bench import command_line
 from aristos.cli.__main__ import main as aristos
+from ptxsim.command import main as ptxsim
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md")])
@@ -82,7 +83,8 @@ def commands(page: Path) -> Iterator[str]:
                 line for line in lines if line.strip() and (language == "sh" or line.startswith("$ "))
             ]  # or output
             yield from (SET.sub(r"\1", line.removeprefix("$ ")) for line in lines)
-    known = (*CANNOT, "aristos", "python", "python3", "mpirun", "mpiexec", "srun", "sbatch", "make", "pip", "pytest")
+    ours = ("aristos", "ptxsim")
+    known = (*CANNOT, *ours, "python", "python3", "mpirun", "mpiexec", "srun", "sbatch", "make", "pip", "pytest")
     for quoted in INLINE.findall(FENCE.sub("", text)):
         if quoted.split()[0] in known[len(CANNOT) :] and " " in quoted and not OPEN.search(quoted):
             yield f"{quoted} --help" if NAMED.match(quoted) else quoted
@@ -173,6 +175,8 @@ def check(words: list[str], monkeypatch) -> None:
         first, rest = "python", [first, *rest[:at]]
     if first == "aristos":
         accepted(lambda: aristos(rest))
+    elif first == "ptxsim":
+        accepted(lambda: ptxsim(rest))
     elif first in ("python", "python3"):
         check_python(rest, monkeypatch)
     elif first == "make":

@@ -20,7 +20,6 @@ PACKAGE = Path(__file__).resolve().parents[2] / "aristos"
 OWN = (
     "row_types.py",
     "kernels/",
-    "simt/",
     "checkpoint/safetensors.py",
     "substrate/cuda/persistent.py",
     "bench/gpu/",

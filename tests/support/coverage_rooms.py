@@ -3,7 +3,7 @@
 Calls by compiled tests, by tests on ranks and on the PTX machine are not traced. So a function counts as reached if one
 of its lines ran; if its name stands in a file of tests/; if it is named in a function that is reached, or outside all
 functions, as in a table; or if a decorator with arguments lists it, as suites and deliberate bugs are listed. What
-remains is dead, untested, or a method that another package calls, as in `simt/driver.py`. No threshold is set.
+remains is dead, untested, or a method that another package calls. No threshold is set.
 """
 
 from __future__ import annotations

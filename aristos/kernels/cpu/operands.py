@@ -4,10 +4,11 @@
 set, whatever the number of rows: so a row's sums never depend on the rows beside it.
 """
 
+from kernel_cache.compile import inlined, jit
+
 from ... import weight_types
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
-from ...primitives.compile import inlined, jit
 from ...weight_types import WEIGHT_TYPES
 from ..common.branches import unrolled
 from . import tiles, widened
