@@ -54,9 +54,8 @@ def attempt(read: Callable[[bytes], object], data: bytes, documented: tuple[type
 
 def fault(error: BaseException) -> str:
     """Where an exception came from, the same for equal faults."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if OURS.intersection(Path(f.filename).parts)] or [
-        None
-    ]
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [each for each in every if OURS.intersection(Path(each.filename).parts)] or [None]
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames[-1] else ""
     text = f"{type(error).__name__} at {place}"
     return f"{text}: {error}" if isinstance(error, Find) else text
