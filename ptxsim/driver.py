@@ -334,7 +334,8 @@ class Driver:
 
     def cuOccupancyMaxActiveBlocksPerMultiprocessor(self, handle: Any, threads: int, dynamic: int) -> int:
         function = self.functions[int(handle)]
-        return limits.resident(self.machine.limits, threads, function.shared + dynamic, function.info.registers)
+        with own():
+            return limits.resident(self.machine.limits, threads, function.shared + dynamic, function.info.registers)
 
 
 def pointer_class(binding: Any) -> Any:

@@ -52,9 +52,9 @@ from aristos.topology import (
     visible,
 )
 from aristos.topology.model import Gpu, Mig
-from ptxsim import check, host_code, launch_text
+from ptxsim import PtxsimError, check, host_code, launch_text
 
-DOCUMENTED = (AristosError, OSError)
+DOCUMENTED = (AristosError, PtxsimError, OSError)
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,13 @@ def test_a_package_that_keys_have_passed_over_cannot_be_registered_any_more(plac
     packages.register("yard", places / "yard")
 
 
+@pytest.mark.parametrize("name", ["aristos", "ptxsim"])
+def test_the_import_of_a_package_registers_it_and_the_cache(name):
+    code = f"import {name}; from kernel_cache import packages; print(*(each.name for each in packages.every()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == sorted([name, "kernel_cache"]), done.stderr
+
+
 def test_aristos_is_registered_with_its_isa():
     mine = {package.name: package for package in packages.every()}["aristos"]
     assert mine.root == ROOT / "aristos"

@@ -53,7 +53,7 @@ for kind in ("pipe", "device"):
         os.mkfifo(name) if kind == "pipe" else os.symlink("/dev/zero", name)
         signal.alarm(8)
         try: exec(code); said = "fine"
-        except (aristos.errors.AristosError, OSError) as error: said = f"refused: {{error}}"
+        except (aristos.errors.AristosError, ptxsim.PtxsimError, OSError) as error: said = f"refused: {{error}}"
         except BaseException as error: said = f"{{type(error).__name__}} {{error}}"
         signal.alarm(0)
         print(kind, name, said, flush=True)

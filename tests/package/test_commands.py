@@ -32,7 +32,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 OPEN = re.compile(r"\.\.\.|<|^srun -\S+$|--require-hashes$")  # in the text: not a whole command
 SET = re.compile(r"^[A-Z]+=\$\((.*)\)\S*$")  # a variable is set to what a command prints
-NAMED = re.compile(r"(aristos [a-z]+( [a-z]+)?|python -m [a-z.]+)$")  # in the text: a name of a command
+NAMED = re.compile(r"(aristos [a-z]+( [a-z]+)?|ptxsim [a-z]+|python -m [a-z.]+)$")  # in the text: a name of a command
 
 # Programs of the system or of other projects, and why they are not run here.
 CANNOT = {
