@@ -43,10 +43,6 @@ from aristos.bench.suites import (
 from aristos.bench.workload import Workload
 from aristos.bench.world import World
 from aristos.errors import EnvironmentProblem
-<<<<<<< HEAD
-=======
-from aristos.kernels.cuda.pack import narrow, widen
->>>>>>> main
 from aristos.row_types import KINDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]
