@@ -37,7 +37,8 @@ def wakeup():
     return found
 
 user = User()
-handler = signal.getsignal(signal.SIGINT)
+handler = signal.default_int_handler
+signal.signal(signal.SIGINT, handler)  # a job in a shell's background starts with SIGINT ignored
 """
 
 
