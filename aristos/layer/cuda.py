@@ -9,6 +9,7 @@ import numpy as np
 
 from ..config import MoEConfig, whole
 from ..engine import codes, words
+from ..engine import job as jobs
 from ..errors import InputError, PeerInputError
 from ..kernels.cuda.tile import BYTES, Tile
 from ..routing import Routing, routing_of
@@ -192,8 +193,7 @@ class CudaBackend(Backend):
         seconds = max(seconds, time.perf_counter() - self._started)
         assert self._last is not None
         job = self._jobs.host[self._last]
-        job[words.TOKENS], job[words.EPOCH] = call.tokens, runtime.state[words.CALLS]
-        job[words.CAPACITY] = call.capacity
+        jobs.update(job, tokens=call.tokens, epoch=runtime.state[words.CALLS], capacity=call.capacity)
         self.totals.add(job, runtime.state, runtime.counted, seconds)
         schedule = self.settings.schedule
         return call_stats(job, runtime.state, runtime.counted, schedule=schedule, seconds=seconds, y=call.host_out)

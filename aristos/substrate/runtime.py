@@ -115,15 +115,15 @@ class Runtime(ABC):
         assert self._memory is not None
         jobs.fill_engine(
             job, substrate, self.shape, self.tables, rank=self.group.rank, world=self.group.world,
-            all_workers=self.threads, remote=len(self._memory.remote), block_pairs=BLOCK_PAIRS, **values,
+            all_workers=self.threads, remote=len(self._memory.remote), block_pairs=BLOCK_PAIRS, layout=self.version,
+            **values,
         )  # fmt: skip
-        job[words.WORKERS] = self.threads
 
     def _blank_job(self) -> np.ndarray:
         """A job without a layer, for what concerns the engine alone."""
         job = np.zeros(jobs.size(0, 0), np.int64)
         self.fill(job)
-        job[words.EPOCH] = self.epoch
+        jobs.update(job, epoch=self.epoch)
         return job
 
     # ------------------------------------------------------------ the open call

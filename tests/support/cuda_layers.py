@@ -172,14 +172,15 @@ class Rank:
         builder.fill_engine(
             job, schema.CUDA, shape, layers.tables, rank=self.me, world=world, all_workers=layers.grid,
             return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, remote=0, block_pairs=0,
-            scratch=scratch.ptr, lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr, mirror=0, mirror_bytes=0,
+            layout=0, scratch=scratch.ptr, lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr, mirror=0,
+            mirror_bytes=0,
         )  # fmt: skip
         builder.fill(
-            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=layers.merge,
-            **layers.runs,
+            job, schema.TILE, schema.CUDA, workers=layers.grid, tile=tile.m, batch=tile.m, run_rows=tile.m,
+            merge_rows=layers.merge, **layers.runs,
         )  # fmt: skip
         builder.update(
-            job, workers=layers.grid, held=held.held[self.me], computed=held.held[self.me], experts=cfg.experts,
+            job, held=held.held[self.me], computed=held.held[self.me], experts=cfg.experts,
             top_k=cfg.top_k, hidden=cfg.hidden, ffn=cfg.ffn, object=1, loaded=1, gated=cfg.gated,
             activation=activations.word(cfg.activation, cfg.limit),
         )  # fmt: skip
@@ -230,11 +231,13 @@ class Rank:
         layers, cfg, tile = self.layers, self.layers.cfg, self.layers.tile
         count, slots = layers.tokens[self.me], layers.held.slots
         given = (self.ids.ptr, self.combine.ptr) if self.given is not None else (0, 0)
-        self.device.launch(
-            substrate.begin, 1, 64, self.job.ptr, self.state.ptr, self.routing.ptr, self.x_at,
-            BYTES[layers.kind] * cfg.hidden, count, self.y.ptr, self.ids.ptr, self.combine.ptr, codes.OK,
-            self.x_at, BYTES[layers.kind] * cfg.hidden, *given, 0,
+        stride = BYTES[layers.kind] * cfg.hidden
+        opening = substrate.opening(
+            job_address=self.job.ptr, state_address=self.state.ptr, routing_address=self.routing.ptr, x=self.x_at,
+            x_stride=stride, tokens=count, y=self.y.ptr, ids=self.ids.ptr, weights=self.combine.ptr, status=codes.OK,
+            router_x=self.x_at, router_x_stride=stride, given_ids=given[0], given_weights=given[1], most=0,
         )  # fmt: skip
+        self.device.launch(substrate.begin, 1, 64, *opening)
         if count:
             kernel, shared = r.route(self.routed_as), r.route_shared(slots, self.routed_as)
             self.device.launch(kernel, r.blocks(count), r.THREADS, self.routing.ptr, shared=shared)

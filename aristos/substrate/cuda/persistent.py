@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -158,13 +159,14 @@ def begin(
         keep_refusal(job, st)
         st[words.CALLS] += 1
         st[words.WAIT_SINCE] = 0
-        job[words.EPOCH] = st[words.CALLS]
-        job[words.X], job[words.X_STRIDE], job[words.TOKENS], job[words.Y] = x, x_stride, tokens, y
-        job[words.INPUT], job[words.INPUT_STRIDE] = x, x_stride
-        job[words.IDS], job[words.WEIGHTS], job[words.STATUS_IN] = ids, weights, status
+        words.fill_start(job, epoch=st[words.CALLS])
         routing = mem.words(routing_address, router.JOB_WORDS)
-        if routing[router.WEIGHTED] != 0:
-            job[words.X], job[words.X_STRIDE] = routing[router.WEIGHTED], job[words.ROW_BYTES]
+        weighted = routing[router.WEIGHTED]
+        words.fill_call(
+            job, tokens=tokens, status_in=status, x=weighted if weighted != 0 else x,
+            x_stride=job[words.ROW_BYTES] if weighted != 0 else x_stride, input_=x, input_stride=x_stride, y=y,
+            ids=ids, weights=weights,
+        )  # fmt: skip
         routing[router.X], routing[router.X_STRIDE], routing[router.TOKENS] = router_x, router_x_stride, tokens
         routing[router.INPUT], routing[router.INPUT_STRIDE] = x, x_stride
         routing[router.IDS], routing[router.WEIGHTS] = ids, weights
@@ -425,8 +427,16 @@ ROWS = {"bf16": (16, 64, 128), "f16": (16, 64, 128), "tf32": (16, 64, 128), "f32
 STATIC = 128  # bytes of shared memory of the persistent kernel beside the tile's: the command, aligned
 # Blocks on an SM of sm_100 and later, where the registers of steps and product together would spill with one more
 FEWER_FROM, FEWER_BLOCKS = 10, {("f32", 16): 3, ("f32", 64): 2}
-BEGIN = Kernel("begin", begin, (types.int64,) * 15, 128, 0, 1)
+OPENING = tuple(signature(begin.py_func).parameters)  # arguments of the kernel `begin`
+BEGIN = Kernel("begin", begin, (types.int64,) * len(OPENING), 128, 0, 1)
 FAIL = Kernel("fail", fail, (types.int64,) * 4, 1, 0, 1)
+
+
+def opening(**values: int) -> list[int]:
+    """The arguments of the kernel `begin` in its order. Raises TypeError unless `values` names all of them."""
+    if values.keys() != set(OPENING):
+        raise TypeError(f"the kernel begin takes {', '.join(OPENING)}, got {', '.join(values)}")
+    return [values[name] for name in OPENING]
 
 
 def _name(tile: Tile, counted: bool) -> str:

@@ -197,9 +197,9 @@ class CudaRuntime(Runtime):
         hidden, ffn, shared = (int(job[word]) for word in (words.HIDDEN, words.FFN, words.SHARED_FFN))
         runs = persistent.column_split_runs(tile, hidden, ffn, shared, gated, blocks)
         jobs.fill(
-            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=tile.m // 2, **runs
-        )
-        job[words.WORKERS] = blocks
+            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=tile.m // 2,
+            workers=blocks, **runs,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ calls
 
@@ -216,11 +216,13 @@ class CudaRuntime(Runtime):
         device = self.device
         capturing = device.capturing(stream)
         device.wait(stream, self._ended, capturing)
-        device.launch(
-            device.load(persistent.BEGIN), 1, 0, job, self.state_at, routing, call.x, call.x_stride, call.tokens,
-            call.y, call.ids, call.weights, call.status, call.router_x or call.x,
-            call.router_x_stride or call.x_stride, call.given_ids, call.given_weights, call.capacity, stream=stream,
+        opening = persistent.opening(
+            job_address=job, state_address=self.state_at, routing_address=routing, x=call.x, x_stride=call.x_stride,
+            tokens=call.tokens, y=call.y, ids=call.ids, weights=call.weights, status=call.status,
+            router_x=call.router_x or call.x, router_x_stride=call.router_x_stride or call.x_stride,
+            given_ids=call.given_ids, given_weights=call.given_weights, most=call.capacity,
         )  # fmt: skip
+        device.launch(device.load(persistent.BEGIN), 1, 0, *opening, stream=stream)
         routes, count = route_kernels(), router.blocks(call.tokens)
         if count:
             kind = call.kind if call.kind in router.KINDS else "f32"
