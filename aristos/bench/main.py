@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
         return OK
     workarounds.apply()
     try:
-        ranks = world.connect(asked.ranks_per_node, limit=asked.limit)
+        ranks = world.connect(asked.ranks_per_node, asked.limit, asked.timeout)
     except EnvironmentProblem as why:
         return complain(f"{prog}: {why}", ENVIRONMENT)
     try:

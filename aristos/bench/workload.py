@@ -88,6 +88,7 @@ class Workload:
             placement=self.placement.tolist(),
             ranks_per_node=self.world.ranks_per_node,
             moves=moves if schedule == "fused" else "tokens",
+            **self.world.waits,
         )
         weights: dict[str, Any] = self.weights() if stacked is None else stacked
         moe.load(router=self.router, local=True, **weights)

@@ -198,6 +198,12 @@ class StateLayout:
 
 
 @jit
+def state_word(job, i):
+    """Address of a word of the state. Words shared without the rank's lock are used by address, atomically."""
+    return job[words.STATE] + WORD * i
+
+
+@jit
 def word_to(job, st, peer, word):
     """Address of a word that this rank writes for `peer`."""
     return st[words.region_to(job, peer)] + WORD * word

@@ -7,7 +7,7 @@ combines a block of tokens once it waits for no row.
 from ..primitives import memory as mem
 from ..primitives.compile import jit
 from . import codes, tape, words
-from .layout import RETURN_RECORD_BYTES, WORD, return_record_to, word_to
+from .layout import RETURN_RECORD_BYTES, WORD, return_record_to, state_word, word_to
 
 
 @jit
@@ -68,12 +68,6 @@ def finish_record(job, st, source, tile, rows):
 
 
 # ---- own rows that came back: noted under the lock, counted outside it
-
-
-@jit
-def state_word(job, i):
-    """Address of a word of the state. Words shared without the rank's lock are used by address, atomically."""
-    return job[words.STATE] + WORD * i
 
 
 @jit

@@ -83,7 +83,7 @@ def decide(job, st, worker):
     c = words.command(job, worker)
     if column_runs.share_first(job, st, worker) and column_runs.take(job, st, worker):
         return codes.SHARE
-    if not lock(job):
+    if not lock(job, 1 + worker):
         return codes.SHARE if column_runs.take(job, st, worker) else codes.IDLE
     kind = next_command(job, st, worker)
     if kind == codes.IDLE and st[words.command_back(c)] != 0:
@@ -124,7 +124,7 @@ def publish(job, st, worker, kind):
             return
         if not column_runs.share_done(job, st, slot):
             return
-    acquire(job)
+    acquire(job, 1 + worker)
     if kind == codes.EXPERT:
         experts.publish(job, st, worker)
     elif kind == codes.DISPATCH:

@@ -347,7 +347,8 @@ class MoE(SavedLayers):
     def timeline(self, on: bool, events: int = 100_000) -> None:
         """Record what every worker does in later calls, up to `events` a worker and call; `on=False` ends it.
 
-        Raises InputError with backend="cuda".
+        With backend="cuda" no events are kept: later calls take a little longer, and their stats have the seconds and
+        idle polls of workers.
         """
         events = whole("events", events, 10**8, "an int in 1..10**8")
         self._settled()

@@ -3,10 +3,11 @@
 `jit` marks a function; nothing is compiled, and no file is touched, before its first call. Compiled code is cached in
 `$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be
 used). It must be this user's alone (`private.py`), and its files are hashed (`code_files.py`). A subfolder is named by
-the versions of Python, Numba, llvmlite and NumPy, the CPU's features and the ISA. In it, each module has a folder named
-by a hash of the sources that its compiled code reads (`sources.py`), because Numba's own cache notices neither edits in
-other files nor another ISA at the same path. Equal sources share compiled code: a clone, an install and a job's copy.
-Of the processes of a node that run equal sources, one compiles at a time. Not a general build system.
+the versions of Python, Numba, llvmlite and NumPy and the CPU's features. In it, each module has a folder named by a
+hash of the sources that its compiled code reads (`sources.py`) and of what else their packages depend on
+(`packages.py`), such as the ISA: Numba's own cache notices neither edits in other files nor another ISA at the same
+path. Equal sources share compiled code: a clone, an install and a job's copy. Of the processes of a node that run equal
+sources, one compiles at a time. Not a general build system.
 """
 
 from __future__ import annotations
@@ -37,11 +38,10 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
 
 from ..errors import EnvironmentProblem
-from . import code_files, isa, linked_code, private, sources
+from . import code_files, linked_code, packages, private, sources
 
 COMPILE_SECONDS = 900  # time limit of a wait for another process; compiling everything takes far less
 FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # from the start to the first progress report, and between reports
-PACKAGE = Path(__file__).parent.parent
 STARTED = time.time()
 config: Any = _config  # Numba creates its options at run time; type checkers do not know them
 _registered: list[Any] = []
@@ -86,31 +86,58 @@ def root() -> Path:
 
 @cache
 def versions() -> str:
-    """The versions, CPU features and ISA that compiled code depends on, besides its sources."""
+    """The versions and CPU features that all compiled code depends on, besides its sources."""
     numbers = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
-    return repr((numbers, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), isa.chosen()))
+    return repr((numbers, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()))
 
 
 @cache
 def source_key(source: Path) -> str:
     """Hash of the sources that a module's compiled code reads, lowerings of the primitives included.
 
-    A file outside the package is assumed to read all of the package. If a source was edited after this process started,
-    the process may run the old one; then the key is unique to this process.
+    If a source was edited after this process started, the process may run the old one; then the key is unique to this
+    process.
     """
-    if source.is_relative_to(PACKAGE):
-        read = sources.files(source).union(*map(sources.files, lowerings()))
-    else:
-        read = frozenset({source, *PACKAGE.rglob("*.py")})
+    read = _read(source)
     key = sources.digest(read)
     if any(path.stat().st_mtime > STARTED for path in read):
         key = hashlib.sha256(f"{key} {os.getpid()} {STARTED}".encode()).hexdigest()
     return key[:16]
 
 
-def lowerings() -> frozenset[Path]:
-    """The modules that register CPU lowerings with Numba for names of other modules."""
-    return sources.importers(PACKAGE, "numba.extending", "overload")
+@cache
+def code_key(source: Path) -> str:
+    """Hash of all that a module's machine code depends on, besides versions and CPU: `source_key`, and what the
+    packages of those sources have registered."""
+    parts = [(package.name, package.parts()) for package in packages.containing(_read(source))]
+    return hashlib.sha256(repr((source_key(source), parts)).encode()).hexdigest()[:16]
+
+
+@cache
+def _read(source: Path) -> frozenset[Path]:
+    """The files that a module's compiled code reads, lowerings of all packages reached included.
+
+    A file outside the registered packages is assumed to read all of them.
+    """
+    if not packages.containing([source]):
+        return frozenset({source, *_all_files()})
+    found: frozenset[Path] = frozenset()
+    more = sources.files(source)
+    while more != found:
+        found = more
+        more = found.union(*(sources.files(path) for each in packages.containing(found) for path in lowerings(each)))
+    return found
+
+
+def _all_files() -> Iterator[Path]:
+    """The files of all registered packages."""
+    for package in packages.every():
+        yield from package.root.rglob("*.py")
+
+
+def lowerings(package: packages.Package) -> frozenset[Path]:
+    """The modules of a package that register CPU lowerings with Numba for names of other modules."""
+    return sources.importers(package.root, "numba.extending", "overload")
 
 
 def module_folder(function: Callable) -> Path:
@@ -121,11 +148,11 @@ def module_folder(function: Callable) -> Path:
     source = Path(function.__code__.co_filename)
     package = function.__module__.rpartition(".")[0].rpartition(".")[2]
     name = source.stem if package in ("", source.parent.name) else f"{package}.{source.stem}"
-    return cache_folder() / f"{name}-{source_key(source)}"
+    return cache_folder() / f"{name}-{code_key(source)}"
 
 
 class Locator(code_files.Locator):
-    """Names a module's cache folder by the sources it reads, not by its path and its file's time."""
+    """Names a module's cache folder by what its code depends on, not by its path and its file's time."""
 
     def __init__(self, function: Callable, source: str) -> None:
         super().__init__(function, source)
@@ -135,7 +162,7 @@ class Locator(code_files.Locator):
         return str(self._folder)
 
     def get_source_stamp(self) -> str:
-        return source_key(Path(self._py_file))
+        return code_key(Path(self._py_file))
 
 
 class LazyCache(caching.NullCache):
@@ -286,11 +313,11 @@ def compiled_here() -> int:
 
 
 def _compile_lock() -> contextlib.AbstractContextManager[None]:
-    """Of the processes that run equal sources of the package, one compiles at a time; the others then load its code.
+    """Of the processes that run equal sources of all packages, one compiles at a time; the others then load its code.
 
     A process with other sources does not wait: it needs other code.
     """
-    text = sources.digest(frozenset(PACKAGE.rglob("*.py")))
+    text = sources.digest(frozenset(_all_files()))
     return _locked(cache_folder() / f"compiling-{text[:16]}.lock")
 
 
@@ -326,7 +353,7 @@ def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
     if config.DISABLE_JIT:
         return 0
     before = compiled_here()
-    names = sorted((function.__module__, function.__name__, source_key(_source(function))) for function, _ in entries)
+    names = sorted((function.__module__, function.__name__, code_key(_source(function))) for function, _ in entries)
     done = cache_folder() / f"{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}.compiled"
     with contextlib.nullcontext() if done.exists() else _compile_lock(), _progress(quiet):
         for function, signature in entries:

@@ -1,8 +1,8 @@
 """Find the source files that a module's compiled code reads, on which the key of a kernel cache must depend.
 
 Compiled code holds the functions and constants of its own module and of the modules that it imports. So its sources are
-the module's file and, transitively, the files of the same package that it imports. Imports are read from the syntax
-tree; nothing is imported or run. Works for any package folder.
+the module's file and, transitively, the files of the same package and of registered ones (`packages.py`) that it
+imports. Imports are read from the syntax tree; nothing is imported or run.
 
 Not followed: imports for type checkers only (`if TYPE_CHECKING`), `import_module`, the `__init__.py` of a folder on
 the way to a module, and imports inside a function, unless that function defines others, which may be compiled.
@@ -16,13 +16,15 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from . import packages
+
 Import = ast.Import | ast.ImportFrom
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 @cache
 def files(source: Path) -> frozenset[Path]:
-    """The file of a module and all files of its package that it imports, directly or not."""
+    """The file of a module and all files of its package and of registered ones that it imports, directly or not."""
     found, left = {source}, [source]
     while left:
         new = imported(left.pop()) - found
@@ -58,7 +60,7 @@ def digest(sources: frozenset[Path]) -> str:
 
 @cache
 def imported(source: Path) -> frozenset[Path]:
-    """The files of the same package that a module imports directly."""
+    """The files of the same package and of registered ones that a module imports directly."""
     root = _root(source)
     return frozenset(path for node in _imports(_tree(source)) for path in _targets(node, source, root)) - {source}
 
@@ -96,7 +98,7 @@ def _type_checking(test: ast.expr) -> bool:
 
 
 def _targets(node: Import, source: Path, root: Path) -> Iterator[Path]:
-    """The files of the package that an import statement names."""
+    """The files that an import statement names."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             yield from _module(_absolute(alias.name, root))
@@ -116,9 +118,10 @@ def _targets(node: Import, source: Path, root: Path) -> Iterator[Path]:
 
 
 def _absolute(name: str, root: Path) -> Path | None:
-    """The path of a module's file or folder, without suffix; None if the module is of another package."""
+    """The path of a module's file or folder, without suffix; None if its package is not followed."""
     first, *rest = name.split(".")
-    return root.joinpath(*rest) if first == root.name and (root / "__init__.py").is_file() else None
+    place = root if first == root.name and (root / "__init__.py").is_file() else packages.root_of(first)
+    return None if place is None else place.joinpath(*rest)
 
 
 def _module(base: Path | None) -> Iterator[Path]:

@@ -31,6 +31,12 @@ def attach(comm: Any, limits: Limits, ranks_per_node: int | None = None, backend
     return runtime
 
 
+def standing() -> str:
+    """What every engine of this process does, in words: for a program that hangs. From any thread, within seconds."""
+    found = [f"{backend}: {runtime.standing()}" for (_, backend), runtime in list(_runtimes.items())]
+    return "\n".join(found) or "no layer is made in this process"
+
+
 def _new_runtime(group: Group, backend: str) -> Runtime:
     try:
         for rank, theirs in enumerate(group.allgather(backend, "their backends")):

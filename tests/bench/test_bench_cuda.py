@@ -37,7 +37,7 @@ from aristos.bench.workload import Workload
 from aristos.bench.world import World
 from aristos.errors import EnvironmentProblem
 from aristos.kernels.cuda.pack import narrow, widen
-from aristos.layer.device_arrays import KINDS
+from aristos.row_types import KINDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 

@@ -47,6 +47,8 @@ CANNOT = {
     ".": "of the shell",
     "cd": "of the shell",
     "echo": "of the shell",
+    "tar": "unpacks what `make gpu-kit` makes",
+    "./run.sh": "of the kit: tests/bench/test_gpu_kit.py runs what it runs",
 }
 # Programs without options that take long, and the test that runs them.
 ELSEWHERE = {

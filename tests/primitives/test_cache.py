@@ -18,11 +18,12 @@ from unittest import mock
 
 import numba
 import pytest
+from cache_keys import forget
 from cases import ROOT, USE_EVERYTHING, Job, clean_environment, compile_once, run_job
 from mpi import find_mpiexec
 
 from aristos.errors import EnvironmentProblem
-from aristos.primitives import code_files, private, sources
+from aristos.primitives import code_files, packages, private
 from aristos.primitives import compile as compiling
 
 KERNELS = """
@@ -275,15 +276,10 @@ def copy(tmp_path, monkeypatch) -> Path:
     """A copy of the package, whose keys `keys` computes."""
     copy = tmp_path / "site" / "aristos"
     shutil.copytree(ROOT / "aristos", copy, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(compiling, "PACKAGE", copy)
+    monkeypatch.setitem(packages._registered, "aristos", packages.Package("aristos", copy, lambda: "an ISA"))
     forget()
     yield copy
     forget()
-
-
-def forget() -> None:
-    for function in (compiling.source_key, sources.files, sources.imported, sources.importers, sources.digest):
-        function.cache_clear()
 
 
 def keys(package: Path, *modules: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Sources of compiled code are found by program: by imports, transitively, within a package."""
+"""Sources of compiled code are found by program: by imports, transitively, within registered packages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cache_keys import forget
+from cases import ROOT
 
 from aristos.primitives import sources
 
@@ -45,9 +47,9 @@ def test_an_import_inside_a_function_counts_if_the_function_defines_another(pack
     assert names(package, "low/f.py") == {"low/f.py", "b.py", "low/__init__.py"}
 
 
-def test_a_file_outside_packages_is_its_own_only_source(tmp_path):
-    (tmp_path / "alone.py").write_text("import os\nfrom aristos import config\n")
-    assert sources.files(tmp_path / "alone.py") == {tmp_path / "alone.py"}
+def test_of_other_packages_only_registered_ones_are_followed(tmp_path):
+    (tmp_path / "alone.py").write_text("import numpy\nfrom house import a\nfrom aristos import errors\n")
+    assert sources.files(tmp_path / "alone.py") == {tmp_path / "alone.py", ROOT / "aristos" / "errors.py"}
 
 
 def test_importers_of_a_name_are_found(package):
@@ -69,6 +71,5 @@ def test_the_digest_follows_contents_and_names_and_not_where_the_package_lies(pa
 
 def fresh(source: Path) -> str:
     """The digest as a new process would find it."""
-    for function in (sources.files, sources.imported, sources.digest):
-        function.cache_clear()
+    forget()
     return sources.digest(sources.files(source))

@@ -257,7 +257,7 @@ class Driver(Streams):
 
     # ---- memory ----
     def cuMemGetInfo(self) -> tuple[Any, ...]:
-        """The only function with two results."""
+        """A function with several results, as those of captures in fake_streams.py."""
         p = self.process
         whole = p.machine.gpus[self.gpu(p)].memory
         return REAL.CUresult.CUDA_SUCCESS, whole - p.machine.used(self.gpu(p)), whole

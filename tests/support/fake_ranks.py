@@ -39,11 +39,11 @@ def patches(driver: fake_cuda.Driver) -> tuple[Any, ...]:
 
 
 def on_driver(world: int, body: Callable[[Any, int, fake_cuda.Driver], Any], visible: Any = None,
-              **of_machine: Any) -> list[Any]:  # fmt: skip
+              first_here: bool = False, **of_machine: Any) -> list[Any]:  # fmt: skip
     """Run body(comm, rank, driver) on `world` ranks; returns their results, raises the first error.
 
-    visible: of each rank, numbers of the GPUs that it sees. of_machine: see `fake_cuda.Machine`. Fails where a rank has
-    done what CUDA leaves undefined.
+    visible: of each rank, numbers of the GPUs that it sees. first_here: see `as_threads`. of_machine: see
+    `fake_cuda.Machine`. Fails where a rank has done what CUDA leaves undefined.
     """
     machine = fake_cuda.Machine(**{"gpus": world, "eager": 0.5, "sms": 1} | of_machine)
     processes = [fake_cuda.Process(machine, visible and visible[rank]) for rank in range(world)]
@@ -53,6 +53,6 @@ def on_driver(world: int, body: Callable[[Any, int, fake_cuda.Driver], Any], vis
         driver.here.process = processes[rank]
         return body(comm, rank, driver)
 
-    results = as_threads(Together(world, None), run, *patches(driver))
+    results = as_threads(Together(world, None), run, *patches(driver), first_here=first_here)
     assert not machine.violations, machine.violations
     return results

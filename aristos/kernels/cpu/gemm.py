@@ -144,7 +144,7 @@ def block_product(m, a, depth, b, columns, c):
 
 
 @jit
-def product(m, x, depth, b, columns, c, a):
-    """`block_product` of m rows of `depth` float32. x: address of an array of row addresses; a: of packed rows."""
-    pack_rows(m, x, depth, a)
-    block_product(m, a, depth, b, columns, c)
+def product(call):
+    """`block_product` of rows of float32. call: a Product, with memory for packed rows."""
+    pack_rows(call.rows, call.x, call.depth, call.scratch)
+    block_product(call.rows, call.scratch, call.depth, call.panels, call.columns, call.y)

@@ -42,6 +42,14 @@ def build(kernel: Any, arch: str) -> Built:
     return kept(_path(kernel, target), lambda: _compiled(kernel, target))
 
 
+def compile_and_keep(kernel: Any, arch: str) -> Built:
+    """Compile a kernel and keep it, whoever compiles meanwhile: for a program that compiles many at once."""
+    target = TARGETS.get(arch, arch)
+    built = _compiled(kernel, target)
+    _write(_path(kernel, target), built)
+    return built
+
+
 def _compiled(kernel: Any, target: str) -> Built:
     text, entry = ptx(kernel, target)
     return Built(entry, _machine_code(text, target))

@@ -1,0 +1,105 @@
+"""`python -m first_run.child --limit S TASK [WORDS]`: the process of one part.
+
+Waits of layers run out after WAIT seconds. Shortly before the limit, when the report ends this process, a thread writes
+what the layer waits for and where every thread stands. Where raw times cannot be written, the part goes on.
+
+Exit codes: that of the task (0 right, 1 wrong outputs), 4 an error, 3 an unsuitable environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+WAIT = 5.0  # seconds
+NOTICE = 4.0  # seconds before the limit, in which the state is written
+ERROR = 4
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m first_run.child", description=__doc__.split("\n")[0])
+    parser.add_argument("--limit", type=float, required=True, help="seconds until this process is ended")
+    parser.add_argument("--out", default="none", help="results file of raw times")
+    parser.add_argument("--rehearse", action="store_true", help="on the PTX machine")
+    parser.add_argument("--fault", default="", help="what goes wrong in a rehearsal")
+    parser.add_argument("task")
+    parser.add_argument("words", nargs=argparse.REMAINDER)
+    given = parser.parse_args(argv)
+    given.end = time.monotonic() + given.limit
+    watch = threading.Timer(max(0.5, given.limit - NOTICE), last_words)
+    watch.daemon = True
+    watch.start()
+    try:
+        from . import tasks
+
+        short_waits()
+        go_on_without_files()
+        if given.rehearse:
+            from . import rehearsal
+
+            return rehearsal.run(given)
+        return tasks.run(given)
+    except Exception as error:
+        from aristos.errors import EnvironmentProblem
+
+        if isinstance(error, EnvironmentProblem):
+            print(error, file=sys.stderr, flush=True)
+            return 3
+        traceback.print_exc()
+        return ERROR
+    finally:
+        watch.cancel()
+
+
+def short_waits() -> None:
+    """Let every wait of a layer in this process run out after WAIT seconds."""
+    import aristos
+
+    for made in (aristos.MoE, aristos.Exchange):
+        defaults: Any = made.__init__.__kwdefaults__
+        if defaults and "timeout" in defaults:
+            defaults["timeout"] = WAIT
+    os.environ["ARISTOS_TEST_TIMEOUT"] = str(WAIT)  # of tests/support/gpu_layers.py
+
+
+def go_on_without_files() -> None:
+    """Results that cannot be written are said and not raised: the tables go to the page in any case."""
+    from aristos import results
+    from aristos.errors import ResultsError
+
+    append, check = results.append, results.check
+
+    def attempt(write: Any, file: Any, *rest: Any, **options: Any) -> Any:
+        try:
+            return write(file, *rest, **options)
+        except (OSError, ResultsError) as why:
+            print(f"raw times are not kept: {why}", file=sys.stderr, flush=True)
+            return file
+
+    results.append = lambda file, *rest, **options: attempt(append, file, *rest, **options)
+    results.check = lambda file, *rest, **options: attempt(check, file, *rest, **options)
+
+
+def last_words() -> None:
+    """Write the state of every layer on a GPU, then the stack of every thread."""
+    print(f"no end so far: this process is ended in {NOTICE:.0f} s", file=sys.stderr, flush=True)
+    from . import standing
+
+    reader = threading.Thread(target=standing.write, daemon=True)  # a driver that hangs must not hide the stacks
+    reader.start()
+    reader.join(NOTICE / 2)
+    if reader.is_alive():
+        print("the state cannot be read: the driver does not answer", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback(all_threads=True)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code) if threading.active_count() > 1 else sys.exit(code)

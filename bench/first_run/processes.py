@@ -1,0 +1,87 @@
+"""A part of the report as a process of its own, which ends by its limit whatever it does.
+
+Its output goes through pipes, so that a full disk loses nothing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .parts import ROOT, Part, Ran
+
+BEAT = 10.0  # seconds between two lines of progress
+KEPT = 60  # lines of a part's output
+CHILD = ("-m", "first_run.child")
+
+
+def run(part: Part, limit: float, show: Callable[[str], None], options: tuple[str, ...] = (),
+        command: tuple[str, ...] = CHILD) -> Ran:  # fmt: skip
+    """Run a part to its end or to the limit, in seconds. options: of child.py. command: what python runs."""
+    start = time.monotonic()
+    words = [sys.executable, *command, "--limit", f"{limit:.1f}", *options, part.task, *part.words]
+    try:
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+    except OSError as why:
+        return Ran(part, -1, 0.0, [f"cannot be started: {why}"])
+    texts: dict[str, str] = {}
+    readers = [
+        threading.Thread(target=lambda name=name, pipe=pipe: texts.update({name: pipe.read()}), daemon=True)
+        for name, pipe in (("out", process.stdout), ("err", process.stderr))
+    ]
+    for reader in readers:
+        reader.start()
+    code: int | None = None
+    try:
+        while code is None and (left := limit - (time.monotonic() - start)) > 0:
+            try:
+                code = process.wait(min(BEAT, left))
+            except subprocess.TimeoutExpired:
+                show(f"{part.name}: {time.monotonic() - start:.0f} s")
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # its child processes may hold the GPU as well
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process in the driver may not die at once
+            process.wait(2.0)
+    for reader in readers:
+        reader.join(2.0)
+    out, err = texts.get("out", ""), texts.get("err", "")
+    document = _document(out)
+    said = [line for text in ("" if document else out, err) for line in text.strip().splitlines() if line.strip()]
+    return Ran(part, code, time.monotonic() - start, said[-KEPT:], document)
+
+
+def environment() -> dict[str, str]:
+    """The environment of a part: the checkout's package and this one are found before installed ones."""
+    places = [str(ROOT), str(ROOT / "bench"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(places), "PYTHONUNBUFFERED": "1"}
+
+
+def _document(out: str) -> dict:
+    """The JSON document that a part printed, perhaps after other lines; {} if there is none."""
+    at = 0 if out.startswith("{") else out.find("\n{") + 1
+    try:
+        found = json.loads(out[at:]) if out[at : at + 1] == "{" else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def kept(path: Path, text: str) -> str:
+    """Write a file; why it could not be written, or ''."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as why:
+        return f"{path}: {why.strerror or why}"
+    return ""

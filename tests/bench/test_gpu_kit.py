@@ -1,0 +1,132 @@
+"""`make gpu-kit`: what the archive holds, its size, and the environment that it makes on another machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench" / "kit"))
+try:
+    import gpu_kit
+    import install
+finally:
+    sys.path.pop(0)
+    sys.path.pop(0)
+
+from aristos.kernels.cuda import ahead, build
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """A kit of the checkout's files, one wheel and one kernel; the fixture is the function that packs it."""
+
+    def wheels(folder):
+        (folder / "numpy-2.4.6-cp312-any.whl").write_bytes(b"a wheel")
+        return sorted(folder.iterdir())
+
+    def kernels(folder, archs):
+        (folder / "route.sm_90a.0123").write_bytes(b"a kernel")
+        return sorted(folder.iterdir())
+
+    monkeypatch.setattr(gpu_kit, "wheels", wheels)
+    monkeypatch.setattr(gpu_kit, "kernels", kernels)
+    return lambda name, *words: (gpu_kit.main(["--out", str(tmp_path / name), *words]), tmp_path / name)
+
+
+def test_the_kit_holds_source_wheels_kernels_and_the_command(small, tmp_path):
+    """Its parts lie where run.sh and the package look for them, and packing again gives the same bytes."""
+    code, archive = small("a.tar.gz")
+    assert code == 0
+    assert small("b.tar.gz")[1].read_bytes() == archive.read_bytes()
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    kit = tmp_path / "aristos-gpu-kit"
+    assert (kit / "run.sh").stat().st_mode & 0o111
+    assert (kit / "wheels" / "numpy-2.4.6-cp312-any.whl").read_bytes() == b"a wheel"
+    place = ahead.FOLDER.relative_to(ROOT)
+    assert (kit / "source" / place / "route.sm_90a.0123").read_bytes() == b"a kernel"
+    for name in ("bench/gpu_report.py", "bench/kit/install.py", "tests/gpu/conftest.py", "pyproject.toml"):
+        assert (kit / "source" / name).is_file()
+    assert len((kit / "source" / "aristos" / "commit.txt").read_text().rstrip("+")) == 40
+
+
+def test_a_kit_that_is_too_large_is_removed(small, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_kit, "MOST_BYTES", 1 << 10)
+    code, archive = small("a.tar.gz", "--without-wheels")
+    assert code == 1
+    assert not archive.exists()
+    assert "was removed" in capsys.readouterr().err
+
+
+def test_the_wheels_are_those_of_the_lock(monkeypatch):
+    """Equal versions; equal hashes where a wheel is for every Python."""
+    locked = dict(_lines(max((ROOT / ".ci").glob("lock-3.*-x86_64.txt"))))
+    found = dict(_lines(gpu_kit.WHEELS))
+    assert {name: line[0] for name, line in found.items()} == {name: locked[name][0] for name in found}
+    assert sum(found[name][1] == locked[name][1] for name in found) >= 10
+    assert {"numpy", "mpich", "numba-cuda"} <= set(found)
+    assert not {"llvmlite", "numba"} & set(found), "they do not fit"
+
+
+def _lines(path):
+    for line in path.read_text().splitlines():
+        name, _, rest = line.partition("==")
+        version, _, digest = rest.partition(" --hash=sha256:")
+        yield name, (version, digest)
+
+
+def test_what_the_machine_has_in_a_fitting_version_is_not_installed(monkeypatch):
+    """numpy 2.5 does not fit numba-cuda 0.30; a package that is missing does not fit either."""
+    found = {"numpy": "2.5.2", "numba": "0.68.1", "rich": "", "pluggy": "1.0", "mpich": ""}
+    why = {install.MPI: ""}
+    monkeypatch.setattr(install, "versions", lambda python, packages: {name: found[name] for name in packages})
+    monkeypatch.setattr(install, "failures", lambda python, modules: why)
+
+    def lacking():
+        return install.lacking(Path(), list(found), install.wanted())
+
+    assert lacking() == ["numpy", "rich"], "an MPI library loads here"
+    found["numpy"], why[install.MPI] = "2.4.1", "RuntimeError: cannot load MPI library"
+    assert lacking() == ["rich", "mpich"]
+
+
+@pytest.mark.slow
+def test_an_environment_sees_the_packages_of_its_python(tmp_path, capsys):
+    """This Python is a virtual environment itself. Nothing is installed; its MPI library is not seen."""
+    assert install.main([str(tmp_path / "env"), str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[:1] == ["from the kit: nothing"]
+    program = "import numpy, numba.cuda; print(numpy.__file__)"
+    done = subprocess.run([tmp_path / "env/bin/python", "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip().startswith(sys.prefix), done.stderr
+
+
+@pytest.mark.slow
+def test_what_the_kit_lacks_too_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(install.NEEDED, "nowhere_at_all", "nowhere")
+    with pytest.raises(install.MissingPart, match="nowhere is missing or does not load here"):
+        install.main([str(tmp_path / "env"), str(tmp_path)])
+
+
+@pytest.mark.slow
+@pytest.mark.parallel
+def test_kernels_of_the_kit_are_found_as_compiled_ahead(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_kit, "listed", lambda arch: {"lend": build_lend()})
+    (path,) = gpu_kit.kernels(tmp_path, ["sm_90"])
+    monkeypatch.setattr(ahead, "FOLDER", tmp_path)
+    assert path.name.startswith("lend.sm_90a.")
+    assert build.place(build_lend(), "sm_90") == build.COMPILED_AHEAD
+
+
+def build_lend():
+    from aristos.kernels.cuda.catalogue import LEND
+
+    build.build(LEND, "sm_90")
+    return LEND
