@@ -1,4 +1,4 @@
-"""Parts of a call on a GPU by themselves: the router's kernels, and what the workers of the persistent kernel did."""
+"""What the workers of the persistent kernel did in a call on a GPU."""
 
 from __future__ import annotations
 
@@ -21,46 +21,6 @@ def _made(context: Any) -> tuple[Any, Any]:
 
     work = Workload(context.world, context.shape().cfg, context.options.seed)
     return work, work.layer("fused", None, backend="cuda")
-
-
-def router(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
-    """Microseconds of the kernels `route` and `place`, each alone and both, on the jobs of a layer's own calls."""
-    from aristos.bench.measure import Statistics
-    from aristos.kernels.cuda import router as kernels
-    from aristos.kernels.cuda.catalogue import route_kernels
-
-    work, moe = _made(context)
-    rows = []
-    for i, tokens in enumerate(counts):
-        played = _played(context, gpu, work, moe, tokens)
-        error = played.error()
-        backend = moe._backend
-        _, job = backend._jobs._jobs[backend._last]  # the router's job of the call that has ended
-        cfg, blocks = work.cfg, kernels.blocks(tokens)
-        kind = played.kind if played.kind in kernels.KINDS else "f32"
-        route, place = route_kernels()[kernels.route(kind).__name__], route_kernels()["place"]
-        shares = kernels.route_shared(cfg.experts, kind), kernels.place_shared(cfg.experts, cfg.top_k)
-
-        def launch_route(route: Any = route, blocks: int = blocks, shared: int = shares[0], job: int = job) -> None:
-            gpu.launch(route, blocks, shared, job)
-
-        def launch_place(place: Any = place, blocks: int = blocks, shared: int = shares[1], job: int = job) -> None:
-            gpu.launch(place, blocks, shared, job)
-
-        def both(first: Any = launch_route, second: Any = launch_place) -> None:
-            first()
-            second()
-
-        calls = {"route": launch_route, "place": launch_place, "both": both}
-        each = context.left() / (len(counts) - i)
-        found = gpu.in_turns(calls, each, context.options.warmup, context.options.iters)
-        error = max(error, played.error())
-        for name, times in found.items():
-            median = Statistics.of(times).median
-            rows.append({"tokens": tokens, "what": name, "median_us": median * 1e6, "blocks": blocks,
-                         "turns": len(times), "error": error, "check": _verdict(work, error)})  # fmt: skip
-    moe.close()
-    return {"title": f"router alone on {gpu.device.name}: {context.shape()}", "rows": rows, "notes": []}
 
 
 def phases(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:

@@ -119,13 +119,6 @@ def tests(given: Any) -> int:
     return TESTS_FAILED if code == WRONG else NOTHING if code == NOTHING else code
 
 
-def router(given: Any) -> int:
-    """The router's kernels alone, by events."""
-    from . import alone
-
-    return _measured(given, alone.router)
-
-
 def phases(given: Any) -> int:
     """Time of the workers by what they did, from the counters that the kernels keep."""
     from . import alone
@@ -165,7 +158,7 @@ def two_kernels(given: Any) -> int:
 
 
 TASKS: dict[str, Callable[[Any], int]] = {
-    each.__name__: each for each in (bench, driver, kernels, products, tests, router, phases, ncu, two_kernels)
+    each.__name__: each for each in (bench, driver, kernels, products, tests, phases, ncu, two_kernels)
 }
 
 

@@ -97,7 +97,12 @@ def ptx(kernel: Any, target: str) -> tuple[str, str]:
     _, texts = offline.compiled(kernel.function, kernel.types, offline.capability(target))
     if len(texts) != 1:
         raise InputError(f"kernel {kernel.name} must be one PTX module, got {len(texts)}: it links other code")
-    return re.sub(r"^\.target .*$", f".target {target}", texts[0], flags=re.M), offline.entry_of(texts[0], kernel.name)
+    return for_target(texts[0], target), offline.entry_of(texts[0], kernel.name)
+
+
+def for_target(text: str, target: str) -> str:
+    """A PTX text with another target."""
+    return re.sub(r"^\.target .*$", f".target {target}", text, flags=re.M)
 
 
 def assembler() -> tuple[str, str]:
