@@ -46,6 +46,7 @@ class Workload:
         self.local = np.flatnonzero(self.placement == world.rank)
         self.router = self._rng(0).standard_normal((cfg.hidden, cfg.experts), np.float32)
         self.router *= np.float32(cfg.hidden**-0.5)
+        self.router = self._rounded(self.router)  # published routers have the rows' type
         self.single = replace(cfg, experts=1, top_k=1)
 
     def _rng(self, *key: int) -> np.random.Generator:

@@ -94,13 +94,13 @@ def smaller(task: str, words: list[str]) -> list[str]:
     if task == "bench":
         shape = () if kept[0] in ("put", "signal") else (*SHAPE, *CALLS, "--dtype", "float32")
         return [*kept, *(shape or ("--iters", "2", "--warmup", "1"))]
-    return [*SHAPE, *CALLS, "--dtype", "float32"] if task in ("router", "phases") else kept
+    return [*SHAPE, *CALLS, "--dtype", "float32"] if task == "phases" else kept
 
 
 def shrink() -> None:
     """Sizes that the PTX machine can run quickly."""
     from aristos.bench import world
-    from aristos.bench.gpu import clock
+    from aristos.bench.gpu import clock, cublas
     from aristos.bench.suites import gemm_gpu, progress_gpu, put_gpu, signal_gpu
     from aristos.kernels.cuda import gemm
 
@@ -111,6 +111,8 @@ def shrink() -> None:
     ):  # fmt: skip
         setattr(module, name, value)
     world.connect = lambda *words, **options: world.World()
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    cublas.NAMES = {"": ()}  # neither it nor PyTorch may touch a real GPU with the machine's addresses
     tiles = gemm.tiles
     gemm.tiles = lambda kind, target, *rest: tiles(kind, target, *rest)[:TILES]
 

@@ -17,7 +17,7 @@ from cuda_kernels import FILL, REVERSE, WORDS
 
 import ptxsim
 from aristos.errors import EnvironmentProblem, InputError
-from aristos.kernels.cuda import ahead, assemble, build, keys
+from aristos.kernels.cuda import ahead, assemble, build, catalogue, keys
 from kernel_cache import compile as compile_
 from kernel_cache import private
 
@@ -107,6 +107,20 @@ def test_a_malformed_architecture_is_refused(kept, tmp_path):
     assert made_for(machine_code(build.build(FILL, "sm_89"), tmp_path)) == "sm_89"
     with pytest.raises(InputError, match="arch must look like 'sm_90', got 'hopper'"):
         build.build(FILL, "hopper")
+
+
+@pytest.mark.parametrize(("first", "other"), [("sm_80", "sm_89"), ("sm_100", "sm_120")])
+def test_the_ptx_of_one_architecture_is_that_of_another(first, other):
+    """With the same launch bounds: the report compiles one, and assembles it for each."""
+
+    def code(text):
+        return re.sub(r"_ZN\w+|_cudapy_smem_\d+", "NAME", text[text.index(".entry") :])
+
+    one, two = (
+        next(each for each in catalogue.kernels(arch) if each.name == "gemm_bf16_128x128") for arch in (first, other)
+    )
+    assert one.blocks == two.blocks
+    assert code(build.ptx(one, first)[0]) == code(build.ptx(two, other)[0])
 
 
 def test_an_architecture_that_ptxas_does_not_know_is_one_sentence(kept):

@@ -27,6 +27,7 @@ from .assemble import TARGETS, assemble, tool_version
 from .keys import kernel_key
 
 PTXAS, LINKER = "ptxas", "nvJitLink"
+LINES = re.compile(r"^\s*\.(loc|file)\b.*\n", re.MULTILINE)
 COMPILED_AHEAD, KEPT, NOWHERE = "compiled ahead", "in the cache", "not compiled yet"
 
 
@@ -49,6 +50,18 @@ def compile_and_keep(kernel: Any, arch: str) -> Built:
     built = _compiled(kernel, target)
     _write(_path(kernel, target), built)
     return built
+
+
+def bare(kernel: Any, arch: str) -> Built:
+    """The kernel without line numbers and PTX, which are more than half of a cubin: to be shipped. It is kept too."""
+    target = TARGETS.get(arch, arch)
+    path = _path(kernel, target).with_suffix(".bare")
+    found = _read(path)
+    if found is None:
+        text, entry = ptx(kernel, target)
+        found = Built(entry, _machine_code(LINES.sub("", text), target))
+        _write(path, found)
+    return found
 
 
 def _compiled(kernel: Any, target: str) -> Built:
@@ -85,7 +98,12 @@ def ptx(kernel: Any, target: str) -> tuple[str, str]:
     _, texts = offline.compiled(kernel.function, kernel.types, offline.capability(target))
     if len(texts) != 1:
         raise InputError(f"kernel {kernel.name} must be one PTX module, got {len(texts)}: it links other code")
-    return re.sub(r"^\.target .*$", f".target {target}", texts[0], flags=re.M), offline.entry_of(texts[0], kernel.name)
+    return for_target(texts[0], target), offline.entry_of(texts[0], kernel.name)
+
+
+def for_target(text: str, target: str) -> str:
+    """A PTX text with another target."""
+    return re.sub(r"^\.target .*$", f".target {target}", text, flags=re.M)
 
 
 def assembler() -> tuple[str, str]:
