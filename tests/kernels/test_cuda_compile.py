@@ -175,7 +175,7 @@ def built(request, tmp_path_factory):
         aside = tmp_path_factory.mktemp("cuda")
         command = [str(python), "-m", "aristos.kernels.cuda", "--arch", ",".join(assemble.ARCHS)]
         command += ["--kernels", pattern, "--out", str(aside)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
         assert done.returncode == 0, done.stderr[-2000:]
         for old in out.parent.glob("*"):  # each takes 100 MB
             if time.time() - old.stat().st_mtime > 86400:

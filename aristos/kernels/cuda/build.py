@@ -27,6 +27,7 @@ from .assemble import TARGETS, assemble, tool_version
 from .keys import kernel_key
 
 PTXAS, LINKER = "ptxas", "nvJitLink"
+LINES = re.compile(r"^\s*\.(loc|file)\b.*\n", re.MULTILINE)
 COMPILED_AHEAD, KEPT, NOWHERE = "compiled ahead", "in the cache", "not compiled yet"
 
 
@@ -48,6 +49,18 @@ def compile_and_keep(kernel: Any, arch: str) -> Built:
     built = _compiled(kernel, target)
     _write(_path(kernel, target), built)
     return built
+
+
+def bare(kernel: Any, arch: str) -> Built:
+    """The kernel without line numbers and PTX, which are more than half of a cubin: to be shipped. It is kept too."""
+    target = TARGETS.get(arch, arch)
+    path = _path(kernel, target).with_suffix(".bare")
+    found = _read(path)
+    if found is None:
+        text, entry = ptx(kernel, target)
+        found = Built(entry, _machine_code(LINES.sub("", text), target))
+        _write(path, found)
+    return found
 
 
 def _compiled(kernel: Any, target: str) -> Built:
