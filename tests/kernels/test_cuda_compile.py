@@ -234,7 +234,7 @@ def test_kernels_read_nothing_as_read_only(built):
 
 
 def test_nothing_spills(built):
-    """Kernels that once did are here for each architecture that ships compiled, with as many blocks on an SM as they request."""
+    """Kernels that once did are here for each architecture that ships compiled, with the blocks that they request."""
     assert set(EVERYWHERE) <= set(built[1])
     assert {arch for _, arch in EVERYWHERE} == set(EVERY_ARCH)
     assert set(ARCHS) < set(assemble.ARCHS)
