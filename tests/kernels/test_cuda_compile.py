@@ -402,7 +402,10 @@ def test_the_docs_say_what_each_gpu_gets():
         half, single, full = (shown(kind, gpu) for kind in ("bf16", "tf32", "f32"))
         assert shown("f16", gpu) == half
         words = f"16-bit, `tf32` {half}" if half == single else f"16-bit, by warpgroups, {half}; `tf32` {single}"
-        return f"{words}; `f32` {full}", "all kernels" if arch in ARCHS else "those that once spilled"
+        return (
+            f"{words}; `f32` {full}",
+            "all kernels" if arch in ARCHS else "with `KERNELS=all`, those that once spilled",
+        )
 
     assert found == {arch: text(arch) for arch in assemble.ARCHS}
 
