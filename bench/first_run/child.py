@@ -1,7 +1,7 @@
 """`python -m first_run.child --limit S TASK [WORDS]`: the process of one part.
 
-Waits of layers run out after WAIT seconds. Shortly before the limit, when the report ends this process, a thread writes
-what the layer waits for and where every thread stands. Where raw times cannot be written, the part goes on.
+Shortly before the limit, when the report ends this process, a thread writes what the layer waits for and where every
+thread stands. Where raw times cannot be written, the part goes on.
 
 Exit codes: that of the task (0 right, 1 wrong outputs), 4 an error, 3 an unsuitable environment.
 """
@@ -17,7 +17,6 @@ import time
 import traceback
 from typing import Any
 
-WAIT = 5.0  # seconds
 NOTICE = 4.0  # seconds before the limit, in which the state is written
 ERROR = 4
 
@@ -38,7 +37,6 @@ def main(argv: list[str]) -> int:
     try:
         from . import tasks
 
-        short_waits()
         go_on_without_files()
         if given.rehearse:
             from . import rehearsal
@@ -55,17 +53,6 @@ def main(argv: list[str]) -> int:
         return ERROR
     finally:
         watch.cancel()
-
-
-def short_waits() -> None:
-    """Let every wait of a layer in this process run out after WAIT seconds."""
-    import aristos
-
-    for made in (aristos.MoE, aristos.Exchange):
-        defaults: Any = made.__init__.__kwdefaults__
-        if defaults and "timeout" in defaults:
-            defaults["timeout"] = WAIT
-    os.environ["ARISTOS_TEST_TIMEOUT"] = str(WAIT)  # of tests/support/gpu_layers.py
 
 
 def go_on_without_files() -> None:
@@ -87,11 +74,14 @@ def go_on_without_files() -> None:
 
 
 def last_words() -> None:
-    """Write the state of every layer on a GPU, then the stack of every thread."""
+    """Write what every layer waits for, then the stack of every thread."""
     print(f"no end so far: this process is ended in {NOTICE:.0f} s", file=sys.stderr, flush=True)
-    from . import standing
+    from aristos.substrate import attach
 
-    reader = threading.Thread(target=standing.write, daemon=True)  # a driver that hangs must not hide the stacks
+    def write() -> None:
+        print(attach.standing(), file=sys.stderr, flush=True)
+
+    reader = threading.Thread(target=write, daemon=True)  # a driver that hangs must not hide the stacks
     reader.start()
     reader.join(NOTICE / 2)
     if reader.is_alive():

@@ -105,9 +105,11 @@ def floors(name: str, ran: list[Ran]) -> list[list[str]]:
     if sheet is None:
         return []
     lines = []
-    for part, suite, what, kernels in ((LAYER, "layer", GRAPH, None), (ROUTER, "router", "both", "route")):
+    for part, suite, key, what, kernels in (
+        (LAYER, "layer", "what", GRAPH, None), (ROUTER, "router", "steps", "scores, top-k", "route"),
+    ):  # fmt: skip
         for row in right_rows(ran, part, suite):
-            if row.get("what") == what:
+            if row.get(key) == what:
                 call = _call(row["tokens"])
                 work = bounds.KERNELS[kernels](call) if kernels else bounds.layer(call)
                 us, binds = bounds.floor(sheet, "bf16", work)

@@ -65,14 +65,14 @@ class Ran:
 DRIVER, KERNELS, PRODUCTS, TESTS, PUTS = "driver", "kernels", "products against float64", "tests/gpu", "put and signal"
 GEMMS, LAYER, ROUTER, PHASES = "gemm", "layer", "router", "phases"
 PARTS = (
-    Part(DRIVER, "driver", (), 40),
-    Part(KERNELS, "kernels", (), 55),
+    Part(DRIVER, "driver", (), 35),
+    Part(KERNELS, "kernels", (), 50),
     Part(PRODUCTS, "products", (), 50),
-    Part(TESTS, "tests", (), 70, (PRODUCTS,)),
+    Part(TESTS, "tests", (), 60, (PRODUCTS,)),
     Part(PUTS, "bench", ("put", "signal", "--seconds", "15"), 30),
-    Part(LAYER, "bench", ("layer", *SHAPE, *CALLS, "--seconds", "30"), 70, (PRODUCTS,)),
+    Part(LAYER, "bench", ("layer", *SHAPE, *CALLS, "--seconds", "30"), 85, (PRODUCTS,)),
     Part(GEMMS, "bench", (*GEMM, "--dtype", "bfloat16", "--seconds", "15"), 35, (PRODUCTS,)),
-    Part(ROUTER, "router", (*CALLS, "--ffn", "128"), 20),
+    Part(ROUTER, "bench", ("router", *SHAPE, *CALLS, "--seconds", "8"), 25),
     Part(PHASES, "phases", CALLS, 25, (PRODUCTS, LAYER)),
     Part("idle and progress", "bench", ("idle", "progress", *SHAPE, *CALLS, "--seconds", "15"), 30, (PRODUCTS, LAYER)),
     Part("ncu", "ncu", (), 25, (PRODUCTS,)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -18,6 +19,8 @@ from typing import Any
 from .parts import NOTHING, SHAPE, WRONG
 
 TESTS_FAILED = 6
+WAIT = 5.0  # seconds after which waits in a layer's calls run out
+BACKEND = ("--backend", "cuda", "--json")
 ROWS_PAST = 3  # rows of a product beyond a full tile
 MARGIN = 6.0  # seconds before its limit in which a part starts nothing new
 
@@ -35,7 +38,7 @@ def bench(given: Any) -> int:
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = main([*given.words, "--backend", "cuda", "--json", "--out", given.out])
+        code = main([*given.words, *BACKEND, "--timeout", str(WAIT), "--out", given.out])
     print(printed.getvalue(), flush=True)
     return code if code != WRONG or printed.getvalue().lstrip().startswith("{") else 4
 
@@ -111,15 +114,9 @@ def tests(given: Any) -> int:
             items[:] = [item for item in items if ranks(item) == 1]
             config.hook.pytest_deselected(items=more)
 
+    os.environ["ARISTOS_TEST_TIMEOUT"] = str(WAIT)
     code = int(pytest.main(["-q", "--no-header", "-rfE", "--tb=short", *(given.words or ["tests/gpu"])], [OneRank()]))
     return TESTS_FAILED if code == WRONG else NOTHING if code == NOTHING else code
-
-
-def router(given: Any) -> int:
-    """The router's kernels alone, by events."""
-    from . import alone
-
-    return _measured(given, alone.router)
 
 
 def phases(given: Any) -> int:
@@ -136,8 +133,8 @@ def _measured(given: Any, measure: Callable[[Any, Any, list[int]], dict[str, Any
     from aristos.bench.gpu.clock import BenchGpu
     from aristos.bench.world import World
 
-    asked = parse(["layer", *SHAPE, *given.words, "--backend", "cuda", "--json", "--out", "none"])
-    world = World()
+    asked = parse(["layer", *SHAPE, *given.words, *BACKEND, "--out", "none"])
+    world = World(timeout=WAIT)
     gpu, context = BenchGpu(world), Context(world, asked, given.end - MARGIN - time.monotonic())
     sheet = measure(context, gpu, list(context.shape().tokens))
     gpu.close()
@@ -161,7 +158,7 @@ def two_kernels(given: Any) -> int:
 
 
 TASKS: dict[str, Callable[[Any], int]] = {
-    each.__name__: each for each in (bench, driver, kernels, products, tests, router, phases, ncu, two_kernels)
+    each.__name__: each for each in (bench, driver, kernels, products, tests, phases, ncu, two_kernels)
 }
 
 

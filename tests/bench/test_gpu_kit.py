@@ -20,6 +20,7 @@ finally:
     sys.path.pop(0)
 
 from aristos.kernels.cuda import ahead, build
+from aristos.kernels.cuda.catalogue import LEND
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,15 +119,14 @@ def test_what_the_kit_lacks_too_is_named(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parallel
 def test_kernels_of_the_kit_are_found_as_compiled_ahead(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_kit, "listed", lambda arch: {"lend": build_lend()})
-    (path,) = gpu_kit.kernels(tmp_path, ["sm_90"])
-    monkeypatch.setattr(ahead, "FOLDER", tmp_path)
+    """They are written without line numbers and without their PTX."""
+    monkeypatch.setattr(gpu_kit, "listed", lambda arch: {"lend": LEND})
+    path = gpu_kit.write_kernel(tmp_path, "lend", "sm_90")
     assert path.name.startswith("lend.sm_90a.")
-    assert build.place(build_lend(), "sm_90") == build.COMPILED_AHEAD
-
-
-def build_lend():
-    from aristos.kernels.cuda.catalogue import LEND
-
-    build.build(LEND, "sm_90")
-    return LEND
+    monkeypatch.setattr(ahead, "FOLDER", tmp_path)
+    assert build.place(LEND, "sm_90") == build.COMPILED_AHEAD
+    assert build.build(LEND, "sm_90") == build.bare(LEND, "sm_90")
+    usual = build.compile_and_keep(LEND, "sm_90").cubin
+    assert b"debug_ptx_txt" in usual
+    assert b"debug_ptx_txt" not in build.bare(LEND, "sm_90").cubin
+    assert len(build.bare(LEND, "sm_90").cubin) < len(usual)
