@@ -104,7 +104,7 @@ def keep_refusal(job, st):
 
 @cuda.jit(device=True)
 def enter(job, st):
-    """Wait until no call is in flight, and begin one; False if the host ends it, or the call in flight stands still.
+    """Wait until no call is in flight, and begin one; UNBEGUN if the host ends it, or the call in flight stands still.
 
     That one gives up its own waits after at most TIMEOUT_NS + ABSENT_NS without progress. Later it is stuck, perhaps
     with the lock: so the peers are notified without it.
@@ -128,8 +128,7 @@ def enter(job, st):
             st[words.UNBEGUN] = 1
             st[words.ORIGIN] = job[words.RANK]
             steps.poison(job, st, job[words.RANK], cause)
-            return False
-    return True
+            return
 
 
 @cuda.jit
@@ -147,11 +146,10 @@ def begin(
     flight: that one needs no SM in addition to those that it has. If the wait fails, so does this rank's engine.
     """
     job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
-    entered = cuda.shared.array(1, np.int64)
-    if mem.thread() == 0:
-        entered[0] = 1 if enter(job, st) else 0
+    if mem.thread() == 0 and st[words.UNBEGUN] == 0:
+        enter(job, st)
     mem.block_barrier()
-    if entered[0] == 0:
+    if st[words.UNBEGUN] != 0:
         return
     if mem.thread() == 0:
         st[words.LEFT] = 0
