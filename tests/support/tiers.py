@@ -50,7 +50,7 @@ FOLDERS = {
     "gpu": Budget(0, 900),
     "host": Budget(30, 60, parallel=True),
     "kernel_cache": Budget(120, 600, parallel=True),
-    "kernels": Budget(80, 1200, parallel=True),
+    "kernels": Budget(80, 1800, parallel=True),
     "launch": Budget(0, 150, parallel=True),
     "launcher": Budget(30, 90, parallel=True),
     "layer": Budget(150, 600, parallel=True),
