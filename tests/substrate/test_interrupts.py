@@ -115,6 +115,54 @@ def test_a_handler_of_the_programs_own_is_asked_twice():
     """)
 
 
+def test_many_threads_may_ask_whether_the_main_thread_has_run():
+    """None of them takes the answer from another."""
+    assert not run("""
+    from aristos.substrate.cuda.interrupts import _Mark
+    sys.setswitchinterval(1e-6)
+    for _ in range(300):
+        mark, start = _Mark(), threading.Barrier(5)
+
+        def ask():
+            start.wait()
+            while not mark.passed():
+                pass
+
+        threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        start.wait()
+        for thread in threads:
+            thread.join(20)
+        assert mark.passed() and not any(thread.is_alive() for thread in threads)
+    """)
+
+
+def test_a_full_queue_of_python_is_no_main_thread_that_is_stuck():
+    assert not run("""
+    import ctypes
+    from aristos.substrate.cuda import interrupts
+    interrupts.GRACE_SECONDS = 3.0
+    semaphore = ctypes.create_string_buffer(64)
+    post, at = (ctypes.cast(each, ctypes.c_void_p) for each in (interrupts.LIBC.sem_post, semaphore))
+
+    def fill():  # while the main thread waits in C
+        while ctypes.pythonapi.Py_AddPendingCall(post, at) == 0:
+            pass
+        press(0), released(0.5)
+
+    PROCESS.join(user)
+    threading.Timer(0.1, fill).start()
+    try:
+        user.wait.enter()
+    except KeyboardInterrupt:
+        pass
+    while any("_follow" in thread.name for thread in threading.enumerate()):
+        time.sleep(0.05)
+    assert user.at == []
+    """)
+
+
 def test_another_librarys_wakeup_fd_gets_the_bytes_and_is_restored():
     assert not run("""
     async def main(joins_first):

@@ -111,6 +111,7 @@ class Interrupts:
         self._mark, until = mark, time.monotonic() + GRACE_SECONDS
         while time.monotonic() < until:
             time.sleep(POLL_SECONDS)
+            mark.queue()
             if mark.passed():
                 return
         if raises or (before is not None and not before.passed()):
@@ -129,15 +130,29 @@ class _Mark:
 
     def __init__(self) -> None:
         self._semaphore = ctypes.create_string_buffer(SEMAPHORE_BYTES)
-        self._passed = False
+        self._queued = False
         LIBC.sem_init(self._semaphore, 0, 0)
-        self._kept[:] = [mark for mark in self._kept if not mark.passed()] + [self]
-        post = ctypes.cast(LIBC.sem_post, ctypes.c_void_p)
-        ctypes.pythonapi.Py_AddPendingCall(post, ctypes.cast(self._semaphore, ctypes.c_void_p))
+        for mark in list(self._kept):
+            if mark.passed():
+                with contextlib.suppress(ValueError):  # another thread has removed it
+                    self._kept.remove(mark)
+        self.queue()
+
+    def queue(self) -> None:
+        """Ask Python for the `sem_post`, once: its queue may be full until the main thread runs. By one thread."""
+        if not self._queued:
+            post = ctypes.cast(LIBC.sem_post, ctypes.c_void_p)
+            self._kept.append(self)
+            at = ctypes.cast(self._semaphore, ctypes.c_void_p)
+            self._queued = ctypes.pythonapi.Py_AddPendingCall(post, at) == 0
+            if not self._queued:
+                self._kept.remove(self)
 
     def passed(self) -> bool:
-        self._passed = self._passed or LIBC.sem_trywait(self._semaphore) == 0
-        return self._passed
+        """By any thread: it takes nothing from the semaphore."""
+        value = ctypes.c_int()
+        LIBC.sem_getvalue(self._semaphore, ctypes.byref(value))
+        return value.value > 0
 
 
 def _is_main() -> bool:
