@@ -115,8 +115,8 @@ class Interrupts:
             if mark.passed():
                 return
         if raises or (before is not None and not before.passed()):
-            for user in list(self._users):
-                user.interrupt()
+            for user in list(self._users):  # side by side: the driver may hold one of them
+                threading.Thread(target=user.interrupt, daemon=True).start()
 
 
 class _Mark:
