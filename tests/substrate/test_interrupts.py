@@ -204,8 +204,7 @@ def test_another_librarys_wakeup_fd_gets_the_bytes_and_is_restored():
         loop.add_signal_handler(signal.SIGINT, taken.set)
         theirs = wakeup()
         if joins_first:
-            PROCESS._armed -= 10
-            PROCESS.arm()  # as the next call does
+            PROCESS.arm()  # as the next call does, however soon
         else:
             PROCESS.join(user)
         assert wakeup() != theirs

@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Protocol
 
 GRACE_SECONDS = 0.3  # that the main thread has to run its handler
 POLL_SECONDS = 0.02
-ARM_SECONDS = 1.0  # after which the wakeup fd is set again, because another library may have set its own
 NONE = -1  # no wakeup fd
 SEMAPHORE_BYTES = 64  # sizeof(sem_t) is 16 or 32
 LIBC = ctypes.CDLL(None)
@@ -41,7 +40,6 @@ class Interrupts:
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._ends: tuple[socket.socket, socket.socket] | None = None  # the reader's and the signal handler's
         self._other = NONE  # the wakeup fd of another library
-        self._armed = 0.0
         self._mark: _Mark | None = None  # of the last Ctrl-C
         os.register_at_fork(after_in_child=self._forget)
 
@@ -51,10 +49,9 @@ class Interrupts:
         self.arm()
 
     def arm(self) -> None:
-        """Set the wakeup fd, unless this is not the main thread: Python lets no other set it."""
-        if time.monotonic() - self._armed < ARM_SECONDS or not _is_main():
+        """Set the wakeup fd, which another library may have replaced. The main thread alone can: Python's rule."""
+        if not _is_main():
             return
-        self._armed = time.monotonic()
         if self._ends is None:
             reader, writer = self._ends = socket.socketpair()
             writer.setblocking(False)
@@ -70,7 +67,7 @@ class Interrupts:
         if not self._users and self._ends is not None and _is_main():
             self._restore(self._ends[1].fileno())
             self._ends[1].close()  # the reader's thread ends
-            self._ends, self._armed = None, 0.0
+            self._ends = None
 
     def _restore(self, mine: int) -> None:
         now = signal.set_wakeup_fd(NONE)
@@ -82,7 +79,7 @@ class Interrupts:
         """In a fork's child: its signals are not its parent's."""
         if self._ends is not None and _is_main():
             self._restore(self._ends[1].fileno())
-        self._ends, self._armed = None, 0.0
+        self._ends = None
         self._users.clear()
 
     # ------------------------------------------------------------ the thread
