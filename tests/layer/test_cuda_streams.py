@@ -27,7 +27,7 @@ import aristos
 from aristos import reference
 from aristos.engine import words
 from aristos.engine.layout import word_from
-from aristos.errors import CorruptionError, InputError, MismatchError, PoisonedError, WaitTimeout
+from aristos.errors import CorruptionError, EnvironmentProblem, InputError, MismatchError, PoisonedError, WaitTimeout
 from aristos.substrate.attach import standing
 from aristos.substrate.cuda.device import CudaDevice
 
@@ -473,3 +473,23 @@ def test_a_budget_of_sms():
             aristos.MoE(CFG, comm, backend="cpu", sms=1)
 
     on_driver(1, body, sms=2)
+
+
+def test_kernels_that_count_are_refused_where_not_all_their_blocks_fit(monkeypatch):
+    """Blocks that are not resident at once would wait for each other; the layer goes on without counters."""
+    plain = CudaDevice.resident
+
+    def fewer(self, loaded, shared_bytes):
+        return plain(self, loaded, shared_bytes) - loaded.kernel.name.endswith("_counted")
+
+    def body(comm, rank, driver):
+        with made(comm) as moe:
+            with monkeypatch.context() as patched:
+                patched.setattr(CudaDevice, "resident", fewer)
+                with pytest.raises(EnvironmentProblem, match=r"_counted for each .* with sms=1 for timeline"):
+                    moe.timeline(True)
+            moe.timeline(True)
+            x = tokens(CFG, 5)
+            right(moe(x), x)
+
+    on_driver(1, body)

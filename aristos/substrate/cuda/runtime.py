@@ -487,12 +487,13 @@ class Blocks:
     def __init__(self, device: Any, sharing: int) -> None:
         self.device, self.sharing = device, sharing
 
-    def of(self, tile: Tile, sms: int | None = None) -> int:
+    def of(self, tile: Tile, sms: int | None = None, counted: bool = False) -> int:
         """For the persistent kernel of a tile. Raises EnvironmentProblem where not even one a rank fits.
 
-        sms: a budget. The GPU may place every block on an SM of its own, so it is also the most blocks.
+        sms: a budget. The GPU may place every block on an SM of its own, so it is also the most blocks. counted: see
+        `persistent.layer`.
         """
-        loaded = self.device.load(persistent.layer_kernel(tile))
+        loaded = self.device.load(persistent.layer_kernel(tile, counted))
         found = self.device.resident(loaded, tile.shared_bytes) * self.device.sms
         if sms is not None:
             if sms > self.device.sms:
