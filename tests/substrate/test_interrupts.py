@@ -90,19 +90,20 @@ def test_one_user_that_waits_for_its_driver_does_not_hold_up_the_next():
 
     class Waits(User):
         def interrupt(self):
-            both.wait(20)
-            user.wait.end()
+            try:
+                both.wait(5)
+            finally:
+                user.wait.end()
 
     users = [Waits(), Waits()]
     for each in users:
         PROCESS.join(each)
-    press(), released(10.0)
-    since = time.monotonic()
+    press()
     try:
         user.wait.enter()
     except KeyboardInterrupt:
         pass
-    assert time.monotonic() - since < 5.0
+    assert not both.broken
     """)
 
 
@@ -273,7 +274,7 @@ def test_ctrl_c_ends_a_kernel_while_the_main_thread_is_in_the_driver(where):
     import aristos
     from aristos.substrate.cuda import runtime
     from aristos.substrate.cuda.device import CudaDevice
-    runtime.ANSWER_SECONDS = 5.0  # the stand-in is slower than a driver
+    runtime.ANSWER_SECONDS = runtime.LOOK_SECONDS = 20.0  # the stand-in is slower than a driver
 
     CFG = aristos.MoEConfig(hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True,
                             max_tokens=24)

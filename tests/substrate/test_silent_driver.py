@@ -87,5 +87,5 @@ def test_the_bound_of_a_wait_holds(monkeypatch):
     device = Silent(passed=False)
     error = ends(engine(device)._wait)
     assert isinstance(error, WaitTimeout)
-    assert "makes no progress and does not end" in str(error)
+    assert "for its own call, which makes no progress and does not end" in str(error)
     assert device.asked == ["copy_out"]

@@ -297,9 +297,10 @@ class CudaRuntime(Runtime):
                 if seen != before:
                     moved = now
                 elif now - moved > longest:
+                    number = f" {seen[0]}" if seen[0] else ""  # if the driver has ever answered
                     raise WaitTimeout(
                         f"rank {self.group.rank} has waited {now - moved:.3g} s (limit {longest:g} s) for its own call"
-                        f" {seen[0]}, which makes no progress and does not end: another kernel holds the GPU, or a"
+                        f"{number}, which makes no progress and does not end: another kernel holds the GPU, or a"
                         " block of this one hangs"
                     )
             if waited > AWAKE_SECONDS:  # a short wait is worth a core
