@@ -32,7 +32,7 @@ from aristos.kernels.cuda import build
 from aristos.kernels.cuda.gemm import tiles
 from aristos.kernels.cuda.target import Target
 
-FACTS = {"card": "An H100 card", "card_arch": "sm_90", "card_uuid": "GPU-1", "driver_version": "580.1"}
+FACTS = {"card": "An H100", "card_arch": "sm_90", "card_uuid": "GPU-1", "driver_version": "580.1"}
 PRINT = "import json; print(json.dumps({document!r}))"
 
 
@@ -104,7 +104,7 @@ def test_the_report_names_failed_parts_and_figures(report, tmp_path):
         "exchange": "import sys, time; print('lock taken', file=sys.stderr, flush=True); time.sleep(90)",
     }, 1.0, dict.fromkeys(names, 1.0))  # fmt: skip
     assert code == 1
-    assert text.startswith("# Aristos on An H100 card: HUNG: exchange; failed: router\n")
+    assert text.startswith("# Aristos on An H100: HUNG: exchange; failed: router\n")
     text = re.sub(r"after \d+ s \| \d+", "after N s | N", re.sub(r"\(4\) \| \d+", "(4) | N", text))
     for line in (
         "- driver_version: 580.1",
@@ -124,7 +124,7 @@ def test_the_report_names_failed_parts_and_figures(report, tmp_path):
     ):
         assert line in text, (line, text)
     (run,) = results.load(tmp_path / "report.h5").runs
-    assert run.attributes["card"] == "An H100 card"
+    assert run.attributes["card"] == "An H100"
     assert list(run.tables[0].variables["outcome"].values)[:3] == ["ok", "ok", "ok"]
     assert "exchange: 0 s" in err
 
@@ -139,7 +139,7 @@ def test_wrong_results_stop_what_builds_on_them(report):
     })  # fmt: skip
     assert code == 1
     head = "WRONG RESULTS: products against float64; not run: tests/gpu, layer"
-    assert text.startswith(f"# Aristos on An H100 card: {head}\n")
+    assert text.startswith(f"# Aristos on An H100: {head}\n")
     assert "| layer | not run: products against float64 gave wrong results | 0 |  |" in text
     assert "| put + signal there and back, 16 bytes | 4 to 5 | 6 us | 4.5 us | yes |" in text
 
@@ -188,7 +188,7 @@ def test_a_full_disk_prints_the_page(report, monkeypatch, capsys, tmp_path):
     code, _, _ = report({parts.PUTS: PRINT.format(document=PUT)})
     assert code == 1
     (text,) = [text for file, text in made if file is None]
-    assert text.startswith("# Aristos on An H100 card: every part ran, every output was right")
+    assert text.startswith("# Aristos on An H100: every part ran, every output was right")
     assert "report.h5 lacks the figures: [Errno 28] No space left on device" in text
     assert "| put + signal there and back, 16 bytes | 4 to 5 | 6 us | 4.5 us | yes |" in text
 
@@ -232,8 +232,8 @@ def test_the_report_of_several_gpus(monkeypatch, tmp_path):
     assert command.main(["--out", str(stem)], "doc", together.report) == 1
     text = stem.with_suffix(".md").read_text()
     for line in (
-        "# Aristos on An H100 card: WRONG RESULTS: exchange\n",
-        "- gpus: An H100 card GPU-1",
+        "# Aristos on An H100: WRONG RESULTS: exchange\n",
+        "- gpus: An H100 GPU-1",
         "| products against float64 | ok | 0 | bf16_16x128: 1e-3 ok |",
         "| exchange | WRONG |",
         "| put + signal there and back, 16 bytes | 4 to 5 | 6 us | 4.5 us | yes |",
