@@ -322,9 +322,8 @@ def test_a_chain_that_fails_is_left_out(monkeypatch):
     monkeypatch.setattr(torch_layer.Chain, "compute", fails)
     sheet, _ = measured("layer", tokens=(6,)).sheets
     assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH}
-    assert (
-        sheet.notes[-1] == f"{rival.CHAIN}: no time of 6 tokens, PyTorch failed with RuntimeError: CUDA out of memory"
-    )
+    why = "no time of 6 tokens, PyTorch failed with RuntimeError: CUDA out of memory"
+    assert sheet.notes[-2:] == [f"{rival.CHAIN}, {way}: {why}" for way in torch_layer.WAYS]
 
 
 @pytest.mark.parametrize("preset", ["mixtral-8x7b", "switch-base-128"])
