@@ -80,7 +80,7 @@ test-hf: $(READY)-test
 
 # tests/support/coverage_rooms.py says what counts. Tests marked `compiled` take too long as plain Python.
 COVERED = bench/test_bench_parts.py bench/test_floors.py explore/test_plain_python.py package/test_config.py \
-	package/test_reference.py doctor engine host launcher layer planner primitives results topology transport
+	package/test_reference.py doctor engine host kernel_cache launcher layer planner primitives results topology transport
 coverage: export NUMBA_DISABLE_JIT = 1
 coverage: export COVERAGE_CORE = $(shell $(PY) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
 coverage: $(READY)-test

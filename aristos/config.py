@@ -9,7 +9,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .errors import InputError, quoted
+from kernel_cache.errors import quoted
+
+from .errors import InputError
 from .row_types import ROW_TYPES
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.errors import quoted
+
 from .config import MOST_EXPERTS, whole
-from .errors import InputError, quoted
+from .errors import InputError
 
 
 class Placement:

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kernel_cache.errors import quoted
+
 from .config import real
-from .errors import InputError, OpenCallError, quoted
+from .errors import InputError, OpenCallError
 from .trainable import Trainable
 
 EXPERTS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")  # arrays with this rank's experts in front

@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("substrate",),
     ("engine", "transport"),
     ("kernels", "planner"),
-    ("simt", "topology", "results"),
+    ("topology", "results"),
     ("host",),
     ("primitives",),
     ("loose",),
@@ -46,12 +46,11 @@ HOLDS = {
     "transport": "windows and puts",
     "kernels": "arithmetic: common, CPU, CUDA",
     "planner": "EP groups (Equation 1)",
-    "simt": "PTX machine",
     "topology": "devices, links, network",
     "results": "HDF5 files",
     "checkpoint": "model directories",
     "host": "MPI library, launcher, nodes",
-    "primitives": "memory, wire, compile, buffers",
+    "primitives": "memory, wire, buffers",
     "loose": "config, errors, placement, reference, models",
 }
 

@@ -17,6 +17,7 @@ from ..config import MoEConfig
 from ..errors import InputError
 from ..placement import Placement
 from ..row_types import ROW_TYPES
+from ..weight_types import WEIGHT_TYPES
 from . import routing
 from .world import World
 
@@ -167,7 +168,7 @@ class Workload:
     @property
     def expert_bytes(self) -> int:
         """Bytes of one expert's matrices."""
-        return self.flops_per_row // 2 * ROW_TYPES[self.cfg.dtype].nbytes
+        return WEIGHT_TYPES[self.cfg.dtype].nbytes(self.flops_per_row // 2, 1)
 
     @property
     def flops_per_row(self) -> int:

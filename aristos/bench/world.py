@@ -38,7 +38,8 @@ class World:
         self.nodes = Nodes.of(1)
         self._exit: Any = None
         if comm is not None:
-            from ..primitives.compile import report_as
+            from kernel_cache.compile import report_as
+
             from ..transport.group import end_job, until_all_are_in
             from ..transport.watchdog import Watchdog
 

@@ -6,10 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from kernel_cache.offline import capability
+
 from ..errors import TopologyError
 from ..host.nodes import Nodes
-from ..primitives.offline import capability
-from ..primitives.sm_limits import NEEDED, OLDEST
+from ..kernels.cuda.target import NEEDED, OLDEST
 from ..substrate.cuda import device_puts
 from ..substrate.cuda.driver import ADVICE, INSTALL
 from ..topology import slurm_job

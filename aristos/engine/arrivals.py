@@ -4,8 +4,9 @@ Those that change tables run under the rank's lock. They change this rank's tabl
 peers go out through `returns.py`.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import bounds, codes, store, tape, words
 from .layout import announcement_from, record_from, return_record_from, word_from
 from .lock import OUTSIDE, acquire, unlock

@@ -3,8 +3,9 @@
 The same kernels and the same packed order as the fused schedule, so the same bits; no windows, no records, no credit.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import codes, combine, experts, packing, routing, words
 from .layout import return_row
 from .lock import acquire, unlock

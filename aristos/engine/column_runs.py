@@ -9,9 +9,10 @@ another. `base` is the run's first share: it is written before `limit` and stays
 split between workers, so the bits do not depend on which worker takes which share.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import arithmetic
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import codes, tape, words
 from .layout import state_word
 

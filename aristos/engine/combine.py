@@ -1,8 +1,9 @@
 """Step `combine`: tokens whose rows have all come back become output. Sums: choices in order, float32, rounded once."""
 
+from kernel_cache.compile import jit
+
 from ..primitives import arithmetic
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import codes, scalars, words
 from .layout import row_back, state_word
 

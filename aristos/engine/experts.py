@@ -5,9 +5,10 @@ rows wait a little for announced ones if that saves a second reading of the weig
 workers.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import arithmetic
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import bounds, codes, column_runs, scalars, store, tape, words
 from .layout import index_from, return_row, ring_row_from, staged_row
 from .returns import finish_record, note_back

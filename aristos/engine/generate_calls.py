@@ -38,11 +38,12 @@ A block of words holds a call: result, error, then its arguments in order. A fun
 block at its scratch; a function `_at` reads one from a block.
 """
 
+from kernel_cache.compile import inlined
+
 from ...primitives import memory as mem
 from ...primitives.arithmetic import (
 {records}
 )
-from ...primitives.compile import inlined
 
 # numbers of the kernels
 {numbers}

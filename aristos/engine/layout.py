@@ -25,9 +25,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from kernel_cache.compile import jit
+
 from ..host.nodes import Nodes
 from ..primitives.buffers import LINE
-from ..primitives.compile import jit
 from . import schema, words
 
 WORD = 8

@@ -1,7 +1,8 @@
 """The rank's lock: it guards the state. Steps hold it for microseconds, and never while they copy or compute."""
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import words
 
 OUTSIDE = -1  # a holder that runs no step: the host's thread, the wire, worker 0 between steps

@@ -7,9 +7,10 @@ until the peer's processor calls MPI. A word is put as {value, complement}; one 
 agree, and published to the workers by a release store. Other modules decide what is sent.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
 from ..primitives import wire as mpi
-from ..primitives.compile import jit
 from . import codes, words
 from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, record_to, return_record_to, word_from, word_to
 from .lock import OUTSIDE, acquire, unlock

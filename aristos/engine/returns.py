@@ -4,8 +4,9 @@ The expert kernel has written the output rows themselves into the source's retur
 combines a block of tokens once it waits for no row.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import codes, tape, words
 from .layout import RETURN_RECORD_BYTES, WORD, return_record_to, state_word, word_to
 

@@ -1,8 +1,9 @@
 """Step `route`: choose experts and weights for a block of tokens, or check those that the user gave."""
 
+from kernel_cache.compile import jit
+
 from ..primitives import arithmetic
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import codes, words
 
 

@@ -3,8 +3,9 @@
 `decide` and `publish` run under the rank's lock and take microseconds; `execute` runs outside it, on what was claimed.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import arrivals, blocks, bounds, codes, column_runs, combine, dispatch, experts, outbox, packing, routing, words
 from .layout import word_to
 from .lock import acquire, lock, unlock

@@ -4,7 +4,7 @@ Constants number the words of a job, of the state and of a line. A function give
 its address in a record. Bind an index once and use it twice: the compiler does not merge them across stores.
 """
 
-from ..primitives.compile import inlined
+from kernel_cache.compile import inlined
 
 # ---- the job
 RANK = 0

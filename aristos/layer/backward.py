@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ..config import SCORES, MoEConfig
 from ..kernels.by_isa import module
 from ..kernels.common import activations
 from ..primitives.arithmetic import ExpertWeights, TurnedWeights
 from ..primitives.buffers import FLOAT, LINE, aligned
-from ..primitives.compile import warm_up
 from ..reproducible import partial_sums
 from .arguments import on_input
 from .collective import Membership

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ..engine import bulk as step
 from ..engine import codes, packing, steps, words
 from ..engine import job as jobs
 from ..primitives.buffers import aligned
-from ..primitives.compile import warm_up
 from ..substrate.cpu.runtime import CpuRuntime
 
 

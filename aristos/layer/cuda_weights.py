@@ -11,9 +11,10 @@ from ..engine import job as jobs
 from ..engine import schema
 from ..kernels.cuda import router
 from ..kernels.cuda.pack import COLUMNS, INTERLEAVE, interleaved, outputs, pack, pack_bias
-from ..kernels.cuda.tile import BYTES, CHUNK
+from ..kernels.cuda.tile import CHUNK
 from ..primitives.buffers import FLOAT
-from ..row_types import KINDS
+from ..row_types import BY_KIND, KINDS
+from ..weight_types import WEIGHT_TYPES
 from .given import Arrays
 from .weights import PackedLayer
 
@@ -124,7 +125,7 @@ def _expert_bytes(cfg: MoEConfig, ffn: int) -> int:
 
 def _product_bytes(k: int, n: int, kind: str) -> int:
     """Bytes of a packed [K, N] and its bias of float32."""
-    return _up(n, COLUMNS) * (_up(k * BYTES[kind], CHUNK) + FLOAT)
+    return _up(n, COLUMNS) * (_up(WEIGHT_TYPES[BY_KIND[kind].name].nbytes(k, 1), CHUNK) + FLOAT)
 
 
 def _up(n: int, step: int) -> int:

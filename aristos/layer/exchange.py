@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ..config import whole
 from ..engine import codes, schema, words
 from ..engine import exchange as step
@@ -19,7 +21,6 @@ from ..kernels.cpu.lowering import handle
 from ..placement import Placement
 from ..primitives import arrays, isa
 from ..primitives.buffers import FLOAT, aligned
-from ..primitives.compile import warm_up
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from .arguments import check_common, explain_ids, not_finite, refusal, routing_arrays, usable_limits, weight_arrays
 from .collective import Collective, Membership, Needs

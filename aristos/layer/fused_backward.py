@@ -12,6 +12,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ..config import MoEConfig
 from ..engine import codes, schema, store, words
 from ..engine import job as jobs
@@ -25,7 +27,6 @@ from ..kernels.cpu.expert import hidden_bytes
 from ..kernels.cpu.lowering import handle_of
 from ..primitives import isa
 from ..primitives.buffers import FLOAT, aligned
-from ..primitives.compile import warm_up
 from ..substrate.cpu.runtime import RUN_LEAST, CpuRuntime
 from ..transport.limits import Limits
 from .arguments import on_input

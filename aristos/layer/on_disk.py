@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from kernel_cache.errors import quoted
+
 from ..config import whole
-from ..errors import AristosError, CheckpointError, InputError, quoted
+from ..errors import AristosError, CheckpointError, InputError
 from ..train import Optimizer
 from . import saved_files, saving
 from .collective import agreed

@@ -13,8 +13,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
+from kernel_cache import regular
+
 from ..errors import CheckpointError
-from ..primitives import atomic_file, npz, regular
+from ..primitives import atomic_file, npz
 from .differences import differences
 from .given import Arrays
 

@@ -30,10 +30,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kernel_cache import regular
+from kernel_cache.errors import quoted
+
 from ..config import MoEConfig, whole
-from ..errors import CheckpointError, InputError, ResultsError, quoted
+from ..errors import CheckpointError, InputError, ResultsError
 from ..host.processes import ENDED, Process
-from ..primitives import atomic_file, regular
+from ..primitives import atomic_file
 from .differences import Fields, fields_of
 from .saved_files import Recorded, cannot, digest_of
 

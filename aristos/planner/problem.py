@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, quoted
-from ..primitives.texts import plain
+from kernel_cache.errors import quoted
+from kernel_cache.texts import plain
+
+from ..errors import InputError
 from . import tree as compressed
 from .tree import Tree
 from .values import IDLE, LARGEST, ProblemError, count, number, read_json

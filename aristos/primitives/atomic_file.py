@@ -16,10 +16,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from kernel_cache import regular
+from kernel_cache.texts import whole
+
 from ..errors import ResultsError
-from . import regular
 from .aside import beside
-from .texts import whole
 
 FULL = {errno.ENOSPC, errno.EDQUOT}  # errors of a disk or a quota that is full
 _NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}

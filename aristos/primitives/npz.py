@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from kernel_cache import regular
+
 from ..errors import InputError
-from . import regular
 
 SHARE, SPARE = 16, 64 << 20  # most data: SHARE times the size of the file, which may be compressed, and SPARE bytes
 KINDS = "biufSU"  # other arrays, such as times, are left out

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from kernel_cache.compile import report_as
+
 from ..errors import EnvironmentProblem, MismatchError
-from ..primitives.compile import report_as
 from ..transport.group import Group, warn_if_launched
 from ..transport.limits import Limits
 from .cpu.runtime import CpuRuntime

@@ -1,9 +1,10 @@
 """The heartbeat that a rank's peers watch: its epoch and its progress, published at intervals by worker 0."""
 
+from kernel_cache.compile import jit
+
 from ..engine import steps, words
 from ..engine.lock import OUTSIDE, acquire, unlock
 from ..engine.outbox import HEARTBEAT_NS
-from ..primitives.compile import jit
 
 
 @jit

@@ -50,7 +50,7 @@ def _tests(given: Any) -> int:
     """tests/gpu finds no GPU: a test of the PTX machine stands for it."""
     from . import tasks
 
-    given.words = ["tests/simt/test_units.py"]
+    given.words = ["tests/ptxsim/test_units.py"]
     return tasks.tests(given)
 
 
@@ -141,7 +141,7 @@ def plant(fault: str) -> None:
 
 def fill_disk() -> None:
     """From here on no file grows beyond FULL bytes; the kernel cache was opened before, so that it is read."""
-    from aristos.primitives.compile import cache_folder
+    from kernel_cache.compile import cache_folder
 
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

@@ -32,7 +32,7 @@ from aristos.kernels.cpu.panels import LANES, NR, VECTORS, pack, padded, shape_f
 from aristos.kernels.cpu.tokens import route_bytes
 from aristos.primitives.arithmetic import CombineToken
 from aristos.primitives.buffers import aligned
-from aristos.primitives.compile import jit
+from kernel_cache.compile import jit
 
 SHAPES = [
     (1, 1, 1),

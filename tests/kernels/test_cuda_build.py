@@ -15,11 +15,11 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from cases import ROOT, clean_environment
 from cuda_kernels import FILL, REVERSE, WORDS
 
-from aristos import simt
+import ptxsim
 from aristos.errors import EnvironmentProblem, InputError
 from aristos.kernels.cuda import ahead, assemble, build, catalogue, keys
-from aristos.primitives import compile as compile_
-from aristos.primitives import private
+from kernel_cache import compile as compile_
+from kernel_cache import private
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ import sys, warnings
 warnings.simplefilter("error")
 sys.path.insert(0, "tests/support")
 from aristos.kernels.cuda import build
-from aristos.primitives import offline
+from kernel_cache import offline
 from cuda_kernels import FILL, REVERSE
 
 count = 0
@@ -91,7 +91,7 @@ def test_a_cubin_is_for_its_architecture(kept, tmp_path, kernel, arch, target):
 
 def test_the_kernels_compute_correctly_on_the_ptx_machine():
     """tests/gpu expects the same results from a GPU."""
-    device = simt.Machine().device(0)
+    device = ptxsim.Machine().device(0)
     words, turned = device.array(np.arange(WORDS)), device.empty(WORDS, np.int64)
     filled = device.array(np.zeros(1000, np.int64))
     device.launch(FILL.function, 8, FILL.threads, filled.ptr, 1000, -5)

@@ -29,8 +29,8 @@ from aristos.kernels.cuda.assemble import TARGETS
 from aristos.kernels.cuda.catalogue import kernels
 from aristos.kernels.cuda.gemm import TILES, tiles
 from aristos.kernels.cuda.target import Target
-from aristos.primitives.compile import cache_folder
 from aristos.substrate.cuda import persistent
+from kernel_cache.compile import cache_folder
 
 pytestmark = pytest.mark.slow
 

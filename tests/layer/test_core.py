@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-NEEDED = ("numpy", "numba", "llvmlite", "mpi4py", "ml_dtypes", "filelock")
+NEEDED = ("kernel_cache", "numpy", "numba", "llvmlite", "mpi4py", "ml_dtypes", "filelock")
 ALONE = f"""
 import sys
 from importlib.abc import MetaPathFinder
 
-REFUSED = "bench cli doctor explore launcher planner results simt topology".split()
+REFUSED = "bench cli doctor explore launcher planner results topology".split()
 
 
 class Refuse(MetaPathFinder):

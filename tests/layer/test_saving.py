@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from aristos import MoEConfig, reference
 from aristos.errors import CheckpointError, InputError, MismatchError, PeerInputError
 from aristos.layer import saved_files, saving
-from aristos.primitives import regular
 from aristos.train import SGD, Adam
+from kernel_cache import regular
 
 CFG = MoEConfig(hidden=12, ffn=20, experts=2, top_k=2, max_tokens=16)
 W = reference.weights(CFG)

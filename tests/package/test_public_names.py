@@ -15,7 +15,7 @@ import aristos
 from aristos import errors
 from aristos.host.versions import versions
 
-PRIVATE = {"cli", "doctor", "engine", "explore", "host", "launcher", "layer", "primitives", "simt", "substrate"}
+PRIVATE = {"cli", "doctor", "engine", "explore", "host", "launcher", "layer", "primitives", "substrate"}
 PRIVATE |= {"config", "transport"}  # the classes of config are public names of the package itself
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aristos.primitives.compile import root
+from kernel_cache.compile import root
 
 ROOT = Path(__file__).resolve().parents[2]
 OFFLINE = ("No matching distribution", "Could not fetch", "NewConnectionError", "Temporary failure in name resolution")

@@ -33,7 +33,11 @@ def texts() -> list[Path]:
     if listed.returncode == 0:
         files = [ROOT / name for name in listed.stdout.splitlines()]
     else:
-        files = [file for folder in ("aristos", "bench", "docs", "tests") for file in (ROOT / folder).rglob("*")]
+        files = [
+            file
+            for folder in ("aristos", "bench", "docs", "kernel_cache", "ptxsim", "tests")
+            for file in (ROOT / folder).rglob("*")
+        ]
     kinds = {".py", ".md", ".toml", ".sh", ".sbatch"}
     return [f for f in files if f.suffix in kinds and f.is_file() and f != HERE]
 

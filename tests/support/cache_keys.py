@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from aristos.primitives import compile as compiling
-from aristos.primitives import sources
+from kernel_cache import compile as compiling
+from kernel_cache import sources
 
 
 def forget() -> None:

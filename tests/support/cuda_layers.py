@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from aristos import reference, simt
+import ptxsim
+from aristos import reference
 from aristos.config import MoEConfig
 from aristos.engine import codes, schema, words
 from aristos.engine import job as builder
@@ -25,10 +26,10 @@ from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_b
 from aristos.kernels.cuda.tile import BYTES
 from aristos.layer.collective import shape_of, widths
 from aristos.placement import Placement
-from aristos.simt import isa
 from aristos.substrate.cuda import persistent as substrate
 from aristos.substrate.standing import describe
 from aristos.substrate.windows import EngineMemory
+from ptxsim import isa
 
 MOST_ROWS = 256  # of a tile
 SMALL = MoEConfig(
@@ -65,7 +66,7 @@ class Layers:
     def __post_init__(self) -> None:
         world = len(self.tokens)
         self.tile = self.tile or TILES[self.kind][0]
-        self.machine = simt.Machine(devices=world, seed=self.seed, check=self.check, limit=self.limit)
+        self.machine = ptxsim.Machine(devices=world, seed=self.seed, check=self.check, limit=self.limit)
         self.held = Placement(self.placement, self.cfg.experts, world)
         shape = shape_of(world, self.held, **widths(self.cfg))
         self.shape = replace(shape, ring_rows=self.ring or shape.ring_rows)

@@ -15,11 +15,11 @@ import leftovers
 import numpy as np
 from kept_ptx import ptx
 
-from aristos import simt
+import ptxsim
 from aristos.host.nodes import Nodes
 from aristos.kernels.cuda.target import Target
-from aristos.primitives.sm_limits import of, resident
-from aristos.simt import isa
+from kernel_cache.sm_limits import of, resident
+from ptxsim import isa
 
 
 class Together:
@@ -337,7 +337,7 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], gpus: int | None = Non
 
     gpus: if fewer than ranks, ranks share them. Raises the first rank's error; fails if the machine reports anything.
     """
-    machine = simt.Machine(devices=world, seed=seed, check=check)
+    machine = ptxsim.Machine(devices=world, seed=seed, check=check)
     together = Together(world, machine)
     local = threading.local()
     held: dict[int, MachineGpu] = {}

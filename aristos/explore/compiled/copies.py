@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ...primitives import sources
+from kernel_cache import sources
+
 from . import planted, recorded
 
 PACKAGE = Path(__file__).parents[2]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from types import ModuleType, SimpleNamespace
 
+from kernel_cache.compile import jit
+
 from ...kernels.cpu.expert import FC
 from ...kernels.cpu.gemm import PITCH
 from ...primitives import arithmetic, memory, taped, wire
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
-from ...primitives.compile import jit
 from .log import (
     ACQUIRE,
     ADD,

@@ -9,9 +9,10 @@ import math
 
 import numpy as np
 
+from kernel_cache.compile import jit
+
 from ...config import ACTIVATIONS
 from ...primitives import memory as mem
-from ...primitives.compile import jit
 from .branches import implementations
 
 LIMIT_SHIFT = 32  # of an activation word: code and flag in the low half, the float32 bits of the limit in the high half

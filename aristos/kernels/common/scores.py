@@ -9,9 +9,10 @@ import math
 
 import numpy as np
 
+from kernel_cache.compile import jit
+
 from ...config import BIASED, GROUP_SCORES, LEAST_SUM, SCORES, SPARSEMIXER_WIDTH, Router
 from ...primitives import memory as mem
-from ...primitives.compile import jit
 from .activations import ONE, exp, logistic, softplus
 from .branches import implementations, unrolled
 

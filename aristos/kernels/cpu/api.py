@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ...config import ACTIVATIONS, PRECISIONS, checked_limit
 from ...errors import InputError
 from ...primitives.arithmetic import ExpertRows, ExpertWeights, Product
 from ...primitives.arrays import check_out, is_type
 from ...primitives.buffers import aligned
-from ...primitives.compile import warm_up
 from ..common.activations import word
 from .call_blocks import BLOCK_BYTES, EXPERT_ROWS, HEAD_WORDS, PRODUCT, flat
 from .convert import FLOAT32

@@ -1,6 +1,7 @@
 """The kernels of a backward call as compiled functions, which the engine calls by address: see `entries.py`."""
 
-from ...primitives.compile import jit
+from kernel_cache.compile import jit
+
 from . import call_blocks as calls
 from . import expert_backward, rounded_backward
 from .convert import BFLOAT16, FLOAT32

@@ -4,6 +4,8 @@ A block of words holds a call: result, error, then its arguments in order. A fun
 block at its scratch; a function `_at` reads one from a block.
 """
 
+from kernel_cache.compile import inlined
+
 from ...primitives import memory as mem
 from ...primitives.arithmetic import (
     BackwardRows,
@@ -17,7 +19,6 @@ from ...primitives.arithmetic import (
     UpColumns,
     WeighShared,
 )
-from ...primitives.compile import inlined
 
 # numbers of the kernels
 ROUTE_BLOCK = 0

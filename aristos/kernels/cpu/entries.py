@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from numba import types
 
-from ...primitives.compile import jit
+from kernel_cache.compile import jit
+
 from . import call_blocks as calls
 from . import expert, gemm, rounded_expert
 from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT

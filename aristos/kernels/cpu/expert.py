@@ -4,11 +4,12 @@ The hidden activations of a chunk stay in the cache. The output rows carry the s
 float32, so every output is one chain of fused multiply-adds in k order, whichever rows are computed together.
 """
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives import taped
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from .elementwise import activate, multiply
 from .gemm import KC, PITCH, pack_rows, packed_bytes, panel_rows, vectors_of
 from .panels import LANES, NR

@@ -12,10 +12,11 @@ Each entry of a weight's gradient is one chain in order of rows, which goes on f
 and their order alone, not on where they are cut into runs.
 """
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from ..common.activations import ZERO, at_most, code_of, factor, limit_of, limits, shift_of
 from ..common.branches import unrolled
 from ..common.slopes import FUNCTIONS

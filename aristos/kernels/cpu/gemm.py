@@ -8,9 +8,10 @@ are packed when a layer is loaded (`panels`). Rows of C are found through arrays
 import numpy as np
 from numba.extending import overload
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from ..common.branches import unrolled
 from . import micro_kernels
 from .panels import LANES, NR, ROWS, VECTORS

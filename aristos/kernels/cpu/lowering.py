@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from numba.extending import overload
 
+from kernel_cache.compile import config, jit, warm_up
+
 from ...primitives import arithmetic
 from ...primitives import memory as mem
 from ...primitives.arithmetic import CombineToken
-from ...primitives.compile import config, jit, warm_up
 from ..by_isa import module
 from .call_blocks import COMBINE_TOKEN, SPARE, STEPS, put_combine_token
 from .entries import SIGNATURE

@@ -12,10 +12,11 @@ rows for each call: blocks of 32 rows, counted from the call's first, are added 
 
 import numpy as np
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from ..common.activations import ONE, ZERO
 from .call_blocks import expert_weights_at, turned_weights_at
 from .convert import BFLOAT16, round_row, widen_row

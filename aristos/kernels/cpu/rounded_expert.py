@@ -6,11 +6,12 @@ finished before the next one begins, so its sums stay in the L1 cache. All hidde
 chunk of F and the outputs' sums, whichever takes less memory; the order of every sum is the same.
 """
 
+from kernel_cache.compile import inlined, jit
+
 from ...primitives import memory as mem
 from ...primitives import taped
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT
-from ...primitives.compile import inlined, jit
 from .convert import SPLIT
 from .elements import WIDTH
 from .elementwise import activate, multiply

@@ -5,10 +5,11 @@ weight. *parts* describes the places of an element type: (bytes of dy, as many a
 of what is kept; offset of the combine weight).
 """
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives import taped
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from .expert import line_bytes
 from .outer import SOON, fetch_row
 

@@ -3,10 +3,11 @@
 Every value of a token depends on that token alone. A sum over tokens is one chain in their order.
 """
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives.arithmetic import CombineToken, Product
 from ...primitives.buffers import FLOAT
-from ...primitives.compile import jit
 from ..common.score_slopes import score_slopes
 from .convert import FLOAT32
 from .expert_backward import MOST_ROWS, dot

@@ -6,9 +6,10 @@ All sums are float32. Every value depends on its own token alone, not on other t
 import numpy as np
 from numba.extending import overload
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from ..common.activations import logistic
 from ..common.scores import choose
 from . import micro_kernels

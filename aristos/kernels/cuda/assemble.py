@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from kernel_cache.offline import capability
+from kernel_cache.sm_limits import ARCHITECTURES
+
 from ...errors import EnvironmentProblem
-from ...primitives.offline import capability
-from ...primitives.sm_limits import ARCHITECTURES, OLDEST
+from .target import OLDEST
 
 TARGETS = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100"}  # instructions of Hopper alone need sm_90a
 ARCHS = tuple(f"sm_{major}{minor}" for major, minor in ARCHITECTURES if (major, minor) >= capability(OLDEST))

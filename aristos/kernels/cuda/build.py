@@ -2,7 +2,7 @@
 
 Cubins are kept beside the compiled code of CPUs, named by a hash of their sources. One process of a node compiles; its
 other ranks and later processes read the file. A file that is not whole is rebuilt, and one that others could have
-written is refused (`primitives/private.py`). Compiles whole kernels and links nothing.
+written is refused (`kernel_cache/private.py`). Compiles whole kernels and links nothing.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kernel_cache import offline, private
+from kernel_cache.compile import cache_folder, compiling
+
 from ...errors import EnvironmentProblem, InputError
 from ...host.versions import version
-from ...primitives import offline, private
-from ...primitives.compile import cache_folder, compiling
 from . import ahead
 from .ahead import Built
 from .assemble import TARGETS, assemble, tool_version

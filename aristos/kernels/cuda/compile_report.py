@@ -17,9 +17,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from kernel_cache import sm_limits as limits
+from kernel_cache.offline import capability
+
 from ...errors import InputError
-from ...primitives import sm_limits as limits
-from ...primitives.offline import capability
 from .assemble import TARGETS, assemble, disassemble, tool, tool_version
 
 NEW_NVVM = (10, 0)  # compute capability from which on the compiler's library is a newer one

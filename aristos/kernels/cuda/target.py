@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kernel_cache import sm_limits
+from kernel_cache.offline import capability
+from kernel_cache.sm_limits import Limits
+
 from ...errors import EnvironmentProblem
-from ...primitives import sm_limits
-from ...primitives.offline import capability
-from ...primitives.sm_limits import Limits
+
+OLDEST = "sm_80"  # for the layer's kernels: asynchronous copies, products of bfloat16
+NEEDED = f"a layer's kernels need {OLDEST} (A100) or later"
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,8 @@ class Target:
 
     def check(self) -> None:
         """Raise EnvironmentProblem for a GPU that is too old."""
-        if capability(self.arch) < capability(sm_limits.OLDEST):
-            raise EnvironmentProblem(f"the GPU is {self.arch}: {sm_limits.NEEDED}")
+        if capability(self.arch) < capability(OLDEST):
+            raise EnvironmentProblem(f"the GPU is {self.arch}: {NEEDED}")
 
     @property
     def generation(self) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ...engine import arrivals, bounds, codes, column_runs, outbox, schema, steps, words
 from ...engine import job as jobs
 from ...engine.experts import GROUP
@@ -17,7 +19,6 @@ from ...engine.layout import EngineShape, StateLayout, lines, return_stride, wor
 from ...errors import PoisonedError, WaitTimeout
 from ...primitives import isa, wire
 from ...primitives.buffers import aligned
-from ...primitives.compile import warm_up
 from ...primitives.memory import load_acquire
 from ...transport.group import Group
 from ...transport.limits import Limits

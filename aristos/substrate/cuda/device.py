@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.sm_limits import Limits
+
 from ...errors import EnvironmentProblem, InputError
 from ...kernels.cuda.build import build
 from ...kernels.cuda.target import Target
-from ...primitives.sm_limits import Limits
 from .driver import ADVICE, attribute, bindings, call, ready, results, succeeds, uuid_text
 
 NAME_BYTES = 256

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.texts import whole
+
 from ...engine import arrivals, codes, schema, words
 from ...engine import job as jobs
 from ...engine.layout import LINE, WORD, EngineShape, StateLayout, lines, word_from
@@ -29,7 +31,6 @@ from ...kernels.cuda import capacity, router
 from ...kernels.cuda.catalogue import route_kernels
 from ...kernels.cuda.tile import Tile
 from ...primitives.memory import store_release
-from ...primitives.texts import whole
 from ...transport.group import Group
 from ...transport.limits import ABSENT, TIMEOUT
 from ...transport.warning import warn
