@@ -176,6 +176,39 @@ def test_parts_that_hang_end_in_time_with_their_children(report, tmp_path):
     assert not mark.exists()
 
 
+def test_words_of_a_part_whose_pipe_stays_open_are_kept(monkeypatch):
+    """A process in its own session survives the part and holds its pipes, as one does that hangs in the driver."""
+    child = "import sys, time; print('lock of worker 3', file=sys.stderr, flush=True); time.sleep(20)"
+    program = ("import subprocess, sys, time; print('driver', end='', flush=True);"
+               f"subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(60)")  # fmt: skip
+    monkeypatch.setattr(processes, "JOIN", 0.2)
+    ran = processes.run(parts.PARTS[0], 3.0, print, (), ("-c", program))
+    assert ran.code is None
+    assert ran.said == ["driver", "lock of worker 3"]
+
+
+@pytest.mark.parametrize("at", [parts.GEMMS, parts.DRIVER])
+def test_ctrl_c_leaves_parts_that_are_named(report, monkeypatch, tmp_path, at):
+    """The interrupted part and those after it are not finished. Before the driver has answered there is no page."""
+    started = processes.run
+
+    def interrupted(part, *rest):
+        if part.name == at:
+            raise KeyboardInterrupt
+        return started(part, *rest)
+
+    monkeypatch.setattr(processes, "run", interrupted)
+    (tmp_path / "report.md").write_text("nothing")
+    code, text, err = report({parts.PUTS: PRINT.format(document=PUT), parts.GEMMS: "", parts.ROUTER: ""})
+    assert code == 1
+    if at == parts.DRIVER:
+        assert text == "nothing"
+        assert "Ctrl-C ended the report before the driver had answered" in err
+    else:
+        assert text.startswith("# Aristos on An H100 card: not finished: gemm, router\n")
+        assert "- Ctrl-C ended the report" in text
+
+
 def test_a_full_disk_prints_the_page(report, monkeypatch, capsys, tmp_path):
     """Neither the page nor the results file can be written: the page goes to stdout, and says what is missing."""
     monkeypatch.setattr(processes, "kept", lambda path, text: f"{path}: No space left on device")
