@@ -94,7 +94,7 @@ class Report:
         return processes.kept(self.page, self.text())
 
     def text(self) -> str:
-        return page.markdown(self.facts, self.ran, self.left, self.samples, self.notes)
+        return page.markdown(self.facts, self.ran, self.left, self.samples, self.notes, len(PARTS))
 
     def finish(self) -> int:
         """The files at the end; the exit code. A page that cannot be written is printed."""
@@ -111,7 +111,8 @@ class Report:
             self.show(f"the page cannot be written ({why}): it follows on stdout")
             print(self.text(), flush=True)
         else:
-            self.show(f"send back {self.page}, {self.out} and the pictures beside them: {page.verdict(self.ran, self.left)}")
+            verdict = page.verdict(self.ran, self.left, len(PARTS))
+            self.show(f"send back {self.page}, {self.out} and the pictures beside them: {verdict}")
         return FINE if all(each.ok for each in self.ran) and not self.left and not problems else FAILED
 
 
@@ -133,7 +134,7 @@ def main(argv: list[str], doc: str, together: Callable[..., int]) -> int:
     started = launch_environment.started_as()
     if started is not None and started[1] > 1:
         try:
-            return together(stem, machine.facts(), report.seconds)
+            return together(stem, report.seconds)
         except (EnvironmentProblem, ImportError) as why:
             print(f"no GPU to report on: {why}", file=sys.stderr)
             return NO_GPU
@@ -183,8 +184,8 @@ def first(report: Report, rehearsing: bool) -> str:
         if not report.facts:
             return ran.said[-1] if ran.said else f"the driver did not answer within {ran.seconds:.0f} s"
         if not rehearsing:
-            machine.check(report.facts["card_uuid"])
+            machine.check(report.facts["gpu_uuid"])
     except EnvironmentProblem as why:
         return str(why)
-    report.samples = Samples(report.facts["card_uuid"], None if rehearsing else nvml.load()).start()
+    report.samples = Samples(report.facts["gpu_uuid"], None if rehearsing else nvml.load()).start()
     return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,13 +78,12 @@ def environment() -> dict[str, str]:
 
 
 def _document(out: str) -> dict:
-    """The JSON document that a part printed, perhaps after other lines; {} if there is none."""
-    at = 0 if out.startswith("{") else out.find("\n{") + 1
-    try:
-        found = json.loads(out[at:]) if out[at : at + 1] == "{" else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    """The last JSON document that a part printed, perhaps among other lines; {} if there is none."""
+    found: dict = {}
+    for start in re.finditer(r"^\{", out, re.M):
+        with contextlib.suppress(ValueError):
+            found = json.JSONDecoder().raw_decode(out, start.start())[0]
+    return found
 
 
 def kept(path: Path, text: str) -> str:
