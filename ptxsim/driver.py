@@ -22,6 +22,7 @@ from kernel_cache import sm_limits as limits
 from . import isa
 from .address_space import Allocation
 from .arrays import granule_of
+from .errors import own
 from .machine import Machine
 
 FREE_BYTES, TOTAL_BYTES = 1 << 34, 1 << 35  # what cuMemGetInfo returns

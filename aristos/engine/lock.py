@@ -11,7 +11,7 @@ NAPS = 6400  # tries after which the holder must have lost its core to another r
 
 @jit
 def lock(job, holder):
-    """Try to take the rank's lock; True if it was free. holder: 1 + worker or OUTSIDE, for who explains a hang."""
+    """Try to take the rank's lock; True if it was free. holder: 1 + worker or OUTSIDE, named where a call hangs."""
     return mem.compare_exchange(job[words.LOCK], 0, holder)
 
 

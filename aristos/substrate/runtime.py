@@ -214,7 +214,7 @@ class Runtime(ABC):
             return f"{me}: no call yet"
         try:
             return self._standing(self.running)
-        except Exception as error:  # whoever asks has another error to report
+        except Exception as error:  # the caller has another error to report
             return f"{me}: the state of its call cannot be read: {type(error).__name__}: {error}"
 
     @abstractmethod

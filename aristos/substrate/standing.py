@@ -1,6 +1,6 @@
 """An engine's state in words: where a call stands on this rank, and what it waits for.
 
-For the error of a wait that ran out, and for whoever explains a hang: `attach.standing()` describes every engine of
+For the error of a wait that ran out, and for a report of a hang: `attach.standing()` describes every engine of
 the process, from any thread.
 """
 

@@ -35,7 +35,7 @@ from aristos.kernels.cuda import build
 from aristos.kernels.cuda.gemm import tiles
 from aristos.kernels.cuda.target import Target
 
-FACTS = {"gpu": "An H100 GPU", "gpu_arch": "sm_90", "gpu_uuid": "GPU-1", "driver_version": "580.1"}
+FACTS = {"gpu": "An H100", "gpu_arch": "sm_90", "gpu_uuid": "GPU-1", "driver_version": "580.1"}
 PRINT = "import json; print(json.dumps({document!r}))"
 
 
@@ -107,7 +107,7 @@ def test_the_report_names_failed_parts_and_figures(report, tmp_path):
         "exchange": "import sys, time; print('lock taken', file=sys.stderr, flush=True); time.sleep(90)",
     }, 1.0, dict.fromkeys(names, 1.0))  # fmt: skip
     assert code == 1
-    assert text.startswith("# Aristos on An H100 GPU: HUNG: exchange; failed: router\n")
+    assert text.startswith("# Aristos on An H100: HUNG: exchange; failed: router\n")
     text = re.sub(r"after \d+ s \| \d+", "after N s | N", re.sub(r"\(4\) \| \d+", "(4) | N", text))
     for line in (
         "- driver_version: 580.1",
@@ -127,7 +127,7 @@ def test_the_report_names_failed_parts_and_figures(report, tmp_path):
     ):
         assert line in text, (line, text)
     (run,) = results.load(tmp_path / "report.h5").runs
-    assert run.attributes["gpu"] == "An H100 GPU"
+    assert run.attributes["gpu"] == "An H100"
     assert list(run.tables[0].variables["outcome"].values)[:3] == ["ok", "ok", "ok"]
     assert "exchange: 0 s" in err
 
@@ -142,7 +142,7 @@ def test_wrong_results_stop_what_builds_on_them(report):
     })  # fmt: skip
     assert code == 1
     head = "WRONG RESULTS: products against float64; not run: tests/gpu, layer"
-    assert text.startswith(f"# Aristos on An H100 GPU: {head}\n")
+    assert text.startswith(f"# Aristos on An H100: {head}\n")
     assert "| layer | not run: products against float64 gave wrong results | 0 |  |" in text
     assert "| put + signal there and back, 16 bytes | 4 to 5 | 6 us | 4.5 us | yes |" in text
 
@@ -163,7 +163,7 @@ print({unfinished.OUT_OF_TIME!r}, file=sys.stderr, flush=True); time.sleep(90)""
     programs = {parts.PRODUCTS: f"raise SystemExit({parts.INCOMPLETE})", parts.LAYER: late, parts.PHASES: ""}
     code, text, _ = report(programs, 1.0, {parts.DRIVER: 5.0, parts.PRODUCTS: 5.0, parts.LAYER: 1.0, parts.PHASES: 5.0})
     assert code == 1
-    assert text.startswith("# Aristos on An H100 GPU: out of time: products against float64, layer\n")
+    assert text.startswith("# Aristos on An H100: out of time: products against float64, layer\n")
     assert "| products against float64 | not complete |" in text
     assert "| layer | ran out of time after" in text
     assert "| phases | ok |" in text
@@ -283,7 +283,7 @@ def test_ctrl_c_leaves_parts_that_are_named(report, monkeypatch, tmp_path, at):
         assert text == "nothing"
         assert "Ctrl-C ended the report before the driver had answered" in err
     else:
-        assert text.startswith("# Aristos on An H100 GPU: not finished: gemm, router\n")
+        assert text.startswith("# Aristos on An H100: not finished: gemm, router\n")
         assert "- Ctrl-C ended the report" in text
 
 
@@ -299,7 +299,7 @@ def test_a_full_disk_prints_the_page(report, monkeypatch, capsys, tmp_path):
     code, _, _ = report({parts.PUTS: PRINT.format(document=PUT)})
     assert code == 1
     (text,) = [text for file, text in made if file is None]
-    assert text.startswith("# Aristos on An H100 GPU: every part ran, every output was right")
+    assert text.startswith("# Aristos on An H100: every part ran, every output was right")
     assert "report.h5 lacks the figures: [Errno 28] No space left on device" in text
     assert "| put + signal there and back, 16 bytes | 4 to 5 | 6 us | 4.5 us | yes |" in text
 
@@ -345,8 +345,8 @@ def test_the_report_of_several_gpus(monkeypatch, tmp_path):
     assert command.main(["--out", str(stem)], "doc", together.report) == 1
     text = stem.with_suffix(".md").read_text()
     for line in (
-        "# Aristos on An H100 GPU: WRONG RESULTS: exchange\n",
-        "- gpus: An H100 GPU GPU-1",
+        "# Aristos on An H100: WRONG RESULTS: exchange\n",
+        "- gpus: An H100 GPU-1",
         "| products against float64 | ok | 0 | bf16_16x128: 1e-3 ok |",
         "| exchange | WRONG |",
         "| put + signal there and back, 16 bytes | 4 to 5 | 6 us | 4.5 us | yes |",

@@ -120,7 +120,7 @@ print(jit(house.room.size)(5), compiled_here())
 
 
 @pytest.mark.slow
-def test_edits_in_one_package_compile_the_callers_of_the_other_anew(places):
+def test_edits_in_one_package_compile_the_callers_of_the_other_again(places):
     """One process after the other, with one cache."""
 
     def run() -> list[int]:

@@ -344,7 +344,7 @@ def test_ctrl_c_ends_a_call_while_the_kernel_waits_for_a_peer(monkeypatch, where
     leftovers.drop_since(hooks)
 
 
-def test_a_kernel_that_hangs_is_given_up_and_its_state_told(monkeypatch):
+def test_a_kernel_that_hangs_is_given_up_and_its_state_reported(monkeypatch):
     """A worker that is gone holds the lock, so that no block can end: the host's wait is bounded all the same."""
     monkeypatch.setattr("aristos.substrate.cuda.runtime.FAIL_SECONDS", 0.2)
 

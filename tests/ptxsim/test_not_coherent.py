@@ -79,7 +79,7 @@ def fills(a, out, flag):
 
 
 @cuda.jit
-def reads_when_told(a, out, flag):
+def reads_on_flag(a, out, flag):
     t = cuda.threadIdx.x
     if t == 0:
         while ACQUIRE(flag, 0) == 0:
@@ -106,7 +106,7 @@ def reads_and_goes_on(a, out, flag):
 
 
 @cuda.jit
-def fills_when_told(a, out, flag):
+def fills_on_flag(a, out, flag):
     t = cuda.threadIdx.x
     if t == 0:
         while ACQUIRE(flag, 0) == 0:
@@ -132,7 +132,7 @@ def test_a_store_of_the_same_kernel(bad, seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("writer", "reader"), [(fills, reads_when_told), (fills_when_told, reads_and_goes_on)])
+@pytest.mark.parametrize(("writer", "reader"), [(fills, reads_on_flag), (fills_on_flag, reads_and_goes_on)])
 def test_a_store_of_another_device_while_the_kernel_runs(writer, reader, seed):
     (report,) = run((writer, 0), (reader, 1), seed=seed, devices=2)
     assert (report.kind, report.line, report.device) == ("not_coherent", line_of(reader, "# LOAD"), 1)
@@ -174,7 +174,7 @@ def test_a_store_of_an_actor():
         yield
 
     machine.actor(host, *words)
-    machine.device(0).launch(reads_when_told, 1, N, *words)
+    machine.device(0).launch(reads_on_flag, 1, N, *words)
     (report,) = machine.run()
     assert (report.kind, report.address, report.other_line) == ("not_coherent", "a[5]", 0)
     assert "which the host writes" in report.message

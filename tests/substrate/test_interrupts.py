@@ -37,7 +37,8 @@ def wakeup():
     return found
 
 user = User()
-handler = signal.getsignal(signal.SIGINT)
+handler = signal.default_int_handler
+signal.signal(signal.SIGINT, handler)  # a job in a shell's background starts with SIGINT ignored
 """
 
 
@@ -179,6 +180,7 @@ def test_a_layer_of_another_thread_sets_nothing_until_the_main_thread_calls():
     """)
 
 
+@pytest.mark.slow  # the PTX machine is compiled
 @pytest.mark.parametrize("where", ["a user's wait", "a copy of a host array"])
 def test_ctrl_c_ends_a_kernel_while_the_main_thread_is_in_the_driver(where):
     """Rank 0's kernel waits for rank 1, which makes its call late; the driver is the stand-in of fake_cuda.py.

@@ -17,7 +17,7 @@ from simt_gpu import MachineGpu
 from aristos.bench.gpu import alltoall, clock, rival, torch_layer
 from aristos.bench.workload import Call
 from aristos.kernels.cuda.pack import narrow, widen
-from aristos.simt import isa
+from ptxsim import isa
 
 
 def torch_or_skip() -> Any:

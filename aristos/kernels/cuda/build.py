@@ -40,12 +40,11 @@ def build(kernel: Any, arch: str) -> Built:
     target = TARGETS.get(arch, arch)
     if (found := ahead.find(kernel, target)) is not None:
         return found
-
     return kept(_path(kernel, target), lambda: _compiled(kernel, target))
 
 
 def compile_and_keep(kernel: Any, arch: str) -> Built:
-    """Compile a kernel and keep it, whoever compiles meanwhile: for a program that compiles many at once."""
+    """Compile a kernel and keep it, without a wait for other processes: for a program that compiles many at once."""
     target = TARGETS.get(arch, arch)
     built = _compiled(kernel, target)
     _write(_path(kernel, target), built)
