@@ -492,7 +492,7 @@ def test_a_whole_run_writes_the_file(tmp_path, monkeypatch, capsys):
     assert on_ranks(1, lambda comm, rank: main.main(words)) == [0]
     assert "put on PTX machine: 2 blocks" in capsys.readouterr().out
     (run,) = results.load(out).runs
-    assert (run.attributes["card"], run.attributes["card_arch"]) == ("PTX machine", "sm_90")
+    assert (run.attributes["gpu"], run.attributes["gpu_arch"]) == ("PTX machine", "sm_90")
     assert {table.name for table in run.tables} == {"put_cuda", "signal_cuda"}
 
 
