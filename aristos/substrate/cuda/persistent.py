@@ -109,8 +109,6 @@ def enter(job, st):
     That one gives up its own waits after at most TIMEOUT_NS + ABSENT_NS without progress. Later it is stuck, perhaps
     with the lock: so the peers are notified without it. Later calls do not wait again.
     """
-    if st[words.UNBEGUN] != 0:
-        return False
     polls, since, seen, cause = 0, mem.clock(), -1, 0
     while not mem.compare_exchange(job[words.STATE] + WORD * words.IN_FLIGHT, 0, 1):
         mem.nap()
