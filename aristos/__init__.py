@@ -4,7 +4,11 @@ Importing this module does no work: no MPI, no compilation, no device query. Its
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from kernel_cache import errors as _shared
+from kernel_cache import packages as _packages
 
 from ._version import __version__
 from .errors import (
@@ -31,8 +35,8 @@ if TYPE_CHECKING:
     from .config import MoEConfig, Router
     from .layer.exchange import Exchange
     from .layer.moe import MoE
-    from .layer.routing import Routing
     from .reproducible import reproducible_sum
+    from .routing import Routing
 
 __all__ = [
     "AristosError",
@@ -67,7 +71,7 @@ _LAZY = {
     "Exchange": ".layer.exchange",
     "MoEConfig": ".config",
     "Router": ".config",
-    "Routing": ".layer.routing",
+    "Routing": ".routing",
     "reproducible_sum": ".reproducible",
 }
 _MODULES = (
@@ -86,6 +90,16 @@ _MODULES = (
     "topology",
     "train",
 )
+
+
+def _isa() -> str:
+    from .primitives.isa import chosen
+
+    return chosen()
+
+
+_shared.raise_as(InputError, EnvironmentProblem)
+_packages.register("aristos", Path(__file__).parent, parts=_isa)
 
 
 def __getattr__(name: str) -> Any:

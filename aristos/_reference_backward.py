@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import config, reference
+from . import _reference_parts as parts
+from . import config
+from ._reference_parts import Floats, Ints, at, sigmoid, softmax
 from .config import MoEConfig
 from .errors import InputError
-from .reference import Floats, Ints, _at, sigmoid, softmax
 
 Arrays = dict[str, Floats]
 
@@ -37,7 +38,7 @@ def relu_slope(x: Floats) -> Floats:
 
 def gelu_slope(x: Floats) -> Floats:
     """Phi(x) + x phi(x)."""
-    cdf = 0.5 * (1.0 + reference._erf(x / math.sqrt(2.0)))
+    cdf = 0.5 * (1.0 + parts.erf(x / math.sqrt(2.0)))
     return cdf + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 
@@ -68,7 +69,7 @@ def gated_slopes(cfg: MoEConfig, g: Floats, u: Floats) -> tuple[Floats, Floats, 
     """(h, dh/dg, dh/du) of h = `reference.gated`."""
     bound = math.inf if cfg.limit is None else cfg.limit
     factor = np.clip(u, -bound, bound) + config.ACTIVATIONS[cfg.activation].shift
-    act, slope = reference.ACTIVATIONS[cfg.activation], SLOPES[cfg.activation]
+    act, slope = parts.ACTIVATIONS[cfg.activation], SLOPES[cfg.activation]
     if cfg.limit_after:
         value, by_g = np.minimum(act(g), bound), slope(g) * (act(g) <= bound)
     else:
@@ -96,7 +97,7 @@ def expert(cfg: MoEConfig, x: Floats, dy: Floats, one: Arrays) -> Expert:
         dx = du @ up.T + dg @ one["gate"].T
         arrays["gate"], arrays["gate_bias"] = x.T @ dg, dg.sum(axis=0)
     else:
-        h, du = reference.ACTIVATIONS[cfg.activation](u), dh * SLOPES[cfg.activation](u)
+        h, du = parts.ACTIVATIONS[cfg.activation](u), dh * SLOPES[cfg.activation](u)
         dx = du @ up.T
     arrays |= {"up": x.T @ du, "down": h.T @ dy, "up_bias": du.sum(axis=0), "down_bias": dy.sum(axis=0)}
     return Expert(h @ down + one.get("down_bias", 0.0), dx, {name: arrays[name] for name in one})
@@ -130,18 +131,18 @@ def softmax_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> 
 
 
 def softmax_topk_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
-    return _scattered(_by_softmax(softmax(_at(scores, ids)), dw), ids, scores.shape[1])
+    return _scattered(_by_softmax(softmax(at(scores, ids)), dw), ids, scores.shape[1])
 
 
 def sigmoid_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
-    chosen = _at(scores, ids)
+    chosen = at(scores, ids)
     s = sigmoid(chosen)
     return _scattered(_by_shares(s, dw, renormalize) * s * sigmoid(-chosen), ids, scores.shape[1])
 
 
 def sqrtsoftplus_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
-    chosen = _at(scores, ids)
-    roots = reference.sqrtsoftplus(chosen)
+    chosen = at(scores, ids)
+    roots = parts.sqrtsoftplus(chosen)
     slope = sigmoid(chosen) / (2 * roots)
     return _scattered(_by_shares(roots, dw, renormalize) * slope, ids, scores.shape[1])
 
@@ -150,7 +151,7 @@ def sparsemixer_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats)
     rest, found = scores.copy(), np.zeros_like(scores)
     for j in range(ids.shape[1]):
         chosen = ids[:, j : j + 1]
-        best = _at(scores, chosen)
+        best = at(scores, chosen)
         close = best - scores <= config.SPARSEMIXER_WIDTH * np.maximum(np.abs(scores), best)
         p = softmax(np.where(close, rest, -np.inf))
         found += _by_softmax(p, _scattered(dw[:, j : j + 1], chosen, scores.shape[1]))
@@ -202,7 +203,7 @@ def backward(
     if ids is not None and weights is not None:
         chosen, w = np.asarray(ids, np.int64), np.asarray(weights, np.float64)
     else:
-        chosen, w = reference.route(cfg, by, **router)
+        chosen, w = parts.route(cfg, by, **router)
     found = {name: np.zeros_like(array) for name, array in given.items() if name != "select_bias"}
     found["x"] = np.zeros_like(rows)
     dw = np.zeros_like(w)
@@ -229,8 +230,8 @@ def backward(
         _shared(cfg, rows, back, given, found)
     if outside:
         return found | {"weights": dw}
-    scores = reference.scores_of(cfg, by, given["router"], given.get("router_bias"))
-    taken = reference.route(without_capacity(cfg), by, **router)[0]
+    scores = parts.scores_of(cfg, by, given["router"], given.get("router_bias"))
+    taken = parts.route(without_capacity(cfg), by, **router)[0]
     ds = by_logits(cfg, scores, taken, dw) + (0.0 if dlogits is None else np.asarray(dlogits, np.float64))
     found["router"] = by.T @ ds
     if "router_bias" in found:

@@ -9,7 +9,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .errors import InputError, quoted
+from kernel_cache.errors import quoted
+
+from .errors import InputError
 from .row_types import ROW_TYPES
 
 
@@ -23,7 +25,7 @@ class ActivationRule(NamedTuple):
     shift: float = 0.0
 
 
-# kernels/common and reference.py have a function of each name
+# kernels/common and _reference_parts.py have a function of each name
 ACTIVATIONS: dict[str, ActivationRule] = {
     "relu": ActivationRule(0),
     "gelu": ActivationRule(1),
@@ -45,7 +47,7 @@ class ScoreRule(NamedTuple):
     jumps: bool = False
 
 
-# kernels/common and reference.py have a function of each name
+# kernels/common and _reference_parts.py have a function of each name
 SCORE_RULES: dict[str, ScoreRule] = {
     "softmax": ScoreRule(0, valued=True),
     "softmax_topk": ScoreRule(1),

@@ -1,5 +1,7 @@
 """An error class for each failure that a user can act on; all derive from `AristosError` and are names of `aristos`."""
 
+from kernel_cache import errors
+
 
 class AristosError(Exception):
     """Base class of the errors that Aristos raises on purpose."""
@@ -7,7 +9,7 @@ class AristosError(Exception):
     on_all_ranks = True  # where a collective raises it, every rank raises
 
 
-class InputError(AristosError, ValueError):
+class InputError(AristosError, errors.InputError, ValueError):
     """An argument has the wrong value, shape or dtype."""
 
 
@@ -52,7 +54,7 @@ class CorruptionError(AristosError):
     """Another rank's word has a value that no rank writes: shared memory was damaged; the engine is unusable."""
 
 
-class EnvironmentProblem(AristosError):
+class EnvironmentProblem(AristosError, errors.EnvironmentProblem):
     """The machine, the MPI library or the launcher cannot do what was asked."""
 
     on_all_ranks = False
@@ -74,12 +76,3 @@ class ResultsError(AristosError):
 
 class TopologyError(AristosError, ValueError):
     """The description of a machine or a network is wrong or incomplete; the message quotes the line."""
-
-
-def quoted(value: object, most: int = 200) -> str:
-    """A value in a message: its representation, cut; Python has none of integers above 4,300 digits."""
-    try:
-        text = repr(value)
-    except Exception:  # a caller's object may raise anything
-        return f"a {type(value).__name__} that cannot be shown"
-    return text if len(text) <= most else f"{text[:most]}..."

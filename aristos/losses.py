@@ -12,16 +12,14 @@ exact after that rounding: loss and gradient have the same bits however the toke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .config import BIASED, real
 from .errors import AristosError, InputError, PeerInputError
-
-if TYPE_CHECKING:
-    from .layer.routing import Routing
+from .routing import Routing
 
 FIXED = 52  # bits of a fixed-point term
 HALF = 26  # of them in its low part: sums of 2^37 terms fit 64 bits

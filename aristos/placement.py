@@ -1,15 +1,18 @@
-"""Which ranks hold which expert, and the order of slots that follows."""
+"""Which ranks hold which expert, the order of slots that follows, and what a layer reads of a plan of EP groups."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from kernel_cache.errors import quoted
+
 from .config import MOST_EXPERTS, whole
-from .errors import InputError, quoted
+from .errors import InputError
 
 
 class Placement:
@@ -109,6 +112,29 @@ class Placement:
         if self.slots == len(self.ranks):
             return str(self.ranks.tolist())
         return str(self.copies)
+
+
+class Plan(ABC):
+    """EP groups of the ranks, and a placement in each: what a layer reads of an `aristos.planner.Plan`.
+
+    groups: the ranks of each group, ascending. placement: for each group, {expert: the ranks that hold it}.
+    """
+
+    groups: list[list[int]]
+
+    @property
+    @abstractmethod
+    def placement(self) -> list[dict[int, list[int]]]: ...
+
+    @property
+    def ranks(self) -> int:
+        """The number of ranks in all groups."""
+        return sum(len(members) for members in self.groups)
+
+    @property
+    def experts(self) -> int:
+        """The number of experts: every group holds them all."""
+        return len(self.placement[0])
 
 
 def _is_sequence(value: Any) -> bool:

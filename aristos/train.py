@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .config import real
-from .errors import InputError, OpenCallError, quoted
+from kernel_cache.errors import quoted
 
-if TYPE_CHECKING:
-    from .layer.moe import MoE
+from .config import real
+from .errors import InputError, OpenCallError
+from .trainable import Trainable
 
 EXPERTS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")  # arrays with this rank's experts in front
 Arrays = dict[str, np.ndarray]
@@ -27,13 +26,15 @@ LONGEST = 200  # characters of a dense array's name
 
 
 class Optimizer:
-    """Base of the optimizers. moe: all its layers must be loaded. lr, weight_decay, clip: may change between steps.
+    """Base of the optimizers. moe: an `MoE`, all its layers loaded. lr, weight_decay, clip: may change between steps.
 
     steps: the number of steps taken. dense: arrays outside the MoE layers by name, float32, equal on all ranks; `step`
     changes them in place. states: for each layer, name -> state's name -> array.
     """
 
-    def __init__(self, moe: MoE, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None) -> None:
+    def __init__(
+        self, moe: Trainable, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None
+    ) -> None:
         self.moe, self.lr, self.weight_decay, self.clip, self.steps = moe, lr, weight_decay, clip, 0
         self.check_options()
         self.half_changed = False
@@ -193,7 +194,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        moe: MoE,
+        moe: Trainable,
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -233,7 +234,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        moe: MoE,
+        moe: Trainable,
         lr: float,
         *,
         momentum: float = 0.0,
@@ -260,7 +261,7 @@ class SGD(Optimizer):
         self.moe.updates.momentum(master, gradient, velocity, [factor, self.keeps(master), self.momentum, self.lr])
 
 
-def _trained(moe: MoE, layer: int) -> Arrays:
+def _trained(moe: Trainable, layer: int) -> Arrays:
     """The masters of a layer that have a gradient."""
     masters = moe.params(layer)
     return {name: masters[name] for name in moe.grads(layer)}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from aristos import simt
+import ptxsim
 
 BLOCKS, THREADS, TILE = 1000, 256, 64
 
@@ -120,7 +120,7 @@ KERNELS = {"vector add, 1,000 blocks": run_vector_add, "64x64x64 by mma.sync": r
 
 def measure(start: Callable[[Any], Callable[[], bool]], check: bool) -> dict[str, float]:
     """One run: warp instructions, CPU and wall seconds, instructions a CPU second."""
-    machine = simt.Machine(check=check)
+    machine = ptxsim.Machine(check=check)
     right = start(machine.device(0))
     wall, cpu = time.perf_counter(), time.process_time()
     reports = machine.run()

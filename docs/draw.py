@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import sys
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -25,11 +27,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("substrate",),
     ("engine", "transport"),
     ("kernels", "planner"),
-    ("simt", "topology", "results"),
+    ("topology", "results"),
     ("host",),
     ("primitives",),
     ("loose",),
 )
+# What making, loading, calling and training a layer needs; it imports no other room.
+CORE = ("layer", "checkpoint", "substrate", "engine", "transport", "kernels", "host", "primitives", "loose")
 HOLDS = {
     "cli": "commands",
     "bench": "microbenchmarks, plots",
@@ -42,12 +46,11 @@ HOLDS = {
     "transport": "windows and puts",
     "kernels": "arithmetic: common, CPU, CUDA",
     "planner": "EP groups (Equation 1)",
-    "simt": "PTX machine",
     "topology": "devices, links, network",
     "results": "HDF5 files",
     "checkpoint": "model directories",
     "host": "MPI library, launcher, nodes",
-    "primitives": "memory, wire, compile, buffers",
+    "primitives": "memory, wire, buffers",
     "loose": "config, errors, placement, reference, models",
 }
 
@@ -81,41 +84,123 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def _is_type_checking(node: ast.AST) -> bool:
-    """Whether a node is `if TYPE_CHECKING:`; its imports do not run."""
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
-def _walk(node: ast.AST) -> list[ast.AST]:
-    found: list[ast.AST] = []
-    for child in ast.iter_child_nodes(node):
-        if _is_type_checking(child):
-            continue
-        found.append(child)
-        found += _walk(child)
+def _texts(tree: ast.Module, module: str, package: str) -> dict[str, str]:
+    """Names whose text an f-string of a module may hold: those that Python sets, and constants of the module."""
+    found = {"__name__": module, "__package__": package}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            text = _pattern(node.value, found)
+            if text is not None and "[" not in text:
+                found[node.targets[0].id] = text.replace("\\", "")
     return found
 
 
+def _pattern(node: ast.expr, texts: dict[str, str]) -> str | None:
+    """A regular expression of what a text may be, where its beginning is known; None: it is not known."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.escape(node.value)
+    if isinstance(node, ast.Name) and node.id in texts:
+        return re.escape(texts[node.id])
+    if not isinstance(node, ast.JoinedStr):
+        return None
+    parts = []
+    for part in node.values:
+        name = part.value.id if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name) else ""
+        text = _pattern(part, texts) if isinstance(part, ast.Constant) else None
+        parts.append(text or (re.escape(texts[name]) if name in texts else "[^.]+"))
+    return None if parts[0].startswith("[") else "".join(parts)
+
+
+def _by_name(node: ast.Call, texts: dict[str, str]) -> str | None:
+    """A regular expression of the modules that a call of import_module may import; "" if it is another call."""
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    if name != "import_module":
+        return ""
+    found = _pattern(node.args[0], texts)
+    if found is None or not found.startswith("\\."):
+        return found
+    rest = found
+    while rest.startswith("\\."):
+        rest = rest[2:]
+    above = (len(found) - len(rest)) // 2 - 1  # "." is the package itself
+    return re.escape(".".join(texts["__package__"].split(".")[: -above or None])) + "\\." + rest
+
+
 def imports() -> dict[str, set[str]]:
-    """Every module's imports from the package, those inside functions included, those for type checkers left out."""
+    """Every module's imports from the package: in functions, for type checkers and by import_module too.
+
+    Without those of the front door, `aristos/__init__.py`, which loads names when they are first used.
+    """
+    return {module: set() if module == "aristos" else targets for module, targets in _read(PACKAGE)[0].items()}
+
+
+def computed() -> set[str]:
+    """The modules with a call of import_module whose argument no reader knows, because it is computed."""
+    return _read(PACKAGE)[1]
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@cache
+def _read(_package: Path) -> tuple[dict[str, set[str]], set[str]]:
     known = modules()
     graph: dict[str, set[str]] = {}
+    unknown = set()
     for name, file in known.items():
         package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+        tree = _tree(file)
+        texts = _texts(tree, name, package)
         targets = graph.setdefault(name, set())
-        for node in _walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom):
-                base = node.module or ""
-                if node.level:
-                    above = package.split(".")[: len(package.split(".")) - node.level + 1]
-                    base = ".".join(above + ([node.module] if node.module else []))
+                base = _base(node, package)
                 for alias in node.names:
                     inner = f"{base}.{alias.name}"
                     targets |= {inner} & known.keys() or {base} & known.keys()
             elif isinstance(node, ast.Import):
                 targets |= {alias.name for alias in node.names} & known.keys()
+            elif isinstance(node, ast.Call):
+                wanted = _by_name(node, texts)
+                if wanted is None:
+                    unknown.add(name)
+                elif wanted:
+                    targets |= {each for each in known if re.fullmatch(wanted, each)}
         targets.discard(name)
-    return graph
+    return graph, unknown
+
+
+def _base(node: ast.ImportFrom, package: str) -> str:
+    """The module that `from ... import` names."""
+    if not node.level:
+        return node.module or ""
+    above = package.split(".")[: len(package.split(".")) - node.level + 1]
+    return ".".join(above + ([node.module] if node.module else []))
+
+
+def outsiders(file: Path) -> set[str]:
+    """Packages beside this one and the standard library that a module's file imports, in functions too."""
+    found, texts = set(), _texts(_tree(file), "aristos", "aristos")
+    for node in ast.walk(_tree(file)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add((node.module or "").partition(".")[0])
+        elif isinstance(node, ast.Call):
+            wanted = _by_name(node, texts)
+            found |= {wanted.replace("\\", "").partition(".")[0]} if wanted else set()
+    return found - sys.stdlib_module_names - {"aristos"}
+
+
+def core() -> dict[str, Path]:
+    """The modules of the rooms in CORE, and their files; without programs and the front door."""
+    return {
+        name: file
+        for name, file in modules().items()
+        if room(name) in CORE and name != "aristos" and not name.endswith("__main__")
+    }
 
 
 def room(module: str) -> str:
@@ -128,7 +213,7 @@ def arrows() -> dict[tuple[str, str], set[tuple[str, str]]]:
     """Imports between rooms: (importing room, imported room) -> pairs of modules, without those of `__main__` files."""
     found: dict[tuple[str, str], set[tuple[str, str]]] = {}
     for module, targets in imports().items():
-        if module == "aristos" or module.endswith("__main__"):  # the front door, and programs
+        if module.endswith("__main__"):  # programs
             continue
         for target in targets:
             pair = (room(module), room(target))

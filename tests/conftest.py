@@ -31,17 +31,24 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":  # the first worker does so
         return
     folders = {folder_of(item) for item in session.items}
-    if folders.issuperset(COMPILED) or any(item.get_closest_marker("ranks") for item in session.items):
+    if folders.issuperset(COMPILED) or any(map(needs_cpu_kernels, session.items)):
         from cases import start_compiling
 
         start_compiling()
+
+
+def needs_cpu_kernels(item: pytest.Item) -> bool:
+    """Whether it is a test on ranks with kernels of the CPU; those of tests/gpu have only a few minutes."""
+    from tiers import folder_of
+
+    return bool(item.get_closest_marker("ranks")) and folder_of(item) != "gpu"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test on ranks finds its kernels compiled."""
     from mpi import job_folder
 
-    if job_folder() is None and item.get_closest_marker("ranks"):
+    if job_folder() is None and needs_cpu_kernels(item):
         from cases import compile_once
 
         compile_once()

@@ -1,1 +1,4 @@
-"""Microbenchmarks of Aristos: `mpirun -n 2 python -m aristos.bench [SUITE ...]`. Importing this does nothing."""
+"""Microbenchmarks that users run: `mpirun -n 2 python -m aristos.bench [SUITE ...]`. Importing this does nothing.
+
+Scripts that compare Aristos with outside peers are in `bench/`, beside the package.
+"""

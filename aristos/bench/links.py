@@ -19,7 +19,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..primitives.texts import whole
+from kernel_cache.texts import whole
+
 from ..topology import Link, Topology, cpusets, discover
 from ..topology.discover import join
 from ..topology.links import MIB, SLOW, Links, RankDevice, Rows, Span, slow

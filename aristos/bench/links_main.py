@@ -16,9 +16,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from kernel_cache import private
+
 from ..errors import AristosError, EnvironmentProblem, InputError
 from ..host import workarounds
-from ..primitives import private
 from ..topology import Topology, table
 from ..topology import links as file
 from ..topology.links import MIB, Links

@@ -6,10 +6,11 @@ The suites check whole payloads, with NumPy.
 
 from numba import types
 
+from kernel_cache.compile import jit, warm_up
+
 from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
 from ..primitives import memory as mem
 from ..primitives.buffers import LINE
-from ..primitives.compile import jit, warm_up
 
 SPINS = 512  # idle polls before a waiter yields its core
 

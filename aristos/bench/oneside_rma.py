@@ -6,10 +6,11 @@ a word is put from. Nothing else may use the wire meanwhile. Every wait is bound
 returns 0.
 """
 
+from kernel_cache.compile import jit, warm_up
+
 from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
 from ..primitives import memory as mem
 from ..primitives import wire as mpi
-from ..primitives.compile import jit, warm_up
 from .oneside import LINE, entry
 
 SPINS = 64  # idle polls before a waiter yields its core

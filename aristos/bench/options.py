@@ -35,6 +35,7 @@ class Options:
     iters: int | None = None
     warmup: int = 2
     seconds: float | None = None
+    timeout: float | None = None  # seconds
     seed: int = 0
     routing: str | None = None
     schedule: str = "both"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..results import npz
+from ..primitives import npz
 
 Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]

@@ -19,11 +19,12 @@ import numba
 import numpy as np
 from numba import int32, int64
 
+from kernel_cache.compile import jit, warm_up
+
 from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
 from ..primitives import memory as mem
 from ..primitives import wire as mpi
 from ..primitives.buffers import aligned
-from ..primitives.compile import jit, warm_up
 from .pairs import take_wire
 
 MIB = 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import ResultsError
-from ..results.atomic import try_writing
+from ..primitives.atomic_file import try_writing
 from .context import Context
 from .workload import Workload, execute
 

@@ -17,6 +17,7 @@ from ..config import MoEConfig
 from ..errors import InputError
 from ..placement import Placement
 from ..row_types import ROW_TYPES
+from ..weight_types import WEIGHT_TYPES
 from . import routing
 from .world import World
 
@@ -46,6 +47,7 @@ class Workload:
         self.local = np.flatnonzero(self.placement == world.rank)
         self.router = self._rng(0).standard_normal((cfg.hidden, cfg.experts), np.float32)
         self.router *= np.float32(cfg.hidden**-0.5)
+        self.router = self._rounded(self.router)  # published routers have the rows' type
         self.single = replace(cfg, experts=1, top_k=1)
 
     def _rng(self, *key: int) -> np.random.Generator:
@@ -88,6 +90,7 @@ class Workload:
             placement=self.placement.tolist(),
             ranks_per_node=self.world.ranks_per_node,
             moves=moves if schedule == "fused" else "tokens",
+            **self.world.waits,
         )
         weights: dict[str, Any] = self.weights() if stacked is None else stacked
         moe.load(router=self.router, local=True, **weights)
@@ -165,7 +168,7 @@ class Workload:
     @property
     def expert_bytes(self) -> int:
         """Bytes of one expert's matrices."""
-        return self.flops_per_row // 2 * ROW_TYPES[self.cfg.dtype].nbytes
+        return WEIGHT_TYPES[self.cfg.dtype].nbytes(self.flops_per_row // 2, 1)
 
     @property
     def flops_per_row(self) -> int:

@@ -25,17 +25,21 @@ class World:
     """comm: an mpi4py communicator, or None for one process without MPI. ranks_per_node: pretend such nodes.
 
     limit: seconds that a rank may wait for others outside a layer's calls, which have a limit of their own. Then a
-    barrier raises WaitTimeout, and a blocking MPI call ends the job.
+    barrier raises WaitTimeout, and a blocking MPI call ends the job. waits: options of layers, with `--timeout`.
     """
 
-    def __init__(self, comm: Any = None, ranks_per_node: int | None = None, limit: float = LIMIT) -> None:
+    def __init__(
+        self, comm: Any = None, ranks_per_node: int | None = None, limit: float = LIMIT, timeout: float | None = None
+    ) -> None:
+        self.waits: dict[str, Any] = {} if timeout is None else {"timeout": timeout, "absent_timeout": timeout}
         self.comm, self.ranks_per_node, self._limit = comm, ranks_per_node, limit
         self.rank: int = comm.Get_rank() if comm is not None else 0
         self.size: int = comm.Get_size() if comm is not None else 1
         self.nodes = Nodes.of(1)
         self._exit: Any = None
         if comm is not None:
-            from ..primitives.compile import report_as
+            from kernel_cache.compile import report_as
+
             from ..transport.group import end_job, until_all_are_in
             from ..transport.watchdog import Watchdog
 
@@ -172,8 +176,8 @@ class World:
         return code
 
 
-def connect(ranks_per_node: int | None = None, limit: float = LIMIT) -> World:
-    """COMM_WORLD, perhaps with pretended nodes, or one process if there is no MPI library.
+def connect(ranks_per_node: int | None = None, limit: float = LIMIT, timeout: float | None = None) -> World:
+    """COMM_WORLD, perhaps with pretended nodes, or one process if there is no MPI library. Arguments: of `World`.
 
     Raises EnvironmentProblem if a launcher started several tasks that MPI does not see as one job.
     """
@@ -189,8 +193,8 @@ def connect(ranks_per_node: int | None = None, limit: float = LIMIT) -> World:
                 f"{started[0]} started {started[1]} tasks, but no MPI library could be loaded ({why}); "
                 "`module load` the cluster's MPI, or install one, e.g. pip install 'aristos[mpich]'"
             ) from why
-        return World(ranks_per_node=ranks_per_node, limit=limit)
+        return World(ranks_per_node=ranks_per_node, limit=limit, timeout=timeout)
     wrong = launch_environment.mismatch(MPI.COMM_WORLD.Get_size())
     if wrong is not None:
         raise EnvironmentProblem(wrong)
-    return World(MPI.COMM_WORLD, ranks_per_node, limit)
+    return World(MPI.COMM_WORLD, ranks_per_node, limit, timeout)

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache import regular
+
 from ..errors import CheckpointError
-from ..primitives import regular
 from .safetensors import COPY, Entry, SafetensorsFile, named_twice, shown
 
 SINGLE = "model.safetensors"

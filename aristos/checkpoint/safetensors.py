@@ -20,8 +20,9 @@ from typing import Any, NoReturn
 import ml_dtypes
 import numpy as np
 
+from kernel_cache import regular
+
 from ..errors import CheckpointError
-from ..primitives import regular
 
 LENGTH = 8  # bytes of the header's length
 MOST_HEADER = 100_000_000  # bytes; the format's own limit

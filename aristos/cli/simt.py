@@ -1,97 +1,11 @@
-"""`aristos simt check FILE`, `aristos simt profile SCRIPT.py`: run CUDA kernels on the PTX machine, with its checker.
-
-`check` prints the reports, of a Python script or of CUDA C++ or PTX; `profile` also the counters of a script's kernels.
-Exit codes: 0 no reports, 1 reports or a failed script, 2 usage, 3 numba-cuda or NVRTC is missing, 130 Ctrl-C. Without
-reports `profile` returns the script's own exit code.
-"""
+"""`aristos simt ...`: the command `ptxsim`, a package of its own beside this one."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from typing import Any
-
-from ..bench import arguments
-from ..host import launch_environment
-
-SUMMARY = "run CUDA kernels without a GPU, checked: aristos simt check FILE.cu, FILE.ptx or SCRIPT.py"
-USAGE, INCOMPLETE, INTERRUPTED = 2, 3, 130
-
-
-def options(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="aristos simt", description="Run CUDA kernels on the PTX machine.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    check_options(commands)
-    one = commands.add_parser(
-        "profile",
-        help="run a script and print the checker's reports and the counters of each source line",
-        description="Run a Python script. Kernels that it launches as k[grid, block](...) run on the machine. "
-        "Prints the checker's reports, and the counters of each source line of the kernels.",
-    )
-    one.add_argument(
-        "--json", action="store_true", help="one JSON object on stdout; the script's own output goes to stderr"
-    )
-    one.add_argument("--no-check", action="store_true", help="only counters, no checker: faster")
-    machine_options(one)
-    one.add_argument("script", metavar="SCRIPT.py")
-    one.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
-    return parser.parse_args(argv)
-
-
-def check_options(commands: Any) -> None:
-    """Add the command `check`."""
-    one = commands.add_parser(
-        "check",
-        help="run the kernels of a script, of CUDA C++ or of PTX, and print the checker's reports",
-        description="Run the kernels of a Python script, or of files of CUDA C++ or PTX, with the checker. For CUDA "
-        "C++ and PTX a launch is a comment in the file, '// simt: add<<<8, 128>>>(float32[1000]=seed:1, float32[1000], "
-        "1000)', or an option. docs/simt-check.md has all forms of arguments.",
-    )
-    one.add_argument("--launch", action="append", default=[], metavar="'NAME<<<GRID, BLOCK>>>(ARGUMENTS)'",
-                     help="a launch of CUDA C++ or PTX, instead of those in comments; can be repeated")  # fmt: skip
-    one.add_argument("--seeds", type=arguments.positive, default=1, help="how many schedules to run (%(default)s)")
-    one.add_argument("--github", action="store_true", help="print reports as annotations of GitHub Actions")
-    machine_options(one)
-    one.add_argument("file", metavar="FILE.cu|FILE.ptx|SCRIPT.py")
-    one.add_argument("args", nargs=argparse.REMAINDER, help="of the script; for CUDA C++ and PTX further files")
-
-
-def machine_options(one: argparse.ArgumentParser) -> None:
-    """Add the options of a machine."""
-    one.add_argument("--seed", type=arguments.not_negative, default=0, help="of the schedule (%(default)s)")
-    one.add_argument("--devices", type=arguments.positive, default=1, help="simulated GPUs (%(default)s)")
-    one.add_argument(
-        "--sm-count", type=arguments.positive, default=4, help="streaming multiprocessors of each (%(default)s)"
-    )
-    one.add_argument("--arch", default="sm_90", help="the architecture that kernels are compiled for (%(default)s)")
-    one.add_argument("--limit", type=arguments.positive, default=10**11,
-                     help="most warp instructions of a run (%(default)s)")  # fmt: skip
+SUMMARY = "run CUDA kernels without a GPU, checked: ptxsim check FILE.cu, FILE.ptx or SCRIPT.py"
 
 
 def main(argv: list[str]) -> int:
-    asked = options(argv)
-    from ..errors import EnvironmentProblem, InputError
+    from ptxsim import command
 
-    machine = {"devices": asked.devices, "sm_count": asked.sm_count, "arch": asked.arch, "seed": asked.seed,
-               "limit": asked.limit}  # fmt: skip
-    try:
-        if asked.command == "check":
-            from ..simt.check import check
-
-            code = check(asked.file, asked.args, asked.launch, asked.seeds, asked.github, **machine)
-        else:
-            from ..simt.profile import profile
-
-            code = profile(asked.script, asked.args, asked.json, check=not asked.no_check, **machine)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        return launch_environment.unread()
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except InputError as why:
-        print(f"aristos simt {asked.command}: {why}", file=sys.stderr)
-        return USAGE
-    except EnvironmentProblem as why:
-        print(f"aristos simt {asked.command}: {why}", file=sys.stderr)
-        return INCOMPLETE
+    return command.main(argv, "aristos simt")

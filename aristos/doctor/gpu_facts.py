@@ -20,19 +20,22 @@ from ..topology.model import Gpu
 
 PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 DEFAULT_PIPES = "/tmp/nvidia-mps"
+CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 
 @dataclass(frozen=True)
 class DriverAnswer:
     """libcuda's answers. error: the name of its error, or ''. version: of CUDA that it supports.
 
-    uuids: of visible GPUs in CUDA's order. blocked: ordered pairs of their ordinals without peer access.
+    uuids: of visible GPUs in CUDA's order. blocked: ordered pairs of their ordinals without peer access. archs: the
+    architectures of these GPUs, such as sm_90.
     """
 
     error: str = ""
     version: tuple[int, int] = (0, 0)
     uuids: tuple[str, ...] = ()
     blocked: tuple[tuple[int, int], ...] = ()
+    archs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ def ask_driver(cuda: Any | None) -> DriverAnswer | None:
         cuda.cuDeviceGet(ctypes.byref(device), ordinal)
     pairs = [(a, b) for a in range(count.value) for b in range(count.value) if a != b]
     blocked = [(a, b) for a, b in pairs if not _reach(cuda, devices[a], devices[b])]
-    return DriverAnswer("", version, tuple(_uuid(cuda, device) for device in devices), tuple(blocked))
+    uuids, archs = (tuple(ask(cuda, device) for device in devices) for ask in (_uuid, _arch))
+    return DriverAnswer("", version, uuids, tuple(blocked), archs)
 
 
 def _name(cuda: Any, code: int) -> str:
@@ -119,6 +123,15 @@ def _name(cuda: Any, code: int) -> str:
 def _reach(cuda: Any, one: ctypes.c_int, other: ctypes.c_int) -> bool:
     yes = ctypes.c_int()
     return cuda.cuDeviceCanAccessPeer(ctypes.byref(yes), one, other) == 0 and bool(yes.value)
+
+
+def _arch(cuda: Any, device: ctypes.c_int) -> str:
+    part = ctypes.c_int()
+    found = []
+    for attribute in CAPABILITY:
+        cuda.cuDeviceGetAttribute(ctypes.byref(part), attribute, device)
+        found.append(str(part.value))
+    return f"sm_{''.join(found)}"
 
 
 def _uuid(cuda: Any, device: ctypes.c_int) -> str:

@@ -6,8 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from kernel_cache.offline import capability
+
 from ..errors import TopologyError
 from ..host.nodes import Nodes
+from ..kernels.cuda.target import NEEDED, OLDEST
 from ..substrate.cuda import device_puts
 from ..substrate.cuda.driver import ADVICE, INSTALL
 from ..topology import slurm_job
@@ -30,6 +33,10 @@ def driver(node: NodeGpus) -> Finding:
     found = node.driver
     if found is not None and not found.error:
         count = f"{len(found.uuids)} GPU" + ("s" if len(found.uuids) != 1 else "")
+        old = [at for at, arch in enumerate(found.archs) if capability(arch) < capability(OLDEST)]
+        if old:
+            why = f"supports CUDA {shown(found)}, {count}; GPU {old[0]} is {found.archs[old[0]]}: {NEEDED}"
+            return warn(name, why, "MoE(backend='cpu'), or CUDA_VISIBLE_DEVICES without it")
         return ok(name, f"supports CUDA {shown(found)}, {count}", version=found.version, gpus=len(found.uuids))
     if not on_bus and not node.files:
         return ok(name, NOT_NEEDED)

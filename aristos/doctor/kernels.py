@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from kernel_cache import private
+
 from ..host.versions import versions
-from ..primitives import private
 from .finding import Finding, fail, ok, warn
 
 
@@ -55,7 +56,7 @@ def suited(kind: str, cpu: str, machine: str, best: str) -> Finding:
 
 def folder() -> Path:
     """Where compiled kernels are kept, without the warning if it is not the wanted folder."""
-    from ..primitives.compile import cache_folder
+    from kernel_cache.compile import cache_folder
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -64,7 +65,7 @@ def folder() -> Path:
 
 def cache() -> Finding:
     """The finding of `kept` for this process."""
-    from ..primitives.compile import wanted
+    from kernel_cache.compile import wanted
 
     return kept(folder(), wanted())
 

@@ -74,9 +74,10 @@ def compiled() -> None:
     """Compile or load what the measurement calls. A rank that began it alone would wait for one that failed here."""
     from numba import int64
 
+    from kernel_cache.compile import warm_up
+
     from ..kernels.cpu import lowering  # noqa: F401  compiled code of the wire needs it
     from ..primitives import wire
-    from ..primitives.compile import warm_up
 
     one = [(function, (int64,)) for function in (wire.run_progress_thread, wire.take, wire.leave)]
     warm_up([*one, (wire.put, (int64,) * 5), (wire.flush, (int64,) * 2)], quiet=True)

@@ -4,11 +4,12 @@ Those that change tables run under the rank's lock. They change this rank's tabl
 peers go out through `returns.py`.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import bounds, codes, store, tape, words
 from .layout import announcement_from, record_from, return_record_from, word_from
-from .lock import acquire, unlock
+from .lock import OUTSIDE, acquire, unlock
 from .poison import failure_of
 from .returns import finish_record, note_back, returns_due
 from .store import computes
@@ -213,7 +214,7 @@ def standing(job, st):
 
     The last is (verdict, rows_left, read_tiles, seen_tiles, sent_tiles) of the peer.
     """
-    acquire(job)
+    acquire(job, OUTSIDE)
     peer = job[words.RANK]
     announced, left, read, seen, sent = 0, 0, 0, 0, 0
     if st[words.PHASE] >= codes.PHASE_RUN:  # before it a worker may be filling the tables

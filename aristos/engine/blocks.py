@@ -10,8 +10,9 @@ them. So one credit, counted in pairs, bounds the ring, the index and a remote o
 block into a local owner's ring, or into the outbox, from which `outbox.py` puts it.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import bounds, codes, scalars, tape, words
 from .layout import RECORD_BYTES, WORD, block_row_to, index_to, record_to, word_from, word_to
 from .packing import tile_rows

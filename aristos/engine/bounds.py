@@ -8,8 +8,9 @@ The bounds follow from the protocol. A rank is at most one call ahead of another
 under way than the ring has rows. So its counts exceed what this rank has given back by at most a ring.
 """
 
+from kernel_cache.compile import inlined, jit
+
 from ..primitives import taped
-from ..primitives.compile import inlined, jit
 from . import codes, words
 
 # codes of the words that are checked, 0: none. `NAMES` has what messages call them

@@ -3,8 +3,9 @@
 The same kernels and the same packed order as the fused schedule, so the same bits; no windows, no records, no credit.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import codes, combine, experts, packing, routing, words
 from .layout import return_row
 from .lock import acquire, unlock
@@ -14,7 +15,7 @@ from .lock import acquire, unlock
 def route(job, st, worker):
     """Route all tokens, block by block. Several workers may run this at once."""
     while True:
-        acquire(job)
+        acquire(job, 1 + worker)
         found = routing.claim(job, st, worker)
         unlock(job)
         if not found:
@@ -22,7 +23,7 @@ def route(job, st, worker):
         start = mem.clock()
         routing.execute(job, st, worker)
         st[words.counter(job, worker, words.N_ROUTE)] += mem.clock() - start
-        acquire(job)
+        acquire(job, 1 + worker)
         routing.publish(job, st, worker)
         unlock(job)
 
@@ -64,7 +65,7 @@ def run_experts(job, st, worker, order, ends, received, results, next_row):
     """
     c = words.command(job, worker)
     while True:
-        acquire(job)
+        acquire(job, 1 + worker)
         first = next_row[0]
         expert = 0
         while expert < len(ends) and ends[expert] <= first:
@@ -101,7 +102,7 @@ def all_back(job, st):
 def combine_all(job, st, worker):
     """Combine all tokens, block by block. Several workers may run this at once."""
     while True:
-        acquire(job)
+        acquire(job, 1 + worker)
         found = combine.claim(job, st, worker)
         unlock(job)
         if not found:

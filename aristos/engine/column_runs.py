@@ -9,11 +9,12 @@ another. `base` is the run's first share: it is written before `limit` and stays
 split between workers, so the bits do not depend on which worker takes which share.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import arithmetic
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import codes, tape, words
-from .returns import state_word
+from .layout import state_word
 
 COLUMNS = 96  # of a share, on CPUs: a multiple of every panel width, and a divisor of a chunk of F
 MOST_ROWS = 24  # of a column-split run, on CPUs
@@ -158,35 +159,35 @@ def up_shares(job, expert):
 
 @jit
 def weights_of(job, expert):
-    """Addresses (up, gate, down, up_bias, gate_bias, down_bias) of an expert's weights; 0 for absent ones."""
+    """Addresses of an expert's weights; 0 for absent ones."""
     if expert >= job[words.HELD]:
         record = words.foreign(job, expert)
-        return (
-            job[words.foreign_up(record)],
-            job[words.foreign_gate(record)],
-            job[words.foreign_down(record)],
-            job[words.foreign_up_bias(record)],
-            job[words.foreign_gate_bias(record)],
-            job[words.foreign_down_bias(record)],
+        return arithmetic.ExpertWeights(
+            up=job[words.foreign_up(record)],
+            gate=job[words.foreign_gate(record)],
+            down=job[words.foreign_down(record)],
+            up_bias=job[words.foreign_up_bias(record)],
+            gate_bias=job[words.foreign_gate_bias(record)],
+            down_bias=job[words.foreign_down_bias(record)],
         )
     if expert + 1 == job[words.SHARED]:
-        return (
-            job[words.SHARED_UP],
-            job[words.SHARED_GATE],
-            job[words.SHARED_DOWN],
-            job[words.SHARED_UP_BIAS],
-            job[words.SHARED_GATE_BIAS],
-            job[words.SHARED_DOWN_BIAS],
+        return arithmetic.ExpertWeights(
+            up=job[words.SHARED_UP],
+            gate=job[words.SHARED_GATE],
+            down=job[words.SHARED_DOWN],
+            up_bias=job[words.SHARED_UP_BIAS],
+            gate_bias=job[words.SHARED_GATE_BIAS],
+            down_bias=job[words.SHARED_DOWN_BIAS],
         )
     gate, up_bias = job[words.GATE], job[words.UP_BIAS]
     gate_bias, down_bias = job[words.GATE_BIAS], job[words.DOWN_BIAS]
-    return (
-        job[words.UP] + job[words.UP_STEP] * expert,
-        gate + job[words.UP_STEP] * expert if gate != 0 else 0,
-        job[words.DOWN] + job[words.DOWN_STEP] * expert,
-        up_bias + job[words.UP_BIAS_STEP] * expert if up_bias != 0 else 0,
-        gate_bias + job[words.UP_BIAS_STEP] * expert if gate_bias != 0 else 0,
-        down_bias + job[words.DOWN_BIAS_STEP] * expert if down_bias != 0 else 0,
+    return arithmetic.ExpertWeights(
+        up=job[words.UP] + job[words.UP_STEP] * expert,
+        gate=gate + job[words.UP_STEP] * expert if gate != 0 else 0,
+        down=job[words.DOWN] + job[words.DOWN_STEP] * expert,
+        up_bias=up_bias + job[words.UP_BIAS_STEP] * expert if up_bias != 0 else 0,
+        gate_bias=gate_bias + job[words.UP_BIAS_STEP] * expert if gate_bias != 0 else 0,
+        down_bias=down_bias + job[words.DOWN_BIAS_STEP] * expert if down_bias != 0 else 0,
     )
 
 
@@ -198,18 +199,36 @@ def execute(job, st, worker):
     x = state_word(job, words.row_list(words.run_command(job, slot)))
     weights = weights_of(job, st[words.command_expert(c)])
     scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
-    activations, wire, act = hidden(job, slot), job[words.WIRE], job[words.ACTIVATION]
-    ffn = ffn_of(job, st[words.command_expert(c)])
-    kernels = job[words.KERNELS]
+    activations, ffn = hidden(job, slot), ffn_of(job, st[words.command_expert(c)])
     if st[words.command_phase(c)] == codes.RUN_UP:
-        columns = min(COLUMNS, ffn - first)
-        kept = tape.list_of(job, st, words.run_command(job, slot))
-        arithmetic.up_columns(
-            kernels, rows, x, activations, weights, act, job[words.HIDDEN], ffn, first, columns, scratch, wire, kept
+        call = arithmetic.UpColumns(
+            rows=rows,
+            x=x,
+            activations=activations,
+            weights=weights,
+            activation=job[words.ACTIVATION],
+            hidden=job[words.HIDDEN],
+            ffn=ffn,
+            first=first,
+            columns=min(COLUMNS, ffn - first),
+            scratch=scratch,
+            wire=job[words.WIRE],
+            kept=tape.list_of(job, st, words.run_command(job, slot)),
         )
+        arithmetic.up_columns(job[words.KERNELS], call)
     else:
-        last, y = min(first + COLUMNS, job[words.HIDDEN]), x + 8 * job[words.BATCH]
-        arithmetic.down_columns(kernels, rows, activations, y, weights, ffn, first, last, scratch, wire)
+        down = arithmetic.DownColumns(
+            rows=rows,
+            activations=activations,
+            y=x + 8 * job[words.BATCH],
+            weights=weights,
+            ffn=ffn,
+            first=first,
+            last=min(first + COLUMNS, job[words.HIDDEN]),
+            scratch=scratch,
+            wire=job[words.WIRE],
+        )
+        arithmetic.down_columns(job[words.KERNELS], down)
 
 
 @jit

@@ -1,11 +1,11 @@
 """Step `combine`: tokens whose rows have all come back become output. Sums: choices in order, float32, rounded once."""
 
+from kernel_cache.compile import jit
+
 from ..primitives import arithmetic
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import codes, scalars, words
-from .layout import row_back
-from .returns import state_word
+from .layout import row_back, state_word
 
 
 @jit
@@ -55,7 +55,10 @@ def execute(job, st, worker):
         t = first + i
         weights = job[words.WEIGHTS] + 4 * k * t
         y = job[words.Y] + job[words.RETURN_BYTES] * t
-        arithmetic.combine_token(job[words.KERNELS], y, k, weights, state_word(job, rows), job[words.HIDDEN], scratch)
+        call = arithmetic.CombineToken(
+            y=y, k=k, weights=weights, rows=state_word(job, rows), hidden=job[words.HIDDEN], scratch=scratch
+        )
+        arithmetic.combine_token(job[words.KERNELS], call)
         rows += k
 
 

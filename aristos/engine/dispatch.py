@@ -1,7 +1,8 @@
 """Step `dispatch`: put a tile of rows into its owner's ring. Credit, then rows, then the record, then the tail."""
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import blocks, bounds, codes, scalars, tape, words
 from .layout import RECORD_BYTES, index_to, record_to, ring_row_to, word_from, word_to
 from .packing import tile_rows

@@ -5,9 +5,10 @@ An exchange is one call in two phases. In the first, dispatch, `expert` commands
 contiguous in its packed order, go back with a single record.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
 from ..primitives import wire as mpi
-from ..primitives.compile import jit
 from . import codes, words
 from .layout import return_row
 from .returns import count_back, post_return

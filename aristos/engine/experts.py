@@ -5,9 +5,10 @@ rows wait a little for announced ones if that saves a second reading of the weig
 workers.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import arithmetic
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import bounds, codes, column_runs, scalars, store, tape, words
 from .layout import index_from, return_row, ring_row_from, staged_row
 from .returns import finish_record, note_back
@@ -227,36 +228,36 @@ def compute(job, st, worker):
     lists = st.ctypes.data + 8 * words.row_list(c)
     if job[words.MODE] == codes.MODE_BACKWARD:
         expert = st[words.command_expert(c)]
-        arithmetic.backward_rows(
-            job[words.KERNELS],
-            st[words.command_rows(c)],
-            lists,
-            lists + 8 * job[words.BATCH],
-            st.ctypes.data + 8 * words.place_list(job, c),
-            st.ctypes.data + 8 * words.scalar_list(job, c),
-            job[words.BACKWARD_WEIGHTS] + arithmetic.BACKWARD_WEIGHTS_BYTES * expert,
-            job[words.ACTIVATION],
-            job[words.HIDDEN],
-            job[words.FFN],
-            job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker,
-            job[words.WIRE],
-            tape.list_of(job, st, c),
+        back = arithmetic.BackwardRows(
+            rows=st[words.command_rows(c)],
+            x=lists,
+            y=lists + 8 * job[words.BATCH],
+            places=st.ctypes.data + 8 * words.place_list(job, c),
+            scalars=st.ctypes.data + 8 * words.scalar_list(job, c),
+            weights=job[words.BACKWARD_WEIGHTS] + arithmetic.BACKWARD_WEIGHTS_BYTES * expert,
+            activation=job[words.ACTIVATION],
+            hidden=job[words.HIDDEN],
+            ffn=job[words.FFN],
+            scratch=job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker,
+            wire=job[words.WIRE],
+            kept=tape.list_of(job, st, c),
         )
+        arithmetic.backward_rows(job[words.KERNELS], back)
         return
     if job[words.MODE] == codes.MODE_LAYER:
-        arithmetic.expert_rows(
-            job[words.KERNELS],
-            st[words.command_rows(c)],
-            lists,
-            lists + 8 * job[words.BATCH],
-            column_runs.weights_of(job, st[words.command_expert(c)]),
-            job[words.ACTIVATION],
-            job[words.HIDDEN],
-            column_runs.ffn_of(job, st[words.command_expert(c)]),
-            job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker,
-            job[words.WIRE],
-            tape.list_of(job, st, c),
+        call = arithmetic.ExpertRows(
+            rows=st[words.command_rows(c)],
+            x=lists,
+            y=lists + 8 * job[words.BATCH],
+            weights=column_runs.weights_of(job, st[words.command_expert(c)]),
+            activation=job[words.ACTIVATION],
+            hidden=job[words.HIDDEN],
+            ffn=column_runs.ffn_of(job, st[words.command_expert(c)]),
+            scratch=job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker,
+            wire=job[words.WIRE],
+            kept=tape.list_of(job, st, c),
         )
+        arithmetic.expert_rows(job[words.KERNELS], call)
         return
     for i in range(st[words.command_rows(c)]):
         mem.copy_row(st[words.output_list(job, c) + i], st[words.row_list(c) + i], job[words.ROW_BYTES])

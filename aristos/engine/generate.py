@@ -1,12 +1,17 @@
-"""Writes `words.py` and the tables of docs/protocol.md from `schema.py`: python -m aristos.engine.generate."""
+"""Writes what is made from `schema.py` and `call_schema.py`: python -m aristos.engine.generate.
+
+From the first `words.py` and the tables of docs/protocol.md, from the second both sides of each call of a kernel.
+"""
 
 from __future__ import annotations
 
+import builtins
 from pathlib import Path
 
-from . import schema
+from . import generate_calls, schema
 
 HERE = Path(__file__).parent
+ARITHMETIC, BLOCKS = HERE.parent / "primitives" / "arithmetic.py", HERE.parent / "kernels" / "cpu" / "call_blocks.py"
 WORDS, PROTOCOL = HERE / "words.py", HERE.parent.parent / "docs" / "protocol.md"
 SHARED = ("announced", "record", "returned", "coded")  # records that another rank reads
 BEGIN, END = "<!-- tables: generated -->", "<!-- end of tables -->"
@@ -16,7 +21,7 @@ Constants number the words of a job, of the state and of a line. A function give
 its address in a record. Bind an index once and use it twice: the compiler does not merge them across stores.
 """
 
-from ..primitives.compile import inlined
+from kernel_cache.compile import inlined
 '''
 ARGUMENTS: dict[tuple[str, ...], str] = {
     schema.PEER: "peer",
@@ -72,6 +77,15 @@ def _record(record: schema.Record) -> str:
     return found
 
 
+def _fill(part: str) -> str:
+    """A function that fills a part of a job on a GPU: all words that `job.fill` wants there."""
+    found = [w.name for w in schema.JOB_SCALARS if w.part == part and w.substrate != schema.CPU]
+    named = ", ".join(f"{name.lower()}_" if name.lower() in dir(builtins) else name.lower() for name in found)
+    lines = [f"    job[{name}] = {argument}\n" for name, argument in zip(found, named.split(", "))]
+    head = f'\n\n@inlined\ndef fill_{part}(job, {named}):\n    """Fill the part `{part}` of a job on a GPU."""\n'
+    return head + "".join(lines)
+
+
 def words() -> str:
     """The text of words.py."""
     job = schema.job_words()
@@ -97,6 +111,7 @@ def words() -> str:
     text += _constants("sizes", sizes)
     for index in schema.INDICES:
         text += _function(index.name, index.arguments, index.value, index.meaning)
+    text += _fill(schema.START) + _fill(schema.CALL)
     text += "".join(_table(table) for table in schema.TABLES)
     text += "".join(_record(record) for record in schema.RECORDS)
     return text
@@ -137,8 +152,10 @@ def protocol(text: str) -> str:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write all files."""
     WORDS.write_text(words(), encoding="utf-8")
+    ARITHMETIC.write_text(generate_calls.arithmetic(), encoding="utf-8")
+    BLOCKS.write_text(generate_calls.blocks(), encoding="utf-8")
     PROTOCOL.write_text(protocol(PROTOCOL.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -1,16 +1,29 @@
 """The builder of jobs: the CPU and CUDA substrates, the proxy and the schedule explorer all fill jobs here.
 
-A job is filled part by part, as schema.py has the parts: `engine` (all calls of a runtime), `tile` (the kernel that
-runs it), `object` (a layer or an exchange), `weights` and `call`. A part names all of its words or raises TypeError.
+A job is filled part by part, as schema.py has the parts. Some last from call to call: `engine` (all calls of a
+runtime), `tile` (the kernel that runs it), `object` (a layer or an exchange), `weights`, `kind` (which calls of the
+object), `events`, `tape`, `backward`, `landing` (where rows of an exchange go). `start` and `call` are filled for each
+call. A part is filled whole and once; where it changes, `renew` comes first. `check` looks at a job before its call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from operator import itemgetter
 from typing import Any
+
+import numpy as np
 
 from . import schema, words
 from .layout import EngineShape, PairLayout, StateLayout
+
+SUBSTRATES = schema.CPU, schema.CUDA
+BITS = {(s, part): 1 << i for i, (s, part) in enumerate((s, part) for s in SUBSTRATES for part in schema.PARTS)}
+ALL_OF = {s: sum(BITS[s, part] for part in schema.PARTS) for s in SUBSTRATES}
+LASTING = sum(bit for (_, part), bit in BITS.items() if part in schema.LASTING)
+OF_CALL = sum(bit for (_, part), bit in BITS.items() if part in schema.OF_CALL)
 
 
 def size(experts: int, world: int, foreign: int = 0) -> int:
@@ -18,19 +31,95 @@ def size(experts: int, world: int, foreign: int = 0) -> int:
     return words.JOB_WORDS + experts + world + 1 + words.FOREIGN_WORDS * foreign
 
 
-def names(part: str, substrate: str) -> set[str]:
-    """Keywords of a part on a substrate. A region's offsets are not among them: its layout writes them."""
-    found = [w for w in schema.JOB_SCALARS if w.part == part and w.substrate in (schema.ALL, substrate)]
-    return {w.name.lower() for w in found if not w.name.startswith("P_")}
+@dataclass(frozen=True)
+class Part:
+    """A part on a substrate. places: its words by keyword; indices, in_order: its words, and their values, in order."""
+
+    places: dict[str, int]
+    bit: int
+    indices: np.ndarray
+    in_order: Callable[[dict[str, int]], Any]
+
+
+@cache
+def part_of(part: str, substrate: str) -> Part:
+    """A part of a job. A region's offsets are in none: its layout writes them."""
+    found = [w for w in (*schema.JOB_SCALARS, *schema.JOB_CHECKS) if w.part == part]
+    names = [w.name for w in found if w.substrate in (schema.ALL, substrate) and not w.name.startswith("P_")]
+    places = {name.lower(): getattr(words, name) for name in names}
+    indices = np.array(list(places.values()), np.int64)
+    return Part(places, BITS[substrate, part], indices, itemgetter(*places) if places else lambda _: ())
 
 
 def fill(job: Any, part: str, substrate: str, **values: int) -> None:
-    """Write a part. Raises TypeError unless `values` names all words that the part has on this substrate."""
-    wanted = names(part, substrate)
-    if wanted != set(values):
-        missing, unknown = sorted(wanted - set(values)), sorted(set(values) - wanted)
+    """Write a part. Raises TypeError unless `values` names all words that the part has on this substrate.
+
+    Raises RuntimeError where the part is filled already, or a part was filled for the other substrate.
+    """
+    this = part_of(part, substrate)
+    if this.places.keys() != values.keys():
+        missing, unknown = sorted(this.places.keys() - values.keys()), sorted(values.keys() - this.places.keys())
         raise TypeError(f"part {part!r} of a job for {substrate}: missing {missing}, unknown {unknown}")
-    update(job, **values)
+    _count(job, this, part, substrate)
+    if type(job) is np.ndarray:
+        job[this.indices] = this.in_order(values)  # half the time of one by one
+    else:
+        update(job, **values)
+
+
+def fill_some(job: Any, part: str, substrate: str, **values: int) -> None:
+    """Write a part; words that `values` does not name are 0. Raises as `fill` does."""
+    fill(job, part, substrate, **dict.fromkeys(part_of(part, substrate).places, 0) | values)
+
+
+def leave_out(job: Any, substrate: str, *parts: str) -> None:
+    """Fill parts that a job does not use with 0."""
+    for part in parts:
+        fill_some(job, part, substrate)
+
+
+def _count(job: Any, this: Part, part: str, substrate: str) -> None:
+    """Count a part as filled. Raises RuntimeError if it is filled, or a part for the other substrate."""
+    filled = int(job[words.FILLED])
+    if filled & this.bit:
+        raise RuntimeError(f"part {part!r} of a job is filled twice: renew() it where it changes")
+    if filled & ~ALL_OF[substrate]:
+        raise RuntimeError(f"part {part!r} is filled for {substrate}, other parts of the job are not")
+    job[words.FILLED] = filled | this.bit
+
+
+def renew(job: Any, *parts: str) -> None:
+    """Let parts be filled again."""
+    job[words.FILLED] = int(job[words.FILLED]) & ~sum(BITS[s, part] for s in SUBSTRATES for part in parts)
+
+
+def renew_call(job: Any) -> None:
+    """Let the parts of a call be filled again."""
+    if (filled := int(job[words.FILLED])) & OF_CALL:
+        job[words.FILLED] = filled & ~OF_CALL
+
+
+def check(job: Any, substrate: str, layout: int, later: Sequence[str] = ()) -> None:
+    """Raise RuntimeError unless a job is filled: all parts, for this substrate and this layout of windows and tables.
+
+    later: parts that are filled elsewhere. The parts of the call are then used up: the next call fills them again.
+    """
+    filled = int(job[words.FILLED])
+    for part in later:
+        filled |= BITS[substrate, part]
+    if filled != ALL_OF[substrate]:
+        missing = ALL_OF[substrate] & ~filled
+        parts = [part for part in schema.PARTS if BITS[substrate, part] & missing]
+        raise RuntimeError(f"a job for {substrate} lacks the parts {', '.join(parts)}")
+    if job[words.LAYOUT] != layout:
+        raise RuntimeError(f"a job must be filled for layout {layout}, got one for layout {int(job[words.LAYOUT])}")
+    job[words.FILLED] = filled & LASTING
+
+
+def start(job: Any, substrate: str, layout: int, epoch: int) -> None:
+    """Fill the part `start` and check the job."""
+    job[words.EPOCH] = epoch
+    check(job, substrate, layout, (schema.START,))
 
 
 def update(job: Any, **values: int) -> None:

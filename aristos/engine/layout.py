@@ -25,9 +25,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from kernel_cache.compile import jit
+
 from ..host.nodes import Nodes
 from ..primitives.buffers import LINE
-from ..primitives.compile import jit
 from . import schema, words
 
 WORD = 8
@@ -195,6 +196,12 @@ class StateLayout:
 
 
 # ---------------------------------------------------------------- addresses, for the steps
+
+
+@jit
+def state_word(job, i):
+    """Address of a word of the state. Words shared without the rank's lock are used by address, atomically."""
+    return job[words.STATE] + WORD * i
 
 
 @jit

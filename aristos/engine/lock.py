@@ -1,23 +1,25 @@
 """The rank's lock: it guards the state. Steps hold it for microseconds, and never while they copy or compute."""
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import words
 
+OUTSIDE = -1  # a holder that runs no step: the host's thread, the wire, worker 0 between steps
 NAPS = 6400  # tries after which the holder must have lost its core to another rank, see `substrate/idle.py`
 
 
 @jit
-def lock(job):
-    """Try to take the rank's lock; True if it was free."""
-    return mem.compare_exchange(job[words.LOCK], 0, 1)
+def lock(job, holder):
+    """Try to take the rank's lock; True if it was free. holder: 1 + worker or OUTSIDE, named where a call hangs."""
+    return mem.compare_exchange(job[words.LOCK], 0, holder)
 
 
 @jit
-def acquire(job):
+def acquire(job, holder):
     """Take the rank's lock. Its holder may have lost its core, so do not spin for long."""
     tries = 0
-    while not lock(job):
+    while not lock(job, holder):
         tries += 1
         if tries % 64 == 0:
             if tries < NAPS:

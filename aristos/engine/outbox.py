@@ -7,12 +7,13 @@ until the peer's processor calls MPI. A word is put as {value, complement}; one 
 agree, and published to the workers by a release store. Other modules decide what is sent.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
 from ..primitives import wire as mpi
-from ..primitives.compile import jit
 from . import codes, words
 from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, record_to, return_record_to, word_from, word_to
-from .lock import acquire, unlock
+from .lock import OUTSIDE, acquire, unlock
 
 TURN_NS = 100_000  # least time between two turns at the wire while workers have work
 BATCH_NS = 1_000_000  # while there is work, returned rows wait until the last batch is this old
@@ -68,7 +69,7 @@ def receive(job, st):
 @jit
 def announcing(job, st):
     """Whether the announcement of this epoch is still to be put to a peer."""
-    acquire(job)
+    acquire(job, OUTSIDE)
     late = False
     if st[words.PHASE] >= codes.PHASE_RUN:
         for p in range(job[words.WORLD]):
@@ -195,7 +196,7 @@ def encode(job, st, peer, word, value):
 @jit
 def open_batch(job, st, peer):
     """Put all data that is ready for a remote peer. (Holding the wire's lock.)"""
-    acquire(job)
+    acquire(job, OUTSIDE)
     tiles, rows = st[words.sent_tiles(job, peer)], st[words.sent_rows(job, peer)]
     returned, credit = st[words.returned(job, peer)], st[words.freed_rows(job, peer)]
     first = st[words.open_epoch(job, peer)] != job[words.EPOCH]
@@ -224,7 +225,7 @@ def close_batch(job, st, peer):
     mpi.flush(job[words.WIRE], peer)  # also the words of the batch before: now their buffer may be written again
     tiles, returned = st[words.open_tiles(job, peer)], st[words.open_returned(job, peer)]
     credit = st[words.open_credit(job, peer)]
-    acquire(job)
+    acquire(job, OUTSIDE)
     progress = st[words.PROGRESS]
     unlock(job)
     encode(job, st, peer, words.AT_EPOCH, job[words.EPOCH])
@@ -234,7 +235,7 @@ def close_batch(job, st, peer):
     encode(job, st, peer, words.CREDIT, credit)
     encode(job, st, peer, words.RETURN_TAIL, returned)
     put_words(job, st, peer, words.AT_EPOCH, words.LINE_WORDS)
-    acquire(job)
+    acquire(job, OUTSIDE)
     st[words.open(job, peer)] = 0
     st[words.put_tiles(job, peer)] = tiles
     st[words.put_rows(job, peer)] = st[words.open_rows(job, peer)]
@@ -278,7 +279,7 @@ def serve(job, st, worker, peer, idle):
                 moved = True
                 charge(job, st, worker, st[words.open_bytes(job, peer)], mem.clock() - st[words.put_time(job, peer)])
         if st[words.open(job, peer)] == 0:
-            acquire(job)
+            acquire(job, OUTSIDE)
             due = opens(job, st, peer, idle, now)
             unlock(job)
             if due:

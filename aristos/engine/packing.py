@@ -4,8 +4,9 @@ The packed order is a stable counting sort of the (token, choice) pairs by *slot
 (rank that holds them, id). So all rows for one rank, and among them all rows for one expert, are contiguous.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import codes, staying, store, tape, words
 from .layout import WORD, announcement_to, word_to
 

@@ -1,6 +1,6 @@
 """The poison word: the epoch, origin and cause of a failure in one word, so that no reader sees a part of it."""
 
-from ..primitives.compile import inlined
+from kernel_cache.compile import inlined
 
 ORIGIN_BITS, CAUSE_BITS = 20, 4  # the epoch lies above
 

@@ -12,9 +12,10 @@ place on the GPU, `staged` and `put_return_rows` the same for return rows, `line
 nothing of what is sent, and takes no lock but the wire's.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
 from ..primitives import wire as mpi
-from ..primitives.compile import jit
 from . import codes, words
 from .layout import LINE, RETURN_RECORD_BYTES, WORD, announcement_to, record_to, return_record_to, word_from, word_to
 from .outbox import all_posted, put_blocks, put_poison_words, put_ring, receive

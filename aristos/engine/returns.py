@@ -4,10 +4,11 @@ The expert kernel has written the output rows themselves into the source's retur
 combines a block of tokens once it waits for no row.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import codes, tape, words
-from .layout import RETURN_RECORD_BYTES, WORD, return_record_to, word_to
+from .layout import RETURN_RECORD_BYTES, WORD, return_record_to, state_word, word_to
 
 
 @jit
@@ -68,12 +69,6 @@ def finish_record(job, st, source, tile, rows):
 
 
 # ---- own rows that came back: noted under the lock, counted outside it
-
-
-@jit
-def state_word(job, i):
-    """Address of a word of the state. Words shared without the rank's lock are used by address, atomically."""
-    return job[words.STATE] + WORD * i
 
 
 @jit

@@ -1,8 +1,9 @@
 """Step `route`: choose experts and weights for a block of tokens, or check those that the user gave."""
 
+from kernel_cache.compile import jit
+
 from ..primitives import arithmetic
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import codes, words
 
 
@@ -43,26 +44,28 @@ def execute(job, st, worker):
 def _route(job, first, count, scratch):
     """Scores, top-k and weights of tokens first..first+count into ids [S, k] int64 and weights [S, k] float32."""
     pitch, columns, logits = job[words.TOP_K], job[words.EXPERTS], job[words.LOGITS]
-    finite = arithmetic.route_block(
-        job[words.KERNELS],
-        count,
-        job[words.ROUTER_X] + job[words.ROUTER_X_STRIDE] * first,
-        job[words.ROUTER_X_STRIDE],
-        job[words.HIDDEN],
-        job[words.ROUTER],
-        columns,
-        job[words.CHOICES],
-        job[words.SCORE],
-        job[words.RENORMALIZE],
-        job[words.SCALE],
-        job[words.ROUTER_BIAS],
-        job[words.SELECT_BIAS],
-        job[words.IDS] + 8 * pitch * first,
-        job[words.WEIGHTS] + 4 * pitch * first,
-        pitch,
-        logits + 4 * columns * first if logits != 0 else 0,
-        scratch,
+    if logits != 0:
+        logits += 4 * columns * first
+    call = arithmetic.RouteBlock(
+        tokens=count,
+        x=job[words.ROUTER_X] + job[words.ROUTER_X_STRIDE] * first,
+        x_stride=job[words.ROUTER_X_STRIDE],
+        hidden=job[words.HIDDEN],
+        router=job[words.ROUTER],
+        experts=columns,
+        k=job[words.CHOICES],
+        score=job[words.SCORE],
+        renormalize=job[words.RENORMALIZE],
+        scale=job[words.SCALE],
+        router_bias=job[words.ROUTER_BIAS],
+        select_bias=job[words.SELECT_BIAS],
+        ids=job[words.IDS] + 8 * pitch * first,
+        weights=job[words.WEIGHTS] + 4 * pitch * first,
+        pitch=pitch,
+        logits=logits,
+        scratch=scratch,
     )
+    finite = arithmetic.route_block(job[words.KERNELS], call)
     return codes.OK if finite else codes.NOT_FINITE
 
 
@@ -77,17 +80,17 @@ def _share(job, first, count, scratch):
         weights[i] = 1
     if job[words.SHARED_SIGMOID] == 0:
         return codes.OK
-    finite = arithmetic.weigh_shared(
-        job[words.KERNELS],
-        count,
-        job[words.INPUT] + job[words.INPUT_STRIDE] * first,
-        job[words.INPUT_STRIDE],
-        job[words.HIDDEN],
-        job[words.SHARED_SIGMOID],
-        job[words.WEIGHTS] + 4 * (pitch * first + pitch - 1),
-        pitch,
-        scratch,
+    call = arithmetic.WeighShared(
+        tokens=count,
+        x=job[words.INPUT] + job[words.INPUT_STRIDE] * first,
+        x_stride=job[words.INPUT_STRIDE],
+        hidden=job[words.HIDDEN],
+        column=job[words.SHARED_SIGMOID],
+        weights=job[words.WEIGHTS] + 4 * (pitch * first + pitch - 1),
+        pitch=pitch,
+        scratch=scratch,
     )
+    finite = arithmetic.weigh_shared(job[words.KERNELS], call)
     return codes.OK if finite else codes.NOT_FINITE
 
 
@@ -101,9 +104,9 @@ def _weigh_tokens(job, first, count, scratch):
         t = first + i
         if ids[pitch * i] >= 0:
             y, x = job[words.X] + job[words.X_STRIDE] * t, job[words.INPUT] + job[words.INPUT_STRIDE] * t
-            arithmetic.weigh_row(
-                job[words.KERNELS], y, job[words.WEIGHTS] + 4 * pitch * t, x, job[words.HIDDEN], scratch
-            )
+            weight, hidden = job[words.WEIGHTS] + 4 * pitch * t, job[words.HIDDEN]
+            call = arithmetic.WeighRow(y=y, weight=weight, x=x, hidden=hidden, scratch=scratch)
+            arithmetic.weigh_row(job[words.KERNELS], call)
         if job[words.KEPT_WEIGHTS] != 0:
             mem.floats(job[words.KEPT_WEIGHTS] + 4 * pitch * t, 1)[0] = weights[pitch * i]
         weights[pitch * i] = 1

@@ -7,8 +7,9 @@ and no line has two writers. The engine does not interpret scalars: a kernel fin
 list of scalars, and writes those that go back there.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import words
 from .layout import WORD, index_from
 

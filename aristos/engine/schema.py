@@ -11,8 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ALL, CPU, CUDA = "all", "cpu", "cuda"
-# parts of a job, each filled at once
-ENGINE, TILE, OBJECT, WEIGHTS, CALL = "engine", "tile", "object", "weights", "call"
+# parts of a job, each filled at once, see job.py. LASTING: from call to call; OF_CALL: for each call
+ENGINE, TILE, OBJECT, WEIGHTS, KIND, EVENTS, TAPE, BACKWARD, LANDING = LASTING = (
+    "engine", "tile", "object", "weights", "kind", "events", "tape", "backward", "landing",
+)  # fmt: skip
+START, CALL = OF_CALL = "start", "call"
+PARTS = *LASTING, *OF_CALL
 LOCK = "a worker, under the rank's lock"
 ATOMIC = "any worker, by atomics"
 FAILS = "a worker that fails"
@@ -87,7 +91,7 @@ def _words(part: str, rows: str) -> list[Word]:
 
 JOB_SCALARS: list[Word] = [
     *_words(ENGINE, "RANK | rank | this rank\nWORLD | ranks | ranks of the group"),
-    *_words(CALL, "WORKERS | workers | that take part"),
+    *_words(TILE, "WORKERS | workers | that take part"),
     *_words(
         OBJECT,
         """
@@ -118,7 +122,8 @@ JOB_SCALARS: list[Word] = [
         FFN | columns | width of the hidden activations
         """,
     ),
-    *_words(CALL, "TOKENS | tokens | tokens of this call\nEPOCH | call | serial number of this call"),
+    *_words(CALL, "TOKENS | tokens | tokens of this call"),
+    *_words(START, "EPOCH | call | serial number of this call"),
     *_words(
         OBJECT,
         """
@@ -126,10 +131,10 @@ JOB_SCALARS: list[Word] = [
         PLACEMENT | | version of the placement: a fingerprint of which ranks hold which expert
         """,
     ),
-    *_words(CALL, "LAYER | | layer of the object, 0 for an exchange"),
+    *_words(KIND, "LAYER | | layer of the object, 0 for an exchange"),
     *_words(OBJECT, "ROW_BYTES | bytes | of a row that travels\nRETURN_BYTES | bytes | of a row that comes back"),
     *_words(CALL, "STATUS_IN | status | OK, or why this rank refuses its input"),
-    *_words(CALL, "ROUTED | flag | ids and weights come from the user"),
+    *_words(CALL, "ROUTED | flag | ids and weights come from the user | cpu"),
     *_words(
         OBJECT,
         """
@@ -142,7 +147,8 @@ JOB_SCALARS: list[Word] = [
         ACTIVATION | | which activation, and its limit
         """,
     ),
-    *_words(CALL, "MODE | mode | which kind of call, see codes.py\nEVENTS_MAX | events | most of a worker | cpu"),
+    *_words(KIND, "MODE | mode | which kind of call, see codes.py"),
+    *_words(EVENTS, "EVENTS_MAX | events | most of a worker, 0: no timeline | cpu"),
     *_words(
         ENGINE,
         """
@@ -201,24 +207,49 @@ JOB_SCALARS: list[Word] = [
         INPUT_STRIDE | bytes | between them
         ROUTER_X | address | rows that the router reads | cpu
         ROUTER_X_STRIDE | bytes | between them | cpu
-        CAPACITY | choices | most of an expert by this rank, 0: no limit
+        CAPACITY | choices | most of an expert by this rank, 0: no limit | cpu
         LOGITS | address | where router scores are kept, [tokens, experts] float32, 0: nowhere | cpu
         KEPT_WEIGHTS | address | where weights of tokens are kept, [tokens, top_k] float32, 0: nowhere | cpu
+        """,
+    ),
+    *_words(
+        BACKWARD,
+        """
         SCALARS_OUT | address | [tokens, top_k] words whose lower halves travel with the rows | cpu
         SCALARS_BACK | address | [tokens, top_k] words: where those go that come back | cpu
+        """,
+    ),
+    *_words(
+        CALL,
+        """
         Y | address | rows of the output
         IDS | address | [tokens, k] int64 experts chosen, -1: a choice not taken, -2 - id: one beyond the capacity
         WEIGHTS | address | [tokens, k] float32
+        """,
+    ),
+    *_words(
+        BACKWARD,
+        """
         TAPE | | of a backward call: number of the tape, and of its pieces; 0 in other calls
         STORE | address | where this rank keeps the rows that it computes, see store.py, 0: nowhere
         STORE_STEP | bytes | between its places
         STORE_ROWS | rows | places of the store
+        """,
+    ),
+    *_words(
+        TAPE,
+        """
         TAPED | address | a record `taped` for each rank, see tape.py, 0: the call has no tape
         SAVE | | of a forward call: what is kept of a row if it fits, see primitives/taped.py
         TAPE_AT | address | start of the memory where this rank may keep rows
         TAPE_END | address | its end
         TAPE_X | bytes | of a kept row
         TAPE_HIDDEN | bytes | of kept hidden activations
+        """,
+    ),
+    *_words(
+        BACKWARD,
+        """
         BACKWARD_WEIGHTS | address | for each held expert what the kernel of a backward call reads | cpu
         """,
     ),
@@ -229,10 +260,10 @@ JOB_SCALARS: list[Word] = [
         ROUTER_BIAS | address | added to scores, 0: none | cpu
         SELECT_BIAS | address | added to weights for choosing alone, 0: none | cpu
         SHARED_UP | address | the shared expert's up projection
-        SHARED_GATE | address | its gate projection, 0: none
+        SHARED_GATE | address | its gate projection, 0: none | cpu
         SHARED_DOWN | address | its down projection
         SHARED_UP_BIAS | address | 0: none
-        SHARED_GATE_BIAS | address | 0: none
+        SHARED_GATE_BIAS | address | 0: none | cpu
         SHARED_DOWN_BIAS | address | 0: none
         SHARED_SIGMOID | address | a packed column: its output's weight is the logistic function of it, 0: 1 | cpu
         LOADED | flag | weights are loaded
@@ -256,10 +287,11 @@ JOB_SCALARS: list[Word] = [
         ENGINE,
         """
         ALL_WORKERS | workers | that the state has commands for
-        LOCK | address | the rank's lock
+        LOCK | address | the rank's lock: 0, 1 + the worker that holds it, or OUTSIDE of lock.py
         """,
     ),
-    *_words(CALL, "EVENTS | address | events of the timeline | cpu\nOUT_ROWS | address | rows of an exchange | cpu"),
+    *_words(EVENTS, "EVENTS | address | events of the timeline | cpu"),
+    *_words(LANDING, "OUT_ROWS | address | rows of an exchange | cpu"),
     *_words(
         ENGINE,
         """
@@ -294,6 +326,11 @@ JOB_TABLES = [
     Word("SLOT_OF", "for each expert the slot that this rank sends to", "slot", HOST, OBJECT),
     Word("SLOT_START", "for each rank its first slot; then the number of slots", "slot", HOST, OBJECT),
     Word("FOREIGN", "for each expert of a local peer that this rank may compute a record `foreign`", "", HOST, OBJECT),
+]
+# of the host alone, see job.py
+JOB_CHECKS = [
+    Word("FILLED", "parts that are filled, a bit each"),
+    Word("LAYOUT", "version of the runtime's windows and tables that the part `engine` describes", "", HOST, ENGINE),
 ]
 COMMAND_STEP = Word("T_COMMAND_STEP", "words of a command", "words", HOST, ENGINE)
 
@@ -338,6 +375,14 @@ STATE_WORDS = [
     Word("WAIT_EPOCH", "the AT_EPOCH that it had published then", "call", "worker 0", substrate=CUDA),
     Word("WAIT_PROGRESS", "the AT_PROGRESS that it had published then", "commands", "worker 0", substrate=CUDA),
     Word("IN_FLIGHT", "a call has begun and not all of its workers have left", "flag", "by atomics", substrate=CUDA),
+    Word(
+        "UNBEGUN",
+        "it gave up its wait for the call in flight: no kernel of its call may touch anything",
+        "flag",
+        "the kernel `begin`",
+        substrate=CUDA,
+    ),
+    Word("BEGAN", "when the call in flight began", "ns", "the kernel `begin`", substrate=CUDA),
     Word("LEFT", "workers that have left the call in flight", "workers", ATOMIC, substrate=CUDA),
 ]
 
@@ -591,6 +636,8 @@ COUNTERS = [
     Word("N_PACK", "packing and all else", "ns", OWN),
     Word("N_EVENTS", "events kept", "events", OWN),
     Word("N_WIRE", "at the wire", "ns", OWN),
+    Word("N_PUBLISH", "publishing, with waits for the lock, where kernels count it", "ns", OWN, substrate=CUDA),
+    Word("N_POLLS", "idle polls, where kernels count them", "polls", OWN, substrate=CUDA),
     Word("N_LOCAL_PUTS", "puts in shared memory, by size class", "", OWN),
 ]
 N_REMOTE_PUTS = len(COUNTERS) - 1 + record("puts").words * SIZE_CLASSES  # puts by MPI follow, by size class
@@ -652,13 +699,13 @@ INDICES = [
 
 
 def job_words() -> list[Word]:
-    """All words of a job in order: scalars, starts of the state's tables, its own two tables."""
+    """All words of a job in order: scalars, starts of the state's tables, its own tables, what checks it."""
     starts = []
     for table in TABLES:
         starts.append(Word(table.start, f"where table `{table.name}` starts in the state", "word", HOST, ENGINE))
         if table.name == "command":
             starts.append(COMMAND_STEP)
-    return [*JOB_SCALARS, *starts, *JOB_TABLES]
+    return [*JOB_SCALARS, *starts, *JOB_TABLES, *JOB_CHECKS]
 
 
 def sizes(*, world: int, max_computed: int, copies: int, records: int, rows: int, tokens: int, top_k: int, workers: int,

@@ -18,7 +18,8 @@ announced last.
 
 import math
 
-from ..primitives.compile import jit
+from kernel_cache.compile import jit
+
 from . import words
 
 

@@ -3,8 +3,9 @@
 `decide` and `publish` run under the rank's lock and take microseconds; `execute` runs outside it, on what was claimed.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import arrivals, blocks, bounds, codes, column_runs, combine, dispatch, experts, outbox, packing, routing, words
 from .layout import word_to
 from .lock import acquire, lock, unlock
@@ -83,7 +84,7 @@ def decide(job, st, worker):
     c = words.command(job, worker)
     if column_runs.share_first(job, st, worker) and column_runs.take(job, st, worker):
         return codes.SHARE
-    if not lock(job):
+    if not lock(job, 1 + worker):
         return codes.SHARE if column_runs.take(job, st, worker) else codes.IDLE
     kind = next_command(job, st, worker)
     if kind == codes.IDLE and st[words.command_back(c)] != 0:
@@ -124,7 +125,7 @@ def publish(job, st, worker, kind):
             return
         if not column_runs.share_done(job, st, slot):
             return
-    acquire(job)
+    acquire(job, 1 + worker)
     if kind == codes.EXPERT:
         experts.publish(job, st, worker)
     elif kind == codes.DISPATCH:

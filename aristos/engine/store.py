@@ -7,8 +7,9 @@ no ring row is held for the store, and nothing waits for a row of it. The kernel
 engine does not read it.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import codes, exchange, tape, words
 
 

@@ -7,9 +7,10 @@ the source sends a row [dy] where its owner keeps x, [dy | x] elsewhere. The pla
 its packed rows. Of own rows only hidden activations are kept: the caller has its x.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
 from ..primitives import taped
-from ..primitives.compile import jit
 from . import codes, words
 
 

@@ -4,8 +4,9 @@ A peer inside this call may go without progress for `timeout`, a peer still in u
 last seen of the peer stays in the state, for the error message.
 """
 
+from kernel_cache.compile import jit
+
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 from . import arrivals, words
 from .layout import word_from
 

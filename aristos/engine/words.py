@@ -4,7 +4,7 @@ Constants number the words of a job, of the state and of a line. A function give
 its address in a record. Bind an index once and use it twice: the compiler does not merge them across stores.
 """
 
-from ..primitives.compile import inlined
+from kernel_cache.compile import inlined
 
 # ---- the job
 RANK = 0
@@ -214,7 +214,9 @@ T_MOVED_TO = 203
 SLOT_OF = 204
 SLOT_START = 205
 FOREIGN = 206
-JOB_WORDS = 207
+FILLED = 207
+LAYOUT = 208
+JOB_WORDS = 209
 
 # ---- the state
 PHASE = 0
@@ -253,8 +255,10 @@ WAIT_PEER = 32
 WAIT_EPOCH = 33
 WAIT_PROGRESS = 34
 IN_FLIGHT = 35
-LEFT = 36
-STATE_WORDS = 37
+UNBEGUN = 36
+BEGAN = 37
+LEFT = 38
+STATE_WORDS = 39
 
 # ---- a line of words for a peer, and words behind it
 POISON = 0
@@ -277,8 +281,10 @@ N_IDLE = 4
 N_PACK = 5
 N_EVENTS = 6
 N_WIRE = 7
-N_LOCAL_PUTS = 8
-N_REMOTE_PUTS = 38
+N_PUBLISH = 8
+N_POLLS = 9
+N_LOCAL_PUTS = 10
+N_REMOTE_PUTS = 40
 
 # ---- sizes
 ANNOUNCED_WORDS = 14
@@ -432,6 +438,26 @@ def event(job, worker, n):
 def coded_word(a, word):
     """Address of a coded word, from that of the first."""
     return a + 8 * CODED_WORDS * word
+
+
+@inlined
+def fill_start(job, epoch):
+    """Fill the part `start` of a job on a GPU."""
+    job[EPOCH] = epoch
+
+
+@inlined
+def fill_call(job, tokens, status_in, x, x_stride, input_, input_stride, y, ids, weights):
+    """Fill the part `call` of a job on a GPU."""
+    job[TOKENS] = tokens
+    job[STATUS_IN] = status_in
+    job[X] = x
+    job[X_STRIDE] = x_stride
+    job[INPUT] = input_
+    job[INPUT_STRIDE] = input_stride
+    job[Y] = y
+    job[IDS] = ids
+    job[WEIGHTS] = weights
 
 
 @inlined

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from ..engine import words
 from . import experts
+from .rank import Rank
+from .surroundings import Surroundings
 from .violation import Deadlock, Unbounded, WrongResult
-
-if TYPE_CHECKING:
-    from .cluster import Cluster
-    from .rank import Rank
 
 
 class Checks:
     """The checks of one cluster, called as it runs."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Surroundings[Rank]) -> None:
         self.cluster = cluster
         self.runs: Counter[tuple[int, tuple[int, ...], int]] = Counter()  # (weights, row, share): how often computed
 

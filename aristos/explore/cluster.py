@@ -101,28 +101,24 @@ class Cluster:
         """Inside, the engine's steps use this cluster."""
         ranks = self.ranks
 
-        def expert_rows(kernels: int, rows: int, x: int, y: int, weights: Any, *rest: Any) -> None:
-            ranks[self.memory.rank].run_expert(rows, x, y, int(weights[0]), rest[-1])
+        def expert_rows(kernels: int, call: arithmetic.ExpertRows) -> None:
+            ranks[self.memory.rank].run_expert(call.rows, call.x, call.y, int(call.weights.up), call.kept)
 
-        def backward_rows(
-            kernels: int, rows: int, x: int, y: int, places: int, scalars: int, weights: int, *rest: int
-        ) -> None:
-            expert = weights // arithmetic.BACKWARD_WEIGHTS_BYTES
-            ranks[self.memory.rank].run_backward(rows, x, y, places, scalars, expert, rest[-1])
+        def backward_rows(kernels: int, call: arithmetic.BackwardRows) -> None:
+            ranks[self.memory.rank].run_backward(call)
 
-        def up_columns(kernels: int, rows: int, x: int, activations: int, weights: Any, *rest: int) -> None:
-            share = rest[3] // column_runs.COLUMNS
-            ranks[self.memory.rank].run_up(rows, x, activations, int(weights[0]), share, rest[-1])
+        def up_columns(kernels: int, call: arithmetic.UpColumns) -> None:
+            share, weights = call.first // column_runs.COLUMNS, int(call.weights.up)
+            ranks[self.memory.rank].run_up(call.rows, call.x, call.activations, weights, share, call.kept)
 
-        def down_columns(
-            kernels: int, rows: int, activations: int, y: int, weights: Any, ffn: int, first: int, *_: int
-        ) -> None:
-            ranks[self.memory.rank].run_down(rows, activations, y, int(weights[0]), first // column_runs.COLUMNS)
+        def down_columns(kernels: int, call: arithmetic.DownColumns) -> None:
+            share, weights = call.first // column_runs.COLUMNS, int(call.weights.up)
+            ranks[self.memory.rank].run_down(call.rows, call.activations, call.y, weights, share)
 
-        def combine_token(kernels: int, y: int, k: int, weights: int, rows: int, *_: int) -> None:
+        def combine_token(kernels: int, call: arithmetic.CombineToken) -> None:
             rank, memory = ranks[self.memory.rank], self.memory
-            listed = [memory.load(rows + 8 * j) for j in range(k)]
-            rank.run_combine(y, k, memory.floats(weights, k), listed)
+            listed = [memory.load(call.rows + 8 * j) for j in range(call.k)]
+            rank.run_combine(call.y, call.k, memory.floats(call.weights, call.k), listed)
 
         names: dict[tuple[Any, str], Any] = {(memory, name): body for name, body in self.memory.functions().items()}
         names |= {(memory, name): self.idle for name in ("pause", "yield_core", "nap")}

@@ -3,54 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import landing
+from .private_state import Host, Private
+from .stretches import Stretches
 
-if TYPE_CHECKING:
-    from .rank import Rank
-    from .stretches import Stretches
-
-PLAIN = ("epoch", "version", "stage", "call", "slices", "left", "counts")  # of a rank: never changed in place
 DICTS = ("value", "writes", "reads", "released", "returned", "full", "holders")  # of a memory, all changed in place
-
-
-@dataclass(frozen=True)
-class Host:
-    """State that only a rank's proxy reads and writes."""
-
-    sides: tuple[list[int], ...]
-
-    @classmethod
-    def of(cls, rank: Rank) -> Host:
-        return cls(tuple(side[:] for side in rank.sides))
-
-    def restore(self, rank: Rank) -> None:
-        for side, kept in zip(rank.sides, self.sides):
-            side[:] = kept
-
-
-@dataclass(frozen=True)
-class Private:
-    """State that only one rank reads and writes, without its proxy's."""
-
-    st: list[int]
-    job: list[int]
-    plain: tuple[Any, ...]
-    output: dict[int, list[int]]
-    outputs: tuple[dict[int, list[int]], ...]
-
-    @classmethod
-    def of(cls, rank: Rank) -> Private:
-        plain = tuple(getattr(rank, name) for name in PLAIN)
-        return cls(rank.st[:], rank.job[:], plain, dict(rank.output), tuple(rank.outputs))
-
-    def restore(self, rank: Rank) -> None:
-        rank.st[:] = self.st
-        rank.job[:] = self.job
-        for name, value in zip(PLAIN, self.plain):
-            setattr(rank, name, value)
-        rank.output, rank.outputs = dict(self.output), list(self.outputs)
 
 
 @dataclass(frozen=True)

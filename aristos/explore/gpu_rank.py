@@ -7,7 +7,7 @@ no MPI. The proxy is `engine.proxy`, turned as `substrate.cuda.proxy_thread` tur
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engine import codes, proxy, steps, words
 from ..engine.layout import LINE, word_from
@@ -17,10 +17,8 @@ from . import places
 from .places import ACCEPTED, LOCK, WIRE, address, private
 from .rank import Rank
 from .regions import WORD
+from .surroundings import Surroundings
 from .violation import WrongResult
-
-if TYPE_CHECKING:
-    from .cluster import Cluster
 
 
 class GpuRank(Rank):
@@ -28,7 +26,7 @@ class GpuRank(Rank):
 
     worker = "block"
 
-    def __init__(self, cluster: Cluster, me: int) -> None:
+    def __init__(self, cluster: Surroundings[Rank], me: int) -> None:
         self.host_cause = 0  # the cause, where the host has found that this rank failed
         super().__init__(cluster, me)
         self.remote = cluster.case.nodes.remote(me)

@@ -7,21 +7,18 @@ something that its actor knows of rules that out. The functions here replace `pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from .clocks import Clocks, Release
 from .places import AREA, AREA_BITS, AREA_MASK, FIRST, LOCK, PART_BITS, PRIVATE, SCRATCH, SPAN, STATE, TAPE, TAPED
 from .places import STORE as STORE_AREA
+from .reach import Reach
 from .regions import AREAS, CODED, OUT_OF_BOUNDS, RETURNS, RING, WORD, Regions
 from .running_step import where_from
 from .scheduler import LOAD, STORE, UPDATE, Scheduler
 from .state import State
 from .violation import OutOfBounds, RingError, SecondWriter, WrongResult
-
-if TYPE_CHECKING:
-    from .network import SimulatedNetwork
-    from .reach import Reach
 
 PRIVATE_BITS = PRIVATE << PART_BITS
 CHECKED_AREAS = (SCRATCH, STORE_AREA, TAPE, TAPED)  # shared by workers
@@ -29,6 +26,24 @@ FREE_AREAS = [area for area in range(len(AREAS)) if area not in (STATE, *CHECKED
 CHANGE = "waits for a change"
 JUMPS = (1_000, 20_000, 200_000, 5_000_000, 250_000_000)  # ns by which time moves on: one is longer than any wait
 OLD = 3  # how far back a load may see
+
+
+class Network(Protocol):
+    """What the memory asks of a `network.SimulatedNetwork`: words under way, and checks of accesses to them."""
+
+    @property
+    def flying(self) -> Mapping[int, Any]: ...
+
+    @property
+    def sources(self) -> Mapping[int, int]: ...
+
+    def check_read(self, at: int) -> None: ...
+
+    def check_write(self, at: int) -> None: ...
+
+    def read_coded(self, at: int) -> int: ...
+
+    def wants(self, rank: int) -> bool: ...
 
 
 class Event(NamedTuple):
@@ -50,7 +65,7 @@ class Memory(Clocks):
         super().__init__()
         self.regions, self.sched = regions, sched
         self.end = FIRST + SPAN * regions.shape.world  # of all addresses
-        self.network: SimulatedNetwork
+        self.network: Network
         self.reach: Reach | None = None  # where ranks are on GPUs
         self.states: list[State] = []  # of each rank, as mem.load at its address sees it
         self.value: dict[int, int] = {}

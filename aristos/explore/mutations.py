@@ -266,7 +266,7 @@ def early(phase: int) -> Any:
     def share_done(job: Any, st: Any, slot: int) -> bool:
         run = words.run(job, slot)
         base, up, down = st[words.run_base(run)], job[words.UP_SHARES], job[words.DOWN_SHARES]
-        done = memory.fetch_add(returns.state_word(job, words.run_done(run)), 1) + 1 - base
+        done = memory.fetch_add(layout.state_word(job, words.run_done(run)), 1) + 1 - base
         if done == up - (phase == codes.RUN_UP):
             column_runs.open_phase(job, run, base + up + down)
         return bool(done == up + down - (phase == codes.RUN_DOWN))
@@ -319,7 +319,7 @@ def opened_before_it_is_listed(put: Put) -> None:
 def no_lock(put: Put) -> None:
     """Workers of a rank decide without the lock."""
     for module in (steps, lock):
-        put(module, "lock", lambda job: bool(memory.load_acquire(job[words.LOCK]) + 1))
+        put(module, "lock", lambda job, holder: bool(memory.load_acquire(job[words.LOCK]) + 1))
 
 
 @mutation("returned-in-part", fixed=(("group", 1), ("run", 2), ("tile", 3)))

@@ -10,17 +10,14 @@ Source of the semantics: MPI 4.1, chapter 12.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..primitives import wire
+from .clocks import Clock
+from .memory_model import Memory
 from .places import FIRST, WIRE, private, put_target
 from .regions import CODED, WORD
 from .scheduler import FLUSH, LAND, POLL, PUT, Actor
 from .violation import Race, Unbounded, WrongSide
-
-if TYPE_CHECKING:
-    from .clocks import Clock
-    from .memory_model import Memory
 
 GARBAGE = 1000  # added to a torn word: more than any word grows at once, and small, so that a loop up to it ends
 MOST_WORDS = 3200  # unflushed at once, by one rank to another

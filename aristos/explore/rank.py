@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engine import arrivals, codes, outbox, packing, schema, steps, store, words
 from ..engine import exchange as halves
@@ -17,7 +17,7 @@ from ..engine.layout import StateLayout, return_stride, word_from, word_to
 from ..errors import WaitTimeout
 from ..layer.node_weights import foreign_slots
 from ..placement import Placement
-from ..primitives import memory, taped, wire
+from ..primitives import arithmetic, memory, taped, wire
 from ..substrate.cpu import loop
 from ..substrate.failure import Patience, bad_word
 from ..transport.limits import Limits
@@ -26,11 +26,10 @@ from .cases import Call
 from .places import private
 from .regions import WORD
 from .scheduler import Actor, Slice
-from .state import State, Watched
+from .state import State
+from .surroundings import Surroundings
 from .violation import OutOfBounds, WrongResult
-
-if TYPE_CHECKING:
-    from .cluster import Cluster
+from .watched_state import Watched
 
 BATCH = 6  # most rows of a run, column-split or not
 MERGE_POLLS = 3  # idle polls for which few rows wait for more
@@ -46,7 +45,7 @@ class Rank:
     worker = "worker"  # in names of actors
     sides: tuple[list[int], ...] = ()  # jobs and states that its proxy works with, if it has one
 
-    def __init__(self, cluster: Cluster, me: int) -> None:
+    def __init__(self, cluster: Surroundings[Rank], me: int) -> None:
         case = cluster.case
         self.cluster, self.case, self.me, self.calls = cluster, case, me, case.calls[me]
         self.placement = Placement(case.placement, len(case.placement), case.ranks)
@@ -121,14 +120,15 @@ class Rank:
         jobs.fill_placement(job, self.placement.slot_of.tolist(), self.placement.start.tolist(), self.foreign)
         jobs.fill_engine(
             job, schema.CPU, case.shape, self.tables, rank=me, world=case.ranks, all_workers=case.workers, spins=0,
-            yields=0, return_stride=case.shape.stride, merge_polls=MERGE_POLLS, pause_ns=PAUSE_NS, remote=remote,
-            block_pairs=case.block, once_rows=case.once, once_share=case.once_share,
+            yields=0, layout=0, return_stride=case.shape.stride, merge_polls=MERGE_POLLS, pause_ns=PAUSE_NS,
+            remote=remote, block_pairs=case.block, once_rows=case.once, once_share=case.once_share,
             scratch=private(me, places.SCRATCH), lock=private(me, places.LOCK),
             wire=private(me, places.WIRE) if remote else 0, state=private(me, places.STATE),
         )  # fmt: skip
         jobs.fill(
-            job, schema.TILE, schema.CPU, tile=case.tile, batch=BATCH, run_rows=case.run, merge_rows=case.merge,
-            runs=case.runs, split_rows=BATCH, up_shares=experts.SHARES, down_shares=case.words, shared_shares=0,
+            job, schema.TILE, schema.CPU, workers=case.workers, tile=case.tile, batch=BATCH, run_rows=case.run,
+            merge_rows=case.merge, runs=case.runs, split_rows=BATCH, up_shares=experts.SHARES, down_shares=case.words,
+            shared_shares=0,
             all_split=case.all_split, scratch_step=0, run_step=WORD * experts.SHARES * BATCH, run_pitch=0,
         )  # fmt: skip
         jobs.fill(
@@ -140,7 +140,7 @@ class Rank:
             computed=self.placement.held[me] + len(self.foreign), stay_rows=case.stay,
             reading_rows=case.stay, balanced=case.balanced, placement=0, scalars=0,
         )  # fmt: skip
-        jobs.update(job, workers=case.workers, routed=1, up_step=1, loaded=1)
+        jobs.leave_out(job, schema.CPU, schema.LANDING, schema.EVENTS)
         for i, (slot, owner) in enumerate(self.foreign):
             home = places.address(owner, places.HOME, WORD * slot)
             job[words.foreign_up(words.foreign(job, job[words.HELD] + i))] = home
@@ -275,20 +275,20 @@ class Rank:
                 )
         return row
 
-    def run_backward(self, rows: int, x: int, y: int, places: int, scalars: int, expert: int, kept: int) -> None:
-        mem, job = self.cluster.memory, self.job
-        weights = job[words.UP] + expert
+    def run_backward(self, call: arithmetic.BackwardRows) -> None:
+        mem, job, kept, scalars = self.cluster.memory, self.job, call.kept, call.scalars
+        weights = job[words.UP] + call.weights // arithmetic.BACKWARD_WEIGHTS_BYTES
         end = job[words.STORE] + job[words.STORE_STEP] * job[words.STORE_ROWS]
-        for i in range(rows):
-            row = self._from_tape(mem.load(x + WORD * i), mem.load(kept + WORD * i) if kept else 0, weights)
+        for i in range(call.rows):
+            row = self._from_tape(mem.load(call.x + WORD * i), mem.load(kept + WORD * i) if kept else 0, weights)
             self.cluster.checks.count(weights, row, -1)
-            place, scalar = mem.load(places + WORD * i), mem.load(scalars + WORD * i)
+            place, scalar = mem.load(call.places + WORD * i), mem.load(scalars + WORD * i)
             if place >= end:
                 raise WrongResult(f"rank {self.me} in call {self.epoch} keeps a row behind its store")
             for w, word in enumerate([*row, scalar]):
                 mem.store(place + WORD * w, word)
             mem.store(scalars + WORD * i, experts.scalar_back(weights, row, scalar))
-            target = mem.load(y + WORD * i)
+            target = mem.load(call.y + WORD * i)
             for w, word in enumerate(experts.computed(weights, row)[: self.case.words]):
                 mem.store(target + WORD * w, word)
 
@@ -362,30 +362,8 @@ class Rank:
                 value[private(me, places.IDS, WORD * (k * t + j))] = expert
                 value[private(me, places.WEIGHTS, 4 * (k * t + j))] = experts.weight(t, j, k)
                 value[private(me, places.SCALARS_OUT, WORD * (k * t + j))] = experts.scalar(me, self.epoch, t, j)
-        job[words.EPOCH], job[words.TOKENS] = self.epoch, 0 if call.refuses else count
-        job[words.LAYER] = 0 if call.exchange else call.layer
-        job[words.STATUS_IN] = codes.REFUSED if call.refuses else codes.OK
-        job[words.X], job[words.X_STRIDE] = private(me, places.X), WORD * width
-        job[words.ROW_BYTES], job[words.RETURN_BYTES] = WORD * width, WORD * self.case.words
-        job[words.IDS], job[words.WEIGHTS], job[words.Y] = (
-            private(me, places.IDS),
-            private(me, places.WEIGHTS),
-            private(me, places.Y),
-        )
-        job[words.UP] = experts.weights_address(int(self.placement.start[me]), call.layer)
-        job[words.MODE] = codes.MODE_DISPATCH if call.exchange else codes.MODE_LAYER
-        if backward:
-            job[words.MODE] = codes.MODE_BACKWARD
-        self._open_store(call, backward)
-        self._open_tape(call, backward)
-        job[words.PLACEMENT] = self.placement.version + call.misplaced
-        job[words.VERSION] = experts.weights_version(me, self.epoch)
-        job[words.SCALARS] = int(backward or (self.case.scalars and not call.exchange and self.epoch % 2))
-        job[words.RETURN_STRIDE] = return_stride(job[words.RETURN_BYTES], job[words.SCALARS])
-        job[words.SCALARS_OUT] = private(me, places.SCALARS_OUT)
-        job[words.SCALARS_BACK] = private(me, places.SCALARS_BACK)
-        job[words.COMPUTED] = job[words.HELD] + (0 if call.exchange else len(self.foreign))
-        job[words.WORKERS] = 1 if call.exchange else self.case.workers
+        self._fill_call(call, backward, 0 if call.refuses else count)
+        jobs.start(job, schema.CPU, 0, self.epoch)
         cluster.memory.forget_returns(me)
         packing.begin(job, self.st)
         within = self._loads_within()
@@ -393,6 +371,36 @@ class Rank:
         if job[words.WORKERS] > 1:
             memory.store_release(private(me, places.GATE, GATE_OPEN), self.epoch)
         self.stage = "load" if within else "work"
+
+    def _fill_call(self, call: Call, backward: bool, count: int) -> None:
+        """As `CpuBackend` and `FusedBackward` do, of objects that differ from call to call."""
+        job, me, width = self.job, self.me, WORD * self.case.words
+        jobs.renew_call(job)
+        jobs.renew(job, schema.KIND, schema.WEIGHTS, schema.TAPE, schema.BACKWARD)
+        mode = codes.MODE_DISPATCH if call.exchange else codes.MODE_LAYER
+        jobs.fill(
+            job, schema.KIND, schema.CPU, layer=0 if call.exchange else call.layer,
+            mode=codes.MODE_BACKWARD if backward else mode,
+        )  # fmt: skip
+        travels = 2 * width if backward else width
+        jobs.fill_some(
+            job, schema.CALL, schema.CPU, status_in=codes.REFUSED if call.refuses else codes.OK, tokens=count,
+            x=private(me, places.X), x_stride=travels, y=private(me, places.Y), routed=1, ids=private(me, places.IDS),
+            weights=private(me, places.WEIGHTS),
+        )  # fmt: skip
+        jobs.fill_some(
+            job, schema.WEIGHTS, schema.CPU, loaded=1, version=experts.weights_version(me, self.epoch), up_step=1,
+            up=experts.weights_address(int(self.placement.start[me]), call.layer),
+        )  # fmt: skip
+        self._open_store(call, backward)
+        self._open_tape(call, backward)
+        scalars = int(backward or (self.case.scalars and not call.exchange and self.epoch % 2))
+        jobs.update(
+            job, placement=self.placement.version + call.misplaced, scalars=scalars, row_bytes=travels,
+            return_bytes=width, return_stride=return_stride(width, scalars),
+            computed=job[words.HELD] + (0 if call.exchange else len(self.foreign)),
+            workers=1 if call.exchange else self.case.workers,
+        )  # fmt: skip
 
     def _loads_within(self) -> bool:
         """Whether it loads for its next call while the open one runs, which is an exchange: an object without weights.
@@ -410,19 +418,22 @@ class Rank:
         if backward and not call.refuses:
             taken = [e for rank in self.cluster.ranks for ids in rank.calls[self.epoch - 1].ids for e in ids if e >= 0]
             rows = sum(int(self.placement.ranks[e]) == self.me for e in taken)
-        job[words.TAPE] = backward * (self.epoch + call.other_tape)
-        job[words.STORE], job[words.STORE_ROWS] = private(self.me, places.STORE), rows
-        job[words.STORE_STEP] = WORD * (2 * self.case.words + 1)
-        job[words.BACKWARD_WEIGHTS] = 0  # so that an address there is an expert's number times the step
+        jobs.fill(
+            job, schema.BACKWARD, schema.CPU, tape=backward * (self.epoch + call.other_tape), store_rows=rows,
+            store=private(self.me, places.STORE), store_step=WORD * (2 * self.case.words + 1),
+            scalars_out=private(self.me, places.SCALARS_OUT), scalars_back=private(self.me, places.SCALARS_BACK),
+            backward_weights=0,  # so that an address there is an expert's number times the step
+        )  # fmt: skip
 
     def _open_tape(self, call: Call, backward: bool) -> None:
         """As `MoE.forward` and `FusedBackward` do: an empty table before a forward call, the same one after it."""
         job, case, me = self.job, self.case, self.me
         has = self._has_tape(self.epoch) if backward else bool(case.save) and not call.exchange
-        job[words.TAPED] = private(me, places.TAPED) if has and not call.refuses else 0
-        job[words.SAVE], job[words.TAPE_AT] = case.save, private(me, places.TAPE)
-        job[words.TAPE_END] = private(me, places.TAPE, WORD * case.reserve)
-        job[words.TAPE_X], job[words.TAPE_HIDDEN] = WORD * case.words, WORD * experts.SHARES
+        jobs.fill(
+            job, schema.TAPE, schema.CPU, taped=private(me, places.TAPED) if has and not call.refuses else 0,
+            save=case.save, tape_at=private(me, places.TAPE), tape_end=private(me, places.TAPE, WORD * case.reserve),
+            tape_x=WORD * case.words, tape_hidden=WORD * experts.SHARES,
+        )  # fmt: skip
         for word in range(0 if backward else words.TAPED_WORDS * case.ranks):
             self.cluster.memory.value[private(me, places.TAPED, WORD * word)] = 0
 
@@ -466,7 +477,8 @@ class Rank:
         elif code == codes.ALL_ANNOUNCED:
             self.counts = Counts(max(1, job[words.HELD]), self.case.ranks)
             halves.set_targets(job, st, self.counts)
-            job[words.OUT_ROWS] = private(self.me, places.LANDED)
+            jobs.renew(job, schema.LANDING)
+            jobs.fill(job, schema.LANDING, schema.CPU, out_rows=private(self.me, places.LANDED))
         elif code == codes.RAN:
             self._gather()
             steps.end(job, st)
@@ -519,7 +531,8 @@ class Rank:
                     for w, word in enumerate(made):
                         memory.store(private(me, places.OUT, at + WORD * w), word)
                     row += 1
-        job[words.MODE] = codes.MODE_COMBINE
+        jobs.renew(job, schema.KIND)
+        jobs.fill(job, schema.KIND, schema.CPU, layer=0, mode=codes.MODE_COMBINE)
         halves.expect_back(job, st)
         refuses = call.refuses_combine
         out = 0 if refuses else private(me, places.OUT)

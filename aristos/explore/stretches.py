@@ -18,10 +18,10 @@ from ..primitives import arithmetic, memory, wire
 from ..substrate.cpu import loop
 from .cases import Case
 from .cluster import Cluster
-from .frozen import Host, Private
 from .landing import Landing, LandingCopies
 from .network import SimulatedNetwork
 from .places import WIRE, private
+from .private_state import Host, Private
 from .rank import Rank
 from .reach import Reach
 from .regions import WORD

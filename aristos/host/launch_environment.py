@@ -14,7 +14,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from ..primitives.texts import whole
+from kernel_cache.texts import whole
+
 from . import mpi_library
 from .mpi_facts import WORLD, under_srun
 from .mpi_library import Library

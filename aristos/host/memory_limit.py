@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from ..primitives import regular
-from ..primitives.texts import whole
+from kernel_cache import regular
+from kernel_cache.texts import whole
 
 MOST = 16 << 20  # bytes of one file; hosts of many containers have thousands of mounts
 LONGEST, MOUNTS = 4096, 64  # characters of a path; mounts of hierarchies that are read

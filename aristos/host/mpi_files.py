@@ -8,7 +8,8 @@ import re
 import time
 from pathlib import Path
 
-from ..primitives.texts import whole
+from kernel_cache.texts import whole
+
 from .mpi_facts import SHARED_FILES
 
 SHM = "/dev/shm"

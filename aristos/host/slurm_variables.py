@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..primitives.texts import whole
+from kernel_cache.texts import whole
 
 LOCAL_RANK = "SLURM_LOCALID"
 NODE_NAME = "SLURMD_NODENAME"

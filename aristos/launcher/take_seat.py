@@ -19,11 +19,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from kernel_cache.texts import whole
+
 from ..errors import TopologyError
 from ..host import mpi_library, slurm_variables, workarounds
 from ..host.mpi_facts import LOCAL as LOCAL_VARIABLES
 from ..host.mpi_facts import under_srun
-from ..primitives.texts import whole
 from ..topology import cpusets, slurm_job
 from ..topology.visible import VARIABLE as VISIBLE
 from . import left

@@ -172,9 +172,9 @@ class Backend(ABC):
         """What crosses between the ranks of a node in this object's calls: "tokens" where rows always travel."""
         return "tokens"
 
+    @abstractmethod
     def timeline(self, on: bool, events: int) -> None:
         """Record events of later calls, or stop."""
-        raise InputError("timeline is for backend='cpu': on a GPU, nsys profile shows the kernels")
 
     def events(self) -> list[Event]:
         """Recorded events of the last call."""

@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ..config import SCORES, MoEConfig
 from ..kernels.by_isa import module
 from ..kernels.common import activations
+from ..primitives.arithmetic import ExpertWeights, TurnedWeights
 from ..primitives.buffers import FLOAT, LINE, aligned
-from ..primitives.compile import warm_up
 from ..reproducible import partial_sums
 from .arguments import on_input
 from .collective import Membership
-from .trained_weights import TrainedWeights, narrowed, widened
+from .trained_weights import Addresses, TrainedWeights, narrowed, widened
 
 SPARE = LINE // FLOAT  # float32 behind a row of dx: the first of them is the gradient of its combine weight
 
@@ -70,7 +72,7 @@ class Kernels:
 
         blocks: whether their experts run by `run_expert`.
         """
-        from numba import types
+        from numba import typeof, types
 
         word, tokens = types.int64, self.tokens
         wanted: list[tuple[Any, tuple]] = [
@@ -82,8 +84,9 @@ class Kernels:
         if any(on_input(cfg) or cfg.identity_experts for cfg in cfgs):
             wanted.append((tokens.row_dots, (word,) * 5))
         if blocks or any(cfg.shared_ffn for cfg in cfgs):
-            three, six = types.UniTuple(word, 3), types.UniTuple(word, 6)
-            wanted.append((self.expert.expert_blocks, (*(word,) * 6, six, three, six, *(word,) * 6)))
+            packed, turned = typeof(ExpertWeights(*[0] * 6)), typeof(TurnedWeights(*[0] * 3))
+            arrays = packed, turned, types.UniTuple(word, 6)
+            wanted.append((self.expert.expert_blocks, (*(word,) * 6, *arrays, *(word,) * 6)))
         warm_up(wanted)
 
     def scratch(self, name: str, nbytes: int) -> int:
@@ -99,7 +102,7 @@ class Kernels:
         cfg: MoEConfig,
         ffn: int,
         rows: Sequence[np.ndarray],
-        arrays: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
+        arrays: Addresses,
         adds: bool = True,
     ) -> None:
         """Compute rows of one expert backwards, and add the gradients of its weights.

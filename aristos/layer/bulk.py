@@ -14,17 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ..engine import bulk as step
 from ..engine import codes, packing, steps, words
+from ..engine import job as jobs
 from ..primitives.buffers import aligned
-from ..primitives.compile import warm_up
-from ..substrate.runtime import Runtime
+from ..substrate.cpu.runtime import CpuRuntime
 
 
 class Bulk:
     """Runs a layer's calls in phases on a runtime."""
 
-    def __init__(self, runtime: Runtime, timeout: float) -> None:
+    def __init__(self, runtime: CpuRuntime, timeout: float) -> None:
         self.runtime, self.timeout = runtime, timeout
         self.collective: Callable[[Callable[[Any], object], np.ndarray], None] = self.at_once
         self._pool: ThreadPoolExecutor | None = None
@@ -49,9 +51,9 @@ class Bulk:
     def run(self, job: np.ndarray) -> None:
         """Run an entered call to its end; collective. The watchdog bounds a wait for a rank in a fused call."""
         runtime = self.runtime
-        job[words.EPOCH] = runtime.epoch
-        job[words.REMOTE] = 0  # all rows return to this rank's own window
         with runtime.failing(job):
+            runtime.open_job(job)
+            jobs.update(job, remote=0)  # all rows return to this rank's own window
             packing.begin(job, runtime.state)
             self._phases(job, runtime.state)
             steps.end(job, runtime.state)

@@ -10,16 +10,18 @@ import numpy as np
 
 from ..config import MoEConfig
 from ..engine import codes, column_runs, schema, words
+from ..engine import job as jobs
 from ..engine.layout import lines
 from ..errors import EnvironmentProblem, InputError
 from ..kernels.by_isa import module
 from ..kernels.common import activations, scores
+from ..kernels.cpu.call_blocks import BLOCK_BYTES
 from ..kernels.cpu.elements import ELEMENTS
-from ..kernels.cpu.entries import BLOCK_BYTES
 from ..kernels.cpu.expert import hidden_bytes
 from ..kernels.cpu.lowering import handle
 from ..primitives import arrays, finite, isa
 from ..primitives.buffers import LINE, aligned
+from ..routing import Routing, routing_of
 from ..substrate.cpu.runtime import CpuRuntime
 from ..substrate.runtime import Runtime
 from .arguments import (
@@ -38,7 +40,6 @@ from .bulk import Bulk
 from .collective import Membership, Needs, status_of
 from .given import GivenLayer
 from .node_weights import NodeWeights, foreign_slots, most_foreign
-from .routing import Routing, routing_of
 from .stats import call_stats
 from .tapes import Taping, row_bytes
 from .trained_weights import TrainedWeights
@@ -115,6 +116,7 @@ class CpuBackend(Backend):
         self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
         pairs = cfg.max_tokens * max(choices(each) for each in self.cfgs)
         self._ids, self._combine_weights = aligned((pairs,), np.int64), aligned((pairs,))
+        self._routing_at = self._ids.ctypes.data, self._combine_weights.ctypes.data
         self._weighted_step = lines(self._element.nbytes * cfg.hidden)
         weighted = cfg.max_tokens * any(on_input(each) for each in self.cfgs)
         self._weighted = aligned((weighted, self._weighted_step), np.uint8)
@@ -126,7 +128,7 @@ class CpuBackend(Backend):
         self._home = self._open_home(settings, member)
         nodes, rank = member.runtime.group.nodes, member.rank
         self._foreign = [] if self._home is None else foreign_slots(member.placement, nodes, rank)
-        self.bulk = Bulk(member.runtime, settings.limits.timeout) if settings.schedule == "bulk" else None
+        self.bulk = Bulk(self._runtime, settings.limits.timeout) if settings.schedule == "bulk" else None
 
     def _open_home(self, settings: Settings, member: Membership) -> NodeWeights | None:
         """Memory for experts that local peers may read; None if this object's tokens always travel. Collective."""
@@ -241,34 +243,35 @@ class CpuBackend(Backend):
         """Write into the job what changes from call to call."""
         job, cfg, count = self._job(call.layer), self.cfgs[call.layer], len(x)
         by = x if call.router_x is None else call.router_x
-        job[words.STATUS_IN] = codes.OK
-        job[words.TOKENS] = count
-        self._fill_tape(job, cfg)
-        job[words.INPUT], job[words.INPUT_STRIDE] = x.ctypes.data, x.strides[0]
-        job[words.X], job[words.X_STRIDE] = x.ctypes.data, x.strides[0]
-        if on_input(cfg):
-            job[words.X], job[words.X_STRIDE] = self._weighted.ctypes.data, self._weighted_step
-        job[words.ROUTER_X], job[words.ROUTER_X_STRIDE] = by.ctypes.data, by.strides[0]
-        job[words.Y] = out.ctypes.data
-        job[words.ROUTED] = call.ids is not None
-        job[words.CAPACITY] = 0 if call.ids is not None else capacity(cfg, count)
+        given, step = x.ctypes.data, x.strides[0]
+        travels = (self._weighted.ctypes.data, self._weighted_step) if on_input(cfg) else (given, step)
         if call.wants_routing and call.ids is None:
             call.logits = np.empty((count, cfg.columns), np.float32)
         if call.wants_routing and on_input(cfg):
             call.kept = np.empty((count, choices(cfg)), np.float32)
-        job[words.LOGITS] = 0 if call.logits is None else call.logits.ctypes.data
-        job[words.KEPT_WEIGHTS] = 0 if call.kept is None else call.kept.ctypes.data
         ids, weights = self._routing(call, count)
-        job[words.IDS], job[words.WEIGHTS] = ids.ctypes.data, weights.ctypes.data
+        at = self._routing_at if ids is self._ids else (ids.ctypes.data, weights.ctypes.data)
+        jobs.fill(
+            job, schema.CALL, schema.CPU, status_in=codes.OK, tokens=count, x=travels[0], x_stride=travels[1],
+            input=given, input_stride=step, router_x=by.ctypes.data if call.router_x is not None else given,
+            router_x_stride=by.strides[0], y=out.ctypes.data, routed=call.ids is not None,
+            capacity=0 if call.ids is not None else capacity(cfg, count),
+            logits=0 if call.logits is None else call.logits.ctypes.data,
+            kept_weights=0 if call.kept is None else call.kept.ctypes.data, ids=at[0], weights=at[1],
+        )  # fmt: skip
+        self._fill_tape(job, cfg, self.taping)
 
-    def _fill_tape(self, job: np.ndarray, cfg: MoEConfig) -> None:
-        taping = self.taping
+    def _fill_tape(self, job: np.ndarray, cfg: MoEConfig, taping: Taping | InputError | None) -> None:
         if not isinstance(taping, Taping):
-            job[words.TAPED] = 0
+            if job[words.TAPED] != 0:  # by an earlier call
+                jobs.renew(job, schema.TAPE)
+                jobs.leave_out(job, schema.CPU, schema.TAPE)
             return
-        job[words.TAPED], job[words.SAVE] = taping.table.ctypes.data, taping.save
-        job[words.TAPE_AT], job[words.TAPE_END] = taping.first, taping.end
-        job[words.TAPE_X], job[words.TAPE_HIDDEN] = row_bytes(cfg), hidden_bytes(cfg.ffn, cfg.gated)
+        jobs.renew(job, schema.TAPE)
+        jobs.fill(
+            job, schema.TAPE, schema.CPU, taped=taping.table.ctypes.data, save=taping.save, tape_at=taping.first,
+            tape_end=taping.end, tape_x=row_bytes(cfg), tape_hidden=hidden_bytes(cfg.ffn, cfg.gated),
+        )  # fmt: skip
 
     def kept_up_to(self) -> int:
         """The address up to which the last call has filled the tape that it was given."""
@@ -292,12 +295,12 @@ class CpuBackend(Backend):
 
     def refuse(self, call: CpuCall) -> None:
         job = self._job(call.layer)
-        job[words.STATUS_IN], job[words.TOKENS], job[words.ROUTED] = status_of(call.error), 0, 0
-        job[words.TAPED] = 0
+        jobs.fill_some(job, schema.CALL, schema.CPU, status_in=status_of(call.error))
+        self._fill_tape(job, self.cfgs[call.layer], None)
 
     def _job(self, layer: int) -> np.ndarray:
-        """The job of a layer, filled again when its weights or the runtime's windows have changed."""
-        runtime, cfg = self.member.runtime, self.cfgs[layer]
+        """The job of a layer for a new call, filled again when its weights or the runtime's windows have changed."""
+        runtime, cfg = self._runtime, self.cfgs[layer]
         job = self._jobs[layer]
         if job is None:
             job = self.member.new_job(
@@ -324,19 +327,19 @@ class CpuBackend(Backend):
                 activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
             )
             self._jobs[layer] = job
-            job[words.LAYER] = layer
+            jobs.fill(job, schema.KIND, schema.CPU, layer=layer, mode=codes.MODE_LAYER)
+            jobs.leave_out(job, schema.CPU, schema.TAPE, schema.BACKWARD, schema.LANDING)
         if self._filled[layer] != runtime.version:
-            runtime.fill(job)
-            most, awaited = module("entries", self._isa).run_rows(self._element.code)
-            job[words.RUN_ROWS], job[words.MERGE_ROWS] = min(most, job[words.RUN_ROWS]), awaited
-            job[words.WORKERS] = self.member.threads
+            jobs.renew(job, schema.ENGINE, schema.TILE, schema.WEIGHTS, schema.EVENTS)
+            runtime.fill(job, self.member.threads, *module("entries", self._isa).run_rows(self._element.code))
             if self.weights[layer] is not None:
                 self.weights[layer].fill(job)
                 self._filled[layer] = runtime.version
-        if self._events is not None:
-            job[words.EVENTS], job[words.EVENTS_MAX] = self._events.ctypes.data, self._events.shape[1]
-        else:
-            job[words.EVENTS_MAX] = 0
+            else:
+                jobs.leave_out(job, schema.CPU, schema.WEIGHTS)
+            at, most = (0, 0) if self._events is None else (self._events.ctypes.data, self._events.shape[1])
+            jobs.fill(job, schema.EVENTS, schema.CPU, events=at, events_max=most)
+        jobs.renew_call(job)
         return job
 
     def _job_of(self, call: CpuCall) -> np.ndarray:
@@ -426,6 +429,7 @@ class CpuBackend(Backend):
     def timeline(self, on: bool, events: int) -> None:
         threads = self.member.runtime.threads
         self._events = aligned((threads, events, words.EVENT_WORDS), np.int64) if on else None
+        self._filled = [-1] * len(self._filled)
 
     def events(self) -> list[Event]:
         runtime, recorded = self.member.runtime, self._events

@@ -9,11 +9,13 @@ import numpy as np
 
 from ..config import MoEConfig, whole
 from ..engine import codes, words
+from ..engine import job as jobs
 from ..errors import InputError, PeerInputError
 from ..kernels.cuda.tile import BYTES, Tile
+from ..routing import Routing, routing_of
 from ..row_types import KINDS
 from ..substrate.cuda import persistent
-from ..substrate.cuda.runtime import CudaRuntime
+from ..substrate.cuda.runtime import NO_JOB, CudaRuntime
 from ..substrate.runtime import Runtime
 from . import device_arrays, streams
 from .arguments import (
@@ -29,11 +31,9 @@ from .cuda_arguments import DeviceArguments, DeviceCall
 from .cuda_jobs import LayerJobs, blocks_of
 from .cuda_weights import DeviceWeights
 from .in_flight import InFlight
-from .routing import Routing, routing_of
 from .stats import CallStats, call_stats
 
 MOST_SMS = 1 << 20
-NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
 
 
 class CudaBackend(Backend):
@@ -50,6 +50,7 @@ class CudaBackend(Backend):
         self._last: tuple[int, int] | None = None  # key of the last call's job
         self._started = 0.0  # when the last call was
         self._queued = self._runtime.device.event(timed=False)  # what other streams have queued before a call
+        self._counted = False  # kernels keep the counters of a call
         self._in_flight = InFlight(self._runtime.device)
 
     @staticmethod
@@ -111,6 +112,7 @@ class CudaBackend(Backend):
         capturing = gpu.capturing(call.stream)
         if capturing:  # first: a copy from the host, or an allocation for it, would end the capture
             self._refuse_host_arrays(given)
+            self._runtime.refuse_branch(call.stream)
         call.unordered = not capturing and streams.unordered(stream, (x, out, ids, weights, given.router_x))
         self._arguments.take(call, given)
         call.wants_routing = given.return_routing
@@ -149,6 +151,7 @@ class CudaBackend(Backend):
         with runtime.failing(NO_JOB):
             job, routing = self._jobs.of(call.layer, tile)
             self._last = (call.layer, tile.m)
+            runtime.running = self._jobs.host[self._last]
             for stream in call.before:
                 runtime.device.record(self._queued, stream)
                 runtime.device.wait(call.stream, self._queued)
@@ -156,7 +159,7 @@ class CudaBackend(Backend):
                 runtime.follow(call.stream)  # a call in flight may read the buffers
                 runtime.device.copy_in(call.given_ids, call.host_ids, call.stream)
                 runtime.device.copy_in(call.given_weights, call.host_weights, call.stream)
-            runtime.launch(tile, self._jobs.blocks[tile.m], job, routing, call, call.stream)
+            runtime.launch(tile, self._jobs.blocks[tile.m], job, routing, call, call.stream, self._counted)
             for stream in call.after:
                 runtime.follow(stream)
             self._in_flight.drop_ended()
@@ -190,8 +193,7 @@ class CudaBackend(Backend):
         seconds = max(seconds, time.perf_counter() - self._started)
         assert self._last is not None
         job = self._jobs.host[self._last]
-        job[words.TOKENS], job[words.EPOCH] = call.tokens, runtime.state[words.CALLS]
-        job[words.CAPACITY] = call.capacity
+        jobs.update(job, tokens=call.tokens, epoch=runtime.state[words.CALLS], capacity=call.capacity)
         self.totals.add(job, runtime.state, runtime.counted, seconds)
         schedule = self.settings.schedule
         return call_stats(job, runtime.state, runtime.counted, schedule=schedule, seconds=seconds, y=call.host_out)
@@ -253,6 +255,14 @@ class CudaBackend(Backend):
         call = DeviceCall(self._kind, waits=False)
         runtime.refuse_open()
         self._raise_status(call)
+
+    def timeline(self, on: bool, events: int) -> None:
+        """Let kernels count; they keep no events."""
+        if on and not self._counted:
+            self._runtime.idle()  # kernels are loaded
+            self._runtime.prepare(self._jobs.tiles, counted=True)
+            self._jobs.refuse_counted()
+        self._counted = on
 
     def close(self) -> None:
         if self._runtime.broken is None:

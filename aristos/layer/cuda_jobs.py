@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from ..config import MoEConfig
-from ..engine import schema, words
+from ..engine import codes, schema, words
+from ..engine import job as jobs
+from ..errors import EnvironmentProblem
 from ..kernels.common import activations
 from ..kernels.common.scores import rule
 from ..kernels.cuda import router
@@ -45,6 +47,17 @@ class LayerJobs:
         self._filled = [-1] * settings.layers  # the runtime's version that a layer's jobs were filled for
         self._keeps_logits = False  # until a call wants its routing, the router writes none
         self._buffers: dict[str, int] = {}  # name -> address of this object's memory on the GPU
+
+    def refuse_counted(self) -> None:
+        """Raise EnvironmentProblem if the kernels that count, which may need more registers, do not all fit at once."""
+        device = self._runtime.device
+        for tile in self.tiles:
+            blocks, fit = self.blocks[tile.m], self._runtime.blocks.of(tile, counted=True)
+            if fit < blocks:
+                raise EnvironmentProblem(
+                    f"{device.name} holds {fit} blocks of {persistent.layer_kernel(tile, True).name} for each rank and"
+                    f" this layer launches {blocks}: make the layer with sms={device.sms} for timeline(True)"
+                )
 
     def fill(self, layer: int) -> None:
         """Fill a layer's jobs again, because its weights have changed."""
@@ -88,6 +101,7 @@ class LayerJobs:
         ):
             job[word] = runtime.state_at + 8 * starts[table]
         job[router.STATUS] = runtime.state_at + 8 * words.STATUS
+        job[router.UNBEGUN] = runtime.state_at + 8 * words.UNBEGUN
         if loaded is not None:
             job[router.ROUTER], job[router.SELECT_BIAS] = loaded.router or 0, loaded.select_bias
             job[router.SHARED_SIGMOID] = loaded.shared_sigmoid
@@ -139,11 +153,15 @@ class LayerJobs:
                 timeout_ns=timeout_ns(self._limits.timeout),
                 absent_ns=timeout_ns(self._limits.absent),
             )
-            job[words.LAYER] = layer
+            jobs.fill(job, schema.KIND, schema.CUDA, layer=layer, mode=codes.MODE_LAYER)
+            jobs.leave_out(job, schema.CUDA, schema.TAPE, schema.EVENTS, schema.BACKWARD, schema.LANDING)
             runtime.fill(job)
             if self._weights[layer] is not None:
                 self._weights[layer].fill(job)
+            else:
+                jobs.leave_out(job, schema.CUDA, schema.WEIGHTS)
             runtime.fill_tile(job, tile, self.blocks[tile.m], cfg.gated)
+            jobs.check(job, schema.CUDA, runtime.version, later=(schema.START, schema.CALL))  # the kernel `begin` does
             self.host[key], at = job, self._copied(job)
             self._jobs[key] = at, self._copied(self._routing_job(layer, at + 8 * int(job[words.SLOT_OF])))
         return self._jobs[key]

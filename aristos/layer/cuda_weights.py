@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from ..config import BIASED, MoEConfig
-from ..engine import words
+from ..engine import job as jobs
+from ..engine import schema
 from ..kernels.cuda import router
 from ..kernels.cuda.pack import COLUMNS, INTERLEAVE, interleaved, outputs, pack, pack_bias
-from ..kernels.cuda.tile import BYTES, CHUNK
+from ..kernels.cuda.tile import CHUNK
 from ..primitives.buffers import FLOAT
-from ..row_types import KINDS
+from ..row_types import BY_KIND, KINDS
+from ..weight_types import WEIGHT_TYPES
 from .given import Arrays
 from .weights import PackedLayer
 
@@ -89,14 +91,13 @@ class DeviceWeights(PackedLayer):
         self.gpu.copy_in(self._at[name] + values.nbytes * i, values)
 
     def fill(self, job: np.ndarray) -> None:
-        """Write the addresses into a job. A rank with no experts has none: they are 0 and never read."""
-        for name, at, step in (("up", words.UP, words.UP_STEP), ("down", words.DOWN, words.DOWN_STEP),
-                               ("up_bias", words.UP_BIAS, words.UP_BIAS_STEP),
-                               ("down_bias", words.DOWN_BIAS, words.DOWN_BIAS_STEP)):  # fmt: skip
-            job[at], job[step] = self._at.get(name, 0), self._steps.get(name, 0)
-        for name in ("shared_up", "shared_down", "shared_up_bias", "shared_down_bias"):
-            job[getattr(words, name.upper())] = self._at.get(name, 0)
-        job[words.LOADED], job[words.VERSION], job[words.GATED] = self.complete, self.version, self.gated
+        """Write the part `weights` of a job. A rank with no experts has none: addresses are 0 and never read."""
+        names = ("up", "down", "up_bias", "down_bias")
+        found = {name: self._at.get(name, 0) for name in (*names, *(f"shared_{name}" for name in names))}
+        found |= {f"{name}_step": self._steps.get(name, 0) for name in names}
+        jobs.fill(
+            job, schema.WEIGHTS, schema.CUDA, loaded=self.complete, version=self.version, gated=self.gated, **found
+        )
 
     def free(self) -> None:
         """Free the GPU memory."""
@@ -124,7 +125,7 @@ def _expert_bytes(cfg: MoEConfig, ffn: int) -> int:
 
 def _product_bytes(k: int, n: int, kind: str) -> int:
     """Bytes of a packed [K, N] and its bias of float32."""
-    return _up(n, COLUMNS) * (_up(k * BYTES[kind], CHUNK) + FLOAT)
+    return _up(n, COLUMNS) * (_up(WEIGHT_TYPES[BY_KIND[kind].name].nbytes(k, 1), CHUNK) + FLOAT)
 
 
 def _up(n: int, step: int) -> int:

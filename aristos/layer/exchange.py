@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ..config import whole
 from ..engine import codes, schema, words
 from ..engine import exchange as step
+from ..engine import job as jobs
 from ..errors import AristosError, InputError, OpenCallError
+from ..kernels.cpu.call_blocks import BLOCK_BYTES
 from ..kernels.cpu.convert import FLOAT32
-from ..kernels.cpu.entries import BLOCK_BYTES
 from ..kernels.cpu.lowering import handle
 from ..placement import Placement
 from ..primitives import arrays, isa
 from ..primitives.buffers import FLOAT, aligned
-from ..primitives.compile import warm_up
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from .arguments import check_common, explain_ids, not_finite, refusal, routing_arrays, usable_limits, weight_arrays
 from .collective import Collective, Membership, Needs
@@ -110,6 +112,7 @@ class Exchange(Collective):
             reading_rows=0,
             balanced=0,
         )
+        jobs.leave_out(self._job, schema.CPU, schema.BACKWARD, schema.WEIGHTS, schema.EVENTS, schema.TAPE)
         self._ones = aligned((max_tokens, top_k))
         self._ones[:] = 1
         self._open: Handle | None = None
@@ -168,26 +171,39 @@ class Exchange(Collective):
         """Fill the job. A refusal is returned, not raised, because the other ranks have entered the call."""
         runtime, job = self._alive(), self._job
         try:
-            runtime.fill(job)
-            job[words.WORKERS], job[words.MODE], job[words.ROUTED], job[words.EVENTS_MAX] = 1, codes.MODE_DISPATCH, 1, 0
-            job[words.WEIGHTS], job[words.LAYER] = self._ones.ctypes.data, 0
+            jobs.renew_call(job)
+            jobs.renew(job, schema.ENGINE, schema.TILE, schema.LANDING)
+            runtime.fill(job, 1)
+            jobs.leave_out(job, schema.CPU, schema.LANDING)
             self._x, self._lead = arrays.rows("x", x, self.hidden, "float32")
             if len(self._x) > self.max_tokens:
                 raise InputError(f"x has {len(self._x)} tokens, more than max_tokens={self.max_tokens}")
             self._ids = routing_arrays(ids, (*self._lead, self.top_k))
-            job[words.STATUS_IN], job[words.TOKENS] = codes.OK, len(self._x)
-            job[words.X], job[words.X_STRIDE], job[words.IDS] = (
-                self._x.ctypes.data,
-                self._x.strides[0],
-                self._ids.ctypes.data,
-            )
+            self._fill(codes.MODE_DISPATCH)
         except Exception as problem:
-            job[words.STATUS_IN], job[words.TOKENS] = codes.REFUSED, 0
+            self._fill_refused()
             return refusal(problem)
         except BaseException:
             runtime.leave()
             raise
         return None
+
+    def _fill(self, mode: int, y: np.ndarray | None = None, weights: np.ndarray | None = None) -> None:
+        """Write what calls of this kind need into the job; without weights, rows that come back have the weight 1."""
+        job, x = self._job, self._x
+        jobs.renew(job, schema.KIND, schema.CALL)
+        jobs.fill(job, schema.KIND, schema.CPU, layer=0, mode=mode)
+        jobs.fill_some(
+            job, schema.CALL, schema.CPU, status_in=codes.OK, tokens=len(x), x=x.ctypes.data, x_stride=x.strides[0],
+            y=0 if y is None else y.ctypes.data, routed=1, ids=self._ids.ctypes.data,
+            weights=(self._ones if weights is None else weights).ctypes.data,
+        )  # fmt: skip
+
+    def _fill_refused(self) -> None:
+        """Write a call without tokens, which announces a refusal, into the job."""
+        jobs.renew(self._job, schema.KIND, schema.CALL)
+        jobs.fill(self._job, schema.KIND, schema.CPU, layer=0, mode=codes.MODE_DISPATCH)
+        jobs.fill_some(self._job, schema.CALL, schema.CPU, status_in=codes.REFUSED, routed=1)
 
     def _receive(self, runtime: CpuRuntime) -> tuple[np.ndarray, np.ndarray]:
         """Run the first phase: (rows that landed here [rows, H], counts [L, W])."""
@@ -197,7 +213,8 @@ class Exchange(Collective):
             runtime.begin(job)
             runtime.go_on(job, self._limits)
         landed = np.empty((int(step.set_targets(job, runtime.state, counts)), self.hidden), np.float32)
-        job[words.OUT_ROWS] = landed.ctypes.data
+        jobs.renew(job, schema.LANDING)
+        jobs.fill(job, schema.LANDING, schema.CPU, out_rows=landed.ctypes.data)
         with runtime.progressing():
             runtime.go_on(job, self._limits)
         return landed, counts
@@ -241,8 +258,7 @@ class Exchange(Collective):
         self._open = None
         with runtime.failing(job):
             unused = np.empty((len(self._x), self.hidden), np.float32) if y is None else y
-            job[words.MODE], job[words.Y] = codes.MODE_COMBINE, unused.ctypes.data
-            job[words.WEIGHTS] = self._ones.ctypes.data if scale is None else scale.ctypes.data
+            self._fill(codes.MODE_COMBINE, unused, scale)
             step.expect_back(job, runtime.state)
             address, status = (0, codes.REFUSED) if back is None else (back.ctypes.data, codes.OK)
             for i in range(1, self.world + 1):

@@ -12,19 +12,21 @@ from itertools import pairwise
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ..config import MoEConfig
 from ..engine import codes, schema, store, words
+from ..engine import job as jobs
 from ..engine.experts import GROUP
 from ..errors import InputError, MismatchError
 from ..kernels.by_isa import module
 from ..kernels.common import activations
+from ..kernels.cpu.call_blocks import BLOCK_BYTES
 from ..kernels.cpu.elements import element_type
-from ..kernels.cpu.entries import BLOCK_BYTES
 from ..kernels.cpu.expert import hidden_bytes
 from ..kernels.cpu.lowering import handle_of
 from ..primitives import isa
 from ..primitives.buffers import FLOAT, aligned
-from ..primitives.compile import warm_up
 from ..substrate.cpu.runtime import RUN_LEAST, CpuRuntime
 from ..transport.limits import Limits
 from .arguments import on_input
@@ -70,8 +72,9 @@ class FusedBackward(BackwardCalls):
     def refuse(self, error: Exception) -> None:
         """Make the call without rows, and announce that this rank refuses its arguments. Collective."""
         job = self._job(0)
-        job[words.TOKENS], job[words.STORE_ROWS], job[words.TAPE], job[words.TAPED] = 0, 0, 0, 0
-        job[words.STATUS_IN] = status_of(error)
+        jobs.fill_some(job, schema.CALL, schema.CPU, status_in=status_of(error), routed=1)
+        jobs.leave_out(job, schema.CPU, schema.TAPE, schema.BACKWARD)
+        self._fill_weights(job, 0)
         self._call(job)
 
     def run_tape(
@@ -102,29 +105,22 @@ class FusedBackward(BackwardCalls):
         step = self.kernels.expert.place_bytes(hidden, cfg.ffn, cfg.gated)
         if self._store.size < step * saved.received:
             self._store = aligned((step * saved.received,), np.uint8)
-        for word, value in (
-            (words.STATUS_IN, codes.OK),
-            (words.TOKENS, count),
-            (words.TAPE, PIECES * number + pieces),
-            (words.X, rows.ctypes.data),
-            (words.X_STRIDE, rows.strides[0]),
-            (words.INPUT, given.ctypes.data),
-            (words.INPUT_STRIDE, given.strides[0]),
-            (words.IDS, saved.ids.ctypes.data),
-            (words.WEIGHTS, factors.ctypes.data),
-            (words.Y, combined.ctypes.data),
-            (words.SCALARS_OUT, sent.ctypes.data),
-            (words.SCALARS_BACK, back.ctypes.data),
-            (words.STORE, self._store.ctypes.data),
-            (words.STORE_STEP, step),
-            (words.STORE_ROWS, saved.received),
-            (words.BACKWARD_WEIGHTS, table.ctypes.data),
-            (words.VERSION, weights.version),
-            (words.TAPED, 0 if saved.taped is None else saved.taped.ctypes.data),
-            (words.TAPE_X, row_bytes(cfg)),
-            (words.TAPE_HIDDEN, hidden_bytes(cfg.ffn, cfg.gated)),
-        ):
-            job[word] = value
+        jobs.fill_some(
+            job, schema.CALL, schema.CPU, status_in=codes.OK, tokens=count, x=rows.ctypes.data,
+            x_stride=rows.strides[0], input=given.ctypes.data, input_stride=given.strides[0], y=combined.ctypes.data,
+            routed=1, ids=saved.ids.ctypes.data, weights=factors.ctypes.data,
+        )  # fmt: skip
+        jobs.fill(
+            job, schema.BACKWARD, schema.CPU, tape=PIECES * number + pieces, scalars_out=sent.ctypes.data,
+            scalars_back=back.ctypes.data, store=self._store.ctypes.data, store_step=step,
+            store_rows=saved.received, backward_weights=table.ctypes.data,
+        )  # fmt: skip
+        taped = 0 if saved.taped is None else saved.taped.ctypes.data
+        jobs.fill_some(
+            job, schema.TAPE, schema.CPU, taped=taped, tape_x=row_bytes(cfg),
+            tape_hidden=hidden_bytes(cfg.ffn, cfg.gated),
+        )  # fmt: skip
+        self._fill_weights(job, weights.version)
         self._call(job)
         with self.runtime.failing(job):
             weights.half_changed = True
@@ -145,15 +141,23 @@ class FusedBackward(BackwardCalls):
                 kernels=self._handle, score=0, renormalize=0, scale=0,
                 activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
             )  # fmt: skip
-            job[words.LAYER], job[words.MODE], job[words.ROUTED], job[words.LOADED] = layer, codes.MODE_BACKWARD, 1, 1
+            jobs.fill(job, schema.KIND, schema.CPU, layer=layer, mode=codes.MODE_BACKWARD)
+            jobs.leave_out(job, schema.CPU, schema.LANDING, schema.EVENTS)
             self._jobs[layer] = job
         if self._filled[layer] != self.runtime.version:
-            self.runtime.fill(job)
+            jobs.renew(job, schema.ENGINE, schema.TILE)
+            self.runtime.fill(job, self.member.threads)
             half = int(job[words.RUN_ROWS]) // 2 // GROUP * GROUP  # a row takes nearly twice a forward row's time
-            job[words.RUN_ROWS] = min(RUN_ROWS, max(RUN_LEAST, half))
-            job[words.WORKERS] = self.member.threads
+            jobs.update(job, run_rows=min(RUN_ROWS, max(RUN_LEAST, half)))
             self._filled[layer] = self.runtime.version
+        jobs.renew_call(job)
+        jobs.renew(job, schema.TAPE, schema.BACKWARD, schema.WEIGHTS)
         return job
+
+    @staticmethod
+    def _fill_weights(job: np.ndarray, version: int) -> None:
+        """Write the part `weights`: the kernels of a backward call read none of its addresses."""
+        jobs.fill_some(job, schema.WEIGHTS, schema.CPU, loaded=1, version=version)
 
     def _call(self, job: np.ndarray) -> None:
         """Run the call. Raises PeerInputError if another rank refused, MismatchError if ranks gave different tapes."""

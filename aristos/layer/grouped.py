@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError, MismatchError
+from ..placement import Plan
 from ..substrate.attach import attach
 from ..transport.limits import Limits
 from .differences import differences
-
-if TYPE_CHECKING:
-    from ..planner import Plan
 
 
 def split(
@@ -24,16 +22,16 @@ def split(
     """
     rank, world = comm.Get_rank(), comm.Get_size()
     problem, mine = None, ""
-    try:
+    if not isinstance(plan, Plan):
+        problem = f"plan must be an aristos.planner.Plan, got {plan!r}"
+    else:
         mine = f"groups {plan.groups} and placement {plan.placement}"
         if placement is not None:
             problem = "give plan or placement, not both: the plan has one"
-        elif plan.problem.n != world:
-            problem = f"plan is for {plan.problem.n} devices, and there are {world} ranks"
-        elif experts is not None and plan.problem.experts != experts:
-            problem = f"plan places {plan.problem.experts} experts, and cfg has {experts}"
-    except AttributeError:
-        problem = f"plan must be an aristos.planner.Plan, got {plan!r}"
+        elif plan.ranks != world:
+            problem = f"plan is for {plan.ranks} devices, and there are {world} ranks"
+        elif experts is not None and plan.experts != experts:
+            problem = f"plan places {plan.experts} experts, and cfg has {experts}"
     whole = attach(comm, limits, ranks_per_node)
     try:
         whole.refuse_open()
@@ -53,4 +51,4 @@ def split(
         whole.release()
     place = {device: at for at, device in enumerate(plan.groups[number])}
     held = plan.placement[number]
-    return part, [[place[device] for device in held[e]] for e in range(plan.problem.experts)], number
+    return part, [[place[device] for device in held[e]] for e in range(plan.experts)], number

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import MismatchError
-from ..placement import Placement
+from ..placement import Placement, Plan
 from ..reproducible import Node, total
 from ..substrate.attach import attach
 from ..transport.group import Group
@@ -23,7 +23,6 @@ from .trained_weights import TrainedWeights
 AT_ONCE = 4 << 20  # bytes of gradients that are added at once: few, so that they stay in caches and need no new pages
 
 if TYPE_CHECKING:
-    from ..planner import Plan
     from ..substrate.runtime import Runtime
 
 
@@ -31,7 +30,7 @@ def holders_of(places: Placement, plan: Plan | None) -> list[list[int]]:
     """[E] the ranks that hold each expert, ascending; with a plan the devices of all its groups."""
     if plan is None:
         return [sorted(ranks) for ranks in places.copies]
-    return [sorted(rank for group in plan.placement for rank in group[e]) for e in range(plan.problem.experts)]
+    return [sorted(rank for group in plan.placement for rank in group[e]) for e in range(plan.experts)]
 
 
 class Holders:

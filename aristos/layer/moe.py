@@ -6,7 +6,7 @@ import os
 import socket
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ..config import BACKENDS, MOST_EXPERTS, MoEConfig, boolean, whole
 from ..engine.layout import lines, rank_bytes
 from ..errors import InputError, ResultsError
 from ..host.nodes import Nodes
-from ..placement import Placement
+from ..placement import Placement, Plan
 from . import timeline
 from . import weights as cpu_weights
 from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common, refusal, usable_limits, usable_nodes
@@ -33,9 +33,6 @@ from .stats import Summary, summarize
 from .tapes import Reserve, checked_bytes
 from .trained_weights import training_bytes
 from .training import check_training
-
-if TYPE_CHECKING:
-    from ..planner import Plan
 
 
 class MoE(SavedLayers):
@@ -350,7 +347,8 @@ class MoE(SavedLayers):
     def timeline(self, on: bool, events: int = 100_000) -> None:
         """Record what every worker does in later calls, up to `events` a worker and call; `on=False` ends it.
 
-        Raises InputError with backend="cuda".
+        With backend="cuda" no events are kept: later calls take a little longer, and their stats have the seconds and
+        idle polls of workers. Raises EnvironmentProblem where not all blocks of the kernels that count fit on the GPU.
         """
         events = whole("events", events, 10**8, "an int in 1..10**8")
         self._settled()

@@ -89,10 +89,10 @@ class NodeWeights:
             record = int(words.foreign(job, expert))
             owner, slot = int(job[words.foreign_owner(record)]), int(job[words.foreign_slot(record)])
             number = slot - first.setdefault(owner, int(start[owner]))
-            for i, name in enumerate(ARRAYS):
+            for name in ARRAYS:
                 each = self._layers[layer].get(name)
                 at = 0 if each is None else self._memory.base[owner] + self._offset(owner, layer, name) + each * number
-                job[words.foreign_up(record) + i] = at
+                job[getattr(words, f"foreign_{name}")(record)] = at
 
     def close(self) -> None:
         """Let go of the memory."""

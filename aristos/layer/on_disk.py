@@ -7,12 +7,15 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from kernel_cache.errors import quoted
+
 from ..config import whole
-from ..errors import AristosError, CheckpointError, InputError, quoted
+from ..errors import AristosError, CheckpointError, InputError
+from ..train import Optimizer
 from . import saved_files, saving
 from .collective import agreed
 from .differences import Fields, differences
@@ -22,9 +25,6 @@ from .saved_files import COMMON, DENSE, Recorded
 from .tapes import Reserve
 from .trained_weights import TrainedWeights
 from .training import TrainedLayers
-
-if TYPE_CHECKING:
-    from ..train import Optimizer
 
 Extra = dict[str, Any]
 MOST_EXTRA, DEEPEST = 1 << 20, 20  # bytes of `extra` as JSON, and how deep its lists and dicts may lie in each other

@@ -13,9 +13,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
+from kernel_cache import regular
+
 from ..errors import CheckpointError
-from ..primitives import regular
-from ..results import atomic, npz
+from ..primitives import atomic_file, npz
 from .differences import differences
 from .given import Arrays
 
@@ -79,9 +80,9 @@ def write_arrays(path: Path, arrays: Arrays) -> Recorded:
         if error.errno in _TOO_MANY:
             raise cannot(path, "written", error) from error
         advice = "save elsewhere"
-        if error.errno in atomic.FULL:
+        if error.errno in atomic_file.FULL:
             needed = sum(array.nbytes for array in arrays.values())
-            advice = f"{atomic.space(path.parent, needed)}: free some space, or save elsewhere"
+            advice = f"{atomic_file.space(path.parent, needed)}: free some space, or save elsewhere"
         raise CheckpointError(f"{path} cannot be written: {os.strerror(error.errno or 0)}: {advice}") from error
     return Recorded(recording.size, recording.hash.hexdigest())
 

@@ -30,11 +30,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kernel_cache import regular
+from kernel_cache.errors import quoted
+
 from ..config import MoEConfig, whole
-from ..errors import CheckpointError, InputError, ResultsError, quoted
+from ..errors import CheckpointError, InputError, ResultsError
 from ..host.processes import ENDED, Process
-from ..primitives import regular
-from ..results import atomic
+from ..primitives import atomic_file
 from .differences import Fields, fields_of
 from .saved_files import Recorded, cannot, digest_of
 
@@ -189,7 +191,7 @@ def lock_seconds(absent: float) -> float:
 def _alone(directory: Path, seconds: float) -> Iterator[None]:
     """Hold the lock of saved.json. Raises CheckpointError."""
     try:
-        with atomic.locked(directory / MANIFEST, seconds):
+        with atomic_file.locked(directory / MANIFEST, seconds):
             yield
     except ResultsError as error:
         raise CheckpointError(str(error)) from error
@@ -229,8 +231,8 @@ def _made(directory: Path, last: int, after: str) -> Begun:
     try:
         (aside / MARK).write_text(json.dumps(mark))
         aside.rename(directory / begun.folder)
-        atomic.sync(directory)
-        atomic.sync(directory.parent)
+        atomic_file.sync(directory)
+        atomic_file.sync(directory.parent)
     except BaseException:
         _remove(aside)
         _discard_of(directory, begun)
@@ -263,7 +265,7 @@ def finish(directory: Path, begun: Begun, about: Mapping[str, Any], seconds: flo
     """
     _replaced(directory, begun)
     for each in (directory / begun.folder, directory):
-        atomic.sync(each)
+        atomic_file.sync(each)
     content: dict[str, Any] = {"schema": SCHEMA, "folder": begun.folder, "id": begun.id, **about}
     text = json.dumps(content | {"digest": digest_of(canonical(content))}, indent=1).encode()
     if len(text) > MOST_BYTES:
@@ -277,7 +279,7 @@ def finish(directory: Path, begun: Begun, about: Mapping[str, Any], seconds: flo
         return text
 
     with _alone(directory, seconds):
-        atomic.rewrite(directory / MANIFEST, change)
+        atomic_file.rewrite(directory / MANIFEST, change)
         for folder in old:
             _discard(folder)
         for folder in _marked(directory):

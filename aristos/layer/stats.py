@@ -25,7 +25,8 @@ class CallStats:
     output: a value that exceeds 65504, in a hidden activation too, becomes infinite; None in other types, and where the
     output lies in GPU memory. isa: the instruction set of this rank's kernels; None on a GPU. On a GPU, whose
     workers are blocks, only idle_seconds is measured and the other sums over workers are zero: reading the clock around
-    every command would cost too much.
+    every command costs time. After `timeline(True)` all are measured there: route_seconds is the time of the router's
+    kernels, publish_seconds that of workers that publish, with their waits for the rank's lock; polls: idle polls.
     """
 
     rank: int
@@ -54,6 +55,8 @@ class CallStats:
     kept_rows_to_peer: tuple[int, ...]
     dropped_rows: int = 0
     not_finite: int | None = None
+    publish_seconds: float = 0.0
+    polls: int = 0
 
     @property
     def balance(self) -> float:
@@ -238,6 +241,8 @@ def call_stats(
         kept_rows_to_peer=kept_by_peer(job, state),
         dropped_rows=dropped_rows(job, by_expert, state),
         not_finite=not_finite(y),
+        publish_seconds=n[words.N_PUBLISH] * 1e-9,
+        polls=n[words.N_POLLS],
     )
 
 

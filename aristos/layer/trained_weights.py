@@ -12,6 +12,7 @@ from ..config import MoEConfig
 from ..errors import InputError
 from ..kernels.cpu.convert import BFLOAT16, narrow
 from ..kernels.cpu.elements import ElementType, element_type
+from ..primitives.arithmetic import ExpertWeights, TurnedWeights
 from ..primitives.buffers import FLOAT, LINE, aligned
 from ..reproducible import Node
 from .given import ROUTERS, SHARED, Arrays, expert_names, shapes
@@ -19,6 +20,7 @@ from .weights import LayerWeights
 
 PROJECTIONS = ("up", "gate", "down")
 FLOATS = LINE // FLOAT
+Addresses = tuple[ExpertWeights, TurnedWeights, tuple[int, ...]]  # the last: of gradients, as ExpertWeights
 
 
 class TrainedWeights(LayerWeights):
@@ -207,7 +209,7 @@ class TrainedWeights(LayerWeights):
                 self.partial[name][part] = 0
                 at += into.size
 
-    def expert(self, i: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    def expert(self, i: int) -> Addresses:
         """Addresses of an expert's packed arrays, of those packed transposed, and of its gradients; 0: absent."""
         names = (*PROJECTIONS, *(f"{name}_bias" for name in PROJECTIONS))
         part = self._copied_at.get(self.mine[i])
@@ -220,9 +222,9 @@ class TrainedWeights(LayerWeights):
                 (sums, to, names),
             )
         )
-        return packed, turned, added
+        return ExpertWeights(*packed), TurnedWeights(*turned), added
 
-    def shared(self, common: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    def shared(self, common: np.ndarray) -> Addresses:
         """`expert` of the shared expert, whose gradients lie in `common`."""
         names = [f"shared_{name}" for name in (*PROJECTIONS, *(f"{each}_bias" for each in PROJECTIONS))]
         packed, turned = (
@@ -230,7 +232,8 @@ class TrainedWeights(LayerWeights):
             for arrays, chosen in ((self._shared, names), (self.shared_turned, names[:3]))
         )
         parts = [self.part(common, name) for name in names]
-        return packed, turned, tuple(0 if part is None else part.ctypes.data for part in parts)
+        added = tuple(0 if part is None else part.ctypes.data for part in parts)
+        return ExpertWeights(*packed), TurnedWeights(*turned), added
 
 
 def narrowed(array: np.ndarray, cfg: MoEConfig) -> np.ndarray:

@@ -13,6 +13,7 @@ from ..config import MoEConfig, whole
 from ..errors import AristosError, InputError, MismatchError, OpenCallError, PeerInputError
 from ..primitives.arrays import rows as rows_of
 from ..reproducible import total
+from ..routing import Routing
 from ..row_types import ROW_TYPES
 from ..transport.group import Group
 from .arguments import refusal
@@ -22,7 +23,6 @@ from .cpu import CpuBackend
 from .fused_backward import FusedBackward
 from .holders import Holders
 from .loading import LoadedLayers
-from .routing import Routing
 from .tapes import Reserve, Taping, asked, kept_names
 from .trained_weights import TrainedWeights, narrowed
 from .updates import Updates

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ..kernels.by_isa import module
 from ..primitives.buffers import FLOAT
-from ..primitives.compile import warm_up
 
 
 class Updates:

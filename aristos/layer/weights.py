@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ..config import MoEConfig
-from ..engine import words
+from ..engine import job as jobs
+from ..engine import schema
 from ..errors import NotLoaded
 from ..kernels.cpu.elements import ElementType, element_type
+from ..primitives.arithmetic import ExpertWeights
 from ..primitives.buffers import FLOAT, aligned
 from .given import ROUTERS, Arrays, GivenLayer, expert_names
 from .given import SHARED as SHARED_ARRAYS
@@ -169,29 +171,16 @@ class LayerWeights(PackedLayer):
         return sum(array.nbytes for part in (self.packed, self._shared) for array in part.values()) + router
 
     def fill(self, job: np.ndarray) -> None:
-        """Write the addresses into a job; 0 for absent arrays."""
-        job[words.LOADED], job[words.VERSION] = self.complete, self.version
-        names = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
-        slots = (words.UP, words.GATE, words.DOWN, words.UP_BIAS, words.GATE_BIAS, words.DOWN_BIAS)
-        for name, slot in zip(names, slots):
-            array = self.packed.get(name)
-            job[slot] = array.ctypes.data if array is not None else 0
-        for name, slot in (
-            ("up", words.UP_STEP),
-            ("down", words.DOWN_STEP),
-            ("up_bias", words.UP_BIAS_STEP),
-            ("down_bias", words.DOWN_BIAS_STEP),
-        ):
-            array = self.packed.get(name)
-            job[slot] = array.strides[0] if array is not None else 0
+        """Write the part `weights` of a job: addresses, 0 for absent arrays."""
+        arrays = dict.fromkeys((*ExpertWeights._fields, *ROUTERS, *SHARED_ARRAYS)) | self.packed | self._shared
+        arrays |= self._biases | {"router": self.router}
+        found = {name: 0 if array is None else array.ctypes.data for name, array in arrays.items()}
+        for name in ("up", "down", "up_bias", "down_bias"):
+            packed = self.packed.get(name)
+            found[f"{name}_step"] = 0 if packed is None else packed.strides[0]
+        jobs.fill(job, schema.WEIGHTS, schema.CPU, loaded=self.complete, version=self.version, **found)
         if self._home is not None:
             self._home[0].fill(job, self._home[1])
-        job[words.ROUTER] = self.router.ctypes.data if self.router is not None else 0
-        for name in SHARED_ARRAYS:
-            array = self._shared.get(name)
-            job[getattr(words, name.upper())] = array.ctypes.data if array is not None else 0
-        for name, word in (("router_bias", words.ROUTER_BIAS), ("select_bias", words.SELECT_BIAS)):
-            job[word] = self._biases[name].ctypes.data if name in self._biases else 0
 
 
 def packed_bytes(cfg: MoEConfig, count: int) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from kernel_cache import regular
+
 from ..errors import EnvironmentProblem
-from ..primitives import regular
 from .baselines import groups_of, node_of
 from .plan import Plan
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import placement
 from .achieved import Achieved, achieve
 from .cost import Cost
 from .placing import place
@@ -15,7 +16,7 @@ from .problem import Problem
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(placement.Plan):
     """The result of `solve`. groups: device indices, ascending, groups in order of first devices. cost: their terms.
 
     lower_bound_us: no partition costs less. method: how the groups and the bound were found.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..primitives.compile import jit
+from kernel_cache.compile import jit
 
 NOTHING = -np.inf
 

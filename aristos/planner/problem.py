@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, quoted
-from ..primitives.texts import plain
+from kernel_cache.errors import quoted
+from kernel_cache.texts import plain
+
+from ..errors import InputError
 from . import tree as compressed
 from .tree import Tree
 from .values import IDLE, LARGEST, ProblemError, count, number, read_json
 
 OBJECTIVES = ("work_conserving", "literal")
-MOST_EXPERTS = 1 << 16
+MOST_EXPERTS = 1 << 16  # fewer than a layer may have (config.py): Python code visits each, for every group of devices
 Matrix = NDArray[np.float64]
 
 

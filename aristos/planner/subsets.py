@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..primitives.compile import jit
+from kernel_cache.compile import jit
+
 from .terms import comm_us, pi_us, share_mib
 
 INFINITE = np.inf

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, quoted
-from ..primitives import regular
+from kernel_cache import regular
+from kernel_cache.errors import quoted
+
+from ..errors import InputError
 
 LARGEST, SMALLEST = 1e30, 1e-30  # limits of numbers, and of positive ones: products of a few stay finite
 IDLE = 1e-12  # a device without memory for an expert computes nothing: its rate counts as this share of the slowest's

@@ -1,75 +1,204 @@
-"""The arithmetic that steps call: names and arguments. A substrate provides the implementations.
+"""The arithmetic that steps call by name. Written by `python -m aristos.engine.generate`: do not edit.
 
-On CPUs `kernels/cpu/lowering.py` registers a compiled function for each name; the schedule explorer replaces them by
-hashes. A GPU's blocks compute in the persistent kernel and call none of these. kernels: the job's word KERNELS.
-weights: the addresses (up, gate, down, up_bias, gate_bias, down_bias) of one expert, 0 for absent tensors.
+A call takes the address of an element type's kernels, the job's word KERNELS, and a record that names its arguments. On
+CPUs `kernels/cpu/lowering.py` registers a compiled function for each name; the schedule explorer replaces them by
+hashes. A GPU's blocks compute in the persistent kernel and call none of these.
 """
 
-BACKWARD_WEIGHTS_BYTES = 9 * 8  # of one expert's addresses for `backward_rows`
+from typing import NamedTuple
+
+BACKWARD_WEIGHTS_BYTES = 72  # of one expert's addresses for `backward_rows`
 
 
 def _missing(name):
     raise NotImplementedError(f"nothing computes {name}: import aristos.kernels.cpu.lowering before the steps run")
 
 
-def route_block(
-    kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, router_bias, select_bias,
-    ids, weights, pitch, logits, scratch,
-):  # fmt: skip
-    """Choose k experts for each of `count` tokens; False if a score is not finite. ids, weights: addresses of
-    [count, pitch] int64 and float32, whose first k columns are written. score: `rule` of kernels/common/scores.py.
-    scale: bits of a float32. router_bias, select_bias: addresses of [experts] float32, 0 for absent ones. logits: where
-    the scores go, [count, experts] float32, or 0. scratch: BLOCK_BYTES of `kernels.cpu.entries`, then
-    `kernels.cpu.tokens.route_bytes` bytes.
-    """
+class ExpertWeights(NamedTuple):
+    """Addresses of one expert's packed weights."""
+
+    up: int  # address: up projection
+    gate: int  # address: gate projection, 0: none
+    down: int  # address: down projection
+    up_bias: int  # address: 0: none
+    gate_bias: int  # address: 0: none
+    down_bias: int  # address: 0: none
+
+
+class TurnedWeights(NamedTuple):
+    """Addresses of one expert's packed weights, transposed."""
+
+    up: int  # address: up projection
+    gate: int  # address: gate projection, 0: none
+    down: int  # address: down projection
+
+
+class RouteBlock(NamedTuple):
+    """Arguments of `route_block`."""
+
+    tokens: int  # tokens: of the block
+    x: int  # address: rows that the router reads
+    x_stride: int  # bytes: between them
+    hidden: int  # columns: width of a row
+    router: int  # address: packed router weights, float32
+    experts: int  # experts: that have a score
+    k: int  # choices: of a token
+    score: int  # which score, and groups of experts, see `rule` in kernels/common/scores.py
+    renormalize: int  # flag: the k weights of a token are divided by their sum
+    scale: int  # factor of the weights, as bits of a float32
+    router_bias: int  # address: [experts] float32, added to scores, 0: none
+    select_bias: int  # address: [experts] float32, added to weights for choosing alone, 0: none
+    ids: int  # address: [tokens, pitch] int64, whose first k columns are written
+    weights: int  # address: [tokens, pitch] float32, whose first k columns are written
+    pitch: int  # columns: of ids and weights
+    logits: int  # address: [tokens, experts] float32, where scores are kept, 0: nowhere
+    scratch: int  # address: `route_bytes` of kernels/cpu/tokens.py
+
+
+class ExpertRows(NamedTuple):
+    """Arguments of `expert_rows`."""
+
+    rows: int  # rows: that are computed
+    x: int  # address: addresses of the rows
+    y: int  # address: addresses of their outputs
+    weights: ExpertWeights  # addresses: of the expert
+    activation: int  # which activation, and its limit
+    hidden: int  # columns: width of a row
+    ffn: int  # columns: width of the hidden activations
+    scratch: int  # address: `run_bytes` of kernels/cpu/entries.py
+    wire: int  # address: that is served between panels, 0: none; see primitives/wire.py
+    kept: int  # address: entries of primitives/taped.py: where products with up and gate are kept, 0: nowhere
+
+
+class UpColumns(NamedTuple):
+    """Arguments of `up_columns`."""
+
+    rows: int  # rows: of the run
+    x: int  # address: addresses of the rows
+    activations: int  # address: hidden activations of the run
+    weights: ExpertWeights  # addresses: of the expert
+    activation: int  # which activation, and its limit
+    hidden: int  # columns: width of a row
+    ffn: int  # columns: width of the hidden activations
+    first: int  # column: of the hidden activations to compute
+    columns: int  # columns: to compute
+    scratch: int  # address: `run_bytes` of kernels/cpu/entries.py
+    wire: int  # address: that is served between panels, 0: none
+    kept: int  # address: as of `expert_rows`
+
+
+class DownColumns(NamedTuple):
+    """Arguments of `down_columns`."""
+
+    rows: int  # rows: of the run
+    activations: int  # address: hidden activations of the run
+    y: int  # address: addresses of the outputs
+    weights: ExpertWeights  # addresses: of the expert
+    ffn: int  # columns: width of the hidden activations
+    first: int  # column: of the outputs to compute
+    last: int  # column: behind the last one to compute
+    scratch: int  # address: `run_bytes` of kernels/cpu/entries.py
+    wire: int  # address: that is served between panels, 0: none
+
+
+class CombineToken(NamedTuple):
+    """Arguments of `combine_token`."""
+
+    y: int  # address: of the output row
+    k: int  # choices: of the token
+    weights: int  # address: [k] float32
+    rows: int  # address: [k] addresses of rows, 0 for a choice not taken
+    hidden: int  # columns: width of a row
+    scratch: int  # address: `combine_bytes` of kernels/cpu/tokens.py
+
+
+class Product(NamedTuple):
+    """Arguments of `product`."""
+
+    rows: int  # rows: of x
+    x: int  # address: addresses of the rows
+    depth: int  # columns: width of a row of x
+    panels: int  # address: the packed matrix
+    columns: int  # columns: width of a row of y
+    y: int  # address: addresses of the rows of y
+    scratch: int  # address: `product_bytes` of kernels/cpu/entries.py
+
+
+class WeighShared(NamedTuple):
+    """Arguments of `weigh_shared`."""
+
+    tokens: int  # tokens: of the block
+    x: int  # address: rows of the tokens
+    x_stride: int  # bytes: between them
+    hidden: int  # columns: width of a row
+    column: int  # address: packed [hidden, 1] float32
+    weights: int  # address: float32 that are written
+    pitch: int  # columns: from one of them to the next
+    scratch: int  # address: as of `route_block`
+
+
+class BackwardRows(NamedTuple):
+    """Arguments of `backward_rows`."""
+
+    rows: int  # rows: that are computed
+    x: int  # address: addresses of the rows
+    y: int  # address: addresses of the rows of dx
+    places: int  # address: addresses of places for what gradients of weights need
+    scalars: int  # address: words: combine weights as float32 bits, which become their gradients
+    weights: int  # address: of the expert: ExpertWeights, then TurnedWeights
+    activation: int  # which activation, and its limit
+    hidden: int  # columns: width of a row
+    ffn: int  # columns: width of the hidden activations
+    scratch: int  # address: `store_bytes` of kernels/cpu/expert_backward.py
+    wire: int  # address: that is served between panels, 0: none
+    kept: int  # address: entries of primitives/taped.py: what the forward call has kept of the rows, 0: nothing
+
+
+class WeighRow(NamedTuple):
+    """Arguments of `weigh_row`."""
+
+    y: int  # address: of the row that is written
+    weight: int  # address: of a float32
+    x: int  # address: of the row
+    hidden: int  # columns: width of a row
+    scratch: int  # address: as of `combine_token`
+
+
+def route_block(kernels, call):
+    """Choose experts and weights for a block of tokens. Returns False if a score is not finite."""
     _missing("route_block")
 
 
-def weigh_shared(kernels, count, x, x_stride, hidden, column, weights, pitch, scratch):
-    """Write the logistic function of x column, for `count` tokens, at `weights`, `pitch` float32 apart; False if a
-    product is not finite. column: address of a packed [hidden, 1]; scratch as of `route_block`.
-    """
-    _missing("weigh_shared")
-
-
-def weigh_row(kernels, y, weight, x, hidden, scratch):
-    """y[hidden] = weight * x, rounded to the element type. y, weight, x: addresses, of a float32 and of rows."""
-    _missing("weigh_row")
-
-
-def expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire, kept):
-    """Run one expert on `rows` rows. x, y: addresses of arrays of row addresses.
-
-    kept: address of an array of entries of `primitives.taped`, or 0: where the products with up and gate are kept, to
-    which the activation function is not applied yet.
-    """
+def expert_rows(kernels, call):
+    """Run one expert on rows."""
     _missing("expert_rows")
 
 
-def backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire, kept):
-    """Compute `rows` rows [dy | x] of one expert backwards: dx to y, what its weights' gradients need to `places`.
-
-    x, y, places: addresses of arrays of row addresses. scalars: address of an array of words, the combine weights as
-    float32 bits, which become their gradients. weights: address of the nine addresses (up, gate, down, up_bias,
-    gate_bias, down_bias, then up, gate, down transposed). kept: address of an array of entries of `primitives.taped`,
-    or 0: what the forward call has kept of the rows. A row is [dy] if x is kept.
-    """
-    _missing("backward_rows")
-
-
-def up_columns(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire, kept):
-    """Compute hidden activations first..first+columns of a column-split run. kept: as of `expert_rows`."""
+def up_columns(kernels, call):
+    """Compute some hidden activations of a column-split run."""
     _missing("up_columns")
 
 
-def down_columns(kernels, rows, activations, y, weights, ffn, first, last, scratch, wire):
-    """Compute output columns first..last of a column-split run."""
+def down_columns(kernels, call):
+    """Compute some output columns of a column-split run."""
     _missing("down_columns")
 
 
-def combine_token(kernels, y, k, weights, rows, hidden, scratch):
-    """y[hidden] = sum over j of weights[j] * row j, in order.
-
-    weights: address of [k] float32; rows: address of [k] addresses, 0 for a choice not taken.
-    """
+def combine_token(kernels, call):
+    """Write y[hidden], the sum over j of weights[j] * row j, in order."""
     _missing("combine_token")
+
+
+def weigh_shared(kernels, call):
+    """Write the logistic function of x times a column, for tokens. Returns False if a product is not finite."""
+    _missing("weigh_shared")
+
+
+def backward_rows(kernels, call):
+    """Compute rows [dy | x] of one expert backwards; a row is [dy] if x is kept."""
+    _missing("backward_rows")
+
+
+def weigh_row(kernels, call):
+    """Write y[hidden] = weight * x, rounded to the element type."""
+    _missing("weigh_row")

@@ -5,8 +5,9 @@ Only the thread that holds the lock calls MPI. `engine/outbox.py` decides what i
 Semantics: MPI 4.1, chapter 12 (passive target, Win_flush, Win_sync; separate puts are unordered).
 """
 
+from kernel_cache.compile import jit
+
 from . import memory as mem
-from .compile import jit
 
 (
     LOCK,  # 1 while a thread is in MPI

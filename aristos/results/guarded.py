@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..primitives.texts import plain
+from kernel_cache.texts import plain
 
 SHARE, SPARE = 64, 64 << 20  # most data: SHARE times the size of the file, which is compressed, and SPARE bytes
 SECONDS = 10.0  # for a trial, and one more for each 16 MiB of the file

@@ -29,11 +29,12 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from kernel_cache import regular
+from kernel_cache.texts import shown
+
 from ..errors import EnvironmentProblem, InputError, ResultsError
-from ..primitives import regular
-from ..primitives.texts import shown
+from ..primitives.atomic_file import locked, rewrite, try_writing
 from . import guarded
-from .atomic import locked, rewrite, try_writing
 
 if TYPE_CHECKING:
     import pandas

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from kernel_cache.compile import report_as
+
 from ..errors import EnvironmentProblem, MismatchError
-from ..primitives.compile import report_as
 from ..transport.group import Group, warn_if_launched
 from ..transport.limits import Limits
 from .cpu.runtime import CpuRuntime
@@ -29,6 +30,12 @@ def attach(comm: Any, limits: Limits, ranks_per_node: int | None = None, backend
     runtime.group.limits = runtime.group.limits.union(limits)
     runtime.users += 1
     return runtime
+
+
+def standing() -> str:
+    """What every engine of this process does, in words: for a program that hangs. From any thread, within seconds."""
+    found = [f"{backend}: {runtime.standing()}" for (_, backend), runtime in list(_runtimes.items())]
+    return "\n".join(found) or "no layer is made in this process"
 
 
 def _new_runtime(group: Group, backend: str) -> Runtime:

@@ -1,9 +1,10 @@
 """The heartbeat that a rank's peers watch: its epoch and its progress, published at intervals by worker 0."""
 
+from kernel_cache.compile import jit
+
 from ..engine import steps, words
-from ..engine.lock import acquire, unlock
+from ..engine.lock import OUTSIDE, acquire, unlock
 from ..engine.outbox import HEARTBEAT_NS
-from ..primitives.compile import jit
 
 
 @jit
@@ -11,7 +12,7 @@ def publish_progress(job, st, now):
     """Publish {epoch, progress} to every peer, at most once in HEARTBEAT_NS. now: ns. By worker 0 alone."""
     if now - st[words.HEARTBEAT] > HEARTBEAT_NS:
         st[words.HEARTBEAT] = now
-        acquire(job)
+        acquire(job, OUTSIDE)
         progress = st[words.PROGRESS]
         unlock(job)
         steps.heartbeat(job, st, progress)

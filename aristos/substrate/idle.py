@@ -1,8 +1,9 @@
 """What a host thread does after an idle poll: spin, then yield its core, then sleep."""
 
+from kernel_cache.compile import jit
+
 from ..engine import words
 from ..primitives import memory as mem
-from ..primitives.compile import jit
 
 # (idle polls until a thread yields its core, until it sleeps): where it has the core to itself, and where it shares it
 ALONE, CROWDED = (2000, 50_000), (4, 100)

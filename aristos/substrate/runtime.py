@@ -19,7 +19,7 @@ from ..engine import job as jobs
 from ..engine import words
 from ..engine.layout import EngineShape, PairLayout, StateLayout
 from ..engine.poison import failure_of
-from ..errors import AristosError, ClosedError, MismatchError, OpenCallError
+from ..errors import AristosError, ClosedError, MismatchError, OpenCallError, WaitTimeout
 from ..transport.group import Group
 from .background import Background
 from .counters import Tables
@@ -55,6 +55,7 @@ class Runtime(ABC):
         self.users = 0
         self.objects = 0
         self.open = False
+        self.running: np.ndarray | None = None  # the job of the last call
         self._dropped: Callable[[], object] | None = None
         self.failure = Failure(group)
         self._memory: EngineMemory | None = None
@@ -114,15 +115,15 @@ class Runtime(ABC):
         assert self._memory is not None
         jobs.fill_engine(
             job, substrate, self.shape, self.tables, rank=self.group.rank, world=self.group.world,
-            all_workers=self.threads, remote=len(self._memory.remote), block_pairs=BLOCK_PAIRS, **values,
+            all_workers=self.threads, remote=len(self._memory.remote), block_pairs=BLOCK_PAIRS, layout=self.version,
+            **values,
         )  # fmt: skip
-        job[words.WORKERS] = self.threads
 
     def _blank_job(self) -> np.ndarray:
         """A job without a layer, for what concerns the engine alone."""
         job = np.zeros(jobs.size(0, 0), np.int64)
         self.fill(job)
-        job[words.EPOCH] = self.epoch
+        jobs.update(job, epoch=self.epoch)
         return job
 
     # ------------------------------------------------------------ the open call
@@ -181,9 +182,13 @@ class Runtime(ABC):
     @contextlib.contextmanager
     def failing(self, job: np.ndarray) -> Iterator[None]:
         """An exception in the block leaves no rank and no worker waiting; the engine is unusable after."""
+        if job.size and job[words.SLOT_START] != 0:  # it is of a layer, not of the engine alone
+            self.running = job
         try:
             yield
         except BaseException as error:
+            if isinstance(error, WaitTimeout):
+                error.add_note(self.standing())
             self._fail(job, error, "its last call failed")
             raise
 
@@ -201,6 +206,20 @@ class Runtime(ABC):
     def _fail(self, job: np.ndarray, error: BaseException, why: str) -> None:
         self.failure.record(error, why, lambda origin, cause: self._notify_peers(job, error, origin, cause))
         self.open = False
+
+    def standing(self) -> str:
+        """Where the last call stands on this rank, in words, see standing.py. From any thread; never raises."""
+        me = f"rank {self.group.rank} of {self.group.world}"
+        if self.running is None:
+            return f"{me}: no call yet"
+        try:
+            return self._standing(self.running)
+        except Exception as error:  # the caller has another error to report
+            return f"{me}: the state of its call cannot be read: {type(error).__name__}: {error}"
+
+    @abstractmethod
+    def _standing(self, job: np.ndarray) -> str:
+        """`standing.describe` of this rank's state. job: of the last call."""
 
     @abstractmethod
     def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:

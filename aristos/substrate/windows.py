@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numba import int64
 
+from kernel_cache.compile import warm_up
+
 from ..engine import words
 from ..engine.layout import (
     CODED_BYTES,
@@ -23,7 +25,6 @@ from ..engine.layout import (
 from ..host.nodes import Nodes
 from ..primitives import wire
 from ..primitives.buffers import aligned
-from ..primitives.compile import warm_up
 from ..transport.group import Calling, Group
 from ..transport.rma import RmaWindow
 from ..transport.window import Window

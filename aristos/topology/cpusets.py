@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..primitives.texts import whole
+from kernel_cache.texts import whole
 
 MOST = 1 << 16  # CPUs of a list; Linux itself ends at 8192
 

@@ -9,8 +9,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from kernel_cache import regular
+
 from ..errors import EnvironmentProblem, InputError
-from ..primitives import regular
 from . import cpusets
 from .drawing_network import draw_network
 from .model import Gpu, Link, Node, Topology

@@ -6,8 +6,9 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 
+from kernel_cache.texts import plain, shown
+
 from ..errors import TopologyError
-from ..primitives.texts import plain, shown
 from . import cpusets
 
 MOST = 1 << 17  # names of one expression; Slurm itself takes 65536 a range

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kernel_cache.texts import whole
+
 from ..errors import TopologyError
-from ..primitives.texts import whole
 from . import cpusets
 
 NONE = "N/A"

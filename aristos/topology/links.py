@@ -35,9 +35,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kernel_cache import regular
+from kernel_cache.texts import plain
+
 from ..errors import InputError
-from ..primitives import aside, regular
-from ..primitives.texts import plain
+from ..primitives import aside
 
 SCHEMA = "aristos-links/1"
 MIB = 1 << 20

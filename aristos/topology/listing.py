@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from kernel_cache.texts import plain
+
 from ..errors import TopologyError
-from ..primitives.texts import plain
 from .matrix import clean, complaint
 from .model import Mig
 

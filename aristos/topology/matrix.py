@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from kernel_cache.texts import whole
+
 from ..errors import TopologyError
-from ..primitives.texts import whole
 from . import cpusets
 from .layout import Row, affinities
 

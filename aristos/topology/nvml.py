@@ -20,6 +20,7 @@ OK = 0
 MOST_LINKS = 36  # NVML_NVLINK_MAX_LINKS
 NO_NUMA = 2**32 - 1  # -1
 SM_CLOCK, MEMORY_CLOCK = 1, 2  # nvmlClockType_t
+GPU_SENSOR = 0  # NVML_TEMPERATURE_GPU
 SWITCH = 2  # NVML_NVLINK_DEVICE_TYPE_SWITCH
 LEVELS = {0: "PIX", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}  # nvmlGpuTopologyLevel_t; 0: one board
 
@@ -107,6 +108,31 @@ def state(library: Any, uuid: str) -> dict[str, Any]:
         if (limit := _number(library, "nvmlDeviceGetEnforcedPowerLimit", handle)) is not None:
             found["power_limit_w"] = limit / 1000
     return found
+
+
+def samples(library: Any, uuid: str) -> Iterator[dict[str, Any]]:
+    """What a GPU does at the moment of each step, as far as known: clocks in MHz, W, degrees, reasons of throttling.
+
+    throttled: the bits nvmlClocksEventReason*. uuid: 'GPU-...', as in CUDA. Ends at once if the driver knows no such
+    GPU.
+    """
+    with _started(library) as started:
+        handle = ctypes.c_void_p()
+        if not started or not _ask(library, "nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(handle)):
+            return
+        while True:
+            found: dict[str, Any] = {}
+            for name, kind in (("sm", SM_CLOCK), ("memory", MEMORY_CLOCK)):
+                if (clock := _number(library, "nvmlDeviceGetClockInfo", handle, ctypes.c_uint(kind))) is not None:
+                    found[f"{name}_clock_mhz"] = clock
+            if (power := _number(library, "nvmlDeviceGetPowerUsage", handle)) is not None:
+                found["power_w"] = power / 1000
+            if (heat := _number(library, "nvmlDeviceGetTemperature", handle, ctypes.c_uint(GPU_SENSOR))) is not None:
+                found["celsius"] = heat
+            bits = ctypes.c_ulonglong()
+            if _ask(library, "nvmlDeviceGetCurrentClocksThrottleReasons", handle, ctypes.byref(bits)):
+                found["throttled"] = bits.value
+            yield found
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from ..primitives.texts import whole
+from kernel_cache.texts import whole
+
 from .model import NODE, SYS, Link, Nic
 from .sysfs import cpus_in, natural, read
 

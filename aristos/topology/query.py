@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kernel_cache.texts import plain, whole
+
 from ..errors import TopologyError
-from ..primitives.texts import plain, whole
 from .matrix import clean, complaint
 
 FIELDS = ("index", "name", "uuid", "pci.bus_id", "memory.total")  # queried by `discover`

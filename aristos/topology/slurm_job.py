@@ -12,9 +12,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kernel_cache.texts import whole
+
 from ..errors import TopologyError
 from ..host import slurm_variables
-from ..primitives.texts import whole
 from .hostlist import MOST, expand
 
 NODES = ("JOB_NODELIST", "NODELIST", "STEP_NODELIST", "HET_SIZE")

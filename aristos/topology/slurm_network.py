@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kernel_cache.texts import whole
+
 from ..errors import TopologyError
-from ..primitives.texts import whole
 from .hostlist import expand, split
 from .matrix import complaint
 from .network import Network

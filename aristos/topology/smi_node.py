@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from kernel_cache.texts import whole
+
 from ..errors import TopologyError
-from ..primitives.texts import whole
 from . import cpusets, faults, listing, matrix, nvlink, query
 from .listing import Listed
 from .matrix import Matrix

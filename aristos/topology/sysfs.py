@@ -7,8 +7,9 @@ import platform
 import re
 from pathlib import Path
 
-from ..primitives import regular
-from ..primitives.texts import whole
+from kernel_cache import regular
+from kernel_cache.texts import whole
+
 from . import cpusets
 from .model import Cache, Node, Numa
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from kernel_cache import regular
+
 from ..errors import InputError
-from ..primitives import regular
 
 
 def read(name: str | Path) -> str:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import subprocess
 import sys
 import threading
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
-from simt_gpu import on_ranks
+from gpu_rivals import (
+    GPUS,
+    FakeCublas,
+    FakeNccl,
+    MachineTorch,
+    bytes_anywhere,
+    of_tests,
+    torch_or_skip,
+)
+from simt_gpu import MachineGpu, on_ranks
 
 from aristos import results
 from aristos.bench import main, plots, routing, suites
 from aristos.bench.command_line import parse
-from aristos.bench.context import VERDICTS, Context
-from aristos.bench.gpu import alltoall, calls, clock, cublas, launch_cost
+from aristos.bench.context import VERDICTS, WRONG_RIVAL, Context
+from aristos.bench.gpu import alltoall, calls, clock, cublas, launch_cost, rival, torch_layer
 from aristos.bench.options import Options, UsageError
 from aristos.bench.suites import (
     exchange_gpu,
@@ -31,13 +37,13 @@ from aristos.bench.suites import (
     put_gpu,
     replay,
     replay_gpu,
+    router_gpu,
     signal_gpu,
 )
 from aristos.bench.workload import Workload
 from aristos.bench.world import World
 from aristos.errors import EnvironmentProblem
-from aristos.kernels.cuda.pack import narrow, widen
-from aristos.layer.device_arrays import KINDS
+from aristos.row_types import KINDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
@@ -54,66 +60,26 @@ SMALL = {
 }
 
 
-class FakeCublas:
-    """cuBLAS's product by NumPy, on the PTX machine's memory."""
-
-    def __init__(self, gpu):
-        self.device = gpu.device
-
-    def product(self, kind, m, n, k, a, lda, b, ldb, c, ldc):
-        size = {"bf16": 2, "f16": 2}.get(kind, 4)
-        dtype = clock.TYPES[kind]
-        self.device.synchronize()
-
-        def rows(at, count, width, pitch):
-            whole = self.device._bytes(at, size * (pitch * (count - 1) + width))
-            step = (size * pitch, size)
-            return np.lib.stride_tricks.as_strided(whole.view(dtype), (count, width), step)
-
-        left, right = widen(rows(a, m, k, lda), kind), widen(rows(b, n, k, ldb), kind)
-        rows(c, m, n, ldc)[:] = narrow(left @ right.T, kind)
-
-
-class FakeNccl:
-    """CuPy's binding of NCCL, between threads: `groupEnd` moves the bytes of the group. In place of its module."""
-
-    available, NCCL_INT8 = True, 0
-
-    def __init__(self):
-        self.local = threading.local()
-
-    def get_unique_id(self):
-        return {"barrier": threading.Barrier(2), "sent": {}}
-
-    def groupStart(self):
-        self.local.sends, self.local.gets = [], []
-
-    def NcclCommunicator(self, size, key, rank):
-        self.local.key, self.local.rank = key, rank
-        assert size == key["barrier"].parties
-        return SimpleNamespace(
-            send=lambda at, n, kind, peer, stream: self.local.sends.append((at, n, peer)),
-            recv=lambda at, n, kind, peer, stream: self.local.gets.append((at, n, peer)),
-            destroy=lambda: None,
-        )
-
-    def groupEnd(self):
-        gpu, key, rank = GPUS[threading.get_ident()], self.local.key, self.local.rank
-        gpu.synchronize()
-        for at, n, peer in self.local.sends:
-            key["sent"][rank, peer] = gpu._bytes(at, n).copy()
-        key["barrier"].wait(60)
-        for at, n, peer in self.local.gets:
-            gpu._bytes(at, n)[:] = key["sent"][peer, rank]
-        key["barrier"].wait(60)
-
-
-GPUS = {}  # thread -> its GPU
+@pytest.fixture
+def nccl(monkeypatch):
+    library = FakeNccl()
+    monkeypatch.setattr(alltoall, "library", lambda: library)
 
 
 @pytest.fixture
-def nccl(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", FakeNccl())
+def chain(monkeypatch):
+    """A rival for `layer` and `replay`."""
+    for suite in (layer_gpu, replay_gpu):
+        monkeypatch.setattr(suite, "rival_or_why", of_tests())
+
+
+@pytest.fixture
+def torch(monkeypatch):
+    """PyTorch on CPUs as the rival."""
+    torch_or_skip()
+    for module in (rival, router_gpu):
+        monkeypatch.setattr(module, "TorchGpu", MachineTorch)
+    monkeypatch.setattr(MachineGpu, "_bytes", bytes_anywhere)
 
 
 @pytest.fixture(autouse=True)
@@ -130,11 +96,23 @@ def small(monkeypatch):
     monkeypatch.setattr(progress_gpu, "MATRIX", 8)
     monkeypatch.setattr(plan_gpu, "SIZES", (512, 1024))
     monkeypatch.setattr(plan_gpu, "TURNS", 1)
-    monkeypatch.setattr(cublas, "library", lambda: (_ for _ in ()).throw(EnvironmentProblem("no cuBLAS here")))
+    monkeypatch.setattr(cublas, "library", missing("no cuBLAS here"))
+    monkeypatch.setattr(alltoall, "library", missing("no NCCL here"))
+    for module in (rival, router_gpu):
+        monkeypatch.setattr(module, "TorchGpu", missing("no PyTorch here"))
 
 
-def measured(name, ranks=1, trace=None, **options):
-    """A suite's result on rank 0; each rank has a GPU of the PTX machine."""
+def missing(why):
+    """A function that raises EnvironmentProblem."""
+
+    def raises(*arguments):
+        raise EnvironmentProblem(why)
+
+    return raises
+
+
+def measured(name, ranks=1, trace=None, right=True, **options):
+    """A suite's result on rank 0; each rank has a GPU of the PTX machine. right: whether all rivals are."""
 
     def body(comm, rank):
         world = World(comm)
@@ -147,7 +125,8 @@ def measured(name, ranks=1, trace=None, **options):
 
     result = on_ranks(ranks, body)[0]
     assert result.ok, [(r.get("what"), r.get("error"), r["check"]) for s in result.sheets for r in s.records]
-    assert all(record["check"] == VERDICTS[True] for sheet in result.sheets for record in sheet.records)
+    found = {record["check"] for sheet in result.sheets for record in sheet.records}
+    assert found == {VERDICTS[True]} | (set() if right else {WRONG_RIVAL})
     draw(result.tables)
     return result
 
@@ -242,46 +221,88 @@ def test_gemm_without_cublas():
     assert sheet.notes == ["no cuBLAS here"]
 
 
-@pytest.mark.parametrize(("dtype", "preset"), [("float32", "gpt-oss-20b"), ("bfloat16", "mixtral-8x7b"),
-                                               ("float16", "switch-base-128"), ("tf32", "mixtral-8x7b")])  # fmt: skip
-def test_layer_against_the_chain(dtype, preset, monkeypatch):
-    """Both are right with and without biases and gate, for every dtype."""
+def test_gemm_against_a_cublas_that_is_wrong(monkeypatch):
+    """Its time is not compared, and the suite has not failed."""
     monkeypatch.setattr(cublas, "Cublas", FakeCublas)
+    monkeypatch.setattr(FakeCublas, "wrong", 1.0)
+    (sheet,) = measured("gemm").sheets
+    assert all("share" not in record for record in sheet.records)
+    assert [note.split(":")[0] for note in sheet.notes] == [WRONG_RIVAL, WRONG_RIVAL, "cuBLAS of the tests"]
+
+
+LAYERS = [("float32", "gpt-oss-20b"), ("bfloat16", "mixtral-8x7b"), ("float16", "switch-base-128"),
+          ("tf32", "mixtral-8x7b")]  # fmt: skip
+
+
+@pytest.mark.usefixtures("torch")
+@pytest.mark.parametrize(("dtype", "preset"), LAYERS)
+def test_layer_against_pytorch(dtype, preset):
+    """Both are right with and without biases and gate, for every dtype; the row says what the chain is made of."""
     records = measured("layer", dtype=dtype, preset=preset).sheets[0].records
     assert [(r["tokens"], r["what"]) for r in records] == [
-        (n, what) for n in (6, 20) for what in (layer_gpu.CALLED, layer_gpu.GRAPH, layer_gpu.CHAIN)
+        (n, what) for n in (6, 20) for what in (layer_gpu.CALLED, layer_gpu.GRAPH, rival.CHAIN)
     ]
     assert {r["speedup"] for r in records if r["what"] == layer_gpu.GRAPH} == {1.0}
+    (used,) = {r["used"].split(", ", 1)[1] for r in records if r["what"] == rival.CHAIN}
+    assert used == "grouped, not compiled, one graph"
 
 
-def test_layer_of_two_ranks_against_chains_with_nccl_and_mpi(monkeypatch, nccl):
+@pytest.mark.parametrize(("dtype", "preset"), LAYERS[:2])
+@pytest.mark.usefixtures("chain")
+def test_layer_against_a_chain(dtype, preset):
+    result = measured("layer", dtype=dtype, preset=preset)
+    records = result.sheets[0].records
+    assert [r["what"] for r in records] == [layer_gpu.CALLED, layer_gpu.GRAPH, rival.CHAIN] * 2
+    assert [r.get("speedup") for r in records] == [None, 1.0, None] * 2
+    assert "a rival of the tests" in result.sheets[0].notes
+    assert result.tables[0].attributes["rival"] == "a rival of the tests"
+
+
+def test_a_wrong_chain_is_named_and_not_compared(trace, monkeypatch):
+    """Neither by `layer` nor by `replay`; both suites pass."""
+    for suite in (layer_gpu, replay_gpu):
+        monkeypatch.setattr(suite, "rival_or_why", of_tests(factor=1.1))
+    result = measured("layer", right=False, tokens=(6,))
+    ours, graph, chain = result.sheets[0].records
+    assert (ours["check"], graph["check"], chain["check"]) == ("ok", "ok", WRONG_RIVAL)
+    assert "speedup" not in graph
+    assert "median_us" not in chain
+    assert chain["error"] == pytest.approx(0.1, rel=0.1)
+    assert np.isnan(result.tables[0].variables["call_time"].values[0, -1]).all()
+    records = measured("replay", right=False, tokens=(6,), trace=trace, iters=1).sheets[0].records
+    assert [r["check"] for r in records] == ["ok", WRONG_RIVAL] * 3
+    assert all("speedup" not in r for r in records)
+
+
+@pytest.mark.usefixtures("torch", "nccl")
+def test_layer_of_two_ranks_against_chains_with_nccl_and_mpi():
     """Rows go to the experts' ranks and outputs come back, with biases and gate; every chain's outputs are right."""
-    monkeypatch.setattr(cublas, "Cublas", FakeCublas)
-    even = {"experts": 4, "tokens": (12,)}  # every expert has rows: both GPUs run the same number of products
+    even = {"experts": 4, "tokens": (12,)}
     (sheet, _) = measured("layer", ranks=2, dtype="bfloat16", preset="gpt-oss-20b", iters=1, **even).sheets
     assert [r["what"] for r in sheet.records] == [
         layer_gpu.CALLED,
         layer_gpu.GRAPH,
-        layer_gpu.CHAIN_NCCL,
-        layer_gpu.CHAIN_MPI,
+        rival.CHAIN_NCCL,
+        rival.CHAIN_MPI,
     ]
     assert "speedup" in sheet.records[1]
+    assert [r["used"].rsplit(", ", 1)[1] for r in sheet.records[2:]] == ["one graph", "three graphs"]
+    assert "NCCL 2.28.3 (libnccl of the tests)" in sheet.notes
 
 
-def test_chains_of_two_ranks_without_nccl(monkeypatch):
+@pytest.mark.usefixtures("torch")
+def test_chains_of_two_ranks_without_nccl():
     """MPI's chain is left, and the sheet says why."""
-    monkeypatch.setattr(cublas, "Cublas", FakeCublas)
-    monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", None)
     (sheet, _) = measured("layer", ranks=2, experts=4, tokens=(12,), iters=1).sheets
-    assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH, layer_gpu.CHAIN_MPI}
-    assert any("no NCCL (rank 0: CuPy cannot be imported" in note for note in sheet.notes)
+    assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH, rival.CHAIN_MPI}
+    assert "rank 0: no NCCL here" in sheet.notes
 
 
-def test_layer_without_cublas():
+def test_layer_without_pytorch():
     """The cost of a launch is measured all the same."""
     sheet, launched = measured("layer", tokens=(6,)).sheets
     assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH}
-    assert sheet.notes == ["no cuBLAS here"]
+    assert sheet.notes == ["no PyTorch here"]
     assert [r["what"] for r in launched.records] == [
         launch_cost.CALL,
         launch_cost.CALL_GRAPH,
@@ -289,6 +310,52 @@ def test_layer_without_cublas():
         launch_cost.EMPTY_GRAPH,
     ]
     assert all(0 < r["queued_us"] < r["done_us"] for r in launched.records)
+
+
+@pytest.mark.usefixtures("torch")
+def test_a_chain_that_fails_is_left_out(monkeypatch):
+    """Such as one that runs out of memory; the layer is measured all the same."""
+
+    def fails(self):
+        raise RuntimeError("CUDA out of memory\nmore")
+
+    monkeypatch.setattr(torch_layer.Chain, "compute", fails)
+    sheet, _ = measured("layer", tokens=(6,)).sheets
+    assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH}
+    why = "no time of 6 tokens, PyTorch failed with RuntimeError: CUDA out of memory"
+    assert sheet.notes[-2:] == [f"{rival.CHAIN}, {way}: {why}" for way in torch_layer.WAYS]
+
+
+@pytest.mark.parametrize("preset", ["mixtral-8x7b", "switch-base-128"])
+@pytest.mark.usefixtures("torch")
+def test_router_against_pytorch(preset):
+    (sheet,) = measured("router", preset=preset, dtype="bfloat16").sheets
+    assert [(r["tokens"], r["what"]) for r in sheet.records] == [(n, s) for n in (6, 20) for s in router_gpu.STEPS]
+    assert all(r["speedup"] == 1 and r["error"] < 1e-5 for r in sheet.records)
+
+
+@pytest.mark.usefixtures("torch")
+def test_a_router_of_pytorch_that_fails_is_left_out(monkeypatch):
+    monkeypatch.setattr(torch_layer.Order, "__call__", lambda *given: given.missing)
+    (sheet,) = measured("router", tokens=(6,)).sheets
+    assert all("speedup" not in r for r in sheet.records)
+    assert sheet.notes[-1].startswith("6 tokens: PyTorch failed with AttributeError:")
+
+
+def test_router_alone():
+    (sheet,) = measured("router", preset="gpt-oss-20b").sheets
+    assert sheet.notes == ["no PyTorch here"]
+    assert all("speedup" not in r for r in sheet.records)
+
+
+def test_a_wrong_order_or_expert_is_an_error():
+    ids, weights = np.array([[2, 0], [1, 2]]), np.array([[0.7, 0.3], [0.6, 0.4]])
+    position = np.array([[2, 0], [1, 3]])
+    assert router_gpu.error([ids, weights, position], (ids, weights)) == 0
+    assert router_gpu.error([ids[:, ::-1], weights[:, ::-1], position[:, ::-1]], (ids, weights)) == 0
+    assert router_gpu.error([ids, weights, position[::-1]], (ids, weights)) == np.inf
+    assert router_gpu.error([ids * 2, weights, position], (ids, weights)) == np.inf
+    assert router_gpu.error([ids, weights[::-1], position], (ids, weights)) > 0.1
 
 
 @pytest.fixture
@@ -302,23 +369,30 @@ def trace(tmp_path, monkeypatch):
     return routing.load(str(tmp_path / "trace.npz"))
 
 
-def test_layer_routed_outside(trace, monkeypatch):
+@pytest.mark.usefixtures("torch")
+def test_layer_routed_outside(trace):
     """The chain gets the same routing, with choices not taken."""
-    monkeypatch.setattr(cublas, "Cublas", FakeCublas)
     records = measured("layer", tokens=(6,), trace=trace, routing=trace.path).sheets[0].records
-    assert [r["what"] for r in records] == [layer_gpu.CALLED, layer_gpu.GRAPH, layer_gpu.CHAIN]
+    assert [r["what"] for r in records] == [layer_gpu.CALLED, layer_gpu.GRAPH, rival.CHAIN]
 
 
-def test_replay_times_prefill_and_decode(trace, monkeypatch):
-    monkeypatch.setattr(cublas, "Cublas", FakeCublas)
+@pytest.mark.usefixtures("chain")
+def test_replay_times_prefill_and_decode(trace):
     result = measured("replay", tokens=(6,), trace=trace, iters=1)
     records = result.sheets[0].records
     assert [(r["phase"], r["steps"], r["what"]) for r in records] == [
         (phase, steps, what)
         for phase, steps in (("prefill", 2), ("decode", 3), ("call_2", 1))
-        for what in (layer_gpu.GRAPH, layer_gpu.CHAIN)
+        for what in (layer_gpu.GRAPH, rival.CHAIN)
     ]
     assert [table.variables["tokens"].values.tolist() for table in result.tables] == [[6, 6], [2, 1, 1], [2]]
+
+
+@pytest.mark.usefixtures("torch", "nccl")
+def test_replay_on_two_ranks_against_pytorch(trace):
+    """Also with a rank that has no tokens in a step."""
+    records = measured("replay", ranks=2, tokens=(3,), trace=trace, iters=1).sheets[0].records
+    assert [r["what"] for r in records] == [layer_gpu.GRAPH, rival.CHAIN_NCCL, rival.CHAIN_MPI] * 3
 
 
 def test_replay_on_two_ranks(trace):
@@ -418,7 +492,7 @@ def test_a_whole_run_writes_the_file(tmp_path, monkeypatch, capsys):
     assert on_ranks(1, lambda comm, rank: main.main(words)) == [0]
     assert "put on PTX machine: 2 blocks" in capsys.readouterr().out
     (run,) = results.load(out).runs
-    assert (run.attributes["card"], run.attributes["card_arch"]) == ("PTX machine", "sm_90")
+    assert (run.attributes["gpu"], run.attributes["gpu_arch"]) == ("PTX machine", "sm_90")
     assert {table.name for table in run.tables} == {"put_cuda", "signal_cuda"}
 
 
@@ -437,7 +511,7 @@ def test_options_of_cpus_are_usage_errors(words, why):
 def test_suites_by_number_of_gpus():
     """One GPU is enough for all suites but `plan`; a trace adds `replay`."""
     asked = parse(["--backend", "cuda"])
-    assert [s.name for s in main.chosen(asked, 1)] == ["put", "signal", "exchange", "gemm", "layer", "idle"]
+    assert [s.name for s in main.chosen(asked, 1)] == ["put", "signal", "exchange", "gemm", "router", "layer", "idle"]
     traced = Options(backend="cuda", routing="t.npz")
     assert [s.name for s in main.chosen(traced, 1)][-1] == "replay"
     with pytest.raises(UsageError, match="suite plan needs at least 2 ranks, got 1"):
@@ -465,41 +539,3 @@ def test_without_a_gpu(capsys):
         pytest.skip("there is a GPU")
     assert main.main(["signal", "--backend", "cuda", "--out", "none"]) == 3
     assert "GPU" in capsys.readouterr().err
-
-
-def test_cublas_gets_rows_as_columns(monkeypatch):
-    """C^T = B A^T: operations, sizes and leading dimensions in the library's order; a failed call is an error."""
-    made = []
-
-    class Library:
-        def __getattr__(self, name):
-            def function(*arguments):
-                made.append((name, [getattr(a, "value", a) for a in arguments]))
-                return 15 if name == "cublasGemmEx" and len(made) > 4 else 0
-
-            return function
-
-    monkeypatch.setattr(cublas, "library", Library)
-
-    class G:
-        stream = 7
-
-        class device:
-            @staticmethod
-            def current():
-                return contextlib.nullcontext()
-
-        @staticmethod
-        def allocate(n):
-            return 4096
-
-    blas = cublas.Cublas(G)
-    blas.product("bf16", 3, 5, 7, 100, 8, 200, 16, 300, 24)
-    name, (_, op_a, op_b, m, n, k, _, a, a_type, lda, b, b_type, ldb, _, c, c_type, ldc, compute, algo) = made[-1]
-    assert (name, op_a, op_b, m, n, k) == ("cublasGemmEx", 1, 0, 5, 3, 7)
-    assert (a, lda, b, ldb, c, ldc) == (200, 16, 100, 8, 300, 24)
-    assert {a_type, b_type, c_type} == {14}
-    assert (compute, algo) == (68, -1)
-    with pytest.raises(EnvironmentProblem, match="cublasGemmEx failed with cublasStatus_t 15"):
-        blas.product("f32", 1, 1, 1, 0, 1, 0, 1, 0, 1)
-    assert ctypes.sizeof(ctypes.c_int) == 4

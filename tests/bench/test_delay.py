@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from aristos.bench.arguments import bandwidths, latencies
-from aristos.primitives import compile as compiling
 from aristos.primitives import memory
 from aristos.primitives.buffers import aligned
+from kernel_cache import compile as compiling
 
 MS = 1_000_000
 

@@ -20,10 +20,10 @@ from aristos.bench import links as measured
 from aristos.bench.pairs import schedule
 from aristos.errors import InputError
 from aristos.launcher import this_node
-from aristos.primitives import compile as compiling
 from aristos.topology import Gpu, Link, Network, Node, Numa, Topology, defaults, links, table
 from aristos.topology.links import MIB, Links, RankDevice, Span
 from aristos.topology.visible import VisibleDevice
+from kernel_cache import compile as compiling
 
 ROOT = Path(__file__).resolve().parents[2]
 

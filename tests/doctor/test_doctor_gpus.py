@@ -31,6 +31,7 @@ def seen(count=2, visible=None, blocked=(), mig=False, **fields):
 
 
 NOTHING = NodeGpus(None)
+ARCHS = DriverAnswer("", (12, 9), UUIDS[:2], (), ("sm_90", "sm_75"))
 SILENT = DriverAnswer("CUDA_ERROR_NO_DEVICE", (12, 9))
 
 
@@ -40,6 +41,7 @@ SILENT = DriverAnswer("CUDA_ERROR_NO_DEVICE", (12, 9))
         (NOTHING, "ok", "no GPU", ""),
         (NodeGpus(SILENT), "ok", "no GPU", ""),
         (seen(), "ok", "supports CUDA 12.9, 2 GPUs", ""),
+        (seen(driver=ARCHS), "warn", "GPU 1 is sm_75: a layer's kernels need sm_80 (A100) or later", "VISIBLE_DEVICES"),
         (seen(driver=None), "warn", "2 NVIDIA GPUs are in this machine, but libcuda.so.1 is not here", "--gpus all"),
         (NodeGpus(SILENT, bus=BUS[:1]), "warn", "1 NVIDIA GPU is in this machine, but none of", "--nv"),
         (seen(driver=SILENT), "warn", "but the driver answers CUDA_ERROR_NO_DEVICE", "--gpu-bind=none"),
@@ -241,6 +243,10 @@ class Libcuda:
         yes._obj.value = (one.value, other.value) == (10, 11)
         return 0
 
+    def cuDeviceGetAttribute(self, value, attribute, device):
+        value._obj.value = {75: 9, 76: device.value - 10}[attribute]
+        return 0
+
     def cuDeviceGetUuid(self, uuid, device):
         uuid._obj[:] = [device.value * 16 + at for at in range(16)]
         return 0
@@ -256,6 +262,7 @@ def test_libcuda_is_queried_through_ctypes():
     assert got.version == (12, 8)
     assert got.uuids[0] == "GPU-a0a1a2a3-a4a5-a6a7-a8a9-aaabacadaeaf"
     assert got.blocked == ((1, 0),)
+    assert got.archs == ("sm_90", "sm_91")
     assert gpu_facts.ask_driver(Libcuda(100)) == DriverAnswer("CUDA_ERROR_NO_DEVICE", (12, 8))
     assert gpu_facts.ask_driver(Libcuda(4321, named=False)).error == "error 4321"
 

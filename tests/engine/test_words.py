@@ -135,14 +135,82 @@ def test_no_bare_offsets(path):
         assert not re.search(r"\[words\.T_\w+\] \+", text)
 
 
-def test_a_job_misses_no_word():
+@pytest.mark.parametrize("room", ["layer", "substrate", "explore", "bench"])
+def test_what_differs_between_calls_and_weights_is_filled_by_name(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        written = re.findall(r"job\[words\.([A-Z_]+)\](?:, [^=\n]*)? = ", path.read_text(encoding="utf-8"))
+        parts = {word.name: word.part for word in schema.JOB_SCALARS}
+        assert not [name for name in written if parts[name] != schema.ENGINE], path
+
+
+def a_filled_job(substrate, but=()):
+    """A job with all of its parts, each word 7."""
     a_job = np.zeros(job.size(5, 3), np.int64)
-    given = dict.fromkeys(job.names(schema.OBJECT, schema.CPU), 7)
-    job.fill(a_job, schema.OBJECT, schema.CPU, **given)
-    assert a_job[words.TOP_K] == 7
-    del given["top_k"]
-    with pytest.raises(TypeError, match=r"missing \['top_k'\], unknown \['wrong'\]"):
-        job.fill(a_job, schema.OBJECT, schema.CPU, **given, wrong=1)
+    for part in schema.PARTS:
+        if part not in but:
+            job.fill(a_job, part, substrate, **dict.fromkeys(job.part_of(part, substrate).places, 7))
+    return a_job
+
+
+def test_every_word_of_a_job_is_in_a_part_or_in_a_layout():
+    for substrate in job.SUBSTRATES:
+        a_job = a_filled_job(substrate)
+        for word in schema.JOB_SCALARS:
+            here = word.substrate in (schema.ALL, substrate) and not word.name.startswith("P_")
+            assert a_job[getattr(words, word.name)] == 7 * here, (substrate, word.name)
+        job.check(a_job, substrate, 7)
+
+
+@pytest.mark.parametrize("part", schema.PARTS)
+def test_a_part_of_a_job_misses_no_word(part):
+    given = dict.fromkeys(job.part_of(part, schema.CPU).places, 0)
+    lost, _ = given.popitem()
+    with pytest.raises(TypeError, match=rf"missing \['{lost}'\], unknown \['wrong'\]"):
+        job.fill(np.zeros(job.size(5, 3), np.int64), part, schema.CPU, **given, wrong=1)
+
+
+@pytest.mark.parametrize("part", schema.PARTS)
+def test_a_job_misses_no_part_and_has_none_twice(part):
+    with pytest.raises(RuntimeError, match=f"lacks the parts {part}$"):
+        job.check(a_filled_job(schema.CPU, but=[part]), schema.CPU, 7)
+    a_job = a_filled_job(schema.CPU)
+    with pytest.raises(RuntimeError, match=f"{part!r} of a job is filled twice"):
+        job.leave_out(a_job, schema.CPU, part)
+    job.renew(a_job, part)
+    job.leave_out(a_job, schema.CPU, part)
+
+
+def test_a_call_needs_its_own_parts_again():
+    a_job = a_filled_job(schema.CPU)
+    job.check(a_job, schema.CPU, 7)
+    with pytest.raises(RuntimeError, match=r"lacks the parts start, call$"):
+        job.check(a_job, schema.CPU, 7)
+    job.leave_out(a_job, schema.CPU, *schema.OF_CALL)
+    job.renew_call(a_job)  # a call that was prepared and not made
+    job.leave_out(a_job, schema.CPU, *schema.OF_CALL)
+    job.check(a_job, schema.CPU, 7)
+
+
+def test_a_job_of_another_layout_is_refused():
+    with pytest.raises(RuntimeError, match="must be filled for layout 8, got one for layout 7"):
+        job.check(a_filled_job(schema.CPU), schema.CPU, 8)
+    with pytest.raises(RuntimeError, match="'call' is filled for cuda, other parts of the job are not"):
+        job.leave_out(a_filled_job(schema.CPU, but=[schema.CALL]), schema.CUDA, schema.CALL)
+    with pytest.raises(RuntimeError, match="a job for cuda lacks the parts engine, tile"):
+        job.check(a_filled_job(schema.CPU), schema.CUDA, 7)
+
+
+def test_functions_of_gpus_fill_what_the_host_would():
+    for part in (schema.START, schema.CALL):
+        wanted, found = (np.zeros(words.JOB_WORDS, np.int64) for _ in range(2))
+        values = {name: 2 + i for i, name in enumerate(job.part_of(part, schema.CUDA).places)}
+        job.fill(wanted, part, schema.CUDA, **values)
+        fill = getattr(words, f"fill_{part}")
+        names = list(inspect.signature(getattr(fill, "py_func", fill)).parameters)[1:]
+        assert [name.removesuffix("_") for name in names] == list(values)
+        fill(found, *values.values())
+        wanted[words.FILLED] = 0
+        assert np.array_equal(wanted, found)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, (1 << 39) - 1])

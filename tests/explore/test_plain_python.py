@@ -26,9 +26,9 @@ from aristos.explore.cases import Call, Case, RankFault
 from aristos.explore.cluster import Cluster
 from aristos.explore.places import COPIES, HOME, LOCAL, PART, STATE, WIRE, address, private
 from aristos.explore.violation import OutOfBounds, Race, SecondWriter, TooLong, WrongSide
-from aristos.primitives import compile as compiling
 from aristos.primitives import wire
 from aristos.substrate.cpu import loop
+from kernel_cache import compile as compiling
 
 pytestmark = pytest.mark.uncompiled
 

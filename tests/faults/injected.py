@@ -225,7 +225,7 @@ class Injected:
         """Compile into a cache on the job's disk. before: called when it is chosen."""
         import numba
 
-        from aristos.primitives import compile as compiling
+        from kernel_cache import compile as compiling
 
         usual = compiling.cache_folder()
         os.environ["ARISTOS_CACHE"] = "disk/cache"

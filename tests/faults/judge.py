@@ -12,7 +12,8 @@ from driver import Ended
 from aristos import errors, reference
 from aristos.config import OVERDUE, MoEConfig
 from aristos.layer import saved_files, saving
-from aristos.results import hdf5, npz
+from aristos.primitives import npz
+from aristos.results import hdf5
 
 EVERYWHERE = ("ctrl_c", "time_limit")  # no rank is left to report them
 REPORTED = ("word",)  # the rank that it happens to says so

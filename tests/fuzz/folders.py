@@ -270,7 +270,7 @@ def command(name: str, words: list[str]) -> Any:
     if name == "bench":
         command_line.parse(words)
         return 0
-    module = importlib.import_module(f"aristos.cli.{name}")
+    module = importlib.import_module("ptxsim.command" if name == "simt" else f"aristos.cli.{name}")
     asked = module.options(words)
     asked = asked[0] if isinstance(asked, tuple) else asked
     away = [getattr(asked, key, None) for key in ("plot", "discover", "measure", "model")]

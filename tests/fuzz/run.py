@@ -26,6 +26,7 @@ FINDS = HERE / "finds"
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent / "support"), str(HERE)]
 SECONDS = 10.0  # of processor time of one input
 SHARE, SPARE = 2, 64 << 20  # an input may take so many times its size, and so many bytes more
+OURS = {"aristos", "kernel_cache", "ptxsim"}  # folders whose frames name a fault
 CURRENT = "current"  # the file with the input that is being read
 
 
@@ -53,7 +54,8 @@ def attempt(read: Callable[[bytes], object], data: bytes, documented: tuple[type
 
 def fault(error: BaseException) -> str:
     """Where an exception came from, the same for equal faults."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "aristos" in f.filename] or [None]
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [each for each in every if OURS.intersection(Path(each.filename).parts)] or [None]
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames[-1] else ""
     text = f"{type(error).__name__} at {place}"
     return f"{text}: {error}" if isinstance(error, Find) else text
@@ -121,7 +123,7 @@ def instrumented() -> contextlib.AbstractContextManager:
     """While inside, modules of the package that are imported report the lines that run."""
     import atheris
 
-    return atheris.instrument_imports(include=["aristos"])
+    return atheris.instrument_imports(include=sorted(OURS))
 
 
 def guide(one: Callable[[bytes], object], seeds: tuple[bytes, ...], seconds: float, seed: int) -> None:

@@ -38,7 +38,6 @@ from aristos.planner import load as load_problem
 from aristos.planner import machine, published
 from aristos.primitives import isa
 from aristos.results import Run, Table, append, guarded, hdf5
-from aristos.simt import check, host_code, launch_text
 from aristos.topology import (
     cpusets,
     hostlist,
@@ -53,8 +52,9 @@ from aristos.topology import (
     visible,
 )
 from aristos.topology.model import Gpu, Mig
+from ptxsim import PtxsimError, check, host_code, launch_text
 
-DOCUMENTED = (AristosError, OSError)
+DOCUMENTED = (AristosError, PtxsimError, OSError)
 
 
 @dataclass(frozen=True)
@@ -243,8 +243,8 @@ def model(path: Path) -> None:
 
 
 def ptx(text: str) -> None:
-    from aristos.simt.lower import lower
-    from aristos.simt.parser import parse
+    from ptxsim.lower import lower
+    from ptxsim.parser import parse
 
     lower(parse(text))
 

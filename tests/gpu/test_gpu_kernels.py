@@ -1,4 +1,4 @@
-"""The same kernels on a GPU and on the PTX machine: equal bits, except where docs/simt.md says otherwise."""
+"""The same kernels on a GPU and on the PTX machine: equal bits, except where docs/ptxsim.md says otherwise."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if missing():
 from simt_compare import agree
 from simt_kernels import PROGRAMS
 
-from aristos import simt
+import ptxsim
 
 
 @pytest.mark.parametrize(("name", "program", "rtol"), PROGRAMS, ids=[row[0] for row in PROGRAMS])
 def test_gpu_and_machine_agree(gpu, name, program, rtol):
-    agree(program, simt.Machine(arch=gpu.arch), gpu, rtol)
+    agree(program, ptxsim.Machine(arch=gpu.arch), gpu, rtol)

@@ -1,4 +1,4 @@
-"""The cases of tests/simt/test_opcodes_*.py on a GPU, to check the values that they expect."""
+"""The cases of tests/ptxsim/test_opcodes_*.py on a GPU, to check the values that they expect."""
 
 from __future__ import annotations
 

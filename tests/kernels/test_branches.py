@@ -13,7 +13,7 @@ from cases import ROOT, clean_environment
 
 from aristos import config
 from aristos.kernels.common.branches import implementations, unrolled
-from aristos.primitives import sources
+from kernel_cache import sources
 
 
 def three(x):

@@ -30,8 +30,9 @@ from aristos.kernels.cpu.elementwise import activate
 from aristos.kernels.cpu.expert import FC
 from aristos.kernels.cpu.panels import LANES, NR, VECTORS, pack, padded, shape_for
 from aristos.kernels.cpu.tokens import route_bytes
+from aristos.primitives.arithmetic import CombineToken
 from aristos.primitives.buffers import aligned
-from aristos.primitives.compile import jit
+from kernel_cache.compile import jit
 
 SHAPES = [
     (1, 1, 1),
@@ -505,7 +506,10 @@ def test_combine_is_an_ordered_sum(k, hidden, data):
     position = np.array(data.draw(st.lists(st.integers(-1, 6), min_size=k, max_size=k)), np.int64)
     y = np.full(hidden, np.nan, np.float32)
     at = np.where(position >= 0, rows.ctypes.data + stride * position, 0)
-    token_kernels.combine_token(FLOAT32, y.ctypes.data, k, weights, at, hidden, 0)
+    call = CombineToken(
+        y=y.ctypes.data, k=k, weights=weights.ctypes.data, rows=at.ctypes.data, hidden=hidden, scratch=0
+    )
+    token_kernels.combine_token(FLOAT32, call)
     taken = position >= 0
     want = weights[taken].astype("f8") @ rows[position[taken], :hidden].astype("f8")
     assert np.abs(y - want).max() <= 1e-6 * k * 4

@@ -15,11 +15,11 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from cases import ROOT, clean_environment
 from cuda_kernels import FILL, REVERSE, WORDS
 
-from aristos import simt
+import ptxsim
 from aristos.errors import EnvironmentProblem, InputError
-from aristos.kernels.cuda import ahead, assemble, build, keys
-from aristos.primitives import compile as compile_
-from aristos.primitives import private
+from aristos.kernels.cuda import ahead, assemble, build, catalogue, keys
+from kernel_cache import compile as compile_
+from kernel_cache import private
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ import sys, warnings
 warnings.simplefilter("error")
 sys.path.insert(0, "tests/support")
 from aristos.kernels.cuda import build
-from aristos.primitives import offline
+from kernel_cache import offline
 from cuda_kernels import FILL, REVERSE
 
 count = 0
@@ -91,7 +91,7 @@ def test_a_cubin_is_for_its_architecture(kept, tmp_path, kernel, arch, target):
 
 def test_the_kernels_compute_correctly_on_the_ptx_machine():
     """tests/gpu expects the same results from a GPU."""
-    device = simt.Machine().device(0)
+    device = ptxsim.Machine().device(0)
     words, turned = device.array(np.arange(WORDS)), device.empty(WORDS, np.int64)
     filled = device.array(np.zeros(1000, np.int64))
     device.launch(FILL.function, 8, FILL.threads, filled.ptr, 1000, -5)
@@ -107,6 +107,27 @@ def test_a_malformed_architecture_is_refused(kept, tmp_path):
     assert made_for(machine_code(build.build(FILL, "sm_89"), tmp_path)) == "sm_89"
     with pytest.raises(InputError, match="arch must look like 'sm_90', got 'hopper'"):
         build.build(FILL, "hopper")
+
+
+@pytest.mark.parametrize(("first", "other"), [("sm_80", "sm_89"), ("sm_100", "sm_120")])
+def test_the_ptx_of_one_architecture_is_that_of_another(first, other):
+    """With the same launch bounds: the report compiles one, and assembles it for each."""
+
+    def code(text):
+        return re.sub(r"_ZN\w+|_cudapy_smem_\d+", "NAME", text[text.index(".entry") :])
+
+    one, two = (
+        next(each for each in catalogue.kernels(arch) if each.name == "gemm_bf16_128x128") for arch in (first, other)
+    )
+    assert one.blocks == two.blocks
+    assert code(build.ptx(one, first)[0]) == code(build.ptx(two, other)[0])
+
+
+def test_an_architecture_that_ptxas_does_not_know_is_one_sentence(kept):
+    """A GPU newer than the compilers."""
+    why = r"^ptxas V[\d.]+ does not know sm_130: install a newer one: pip install nvidia-cuda-nvcc"
+    with pytest.raises(EnvironmentProblem, match=why):
+        build.build(FILL, "sm_130")
 
 
 def test_a_cached_kernel_is_not_compiled_again(kept, compiled):

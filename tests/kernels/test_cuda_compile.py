@@ -1,8 +1,9 @@
-"""Every CUDA kernel, compiled for every architecture by the users' command: its machine code and its resources.
+"""Every CUDA kernel, compiled by the users' command: its machine code and its resources.
 
 No kernel runs here; the tests read the compiler's output: of CUDA 12, which this environment has, for sm_80 and sm_90,
 and of CUDA 13, which has an environment of its own (`make .venv/cuda13/.aristos`), for sm_100. KERNELS=all compiles
-every kernel for every architecture by both.
+every kernel for these three by both, and kernels that once spilled for every other architecture too. Otherwise those
+are compiled by both for the three, which are what ships compiled.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from aristos.kernels.cuda.assemble import TARGETS
 from aristos.kernels.cuda.catalogue import kernels
 from aristos.kernels.cuda.gemm import TILES, tiles
 from aristos.kernels.cuda.target import Target
-from aristos.primitives.compile import cache_folder
 from aristos.substrate.cuda import persistent
+from kernel_cache.compile import cache_folder
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +62,7 @@ LOOPS |= LAYERS
 GROUPS = {key: tile for key, tile in LOOPS.items() if tile.groups}  # on Hopper, instead of 16-bit mma.sync
 COPY = r"LDGSTS\.E\.BYPASS\.LTC128B\.128"
 KB = 1024
+DOCS = Path(__file__).parents[2] / "docs"
 SM_SHARED = {"sm_80": 164 * KB, "sm_90": 228 * KB, "sm_100": 228 * KB}  # CUDA programming guide, compute capabilities
 
 
@@ -119,7 +121,7 @@ BUDGETS = {
 
 def budget(kernel):
     """All types of a product share a budget, and so do those of a layer."""
-    found = re.fullmatch(r"(gemm_|layer_)(?:bf16|f16|tf32|f32)_(.+)", kernel)
+    found = re.fullmatch(r"(gemm_|layer_)(?:bf16|f16|tf32|f32)_(.+?)(_counted)?", kernel)
     return BUDGETS[found[1].replace("gemm_", "") + found[2] if found else kernel]
 
 
@@ -135,13 +137,24 @@ CHOSEN = {
     "cuda13": r"^(?!layer_|gemm_(f16|tf32)_(?!16x128)|route_f16).*\.sm_100$"
     r"|^layer_(bf16_16x128|f32_16x64|f32_64x64)\.sm_100$",
 }
-if os.environ.get("KERNELS") == "all":
+ALL = os.environ.get("KERNELS") == "all"
+if ALL:
     CHOSEN = dict.fromkeys(CHOSEN, "")
+EVERY_ARCH = assemble.ARCHS if ALL else tuple(ARCHS)
+# With registers for as many blocks as their launch bounds request, these spilled by one toolkit on one architecture or
+# more, in some state of the sources. Those of float16 differ from bfloat16's in one instruction.
+ONCE_SPILLED = r"^layer_(bf16_(wgmma_)?128x128|tf32_128x128|f32_16x64|f32_64x64)(_counted)?\."
+EVERYWHERE = {
+    (kernel.name, arch): kernel
+    for arch in EVERY_ARCH
+    for kernel in persistent.kernels(arch)
+    if re.search(ONCE_SPILLED, f"{kernel.name}.")
+}
 
 
 def chosen(environment):
     """(kernel, architecture) of all that the tests compile with a toolkit."""
-    return {(name, arch) for name, arch in KERNELS if re.search(CHOSEN[environment], f"{name}.{arch}")}
+    return {key for key in KERNELS if re.search(CHOSEN[environment], ".".join(key))} | set(EVERYWHERE)
 
 
 @pytest.fixture(scope="session", params=ENVIRONMENTS)
@@ -150,7 +163,7 @@ def built(request, tmp_path_factory):
 
     Tests of what CHOSEN leaves out are skipped.
     """
-    pattern = CHOSEN[request.param]
+    pattern = rf"^(?=.*\.({'|'.join(ARCHS)})$)({CHOSEN[request.param]})|{ONCE_SPILLED}"
     folder = ENVIRONMENTS[request.param]
     python = folder / "bin" / "python"
     if not python.exists():
@@ -163,8 +176,9 @@ def built(request, tmp_path_factory):
     out = cache_folder() / "cuda-report" / digest.hexdigest()[:16]
     if not (out / "report.json").exists():
         aside = tmp_path_factory.mktemp("cuda")
-        command = [str(python), "-m", "aristos.kernels.cuda", "--kernels", pattern, "--out", str(aside)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+        command = [str(python), "-m", "aristos.kernels.cuda", "--arch", ",".join(EVERY_ARCH)]
+        command += ["--kernels", pattern, "--out", str(aside)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
         assert done.returncode == 0, done.stderr[-2000:]
         for old in out.parent.glob("*"):  # each takes 100 MB
             if time.time() - old.stat().st_mtime > 86400:
@@ -198,7 +212,7 @@ def test_every_kernel_has_its_files(built):
     assert Counter(arch for _, arch in KERNELS) == {"sm_80": 39, "sm_90": 35, "sm_100": 39}
     for kernel, arch in rows:
         files = {kind: out / f"{kernel}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
-        assert re.search(rf"^\.target {TARGETS[arch]}$", files["ptx"].read_text(), re.M)
+        assert re.search(rf"^\.target {TARGETS.get(arch, arch)}$", files["ptx"].read_text(), re.M)
         assert files["cubin"].read_bytes()[:4] == b"\x7fELF"
         assert "EXIT" in files["sass"].read_text()
     fields = {"kernel", "arch", "registers", "spill_bytes", "shared_bytes", "blocks_per_sm"}
@@ -209,22 +223,39 @@ def test_shared_memory_is_aligned_to_128_bytes(built):
     """16-byte copies and rows of 128 bytes need it, for every name of shared memory in a kernel."""
     for kernel, arch in built[1]:
         found = re.findall(r"\.extern \.shared \.align (\d+)", (built[0] / f"{kernel}.{arch}.ptx").read_text())
-        assert set(found) == ({"128"} if KERNELS[kernel, arch].shared_bytes else set()), kernel
+        assert set(found) == ({"128"} if (KERNELS | EVERYWHERE)[kernel, arch].shared_bytes else set()), kernel
+
+
+def test_kernels_read_nothing_as_read_only(built):
+    """A load by ld.global.nc is undefined if the kernel writes there, and a kernel's memory has many writers."""
+    for kernel, arch in built[1]:
+        assert not re.search(r"\bld\S*\.nc\b", (built[0] / f"{kernel}.{arch}.ptx").read_text()), kernel
+        assert "CONSTANT" not in "".join(re.findall(r"LDG\S*", text(built, kernel, arch))), kernel
+
+
+def test_nothing_spills(built):
+    """Kernels that once did are here for each architecture that ships compiled, with the blocks that they request."""
+    assert set(EVERYWHERE) <= set(built[1])
+    assert {arch for _, arch in EVERYWHERE} == set(EVERY_ARCH)
+    assert set(ARCHS) < set(assemble.ARCHS)
+    for (name, arch), row in built[1].items():
+        assert row["spill_bytes"] == 0, row
+        assert not re.search(r"\b(LDL|STL)\b", text(built, name, arch)), row
+        assert row["blocks_per_sm"] >= (KERNELS | EVERYWHERE)[name, arch].blocks, row
 
 
 def test_resources_are_within_the_budgets(built):
-    """No spills; registers and shared memory within the budget, and the blocks on an SM that follow from them."""
+    """Registers and shared memory within the budget, and the blocks on an SM that follow from them."""
     for (name, arch), row in built[1].items():
+        if arch not in ARCHS:
+            continue
         threads, most = KERNELS[name, arch].threads, budget(name)
-        assert row["spill_bytes"] == 0, row
-        assert not re.search(r"\b(LDL|STL)\b", text(built, name, arch)), row
         assert 0 < row["registers"] <= most.registers, (row, most)
         assert row["shared_bytes"] <= most.shared, (row, most)
         by_registers = 65536 // (-(-row["registers"] // 8) * 8 * threads)
         by_shared = SM_SHARED[arch] // (row["shared_bytes"] + KB)  # the system reserves 1 KB per block
         assert row["blocks_per_sm"] == min(by_registers, by_shared, 2048 // threads, 32), row
         assert row["blocks_per_sm"] >= most.blocks[ARCHS.index(arch)], (row, most)
-        assert row["blocks_per_sm"] >= min(KERNELS[name, arch].blocks, by_shared), row  # as its launch bounds request
 
 
 def test_ptxas_has_no_advice(built):
@@ -344,7 +375,7 @@ def table_of(text):
 
 def test_the_docs_have_the_current_table(built):
     """Of each kernel that was compiled here, if docs/performance.md names the compilers."""
-    docs = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    docs = (DOCS / "performance.md").read_text(encoding="utf-8")
     by = (built[0] / "report.md").read_text(encoding="utf-8").split("\n\n", 1)[0]
     table = table_of(docs.partition("\nBy numba-cuda ")[2].strip().split("\n\n")[1])
     assert set(table) == set(KERNELS), MAKE_TABLE
@@ -352,7 +383,31 @@ def test_the_docs_have_the_current_table(built):
         pytest.skip(f"docs/performance.md has the table of other compilers than: {by}")
     fields = ("registers", "spill_bytes", "shared_bytes", "blocks_per_sm")
     for key, row in built[1].items():
-        assert table[key] == tuple(row[field] for field in fields), (key, MAKE_TABLE)
+        assert key[1] not in ARCHS or table[key] == tuple(row[field] for field in fields), (key, MAKE_TABLE)
+
+
+def test_the_docs_say_what_each_gpu_gets():
+    """docs/cuda.md: for every architecture the tiles of a layer, and what is compiled here."""
+    rows = re.findall(r"^ *\| (`sm_.*)$", (DOCS / "cuda.md").read_text(encoding="utf-8"), re.M)
+    found = {}
+    for archs, _, tiles_, compiled in (row.split(" | ") for row in rows):
+        for arch in re.findall(r"`(sm_\d+)`", archs):
+            found[arch] = tiles_, compiled.strip(" |")
+
+    def shown(kind, gpu):
+        return ", ".join(f"{tile.m} ({tile.blocks})" for tile in persistent.layer_tiles(kind, gpu))
+
+    def text(arch):
+        gpu = Target.named(arch)
+        half, single, full = (shown(kind, gpu) for kind in ("bf16", "tf32", "f32"))
+        assert shown("f16", gpu) == half
+        words = f"16-bit, `tf32` {half}" if half == single else f"16-bit, by warpgroups, {half}; `tf32` {single}"
+        return (
+            f"{words}; `f32` {full}",
+            "all kernels" if arch in ARCHS else "with `KERNELS=all`, those that once spilled",
+        )
+
+    assert found == {arch: text(arch) for arch in assemble.ARCHS}
 
 
 def test_without_numba_cuda_the_command_says_what_to_install(tmp_path):
@@ -368,7 +423,7 @@ def test_without_numba_cuda_the_command_says_what_to_install(tmp_path):
 
 def test_unknown_architectures_and_kernels_are_refused(tmp_path, capsys):
     assert main(["--arch", "sm_90,sm_75", "--out", str(tmp_path)]) == 1
-    refused = "--arch must be one or more of sm_80, sm_90, sm_100, separated by commas, got sm_75"
+    refused = f"--arch must be one or more of {', '.join(assemble.ARCHS)}, separated by commas, got sm_75"
     assert refused in capsys.readouterr().err
     assert main(["--arch", " , ", "--out", str(tmp_path)]) == 1
     assert "got nothing" in capsys.readouterr().err

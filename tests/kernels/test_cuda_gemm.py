@@ -12,7 +12,7 @@ from cuda_products import drawn
 from ml_dtypes import bfloat16
 
 from aristos.config import ACTIVATIONS, MoEConfig
-from aristos.errors import InputError
+from aristos.errors import EnvironmentProblem, InputError
 from aristos.kernels.cuda.assemble import TARGETS
 from aristos.kernels.cuda.compiler import cuda
 from aristos.kernels.cuda.fragments import fma
@@ -205,8 +205,19 @@ def test_a_gpu_with_less_shared_memory_gets_smaller_tiles():
     assert [(tile.m, tile.blocks) for tile in tiles("bf16", small)] == [(16, 1), (32, 1), (64, 1), (128, 1)]
 
 
+def test_a_gpu_that_is_too_old_or_too_small_is_refused():
+    with pytest.raises(EnvironmentProblem, match=r"^the GPU is sm_75: a layer's kernels need sm_80 \(A100\) or later$"):
+        tiles("bf16", Target.named("sm_75"))
+    whole = Target.named("sm_120")
+    small = replace(whole, limits=replace(whole.limits, shared_block=49152))
+    assert [tile.m for tile in tiles("f32", small)] == [16, 64]
+    why = "a block of the sm_120 GPU has 49152 bytes of shared memory .*: the smallest bf16 tile needs 73856 and 128$"
+    with pytest.raises(EnvironmentProblem, match=why):
+        tiles("bf16", small, static=128)
+
+
 def test_bad_input_is_refused():
-    with pytest.raises(InputError, match="kind must be one of bf16, f16, tf32, f32, got 'fp8'"):
+    with pytest.raises(InputError, match="kind must be one of f32, tf32, bf16, f16, got 'fp8'"):
         Tile("fp8", 64, 64, 2, 2, 3, 1)
     with pytest.raises(InputError, match="multiple of 16 x 16, got 24 x 64"):
         Tile("bf16", 24, 64, 1, 2, 3, 1)

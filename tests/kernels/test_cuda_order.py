@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from cuda_order import ACROSS, check_rows, writing
 
-from aristos import simt
+import ptxsim
 from aristos.kernels.cuda import ptx
 
 pytestmark = pytest.mark.slow
@@ -18,7 +18,7 @@ LIMIT = 10**9
 
 def run(release, seed, blocks=3, rounds=3, row_bytes=64):
     """(reports, wrong words, waits that ran out) of rounds from GPU 0 to GPU 1."""
-    machine = simt.Machine(devices=2, seed=seed)
+    machine = ptxsim.Machine(devices=2, seed=seed)
     first, second = (machine.device(n) for n in range(2))
     nbytes = (blocks - 1) * row_bytes
     source, back, count, late = (first.array(np.zeros(n, np.int64)) for n in (nbytes // 8, 1, 1, 1))

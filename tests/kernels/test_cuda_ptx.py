@@ -12,7 +12,7 @@ from ml_dtypes import bfloat16
 from numba import njit
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
-from aristos import simt
+import ptxsim
 from aristos.kernels.cuda import fragments, ptx
 from aristos.kernels.cuda.compiler import cuda, types
 from aristos.kernels.cuda.primitive import I64
@@ -82,7 +82,7 @@ PRIMITIVES = {name: value for name, value in vars(ptx).items() if hasattr(value,
 
 def on_the_machine(function, *arrays, threads=1):
     """The arrays after `threads` threads ran function(address of the first array, arrays...) without a report."""
-    machine = simt.Machine()
+    machine = ptxsim.Machine()
     device = machine.device(0)
     held = [device.array(array) for array in arrays]
     device.launch(cuda.jit(function), 1, threads, held[0].ptr, *held)
@@ -403,7 +403,7 @@ def test_device_scope_between_devices_is_a_race(scope, by):
     send = by_words if by == "words" else by_fences
     kinds = set()
     for seed in range(4):
-        machine = simt.Machine(devices=2, seed=seed)
+        machine = ptxsim.Machine(devices=2, seed=seed)
         words = machine.device(0).array(np.zeros(2, np.int64))
         out = machine.device(1).array(np.zeros(1, np.int64))
         for number in range(2):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
-from aristos import simt
+import ptxsim
 from aristos.kernels.cuda import put_signal
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,7 @@ class Bench:
     """The memory of a launch on the machine."""
 
     def __init__(self, seed=0, **sizes):
-        self.machine = simt.Machine(seed=seed)
+        self.machine = ptxsim.Machine(seed=seed)
         self.device = self.machine.device(0)
         self.late = self.device.array(np.zeros(1, np.int64))
         self.words = self.device.array(np.zeros(64 * LINE // 8, np.int64))
@@ -127,7 +127,7 @@ class Two:
     """Two GPUs of one machine: each has the words and slots of its side, and the addresses of the other's."""
 
     def __init__(self, nbytes, seed=0):
-        self.machine = simt.Machine(devices=2, seed=seed)
+        self.machine = ptxsim.Machine(devices=2, seed=seed)
         self.made = [[self.machine.device(n).array(np.zeros(max(1, size // 8), np.int64))
                       for size in (nbytes, 64 * LINE, 8)] for n in range(2)]  # fmt: skip
 

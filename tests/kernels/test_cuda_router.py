@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
-from aristos import reference, simt
+import ptxsim
+from aristos import reference
 from aristos.config import SCORES, MoEConfig, Router
 from aristos.engine import codes, routing, words
 from aristos.kernels.cpu.convert import FLOAT32
@@ -29,7 +30,7 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
     tokens, experts = len(x), weight.shape[1] + (gate is not None)
     pitch = k + (gate is not None)
     slot_of = np.arange(experts) if slot_of is None else np.asarray(slot_of)
-    machine = simt.Machine(seed=seed)
+    machine = ptxsim.Machine(seed=seed)
     device = machine.device(0)
     slots = experts
     arrays = {

@@ -18,8 +18,8 @@ from aristos.kernels.cuda.catalogue import Kernel
 from aristos.kernels.cuda.compile_report import finish
 from aristos.kernels.cuda.compiler import cuda, types
 from aristos.primitives import memory as mem
-from aristos.primitives.offline import capability
-from aristos.simt.kernels import compiled
+from kernel_cache.offline import capability
+from ptxsim.kernels import compiled
 
 pytestmark = pytest.mark.slow
 

@@ -17,6 +17,7 @@ from aristos.kernels.common import activations as act
 from aristos.kernels.cpu import expert_backward as kernel
 from aristos.kernels.cpu.elements import ELEMENTS
 from aristos.kernels.cpu.panels import padded
+from aristos.primitives.arithmetic import ExpertWeights, TurnedWeights
 from aristos.primitives.buffers import aligned
 
 NAMES = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
@@ -53,8 +54,8 @@ class Gradients:
         tables = [a.ctypes.data + a.strides[0] * np.arange(m) for a in (x, dy, dx, saved)]
         from_x, from_dy, to_dx, kept = (table.ctypes.data for table in tables)
         kernel.expert_rows(
-            m, from_x, from_dy, w.ctypes.data, to_dx, dw.ctypes.data, self.addresses(self.packed),
-            self.addresses(self.turned)[:3], self.code, hidden, ffn, kept, 0, scratch.ctypes.data, 0,
+            m, from_x, from_dy, w.ctypes.data, to_dx, dw.ctypes.data, ExpertWeights(*self.addresses(self.packed)),
+            TurnedWeights(*self.addresses(self.turned)[:3]), self.code, hidden, ffn, kept, 0, scratch.ctypes.data, 0,
         )  # fmt: skip
         kernel.weight_gradients(
             m, from_x, from_dy, w.ctypes.data, self.addresses(self.sums), hidden, ffn, kept, 1, 0, scratch.ctypes.data

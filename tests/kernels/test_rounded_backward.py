@@ -14,6 +14,7 @@ from aristos import MoEConfig, _reference_backward, reference
 from aristos.kernels.by_isa import module
 from aristos.kernels.common import activations as act
 from aristos.primitives import isa
+from aristos.primitives.arithmetic import ExpertWeights, TurnedWeights
 from aristos.primitives.buffers import aligned
 
 NAMES = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
@@ -53,9 +54,9 @@ class Gradients:
         from_x, from_dy, to_dx = (a.ctypes.data + a.strides[0] * np.arange(rows) for a in (x, dy, dx))
         kernel.expert_blocks(
             rows, from_x.ctypes.data, from_dy.ctypes.data, w.ctypes.data, to_dx.ctypes.data, dw.ctypes.data,
-            self.addresses(self.packed), self.addresses(self.turned)[:3], self.addresses(self.sums),
-            act.word(cfg.activation, cfg.limit, cfg.limit_after), cfg.hidden, cfg.ffn, 1, saved.ctypes.data,
-            scratch.ctypes.data,
+            ExpertWeights(*self.addresses(self.packed)), TurnedWeights(*self.addresses(self.turned)[:3]),
+            self.addresses(self.sums), act.word(cfg.activation, cfg.limit, cfg.limit_after), cfg.hidden, cfg.ffn, 1,
+            saved.ctypes.data, scratch.ctypes.data,
         )  # fmt: skip
         return dx, dw
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rounded import DTYPES, SPLIT, Expert, numpy_dtype, rounded
 
 from aristos.kernels.cpu import convert, elements, rounded_expert, tokens, widened
+from aristos.primitives.arithmetic import CombineToken
 from aristos.primitives.buffers import aligned
 
 SHAPES = [  # rows, hidden, ffn
@@ -198,7 +199,11 @@ def test_combine_is_an_ordered_sum_rounded_once(dtype):
                 want += weights[j] * rows[j, :hidden].view(numpy_dtype(dtype)).astype("f4")
             y = np.full(hidden + 1, 0x1234, np.uint16)
             scratch = aligned((tokens.combine_bytes(6),), np.uint8)
-            tokens.combine_token(code, y.ctypes.data, 6, weights, at, hidden, scratch.ctypes.data)
+            call = CombineToken(
+                y=y.ctypes.data, k=6, weights=weights.ctypes.data, rows=at.ctypes.data, hidden=hidden,
+                scratch=scratch.ctypes.data,
+            )  # fmt: skip
+            tokens.combine_token(code, call)
             assert np.array_equal(y[:hidden], rounded(want, dtype).view(np.uint16))
             assert y[hidden] == 0x1234
 

@@ -56,6 +56,25 @@ def test_one_rank_equals_the_reference():
     on_ranks(1, body)
 
 
+def test_a_timeline_has_the_seconds_of_each_kind_of_work():
+    def body(comm, rank):
+        with aristos.MoE(CFG, comm, backend="cuda") as moe:
+            moe.load(**WEIGHTS)
+            x, seconds = tokens(CFG, 12, seed=rank), []
+            for on in (False, True, False):
+                moe.timeline(on)
+                y, stats = moe(x, return_stats=True)
+                close(y, x)
+                seconds.append((stats.route_seconds, stats.dispatch_seconds, stats.compute_seconds,
+                                stats.combine_seconds, stats.publish_seconds, stats.polls))  # fmt: skip
+            assert not any(seconds[0])
+            assert all(seconds[1])
+            assert not any(seconds[2])
+            assert moe.events() == []
+
+    on_ranks(2, body)
+
+
 @pytest.mark.parametrize(("world", "gpus"), [(2, 2), (3, 3), (2, 1)])
 def test_several_ranks_equal_the_reference(world, gpus):
     """One or two ranks a GPU, consecutive calls of two layers, and a close that frees everything."""

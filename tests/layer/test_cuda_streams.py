@@ -27,7 +27,8 @@ import aristos
 from aristos import reference
 from aristos.engine import words
 from aristos.engine.layout import word_from
-from aristos.errors import CorruptionError, InputError, PoisonedError
+from aristos.errors import CorruptionError, EnvironmentProblem, InputError, MismatchError, PoisonedError, WaitTimeout
+from aristos.substrate.attach import standing
 from aristos.substrate.cuda.device import CudaDevice
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]
@@ -168,6 +169,61 @@ def test_no_call_may_wait_for_the_drivers_lock():
     on_driver(1, body)
 
 
+def test_calls_in_parallel_branches_of_a_graph_are_refused_where_ranks_could_differ():
+    """Two streams of one capture: the second call must follow the first by an event, or each rank has its own order."""
+
+    def body(comm, rank, driver):
+        gpu, x = CudaDevice(0), tokens(CFG, 7, seed=rank)
+        with made(comm) as moe:
+            a, b = (user(driver, "cuStreamCreate", NON_BLOCKING) for _ in range(2))
+            forked, joined = (user(driver, "cuEventCreate", 0) for _ in range(2))
+            pairs = [pair(gpu, x, stream) for stream in (a, b, b)]
+            user(driver, "cuStreamBeginCapture", a, RELAXED)
+            user(driver, "cuEventRecord", forked, a)
+            user(driver, "cuStreamWaitEvent", b, forked, 0)
+            moe(pairs[0][0], out=pairs[0][1])
+            with pytest.raises(InputError, match="calls in parallel branches of a graph have no order"):
+                moe(pairs[1][0], out=pairs[1][1])
+            user(driver, "cuEventRecord", joined, b)
+            user(driver, "cuStreamWaitEvent", a, joined, 0)
+            user(driver, "cuStreamEndCapture", a)
+            user(driver, "cuStreamBeginCapture", a, RELAXED)
+            moe(pairs[0][0], out=pairs[0][1])
+            user(driver, "cuEventRecord", forked, a)
+            user(driver, "cuStreamWaitEvent", b, forked, 0)
+            moe(pairs[2][0], out=pairs[2][1])
+            user(driver, "cuEventRecord", joined, b)
+            user(driver, "cuStreamWaitEvent", a, joined, 0)
+            graph = user(driver, "cuStreamEndCapture", a)
+            user(driver, "cuGraphLaunch", graph, a)
+            moe.synchronize()
+            for _, out in (pairs[0], pairs[2]):
+                right(out.read(a), x)
+
+    on_driver(2, body, visible=[[0], [1]])
+
+
+def test_replays_in_another_order_on_another_rank_are_an_error_where_layers_differ():
+    def body(comm, rank, driver):
+        gpu, x = CudaDevice(0), tokens(CFG, 7, seed=rank)
+        moe = aristos.MoE(CFG, comm, backend="cuda", layers=2)
+        with moe:
+            stream, graphs = gpu.new_stream(), []
+            given, out = pair(gpu, x, stream)
+            for layer in range(2):
+                moe.load(layer, **WEIGHTS)
+            for layer in range(2):
+                user(driver, "cuStreamBeginCapture", stream, RELAXED)
+                moe(given, layer=layer, out=out)
+                graphs.append(user(driver, "cuStreamEndCapture", stream))
+            for graph in graphs if rank == 0 else graphs[::-1]:
+                user(driver, "cuGraphLaunch", graph, stream)
+            with pytest.raises(MismatchError):
+                moe.synchronize()
+
+    on_driver(2, body, visible=[[0], [1]])
+
+
 def test_a_host_array_does_not_end_a_capture():
     """It is refused before anything of it is copied or allocated: the capture goes on, and its graph is right."""
 
@@ -288,6 +344,32 @@ def test_ctrl_c_ends_a_call_while_the_kernel_waits_for_a_peer(monkeypatch, where
     leftovers.drop_since(hooks)
 
 
+def test_a_kernel_that_hangs_is_given_up_and_its_state_reported(monkeypatch):
+    """A worker that is gone holds the lock, so that no block can end: the host's wait is bounded all the same."""
+    monkeypatch.setattr("aristos.substrate.cuda.runtime.FAIL_SECONDS", 0.2)
+    for name in ("ANSWER_SECONDS", "LOOK_SECONDS"):  # the stand-in is slower than a driver
+        monkeypatch.setattr(f"aristos.substrate.cuda.runtime.{name}", 20.0)
+
+    def body(comm, rank, driver):
+        moe, x = made(comm, timeout=0.5, absent_timeout=0.5), tokens(CFG, 5, seed=rank)
+        right(moe(x), x)
+        runtime, gpu = moe.runtime, CudaDevice(0)
+        gpu.copy_in(runtime.state_at + 8 * runtime.tables.words, np.array([1 + 98]))
+        gpu.synchronize()
+        given, out = pair(gpu, x)
+        moe(given, out=out)
+        with pytest.raises(WaitTimeout, match="its own call 2, which makes no progress and does not end") as caught:
+            moe.synchronize()
+        assert caught.value.__notes__[0].startswith("rank 0 of 1, epoch 2: routing")
+        assert "; worker 98 holds the lock" in caught.value.__notes__[0]
+        assert "cuda: rank 0 of 1, epoch 2: " in standing()
+        runtime.users = 0
+
+    hooks = leftovers.registered()
+    on_driver(1, body)
+    leftovers.drop_since(hooks)
+
+
 def test_a_damaged_word_ends_the_call_on_both_gpus():
     """The kernel that reads it notifies the other one, and the host says which word it was."""
 
@@ -393,3 +475,23 @@ def test_a_budget_of_sms():
             aristos.MoE(CFG, comm, backend="cpu", sms=1)
 
     on_driver(1, body, sms=2)
+
+
+def test_kernels_that_count_are_refused_where_not_all_their_blocks_fit(monkeypatch):
+    """Blocks that are not resident at once would wait for each other; the layer goes on without counters."""
+    plain = CudaDevice.resident
+
+    def fewer(self, loaded, shared_bytes):
+        return plain(self, loaded, shared_bytes) - loaded.kernel.name.endswith("_counted")
+
+    def body(comm, rank, driver):
+        with made(comm) as moe:
+            with monkeypatch.context() as patched:
+                patched.setattr(CudaDevice, "resident", fewer)
+                with pytest.raises(EnvironmentProblem, match=r"_counted for each .* with sms=1 for timeline"):
+                    moe.timeline(True)
+            moe.timeline(True)
+            x = tokens(CFG, 5, seed=0)
+            right(moe(x), x)
+
+    on_driver(1, body)

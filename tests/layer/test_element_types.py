@@ -18,7 +18,8 @@ import aristos
 from aristos import reference
 from aristos.errors import InputError, MismatchError
 from aristos.layer.weights import packed_bytes
-from aristos.primitives import compile, isa
+from aristos.primitives import isa
+from kernel_cache import compile
 
 CFG = aristos.MoEConfig(hidden=70, ffn=200, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=70)
 STEP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}  # half the distance of neighbours, relative

@@ -110,7 +110,7 @@ def test_wrong_parts_are_refused_and_change_nothing():
             ({"up_bias": one["down_bias"]}, r"up_bias must have shape \[72\], got \[40\]"),
             ({"up": one["up"].astype("f8")}, "up must have dtype float32, bfloat16 or float16, got float64"),
             ({"up": one["up"].astype("f2").view("u2")}, "up must have dtype .*, got uint16: if it holds bits of bfl"),
-            ({"bits": "fp8"}, "bits must be None, 'bfloat16' or 'float16', got 'fp8'"),
+            ({"bits": "fp8"}, "bits must be one of None, 'bfloat16', 'float16', got 'fp8'"),
             ({"layout": 1}, "layout must be 'in_out' or 'out_in', got 1"),
         ):
             with pytest.raises(InputError, match=words):

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from aristos import MoEConfig, reference
 from aristos.errors import CheckpointError, InputError, MismatchError, PeerInputError
 from aristos.layer import saved_files, saving
-from aristos.primitives import regular
 from aristos.train import SGD, Adam
+from kernel_cache import regular
 
 CFG = MoEConfig(hidden=12, ffn=20, experts=2, top_k=2, max_tokens=16)
 W = reference.weights(CFG)
@@ -216,7 +216,7 @@ def test_two_that_replace_one_save_at_the_same_moment_leave_a_whole_one(tmp_path
 
     monkeypatch.setattr(os, "replace", replaced)
     if not locks:
-        monkeypatch.setattr(saving.atomic, "locked", lambda path, seconds: contextlib.nullcontext())
+        monkeypatch.setattr(saving.atomic_file, "locked", lambda path, seconds: contextlib.nullcontext())
     finish(0)
     other.join(60)
     kept = saving.read_manifest(tmp_path)
@@ -242,7 +242,7 @@ def test_a_saver_that_another_one_holds_up_names_the_lock(moe, tmp_path, monkeyp
     moe.save(tmp_path)
     monkeypatch.setattr(saving, "LOCK_SECONDS", 0.1)
     with (
-        saving.atomic.locked(tmp_path / "saved.json", 1.0),
+        saving.atomic_file.locked(tmp_path / "saved.json", 1.0),
         pytest.raises(CheckpointError, match=r"another writer held .*saved\.json\.lock for 0\.1 s; if none runs"),
     ):
         moe.save(tmp_path)
@@ -255,7 +255,7 @@ def test_a_saver_gives_up_the_lock_before_other_ranks_give_the_saver_up(tmp_path
         moe.load(**W)
         moe.save(tmp_path)
         with (
-            saving.atomic.locked(tmp_path / "saved.json", 1.0),
+            saving.atomic_file.locked(tmp_path / "saved.json", 1.0),
             pytest.raises(CheckpointError, match=r"another writer held .*saved\.json\.lock for 0\.1 s; if none runs"),
         ):
             moe.save(tmp_path)

@@ -14,7 +14,7 @@ from aristos.primitives import memory
 
 RANKS = """
 from cases import check
-from aristos.primitives import compile as compiling
+from kernel_cache import compile as compiling
 cfg = aristos.MoEConfig(hidden=6, ffn=10, experts=5, top_k=2, gated=True, bias=True, max_tokens=6)
 w = reference.weights(cfg)
 options = {"threads": 1, "timeout": 20}  # and not moves="auto", for which the layer measures arithmetic
@@ -73,7 +73,7 @@ def test_memory_functions_in_plain_python():
 def test_compiled_memory_functions_equal_plain_python():
     """Each compiled memory function equals its Python body on a copy."""
     from aristos.kernels.cpu import llvm  # noqa: F401  registers the lowerings
-    from aristos.primitives.compile import jit
+    from kernel_cache.compile import jit
 
     mem = memory
 

@@ -24,6 +24,7 @@ import pytest
 
 from aristos.bench import command_line
 from aristos.cli.__main__ import main as aristos
+from ptxsim.command import main as ptxsim
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md")])
@@ -31,7 +32,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 OPEN = re.compile(r"\.\.\.|<|^srun -\S+$|--require-hashes$")  # in the text: not a whole command
 SET = re.compile(r"^[A-Z]+=\$\((.*)\)\S*$")  # a variable is set to what a command prints
-NAMED = re.compile(r"(aristos [a-z]+( [a-z]+)?|python -m [a-z.]+)$")  # in the text: a name of a command
+NAMED = re.compile(r"(aristos [a-z]+( [a-z]+)?|ptxsim [a-z]+|python -m [a-z.]+)$")  # in the text: a name of a command
 
 # Programs of the system or of other projects, and why they are not run here.
 CANNOT = {
@@ -47,6 +48,8 @@ CANNOT = {
     ".": "of the shell",
     "cd": "of the shell",
     "echo": "of the shell",
+    "tar": "unpacks what `make gpu-kit` makes",
+    "./run.sh": "of the kit: tests/bench/test_gpu_kit.py runs what it runs",
 }
 # Programs without options that take long, and the test that runs them.
 ELSEWHERE = {
@@ -80,7 +83,8 @@ def commands(page: Path) -> Iterator[str]:
                 line for line in lines if line.strip() and (language == "sh" or line.startswith("$ "))
             ]  # or output
             yield from (SET.sub(r"\1", line.removeprefix("$ ")) for line in lines)
-    known = (*CANNOT, "aristos", "python", "python3", "mpirun", "mpiexec", "srun", "sbatch", "make", "pip", "pytest")
+    ours = ("aristos", "ptxsim")
+    known = (*CANNOT, *ours, "python", "python3", "mpirun", "mpiexec", "srun", "sbatch", "make", "pip", "pytest")
     for quoted in INLINE.findall(FENCE.sub("", text)):
         if quoted.split()[0] in known[len(CANNOT) :] and " " in quoted and not OPEN.search(quoted):
             yield f"{quoted} --help" if NAMED.match(quoted) else quoted
@@ -171,6 +175,8 @@ def check(words: list[str], monkeypatch) -> None:
         first, rest = "python", [first, *rest[:at]]
     if first == "aristos":
         accepted(lambda: aristos(rest))
+    elif first == "ptxsim":
+        accepted(lambda: ptxsim(rest))
     elif first in ("python", "python3"):
         check_python(rest, monkeypatch)
     elif first == "make":

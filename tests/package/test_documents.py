@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("aristos", "bench", "docs", "examples", "launch", "tests")
+FOLDERS = ("aristos", "bench", "docs", "examples", "kernel_cache", "launch", "ptxsim", "tests")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/*.md"), *ROOT.glob("bench/**/*.md")])
 
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)

@@ -12,7 +12,7 @@ import numba
 import pytest
 
 from aristos.errors import EnvironmentProblem
-from aristos.primitives import linked_code
+from kernel_cache import linked_code
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -13,7 +13,7 @@ from mpi import ranks_each
 import aristos
 from aristos import Router, losses, reference
 from aristos.errors import InputError, PeerInputError
-from aristos.layer.routing import Routing, routing_of
+from aristos.routing import Routing, routing_of
 
 EXPERTS, K = 5, 2
 

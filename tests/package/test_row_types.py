@@ -1,8 +1,9 @@
-"""The table of row types: derived facts against their definitions, and readers that must name no type of their own."""
+"""The tables of row and weight types: derived facts against their definitions; no other file lists types."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -12,13 +13,13 @@ import pytest
 
 from aristos.layer.loading import Bits
 from aristos.row_types import BY_KIND, ON_CPUS, ROUNDED, ROW_TYPES
+from aristos.weight_types import SPLIT, WEIGHT_TYPES, WeightType
 
 PACKAGE = Path(__file__).resolve().parents[2] / "aristos"
 # Kernels are written type by type, formats of files have names of their own, and one suite measures two of the types.
 OWN = (
     "row_types.py",
     "kernels/",
-    "simt/",
     "checkpoint/safetensors.py",
     "substrate/cuda/persistent.py",
     "bench/gpu/",
@@ -62,3 +63,24 @@ def test_no_other_file_lists_row_types():
         for match in listed.finditer(path.read_text())
     ]
     assert found == []
+
+
+INT4 = WeightType("int4", 4, group=32, scale=ROW_TYPES["bfloat16"])
+
+
+def test_weight_types_of_today_are_elements_of_rows():
+    for name, row in ROW_TYPES.items():
+        assert WEIGHT_TYPES[name].nbytes(96, 64) == np.zeros((96, 64), row.array).nbytes
+    assert SPLIT.nbytes(32, 32) == 2 * np.zeros((32, 32), ml_dtypes.bfloat16).nbytes
+
+
+def test_a_packed_weight_type_says_its_bytes():
+    codes, scales, zeros = 96 * 64 // 2, 3 * 64 * 2, 3 * 64 // 2
+    assert INT4.nbytes(96, 64) == codes + scales
+    assert replace(INT4, zero_bits=4).nbytes(96, 64) == codes + scales + zeros
+
+
+@pytest.mark.parametrize("wrong", [{"group": 32}, {"zero_bits": 4}, {"scale": ROW_TYPES["float32"]}])
+def test_parts_of_a_weight_type_that_do_not_fit_are_refused(wrong):
+    with pytest.raises(ValueError, match="weight type int4: a group needs the type of its scale"):
+        WeightType("int4", 4, **wrong)

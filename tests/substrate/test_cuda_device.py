@@ -299,6 +299,12 @@ def test_which_gpus_reach_each_other(driver, machine):
         ("cuDeviceGetCount", "CUDA_ERROR_SYSTEM_NOT_READY", lambda gpu: CudaDevice(0), "nvidia-fabricmanager"),
         ("cuDevicePrimaryCtxRetain", "CUDA_ERROR_DEVICE_UNAVAILABLE", lambda gpu: CudaDevice(0), "nvidia-smi -c 0"),
         ("cuInit", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", lambda gpu: CudaDevice.find(0), "reboot"),
+        (
+            "cuStreamWaitEvent",
+            "CUDA_ERROR_NOT_SUPPORTED",
+            lambda gpu: gpu.wait(gpu.stream, gpu.event(), True),
+            "a loop",
+        ),
         ("cuMemHostAlloc", "CUDA_ERROR_UNKNOWN", lambda gpu: gpu.host(8), "reference"),
         ("cuMemFree", "CUDA_ERROR_MPS_CONNECTION_FAILED", lambda gpu: gpu.free(1), "CUDA_MPS_PIPE_DIRECTORY"),
     ],

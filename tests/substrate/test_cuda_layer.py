@@ -11,9 +11,11 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed:
 from cuda_layers import SMALL, Layers
 
 from aristos.engine import codes, words
+from aristos.engine.poison import poison_word
 from aristos.kernels.cuda.gemm import GROUPS, TILES
 from aristos.kernels.cuda.tile import BYTES
 from aristos.reference import error
+from aristos.substrate.counters import Tables
 from aristos.substrate.cuda import persistent as substrate
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]
@@ -114,8 +116,54 @@ def test_a_wait_is_bounded_and_all_learn_its_origin(absent):
     assert any(
         state[words.ORIGIN] == rank.me for state, rank in zip(states, there)
     )  # one rank reports what it waited for
-    first = next(state for rank, state in zip(there, states) if rank.me in origins)
+    at, first = next((rank, state) for rank, state in zip(there, states) if rank.me in origins)
     assert first[words.WAIT_PEER] == absent
+    text = at.standing(first)
+    assert f"rank {at.me} of 3, epoch 1: running, " in text
+    assert "the lock is free\n  failed with cause 1 " in text
+    assert f"\n  rank {absent}: its announcement is missing: the last one is of epoch 0\n" in text
+    assert text.endswith("workers 0-1: has left the failed call")
+
+
+@pytest.mark.parametrize(("asked", "cause"), [(False, codes.CAUSE_TIMEOUT), (True, codes.CAUSE_INTERRUPT)])
+def test_the_wait_for_the_call_in_flight_is_bounded(asked, cause):
+    """A call in flight that never ends, as after a launch that failed: the next one gives up, by itself or because the
+    host asks for it. Its peers get poison, and its other kernels touch nothing. A later call does not wait again."""
+    layers = Layers(tokens=(5, 6), timeout=20_000 if not asked else 1 << 50)
+    rank = layers.ranks[0]
+    state = rank.state.copy_to_host()
+    state[words.IN_FLIGHT], calls = 1, int(state[words.CALLS])
+    rank.state.copy_to_device(state)
+    if asked:
+        rank.abort.copy_to_device(np.array([codes.CAUSE_INTERRUPT]))
+    layers.run(ranks=[rank])
+    found = rank.state.copy_to_host()
+    assert (found[words.FAILED], found[words.ORIGIN], found[words.CALLS]) == (cause, 0, calls)
+    assert found[words.UNBEGUN] == 1
+    assert (found[words.IN_FLIGHT], found[words.LEFT]) == (1, state[words.LEFT])
+    window = layers.windows[1].copy_to_host().view(np.int64)
+    poison = poison_word(0, 0, cause)
+    assert poison in window
+    found[words.IN_FLIGHT] = 0  # the call in flight has ended after all
+    rank.state.copy_to_device(found)
+    layers.run(ranks=[rank])
+    np.testing.assert_array_equal(rank.state.copy_to_host(), found)
+
+
+def test_kernels_that_keep_counters():
+    """The same bits; every phase has its time. The usual kernel keeps idle time alone."""
+    plain, counted = Layers(), Layers(counted=True)
+    for y, other in zip(plain.run(), counted.run()):
+        np.testing.assert_array_equal(y, other)
+    phases = [words.N_ROUTE, words.N_DISPATCH, words.N_EXPERT, words.N_COMBINE, words.N_PACK, words.N_PUBLISH]
+    for layers, each in ((plain, False), (counted, True)):
+        for rank in layers.ranks:
+            state = rank.state.copy_to_host()
+            tables = Tables(layers.tables.starts, layers.grid, len(layers.tokens))
+            found = tables.counters(state[tables.first :])
+            assert (found[[*phases, words.N_POLLS]] > 0).all() == each
+            assert found[words.N_IDLE] > 0
+            assert found[words.N_POLLS] * 1000 <= found[words.N_IDLE] + 1000  # an idle poll naps for about 1000 ns
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
-from aristos import simt
+import ptxsim
 from aristos.host.mpi_files import leftovers
 from aristos.kernels.cuda.put_probe import LINE, STEP, THREADS, lend
 from aristos.substrate.cuda import device_puts
@@ -91,7 +91,7 @@ def test_a_process_without_a_gpu(monkeypatch):
 @pytest.mark.parametrize("released", [True, False])
 def test_the_kernel_of_the_probe(released):
     """It stays until it is released, or its time is over; its row is complete before it notifies the host."""
-    machine = simt.Machine(seed=1)
+    machine = ptxsim.Machine(seed=1)
     device = machine.device(0)
     row, flags = device.array(np.zeros(100, np.int64)), machine.host_array(np.zeros(2 * LINE // 8, np.int64))
     seen = []

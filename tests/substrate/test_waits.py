@@ -80,6 +80,7 @@ with warnings.catch_warnings(record=True) as caught:
         say(f"{time.monotonic() - start:.2f} s")
         say("warned:", len(caught), caught[-1].message)
         say("timeout:", e)
+        say("standing:", e.__notes__[0].replace("\\n", " |"))
         assert isinstance(e, TimeoutError) and isinstance(e, aristos.AristosError)
     try:
         moe(x)
@@ -100,6 +101,12 @@ leave("end")
         assert word in error
     assert "last seen of it: epoch 1, outside a call" in error
     assert error.endswith("see the output of rank 1, or raise absent_timeout=")
+    stands = line_of(job, 0, "^standing")
+    assert re.search("rank 0 of 2, epoch 2: running, [0-9]+ commands published; the lock is free", stands)
+    assert "|  rank 1: last seen at epoch 1, outside of a call |" in stands
+    assert "|  rank 1: its announcement is missing: the last one is of epoch 1 |" in stands
+    assert re.search("rank 1: [0-9]+ rows are to be sent, [0-9]+ of [0-9]+ ring rows are in use; [1-9]", stands)
+    assert re.search("workers? 0.*: idle, waits for rank 1", stands)
     assert re.search("WaitTimeout: rank 0 waited .* unusable", line_of(job, 0, "closed"))
     assert "rank 0 gave up in epoch 2 because a wait ran out" in line_of(job, 1, "poisoned")
     assert job.lines(0)[-1] == "end"

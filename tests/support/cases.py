@@ -243,7 +243,7 @@ import sys
 import numpy as np
 import aristos
 from aristos import kernels, reference
-from aristos.primitives import compile as compiling
+from kernel_cache import compile as compiling
 cfg = aristos.MoEConfig(hidden=40, ffn=300, experts=5, top_k=2, gated=True, bias=True, max_tokens=30)
 w, x = reference.weights(cfg), np.ones((20, 40), np.float32)
 for schedule in ("fused", "bulk"):

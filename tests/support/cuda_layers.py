@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from aristos import reference, simt
+import ptxsim
+from aristos import reference
 from aristos.config import MoEConfig
 from aristos.engine import codes, schema, words
 from aristos.engine import job as builder
@@ -26,7 +27,9 @@ from aristos.kernels.cuda.tile import BYTES
 from aristos.layer.collective import shape_of, widths
 from aristos.placement import Placement
 from aristos.substrate.cuda import persistent as substrate
+from aristos.substrate.standing import describe
 from aristos.substrate.windows import EngineMemory
+from ptxsim import isa
 
 MOST_ROWS = 256  # of a tile
 SMALL = MoEConfig(
@@ -40,7 +43,7 @@ class Layers:
 
     tokens: of each rank. grid: blocks a rank. ring: rows of a ring, None for the default. tile: None for the first of
     TILES[kind]. timeout: nanoseconds. limit: warp instructions of a run, after which it counts as stuck. given: (ids,
-    weights) of each rank, None where the router chooses.
+    weights) of each rank, None where the router chooses. counted: kernels keep their counters.
     """
 
     cfg: MoEConfig = SMALL
@@ -56,13 +59,14 @@ class Layers:
     timeout: int = 1 << 50
     limit: int = 1 << 40
     given: Any = None
+    counted: bool = False
     machine: Any = None
     ranks: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         world = len(self.tokens)
         self.tile = self.tile or TILES[self.kind][0]
-        self.machine = simt.Machine(devices=world, seed=self.seed, check=self.check, limit=self.limit)
+        self.machine = ptxsim.Machine(devices=world, seed=self.seed, check=self.check, limit=self.limit)
         self.held = Placement(self.placement, self.cfg.experts, world)
         shape = shape_of(world, self.held, **widths(self.cfg))
         self.shape = replace(shape, ring_rows=self.ring or shape.ring_rows)
@@ -129,6 +133,16 @@ class Rank:
         self._weights(job)
         self.job, self.routing = self.device.array(job), self.device.array(self._routing(count))
 
+    def standing(self, state: np.ndarray) -> str:
+        """`standing.describe` of a state of this rank."""
+        job, memory = self.job.copy_to_host(), self.layers.machine.memory
+
+        def line(peer: int, word: int) -> int:
+            at = int(state[job[words.T_LINE_FROM] + peer]) + 8 * word - isa.GLOBAL_START
+            return int(memory.data[at : at + 8].view(np.int64)[0])
+
+        return describe(job, state, int(self.lock.copy_to_host()[0]), line)
+
     def put(self, values: np.ndarray) -> int:
         """The address of a copy in this rank's memory."""
         array = self.device.array(np.ascontiguousarray(values))
@@ -155,19 +169,19 @@ class Rank:
         builder.fill_placement(job, held.slots_for(self.me), held.start)
         nbytes = substrate.run_scratch(layers.runs, tile, BYTES[layers.kind] * cfg.hidden)
         scratch, lock, abort = self.device.empty(nbytes // 4, np.int32), *(self._zeros(1, np.int64) for _ in range(2))
-        self.kept += [scratch, lock, abort]
-        self.scratch = scratch
+        self.scratch, self.lock, self.abort = scratch, lock, abort
         builder.fill_engine(
             job, schema.CUDA, shape, layers.tables, rank=self.me, world=world, all_workers=layers.grid,
             return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, remote=0, block_pairs=0,
-            scratch=scratch.ptr, lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr, mirror=0, mirror_bytes=0,
+            layout=0, scratch=scratch.ptr, lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr, mirror=0,
+            mirror_bytes=0,
         )  # fmt: skip
         builder.fill(
-            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=layers.merge,
-            **layers.runs,
+            job, schema.TILE, schema.CUDA, workers=layers.grid, tile=tile.m, batch=tile.m, run_rows=tile.m,
+            merge_rows=layers.merge, **layers.runs,
         )  # fmt: skip
         builder.update(
-            job, workers=layers.grid, held=held.held[self.me], computed=held.held[self.me], experts=cfg.experts,
+            job, held=held.held[self.me], computed=held.held[self.me], experts=cfg.experts,
             top_k=cfg.top_k, hidden=cfg.hidden, ffn=cfg.ffn, object=1, loaded=1, gated=cfg.gated,
             activation=activations.word(cfg.activation, cfg.limit),
         )  # fmt: skip
@@ -210,6 +224,7 @@ class Rank:
         scratch = self.device.empty(r.scratch_bytes(max(1, count), cfg.experts, slots) // 4, np.int32)
         self.kept.append(scratch)
         job[[r.STATUS, r.SCRATCH]] = self.state.ptr + 8 * words.STATUS, scratch.ptr
+        job[r.UNBEGUN] = self.state.ptr + 8 * words.UNBEGUN
         return job
 
     def launch(self) -> None:
@@ -217,16 +232,18 @@ class Rank:
         layers, cfg, tile = self.layers, self.layers.cfg, self.layers.tile
         count, slots = layers.tokens[self.me], layers.held.slots
         given = (self.ids.ptr, self.combine.ptr) if self.given is not None else (0, 0)
-        self.device.launch(
-            substrate.begin, 1, 64, self.job.ptr, self.state.ptr, self.routing.ptr, self.x_at,
-            BYTES[layers.kind] * cfg.hidden, count, self.y.ptr, self.ids.ptr, self.combine.ptr, codes.OK,
-            self.x_at, BYTES[layers.kind] * cfg.hidden, *given, 0,
+        stride = BYTES[layers.kind] * cfg.hidden
+        opening = substrate.opening(
+            job_address=self.job.ptr, state_address=self.state.ptr, routing_address=self.routing.ptr, x=self.x_at,
+            x_stride=stride, tokens=count, y=self.y.ptr, ids=self.ids.ptr, weights=self.combine.ptr, status=codes.OK,
+            router_x=self.x_at, router_x_stride=stride, given_ids=given[0], given_weights=given[1], most=0,
         )  # fmt: skip
+        self.device.launch(substrate.begin, 1, 64, *opening)
         if count:
             kernel, shared = r.route(self.routed_as), r.route_shared(slots, self.routed_as)
             self.device.launch(kernel, r.blocks(count), r.THREADS, self.routing.ptr, shared=shared)
         self.device.launch(
             r.place, max(1, r.blocks(count)), r.THREADS, self.routing.ptr, shared=r.place_shared(slots, cfg.top_k)
         )
-        kernel = substrate.layer(tile)
+        kernel = substrate.layer(tile, layers.counted)
         self.device.launch(kernel, layers.grid, tile.threads, self.job.ptr, self.state.ptr, shared=tile.shared_bytes)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aristos import simt
+import ptxsim
 from aristos.kernels.common.activations import word
 from aristos.kernels.cuda.epilogue import NONE
 from aristos.kernels.cuda.gemm import gemm
@@ -46,7 +46,7 @@ class Product:
         peer: the device whose memory y lies in; the kernel runs on device 0. alone: a kernel for the tile's,
         a block of which does all columns.
         """
-        machine = simt.Machine(devices=2, seed=seed, check=check)
+        machine = ptxsim.Machine(devices=2, seed=seed, check=check)
         device = machine.device(0)
         x = narrow(self.x, self.kind)
         m, n = len(x), self.up.shape[1]

@@ -24,8 +24,8 @@ import numpy as np
 from fake_kernels import Arena, Resident, Sms, address, kernel_of
 from fake_streams import Event, Failure, Graph, Op, Stream, Streams, at_once
 
-from aristos.primitives import sm_limits as limits
-from aristos.primitives.offline import capability
+from kernel_cache import sm_limits as limits
+from kernel_cache.offline import capability
 
 REAL: Any = importlib.import_module("cuda.bindings.driver")
 KERNEL_REGISTERS, KERNEL_STATIC = 32, 1024  # of images that no catalogue.Kernel stands behind
@@ -257,7 +257,7 @@ class Driver(Streams):
 
     # ---- memory ----
     def cuMemGetInfo(self) -> tuple[Any, ...]:
-        """The only function with two results."""
+        """A function with several results, as those of captures in fake_streams.py."""
         p = self.process
         whole = p.machine.gpus[self.gpu(p)].memory
         return REAL.CUresult.CUDA_SUCCESS, whole - p.machine.used(self.gpu(p)), whole

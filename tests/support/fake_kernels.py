@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from kept_ptx import ptx
 
-from aristos import simt
+import ptxsim
 from aristos.kernels.cuda.build import Built
-from aristos.primitives import sm_limits as limits
-from aristos.simt import isa
-from aristos.simt import state as s
-from aristos.simt.address_space import FreeRuns
-from aristos.simt.kernels import pack
-from aristos.simt.launches import Launch
-from aristos.simt.prepare import prepare
-from aristos.simt.units import python_function
+from kernel_cache import sm_limits as limits
+from ptxsim import isa
+from ptxsim import state as s
+from ptxsim.address_space import FreeRuns
+from ptxsim.kernels import pack
+from ptxsim.launches import Launch
+from ptxsim.prepare import prepare
+from ptxsim.units import python_function
 
 GRAIN = 2 << 20
 SIZE = 1 << 35  # bytes of addresses; untouched pages take no memory
@@ -159,7 +159,7 @@ class Resident:
         if not self.held:
             return False
         launch.per_sm = 1
-        machine = simt.Machine(check=False, sm_count=len(self.held), arch=arch_of(self.cc))
+        machine = ptxsim.Machine(check=False, sm_count=len(self.held), arch=arch_of(self.cc))
         machine.patience = 1 << 60
         self.parameters = self.arena.take(PARAMETERS)
         memory = machine.memory
@@ -200,7 +200,7 @@ def arch_of(cc: tuple[int, ...]) -> str:
 def simt_program(text: str) -> Any:
     """The program of PTX text, for its facts before there is a machine for it."""
     if text not in _programs:
-        _programs[text] = simt.Machine(check=False).load(text)
+        _programs[text] = ptxsim.Machine(check=False).load(text)
     return _programs[text]
 
 

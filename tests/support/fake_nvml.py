@@ -71,6 +71,18 @@ class Library:
         limit.value = 700_000
         return 0
 
+    def do_nvmlDeviceGetPowerUsage(self, handle: ctypes.c_void_p, power: ctypes.c_uint) -> int:
+        power.value = 350_000
+        return 0
+
+    def do_nvmlDeviceGetTemperature(self, handle: ctypes.c_void_p, sensor: ctypes.c_uint, heat: ctypes.c_uint) -> int:
+        heat.value = 61
+        return 0
+
+    def do_nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: ctypes.c_void_p, bits: ctypes.c_ulonglong) -> int:
+        bits.value = 0x44
+        return 0
+
     def do_nvmlDeviceGetCount_v2(self, count: ctypes.c_uint) -> int:
         count.value = len(self.gpus)
         return 0

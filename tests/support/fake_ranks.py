@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -29,21 +31,37 @@ def installed(driver: fake_cuda.Driver) -> Iterator[None]:
             sys.modules[calls.MODULE] = before
 
 
+def threads_of_ranks(driver: fake_cuda.Driver) -> SimpleNamespace:
+    """In the place of `threading`: a thread belongs to the process of the thread that makes it."""
+
+    class OfRank(threading.Thread):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.process = driver.process
+
+        def run(self) -> None:
+            driver.here.process = self.process
+            super().run()
+
+    return SimpleNamespace(Thread=OfRank)
+
+
 def patches(driver: fake_cuda.Driver) -> tuple[Any, ...]:
     """Context managers that put the fake driver in the place of CUDA's."""
     return (
         installed(driver),
         mock.patch("aristos.substrate.cuda.device.build", fake_kernels.build),
+        mock.patch("aristos.substrate.cuda.runtime.threading", threads_of_ranks(driver)),
         mock.patch("aristos.substrate.cuda.runtime.NAP_SECONDS", 0.0),  # a query is what lets GPUs go on
     )
 
 
 def on_driver(world: int, body: Callable[[Any, int, fake_cuda.Driver], Any], visible: Any = None,
-              **of_machine: Any) -> list[Any]:  # fmt: skip
+              first_here: bool = False, **of_machine: Any) -> list[Any]:  # fmt: skip
     """Run body(comm, rank, driver) on `world` ranks; returns their results, raises the first error.
 
-    visible: of each rank, numbers of the GPUs that it sees. of_machine: see `fake_cuda.Machine`. Fails where a rank has
-    done what CUDA leaves undefined.
+    visible: of each rank, numbers of the GPUs that it sees. first_here: see `as_threads`. of_machine: see
+    `fake_cuda.Machine`. Fails where a rank has done what CUDA leaves undefined.
     """
     machine = fake_cuda.Machine(**{"gpus": world, "eager": 0.5, "sms": 1} | of_machine)
     processes = [fake_cuda.Process(machine, visible and visible[rank]) for rank in range(world)]
@@ -53,6 +71,6 @@ def on_driver(world: int, body: Callable[[Any, int, fake_cuda.Driver], Any], vis
         driver.here.process = processes[rank]
         return body(comm, rank, driver)
 
-    results = as_threads(Together(world, None), run, *patches(driver))
+    results = as_threads(Together(world, None), run, *patches(driver), first_here=first_here)
     assert not machine.violations, machine.violations
     return results

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 GLOBAL, THREAD_LOCAL, RELAXED = 0, 1, 2  # CUstreamCaptureMode
 LEGACY, PER_THREAD = 1, 2  # CU_STREAM_LEGACY, CU_STREAM_PER_THREAD
@@ -64,11 +64,12 @@ class Event:
 
 @dataclass(eq=False)
 class Capture:
-    """A capture sequence. origin: the stream where it began; mode, thread: of cuStreamBeginCapture."""
+    """A capture sequence. origin: the stream where it began; mode, thread: of cuStreamBeginCapture; number: unique."""
 
     origin: Stream
     mode: int
     thread: int
+    number: int
     nodes: list[Node] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
     invalid: str = ""  # why it was invalidated
@@ -103,6 +104,8 @@ def at_once(action: Callable[[], None]) -> Callable[[], Callable[[], bool]]:
 
 class Streams:
     """The part of the fake driver for streams, events and graphs."""
+
+    numbered: ClassVar[dict[int, Node]] = {}  # nodes whose numbers a program has got
 
     # DA "Stream Management", cuThreadExchangeStreamCaptureMode: potentially unsafe calls are prohibited to a thread
     # with a capture of its own that is not relaxed, and in mode GLOBAL to all threads while any GLOBAL capture goes
@@ -343,13 +346,38 @@ class Streams:
         return second.time - first.time
 
     # ---- captures and graphs ----
+    def cuStreamGetCaptureInfo(self, handle: int) -> tuple[Any, ...]:
+        """DA "Stream Management": status, number of the sequence, graph, the nodes that the next one depends on."""
+        capture = self.stream(self.process, handle).capture
+        if capture is None:
+            return self.real.CUresult.CUDA_SUCCESS, self.real.CUstreamCaptureStatus(0), 0, None, None, 0
+        nodes = self.stream(self.process, handle).tail
+        found = [self.number_of(node) for node in nodes]
+        return (
+            self.real.CUresult.CUDA_SUCCESS,
+            self.real.CUstreamCaptureStatus(1),
+            capture.number,
+            None,
+            found,
+            len(found),
+        )
+
+    def cuGraphNodeGetDependencies(self, number: int, count: int = 0) -> tuple[Any, ...]:
+        """DA "Graph Management": without a count only how many there are."""
+        needs = [self.number_of(need) for need in self.numbered[int(number)].needs]
+        return self.real.CUresult.CUDA_SUCCESS, needs[:count] if count else None, count or len(needs)
+
+    def number_of(self, node: Node) -> int:
+        self.numbered[id(node)] = node
+        return id(node)
+
     def do_cuStreamBeginCapture(self, p: Any, handle: int, mode: Any) -> None:
         stream = self.stream(p, handle)
         if (
             stream is p.legacy.get(stream.gpu) or stream.capture is not None
         ):  # PG, "Stream Capture": any stream but the legacy
             raise Failure("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
-        stream.capture, stream.tail = Capture(stream, int(mode), threading.get_ident()), []
+        stream.capture, stream.tail = Capture(stream, int(mode), threading.get_ident(), next(p.machine.numbers)), []
         stream.capture.streams.append(stream)
 
     def do_cuStreamEndCapture(self, p: Any, handle: int) -> int:

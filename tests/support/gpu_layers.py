@@ -1,11 +1,12 @@
 """What the layer must do on GPUs, as bodies of tests: on a real GPU (tests/gpu) and on the PTX machine.
 
 A body takes the communicator (None for one rank) and the rank. Shapes are small, waits end after TIMEOUT seconds:
-ranks that share a GPU are time-sliced, so each poll of a peer may take a slice.
+ranks that share a GPU are time-sliced, so each poll of a peer may take a slice. ARISTOS_TEST_TIMEOUT sets it.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +21,9 @@ from aristos.bench.gpu.clock import BenchGpu, GpuArray
 from aristos.bench.world import World
 from aristos.errors import InputError, PeerInputError
 from aristos.kernels.cuda.pack import widen
-from aristos.layer.device_arrays import KINDS
+from aristos.row_types import KINDS
 
-TIMEOUT = 60.0
+TIMEOUT = float(os.environ.get("ARISTOS_TEST_TIMEOUT", "60"))
 CFG = aristos.MoEConfig(
     hidden=64, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
 )  # fmt: skip
@@ -33,7 +34,7 @@ TOKENS = 22
 
 
 def made(comm: Any, cfg: aristos.MoEConfig = CFG) -> Any:
-    moe = aristos.MoE(cfg, comm, backend="cuda", timeout=TIMEOUT)
+    moe = aristos.MoE(cfg, comm, backend="cuda", timeout=TIMEOUT, absent_timeout=TIMEOUT)
     moe.load(**WEIGHTS)
     return moe
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from aristos.kernels.cuda import build
-from aristos.primitives.compile import cache_folder
-from aristos.simt.kernels import part
+from kernel_cache.compile import cache_folder
+from ptxsim.kernels import part
 
 _read: dict[Path, tuple[str, str]] = {}
 

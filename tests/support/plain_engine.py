@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import aristos
 
@@ -18,7 +19,11 @@ def plain(module: str) -> Any:
     if NAME not in sys.modules:
         package: Any = ModuleType(NAME)
         package.__path__ = [str(Path(aristos.__file__).parent)]
-        compiling: Any = ModuleType(f"{NAME}.primitives.compile")
-        compiling.jit = compiling.inlined = lambda function: function
-        sys.modules |= {NAME: package, f"{NAME}.primitives.compile": compiling}
-    return import_module(f"{NAME}.{module}")
+        sys.modules[NAME] = package
+    with mock.patch.multiple("kernel_cache.compile", jit=same, inlined=same):
+        return import_module(f"{NAME}.{module}")
+
+
+def same(function: Any) -> Any:
+    """The function itself, not compiled."""
+    return function

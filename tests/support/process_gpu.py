@@ -20,12 +20,12 @@ from unittest import mock
 import numpy as np
 from simt_gpu import MachineGpu, Together
 
-from aristos import simt
+import ptxsim
 from aristos.primitives import wire
-from aristos.simt import isa
-from aristos.simt.address_space import GAP, FreeRuns
 from aristos.substrate.cuda.device_puts import Answer
 from aristos.transport.rma import RmaWindow, mpi_library
+from ptxsim import isa
+from ptxsim.address_space import GAP, FreeRuns
 
 PART = 1 << 28  # bytes of a rank; untouched pages take no memory
 CALLS = {"allocate", "free", "copy_in", "copy_out", "copy", "clear", "load", "launch", "synchronize", "done",
@@ -49,7 +49,7 @@ class ProcessGpu(MachineGpu):
     """This process's GPU; path: a file of PART zero bytes a rank."""
 
     def __init__(self, path: Path, rank: int, world: int, blocks: int) -> None:
-        machine = simt.Machine(check=False, seed=rank)
+        machine = ptxsim.Machine(check=False, seed=rank)
         machine.patience = 1 << 60  # the other processes may take long
         memory = machine.memory
         memory.whole = Shared(path, PART * world)

@@ -9,6 +9,7 @@ from aristos import reference
 from aristos.kernels.common import activations
 from aristos.kernels.cpu import elements, operands, rounded_expert
 from aristos.kernels.cpu.target import ISA
+from aristos.primitives.arithmetic import DownColumns, ExpertRows, ExpertWeights, UpColumns
 from aristos.primitives.buffers import aligned
 
 DTYPES = ("bfloat16", "float16")
@@ -68,7 +69,7 @@ class Expert:
         for name in ("up_bias", "gate_bias", "down_bias"):
             b = self.biases.get(name)
             self._packed.append(None if b is None else self.element.pack_bias(b))
-        self._at = tuple(0 if p is None else p.ctypes.data for p in self._packed)
+        self._at = ExpertWeights(*(0 if p is None else p.ctypes.data for p in self._packed))
         self._code = activations.word("silu", None)
 
     def rows(self, m: int) -> np.ndarray:
@@ -94,10 +95,11 @@ class Expert:
         """[m, hidden] -> [m, hidden], by the kernels."""
         y, scratch = self._out(len(x)), self._scratch(len(x))
         from_x, to_y = addresses(x), addresses(y)
-        rounded_expert.expert_rows(
-            self.element.code, len(x), from_x.ctypes.data, to_y.ctypes.data, self._at, self._code, self.hidden,
-            self.ffn, scratch.ctypes.data, 0, 0,
+        call = ExpertRows(
+            rows=len(x), x=from_x.ctypes.data, y=to_y.ctypes.data, weights=self._at, activation=self._code,
+            hidden=self.hidden, ffn=self.ffn, scratch=scratch.ctypes.data, wire=0, kept=0,
         )  # fmt: skip
+        rounded_expert.expert_rows(self.element.code, call)
         return self._result(y)
 
     def by_columns(self, x: np.ndarray, share: int) -> np.ndarray:
@@ -107,15 +109,18 @@ class Expert:
         kept = aligned((rounded_expert.activation_bytes(code, m, self.ffn),), np.uint8)
         from_x, to_y = addresses(x), addresses(y)
         for first in reversed(range(0, self.ffn, share)):
-            rounded_expert.up_columns(
-                code, m, from_x.ctypes.data, kept.ctypes.data, self._at, self._code, self.hidden, self.ffn, first,
-                min(share, self.ffn - first), scratch.ctypes.data, 0, 0,
+            up = UpColumns(
+                rows=m, x=from_x.ctypes.data, activations=kept.ctypes.data, weights=self._at, activation=self._code,
+                hidden=self.hidden, ffn=self.ffn, first=first, columns=min(share, self.ffn - first),
+                scratch=scratch.ctypes.data, wire=0, kept=0,
             )  # fmt: skip
+            rounded_expert.up_columns(code, up)
         for first in reversed(range(0, self.hidden, share)):
-            rounded_expert.down_columns(
-                code, m, kept.ctypes.data, to_y.ctypes.data, self._at, self.ffn, first,
-                min(self.hidden, first + share), scratch.ctypes.data, 0,
+            down = DownColumns(
+                rows=m, activations=kept.ctypes.data, y=to_y.ctypes.data, weights=self._at, ffn=self.ffn, first=first,
+                last=min(self.hidden, first + share), scratch=scratch.ctypes.data, wire=0,
             )  # fmt: skip
+            rounded_expert.down_columns(code, down)
         return self._result(y)
 
     def sums(self, x: np.ndarray, panel: int, start: np.ndarray | None = None) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Compares a program on two executors: on the machine and a GPU, or on two machines.
 
-A program takes an executor (a `simt.Machine`, or gpu_executor.py's `GpuExecutor` with the same interface), launches on
+A program takes an executor (a `ptxsim.Machine`, or gpu_executor.py's `GpuExecutor` with its interface), launches on
 its device 0, runs it and returns its arrays.
 """
 

@@ -15,11 +15,11 @@ import leftovers
 import numpy as np
 from kept_ptx import ptx
 
-from aristos import simt
+import ptxsim
 from aristos.host.nodes import Nodes
 from aristos.kernels.cuda.target import Target
-from aristos.primitives.sm_limits import of, resident
-from aristos.simt import isa
+from kernel_cache.sm_limits import of, resident
+from ptxsim import isa
 
 
 class Together:
@@ -283,10 +283,12 @@ class _Request:
         return self.together.arrived >= (self.number + 1) * self.together.world
 
 
-def as_threads(together: Together, body: Callable[[Any, int], Any], *patches: Any) -> list[Any]:
+def as_threads(
+    together: Together, body: Callable[[Any, int], Any], *patches: Any, first_here: bool = False
+) -> list[Any]:
     """Run body(comm, rank) on threads that are the ranks of a group; returns their results, raises the first error.
 
-    patches: context managers that are open meanwhile.
+    patches: context managers that are open meanwhile. first_here: rank 0 is the calling thread.
     """
     world = together.world
     results: list[Any] = [None] * world
@@ -314,9 +316,11 @@ def as_threads(together: Together, body: Callable[[Any, int], Any], *patches: An
             stack.enter_context(mock.patch(target, value))
         for each in patches:
             stack.enter_context(each)
-        threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world)]
+        threads = [threading.Thread(target=run, args=(r,), daemon=True) for r in range(int(first_here), world)]
         for thread in threads:
             thread.start()
+        if first_here:
+            run(0)
         for thread in threads:
             thread.join(300)
         assert not any(thread.is_alive() for thread in threads)
@@ -333,7 +337,7 @@ def on_ranks(world: int, body: Callable[[Any, int], Any], gpus: int | None = Non
 
     gpus: if fewer than ranks, ranks share them. Raises the first rank's error; fails if the machine reports anything.
     """
-    machine = simt.Machine(devices=world, seed=seed, check=check)
+    machine = ptxsim.Machine(devices=world, seed=seed, check=check)
     together = Together(world, machine)
     local = threading.local()
     held: dict[int, MachineGpu] = {}

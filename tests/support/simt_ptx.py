@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from aristos import simt
+import ptxsim
 
 HEADER = ".version 8.6\n.target sm_90a\n.address_size 64\n"
 KINDS = {"b16": np.uint16, "b32": np.uint32, "b64": np.uint64, "pred": np.uint32}
@@ -90,7 +90,7 @@ def run(cases: Sequence[Case], check: bool = False) -> None:
         source[offset : offset + len(raw)] = raw
     kinds = [kind for case in cases for kind in case.out.split()]
     places = [i * padded * 8 for i in range(len(kinds))]
-    machine = simt.Machine(check=check)
+    machine = ptxsim.Machine(check=check)
     device = machine.device(0)
     inputs, outputs = device.array(source.view(np.uint64)), device.array(np.zeros(len(kinds) * padded, np.uint64))
     device.launch(kernel(cases, arrays, offsets, places), padded // BLOCK, BLOCK, inputs, outputs)
@@ -133,8 +133,8 @@ def rejection(text: str) -> str:
     registers = "".join(f".reg .{kind} {name}<9>;\n" for kind, name in (
         ("b16", "h"), ("b32", "r"), ("b64", "d"), ("pred", "p"), ("f32", "f")))  # fmt: skip
     try:
-        simt.Machine().device(0).launch(f"{HEADER}.visible .entry k()\n{{\n{registers}{text}\nret;\n}}", 1, 32)
-    except simt.PTXError as error:
+        ptxsim.Machine().device(0).launch(f"{HEADER}.visible .entry k()\n{{\n{registers}{text}\nret;\n}}", 1, 32)
+    except ptxsim.PTXError as error:
         return str(error)
     return ""
 
@@ -153,7 +153,7 @@ def launched(body: str, *arrays: np.ndarray, threads: int = 32, check: bool = Tr
     for i in range(len(arrays)):
         lines += [f".reg .b64 a{i};", f"ld.param.u64 a{i}, [x{i}];"]
     text = HEADER + module + f"\n.visible .entry k({params})\n{{\n" + "\n".join([*lines, body, "ret;", "}"])
-    machine = machine or simt.Machine(check=check, arch=arch, seed=seed)
+    machine = machine or ptxsim.Machine(check=check, arch=arch, seed=seed)
     device = machine.device(0)
     held = [device.array(array) for array in arrays]
     device.launch(text, 1, threads, *held)

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import jit
+
 from ...engine import words as engine
 from ...errors import InputError, WaitTimeout
 from ...host.nodes import Nodes
 from ...primitives import memory as mem
-from ...primitives.compile import jit
 from ...substrate.cpu import loop as ordinary
 from ...transport.shm import ShmWindow
 from . import steps, words

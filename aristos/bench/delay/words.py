@@ -21,9 +21,10 @@ from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives.buffers import aligned
-from ...primitives.compile import jit
 
 WORD, LINE, LINE_WORDS = 8, 64, 8
 MIB = 1 << 20

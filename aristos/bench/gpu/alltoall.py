@@ -7,7 +7,7 @@ memory; it waits for the stream.
 
 from __future__ import annotations
 
-import importlib
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from ...errors import EnvironmentProblem
 from .clock import BenchGpu
+from .libraries import Library
 
 Bytes = NDArray[np.int64]  # [W], of each rank
+INT8 = 0  # ncclDataType_t
 
 
 def starts(counts: Bytes) -> Bytes:
@@ -24,8 +26,19 @@ def starts(counts: Bytes) -> Bytes:
     return np.cumsum(counts) - counts
 
 
+class UniqueId(ctypes.Structure):
+    """ncclUniqueId, which NCCL takes by value."""
+
+    _fields_ = (("internal", ctypes.c_char * 128),)
+
+
+def library() -> Library:
+    """NCCL; raises EnvironmentProblem if there is none."""
+    return Library("NCCL", ("libnccl.so.2",), "ncclResult_t")
+
+
 class Nccl:
-    """NCCL's communicator of all ranks, by CuPy's binding. Collective.
+    """NCCL's communicator of all ranks. used: library, version and path. Collective.
 
     Raises EnvironmentProblem on every rank if one has no NCCL or two share a GPU, which NCCL refuses.
     """
@@ -34,38 +47,45 @@ class Nccl:
 
     def __init__(self, gpu: BenchGpu) -> None:
         self.gpu, world = gpu, gpu.world
+        missing, self._comm = "", ctypes.c_void_p()
         try:
-            self._nccl: Any = importlib.import_module("cupy.cuda.nccl")
-            missing = "" if self._nccl.available else "CuPy finds no NCCL"
-        except ImportError as error:
-            missing = f"CuPy cannot be imported ({error})"
+            self._nccl = library()
+            version = self._nccl.number("ncclGetVersion")
+            self.used = f"NCCL {version // 10000}.{version // 100 % 100}.{version % 100} ({self._nccl.path})"
+        except EnvironmentProblem as error:
+            missing = str(error)
         offers = world.allgather((missing, gpu.device.uuid))
         lacking = [f"rank {rank}: {why}" for rank, (why, _) in enumerate(offers) if why]
         if lacking:
-            raise EnvironmentProblem(f"no NCCL ({lacking[0]}): pip install 'aristos[cuda12]' has CuPy and NCCL")
+            raise EnvironmentProblem(lacking[0])
         if len({uuid for _, uuid in offers}) < world.size:
             raise EnvironmentProblem("no NCCL: ranks share a GPU, and NCCL takes one rank a GPU")
-        key = world.bcast(self._nccl.get_unique_id() if world.rank == 0 else None)
-        with gpu.device.current(), world.bounded("NCCL's start"):
-            self._comm = self._nccl.NcclCommunicator(world.size, key, world.rank)
+        key = UniqueId()
+        if world.rank == 0:
+            self._nccl.call("ncclGetUniqueId", ctypes.byref(key))
+        key = UniqueId.from_buffer_copy(world.bcast(bytes(key)))
+        ranks = ctypes.c_int(world.size), key, ctypes.c_int(world.rank)
+        with world.bounded("NCCL's start"):
+            self._call("ncclCommInitRank", ctypes.byref(self._comm), *ranks)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        with self.gpu.device.current():
+            self._nccl.call(name, *arguments)
 
     def __call__(self, to: int, source: int, sends: Bytes, gets: Bytes) -> None:
         """Queue it. to, source: addresses of the parts of all ranks, side by side."""
-        stream, kind = self.gpu.stream, self._nccl.NCCL_INT8
-        with self.gpu.device.current():
-            self._nccl.groupStart()
-            for p, (n, at) in enumerate(zip(sends.tolist(), starts(sends).tolist())):
+        rest = self._comm, ctypes.c_void_p(self.gpu.stream)
+        self._call("ncclGroupStart")
+        for name, start, counts in (("ncclSend", source, sends), ("ncclRecv", to, gets)):
+            for p, (n, at) in enumerate(zip(counts.tolist(), starts(counts).tolist())):
                 if n:
-                    self._comm.send(source + at, n, kind, p, stream)
-            for p, (n, at) in enumerate(zip(gets.tolist(), starts(gets).tolist())):
-                if n:
-                    self._comm.recv(to + at, n, kind, p, stream)
-            self._nccl.groupEnd()
+                    where = ctypes.c_void_p(start + at), ctypes.c_size_t(n)
+                    self._call(name, *where, ctypes.c_int(INT8), ctypes.c_int(p), *rest)
+        self._call("ncclGroupEnd")
 
     def close(self) -> None:
         """Free the communicator. Collective."""
-        with self.gpu.device.current():
-            self._comm.destroy()
+        self._call("ncclCommDestroy", self._comm)
 
 
 class Staged:

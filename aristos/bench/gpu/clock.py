@@ -26,7 +26,7 @@ class GpuArray:
     """An array on a GPU. kind: of the arithmetic, or a NumPy type string. at: its address."""
 
     def __init__(self, gpu: BenchGpu, shape: tuple[int, ...], kind: str) -> None:
-        self.gpu, self.shape, self.dtype = gpu, shape, np.dtype(TYPES.get(kind, kind))
+        self.gpu, self.shape, self.kind, self.dtype = gpu, shape, kind, np.dtype(TYPES.get(kind, kind))
         self.nbytes = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
         self.at = gpu.allocate(max(1, self.nbytes))
 
@@ -97,12 +97,12 @@ class BenchGpu:
 
     def in_turns(
         self,
-        calls: dict[str, Callable[[], object]],
+        calls: dict[Any, Callable[[], object]],
         seconds: float,
         warmup: int,
         asked: int | None,
         after: Callable[[str, int], None] | None = None,
-    ) -> dict[str, Seconds]:
+    ) -> dict[Any, Seconds]:
         """Seconds of every call: name -> [turns]; `asked` turns, or as many as fit `seconds`. Collective.
 
         after(name, turn): runs after each call, untimed; turn is -1 during warm-up.
@@ -134,7 +134,7 @@ class BenchGpu:
         from ...topology import nvml
 
         device, library = self.device, nvml.load()
-        found = {"card": device.name, "card_uuid": device.uuid, "card_arch": device.arch, "card_sms": device.sms,
+        found = {"gpu": device.name, "gpu_uuid": device.uuid, "gpu_arch": device.arch, "gpu_sms": device.sms,
                  "cuda_driver": device.driver, "clock": "CUDA events"}  # fmt: skip
         return found | (nvml.state(library, device.uuid) if library is not None else {})
 

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kernel_cache import regular
+from kernel_cache.texts import shown
+
 from ...errors import AristosError, EnvironmentProblem, InputError, ResultsError
-from ...primitives import regular
-from ...primitives.texts import shown
 from ...results import Run, Table, load
 
 Picture = Callable[[Table], Any]

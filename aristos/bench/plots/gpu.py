@@ -18,7 +18,11 @@ COLORS, MARKS = (BLUE, ORANGE, GREEN, RED, GREY), "os^Dv"
 
 
 def _line(axis: Any, x: ArrayLike, values: np.ndarray, name: str, number: int = 0) -> None:
-    """Median and band over x. values: [x, turn], NaN where a turn was not run."""
+    """Median and band over x. values: [x, turn], NaN where a turn was not run, or its outputs were wrong."""
+    there = ~np.isnan(values).all(axis=-1)
+    if not there.any():
+        return
+    x, values = np.asarray(x)[there], values[there]
     low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95], axis=-1)
     color = COLORS[number % len(COLORS)]
     axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)

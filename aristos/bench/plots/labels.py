@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.texts import shown
+
 from ...errors import ResultsError
-from ...primitives.texts import shown
 from ...results import Run, Table
 from ...results.hdf5 import Variable
 from ..compared import SAMPLES

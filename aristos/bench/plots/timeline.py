@@ -7,8 +7,9 @@ import math
 from collections import defaultdict
 from typing import Any
 
+from kernel_cache import regular
+
 from ...errors import ResultsError
-from ...primitives import regular
 from .labels import label
 from .style import BLUE, GREEN, ORANGE, RED, SKY
 

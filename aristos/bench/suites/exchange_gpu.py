@@ -198,13 +198,14 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     if nccl is not None:
         nccl.close()
     moe.close()
-    sheet.notes += [why] if why else []
+    rival = why if nccl is None else nccl.used
+    sheet.notes += [rival] if rival else []
     sheet.notes.append(f"aristos: a whole call with experts of F {FFN}: routing checked, rows out, outputs back, sums")
     if not ctx.world.nodes.single:
         sheet.notes.append("ranks of several nodes: there is no copy from GPU to GPU to compare with")
     if ctx.world.size == 1:
         sheet.notes.append("one rank: the layer reads its rows in place; the copies stay within the GPU's memory")
-    return Result(sheet.ok, [sheet], [_table(ctx, done)], [played.ran])
+    return Result(sheet.ok, [sheet], [_table(ctx, done, rival)], [played.ran])
 
 
 def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -228,14 +229,14 @@ def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:
     return record
 
 
-def _table(ctx: Context, done: list[tuple[str, int, dict[str, np.ndarray]]]) -> Table:
+def _table(ctx: Context, done: list[tuple[str, int, dict[str, np.ndarray]]], rival: str) -> Table:
     """Raw times of every rank."""
     names = list(done[0][2])
     patterns = list(dict.fromkeys(pattern for pattern, *_ in done))
     tokens = list(dict.fromkeys(count for _, count, _ in done))
     found = {(pattern, count): times for pattern, count, times in done}
     seconds = padded([[[found[p, n][name] for name in names] for n in tokens] for p in patterns])
-    table = Table("exchange", "exchange_cuda", attributes={"shape": str(ctx.shape()), "ffn": FFN})
+    table = Table("exchange", "exchange_cuda", attributes={"shape": str(ctx.shape()), "ffn": FFN, "rival": rival})
     table.dim("pattern", patterns).dim("tokens", tokens, "1", "tokens per rank and call").dim("what", names)
     table.dim("rank", np.arange(ctx.world.size)).dim("turn", np.arange(seconds.shape[-1]))
     over = ("pattern", "tokens", "what", "rank", "turn")

@@ -2,36 +2,33 @@
 
     aristos         MoE(backend="cuda") called on arrays of the GPU, four launches per call
     aristos graph   the same call, captured once and replayed
-    chain graph     `chain.py`: route, gather, cuBLAS per expert, scatter, captured once and replayed; one rank only
+    chain graph     `torch_layer.py`: PyTorch's gate, top-k, sort, grouped products and combine; one rank only
     chain, NCCL     the same on several ranks, with NCCL's all-to-all there and back, in one graph
     chain, MPI      the same in three graphs, with MPI_Alltoallv through the hosts' memory between them
 
-All take turns on the same tokens and weights. `against chain` compares graphs, with the fastest chain. With --routing
-ids and weights come from outside, and every contender checks them instead of routing. A second sheet shows the host's
-cost of a launch (`launch_cost.py`). Outputs of some tokens are checked against the float64 oracle.
+All take turns on the same tokens and weights. `against chain` compares graphs, with the fastest chain; a chain whose
+outputs are wrong is not timed. With --routing ids and weights come from outside, and the layer checks them instead of
+routing. A second sheet shows the host's cost of a launch (`launch_cost.py`). Outputs of some tokens are checked against
+the float64 oracle.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from ...results import Table
-from ...row_types import KINDS
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
-from ..gpu.alltoall import Nccl, Staged, nccl_or_why
+from ..context import CHECK, ERROR, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, routed_call
-from ..gpu.clock import BenchGpu, GpuArray, ratios
-from ..gpu.cublas import Cublas, cublas_or_why
+from ..gpu.clock import BenchGpu, ratios
+from ..gpu.rival import CHAINS, Rival, rival_or_why
 from ..measure import Statistics, gathered, padded
 from ..registry import gpu_suite
 from ..workload import Call, Workload
 
 CALLED, GRAPH = "aristos", "aristos graph"
-CHAINS = CHAIN, CHAIN_NCCL, CHAIN_MPI = "chain graph", "chain, NCCL", "chain, MPI"
 LAUNCH_SHARE = 0.1  # of the time, for the cost of launches
 
 COLUMNS = (
@@ -45,6 +42,7 @@ COLUMNS = (
     Column("speedup_low", "5 %", ".2f"),
     Column("speedup_high", "95 %", ".2f"),
     Column("turns", "turns", "d"),
+    Column("used", "made of"),
     ERROR,
     CHECK,
 )
@@ -55,76 +53,44 @@ class Rivals:
 
     def __init__(self, gpu: BenchGpu, work: Workload, moe: Any, call: Call, rival: Rival | None) -> None:
         self.played = played = Played(gpu, work, moe, call)
-        self.rows = played.rows
+        self.rows, self.work = played.rows, work
+        self.chains = rival.chains(played) if rival is not None else {}
         self.calls: dict[str, Any] = {CALLED: played, GRAPH: played.graph()}
-        self.outputs = {CALLED: played.y, GRAPH: played.y}
-        for name, (chain, out) in rival.chains(played).items() if rival is not None else ():
-            self.calls[name], self.outputs[name] = chain, out
+        self.calls |= {name: chain.call for name, chain in self.chains.items()}
+        self.worst: dict[str, float] = {}
 
-    def errors(self) -> dict[str, float]:
-        """The error of each on some tokens, after a call on cleared outputs. Collective."""
-        return {name: self.played.error(call, self.outputs[name]) for name, call in self.calls.items()}
+    @property
+    def wrong(self) -> list[str]:
+        """Names of the chains whose outputs are wrong."""
+        return [name for name in self.chains if not self.work.passes(self.worst[name])]
 
+    def check(self) -> None:
+        """Call each on cleared outputs; `worst` keeps its largest error on some tokens. Collective."""
+        for name, call in self.calls.items():
+            out = self.chains[name].out if name in self.chains else self.played.y
+            self.worst[name] = max(self.worst.get(name, 0.0), self.played.error(call, out))
 
-@dataclass
-class Rival:
-    """What makes the unfused chains of a layer: cuBLAS, shared buffers, and the all-to-alls by name."""
-
-    gpu: BenchGpu
-    work: Workload
-    blas: Cublas
-    buffers: Any
-    exchanges: dict[str, Nccl | None]
-    staged: list[Staged] = field(default_factory=list)
-
-    def chains(self, played: Played) -> dict[str, tuple[Any, GpuArray]]:
-        """Name -> (a function that runs the chain of a call by graphs, its outputs). Collective."""
-        return {name: self._chain(played, exchange) for name, exchange in self.exchanges.items()}
-
-    def _chain(self, played: Played, exchange: Nccl | None) -> tuple[Any, GpuArray]:
-        from ..gpu import chain, rank_chain
-
-        gpu, work, given = self.gpu, self.work, [array.at for array in played.routing.values()]
-        out = GpuArray(gpu, played.y.shape, played.kind)
-        of = gpu, work.cfg, played.kind, self.blas, self.buffers, played.x.at, out.at, played.count
-        if work.world.size == 1:
-            alone = chain.LocalChain(*of, played.rows, *given)
-            alone()  # loads the kernels
-            gpu.device.synchronize(gpu.stream)
-            return partial(gpu.device.replay, gpu.device.graph(gpu.stream, alone), gpu.stream), out
-        row_bytes = played.x.dtype.itemsize * work.cfg.hidden
-        if exchange is None:
-            self.staged.append(Staged(gpu, rank_chain.most_bytes(played.counts, work.placement, row_bytes)))
-        shared = rank_chain.RankChain(*of, played.counts, exchange or self.staged[-1], *given)
-        shared()
-        gpu.device.synchronize(gpu.stream)
-        return shared.graph(), out
-
-    def close(self) -> None:
-        """Free what moves rows between ranks: the chains cannot run again. Collective."""
-        for each in (*self.exchanges.values(), *self.staged):
-            if each is not None:
-                each.close()
+    def verdict(self, name: str) -> dict[str, Any]:
+        """Error and check of a contender, and how a chain computes."""
+        return verdict(self.work, self.worst[name], self.chains[name].used if name in self.chains else "")
 
 
-def rival_or_why(gpu: BenchGpu, work: Workload, moe: Any, tokens: int) -> tuple[Rival | None, list[str]]:
-    """(what makes the chains, reasons why some are missing); None without cuBLAS. Collective."""
-    blas, why = cublas_or_why(gpu)
-    if not work.world.every(blas is not None) or blas is None:
-        return None, [why or "another rank has no cuBLAS"]
-    from ..gpu import chain, rank_chain  # need a compiler
+def verdict(work: Workload, error: float, used: str) -> dict[str, Any]:
+    """The part of a record that says whether outputs were right. used: how a chain computes, '' for the layer."""
+    right = work.passes(error)
+    if not used:
+        return {"error": error, "check": VERDICTS[right]}
+    return {"error": error, "check": VERDICTS[True] if right else WRONG_RIVAL, "used": used}
 
-    of = gpu, work.cfg, KINDS[work.cfg.dtype], moe.packed_weights(), tokens
-    if work.world.size == 1:
-        return Rival(gpu, work, blas, chain.LocalBuffers(*of), {CHAIN: None}), []
-    nccl, why = nccl_or_why(gpu)
-    exchanges = ({CHAIN_NCCL: nccl} if nccl is not None else {}) | {CHAIN_MPI: None}
-    return Rival(gpu, work, blas, rank_chain.RankBuffers(*of, work.placement), exchanges), [why] if why else []
+
+def compared(times: dict[str, np.ndarray], wrong: Iterable[str]) -> dict[str, np.ndarray]:
+    """Times by name, those of wrong rivals as NaN."""
+    return {name: np.full_like(t, np.nan) if name in wrong else t for name, t in times.items()}
 
 
 def fastest(times: dict[str, np.ndarray]) -> np.ndarray | None:
-    """The times of the chain with the smallest median; None without chains. times: by name."""
-    chains = [times[name] for name in CHAINS if name in times]
+    """The times of the chain with the smallest median; None without chains. times: by name, NaN: not to compare."""
+    chains = [times[name] for name in CHAINS if name in times and not np.isnan(times[name]).any()]
     return min(chains, key=lambda each: float(np.median(each)), default=None)
 
 
@@ -140,58 +106,62 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     shape = ctx.shape()
     work = Workload(ctx.world, shape.cfg, ctx.options.seed)
     ctx.report("weights", 0.0)
-    moe = work.layer("fused", None, backend="cuda")
-    rival, why = rival_or_why(gpu, work, moe, max(shape.tokens))
+    weights = work.weights()
+    moe = work.layer("fused", None, weights, backend="cuda")
+    rival, notes = rival_or_why(gpu, work, weights)
+    del weights
     sheet = Sheet(f"layer on {gpu.device.name}: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     done, launched = [], []
     for i, tokens in enumerate(shape.tokens):
         ctx.report(f"{tokens} tokens", i / len(shape.tokens))
         rivals = Rivals(gpu, work, moe, routed_call(ctx, work, tokens), rival)
-        before = rivals.errors()
+        rivals.check()
         share = ctx.left() / (len(shape.tokens) - i)
         found = gpu.in_turns(rivals.calls, (1 - LAUNCH_SHARE) * share, ctx.options.warmup, ctx.options.iters)
         launches = launch_cost.Launches(gpu, rivals.calls[CALLED], rivals.calls[GRAPH])
         overhead = launches.measure(LAUNCH_SHARE * share, ctx.options.iters)
-        after = rivals.errors()  # the timed graphs must still give right outputs
-        launched.append((tokens, overhead, work.passes(max(after[CALLED], after[GRAPH]))))
-        found = {name: gathered(ctx.world, t).max(axis=0) for name, t in found.items()}
+        rivals.check()  # the timed graphs must still give right outputs
+        launched.append((tokens, overhead, work.passes(max(rivals.worst[CALLED], rivals.worst[GRAPH]))))
+        found = compared({name: gathered(ctx.world, t).max(axis=0) for name, t in found.items()}, rivals.wrong)
         done.append((tokens, found))
         for name, times in found.items():
-            error = max(before[name], after[name])
-            sheet.records.append(_record(work, rivals, tokens, name, times, fastest(found), error))
+            sheet.records.append(_record(work, rivals, tokens, name, times, fastest(found)))
     if rival is not None:
         rival.close()
     moe.close()
     if ctx.world.size > 1:
         sheet.notes.append("ranks that share a GPU are time-sliced, and their times mean little")
-    sheet.notes += why
+    sheet.notes += notes
     return Result(
         sheet.ok,
         [sheet, launch_cost.sheet(gpu, launched)],
-        [_table(ctx, done), launch_cost.table(launched)],
+        [_table(ctx, done, notes), launch_cost.table(launched)],
         [rivals.played.ran],
     )
 
 
-def _record(work: Workload, rivals: Rivals, tokens: int, name: str, times: np.ndarray, chain: np.ndarray | None,
-            error: float) -> dict[str, Any]:  # fmt: skip
+def _record(work: Workload, rivals: Rivals, tokens: int, name: str, times: np.ndarray,
+            chain: np.ndarray | None) -> dict[str, Any]:  # fmt: skip
+    record = {"tokens": tokens, "what": name, **rivals.verdict(name)}
+    if name in rivals.wrong:
+        return record
     summary, world = Statistics.of(times), work.world.size
-    record = {
-        "tokens": tokens, "what": name, "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6,
-        "tokens_per_s": tokens * world / summary.median, "turns": len(times), "error": error,
+    record |= {
+        "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6,
+        "tokens_per_s": tokens * world / summary.median, "turns": len(times),
         "tflops_per_rank": float(rivals.rows.sum()) * work.flops_per_row / world / summary.median / 1e12,
-        "check": VERDICTS[work.passes(error)],
     }  # fmt: skip
     if name == GRAPH and chain is not None:
         record["speedup"], record["speedup_low"], record["speedup_high"] = ratios(times, chain)
     return record
 
 
-def _table(ctx: Context, done: list[tuple[int, dict[str, np.ndarray]]]) -> Table:
+def _table(ctx: Context, done: list[tuple[int, dict[str, np.ndarray]]], notes: list[str]) -> Table:
     """Raw times of the slowest rank."""
-    names = list(done[0][1])
-    seconds = padded([[found[name] for name in names] for _, found in done])
-    table = Table("layer", "layer_cuda", attributes={"shape": str(ctx.shape())})
+    names = list(dict.fromkeys(name for _, found in done for name in found))
+    missing = np.full(1, np.nan)
+    seconds = padded([[found.get(name, missing) for name in names] for _, found in done])
+    table = Table("layer", "layer_cuda", attributes={"shape": str(ctx.shape()), "rival": "; ".join(notes)})
     table.dim("tokens", [tokens for tokens, _ in done], "1", "tokens per rank and call").dim("what", names)
     table.dim("turn", np.arange(seconds.shape[-1]))
     return table.add("call_time", ("tokens", "what", "turn"), seconds, "s", "one call, on the slowest rank")

@@ -227,7 +227,7 @@ class _Running:
 
         self.entry, self.call, world = entry, call, ctx.world
         plan = entry.plan
-        self.moe = aristos.MoE(work.cfg, world.comm, plan=plan, threads=threads, ranks_per_node=1)
+        self.moe = aristos.MoE(work.cfg, world.comm, plan=plan, threads=threads, ranks_per_node=1, **world.waits)
         stack.enter_context(self.moe)
         mine = [work.expert(e) for e in self.moe.placement.mine(self.moe.rank)]
         some = mine or [{name: w[:0] for name, w in work.expert(0).items()}]

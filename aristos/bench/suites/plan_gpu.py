@@ -122,7 +122,7 @@ class Running:
     def __init__(self, gpu: BenchGpu, work: Workload, entry: Entry, call: Any, truth: Any, stack: Any) -> None:
         import aristos
 
-        moe = aristos.MoE(work.cfg, work.world.comm, plan=entry.plan, backend="cuda")
+        moe = aristos.MoE(work.cfg, work.world.comm, plan=entry.plan, backend="cuda", **work.world.waits)
         stack.enter_context(moe)
         mine = [work.expert(e) for e in moe.placement.mine(moe.rank)]
         some = mine or [{name: w[:0] for name, w in work.expert(0).items()}]

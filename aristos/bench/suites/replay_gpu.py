@@ -22,14 +22,15 @@ import numpy as np
 from ...errors import InputError
 from ...models import with_max_tokens
 from ...results import Table
-from ..context import CHECK, ERROR, VERDICTS, Column, Context, Result, Sheet, counted
+from ..context import CHECK, ERROR, Column, Context, Result, Sheet, counted
 from ..gpu.calls import Played, held, sample
-from ..gpu.clock import BenchGpu, GpuArray, ratios
+from ..gpu.clock import BenchGpu, ratios
+from ..gpu.rival import Chain, Rival, rival_or_why
 from ..measure import Statistics, gathered, no_gc, rotated
 from ..registry import gpu_suite
 from ..routing import busiest_over_mean
 from ..workload import Call, Workload
-from .layer_gpu import GRAPH, Rival, fastest, rival_or_why
+from .layer_gpu import GRAPH, compared, fastest, verdict
 from .replay import MOST_PASSES, MOST_STEPS, most_tokens, step_call
 
 CHECKED = 4  # tokens per step that the oracle computes
@@ -49,6 +50,7 @@ COLUMNS = (
     Column("speedup_low", "5 %", ".2f"),
     Column("speedup_high", "95 %", ".2f"),
     Column("passes", "passes", "d"),
+    Column("used", "made of"),
     ERROR,
     CHECK,
 )
@@ -56,12 +58,17 @@ COLUMNS = (
 
 @dataclass
 class Step:
-    """One recorded step on this rank. calls: functions that launch it, by name; outputs: the array of each."""
+    """One recorded step on this rank. graph: launches the layer's call."""
 
     played: Played
     layer: int
-    calls: dict[str, Any]
-    outputs: dict[str, GpuArray]
+    graph: Any
+    chains: dict[str, Chain]
+
+    @property
+    def calls(self) -> dict[str, Any]:
+        """Functions that launch it, by name."""
+        return {GRAPH: self.graph} | {name: chain.call for name, chain in self.chains.items()}
 
 
 @dataclass
@@ -75,11 +82,19 @@ class GpuPhase:
     errors: dict[str, float] = field(default_factory=dict)
     times: dict[str, np.ndarray] = field(default_factory=dict)
 
+    @property
+    def used(self) -> dict[str, str]:
+        """How each chain computes, by name."""
+        chains = [(name, chain.used) for step in self.steps for name, chain in step.chains.items()]
+        names = dict.fromkeys(name for name, _ in chains)
+        return {name: " or ".join(dict.fromkeys(used for other, used in chains if other == name)) for name in names}
+
     def check(self) -> None:
         """Check every step; `errors` keeps the largest error of each name. Collective."""
         for step in self.steps:
             for name, call in step.calls.items():
-                error = step.played.error(call, step.outputs[name])
+                out = step.chains[name].out if name in step.chains else step.played.y
+                error = step.played.error(call, out)
                 self.errors[name] = max(self.errors.get(name, 0.0), error)
 
 
@@ -94,8 +109,10 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     most = most_tokens(trace, prefill, ctx.world.size)
     work = Workload(ctx.world, with_max_tokens(shape.cfg, most), ctx.options.seed)
     ctx.report("weights", 0.0)
-    moe = work.layer("fused", None, backend="cuda")
-    rival, why = rival_or_why(gpu, work, moe, most)
+    weights = work.weights()
+    moe = work.layer("fused", None, weights, backend="cuda")
+    rival, notes = rival_or_why(gpu, work, weights)
+    del weights
     sheet = Sheet(f"replay on {gpu.device.name}: {trace.path}, {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     done = []
     for i, name in enumerate(MOST_STEPS):
@@ -109,8 +126,8 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         rival.close()
     moe.close()
     sheet.notes.append(f"{trace.layers} recorded layers in turn, {len(trace.lengths)} sequences")
-    sheet.notes += why
-    return Result(sheet.ok, [sheet], [_table(ctx, phase) for phase in done], [done[0].steps[0].played.ran])
+    sheet.notes += notes
+    return Result(sheet.ok, [sheet], [_table(ctx, phase, notes) for phase in done], [done[0].steps[0].played.ran])
 
 
 def _phase(
@@ -129,10 +146,10 @@ def _phase(
     for i, (call, layer, wanted) in enumerate(zip(calls, layers, np.split(truth, cuts))):
         ctx.report(f"{name}, step {i + 1} of {count}", 0.0)
         played = Played(gpu, work, moe, call, CHECKED, wanted)
-        step = Step(played, layer, {GRAPH: played.graph()}, {GRAPH: played.y})
-        for what, (chain, out) in rival.chains(played).items() if rival is not None else ():
-            step.calls[what], step.outputs[what] = chain, out
-        steps.append(step)
+        steps.append(Step(played, layer, played.graph(), rival.chains(played) if rival is not None else {}))
+    whole = set.intersection(*(set(step.chains) for step in steps))
+    for step in steps:  # passes are compared, so a chain that failed in a step is left out
+        step.chains = {what: chain for what, chain in step.chains.items() if what in whole}
     tokens = np.sum(ctx.world.allgather([len(call.x) for call in calls]), axis=0)
     rows = np.array([np.bincount(work.placement, step.played.rows, ctx.world.size) for step in steps])
     phase = GpuPhase(name, steps, tokens, rows.astype(np.int64))
@@ -169,29 +186,35 @@ def _play(ctx: Context, gpu: BenchGpu, phase: GpuPhase, seconds: float) -> None:
 
 def _records(work: Workload, phase: GpuPhase) -> list[dict[str, Any]]:
     skew = [busiest_over_mean(rows) for rows in phase.rows]
-    slowest = {name: times.max(axis=0) for name, times in phase.times.items()}  # [step, pass]
+    wrong = [name for name in phase.used if not work.passes(phase.errors[name])]
+    slowest = compared({name: times.max(axis=0) for name, times in phase.times.items()}, wrong)  # [step, pass]
     whole = {name: times.sum(axis=0) for name, times in slowest.items()}
     records = []
     for name, times in slowest.items():
-        summary, error = Statistics.of(times.reshape(-1)), phase.errors[name]
         record = {
             "phase": phase.name, "steps": len(phase.steps), "tokens_per_step": float(phase.tokens.mean()),
             "busiest_median": float(np.median(skew)), "busiest_most": float(np.max(skew)), "what": name,
+            **verdict(work, phase.errors[name], phase.used.get(name, "")),
+        }  # fmt: skip
+        records.append(record)
+        if name in wrong:
+            continue
+        summary = Statistics.of(times.reshape(-1))
+        record |= {
             "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6, "p99_us": summary.p99 * 1e6,
             "tokens_per_s": float(phase.tokens.sum() / np.median(whole[name])), "passes": times.shape[1],
-            "error": error, "check": VERDICTS[work.passes(error)],
         }  # fmt: skip
         if name == GRAPH and (chain := fastest(whole)) is not None:
             record["speedup"], record["speedup_low"], record["speedup_high"] = ratios(whole[name], chain)
-        records.append(record)
     return records
 
 
-def _table(ctx: Context, phase: GpuPhase) -> Table:
-    """Raw times."""
+def _table(ctx: Context, phase: GpuPhase, notes: list[str]) -> Table:
+    """Raw times; `error` says whose are of wrong outputs."""
     names = list(phase.times)
     _, steps, passes = phase.times[names[0]].shape
     table = Table("replay", f"replay_{phase.name}_cuda", attributes={"trace": str(ctx.options.routing)})
+    table.attributes["rival"] = "; ".join(notes)
     table.dim("what", names).dim("rank", np.arange(ctx.world.size)).dim("step", np.arange(steps))
     table.dim("pass", np.arange(passes))
     times = [phase.times[name] for name in names]

@@ -20,10 +20,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ...primitives import sources
-from ...primitives.compile import PACKAGE
+from kernel_cache import sources
+
 from . import planted, recorded
 
+PACKAGE = Path(__file__).parents[2]
 ENGINE, SUBSTRATE, CPU = "aristos.engine", "aristos.substrate", "aristos.substrate.cpu"
 MODULES = {
     ENGINE: ("arrivals", "blocks", "bounds", "column_runs", "combine", "dispatch", "exchange", "experts", "lock",

@@ -20,10 +20,11 @@ from numba import int64, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernel_cache.compile import Locator, compiling, entry
+
 from ...kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
 from ...primitives import memory as mem
 from ...primitives.buffers import aligned
-from ...primitives.compile import Locator, compiling, entry
 
 WORD = 8
 

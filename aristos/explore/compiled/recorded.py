@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from types import ModuleType, SimpleNamespace
 
+from kernel_cache.compile import jit
+
 from ...kernels.cpu.expert import FC
 from ...kernels.cpu.gemm import PITCH
 from ...primitives import arithmetic, memory, taped, wire
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
-from ...primitives.compile import jit
 from .log import (
     ACQUIRE,
     ADD,
@@ -201,30 +202,28 @@ def kept_at(kind, kept, rows, first, columns, site):
 
 
 @jit
-def expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire, kept, site):
-    rows_at(READ, x, rows, element() * hidden, site)
-    rows_at(WRITE, y, rows, element() * hidden, site)
-    arrays_at(weights, site)
-    kept_at(WRITE, kept, rows, 0, ffn, site)
-    record(code(WRITE, site), scratch, WORD, 0)
-    arithmetic.expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire, kept)
+def expert_rows(kernels, call, site):
+    rows_at(READ, call.x, call.rows, element() * call.hidden, site)
+    rows_at(WRITE, call.y, call.rows, element() * call.hidden, site)
+    arrays_at(call.weights, site)
+    kept_at(WRITE, call.kept, call.rows, 0, call.ffn, site)
+    record(code(WRITE, site), call.scratch, WORD, 0)
+    arithmetic.expert_rows(kernels, call)
 
 
 @jit
-def backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire, kept, site):
-    rows_at(READ, x, rows, FLOAT * hidden, site)
-    rows_at(WRITE, y, rows, FLOAT * hidden, site)
-    rows_at(WRITE, places, rows, FLOAT * hidden, site)
-    kept_at(READ, kept, rows, 0, ffn, site)
-    record(code(WRITE, site), scalars, WORD * rows, 0)
+def backward_rows(kernels, call, site):
+    rows_at(READ, call.x, call.rows, FLOAT * call.hidden, site)
+    rows_at(WRITE, call.y, call.rows, FLOAT * call.hidden, site)
+    rows_at(WRITE, call.places, call.rows, FLOAT * call.hidden, site)
+    kept_at(READ, call.kept, call.rows, 0, call.ffn, site)
+    record(code(WRITE, site), call.scalars, WORD * call.rows, 0)
     for i in range(arithmetic.BACKWARD_WEIGHTS_BYTES // WORD):
-        address = mem.load(weights + WORD * i)
+        address = mem.load(call.weights + WORD * i)
         if address != 0:
             record(code(READ, site), address, WORD, 0)
-    record(code(WRITE, site), scratch, WORD, 0)
-    arithmetic.backward_rows(
-        kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire, kept
-    )
+    record(code(WRITE, site), call.scratch, WORD, 0)
+    arithmetic.backward_rows(kernels, call)
 
 
 @jit
@@ -239,71 +238,62 @@ def columns_at(kind, rows, activations, first, columns, site):
 
 
 @jit
-def up_columns(
-    kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire, kept, site
-):
-    rows_at(READ, x, rows, element() * hidden, site)
-    columns_at(WRITE, rows, activations, first, columns, site)
-    arrays_at(weights, site)
-    kept_at(WRITE, kept, rows, first, columns, site)
-    record(code(WRITE, site), scratch, WORD, 0)
-    arithmetic.up_columns(
-        kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire, kept
-    )
+def up_columns(kernels, call, site):
+    rows_at(READ, call.x, call.rows, element() * call.hidden, site)
+    columns_at(WRITE, call.rows, call.activations, call.first, call.columns, site)
+    arrays_at(call.weights, site)
+    kept_at(WRITE, call.kept, call.rows, call.first, call.columns, site)
+    record(code(WRITE, site), call.scratch, WORD, 0)
+    arithmetic.up_columns(kernels, call)
 
 
 @jit
-def down_columns(kernels, rows, activations, y, weights, ffn, first, last, scratch, wire, site):
-    for chunk in range(0, ffn, FC):
-        columns_at(READ, rows, activations, chunk, min(FC, ffn - chunk), site)
-    record(code(READ, site), y, WORD * rows, 0)
-    for i in range(rows):
-        record(code(WRITE, site), mem.load(y + WORD * i) + element() * first, element() * (last - first), 0)
-    arrays_at(weights, site)
-    record(code(WRITE, site), scratch, WORD, 0)
-    arithmetic.down_columns(kernels, rows, activations, y, weights, ffn, first, last, scratch, wire)
+def down_columns(kernels, call, site):
+    for chunk in range(0, call.ffn, FC):
+        columns_at(READ, call.rows, call.activations, chunk, min(FC, call.ffn - chunk), site)
+    record(code(READ, site), call.y, WORD * call.rows, 0)
+    nbytes = element() * (call.last - call.first)
+    for i in range(call.rows):
+        record(code(WRITE, site), mem.load(call.y + WORD * i) + element() * call.first, nbytes, 0)
+    arrays_at(call.weights, site)
+    record(code(WRITE, site), call.scratch, WORD, 0)
+    arithmetic.down_columns(kernels, call)
 
 
 @jit
-def combine_token(kernels, y, k, weights, rows, hidden, scratch, site):
-    rows_at(READ, rows, k, element() * hidden, site)
-    record(code(READ, site), weights, FLOAT * k, 0)
-    record(code(WRITE, site), y, element() * hidden, 0)
-    record(code(WRITE, site), scratch, WORD, 0)
-    arithmetic.combine_token(kernels, y, k, weights, rows, hidden, scratch)
+def combine_token(kernels, call, site):
+    rows_at(READ, call.rows, call.k, element() * call.hidden, site)
+    record(code(READ, site), call.weights, FLOAT * call.k, 0)
+    record(code(WRITE, site), call.y, element() * call.hidden, 0)
+    record(code(WRITE, site), call.scratch, WORD, 0)
+    arithmetic.combine_token(kernels, call)
 
 
 @jit
-def route_block(
-    kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, router_bias, select_bias,
-    ids, weights, pitch, logits, scratch, site,
-):  # fmt: skip
-    for i in range(count):
-        record(code(READ, site), x + x_stride * i, element() * hidden, 0)
-        record(code(WRITE, site), ids + WORD * pitch * i, WORD * k, 0)
-        record(code(WRITE, site), weights + FLOAT * pitch * i, FLOAT * k, 0)
-    record(code(READ, site), router, WORD, 0)
-    record(code(WRITE, site), scratch, WORD, 0)
-    return arithmetic.route_block(
-        kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, router_bias, select_bias,
-        ids, weights, pitch, logits, scratch,
-    )  # fmt: skip
+def route_block(kernels, call, site):
+    for i in range(call.tokens):
+        record(code(READ, site), call.x + call.x_stride * i, element() * call.hidden, 0)
+        record(code(WRITE, site), call.ids + WORD * call.pitch * i, WORD * call.k, 0)
+        record(code(WRITE, site), call.weights + FLOAT * call.pitch * i, FLOAT * call.k, 0)
+    record(code(READ, site), call.router, WORD, 0)
+    record(code(WRITE, site), call.scratch, WORD, 0)
+    return arithmetic.route_block(kernels, call)
 
 
 @jit
-def weigh_shared(kernels, count, x, x_stride, hidden, column, weights, pitch, scratch, site):
-    for i in range(count):
-        record(code(READ, site), x + x_stride * i, element() * hidden, 0)
-        record(code(WRITE, site), weights + FLOAT * pitch * i, FLOAT, 0)
-    return arithmetic.weigh_shared(kernels, count, x, x_stride, hidden, column, weights, pitch, scratch)
+def weigh_shared(kernels, call, site):
+    for i in range(call.tokens):
+        record(code(READ, site), call.x + call.x_stride * i, element() * call.hidden, 0)
+        record(code(WRITE, site), call.weights + FLOAT * call.pitch * i, FLOAT, 0)
+    return arithmetic.weigh_shared(kernels, call)
 
 
 @jit
-def weigh_row(kernels, y, weight, x, hidden, scratch, site):
-    record(code(READ, site), weight, FLOAT, 0)
-    record(code(READ, site), x, element() * hidden, 0)
-    record(code(WRITE, site), y, element() * hidden, 0)
-    arithmetic.weigh_row(kernels, y, weight, x, hidden, scratch)
+def weigh_row(kernels, call, site):
+    record(code(READ, site), call.weight, FLOAT, 0)
+    record(code(READ, site), call.x, element() * call.hidden, 0)
+    record(code(WRITE, site), call.y, element() * call.hidden, 0)
+    arithmetic.weigh_row(kernels, call)
 
 
 ARITHMETIC = (

@@ -2,16 +2,17 @@
 
 No libm call, no branch, no reassociation: a value's bits depend on the value alone, not on its place in a vector.
 Accuracy is a few units in the last place of the result's own scale (tests compare with float64). To add one: its rule
-in config.py, a function here and one in reference.py, each of the same name.
+in config.py, a function here and one in _reference_parts.py, each of the same name.
 """
 
 import math
 
 import numpy as np
 
+from kernel_cache.compile import jit
+
 from ...config import ACTIVATIONS
 from ...primitives import memory as mem
-from ...primitives.compile import jit
 from .branches import implementations
 
 LIMIT_SHIFT = 32  # of an activation word: code and flag in the low half, the float32 bits of the limit in the high half

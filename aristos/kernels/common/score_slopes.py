@@ -6,8 +6,9 @@ alone. A score without a function of its name here fails when this module is imp
 
 import numpy as np
 
+from kernel_cache.compile import jit
+
 from ...config import LEAST_SUM, SCORES, SPARSEMIXER_WIDTH
-from ...primitives.compile import jit
 from .activations import exp, logistic
 from .branches import implementations, unrolled
 from .scores import FAR, root_softplus

@@ -1,17 +1,18 @@
 """From a token's router scores to k expert ids and k combine weights, by the scores of `config.SCORES`.
 
 All in float32. Every value depends on its own token alone, not on other tokens of the call. To add a score: its code in
-config.py, a function here of that name and one in reference.py; if experts can be chosen by it with groups or a bias
-(`config.BIASED`), a branch in `values`.
+config.py, and a function of that name here and in _reference_parts.py; if experts can be chosen by it with groups or a
+bias (`config.BIASED`), a branch in `values`.
 """
 
 import math
 
 import numpy as np
 
+from kernel_cache.compile import jit
+
 from ...config import BIASED, GROUP_SCORES, LEAST_SUM, SCORES, SPARSEMIXER_WIDTH, Router
 from ...primitives import memory as mem
-from ...primitives.compile import jit
 from .activations import ONE, exp, logistic, softplus
 from .branches import implementations, unrolled
 

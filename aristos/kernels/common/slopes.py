@@ -8,8 +8,9 @@ import math
 
 import numpy as np
 
+from kernel_cache.compile import jit
+
 from ...config import ACTIVATIONS
-from ...primitives.compile import jit
 from .activations import (
     HALF,
     OAI_SCALE,

@@ -6,15 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ...config import ACTIVATIONS, PRECISIONS, checked_limit
 from ...errors import InputError
+from ...primitives.arithmetic import ExpertRows, ExpertWeights, Product
 from ...primitives.arrays import check_out, is_type
 from ...primitives.buffers import aligned
-from ...primitives.compile import warm_up
 from ..common.activations import word
+from .call_blocks import BLOCK_BYTES, EXPERT_ROWS, HEAD_WORDS, PRODUCT, flat
 from .convert import FLOAT32
 from .elements import ELEMENTS, ElementType, element_type
-from .entries import BLOCK_BYTES, EXPERT, KERNELS, PRODUCT, SIGNATURE, product_bytes, run_bytes
+from .entries import KERNELS, SIGNATURE, product_bytes, run_bytes
 
 RUN = 192  # rows of one run of the kernel
 NARROW_RUN = 128  # rows of a product of 16-bit elements, whose copy stays in the L2 cache: 4 to 25 % faster than 192
@@ -27,10 +30,10 @@ class KernelCall:
         self._run, self._kernel = KERNELS[element], kernel
         warm_up([(self._run, SIGNATURE)])
         self._block = aligned((BLOCK_BYTES // 8,), np.int64)
-        self._block[:] = 0  # arguments that a call leaves out
 
-    def __call__(self, *arguments: int) -> int:
-        self._block[2 : 2 + len(arguments)] = arguments
+    def __call__(self, record: tuple) -> int:
+        words = flat(record)
+        self._block[HEAD_WORDS : HEAD_WORDS + len(words)] = words
         return int(self._run(self._kernel, self._block.ctypes.data))
 
 
@@ -60,8 +63,11 @@ class Matrix:
         from_x, to_y = _addresses(x), _addresses(y)
         for first in range(0, len(x), self._run):
             self._call(
-                min(self._run, len(x) - first), from_x.ctypes.data + 8 * first, self.depth, self._panels.ctypes.data,
-                self.columns, to_y.ctypes.data + 8 * first, self._scratch.ctypes.data,
+                Product(
+                    rows=min(self._run, len(x) - first), x=from_x.ctypes.data + 8 * first, depth=self.depth,
+                    panels=self._panels.ctypes.data, columns=self.columns, y=to_y.ctypes.data + 8 * first,
+                    scratch=self._scratch.ctypes.data,
+                )
             )  # fmt: skip
         return _result(y, out, self.columns)
 
@@ -107,11 +113,11 @@ class Packed:
         ):
             parts.append(None if bias is None else element.pack_bias(_bias(name, bias, n)))
         self._parts = parts
-        self._weights = [0 if p is None else p.ctypes.data for p in parts]
+        self._weights = ExpertWeights(*(0 if p is None else p.ctypes.data for p in parts))
         self._code = word(activation, limit)
         scratch, _ = run_bytes(element.code, RUN, 0, self.hidden, self.ffn, gate is not None)
         self._scratch = aligned((scratch,), np.uint8)
-        self._call = KernelCall(element.code, EXPERT)
+        self._call = KernelCall(element.code, EXPERT_ROWS)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, H] of the weights' dtype -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of 32."""
@@ -119,8 +125,11 @@ class Packed:
         from_x, to_y = _addresses(x), _addresses(y)
         for first in range(0, len(x), RUN):
             self._call(
-                min(RUN, len(x) - first), from_x.ctypes.data + 8 * first, to_y.ctypes.data + 8 * first,
-                *self._weights, self._code, self.hidden, self.ffn, self._scratch.ctypes.data, 0,
+                ExpertRows(
+                    rows=min(RUN, len(x) - first), x=from_x.ctypes.data + 8 * first, y=to_y.ctypes.data + 8 * first,
+                    weights=self._weights, activation=self._code, hidden=self.hidden, ffn=self.ffn,
+                    scratch=self._scratch.ctypes.data, wire=0, kept=0,
+                )
             )  # fmt: skip
         return _result(y, out, self.hidden)
 

@@ -8,11 +8,13 @@ from functools import cache
 
 import numpy as np
 
+from ...primitives.arithmetic import ExpertRows, ExpertWeights
 from ...primitives.buffers import aligned
 from ..common.activations import word
 from .api import KernelCall
+from .call_blocks import EXPERT_ROWS
 from .elements import ElementType
-from .entries import EXPERT, run_bytes
+from .entries import run_bytes
 
 HIDDEN, FFN = 512, 1024
 EXPERTS = 8  # together more bytes of weights than a core's own caches hold
@@ -31,13 +33,16 @@ def rows(element: ElementType) -> int:
     scratch = aligned((run_bytes(element.code, MOST, 0, HIDDEN, FFN, False)[0],), np.uint8)
     weights[:], x[:] = 0, 0  # zeros of every element type; pages that were never written would be one page
     xs, ys = (each.ctypes.data + each.strides[0] * np.arange(MOST) for each in (x, y))
-    call = KernelCall(element.code, EXPERT)
+    call = KernelCall(element.code, EXPERT_ROWS)
 
     def run(count: int, expert: int) -> None:
         at = weights[expert].ctypes.data
+        expert_weights = ExpertWeights(up=at, gate=0, down=at + up, up_bias=0, gate_bias=0, down_bias=0)
         call(
-            count, xs.ctypes.data, ys.ctypes.data, at, 0, at + up, 0, 0, 0, word("relu", None), HIDDEN, FFN,
-            scratch.ctypes.data, 0,
+            ExpertRows(
+                rows=count, x=xs.ctypes.data, y=ys.ctypes.data, weights=expert_weights, activation=word("relu", None),
+                hidden=HIDDEN, ffn=FFN, scratch=scratch.ctypes.data, wire=0, kept=0,
+            )
         )  # fmt: skip
 
     def run_all() -> None:

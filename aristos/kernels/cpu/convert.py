@@ -7,8 +7,9 @@ by integer operations, denormals too.
 import numpy as np
 from numba.extending import overload
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
-from ...primitives.compile import jit
 from ..cpu import llvm
 from . import micro_kernels
 from .panels import LANES

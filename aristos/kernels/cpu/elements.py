@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...primitives.buffers import FLOAT, aligned
+from ... import weight_types
+from ...primitives.buffers import aligned
+from ...row_types import ON_CPUS, ROW_TYPES, RowType
+from ...weight_types import WEIGHT_TYPES, WeightType
 from . import panels
 from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT, narrow
 from .target import ISA
@@ -21,11 +24,21 @@ WIDTH = 32  # columns of a panel of 16-bit weights, and k that they are padded t
 
 @dataclass(frozen=True)
 class ElementType:
-    """name: as in `MoEConfig.dtype`. code: of the kernels, `entries.KERNELS`. nbytes: of an element of a row."""
+    """row, weight: types of rows and of packed weights. code: of the kernels for both, `entries.KERNELS`."""
 
-    name: str
+    row: RowType
+    weight: WeightType
     code: int
-    nbytes: int
+
+    @property
+    def name(self) -> str:
+        """As in `MoEConfig.dtype`."""
+        return self.row.name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of an element of a row."""
+        return self.row.nbytes
 
     def padded(self, columns: int) -> int:
         """`columns` of a weight matrix, rounded up to those that its packing has."""
@@ -33,7 +46,7 @@ class ElementType:
 
     def packed_bytes(self, depth: int, columns: int) -> int:
         """Bytes of a packed [depth, columns]."""
-        return self.nbytes * (depth if self.code == FLOAT32 else up(depth)) * self.padded(columns)
+        return self.weight.nbytes(depth if self.code == FLOAT32 else up(depth), self.padded(columns))
 
     def pack(self, weight: np.ndarray, transposed: bool = False) -> np.ndarray:
         """weight: [K, N] float32, bfloat16 or float16, in any strides -> `packed_bytes(K, N)` bytes of this type.
@@ -61,15 +74,13 @@ class ElementType:
 
 
 ELEMENTS = {
-    element.name: element
-    for element in (
-        ElementType("float32", FLOAT32, FLOAT),
-        ElementType("bfloat16", BFLOAT16, 2),
-        ElementType("float16", FLOAT16, 2),
-    )
+    name: ElementType(ROW_TYPES[name], WEIGHT_TYPES[name], code)
+    for name, code in (("float32", FLOAT32), ("bfloat16", BFLOAT16), ("float16", FLOAT16))
 }
+if set(ELEMENTS) != set(ON_CPUS):
+    raise ImportError(f"row_types says that CPUs have {', '.join(ON_CPUS)}: extend ELEMENTS")
 
-_SPLIT = ElementType("float32", SPLIT, FLOAT)
+_SPLIT = ElementType(ROW_TYPES["float32"], weight_types.SPLIT, SPLIT)
 
 
 def element_type(dtype: str, precision: str = "highest") -> ElementType:

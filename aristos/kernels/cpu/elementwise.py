@@ -1,7 +1,8 @@
 """Activations and gates on arrays of float32, in place: loops that LLVM vectorises."""
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
-from ...primitives.compile import jit
 from ..common.activations import AFTER, FUNCTIONS, INFINITY, at_most, code_of, factor, limit_of, plain, shift_of
 from ..common.branches import unrolled
 

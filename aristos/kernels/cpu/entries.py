@@ -1,95 +1,53 @@
 """The kernels of an element type as one compiled function, which the engine calls by address.
 
 So the engine's compiled code contains no arithmetic, and only the element types in use are compiled. A call passes a
-kernel's number and the address of its arguments, a block of words: result, error, then the arguments in order.
-`lowering.py` writes them.
+kernel's number and the address of its block of arguments, see `call_blocks.py`. `lowering.py` writes them.
 """
 
 from __future__ import annotations
 
 from numba import types
 
-from ...primitives import memory as mem
-from ...primitives.compile import jit
+from kernel_cache.compile import jit
+
+from . import call_blocks as calls
 from . import expert, gemm, rounded_expert
 from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT
 from .target import ISA
 from .tokens import combine_token, route_block, weigh_shared
 
-ROUTE, EXPERT, UP, DOWN, COMBINE, PRODUCT, WEIGH, BACKWARD = range(8)  # the last: see backward_entries.py
-BLOCK_BYTES = 192  # of a block of arguments: whole cache lines
 SIGNATURE = types.int64, types.int64
 
 
 @jit
-def argument(block, i):
-    """Word number i of the arguments."""
-    return mem.load(block + 16 + 8 * i)
-
-
-@jit
-def weights_at(block, i):
-    """The six addresses of an expert's weights, from argument i on."""
-    return (
-        argument(block, i), argument(block, i + 1), argument(block, i + 2),
-        argument(block, i + 3), argument(block, i + 4), argument(block, i + 5),
-    )  # fmt: skip
-
-
-@jit
 def route(element, block):
-    a = block
-    return route_block(
-        element, argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
-        argument(a, 6), argument(a, 7), argument(a, 8), mem.float_of_bits(argument(a, 9)), argument(a, 10),
-        argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14), argument(a, 15), argument(a, 16),
-    )  # fmt: skip
+    return route_block(element, calls.route_block_at(block))
 
 
 @jit
 def weigh(element, block):
-    a = block
-    return weigh_shared(
-        element, argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
-        argument(a, 6), argument(a, 7),
-    )  # fmt: skip
+    return weigh_shared(element, calls.weigh_shared_at(block))
 
 
 @jit
 def combine(element, block):
-    a = block
-    k = argument(a, 1)
-    weights, rows = mem.floats(argument(a, 2), k), mem.words(argument(a, 3), k)
-    combine_token(element, argument(a, 0), k, weights, rows, argument(a, 4), argument(a, 5))
+    combine_token(element, calls.combine_token_at(block))
 
 
 @jit
 def float32_kernels(kernel, block):
     """Run a kernel on float32 rows and weights; returns its result, 0 if it has none."""
-    a = block
-    if kernel == EXPERT:
-        expert.expert_rows(
-            argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
-            argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14),
-        )  # fmt: skip
-    elif kernel == UP:
-        expert.up_columns(
-            argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
-            argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14), argument(a, 15), argument(a, 16),
-        )  # fmt: skip
-    elif kernel == DOWN:
-        expert.down_columns(
-            argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
-            argument(a, 11), argument(a, 13),
-        )  # fmt: skip
-    elif kernel == COMBINE:
+    if kernel == calls.EXPERT_ROWS:
+        expert.expert_rows(calls.expert_rows_at(block))
+    elif kernel == calls.UP_COLUMNS:
+        expert.up_columns(calls.up_columns_at(block))
+    elif kernel == calls.DOWN_COLUMNS:
+        expert.down_columns(calls.down_columns_at(block))
+    elif kernel == calls.COMBINE_TOKEN:
         combine(FLOAT32, block)
-    elif kernel == PRODUCT:
-        gemm.product(
-            argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
-            argument(a, 6),
-        )  # fmt: skip
-    elif kernel == WEIGH:
+    elif kernel == calls.PRODUCT:
+        gemm.product(calls.product_at(block))
+    elif kernel == calls.WEIGH_SHARED:
         return int(weigh(FLOAT32, block))
     else:
         return int(route(FLOAT32, block))
@@ -98,31 +56,18 @@ def float32_kernels(kernel, block):
 
 @jit
 def run_rounded(element, kernel, block):
-    a = block
     rows = FLOAT32 if element == SPLIT else element
-    if kernel == EXPERT:
-        rounded_expert.expert_rows(
-            element, argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
-            argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14),
-        )  # fmt: skip
-    elif kernel == UP:
-        rounded_expert.up_columns(
-            element, argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
-            argument(a, 11), argument(a, 12), argument(a, 13), argument(a, 14), argument(a, 15), argument(a, 16),
-        )  # fmt: skip
-    elif kernel == DOWN:
-        rounded_expert.down_columns(
-            element, argument(a, 0), argument(a, 1), argument(a, 2), weights_at(a, 3), argument(a, 9), argument(a, 10),
-            argument(a, 11), argument(a, 12), argument(a, 13),
-        )  # fmt: skip
-    elif kernel == COMBINE:
+    if kernel == calls.EXPERT_ROWS:
+        rounded_expert.expert_rows(element, calls.expert_rows_at(block))
+    elif kernel == calls.UP_COLUMNS:
+        rounded_expert.up_columns(element, calls.up_columns_at(block))
+    elif kernel == calls.DOWN_COLUMNS:
+        rounded_expert.down_columns(element, calls.down_columns_at(block))
+    elif kernel == calls.COMBINE_TOKEN:
         combine(rows, block)
-    elif kernel == PRODUCT:
-        rounded_expert.product(
-            element, argument(a, 0), argument(a, 1), argument(a, 2), argument(a, 3), argument(a, 4), argument(a, 5),
-            argument(a, 6),
-        )  # fmt: skip
-    elif kernel == WEIGH:
+    elif kernel == calls.PRODUCT:
+        rounded_expert.product(element, calls.product_at(block))
+    elif kernel == calls.WEIGH_SHARED:
         return int(weigh(rows, block))
     else:
         return int(route(rows, block))

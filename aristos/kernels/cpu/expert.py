@@ -4,11 +4,12 @@ The hidden activations of a chunk stay in the cache. The output rows carry the s
 float32, so every output is one chain of fused multiply-adds in k order, whichever rows are computed together.
 """
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives import taped
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from .elementwise import activate, multiply
 from .gemm import KC, PITCH, pack_rows, packed_bytes, panel_rows, vectors_of
 from .panels import LANES, NR
@@ -39,7 +40,7 @@ def hidden_bytes(ffn, gated):
 
 @jit
 def keep_hidden(m, kept, f0, columns, ffn, gated, h, g):
-    """Copy columns f0.. of the products of m rows with up and gate to their places; see `primitives.arithmetic`."""
+    """Copy columns f0.. of the products of m rows with up and gate to their places; see `primitives/taped.py`."""
     for i in range(m):
         entry = mem.load(kept + 8 * i)
         if taped.kept_of(entry) & taped.HIDDEN:
@@ -106,62 +107,64 @@ def row_addresses(m, table, first):
 
 
 @jit
-def up_columns(m, x, activations, weights, code, hidden, ffn, f0, columns, scratch, wire, kept):
-    """Columns f0.. of act(x up + b1) [* (x gate + bg)] for m rows: one worker's share of a column-split run.
+def up_columns(call):
+    """Some columns of act(x up + b1) [* (x gate + bg)]: one worker's share of a column-split run. call: an UpColumns.
 
-    activations: `activation_bytes(m, ffn, gated)` bytes; scratch: `scratch_bytes` bytes. A share lies within a chunk of
-    F. The sums and their order are those of `expert_rows`.
+    activations: `activation_bytes(rows, ffn, gated)` bytes; scratch: `scratch_bytes` bytes. A share lies within a chunk
+    of F. The sums and their order are those of `expert_rows`.
     """
-    h = scratch
+    m, ffn, f0, weights = call.rows, call.ffn, call.first, call.weights
+    h = call.scratch
     g = h + 8 * m
     a = (g + 8 * m + LINE - 1) // LINE * LINE
     chunks = (ffn + FC - 1) // FC
-    first = activations + PITCH * m * (f0 // FC) + FLOAT * (f0 % FC)
+    first = call.activations + PITCH * m * (f0 // FC) + FLOAT * (f0 % FC)
     row_addresses(m, h, first)
     row_addresses(m, g, first + PITCH * m * chunks)
-    pack_rows(m, x, hidden, a)
-    up, gate, _, up_bias, gate_bias, _ = weights
-    hidden_chunk(m, a, up, gate, up_bias, gate_bias, code, hidden, ffn, f0, columns, h, g, wire, kept)
+    pack_rows(m, call.x, call.hidden, a)
+    hidden_chunk(
+        m, a, weights.up, weights.gate, weights.up_bias, weights.gate_bias, call.activation, call.hidden, ffn, f0,
+        call.columns, h, g, call.wire, call.kept,
+    )  # fmt: skip
 
 
 @jit
-def down_columns(m, activations, y, weights, ffn, first, last, wire):
-    """Columns first..last of h down + b2 for m rows, after `up_columns` has computed all of h.
+def down_columns(call):
+    """Columns first..last of h down + b2, after `up_columns` has computed all of h. call: a DownColumns.
 
-    last: the end of a panel. y: address of an array of m row addresses.
+    last: the end of a panel. Its scratch is not used.
     """
-    down, down_bias = weights[2], weights[5]
-    for j in range(first, last, NR):
-        mpi.tend(wire)
-        vectors = vectors_of(last - j)
+    m, y, ffn, down, down_bias = call.rows, call.y, call.ffn, call.weights.down, call.weights.down_bias
+    for j in range(call.first, call.last, NR):
+        mpi.tend(call.wire)
+        vectors = vectors_of(call.last - j)
         width = LANES * vectors
         if down_bias != 0:
             fill_rows(m, y, j, down_bias + FLOAT * j, width)
         for f0 in range(0, ffn, FC):
             carry = 1 if down_bias != 0 else f0
             panel = down + FLOAT * (j * ffn + f0 * width)
-            chunk = activations + PITCH * m * (f0 // FC)
+            chunk = call.activations + PITCH * m * (f0 // FC)
             panel_rows(m, vectors, chunk, panel, y, j, min(FC, ffn - f0), carry, panel + FLOAT * width * ffn)
 
 
 @jit
-def expert_rows(m, x, y, weights, code, hidden, ffn, scratch, wire, kept):
-    """Run one expert on m rows.
+def expert_rows(call):
+    """Run one expert on rows. call: an ExpertRows.
 
-    x, y: addresses of arrays of m row addresses; rows of x hold `hidden` float32, rows of y have space for `hidden`
-    rounded up to vectors. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's packed
-    panels and of its biases padded to vectors, 0 for absent tensors. scratch: `scratch_bytes(m, hidden, gated)` bytes,
-    64-byte aligned. wire: address of the wire that `wire.tend` serves between panels, or 0.
-    kept: see `primitives.arithmetic.expert_rows`.
+    Rows of x hold `hidden` float32, rows of y have space for `hidden` rounded up to vectors. weights: packed panels,
+    and biases padded to vectors. scratch: `scratch_bytes(rows, hidden, gated)` bytes, 64-byte aligned.
     """
-    h = scratch
+    m, y, code, hidden, ffn = call.rows, call.y, call.activation, call.hidden, call.ffn
+    wire, kept = call.wire, call.kept
+    h = call.scratch
     g = h + 8 * m
     a = (g + 8 * m + LINE - 1) // LINE * LINE
     chunk = a + PITCH * m * ((hidden + KC - 1) // KC)
     row_addresses(m, h, chunk)
     row_addresses(m, g, chunk + PITCH * m)
-    pack_rows(m, x, hidden, a)
-    up, gate, down, up_bias, gate_bias, down_bias = weights
+    pack_rows(m, call.x, hidden, a)
+    up, gate, down, up_bias, gate_bias, down_bias = call.weights
     carry = 0
     if down_bias != 0:
         fill_rows(m, y, 0, down_bias, (hidden + LANES - 1) // LANES * LANES)

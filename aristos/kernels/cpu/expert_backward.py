@@ -12,13 +12,15 @@ Each entry of a weight's gradient is one chain in order of rows, which goes on f
 and their order alone, not on where they are cut into runs.
 """
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from ..common.activations import ZERO, at_most, code_of, factor, limit_of, limits, shift_of
 from ..common.branches import unrolled
 from ..common.slopes import FUNCTIONS
+from .call_blocks import expert_weights_at, turned_weights_at
 from .expert import FC, fill_rows, line_bytes, row_addresses
 from .gemm import KC, PITCH, pack_rows, packed_bytes, panel_rows, vectors_of
 from .outer import MOST_OUTER, add_outer, add_rows, outer_bytes, pass_rows, past_caches
@@ -264,27 +266,25 @@ def parts_of(hidden, ffn, gated):
 
 
 @jit
-def store_rows(rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch, wire, tape):
+def store_rows(call):
     """`expert_rows` of rows [dy | x], each of which is first copied to its place. At most MOST_ROWS.
 
-    x, dx, places: addresses of arrays of row addresses; places have `place_bytes` bytes. scalars: address of words, the
-    combine weights as float32 bits, which become their gradients. weights: address of nine addresses, see
-    `primitives.arithmetic.backward_rows`; tape: its `kept`. scratch: `store_bytes(rows, hidden, ffn)` bytes, 64-byte
+    call: a BackwardRows. Places have `place_bytes` bytes. scratch: `store_bytes(rows, hidden, ffn)` bytes, 64-byte
     aligned.
     """
-    nine = mem.words(weights, 9)
-    packed, turned = (nine[0], nine[1], nine[2], nine[3], nine[4], nine[5]), (nine[6], nine[7], nine[8])
-    gated, found = nine[1] != 0, tables(scratch, rows)
-    plain = list_rows(rows, x, dx, places, scalars, tape, ffn, gated, parts_of(hidden, ffn, gated), found)
+    rows, hidden, ffn = call.rows, call.hidden, call.ffn
+    packed, turned = expert_weights_at(call.weights), turned_weights_at(call.weights)
+    gated, found = packed.gate != 0, tables(call.scratch, rows)
+    plain = list_rows(call, parts_of(hidden, ffn, gated), gated, found)
     to_x, to_dy, to_dx, kept, saved, _, w, dw, free = found
     for begins, count, from_tape in ((0, plain, 0), (plain, rows - plain, saved + 8 * plain)):
         at, value = 8 * begins, FLOAT * begins
         if count > 0:
             expert_rows(
-                count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, code, hidden, ffn,
-                kept + at, from_tape, free, wire,
+                count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, call.activation,
+                hidden, ffn, kept + at, from_tape, free, call.wire,
             )  # fmt: skip
-    give_back(rows, scalars, found)
+    give_back(rows, call.scalars, found)
 
 
 @jit
@@ -326,7 +326,7 @@ def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidd
 
     saved: `saved_bytes(hidden, ffn, gated)` bytes; scratch: `blocks_bytes(hidden, ffn)` bytes.
     """
-    kept, step = saved, line_bytes(ffn) * (3 if weights[1] != 0 else 2)
+    kept, step = saved, line_bytes(ffn) * (3 if weights.gate != 0 else 2)
     first = (kept + 8 * MOST_ROWS + LINE - 1) // LINE * LINE
     for i in range(MOST_ROWS):
         mem.store(kept + 8 * i, first + step * i)

@@ -8,9 +8,10 @@ are packed when a layer is loaded (`panels`). Rows of C are found through arrays
 import numpy as np
 from numba.extending import overload
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from ..common.branches import unrolled
 from . import micro_kernels
 from .panels import LANES, NR, ROWS, VECTORS
@@ -144,7 +145,7 @@ def block_product(m, a, depth, b, columns, c):
 
 
 @jit
-def product(m, x, depth, b, columns, c, a):
-    """`block_product` of m rows of `depth` float32. x: address of an array of row addresses; a: of packed rows."""
-    pack_rows(m, x, depth, a)
-    block_product(m, a, depth, b, columns, c)
+def product(call):
+    """`block_product` of rows of float32. call: a Product, with memory for packed rows."""
+    pack_rows(call.rows, call.x, call.depth, call.scratch)
+    block_product(call.rows, call.scratch, call.depth, call.panels, call.columns, call.y)

@@ -1,18 +1,21 @@
 """The CPU lowerings of `aristos.primitives.arithmetic`: calls of an element type's compiled kernels by address.
 
-With NUMBA_DISABLE_JIT=1 they run as plain Python, and so do the kernels. The block of arguments is the first part of
-the worker's scratch.
+With NUMBA_DISABLE_JIT=1 they run as plain Python, and so do the kernels. The block of a call (`call_blocks.py`) is the
+first part of the worker's scratch.
 """
 
 from collections.abc import Callable
 
 from numba.extending import overload
 
+from kernel_cache.compile import config, jit, warm_up
+
 from ...primitives import arithmetic
 from ...primitives import memory as mem
-from ...primitives.compile import config, jit, warm_up
+from ...primitives.arithmetic import CombineToken
 from ..by_isa import module
-from .entries import BACKWARD, BLOCK_BYTES, COMBINE, DOWN, EXPERT, ROUTE, SIGNATURE, UP, WEIGH
+from .call_blocks import COMBINE_TOKEN, SPARE, STEPS, put_combine_token
+from .entries import SIGNATURE
 
 _plain: list[Callable[[int, int], int]] = []  # in plain Python: the functions that handles count
 
@@ -33,192 +36,60 @@ def handle_of(kernels) -> int:
 
 
 @jit
-def call_compiled(kernels, kernel, block):
+def invoke_compiled(kernels, kernel, block):
     """Run a kernel of the compiled function at address `kernels`; returns its result."""
     mem.call(kernels, block, block + 8, kernel, block, 0, 0, 0, 0)
     return mem.load(block)
 
 
-def _call_plain(kernels, kernel, block):
+def _invoke_plain(kernels, kernel, block):
     return _plain[kernels](kernel, block)
 
 
-call = _call_plain if config.DISABLE_JIT else call_compiled
+invoke = _invoke_plain if config.DISABLE_JIT else invoke_compiled
 
 
-@jit
-def pass_on(block, i, value):
-    """Write argument number i."""
-    mem.store(block + 16 + 8 * i, value)
+def _register(name: str, typed: Callable) -> None:
+    """Set what `arithmetic.<name>` compiles to; in plain Python, what it is."""
+    if config.DISABLE_JIT:
+        setattr(arithmetic, name, typed(None, None))
+    else:
+        overload(getattr(arithmetic, name))(typed)
 
 
-@jit
-def pass_weights(block, i, weights):
-    """Write the six addresses of an expert's weights, from argument i on."""
-    up, gate, down, up_bias, gate_bias, down_bias = weights
-    pass_on(block, i, up)
-    pass_on(block, i + 1, gate)
-    pass_on(block, i + 2, down)
-    pass_on(block, i + 3, up_bias)
-    pass_on(block, i + 4, gate_bias)
-    pass_on(block, i + 5, down_bias)
+def _call_of(number: int, put: Callable, result: bool) -> Callable:
+    """A call of kernel `number`; put: writes its arguments; result: whether it returns one, as a bool."""
+
+    def typed(kernels, call):
+        def run(kernels, call):
+            put(call)
+            invoke(kernels, number, call.scratch)
+
+        def test(kernels, call):
+            put(call)
+            return invoke(kernels, number, call.scratch) != 0
+
+        return test if result else run
+
+    return typed
 
 
-@overload(arithmetic.route_block)
-def _route_block(
-    kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, router_bias, select_bias,
-    ids, weights, pitch, logits, scratch,
-):  # fmt: skip
-    def run(
-        kernels, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, router_bias, select_bias,
-        ids, weights, pitch, logits, scratch,
-    ):  # fmt: skip
-        pass_on(scratch, 0, count)
-        pass_on(scratch, 1, x)
-        pass_on(scratch, 2, x_stride)
-        pass_on(scratch, 3, hidden)
-        pass_on(scratch, 4, router)
-        pass_on(scratch, 5, experts)
-        pass_on(scratch, 6, k)
-        pass_on(scratch, 7, score)
-        pass_on(scratch, 8, renormalize)
-        pass_on(scratch, 9, scale)
-        pass_on(scratch, 10, router_bias)
-        pass_on(scratch, 11, select_bias)
-        pass_on(scratch, 12, ids)
-        pass_on(scratch, 13, weights)
-        pass_on(scratch, 14, pitch)
-        pass_on(scratch, 15, logits)
-        pass_on(scratch, 16, scratch + BLOCK_BYTES)
-        return call(kernels, ROUTE, scratch) != 0
+def _weigh_row(kernels, call):
+    """Combines a token of one choice."""
+
+    def run(kernels, call):
+        table = call.scratch + SPARE
+        mem.store(table, call.x)
+        put_combine_token(
+            CombineToken(
+                y=call.y, k=1, weights=call.weight, rows=table, hidden=call.hidden, scratch=call.scratch
+            )
+        )  # fmt: skip
+        invoke(kernels, COMBINE_TOKEN, call.scratch)
 
     return run
 
 
-@overload(arithmetic.weigh_shared)
-def _weigh_shared(kernels, count, x, x_stride, hidden, column, weights, pitch, scratch):
-    def run(kernels, count, x, x_stride, hidden, column, weights, pitch, scratch):
-        pass_on(scratch, 0, count)
-        pass_on(scratch, 1, x)
-        pass_on(scratch, 2, x_stride)
-        pass_on(scratch, 3, hidden)
-        pass_on(scratch, 4, column)
-        pass_on(scratch, 5, weights)
-        pass_on(scratch, 6, pitch)
-        pass_on(scratch, 7, scratch + BLOCK_BYTES)
-        return call(kernels, WEIGH, scratch) != 0
-
-    return run
-
-
-@overload(arithmetic.weigh_row)
-def _weigh_row(kernels, y, weight, x, hidden, scratch):
-    def run(kernels, y, weight, x, hidden, scratch):
-        pass_on(scratch, 0, y)
-        pass_on(scratch, 1, 1)
-        pass_on(scratch, 2, weight)
-        pass_on(scratch, 3, scratch + 16 + 8 * 6)  # a table of one row: the argument after the last
-        pass_on(scratch, 4, hidden)
-        pass_on(scratch, 5, scratch + BLOCK_BYTES)
-        pass_on(scratch, 6, x)
-        call(kernels, COMBINE, scratch)
-
-    return run
-
-
-@overload(arithmetic.expert_rows)
-def _expert_rows(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire, kept):
-    def run(kernels, rows, x, y, weights, activation, hidden, ffn, scratch, wire, kept):
-        pass_on(scratch, 0, rows)
-        pass_on(scratch, 1, x)
-        pass_on(scratch, 2, y)
-        pass_weights(scratch, 3, weights)
-        pass_on(scratch, 9, activation)
-        pass_on(scratch, 10, hidden)
-        pass_on(scratch, 11, ffn)
-        pass_on(scratch, 12, scratch + BLOCK_BYTES)
-        pass_on(scratch, 13, wire)
-        pass_on(scratch, 14, kept)
-        call(kernels, EXPERT, scratch)
-
-    return run
-
-
-@overload(arithmetic.backward_rows)
-def _backward_rows(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire, kept):
-    def run(kernels, rows, x, y, places, scalars, weights, activation, hidden, ffn, scratch, wire, kept):
-        pass_on(scratch, 0, rows)
-        pass_on(scratch, 1, x)
-        pass_on(scratch, 2, y)
-        pass_on(scratch, 3, places)
-        pass_on(scratch, 4, scalars)
-        pass_on(scratch, 5, weights)
-        pass_on(scratch, 6, activation)
-        pass_on(scratch, 7, hidden)
-        pass_on(scratch, 8, ffn)
-        pass_on(scratch, 9, scratch + BLOCK_BYTES)
-        pass_on(scratch, 10, wire)
-        pass_on(scratch, 11, kept)
-        call(kernels, BACKWARD, scratch)
-
-    return run
-
-
-@overload(arithmetic.up_columns)
-def _up_columns(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire, kept):
-    def run(kernels, rows, x, activations, weights, activation, hidden, ffn, first, columns, scratch, wire, kept):
-        pass_on(scratch, 0, rows)
-        pass_on(scratch, 1, x)
-        pass_on(scratch, 2, activations)
-        pass_weights(scratch, 3, weights)
-        pass_on(scratch, 9, activation)
-        pass_on(scratch, 10, hidden)
-        pass_on(scratch, 11, ffn)
-        pass_on(scratch, 12, first)
-        pass_on(scratch, 13, columns)
-        pass_on(scratch, 14, scratch + BLOCK_BYTES)
-        pass_on(scratch, 15, wire)
-        pass_on(scratch, 16, kept)
-        call(kernels, UP, scratch)
-
-    return run
-
-
-@overload(arithmetic.down_columns)
-def _down_columns(kernels, rows, activations, y, weights, ffn, first, last, scratch, wire):
-    def run(kernels, rows, activations, y, weights, ffn, first, last, scratch, wire):
-        pass_on(scratch, 0, rows)
-        pass_on(scratch, 1, activations)
-        pass_on(scratch, 2, y)
-        pass_weights(scratch, 3, weights)
-        pass_on(scratch, 9, ffn)
-        pass_on(scratch, 10, first)
-        pass_on(scratch, 11, last)
-        pass_on(scratch, 12, scratch + BLOCK_BYTES)
-        pass_on(scratch, 13, wire)
-        call(kernels, DOWN, scratch)
-
-    return run
-
-
-@overload(arithmetic.combine_token)
-def _combine_token(kernels, y, k, weights, rows, hidden, scratch):
-    def run(kernels, y, k, weights, rows, hidden, scratch):
-        pass_on(scratch, 0, y)
-        pass_on(scratch, 1, k)
-        pass_on(scratch, 2, weights)
-        pass_on(scratch, 3, rows)
-        pass_on(scratch, 4, hidden)
-        pass_on(scratch, 5, scratch + BLOCK_BYTES)
-        call(kernels, COMBINE, scratch)
-
-    return run
-
-
-if config.DISABLE_JIT:
-    for _typed in (
-        _route_block, _weigh_shared, _weigh_row, _expert_rows, _backward_rows, _up_columns, _down_columns,
-        _combine_token,
-    ):  # fmt: skip
-        _types = [None] * _typed.__code__.co_argcount
-        setattr(arithmetic, _typed.__name__[1:], _typed(*_types))
+for _name, _number, _put, _result in STEPS:
+    _register(_name, _call_of(_number, _put, _result))
+_register("weigh_row", _weigh_row)

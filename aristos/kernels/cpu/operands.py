@@ -4,9 +4,12 @@
 set, whatever the number of rows: so a row's sums never depend on the rows beside it.
 """
 
+from kernel_cache.compile import inlined, jit
+
+from ... import weight_types
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
-from ...primitives.compile import inlined, jit
+from ...weight_types import WEIGHT_TYPES
 from ..common.branches import unrolled
 from . import tiles, widened
 from .convert import BFLOAT16, FLOAT16, SPLIT, round_row
@@ -14,6 +17,7 @@ from .elements import WIDTH
 from .micro_kernels import SUMS
 from .target import ISA
 
+NARROW_BYTES, SPLIT_BYTES = WEIGHT_TYPES["bfloat16"].nbytes(1, WIDTH), weight_types.SPLIT.nbytes(1, WIDTH)
 SPARE_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
 
 release = tiles.release if ISA == "amx" else mem.pause
@@ -43,7 +47,7 @@ def operand_bytes(element: int, rows: int, columns: int) -> int:
 @inlined
 def panel_bytes(element):
     """Bytes of a panel for each k."""
-    return 4 * WIDTH if element == SPLIT else 2 * WIDTH
+    return SPLIT_BYTES if element == SPLIT else NARROW_BYTES
 
 
 @jit

@@ -7,9 +7,10 @@ import math
 
 import numpy as np
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
-from ...primitives.compile import jit
 
 ADAM, MOMENTUM = 9, 4  # float32 that the steps read at `scales`
 

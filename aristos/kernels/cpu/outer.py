@@ -4,9 +4,10 @@ Every entry is one chain of fused multiply-adds in order of rows: it depends on 
 transposed into packed rows a few columns at a time, b is packed as panels.
 """
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from ..common.activations import ONE, ZERO
 from .gemm import KC, PITCH, block, fetch, settle, stream, turn, vectors_of
 from .panels import LANES, NR, ROWS

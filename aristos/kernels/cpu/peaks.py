@@ -8,8 +8,9 @@ from functools import partial
 
 import numpy as np
 
+from kernel_cache.compile import jit
+
 from ...primitives.buffers import aligned
-from ...primitives.compile import jit
 from .gemm import KC, PITCH, block
 from .micro_kernels import fma_loop
 from .panels import LANES, NR, ROWS, VECTORS

@@ -12,11 +12,13 @@ rows for each call: blocks of 32 rows, counted from the call's first, are added 
 
 import numpy as np
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from ..common.activations import ONE, ZERO
+from .call_blocks import expert_weights_at, turned_weights_at
 from .convert import BFLOAT16, round_row, widen_row
 from .elements import WIDTH
 from .expert import line_bytes
@@ -398,21 +400,21 @@ def parts_of(hidden, ffn, gated):
 
 
 @jit
-def store_rows(rows, x, dx, places, scalars, weights, code, hidden, ffn, scratch, wire, tape):
+def store_rows(call):
     """As `expert_backward.store_rows`, of rows of bfloat16; dx is float32."""
-    nine = mem.words(weights, 9)
-    packed, turned = (nine[0], nine[1], nine[2], nine[3], nine[4], nine[5]), (nine[6], nine[7], nine[8])
-    gated, found = nine[1] != 0, tables(scratch, rows)
-    plain = list_rows(rows, x, dx, places, scalars, tape, ffn, gated, parts_of(hidden, ffn, gated), found)
+    rows, hidden, ffn = call.rows, call.hidden, call.ffn
+    packed, turned = expert_weights_at(call.weights), turned_weights_at(call.weights)
+    gated, found = packed.gate != 0, tables(call.scratch, rows)
+    plain = list_rows(call, parts_of(hidden, ffn, gated), gated, found)
     to_x, to_dy, to_dx, kept, saved, _, w, dw, free = found
     for begins, count, from_tape in ((0, plain, 0), (plain, rows - plain, saved + 8 * plain)):
         at, value = 8 * begins, FLOAT * begins
         if count > 0:
             expert_rows(
-                count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, code, hidden, ffn,
-                kept + at, from_tape, free, wire,
+                count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, call.activation,
+                hidden, ffn, kept + at, from_tape, free, call.wire,
             )  # fmt: skip
-    give_back(rows, scalars, found)
+    give_back(rows, call.scalars, found)
 
 
 @jit
@@ -459,7 +461,7 @@ def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidd
     to_x, to_dy, kept = saved, saved + 8 * MOST_ROWS, saved + 16 * MOST_ROWS
     block = (saved + 24 * MOST_ROWS + LINE - 1) // LINE * LINE
     first, part = block + SUMS, part_size(hidden)
-    step = 2 * part + part_size(ffn) * (3 if weights[1] != 0 else 2)
+    step = 2 * part + part_size(ffn) * (3 if weights.gate != 0 else 2)
     for i in range(MOST_ROWS):
         mem.store(to_dy + 8 * i, first + step * i)
         mem.store(to_x + 8 * i, first + step * i + part)

@@ -6,11 +6,12 @@ finished before the next one begins, so its sums stay in the L1 cache. All hidde
 chunk of F and the outputs' sums, whichever takes less memory; the order of every sum is the same.
 """
 
+from kernel_cache.compile import inlined, jit
+
 from ...primitives import memory as mem
 from ...primitives import taped
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT
-from ...primitives.compile import inlined, jit
 from .convert import SPLIT
 from .elements import WIDTH
 from .elementwise import activate, multiply
@@ -98,7 +99,7 @@ def hidden_panels(
     """Hidden activations first..last of m rows, rounded, become columns first - j0.. of the operand h.
 
     a: operand of x; columns: of h; after: address of the weights that are read next, or 0; sums: of m rows of 32 sums,
-    twice when gated; kept: see `primitives.arithmetic.expert_rows`.
+    twice when gated; kept: as of ExpertRows.
     """
     up_weights, gate, _, up_bias, gate_bias, _ = weights
     step = panel_bytes(element) * up(hidden)
@@ -125,26 +126,26 @@ def hidden_panels(
 
 
 @jit
-def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire, kept):
-    """Run one expert on m rows.
+def expert_rows(element, call):
+    """Run one expert on rows. call: an ExpertRows.
 
-    x, y: addresses of arrays of m row addresses; rows have elements of this type, and those of y of 16 bits space for
-    `hidden` rounded up to 32. weights: addresses (up, gate, down, up_bias, gate_bias, down_bias) of this expert's
-    packed panels and of its float32 biases padded to 32, 0 for absent tensors. scratch: `scratch_bytes(element, m,
-    hidden, ffn, gated)` bytes, 64-byte aligned. wire: address of the wire that `wire.tend` serves between panels, or 0.
-    kept: see `primitives.arithmetic.expert_rows`.
+    Rows have elements of this type, and those of y of 16 bits space for `hidden` rounded up to 32. weights: packed
+    panels, and biases of float32 padded to 32. scratch: `scratch_bytes(element, rows, hidden, ffn, gated)` bytes,
+    64-byte aligned.
     """
+    m, y, weights, code, hidden, ffn = call.rows, call.y, call.weights, call.activation, call.hidden, call.ffn
+    wire, kept = call.wire, call.kept
     chunk = chunk_of(element, hidden, ffn)
-    spare, a = scratch, scratch + SPARE_BYTES
+    spare, a = call.scratch, call.scratch + SPARE_BYTES
     h = a + operand_size(element, m, hidden)
     sums = h + operand_size(element, m, chunk)
-    outputs = sums + SUMS * m * (2 if weights[1] != 0 else 1)
+    outputs = sums + SUMS * m * (2 if weights.gate != 0 else 1)
     apart = 0 if chunk == ffn else SUMS * m  # bytes from one panel's sums of outputs to the next one's
     if apart == 0:
         outputs = sums
     begin(spare)
-    pack_operand(element, m, x, hidden, a)
-    down, down_bias = weights[2], weights[5]
+    pack_operand(element, m, call.x, hidden, a)
+    down, down_bias = weights.down, weights.down_bias
     width, step = panel_bytes(element), panel_bytes(element) * up(ffn)
     for f0 in range(0, ffn, chunk):
         last = min(ffn, f0 + chunk)
@@ -166,31 +167,33 @@ def expert_rows(element, m, x, y, weights, code, hidden, ffn, scratch, wire, kep
 
 
 @jit
-def up_columns(element, m, x, activations, weights, code, hidden, ffn, first, columns, scratch, wire, kept):
-    """Hidden activations first..first + columns of m rows: one worker's share of a column-split run.
+def up_columns(element, call):
+    """Hidden activations first..first + columns: one worker's share of a column-split run. call: an UpColumns.
 
-    activations: `activation_bytes(element, m, ffn)` bytes; scratch: of `scratch_bytes`.
+    activations: `activation_bytes(element, rows, ffn)` bytes; scratch: of `scratch_bytes`.
     """
-    spare, a = scratch, scratch + SPARE_BYTES
+    m, hidden, ffn = call.rows, call.hidden, call.ffn
+    spare, a = call.scratch, call.scratch + SPARE_BYTES
     sums = a + operand_size(element, m, hidden)
     begin(spare)
-    pack_operand(element, m, x, hidden, a)
-    last = first + columns
+    pack_operand(element, m, call.x, hidden, a)
     hidden_panels(
-        element, m, a, weights, code, hidden, ffn, first, last, 0, activations, ffn, 0, sums, spare, wire, kept
-    )
+        element, m, a, call.weights, call.activation, hidden, ffn, call.first, call.first + call.columns, 0,
+        call.activations, ffn, 0, sums, spare, call.wire, call.kept,
+    )  # fmt: skip
     end()
 
 
 @jit
-def down_columns(element, m, activations, y, weights, ffn, first, last, scratch, wire):
-    """Columns first..last of the outputs of m rows, after `up_columns` has computed all hidden activations."""
-    spare, sums = scratch, scratch + SPARE_BYTES
-    down, down_bias = weights[2], weights[5]
+def down_columns(element, call):
+    """Columns first..last of the outputs, after `up_columns` has computed all of h. call: a DownColumns."""
+    m, y, ffn, last, activations = call.rows, call.y, call.ffn, call.last, call.activations
+    spare, sums = call.scratch, call.scratch + SPARE_BYTES
+    down, down_bias = call.weights.down, call.weights.down_bias
     step = panel_bytes(element) * up(ffn)
     begin(spare)
-    for j in range(first, last, WIDTH):
-        mpi.tend(wire)
+    for j in range(call.first, last, WIDTH):
+        mpi.tend(call.wire)
         carry = start_sums(m, down_bias + FLOAT * j if down_bias != 0 else 0, sums)
         panel = down + step * (j // WIDTH)
         panel_sums(element, m, activations, ffn, panel, sums, carry, ahead_of(panel, step, j + WIDTH < last), spare)
@@ -199,18 +202,19 @@ def down_columns(element, m, activations, y, weights, ffn, first, last, scratch,
 
 
 @jit
-def product(element, m, x, depth, panels, columns, y, scratch):
-    """y = round(x W) for m rows.
+def product(element, call):
+    """y = round(x W). call: a Product.
 
-    x, y: addresses of arrays of m row addresses; rows of y have space for `columns` rounded up to 32. panels: address
-    of W, packed [depth, columns]; scratch: `product_bytes(element, m, depth)` bytes, 64-byte aligned.
+    Rows of y have space for `columns` rounded up to 32. scratch: `product_bytes(element, rows, depth)` bytes, 64-byte
+    aligned.
     """
-    spare, a = scratch, scratch + SPARE_BYTES
+    m, depth, columns = call.rows, call.depth, call.columns
+    spare, a = call.scratch, call.scratch + SPARE_BYTES
     sums, step = a + operand_size(element, m, depth), panel_bytes(element) * up(depth)
     begin(spare)
-    pack_operand(element, m, x, depth, a)
+    pack_operand(element, m, call.x, depth, a)
     for j in range(0, columns, WIDTH):
-        panel = panels + step * (j // WIDTH)
+        panel = call.panels + step * (j // WIDTH)
         panel_sums(element, m, a, depth, panel, sums, 0, ahead_of(panel, step, j + WIDTH < columns), spare)
-        write_rows(element, m, sums, y, j, columns)
+        write_rows(element, m, sums, call.y, j, columns)
     end()

@@ -5,10 +5,11 @@ weight. *parts* describes the places of an element type: (bytes of dy, as many a
 of what is kept; offset of the combine weight).
 """
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives import taped
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from .expert import line_bytes
 from .outer import SOON, fetch_row
 
@@ -60,14 +61,15 @@ def store_row(row, place, entry, parts, before):
 
 
 @jit
-def list_rows(rows, x, dx, places, scalars, tape, ffn, gated, parts, found):
+def list_rows(call, parts, gated, found):
     """Copy rows to their places and fill their tables; returns how many rows have no hidden activations on the tape.
 
-    Arguments as of `expert_backward.store_rows`; found: what `tables` returns.
+    call: a BackwardRows; found: what `tables` returns.
     """
+    rows, x, places, tape = call.rows, call.x, call.places, call.kept
     to_x, to_dy, to_dx, kept, saved, order, w, _, _ = found
     plain = plain_first(rows, tape, order)
-    before = line_bytes(ffn) * (2 if gated else 1)
+    before = line_bytes(call.ffn) * (2 if gated else 1)
     weight = mem.floats(w, rows)
     for to in range(rows):
         if to + SOON < rows:
@@ -79,10 +81,10 @@ def list_rows(rows, x, dx, places, scalars, tape, ffn, gated, parts, found):
         store_row(mem.load(x + 8 * i), place, entry, parts, before)
         mem.store(to_x + 8 * to, place + parts[1])
         mem.store(to_dy + 8 * to, place)
-        mem.store(to_dx + 8 * to, mem.load(dx + 8 * i))
+        mem.store(to_dx + 8 * to, mem.load(call.y + 8 * i))
         mem.store(kept + 8 * to, place + parts[2])
         mem.store(saved + 8 * to, taped.place_of(entry))
-        weight[to] = mem.floats(scalars + 8 * i, 1)[0]
+        weight[to] = mem.floats(call.scalars + 8 * i, 1)[0]
         mem.floats(place + parts[3], 1)[0] = weight[to]
     return plain
 

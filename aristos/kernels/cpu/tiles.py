@@ -12,9 +12,10 @@ The tile unit adds the products of a sum in its own fixed order of k, which does
 import numpy as np
 from numba.extending import overload
 
+from kernel_cache.compile import inlined, jit
+
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
-from ...primitives.compile import inlined, jit
 from . import micro_kernels
 from .convert import SPLIT, round_bfloat16, split_block
 from .elements import WIDTH

@@ -3,9 +3,11 @@
 Every value of a token depends on that token alone. A sum over tokens is one chain in their order.
 """
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
+from ...primitives.arithmetic import CombineToken, Product
 from ...primitives.buffers import FLOAT
-from ...primitives.compile import jit
 from ..common.score_slopes import score_slopes
 from .convert import FLOAT32
 from .expert_backward import MOST_ROWS, dot
@@ -30,8 +32,11 @@ def logit_gradients(count, logits, columns, ids, dw, k, code, renormalize, scale
 def combine_rows(count, y, stride, k, factors, rows, hidden):
     """y[t] = sum over j < k of factors[t, j] * row [t, j], in order of j; rows: addresses, 0 for none."""
     for t in range(count):
-        weights, addresses = mem.floats(factors + FLOAT * k * t, k), mem.words(rows + 8 * k * t, k)
-        combine_token(FLOAT32, y + stride * t, k, weights, addresses, hidden, 0)
+        weights, addresses = factors + FLOAT * k * t, rows + 8 * k * t
+        combine_token(
+            FLOAT32,
+            CombineToken(y=y + stride * t, k=k, weights=weights, rows=addresses, hidden=hidden, scratch=0),
+        )
 
 
 @jit
@@ -49,9 +54,13 @@ def product_bytes(depth):
 
 @jit
 def product_rows(count, x, depth, panels, columns, y, scratch):
-    """y = x W for any number of rows; arguments as of `gemm.product`."""
+    """y = x W for any number of rows; the other arguments are those of a Product."""
     for i in range(0, count, MOST_ROWS):
-        product(min(MOST_ROWS, count - i), x + 8 * i, depth, panels, columns, y + 8 * i, scratch)
+        rows = min(MOST_ROWS, count - i)
+        part = Product(
+            rows=rows, x=x + 8 * i, depth=depth, panels=panels, columns=columns, y=y + 8 * i, scratch=scratch
+        )
+        product(part)
 
 
 def outer_sums_bytes(widest):

@@ -6,9 +6,10 @@ All sums are float32. Every value depends on its own token alone, not on other t
 import numpy as np
 from numba.extending import overload
 
+from kernel_cache.compile import jit
+
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
-from ...primitives.compile import jit
 from ..common.activations import logistic
 from ..common.scores import choose
 from . import micro_kernels
@@ -46,27 +47,20 @@ def route_bytes(tokens: int, hidden: int, experts: int) -> int:
 
 
 @jit
-def route_block(
-    element, count, x, x_stride, hidden, router, experts, k, score, renormalize, scale, router_bias, select_bias,
-    ids, weights, pitch, logits, scratch,
-):  # fmt: skip
-    """Scores, top-k and weights of `count` tokens; False if a score is not finite.
-
-    x: address of rows of this element type, x_stride bytes apart; ids, weights: addresses of [count, pitch] int64 and
-    float32, of which the first k columns are written; router_bias, select_bias: addresses of [experts] float32, or 0;
-    logits: address of [count, experts] float32, or 0; scratch: address of `route_bytes(count, hidden, experts)` bytes.
-    """
+def route_block(element, call):
+    """Scores, top-k and weights of tokens of this element type; False if a score is not finite. call: a RouteBlock."""
+    tokens, experts, k, pitch = call.tokens, call.experts, call.k, call.pitch
     width = FLOAT * LANES * ((experts + LANES - 1) // LANES)
-    made = (scratch + LINE - 1) // LINE * LINE
-    scores(element, count, x, x_stride, hidden, router, experts, made + width * count, made)
-    for i in range(count):
+    made = (call.scratch + LINE - 1) // LINE * LINE
+    scores(element, tokens, call.x, call.x_stride, call.hidden, call.router, experts, made + width * tokens, made)
+    for i in range(tokens):
         row = mem.floats(made + width * i, experts)
-        if router_bias != 0:
-            add(row, router_bias, experts)
-        if logits != 0:
-            mem.copy_row(logits + FLOAT * experts * i, made + width * i, FLOAT * experts)
-        chosen, shares = mem.words(ids + 8 * pitch * i, k), mem.floats(weights + FLOAT * pitch * i, k)
-        if not choose(row, experts, k, score, renormalize, scale, select_bias, chosen, shares):
+        if call.router_bias != 0:
+            add(row, call.router_bias, experts)
+        if call.logits != 0:
+            mem.copy_row(call.logits + FLOAT * experts * i, made + width * i, FLOAT * experts)
+        chosen, shares = mem.words(call.ids + 8 * pitch * i, k), mem.floats(call.weights + FLOAT * pitch * i, k)
+        if not choose(row, experts, k, call.score, call.renormalize, call.scale, call.select_bias, chosen, shares):
             return False
     return True
 
@@ -80,20 +74,16 @@ def add(row, bias, n):
 
 
 @jit
-def weigh_shared(element, count, x, x_stride, hidden, column, weights, pitch, scratch):
-    """Write the logistic function of x column for `count` tokens; False if a product is not finite.
-
-    column: address of a packed [hidden, 1] of float32; weights: address of float32, `pitch` of them apart; scratch as
-    of `route_block`.
-    """
-    width = FLOAT * LANES
-    made = (scratch + LINE - 1) // LINE * LINE
-    scores(element, count, x, x_stride, hidden, column, 1, made + width * count, made)
-    for i in range(count):
+def weigh_shared(element, call):
+    """The logistic function of a column's product with tokens; False if one is not finite. call: a WeighShared."""
+    tokens, width = call.tokens, FLOAT * LANES
+    made = (call.scratch + LINE - 1) // LINE * LINE
+    scores(element, tokens, call.x, call.x_stride, call.hidden, call.column, 1, made + width * tokens, made)
+    for i in range(tokens):
         score = mem.floats(made + width * i, 1)[0]
         if score - score != ZERO:
             return False
-        mem.floats(weights + FLOAT * pitch * i, 1)[0] = logistic(score)
+        mem.floats(call.weights + FLOAT * call.pitch * i, 1)[0] = logistic(score)
     return True
 
 
@@ -172,14 +162,15 @@ def add_float32(out, row, weight, n, first):
 
 
 @jit
-def combine_token(element, y, k, weights, rows, hidden, scratch):
-    """y[hidden] = sum over j of weights[j] * row j, in order of j, in float32; rounded once to the element type.
+def combine_token(element, call):
+    """A token's output: a sum in order, in float32, rounded once to the element type. call: a CombineToken.
 
-    y: address; weights: [k] float32; rows: [k] int64 addresses of rows, 0 for a choice not taken; scratch: address of
-    `combine_bytes(k)` bytes, unused for rows of float32.
+    Its scratch is not used for rows of float32.
     """
+    y, k, hidden = call.y, call.k, call.hidden
+    weights, rows = mem.floats(call.weights, k), mem.words(call.rows, k)
     if element != FLOAT32:
-        combine_rows(element, y, k, weights, rows, hidden, scratch)
+        combine_rows(element, y, k, weights, rows, hidden, call.scratch)
         return
     first = True
     for j in range(k):

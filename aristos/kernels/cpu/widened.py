@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
+from kernel_cache.compile import inlined, jit
+
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
-from ...primitives.compile import inlined, jit
 from ..common.branches import unrolled
 from . import micro_kernels
 from .convert import BFLOAT16, FLOAT16, round_row, widen_row

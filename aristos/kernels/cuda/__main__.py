@@ -12,17 +12,17 @@ import sys
 from pathlib import Path
 
 from ...errors import AristosError, InputError
-from .assemble import TARGETS
+from .assemble import ARCHS, TARGETS
 from .compile_report import build_all
 
 
 def architectures(text: str) -> list[str]:
     """The names in a comma-separated list; raises InputError for an unsupported one."""
     names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in TARGETS]
+    unknown = [name for name in names if name not in ARCHS]
     if unknown or not names:
         what = ", ".join(unknown) or "nothing"
-        raise InputError(f"--arch must be one or more of {', '.join(TARGETS)}, separated by commas, got {what}")
+        raise InputError(f"--arch must be one or more of {', '.join(ARCHS)}, separated by commas, got {what}")
     return list(dict.fromkeys(names))
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...primitives import private
+from kernel_cache import private
+
 from .keys import ahead_key
 
 FOLDER = Path(__file__).with_name("ahead")

@@ -10,9 +10,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from kernel_cache.offline import capability
+from kernel_cache.sm_limits import ARCHITECTURES
+
 from ...errors import EnvironmentProblem
+from .target import OLDEST
 
 TARGETS = {"sm_80": "sm_80", "sm_90": "sm_90a", "sm_100": "sm_100"}  # instructions of Hopper alone need sm_90a
+ARCHS = tuple(f"sm_{major}{minor}" for major, minor in ARCHITECTURES if (major, minor) >= capability(OLDEST))
 SECONDS = 300  # time limit of one kernel, which normally takes a second
 WHEELS = {"ptxas": "nvidia-cuda-nvcc-cu12 (CUDA 12) or nvidia-cuda-nvcc (CUDA 13)", "nvdisasm": "nvidia-cuda-nvdisasm"}
 
@@ -63,7 +68,13 @@ def _run(command: list[str]) -> str:
 
 def assemble(ptx: Path, cubin: Path, arch: str) -> Assembled:
     """Assemble a file of one kernel. arch: ptxas's name of the architecture, for example sm_90a."""
-    printed = _run([str(tool("ptxas")), "-v", f"-arch={arch}", str(ptx), "-o", str(cubin)])
+    try:
+        printed = _run([str(tool("ptxas")), "-v", f"-arch={arch}", str(ptx), "-o", str(cubin)])
+    except EnvironmentProblem as failed:
+        if "gpu-name" in str(failed):
+            newer = f"install a newer one: pip install {WHEELS['ptxas']}"
+            raise EnvironmentProblem(f"ptxas {tool_version('ptxas')} does not know {arch}: {newer}") from None
+        raise
 
     def number(pattern: str) -> int:
         return sum(int(value) for value in re.findall(pattern, printed))

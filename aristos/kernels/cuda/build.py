@@ -2,7 +2,7 @@
 
 Cubins are kept beside the compiled code of CPUs, named by a hash of their sources. One process of a node compiles; its
 other ranks and later processes read the file. A file that is not whole is rebuilt, and one that others could have
-written is refused (`primitives/private.py`). Compiles whole kernels and links nothing.
+written is refused (`kernel_cache/private.py`). Compiles whole kernels and links nothing.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kernel_cache import offline, private
+from kernel_cache.compile import cache_folder, compiling
+
 from ...errors import EnvironmentProblem, InputError
 from ...host.versions import version
-from ...primitives import offline, private
-from ...primitives.compile import cache_folder, compiling
 from . import ahead
 from .ahead import Built
 from .assemble import TARGETS, assemble, tool_version
 from .keys import kernel_key
 
 PTXAS, LINKER = "ptxas", "nvJitLink"
+LINES = re.compile(r"^\s*\.(loc|file)\b.*\n", re.MULTILINE)
 COMPILED_AHEAD, KEPT, NOWHERE = "compiled ahead", "in the cache", "not compiled yet"
 
 
@@ -38,8 +40,27 @@ def build(kernel: Any, arch: str) -> Built:
     target = TARGETS.get(arch, arch)
     if (found := ahead.find(kernel, target)) is not None:
         return found
-
     return kept(_path(kernel, target), lambda: _compiled(kernel, target))
+
+
+def compile_and_keep(kernel: Any, arch: str) -> Built:
+    """Compile a kernel and keep it, without a wait for other processes: for a program that compiles many at once."""
+    target = TARGETS.get(arch, arch)
+    built = _compiled(kernel, target)
+    _write(_path(kernel, target), built)
+    return built
+
+
+def bare(kernel: Any, arch: str) -> Built:
+    """The kernel without line numbers and PTX, which are more than half of a cubin: to be shipped. It is kept too."""
+    target = TARGETS.get(arch, arch)
+    path = _path(kernel, target).with_suffix(".bare")
+    found = _read(path)
+    if found is None:
+        text, entry = ptx(kernel, target)
+        found = Built(entry, _machine_code(LINES.sub("", text), target))
+        _write(path, found)
+    return found
 
 
 def _compiled(kernel: Any, target: str) -> Built:
@@ -76,7 +97,12 @@ def ptx(kernel: Any, target: str) -> tuple[str, str]:
     _, texts = offline.compiled(kernel.function, kernel.types, offline.capability(target))
     if len(texts) != 1:
         raise InputError(f"kernel {kernel.name} must be one PTX module, got {len(texts)}: it links other code")
-    return re.sub(r"^\.target .*$", f".target {target}", texts[0], flags=re.M), offline.entry_of(texts[0], kernel.name)
+    return for_target(texts[0], target), offline.entry_of(texts[0], kernel.name)
+
+
+def for_target(text: str, target: str) -> str:
+    """A PTX text with another target."""
+    return re.sub(r"^\.target .*$", f".target {target}", text, flags=re.M)
 
 
 def assembler() -> tuple[str, str]:

@@ -24,6 +24,8 @@ def drop_shared(slots: int, k: int) -> int:
 def drop(job_address):
     """Set ids beyond the capacity to -2 - id, and write the counts of the others. Grid: blocks(tokens)."""
     job = mem.words(job_address, r.JOB_WORDS)
+    if r.unbegun(job):
+        return
     shared = cuda.shared.array(0, np.int64, CHUNK)
     thread, block, first = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.x * r.BLOCK
     tokens, k, slots = job[r.TOKENS], job[r.TOP_K], job[r.SLOTS]

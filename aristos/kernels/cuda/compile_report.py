@@ -17,11 +17,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from kernel_cache import sm_limits as limits
+from kernel_cache.offline import capability
+
 from ...errors import InputError
-from ...primitives import sm_limits as limits
-from ...primitives.offline import capability
 from .assemble import TARGETS, assemble, disassemble, tool, tool_version
 
+NEW_NVVM = (10, 0)  # compute capability from which on the compiler's library is a newer one
 PROCESSES = 8  # at most; each takes some 300 MB
 
 Row = dict[str, Any]  # one entry of report.json
@@ -74,20 +76,31 @@ def listed(arch: str, listings: Sequence[Listing]) -> list[Any]:
 
 
 def build(name: str, archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> list[Row]:
-    """Compile one kernel for these architectures; returns its rows of the report."""
-    from .build import ptx
+    """Compile one kernel for these architectures; returns its rows of the report.
 
-    rows = []
+    An architecture beyond TARGETS takes the PTX of an earlier one if the compiler would write the same: on the same
+    side of NEW_NVVM, with the same launch bounds. ptxas is what differs.
+    """
+    from .build import for_target, ptx
+
+    rows, made = [], dict[tuple[bool, int], str]()
     for arch in archs:
         for kernel in listed(arch, listings):
             if kernel.name == name:
-                rows.append(finish(kernel, arch, ptx(kernel, TARGETS[arch])[0], out))
+                target, same = TARGETS.get(arch, arch), (capability(arch) >= NEW_NVVM, kernel.blocks)
+                if arch in TARGETS or same not in made:
+                    text = ptx(kernel, target)[0]
+                    if target == arch:
+                        made.setdefault(same, text)
+                else:
+                    text = for_target(made[same], target)
+                rows.append(finish(kernel, arch, text, out))
     return rows
 
 
 def finish(kernel: Any, arch: str, text: str, out: Path) -> Row:
     """Write NAME.ARCH.ptx, .cubin and .sass of a compiled kernel; returns its row of the report with ptxas's advice."""
-    target = TARGETS[arch]
+    target = TARGETS.get(arch, arch)
     cc = capability(target)
     files = {kind: out / f"{kernel.name}.{arch}.{kind}" for kind in ("ptx", "cubin", "sass")}
     files["ptx"].write_text(text, encoding="utf-8")

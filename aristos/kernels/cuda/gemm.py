@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from ...errors import EnvironmentProblem
 from . import ptx
 from .compiler import cuda
 from .epilogue import finish
@@ -44,12 +45,19 @@ GROUPS = {
 def tiles(kind: str, gpu: Target, static: int = 0) -> tuple[Tile, ...]:
     """The tiles for a GPU, in rising order of rows: those that fit, with as many blocks as an SM holds.
 
-    static: bytes of shared memory that the kernel has beside the tile's.
+    static: bytes of shared memory that the kernel has beside the tile's. Raises EnvironmentProblem if none fits.
     """
+    gpu.check()
     found = GROUPS[kind] if gpu.arch == "sm_90" and kind in GROUPS else TILES[kind]
     if gpu.generation >= ONE_BLOCK_FROM and kind != "f32":
         found = tuple(replace(tile, blocks=1) if tile.m == ONE_BLOCK_ROWS else tile for tile in found)
     fitting = [(tile, gpu.most_blocks(tile.threads, tile.shared_bytes + static)) for tile in found]
+    if not any(most for _, most in fitting):
+        least = found[0].shared_bytes + static
+        raise EnvironmentProblem(
+            f"a block of the {gpu.arch} GPU has {gpu.limits.shared_block} bytes of shared memory and at most"
+            f" {gpu.limits.block_threads} threads: the smallest {kind} tile needs {least} and {found[0].threads}"
+        )
     return tuple(replace(tile, blocks=min(tile.blocks, most)) for tile, most in fitting if most)
 
 

@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ...primitives import sources
-from ...primitives.compile import source_key
+from kernel_cache import sources
+from kernel_cache.compile import source_key
 
 CATALOGUE = Path(__file__).with_name("catalogue.py")  # imports all kernels, and chooses their tiles and sizes
-READ = ("debug", "opt", "fastmath", "launch_bounds")  # the options that primitives/offline.py gives to the compiler
+READ = ("debug", "opt", "fastmath", "launch_bounds")  # the options that kernel_cache/offline.py gives to the compiler
 
 
 def kernel_key(kernel: Any) -> str:

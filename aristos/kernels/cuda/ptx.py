@@ -124,15 +124,15 @@ def store8(address, value):
     mem.store(address, value)
 
 
-@primitive("ld.global.nc.f32 $0, [$1];", "f", "l")
+@primitive("ld.global.f32 $0, [$1];", "f", "l")
 def load_float(address):
-    """Read a float32 that no running kernel writes (PTX ISA: ld.global.nc)."""
+    """Read a float32 (PTX ISA: ld). Not by .nc, which is undefined where the same kernel has written it."""
     return np.float32(ctypes.c_float.from_address(int(address)).value)
 
 
-@primitive("ld.global.nc.v2.f32 {$0, $1}, [$2];", "ff", "l")
+@primitive("ld.global.v2.f32 {$0, $1}, [$2];", "ff", "l")
 def load_floats2(address):
-    """Read two of them, aligned to 8 bytes (PTX ISA: ld.global.nc)."""
+    """Read two of them, aligned to 8 bytes (PTX ISA: ld)."""
     return tuple((ctypes.c_float * 2).from_address(int(address)))
 
 

@@ -44,9 +44,10 @@ from .tile import BYTES, CHUNK, Tile, tile_memory
     WEIGHTED,  # where tokens times their weights go, whole rows of the kernel's kind side by side, or 0
     KEPT_WEIGHTS,  # with WEIGHTED: where these weights are kept, [tokens] float32; those in WEIGHTS become 1
     STATUS,  # a word: OK at first, then the largest status of any token; unless OK, `place` assigns no rows
+    UNBEGUN,  # a word: not 0 if the call was not begun, because the engine has failed; 0: there is no such word
     SCRATCH,  # `scratch_bytes` bytes
     JOB_WORDS,
-) = range(31)  # fmt: skip
+) = range(32)  # fmt: skip
 
 OK, NOT_FINITE, BAD_IDS = 0, 2, 3  # in STATUS: the engine's codes, which this room may not import; a test compares them
 KINDS = ("f32", "bf16", "f16")  # of tokens
@@ -96,6 +97,12 @@ def pack_router(router: np.ndarray, bias: np.ndarray | None = None) -> np.ndarra
 def _report(job, status):
     """Raise STATUS to at least `status`."""
     cuda.atomic.max(mem.words(job[STATUS], 1), 0, status)
+
+
+@cuda.jit(device=True)
+def unbegun(job):
+    """Whether the kernels must touch nothing: the job is of an earlier call, whose arrays may be gone."""
+    return job[UNBEGUN] != 0 and mem.load(job[UNBEGUN]) != 0
 
 
 @cuda.jit(device=True)
@@ -190,6 +197,8 @@ def route(kind: str) -> Any:
 
     def kernel(job_address):
         job = mem.words(job_address, JOB_WORDS)
+        if unbegun(job):
+            return
         shared = memory()
         # the router's columns, and then, as one tile more, SHARED_SIGMOID's column. Each tile reads the job again:
         # what is read here does not fit the registers across a product
@@ -272,6 +281,8 @@ def _before(partial, thread):
 def place(job_address):
     """Compute OFFSET, TOKEN and POSITION from ids and counts. Grid: blocks(tokens), at least one."""
     job = mem.words(job_address, JOB_WORDS)
+    if unbegun(job):
+        return
     shared = cuda.shared.array(0, np.int64, CHUNK)
     thread, block, first = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.x * BLOCK
     tokens, k, slots = job[TOKENS], job[TOP_K], job[SLOTS]

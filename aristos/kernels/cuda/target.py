@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...primitives import sm_limits
-from ...primitives.offline import capability
-from ...primitives.sm_limits import Limits
+from kernel_cache import sm_limits
+from kernel_cache.offline import capability
+from kernel_cache.sm_limits import Limits
+
+from ...errors import EnvironmentProblem
+
+OLDEST = "sm_80"  # for the layer's kernels: asynchronous copies, products of bfloat16
+NEEDED = f"a layer's kernels need {OLDEST} (A100) or later"
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,11 @@ class Target:
     def named(cls, arch: str) -> Target:
         """The target of an architecture whose GPU is not here. Raises InputError for a name that means nothing."""
         return cls(arch, sm_limits.of_name(arch))
+
+    def check(self) -> None:
+        """Raise EnvironmentProblem for a GPU that is too old."""
+        if capability(self.arch) < capability(OLDEST):
+            raise EnvironmentProblem(f"the GPU is {self.arch}: {NEEDED}")
 
     @property
     def generation(self) -> int:

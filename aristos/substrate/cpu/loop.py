@@ -1,9 +1,10 @@
 """The CPU substrate: a worker is a thread that runs steps in compiled code, without the GIL, until the call ends."""
 
+from kernel_cache.compile import jit
+
 from ...engine import codes, outbox, packing, returns, steps, tape, words
 from ...kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
 from ...primitives import memory as mem
-from ...primitives.compile import jit
 from ..heartbeat import publish_progress
 from ..idle import rest
 

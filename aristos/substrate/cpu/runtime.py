@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.compile import warm_up
+
 from ...engine import arrivals, bounds, codes, column_runs, outbox, schema, steps, words
 from ...engine import job as jobs
 from ...engine.experts import GROUP
@@ -17,11 +19,11 @@ from ...engine.layout import EngineShape, StateLayout, lines, return_stride, wor
 from ...errors import PoisonedError, WaitTimeout
 from ...primitives import isa, wire
 from ...primitives.buffers import aligned
-from ...primitives.compile import warm_up
 from ...primitives.memory import load_acquire
 from ...transport.group import Group
 from ...transport.limits import Limits
 from ...transport.watchdog import ENDED_SECONDS
+from .. import standing
 from ..failure import Patience, bad_word, damaged_poison, out_of_bounds, poisoned
 from ..idle import ALONE, CROWDED
 from ..runtime import Runtime
@@ -135,8 +137,8 @@ class CpuRuntime(Runtime):
 
     # ------------------------------------------------------------ jobs
 
-    def fill(self, job: np.ndarray) -> None:
-        """See `Runtime.fill`."""
+    def fill(self, job: np.ndarray, workers: int = 0, run_rows: int = BATCH, merge_rows: int = MERGE_ROWS) -> None:
+        """See `Runtime.fill`; also the part `tile`. workers: 0 for all; run_rows: most rows of a run."""
         hidden, ffn, shared = int(job[words.HIDDEN]), int(job[words.FFN]), int(job[words.SHARED_FFN])
         limit = int(RUN_FLOPS / max(1, 4 * hidden * max(ffn, shared)))
         crowded = self._sharing > 1 or self.threads > self.cores
@@ -151,8 +153,9 @@ class CpuRuntime(Runtime):
             state=self.state.ctypes.data,
         )  # fmt: skip
         jobs.fill(
-            job, schema.TILE, schema.CPU, tile=TILE, batch=BATCH, merge_rows=MERGE_ROWS, runs=1,
-            run_rows=min(BATCH, max(RUN_LEAST, limit // GROUP * GROUP)), split_rows=column_runs.MOST_ROWS,
+            job, schema.TILE, schema.CPU, tile=TILE, batch=BATCH, merge_rows=merge_rows, runs=1,
+            workers=workers or self.threads, run_rows=min(run_rows, max(RUN_LEAST, limit // GROUP * GROUP)),
+            split_rows=column_runs.MOST_ROWS,
             up_shares=column_runs.shares(ffn), shared_shares=column_runs.shares(shared),
             down_shares=column_runs.shares(hidden), all_split=0, scratch_step=self._scratch_step, run_step=0,
             run_pitch=0,
@@ -164,7 +167,7 @@ class CpuRuntime(Runtime):
         """Run an entered call to its end as worker 0; it stays open until its result has been taken."""
         with self.failing(job), self.progressing():
             if job[words.WORKERS] == 1:
-                job[words.EPOCH] = self.epoch
+                self.open_job(job)
                 code = self.loop.run_alone(job, self.state)
                 if code != codes.RAN:
                     self.go_on(job, limits, code=code)
@@ -182,9 +185,13 @@ class CpuRuntime(Runtime):
         finally:
             self._memory.in_call(False)
 
+    def open_job(self, job: np.ndarray) -> None:
+        """Give the job of an entered call its epoch; from here on it is the call's."""
+        jobs.start(job, schema.CPU, self.version, self.epoch)
+
     def begin(self, job: np.ndarray) -> None:
         """Give an entered call its epoch, clear the tables, and release the other workers into it."""
-        job[words.EPOCH] = self.epoch
+        self.open_job(job)
         self.loop.packing.begin(job, self.state)
         assert self._workers is not None
         self._workers.release(self.loop.work, job, self.state)
@@ -281,6 +288,12 @@ class CpuRuntime(Runtime):
         if job[words.REMOTE] and wire.take(job[words.WIRE]):
             outbox.receive(job, self.state)
             wire.leave(job[words.WIRE])
+
+    def _standing(self, job: np.ndarray) -> str:
+        def line(peer: int, word: int) -> int:
+            return self._read_word(job, peer, word)
+
+        return standing.describe(job, self.state, int(self._lock[0]), line)
 
     def _read_word(self, job: np.ndarray, peer: int, word: int) -> int:
         return int(load_acquire(int(word_from(job, self.state, peer, word))))

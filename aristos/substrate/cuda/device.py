@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from kernel_cache.sm_limits import Limits
+
 from ...errors import EnvironmentProblem, InputError
 from ...kernels.cuda.build import build
 from ...kernels.cuda.target import Target
-from ...primitives.sm_limits import Limits
-from .driver import ADVICE, attribute, bindings, call, ready, succeeds, uuid_text
+from .driver import ADVICE, attribute, bindings, call, ready, results, succeeds, uuid_text
 
 NAME_BYTES = 256
 HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
@@ -325,6 +326,34 @@ class CudaDevice:
             if not succeeds("cuStreamIsCapturing", stream):  # another stream captures, and forbids this one
                 return False
             return bool(int(call("cuStreamIsCapturing", stream)))
+
+    def captured(self, stream: int) -> tuple[int, list[Any]]:
+        """(number of the capture that a stream is in, nodes that its next one will follow); (0, []) if unknown."""
+        with self.current(queues=True):
+            found = results("cuStreamGetCaptureInfo", stream)
+        if found is None:
+            return 0, []
+        _, number, _, nodes, *_ = found
+        return int(number), list(nodes or [])
+
+    def follows(self, nodes: list[Any], earlier: Any) -> bool:
+        """Whether nodes of a graph that is captured come after an earlier one, or are that; True if unknown."""
+        seen: set[int] = set()
+        left = list(nodes)
+        with self.current(queues=True):
+            while left:
+                node = left.pop()
+                if int(node) == int(earlier):
+                    return True
+                if int(node) in seen:
+                    continue
+                seen.add(int(node))
+                count = results("cuGraphNodeGetDependencies", node)
+                before = results("cuGraphNodeGetDependencies", node, count[-1]) if count and count[-1] else count
+                if before is None:
+                    return True
+                left += before[0] or []
+        return False
 
     def elapsed(self, a: int, b: int) -> float:
         """Seconds from event a to event b; waits for b."""

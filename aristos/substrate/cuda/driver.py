@@ -33,6 +33,10 @@ _IPC = (
     "ranks of one node must be one user's, in one PID namespace (docker run --pid=host, or --pid=container:NAME), and"
     " see each other's GPUs"
 )
+_NO_EVENT_NODES = (
+    "perhaps the capture is of a body of a conditional node or a loop, which cannot hold the event nodes that order a"
+    " layer's calls: make the call outside of it"
+)
 ADVICE = {
     "CUDA_ERROR_NO_DEVICE": f"no GPU is visible to this process: nvidia-smi -L; {GPUS}",
     "CUDA_ERROR_INVALID_DEVICE": f"there are fewer visible GPUs than that: nvidia-smi -L; {GPUS}",
@@ -73,6 +77,11 @@ OF_CALL = {  # (function, error) -> advice, where the error of that function mea
         "cuIpcOpenMemHandle",
         "CUDA_ERROR_INVALID_VALUE",
     ): f"perhaps the GPU that owns the memory is hidden: {_IPC}",
+    **{
+        (function, f"CUDA_ERROR_{error}"): _NO_EVENT_NODES
+        for function in ("cuStreamWaitEvent", "cuEventRecordWithFlags")
+        for error in ("NOT_SUPPORTED", "NOT_PERMITTED", "INVALID_VALUE", "STREAM_CAPTURE_UNSUPPORTED")
+    },
     ("cuIpcOpenMemHandle", "CUDA_ERROR_INVALID_HANDLE"): "the process that owns the memory is gone, or has freed it",
     (
         "cuIpcGetMemHandle",
@@ -99,6 +108,12 @@ def call(name: str, *arguments: Any) -> Any:
     if int(status):
         _raise(name, status)
     return values[0] if values else None
+
+
+def results(name: str, *arguments: Any) -> list[Any] | None:
+    """Call a function with several results; None if it fails."""
+    status, values = _answer(name, arguments)
+    return None if int(status) else values
 
 
 def succeeds(name: str, *arguments: Any) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from ...engine import (
     timeout_check,
     words,
 )
-from ...engine.lock import acquire, unlock
+from ...engine.lock import OUTSIDE, acquire, lock, unlock
 from ...kernels.cuda import router
 from ...kernels.cuda.catalogue import Kernel
 from ...kernels.cuda.combine import combine_tokens
@@ -101,6 +102,35 @@ def keep_refusal(job, st):
             st[words.KEPT_RANK] = p
 
 
+@cuda.jit(device=True)
+def enter(job, st):
+    """Wait until no call is in flight, and begin one; UNBEGUN if the host ends it, or the call in flight stands still.
+
+    That one gives up its own waits after at most TIMEOUT_NS + ABSENT_NS without progress. Later it is stuck, perhaps
+    with the lock: so the peers are notified without it. Later calls do not wait again.
+    """
+    polls, since, seen, cause = 0, mem.clock(), -1, 0
+    while not mem.compare_exchange(job[words.STATE] + WORD * words.IN_FLIGHT, 0, 1):
+        mem.nap()
+        polls += 1
+        if polls % POLLS != 0:
+            continue
+        now = mem.clock()
+        if lock(job, OUTSIDE):
+            progress = st[words.PROGRESS]
+            unlock(job)
+            if progress != seen:
+                seen, since = progress, now
+        cause = mem.load_acquire(job[words.ABORT])
+        if cause == 0 and now - since > job[words.TIMEOUT_NS] + job[words.ABSENT_NS]:
+            cause = codes.CAUSE_TIMEOUT
+        if cause != 0:
+            st[words.UNBEGUN] = 1
+            st[words.ORIGIN] = job[words.RANK]
+            steps.poison(job, st, job[words.RANK], cause)
+            return
+
+
 @cuda.jit
 def begin(
     job_address, state_address, routing_address, x, x_stride, tokens, y, ids, weights, status, router_x,
@@ -113,23 +143,28 @@ def begin(
     the capacity, or 0. The calls are counted here, so that a call captured in a graph can be replayed.
 
     The host orders calls by events. Where it cannot, as between branches of a graph, this kernel waits for the call in
-    flight: that one needs no SM in addition to those that it has, and its waits are bounded.
+    flight: that one needs no SM in addition to those that it has. If the wait fails, so does this rank's engine.
     """
     job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
+    if mem.thread() == 0 and st[words.UNBEGUN] == 0:
+        enter(job, st)
+    mem.block_barrier()
+    if st[words.UNBEGUN] != 0:
+        return
     if mem.thread() == 0:
-        while not mem.compare_exchange(state_address + WORD * words.IN_FLIGHT, 0, 1):
-            mem.nap()
         st[words.LEFT] = 0
+        st[words.BEGAN] = mem.clock()
         keep_refusal(job, st)
         st[words.CALLS] += 1
         st[words.WAIT_SINCE] = 0
-        job[words.EPOCH] = st[words.CALLS]
-        job[words.X], job[words.X_STRIDE], job[words.TOKENS], job[words.Y] = x, x_stride, tokens, y
-        job[words.INPUT], job[words.INPUT_STRIDE] = x, x_stride
-        job[words.IDS], job[words.WEIGHTS], job[words.STATUS_IN] = ids, weights, status
+        words.fill_start(job, epoch=st[words.CALLS])
         routing = mem.words(routing_address, router.JOB_WORDS)
-        if routing[router.WEIGHTED] != 0:
-            job[words.X], job[words.X_STRIDE] = routing[router.WEIGHTED], job[words.ROW_BYTES]
+        weighted = routing[router.WEIGHTED]
+        words.fill_call(
+            job, tokens=tokens, status_in=status, x=weighted if weighted != 0 else x,
+            x_stride=job[words.ROW_BYTES] if weighted != 0 else x_stride, input_=x, input_stride=x_stride, y=y,
+            ids=ids, weights=weights,
+        )  # fmt: skip
         routing[router.X], routing[router.X_STRIDE], routing[router.TOKENS] = router_x, router_x_stride, tokens
         routing[router.INPUT], routing[router.INPUT_STRIDE] = x, x_stride
         routing[router.IDS], routing[router.WEIGHTS] = ids, weights
@@ -149,7 +184,7 @@ def begin(
 @cuda.jit(device=True)
 def give_up(job, st, origin, cause):
     """This rank's engine has failed: notify its workers and its peers."""
-    acquire(job)
+    acquire(job, OUTSIDE)
     st[words.ORIGIN] = origin
     steps.poison(job, st, origin, cause)
     unlock(job)
@@ -186,30 +221,54 @@ def read_abort(job, st):
         give_up(job, st, job[words.RANK], cause)
 
 
-@cuda.jit(device=True)
-def wait_for_work(job, st, worker):
-    """Decide until there is a command. Worker 0 bounds the wait.
+@cache
+def _waiting(counted: bool) -> Any:
+    """f(job, st, worker): the kind of the worker's next command. counted: idle polls are counted."""
 
-    The clock is read where a wait begins and ends, so that a worker that finds a command at once does not pay for it.
-    """
-    polls, since = 0, 0
-    while True:
-        kind = steps.decide(job, st, worker)
-        if kind != codes.IDLE:
-            if polls != 0:
-                st[words.counter(job, worker, words.N_IDLE)] += mem.clock() - since
-            return kind
-        if polls == 0:
-            since = mem.clock()
-        mem.nap()
-        polls += 1
-        if worker == 0 and polls % POLLS == 0:
-            now = mem.clock()
-            publish_progress(job, st, now)
-            read_abort(job, st)
-            if timeout_check.overdue(job, st, now):
-                st[words.WAIT_SINCE] = GAVE_UP
-                give_up(job, st, job[words.RANK], codes.CAUSE_TIMEOUT)
+    @cuda.jit(device=True)
+    def wait_for_work(job, st, worker):
+        """Decide until there is a command. Worker 0 bounds the wait.
+
+        The clock is read where a wait begins and ends: a worker that finds a command at once does not pay for it.
+        """
+        polls, since = 0, 0
+        while True:
+            kind = steps.decide(job, st, worker)
+            if kind != codes.IDLE:
+                if polls != 0:
+                    st[words.counter(job, worker, words.N_IDLE)] += mem.clock() - since
+                    if counted:
+                        st[words.counter(job, worker, words.N_POLLS)] += polls
+                return kind
+            if polls == 0:
+                since = mem.clock()
+            mem.nap()
+            polls += 1
+            if worker == 0 and polls % POLLS == 0:
+                now = mem.clock()
+                publish_progress(job, st, now)
+                read_abort(job, st)
+                if timeout_check.overdue(job, st, now):
+                    st[words.WAIT_SINCE] = GAVE_UP
+                    give_up(job, st, job[words.RANK], codes.CAUSE_TIMEOUT)
+
+    return wait_for_work
+
+
+@cuda.jit(device=True)
+def charge(job, st, worker, kind, since):
+    """Add the time since then to the worker's counter of a kind of command; the time now."""
+    n, now = words.counter(job, worker, 0), mem.clock()
+    if kind in (codes.SHARE, codes.LIST):
+        n += words.N_EXPERT
+    elif kind in (codes.DISPATCH, codes.BLOCK):
+        n += words.N_DISPATCH
+    elif kind == codes.COMBINE:
+        n += words.N_COMBINE
+    else:
+        n += words.N_PACK
+    st[n] += now - since
+    return now
 
 
 @cuda.jit(device=True)
@@ -283,22 +342,36 @@ def _share(tile: Tile) -> Any:
 
 
 @cache
-def layer(tile: Tile) -> Any:
+def layer(tile: Tile, counted: bool = False) -> Any:
     """The persistent kernel for a tile: layer(job, state), addresses of arrays of `engine.words`.
+
+    counted: it keeps its workers' counters of a call, which costs some reads of the clock a command.
 
     Grid: as many blocks of tile.threads threads as the job has workers, all of them resident at once; dynamic shared
     memory: `tile.shared_bytes`.
     """
     share, memory, combine_rows = _share(tile), tile_memory(tile), combine_tokens(tile.kind)
+    wait_for_work = _waiting(counted)
 
     def kernel(job_address, state_address):
         job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
         shared = memory()
         command = cuda.shared.array(1, np.int64)
-        worker = np.int64(cuda.blockIdx.x)
+        worker, since = np.int64(cuda.blockIdx.x), 0
+        if mem.thread() == 0:  # once for the block: it may change
+            command[0] = mem.load(state_address + WORD * words.UNBEGUN)
+        mem.block_barrier()
+        unbegun = command[0] != 0
+        mem.block_barrier()
+        if unbegun:  # the state is that of another call
+            return
+        if counted and mem.thread() == 0 and worker == 0:  # between `begin` and this kernel those of the router ran
+            st[words.counter(job, worker, words.N_ROUTE)] += mem.clock() - st[words.BEGAN]
         while True:
             if mem.thread() == 0:
                 command[0] = wait_for_work(job, st, worker)
+                if counted:
+                    since = mem.clock()
             mem.block_barrier()
             kind = command[0]
             returns.settle(job, st, worker)
@@ -328,7 +401,11 @@ def layer(tile: Tile) -> Any:
                 break
             mem.block_barrier()
             if mem.thread() == 0 and kind != codes.SETTLE:
+                if counted:
+                    since = charge(job, st, worker, kind, since)
                 steps.publish(job, st, worker, kind)
+                if counted:
+                    st[words.counter(job, worker, words.N_PUBLISH)] += mem.clock() - since
                 if worker == 0:
                     publish_progress(job, st, mem.clock())
                     read_abort(job, st)
@@ -340,7 +417,7 @@ def layer(tile: Tile) -> Any:
             if mem.fetch_add(state_address + WORD * words.LEFT, 1) == job[words.WORKERS] - 1:
                 mem.store_release(state_address + WORD * words.IN_FLIGHT, 0)
 
-    kernel.__name__ = f"layer_{tile.name}"
+    kernel.__name__ = _name(tile, counted)
     return cuda.jit(kernel, launch_bounds=(tile.threads, tile.blocks))
 
 
@@ -355,14 +432,27 @@ ROWS = {"bf16": (16, 64, 128), "f16": (16, 64, 128), "tf32": (16, 64, 128), "f32
 STATIC = 128  # bytes of shared memory of the persistent kernel beside the tile's: the command, aligned
 # Blocks on an SM of sm_100 and later, where the registers of steps and product together would spill with one more
 FEWER_FROM, FEWER_BLOCKS = 10, {("f32", 16): 3, ("f32", 64): 2}
-BEGIN = Kernel("begin", begin, (types.int64,) * 15, 128, 0, 1)
+OPENING = tuple(signature(begin.py_func).parameters)  # arguments of the kernel `begin`
+BEGIN = Kernel("begin", begin, (types.int64,) * len(OPENING), 128, 0, 1)
 FAIL = Kernel("fail", fail, (types.int64,) * 4, 1, 0, 1)
 
 
+def opening(**values: int) -> list[int]:
+    """The arguments of the kernel `begin` in its order. Raises TypeError unless `values` names all of them."""
+    if values.keys() != set(OPENING):
+        raise TypeError(f"the kernel begin takes {', '.join(OPENING)}, got {', '.join(values)}")
+    return [values[name] for name in OPENING]
+
+
+def _name(tile: Tile, counted: bool) -> str:
+    return f"layer_{tile.name}" + "_counted" * counted
+
+
 @cache
-def layer_kernel(tile: Tile) -> Kernel:
-    """The persistent kernel of a tile, as it is compiled and launched."""
-    return Kernel(f"layer_{tile.name}", layer(tile), (types.int64,) * 2, tile.threads, tile.shared_bytes, tile.blocks)
+def layer_kernel(tile: Tile, counted: bool = False) -> Kernel:
+    """The persistent kernel of a tile, as it is compiled and launched. counted: see `layer`."""
+    types_of, shared = (types.int64,) * 2, tile.shared_bytes
+    return Kernel(_name(tile, counted), layer(tile, counted), types_of, tile.threads, shared, tile.blocks)
 
 
 def layer_tiles(kind: str, gpu: Target) -> list[Tile]:

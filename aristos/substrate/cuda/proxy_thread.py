@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numba import int32, int64
 
+from kernel_cache.compile import Locator, compiling, entry, jit, warm_up
+
 from ...engine import codes, proxy, words
 from ...engine.poison import poison_word
 from ...kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
 from ...primitives import memory as mem
 from ...primitives import wire
 from ...primitives.buffers import aligned
-from ...primitives.compile import Locator, compiling, entry, jit, warm_up
 from ..idle import rest
 from .outboxes import Sides
 

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from kernel_cache.texts import whole
 
 from ...engine import arrivals, codes, schema, words
 from ...engine import job as jobs
@@ -27,25 +31,30 @@ from ...kernels.cuda import capacity, router
 from ...kernels.cuda.catalogue import route_kernels
 from ...kernels.cuda.tile import Tile
 from ...primitives.memory import store_release
-from ...primitives.texts import whole
 from ...transport.group import Group
 from ...transport.limits import ABSENT, TIMEOUT
 from ...transport.warning import warn
 from ...transport.window import Window
+from .. import standing
 from ..failure import bad_word, poisoned, wait_message
 from ..idle import ALONE, CROWDED
 from ..runtime import Runtime
 from ..windows import EngineMemory
 from . import device_puts, persistent
 from .device import CudaDevice
+from .interrupts import PROCESS as INTERRUPTS
 from .outboxes import DeviceMemory
 from .proxy_thread import DeviceWire, ProxyThread
 
 MOST_ROWS = 256  # of a tile
-MOST_NS = 1 << 62  # of a timeout
+MOST_NS = 1 << 61  # of a timeout; kernels add two
 MERGE_POLLS = 8  # idle polls that few rows wait for more of their expert
+ANSWER_SECONDS = 0.3  # that the driver has to answer before an abort, or what bounds a wait, goes on without it
+LOOK_SECONDS = 2.0  # that it has to copy the state
+ASK_SECONDS = 1.0  # between two looks at the progress of a call that lasts
 FAIL_SECONDS = 5.0  # that a failing rank waits for its GPU to notify the peers
 AWAKE_SECONDS, NAP_SECONDS = 0.002, 0.01  # the host polls without pauses at first; then its longest pause
+NO_JOB = np.zeros(0, np.int64)  # for `Runtime.failing`: the job is on the GPU
 # Variables with the process's number on its node, the innermost launcher's first. They count ranks of the job: the
 # group may have fewer of them on the node.
 LOCAL_RANK = tuple(rank for rank, _ in mpi_facts.LOCAL)
@@ -65,6 +74,8 @@ class CudaRuntime(Runtime):
         self._device_wire: DeviceWire | None = None
         self._ended = self.device.event(timed=False)  # recorded at the end of every call
         self._abort, self._abort_at = self.device.host(LINE)  # a word that ends the call in flight
+        self._captured: tuple[int, Any] | None = None  # (number of the last capture, its last node of a call)
+        INTERRUPTS.join(self)
 
     def idle(self) -> None:
         """Wait until this GPU does nothing for this engine: only then may peers free what it writes to.
@@ -187,26 +198,32 @@ class CudaRuntime(Runtime):
         hidden, ffn, shared = (int(job[word]) for word in (words.HIDDEN, words.FFN, words.SHARED_FFN))
         runs = persistent.column_split_runs(tile, hidden, ffn, shared, gated, blocks)
         jobs.fill(
-            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=tile.m // 2, **runs
-        )
-        job[words.WORKERS] = blocks
+            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=tile.m // 2,
+            workers=blocks, **runs,
+        )  # fmt: skip
 
     # ------------------------------------------------------------ calls
 
-    def launch(self, tile: Tile, blocks: int, job: int, routing: int, call: Any, stream: int) -> None:
+    def launch(
+        self, tile: Tile, blocks: int, job: int, routing: int, call: Any, stream: int, counted: bool = False
+    ) -> None:
         """Queue a call on a stream: open it, route it or check its routing, pack, run the layer.
 
         job, routing: addresses of the jobs on the GPU. call: has x, x_stride, router_x, router_x_stride, tokens, y,
-        ids, weights, given_ids, given_weights (addresses), status, capacity, kind, slots, pitch.
+        ids, weights, given_ids, given_weights (addresses), status, capacity, kind, slots, pitch. counted: see
+        `persistent.layer`.
         """
+        INTERRUPTS.arm()
         device = self.device
         capturing = device.capturing(stream)
         device.wait(stream, self._ended, capturing)
-        device.launch(
-            device.load(persistent.BEGIN), 1, 0, job, self.state_at, routing, call.x, call.x_stride, call.tokens,
-            call.y, call.ids, call.weights, call.status, call.router_x or call.x,
-            call.router_x_stride or call.x_stride, call.given_ids, call.given_weights, call.capacity, stream=stream,
+        opening = persistent.opening(
+            job_address=job, state_address=self.state_at, routing_address=routing, x=call.x, x_stride=call.x_stride,
+            tokens=call.tokens, y=call.y, ids=call.ids, weights=call.weights, status=call.status,
+            router_x=call.router_x or call.x, router_x_stride=call.router_x_stride or call.x_stride,
+            given_ids=call.given_ids, given_weights=call.given_weights, most=call.capacity,
         )  # fmt: skip
+        device.launch(device.load(persistent.BEGIN), 1, 0, *opening, stream=stream)
         routes, count = route_kernels(), router.blocks(call.tokens)
         if count:
             kind = call.kind if call.kind in router.KINDS else "f32"
@@ -217,20 +234,37 @@ class CudaRuntime(Runtime):
             device.launch(device.load(routes["drop"]), count, shared, routing, stream=stream)
         shared = router.place_shared(call.slots, call.pitch)
         device.launch(device.load(routes["place"]), max(1, count), shared, routing, stream=stream)
-        kernel = device.load(persistent.layer_kernel(tile))
+        kernel = device.load(persistent.layer_kernel(tile, counted))
         device.launch(kernel, blocks, tile.shared_bytes, job, self.state_at, stream=stream)
         device.record(self._ended, stream, capturing)
+        if capturing and self.group.world > 1:
+            number, nodes = device.captured(stream)
+            self._captured = (number, nodes[0]) if nodes else None
+
+    def refuse_branch(self, stream: int) -> None:
+        """Raise InputError for a call that a graph would run beside an earlier one: ranks could differ in the order."""
+        if self.group.world == 1 or self._captured is None:
+            return
+        number, nodes = self.device.captured(stream)
+        if number == self._captured[0] and not self.device.follows(nodes, self._captured[1]):
+            raise InputError(
+                "calls in parallel branches of a graph have no order that all ranks share: let the stream of the second"
+                " wait for an event that is recorded after the first"
+            )
 
     def follow(self, stream: int) -> None:
         """What is queued on a stream from here on waits for all calls queued so far."""
         self.device.wait(stream, self._ended)
 
-    def prepare(self, tiles: list[Tile]) -> None:
-        """Load every kernel that a call of these tiles needs: a load may wait for the GPU, so none comes later."""
+    def prepare(self, tiles: list[Tile], counted: bool = False) -> None:
+        """Load every kernel that a call of these tiles needs: a load may wait for the GPU, so none comes later.
+
+        counted: see `persistent.layer`.
+        """
         for kernel in (persistent.BEGIN, persistent.FAIL, *route_kernels().values()):
             self.device.load(kernel)
         for tile in tiles:
-            self.device.load(persistent.layer_kernel(tile))
+            self.device.load(persistent.layer_kernel(tile, counted))
 
     def outcome(self) -> None:
         """Wait for the queued calls and read how they ended into `state`; raises on every rank if one has failed."""
@@ -246,10 +280,29 @@ class CudaRuntime(Runtime):
                 self.device.copy_in(self.state_at + WORD * first, zeros)
 
     def _wait(self) -> None:
-        """Wait for all calls while remaining interruptible; the kernel bounds the wait (engine/timeout_check.py)."""
-        since, warned = time.monotonic(), False
+        """Wait for all calls while remaining interruptible.
+
+        The kernel bounds its waits (engine/timeout_check.py). Where it cannot end, because a block hangs, this does.
+        """
+        limits, since, warned = self.group.limits, time.monotonic(), False
+        longest, moved, asked, seen = limits.timeout + limits.absent + FAIL_SECONDS, since, since, (0, 0)
+        answers = [seen]  # to the last question, which may come late: until then it made no progress
         while not self.device.passed(self._ended):
-            waited = time.monotonic() - since
+            now = time.monotonic()
+            waited = now - since
+            if now - asked > ASK_SECONDS and self.layout is not None:
+                if answers:
+                    answers = self._answer(self._progress, ANSWER_SECONDS)
+                asked, before, seen = now, seen, answers[0] if answers else seen
+                if seen != before:
+                    moved = now
+                elif now - moved > longest:
+                    number = f" {seen[0]}" if seen[0] else ""  # if the driver has ever answered
+                    raise WaitTimeout(
+                        f"rank {self.group.rank} has waited {now - moved:.3g} s (limit {longest:g} s) for its own call"
+                        f"{number}, which makes no progress and does not end: another kernel holds the GPU, or a"
+                        " block of this one hangs"
+                    )
             if waited > AWAKE_SECONDS:  # a short wait is worth a core
                 time.sleep(min(NAP_SECONDS, waited / 10))
             if waited > self.group.limits.timeout and not warned:
@@ -258,6 +311,13 @@ class CudaRuntime(Runtime):
                     f"rank {self.group.rank} has waited {waited:.3g} s for its call: a peer may be in user code still;"
                     f" the kernel gives up after {self.group.limits.absent:g} s ({ABSENT})"
                 )
+
+    def _progress(self) -> tuple[int, int]:
+        """(calls begun, commands published) as the GPU has them now."""
+        found = np.zeros(2, np.int64)
+        for i, word in enumerate((words.CALLS, words.PROGRESS)):
+            self.device.copy_out(found[i : i + 1], self.state_at + WORD * word)
+        return int(found[0]), int(found[1])
 
     def read_all(self) -> None:
         """Copy the whole state from the GPU, for counters and messages."""
@@ -283,6 +343,12 @@ class CudaRuntime(Runtime):
     def _wait_message(self, epoch: int) -> str:
         """The message of the wait that the kernel gave up, from the state that it left."""
         state, limits = self.state, self.group.limits
+        if state[words.UNBEGUN] != 0:
+            return (
+                f"rank {self.group.rank} waited more than {limits.timeout + limits.absent:g} s ({TIMEOUT} + {ABSENT})"
+                f" for its own call of epoch {epoch}, which is in flight and makes no progress: see whether another"
+                " kernel holds this GPU, and whether all ranks queue calls in the same order"
+            )
         peer, seen = int(state[words.WAIT_PEER]), (int(state[words.WAIT_EPOCH]), int(state[words.WAIT_PROGRESS]))
         job = self._blank_job()
         lock = np.zeros(1, np.int64)  # for this copy of the state, which nothing else uses
@@ -294,17 +360,67 @@ class CudaRuntime(Runtime):
         return wait_message(self.group.rank, peer, epoch, waited=waited, name=name, owed=owed, seen=seen)
 
     def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:
-        if isinstance(error, WaitTimeout | PoisonedError | CorruptionError) or self._memory is None:
-            return  # the kernel has notified the peers
+        if self._memory is None:
+            return
+        self._abort_calls(cause)
+        if isinstance(error, WaitTimeout | PoisonedError | CorruptionError):
+            return  # the kernel has notified the peers, or cannot
         if self._proxy is not None:
             self._proxy.poison(origin, cause)
-        store_release(self._abort.ctypes.data, cause)  # the call in flight notifies the peers, and ends
         with contextlib.suppress(AristosError):  # the GPU may be what has failed; then the job ends at exit
-            self._until(lambda: self.device.passed(self._ended))
-            self.device.copy_in(self._failure_job_at, self._blank_job())
-            fail, stream = self.device.load(persistent.FAIL), self.device.stream
-            self.device.launch(fail, 1, 0, self._failure_job_at, self.state_at, origin, cause)
-            self._until(lambda: self.device.done(stream))
+            self._answer(lambda: self._launch_failure(origin, cause), 3 * FAIL_SECONDS)
+
+    def _launch_failure(self, origin: int, cause: int) -> None:
+        """Notify the peers by a kernel, once the call in flight has ended."""
+        self._until(lambda: self.device.passed(self._ended))
+        self.device.copy_in(self._failure_job_at, self._blank_job())
+        fail, stream = self.device.load(persistent.FAIL), self.device.stream
+        self.device.launch(fail, 1, 0, self._failure_job_at, self.state_at, origin, cause)
+        self._until(lambda: self.device.done(stream))
+
+    def interrupt(self) -> None:
+        """End the calls in flight and refuse later ones: the main thread is inside a driver call, and Ctrl-C came.
+
+        By a thread of `Interrupts`. With no call in flight the layer stays usable; a driver that does not answer has
+        one. What was awaited goes to stderr: the program may hang.
+        """
+        if self.broken is not None:
+            return
+        found = [f"rank {self.group.rank}: the driver has not answered for {ANSWER_SECONDS:g} s"]
+        with contextlib.suppress(AristosError):  # the GPU has failed: nothing is in flight
+            found = self._answer(self._in_flight, ANSWER_SECONDS) or found
+            if found[0]:
+                error = KeyboardInterrupt("Ctrl-C while the program waited for its GPU")
+                self._abort_calls(codes.CAUSE_INTERRUPT)  # before stderr, which may block too
+                print(f"aristos: Ctrl-C during a call\n{found[0]}", file=sys.stderr, flush=True)
+                self._fail(NO_JOB, error, "it was interrupted")
+
+    def _in_flight(self) -> str:
+        """`standing` if a call is in flight, else ''."""
+        return "" if self.device.passed(self._ended) else self.standing()
+
+    def _abort_calls(self, cause: int) -> None:
+        """Let the call in flight notify the peers, and end."""
+        store_release(self._abort.ctypes.data, cause)
+
+    @staticmethod
+    def _answer(ask: Callable[[], Any], seconds: float) -> list[Any]:
+        """[ask()], asked by another thread; [] if the driver does not answer: who holds its lock may hang."""
+        answers: list[Any] = []
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                answers.append(ask())
+            except Exception as error:
+                errors.append(error)
+
+        asking = threading.Thread(target=run, daemon=True)
+        asking.start()
+        asking.join(seconds)
+        if errors:
+            raise errors[0]
+        return answers
 
     @staticmethod
     def _until(what: Callable[[], bool]) -> None:
@@ -329,10 +445,26 @@ class CudaRuntime(Runtime):
     def _receive(self, job: np.ndarray) -> None:
         pass  # the proxy thread does, in calls and between them
 
+    def _standing(self, job: np.ndarray) -> str:
+        def look() -> str:
+            copy = job.copy()
+            state, lock = np.zeros(self.tables.words, np.int64), np.zeros(1, np.int64)
+            self.device.copy_out(state, self.state_at)
+            self.device.copy_out(lock, self.state_at + WORD * self.tables.words)
+            jobs.update(copy, epoch=state[words.CALLS])
+            return standing.describe(copy, state, int(lock[0]), lambda p, w: self._read_word(copy, p, w))
+
+        found = self._answer(look, LOOK_SECONDS)
+        return found[0] if found else f"rank {self.group.rank}: the driver has not answered for {LOOK_SECONDS:g} s"
+
     def _read_word(self, job: np.ndarray, peer: int, word: int) -> int:
         found = np.zeros(1, np.int64)
         self.device.copy_out(found, int(word_from(job, self.state, peer, word)))
         return int(found[0])
+
+    def _end_threads(self) -> None:
+        super()._end_threads()
+        INTERRUPTS.leave(self)
 
     def _free(self) -> None:
         for at in (self.state_at, self._scratch_at, self._failure_job_at):
@@ -356,12 +488,13 @@ class Blocks:
     def __init__(self, device: Any, sharing: int) -> None:
         self.device, self.sharing = device, sharing
 
-    def of(self, tile: Tile, sms: int | None = None) -> int:
+    def of(self, tile: Tile, sms: int | None = None, counted: bool = False) -> int:
         """For the persistent kernel of a tile. Raises EnvironmentProblem where not even one a rank fits.
 
-        sms: a budget. The GPU may place every block on an SM of its own, so it is also the most blocks.
+        sms: a budget. The GPU may place every block on an SM of its own, so it is also the most blocks. counted: see
+        `persistent.layer`.
         """
-        loaded = self.device.load(persistent.layer_kernel(tile))
+        loaded = self.device.load(persistent.layer_kernel(tile, counted))
         found = self.device.resident(loaded, tile.shared_bytes) * self.device.sms
         if sms is not None:
             if sms > self.device.sms:

@@ -1,0 +1,200 @@
+"""Parts of the reference that its gradients need too: activations, scores and routing in float64 NumPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import config
+from .config import MoEConfig
+from .errors import InputError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def relu(x: Floats) -> Floats:
+    return np.maximum(x, 0.0)
+
+
+def gelu(x: Floats) -> Floats:
+    """x Phi(x) with the error function, not one of its approximations."""
+    return 0.5 * x * (1.0 + erf(x / math.sqrt(2.0)))
+
+
+def gelu_tanh(x: Floats) -> Floats:
+    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def silu(x: Floats) -> Floats:
+    """x sigmoid(x); sigmoid through tanh, because exp(-x) overflows for large negative x."""
+    return x * 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+def swiglu_oai(x: Floats) -> Floats:
+    """x sigmoid(1.702 x): applied to the gate's product in gpt-oss."""
+    return x * 0.5 * (1.0 + np.tanh(0.5 * 1.702 * x))
+
+
+def relu2(x: Floats) -> Floats:
+    return np.maximum(x, 0.0) ** 2
+
+
+ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {name: globals()[name] for name in config.ACTIVATIONS}
+
+
+def gated(activation: str, limit: float | None, g: Floats, u: Floats, after: bool = False) -> Floats:
+    """act(g) * u, for the products g = x·gate and u = x·up; swiglu_oai multiplies by u + 1.
+
+    after: `MoEConfig.limit_after`.
+    """
+    bound = np.inf if limit is None else limit
+    u = np.clip(u, -bound, bound) + config.ACTIVATIONS[activation].shift
+    act = ACTIVATIONS[activation]
+    return np.minimum(act(g), bound) * u if after else act(np.minimum(g, bound)) * u
+
+
+def softmax(scores: Floats) -> Floats:
+    """Softmax over the last axis, shifted by its largest entry."""
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def softmax_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
+    """Of the experts `ids`, the softmax over all; scores [S, E], ids [S, k] -> [S, k].
+
+    Divided by their sum they are the softmax over the k, which keeps the digits of small ones.
+    """
+    return softmax_topk_weights(scores, ids, True) if renormalize else at(softmax(scores), ids)
+
+
+def softmax_topk_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
+    """The softmax over the experts `ids` alone; its sum is one in any case."""
+    return softmax(at(scores, ids))
+
+
+def at(values: Floats, ids: Ints) -> Floats:
+    return np.take_along_axis(values, ids, axis=1)
+
+
+def sigmoid(x: Floats) -> Floats:
+    """1 / (1 + e^-x), or e^x / (1 + e^x) below zero: it keeps its digits however small it is."""
+    power = np.exp(-np.abs(x))
+    return np.where(x < 0, power, 1.0) / (1.0 + power)
+
+
+def sqrtsoftplus(x: Floats) -> Floats:
+    """sqrt(log(1 + e^x))."""
+    return np.sqrt(np.logaddexp(0.0, x))
+
+
+def normalized(weights: Floats, renormalize: bool) -> Floats:
+    """weights [S, k], divided by their sum if `renormalize`."""
+    return weights / (weights.sum(axis=1, keepdims=True) + config.LEAST_SUM) if renormalize else weights
+
+
+def sigmoid_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
+    return normalized(sigmoid(at(scores, ids)), renormalize)
+
+
+def sqrtsoftplus_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
+    return normalized(sqrtsoftplus(at(scores, ids)), renormalize)
+
+
+def sparsemixer_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
+    """For each choice, its share of the softmax over those of the rest that are close to it; see `Router`."""
+    rest, found = scores.copy(), np.zeros(ids.shape)
+    for j in range(ids.shape[1]):
+        best = np.take_along_axis(scores, ids[:, j : j + 1], axis=1)
+        close = best - scores <= config.SPARSEMIXER_WIDTH * np.maximum(np.abs(scores), best)
+        shares = softmax(np.where(close, rest, -np.inf))
+        found[:, j] = np.take_along_axis(shares, ids[:, j : j + 1], axis=1)[:, 0]
+        np.put_along_axis(rest, ids[:, j : j + 1], -np.inf, axis=1)
+    return found
+
+
+SCORES: dict[str, Callable[[Floats, Ints, bool], Floats]] = {
+    name: globals()[f"{name}_weights"] for name in config.SCORES
+}
+# by score, the weights of all experts before the choice: what a bias for choosing is added to
+VALUES: dict[str, Callable[[Floats], Floats]] = {name: globals()[name] for name in config.BIASED}
+
+
+def in_kept_groups(cfg: MoEConfig, values: Floats) -> NDArray[np.bool_]:
+    """values: [S, E] -> [S, E], whether an expert lies in one of its token's best groups; ties: the lowest group."""
+    groups = values.reshape(len(values), cfg.router.groups, cfg.columns // cfg.router.groups)
+    order = np.sort(groups, axis=2)[:, :, ::-1]
+    best = order[:, :, 0] if cfg.router.group_score == "max" else order[:, :, 0] + order[:, :, 1]
+    kept = np.argsort(-best, axis=1, kind="stable")[:, : cfg.router.topk_groups]
+    found = np.zeros(best.shape, bool)
+    np.put_along_axis(found, kept, True, axis=1)
+    return np.repeat(found, groups.shape[2], axis=1)
+
+
+def within_capacity(cfg: MoEConfig, ids: Ints) -> Ints:
+    """ids [S, k] of one rank's tokens, with -1 for choices beyond an expert's capacity; see `Router`."""
+    factor, capacity = cfg.router.capacity_factor, cfg.router.capacity
+    if factor is not None:
+        capacity = math.ceil(factor * len(ids) * cfg.top_k / cfg.experts)
+    if capacity is None:
+        return ids
+    left, found = np.full(cfg.experts, capacity), ids.copy()
+    for j in range(ids.shape[1]):
+        for t, e in enumerate(ids[:, j]):
+            left[e] -= 1
+            if left[e] < 0:
+                found[t, j] = -1
+    return found
+
+
+def scores_of(cfg: MoEConfig, x: ArrayLike, router: ArrayLike, router_bias: ArrayLike | None = None) -> Floats:
+    """Router scores [S, columns]: x Wr + router_bias. x: [S, H], router: [H, columns]."""
+    scores = floats("x", x, (None, cfg.hidden)) @ floats("router", router, (cfg.hidden, cfg.columns))
+    return scores + bias("router_bias", router_bias, (cfg.columns,))
+
+
+def route(
+    cfg: MoEConfig,
+    x: ArrayLike,
+    router: ArrayLike,
+    router_bias: ArrayLike | None = None,
+    select_bias: ArrayLike | None = None,
+) -> tuple[Ints, Floats]:
+    """x: [S, H], router: [H, columns] -> ids [S, k] int64, best first, and combine weights [S, k] float64.
+
+    columns: E and the identity experts. The k experts are chosen by score, not by softmax, which may round two
+    different scores to one probability; with a bias for choosing ([columns]) they are chosen by weight plus bias. Equal
+    values go to the lowest id. A choice beyond the capacity has the id -1. Raises InputError for a score that is not
+    finite.
+    """
+    scores = scores_of(cfg, x, router, router_bias)
+    if not np.isfinite(scores).all():
+        token = int(np.argmin(np.isfinite(scores).all(axis=1)))
+        raise InputError(f"router scores must be finite, got {scores[token].tolist()} for token {token}")
+    values = scores
+    if select_bias is not None or (cfg.router.groups and cfg.router.group_score == "sum_top2"):
+        if cfg.router.score not in VALUES:
+            raise InputError(f"select_bias requires a score of {', '.join(VALUES)}, got {cfg.router.score!r}")
+        values = VALUES[cfg.router.score](scores) + bias("select_bias", select_bias, (cfg.columns,))
+    if cfg.router.groups:
+        values = np.where(in_kept_groups(cfg, values), values, -np.inf)
+    ids = np.argsort(-values, axis=1, kind="stable")[:, : cfg.top_k].astype(np.int64)
+    weights = SCORES[cfg.router.score](scores, ids, cfg.router.renormalize) * cfg.router.scale
+    return within_capacity(cfg, ids), weights
+
+
+def floats(name: str, value: ArrayLike, shape: tuple[int | None, ...]) -> Floats:
+    array = np.asarray(value, dtype=np.float64)
+    fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape))
+    if not fits:
+        raise InputError(f"{name} must have shape {shape}, got {array.shape}")
+    return array
+
+
+def bias(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> Floats:
+    return np.zeros(shape) if value is None else floats(name, value, shape)

@@ -1,0 +1,67 @@
+"""NVIDIA's libraries that the rivals call by ctypes: the copy in use, its path, and failed calls as errors.
+
+A library that this process has loaded already is used again, so that PyTorch or CuPy and a suite share one copy. Then
+come wheels (`nvidia/*/lib`, and `torch/lib`, where PyTorch brings its own), then the loader's path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...errors import EnvironmentProblem
+
+FOLDERS = ("nvidia/*/lib", "torch/lib")  # below an entry of sys.path
+
+
+def loaded(name: str, maps: Path = Path("/proc/self/maps")) -> str:
+    """The path of a library that this process has loaded, by its file name; '' if it has not."""
+    try:
+        lines = maps.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((path for line in lines if (path := line[line.find("/") :]).endswith(f"/{name}")), "")
+
+
+def candidates(names: tuple[str, ...]) -> Iterator[str]:
+    """Paths and names to try, best first. names: file names, best first."""
+    yield from filter(None, map(loaded, names))
+    for name in names:
+        for entry in filter(None, sys.path):
+            yield from sorted(str(path) for folder in FOLDERS for path in Path(entry).glob(f"{folder}/{name}"))
+    yield from names
+
+
+class Library:
+    """One of these libraries. noun: what it is called. status: the type of its functions' results.
+
+    path: of the file in use. Raises EnvironmentProblem if none can be loaded.
+    """
+
+    def __init__(self, noun: str, names: tuple[str, ...], status: str) -> None:
+        self.noun, self.status = noun, status
+        for candidate in candidates(names):
+            try:
+                self._library: Any = ctypes.CDLL(candidate)
+            except OSError:
+                continue
+            self.path = loaded(Path(candidate).name) or candidate
+            return
+        raise EnvironmentProblem(
+            f"no {noun} ({' or '.join(names)}): pip install 'aristos[cuda12]' or 'aristos[cuda13]' brings it"
+        )
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function. arguments: ctypes values. Raises EnvironmentProblem unless it returns 0."""
+        status = getattr(self._library, name)(*arguments)
+        if status:
+            raise EnvironmentProblem(f"{name} of {self.path} failed with {self.status} {status}")
+
+    def number(self, name: str, *arguments: Any) -> int:
+        """The int that a function writes to its last argument."""
+        found = ctypes.c_int()
+        self.call(name, *arguments, ctypes.byref(found))
+        return found.value

@@ -1,0 +1,261 @@
+"""The rival of `layer` and `replay` on a GPU: `torch_layer.py` on the benchmark's stream, in CUDA graphs.
+
+One rank: a chain in one graph. Several: with NCCL's all-to-all in one graph, and with MPI's between three graphs. Where
+products can be grouped or looped over, both are captured and the faster one that is right is kept; the row says which.
+Activation and combine are compiled by `torch.compile`, or are PyTorch's own kernels where that fails. No kernel is this
+package's. A step that fails on one rank is left out on all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ...config import MoEConfig
+from ...errors import EnvironmentProblem
+from ..context import WRONG_RIVAL
+from ..workload import Workload
+from . import torch_layer
+from .alltoall import Nccl, Staged, nccl_or_why
+from .calls import Played
+from .clock import BenchGpu, GpuArray
+from .cublas import described, library
+
+CHAINS = CHAIN, CHAIN_NCCL, CHAIN_MPI = "chain graph", "chain, NCCL", "chain, MPI"
+TRIES = 3  # of each way to multiply, to find the faster one
+
+# of PyTorch: out of memory, or another version; of NCCL and of the GPU
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, EnvironmentProblem)
+
+Call = Callable[[], object]
+T = TypeVar("T")
+
+
+def said(error: Exception) -> str:
+    """PyTorch's error in one line; an EnvironmentProblem as it is."""
+    if isinstance(error, EnvironmentProblem):
+        return str(error)
+    return " ".join([f"PyTorch failed with {type(error).__name__}:", *str(error).splitlines()[:1]])
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A rival's call. out: what it writes. used: how it computes."""
+
+    call: Call
+    out: GpuArray
+    used: str
+
+
+class _Memory:
+    """An array of the GPU as PyTorch reads it: bfloat16 as integers, which it then views as bfloat16."""
+
+    def __init__(self, array: GpuArray) -> None:
+        typestr = "<i2" if array.kind == "bf16" else array.dtype.str
+        self.__cuda_array_interface__ = array.__cuda_array_interface__ | {"typestr": typestr}
+
+
+class TorchGpu:
+    """PyTorch on the GPU and the stream of a benchmark. Raises EnvironmentProblem if it cannot use them.
+
+    used: its version and cuBLAS's. compiled: whether functions have been compiled so far.
+    """
+
+    def __init__(self, gpu: BenchGpu) -> None:
+        self.gpu, self.compiled = gpu, True
+        try:
+            self.torch = torch = torch_layer.imported()
+        except (ImportError, OSError) as error:
+            raise EnvironmentProblem(f"no rival: PyTorch cannot be imported ({error}): pip install torch") from error
+        if torch.version.cuda is None or not torch.cuda.is_available():
+            raise EnvironmentProblem(f"no rival: PyTorch {torch.__version__} finds no GPU that it can use")
+        self.device = torch.device("cuda", gpu.device.ordinal)
+        self.stream = torch.cuda.ExternalStream(gpu.stream, device=self.device)
+        self._pool = torch.cuda.graph_pool_handle()
+        try:
+            with self.here():
+                one = torch.ones((64, 64), device=self.device)
+                torch.mm(one, one)
+                torch.cuda.synchronize(self.device)
+        except FAILURES as error:
+            raise EnvironmentProblem(f"no rival: PyTorch {torch.__version__} cannot multiply: {said(error)}") from error
+        blas = "a cuBLAS that is not found as a file"
+        with contextlib.suppress(EnvironmentProblem):
+            blas = described(library(gpu.device.driver))
+        self.used = f"PyTorch {torch.__version__} ({torch.__path__[0]}), {blas}"
+
+    def ways(self, cfg: MoEConfig) -> tuple[str, ...]:
+        """The ways to multiply of a layer."""
+        return torch_layer.ways(self.torch, cfg, self.torch.cuda.get_device_capability(self.device))
+
+    def here(self) -> Any:
+        """A block in which PyTorch queues on the stream."""
+        return self.torch.cuda.stream(self.stream)
+
+    def tensor(self, array: GpuArray) -> Any:
+        """The array's memory as a tensor."""
+        found = self.torch.as_tensor(_Memory(array), device=self.device)
+        return found.view(self.torch.bfloat16) if array.kind == "bf16" else found
+
+    def fuse(self, function: Callable[..., Any], otherwise: Callable[..., Any]) -> Callable[..., Any]:
+        """The function compiled into one kernel; `otherwise`, from the first failure to compile on."""
+        compiled, works = self.torch.compile(function, fullgraph=True), True
+
+        def run(*arguments: Any) -> Any:
+            nonlocal works
+            if works:
+                try:
+                    return compiled(*arguments)
+                except Exception:  # of the compiler, which has many kinds
+                    works = self.compiled = False
+            return otherwise(*arguments)
+
+        return run
+
+    def graph(self, call: Call) -> Call:
+        """The call, which has run before, captured in a CUDA graph."""
+        cuda = self.torch.cuda
+        graph, pool = cuda.CUDAGraph(), self._pool
+        self._pool = cuda.graph_pool_handle()  # if the capture fails, which may leave the pool unusable
+        with cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+            call()
+        self._pool = pool
+
+        def replay() -> None:
+            with self.here():
+                graph.replay()
+
+        return replay
+
+
+class Rival:
+    """What makes the unfused chains of a layer, of which `part` is this rank's. Collective.
+
+    notes: what it uses, and why a chain is missing.
+    """
+
+    def __init__(self, gpu: BenchGpu, work: Workload, place: TorchGpu, part: torch_layer.Part) -> None:
+        self.gpu, self.work, self.place, self._part = gpu, work, place, part
+        self.exchanges: dict[str, Nccl | None] = {CHAIN: None}
+        self.notes, self._staged = [place.used], list[Staged]()
+        if work.world.size > 1:
+            nccl, why = nccl_or_why(gpu)
+            self.exchanges = ({CHAIN_NCCL: nccl} if nccl is not None else {}) | {CHAIN_MPI: None}
+            self.notes.append(nccl.used if nccl is not None else why)
+
+    def chains(self, played: Played) -> dict[str, Chain]:
+        """The chains of a call, by name, without those that fail; `notes` says why. Collective."""
+        found = {}
+        for name, exchange in self.exchanges.items():
+            made = self._chain(name, played, exchange)
+            if made is not None:
+                found[name] = made
+        return found
+
+    def _chain(self, name: str, played: Played, exchange: Nccl | None) -> Chain | None:
+        """The fastest way to multiply of those that are right, or of all if none is; None if all fail. Collective."""
+        gpu, work, place = self.gpu, self.work, self.place
+        found: list[tuple[bool, float, Chain]] = []  # whether it is wrong, seconds
+        untimed = f"no time of {played.count} tokens"
+        try:
+            out, via = self._together(partial(self._prepared, played, exchange))
+        except EnvironmentProblem as failed:
+            self._note(f"{name}: {untimed}, {failed}")
+            return None
+        for way in place.ways(work.cfg):
+            try:
+                with place.here():
+                    call, graphs = self._graphs(played, way, out, via)
+                    mine = self._together(lambda: min(gpu.seconds(call) for _ in range(TRIES)))  # noqa: B023
+            except EnvironmentProblem as failed:
+                self._note(f"{name}, {way}: {untimed}, {failed}")
+                continue
+            seconds, error = work.world.largest(mine), played.error(call, out)
+            fused = "compiled" if place.compiled else "not compiled"
+            chain = Chain(call, out, f"PyTorch {place.torch.__version__}, {way}, {fused}, {graphs}")
+            found.append((not work.passes(error), seconds, chain))
+            if not work.passes(error):
+                self._note(f"{name}, {way}: {WRONG_RIVAL}, error {error:.1e} for {played.count} tokens")
+        return min(found, key=lambda each: each[:2])[2] if found else None
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _prepared(self, played: Played, exchange: Nccl | None) -> tuple[GpuArray, Nccl | Staged | None]:
+        """(what a chain writes, what moves its rows between ranks)."""
+        work, out = self.work, GpuArray(self.gpu, played.y.shape, played.kind)
+        if work.world.size == 1 or exchange is not None:
+            return out, exchange
+        row, gets = played.x.dtype.itemsize * work.cfg.hidden, np.bincount(work.placement, played.rows)
+        self._staged.append(staged := Staged(self.gpu, row * int(max(1, played.counts.sum(axis=1).max(), gets.max()))))
+        return out, staged
+
+    def _together(self, step: Callable[[], T]) -> T:
+        """What a step returns. Raises EnvironmentProblem on every rank if it fails on one. Collective."""
+        done: list[T] = []
+        why = "it failed on another rank"
+        try:
+            done.append(step())
+        except FAILURES as error:
+            why = said(error)  # its frames, which hold tensors, are freed
+        if self.work.world.every(bool(done)):
+            return done[0]
+        raise EnvironmentProblem(why)
+
+    def _graphs(self, played: Played, way: str, out: GpuArray, exchange: Nccl | Staged | None) -> tuple[Call, str]:
+        """(a function that runs the chain, how it is captured)."""
+        gpu, work, place = self.gpu, self.work, self.place
+
+        def made() -> torch_layer.Chain:
+            x, y = place.tensor(played.x), place.tensor(out)
+            given = tuple(place.tensor(array) for array in played.routing.values())
+            if exchange is None:
+                return torch_layer.Chain(self._part, way, x, y, played.rows, given)
+            of = played.counts, work.world.rank, work.placement, exchange
+            return torch_layer.RankChain(self._part, way, x, y, *of, given)
+
+        chain = self._together(made)
+        for step in chain.steps:  # loads and compiles kernels, and NCCL connects ranks
+            self._together(step)
+        self._together(lambda: gpu.device.synchronize(gpu.stream))
+        if exchange is None or exchange.captured:
+            return self._together(lambda: place.graph(chain)), "one graph"
+        captured = chain.pack, chain.compute, chain.combine
+        graphs = dict(zip(captured, self._together(lambda: [place.graph(part) for part in captured])))
+        steps = [graphs.get(step, step) for step in chain.steps]
+
+        def run() -> None:
+            for step in steps:
+                step()
+
+        return run, "three graphs"
+
+    def close(self) -> None:
+        """Free what moves rows between ranks: the chains cannot run again. Collective."""
+        for each in (*self.exchanges.values(), *self._staged):
+            if each is not None:
+                each.close()
+
+
+def rival_or_why(gpu: BenchGpu, work: Workload, weights: dict[str, Any]) -> tuple[Rival | None, list[str]]:
+    """(what makes the chains, notes on it), or (None, why there are none). weights: this rank's, on the host.
+    Collective."""
+    place, part, why = None, None, "no rival: another rank cannot make one"
+    try:
+        place = TorchGpu(gpu)
+        with place.here():
+            part = torch_layer.Part(place.torch, work.cfg, work.router, weights, place.device, place.fuse)
+    except EnvironmentProblem as missing:
+        why = str(missing)
+    except FAILURES as error:
+        why = f"no rival: {said(error)}"
+    if not work.world.every(part is not None) or place is None or part is None:
+        return None, [why]
+    made = Rival(gpu, work, place, part)
+    return made, made.notes

@@ -1,0 +1,156 @@
+"""Texts of `primitives/arithmetic.py` and `kernels/cpu/call_blocks.py`, from `call_schema.py`: see `generate.py`."""
+
+from __future__ import annotations
+
+from . import call_schema as schema
+
+ARITHMETIC = '''"""The arithmetic that steps call by name. Written by `python -m aristos.engine.generate`: do not edit.
+
+A call takes the address of an element type's kernels, the job's word KERNELS, and a record that names its arguments. On
+CPUs `kernels/cpu/lowering.py` registers a compiled function for each name; the schedule explorer replaces them by
+hashes. A GPU's blocks compute in the persistent kernel and call none of these.
+"""
+
+from typing import NamedTuple
+
+BACKWARD_WEIGHTS_BYTES = {backward}  # of one expert's addresses for `backward_rows`
+
+
+def _missing(name):
+    raise NotImplementedError(f"nothing computes {{name}}: import aristos.kernels.cpu.lowering before the steps run")
+
+
+class ExpertWeights(NamedTuple):
+    """Addresses of one expert's packed weights."""
+
+{weights}
+
+
+class TurnedWeights(NamedTuple):
+    """Addresses of one expert's packed weights, transposed."""
+
+{turned}
+'''
+
+BLOCKS = '''"""How arguments cross to compiled kernels. Written by `python -m aristos.engine.generate`: do not edit.
+
+A block of words holds a call: result, error, then its arguments in order. A function `put_` writes a record into the
+block at its scratch; a function `_at` reads one from a block.
+"""
+
+from kernel_cache.compile import inlined
+
+from ...primitives import memory as mem
+from ...primitives.arithmetic import (
+{records}
+)
+
+# numbers of the kernels
+{numbers}
+HEAD_WORDS = {head}  # of a block: result, error
+BLOCK_BYTES = {block}  # of a block, whole lines
+SPARE = BLOCK_BYTES - 8  # place of a word that no call uses
+
+
+def flat(record):
+    """The words of a record in order, for a block that is apart from its scratch."""
+    return [word for each in record for word in (each if isinstance(each, tuple) else (each,))]
+'''
+WORD = 8
+
+
+def _field(argument: schema.Argument) -> str:
+    kind = "ExpertWeights" if argument.dtype == schema.EXPERT else "int"
+    unit = f"{argument.unit}: " if argument.unit else ""
+    bits = ", as bits of a float32" if argument.dtype == schema.BITS else ""
+    return f"    {argument.name}: {kind}  # {unit}{argument.meaning}{bits}"
+
+
+def _record(call: schema.Call) -> str:
+    fields = "\n".join(map(_field, call.arguments))
+    return f'\n\nclass {call.record}(NamedTuple):\n    """Arguments of `{call.name}`."""\n\n{fields}\n'
+
+
+def _step(call: schema.Call) -> str:
+    result = f" Returns {call.result}." if call.result else ""
+    return f'\n\ndef {call.name}(kernels, call):\n    """{call.meaning}{result}"""\n    _missing("{call.name}")\n'
+
+
+def arithmetic() -> str:
+    """The text of primitives/arithmetic.py."""
+    weights, turned = ("\n".join(map(_field, table)) for table in (schema.WEIGHTS, schema.TURNED))
+    backward = WORD * len(schema.WEIGHTS + schema.TURNED)
+    text = ARITHMETIC.format(backward=backward, weights=weights, turned=turned)
+    text += "".join(map(_record, schema.CALLS))
+    return text + "".join(_step(call) for call in schema.CALLS if call.step)
+
+
+def _places(call: schema.Call) -> list[tuple[str, str, int]]:
+    """(expression, dtype, byte in the block) of each word of a call."""
+    found: list[tuple[str, str]] = []
+    for each in call.arguments:
+        if each.dtype == schema.EXPERT:
+            found += [(f"{each.name}.{part.name}", schema.WORD) for part in schema.WEIGHTS]
+        else:
+            found.append((each.name, each.dtype))
+    return [(name, dtype, WORD * (schema.HEAD_WORDS + i)) for i, (name, dtype) in enumerate(found)]
+
+
+def _put(call: schema.Call) -> str:
+    lines = [
+        f"    mem.store(call.scratch + {at}, call.{name}{' + BLOCK_BYTES' if dtype == schema.SCRATCH else ''})"
+        for name, dtype, at in _places(call)
+    ]
+    head = f'\n\n@inlined\ndef put_{call.name}(call):\n    """Write the arguments of `{call.name}`."""\n'
+    return head + "\n".join(lines) + "\n"
+
+
+def _at(call: schema.Call) -> str:
+    places = {name: (dtype, at) for name, dtype, at in _places(call)}
+
+    def read(name: str) -> str:
+        dtype, at = places[name]
+        loaded = f"mem.load(block + {at})"
+        return f"mem.float_of_bits({loaded})" if dtype == schema.BITS else loaded
+
+    text = f'\n\n@inlined\ndef {call.name}_at(block):\n    """Read the arguments of `{call.name}`."""\n'
+    text += f"    return {call.record}(\n"
+    for each in call.arguments:
+        if each.dtype == schema.EXPERT:
+            text += f"        {each.name}=ExpertWeights(\n"
+            text += "".join(f"            {p.name}={read(f'{each.name}.{p.name}')},\n" for p in schema.WEIGHTS)
+            text += "        ),\n"
+        else:
+            text += f"        {each.name}={read(each.name)},\n"
+    return text + "    )\n"
+
+
+def _table(name: str, arrays: tuple[schema.Argument, ...], first: int) -> str:
+    """What reads some of the words that a backward call's `weights` points at. first: the number of the first word."""
+    lines = "".join(f"        {each.name}=mem.load(weights + {WORD * (first + i)}),\n" for i, each in enumerate(arrays))
+    record = name.title().replace("_", "")
+    text = f'\n\n@inlined\ndef {name}_at(weights):\n    """Read the {record} of an expert of a backward call."""\n'
+    return f"{text}    return {record}(\n{lines}    )\n"
+
+
+def blocks() -> str:
+    """The text of kernels/cpu/call_blocks.py."""
+    with_kernel = [call for call in schema.CALLS if call.kernel]
+    names = sorted(["ExpertWeights", "TurnedWeights", *(call.record for call in with_kernel)])
+    text = BLOCKS.format(
+        records="\n".join(f"    {name}," for name in names),
+        numbers="\n".join(f"{call.name.upper()} = {i}" for i, call in enumerate(with_kernel)),
+        head=schema.HEAD_WORDS,
+        block=WORD * schema.BLOCK_WORDS,
+    )
+    text += _table("expert_weights", schema.WEIGHTS, 0) + _table("turned_weights", schema.TURNED, len(schema.WEIGHTS))
+    for call in with_kernel:
+        text += _put(call) if call.step else ""
+        text += _at(call)
+    rows = [
+        f"    ({call.name!r}, {call.name.upper()}, put_{call.name}, {bool(call.result)}),".replace("'", '"')
+        for call in with_kernel
+        if call.step
+    ]
+    head = "\n\n# calls by steps: name, number of the kernel, what writes the arguments, whether there is a result\n"
+    return f"{text}{head}STEPS = (\n" + "\n".join(rows) + "\n)\n"

@@ -1,0 +1,155 @@
+"""Change a file so that neither a crash nor a second writer loses its content.
+
+The changed content goes to a new file, which is synced and renamed over the original; writers take turns by a lock
+file beside it. Readers need no lock: they see the file before or after. The file's format is the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kernel_cache import regular
+from kernel_cache.texts import whole
+
+from ..errors import ResultsError
+from .aside import beside
+
+FULL = {errno.ENOSPC, errno.EDQUOT}  # errors of a disk or a quota that is full
+_NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+
+
+@contextlib.contextmanager
+def locked(target: Path, seconds: float) -> Iterator[None]:
+    """Hold the file's lock: flock, which ends with its holder; where flock is not supported, the existence of a file.
+
+    Raises ResultsError naming the lock file if another writer holds it for longer than `seconds`.
+    """
+    import filelock
+
+    lock: filelock.BaseFileLock = filelock.FileLock(f"{target}.lock")
+    try:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # some versions of filelock fall back by themselves, and warn
+                lock.acquire(timeout=seconds)
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, filelock.Timeout) or getattr(error, "errno", errno.ENOSYS) not in _NO_FLOCK:
+                raise
+            # Under another name, because the refused flock may leave its file.
+            lock = filelock.SoftFileLock(f"{target}.softlock")
+            lock.acquire(timeout=seconds)
+    except filelock.Timeout:
+        raise ResultsError(
+            f"{target}: another writer held {lock.lock_file} for {seconds:g} s; if none runs, remove that file"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def try_writing(target: Path, folder: Path) -> None:
+    """Make and remove a file in `folder`; raises ResultsError naming `target` if that fails.
+
+    Permission bits are not enough: root passes them all, and a file system may be read-only or full.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{target.name[:100]}."):
+            pass
+    except OSError as error:
+        raise ResultsError(f"{target}: {folder} cannot be written to: {error}") from error
+
+
+def rewrite(target: Path, change: Callable[[bytes | None], bytes]) -> None:
+    """Replace the file's content by `change(content)`, None if there is no file; the caller holds the lock.
+
+    An exception of `change` leaves the original untouched. If the original changed meanwhile, the change is repeated on
+    its new content: flock does not always reach writers on other hosts. Raises ResultsError if the disk is full.
+    """
+    _remove_leftovers(target)
+    while not _once(target, change):
+        pass
+
+
+def _once(target: Path, change: Callable[[bytes | None], bytes]) -> bool:
+    """One try of `rewrite`; False if the original changed meanwhile."""
+    before = _identity(target)
+    content = change(None if before is None else _content(target))
+    with _full_disk_named(target, len(content)), beside(target, f"{_prefix(target)}{os.getpid()}.") as aside:
+        if before is not None:
+            shutil.copymode(target, aside)
+        aside.write_bytes(content)
+        sync(aside)
+        if _identity(target) != before:
+            return False
+        os.replace(aside, target)
+        sync(target.parent)
+        return True
+
+
+def _content(target: Path) -> bytes:
+    with regular.opened(target) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def _full_disk_named(target: Path, needed: int) -> Iterator[None]:
+    """If the disk or a quota is full, raise ResultsError with the bytes that are needed and free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise ResultsError(
+            f"{target} cannot be written: {os.strerror(error.errno)}: {space(target.parent, needed)}; what the file"
+            " held is still there"
+        ) from None
+
+
+def space(folder: Path, needed: int) -> str:
+    """How many bytes are needed in a folder and how many are free there, as a clause."""
+    disk = os.statvfs(folder)
+    return f"{needed} bytes are needed in {folder}, {disk.f_bavail * disk.f_frsize} are free"
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.{socket.gethostname()}."
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove copies left by writers of this host that are gone."""
+    prefix = _prefix(target)
+    for file in target.parent.iterdir():
+        if file.name.startswith(prefix) and file.name.endswith(".aside"):
+            pid = whole(file.name[len(prefix) :].partition(".")[0])
+            if pid is not None and not os.path.exists(f"/proc/{pid}"):
+                file.unlink(missing_ok=True)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What changes whenever the file does; None if there is no file."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def sync(path: Path) -> None:
+    """Write a file or folder through to the disk before the next step."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
+            raise
+    finally:
+        os.close(number)

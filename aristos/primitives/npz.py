@@ -1,0 +1,87 @@
+"""Reads the arrays of an .npz file, as numpy.savez writes it, that may come from anywhere.
+
+NumPy allocates what a header declares before it reads the data, and evaluates the header as a Python literal. Here each
+member's header is compared with the member's size first, and the sizes of all with the file's. No pickles.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import tokenize
+import zipfile
+import zlib
+from typing import Any, BinaryIO
+
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from kernel_cache import regular
+
+from ..errors import InputError
+
+SHARE, SPARE = 16, 64 << 20  # most data: SHARE times the size of the file, which may be compressed, and SPARE bytes
+KINDS = "biufSU"  # other arrays, such as times, are left out
+_HEADERS: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+# Raised by numpy, zipfile and zlib for files that are truncated, damaged, encrypted or of another kind.
+BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def load(path: str, what: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a file by name. what: names the file in errors. Raises InputError if it cannot be read."""
+    try:
+        with regular.opened(path) as raw:
+            return read(raw)
+    except BROKEN as why:
+        raise InputError(f"cannot read {what} {path}: {str(why)[:400] or type(why).__name__}") from why
+
+
+def read(raw: BinaryIO) -> dict[str, NDArray[Any]]:
+    """The arrays of an open file by name. Raises one of BROKEN."""
+    raw.seek(0)
+    if raw.read(4) not in (b"PK\3\4", b"PK\5\6"):  # zipfile also takes archives with something before them
+        raise ValueError("not an .npz file, as numpy.savez writes it")
+    left = SHARE * raw.seek(0, 2) + SPARE
+    with zipfile.ZipFile(raw) as archive:
+        found = {}
+        for member in archive.infolist():
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{member.filename} is compressed in a way that numpy does not write")
+            left -= member.file_size
+            if left < 0:
+                raise ValueError("its arrays are far larger than the file")
+            array = _member(archive, member)
+            if array is not None:
+                found[member.filename.removesuffix(".npy")] = array
+        return found
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any] | None:
+    """The array of a member; None for one that holds no array of numbers or text."""
+    with archive.open(member) as file:
+        if file.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
+            return None
+        major, minor = file.read(2)
+        if (major, minor) not in _HEADERS:
+            raise ValueError(f"{member.filename} has the format {major}.{minor}, expected 1.0 or 2.0")
+        shape, _, dtype = _HEADERS[major, minor](file)
+        if dtype.kind not in KINDS:
+            return None
+        if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(f"{member.filename} declares the shape {shape}, more than its {member.file_size} bytes")
+    with archive.open(member) as file:
+        return npy.read_array(file, allow_pickle=False)

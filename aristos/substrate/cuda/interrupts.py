@@ -1,0 +1,159 @@
+"""Ctrl-C while the main thread is inside a driver call: Python runs its handler only when that call has returned.
+
+Until then a call of a layer that waits for a peer would hold it. Python's C code writes the number of each signal to
+the process's wakeup fd at once; a thread here reads it. If the main thread then runs no Python, the users of this
+module end what they have in flight, the driver call returns, and Python raises KeyboardInterrupt there. No signal
+handler is replaced. A wakeup fd that the program had set, as asyncio does, gets every byte too, and is set again when
+the last user leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import threading
+import time
+import weakref
+from typing import Any, ClassVar, Protocol
+
+GRACE_SECONDS = 0.3  # that the main thread has to run its handler
+POLL_SECONDS = 0.02
+NONE = -1  # no wakeup fd
+SEMAPHORE_BYTES = 64  # sizeof(sem_t) is 16 or 32
+LIBC = ctypes.CDLL(None)
+
+
+class User(Protocol):
+    """What can be ended."""
+
+    def interrupt(self) -> None:
+        """End what is in flight. Called by a thread of its own."""
+
+
+class Interrupts:
+    """The process's wakeup fd and the thread that reads it, while there are users."""
+
+    def __init__(self) -> None:
+        self._users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._ends: tuple[socket.socket, socket.socket] | None = None  # the reader's and the signal handler's
+        self._other = NONE  # the wakeup fd of another library
+        self._mark: _Mark | None = None  # of the last Ctrl-C
+        os.register_at_fork(after_in_child=self._forget)
+
+    def join(self, user: User) -> None:
+        """From here on a Ctrl-C that the main thread cannot take ends what `user` has in flight."""
+        self._users.add(user)
+        self.arm()
+
+    def arm(self) -> None:
+        """Set the wakeup fd, which another library may have replaced. The main thread alone can: Python's rule."""
+        if not _is_main():
+            return
+        if self._ends is None:
+            reader, writer = self._ends = socket.socketpair()
+            writer.setblocking(False)
+            threading.Thread(target=self._run, args=(reader,), name="aristos-interrupts", daemon=True).start()
+        mine = self._ends[1].fileno()
+        before = signal.set_wakeup_fd(mine, warn_on_full_buffer=False)
+        if before != mine:
+            self._other = before
+
+    def leave(self, user: User) -> None:
+        """The user has ended. The last one restores the wakeup fd, if this is the main thread, else a later one."""
+        self._users.discard(user)
+        if not self._users and self._ends is not None and _is_main():
+            self._restore(self._ends[1].fileno())
+            self._ends[1].close()  # the reader's thread ends
+            self._ends = None
+
+    def _restore(self, mine: int) -> None:
+        now = signal.set_wakeup_fd(NONE)
+        with contextlib.suppress(ValueError, OSError):  # that file has been closed since
+            signal.set_wakeup_fd(self._other if now == mine else now)
+        self._other = NONE
+
+    def _forget(self) -> None:
+        """In a fork's child: its signals are not its parent's."""
+        if self._ends is not None and _is_main():
+            self._restore(self._ends[1].fileno())
+        self._ends = None
+        self._users.clear()
+
+    # ------------------------------------------------------------ the thread
+
+    def _run(self, reader: socket.socket) -> None:
+        with reader:
+            while signals := reader.recv(64):
+                self._pass_on(signals)
+                for number in set(signals):
+                    raises = signal.getsignal(number) is signal.default_int_handler
+                    if raises or number == signal.SIGINT:
+                        threading.Thread(target=self._follow, args=(raises,), daemon=True).start()
+
+    def _pass_on(self, signals: bytes) -> None:
+        if self._other != NONE:
+            with contextlib.suppress(OSError):  # full, so that its reader wakes anyway; or closed
+                os.write(self._other, signals)
+
+    def _follow(self, raises: bool) -> None:
+        """After a SIGINT: unless the main thread runs Python again, end what users have in flight.
+
+        raises: the handler is Python's own, for this or another signal. Another one may mean to go on: there it takes a
+        second SIGINT, while the main thread still is where it was.
+        """
+        before, mark = self._mark, _Mark()
+        self._mark, until = mark, time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+            mark.queue()
+            if mark.passed():
+                return
+        if raises or (before is not None and not before.passed()):
+            for user in list(self._users):  # side by side: the driver may hold one of them
+                threading.Thread(target=user.interrupt, daemon=True).start()
+
+
+class _Mark:
+    """Whether the main thread has run Python since this was made.
+
+    Python calls libc's `sem_post` there when it runs the next bytecode: a C function, so that a signal cannot raise in
+    it. A frame's instruction would not do, because a loop that polls comes back to the same one.
+    """
+
+    _kept: ClassVar[list[_Mark]] = []  # Python calls with an address, also after the thread that asked has ended
+
+    def __init__(self) -> None:
+        self._semaphore = ctypes.create_string_buffer(SEMAPHORE_BYTES)
+        self._queued = False
+        LIBC.sem_init(self._semaphore, 0, 0)
+        for mark in list(self._kept):
+            if mark.passed():
+                with contextlib.suppress(ValueError):  # another thread has removed it
+                    self._kept.remove(mark)
+        self.queue()
+
+    def queue(self) -> None:
+        """Ask Python for the `sem_post`, once: its queue may be full until the main thread runs. By one thread."""
+        if not self._queued:
+            post = ctypes.cast(LIBC.sem_post, ctypes.c_void_p)
+            self._kept.append(self)
+            at = ctypes.cast(self._semaphore, ctypes.c_void_p)
+            self._queued = ctypes.pythonapi.Py_AddPendingCall(post, at) == 0
+            if not self._queued:
+                self._kept.remove(self)
+
+    def passed(self) -> bool:
+        """By any thread: it takes nothing from the semaphore."""
+        value = ctypes.c_int()
+        LIBC.sem_getvalue(self._semaphore, ctypes.byref(value))
+        return value.value > 0
+
+
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+PROCESS = Interrupts()

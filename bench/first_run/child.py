@@ -1,0 +1,102 @@
+"""`python -m first_run.child --limit S TASK [WORDS]`: the process of one part.
+
+Shortly before the limit, when the report ends this process, a thread writes the rows so far, what the layer waits for,
+where every thread stands, and whether anything hangs. Where raw times cannot be written, the part goes on.
+
+Exit codes: that of the task (0 right, 1 wrong outputs), 4 an error, 3 an unsuitable environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+NOTICE = 4.0  # seconds before the limit, in which the state is written
+ERROR = 4
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m first_run.child", description=__doc__.split("\n")[0])
+    parser.add_argument("--limit", type=float, required=True, help="seconds until this process is ended")
+    parser.add_argument("--out", default="none", help="results file of raw times")
+    parser.add_argument("--rehearse", action="store_true", help="on the PTX machine")
+    parser.add_argument("--fault", default="", help="what goes wrong in a rehearsal")
+    parser.add_argument("task")
+    parser.add_argument("words", nargs=argparse.REMAINDER)
+    given = parser.parse_args(argv)
+    given.end = time.monotonic() + given.limit
+    watch = threading.Timer(max(0.5, given.limit - NOTICE), last_words)
+    watch.daemon = True
+    watch.start()
+    try:
+        from . import tasks, unfinished
+
+        go_on_without_files()
+        unfinished.follow()
+        if given.rehearse:
+            from . import rehearsal
+
+            return rehearsal.run(given)
+        return tasks.run(given)
+    except Exception as error:
+        from aristos.errors import EnvironmentProblem
+
+        if isinstance(error, EnvironmentProblem):
+            print(error, file=sys.stderr, flush=True)
+            return 3
+        traceback.print_exc()
+        return ERROR
+    finally:
+        watch.cancel()
+
+
+def go_on_without_files() -> None:
+    """Results that cannot be written are said and not raised: the tables go to the page in any case."""
+    from aristos import results
+    from aristos.errors import ResultsError
+
+    append, check = results.append, results.check
+
+    def attempt(write: Any, file: Any, *rest: Any, **options: Any) -> Any:
+        try:
+            return write(file, *rest, **options)
+        except (OSError, ResultsError) as why:
+            print(f"raw times are not kept: {why}", file=sys.stderr, flush=True)
+            return file
+
+    results.append = lambda file, *rest, **options: attempt(append, file, *rest, **options)
+    results.check = lambda file, *rest, **options: attempt(check, file, *rest, **options)
+
+
+def last_words() -> None:
+    """Write what every layer waits for, then the stack of every thread."""
+    from aristos.substrate import attach
+
+    from . import unfinished
+
+    print(f"no end so far: this process is ended in {NOTICE:.0f} s", file=sys.stderr, flush=True)
+    print(unfinished.document(), file=sys.__stdout__, flush=True)
+    judged = ["HUNG: the state cannot be read, the driver does not answer"]
+
+    def write() -> None:
+        first = attach.standing()
+        print(first, file=sys.stderr, flush=True)
+        judged[:] = [unfinished.judge(first, attach.standing)]
+
+    reader = threading.Thread(target=write, daemon=True)  # a driver that hangs must not hide the stacks
+    reader.start()
+    reader.join(NOTICE * 0.7)
+    faulthandler.dump_traceback(all_threads=True)
+    print(judged[0], file=sys.stderr, flush=True)  # last, where the report reads it
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code) if threading.active_count() > 1 else sys.exit(code)

@@ -1,0 +1,191 @@
+"""The command line of bench/gpu_report.py, and the report on one GPU from the first part to the last file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from aristos.errors import AristosError, EnvironmentProblem
+from aristos.host import launch_environment
+
+from . import machine, page, parts, processes, rehearsal, saved
+from .parts import DRIVER, PARTS, Part, Ran
+from .samples import Samples
+
+FINE, FAILED, USAGE, NO_GPU = 0, 1, 2, 3
+LEAST_MINUTES, MOST_MINUTES = 1.0, 120.0
+
+
+def minutes(text: str) -> float:
+    value = float(text)
+    if not LEAST_MINUTES <= value <= MOST_MINUTES:
+        raise argparse.ArgumentTypeError(f"must be in {LEAST_MINUTES:g}..{MOST_MINUTES:g}, got {text}")
+    return value
+
+
+def parsed(argv: list[str], doc: str) -> argparse.Namespace:
+    """The arguments; usage errors end the process."""
+    parser = launch_environment.OneRankParser(prog="python bench/gpu_report.py", description=doc.split("\n")[0])
+    parser.add_argument("--out", default="gpu-report", help="name of the files without .h5 and .md (%(default)s)")
+    parser.add_argument("--minutes", type=minutes, default=parts.MINUTES, metavar="M",
+                        help="after which the report has ended, whatever hangs (%(default)g)")  # fmt: skip
+    parser.add_argument("--routing", type=Path, metavar="FILE.npz", help="a recorded routing to replay")
+    parser.add_argument(
+        "--parts", metavar="NAME,..", help="some parts only, of " + ", ".join(each.name for each in PARTS)
+    )
+    parser.add_argument("--rehearse", nargs="?", const="nothing", metavar="FAULT",
+                        help="without a GPU, on the PTX machine with small shapes; what goes wrong in it: "
+                             + ", ".join(FAULTS))  # fmt: skip
+    given = parser.parse_args(argv)
+    if given.routing is not None and not given.routing.is_file():
+        parser.error(f"no such file: --routing {given.routing}")
+    if given.rehearse not in (None, "nothing", *FAULTS):
+        parser.error(f"--rehearse takes one of {', '.join(FAULTS)}, got {given.rehearse!r}")
+    known = [each.name for each in PARTS]
+    given.parts = [name.strip() for name in given.parts.split(",")] if given.parts else known
+    if unknown := [name for name in given.parts if name not in known]:
+        parser.error(f"--parts takes some of {', '.join(known)}, got {unknown[0]!r}")
+    return given
+
+
+FAULTS = ("product", "hang", "library", "disk", "ncu-missing", "ncu-forbidden")
+OF_REPORT = ("library", "disk")  # those that the report meets as well as its parts
+
+
+class Report:
+    """One report: what has run so far, and the files. stem: of the files' names. ends: of the parts, see parts.py."""
+
+    def __init__(self, stem: Path, chosen: tuple[Part, ...], seconds: float, options: tuple[str, ...]) -> None:
+        self.start, self.seconds = time.monotonic(), seconds
+        self.page, self.out = stem.with_name(f"{stem.name}.md"), stem.with_name(f"{stem.name}.h5").absolute()
+        self.stem, self.chosen, self.options = stem, chosen, options
+        self.ends = dict(zip([each.name for each in chosen], parts.limits(chosen, seconds)))
+        self.facts: dict[str, Any] = {}
+        self.ran: list[Ran] = []
+        self.left = chosen  # parts that have not ended
+        self.notes: tuple[str, ...] = ()
+        self.samples: Samples | None = None
+
+    def show(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.start:4.0f} s] {text}", file=sys.stderr, flush=True)
+
+    def run(self, part: Part) -> Ran:
+        """Run a part until its end, or say why it is not run."""
+        if why := parts.forbidden(part, self.ran):
+            self.ran.append(Ran(part, None, 0.0, skipped=why))
+        else:
+            limit = self.ends[part.name] - (time.monotonic() - self.start)
+            self.show(f"{part.name}, until {self.ends[part.name]:.0f} s at the latest")
+            if self.samples is not None:
+                self.samples.part = part.name
+            self.ran.append(processes.run(part, max(1.0, limit), self.show, ("--out", str(self.out), *self.options)))
+        self.left = self.left[1:]
+        self.show(f"{part.name}: {self.ran[-1].outcome}")
+        return self.ran[-1]
+
+    def write(self) -> str:
+        """Write the page so far; why it could not be written, or ''."""
+        return processes.kept(self.page, self.text())
+
+    def text(self) -> str:
+        return page.markdown(self.facts, self.ran, self.left, self.samples, self.notes, len(PARTS))
+
+    def finish(self) -> int:
+        """The files at the end; the exit code. A page that cannot be written is printed."""
+        problems: list[str] = []
+        try:
+            saved.save(self.out, self.facts, self.ran, self.samples)
+        except (AristosError, OSError) as why:
+            problems.append(f"{self.out} lacks the figures: {why}")
+        if why := saved.draw(self.out, self.stem):
+            self.notes = (*self.notes, why)
+        self.notes = (*self.notes, *problems)
+        if why := self.write():
+            problems.append(why)
+            self.show(f"the page cannot be written ({why}): it follows on stdout")
+            print(self.text(), flush=True)
+        else:
+            verdict = page.verdict(self.ran, self.left, len(PARTS))
+            self.show(f"send back {self.page}, {self.out} and the pictures beside them: {verdict}")
+        return FINE if all(each.ok for each in self.ran) and not self.left and not problems else FAILED
+
+
+def main(argv: list[str], doc: str, together: Callable[..., int]) -> int:
+    """The command; returns the exit code. together: the report under mpirun."""
+    given = parsed(argv, doc)
+    stem = Path(given.out)
+    options: tuple[str, ...] = ()
+    if given.rehearse is not None:
+        options = ("--rehearse", "--fault", given.rehearse)
+        if given.rehearse in OF_REPORT:
+            rehearsal.plant(given.rehearse)
+    chosen = tuple(each for each in PARTS if each.name in given.parts or each.name == DRIVER)
+    chosen += (parts.replayed(given.routing),) if given.routing is not None else ()
+    report = Report(stem, chosen, 60 * given.minutes, options)
+    if not stem.absolute().parent.is_dir():
+        print(f"no such folder: --out {stem}", file=sys.stderr)
+        return USAGE
+    started = launch_environment.started_as()
+    if started is not None and started[1] > 1:
+        try:
+            return together(stem, report.seconds)
+        except (EnvironmentProblem, ImportError) as why:
+            print(f"no GPU to report on: {why}", file=sys.stderr)
+            return NO_GPU
+    with bounded(report.seconds):
+        return alone(report, given.rehearse is not None)
+
+
+@contextlib.contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """This process may hang too, as in a picture: then it ends, and the page that was written last is there."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def alone(report: Report, rehearsing: bool) -> int:
+    """The report on one GPU; returns the exit code."""
+    try:
+        if why := first(report, rehearsing):
+            print(f"no GPU to report on: {why}", file=sys.stderr)
+            return NO_GPU
+        while report.left:
+            report.run(report.left[0])
+            report.write()  # so far, in case a later part ends the run
+    except KeyboardInterrupt:
+        if not report.facts:
+            report.show("Ctrl-C ended the report before the driver had answered: no files are written")
+            return FAILED
+        report.notes = (*report.notes, "Ctrl-C ended the report")
+    finally:
+        if report.samples is not None:
+            report.samples.stop()
+    return report.finish()
+
+
+def first(report: Report, rehearsing: bool) -> str:
+    """The driver's part: fills the facts; returns why there is no GPU to report on, or ''."""
+    from aristos.topology import nvml
+
+    try:
+        if not rehearsing:
+            machine.check_before()
+        ran = report.run(report.left[0])
+        report.facts = ran.document.get("facts", {})
+        if not report.facts:
+            return ran.said[-1] if ran.said else f"the driver did not answer within {ran.seconds:.0f} s"
+        if not rehearsing:
+            machine.check(report.facts["gpu_uuid"])
+    except EnvironmentProblem as why:
+        return str(why)
+    report.samples = Samples(report.facts["gpu_uuid"], None if rehearsing else nvml.load()).start()
+    return ""

@@ -1,0 +1,177 @@
+"""A rehearsal without a GPU: the parts run on the PTX machine with small shapes, and one thing goes wrong on purpose.
+
+Its times count events and mean nothing. It needs the checkout's tests/support, and numba-cuda. A fault is planted where
+it would arise: a product loses its weights, a call does not end, a package cannot be imported, files cannot grow, the
+profiler is missing or forbidden.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from .parts import ROOT
+
+SHAPE = ("--hidden", "32", "--ffn", "24", "--experts", "3", "--top-k", "2", "--iters", "2", "--warmup", "1")
+CALLS = ("--tokens", "6")
+FULL = 1 << 12  # bytes to which files can grow on a full disk
+TILES = 1  # of a kind
+LACKING = ("mpi4py", "cupy", "matplotlib")
+FORBIDDEN = """#!/bin/sh
+echo "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU Performance Counters"
+exit 1
+"""
+
+
+def run(given: Any) -> int:
+    """Run a part of a rehearsal; returns its exit code."""
+    sys.path[:0] = [str(ROOT / "tests" / "support")]
+    plant(given.fault)
+    if given.task == "tests":
+        return _tests(given)
+    shrink()
+    given.words = smaller(given.task, given.words)
+    from simt_gpu import on_ranks
+
+    from . import tasks
+
+    task = {"driver": driver, "kernels": kernels}.get(given.task, tasks.TASKS[given.task])
+    (code,) = on_ranks(1, lambda comm, rank: task(given), check=False)
+    return int(code)
+
+
+def _tests(given: Any) -> int:
+    """tests/gpu finds no GPU: a test of the PTX machine stands for it."""
+    from . import tasks
+
+    given.words = ["tests/ptxsim/test_units.py"]
+    return tasks.tests(given)
+
+
+def driver(given: Any) -> int:
+    """The facts of the PTX machine."""
+    import json
+
+    from aristos.host.versions import versions
+    from aristos.substrate.cuda import runtime
+
+    gpu = runtime.CudaDevice.find(0)
+    found = {"gpu": gpu.name, "gpu_uuid": gpu.uuid, "gpu_arch": gpu.arch, "gpu_sms": gpu.sms, "cuda_driver": "none"}
+    found["rehearsal"] = "on the PTX machine: every time counts events and means nothing"
+    print(json.dumps({"facts": found | versions()}), flush=True)
+    return 0
+
+
+def kernels(given: Any) -> int:
+    """Where the kernels of sm_90 are; none is compiled."""
+    from collections import Counter
+
+    from aristos.kernels.cuda import build
+
+    from . import compiling
+
+    tally = Counter(build.place(each, "sm_90") for each in compiling.listed("sm_90").values())
+    print("sm_90: " + ", ".join(f"{count} kernels {place}" for place, count in tally.items()), flush=True)
+    return 0
+
+
+def smaller(task: str, words: list[str]) -> list[str]:
+    """The words of a part with a shape that the PTX machine runs in seconds."""
+    kept, skip = [], False
+    for word in words:
+        if word in ("--preset", "--hidden", "--ffn", "--experts", "--scale", "--tokens", "--dtype"):
+            skip = True
+        elif skip:
+            skip = False
+        else:
+            kept.append(word)
+    if task == "bench":
+        shape = () if kept[0] in ("put", "signal") else (*SHAPE, *CALLS, "--dtype", "float32")
+        return [*kept, *(shape or ("--iters", "2", "--warmup", "1"))]
+    return [*SHAPE, *CALLS, "--dtype", "float32"] if task == "phases" else kept
+
+
+def shrink() -> None:
+    """Sizes that the PTX machine can run quickly."""
+    from aristos.bench import world
+    from aristos.bench.gpu import clock, cublas
+    from aristos.bench.suites import gemm_gpu, progress_gpu, put_gpu, signal_gpu
+    from aristos.kernels.cuda import gemm
+
+    for module, name, value in (
+        (clock, "FLUSH", 1 << 12), (put_gpu, "ROW_BYTES", (512,)), (put_gpu, "BLOCK_BYTES", 2048),
+        (put_gpu, "BATCH_BYTES", 1024), (signal_gpu, "ROW_BYTES", (16,)), (signal_gpu, "ROUNDS", 3),
+        (gemm_gpu, "ROWS", (3, 20)), (progress_gpu, "CALLS", 2), (progress_gpu, "MATRIX", 8),
+    ):  # fmt: skip
+        setattr(module, name, value)
+    world.connect = lambda *words, **options: world.World()
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    cublas.NAMES = {"": ()}  # neither it nor PyTorch may touch a real GPU with the machine's addresses
+    tiles = gemm.tiles
+    gemm.tiles = lambda kind, target, *rest: tiles(kind, target, *rest)[:TILES]
+
+
+def plant(fault: str) -> None:
+    """Let one thing go wrong in this process."""
+    if fault == "product":
+        _wrong_product()
+    elif fault == "hang":
+        _hang()
+    elif fault == "library":
+        sys.modules.update(dict.fromkeys(LACKING))  # type: ignore[arg-type]
+    elif fault == "disk":
+        fill_disk()
+    elif fault == "ncu-forbidden":
+        place = Path(tempfile.mkdtemp(prefix="aristos-rehearsal-")) / "ncu"
+        place.write_text(FORBIDDEN)
+        place.chmod(place.stat().st_mode | stat.S_IXUSR)
+        os.environ["PATH"] = f"{place.parent}{os.pathsep}{os.environ['PATH']}"
+    elif fault == "ncu-missing":
+        from . import profiled
+
+        profiled.PLACES = ()
+        os.environ["PATH"] = ""
+
+
+def fill_disk() -> None:
+    """From here on no file grows beyond FULL bytes; the kernel cache was opened before, so that it is read."""
+    from kernel_cache.compile import cache_folder
+
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    cache_folder()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, hard))
+
+
+def _wrong_product() -> None:
+    """The weights of the first expert are lost after they were copied to the GPU."""
+    from aristos.bench.suites.gemm_gpu import Products
+
+    made = Products.__init__
+
+    def lossy(self: Any, gpu: Any, *rest: Any) -> None:
+        made(self, gpu, *rest)
+        gpu.device.clear(self.weights, self.step, gpu.stream)
+
+    Products.__init__ = lossy  # type: ignore[method-assign]
+
+
+def _hang() -> None:
+    """The second call of a layer does not end."""
+    from aristos.bench.gpu.calls import Played
+
+    called, calls = Played.__call__, []
+
+    def endless(self: Any) -> None:
+        calls.append(self)
+        called(self)
+        while len(calls) > 1:
+            time.sleep(1.0)
+
+    Played.__call__ = endless  # type: ignore[method-assign]

@@ -1,0 +1,170 @@
+"""`python install.py ENV WHEELS`: an environment with this Python's own packages, and the kit's where they do not fit.
+
+Needs no network. A wheel of the kit is installed only where the package is missing here or its version does not fit
+pyproject.toml; the MPI library only where none can be loaded. Uses Python's own modules and pip alone.
+
+Exit codes: 0 fine, 3 something is missing that the kit does not have: one sentence says what.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import site
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+EXTRA = "cuda13"
+MPI_LIBRARY, MPI = "mpich", "import mpi4py.MPI"  # the package, and what loads and starts it
+MPI_SECONDS = 20.0  # that it may take to start
+SECONDS = 120.0  # that any other program may take
+NEEDED = {"numpy": "numpy", "numba": "numba", "numba.cuda": "numba-cuda", "cuda.bindings.driver": "cuda-bindings",
+          "h5py": "h5py", "ml_dtypes": "ml_dtypes", "filelock": "filelock", "rich": "rich"}  # fmt: skip
+ENVIRONMENT = 3
+
+
+class MissingPart(Exception):
+    """What the machine lacks and the kit does not have."""
+
+
+def requirement_class() -> Any:
+    """The class that reads requirements, in the copy that pip has."""
+    try:
+        from pip._vendor.packaging.requirements import Requirement
+    except ImportError:
+        raise MissingPart(f"{sys.executable} has no pip: install it, or name another Python by PYTHON=") from None
+    return Requirement
+
+
+def canonical(name: str) -> str:
+    """A package's name as pip compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def wanted() -> dict[str, Any]:
+    """Package -> the versions that fit, from pyproject.toml: dependencies, and the extra of this CUDA version."""
+    project, found = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"], {}
+    for text in (*project["dependencies"], *project["optional-dependencies"][EXTRA]):
+        each = requirement_class()(text)
+        name = canonical(each.name)
+        found[name] = found[name] & each.specifier if name in found else each.specifier
+    return found
+
+
+def made(folder: Path) -> Path:
+    """The Python of a new environment that finds the packages of the running one behind its own."""
+    venv.EnvBuilder(system_site_packages=True, clear=True, symlinks=True, with_pip=False).create(folder)
+    python = folder / "bin" / "python"
+    own = packages_folder(python)
+    places = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+    lines = [f"import site; site.addsitedir({place!r})" for place in places]  # a virtual one's are not found otherwise
+    (own / "zz-base.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return python
+
+
+def packages_folder(python: Path) -> Path:
+    return Path(_output(python, "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+
+
+def without_mpi(python: Path, why: str) -> None:
+    """From here on importing mpi4py raises ImportError there: what aborts or hangs would end every part."""
+    (packages_folder(python) / "mpi4py.py").write_text(f"raise ImportError({why!r})\n", encoding="utf-8")
+
+
+def _output(python: Path, program: str) -> str:
+    words = [python, "-c", program]
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=SECONDS).stdout
+
+
+def versions(python: Path, packages: list[str]) -> dict[str, str]:
+    """Package -> its installed version, '' for a missing one."""
+    return _each(python, packages, "metadata.version(each)")
+
+
+def failures(python: Path, modules: list[str]) -> dict[str, str]:
+    """Module -> why it cannot be imported; '' if it can."""
+    return _each(python, modules, "importlib.import_module(each) and ''", "f'{type(why).__name__}: {why}'")
+
+
+def mpi_failure(python: Path) -> str:
+    """Why MPI cannot be started; '' if it can. In a process of its own, which MPI may abort or let hang."""
+    try:
+        done = subprocess.run([python, "-c", MPI], capture_output=True, text=True, errors="replace",
+                              stdin=subprocess.DEVNULL, timeout=MPI_SECONDS)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"it did not start within {MPI_SECONDS:g} s"
+    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return f"exit code {done.returncode}: {said[-1] if said else 'no message'}" if done.returncode else ""
+
+
+def _each(python: Path, names: list[str], answer: str, failed: str = "''") -> dict[str, str]:
+    """Name -> what a program of that Python answers for it, or says where that raises."""
+    program = f"""import importlib, json
+from importlib import metadata
+found = {{}}
+for each in {names!r}:
+    try:
+        found[each] = {answer}
+    except Exception as why:
+        found[each] = ({failed}).split(chr(10))[0]
+print(json.dumps(found))"""
+    return json.loads(_output(python, program).splitlines()[-1])
+
+
+def lacking(python: Path, packages: list[str], specifiers: dict[str, Any]) -> list[str]:
+    """The packages that the machine lacks or has in a version that does not fit."""
+
+    def fits(package: str, found: str) -> bool:
+        if package == MPI_LIBRARY:
+            return not mpi_failure(python)
+        specifier = specifiers.get(package)
+        return bool(found) and (specifier is None or specifier.contains(found, prereleases=True))
+
+    return [package for package, found in versions(python, packages).items() if not fits(package, found)]
+
+
+def install(python: Path, wheels: list[Path]) -> None:
+    """Install wheels by this Python's pip, without an index."""
+    words = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index", "--no-deps",
+             "--no-cache-dir", "--disable-pip-version-check", "--ignore-installed", *map(str, wheels)]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise MissingPart(
+            f"pip cannot install the kit's wheels into {python}: {why} (they are for Python 3.12 on x86-64, and this is"
+            f" {sys.version.split()[0]}: name another by PYTHON=)"
+        )
+
+
+def main(argv: list[str]) -> int:
+    folder, wheels = Path(argv[0]), sorted(Path(argv[1]).glob("*.whl"))
+    specifiers, python = wanted(), made(folder)
+    packages = {canonical(wheel.name.split("-")[0]): wheel for wheel in wheels}
+    needed = [packages[name] for name in lacking(python, list(packages), specifiers)]
+    if needed:
+        install(python, needed)
+    print(f"from the kit: {', '.join(wheel.name.rsplit('-', 3)[0] for wheel in needed) or 'nothing'}", flush=True)
+    missing = failures(python, list(NEEDED))
+    for module, package in NEEDED.items():
+        if missing[module]:
+            raise MissingPart(
+                f"{package}{specifiers.get(canonical(package), '')} is missing or does not load here, and the kit does"
+                f" not have it: {missing[module]}"
+            )
+    if why := mpi_failure(python):
+        without_mpi(python, why)
+        print(f"no MPI, which one rank does not need: {why}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (MissingPart, OSError, subprocess.SubprocessError) as missing:
+        print(f"no environment for the report: {missing}", file=sys.stderr)
+        sys.exit(ENVIRONMENT)

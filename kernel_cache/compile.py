@@ -1,0 +1,405 @@
+"""Compile with Numba, and keep compiled code on disk.
+
+`jit` marks a function; nothing is compiled, and no file is touched, before its first call. Compiled code is cached in
+`$ARISTOS_CACHE` (default `$XDG_CACHE_HOME/aristos` or `~/.cache/aristos`, or a temporary folder if that cannot be
+used). It must be this user's alone (`private.py`), and its files are hashed (`code_files.py`). A subfolder is named by
+the versions of Python, Numba, llvmlite and NumPy and the CPU's features. In it, each module has a folder named by a
+hash of the sources that its compiled code reads (`sources.py`) and of what else their packages depend on
+(`packages.py`), such as the ISA: Numba's own cache notices neither edits in other files nor another ISA at the same
+path. Equal sources share compiled code: a clone, an install and a job's copy. Of the processes of a node that run equal
+sources, one compiles at a time. Not a general build system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from llvmlite import binding
+from numba.core import caching, sigutils, types, typing
+from numba.core import config as _config
+from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import CPUDispatcher
+
+from . import code_files, linked_code, packages, private, sources
+from .errors import EnvironmentProblem, environment_problem
+
+COMPILE_SECONDS = 900  # time limit of a wait for another process; compiling everything takes far less
+FIRST_SECONDS, NEXT_SECONDS = 1.0, 10.0  # from the start to the first progress report, and between reports
+STARTED = time.time()
+config: Any = _config  # Numba creates its options at run time; type checkers do not know them
+_registered: list[Any] = []
+_place = ""  # where this process runs, for reports: " on rank 1"
+
+
+def wanted() -> Path:
+    """The cache folder that the environment names, of all versions. Links above it are followed."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    place = Path(os.environ.get("ARISTOS_CACHE") or os.path.join(home, "aristos"))
+    return place.parent.resolve() / place.name
+
+
+@cache
+def cache_folder() -> Path:
+    """The folder of code compiled by these versions for this CPU; made if it is missing.
+
+    Warns if it is not in the folder that was asked for, or if that one is refused because others could have written it.
+    """
+    key = hashlib.sha256(versions().encode()).hexdigest()[:16]
+    temporary = Path(tempfile.gettempdir()).resolve()
+    for place in (wanted(), temporary / f"aristos-{os.getuid()}"):
+        try:
+            private.make(place)
+            private.make(place / key)
+            with tempfile.TemporaryFile(dir=place / key) as probe:
+                probe.write(bytes(1 << 20))  # an index and a few functions: fails if the disk is full
+                probe.flush()
+            return place / key
+        except EnvironmentProblem as refused:
+            warnings.warn(str(refused), stacklevel=2)
+        except OSError as error:
+            if os.environ.get("ARISTOS_CACHE") and place == wanted():
+                warnings.warn(f"ARISTOS_CACHE={place} cannot be used: {error}", stacklevel=2)
+    return Path(tempfile.mkdtemp(prefix="aristos-", dir=temporary)) / key
+
+
+def root() -> Path:
+    """The cache folder of all versions."""
+    return cache_folder().parent
+
+
+@cache
+def versions() -> str:
+    """The versions and CPU features that all compiled code depends on, besides its sources."""
+    numbers = (sys.version, numba.__version__, llvmlite.__version__, np.__version__)
+    return repr((numbers, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()))
+
+
+@cache
+def source_key(source: Path) -> str:
+    """Hash of the sources that a module's compiled code reads, lowerings of the primitives included.
+
+    If a source was edited after this process started, the process may run the old one; then the key is unique to this
+    process.
+    """
+    read = _read(source)
+    key = sources.digest(read)
+    if any(path.stat().st_mtime > STARTED for path in read):
+        key = hashlib.sha256(f"{key} {os.getpid()} {STARTED}".encode()).hexdigest()
+    return key[:16]
+
+
+@cache
+def code_key(source: Path) -> str:
+    """Hash of all that a module's machine code depends on, besides versions and CPU: `source_key`, and what the
+    packages of those sources have registered."""
+    parts = [(package.name, package.parts()) for package in packages.containing(_read(source))]
+    return hashlib.sha256(repr((source_key(source), parts)).encode()).hexdigest()[:16]
+
+
+@cache
+def _read(source: Path) -> frozenset[Path]:
+    """The files that a module's compiled code reads, lowerings of all packages reached included.
+
+    A file outside the registered packages is assumed to read all of them.
+    """
+    if not packages.containing([source]):
+        return frozenset({source, *_all_files()})
+    found: frozenset[Path] = frozenset()
+    more = sources.files(source)
+    while more != found:
+        found = more
+        more = found.union(*(sources.files(path) for each in packages.containing(found) for path in lowerings(each)))
+    return found
+
+
+def _all_files() -> Iterator[Path]:
+    """The files of all registered packages."""
+    for package in packages.every():
+        yield from package.root.rglob("*.py")
+
+
+def lowerings(package: packages.Package) -> frozenset[Path]:
+    """The modules of a package that register CPU lowerings with Numba for names of other modules."""
+    return sources.importers(package.root, "numba.extending", "overload")
+
+
+def module_folder(function: Callable) -> Path:
+    """The folder of the compiled code of a function's module.
+
+    Modules made from the same file in several packages (`kernels/by_isa.py`) have their own.
+    """
+    source = Path(function.__code__.co_filename)
+    package = function.__module__.rpartition(".")[0].rpartition(".")[2]
+    name = source.stem if package in ("", source.parent.name) else f"{package}.{source.stem}"
+    return cache_folder() / f"{name}-{code_key(source)}"
+
+
+class Locator(code_files.Locator):
+    """Names a module's cache folder by what its code depends on, not by its path and its file's time."""
+
+    def __init__(self, function: Callable, source: str) -> None:
+        super().__init__(function, source)
+        self._folder = module_folder(function)
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def get_source_stamp(self) -> str:
+        return code_key(Path(self._py_file))
+
+
+class LazyCache(caching.NullCache):
+    """A function's cache, which touches no file before the function is first loaded or compiled.
+
+    kind: of its code, machine code or LLVM code.
+    """
+
+    def __init__(self, function: Callable, kind: type[code_files.FunctionCache]) -> None:
+        self.function, self.kind = function, kind
+
+    @functools.cached_property
+    def _kept(self) -> Any:
+        return self.kind(self.function, Locator)
+
+    @property
+    def cache_path(self) -> str:
+        return self._kept.cache_path
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        return self._kept.load_overload(signature, target)
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        """Keep compiled code, one process at a time.
+
+        Numba reads a function's index, adds a file to it and writes it. Two processes that do so at once may take the
+        same file for two signatures, and one signature then has the code of the other.
+        """
+        with _locked(Path(self.cache_path) / "writing.lock"):
+            self._kept.save_overload(signature, compiled)
+
+
+def jit(function: Callable) -> Any:
+    """Like `numba.njit(nogil=True, cache=True)`, in the kernel cache; the function itself under NUMBA_DISABLE_JIT=1."""
+    if config.DISABLE_JIT:
+        return function
+    compiled = Compiled.of(
+        function, LazyCache(function, code_files.FunctionCache), LazyCache(function, linked_code.Cache)
+    )
+    _registered.append(compiled)
+    return compiled
+
+
+def inner(function: Callable) -> Any:
+    """Like `jit`, for a function that only compiled functions call: it is compiled into each of them, not cached."""
+    return function if config.DISABLE_JIT else Compiled.of(function, caching.NullCache(), caching.NullCache())
+
+
+class Compiled(CPUDispatcher):
+    """A compiled function. Python calls its machine code; compiled callers link its LLVM code.
+
+    Calls with different constants share its code, which Numba would compile for each one.
+    """
+
+    linked: dict[tuple, linked_code.Linked]  # by the types of the arguments
+    linked_cache: caching.NullCache
+    _compiler: Any
+    _cache_hits: Counter  # Numba's counts, of machine code and LLVM code
+    _cache_misses: Counter
+
+    @classmethod
+    def of(cls, function: Callable, cache: caching.NullCache, linked_cache: caching.NullCache) -> Any:
+        """A compiled function, with the caches of its machine code and of its LLVM code."""
+        made: Any = numba.njit(nogil=True, error_model="numpy")(function)
+        made.__class__ = cls
+        made._cache, made.linked_cache, made.linked = cache, linked_cache, {}
+        return made
+
+    def compile(self, sig: Any) -> Any:
+        """Load machine code from the cache or compile it; returns what Python calls."""
+        known = len(self.overloads)
+        found = super().compile(sig)
+        if len(self.overloads) > known:
+            result: Any = self.overloads[tuple(sigutils.normalize_signature(sig)[0])]
+            linked_code.set_environments(result.library)
+        return found
+
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """What Numba asks for a call in compiled code: the signatures that the function has LLVM code for."""
+        named = {name: types.unliteral(each) for name, each in kws.items()}
+        signature, args = self._compiler.fold_argument_types(tuple(types.unliteral(each) for each in args), named)
+        self.link(tuple(args))
+        known = [each.signature for each in self.linked.values()]
+        template = typing.make_concrete_template(f"calls of {self.py_func.__name__}", self.py_func.__name__, known)
+        return template, signature, args, {}
+
+    def get_overload(self, sig: Any) -> Any:
+        return self.linked[tuple(sigutils.normalize_signature(sig)[0])]
+
+    def link(self, args: tuple) -> None:
+        """Load LLVM code for these argument types from the cache or compile it."""
+        with global_compiler_lock, self._compiling_counter:
+            if args not in self.linked:
+                found = self.linked_cache.load_overload(args, self.targetctx)
+                self.linked[args] = found or linked_code.link(self, args)
+                counted = self._cache_hits if found else self._cache_misses
+                counted[args] += 1
+                if not found:
+                    self.linked_cache.save_overload(args, self.linked[args])
+
+
+class Inlined(CPUDispatcher):
+    """Mark a function that compiled code inlines, and that Python calls uncompiled."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.py_func(*arguments)
+
+
+def inlined(function: Callable) -> Any:
+    """Mark a small function that compiled code inlines, on CPUs and on CUDA. It is never compiled alone."""
+    if config.DISABLE_JIT:
+        return function
+    compiled = numba.njit(inline="always", error_model="numpy")(function)
+    compiled.__class__ = Inlined
+    return compiled
+
+
+def entry(function: Callable, signature: Any, locator: type[code_files.Locator]) -> Any:
+    """Compile a function alone, for a C signature; `.address` is its address in this process.
+
+    Code that calls it by address neither inlines nor links it, and so stays small. locator: determines the folder and
+    the key of its code.
+    """
+    options = {"nopython": True, "error_model": "numpy"}
+    made: Any = CFunc(function, sigutils.normalize_signature(signature), locals={}, options=options)
+    made._cache = code_files.FunctionCache(function, locator)
+    made.compile()
+    linked_code.set_environments(made._library)
+    return made
+
+
+@contextlib.contextmanager
+def compiling(quiet: bool = False) -> Iterator[None]:
+    """While inside, no other process of this node compiles equal sources; reports on stderr if it takes long."""
+    with _compile_lock(), _progress(quiet):
+        yield
+
+
+def report_as(rank: int) -> None:
+    """Name this process in its reports of compilation: each rank counts its own functions."""
+    global _place
+    _place = _place or f" on rank {rank}"
+
+
+def compiled_here() -> int:
+    """The number of functions that this process has compiled, not loaded from the cache."""
+    return sum(sum(f._cache_misses.values()) for f in _registered)  # not by `stats`, which reads all sources
+
+
+def _compile_lock() -> contextlib.AbstractContextManager[None]:
+    """Of the processes that run equal sources of all packages, one compiles at a time; the others then load its code.
+
+    A process with other sources does not wait: it needs other code.
+    """
+    text = sources.digest(frozenset(_all_files()))
+    return _locked(cache_folder() / f"compiling-{text[:16]}.lock")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """While inside, no other process of this node is in a block with the same path."""
+    import filelock
+
+    try:
+        private.make(path.parent)
+        lock: Any = filelock.FileLock(path, timeout=COMPILE_SECONDS, mode=private.file_mode(path.parent))
+        lock.acquire()
+    except filelock.Timeout:
+        raise environment_problem(
+            f"another process has held {path} for {COMPILE_SECONDS} s: if none is compiling, remove that file, or set"
+            " ARISTOS_CACHE to another folder"
+        ) from None
+    except (NotImplementedError, OSError):  # no flock here: processes compile and write concurrently
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
+    """Compile or load functions for the given argument types; report on stderr while it takes long.
+
+    entries: (compiled function, its signature as a tuple of Numba types). Returns the number of functions that this
+    process compiled.
+    """
+    if config.DISABLE_JIT:
+        return 0
+    before = compiled_here()
+    names = sorted((function.__module__, function.__name__, code_key(_source(function))) for function, _ in entries)
+    done = cache_folder() / f"{hashlib.sha256(repr(names).encode()).hexdigest()[:16]}.compiled"
+    with contextlib.nullcontext() if done.exists() else _compile_lock(), _progress(quiet):
+        for function, signature in entries:
+            _compile(function, signature)
+    if not code_files.unkept:
+        with contextlib.suppress(OSError):
+            done.touch()
+    return compiled_here() - before
+
+
+def _source(function: Any) -> Path:
+    """The source file of a compiled function."""
+    return Path(function.py_func.__code__.co_filename)
+
+
+def _compile(function: Any, signature: tuple) -> None:
+    """Load a function from the cache or compile it."""
+    try:
+        function.compile(signature)
+    except OSError as error:
+        raise environment_problem(f"kernels cannot be read in {cache_folder()}: {error}; set ARISTOS_CACHE") from error
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[None]:
+    """Report on stderr, from the first second on, the number of compiled functions and the time taken, if any is."""
+    done = threading.Event()
+    start = time.monotonic()
+
+    def report() -> None:
+        note = f" (once, for a minute or so; kept in {cache_folder()})"
+        wait = FIRST_SECONDS
+        while not done.wait(wait):
+            if not compiled_here():
+                continue  # they are being loaded
+            ready = sum(bool(f.overloads or f.linked) for f in _registered)
+            text = f"{ready} functions in {time.monotonic() - start:.0f} s"
+            print(f"aristos: compiling kernels{_place}, {text}{note}", file=sys.stderr, flush=True)
+            wait, note = NEXT_SECONDS, ""
+
+    thread = threading.Thread(target=report, daemon=True)
+    if not quiet:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if not quiet:
+            thread.join()

@@ -1,0 +1,43 @@
+"""The errors that shared code raises, as classes that a package may replace by its own, derived from these."""
+
+from __future__ import annotations
+
+
+class Problem(Exception):
+    """Base class."""
+
+
+class InputError(Problem, ValueError):
+    """An argument has the wrong value, shape or dtype."""
+
+
+class EnvironmentProblem(Problem):
+    """The machine or what is installed cannot do what was asked."""
+
+
+_raised: tuple[type[InputError], type[EnvironmentProblem]] = (InputError, EnvironmentProblem)
+
+
+def raise_as(input_error: type[InputError], environment_problem: type[EnvironmentProblem]) -> None:
+    """From now on shared code raises these classes, in the whole process."""
+    global _raised
+    _raised = input_error, environment_problem
+
+
+def input_error(message: str) -> InputError:
+    """The error to raise for a wrong argument."""
+    return _raised[0](message)
+
+
+def environment_problem(message: str) -> EnvironmentProblem:
+    """The error to raise for what the machine or its packages cannot do."""
+    return _raised[1](message)
+
+
+def quoted(value: object, most: int = 200) -> str:
+    """A value in a message: its representation, cut; Python has none of integers above 4,300 digits."""
+    try:
+        text = repr(value)
+    except Exception:  # a caller's object may raise anything
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -1,0 +1,131 @@
+"""The LLVM code of compiled functions, which compiled callers link.
+
+Numba makes machine code and a Python wrapper of every function that compiled code calls, although the callers link the
+function's LLVM code and use neither. `Linked` has the LLVM code alone (docs/decisions.md, 61).
+
+Numba offers no public way, so these private parts of it are used here: the class `JITCodeLibrary` with what PRIVATE
+names, its attributes `_final_module`, `_finalized` and `_reload_init`, `compile_extra` and `Flags` of its compiler,
+`lookup_environment`, and `targetdescr`, `targetctx` and `typingctx` of a dispatcher. pyproject.toml bounds Numba to the
+versions with which the tests have run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from llvmlite import binding
+
+from . import code_files
+from .errors import environment_problem
+
+TESTED = "numba>=0.61,<0.69"  # as in pyproject.toml
+PRIVATE = (  # methods of JITCodeLibrary
+    "_ensure_finalized",
+    "_finalize_dynamic_globals",
+    "_finalize_final_module",
+    "_get_module_for_linking",
+    "_optimize_final_module",
+    "_verify_declare_only_symbols",
+)
+LACKS = "this Numba, {version}, lacks {what}, which the kernels' compiler uses: pip install '{tested}'"
+
+
+def check(library: type) -> None:
+    """Raises EnvironmentProblem if Numba's class lacks a method of PRIVATE."""
+    if lacking := [name for name in PRIVATE if not hasattr(library, name)]:
+        what = f"{library.__name__}.{lacking[0]}"
+        raise environment_problem(LACKS.format(version=numba.__version__, what=what, tested=TESTED))
+
+
+try:
+    from numba.core import compiler
+    from numba.core.codegen import JITCodeLibrary
+    from numba.core.environment import lookup_environment
+except ImportError as error:
+    raise environment_problem(LACKS.format(version=numba.__version__, what=error.name, tested=TESTED)) from error
+check(JITCodeLibrary)
+
+
+class Library(JITCodeLibrary):
+    """LLVM code that has no machine code. It is optimized only within the machine code of its callers."""
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._verify_declare_only_symbols()
+        self._finalized = True
+
+
+class Linked:
+    """A function's LLVM code for one list of argument types. Numba finds the function's code by this object."""
+
+    lifted = ()  # Numba's cache asks for it
+
+    def __init__(self, context: Any, library: Library, fndesc: Any, signature: Any, environments: list) -> None:
+        self.library, self.fndesc, self.signature = library, fndesc, signature
+        self.environments = environments  # of the function, and of those that it calls: they are linked with it
+        context.insert_user_function(self, fndesc, [library])
+
+    @property
+    def codegen(self) -> Any:
+        return self.library.codegen
+
+
+def link(dispatcher: Any, arguments: tuple) -> Linked:
+    """Compile a function to LLVM code for these argument types. The caller holds Numba's compiler lock."""
+    description, context = dispatcher.targetdescr, dispatcher.targetctx
+    flags: Any = compiler.Flags()
+    description.options.parse_as_flags(flags, dispatcher.targetoptions)
+    flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    library = Library(context.codegen(), dispatcher.py_func.__qualname__)
+    result = compiler.compile_extra(
+        dispatcher.typingctx, context, dispatcher.py_func, arguments, None, flags, dispatcher.locals, library
+    )
+    library._ensure_finalized()
+    return Linked(context, library, result.fndesc, result.signature, [result.environment, *environments(library)])
+
+
+def environments(library: Any) -> list:
+    """What the functions in a library may need of Python when they raise an error."""
+    names = [each.name for each in library._final_module.global_variables if each.name.startswith("_ZN08NumbaEnv")]
+    return [found for name in names if (found := lookup_environment(name)) is not None]
+
+
+def set_environments(library: Any) -> None:
+    """Let the machine code of a library that was just compiled find them. Numba sets those of one that was loaded."""
+    for each in environments(library):
+        library.codegen.set_env(each.env_name, each)
+
+
+class Cache(code_files.FunctionCache):
+    """The cache of one function's LLVM code, beside that of its machine code."""
+
+    def __init__(self, function: Callable, locator: type[code_files.Locator]) -> None:
+        super().__init__(function, locator, _Parts)
+
+
+class _Parts(code_files.Parts):
+    """How a function's LLVM code becomes bytes and again LLVM code."""
+
+    suffix = ".linked"
+
+    def reduce(self, linked: Linked) -> tuple:
+        library, fndesc = linked.library, linked.fndesc
+        fndesc.typemap = fndesc.calltypes = None  # of the compilation alone
+        code = library._get_module_for_linking().as_bitcode()
+        kept = [each for each in linked.environments if each.can_cache()]
+        return library.name, code, list(library._reload_init), fndesc, linked.signature, kept
+
+    def rebuild(self, context: Any, kept: tuple) -> Linked:
+        name, code, to_do, fndesc, signature, found = kept
+        for each in to_do:
+            each()
+        library = Library(context.codegen(), name)
+        library._reload_init.update(to_do)
+        library._final_module = binding.parse_bitcode(code)
+        library._finalize_final_module()
+        return Linked(context, library, fndesc, signature, found)

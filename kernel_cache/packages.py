@@ -1,0 +1,55 @@
+"""The packages whose functions are compiled and kept: where each lies, and what its code depends on beside its sources.
+
+A package registers itself when it is imported, before any of its functions is compiled. Keys of the cache then follow
+imports from one registered package into another (`sources.py`); an import of any other package is passed over. Imports
+no Numba.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Package(NamedTuple):
+    """root: its folder. parts: returns what its compiled code depends on beside sources, versions and the CPU."""
+
+    name: str
+    root: Path
+    parts: Callable[[], Any]
+
+
+_registered: dict[str, Package] = {}
+passed_over: set[str] = set()  # first names of absolute imports that keys do not follow
+
+
+def register(name: str, root: Path, parts: Callable[[], Any] = lambda: None) -> None:
+    """Register a package; see `Package`. Modules below root that register lowerings with Numba are found by themselves.
+
+    Raises ValueError if a key was computed that should have followed an import of it.
+    """
+    if name in passed_over and name not in _registered:
+        raise ValueError(
+            f"package {name} must be registered before functions that import it are compiled: their keys lack its files"
+        )
+    _registered[name] = Package(name, root, parts)
+
+
+def every() -> list[Package]:
+    """All registered packages, by name."""
+    return [_registered[name] for name in sorted(_registered)]
+
+
+def containing(files: Iterable[Path]) -> list[Package]:
+    """The registered packages that some of these files belong to, by name."""
+    listed = list(files)
+    return [package for package in every() if any(path.is_relative_to(package.root) for path in listed)]
+
+
+def root_of(name: str) -> Path | None:
+    """The folder of a registered package; None, and a note of the name, for any other."""
+    if name not in _registered:
+        passed_over.add(name)
+        return None
+    return _registered[name].root

@@ -1,0 +1,133 @@
+"""Find the source files that a module's compiled code reads, on which the key of a kernel cache must depend.
+
+Compiled code holds the functions and constants of its own module and of the modules that it imports. So its sources are
+the module's file and, transitively, the files of the same package and of registered ones (`packages.py`) that it
+imports. Imports are read from the syntax tree; nothing is imported or run.
+
+Not followed: imports for type checkers only (`if TYPE_CHECKING`), `import_module`, the `__init__.py` of a folder on
+the way to a module, and imports inside a function, unless that function defines others, which may be compiled.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from . import packages
+
+Import = ast.Import | ast.ImportFrom
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+@cache
+def files(source: Path) -> frozenset[Path]:
+    """The file of a module and all files of its package and of registered ones that it imports, directly or not."""
+    found, left = {source}, [source]
+    while left:
+        new = imported(left.pop()) - found
+        found |= new
+        left += new
+    return frozenset(found)
+
+
+@cache
+def importers(package: Path, module: str, name: str) -> frozenset[Path]:
+    """The files below a folder that contain `from module import name`, such as modules that register lowerings."""
+    return frozenset(
+        path
+        for path in package.rglob("*.py")
+        if name.encode() in path.read_bytes()
+        and any(
+            isinstance(node, ast.ImportFrom)
+            and (node.level, node.module) == (0, module)
+            and name in [alias.name for alias in node.names]
+            for node in _imports(_tree(path))
+        )
+    )
+
+
+@cache
+def digest(sources: frozenset[Path]) -> str:
+    """Hash of files: their contents and their paths within their packages, not the packages' locations."""
+    whole = hashlib.sha256()
+    for place, path in sorted((path.relative_to(_root(path).parent).as_posix(), path) for path in sources):
+        whole.update(place.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
+
+
+@cache
+def imported(source: Path) -> frozenset[Path]:
+    """The files of the same package and of registered ones that a module imports directly."""
+    root = _root(source)
+    return frozenset(path for node in _imports(_tree(source)) for path in _targets(node, source, root)) - {source}
+
+
+def _root(source: Path) -> Path:
+    """The outermost folder of the package that a file belongs to; the file's own folder if it is in no package."""
+    root = source.parent
+    while (root / "__init__.py").is_file() and (root.parent / "__init__.py").is_file():
+        root = root.parent
+    return root
+
+
+def _tree(source: Path) -> ast.Module:
+    return ast.parse(source.read_bytes(), str(source))
+
+
+def _imports(node: ast.AST) -> Iterator[Import]:
+    """The import statements below a node whose names compiled code can read."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Import):
+            yield child
+        elif isinstance(child, FUNCTIONS) and not any(
+            isinstance(inner, FUNCTIONS) for inner in ast.walk(child) if inner is not child
+        ):
+            continue
+        elif isinstance(child, ast.If) and _type_checking(child.test):
+            for other in child.orelse:
+                yield from _imports(ast.Module([other], []))
+        else:
+            yield from _imports(child)
+
+
+def _type_checking(test: ast.expr) -> bool:
+    return (test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", "")) == "TYPE_CHECKING"
+
+
+def _targets(node: Import, source: Path, root: Path) -> Iterator[Path]:
+    """The files that an import statement names."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield from _module(_absolute(alias.name, root))
+        return
+    if node.level:
+        folder = source.parent
+        for _ in range(node.level - 1):
+            folder = folder.parent
+        base: Path | None = folder.joinpath(*(node.module or "").split(".")) if node.module else folder
+    else:
+        base = _absolute(node.module or "", root)
+    if base is None:
+        return
+    for alias in node.names:
+        own = list(_module(base / alias.name))
+        yield from own or _module(base)
+
+
+def _absolute(name: str, root: Path) -> Path | None:
+    """The path of a module's file or folder, without suffix; None if its package is not followed."""
+    first, *rest = name.split(".")
+    place = root if first == root.name and (root / "__init__.py").is_file() else packages.root_of(first)
+    return None if place is None else place.joinpath(*rest)
+
+
+def _module(base: Path | None) -> Iterator[Path]:
+    """The file of the module at a path without suffix; empty if there is none."""
+    if base is not None:
+        for path in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
+            if path.is_file():
+                yield path
+                return

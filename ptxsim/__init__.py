@@ -1,0 +1,57 @@
+"""A PTX machine: compiled Numba kernels run on the CPU, with a checker and counters (docs/ptxsim.md).
+
+It needs no GPU, no driver, no MPI and nothing of Aristos. Importing this module does no work: its names are loaded when
+first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kernel_cache import packages
+
+if TYPE_CHECKING:
+    from .errors import EnvironmentProblem, InputError, PtxsimError
+    from .findings import KernelFault, Report
+    from .machine import DeviceArray, Machine, SimulatedGpu
+    from .switch import enable, use
+    from .syntax import PTXError
+
+__all__ = [
+    "DeviceArray",
+    "EnvironmentProblem",
+    "InputError",
+    "KernelFault",
+    "Machine",
+    "PTXError",
+    "PtxsimError",
+    "Report",
+    "SimulatedGpu",
+    "enable",
+    "use",
+]
+
+packages.register("ptxsim", Path(__file__).parent)
+
+_PLACES = {
+    "EnvironmentProblem": "errors",
+    "InputError": "errors",
+    "KernelFault": "findings",
+    "PTXError": "syntax",
+    "PtxsimError": "errors",
+    "Report": "findings",
+    "enable": "switch",
+    "use": "switch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module(f".{_PLACES.get(name, 'machine')}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

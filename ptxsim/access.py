@@ -1,0 +1,374 @@
+"""Loads, stores and atomics of a warp: checked, counted and carried out lane by lane."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import inner as jit
+
+from . import isa
+from . import state as s
+from .bits import f32_of, f64_of, get, load, load8, load32, put, store, store8, u32_of, u64_of
+from .floating import NAN32, flush32
+from .integer import cut
+from .integer import read as as_integer
+from .requests import count_access
+from .rounding import BFLOAT, HALF, exact, widen
+from .units import unit
+from .watch import (
+    ATOMIC,
+    GID_MASK,
+    NOT_COHERENT,
+    SIZE_SHIFT,
+    STRONG,
+    coherent,
+    log2,
+    race,
+    read,
+    read_latest,
+    report,
+    saw_latest,
+    wrote,
+)
+
+FAULT = -1
+
+
+@jit
+def register(x, warp, row, lane):
+    """The value of a register in one lane; warp: the address of its table."""
+    return np.uint64(get(get(warp, s.W_REGS), row * 32 + lane))
+
+
+@jit
+def set_register(x, warp, row, lane, value):
+    """Set a register in one lane."""
+    put(get(warp, s.W_REGS), row * 32 + lane, np.int64(value))
+
+
+@jit
+def locate(x, warp, thread, block, lane, space, address, size, write, pc):
+    """(address in this process, place, space) of an access; FAULT, after a report, if it is not allowed.
+
+    place: offset in the space; for global memory the offset in the machine's memory. Parameters cannot be written.
+    """
+    if space == isa.GENERIC:
+        if isa.SHARED_WINDOW <= address < isa.SHARED_WINDOW + isa.WINDOW:
+            space, address = isa.SHARED, address - isa.SHARED_WINDOW
+        elif isa.LOCAL_WINDOW <= address < isa.LOCAL_WINDOW + isa.WINDOW:
+            space, address = isa.LOCAL, address - isa.LOCAL_WINDOW
+        elif isa.PARAM_WINDOW <= address < isa.PARAM_WINDOW + isa.WINDOW:
+            space = isa.PARAM
+        else:
+            space = isa.GLOBAL
+    gid = get(thread, s.T_GID)
+    if space == isa.SHARED:
+        if isa.SHARED_WINDOW <= address < isa.SHARED_WINDOW + isa.WINDOW:
+            address -= isa.SHARED_WINDOW
+        limit = get(block, s.B_SHARED_SIZE)
+        bad = address < 0 or address + size > limit
+        if not bad:
+            valid = get(block, s.B_VALID) + address
+            bad = load8(valid) == np.uint64(0) or load8(valid + size - 1) == np.uint64(0)
+        if bad:
+            report(x, s.OUT_OF_BOUNDS, pc, gid, address, space, size, 0, 0, limit, write)
+            return np.int64(FAULT), address, space
+        if address & (size - 1):
+            report(x, s.MISALIGNED, pc, gid, address, space, size, 0, 0, 0, write)
+            return np.int64(FAULT), address, space
+        return get(block, s.B_SHARED) + address, address, space
+    if space == isa.LOCAL:
+        limit = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_LOCAL)
+        if address < 0 or address + size > limit:
+            report(x, s.OUT_OF_BOUNDS, pc, gid, address, space, size, 0, 0, limit, write)
+            return np.int64(FAULT), address, space
+        if address & (size - 1):
+            report(x, s.MISALIGNED, pc, gid, address, space, size, 0, 0, 0, write)
+            return np.int64(FAULT), address, space
+        slot = (thread - get(x, s.THREADS)) // (s.T_FIELDS * 8)
+        return get(x, s.LOCAL) + slot * get(x, s.LOCAL_BYTES) + address, address, space
+    if space == isa.PARAM:
+        launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
+        place = address - get(launch, s.L_PARAMS)
+        if write or place < 0 or place + size > get(launch, s.L_PARAM_BYTES):
+            report(x, s.OUT_OF_BOUNDS, pc, gid, place, space, size, 0, 0, 0, write)
+            return np.int64(FAULT), place, space
+        if address & (size - 1):
+            report(x, s.MISALIGNED, pc, gid, place, space, size, 0, 0, 0, write)
+            return np.int64(FAULT), place, space
+        return get(x, s.PARAMETERS) + address - isa.PARAM_WINDOW, place, space
+    place = address - isa.GLOBAL_START
+    if place < 0 or place + size > get(x, s.MEMORY_TOP):
+        report(x, s.OUT_OF_BOUNDS, pc, gid, address, isa.GLOBAL, size, 0, 0, -1, write)
+        return np.int64(FAULT), place, isa.GLOBAL
+    if address & (size - 1):
+        report(x, s.MISALIGNED, pc, gid, address, isa.GLOBAL, size, 0, 0, 0, write)
+        return np.int64(FAULT), place, isa.GLOBAL
+    if get(x, s.CHECK):
+        number = np.int64(load32(get(x, s.PAGES) + (place >> s.PAGE_SHIFT) * 4))
+        row = get(x, s.ALLOCS) + number * s.A_FIELDS * 8
+        start = get(row, s.A_START)
+        outside = number == 0 or place < start or place + size > start + get(row, s.A_SIZE)
+        if outside or (write and get(row, s.A_STATE) == s.CONSTANT):
+            report(x, s.OUT_OF_BOUNDS, pc, gid, address, isa.GLOBAL, size, 0, 0, number, write)
+            return np.int64(FAULT), place, isa.GLOBAL
+        if get(row, s.A_STATE) == s.FREED:
+            report(x, s.USE_AFTER_FREE, pc, gid, address, isa.GLOBAL, size, 0, 0, number, write)
+            return np.int64(FAULT), place, isa.GLOBAL
+    return get(x, s.MEMORY) + place, place, np.int64(isa.GLOBAL)
+
+
+@jit
+def warp_slot(x, warp):
+    """The number of a warp's slot."""
+    return (warp - get(x, s.WARPS)) // (s.W_FIELDS * 8)
+
+
+@jit
+def shadow_of(x, block, space, place):
+    """(init flags of a place, bytes of an item, first cell of its memory, its offset there, address for reports)."""
+    if space == isa.SHARED:
+        grain = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_GRANULE)
+        return get(block, s.B_INIT) + place, grain, get(block, s.B_SHADOW), place, place
+    number = np.int64(load32(get(x, s.PAGES) + (place >> s.PAGE_SHIFT) * 4))
+    row = get(x, s.ALLOCS) + number * s.A_FIELDS * 8
+    cells, first = get(x, s.SHADOW) + get(row, s.A_SHADOW) * s.CELL_WORDS * 8, place - get(row, s.A_START)
+    return get(x, s.INIT) + place, get(row, s.A_GRANULE), cells, first, place + isa.GLOBAL_START
+
+
+@unit
+def check(x, warp, thread, block, space, place, size, how, write, reads, pc):
+    """Check an access in bounds: initialised bytes, pending copies and races."""
+    gid = get(thread, s.T_GID)
+    slot = warp_slot(x, warp)
+    init, grain, cells, first, address = shadow_of(x, block, space, place)
+    fresh, pending = False, False
+    if load(init, size) != np.uint64(0x0101010101010101) >> np.uint64(64 - 8 * size):
+        for i in range(size):
+            state = load8(init + i)
+            if state == np.uint64(0):
+                fresh = True
+            elif state == np.uint64(2):
+                pending = True
+            if write:
+                store8(init + i, np.uint64(1))
+    if pending:
+        report(x, s.MISSING_WAIT, pc, gid, address, space, size, 0, 0, 0, write)
+    elif fresh and reads:
+        report(x, s.UNINITIALISED, pc, gid, address, space, size, 0, 0, 0, write)
+    how |= log2(size) << SIZE_SHIFT
+    at = first - first % grain
+    while at < first + size:
+        mask = np.int64(0)
+        for i in range(grain):
+            if first <= at + i < first + size:
+                mask |= 1 << (i & 7)
+        cell = cells + at // grain * s.CELL_WORDS * 8
+        if space == isa.GLOBAL and (write or how & NOT_COHERENT):
+            coherent(x, gid, cell, mask, write, how, address, pc)
+        found = race(x, thread, block, slot, cell, mask, how, write, pc)
+        if found != 0:
+            other = found & GID_MASK
+            report(x, s.RACE, pc, gid, address, space, size, (found >> s.GID_BITS) & 0x3FFFFF, other, how, write)
+        at += grain
+    return 0
+
+
+@jit
+def location_of(block, space, place):
+    """The number of a location in all memories: of global memory its offset, of shared memory with its block."""
+    if space == isa.SHARED:
+        return 1 << 61 | get(block, s.B_GID) << 20 | place
+    return place
+
+
+@jit
+def thread_of(x, warp, lane):
+    """The address of the table of a lane's thread."""
+    return get(x, s.THREADS) + (warp_slot(x, warp) * 32 + lane) * s.T_FIELDS * 8
+
+
+@unit
+def loads(x, warp, block, line, pc, mask):
+    """ld of the lanes in mask; line: the address of the instruction's row."""
+    type_, flags, base = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.A)
+    size, count = type_ & 15, get(line, isa.COUNT)
+    order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
+    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    signed = type_ & 0xF0 == isa.S
+    checked = get(x, s.CHECK) != 0
+    how = (STRONG if order != isa.WEAK else 0) | scope << 1
+    if flags & isa.NOT_COHERENT:
+        how |= NOT_COHERENT
+    slot = warp_slot(x, warp)
+    offset = get(line, isa.IMM)
+    where = get(x, s.SCRATCH)
+    seen = np.int64(isa.PARAM)
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        address = np.int64(register(x, warp, base, lane)) + offset
+        put(where, lane, address)
+        host, place, kind = locate(x, warp, thread, block, lane, space, address, size * count, False, pc)
+        if host == FAULT:
+            put(where, lane, -1)
+            for k in range(count):
+                set_register(x, warp, get(items, k), lane, np.uint64(0))
+            continue
+        seen = kind
+        watched = checked and (kind == isa.GLOBAL or kind == isa.SHARED) and space != isa.CONST
+        if watched:
+            for k in range(count):
+                check(x, warp, thread, block, kind, place + k * size, size, how, False, True, pc)
+        for k in range(count):
+            if watched and get(x, s.WEAK_MEMORY):
+                at = location_of(block, kind, place + k * size)
+                value = np.uint64(read(x, thread, block, slot, at, host + k * size, size, order, scope))
+            else:
+                value = load(host + k * size, size)
+            if signed:
+                value = np.uint64(as_integer(value, type_))
+            set_register(x, warp, get(items, k), lane, value)
+    count_access(x, warp, line, pc, mask, seen, size * count, False)
+    return 0
+
+
+@unit
+def stores(x, warp, block, line, pc, mask):
+    """st of the lanes in mask."""
+    type_, flags, base = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.A)
+    size, count = type_ & 15, get(line, isa.COUNT)
+    order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
+    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    checked = get(x, s.CHECK) != 0
+    how = (STRONG if order != isa.WEAK else 0) | scope << 1
+    slot = warp_slot(x, warp)
+    offset = get(line, isa.IMM)
+    where = get(x, s.SCRATCH)
+    seen = np.int64(isa.PARAM)
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        address = np.int64(register(x, warp, base, lane)) + offset
+        put(where, lane, address)
+        host, place, kind = locate(x, warp, thread, block, lane, space, address, size * count, True, pc)
+        if host == FAULT:
+            put(where, lane, -1)
+            continue
+        seen = kind
+        watched = checked and (kind == isa.GLOBAL or kind == isa.SHARED)
+        for k in range(count):
+            value = cut(register(x, warp, get(items, k), lane), type_)
+            old = load(host + k * size, size)
+            if old != value and kind != isa.LOCAL:
+                put(x, s.PROGRESS, get(x, s.STEP))
+            hidden = np.int64(0)
+            if watched:
+                check(x, warp, thread, block, kind, place + k * size, size, how, True, False, pc)
+                at = location_of(block, kind, place + k * size)
+                hidden = wrote(x, thread, block, slot, at, size, old, value, order, scope, False)
+            if not hidden:
+                store(host + k * size, size, value)
+    count_access(x, warp, line, pc, mask, seen, size * count, True)
+    return 0
+
+
+@jit
+def float_add(x, a, b, type_, flush):
+    """The sum of an atomic add of floats, as bits; flush: subnormal float32 numbers become zeros."""
+    if type_ == isa.F32:
+        if flush:
+            a, b = np.uint64(flush32(np.int64(a))), np.uint64(flush32(np.int64(b)))
+        total = f32_of(np.uint32(a)) + f32_of(np.uint32(b))
+        bits = np.int64(NAN32) if total != total else np.int64(u32_of(total))
+        return np.uint64(flush32(bits) if flush else bits)
+    if type_ == isa.F64:
+        return u64_of(f64_of(a) + f64_of(b))
+    form = BFLOAT if type_ == isa.BF16 or type_ == isa.BF16X2 else HALF
+    total = half_add(x, np.int64(a) & 0xFFFF, np.int64(b) & 0xFFFF, form)
+    if type_ & 15 == 4:
+        total |= half_add(x, (np.int64(a) >> 16) & 0xFFFF, (np.int64(b) >> 16) & 0xFFFF, form) << 16
+    return np.uint64(total)
+
+
+@jit
+def half_add(x, a, b, form):
+    """The sum of two 16-bit floats, as bits."""
+    return exact(x, isa.FADD, u64_of(widen(a, form)), u64_of(widen(b, form)), 0, form, isa.RN)
+
+
+@jit
+def combined(x, kind, type_, old, b, c, flush):
+    """The new value of an atomic operation; kind: add exch cas min max inc dec and or xor, from 0."""
+    floats = type_ & 0xF0 == isa.F or type_ & 0xF0 in (isa.BF16 & 0xF0, isa.F16X2 & 0xF0, isa.BF16X2 & 0xF0)
+    if kind == 0:
+        if floats:
+            return float_add(x, old, b, type_, flush)
+        return cut(old + b, type_)
+    if kind == 1:
+        return b
+    if kind == 2:
+        return c if old == b else old
+    if kind == 3 or kind == 4:
+        mine, theirs = as_integer(old, type_), as_integer(b, type_)
+        if type_ & 0xF0 == isa.S:
+            less = mine < theirs
+        else:
+            less = np.uint64(mine) < np.uint64(theirs)
+        return old if less == (kind == 3) else b
+    if kind == 5:
+        return np.uint64(0) if old >= b else old + np.uint64(1)
+    if kind == 6:
+        return b if old == np.uint64(0) or old > b else old - np.uint64(1)
+    if kind == 7:
+        return old & b
+    if kind == 8:
+        return old | b
+    return old ^ b
+
+
+@unit
+def atomics(x, warp, block, line, pc, mask):
+    """atom and red of the lanes in mask, one lane after the other."""
+    type_, flags, base = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.A)
+    size, kind_of = type_ & 15, get(line, isa.TYPE2)
+    order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
+    checked = get(x, s.CHECK) != 0
+    how = STRONG | ATOMIC | scope << 1
+    slot = warp_slot(x, warp)
+    offset, d = get(line, isa.IMM), get(line, isa.D)
+    where = get(x, s.SCRATCH)
+    seen = np.int64(isa.PARAM)
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        address = np.int64(register(x, warp, base, lane)) + offset
+        put(where, lane, address)
+        host, place, kind = locate(x, warp, thread, block, lane, space, address, size, True, pc)
+        if host == FAULT:
+            put(where, lane, -1)
+            set_register(x, warp, d, lane, np.uint64(0))
+            continue
+        seen = kind
+        b = cut(register(x, warp, get(line, isa.B), lane), type_)
+        c = cut(register(x, warp, get(line, isa.C), lane), type_)
+        old = load(host, size)
+        flush = kind == isa.GLOBAL  # hardware flushes subnormals in global memory, not in shared
+        value = combined(x, kind_of, type_, old, b, c, flush)
+        if checked and kind != isa.LOCAL:
+            at = location_of(block, kind, place)
+            check(x, warp, thread, block, kind, place, size, how, True, True, pc)
+            read_latest(x, thread, at, order, scope)
+            if value != old or kind_of != 2:
+                wrote(x, thread, block, slot, at, size, old, value, order, scope, True)
+            else:
+                saw_latest(x, thread, at, size)
+        if old != value:
+            put(x, s.PROGRESS, get(x, s.STEP))
+        store(host, size, value)
+        set_register(x, warp, d, lane, old)
+    count_access(x, warp, line, pc, mask, seen, size, True)
+    return 0

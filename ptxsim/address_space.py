@@ -1,0 +1,218 @@
+"""The machine's memory: one buffer for all devices and the host, allocations with gaps between them, checker cells."""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import mmap
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import isa
+from . import state as s
+from .errors import InputError, MemoryProblem
+
+PAGE = 1 << s.PAGE_SHIFT
+GAP = 2 * PAGE  # least bytes between allocations, which no access may touch
+MOST_BYTES = 1 << 36
+LEAST_BYTES = 1 << 30
+CELL_BYTES = s.CELL_WORDS * 8
+SHADOW_BYTES = MOST_BYTES // 4 * CELL_BYTES  # space for the cells of 4-byte items
+BELOW = 1 << 20  # bytes below the memory whose addresses are still named by the first array
+QUARANTINE_BYTES = 1 << 28  # of freed memory that is not reused yet, so that accesses to it are reported
+LARGE_BYTES = 1 << 28  # of cells; above it an allocation checks that the computer has enough memory
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+@dataclass
+class Allocation:
+    """A part of the machine's memory. start: offset in it. size, itemsize: bytes. dtype, shape: for reports."""
+
+    number: int
+    start: int
+    size: int
+    device: int  # -1: host memory, mapped by all devices
+    name: str
+    freed: bool = False
+    dtype: Any = None
+    shape: tuple[int, ...] = ()
+    itemsize: int = 1
+
+
+class Reserved:
+    """bytes: [size] uint8 of zeros that take no memory until they are touched; fewer if the system refuses `size`.
+
+    It never moves, so the host may hold pointers into it (mapped and managed arrays).
+    """
+
+    def __init__(self, size: int):
+        while True:
+            try:
+                self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
+                break
+            except OSError as error:
+                size //= 2
+                if size < LEAST_BYTES:
+                    raise MemoryProblem(
+                        f"the system refuses {LEAST_BYTES} bytes of address space for the machine's memory ({error}): "
+                        "raise the limit (ulimit -v)"
+                    ) from error
+        self.bytes = np.frombuffer(self.map, np.uint8)
+
+    def clear(self, start: int, end: int) -> None:
+        """Set bytes to zero; whole pages are returned to the system."""
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if first >= last:
+            self.bytes[start:end] = 0
+            return
+        self.bytes[start:first] = 0
+        self.bytes[last:end] = 0
+        self.map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+class FreeRuns:
+    """The free runs of a range of numbers; a run is taken from the lowest one that is long enough."""
+
+    def __init__(self, start: int, end: int):
+        self.free = [(start, end)]
+
+    def take(self, length: int) -> int:
+        """Take a run of this length; returns its start, or -1 if none is free."""
+        for number, (start, end) in enumerate(self.free):
+            if end - start >= length:
+                self.free[number : number + 1] = [(start + length, end)] if end - start > length else []
+                return start
+        return -1
+
+    def give(self, start: int, length: int) -> None:
+        """Free a run."""
+        at = bisect.bisect(self.free, (start, 0))
+        end = start + length
+        if at < len(self.free) and self.free[at][0] == end:
+            end = self.free.pop(at)[1]
+        if at and self.free[at - 1][1] == start:
+            at -= 1
+            start = self.free.pop(at)[0]
+        self.free.insert(at, (start, end))
+
+
+def span(size: int) -> int:
+    """Bytes of an allocation with the gap after it."""
+    return -(-(max(size, 1) + GAP) // GAP) * GAP
+
+
+def available() -> int:
+    """Bytes of the computer's memory that are available; all of it if the system does not report that."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class Memory:
+    """The memory of a machine and the tables about it.
+
+    data: [bytes] uint8. init: for each byte 1 if it is written, 2 if a copy under way will write it. pages: the number
+    of the allocation that each 256 bytes belong to. shadow: the cells of the checker.
+    """
+
+    def __init__(self, x: np.ndarray, checked: bool):
+        self.x, self.checked = x, checked
+        self.allocations: dict[int, Allocation] = {}
+        self.numbers: list[int] = []  # of released allocations, to be reused
+        self.table = np.zeros((64, s.A_FIELDS), np.int64)
+        self.whole = Reserved(MOST_BYTES)
+        self.data = self.whole.bytes
+        self.pages = Reserved(max(len(self.data) // PAGE * 4, LEAST_BYTES)).bytes.view(np.uint32)
+        self.known = Reserved(len(self.data)) if checked else None
+        self.init = self.known.bytes if self.known else np.zeros(8, np.uint8)
+        self.cells = Reserved(SHADOW_BYTES) if checked else None
+        self.shadow = self.cells.bytes if self.cells else np.zeros(8, np.uint8)
+        self.runs = FreeRuns(GAP, len(self.data) // GAP * GAP)
+        self.cell_runs = FreeRuns(0, len(self.shadow) // CELL_BYTES)
+        self.quarantine: collections.deque[Allocation] = collections.deque()
+        self.quarantined = 0  # bytes
+        self.publish()
+
+    def publish(self) -> None:
+        """Write the addresses of the tables into x."""
+        x = self.x
+        x[s.MEMORY], x[s.MEMORY_TOP] = self.data.ctypes.data, len(self.data)
+        x[s.INIT], x[s.PAGES] = self.init.ctypes.data, self.pages.ctypes.data
+        x[s.ALLOCS], x[s.SHADOW] = self.table.ctypes.data, self.shadow.ctypes.data
+
+    def allocate(self, size: int, device: int, granule: int, name: str, initialised: bool) -> Allocation:
+        """Allocate `size` bytes; granule: bytes of the smallest item, 1, 2, 4 or 8. Raises MemoryProblem."""
+        cells = -(-size // granule) + 1 if self.checked else 0
+        if cells * CELL_BYTES > LARGE_BYTES and cells * CELL_BYTES > available():
+            raise MemoryProblem(
+                f"the checker takes {CELL_BYTES} bytes for each item of an array, {cells * CELL_BYTES} for this one of "
+                f"{size} bytes, and {available()} are free. Use check=False, smaller arrays, or free() some"
+            )
+        start = self.runs.take(span(size))
+        if start < 0:
+            raise MemoryProblem(f"an array of {size} bytes does not fit the machine's {len(self.data)}")
+        shadow = self.cell_runs.take(cells) if cells else 0
+        if shadow < 0:
+            self.runs.give(start, span(size))
+            raise MemoryProblem(f"the checker's cells for an array of {size} bytes do not fit; use check=False")
+        number = self.numbers.pop() if self.numbers else len(self.allocations) + 1
+        if number == len(self.table):
+            self.table = np.concatenate([self.table, np.zeros_like(self.table)])
+        self.table[number] = [start, size, s.LIVE_MEMORY, granule, shadow]
+        self.pages[start // PAGE : -(-(start + max(size, 1)) // PAGE)] = number
+        if initialised and self.checked:
+            self.init[start : start + size] = 1
+        allocation = self.allocations[number] = Allocation(number, start, size, device, name)
+        self.publish()
+        return allocation
+
+    def free(self, allocation: Allocation) -> None:
+        """Free an allocation; raises InputError the second time. Its memory is reused later."""
+        if allocation.freed:
+            raise InputError(f"{allocation.name or 'the array'} was freed before")
+        allocation.freed = True
+        self.table[allocation.number, s.A_STATE] = s.FREED
+        self.quarantine.append(allocation)
+        self.quarantined += span(allocation.size)
+        while self.quarantined > QUARANTINE_BYTES and len(self.quarantine) > 1:
+            self.release(self.quarantine.popleft())
+
+    def release(self, allocation: Allocation) -> None:
+        """Make freed memory available again."""
+        start, size, number = allocation.start, allocation.size, allocation.number
+        self.quarantined -= span(size)
+        self.whole.clear(start, start + size)
+        self.pages[start // PAGE : -(-(start + max(size, 1)) // PAGE)] = 0
+        if self.known is not None and self.cells is not None:
+            self.known.clear(start, start + size)
+            cells, shadow = -(-size // self.table[number, s.A_GRANULE]) + 1, self.table[number, s.A_SHADOW]
+            self.cells.clear(int(shadow) * CELL_BYTES, int(shadow + cells) * CELL_BYTES)
+            self.cell_runs.give(int(shadow), int(cells))
+        self.runs.give(start, span(size))
+        del self.allocations[number]
+        self.numbers.append(number)
+
+    def bytes_of(self, allocation: Allocation) -> np.ndarray:
+        """[size] uint8: a view of the allocation's bytes."""
+        return self.data[allocation.start : allocation.start + allocation.size]
+
+    def at(self, address: int) -> Allocation | None:
+        """The allocation that holds an address, or the one whose first or last byte is nearest to it, also if freed.
+
+        None if there is none, and for addresses outside the machine's memory and not close below it.
+        """
+        place = address - isa.GLOBAL_START
+        if not -BELOW <= place < len(self.data):
+            return None
+        number = int(self.pages[place // PAGE]) if place >= 0 else 0
+        if number:
+            return self.allocations[number]
+        return min(
+            self.allocations.values(), key=lambda a: max(a.start - place, place - (a.start + a.size)), default=None
+        )

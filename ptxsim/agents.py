@@ -1,0 +1,268 @@
+"""Accesses of asynchronous work: bulk copies and wgmma use the asynchronous proxy, and belong to no thread.
+
+An agent stands for such work in the checker. It has a number like a thread's, with its kind in the bits of
+`clocks.AGENTS`, and a clock. The bulk copies that one mbarrier counts are one agent; its clock is the barrier's phase.
+The copies of a thread's bulk groups, and the wgmmas of a warp, are others; their clocks are the groups. A thread that
+waits for the phase or the group joins the agent's clock into its own, so all of that work, and no more, happened
+before it.
+
+After generic accesses to the same memory a fence.proxy.async is needed (the PTX ISA on proxies). What a fence covers is
+kept in the vector clocks too, under keys with a bit of `PROXY`, so it spreads wherever the clocks do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import inner as jit
+
+from . import isa
+from . import state as s
+from .access import shadow_of, thread_of, warp_slot
+from .bits import get, load8, load64, put, store8
+from .clocks import (
+    AGENT_SHIFT,
+    AGENTS,
+    BLOCK_KEY,
+    LOCATION,
+    SUB_BITS,
+    WARP_KEY,
+    advance,
+    closed,
+    earlier_launch,
+    earlier_run,
+    history_slot,
+    in_clock,
+    join,
+    lookup,
+    publish,
+    single,
+)
+from .units import unit
+from .watch import GID_MASK, coherent, noncoherent, report
+
+OF_BARRIER, OF_WARPGROUP, GROUP_READS, GROUP_WRITES = 1, 2, 3, 4  # kinds of agents
+PROXY = 1 << 58  # for all memory; twice that for shared, four times for global memory alone
+HOST_BIT = 1 << 41
+KNOWN_BYTES = 0x0101010101010101
+
+
+@jit
+def agent_number(kind, gid):
+    """The number of an agent. gid: a thread's number; an mbarrier's index may take the place of the thread's."""
+    return gid | kind << AGENT_SHIFT
+
+
+@jit
+def as_agent(x, number, clock, vc):
+    """Set the agent of the accesses that follow; its work begins after everything in a vector clock."""
+    agent = get(x, s.AGENT)
+    put(agent, s.T_GID, number)
+    put(agent, s.T_CLOCK, clock)
+    put(agent, s.T_VC, vc)
+
+
+@jit
+def learnt(x, vc, number, clock):
+    """A vector clock joined with an agent's work up to a clock."""
+    key = (number >> 10) << SUB_BITS | (number & 1023)
+    return vc if lookup(x, vc, key) >= clock else join(x, vc, single(x, key, clock))
+
+
+# ---- the proxies ----
+@jit
+def in_proxy(x, vc, bits, gid, clock):
+    """Whether a vector clock covers a thread's clock through a fence between the proxies."""
+    block = (gid >> 10) << SUB_BITS | bits
+    if lookup(x, vc, block | (gid & 1023)) >= clock or lookup(x, vc, block | BLOCK_KEY) >= clock:
+        return True
+    return lookup(x, vc, block | WARP_KEY | ((gid & 1023) >> 5)) >= clock
+
+
+@jit
+def shown(x, vc, space, gid, clock):
+    """Whether a fence has made a thread's accesses up to a clock visible to the asynchronous proxy."""
+    return in_proxy(x, vc, PROXY, gid, clock) or in_proxy(x, vc, PROXY * (2 if space == isa.SHARED else 4), gid, clock)
+
+
+@unit
+def proxy_fence(x, warp, block, which, mask):
+    """fence.proxy.async of the lanes of mask; which: 0 for all memory, 1 for shared, 2 for global memory.
+
+    The fence of a whole warp is one entry of its clock, so joining the clocks of many threads stays cheap.
+    """
+    slot = warp_slot(x, warp)
+    whole = mask == get(warp, s.W_EXISTS)
+    latest = np.int64(0)
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            latest = max(latest, get(thread_of(x, warp, lane), s.T_CLOCK))
+    old, new = np.int64(-1), np.int64(0)
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        known = get(thread, s.T_VC)
+        if not whole:
+            put(thread, s.T_VC, fenced(x, publish(x, thread, block, slot), known, block, which))
+            continue
+        put(thread, s.T_CLOCK, latest)
+        advance(thread, block)
+        if known != old:
+            old = known
+            new = fenced(x, join(x, known, of_warp(x, warp, block, latest)), known, block, which)
+        put(thread, s.T_VC, new)
+    return 0
+
+
+@jit
+def of_warp(x, warp, block, clock):
+    """A vector clock of all lanes of a warp up to a clock, and of the block up to its last barrier."""
+    key = get(block, s.B_GID) << SUB_BITS
+    vc = single(x, key | WARP_KEY | get(warp, s.W_INDEX), clock)
+    floor = get(block, s.B_FLOOR)
+    return vc if floor == 0 else join(x, vc, single(x, key | BLOCK_KEY, floor - 1))
+
+
+@jit
+def fenced(x, vc, known, block, which):
+    """A thread's clock after a fence: `known`, and all of `vc` as visible to the asynchronous proxy.
+
+    Entries of the block's threads that the entry of its last barrier covers are left out.
+    """
+    pool, top = get(x, s.CLOCKS), get(x, s.CLOCKS_TOP)
+    mine, floor = get(block, s.B_GID), get(block, s.B_FLOOR)
+    n = np.int64(0)
+    for i in range(get(pool, 2 * vc) if vc else 0):
+        key, clock = get(pool, 2 * (vc + 1 + i)), get(pool, 2 * (vc + 1 + i) + 1)
+        if key >= PROXY:  # keys are sorted
+            break
+        owner = key >> SUB_BITS
+        covered = owner == mine and key & BLOCK_KEY != BLOCK_KEY and clock < floor
+        if owner & (AGENTS >> 10) != 0 or (which == 1 and owner != mine) or covered:
+            continue
+        put(pool, 2 * (top + 1 + n), key | PROXY << which)
+        put(pool, 2 * (top + 1 + n) + 1, clock)
+        n += 1
+    shows = closed(x, top, n)
+    top = get(x, s.CLOCKS_TOP)
+    n = np.int64(0)
+    for i in range(get(pool, 2 * known) if known else 0):
+        key, clock = get(pool, 2 * (known + 1 + i)), get(pool, 2 * (known + 1 + i) + 1)
+        owner = (key & (PROXY - 1)) >> SUB_BITS
+        kind = key - (key & (PROXY - 1))
+        same = kind == 0 or kind == PROXY << which or (which == 0 and kind < LOCATION)
+        if same and owner == mine and key & BLOCK_KEY != BLOCK_KEY and clock < floor:
+            continue
+        put(pool, 2 * (top + 1 + n), key)
+        put(pool, 2 * (top + 1 + n) + 1, clock)
+        n += 1
+    return join(x, closed(x, top, n), shows)
+
+
+# ---- accesses ----
+@jit
+def before(x, agent, gid, clock):
+    """Whether an access happened before the agent's work began. Pieces of one agent's work are not ordered."""
+    if earlier_run(x, gid) or in_clock(x, get(agent, s.T_VC), gid, clock):
+        return True
+    return earlier_launch(x, gid, get(agent, s.T_GID))
+
+
+@jit
+def examine(x, thread, agent, origin, when, space, address, size, write, pc):
+    """Report an earlier access (two words of a cell) that races with the agent's, or that needs a fence in between."""
+    gid, clock = origin & GID_MASK, when & 0xFFFFFFFF
+    other_pc = (origin >> s.GID_BITS) & 0x3FFFFF
+    mine = get(thread, s.T_GID)
+    if not before(x, agent, gid, clock):
+        report(x, s.RACE, pc, mine, address, space, size, other_pc, gid, 0, write)
+        return
+    thread_now = gid & (AGENTS | HOST_BIT) == 0 and not earlier_run(x, gid)
+    if thread_now and not shown(x, get(agent, s.T_VC), space, gid, clock) and not earlier_launch(x, gid, mine):
+        report(x, s.MISSING_FENCE, pc, mine, address, space, size, other_pc, gid, 0, write)
+
+
+@jit
+def check_written(x, thread, space, init, address, size, write, pc):
+    """Report bytes that nothing has written, or that a pending copy will write; mark those of a write as pending."""
+    fresh, pending = np.int64(-1), np.int64(-1)
+    for i in range(0, size, 8):
+        if load64(init + i) != np.uint64(KNOWN_BYTES):
+            for k in range(i, i + 8):
+                state = load8(init + k)
+                if state == np.uint64(0) and fresh < 0:
+                    fresh = np.int64(k)
+                elif state == np.uint64(2) and pending < 0:
+                    pending = np.int64(k)
+    gid = get(thread, s.T_GID)
+    if pending >= 0:
+        report(x, s.MISSING_WAIT, pc, gid, address + pending, space, size, 0, 0, 0, write)
+    elif fresh >= 0 and not write:
+        report(x, s.UNINITIALISED, pc, gid, address + fresh, space, size, 0, 0, 0, write)
+    if write:
+        for i in range(size):
+            store8(init + i, np.uint64(2))
+
+
+@unit
+def agent_access(x, thread, block, space, place, size, write, pc):
+    """Check and record an access of the agent of `as_agent`, in bounds and of a multiple of 16 bytes.
+
+    thread: the one that started the work, for reports. Written bytes count as pending until `landed`.
+    """
+    init, grain, cells, first, address = shadow_of(x, block, space, place)
+    check_written(x, thread, space, init, address, size, write, pc)
+    agent = get(x, s.AGENT)
+    origin = get(agent, s.T_GID) | pc << s.GID_BITS
+    when = get(agent, s.T_CLOCK) | ((1 << grain) - 1) << 32
+    w, w_when, r, r_when, q, q_when = np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    old_r, old_q = False, False  # did the reads r and q happen before the agent's work?
+    cell = cells + first // grain * s.CELL_WORDS * 8
+    for k in range(size // grain):
+        at = address + k * grain
+        if write and space == isa.GLOBAL:
+            coherent(x, origin & GID_MASK, cell, (1 << grain) - 1, True, 0, at, pc)
+        if get(cell, 0) != 0 and (get(cell, 0) != w or get(cell, 1) != w_when):  # else the same as in the cell before
+            w, w_when = get(cell, 0), get(cell, 1)
+            examine(x, thread, agent, w, w_when, space, at, size, write, pc)
+        if get(cell, 2) != 0 and (get(cell, 2) != r or get(cell, 3) != r_when):
+            r, r_when = get(cell, 2), get(cell, 3)
+            old_r = before(x, agent, r & GID_MASK, r_when & 0xFFFFFFFF)
+            if write:
+                examine(x, thread, agent, r, r_when, space, at, size, write, pc)
+        if get(cell, 4) != 0 and (get(cell, 4) != q or get(cell, 5) != q_when):
+            q, q_when = get(cell, 4), get(cell, 5)
+            old_q = before(x, agent, q & GID_MASK, q_when & 0xFFFFFFFF)
+            if write:
+                examine(x, thread, agent, q, q_when, space, at, size, write, pc)
+        place_in = np.int64(0)  # the cell's first word to set: of its write, or of one of its two reads; -1 none
+        if write:
+            put(cell, 2, 0)
+            put(cell, 4, 0)
+        elif get(cell, 2) == 0 or get(cell, 2) & GID_MASK == origin & GID_MASK:
+            place_in = np.int64(2)
+        elif get(cell, 4) == 0 or get(cell, 4) & GID_MASK == origin & GID_MASK:
+            place_in = np.int64(4)
+        elif old_r and not noncoherent(cell, 2):
+            place_in = np.int64(2)
+        elif old_q:
+            place_in = np.int64(4)
+        else:
+            place_in = np.int64(-1)
+        if place_in >= 0:
+            put(cell, place_in, origin)
+            put(cell, place_in + 1, when)
+        cell += s.CELL_WORDS * 8
+    return 0
+
+
+@jit
+def landed(x, init, location, size):
+    """A copy's bytes have arrived: mark them as written, and let no reader find older values."""
+    for i in range(size):
+        store8(init + i, np.uint64(1))
+    for i in range(0, size, 8):
+        slot = history_slot(x, location + i)
+        if get(slot, s.H_COUNT) != 0 and get(slot, s.H_ADDRESS) >> 3 == (location + i) >> 3:
+            put(slot, s.H_COUNT, 0)

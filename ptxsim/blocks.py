@@ -1,0 +1,218 @@
+"""Blocks: started on an SM when there is space, and removed when their threads have ended."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import inner as jit
+
+from . import state as s
+from .access import thread_of
+from .barrier import rest, wake
+from .bits import get, put, store8
+from .bulk import abandon
+from .clocks import join
+from .collective import FULL
+from .lanes import select
+from .rows import PARAMS, ROW
+from .units import unit
+from .warpgroup import watch_registers
+
+ROW_TID_X, ROW_TID_Y, ROW_TID_Z, ROW_NTID, ROW_CTAID, ROW_NCTAID = (
+    ROW[name] for name in ("tid.x", "tid.y", "tid.z", "ntid.x", "ctaid.x", "nctaid.x")
+)
+ROW_LANEID, ROW_WARPID, ROW_NWARPID, ROW_SMID, ROW_NSMID, ROW_GRIDID, ROW_DYNAMIC = (
+    ROW[name] for name in ("laneid", "warpid", "nwarpid", "smid", "nsmid", "gridid", "dynamic_smem_size")
+)
+ROW_EQ, ROW_LE, ROW_LT, ROW_GE, ROW_GT = (ROW[f"lanemask_{name}"] for name in ("eq", "le", "lt", "ge", "gt"))
+
+
+@unit
+def start_block(x, device, launch, slot, sm):
+    """Start the next block of a launch in a slot: its threads, their special registers and constants."""
+    block = get(x, s.BLOCKS) + slot * s.B_FIELDS * 8
+    cta = get(launch, s.L_NEXT)
+    put(launch, s.L_NEXT, cta + 1)
+    threads, warps = get(launch, s.L_THREADS), get(launch, s.L_WARPS)
+    put(block, s.B_LAUNCH, get(launch, s.L_NUMBER))
+    put(block, s.B_CTA, cta)
+    put(block, s.B_THREADS, threads)
+    put(block, s.B_WARPS, warps)
+    put(block, s.B_LIVE, threads)
+    put(block, s.B_GID, get(launch, s.L_FIRST_GID) + cta)
+    put(block, s.B_FLOOR, 0)
+    put(block, s.B_MAX_CLOCK, 1)
+    put(block, s.B_SM, sm)
+    put(block, s.B_SC, 0)
+    put(block, s.B_AT_GRID, 0)
+    put(block, s.B_MBARRIERS, 0)
+    shared = get(launch, s.L_SHARED)
+    put(block, s.B_SHARED_SIZE, shared)
+    put(block, s.B_VALID, get(launch, s.L_VALID))
+    clear(get(block, s.B_SHARED), shared)
+    if get(x, s.CHECK):
+        clear(get(block, s.B_INIT), shared)
+        clear(get(block, s.B_SHADOW), (shared // get(launch, s.L_GRANULE) + 1) * s.CELL_WORDS * 8)
+    for number in range(s.BARRIERS_PER_BLOCK):
+        q = get(x, s.BARRIERS) + (slot * s.BARRIERS_PER_BLOCK + number) * s.Q_FIELDS * 8
+        for f in range(s.Q_FIELDS):
+            put(q, f, 0)
+    gx, gy = get(launch, s.L_GX), get(launch, s.L_GY)
+    bx, by = get(launch, s.L_BX), get(launch, s.L_BY)
+    for k in range(warps):
+        number = get(block, s.B_FIRST_WARP) + k
+        warp = get(x, s.WARPS) + number * s.W_FIELDS * 8
+        regs = get(x, s.REGS) + number * get(x, s.REGISTERS_PER_WARP) * 8
+        clear(regs, get(launch, s.L_ROWS) * 256)
+        clear(warp, s.W_FIELDS * 8)
+        put(warp, s.W_REGS, regs)
+        put(warp, s.W_BLOCK, slot)
+        put(warp, s.W_INDEX, k)
+        put(warp, s.W_READY, -1)
+        if get(x, s.CHECK):
+            for i in range(1024):
+                put(get(x, s.KNOWN), number * 1024 + i, -1)
+        live = np.int64(0)
+        for lane in range(32):
+            tid = k * 32 + lane
+            thread = thread_of(x, warp, lane)
+            clear(thread, s.T_FIELDS * 8)
+            put(thread, s.T_PC, get(launch, s.L_ENTRY))
+            put(thread, s.T_GID, get(block, s.B_GID) << 10 | tid)
+            put(thread, s.T_CLOCK, 1)
+            put(thread, s.T_TID, tid)
+            put(thread, s.T_VC, get(launch, s.L_VC))
+            if tid < threads:
+                live |= 1 << lane
+            put(regs, ROW_TID_X * 32 + lane, tid % bx)
+            put(regs, ROW_TID_Y * 32 + lane, tid // bx % by)
+            put(regs, ROW_TID_Z * 32 + lane, tid // (bx * by))
+            put(regs, ROW_LANEID * 32 + lane, lane)
+            put(regs, ROW_EQ * 32 + lane, 1 << lane)
+            put(regs, ROW_LE * 32 + lane, (2 << lane) - 1)
+            put(regs, ROW_LT * 32 + lane, (1 << lane) - 1)
+            put(regs, ROW_GE * 32 + lane, FULL & ~((1 << lane) - 1))
+            put(regs, ROW_GT * 32 + lane, FULL & ~((2 << lane) - 1))
+        put(warp, s.W_LIVE, live)
+        put(warp, s.W_EXISTS, live)
+        fill(regs, ROW_NTID, bx)
+        fill(regs, ROW_NTID + 1, by)
+        fill(regs, ROW_NTID + 2, get(launch, s.L_BZ))
+        fill(regs, ROW_CTAID, cta % gx)
+        fill(regs, ROW_CTAID + 1, cta // gx % gy)
+        fill(regs, ROW_CTAID + 2, cta // (gx * gy))
+        fill(regs, ROW_NCTAID, gx)
+        fill(regs, ROW_NCTAID + 1, gy)
+        fill(regs, ROW_NCTAID + 2, get(launch, s.L_GZ))
+        fill(regs, ROW_WARPID, k)
+        fill(regs, ROW_NWARPID, warps)
+        fill(regs, ROW_SMID, sm)
+        fill(regs, ROW_NSMID, get(device, s.D_SMS))
+        fill(regs, ROW_GRIDID, get(launch, s.L_NUMBER))
+        fill(regs, PARAMS, get(launch, s.L_PARAMS))
+        fill(regs, ROW_DYNAMIC, get(launch, s.L_DYNAMIC))
+        fill(regs, ROW_DYNAMIC + 1, shared)
+        fill(regs, ROW_DYNAMIC + 4, 1)
+        constants = get(launch, s.L_CONSTANTS)
+        for i in range(get(launch, s.L_CONSTANT_COUNT)):
+            fill(regs, get(constants, 2 * i), get(constants, 2 * i + 1))
+        if get(launch, s.L_WARPGROUP) and get(x, s.CHECK):
+            watch_registers(x, warp, number, launch)
+        select(x, warp)
+        wake(x, warp)
+    put(x, s.PROGRESS, get(x, s.STEP))
+    return 0
+
+
+@jit
+def fill(regs, row, value):
+    """Set a row of a warp's registers in all lanes."""
+    for lane in range(32):
+        put(regs, row * 32 + lane, value)
+
+
+@jit
+def clear(address, size):
+    """Set bytes to zero."""
+    n = size >> 3
+    for i in range(n):
+        put(address, i, 0)
+    for i in range(n * 8, size):
+        store8(address + i, np.uint64(0))
+
+
+@unit
+def admit(x, number):
+    """Start the blocks of a device's launch, in the order of their index, while its SMs have space."""
+    device = get(x, s.DEVICES) + number * (s.D_FIELDS + s.MAX_SMS) * 8
+    sms = get(device, s.D_SMS)
+    while True:
+        current = get(device, s.D_CURRENT)
+        if current < 0:
+            return 0
+        launch = get(x, s.LAUNCHES) + current * s.L_FIELDS * 8
+        if get(launch, s.L_NEXT) >= get(launch, s.L_BLOCKS):
+            return 0
+        chosen = np.int64(-1)
+        for k in range(sms):
+            sm = (get(device, s.D_NEXT_SM) + k) % sms
+            if get(device, s.D_FIELDS + sm) < get(launch, s.L_PER_SM):
+                chosen = sm
+                break
+        if chosen < 0:
+            return 0
+        slot = np.int64(-1)
+        for i in range(get(x, s.BLOCK_SLOTS)):
+            block = get(x, s.BLOCKS) + i * s.B_FIELDS * 8
+            if get(block, s.B_DEVICE) == number and get(block, s.B_LAUNCH) < 0:
+                slot = np.int64(i)
+                break
+        if slot < 0:
+            return 0
+        put(device, s.D_NEXT_SM, chosen + 1)
+        put(device, s.D_FIELDS + chosen, get(device, s.D_FIELDS + chosen) + 1)
+        start_block(x, device, launch, slot, chosen)
+    return 0
+
+
+@unit
+def remove_ended(x):
+    """Free the slots of blocks that ended; after the last block of a launch the device's next launch begins."""
+    put(x, s.DEAD, 0)
+    for i in range(get(x, s.BLOCK_SLOTS)):
+        block = get(x, s.BLOCKS) + i * s.B_FIELDS * 8
+        number = get(block, s.B_LAUNCH)
+        if number < 0 or get(block, s.B_LIVE) > 0:
+            continue
+        for k in range(get(block, s.B_WARPS)):
+            rest(x, get(x, s.WARPS) + (get(block, s.B_FIRST_WARP) + k) * s.W_FIELDS * 8)
+        device = get(x, s.DEVICES) + get(block, s.B_DEVICE) * (s.D_FIELDS + s.MAX_SMS) * 8
+        sm = s.D_FIELDS + get(block, s.B_SM)
+        put(device, sm, get(device, sm) - 1)
+        launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
+        if get(x, s.PENDING_COUNT):
+            abandon(x, block, get(launch, s.L_STOPPED))
+        put(launch, s.L_DONE, get(launch, s.L_DONE) + 1)
+        put(block, s.B_LAUNCH, -1)
+        if get(launch, s.L_STOPPED):
+            put(launch, s.L_DONE, get(launch, s.L_DONE) + get(launch, s.L_BLOCKS) - get(launch, s.L_NEXT))
+            put(launch, s.L_NEXT, get(launch, s.L_BLOCKS))
+        if get(launch, s.L_DONE) == get(launch, s.L_BLOCKS):
+            put(launch, s.L_STATE, s.FINISHED)
+            begin_next(x, device, launch)
+        admit(x, get(block, s.B_DEVICE))
+    return 0
+
+
+@jit
+def begin_next(x, device, launch):
+    """Begin the next launch of a device; everything of the one before happened before it."""
+    number = get(launch, s.L_NUMBER)
+    put(device, s.D_CURRENT, -1)
+    for k in range(number + 1, get(x, s.LAUNCH_COUNT)):
+        other = get(x, s.LAUNCHES) + k * s.L_FIELDS * 8
+        if get(other, s.L_DEVICE) == get(launch, s.L_DEVICE) and get(other, s.L_STATE) == s.QUEUED:
+            put(other, s.L_STATE, s.ACTIVE)
+            put(other, s.L_VC, join(x, get(other, s.L_VC), get(launch, s.L_VC_OUT)))
+            put(device, s.D_CURRENT, k)
+            return

@@ -1,0 +1,243 @@
+"""cp.async.bulk: copies of many bytes between global and shared memory by the asynchronous proxy.
+
+A copy is checked when it starts and carried out later, at a point that the seed chooses. A load then counts its bytes
+on its mbarrier. A store is carried out at the latest when its group is waited for. Until then the target counts as
+pending. Source: the PTX ISA, "cp.async.bulk".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import inner as jit
+
+from . import isa
+from . import state as s
+from .access import FAULT, check, locate, location_of, register, thread_of, warp_slot
+from .agents import (
+    GROUP_READS,
+    GROUP_WRITES,
+    OF_BARRIER,
+    agent_access,
+    agent_number,
+    as_agent,
+    landed,
+    learnt,
+    proxy_fence,
+    shown,
+)
+from .bits import get, load64, put, store64
+from .clocks import SUB_BITS, join, publish, single
+from .copies import finish_copies
+from .mbarrier import expect, live, pending, row_of, settle_phase
+from .units import unit
+from .watch import ATOMIC, STRONG, draw, report
+
+BAD_SIZE, NOT_DONE = 8, 9  # in MISUSE reports, after mbarrier.py's
+
+
+@jit
+def locate_all(x, warp, thread, block, lane, space, address, size, write, pc):
+    """(address in this process, place) of `size` bytes; FAULT, after a report, if any of them is out of bounds."""
+    first, start = np.int64(FAULT), np.int64(0)
+    for k in range(0, size, 16):
+        host, place, _ = locate(x, warp, thread, block, lane, space, address + k, 16, write, pc)
+        if host == FAULT:
+            return np.int64(FAULT), start
+        if k == 0:
+            first, start = host, place
+    return first, start
+
+
+@unit
+def bulk(x, warp, block, line, pc, op, mask):
+    """cp.async.bulk and its groups for the lanes of mask."""
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        if op == isa.BULKCOMMIT:
+            put(thread, s.T_BULK, get(thread, s.T_BULK) + 1)
+        elif op == isa.BULKWAIT:
+            wait_groups(x, thread, get(thread, s.T_BULK) - get(line, isa.IMM), get(line, isa.FLAGS) != 0)
+        else:
+            start(x, warp, thread, block, line, lane, op, pc)
+    return 0
+
+
+@jit
+def start(x, warp, thread, block, line, lane, op, pc):
+    """Start one lane's copy; IMM, TYPE and TYPE2 hold the offsets of its addresses."""
+    size = np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF
+    to = np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM)
+    source = np.int64(register(x, warp, get(line, isa.B), lane)) + get(line, isa.TYPE)
+    if size & 15 or size == 0:
+        report(x, s.MISUSE, pc, get(thread, s.T_GID), size, isa.SHARED, 16, 0, 0, BAD_SIZE, 0)
+        return
+    loads = op == isa.BULKLOAD
+    spaces = (isa.SHARED, isa.GLOBAL) if loads else (isa.GLOBAL, isa.SHARED)
+    target, to_place = locate_all(x, warp, thread, block, lane, spaces[0], to, size, True, pc)
+    if target == FAULT:
+        return
+    origin, from_place = locate_all(x, warp, thread, block, lane, spaces[1], source, size, False, pc)
+    if origin == FAULT:
+        return
+    count_bytes(x, pc, to if not loads else source, size)
+    if not loads:
+        group = get(thread, s.T_BULK)
+        if get(x, s.CHECK):
+            vc = publish(x, thread, block, warp_slot(x, warp))
+            as_agent(x, agent_number(GROUP_READS, get(thread, s.T_GID)), group + 1, vc)
+            agent_access(x, thread, block, isa.SHARED, from_place, size, False, pc)
+            as_agent(x, agent_number(GROUP_WRITES, get(thread, s.T_GID)), group + 1, vc)
+            agent_access(x, thread, block, isa.GLOBAL, to_place, size, True, pc)
+        pending(x, s.P_STORE, block, thread, to_place, origin, size, -1, group, pc)
+        return
+    at = np.int64(register(x, warp, get(line, isa.E), lane)) + get(line, isa.TYPE2)
+    host, place, _ = locate(x, warp, thread, block, lane, isa.SHARED, at, 8, False, pc)
+    if host == FAULT:
+        return
+    index = live(x, thread, block, place, pc)
+    if index < 0:
+        return
+    barrier = row_of(x, block, index)
+    clock = get(barrier, s.MB_PHASE) + 1
+    if get(x, s.CHECK):
+        check(x, warp, thread, block, isa.SHARED, place, 8, STRONG | ATOMIC, False, True, pc)
+        vc = publish(x, thread, block, warp_slot(x, warp))
+        maker = get(barrier, s.MB_GID)
+        if not get(barrier, s.MB_FENCED) and not shown(x, vc, isa.SHARED, maker, get(barrier, s.MB_CLOCK)):
+            report(x, s.MISSING_FENCE, pc, get(thread, s.T_GID), place, isa.SHARED, 8, 0, 0, 1, 0)
+        as_agent(x, agent_of(block, index), clock, vc)
+        agent_access(x, thread, block, isa.GLOBAL, from_place, size, False, pc)
+        agent_access(x, thread, block, isa.SHARED, to_place, size, True, pc)
+    pending(x, s.P_LOAD, block, thread, to_place, origin, size, index, clock, pc)
+
+
+@jit
+def agent_of(block, index):
+    """The agent of the copies that an mbarrier counts."""
+    return agent_number(OF_BARRIER, get(block, s.B_GID) << 10 | index)
+
+
+@jit
+def count_bytes(x, pc, address, size):
+    """Count a request of global memory."""
+    counts = get(x, s.COUNTS) + pc * s.N_FIELDS * 8
+    sectors = ((address + size - 1) >> 5) - (address >> 5) + 1
+    put(counts, s.N_WIDTH, max(get(counts, s.N_WIDTH), size))
+    put(counts, s.N_REQUESTS, get(counts, s.N_REQUESTS) + 1)
+    put(counts, s.N_SECTORS, get(counts, s.N_SECTORS) + sectors)
+    put(counts, s.N_BYTES, get(counts, s.N_BYTES) + size)
+    put(counts, s.N_IDEAL, get(counts, s.N_IDEAL) + (size + 31) // 32)
+
+
+# ---- landing ----
+@jit
+def take_out(x, at):
+    """Remove a row of the table of pending work; the last row takes its place."""
+    last = get(x, s.PENDING_COUNT) - 1
+    for field in range(s.P_FIELDS):
+        put(get(x, s.PENDING) + at * s.P_FIELDS * 8, field, get(get(x, s.PENDING) + last * s.P_FIELDS * 8, field))
+    put(x, s.PENDING_COUNT, last)
+
+
+@unit
+def land(x, at):
+    """Carry out pending work, by its index in the table."""
+    row = get(x, s.PENDING) + at * s.P_FIELDS * 8
+    kind, block, thread = get(row, s.P_KIND), get(row, s.P_BLOCK), get(row, s.P_THREAD)
+    to, source, size, pc = get(row, s.P_TO), get(row, s.P_FROM), get(row, s.P_SIZE), get(row, s.P_PC)
+    index, group = get(row, s.P_BARRIER), get(row, s.P_GROUP)
+    take_out(x, at)
+    put(x, s.PROGRESS, get(x, s.STEP))
+    if kind == s.P_ARRIVE:
+        copies_arrive(x, block, thread, index)
+        return 0
+    target = get(block, s.B_SHARED) + to if kind == s.P_LOAD else get(x, s.MEMORY) + to
+    for i in range(0, size, 8):
+        store64(target + i, load64(source + i))
+    checked = get(x, s.CHECK) != 0
+    if kind == s.P_STORE:
+        if checked:
+            landed(x, get(x, s.INIT) + to, to, size)
+        return 0
+    barrier = row_of(x, block, index)
+    if checked:
+        landed(x, get(block, s.B_INIT) + to, location_of(block, isa.SHARED, to), size)
+        number = agent_of(block, index)
+        key = (number >> 10) << SUB_BITS | index
+        put(barrier, s.MB_VC, join(x, get(barrier, s.MB_VC), single(x, key, group)))
+    if get(barrier, s.MB_LIVE):
+        expect(x, thread, barrier, -size, pc)
+        settle_phase(x, block, barrier, index)
+    return 0
+
+
+@jit
+def copies_arrive(x, block, thread, index):
+    """The arrival of cp.async.mbarrier.arrive: finish the thread's cp.async and release them with its work so far."""
+    slot = (thread - get(x, s.THREADS)) // (s.T_FIELDS * 8) // 32
+    warp = get(x, s.WARPS) + slot * s.W_FIELDS * 8
+    if get(thread, s.T_COPIES):
+        finish_copies(x, warp, thread, block, get(thread, s.T_GROUP) + 1, s.C_MOST)
+    barrier = row_of(x, block, index)
+    if get(x, s.CHECK):
+        put(barrier, s.MB_VC, join(x, get(barrier, s.MB_VC), publish(x, thread, block, slot)))
+    if get(barrier, s.MB_LIVE) and get(barrier, s.MB_PENDING) > 0:
+        put(barrier, s.MB_PENDING, get(barrier, s.MB_PENDING) - 1)
+        settle_phase(x, block, barrier, index)
+
+
+@jit
+def land_some(x):
+    """Carry out one random piece of pending work, or 64 if the table is more than half full."""
+    for _ in range(64 if get(x, s.PENDING_COUNT) > s.P_MOST // 2 else 1):
+        land(x, draw(x) % get(x, s.PENDING_COUNT))
+
+
+@jit
+def wait_groups(x, thread, before, reads):
+    """cp.async.bulk.wait_group: complete the thread's groups below `before`; reads: their reads alone."""
+    at = get(x, s.PENDING_COUNT) - 1
+    while at >= 0:
+        row = get(x, s.PENDING) + at * s.P_FIELDS * 8
+        if get(row, s.P_KIND) == s.P_STORE and get(row, s.P_THREAD) == thread and get(row, s.P_GROUP) < before:
+            land(x, at)
+        at -= 1
+    if get(x, s.CHECK) and before > 0:
+        vc = learnt(x, get(thread, s.T_VC), agent_number(GROUP_READS, get(thread, s.T_GID)), before)
+        if not reads:
+            vc = learnt(x, vc, agent_number(GROUP_WRITES, get(thread, s.T_GID)), before)
+        put(thread, s.T_VC, vc)
+
+
+@jit
+def abandon(x, block, stopped):
+    """A block has ended: report its copies that are still pending."""
+    at = get(x, s.PENDING_COUNT) - 1
+    while at >= 0:
+        row = get(x, s.PENDING) + at * s.P_FIELDS * 8
+        if get(row, s.P_BLOCK) == block:
+            if get(x, s.CHECK) and not stopped and get(row, s.P_KIND) != s.P_ARRIVE:
+                gid = get(get(row, s.P_THREAD), s.T_GID)
+                report(x, s.MISUSE, get(row, s.P_PC), gid, 0, isa.SHARED, get(row, s.P_SIZE), 0, 0, NOT_DONE, 0)
+            if get(row, s.P_KIND) == s.P_STORE:
+                land(x, at)
+            else:
+                take_out(x, at)
+        at -= 1
+
+
+# ---- fences ----
+@unit
+def fence_of_proxies(x, warp, block, line, op, mask):
+    """fence.proxy.async, and fence.mbarrier_init for the mbarriers that the thread initialised."""
+    if op == isa.PROXYFENCE:
+        return proxy_fence(x, warp, block, get(line, isa.IMM), mask)
+    for lane in range(32):
+        for index in range(get(block, s.B_MBARRIERS)):
+            row = row_of(x, block, index)
+            if (mask >> lane) & 1 and get(row, s.MB_GID) == get(thread_of(x, warp, lane), s.T_GID):
+                put(row, s.MB_FENCED, 1)
+    return 0

@@ -1,0 +1,163 @@
+"""Run the kernels of a file with the checker: a Python script, CUDA C++ or PTX.
+
+A script launches its kernels itself. For CUDA C++ and PTX the launches are given as text (launch_text.py); CUDA C++ is
+compiled by NVRTC, which needs no driver and compiles kernels alone, no host code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kernel_cache import regular
+
+from . import kernels, launch_text, profile
+from .errors import InputError
+from .findings import Report, lines, total
+from .launch_text import LaunchText
+from .machine import Machine
+from .nvrtc import compiled_kernels
+from .program import Program
+
+KINDS = (".py", ".cu", ".ptx")
+NO_LAUNCH = (
+    "no launch is given: write one in a comment of the file, '// simt: add<<<8, 128>>>(float32[1000]=seed:1, "
+    "float32[1000], 1000)', or pass --launch"
+)
+
+
+def check(file: str, args: list[str], launches: list[str], seeds: int, github: bool, **options: Any) -> int:
+    """Run a file's kernels with `seeds` seeds and print the reports: 1 if there are any, or a script fails, else 0.
+
+    args: of a script; further files for CUDA C++ and PTX. launches: as text, instead of those in the files' comments.
+    github: print reports as annotations of GitHub Actions. options: of `Machine`. Raises InputError if nothing ran,
+    for a missing file or a wrong launch, EnvironmentProblem without NVRTC or numba-cuda.
+    """
+    files = [Path(file)] if file.endswith(".py") else [Path(name) for name in (file, *args)]
+    for path in files:
+        if path.suffix not in KINDS or (path.suffix == ".py" and len(files) > 1):
+            raise InputError(f"expected SCRIPT.py, or files of CUDA C++ (.cu) or PTX (.ptx), got {path}")
+        if not path.exists():
+            raise InputError(f"there is no file {path}")
+    if launches and files[0].suffix == ".py":
+        raise InputError("--launch is for CUDA C++ and PTX: a script launches its kernels itself")
+    failed, found = 0, list[Report]()
+    first = options.pop("seed")
+    for path in files:
+        for seed in range(first, first + seeds):
+            if path.suffix == ".py":
+                code, reports = script(path, args, Machine(seed=seed, **options))
+                failed = failed or code
+            else:
+                reports = run(path, launches, Machine(seed=seed, **options))
+            found += [report for report in reports if not any(same(report, known) for known in found)]
+    printed = lines(found, annotation if github else str)
+    print(*printed, total(len(printed)), sep="\n")
+    return 1 if found or failed else 0
+
+
+def same(one: Report, other: Report) -> bool:
+    """Do two runs' reports name one fault?"""
+    return (one.kind, one.file, one.line, one.other_line) == (other.kind, other.file, other.line, other.other_line)
+
+
+def annotation(report: Report) -> str:
+    """A report as GitHub Actions shows it beside the line of the file."""
+    text = f"{report.kernel}, block {report.block}, thread {report.thread}: {report.message}"
+    text = text.replace("%", "%25").replace("\n", "%0A")
+    return f"::error file={report.file},line={report.line},title={report.kind}::{text}"
+
+
+def script(path: Path, args: list[str], machine: Machine) -> tuple[int, list[Report]]:
+    """(exit code, reports) of a Python script."""
+    kernels.numba_cuda()
+    code, _ = profile.run(machine, path, args)
+    if not code and not machine.done:
+        raise InputError(profile.NOTHING)
+    return code, machine.reports
+
+
+# ---- CUDA C++ and PTX ----
+def text_of(path: Path) -> str:
+    """The source of a file. Raises InputError if it cannot be read."""
+    try:
+        return regular.read(path).decode("utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def run(path: Path, texts: list[str], machine: Machine) -> list[Report]:
+    """The reports of the launches of a file, one after the other on one device."""
+    source = text_of(path)
+    launches = [launch_text.read(text) for text in texts or launch_text.in_comments(source)]
+    if not launches:
+        raise InputError(f"{path}: {NO_LAUNCH}")
+    entries: dict[str, str] = {}
+    ptx = source
+    if path.suffix == ".cu":
+        wanted = tuple(dict.fromkeys(launch.kernel for launch in launches))
+        ptx, entries = compiled_kernels(source, str(path), machine.cc[:2], wanted)
+    program = machine.load(ptx)
+    device = machine.device(0)
+    arguments = launch_text.Arguments(device, path.parent)
+    for launch in launches:
+        entry = entries.setdefault(launch.kernel, entry_of(program, entries.get(launch.kernel, launch.kernel)))
+        names = parameter_names(source, launch.kernel)
+        try:
+            values = values_of(launch, arguments, names)
+            device.launch(ptx, launch.grid, launch.block, *values, shared=launch.shared, entry=entry)
+        except InputError as error:
+            raise InputError(f"{launch.text}: {error}") from error
+    in_source = {entry: kernel for kernel, entry in entries.items()}
+    return [replace(report, file=shown(report.file, path), kernel=in_source.get(report.kernel, report.kernel))
+            for report in machine.run()]  # fmt: skip
+
+
+def shown(file: str, path: Path) -> str:
+    """A file of a report as the user names it: `path`, or relative to the current folder."""
+    if not file or Path(file).resolve() == path.resolve():
+        return str(path)
+    return os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
+
+
+def values_of(launch: LaunchText, arguments: launch_text.Arguments, names: list[str]) -> list[Any]:
+    """The arguments of a launch; names: of the kernel's parameters, for arrays without a name."""
+    values = []
+    for number, text in enumerate(launch.arguments):
+        name = names[number] if len(names) == len(launch.arguments) else f"arg{number + 1}"
+        values.append(arguments.make(text, name))
+    return values
+
+
+def entry_of(program: Program, kernel: str) -> str:
+    """The name in PTX of a kernel, which may be mangled as C++ does. Raises InputError if there is none, or several."""
+    entries = [name for name, info in program.functions.items() if info.entry]
+    mangled = re.compile(rf"_Z\w*?{len(kernel)}{re.escape(kernel)}(?![a-z]\w*\d)")
+    found = [name for name in entries if name == kernel] or [name for name in entries if mangled.match(name)]
+    if len(found) != 1:
+        raise InputError(
+            f"expected the name of one of the kernels {', '.join(entries) or '(there are none)'}, got {kernel}"
+        )
+    return found[0]
+
+
+def parameter_names(source: str, kernel: str) -> list[str]:
+    """The names of a kernel's parameters in CUDA C++, as far as they are plain; [] if it is not found."""
+    name = re.escape(kernel.partition("<")[0].rpartition("::")[2])
+    heads = (piece.partition("__global__")[2] for piece in re.split("[;{}]", source))
+    form = re.compile(rf"\b{name}\s*\(([^(){{}}]*)\)")
+    found = next((match for head in heads if (match := form.search(head))), None)
+    names = [last_word(part) for part in launch_text.pieces(found[1])] if found else []
+    return [name for name in names if name]
+
+
+def last_word(parameter: str) -> str:
+    """`x` of `const float x[]`; empty if there is none."""
+    text = parameter.rstrip()
+    if text.endswith("]") and (inside := text[:-1].rstrip()).endswith("["):
+        text = inside[:-1].rstrip()
+    found = re.match(r"\w*", text[::-1])
+    return found[0][::-1] if found else ""

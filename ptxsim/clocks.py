@@ -1,0 +1,294 @@
+"""Vector clocks: which moments of other threads happened before a thread's own.
+
+A vector clock is a sorted list of (key, clock) in one pool, immutable once made; 0 is the empty one. A key names a
+thread, a warp or a whole block (all its threads up to that clock), or a memory location (the oldest write that the
+clock's owner may still read). Two things are kept elsewhere: inside a block the floor, which each full barrier raises,
+and between the lanes of a warp the table KNOWN.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import inner as jit
+
+from . import state as s
+from .bits import get, put
+
+LOCATION = 1 << 62
+SUB_BITS = 12
+WARP_KEY, BLOCK_KEY = 0x800, 0xFFF
+AGENT_SHIFT = 38  # in a thread's number: the kind of agent (agents.py), 0 for a thread
+AGENTS = 7 << AGENT_SHIFT
+HOST = 1 << 31  # in a block's number: of the actors; the other bits are the first number of their run
+
+
+@jit
+def lookup(x, vc, key):
+    """The clock of a key; -1 if there is none."""
+    if vc == 0:
+        return np.int64(-1)
+    pool = get(x, s.CLOCKS)
+    low, high = np.int64(0), get(pool, 2 * vc) - 1
+    while low <= high:
+        mid = (low + high) >> 1
+        found = get(pool, 2 * (vc + 1 + mid))
+        if found == key:
+            return get(pool, 2 * (vc + 1 + mid) + 1)
+        if found < key:
+            low = mid + 1
+        else:
+            high = mid - 1
+    return np.int64(-1)
+
+
+@jit
+def single(x, key, clock):
+    """A vector clock of one entry."""
+    pool, vc = get(x, s.CLOCKS), get(x, s.CLOCKS_TOP)
+    put(pool, 2 * vc, 1)
+    put(pool, 2 * vc + 1, 0)
+    put(pool, 2 * (vc + 1), key)
+    put(pool, 2 * (vc + 1) + 1, clock)
+    put(x, s.CLOCKS_TOP, vc + 2)
+    return vc
+
+
+@jit
+def closed(x, vc, count):
+    """Finish a vector clock or a map whose entries are written at the top of the pool; 0 if it has none."""
+    if count == 0:
+        return np.int64(0)
+    pool = get(x, s.CLOCKS)
+    put(pool, 2 * vc, count)
+    put(pool, 2 * vc + 1, 0)
+    put(x, s.CLOCKS_TOP, vc + 1 + count)
+    put(x, s.MAX_CLOCKS, max(get(x, s.MAX_CLOCKS), count))
+    return vc
+
+
+@jit
+def join(x, a, b):
+    """The entry-wise maximum of two vector clocks; one of the two if it is equal to that."""
+    if b == 0 or a == b:
+        return a
+    if a == 0:
+        return b
+    pool, top = get(x, s.CLOCKS), get(x, s.CLOCKS_TOP)
+    na, nb = get(pool, 2 * a), get(pool, 2 * b)
+    i, j, n = np.int64(0), np.int64(0), np.int64(0)
+    same_a, same_b = True, True
+    while i < na or j < nb:
+        ka = get(pool, 2 * (a + 1 + i)) if i < na else np.int64(0x7FFFFFFFFFFFFFFF)
+        kb = get(pool, 2 * (b + 1 + j)) if j < nb else np.int64(0x7FFFFFFFFFFFFFFF)
+        va = get(pool, 2 * (a + 1 + i) + 1) if ka <= kb else np.int64(-1)
+        vb = get(pool, 2 * (b + 1 + j) + 1) if kb <= ka else np.int64(-1)
+        if vb > va:
+            same_a = False
+        if va > vb:
+            same_b = False
+        put(pool, 2 * (top + 1 + n), min(ka, kb))
+        put(pool, 2 * (top + 1 + n) + 1, max(va, vb))
+        n += 1
+        if ka <= kb:
+            i += 1
+        if kb <= ka:
+            j += 1
+    if same_a:
+        return a
+    if same_b:
+        return b
+    return closed(x, top, n)
+
+
+@jit
+def in_clock(x, vc, gid, clock):
+    """Does a vector clock cover a thread's moment, by an entry of the thread, its warp or its block?"""
+    if vc == 0:
+        return False
+    block = (gid >> 10) << SUB_BITS
+    if lookup(x, vc, block | (gid & 1023)) >= clock:
+        return True
+    if lookup(x, vc, block | WARP_KEY | ((gid & 1023) >> 5)) >= clock:
+        return True
+    return lookup(x, vc, block | BLOCK_KEY) >= clock
+
+
+@jit
+def earlier_run(x, gid):
+    """Did a thread, agent or actor take part in an earlier run?"""
+    return ((gid & ~AGENTS) >> 10) & ~HOST < get(x, s.RUN_FLOOR)
+
+
+@jit
+def launch_of(x, gid):
+    """The number of a thread's launch; -1 for the host."""
+    block = (gid & ~AGENTS) >> 10
+    for number in range(get(x, s.LAUNCH_COUNT) - 1, -1, -1):
+        launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
+        first = get(launch, s.L_FIRST_GID)
+        if first <= block < first + get(launch, s.L_BLOCKS):
+            return np.int64(number)
+    return np.int64(-1)
+
+
+@jit
+def device_of(x, gid):
+    """The device that a thread runs on; -1 for the host."""
+    number = launch_of(x, gid)
+    if number < 0:
+        return np.int64(-1)
+    return get(get(x, s.LAUNCHES) + number * s.L_FIELDS * 8, s.L_DEVICE)
+
+
+@jit
+def earlier_launch(x, gid, mine):
+    """Did a thread belong to an earlier launch on the device of thread `mine`?"""
+    number = launch_of(x, mine)
+    if number < 0:
+        return False
+    block = (gid & ~AGENTS) >> 10
+    at = get(get(x, s.LAUNCHES) + number * s.L_FIELDS * 8, s.L_PREVIOUS)
+    while at >= 0:
+        launch = get(x, s.LAUNCHES) + at * s.L_FIELDS * 8
+        first = get(launch, s.L_FIRST_GID)
+        if first <= block < first + get(launch, s.L_BLOCKS):
+            return True
+        at = get(launch, s.L_PREVIOUS)
+    return False
+
+
+@jit
+def same_launch(x, a, b):
+    """Do two threads, or the work that they started, belong to one launch?"""
+    number = launch_of(x, a)
+    return number >= 0 and number == launch_of(x, b)
+
+
+@jit
+def before_launch(x, mine, gid, clock):
+    """Did a moment (gid, clock) happen before the launch of thread `mine` began?"""
+    if earlier_run(x, gid) or earlier_launch(x, gid, mine):
+        return True
+    launch = get(x, s.LAUNCHES) + launch_of(x, mine) * s.L_FIELDS * 8
+    return in_clock(x, get(launch, s.L_VC), gid, clock)
+
+
+@jit
+def launch_over(x, mine, gid):
+    """Is the launch of thread `gid` over, as seen by thread or actor `mine`, which may be of another launch?"""
+    if earlier_run(x, gid) or earlier_launch(x, gid, mine):
+        return True
+    return get(get(x, s.LAUNCHES) + launch_of(x, gid) * s.L_FIELDS * 8, s.L_STATE) == s.FINISHED
+
+
+@jit
+def happened(x, thread, block, warp, gid, clock):
+    """Did a thread's moment (gid, clock) happen before the present moment of `thread`?
+
+    thread, block: addresses of their tables (block 0: the host); warp: the number of the warp's slot.
+    """
+    mine = get(thread, s.T_GID)
+    if gid == mine or earlier_run(x, gid):
+        return True
+    if block != 0 and gid >> 10 == mine >> 10:
+        if clock < get(block, s.B_FLOOR):
+            return True
+        if (gid & 1023) >> 5 == (mine & 1023) >> 5:
+            table = get(x, s.KNOWN) + (warp * 1024 + (mine & 31) * 32) * 8
+            if get(table, gid & 31) >= clock:
+                return True
+    if in_clock(x, get(thread, s.T_VC), gid, clock):
+        return True
+    return gid >> 10 != mine >> 10 and earlier_launch(x, gid, mine)
+
+
+@jit
+def publish(x, thread, block, warp):
+    """A vector clock of everything that happened before now, the thread's own moment included; advances its clock."""
+    mine = get(thread, s.T_GID)
+    key = (mine >> 10) << SUB_BITS
+    clock = get(thread, s.T_CLOCK)
+    pool, vc = get(x, s.CLOCKS), get(x, s.CLOCKS_TOP)
+    n = np.int64(0)
+    floor = np.int64(0)
+    if block != 0:
+        floor = get(block, s.B_FLOOR)
+        table = get(x, s.KNOWN) + (warp * 1024 + (mine & 31) * 32) * 8
+        for lane in range(32):
+            known = clock if lane == mine & 31 else get(table, lane)
+            if known >= floor and known >= 0:
+                put(pool, 2 * (vc + 1 + n), key | ((mine & 992) + lane))
+                put(pool, 2 * (vc + 1 + n) + 1, known)
+                n += 1
+        if floor > 0:
+            put(pool, 2 * (vc + 1 + n), key | BLOCK_KEY)
+            put(pool, 2 * (vc + 1 + n) + 1, floor - 1)
+            n += 1
+    else:
+        put(pool, 2 * (vc + 1), key | (mine & 1023))
+        put(pool, 2 * (vc + 1) + 1, clock)
+        n = np.int64(1)
+    put(pool, 2 * vc, n)
+    put(pool, 2 * vc + 1, 0)
+    put(x, s.CLOCKS_TOP, vc + 1 + n)
+    advance(thread, block)
+    return join(x, get(thread, s.T_VC), vc)
+
+
+@jit
+def advance(thread, block):
+    """Advance a thread's clock."""
+    clock = get(thread, s.T_CLOCK) + 1
+    put(thread, s.T_CLOCK, clock)
+    if block != 0 and clock > get(block, s.B_MAX_CLOCK):
+        put(block, s.B_MAX_CLOCK, clock)
+
+
+@jit
+def includes(x, scope, mine, other):
+    """Does a scope of thread `mine` include thread `other`? 0 cta: its block; 1 gpu: its device; 2 sys: all."""
+    if scope == 2 or mine >> 10 == other >> 10:
+        return True
+    if scope == 0:
+        return False
+    return device_of(x, mine) == device_of(x, other)
+
+
+@jit
+def forward(x, old, vc, new_top):
+    """(new place, new top) of a vector clock moved to the new pool; its old place then holds the new one."""
+    if vc == 0:
+        return np.int64(0), new_top
+    if get(old, 2 * vc + 1) < 0:
+        return -get(old, 2 * vc + 1), new_top
+    pool = get(x, s.CLOCKS)
+    n, kept = get(old, 2 * vc), np.int64(0)
+    for i in range(n):
+        key, clock = get(old, 2 * (vc + 1 + i)), get(old, 2 * (vc + 1 + i) + 1)
+        if key & LOCATION and not remembered(x, key, clock):
+            continue
+        put(pool, 2 * (new_top + 1 + kept), key)
+        put(pool, 2 * (new_top + 1 + kept) + 1, clock)
+        kept += 1
+    put(pool, 2 * new_top, kept)
+    put(pool, 2 * new_top + 1, 0)
+    put(old, 2 * vc + 1, -new_top)
+    return new_top, new_top + 1 + kept
+
+
+@jit
+def history_slot(x, location):
+    """The slot of the history of a location's 8 bytes."""
+    h = (np.uint64(location >> 3) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(52)
+    return get(x, s.HISTORY) + (np.int64(h) & (s.HISTORY_SLOTS - 1)) * s.H_FIELDS * 8
+
+
+@jit
+def remembered(x, key, sequence):
+    """Does the history still hold a write that a location's entry would forbid its owner to read?"""
+    slot = history_slot(x, key & ~LOCATION)
+    count = get(slot, s.H_COUNT)
+    if count == 0 or get(slot, s.H_ADDRESS) != key & ~LOCATION:
+        return False
+    return get(slot + (s.H_MESSAGES + (count - 1) * s.M_FIELDS) * 8, s.M_SEQUENCE) >= sequence

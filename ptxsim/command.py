@@ -1,0 +1,112 @@
+"""`ptxsim check FILE`, `ptxsim profile SCRIPT.py`: run CUDA kernels on the PTX machine, with its checker.
+
+`check` prints the reports, of a Python script or of CUDA C++ or PTX; `profile` also the counters of a script's kernels.
+Exit codes: 0 no reports, 1 reports or a failed script, 2 usage, 3 numba-cuda or NVRTC is missing, 130 Ctrl-C. Without
+reports `profile` returns the script's own exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from kernel_cache import errors, texts
+
+USAGE, INCOMPLETE, INTERRUPTED = 2, 3, 130
+
+
+def options(argv: list[str], prog: str = "ptxsim") -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=prog, description="Run CUDA kernels on the PTX machine.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    check_options(commands)
+    one = commands.add_parser(
+        "profile",
+        help="run a script and print the checker's reports and the counters of each source line",
+        description="Run a Python script. Kernels that it launches as k[grid, block](...) run on the machine. "
+        "Prints the checker's reports, and the counters of each source line of the kernels.",
+    )
+    one.add_argument(
+        "--json", action="store_true", help="one JSON object on stdout; the script's own output goes to stderr"
+    )
+    one.add_argument("--no-check", action="store_true", help="only counters, no checker: faster")
+    machine_options(one)
+    one.add_argument("script", metavar="SCRIPT.py")
+    one.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
+    return parser.parse_args(argv)
+
+
+def check_options(commands: Any) -> None:
+    """Add the command `check`."""
+    one = commands.add_parser(
+        "check",
+        help="run the kernels of a script, of CUDA C++ or of PTX, and print the checker's reports",
+        description="Run the kernels of a Python script, or of files of CUDA C++ or PTX, with the checker. For CUDA "
+        "C++ and PTX a launch is a comment in the file, '// simt: add<<<8, 128>>>(float32[1000]=seed:1, float32[1000], "
+        "1000)', or an option. docs/ptxsim-check.md has all forms of arguments.",
+    )
+    one.add_argument("--launch", action="append", default=[], metavar="'NAME<<<GRID, BLOCK>>>(ARGUMENTS)'",
+                     help="a launch of CUDA C++ or PTX, instead of those in comments; can be repeated")  # fmt: skip
+    one.add_argument("--seeds", type=at_least(1), default=1, help="how many schedules to run (%(default)s)")
+    one.add_argument("--github", action="store_true", help="print reports as annotations of GitHub Actions")
+    machine_options(one)
+    one.add_argument("file", metavar="FILE.cu|FILE.ptx|SCRIPT.py")
+    one.add_argument("args", nargs=argparse.REMAINDER, help="of the script; for CUDA C++ and PTX further files")
+
+
+def machine_options(one: argparse.ArgumentParser) -> None:
+    """Add the options of a machine."""
+    one.add_argument("--seed", type=at_least(0), default=0, help="of the schedule (%(default)s)")
+    one.add_argument("--devices", type=at_least(1), default=1, help="simulated GPUs (%(default)s)")
+    one.add_argument("--sm-count", type=at_least(1), default=4, help="streaming multiprocessors of each (%(default)s)")
+    one.add_argument("--arch", default="sm_90", help="the architecture that kernels are compiled for (%(default)s)")
+    one.add_argument("--limit", type=at_least(1), default=10**11,
+                     help="most warp instructions of a run (%(default)s)")  # fmt: skip
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of argparse: whole numbers from `least` on."""
+
+    def number(text: str) -> int:
+        found = texts.whole(text)
+        if found is None or found < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number, at least {least}, got {texts.shown(text)}")
+        return found
+
+    return number
+
+
+def main(argv: list[str] | None = None, prog: str = "ptxsim") -> int:
+    """Run the command in `argv`; returns its exit code. prog: the name that messages give the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may have characters that the terminal lacks
+    asked = options(sys.argv[1:] if argv is None else argv, prog)
+    machine = {"devices": asked.devices, "sm_count": asked.sm_count, "arch": asked.arch, "seed": asked.seed,
+               "limit": asked.limit}  # fmt: skip
+    try:
+        if asked.command == "check":
+            from .check import check
+
+            code = check(asked.file, asked.args, asked.launch, asked.seeds, asked.github, **machine)
+        else:
+            from .profile import profile
+
+            code = profile(asked.script, asked.args, asked.json, check=not asked.no_check, **machine)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # nobody reads any more, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise Python reports an error when it flushes stdout at exit
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except errors.InputError as why:
+        print(f"{prog} {asked.command}: {why}", file=sys.stderr)
+        return USAGE
+    except errors.EnvironmentProblem as why:
+        print(f"{prog} {asked.command}: {why}", file=sys.stderr)
+        return INCOMPLETE

@@ -1,0 +1,112 @@
+"""What a machine is made of: the tables that the compiled interpreter reads, memory, programs, launches and reports.
+
+It runs nothing (runner.py) and offers users nothing (machine.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from kernel_cache import sm_limits as limits
+
+from . import host, interpreter  # noqa: F401  (host and interpreter import every unit)
+from . import state as s
+from .address_space import Memory
+from .findings import Report
+from .launches import Launch
+from .loader import Loader
+from .units import addresses, python_function
+
+FIRST_CLOCKS = 1 << 18  # entries of the pool of vector clocks at first; it grows
+FIRST_SYNC = 1 << 14  # rows of the table of locations that publish, at first
+MOST_PRINTS = 4096  # lines that kernels may print before the host takes them
+PATIENCE = 50_000_000  # warp instructions without any change before a run is given up as a livelock
+
+
+class Core:
+    """The state of a machine; cc: the compute capability of its devices."""
+
+    def __init__(self, device_count: int, sm_count: int, cc: tuple, seed: int, check: bool):
+        self.device_count, self.sm_count, self.cc, self.check = device_count, sm_count, cc, check
+        self.lock = threading.RLock()  # memory and code may not grow while another thread runs kernels
+        self.limits = limits.of(cc)
+        units = addresses()
+        self.x = np.zeros(s.X_FIELDS + s.UNITS, np.int64)
+        self.x[s.X_FIELDS : s.X_FIELDS + len(units)] = units
+        self.memory = Memory(self.x, check)
+        self.loader = Loader(self.x, self.memory)
+        self.queue: list[Launch] = []  # launched, not run yet
+        self.running: list[Launch] = []
+        self.done: list[Launch] = []
+        self.reports: list[Report] = []
+        self.first_report = 0  # of the run under way
+        self.output: list[str] = []  # what kernels printed
+        self.acting = -1  # the number of the actor whose turn it is
+        self.changed = False  # memory, by the actors in their last turn
+        self.next_gid = 1  # the number of the next block
+        self.kept: list[np.ndarray] = []  # tables that the running launches point to
+        self.tables: dict[str, np.ndarray] = {}
+        self.patience = PATIENCE
+        self.x[s.RNG] = (seed * 2654435761 + 88172645463325252) & ((1 << 62) - 1)
+        self.x[s.CHECK] = self.x[s.WEAK_MEMORY] = int(check)
+        self.x[s.CLOCKS_TOP] = 1
+        self.x[s.BURST] = 12 if check else 48
+        if check:
+            self.table("clocks", (FIRST_CLOCKS, 2), s.CLOCKS)
+            self.table("sync", (FIRST_SYNC, s.S_FIELDS), s.SYNC)
+            self.table("history", (s.HISTORY_SLOTS, s.H_FIELDS), s.HISTORY)
+            self.x[s.CLOCKS_CAP], self.x[s.SYNC_CAP] = FIRST_CLOCKS, FIRST_SYNC
+        self.table("scratch", (512,), s.SCRATCH)
+        self.table("reports", (s.MAX_REPORTS, s.R_FIELDS), s.REPORTS)
+        self.x[s.PRINTS_CAP] = MOST_PRINTS
+        self.table("prints", (MOST_PRINTS, 80), s.PRINTS)
+        self.table("agent", (s.T_FIELDS,), s.AGENT)
+        self.table("pending", (s.P_MOST, s.P_FIELDS), s.PENDING)
+
+    def table(self, name: str, shape: tuple, field: int, dtype: Any = np.int64) -> np.ndarray:
+        """A new table of zeros, kept by name; its address goes into a field of x."""
+        made = np.zeros(shape, dtype)
+        self.tables[name] = made
+        self.x[field] = made.ctypes.data
+        return made
+
+    # ---- the tables of the checker grow ----
+    def clocks_needed(self) -> int:
+        """Entries of vector clocks that one instruction of a warp may add."""
+        return 65536 + int(self.x[s.CLOCK_SPACE]) * int(self.x[s.MAX_CLOCKS])
+
+    def reserve(self) -> None:
+        """Make space in the checker's tables for what one access of an actor may add."""
+        if not self.check:
+            return
+        x = self.x
+        if x[s.CLOCKS_CAP] - x[s.CLOCKS_TOP] < self.clocks_needed():
+            self.compact()
+        if 2 * x[s.SYNC_USED] + 4096 > x[s.SYNC_CAP]:
+            self.grow_sync()
+
+    def compact(self) -> None:
+        """Copy the vector clocks in use into a new pool, twice as large if it is still rather full."""
+        old = self.tables["clocks"]
+        used = len(old)
+        new = np.zeros_like(old)
+        self.tables["clocks"] = new
+        self.x[s.CLOCKS] = new.ctypes.data
+        python_function("compact")(int(self.x.ctypes.data), int(old.ctypes.data))
+        if self.x[s.CLOCKS_TOP] * 2 > used or used < 2 * (self.clocks_needed()):
+            bigger = np.zeros((2 * max(used, self.clocks_needed()), 2), np.int64)
+            bigger[: self.x[s.CLOCKS_TOP]] = new[: self.x[s.CLOCKS_TOP]]
+            self.tables["clocks"] = bigger
+            self.x[s.CLOCKS], self.x[s.CLOCKS_CAP] = bigger.ctypes.data, len(bigger)
+
+    def grow_sync(self) -> None:
+        """Double the table of locations that publish."""
+        old = self.tables["sync"]
+        self.table("sync", (2 * len(old), s.S_FIELDS), s.SYNC)
+        self.x[s.SYNC_CAP], self.x[s.SYNC_USED] = 2 * len(old), 0
+        for row in old[old[:, s.S_KEY] != 0]:
+            entry = python_function("host_entry")(int(self.x.ctypes.data), int(row[s.S_KEY]) - 1)
+            self.tables["sync"][(entry - self.x[s.SYNC]) // (8 * s.S_FIELDS)] = row

@@ -1,0 +1,281 @@
+"""Turns the interpreter's records into reports, and explains where the threads of a stuck machine wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import bulk, clocks, isa, mbarrier, warpgroup
+from . import state as s
+from .core import Core
+from .findings import Report
+from .launches import Launch
+from .shared_arrays import name_shared
+
+AGENTS = clocks.AGENTS >> 10  # bits of a block number that mark asynchronous work
+MISUSES = {  # by the numbers in mbarrier.py, bulk.py and warpgroup.py
+    mbarrier.NOT_SHARED: "an mbarrier lies in shared memory, this address does not",
+    mbarrier.NO_BARRIER: "no mbarrier was initialised here, or it was invalidated",
+    mbarrier.OVERWRITTEN: "something was written over the mbarrier",
+    mbarrier.AGAIN: "an mbarrier is initialised a second time: mbarrier.inval must come between",
+    mbarrier.BAD_COUNT: "a count must be 1 to 1048575",
+    mbarrier.TOO_MANY: f"a block can have {s.MB_MOST} mbarriers on the machine",
+    mbarrier.BEYOND: "more arrivals than the phase of the mbarrier expects",
+    mbarrier.BAD_BYTES: "the bytes that a phase waits for must be within 1048575 of zero",
+    bulk.BAD_SIZE: "the size must be a multiple of 16 above zero",
+    bulk.NOT_DONE: "the block ended before the copy was waited for",
+    warpgroup.NOT_WHOLE: "needs four warps of 32 threads, the first a multiple of four",
+    warpgroup.APART: "the lanes of the warp have different descriptors",
+    warpgroup.BASE_OFFSET: "a descriptor's base offset must be 0 on the machine",
+    warpgroup.NOT_ALIGNED: "the swizzle's pattern must begin at a multiple of 1024, 512 or 256 bytes (by its mode)",
+}
+
+
+def place(machine: Core, gid_block: int) -> tuple[Launch | None, int]:
+    """(launch, index of the block in it) of a block number; (None, 0) if it is unknown."""
+    for launch in [*machine.running, *machine.done]:
+        if launch.first <= gid_block < launch.first + launch.blocks:
+            return launch, gid_block - launch.first
+    return None, 0
+
+
+def three_of(index: int, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    """A linear index as (x, y, z)."""
+    return index % sizes[0], index // sizes[0] % sizes[1], index // (sizes[0] * sizes[1])
+
+
+def line_of(machine: Core, pc: int) -> tuple[str, int, str]:
+    """(file, line, PTX opcode) of an instruction."""
+    program, at = machine.loader.where(pc)
+    file, line = program.lines[int(program.code[at, isa.LINE])]
+    return file, line, program.texts[at]
+
+
+def name_address(machine: Core, launch: Launch | None, space: int, address: int) -> str:
+    """An address as array[index], for messages."""
+    if space == isa.SHARED:
+        return name_shared(launch, address)
+    if space == isa.LOCAL:
+        return f"local[byte {address}]"
+    if space == isa.PARAM:
+        return f"the launch's parameters[byte {address}]"
+    found = machine.memory.at(address)
+    if found is None:
+        return f"address {address & 0xFFFFFFFFFFFFFFFF:#x}"
+    name = found.name or f"array {found.number}"
+    offset = address - isa.GLOBAL_START - found.start
+    index = offset // found.itemsize
+    if found.shape and len(found.shape) > 1 and 0 <= offset < found.size:
+        return f"{name}[{', '.join(str(i) for i in np.unravel_index(index, found.shape))}]"
+    return f"{name}[{index}]"
+
+
+def explain(machine: Core, row: Any) -> list[Report]:
+    """The reports of one record; a race gives one for each of its two lines."""
+    kind, pc = int(row[s.R_KIND]), int(row[s.R_PC])
+    launch, index = place(machine, int(row[s.R_BLOCK]))
+    if launch is None:
+        return []
+    file, line, opcode = line_of(machine, pc)
+    block, thread = three_of(index, launch.grid), three_of(int(row[s.R_TID]), launch.block)
+    where = name_address(machine, launch, int(row[s.R_SPACE]), int(row[s.R_ADDRESS]))
+    verb = ("writes" if row[s.R_WRITE] else "reads") + f" {int(row[s.R_SIZE])} bytes"
+    detail = int(row[s.R_DETAIL])
+    if kind == s.RACE:
+        return races(machine, row, launch, file, line, opcode, block, thread, where)
+    message = {
+        s.OUT_OF_BOUNDS: f"{opcode} {verb} at {where}, {outside(machine, row)}",
+        s.MISALIGNED: f"{opcode} {verb} at {where}: the address is not a multiple of the size",
+        s.USE_AFTER_FREE: f"{opcode} {verb} at {where}, which was freed",
+        s.MISSING_WAIT: f"{opcode} {verb} at {where}, the target of an asynchronous copy that was not waited for",
+    }.get(kind, "")
+    if kind == s.UNINITIALISED:
+        message = f"{opcode} {verb} at {where}, which nothing has written"
+        if int(row[s.R_SPACE]) == -1:
+            where = ""
+            message = f"{opcode} takes the value of lane {detail}, which does not take part: it is undefined"
+    elif kind == s.BARRIER_DIVERGENCE:
+        where = ""
+        message = divergence(machine, row, opcode, detail)
+    elif kind == s.TRAPPED:
+        where = ""
+        message = {0: "trap", 1: "the stack of calls is full", 2: "a call to an address that is no function"}[detail]
+    elif kind == s.MISSING_FENCE:
+        message = unfenced(machine, row, f"{opcode} {verb} at {where}", opcode, detail)
+    elif kind == s.MISSING_WAIT and detail:
+        where = ""
+        message = f"{opcode} touches a register that a wgmma.mma_async uses until its group is waited for"
+    elif kind == s.MISUSE:
+        where = where if mbarrier.NOT_SHARED < detail < bulk.BAD_SIZE else ""
+        message = f"{opcode}: {MISUSES[detail]}" + (f" ({where})" if where else "")
+    if row[s.R_SPACE] == isa.LOCAL and kind == s.MISSING_FENCE:
+        where = ""
+    other_line = 0
+    if kind == s.NOT_COHERENT:
+        writer, other_line = writes(machine, row, launch)
+        rule = "this load is for memory that nothing writes while its kernel runs"
+        message = f"{opcode} {verb} at {where}, which {writer}: {rule}"
+    return [Report(s.KINDS[kind], launch.name, file, line, block, thread, message, where, other_line, launch.device)]
+
+
+def outside(machine: Core, row: Any) -> str:
+    """Why an access is out of bounds: beyond an array, or a write to what cannot be written."""
+    space, number = int(row[s.R_SPACE]), int(row[s.R_DETAIL])
+    constant = space == isa.GLOBAL and number > 0 and machine.memory.table[number, s.A_STATE] == s.CONSTANT
+    if row[s.R_WRITE] and (space == isa.PARAM or constant):
+        return "which a kernel cannot write"
+    return "outside what is allocated"
+
+
+def writes(machine: Core, row: Any, launch: Launch) -> tuple[str, int]:
+    """(who writes what a load of this launch reads, as the end of a sentence; the store's line, 0 for an actor)."""
+    gid = int(row[s.R_OTHER_GID]) & ~clocks.AGENTS
+    if gid >> 10 & clocks.HOST:
+        return "the host writes", 0
+    other, _ = place(machine, gid >> 10)
+    _, line, opcode = line_of(machine, int(row[s.R_OTHER_PC]))
+    kernel = "the same kernel" if other is launch or other is None else f"a kernel of device {other.device}"
+    return f"line {line} ({opcode}) of {kernel} writes", line
+
+
+def unfenced(machine: Core, row: Any, access: str, opcode: str, detail: int) -> str:
+    """The message for an access that needs a fence before it."""
+    if detail == 2:
+        return f"{opcode} takes a register touched since the last wgmma.fence: it needs wgmma.fence between"
+    if detail == 1:
+        return f"{access}, an mbarrier whose initialisation needs fence.mbarrier_init or fence.proxy.async after it"
+    _, line, opcode = line_of(machine, int(row[s.R_OTHER_PC]))
+    return f"{access} by the asynchronous proxy, after line {line} ({opcode}): it needs fence.proxy.async between"
+
+
+def divergence(machine: Core, row: Any, opcode: str, detail: int) -> str:
+    """The message for a barrier that not all of its threads reach, by the record's detail."""
+    if detail < 0:
+        return f"{opcode} for the whole block: other lanes of the warp arrived, this one passed it and ended"
+    if detail == 1:
+        other = line_of(machine, int(row[s.R_OTHER_PC]))[1]
+        return f"{opcode}: other threads of the same warp wait at the barrier of line {other}"
+    if detail == 3:
+        return f"{opcode}: a block has barriers 0 to 15, each of a multiple of 32 threads; this is not one"
+    return f"{opcode}: the mask {int(row[s.R_ADDRESS]):#010x} does not name the lane that executes it"
+
+
+def races(machine: Core, row: Any, launch: Launch, file: str, line: int, opcode: str, block: tuple, thread: tuple,
+          where: str) -> list[Report]:  # fmt: skip
+    """The reports of a race, one for each of its two source lines."""
+    other_gid = int(row[s.R_OTHER_GID])
+    work = other_gid >> 10 & AGENTS != 0  # of asynchronous work, not of a thread
+    other_gid &= ~clocks.AGENTS
+    verb = "writes" if row[s.R_WRITE] else "reads"
+    if other_gid >> 10 & clocks.HOST:
+        owner, other_line, other_file, other_opcode = "the host", 0, "", ""
+        other = None
+    else:
+        other, index = place(machine, other_gid >> 10)
+        other_file, other_line, other_opcode = line_of(machine, int(row[s.R_OTHER_PC]))
+        if other is None:
+            return []
+        b, t = three_of(index, other.grid), three_of(other_gid & 1023, other.block)
+        owner = (
+            f"block {b}"
+            + (", which is still running" if work else f", thread {t}")
+            + (f" of device {other.device}" if other.device != launch.device else "")
+        )
+    other_access = f"line {other_line} ({other_opcode})" if other_line else "its access"
+    message = f"{opcode} {verb} {where}, with nothing that orders it after {other_access} of {owner}"
+    found = [Report("race", launch.name, file, line, block, thread, message, where, other_line, launch.device)]
+    if other is not None and not work and (other_file, other_line) != (file, line):
+        owner = f"line {line} ({opcode}) of block {block}, thread {thread}"
+        back = f"{other_opcode} of {where}, with nothing that orders it before {owner}"
+        found.append(Report("race", other.name, other_file, other_line, b, t, back, where, line, other.device))
+    return found
+
+
+# ---- a stuck machine ----
+SPIN = "spin here, and nothing that they read changes any more"
+
+
+def stuck(machine: Core, launches: list[Launch], spinning: bool, runs: str = SPIN) -> list[Report]:
+    """One report for each place where threads wait: a diverged barrier or a deadlock. runs: text for running ones."""
+    warps, threads, blocks = (machine.tables[name] for name in ("warps", "threads", "blocks"))
+    places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    mixed: dict[int, set[int]] = {}
+    for slot in range(int(machine.x[s.WARP_SLOTS]) - 1):
+        live = int(warps[slot, s.W_LIVE])
+        block = blocks[int(warps[slot, s.W_BLOCK])]
+        if block[s.B_LAUNCH] < 0:
+            continue
+        for lane in range(32):
+            if not live >> lane & 1:
+                continue
+            thread = threads[slot * 32 + lane]
+            waits = int(thread[s.T_WAIT]) if int(warps[slot, s.W_WAIT]) >> lane & 1 else s.RUNS
+            pc = int(thread[s.T_RESULT]) if waits in (s.AT_BARRIER, s.AT_MBARRIER) else int(thread[s.T_PC])
+            if waits == s.RUNS and int(warps[slot, s.W_MASK]) >> lane & 1:
+                pc = int(warps[slot, s.W_PC])
+            if waits == s.AT_GRID:
+                pc -= 1
+            places.setdefault((pc, waits), []).append((int(block[s.B_GID]), int(thread[s.T_TID])))
+            mixed.setdefault(int(block[s.B_GID]), set()).add(pc if waits != s.RUNS else -1)
+    queued = sum(launch.blocks for launch in launches) - blocks_started(machine)
+    found = []
+    for (pc, waits), threads_here in sorted(places.items()):
+        gid, tid = threads_here[0]
+        launch, index = place(machine, gid)
+        if launch is None:
+            continue
+        file, line, opcode = line_of(machine, pc)
+        kind = "deadlock"
+        if waits in (s.AT_BARRIER, s.AT_WARP) and not spinning and len(mixed[gid]) > 1:
+            kind = "barrier_divergence"
+        what = {
+            s.RUNS: runs,
+            s.AT_BARRIER: "wait at this barrier, which other threads of the block never reach",
+            s.AT_MBARRIER: "wait here for a phase of an mbarrier that never ends",
+            s.AT_WARP: f"wait here for lanes of mask {int(threads_mask(machine, gid, tid)):#010x} that never arrive",
+            s.AT_GRID: "wait at the grid's barrier" + missing_blocks(machine, launches, launch),
+        }[waits]
+        message = f"{opcode}: {len(threads_here)} threads {what}"
+        if queued > 0:
+            most = resident_of(machine, launch)
+            message += f"; {queued} blocks wait for an SM: {most} of {launch.blocks} can be resident"
+        block, thread_ = three_of(index, launch.grid), three_of(tid, launch.block)
+        found.append(Report(kind, launch.name, file, line, block, thread_, message, device=launch.device))
+    return found
+
+
+def missing_blocks(machine: Core, launches: list[Launch], launch: Launch) -> str:
+    """How many blocks of a launch will never reach the grid's barrier, as the end of a message; '' if none."""
+    number = next(i for i, one in enumerate(launches) if one is launch)
+    blocks, warps = machine.tables["blocks"], machine.tables["warps"]
+    live = blocks[(blocks[:, s.B_LAUNCH] == number) & (blocks[:, s.B_LIVE] > 0)]
+    arrived = int((warps[live[:, s.B_FIRST_WARP], s.W_LIVE] & 1).sum())
+    ended = int(machine.tables["launches"][number, s.L_NEXT]) - arrived
+    return f"; in {ended} blocks all threads, or thread 0, ended without reaching it" if ended else ""
+
+
+def waiting(number: int, actor: Any) -> Report:
+    """The report of an actor that still waits when nothing changes any more; with its line if it is a generator."""
+    frame = getattr(actor, "gi_frame", None)
+    file, line = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("", 0)
+    name = getattr(actor, "__name__", type(actor).__name__)
+    message = f"the actor {name} still waits here, and nothing changes any more"
+    return Report("deadlock", "host", file, line, (0, 0, 0), (number, 0, 0), message, device=-1)
+
+
+def blocks_started(machine: Core) -> int:
+    """How many blocks were started, over all launches."""
+    return int(machine.tables["launches"][:, s.L_NEXT].sum())
+
+
+def resident_of(machine: Core, launch: Launch) -> int:
+    """How many blocks of a launch its device can hold."""
+    return launch.per_sm * machine.sm_count
+
+
+def threads_mask(machine: Core, gid: int, tid: int) -> int:
+    """The mask of lanes that a thread waits for."""
+    threads = machine.tables["threads"]
+    rows = threads[threads[:, s.T_GID] == (gid << 10 | tid)]
+    return int(rows[0, s.T_EXPECT]) if len(rows) else 0

@@ -1,0 +1,57 @@
+"""Reports of the checker: kind, kernel, source line, block, thread, and the address as array[index]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from .errors import PtxsimError
+
+
+@dataclass(frozen=True)
+class Report:
+    """One finding.
+
+    kind: race, out_of_bounds, misaligned, uninitialised, use_after_free, barrier_divergence, missing_wait, deadlock,
+    trap, missing_fence, misuse or not_coherent. line: in the source file, or in the PTX text if it has no line
+    information. block, thread: (x, y, z). address: as array[index], or ''. other_line: of the other access of a race,
+    or of the store that not_coherent is about, else 0.
+    """
+
+    kind: str
+    kernel: str
+    file: str
+    line: int
+    block: tuple[int, int, int]
+    thread: tuple[int, int, int]
+    message: str
+    address: str = ""
+    other_line: int = 0
+    device: int = 0
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file else f"line {self.line}"
+        return f"{self.kind}: {place}: {self.kernel}, block {self.block}, thread {self.thread}: {self.message}"
+
+
+def lines(reports: Iterable[Report], form: Callable[[Report], str] = str) -> list[str]:
+    """Reports as lines of text: one for all those of a kernel's line that are of a kind and about one array."""
+    groups: dict[tuple, list[Report]] = {}
+    for report in reports:
+        about = report.address.rpartition("[")[0] or report.message
+        groups.setdefault((report.kind, report.kernel, report.file, report.line, about), []).append(report)
+    return [form(found[0]) + (f" (and {len(found) - 1} more of this line and array)" if len(found) > 1 else "")
+            for found in groups.values()]  # fmt: skip
+
+
+def total(count: int) -> str:
+    """`1 report`, `2 reports`."""
+    return f"{count} report{'s'[: count != 1]}"
+
+
+class KernelFault(PtxsimError):
+    """A strict machine's first report; `report` holds it."""
+
+    def __init__(self, report: Report):
+        super().__init__(str(report))
+        self.report = report

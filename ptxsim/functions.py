@@ -1,0 +1,163 @@
+"""Modules and kernels that Numba compiled, loaded on a machine, with the interface that Numba's launch code expects."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from . import linking
+from .driver import Driver, failure
+from .errors import InputError
+from .program import Program
+
+
+class MachineModule:
+    """A loaded module; gives access to its kernels and variables (Numba's error codes, for example)."""
+
+    def __init__(self, driver: Driver, program: Program, setup: Any, teardown: Any):
+        self.driver, self.program, self.setups = driver, program, setup
+        self.handle = next(driver.handles)
+        self.object_code = SimpleNamespace(handle=self.handle)
+        self.initialized = False
+        driver.modules[self.handle] = self
+        if teardown:
+            weakref.finalize(self, run_all, teardown, self.object_code)
+
+    def setup(self) -> None:
+        """Run the module's set-up callbacks."""
+        run_all(self.setups, self.object_code)
+        self.initialized = True
+
+    def variable(self, name: str) -> tuple[int, int]:
+        """(address, bytes) of a variable on the current device; raises CudaAPIError for an unknown name."""
+        if name not in self.program.variables:
+            raise failure("CUDA_ERROR_NOT_FOUND", "cuLibraryGetGlobal", f"no variable {name}")
+        machine = self.driver.machine
+        with machine.lock:
+            address = machine.loader.address(self.program, self.driver.current_device(), name)
+        return address, self.program.variables[name].size
+
+    def get_function(self, name: str) -> MachineFunction:
+        """A kernel of the module; raises CudaAPIError for an unknown name."""
+        if name not in self.program.functions:
+            raise failure("CUDA_ERROR_NOT_FOUND", "cuLibraryGetKernel", f"no kernel {name}")
+        return MachineFunction(self, name, name)
+
+    def get_global_symbol(self, name: str) -> tuple[Any, int]:
+        """(pointer, bytes) of a variable, as Numba's module returns it."""
+        from numba.cuda.cudadrv import devices, driver
+
+        address, size = self.variable(name)
+        return driver.MemoryPointer(devices.get_context(), driver.binding.CUdeviceptr(address), size), size
+
+
+def run_all(callbacks: Any, value: Any) -> None:
+    """Call each of the callbacks, if there are any."""
+    for callback in callbacks or ():
+        callback(value)
+
+
+def load_library(driver: Driver, library: Any) -> MachineFunction:
+    """Load a library that Numba compiled, with everything it links; returns its kernel."""
+    program = driver.machine.load(linking.linked_ptx(library, driver.machine.cc))
+    program.ir = library.llvm_strs
+    module = MachineModule(driver, program, library._setup_functions, library._teardown_functions)
+    devices = importlib.import_module("numba.cuda.cudadrv.devices")
+    devices.get_context().modules[module.handle] = module  # until the context is reset, as with CUDA
+    return MachineFunction(module, library._entry_name, library.name, library._max_registers)
+
+
+class MachineLinker:
+    """The linker of Numba's runtime: CUDA C++ sources to the PTX of one module."""
+
+    def __init__(self, *, cc: tuple, **_: Any):
+        self.cc, self.texts = cc, list[str]()
+
+    def add_cu_file(self, path: str) -> None:
+        """Compile and add a CUDA C++ file."""
+        self.texts.append(linking.of_file(path, self.cc))
+
+    def complete(self) -> str:
+        """The PTX of everything added."""
+        return linking.joined(self.texts)
+
+
+class MachineFunction:
+    """A kernel of a module.
+
+    attrs: registers (an estimate), bytes of shared, local and constant memory, most threads of a block.
+    """
+
+    def __init__(self, module: MachineModule, name: str, title: str, most_registers: int | None = None):
+        from numba.cuda.cudadrv.driver import FuncAttr
+
+        driver, program = module.driver, module.program
+        machine = driver.machine
+        self.driver, self.module, self.program = driver, weakref.proxy(module), program
+        self.name, self.title = name, title
+        self.info = program.functions[name]
+        self.handle, self.kernel = next(driver.handles), self
+        limit = self.info.limits.get(".maxntid") or self.info.limits.get(".reqntid")
+        most = int(np.prod(limit)) if limit else machine.limits.block_threads
+        constant = sum(v.size for v in program.variables.values() if v.space == "const")
+        registers = min(self.info.registers, most_registers or self.info.registers)
+        self.attrs = FuncAttr(
+            regs=registers, shared=program.shared_bytes, local=program.local_bytes, const=constant, maxthreads=most
+        )
+        self.attributes = type("Attributes", (), {"max_threads_per_block": most})()
+        driver.functions[self.handle] = self
+
+    @property
+    def shared(self) -> int:
+        """Bytes of static shared memory."""
+        return self.program.shared_bytes
+
+    def cache_config(self, prefer_equal: bool = False, prefer_cache: bool = False, prefer_shared: bool = False) -> None:
+        """Ignored: caches are not modelled."""
+
+    def set_shared_memory_carveout(self, carveout: Any) -> None:
+        """Raises ValueError as CUDA does; otherwise ignored, because caches are not modelled."""
+        if not -1 <= int(carveout) <= 100:
+            raise ValueError("Carveout must be between -1 and 100")
+
+    def launch(self, config: Any, arguments: tuple, names: dict[int, str]) -> None:
+        """Queue the kernel; names: of arrays by their addresses, for reports."""
+        machine = self.driver.machine
+        for address, name in names.items():
+            allocation = machine.memory.at(address)
+            if allocation is not None and not allocation.name:
+                allocation.name = name
+        self.driver.copy_registered(False)
+        try:
+            machine.enqueue(
+                self.driver.current_device(), self.program, self.name, self.title, config.grid, config.block,
+                [number(value) for value in arguments], config.shmem_size or 0, [],
+            )  # fmt: skip
+        except InputError as error:
+            raise launch_error(error) from None
+        if self.driver.registered:
+            machine.finish()
+            self.driver.copy_registered(True)
+
+
+def launch_error(error: InputError) -> Exception:
+    """The exception for a refused launch: cuda.core's CUDAError, and an InputError as well."""
+    from cuda.core._utils.cuda_utils import CUDAError
+
+    return type("LaunchError", (CUDAError, InputError), {})(f"CUDA_ERROR_INVALID_VALUE: {error}")
+
+
+def number(value: Any) -> Any:
+    """An argument that Numba prepared (int, bool, ctypes), as `kernels.pack` takes it."""
+    if isinstance(value, ctypes._SimpleCData):
+        return bytes(value)
+    if isinstance(value, (bool, int, np.integer)):
+        return int(value)
+    if hasattr(value, "value") or hasattr(value, "__int__"):
+        return int(getattr(value, "value", value))
+    raise InputError(f"a kernel's argument of type {type(value).__name__} is not supported")

@@ -1,0 +1,44 @@
+"""Accesses of Python actors, compiled: threads of the host, on the same vector clocks as the devices' threads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import isa
+from . import state as s
+from .bits import get, load, put, store
+from .units import unit
+from .watch import SIZE_SHIFT, STRONG, coherent, log2, race, read, sync_entry, wrote
+
+
+@unit
+def host_access(x, thread, warp, place, size, cell, order, scope, write, value):
+    """One access of the host; returns the old value. The first word of the scratch table is 1 if the access races."""
+    host = get(x, s.MEMORY) + place
+    scratch = get(x, s.SCRATCH)
+    put(scratch, 0, 0)
+    checked = get(x, s.CHECK) != 0
+    if checked:
+        how = (STRONG if order != isa.WEAK else 0) | scope << 1 | log2(size) << SIZE_SHIFT
+        if write:
+            coherent(x, get(thread, s.T_GID), cell, (1 << size) - 1, True, 0, place + isa.GLOBAL_START, 0)
+        found = race(x, thread, 0, warp, cell, (1 << size) - 1, how, write, 0)
+        put(scratch, 0, np.int64(found != 0))
+        if not write:
+            return read(x, thread, 0, warp, place, host, size, order, scope)
+    old = np.int64(load(host, size))
+    if write:
+        hidden = np.int64(0)
+        if checked:
+            hidden = wrote(x, thread, 0, warp, place, size, old, value, order, scope, 0)
+        if not hidden:
+            store(host, size, np.uint64(value))
+        if old != value:
+            put(x, s.PROGRESS, get(x, s.STEP))
+    return old
+
+
+@unit
+def host_entry(x, location):
+    """The row of a location in the sync table; made if it is missing."""
+    return sync_entry(x, location, True)

@@ -1,0 +1,370 @@
+"""The interpreter: chooses warps by the seed and executes their instructions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import inner as jit
+
+from . import isa
+from . import state as s
+from .access import atomics, loads, register, set_register, stores, thread_of, warp_slot
+from .arithmetic import calculate_conversions, calculate_floats, calculate_integers
+from .barrier import arrive, arrive_grid, rest
+from .bits import get, load64, put
+from .blocks import admit, remove_ended
+from .bulk import bulk, fence_of_proxies, land_some
+from .calls import call, end_lanes, return_call, stop_launch
+from .collective import FULL
+from .copies import finish_copies, start_copy
+from .integer import cut
+from .lanes import after, branch, gather, guarded, select, store_pc
+from .mbarrier import mbarrier, time_out
+from .units import unit
+from .warpgroup import touch
+from .watch import draw, fence, report
+
+REPEATS = 48  # how often a warp must come back to the same state to count as spinning
+QUIET = 50_000  # instructions without any change before the interpreter looks for spinning warps
+
+
+@jit
+def popcount32(m):
+    """The number of set bits of a 32-bit mask."""
+    m = m - ((m >> 1) & 0x55555555)
+    m = (m & 0x33333333) + ((m >> 2) & 0x33333333)
+    m = (m + (m >> 4)) & 0x0F0F0F0F
+    return ((m * 0x01010101) & 0xFFFFFFFF) >> 24
+
+
+@unit
+def move(x, warp, line, op, mask):
+    """Packs and unpacks vectors of registers, and reads clocks."""
+    regs = get(warp, s.W_REGS)
+    type_, part, count = get(line, isa.TYPE), get(line, isa.IMM), get(line, isa.COUNT)
+    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        if op == isa.PACK:
+            value = np.uint64(0)
+            for k in range(count):
+                piece = cut(np.uint64(get(regs, get(items, k) * 32 + lane)), part)
+                value |= piece << np.uint64(8 * part * k)
+            put(regs, get(line, isa.D) * 32 + lane, np.int64(value))
+        elif op == isa.UNPACK:
+            value = cut(np.uint64(get(regs, get(line, isa.A) * 32 + lane)), type_)
+            for k in range(count):
+                put(regs, get(items, k) * 32 + lane, np.int64(cut(value >> np.uint64(8 * part * k), part)))
+        else:  # CLOCK; IMM: 0 cycles, 1 their high half, 2 nanoseconds, 3 their high half
+            step = get(x, s.STEP) * 4
+            if part >= 2:
+                step += get(x, s.START_TIME)
+            put(regs, get(line, isa.D) * 32 + lane, step >> 32 if part & 1 else step)
+    return 0
+
+
+# ---- one instruction ----
+@jit
+def step(x, warp, block):
+    """Execute one instruction of the chosen lanes; 0 if another warp must run next or this one has nothing to run."""
+    pc, mask = get(warp, s.W_PC), get(warp, s.W_MASK)
+    line = get(x, s.CODE) + pc * isa.COLUMNS * 8
+    op = get(line, isa.OP)
+    act = guarded(x, warp, line, mask)
+    if get(warp, s.W_FLIGHT) and act:
+        touch(x, warp, line, op, pc)
+    if get(line, isa.NEGATE) < 2:
+        counts = get(x, s.COUNTS) + pc * s.N_FIELDS * 8
+        put(counts, s.N_WARPS, get(counts, s.N_WARPS) + 1)
+        put(counts, s.N_LANES, get(counts, s.N_LANES) + popcount32(act))
+        put(x, s.STEP, get(x, s.STEP) + 1)
+    if op < 300:
+        regs = get(warp, s.W_REGS)
+        if op < 100:
+            calculate_integers(x, regs, line, op, act)
+        elif op < 200:
+            calculate_floats(x, regs, line, op, act)
+        else:
+            calculate_conversions(x, regs, line, op, act)
+    elif op >= 500 and op < 600:
+        if memory(x, warp, block, line, pc, op, act):
+            after(x, warp, mask, pc + 1)
+            return 0  # back to the loop, which makes space for clocks
+    elif op < 400:
+        move(x, warp, line, op, act)
+    elif op == isa.BRA:
+        backward = get(line, isa.IMM) <= pc
+        if backward and get(x, s.SUSPECT):
+            store_pc(x, warp, mask, pc)
+            spinning(x, warp, block, pc)
+        if branch(x, warp, line, pc, mask, act):
+            return select(x, warp)
+        return after(x, warp, mask, get(warp, s.W_PC))
+    else:
+        return special(x, warp, block, line, pc, op, mask, act)
+    return after(x, warp, mask, pc + 1)
+
+
+@unit
+def memory(x, warp, block, line, pc, op, act):
+    """A memory instruction of the lanes in act; 1 if the loop must run before the next one."""
+    if act == 0:
+        return 0
+    if op == isa.LD:
+        loads(x, warp, block, line, pc, act)
+        flags = get(line, isa.FLAGS)
+        if get(warp, s.W_DIVERGED) and (flags & 15 != isa.WEAK or (flags >> isa.SPACE_SHIFT) & 7 <= isa.SHARED):
+            put(warp, s.W_SPINS, get(warp, s.W_SPINS) + (4 if flags & 15 != isa.WEAK else 0))
+    elif op == isa.ST:
+        stores(x, warp, block, line, pc, act)
+    elif op == isa.ATOM:
+        atomics(x, warp, block, line, pc, act)
+        if get(warp, s.W_DIVERGED):
+            put(warp, s.W_SPINS, get(warp, s.W_SPINS) + 4)
+    elif op == isa.FENCE:
+        if get(x, s.CHECK):
+            flags = get(line, isa.FLAGS)
+            for lane in range(32):
+                if (act >> lane) & 1:
+                    thread = thread_of(x, warp, lane)
+                    fence(x, thread, block, warp_slot(x, warp), flags & 15, (flags >> isa.SCOPE_SHIFT) & 3)
+    elif op == isa.CPASYNC:
+        start_copy(x, warp, block, line, pc, act)
+    elif op >= isa.BULKLOAD:
+        bulk(x, warp, block, line, pc, op, act)
+        return 1
+    else:
+        for lane in range(32):
+            if (act >> lane) & 1:
+                thread = thread_of(x, warp, lane)
+                group = get(thread, s.T_GROUP)
+                if op == isa.CPCOMMIT:
+                    put(thread, s.T_GROUP, group + 1)
+                else:
+                    left = get(line, isa.IMM)
+                    before = group + 1 if left < 0 else group - left
+                    finish_copies(x, warp, thread, block, before, s.C_MOST)
+    return 0
+
+
+@unit
+def special(x, warp, block, line, pc, op, mask, act):
+    """Calls, ends, barriers, waits and collective instructions: those that set the lanes' next instructions."""
+    store_pc(x, warp, mask, pc + 1)
+    if act == 0:
+        return select(x, warp)
+    if op == isa.RET:
+        leaving = np.int64(0)
+        for lane in range(32):
+            if (act >> lane) & 1:
+                if get(thread_of(x, warp, lane), s.T_DEPTH) == 0:
+                    leaving |= 1 << lane
+                else:
+                    return_call(x, warp, lane)
+        if leaving:
+            end_lanes(x, warp, block, leaving)
+    elif op == isa.EXIT:
+        end_lanes(x, warp, block, act)
+    elif op == isa.CALL or op == isa.CALLI:
+        for lane in range(32):
+            if (act >> lane) & 1:
+                target, first, end = get(line, isa.IMM), get(line, isa.C), get(line, isa.E)
+                if op == isa.CALLI:
+                    number = np.int64(register(x, warp, get(line, isa.A), lane)) - isa.FUNCTION_START
+                    table = get(x, s.FUNCTIONS)
+                    if number < 0 or number >= get(table, 0):
+                        report(x, s.TRAPPED, pc, get(thread_of(x, warp, lane), s.T_GID), number, 0, 0, 0, 0, 2, 0)
+                        end_lanes(x, warp, block, 1 << lane)
+                        continue
+                    target, first, end = (
+                        get(table, 1 + 3 * number),
+                        get(table, 2 + 3 * number),
+                        get(table, 3 + 3 * number),
+                    )
+                call(x, warp, block, line, pc, lane, target, first, end)
+    elif op == isa.BRX:
+        for lane in range(32):
+            if (act >> lane) & 1:
+                index = np.int64(register(x, warp, get(line, isa.A), lane)) & FULL
+                items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+                if index < get(line, isa.COUNT):
+                    put(thread_of(x, warp, lane), s.T_PC, get(items, index))
+    elif op == isa.TRAP:
+        first = np.int64(0)
+        while not (act >> first) & 1:
+            first += 1
+        report(x, s.TRAPPED, pc, get(thread_of(x, warp, first), s.T_GID), 0, 0, 0, 0, 0, 0, 0)
+        stop_launch(x, block)
+        return 0
+    elif op == isa.NOP:
+        return select(x, warp)
+    elif op == isa.BAR or op == isa.BARARRIVE or op == isa.BARRED:
+        arrive(x, warp, block, line, pc, act)
+    elif op == isa.GRIDSYNC:
+        arrive_grid(x, warp, block, act)
+    elif op == isa.NANOSLEEP:
+        put(warp, s.W_SPINS, get(warp, s.W_SPINS) + 6)
+        select(x, warp)
+        return 0  # other warps first
+    elif op >= isa.MBINIT and op < isa.SHFL:
+        if op >= isa.PROXYFENCE:
+            if op == isa.INITFENCE or get(x, s.CHECK):
+                fence_of_proxies(x, warp, block, line, op, act)
+        else:
+            mbarrier(x, warp, block, line, pc, op, act)
+        select(x, warp)
+        return 0  # other warps first
+    elif op == isa.ACTIVEMASK:
+        for lane in range(32):
+            if (act >> lane) & 1:
+                set_register(x, warp, get(line, isa.D), lane, np.uint64(act))
+    elif op == isa.PRINTF:
+        for lane in range(32):
+            if (act >> lane) & 1:
+                printf(x, warp, block, line, pc, lane)
+    else:
+        store_pc(x, warp, act, pc)
+        gather(x, warp, block, line, pc, act)
+        if op >= isa.WGMMA:
+            select(x, warp)
+            return 0  # other warps first
+    return select(x, warp)
+
+
+@unit
+def printf(x, warp, block, line, pc, lane):
+    """Record a format and its arguments; the host prints them."""
+    n = get(x, s.PRINTS_COUNT)
+    thread = thread_of(x, warp, lane)
+    row = get(x, s.PRINTS) + n * 80 * 8
+    put(row, 0, np.int64(register(x, warp, get(line, isa.A), lane)))
+    put(row, 1, get(thread, s.T_GID))
+    put(row, 2, pc)
+    address = np.int64(register(x, warp, get(line, isa.B), lane)) - isa.LOCAL_WINDOW
+    slot = (thread - get(x, s.THREADS)) // (s.T_FIELDS * 8)
+    limit = get(get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8, s.L_LOCAL)
+    for i in range(64):
+        value = np.uint64(0)
+        if address + 8 * i >= 0 and address + 8 * i + 8 <= limit:
+            value = load64(get(x, s.LOCAL) + slot * get(x, s.LOCAL_BYTES) + address + 8 * i)
+        put(row, 3 + i, np.int64(value))
+    put(x, s.PRINTS_COUNT, n + 1)
+    set_register(x, warp, get(line, isa.D), lane, np.uint64(1))
+    return 0
+
+
+# ---- spinning ----
+@unit
+def spinning(x, warp, block, pc):
+    """Count a warp as spinning if it returns to the same state; called when nothing has changed for long."""
+    launch = get(x, s.LAUNCHES) + get(block, s.B_LAUNCH) * s.L_FIELDS * 8
+    h = np.uint64(1469598103934665603) ^ np.uint64(pc)
+    prime = np.uint64(1099511628211)
+    regs = get(warp, s.W_REGS)
+    for i in range(get(launch, s.L_ROWS) * 32):
+        h = (h ^ load64(regs + 8 * i)) * prime
+    for lane in range(32):
+        h = (h ^ np.uint64(get(thread_of(x, warp, lane), s.T_PC))) * prime
+    value = np.int64(h)
+    if value == get(warp, s.W_HASH):
+        same = get(warp, s.W_SAME) + 1
+        put(warp, s.W_SAME, same)
+        if same == REPEATS:
+            put(x, s.SPINNING, get(x, s.SPINNING) + 1)
+        return 0
+    put(warp, s.W_HASH_AGE, get(warp, s.W_HASH_AGE) + 1)
+    age = get(warp, s.W_HASH_AGE)
+    if age & (age - 1) == 0:  # compare with ever older states, to find long cycles too
+        put(warp, s.W_HASH, value)
+    return 0
+
+
+# ---- the loop ----
+@jit
+def clocks_full(x):
+    """Is the pool of vector clocks too full for one more instruction of a warp?"""
+    return get(x, s.CLOCKS_CAP) - get(x, s.CLOCKS_TOP) < 65536 + get(x, s.CLOCK_SPACE) * get(x, s.MAX_CLOCKS)
+
+
+@unit
+def run(x, budget):
+    """Run up to `budget` warp instructions; returns the reason for stopping (state.BUDGET ...)."""
+    for number in range(get(x, s.DEVICE_COUNT)):
+        admit(x, number)
+    until = get(x, s.STEP) + budget
+    while True:
+        if get(x, s.DEAD):
+            remove_ended(x)
+        ready = get(x, s.READY_COUNT)
+        if ready == 0:
+            if get(x, s.DEAD):
+                continue
+            if get(x, s.PENDING_COUNT):
+                land_some(x)
+                continue
+            if time_out(x):
+                continue
+            for number in range(get(x, s.DEVICE_COUNT)):
+                device = get(x, s.DEVICES) + number * (s.D_FIELDS + s.MAX_SMS) * 8
+                if get(device, s.D_CURRENT) >= 0:
+                    return s.STUCK
+            return s.ALL_DONE
+        if get(x, s.STEP) >= until:
+            return s.BUDGET
+        if get(x, s.STOP):
+            return s.STOPPED
+        if get(x, s.PRINTS_CAP) - get(x, s.PRINTS_COUNT) < 32 * 40:
+            return s.PRINTS_FULL
+        if get(x, s.CHECK):
+            if clocks_full(x):
+                return s.CLOCKS_FULL
+            if 2 * get(x, s.SYNC_USED) + 4096 > get(x, s.SYNC_CAP):
+                return s.SYNC_FULL
+        if get(x, s.PENDING_COUNT) > s.P_MOST - 32 * get(x, s.BURST):  # an instruction adds at most one for each lane
+            land_some(x)
+            continue
+        quiet = get(x, s.STEP) - get(x, s.PROGRESS)
+        if get(x, s.SUSPECT):
+            if quiet < QUIET:
+                calm(x)
+            elif get(x, s.SPINNING) >= ready or quiet > get(x, s.PATIENCE):
+                if not time_out(x):
+                    return s.LIVELOCK
+                calm(x)
+        elif quiet >= QUIET:
+            put(x, s.SUSPECT, 1)
+        r = draw(x)
+        if get(x, s.PENDING_COUNT) and r >> 50 & 15 == 0:
+            land_some(x)
+            ready = get(x, s.READY_COUNT)
+        chosen = get(get(x, s.READY), (r >> 8) % ready)
+        warp = get(x, s.WARPS) + chosen * s.W_FIELDS * 8
+        block = get(x, s.BLOCKS) + get(warp, s.W_BLOCK) * s.B_FIELDS * 8
+        burst(x, warp, block, 1 + (r & 255) % get(x, s.BURST))
+
+
+@jit
+def burst(x, warp, block, count):
+    """Run a few instructions of one warp."""
+    if get(warp, s.W_DIVERGED) and not select(x, warp):
+        rest(x, warp)
+        return
+    for _ in range(count):
+        if not step(x, warp, block):
+            break
+        if get(x, s.DEAD) or (get(x, s.CHECK) and clocks_full(x)):
+            break
+    if get(warp, s.W_LIVE) & ~get(warp, s.W_WAIT) == 0:
+        rest(x, warp)
+
+
+@jit
+def calm(x):
+    """Something changed: no warp counts as spinning any more."""
+    put(x, s.SUSPECT, 0)
+    put(x, s.SPINNING, 0)
+    for i in range(get(x, s.WARP_SLOTS)):
+        warp = get(x, s.WARPS) + i * s.W_FIELDS * 8
+        put(warp, s.W_SAME, 0)
+        put(warp, s.W_HASH_AGE, 0)

@@ -1,0 +1,196 @@
+"""Launches as text: `add<<<8, 128>>>(a:float32[1000]=seed:1, float32[1000], 1000)`, as in CUDA C++ but for arrays.
+
+grid and block are a number or (x, y, z); a third number is the bytes of dynamic shared memory. An argument is
+
+    5, 0x10, 2.5, true     a number
+    float32[32, 64]        an array that nothing has written, as cudaMalloc gives it; types are NumPy's
+    float32[1000]=0        an array filled with a number
+    float32[1000]=range    0, 1, 2, ...
+    float32[1000]=seed:7   random numbers: in [0, 1) for floats, any bits for integers
+    int32[99]=seed:7<10    random integers in [0, 10)
+    data.npy               the array in a file, beside the file with the kernel
+    NAME:ARRAY             any of these arrays with a name, for reports, and for later launches
+    NAME                   the array of that name of an earlier launch
+
+In a file of CUDA C++ or PTX a launch is a comment of one line: `// simt: add<<<8, 128>>>(...)`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tokenize
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernel_cache import regular
+
+from .errors import InputError
+
+COMMENT, MARK = "//", "simt:"
+MOST_BYTES = 1 << 32  # of an array
+# Raised by NumPy for files that are damaged or of another kind.
+BROKEN = (OSError, ValueError, EOFError, TypeError, LookupError, RuntimeError, ArithmeticError, MemoryError,
+          SyntaxError, tokenize.TokenError)  # fmt: skip
+LAUNCH = re.compile(
+    r"(?P<kernel>[A-Za-z_][\w:]*(?:<.*>)?)\s*<<<(?P<sizes>[^<>]*)>>>\s*\((?P<arguments>.*)\)\s*;?", re.S
+)
+ARRAY = re.compile(r"(?P<type>[a-z]\w*)\s*\[(?P<shape>[\d\s,]+)\](?:\s*=\s*(?P<fill>.+))?")
+NAMED = re.compile(r"([A-Za-z_]\w*)\s*:\s*(.+)", re.S)
+FORM = (
+    "a launch is NAME<<<GRID, BLOCK>>>(ARGUMENTS), such as 'add<<<8, 128>>>(float32[1000]=seed:1, float32[1000], 1000)'"
+)
+
+
+@dataclass(frozen=True)
+class LaunchText:
+    """A launch before its kernel is known. arguments: the text of each. shared: bytes of dynamic shared memory."""
+
+    text: str
+    kernel: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared: int
+    arguments: tuple[str, ...]
+
+
+def in_comments(source: str) -> list[str]:
+    """The launches in the comments of a source."""
+    found = []
+    for line in map(str.strip, source.split("\n")):
+        comment = line.removeprefix(COMMENT).strip()
+        if line.startswith(COMMENT) and comment.startswith(MARK):
+            found.append(comment.removeprefix(MARK).strip())
+    return [text for text in found if text]
+
+
+def read(text: str) -> LaunchText:
+    """A launch of its text; raises InputError for another form."""
+    found = LAUNCH.fullmatch(text.strip())
+    if found is None:
+        raise InputError(f"{FORM}, got {text!r}")
+    sizes = [size(part, text) for part in pieces(found["sizes"])]
+    if not 2 <= len(sizes) <= 3 or (len(sizes) == 3 and len(sizes[2]) != 1):
+        raise InputError(f"{FORM}; a third number between the brackets is the bytes of shared memory, got {text!r}")
+    shared = sizes[2][0] if len(sizes) == 3 else 0
+    return LaunchText(text, found["kernel"], sizes[0], sizes[1], shared, tuple(pieces(found["arguments"])))
+
+
+def size(part: str, text: str) -> tuple[int, ...]:
+    """A number, or (x, y, z), also as dim3(x, y, z)."""
+    inside = part.removeprefix("dim3").strip()
+    if inside[:1] == "(" and inside[-1:] == ")":
+        inside = inside[1:-1].strip().removesuffix(",")
+    try:
+        return tuple(int(one.strip(), 0) for one in inside.split(","))
+    except ValueError:
+        raise InputError(f"a grid or a block is a number or (x, y, z), got {part!r} in {text!r}") from None
+
+
+def pieces(text: str) -> list[str]:
+    """The parts between commas that are in no brackets."""
+    parts, depth, start = [], 0, 0
+    for at, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append(text[start:at].strip())
+            start = at + 1
+    last = text[start:].strip()
+    return [*parts, last] if parts or last else []
+
+
+class Arguments:
+    """Makes the arguments of launches on a device; `named`: the arrays that have a name so far.
+
+    folder: of the files that arguments name.
+    """
+
+    def __init__(self, device: Any, folder: Path):
+        self.device, self.folder = device, folder
+        self.named: dict[str, Any] = {}
+
+    def make(self, text: str, name: str) -> Any:
+        """A number or an array of the device; name: of an array without a name of its own. Raises InputError."""
+        found = NAMED.fullmatch(text)
+        if found:
+            made = 0 if NAMED.fullmatch(found[2]) else self.make(found[2], found[1])
+            if found[1] in self.named or isinstance(made, (int, float)) or found[2] in self.named:
+                raise InputError(f"NAME:ARRAY gives a new array a name, got {text[:200]!r}")
+            self.named[found[1]] = made
+            return made
+        if text in self.named:
+            return self.named[text]
+        if text.endswith(".npy"):
+            return self.device.array(self.of_file(text), name)
+        found = ARRAY.fullmatch(text)
+        if found:
+            return self.array(text, found["type"], found["shape"], found["fill"], name)
+        return number(text)
+
+    def of_file(self, text: str) -> np.ndarray:
+        """The array of a .npy file."""
+        try:
+            with regular.opened(self.folder / text):
+                pass
+            return np.lib.format.open_memmap(self.folder / text, mode="r")  # compares the header with the file's size
+        except BROKEN as error:
+            raise InputError(f"cannot read the argument {text}: {error}") from error
+
+    def array(self, text: str, type_: str, shape: str, fill: str | None, name: str) -> Any:
+        """An array of the device, filled as `fill` says."""
+        try:
+            dtype = np.dtype(type_)
+            sizes = tuple(int(n) for n in shape.split(",") if n.strip())
+        except (TypeError, ValueError):
+            sizes = ()
+        if not sizes or dtype.kind not in "biufc":
+            raise InputError(f"an array is TYPE[SHAPE], TYPE one of NumPy's for numbers, got {text!r}")
+        if math.prod(sizes) * dtype.itemsize > MOST_BYTES:
+            raise InputError(f"an array has at most {MOST_BYTES >> 20} MiB, got {text!r}")
+        if fill is None:
+            return self.device.empty(sizes, dtype, name)
+        return self.device.array(filled(text, sizes, dtype, fill), name)
+
+
+def filled(text: str, sizes: tuple[int, ...], dtype: np.dtype, fill: str) -> np.ndarray:
+    """An array with the numbers that `fill` says."""
+    try:
+        if fill == "range":
+            return np.arange(np.prod(sizes, dtype=np.int64)).astype(dtype).reshape(sizes)
+        seed = re.fullmatch(r"seed:([0-9]{1,18})(?:<([0-9]{1,18}))?", fill)
+        return drawn(sizes, dtype, int(seed[1]), int(seed[2] or 0)) if seed else np.full(sizes, number(fill), dtype)
+    except InputError:
+        raise
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{text!r} cannot be made: {error}") from error
+
+
+def drawn(sizes: tuple[int, ...], dtype: np.dtype, seed: int, below: int) -> np.ndarray:
+    """Random numbers: in [0, below) if that is not 0, else any integers, or floats in [0, 1)."""
+    random = np.random.default_rng(seed)
+    if below:
+        return random.integers(below, size=sizes).astype(dtype)
+    if dtype.kind in "fc":
+        return random.random(sizes).astype(dtype)
+    if dtype.kind == "b":
+        return random.integers(2, size=sizes).astype(dtype)
+    return np.frombuffer(random.bytes(int(np.prod(sizes)) * dtype.itemsize), dtype).reshape(sizes)
+
+
+def number(text: str) -> int | float:
+    """A number of C or Python."""
+    try:
+        if text in ("true", "false"):
+            return int(text == "true")
+        try:
+            return int(text, 0)
+        except ValueError:
+            return float(text.removesuffix("f"))
+    except ValueError:
+        raise InputError(
+            f"an argument is a number, TYPE[SHAPE], TYPE[SHAPE]=FILL, FILE.npy, NAME:ARRAY or the name of an array of "
+            f"an earlier launch, got {text!r}"
+        ) from None

@@ -1,0 +1,246 @@
+"""The machine as its users see it: devices, arrays and launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from kernel_cache import sm_limits as limits
+from kernel_cache.offline import capability
+
+from . import kernels
+from . import state as s
+from .arrays import DeviceArray, granule_of
+from .errors import ClosedError, InputError, own
+from .launches import Launch, three
+from .program import Program
+from .runner import Runner
+
+LIMIT = 100_000_000_000  # warp instructions of one run: a day or so
+MOST_LIMIT = 1 << 60
+
+
+class SimulatedGpu:
+    """One GPU of a machine."""
+
+    def __init__(self, machine: Machine, number: int):
+        self.machine, self.number = machine, number
+
+    def array(self, values: Any, name: str = "") -> DeviceArray:
+        """A copy of a NumPy array in this device's memory."""
+        return self.machine.new_array(self.number, np.asarray(values), None, None, name)
+
+    def empty(self, shape: Any, dtype: Any = np.float64, name: str = "", strides: Any = None) -> DeviceArray:
+        """An uninitialised array; strides in bytes."""
+        return self.machine.new_array(self.number, None, shape, dtype, name, strides)
+
+    def launch(self, kernel: Any, grid: Any, block: Any, *args: Any, shared: int = 0, entry: str | None = None) -> None:
+        """Queue a kernel: a `cuda.jit` function, or PTX text and `entry`.
+
+        args: arrays of the machine, NumPy arrays (copied to the device, and back after the run), numbers, tuples; for
+        PTX text one for each parameter, where arrays stand for their addresses. shared: bytes of dynamic shared memory.
+        It runs at the next Machine.run, after earlier launches on this device.
+        """
+        self.machine.launch(self.number, kernel, grid, block, args, shared, entry)
+
+
+class Machine(Runner):
+    """GPUs simulated on the CPU: they run compiled PTX.
+
+    devices: how many. sm_count: streaming multiprocessors of each. arch: the target of compiled kernels. seed: of the
+    schedule; the same seed repeats a run. check: report races and other errors, and let stores become visible late
+    where PTX permits it. strict: raise KernelFault at the first report. limit: warp instructions after which a run is
+    given up. `profile()` has the counters of all kernels that ran. Example: docs/ptxsim.md.
+    """
+
+    def __init__(self, devices: int = 1, sm_count: int = 4, arch: str = "sm_90", seed: int = 0, check: bool = True,
+                 strict: bool = False, limit: int = LIMIT):  # fmt: skip
+        if not isinstance(seed, (int, np.integer)):
+            raise InputError(f"seed must be an int, got {seed!r}")
+        devices, sm_count = whole("devices", devices, 64), whole("sm_count", sm_count, s.MAX_SMS)
+        limit = whole("limit", limit, MOST_LIMIT)
+        with own():
+            super().__init__(devices, sm_count, capability(arch), int(seed), check, strict=strict, limit=limit)
+        self.devices = [SimulatedGpu(self, number) for number in range(devices)]
+        self.arch, self.seed = arch, int(seed)
+
+    def device(self, number: int = 0) -> SimulatedGpu:
+        """A device by its number; raises InputError if the machine does not have it."""
+        if not isinstance(number, (int, np.integer)) or not 0 <= number < len(self.devices):
+            raise InputError(f"the machine has devices 0 to {len(self.devices) - 1}, got {number!r}")
+        return self.devices[number]
+
+    def new_array(self, device: int, values: np.ndarray | None, shape: Any, dtype: Any, name: str,
+                  strides: Any = None) -> DeviceArray:  # fmt: skip
+        """An array on a device, in host memory for device -1; a copy of `values`, or uninitialised without them."""
+        if values is not None:
+            shape, dtype = values.shape, values.dtype
+            order = "F" if values.flags.f_contiguous and not values.flags.c_contiguous else "C"
+        else:
+            order = "C"
+        dtype = np.dtype(dtype)
+        if dtype.hasobject:
+            raise InputError(f"arrays of Python objects cannot be on a device, got dtype {dtype}")
+        shape = tuple(int(n) for n in shape) if isinstance(shape, (tuple, list)) else (int(shape),)
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        with self.lock:
+            allocation = self.memory.allocate(size, device, granule_of(dtype), name, values is not None)
+        allocation.dtype, allocation.shape, allocation.itemsize = dtype, shape, dtype.itemsize
+        if strides is None:
+            strides = np.empty(shape, np.dtype("u1"), order=order).strides  # type: ignore[call-overload]
+            strides = tuple(n * dtype.itemsize for n in strides)
+        array = DeviceArray(self, allocation, 0, shape, dtype, strides)
+        if values is not None:
+            array._view()[...] = values
+        return array
+
+    def host_array(self, values: Any, name: str = "") -> DeviceArray:
+        """A copy of a NumPy array in host memory that every device may read and write (mapped, pinned memory)."""
+        return self.new_array(-1, np.asarray(values), None, None, name)
+
+    # ---- launching ----
+    def load(self, ptx: str) -> Program:
+        """The program of PTX text."""
+        with self.lock:
+            return self.loader.program(ptx)
+
+    def launch(
+        self, device: int, kernel: Any, grid: Any, block: Any, args: tuple, shared: int, entry: str | None
+    ) -> None:
+        """Queue a kernel on a device; see SimulatedGpu.launch."""
+        names: list[str] = []
+        after: list[Callable[[], None]] = []
+        if isinstance(kernel, str):
+            program = self.load(kernel)
+            entries = [name for name, info in program.functions.items() if info.entry]
+            if entry is None and len(entries) == 1:
+                entry = entries[0]
+            if not entries:
+                raise InputError("the PTX has no kernel (.entry)")
+            if entry not in entries:
+                raise InputError(f"entry must be one of {entries}, got {entry!r}")
+            numbers = [a.ptr if isinstance(a, DeviceArray) else a for a in self._own(device, args, after)]
+            title = entry
+        else:
+            if not hasattr(kernel, "py_func"):
+                raise InputError(f"expected a cuda.jit kernel or PTX text, got {type(kernel).__name__}")
+            args = self._own(device, self._converted(kernel, args), after)
+            types_ = tuple(kernels.type_of(a) for a in args)
+            made = kernels.compiled(kernel, types_, self.cc)
+            entry, types_ = made.entry, made.types
+            program = self.load(made.ptx)
+            program.ir = made.library.llvm_strs
+            numbers = []
+            for type_, value in zip(types_, args):
+                kernels.flatten(type_, value, numbers)
+            title = kernel.py_func.__name__
+            names = list(kernel.py_func.__code__.co_varnames)
+        for name, value in zip(names, args):
+            if isinstance(value, DeviceArray) and not value.allocation.name:
+                value.allocation.name = name
+        self.enqueue(device, program, entry, title, grid, block, numbers, shared, after)
+
+    def enqueue(self, device: int, program: Program, entry: str, title: str, grid: Any, block: Any,
+                numbers: list[Any], shared: int, after: list[Callable[[], None]]) -> None:  # fmt: skip
+        """Queue a kernel of a loaded program.
+
+        title: its name in reports. numbers: its parameters, as of `kernels.pack`. shared: dynamic bytes of a block.
+        after: callbacks for its end. Raises InputError for a launch that no device could hold.
+        """
+        info = program.functions[entry]
+        if not isinstance(shared, (int, np.integer)) or shared < 0:
+            raise InputError(f"shared must be a number of bytes, not negative, got {shared!r}")
+        one = Launch(device, program, info, title, three(grid, "grid"), three(block, "block"),
+                     kernels.pack(numbers, info.params), int(shared), after=after)  # fmt: skip
+        with own():
+            one.per_sm = limits.resident(self.limits, one.threads, one.shared, info.registers)
+        limit = info.limits.get(".maxntid") or info.limits.get(".reqntid")
+        if limit and one.threads > int(np.prod(limit)):
+            raise InputError(
+                f"{title} was compiled for blocks of at most {int(np.prod(limit))} threads, got {one.threads}"
+            )
+        with self.lock:
+            self.queue.append(one)
+
+    def _converted(self, kernel: Any, args: tuple) -> tuple:
+        """The arguments as the kernel's extensions convert them; wrappers such as numba-cuda's ArgHint stay."""
+        extensions = getattr(kernel, "extensions", None)
+        if not extensions:
+            return args
+        changed = []
+        for value in args:
+            type_ = kernels.type_of(value)
+            for extension in reversed(extensions):
+                type_, value = extension.prepare_args(type_, value, stream=0, retr=[])
+            changed.append(value)
+        return tuple(changed)
+
+    def _own(self, device: int, args: tuple, after: list[Callable[[], None]]) -> tuple:
+        """The arguments with NumPy arrays as arrays of the device; `after` gets callbacks that copy them back."""
+        own = []
+        for value in args:
+            back = forth = True
+            wrapped = type(value).__name__
+            if wrapped in ("In", "Out", "InOut") and hasattr(value, "value"):
+                back, forth, value = wrapped != "In", wrapped != "Out", value.value
+            if isinstance(value, DeviceArray):
+                self.holds(value)
+            if isinstance(value, tuple) and not hasattr(value, "_fields"):
+                value = self._own(device, value, after)
+            elif isinstance(value, np.ndarray) or (isinstance(value, np.void) and value.dtype.fields is not None):
+                source = np.asarray(value)
+                mine = self.new_array(device, source, None, None, "")
+                if not forth and self.check:
+                    start = mine.allocation.start
+                    self.memory.init[start : start + mine.allocation.size] = 0
+                if back and isinstance(value, np.void):
+                    after.append(partial(assign_fields, value, mine))
+                elif back and source.flags.writeable:
+                    after.append(partial(copy_back, source, mine))
+                after.append(partial(self.memory.free, mine.allocation))
+                value = mine
+            own.append(value)
+        return tuple(own)
+
+    def holds(self, array: DeviceArray) -> None:
+        """Raises InputError unless the array is this machine's and not freed."""
+        if array.machine is not self:
+            raise InputError("the array is another machine's: make it with this machine's device(n).array")
+        if array.allocation.freed:
+            raise InputError(f"the array {array.allocation.name} was freed")
+
+    def close(self) -> None:
+        """Drop the interpreter's tables, queued launches (they never run) and the record of those that ran.
+
+        Afterwards new arrays, launches, runs and reads and writes of arrays raise ClosedError. The machine's address
+        space is unmapped when the machine and its arrays are collected. `reports` and `profile()` stay.
+        """
+        self.tables.clear()
+        self.queue, self.done = [], []
+        self.launch = self.run = self.new_array = self.finish = closed  # type: ignore[method-assign]
+
+
+def whole(name: str, value: Any, most: int) -> int:
+    """`value` as an int; raises InputError unless it is an integer of Python or NumPy in 1..most."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= most:
+        raise InputError(f"{name} must be an int in 1..{most}, got {value!r}")
+    return int(value)
+
+
+def closed(*_: Any, **__: Any) -> Any:
+    """Stands for the methods of a closed machine."""
+    raise ClosedError("the machine was closed")
+
+
+def assign_fields(record: np.void, source: DeviceArray) -> None:
+    """Copy the fields of an array without dimensions into a record."""
+    for name in record.dtype.names or ():
+        record[name] = source._view()[name]
+
+
+def copy_back(target: np.ndarray, source: DeviceArray) -> None:
+    """Copy an array of the machine into a NumPy array."""
+    target[...] = source._view()

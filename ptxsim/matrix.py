@@ -1,0 +1,140 @@
+"""mma.sync: exact products, sums in the accumulator's type; each element is one chain in k order starting from C.
+
+Tensor cores add several products at once and truncate their low bits, so the last bits of a GPU's results differ.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import inner as jit
+
+from . import isa
+from . import state as s
+from .bits import f32_of, f64_of, fma32, fma64, get, put, u32_of, u64_of
+from .integer import clamp, spread
+from .rounding import BFLOAT, HALF, exact, widen
+from .units import unit
+
+
+@jit
+def shape_of(kind):
+    """(m, n, k, bits of an element of A and B, registers of A, of B, of C) by kind: see decode.SHAPES."""
+    if kind == 0:
+        return 16, 8, 8, 32, 4, 2, 4
+    if kind == 1:
+        return 16, 8, 4, 32, 2, 1, 4
+    if kind == 2 or kind == 4:
+        return 16, 8, 16, 16, 4, 2, 4
+    if kind == 3 or kind == 5:
+        return 16, 8, 8, 16, 2, 1, 4
+    if kind == 6:
+        return 16, 8, 32, 8, 4, 2, 4
+    if kind == 7:
+        return 16, 8, 16, 8, 2, 1, 4
+    if kind == 8:
+        return 8, 8, 16, 8, 1, 1, 2
+    return 8, 8, 4, 64, 1, 1, 2
+
+
+@jit
+def a_place(m, k, bits, row, column):
+    """(lane, register, element in it) of A[row, column]: registers step by 8 rows, then by half of k."""
+    per = max(32 // bits, 1)
+    width = 4 * per  # columns that a register covers
+    lane = (row & 7) * 4 + (column % width) // per
+    which = (row >> 3) + (2 if m == 16 else 1) * (column // width)
+    return lane, which, column % per
+
+
+@jit
+def b_place(bits, row, column):
+    """(lane, register, element in it) of B[row, column]."""
+    per = max(32 // bits, 1)
+    width = 4 * per
+    return column * 4 + (row % width) // per, row // width, row % per
+
+
+@unit
+def multiply(x, warp, line):
+    """mma.sync of a whole warp."""
+    kind, half, flags = get(line, isa.IMM), get(line, isa.TYPE), get(line, isa.FLAGS)
+    m, n, depth, bits, count_a, count_b, count_c = shape_of(kind)
+    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    count_d = 2 if half & 2 else count_c
+    at_a, at_b, at_c = count_d, count_d + count_a, count_d + count_a + count_b
+    regs = get(warp, s.W_REGS)
+    result = np.zeros((16, 8), np.uint64)
+    a = np.zeros((16, 32), np.float64)
+    b = np.zeros((32, 8), np.float64)
+    for row in range(m):
+        for column in range(depth):
+            lane, which, part = a_place(m, depth, bits, row, column)
+            a[row, column] = element(
+                np.int64(get(regs, get(items, at_a + which) * 32 + lane)), part, kind, flags & isa.HIGH
+            )
+    for row in range(depth):
+        for column in range(n):
+            lane, which, part = b_place(bits, row, column)
+            b[row, column] = element(
+                np.int64(get(regs, get(items, at_b + which) * 32 + lane)), part, kind, flags & isa.WIDE
+            )
+    for row in range(m):
+        for column in range(n):
+            lane = (row & 7) * 4 + column // 2
+            which = (row >> 3) * 2 + (column & 1)
+            if half & 1:
+                raw = get(regs, get(items, at_c + (which >> 1)) * 32 + lane) >> (16 * (which & 1)) & 0xFFFF
+            else:
+                raw = get(regs, get(items, at_c + which) * 32 + lane)
+            result[row, column] = chain(x, a, b, row, column, depth, kind, half, flags, raw)
+    for row in range(m):
+        for column in range(n):
+            lane = (row & 7) * 4 + column // 2
+            which = (row >> 3) * 2 + (column & 1)
+            if half & 2:
+                other = np.int64(result[row, column ^ 1])
+                mine = np.int64(result[row, column])
+                pair = mine | other << 16 if which & 1 == 0 else other | mine << 16
+                put(regs, get(items, which >> 1) * 32 + lane, pair)
+            else:
+                put(regs, get(items, which) * 32 + lane, np.int64(result[row, column]))
+    return 0
+
+
+@jit
+def element(raw, part, kind, unsigned):
+    """An element of A or B as float64, which holds every integer and narrow float exactly."""
+    if kind <= 1:
+        return np.float64(f32_of(np.uint32(raw & 0xFFFFE000)))  # tf32 has 10 bits after the point
+    if kind <= 3:
+        return widen((raw >> (16 * part)) & 0xFFFF, HALF)
+    if kind <= 5:
+        return widen((raw >> (16 * part)) & 0xFFFF, BFLOAT)
+    if kind <= 8:
+        byte = (raw >> (8 * part)) & 0xFF
+        return np.float64(byte if unsigned else spread(byte, 1))
+    return f64_of(np.uint64(raw))
+
+
+@jit
+def chain(x, a, b, row, column, depth, kind, half, flags, raw):
+    """D[row, column]: C and the products, added one by one."""
+    if kind == 9:
+        total = f64_of(np.uint64(raw))
+        for k in range(depth):
+            total = fma64(a[row, k], b[k, column], total)
+        return u64_of(total)
+    if kind >= 6:
+        count = spread(raw, 4)
+        for k in range(depth):
+            count += np.int64(a[row, k] * b[k, column])
+        if flags & isa.SAT:
+            count = clamp(count, np.int64(isa.S32))
+        return np.uint64(count & 0xFFFFFFFF)
+    acc = np.float32(widen(raw, HALF)) if half & 1 else f32_of(np.uint32(raw & 0xFFFFFFFF))
+    for k in range(depth):
+        acc = fma32(np.float32(a[row, k]), np.float32(b[k, column]), acc)
+    if half & 2:
+        return np.uint64(exact(x, isa.FABS, u64_of(np.float64(acc)), 0, 0, HALF, isa.RN))
+    return np.uint64(0x7FFFFFFF) if acc != acc else np.uint64(u32_of(acc))

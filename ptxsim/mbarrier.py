@@ -1,0 +1,300 @@
+"""mbarrier: objects in shared memory that count arrivals and bytes of copies, phase by phase.
+
+A phase ends when all expected arrivals and all expected bytes have arrived. Arrivals release the work before them to
+the threads that observe the end of the phase. `try_wait` suspends its lanes. As on hardware, it may also return false
+early: by chance, if the checker is on, and whenever no other lane can run. PATIENT_ANSWERS of the latter without any
+change are a deadlock.
+
+The object's 8 bytes hold its state, so that a store over them is detected. Source: the PTX ISA, "mbarrier".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import inner as jit
+
+from . import isa
+from . import state as s
+from .access import check, locate, register, set_register, thread_of, warp_slot
+from .barrier import wake
+from .bits import get, load64, put, store64
+from .clocks import join, publish
+from .units import unit
+from .watch import ATOMIC, STRONG, draw, report
+
+MOST_COUNT = (1 << 20) - 1  # of arrivals and of bytes
+EXPECTS, PARITY, TRIES, NOT_COUNTED = 1, 2, 4, 8  # in TYPE2 of the instructions
+PATIENT_ANSWERS = 3  # times that waits return false without any change
+# details of MISUSE reports; explain.py has the messages
+NOT_SHARED, NO_BARRIER, OVERWRITTEN, AGAIN, BAD_COUNT, TOO_MANY, BEYOND, BAD_BYTES = range(8)
+
+
+@jit
+def row_of(x, block, index):
+    """The row of a block's mbarrier."""
+    return get(x, s.MBARRIERS) + (get(block, s.B_SLOT) * s.MB_MOST + index) * s.MB_FIELDS * 8
+
+
+@jit
+def find(x, block, place):
+    """The index of the mbarrier at a place of shared memory; -1 if there never was one."""
+    for index in range(get(block, s.B_MBARRIERS)):
+        if get(row_of(x, block, index), s.MB_PLACE) == place:
+            return np.int64(index)
+    return np.int64(-1)
+
+
+@jit
+def word(row):
+    """The 8 bytes of an mbarrier: parity of the phase, expected and pending arrivals, bytes."""
+    parity, expected = get(row, s.MB_PHASE) & 1, get(row, s.MB_EXPECTED)
+    return parity << 63 | expected << 42 | get(row, s.MB_PENDING) << 21 | (get(row, s.MB_TX) & 0x1FFFFF)
+
+
+@jit
+def keep(block, row):
+    """Store the 8 bytes."""
+    store64(get(block, s.B_SHARED) + get(row, s.MB_PLACE), np.uint64(word(row)))
+
+
+@jit
+def wrong(x, thread, place, what, pc):
+    """Record a MISUSE report."""
+    report(x, s.MISUSE, pc, get(thread, s.T_GID), place, isa.SHARED, 8, 0, 0, what, 0)
+
+
+@jit
+def live(x, thread, block, place, pc):
+    """The index of the mbarrier at a place; -1, after a report, if there is none."""
+    index = find(x, block, place)
+    if index < 0 or not get(row_of(x, block, index), s.MB_LIVE):
+        wrong(x, thread, place, NO_BARRIER, pc)
+        return np.int64(-1)
+    row = row_of(x, block, index)
+    if np.int64(load64(get(block, s.B_SHARED) + place)) != word(row):
+        wrong(x, thread, place, OVERWRITTEN, pc)
+        keep(block, row)
+    return index
+
+
+@unit
+def mbarrier(x, warp, block, line, pc, op, mask):
+    """The mbarrier instructions and cp.async.mbarrier.arrive, for the lanes of mask one after the other."""
+    space = (get(line, isa.FLAGS) >> isa.SPACE_SHIFT) & 7
+    writes = op == isa.MBINIT or op == isa.MBINVAL
+    how = 0 if writes else STRONG | ATOMIC
+    waits = op != isa.MBWAIT or not get(x, s.CHECK) or draw(x) & 7 != 0  # else it times out at once
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        thread = thread_of(x, warp, lane)
+        address = np.int64(register(x, warp, get(line, isa.A), lane)) + get(line, isa.IMM)
+        host, place, kind = locate(x, warp, thread, block, lane, space, address, 8, op != isa.MBWAIT, pc)
+        set_register(x, warp, get(line, isa.D), lane, np.uint64(op == isa.MBWAIT))
+        if host < 0:
+            continue
+        if kind != isa.SHARED:
+            wrong(x, thread, place, NOT_SHARED, pc)
+            continue
+        if op == isa.MBINIT:
+            initialise(x, warp, thread, block, line, lane, place, pc)
+        index = live(x, thread, block, place, pc)
+        if index < 0:
+            continue
+        if get(x, s.CHECK):
+            check(x, warp, thread, block, isa.SHARED, place, 8, how, op != isa.MBWAIT, op != isa.MBINIT, pc)
+        row = row_of(x, block, index)
+        if op == isa.MBINVAL:
+            put(row, s.MB_LIVE, 0)
+        elif op == isa.MBARRIVE or op == isa.MBEXPECT:
+            arrive(x, warp, thread, block, line, lane, op, row, index, pc)
+        elif op == isa.MBWAIT:
+            wait(x, warp, thread, line, lane, row, index, pc, waits)
+        elif op == isa.MBCOPIES:
+            arrive_after_copies(x, thread, block, line, row, index, pc)
+    return 0
+
+
+@jit
+def initialise(x, warp, thread, block, line, lane, place, pc):
+    """mbarrier.init."""
+    count = np.int64(register(x, warp, get(line, isa.B), lane)) & 0xFFFFFFFF
+    if count < 1 or count > MOST_COUNT:
+        wrong(x, thread, place, BAD_COUNT, pc)
+        count = np.int64(1)
+    index = find(x, block, place)
+    phase = np.int64(0)
+    if index < 0:
+        index = get(block, s.B_MBARRIERS)
+        if index == s.MB_MOST:
+            wrong(x, thread, place, TOO_MANY, pc)
+            return
+        put(block, s.B_MBARRIERS, index + 1)
+    else:
+        row = row_of(x, block, index)
+        if get(row, s.MB_LIVE) and np.int64(load64(get(block, s.B_SHARED) + place)) == word(row):
+            wrong(x, thread, place, AGAIN, pc)
+        phase = (get(row, s.MB_PHASE) + 2) & ~1  # phase numbers never repeat, because they are clocks
+    row = row_of(x, block, index)
+    for field in range(s.MB_FIELDS):
+        put(row, field, 0)
+    put(row, s.MB_PLACE, place)
+    put(row, s.MB_LIVE, 1)
+    put(row, s.MB_PHASE, phase)
+    put(row, s.MB_EXPECTED, count)
+    put(row, s.MB_PENDING, count)
+    put(row, s.MB_GID, get(thread, s.T_GID))
+    put(row, s.MB_CLOCK, get(thread, s.T_CLOCK))
+    put(row, s.MB_OLD, -1)
+    keep(block, row)
+    put(x, s.PROGRESS, get(x, s.STEP))
+
+
+@jit
+def arrive(x, warp, thread, block, line, lane, op, row, index, pc):
+    """mbarrier.arrive, expect_tx, and both in one."""
+    place = get(row, s.MB_PLACE)
+    if op == isa.MBARRIVE:
+        set_register(x, warp, get(line, isa.D), lane, np.uint64(word(row)))
+    if op == isa.MBEXPECT or get(line, isa.TYPE2) & EXPECTS:
+        expect(x, thread, row, np.int64(register(x, warp, get(line, isa.C), lane)) & 0xFFFFFFFF, pc)
+    if op == isa.MBARRIVE:
+        if get(x, s.CHECK):
+            published = get(thread, s.T_RELEASE0)
+            if get(line, isa.FLAGS) & 15 == isa.RELEASE:
+                published = publish(x, thread, block, warp_slot(x, warp))
+            put(row, s.MB_VC, join(x, get(row, s.MB_VC), published))
+        count = np.int64(register(x, warp, get(line, isa.B), lane)) & 0xFFFFFFFF
+        if count < 1 or count > get(row, s.MB_PENDING):
+            wrong(x, thread, place, BEYOND if count >= 1 else BAD_COUNT, pc)
+            count = min(count, get(row, s.MB_PENDING))
+        put(row, s.MB_PENDING, get(row, s.MB_PENDING) - count)
+    settle_phase(x, block, row, index)
+
+
+@jit
+def expect(x, thread, row, size, pc):
+    """Add to the bytes that the phase waits for; negative for bytes that have been copied."""
+    total = get(row, s.MB_TX) + size
+    if size > MOST_COUNT or not -MOST_COUNT <= total <= MOST_COUNT:
+        wrong(x, thread, get(row, s.MB_PLACE), BAD_BYTES, pc)
+        return
+    put(row, s.MB_TX, total)
+
+
+@unit
+def settle_phase(x, block, row, index):
+    """End the phase if everything has arrived, and release the lanes that wait for it."""
+    if get(row, s.MB_PENDING) == 0 and get(row, s.MB_TX) == 0:
+        put(row, s.MB_PHASE, get(row, s.MB_PHASE) + 1)
+        put(row, s.MB_PENDING, get(row, s.MB_EXPECTED))
+        put(row, s.MB_DONE, get(row, s.MB_VC))
+        put(row, s.MB_OLD, -1)
+        for i in range(get(block, s.B_WARPS)):
+            warp = get(x, s.WARPS) + (get(block, s.B_FIRST_WARP) + i) * s.W_FIELDS * 8
+            waits = get(warp, s.W_WAIT)
+            for lane in range(32):
+                if (waits >> lane) & 1:
+                    thread = thread_of(x, warp, lane)
+                    if get(thread, s.T_WAIT) == s.AT_MBARRIER and get(thread, s.T_BARRIER) == index:
+                        go_on(x, warp, thread, lane, row)
+            wake(x, warp)
+    keep(block, row)
+    put(x, s.PROGRESS, get(x, s.STEP))
+    return 0
+
+
+@jit
+def go_on(x, warp, thread, lane, row):
+    """Release a lane that waits; row: its mbarrier, whose phase has ended, or 0 for a timeout."""
+    line = get(x, s.CODE) + get(thread, s.T_RESULT) * isa.COLUMNS * 8
+    set_register(x, warp, get(line, isa.D), lane, np.uint64(row != 0))
+    if row != 0:
+        take_in(x, thread, line, row)
+    put(thread, s.T_WAIT, s.RUNS)
+    put(warp, s.W_WAIT, get(warp, s.W_WAIT) & ~(1 << lane))
+    put(warp, s.W_DIVERGED, 1)
+
+
+@jit
+def take_in(x, thread, line, row):
+    """The acquire of a successful wait. Most lanes have equal clocks before it, so the last result is kept."""
+    if not get(x, s.CHECK):
+        return
+    if get(line, isa.FLAGS) & 15 == isa.RELAXED:
+        put(thread, s.T_PENDING0, join(x, get(thread, s.T_PENDING0), get(row, s.MB_DONE)))
+        return
+    if get(thread, s.T_VC) != get(row, s.MB_OLD):
+        put(row, s.MB_OLD, get(thread, s.T_VC))
+        put(row, s.MB_NEW, join(x, get(thread, s.T_VC), get(row, s.MB_DONE)))
+    put(thread, s.T_VC, get(row, s.MB_NEW))
+
+
+@jit
+def wait(x, warp, thread, line, lane, row, index, pc, waits):
+    """test_wait and try_wait, by the state that an arrival returned or by the parity of a phase."""
+    asked = np.int64(register(x, warp, get(line, isa.B), lane))
+    parity = asked & 1 if get(line, isa.TYPE2) & PARITY else (asked >> 63) & 1
+    if parity != get(row, s.MB_PHASE) & 1:
+        take_in(x, thread, line, row)
+    elif waits and get(line, isa.TYPE2) & TRIES:
+        put(thread, s.T_WAIT, s.AT_MBARRIER)
+        put(thread, s.T_BARRIER, index)
+        put(thread, s.T_RESULT, pc)
+        put(warp, s.W_WAIT, get(warp, s.W_WAIT) | 1 << lane)
+        put(warp, s.W_DIVERGED, 1)
+    else:
+        set_register(x, warp, get(line, isa.D), lane, np.uint64(0))
+        put(warp, s.W_SPINS, get(warp, s.W_SPINS) + 1)
+
+
+@unit
+def time_out(x):
+    """No other lane can run: let all waits return false. Returns their number, 0 if that has not helped before."""
+    if get(x, s.TIMED_AT) != get(x, s.PROGRESS):
+        put(x, s.TIMED_AT, get(x, s.PROGRESS))
+        put(x, s.TIMES, 0)
+    if get(x, s.TIMES) >= PATIENT_ANSWERS:
+        return 0
+    put(x, s.TIMES, get(x, s.TIMES) + 1)
+    woken = np.int64(0)
+    for i in range(get(x, s.WARP_SLOTS)):
+        warp = get(x, s.WARPS) + i * s.W_FIELDS * 8
+        for lane in range(32):
+            if (get(warp, s.W_WAIT) & get(warp, s.W_LIVE)) >> lane & 1:
+                thread = thread_of(x, warp, lane)
+                if get(thread, s.T_WAIT) == s.AT_MBARRIER:
+                    go_on(x, warp, thread, lane, 0)
+                    woken += 1
+        wake(x, warp)
+    return woken
+
+
+@jit
+def arrive_after_copies(x, thread, block, line, row, index, pc):
+    """cp.async.mbarrier.arrive: an arrival when the thread's copies are done; .noinc: init has counted it."""
+    if not get(line, isa.TYPE2) & NOT_COUNTED:
+        if get(row, s.MB_PENDING) == MOST_COUNT:
+            wrong(x, thread, get(row, s.MB_PLACE), BAD_COUNT, pc)
+            return
+        put(row, s.MB_PENDING, get(row, s.MB_PENDING) + 1)
+        keep(block, row)
+    pending(x, s.P_ARRIVE, block, thread, 0, 0, 0, index, 0, pc)
+
+
+@jit
+def pending(x, kind, block, thread, to, source, size, index, group, pc):
+    """Add a row to the table of pending work, which bulk.py carries out. The interpreter's loop keeps space for it."""
+    n = get(x, s.PENDING_COUNT)
+    row = get(x, s.PENDING) + n * s.P_FIELDS * 8
+    put(row, s.P_KIND, kind)
+    put(row, s.P_BLOCK, block)
+    put(row, s.P_THREAD, thread)
+    put(row, s.P_TO, to)
+    put(row, s.P_FROM, source)
+    put(row, s.P_SIZE, size)
+    put(row, s.P_BARRIER, index)
+    put(row, s.P_GROUP, group)
+    put(row, s.P_PC, pc)
+    put(x, s.PENDING_COUNT, n + 1)

@@ -1,0 +1,152 @@
+"""CUDA C++ compiled to PTX by NVRTC, which needs no driver: sources that a kernel links, and files to check."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .errors import EnvironmentProblem, InputError
+from .host_code import missing_headers, without_host_code
+
+ABSENT = (
+    "compiling CUDA C++ needs NVRTC, which cannot be loaded ({why}): pip install 'aristos[simt]' has it, and needs no "
+    "GPU. Where CUDA is installed, 'nvcc -ptx -lineinfo FILE.cu' makes PTX, which needs no NVRTC here"
+)
+HOST_CODE = (
+    "Functions of the host that launch, allocate or print are left out. Put other host code, such as global objects, "
+    "between '#ifndef __CUDACC_RTC__' and '#endif'"
+)
+# headers of the host in place of which libcu++'s of that name are read
+LIBCU = {"stdint.h": "cstdint", "cstdint": "cstdint", "stddef.h": "cstddef", "cstddef": "cstddef", "limits": "limits",
+         "type_traits": "type_traits", "utility": "utility", "tuple": "tuple", "array": "array"}  # fmt: skip
+MACROS = ("float.h", "cfloat", "limits.h", "climits")
+LIMITS = """
+#define FLT_MAX 3.402823466e+38F
+#define FLT_MIN 1.175494351e-38F
+#define FLT_EPSILON 1.192092896e-07F
+#define DBL_MAX 1.7976931348623157e+308
+#define DBL_MIN 2.2250738585072014e-308
+#define DBL_EPSILON 2.2204460492503131e-016
+#define CHAR_BIT 8
+#define INT_MAX 2147483647
+#define INT_MIN (-INT_MAX - 1)
+#define UINT_MAX 4294967295U
+#define LLONG_MAX 9223372036854775807LL
+#define LLONG_MIN (-LLONG_MAX - 1)
+#define ULLONG_MAX 18446744073709551615ULL
+"""
+OFTEN = (
+    "assert.h",
+    "limits.h",
+    "math.h",
+    "stddef.h",
+    "stdint.h",
+    "stdio.h",
+    "stdlib.h",
+    "string.h",
+)  # by other headers
+
+
+@cache
+def compiled_source(text: str, name: str, cc: tuple) -> str:
+    """PTX of CUDA C++. Raises InputError with the compiler's messages, EnvironmentProblem if NVRTC is not installed."""
+    nvrtc = loaded()
+    options = ["--relocatable-device-code=true"]
+    return compiled(nvrtc, text, f"{name}, which the kernel links,", name, cc, options, ())[0]
+
+
+@cache
+def compiled_kernels(text: str, name: str, cc: tuple, wanted: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """(PTX of a file of CUDA C++ with line information, the name in it of each wanted kernel).
+
+    The host's functions are left out, and headers in angle brackets that are not found are empty. wanted: names in C++,
+    such as `add` or `add<float>`. Raises as `compiled_source`.
+    """
+    nvrtc = loaded()
+    folder = str(Path(name).resolve().parent)
+    options = ["--generate-line-info", "--device-as-default-execution-space", f"--include-path={folder}"]
+    return compiled(nvrtc, without_host_code(text), name, name, cc, options, wanted)
+
+
+def loaded() -> Any:
+    """The module of NVRTC; raises EnvironmentProblem if it or its library is missing."""
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError) as error:  # no module, or no library behind it
+        raise EnvironmentProblem(ABSENT.format(why=str(error).partition("\n")[0])) from error
+    return nvrtc
+
+
+def compiled(nvrtc: Any, text: str, what: str, name: str, cc: tuple, options: list[str],
+             wanted: tuple[str, ...]) -> tuple[str, dict[str, str]]:  # fmt: skip
+    """As `compiled_kernels`; what: the source, for messages. options: besides the target, the standard, includes."""
+    major = answer(nvrtc, nvrtc.nvrtcVersion(), what)[0]
+    folders = include_folders(major)
+    missing = missing_headers(text, folders) if wanted else []
+    stubs = [*missing, *(header for header in OFTEN if header not in missing)] if wanted else []
+    program = answer(nvrtc, nvrtc.nvrtcCreateProgram(
+        text.encode(), name.encode(), len(stubs), [header_text(h).encode() for h in stubs], [h.encode() for h in stubs]
+    ), what)[0]  # fmt: skip
+    try:
+        for kernel in wanted:
+            answer(nvrtc, nvrtc.nvrtcAddNameExpression(program, kernel.encode()), what)
+        words = [f"--gpu-architecture=compute_{cc[0]}{cc[1]}", "--std=c++17", *options]
+        words += [f"--include-path={folder}" for folder in folders]
+        status = nvrtc.nvrtcCompileProgram(program, len(words), [word.encode() for word in words])[0]
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            log = b" " * answer(nvrtc, nvrtc.nvrtcGetProgramLogSize(program), what)[0]
+            nvrtc.nvrtcGetProgramLog(program, log)
+            messages = log.decode(errors="replace").strip(" \0\n")
+            missing = [header for header in missing if not header_text(header)]
+            empty = f". Headers that were not found, and taken as empty: {', '.join(missing)}" if missing else ""
+            raise InputError(f"{what} does not compile: {messages}" + (f"\n{HOST_CODE}{empty}" if wanted else ""))
+        names = {
+            kernel: answer(nvrtc, nvrtc.nvrtcGetLoweredName(program, kernel.encode()), what)[0].decode()
+            for kernel in wanted
+        }
+        ptx = b" " * answer(nvrtc, nvrtc.nvrtcGetPTXSize(program), what)[0]
+        answer(nvrtc, nvrtc.nvrtcGetPTX(program, ptx), what)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    return ptx.decode().rstrip("\x00 "), names
+
+
+def header_text(header: str) -> str:
+    """What stands for a header of the host: libcu++'s of that name, limits of types, or nothing."""
+    if header in MACROS:
+        return f"#ifndef FLT_MAX{LIMITS}#endif\n"
+    if header not in LIBCU:
+        return ""
+    names = "using namespace cuda::std;\n" if LIBCU[header].startswith("c") else ""
+    return f"#include <cuda/std/{LIBCU[header]}>\nnamespace std {{ using namespace cuda::std; }}\n{names}"
+
+
+def answer(nvrtc: Any, values: tuple, what: str) -> tuple:
+    """The results of an NVRTC call without its status; raises InputError if it failed."""
+    if values[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise InputError(f"{what} cannot be compiled: {values[0].name}")
+    return values[1:]
+
+
+def include_folders(major: int) -> list[str]:
+    """The include folders that Numba-CUDA passes to NVRTC: its own, CUDA's, CCCL's and the user's."""
+    import numba.cuda
+    from cuda import pathfinder
+    from numba.cuda.core import config
+    from numba.cuda.cuda_paths import get_cuda_paths
+
+    package = Path(numba.cuda.__file__).parent
+    found = [str(package / "include" / str(major)), str(package / "memory_management")]
+    cuda = get_cuda_paths()["include_dir"]
+    if cuda is not None and cuda.info:
+        found.append(str(cuda.info))
+    cccl = pathfinder.locate_nvidia_header_directory("cccl")
+    if cccl is not None:
+        found.append(cccl.abs_path)
+    return found + [
+        path for path in (config.CUDA_NVRTC_EXTRA_SEARCH_PATHS or "").split(":") if path and os.path.isdir(path)
+    ]

@@ -1,0 +1,120 @@
+"""Lays out the tables of a run's launches, with slots for the blocks that can be resident."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import isa
+from . import state as s
+from .clocks import HOST
+from .core import Core
+from .launches import Launch, valid_bytes
+
+PARAMETER_ALIGN = 128
+
+
+def prepare(core: Core, launches: list[Launch]) -> None:
+    """Lay out the tables for these launches: slots for the blocks that can be resident, queues, counters."""
+    x = core.x
+    wanted = [0] * core.device_count
+    for launch in launches:
+        wanted[launch.device] = max(wanted[launch.device], min(launch.blocks, launch.per_sm * core.sm_count))
+    slots = sum(wanted)
+    per_block = max((-(-launch.threads // 32) for launch in launches), default=1)
+    warp_slots = slots * per_block + 1  # the last is the host's actors'
+    rows = max((launch.program.rows for launch in launches), default=1)
+    local = -(-max((launch.program.local_bytes for launch in launches), default=0) // 16) * 16 + 16
+    depth = max((launch.program.depth for launch in launches), default=1)
+    save = max((launch.program.save_rows for launch in launches), default=0)
+    shared = -(-max((launch.shared for launch in launches), default=0) // 16) * 16 + 16
+    granule = min((launch.program.granule for launch in launches), default=4)
+    core.table("regs", (max(warp_slots * rows * 32, 1),), s.REGS)
+    core.table("warps", (warp_slots, s.W_FIELDS), s.WARPS)[:, s.W_READY] = -1
+    core.table("threads", (warp_slots * 32, s.T_FIELDS), s.THREADS)
+    blocks = core.table("blocks", (max(slots, 1), s.B_FIELDS), s.BLOCKS)
+    core.table("barriers", (max(slots, 1) * s.BARRIERS_PER_BLOCK, s.Q_FIELDS), s.BARRIERS)
+    core.table("ready", (warp_slots,), s.READY)
+    core.table("local", (warp_slots * 32 * local,), s.LOCAL, np.uint8)
+    stack = (4 * (depth + 1) + save) * 8
+    core.table("stacks", (warp_slots * 32 * stack,), s.STACKS, np.uint8)
+    core.table("copies", (warp_slots * 32 * s.C_MOST, s.C_FIELDS), s.COPIES)
+    uses = {int(op) for launch in launches for op in np.unique(launch.program.code[:, isa.OP])}
+    barriers = slots if uses & set(range(isa.MBINIT, isa.MBCOPIES + 1)) else 0
+    x[s.CLOCK_SPACE] = 512 + (64 * per_block if barriers else 0)  # an mbarrier can let all threads of a block go on
+    core.table("mbarriers", (max(barriers, 1) * s.MB_MOST, s.MB_FIELDS), s.MBARRIERS)
+    core.table("flight", (warp_slots * rows if core.check and isa.WGMMA in uses else 1,), s.FLIGHT)
+    core.table("shared", (max(slots, 1) * shared,), s.SHARED_MEMORY, np.uint8)
+    x[s.REGISTERS_PER_WARP], x[s.LOCAL_BYTES], x[s.STACK_BYTES] = rows * 32, local, stack
+    x[s.DEPTH], x[s.SAVE_ROWS], x[s.WARP_SLOTS], x[s.BLOCK_SLOTS] = depth + 1, save, warp_slots, slots
+    cells = (shared // granule + 2) * s.CELL_WORDS
+    if core.check:
+        core.table("known", (warp_slots, 1024), s.KNOWN)
+        core.table("shared_init", (max(slots, 1) * shared,), s.SHARED_INIT, np.uint8)
+        core.table("shared_shadow", (max(slots, 1) * cells,), s.SHARED_SHADOW)
+    blocks[:, s.B_LAUNCH] = -1
+    slot = 0
+    for device, count in enumerate(wanted):
+        for _ in range(count):
+            row = blocks[slot]
+            row[s.B_DEVICE], row[s.B_SLOT], row[s.B_FIRST_WARP] = device, slot, slot * per_block
+            row[s.B_SHARED] = x[s.SHARED_MEMORY] + slot * shared
+            if core.check:
+                row[s.B_INIT] = x[s.SHARED_INIT] + slot * shared
+                row[s.B_SHADOW] = x[s.SHARED_SHADOW] + slot * cells * 8
+            slot += 1
+    x[s.PENDING_COUNT] = x[s.TIMES] = 0
+    x[s.READY_COUNT] = x[s.DEAD] = x[s.STOP] = x[s.SUSPECT] = x[s.SPINNING] = 0
+    if core.check:  # everything before this run is over, and the host may have written anything since
+        core.tables["history"][:, s.H_COUNT] = 0
+        core.tables["sync"][:] = 0
+        x[s.SYNC_USED], x[s.SC_SYSTEM], x[s.CLOCKS_TOP] = 0, 0, 1
+    x[s.PROGRESS], x[s.PATIENCE] = x[s.STEP], core.patience
+    x[s.RUN_FLOOR], x[s.DEVICE_COUNT] = core.next_gid, core.device_count
+    core.next_gid += 1  # the first number of a run is the host's
+    lay_out_queues(core, launches)
+    core.loader.publish()
+
+
+def lay_out_queues(core: Core, launches: list[Launch]) -> None:
+    """Fill the tables of launches and devices, and place parameters and constants."""
+    x = core.x
+    table = core.table("launches", (max(len(launches), 1), s.L_FIELDS), s.LAUNCHES)
+    devices = core.table("devices", (core.device_count, s.D_FIELDS + s.MAX_SMS), s.DEVICES)
+    devices[:, s.D_SMS], devices[:, s.D_CURRENT] = core.sm_count, -1
+    x[s.LAUNCH_COUNT] = len(launches)
+    last: dict[int, int] = {}
+    core.kept = []
+    starts = np.cumsum([0] + [-(-len(launch.params) // PARAMETER_ALIGN) * PARAMETER_ALIGN for launch in launches])
+    parameters = core.table("parameters", (max(starts[-1], 1),), s.PARAMETERS, np.uint8)
+    for number, launch in enumerate(launches):
+        launch.first, launch.base = core.next_gid, core.loader.base(launch.program)
+        core.next_gid += launch.blocks
+        row = table[number]
+        parameters[starts[number] : starts[number] + len(launch.params)] = np.frombuffer(launch.params, np.uint8)
+        constants = core.loader.constants(launch.program, launch.device)
+        valid = valid_bytes(launch)
+        core.kept += [constants, valid]
+        row[s.L_DEVICE], row[s.L_BLOCKS], row[s.L_FIRST_GID] = launch.device, launch.blocks, launch.first
+        row[s.L_GX], row[s.L_GY], row[s.L_GZ] = launch.grid
+        row[s.L_BX], row[s.L_BY], row[s.L_BZ] = launch.block
+        row[s.L_THREADS], row[s.L_WARPS] = launch.threads, -(-launch.threads // 32)
+        row[s.L_ENTRY], row[s.L_PARAMS] = launch.base + launch.info.start, isa.PARAM_WINDOW + starts[number]
+        row[s.L_PARAM_BYTES] = len(launch.params)
+        row[s.L_ROWS], row[s.L_SHARED] = launch.program.rows, launch.shared
+        row[s.L_CONSTANTS], row[s.L_CONSTANT_COUNT] = constants.ctypes.data, len(constants)
+        row[s.L_PER_SM], row[s.L_DYNAMIC], row[s.L_LOCAL] = (
+            launch.per_sm,
+            launch.dynamic,
+            launch.program.local_bytes,
+        )
+        row[s.L_PREVIOUS], row[s.L_NUMBER] = last.get(launch.device, -1), number
+        row[s.L_GRANULE], row[s.L_VALID] = launch.program.granule, valid.ctypes.data
+        row[s.L_WARPGROUP] = int((launch.program.code[:, isa.OP] == isa.WGMMA).any())
+        row[s.L_STATE] = s.QUEUED if launch.device in last else s.ACTIVE
+        if launch.device not in last:
+            devices[launch.device, s.D_CURRENT] = number
+        last[launch.device] = number
+    core.running = launches
+    host = core.tables["threads"][-32:]
+    host[:, s.T_GID] = (HOST | int(core.x[s.RUN_FLOOR])) << 10 | np.arange(32)
+    host[:, s.T_CLOCK] = 1

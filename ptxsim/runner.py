@@ -1,0 +1,145 @@
+"""Runs the queued launches: the interpreter and the actors in turns; their records become reports and output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import state as s
+from .core import Core
+from .counters import Profile
+from .errors import InputError
+from .explain import explain, stuck, waiting
+from .findings import KernelFault, Report
+from .launches import Launch
+from .prepare import prepare
+from .printf import formatted
+from .units import python_function
+
+BUDGET = 400_000  # warp instructions between two checks for Ctrl-C
+MOST_ACTORS = 31
+ACTOR_STEPS = 400  # warp instructions between two turns of the actors
+ACTOR_PATIENCE = 5000  # turns without any change before waiting actors count as stuck
+
+
+class Runner(Core):
+    """Runs the queued launches. limit: warp instructions of one run. strict: raise KernelFault at the first report."""
+
+    def __init__(self, *args: Any, strict: bool, limit: int):
+        super().__init__(*args)
+        self.strict, self.limit = strict, limit
+        self.actors: dict[int, Iterator] = {}
+
+    def actor(self, function: Callable[..., Iterator], *args: Any) -> None:
+        """Let a Python generator take part in the next run as a thread of the host.
+
+        It reads and writes elements of arrays by their `load` and `store`, and yields to let the devices go on.
+        """
+        if len(self.actors) >= MOST_ACTORS:
+            raise InputError(f"at most {MOST_ACTORS} actors can take part in a run")
+        self.actors[len(self.actors)] = iter(function(*args))
+
+    def finish(self) -> None:
+        """Run what was launched and has not run yet; does nothing in an actor's turn."""
+        with self.lock:
+            if self.queue and self.acting < 0:
+                self.run()
+
+    def run(self, strict: bool | None = None) -> list[Report]:
+        """Run everything launched, concurrently, to its end or to a deadlock; returns the reports of this run.
+
+        strict: raise KernelFault at the first report; by default as the machine was made.
+        """
+        with self.lock:
+            return self._run(self.strict if strict is None else strict)
+
+    def _run(self, strict: bool) -> list[Report]:
+        launches, self.queue = self.queue, []
+        if not launches and not self.actors:
+            return []
+        self.x[s.STRICT] = int(strict)
+        first = self.first_report = len(self.reports)
+        prepare(self, launches)
+        try:
+            self._loop(launches)
+        finally:
+            self.actors = {}
+            self.done += launches
+            self.flush()
+            for launch in launches:
+                for action in launch.after:
+                    action()
+                launch.after = []  # callbacks hold the arguments
+        found = self.reports[first:]
+        if self.x[s.STRICT] and found:
+            raise KernelFault(found[0])
+        return found
+
+    def _loop(self, launches: list[Launch]) -> None:
+        idle, progress = 0, -1
+        run_compiled = python_function("run")
+        until = int(self.x[s.STEP]) + self.limit
+        while True:
+            reason = run_compiled(int(self.x.ctypes.data), ACTOR_STEPS if self.actors else BUDGET)
+            self.flush()
+            if self.x[s.STEP] > until and reason in (s.BUDGET, s.PRINTS_FULL, s.CLOCKS_FULL, s.SYNC_FULL):
+                self.reports += stuck(self, launches, True, f"still run after {self.limit} instructions of warps")
+                return
+            if reason == s.CLOCKS_FULL:
+                self.compact()
+            elif reason == s.SYNC_FULL:
+                self.grow_sync()
+            if self.actors and reason not in (s.CLOCKS_FULL, s.SYNC_FULL, s.PRINTS_FULL, s.STOPPED):
+                changed = self._turn()
+                idle = idle + 1 if self.x[s.PROGRESS] == progress and not changed else 0
+                progress = int(self.x[s.PROGRESS])
+                if idle < ACTOR_PATIENCE and self.actors:
+                    continue
+            if reason in (s.STUCK, s.LIVELOCK):
+                if self.x[s.READY_COUNT] and reason == s.STUCK:
+                    continue
+                self.reports += stuck(self, launches, reason == s.LIVELOCK)
+            if reason in (s.STUCK, s.LIVELOCK, s.ALL_DONE):
+                self.reports += [waiting(number, actor) for number, actor in self.actors.items()]
+            if reason in (s.STUCK, s.LIVELOCK, s.ALL_DONE, s.STOPPED):
+                return
+
+    def _turn(self) -> bool:
+        """Let every actor go on once; True if one of them changed memory or ended."""
+        self.changed = False
+        for number, actor in list(self.actors.items()):
+            self.acting = number
+            try:
+                next(actor)
+            except StopIteration:
+                del self.actors[number]
+                self.x[s.PROGRESS] = self.x[s.STEP]
+                self.changed = True
+            finally:
+                self.acting = -1
+        return self.changed
+
+    def flush(self) -> None:
+        """Turn the interpreter's records into reports and printed lines."""
+        for row in range(int(self.x[s.REPORTS_COUNT])):
+            self.reports += explain(self, self.tables["reports"][row])
+        self.x[s.REPORTS_COUNT] = 0
+        if self.x[s.PRINTS_COUNT]:
+            for row in range(int(self.x[s.PRINTS_COUNT])):
+                text = formatted(self.memory, self.tables["prints"][row])
+                self.output.append(text)
+                sys.stdout.write(text)
+            self.x[s.PRINTS_COUNT] = 0
+
+    def profile(self) -> Profile:
+        """Counters of everything that ran so far, by source line."""
+        return Profile(self.loader)
+
+    def host_race(self, where: str, write: bool) -> None:
+        """Report an actor's access to `where` that races with a device's, once a run."""
+        verb = "writes" if write else "reads"
+        message = f"the host {verb} {where}, with nothing that orders it after a device's access"
+        report = Report("race", "host", "", 0, (0, 0, 0), (self.acting, 0, 0), message, where, device=-1)
+        if not any(r.kernel == "host" and r.address == where for r in self.reports[self.first_report :]):
+            self.reports.append(report)

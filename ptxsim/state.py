@@ -1,0 +1,140 @@
+"""The tables of the compiled interpreter, and the fields of their rows.
+
+The whole state is reached from one address, so that compiled functions take only a few integers: `x` is a table of
+int64 whose fields are numbers and the addresses of the other tables. core.py owns the arrays behind the addresses.
+"""
+
+from __future__ import annotations
+
+# ---- x: the machine ----
+(
+    CODE, OPERANDS, REGS, WARPS, THREADS, BLOCKS, LAUNCHES, KNOWN, CLOCKS, CLOCKS_TOP, CLOCKS_CAP, COUNTS, SCRATCH,
+    READY, READY_COUNT, RNG, STEP, CHECK, STRICT, PROGRESS, MEMORY, MEMORY_TOP, INIT, PAGES, ALLOCS, SHADOW, HISTORY,
+    SYNC, SYNC_CAP, SYNC_USED, REPORTS, REPORTS_COUNT, SEEN, PRINTS, PRINTS_COUNT, PRINTS_CAP, RUN_FLOOR, SEQUENCE,
+    SC_SYSTEM, LAUNCH_COUNT, WARP_SLOTS, BLOCK_SLOTS, DEVICES, STOP, REGISTERS_PER_WARP, LOCAL_BYTES, LOCAL,
+    SHARED_MEMORY, SHARED_INIT, SHARED_SHADOW, STACK_BYTES, STACKS, DEPTH, SAVE_ROWS, SUSPECT, SPINNING, WEAK_MEMORY,
+    MAX_CLOCKS, DEVICE_COUNT, BURST, PATIENCE, DEAD, BARRIERS, COPIES, START_TIME, FUNCTIONS, AGENT, PENDING,
+    PENDING_COUNT, MBARRIERS, FLIGHT, TIMED_AT, TIMES, CLOCK_SPACE, PARAMETERS,
+) = range(75)  # fmt: skip
+X_FIELDS = 96  # then the addresses of the compiled units (units.py)
+UNITS = 64
+
+# ---- a warp ----
+(W_LIVE, W_WAIT, W_PC, W_MASK, W_BLOCK, W_INDEX, W_REGS, W_DIVERGED, W_AGE, W_STICK, W_HASH, W_HASH_AGE,
+ W_SAME, W_EXISTS, W_READY, W_SPINS, W_FLIGHT, W_GROUP) = range(18)  # fmt: skip
+W_FIELDS = 20
+
+# ---- a thread (lane of a warp slot) ----
+# RELEASE0 to 2: what its fences of at least scope cta, gpu, sys released; PENDING0 to 2: what its relaxed reads took
+# from its block, its device, the system. OWN: its last release operation; READ: its last relaxed read that took some
+(T_PC, T_GID, T_CLOCK, T_VC, T_SV, T_RELEASE0, T_RELEASE1, T_RELEASE2, T_PENDING0, T_PENDING1, T_PENDING2, T_DEPTH,
+ T_WAIT, T_BARRIER, T_GROUP, T_COPIES, T_SAVED, T_TID, T_RESULT, T_EXPECT, T_PASSED, T_BULK, T_OWN_AT, T_OWN_VC,
+ T_OWN_SCOPE, T_READ_AT, T_READ_MAP) = range(27)  # fmt: skip
+T_FIELDS = 28
+# what a thread waits for
+RUNS, AT_BARRIER, AT_WARP, AT_GRID, AT_MBARRIER = range(5)
+
+# ---- a block ----
+(B_LAUNCH, B_CTA, B_THREADS, B_WARPS, B_FIRST_WARP, B_LIVE, B_GID, B_FLOOR, B_SHARED, B_SHARED_SIZE, B_DEVICE, B_SM,
+ B_MAX_CLOCK, B_SC, B_INIT, B_SHADOW, B_AT_GRID, B_VALID, B_SLOT, B_MBARRIERS) = range(20)  # fmt: skip
+B_FIELDS = 24
+# a barrier of a block
+(Q_ARRIVED, Q_EXPECTED, Q_VC, Q_POPC, Q_PARTIAL) = range(5)
+Q_FIELDS = 5
+BARRIERS_PER_BLOCK = 16
+# an mbarrier: PLACE in shared memory, number of the PHASE, counts; VC, DONE: what its arrivals published so far, and up
+# to the end of the last phase; GID, CLOCK: thread and moment of its initialisation; FENCED: a fence has made that
+# visible to asynchronous copies; OLD, NEW: the clock of the last thread that waited, before and after its wait
+(MB_PLACE, MB_LIVE, MB_PHASE, MB_EXPECTED, MB_PENDING, MB_TX, MB_VC, MB_DONE, MB_GID, MB_CLOCK, MB_FENCED, MB_OLD,
+ MB_NEW) = range(13)  # fmt: skip
+MB_FIELDS, MB_MOST = 13, 128
+
+# ---- a launch ----
+(
+    L_DEVICE, L_BLOCKS, L_NEXT, L_DONE, L_FIRST_GID, L_GX, L_GY, L_GZ, L_BX, L_BY, L_BZ, L_THREADS, L_WARPS, L_ENTRY,
+    L_PARAMS, L_ROWS, L_SHARED, L_CONSTANTS, L_CONSTANT_COUNT, L_PER_SM, L_STATE, L_VC, L_AT_GRID, L_DYNAMIC,
+    L_PREVIOUS, L_LOCAL, L_NUMBER, L_GRANULE, L_VALID, L_STOPPED, L_VC_OUT, L_WARPGROUP, L_PARAM_BYTES,
+) = range(33)  # fmt: skip
+L_FIELDS = 36
+QUEUED, ACTIVE, FINISHED = range(3)
+
+# ---- a device ----
+(D_SMS, D_CURRENT, D_SC, D_NEXT_SM) = range(4)  # followed by the resident blocks of each SM
+D_FIELDS = 8
+MAX_SMS = 256
+
+# ---- an allocation ----
+(A_START, A_SIZE, A_STATE, A_GRANULE, A_SHADOW) = range(5)
+A_FIELDS = 5
+LIVE_MEMORY, FREED, CONSTANT = 1, 2, 3
+PAGE_SHIFT = 8
+
+# ---- a cell of the checker: three accesses of two words: (thread, instruction), (clock, bytes, kind of access) ----
+CELL_WORDS = 6
+GID_BITS = 42
+
+# ---- reports ----
+(
+    RACE,
+    OUT_OF_BOUNDS,
+    MISALIGNED,
+    UNINITIALISED,
+    USE_AFTER_FREE,
+    BARRIER_DIVERGENCE,
+    MISSING_WAIT,
+    DEADLOCK,
+    TRAPPED,
+    MISSING_FENCE,
+    MISUSE,
+    NOT_COHERENT,
+) = range(12)
+KINDS = ("race", "out_of_bounds", "misaligned", "uninitialised", "use_after_free", "barrier_divergence", "missing_wait",
+         "deadlock", "trap", "missing_fence", "misuse", "not_coherent")  # fmt: skip
+(R_KIND, R_PC, R_BLOCK, R_TID, R_ADDRESS, R_SPACE, R_SIZE, R_OTHER_PC, R_OTHER_GID, R_DETAIL, R_WRITE) = range(11)
+R_FIELDS = 11
+MAX_REPORTS = 4096
+
+# ---- counters of an instruction ----
+(
+    N_WARPS,
+    N_LANES,
+    N_REQUESTS,
+    N_SECTORS,
+    N_BYTES,
+    N_IDEAL,
+    N_SHARED,
+    N_WAVES,
+    N_SPLITS,
+    N_WIDTH,
+    N_IDEAL_WAVES,
+) = range(11)
+N_FIELDS = 11
+
+# ---- the history of a location: recent writes that a thread may not have seen yet ----
+# MAP: what the write publishes (published.py); SCOPE, GID: of the write itself
+(H_ADDRESS, H_SIZE, H_COUNT, H_BASE, H_BASE_MAP, H_BASE_SCOPE, H_BASE_GID) = range(7)
+H_MESSAGES = 8  # then messages of
+(M_VALUE, M_GID, M_CLOCK, M_MAP, M_SCOPE, M_SEQUENCE, M_ATOMIC) = range(7)
+M_FIELDS, M_MOST = 7, 4
+H_FIELDS = H_MESSAGES + M_FIELDS * M_MOST
+HISTORY_SLOTS = 4096
+
+# ---- what the last write of a location publishes ----
+(S_KEY, S_MAP, S_SCOPE, S_GID) = range(4)
+S_FIELDS = 4
+
+# ---- a pending asynchronous copy ----
+(C_TO, C_FROM, C_SIZE, C_READ, C_GROUP, C_PC) = range(6)
+C_FIELDS, C_MOST = 6, 32
+
+# ---- pending work of the asynchronous proxy: bulk copies, and arrivals that wait for cp.async ----
+(P_KIND, P_BLOCK, P_THREAD, P_TO, P_FROM, P_SIZE, P_BARRIER, P_GROUP, P_PC) = range(9)
+P_FIELDS, P_MOST = 9, 4096
+P_LOAD, P_STORE, P_ARRIVE = range(3)
+
+# ---- a register that wgmma may use: 0 touched since the last wgmma.fence, 1 not, else the wgmma that uses it ----
+CLEAN, ACCUMULATOR, FRAGMENT = 1, 2, 3
+F_SHAPE, F_GROUP = 2, 8  # the bits where a use's shape and group begin
+
+# ---- reasons for the interpreter to stop ----
+BUDGET, ALL_DONE, STUCK, CLOCKS_FULL, STOPPED, LIVELOCK, PRINTS_FULL, SYNC_FULL = range(8)

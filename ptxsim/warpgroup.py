@@ -1,0 +1,279 @@
+"""wgmma: a warp's part of a warpgroup's product, 16 rows of A by all of B, and the registers that it uses.
+
+A part is computed when it is issued and counts as pending until its group is waited for. An agent whose clock is the
+group reads its operands in shared memory, so writing them before the wait is a race. Its registers are marked, and an
+instruction that touches a marked register is reported. Numbers are as mma.sync's: exact products, one chain of float32
+sums in k order, starting from D. Source: the PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import inner as jit
+
+from . import isa
+from . import state as s
+from .access import FAULT, locate, register, thread_of, warp_slot
+from .agents import OF_WARPGROUP, agent_access, agent_number, as_agent, learnt
+from .bits import f32_of, fma32, get, load16, load32, put, u32_of
+from .clocks import publish
+from .matrix import a_place, element
+from .rows import SPECIAL
+from .units import unit
+from .watch import report
+
+FULL = 0xFFFFFFFF
+NEGATES_A, NEGATES_B, TRANSPOSES_A, TRANSPOSES_B, FROM_REGISTERS = 1, 2, 4, 8, 16  # in FLAGS of wgmma.mma_async
+TF32 = 0  # kinds of elements, as matrix.element's
+NO_SWIZZLE, SWIZZLE_128, SWIZZLE_64 = 0, 1, 2  # modes of a descriptor; 3: 32 bytes
+NOT_WHOLE, APART, BASE_OFFSET, NOT_ALIGNED = 10, 11, 12, 13  # in MISUSE reports, after bulk.py's
+CONSTANT = -1  # in the table FLIGHT: a row that no instruction writes
+FIXED_ROWS = len(SPECIAL)
+
+
+@unit
+def warpgroup(x, warp, block, op, mask):
+    """A wgmma instruction of a warp whose lanes have all arrived."""
+    thread = thread_of(x, warp, 0)
+    pc = get(thread, s.T_PC)
+    line = get(x, s.CODE) + pc * isa.COLUMNS * 8
+    if op == isa.WGMMA:
+        if (get(warp, s.W_INDEX) | 3) >= get(block, s.B_WARPS) or mask != FULL:
+            report(x, s.MISUSE, pc, get(thread, s.T_GID), 0, isa.SHARED, 0, 0, 0, NOT_WHOLE, 0)
+            return 0
+        product(x, warp, block, line, pc)
+    elif op == isa.WGFENCE:
+        settle_registers(x, warp, 0)
+    elif op == isa.WGCOMMIT:
+        put(warp, s.W_GROUP, get(warp, s.W_GROUP) + 1)
+    else:
+        done = get(warp, s.W_GROUP) - get(line, isa.IMM)
+        if done > 0 and get(x, s.CHECK):
+            settle_registers(x, warp, done)
+            number = agent_number(OF_WARPGROUP, get(thread, s.T_GID))
+            old, new = np.int64(-1), np.int64(0)
+            for lane in range(32):
+                if (mask >> lane) & 1:
+                    thread = thread_of(x, warp, lane)
+                    if get(thread, s.T_VC) != old:
+                        old = get(thread, s.T_VC)
+                        new = learnt(x, old, number, done)
+                    put(thread, s.T_VC, new)
+    return 0
+
+
+# ---- registers ----
+@jit
+def rows_of(x):
+    """The number of registers of a thread."""
+    return get(x, s.REGISTERS_PER_WARP) // 32
+
+
+@jit
+def watch_registers(x, warp, number, launch):
+    """Set up the marks of a warp that begins a kernel with wgmma: no register is ordered by a fence yet."""
+    flight = get(x, s.FLIGHT) + number * get(x, s.REGISTERS_PER_WARP) // 32 * 8
+    for row in range(rows_of(x)):
+        put(flight, row, 0)
+    constants = get(launch, s.L_CONSTANTS)
+    for i in range(get(launch, s.L_CONSTANT_COUNT)):
+        put(flight, get(constants, 2 * i), CONSTANT)
+    put(warp, s.W_FLIGHT, flight)
+
+
+@jit
+def settle_registers(x, warp, done):
+    """A fence (done = 0) orders the registers touched before it; a wait frees those of groups below `done`."""
+    flight = get(warp, s.W_FLIGHT)
+    if flight == 0:
+        return
+    for row in range(rows_of(x)):
+        state = get(flight, row)
+        if (done == 0 and state == 0) or (state > s.CLEAN and state >> s.F_GROUP < done):
+            put(flight, row, s.CLEAN)
+
+
+@jit
+def take_registers(x, warp, items, results, fragments, shape, pc):
+    """Mark the registers of a product; report those touched since the last fence, or in another use."""
+    flight = get(warp, s.W_FLIGHT)
+    if flight == 0:
+        return
+    gid = get(thread_of(x, warp, 0), s.T_GID)
+    for k in range(results + fragments):
+        row = get(items, k)
+        state = get(flight, row)
+        kind = s.ACCUMULATOR if k < results else s.FRAGMENT
+        mark = get(warp, s.W_GROUP) << s.F_GROUP | shape << s.F_SHAPE | kind
+        if state == 0:
+            report(x, s.MISSING_FENCE, pc, gid, k, isa.LOCAL, 4, 0, 0, 2, 0)
+        elif state > s.CLEAN and (state ^ mark) & ((1 << s.F_GROUP) - 1):
+            report(x, s.MISSING_WAIT, pc, gid, k, isa.LOCAL, 4, 0, 0, 1, 0)
+        if state != CONSTANT:
+            put(flight, row, mark)
+
+
+@jit
+def touch_row(x, warp, flight, row, pc, write):
+    """Report a register that a wgmma uses; afterwards it needs a fence."""
+    if row < FIXED_ROWS or row >= rows_of(x):
+        return
+    state = get(flight, row)
+    if state > s.CLEAN:
+        report(x, s.MISSING_WAIT, pc, get(thread_of(x, warp, 0), s.T_GID), row, isa.LOCAL, 4, 0, 0, 1, write)
+    if state != CONSTANT:
+        put(flight, row, 0)
+
+
+@unit
+def touch(x, warp, line, op, pc):
+    """Check the registers that an instruction touches: no wgmma may use them, and they need a fence afterwards.
+
+    A `mov` between registers only renames a value for the assembler, so the mark moves with the value.
+    """
+    flight = get(warp, s.W_FLIGHT)
+    if op == isa.CALL or op == isa.CALLI or op == isa.WGMMA or op == isa.BRX:
+        return 0
+    if op == isa.MOV:
+        source, target = get(line, isa.A), get(line, isa.D)
+        state = get(flight, source)
+        if state == CONSTANT or source < FIXED_ROWS:
+            state = get(flight, 0)  # a constant: ordered by any fence before it
+        if get(flight, target) > s.CLEAN and state <= s.CLEAN:
+            touch_row(x, warp, flight, target, pc, 1)
+        put(flight, target, state)
+        return 0
+    for column in range(isa.D, isa.PRED + 1):
+        touch_row(x, warp, flight, get(line, column), pc, column == isa.D)
+    touch_row(x, warp, flight, get(line, isa.D2), pc, 1)
+    if op == isa.LD or op == isa.ST or op == isa.PACK or op == isa.UNPACK or op >= isa.MMA:
+        items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+        for k in range(get(line, isa.COUNT)):
+            touch_row(x, warp, flight, get(items, k), pc, op != isa.ST)
+    return 0
+
+
+# ---- operands in shared memory ----
+@jit
+def swizzled(at, mode):
+    """A swizzled address: the bits of its 16-byte part are mixed with those of its 128-byte line."""
+    if mode == NO_SWIZZLE:
+        return at
+    bits = 7 if mode == SWIZZLE_128 else (3 if mode == SWIZZLE_64 else 1)
+    return at ^ ((at >> 7) & bits) << 4
+
+
+@jit
+def part_at(descriptor, transposed, line, step):
+    """The address of 16 bytes of an operand: row `line`, part `step` of k; transposed: part `line`, row `step` of k.
+
+    The descriptor has two strides in bytes: between groups of 8 rows (bits 32 to 45), and between swizzle patterns
+    (bits 16 to 29). See the PTX ISA on canonical layouts.
+    """
+    start = (descriptor & 0x3FFF) << 4
+    leading, stride = ((descriptor >> 16) & 0x3FFF) << 4, ((descriptor >> 32) & 0x3FFF) << 4
+    mode = (descriptor >> 62) & 3
+    if mode == NO_SWIZZLE:
+        if transposed:
+            return start + line * stride + (step >> 3) * leading + (step & 7) * 16
+        return start + (line >> 3) * stride + step * leading + (line & 7) * 16
+    width = 128 >> (mode - 1)
+    if transposed:
+        parts = width >> 4
+        at = start + line // parts * leading + line % parts * 16 + (step >> 3) * stride + (step & 7) * width
+    else:
+        at = start + (line >> 3) * stride + (line & 7) * width + step * 16
+    return swizzled(at, mode)
+
+
+@jit
+def described(x, warp, row, thread, pc):
+    """The matrix descriptor in a register; reports lanes that differ and unsupported descriptors."""
+    descriptor = np.int64(register(x, warp, row, 0))
+    gid = get(thread, s.T_GID)
+    for lane in range(1, 32):
+        if np.int64(register(x, warp, row, lane)) != descriptor:
+            report(x, s.MISUSE, pc, gid, 0, isa.SHARED, 0, 0, 0, APART, 0)
+            break
+    mode, start = (descriptor >> 62) & 3, (descriptor & 0x3FFF) << 4
+    if (descriptor >> 49) & 7:
+        report(x, s.MISUSE, pc, gid, 0, isa.SHARED, 0, 0, 0, BASE_OFFSET, 0)
+    elif mode != NO_SWIZZLE and start & (7 if mode == SWIZZLE_128 else (3 if mode == SWIZZLE_64 else 1)) << 7:
+        report(x, s.MISUSE, pc, gid, start, isa.SHARED, 16, 0, 0, NOT_ALIGNED, 0)
+    return descriptor
+
+
+@jit
+def fetch(x, warp, thread, block, pc, row, kind, transposed, first, count, out):
+    """Read `count` rows of an operand (columns of B) from `first` on into out[k, row] as float32."""
+    descriptor = described(x, warp, row, thread, pc)
+    depth, per = (8, 4) if kind == TF32 else (16, 8)
+    lines, steps = (count // 8, depth) if transposed else (count, 2)
+    begin = first // 8 if transposed else first
+    for line in range(lines):
+        for step in range(steps):
+            address = part_at(descriptor, transposed, begin + line, step)
+            host, place, _ = locate(x, warp, thread, block, 0, isa.SHARED, address, 16, False, pc)
+            if host != FAULT and get(x, s.CHECK):
+                agent_access(x, thread, block, isa.SHARED, place, 16, False, pc)
+            for i in range(per):
+                value = np.float32(0)
+                if host != FAULT:
+                    raw = np.int64(load32(host + 4 * i)) if kind == TF32 else np.int64(load16(host + 2 * i))
+                    value = np.float32(element(raw, 0, kind, 0))
+                if transposed:
+                    out[step, line * 8 + i] = value
+                else:
+                    out[step * per + i, line] = value
+
+
+# ---- the product ----
+@jit
+def product(x, warp, block, line, pc):
+    """Compute one warp's part of wgmma.mma_async."""
+    kind, n, flags = get(line, isa.TYPE), get(line, isa.IMM), get(line, isa.FLAGS)
+    depth = 8 if kind == TF32 else 16
+    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    regs = get(warp, s.W_REGS)
+    thread = thread_of(x, warp, 31)  # not the lane that elect.sync chooses, whose clock may cover more than the others'
+    if get(x, s.CHECK):
+        gid = get(thread_of(x, warp, 0), s.T_GID)
+        vc = publish(x, thread, block, warp_slot(x, warp))
+        as_agent(x, agent_number(OF_WARPGROUP, gid), get(warp, s.W_GROUP) + 1, vc)
+        take_registers(x, warp, items, n // 2, 4 if flags & FROM_REGISTERS else 0, n // 8, pc)
+    a = np.empty((16, 16), np.float32)
+    b = np.empty((16, 256), np.float32)
+    if flags & FROM_REGISTERS:
+        for row in range(16):
+            for k in range(depth):
+                lane, which, part = a_place(16, depth, 32 if kind == TF32 else 16, row, k)
+                raw = np.int64(get(regs, get(items, n // 2 + which) * 32 + lane))
+                a[k, row] = np.float32(element(raw, part, kind, 0))
+    else:
+        first = 16 * (get(warp, s.W_INDEX) & 3)
+        fetch(x, warp, thread, block, pc, get(line, isa.A), kind, flags & TRANSPOSES_A != 0, first, 16, a)
+    fetch(x, warp, thread, block, pc, get(line, isa.B), kind, flags & TRANSPOSES_B != 0, 0, n, b)
+    sign = np.float32(-1 if (flags & NEGATES_A != 0) != (flags & NEGATES_B != 0) else 1)
+    total = np.zeros((16, 256), np.float32)
+    adds = register(x, warp, get(line, isa.C), 0) & np.uint64(1)
+    for row in range(16):
+        if adds:
+            for column in range(n):
+                raw = get(regs, accumulator(items, row, column))
+                total[row, column] = f32_of(np.uint32(raw & FULL))
+        for k in range(depth):
+            factor = a[k, row] * sign
+            for column in range(n):
+                total[row, column] = fma32(factor, b[k, column], total[row, column])
+        for column in range(n):
+            value = total[row, column]
+            bits = np.int64(0x7FFFFFFF) if value != value else np.int64(u32_of(value))
+            put(regs, accumulator(items, row, column), bits)
+
+
+@jit
+def accumulator(items, row, column):
+    """The index of D[row, column] of a warp's 16 rows in its registers."""
+    which = 4 * (column >> 3) + 2 * (row >> 3) + (column & 1)
+    return get(items, which) * 32 + (row & 7) * 4 + ((column & 7) >> 1)

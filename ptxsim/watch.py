@@ -1,0 +1,434 @@
+"""The checker: races of an access, and which of several writes a read returns.
+
+The history of a location holds its last few writes. A read returns a random one of them, but none older than a write
+that happened before the read (by the vector clocks), that its thread has already read, or that a sequentially
+consistent fence ordered before it. A strong write may be placed, at random, before writes that nothing orders with it:
+all threads see the writes of a location in one order, which need not be the order of execution. Together this yields
+the outcomes that PTX permits for stores that become visible late, and no others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kernel_cache.compile import inner as jit
+
+from . import isa
+from . import state as s
+from .bits import get, load, put
+from .clocks import (
+    LOCATION,
+    before_launch,
+    happened,
+    history_slot,
+    in_clock,
+    includes,
+    join,
+    launch_over,
+    lookup,
+    publish,
+    same_launch,
+    single,
+)
+from .published import acquire, linked, published, released
+from .units import unit
+
+STRONG, ATOMIC = 1, 8  # of an access, with its scope in the bits between and, from SIZE_SHIFT, its log2 of bytes
+SIZE_SHIFT = 4
+NOT_COHERENT = 1 << 6  # above its size: a load by ld.global.nc or ldu
+SEQUENCE_STEP = 1 << 16  # between the numbers of two writes, for writes that are placed before the last one
+GID_MASK = (1 << s.GID_BITS) - 1
+
+
+@jit
+def draw(x):
+    """The next random number: 62 bits (xorshift64*)."""
+    r = np.uint64(get(x, s.RNG))
+    r ^= r >> np.uint64(12)
+    r ^= r << np.uint64(25)
+    r ^= r >> np.uint64(27)
+    put(x, s.RNG, np.int64(r))
+    return np.int64((r * np.uint64(0x2545F4914F6CDD1D)) >> np.uint64(2))
+
+
+@unit
+def report(x, kind, pc, gid, address, space, size, other_pc, other_gid, detail, write):
+    """Record a finding, once for each kind and instruction in a run."""
+    seen = get(x, s.SEEN)
+    index = pc * len(s.KINDS) + kind
+    if get(seen, index):
+        return 0
+    put(seen, index, 1)
+    count = get(x, s.REPORTS_COUNT)
+    if get(x, s.STRICT):
+        put(x, s.STOP, 1)
+    if count >= s.MAX_REPORTS:
+        return 0
+    row = get(x, s.REPORTS) + count * s.R_FIELDS * 8
+    put(row, s.R_KIND, kind)
+    put(row, s.R_PC, pc)
+    put(row, s.R_BLOCK, gid >> 10)
+    put(row, s.R_TID, gid & 1023)
+    put(row, s.R_ADDRESS, address)
+    put(row, s.R_SPACE, space)
+    put(row, s.R_SIZE, size)
+    put(row, s.R_OTHER_PC, other_pc)
+    put(row, s.R_OTHER_GID, other_gid)
+    put(row, s.R_DETAIL, detail)
+    put(row, s.R_WRITE, write)
+    put(x, s.REPORTS_COUNT, count + 1)
+    return 0
+
+
+# ---- races ----
+@jit
+def log2(size):
+    """The logarithm of 1, 2, 4 or 8 bytes."""
+    return (size >> 1) - (size >> 3)
+
+
+@jit
+def conflicts(x, thread, block, warp, origin, when, mask, how):
+    """Whether an earlier access (two words of a cell) and this one race.
+
+    They do not if they are morally strong: both strong, of the same bytes, with scopes that include each other's
+    threads.
+    """
+    if origin == 0:
+        return False
+    gid = origin & GID_MASK
+    if gid == get(thread, s.T_GID) or (when >> 32) & mask == 0:
+        return False
+    theirs = when >> 40
+    if how & theirs & STRONG and how >> SIZE_SHIFT == theirs >> SIZE_SHIFT:
+        mine = get(thread, s.T_GID)
+        if includes(x, (how >> 1) & 3, mine, gid) and includes(x, (theirs >> 1) & 3, gid, mine):
+            return False
+    return not happened(x, thread, block, warp, gid, when & 0xFFFFFFFF)
+
+
+@jit
+def noncoherent(cell, k):
+    """Whether the access in two words of a cell is a load by ld.global.nc or ldu."""
+    return (get(cell, k + 1) >> 40) & NOT_COHERENT != 0
+
+
+@unit
+def coherent(x, gid, cell, mask, write, how, address, pc):
+    """Report a load by ld.global.nc or ldu of what is written while its kernel runs; call it before `race`.
+
+    The access to a cell of global memory is such a load, or a write by a thread, agent or actor. The report is at the
+    load, whichever comes first.
+    """
+    if not write:
+        w, when = get(cell, 0), get(cell, 1)
+        if w != 0 and (when >> 32) & mask != 0 and not before_launch(x, gid, w & GID_MASK, when & 0xFFFFFFFF):
+            size = 1 << ((how >> SIZE_SHIFT) & 3)
+            store_pc = (w >> s.GID_BITS) & 0x3FFFFF
+            report(x, s.NOT_COHERENT, pc, gid, address, isa.GLOBAL, size, store_pc, w & GID_MASK, 0, 0)
+        return 0
+    for k in range(2, 6, 2):
+        r, when = get(cell, k), get(cell, k + 1)
+        if r != 0 and noncoherent(cell, k) and (when >> 32) & mask != 0 and not launch_over(x, gid, r & GID_MASK):
+            size = 1 << ((when >> (40 + SIZE_SHIFT)) & 3)
+            load_pc = (r >> s.GID_BITS) & 0x3FFFFF
+            report(x, s.NOT_COHERENT, load_pc, r & GID_MASK, address, isa.GLOBAL, size, pc, gid, 0, 0)
+    return 0
+
+
+@unit
+def race(x, thread, block, warp, cell, mask, how, write, pc):
+    """Check an access to a cell and record it; returns the first word of the access it races with, or 0.
+
+    Of the loads by ld.global.nc of a launch one stays in the first place for readers, since every store of the launch
+    is at fault with it.
+    """
+    gid = get(thread, s.T_GID)
+    origin = gid | pc << s.GID_BITS
+    when = get(thread, s.T_CLOCK) | mask << 32 | how << 40
+    found = np.int64(0)
+    w = get(cell, 0)
+    if w != 0 and conflicts(x, thread, block, warp, w, get(cell, 1), mask, how):
+        found = w
+    if write:
+        for k in range(2, 6, 2):
+            r = get(cell, k)
+            if r != 0:
+                if found == 0 and conflicts(x, thread, block, warp, r, get(cell, k + 1), mask, how):
+                    found = r
+                put(cell, k, 0)
+        put(cell, 0, origin)
+        put(cell, 1, when)
+        return found
+    r = get(cell, 2)
+    kept = r != 0 and noncoherent(cell, 2) and same_launch(x, r & GID_MASK, gid)
+    if how & NOT_COHERENT and not kept and r != 0 and r & GID_MASK != gid:
+        put(cell, 4, r)
+        put(cell, 5, get(cell, 3))
+        r = np.int64(0)
+    if r == 0 or (r & GID_MASK == gid and (not kept or how & NOT_COHERENT)):
+        put(cell, 2, origin)
+        put(cell, 3, when)
+        return found
+    q = get(cell, 4)
+    if q == 0 or q & GID_MASK == gid:
+        put(cell, 4, origin)
+        put(cell, 5, when)
+        return found
+    if not kept and happened(x, thread, block, warp, r & GID_MASK, get(cell, 3) & 0xFFFFFFFF):
+        put(cell, 2, origin)
+        put(cell, 3, when)
+    elif happened(x, thread, block, warp, q & GID_MASK, get(cell, 5) & 0xFFFFFFFF) or (
+        (r & GID_MASK) >> 5 == (q & GID_MASK) >> 5 != gid >> 5
+    ):
+        put(cell, 4, origin)
+        put(cell, 5, when)
+    return found
+
+
+# ---- acquire and release ----
+@jit
+def sync_entry(x, location, make):
+    """The row of a location in the sync table; 0 if there is none and `make` is false."""
+    cap = get(x, s.SYNC_CAP)
+    h = np.int64((np.uint64(location) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & (cap - 1)
+    while True:
+        entry = get(x, s.SYNC) + h * s.S_FIELDS * 8
+        key = get(entry, s.S_KEY)
+        if key == location + 1:
+            return entry
+        if key == 0:
+            if not make:
+                return np.int64(0)
+            put(entry, s.S_KEY, location + 1)
+            put(entry, s.S_MAP, 0)
+            put(x, s.SYNC_USED, get(x, s.SYNC_USED) + 1)
+            return entry
+        h = (h + 1) & (cap - 1)
+
+
+@jit
+def acquire_last(x, thread, location, order, scope):
+    """The acquire of a strong read of the last write of a location."""
+    found, writer_scope, writer = np.int64(0), np.int64(0), np.int64(0)
+    entry = sync_entry(x, location, False)
+    if entry != 0:
+        found, writer_scope, writer = get(entry, s.S_MAP), get(entry, s.S_SCOPE), get(entry, s.S_GID)
+    acquire(x, thread, location, found, writer_scope, writer, order, scope)
+
+
+@unit
+def fence(x, thread, block, warp, order, scope):
+    """fence and membar: join the clocks of earlier relaxed reads; later relaxed writes publish this moment.
+
+    A fence of a wide scope still counts after a later one of a narrower scope.
+    """
+    for d in range(3):
+        if d <= scope:
+            put(thread, s.T_VC, join(x, get(thread, s.T_VC), get(thread, s.T_PENDING0 + d)))
+            put(thread, s.T_PENDING0 + d, 0)
+    if scope > 0:  # it has taken what an acquire operation would, and maps are large
+        put(thread, s.T_READ_AT, 0)
+        put(thread, s.T_READ_MAP, 0)
+    now = publish(x, thread, block, warp)
+    if order != isa.ACQUIRE:
+        for d in range(scope + 1):
+            put(thread, s.T_RELEASE0 + d, now)
+    if order == isa.SC:
+        view = join(x, now, get(thread, s.T_SV))
+        number = device_row(x, get(thread, s.T_GID))
+        if block != 0:
+            view = join(x, view, get(block, s.B_SC))
+        if scope >= 1 and number != 0:
+            view = join(x, view, get(number, s.D_SC))
+        if scope >= 2:
+            view = join(x, view, get(x, s.SC_SYSTEM))
+        if block != 0:
+            put(block, s.B_SC, view)
+        if scope >= 1 and number != 0:
+            put(number, s.D_SC, view)
+        if scope >= 2:
+            put(x, s.SC_SYSTEM, view)
+        put(thread, s.T_SV, view)
+    return 0
+
+
+@jit
+def device_row(x, gid):
+    """The table of a thread's device; 0 for the host."""
+    from_launch = np.int64(-1)
+    block = gid >> 10
+    for number in range(get(x, s.LAUNCH_COUNT) - 1, -1, -1):
+        launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
+        first = get(launch, s.L_FIRST_GID)
+        if first <= block < first + get(launch, s.L_BLOCKS):
+            from_launch = get(launch, s.L_DEVICE)
+            break
+    if from_launch < 0:
+        return np.int64(0)
+    return get(x, s.DEVICES) + from_launch * (s.D_FIELDS + s.MAX_SMS) * 8
+
+
+# ---- reads and writes ----
+@unit
+def read(x, thread, block, warp, location, host, size, order, scope):
+    """The value that a load returns; an acquire joins the clock that the write published."""
+    value = np.int64(load(host, size))
+    slot = history_slot(x, location)
+    count = get(slot, s.H_COUNT)
+    if count != 0 and get(slot, s.H_ADDRESS) == location and get(slot, s.H_SIZE) == size:
+        at = count - 1
+        floor = np.int64(-2)
+        while at >= 0:
+            message = slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8
+            gid, clock = get(message, s.M_GID), get(message, s.M_CLOCK)
+            if gid == get(thread, s.T_GID) or happened(x, thread, block, warp, gid, clock):
+                break
+            if in_clock(x, get(thread, s.T_SV), gid, clock):
+                break
+            if floor == -2:
+                key = LOCATION | location
+                floor = max(lookup(x, get(thread, s.T_VC), key), lookup(x, get(thread, s.T_SV), key))
+            if floor >= get(message, s.M_SEQUENCE):
+                break
+            if draw(x) & 1:
+                put(
+                    thread,
+                    s.T_VC,
+                    join(x, get(thread, s.T_VC), single(x, LOCATION | location, get(message, s.M_SEQUENCE))),
+                )
+                break
+            at -= 1
+        if at >= 0:
+            message = slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8
+            value = get(message, s.M_VALUE)
+            found, writer_scope, writer = get(message, s.M_MAP), get(message, s.M_SCOPE), get(message, s.M_GID)
+        else:
+            value = get(slot, s.H_BASE)
+            found, writer_scope, writer = get(slot, s.H_BASE_MAP), get(slot, s.H_BASE_SCOPE), get(slot, s.H_BASE_GID)
+        if order != isa.WEAK:
+            acquire(x, thread, location, found, writer_scope, writer, order, scope)
+        return value
+    if order != isa.WEAK:
+        acquire_last(x, thread, location, order, scope)
+    return value
+
+
+@unit
+def read_latest(x, thread, location, order, scope):
+    """The acquire of an atomic operation, which always reads the last write."""
+    acquire_last(x, thread, location, order, scope)
+    return 0
+
+
+@unit
+def wrote(x, thread, block, warp, location, size, old, value, order, scope, atomic):
+    """Record a write: what it publishes, and the value before it, which others may still read.
+
+    Returns 1 if it was placed before an earlier write, whose value memory then keeps.
+    """
+    gid = get(thread, s.T_GID)
+    entry, shown = np.int64(0), np.int64(0)
+    if order != isa.WEAK:
+        r0, r1, r2 = released(x, thread, block, warp, location, order, scope)
+        entry = sync_entry(x, location, r0 != 0)
+        observed = np.int64(0)
+        if atomic and entry != 0 and linked(x, get(entry, s.S_GID), get(entry, s.S_SCOPE), gid, scope):
+            observed = get(entry, s.S_MAP)
+        shown = published(x, gid, r0, r1, r2, observed)
+    elif get(x, s.SYNC_USED) != 0:
+        entry = sync_entry(x, location, False)
+    slot = history_slot(x, location)
+    count = get(slot, s.H_COUNT)
+    if count == 0 or get(slot, s.H_ADDRESS) != location or get(slot, s.H_SIZE) != size:
+        count = np.int64(0)
+        put(slot, s.H_ADDRESS, location)
+        put(slot, s.H_SIZE, size)
+        put(slot, s.H_BASE, np.int64(old))
+        put(slot, s.H_BASE_MAP, 0 if entry == 0 else get(entry, s.S_MAP))
+        put(slot, s.H_BASE_SCOPE, 0 if entry == 0 else get(entry, s.S_SCOPE))
+        put(slot, s.H_BASE_GID, 0 if entry == 0 else get(entry, s.S_GID))
+    if count == s.M_MOST:
+        first = slot + s.H_MESSAGES * 8
+        put(slot, s.H_BASE, get(first, s.M_VALUE))
+        put(slot, s.H_BASE_MAP, get(first, s.M_MAP))
+        put(slot, s.H_BASE_SCOPE, get(first, s.M_SCOPE))
+        put(slot, s.H_BASE_GID, get(first, s.M_GID))
+        for i in range(s.M_FIELDS * (s.M_MOST - 1)):
+            put(first, i, get(first, i + s.M_FIELDS))
+        count -= 1
+    sequence = get(x, s.SEQUENCE) + SEQUENCE_STEP
+    put(x, s.SEQUENCE, sequence)
+    at = count
+    if order != isa.WEAK and not atomic:
+        at = before_others(x, thread, block, warp, location, slot, count)
+    message = slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8
+    if at < count:
+        sequence = between(slot, at)
+        for i in range((count - at) * s.M_FIELDS - 1, -1, -1):
+            put(message, i + s.M_FIELDS, get(message, i))
+    put(message, s.M_VALUE, np.int64(value))
+    put(message, s.M_GID, gid)
+    # a release has advanced the clock; the write itself belongs to the moment that it publishes
+    put(message, s.M_CLOCK, get(thread, s.T_CLOCK) - (1 if order >= isa.RELEASE else 0))
+    put(message, s.M_MAP, shown)
+    put(message, s.M_SCOPE, scope)
+    put(message, s.M_SEQUENCE, sequence)
+    put(message, s.M_ATOMIC, atomic)
+    put(slot, s.H_COUNT, count + 1)
+    if at < count:
+        return 1
+    if entry != 0:
+        put(entry, s.S_MAP, shown)
+        put(entry, s.S_SCOPE, scope)
+        put(entry, s.S_GID, gid)
+    return 0
+
+
+@jit
+def between(slot, at):
+    """A number for a write just before message `at`; that message's own if no number is free."""
+    last = get(slot + (s.H_MESSAGES + at * s.M_FIELDS) * 8, s.M_SEQUENCE)
+    first = last - SEQUENCE_STEP
+    if at > 0:
+        first = max(first, get(slot + (s.H_MESSAGES + (at - 1) * s.M_FIELDS) * 8, s.M_SEQUENCE))
+    middle = (first + last) // 2
+    return middle if middle > first else last
+
+
+@jit
+def before_others(x, thread, block, warp, location, slot, count):
+    """The index of a strong write among the messages of its location: at random before some that are not ordered first.
+
+    Never before a message that happened before it, that its thread wrote or read, that a fence ordered before it, or
+    that is an atomic operation, which must directly follow the write that it read.
+    """
+    key = LOCATION | location
+    floor = np.int64(-2)
+    at = count
+    while at > 0:
+        message = slot + (s.H_MESSAGES + (at - 1) * s.M_FIELDS) * 8
+        gid, clock = get(message, s.M_GID), get(message, s.M_CLOCK)
+        if get(message, s.M_ATOMIC) or gid == get(thread, s.T_GID) or happened(x, thread, block, warp, gid, clock):
+            break
+        if in_clock(x, get(thread, s.T_SV), gid, clock):
+            break
+        if floor == -2:
+            floor = max(lookup(x, get(thread, s.T_VC), key), lookup(x, get(thread, s.T_SV), key))
+        if floor >= get(message, s.M_SEQUENCE) or draw(x) & 1:
+            break
+        if between(slot, at - 1) == get(message, s.M_SEQUENCE):
+            break
+        at -= 1
+    return at
+
+
+@jit
+def saw_latest(x, thread, location, size):
+    """After an atomic operation that wrote nothing: its thread has read the last write, so it reads no older one."""
+    slot = history_slot(x, location)
+    count = get(slot, s.H_COUNT)
+    if count != 0 and get(slot, s.H_ADDRESS) == location and get(slot, s.H_SIZE) == size:
+        sequence = get(slot + (s.H_MESSAGES + (count - 1) * s.M_FIELDS) * 8, s.M_SEQUENCE)
+        if lookup(x, get(thread, s.T_VC), LOCATION | location) < sequence:
+            put(thread, s.T_VC, join(x, get(thread, s.T_VC), single(x, LOCATION | location, sequence)))

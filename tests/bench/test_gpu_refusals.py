@@ -1,0 +1,100 @@
+"""bench/gpu_report.py on a GPU whose figures would say nothing: one sentence, exit code 3. nvidia-smi is a script."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+try:
+    from first_run import command, machine, parts, processes, together
+finally:
+    sys.path.pop(0)
+
+ROOT = Path(__file__).parents[2]
+FACTS = {"gpu": "NVIDIA H100", "gpu_arch": "sm_90", "gpu_uuid": "GPU-1"}
+GPU = {"index": "0", "uuid": "GPU-1", "name": "NVIDIA H100", "driver_version": "580.95.05", "compute_cap": "9.0",
+       "mig.mode.current": "Disabled", "memory.used": "3"}  # fmt: skip
+ANOTHER = "GPU-2, 77, python"  # a process on another GPU
+
+
+@pytest.fixture
+def refused(monkeypatch, tmp_path, capsys):
+    """A function that starts a report where nvidia-smi shows GPU with changes, and processes: (exit code, sentence)."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(machine, "_cuda_of_packages", lambda: 13)
+
+    def answered(part, limit, show, options=()):
+        return parts.Ran(part, 0, 0.1, [], {"facts": FACTS} if part.name == parts.DRIVER else {})
+
+    monkeypatch.setattr(processes, "run", answered)
+    monkeypatch.setattr(command.Report, "finish", lambda report: 0)
+
+    def report(used=ANOTHER, script="", **changes):
+        line = ", ".join({**GPU, **changes}.values())
+        text = script or f'case "$1" in *compute-apps*) echo "{used}" ;; *) echo "{line}" ;; esac'
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        code = command.main(["--out", str(tmp_path / "r"), "--parts", "driver"], "doc", together.report)
+        said = capsys.readouterr().err.strip().splitlines()
+        return code, said[-1]
+
+    return report
+
+
+def test_a_free_gpu_is_reported_on(refused):
+    code, said = refused()
+    assert code == 0, said
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"compute_cap": "7.0"}, "GPU 0 (NVIDIA H100) has compute capability 7.0, and the kernels are for 8.x, 9.x, 10.x, "
+     "12.x: use another GPU, or a newer release"),
+    ({"compute_cap": "13.0"}, "has compute capability 13.0, and the kernels are for 8.x, 9.x, 10.x, 12.x"),
+    ({"driver_version": "550.54.15"}, "the driver 550.54.15 is too old for the packages of CUDA 13: update it to 580"),
+    ({"mig.mode.current": "Enabled"}, "is in MIG mode, and figures of a slice say nothing of the GPU: nvidia-smi -mig"),
+    ({"used": "GPU-1, 4242, python train.py"}, "is in use by process 4242 (python train.py), which would disturb"),
+    ({"memory.used": "20480"}, "has 20480 MiB in use by a program that is not seen from here"),
+    ({"script": "echo 'No devices were found'"}, "nvidia-smi: No devices were found"),
+    ({"script": "echo 'NVIDIA-SMI has failed because it could not communicate with the driver'; exit 9"},
+     "nvidia-smi: NVIDIA-SMI has failed because it could not communicate with the driver"),
+    ({"script": "sleep 20"}, "nvidia-smi did not answer within 1 s: the GPU or its driver hangs"),
+], ids=["older", "newer", "driver", "mig", "used", "memory", "none", "broken", "slow"])  # fmt: skip
+def test_one_sentence_for_each(refused, monkeypatch, changes, sentence):
+    monkeypatch.setattr(machine, "SECONDS", 1.0 if "sleep" in changes.get("script", "") else 10.0)
+    code, said = refused(**changes)
+    assert code == 3
+    assert said.startswith("no GPU to report on: ")
+    assert sentence in said
+
+
+def test_mps_is_refused(refused, tmp_path):
+    (tmp_path / "control").touch()
+    code, said = refused()
+    assert code == 3
+    assert f"MPS listens in {tmp_path}" in said
+
+
+def test_a_driver_that_hangs_is_named(refused, monkeypatch):
+    monkeypatch.setattr(processes, "run", lambda part, *rest: parts.Ran(part, None, 15.0))
+    code, said = refused()
+    assert (code, said) == (3, "no GPU to report on: the driver did not answer within 15 s")
+
+
+@pytest.mark.slow
+def test_without_a_gpu_the_command_says_so(tmp_path):
+    """The command itself, on this computer."""
+    from aristos.substrate.cuda.device import count
+
+    if count():
+        pytest.skip("there is a GPU")
+    words = [sys.executable, str(ROOT / "bench" / "gpu_report.py"), "--out", str(tmp_path / "r")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3
+    assert "no GPU to report on: cuInit: NVIDIA's driver (libcuda.so.1) is not here" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,93 @@
+"""Calls of kernels by name: the declarations, and what is generated from them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aristos.engine import call_schema, generate, generate_calls
+from aristos.kernels.cpu import call_blocks
+from aristos.primitives import arithmetic
+from aristos.primitives.buffers import aligned
+
+KERNELS = Path(call_blocks.__file__).parent
+CALLS = {call.name: call for call in call_schema.CALLS}
+STEPS = {name: (number, put, result) for name, number, put, result in call_blocks.STEPS}
+
+
+def a_record(name: str, scratch: int = 0) -> tuple:
+    """A record whose words are 1, 2, ..., but for its scratch."""
+    numbers = iter(range(1, 100))
+    values = {}
+    for each in CALLS[name].arguments:
+        if each.dtype == call_schema.EXPERT:
+            values[each.name] = arithmetic.ExpertWeights(*(next(numbers) for _ in call_schema.WEIGHTS))
+        else:
+            values[each.name] = scratch if each.dtype == call_schema.SCRATCH else next(numbers)
+    return getattr(arithmetic, CALLS[name].record)(**values)
+
+
+def test_generated_files_are_as_the_declarations_have_them():
+    for path, text in (
+        (generate.ARITHMETIC, generate_calls.arithmetic()),
+        (generate.BLOCKS, generate_calls.blocks()),
+    ):
+        assert path.read_text(encoding="utf-8") == text, "run python -m aristos.engine.generate"
+
+
+def test_every_argument_has_a_meaning_and_a_known_type():
+    for call in call_schema.CALLS:
+        names = [each.name for each in call.arguments]
+        assert len(names) == len(set(names)), call.name
+        for each in call.arguments:
+            assert each.meaning, (call.name, each.name)
+            assert each.dtype in (call_schema.WORD, call_schema.BITS, call_schema.SCRATCH, call_schema.EXPERT)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_kernels_read_what_steps_write(name):
+    """Every word of a record comes to the kernel under its name. Its own memory begins behind the block."""
+    block = aligned((call_schema.BLOCK_WORDS,), np.int64)
+    block[:] = -1
+    at = block.ctypes.data
+    number, put, result = STEPS[name]
+    put(a_record(name, at))
+    found = getattr(call_blocks, f"{name}_at")(at)
+    wanted = a_record(name, at + call_blocks.BLOCK_BYTES)
+    for each in CALLS[name].arguments:
+        value, want = getattr(found, each.name), getattr(wanted, each.name)
+        if each.dtype == call_schema.BITS:
+            want = np.int32(want).view(np.float32)
+        assert value == want, each.name
+    assert (block[: call_schema.HEAD_WORDS] == -1).all()
+    assert block[call_blocks.SPARE // 8] == -1
+    assert number == getattr(call_blocks, name.upper())
+    assert result == (CALLS[name].result != "")
+
+
+def test_numpy_callers_write_the_same_words():
+    block, other = (aligned((call_schema.BLOCK_WORDS,), np.int64) for _ in range(2))
+    for name, (_, put, _) in STEPS.items():
+        block[:] = other[:] = 0
+        put(a_record(name, block.ctypes.data))
+        words = call_blocks.flat(a_record(name, block.ctypes.data + call_blocks.BLOCK_BYTES))
+        other[call_blocks.HEAD_WORDS : call_blocks.HEAD_WORDS + len(words)] = words
+        assert np.array_equal(block, other), name
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_record_misses_no_argument(name):
+    fields = a_record(name)._asdict()  # type: ignore[attr-defined]
+    fields.popitem()
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        getattr(arithmetic, CALLS[name].record)(**fields)
+
+
+def test_kernels_have_no_numbered_arguments():
+    for path in (*KERNELS.glob("*entries.py"), KERNELS / "lowering.py", KERNELS / "api.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"(?:load|store)\w*\(\w+ *\+ *\d", text), path.name
+        assert not re.search(r"\w\(\w+, \d+(?:, \w+)?\)", text), path.name

@@ -1,0 +1,79 @@
+"""Sources of compiled code are found by program: by imports, transitively, within registered packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from cache_keys import forget
+from cases import ROOT
+
+from kernel_cache import sources
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """house/: a.py reads b.py and low/c.py; d.py is imported by nobody that a.py reads."""
+    root = tmp_path / "house"
+    texts = {
+        "__init__.py": ["from . import d"],
+        "a.py": ["import os", "from .b import ONE", "from house.low import c as third"],
+        "b.py": ["from typing import TYPE_CHECKING", "if TYPE_CHECKING: from . import d", "else: from .low import A"],
+        "d.py": ["from . import a"],
+        "low/__init__.py": ["A = 2"],
+        "low/c.py": ["from .. import a", "import house.low.e"],
+        "low/e.py": ["def lazy():", "    from .. import d"],
+        "low/f.py": ["def factory():", "    from ..b import ONE", "    return lambda: ONE"],
+    }
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("\n".join(text))
+    return root
+
+
+def names(package: Path, module: str) -> set[str]:
+    return {path.relative_to(package).as_posix() for path in sources.files(package / module)}
+
+
+def test_imports_are_followed_transitively_and_in_circles(package):
+    assert names(package, "a.py") == {"a.py", "b.py", "low/__init__.py", "low/c.py", "low/e.py"}
+    assert names(package, "low/__init__.py") == {"low/__init__.py"}
+
+
+def test_an_import_inside_a_function_counts_if_the_function_defines_another(package):
+    assert names(package, "low/e.py") == {"low/e.py"}
+    assert names(package, "low/f.py") == {"low/f.py", "b.py", "low/__init__.py"}
+
+
+def test_of_other_packages_only_registered_ones_are_followed(tmp_path):
+    (tmp_path / "alone.py").write_text("import numpy\nfrom house import a\nfrom aristos import errors\n")
+    assert sources.files(tmp_path / "alone.py") == {
+        tmp_path / "alone.py",
+        ROOT / "aristos" / "errors.py",
+        ROOT / "kernel_cache" / "errors.py",
+    }
+
+
+def test_importers_of_a_name_are_found(package):
+    assert sources.importers(package, "typing", "TYPE_CHECKING") == {package / "b.py"}
+    assert not sources.importers(package, "b", "ONE"), "relative imports are of another module"
+
+
+def test_the_digest_follows_contents_and_names_and_not_where_the_package_lies(package, tmp_path):
+    before = sources.digest(sources.files(package / "a.py"))
+    copy = tmp_path / "elsewhere" / "house"
+    shutil.copytree(package, copy)
+    os.utime(copy / "a.py", (1e9, 1e9))
+    assert sources.digest(sources.files(copy / "a.py")) == before
+    (copy / "d.py").write_text("changed = 1\n")
+    assert fresh(copy / "a.py") == before, "an edit to a file that is not read changed the digest"
+    (copy / "low" / "e.py").write_text("changed = 1\n")
+    assert fresh(copy / "a.py") != before
+
+
+def fresh(source: Path) -> str:
+    """The digest as a new process would find it."""
+    forget()
+    return sources.digest(sources.files(source))

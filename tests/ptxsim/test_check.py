@@ -1,0 +1,281 @@
+"""`ptxsim check`: CUDA C++, PTX and scripts, with launches as text."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed")
+import ptxsim
+from ptxsim import check, host_code, launch_text, nvrtc
+from ptxsim.command import main
+from ptxsim.errors import EnvironmentProblem, InputError
+
+try:
+    nvrtc.loaded()
+    NVRTC = True
+except EnvironmentProblem:
+    NVRTC = False
+compiles = pytest.mark.skipif(not NVRTC, reason="NVRTC is not installed")
+
+CU = """#include <cfloat>
+#include <cstdio>
+#include <limits>
+#include <vector>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+// simt: app::add<<<8, 128>>>(float32[1000]=seed:1, float32[1000]=2, out:float32[1000], COUNT)
+// simt: app::twice<float><<<(4, 2), dim3(64, 2), 64>>>(out, 1000)
+namespace app {
+struct Sum { __device__ float operator()(float a, float b) const { return a + b; } };
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+__global__ void add(const float* a, const float *b, float out[], uint32_t n) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x + ceil_div(0, 7);
+    if (i < n) out[i] = Sum()(a[i], b[i]) < FLT_MAX ? Sum()(a[i], b[i]) : std::numeric_limits<float>::max();
+}
+
+template <typename T> __global__ void twice(T* x, int n) {
+    extern __shared__ T s[];
+    int i = (blockIdx.y * gridDim.x + blockIdx.x) * 128 + threadIdx.y * 64 + threadIdx.x;
+    if (threadIdx.y == 0 && threadIdx.x < 16) s[threadIdx.x] = 1;
+    SYNC;
+    if (i < n) x[i] *= 1 + s[threadIdx.x % 16];
+}
+
+void launch(float* a, int n = 1) { add<<<ceil_div(n, 128), 128>>>(a, a, a, n); }  // host: { is no brace
+std::vector<float> three() { return std::vector<float>(3, '{'); }
+}
+
+int main() {
+    float* a;
+    cudaMalloc(&a, 4);
+    app::launch(a, 1);
+    printf("} %d\\n", (int)app::three().size());
+}
+"""
+
+
+def line_of(text, part):
+    return next(number for number, line in enumerate(text.splitlines(), 1) if part in line)
+
+
+def checked(capsys, *words):
+    """(exit code, stdout, stderr) of the command."""
+    code = main(["check", *map(str, words)])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@compiles
+@pytest.mark.parametrize(("count", "sync", "kinds"), [
+    ("1000", "__syncthreads()", {}),
+    ("1001", "__syncthreads()", {"out_of_bounds": "out[i] = Sum"}),
+    ("1000", "__syncwarp()", {"race": "s[threadIdx.x] = 1", "uninitialised": "x[i] *="}),
+])  # fmt: skip
+def test_a_file_with_host_code_templates_and_a_namespace(tmp_path, capsys, monkeypatch, count, sync, kinds):
+    monkeypatch.chdir(tmp_path)
+    text = CU.replace("COUNT", count).replace("SYNC", sync)
+    (tmp_path / "kernels.cu").write_text(text)
+    code, out, err = checked(capsys, "--seeds", 2, "kernels.cu")
+    assert code == (1 if kinds else 0), out + err
+    for kind, part in kinds.items():
+        assert f"{kind}: kernels.cu:{line_of(text, part)}: app::" in out
+    assert {line.partition(":")[0] for line in out.splitlines()[:-1]} == set(kinds)
+    if "out_of_bounds" in kinds:
+        assert {name for name in ("a[1000]", "b[1000]", "out[1000]") if name in out} == {
+            "a[1000]",
+            "b[1000]",
+            "out[1000]",
+        }
+
+
+@compiles
+def test_annotations_and_launches_of_the_command_line(tmp_path, capsys):
+    path = tmp_path / "one.cu"
+    path.write_text('extern "C" __global__ void put(int* x, int at) {\n    x[at] = 1;\n}\n')
+    launch = "put<<<1, 1>>>(int32[4], {})"
+    assert checked(capsys, "--launch", launch.format(3), "--launch", launch.format(2), path)[0] == 0
+    code, out, _ = checked(capsys, "--github", "--launch", launch.format(-1), path)
+    assert code == 1
+    assert out.startswith(f"::error file={path},line=2,title=out_of_bounds::put, block (0, 0, 0), thread (0, 0, 0): ")
+    assert "x[-1]" in out
+    both = tmp_path / "two.cu"
+    both.write_text(f"// simt: {launch.format(0)}\n" + path.read_text())
+    assert checked(capsys, both, both)[0] == 0
+
+
+@compiles
+def test_errors_of_the_compiler_are_shown(tmp_path, capsys):
+    path = tmp_path / "wrong.cu"
+    path.write_text("#include <nowhere.h>\n// simt: k<<<1, 1>>>()\n__global__ void k() { undeclared(); }\n")
+    code, _, err = checked(capsys, path)
+    assert code == 2
+    assert 'identifier "undeclared" is undefined' in err
+    assert "taken as empty: nowhere.h" in err
+    assert "#ifndef __CUDACC_RTC__" in err
+
+
+def test_without_nvrtc_the_command_says_what_to_do(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
+    nvrtc.compiled_kernels.cache_clear()
+    path = tmp_path / "k.cu"
+    path.write_text("// simt: k<<<1, 1>>>()\n__global__ void k() {}\n")
+    monkeypatch.delattr("cuda.bindings.nvrtc", raising=False)
+    code, _, err = checked(capsys, path)
+    assert code == 3
+    assert "pip install 'aristos[simt]' has it, and needs no GPU" in err
+    assert "'nvcc -ptx -lineinfo FILE.cu' makes PTX" in err
+
+
+PTX = """// simt: scale<<<2, 32>>>(int32[64]=range, out:int32[64], 3)
+// simt: scale<<<2, 32>>>(out, int32[FEW], 2)
+.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry _Z5scalePKiPii(.param .u64 a, .param .u64 b, .param .u32 n)
+{
+.reg .u64 %a, %b, %o; .reg .u32 %i, %c, %t, %n, %v;
+ld.param.u64 %a, [a]; ld.param.u64 %b, [b]; ld.param.u32 %n, [n];
+mov.u32 %i, %ctaid.x; mov.u32 %c, %ntid.x; mov.u32 %t, %tid.x; mad.lo.u32 %i, %i, %c, %t;
+mul.wide.u32 %o, %i, 4; add.u64 %a, %a, %o; add.u64 %b, %b, %o;
+ld.global.u32 %v, [%a]; mul.lo.u32 %v, %v, %n;
+st.global.u32 [%b], %v;
+exit;
+}
+"""
+
+
+@pytest.mark.parametrize(("few", "code"), [(64, 0), (63, 1)])
+def test_ptx_with_a_mangled_name(tmp_path, capsys, few, code):
+    path = tmp_path / "k.ptx"
+    path.write_text(PTX.replace("FEW", str(few)))
+    got, out, _ = checked(capsys, path)
+    assert got == code
+    if code:
+        assert f"out_of_bounds: {path}:13: scale, block (1, 0, 0), thread (31, 0, 0)" in out
+        assert "arg2[63]" in out
+
+
+SCRIPT = """import sys
+import numpy as np
+from numba import cuda
+
+@cuda.jit
+def k(x):
+    x[cuda.threadIdx.x // {}] = 1
+
+{}
+sys.exit({})
+"""
+
+
+@pytest.mark.parametrize(("share", "launch", "end", "code", "words"), [
+    (1, "k[1, 32](np.zeros(32))", 0, 0, "0 reports"),
+    (2, "k[1, 32](np.zeros(32))", 0, 1, "race: "),
+    (1, "k[1, 32](np.zeros(32))", 5, 1, "0 reports"),
+    (1, "", 0, 2, "no kernel ran"),
+])  # fmt: skip
+def test_scripts(tmp_path, capsys, share, launch, end, code, words):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.format(share, launch, end))
+    got, out, err = checked(capsys, path, "--its-own", "option")
+    assert got == code
+    assert words in out + err
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["nowhere.ptx"], "there is no file nowhere.ptx"),
+    (["k.txt"], "expected SCRIPT.py, or files of CUDA C++ (.cu) or PTX (.ptx), got k.txt"),
+    (["k.ptx", "k.py"], "got k.py"),
+    (["--launch", "k<<<1, 1>>>()", "k.py"], "a script launches its kernels itself"),
+    (["none.ptx"], "no launch is given: write one in a comment"),
+    (["--launch", "nothing<<<1, 1>>>()", "k.ptx"], "one of the kernels _Z5scalePKiPii, got nothing"),
+    (["--launch", "scale<<<1, 1>>>(int32[4])", "k.ptx"], "the kernel has 3 parameters, got 1"),
+    (["--launch", "scale<<<1, 2000>>>(int32[4], int32[4], 1)", "k.ptx"], "block can be (1024, 1024, 64) at most"),
+    (["--launch", "scale<<<1, 1>>>(x, int32[4], 1)", "k.ptx"], "or the name of an array of an earlier launch, got 'x'"),
+    (["--launch", "scale<<<1>>>(1)", "k.ptx"], "a launch is NAME<<<GRID, BLOCK>>>(ARGUMENTS)"),
+    (["--launch", "scale<<<n, 1>>>(1)", "k.ptx"], "a grid or a block is a number or (x, y, z), got 'n'"),
+    (["--launch", "scale<<<1, 1>>>(away.npy, int32[4], 1)", "k.ptx"], "cannot read the argument away.npy"),
+    (["--launch", "scale<<<1, 1>>>(text[4], int32[4], 1)", "k.ptx"], "TYPE one of NumPy's for numbers"),
+    (["--launch", "scale<<<1, 1>>>(a:int32[4], a:int32[4], 1)", "k.ptx"], "NAME:ARRAY gives a new array a name"),
+])  # fmt: skip
+def test_usage(tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "k.ptx").write_text(PTX.replace("FEW", "64"))
+    (tmp_path / "none.ptx").write_text(PTX.partition(".version")[1] + PTX.partition(".version")[2])
+    (tmp_path / "k.py").write_text("")
+    (tmp_path / "k.txt").write_text("")
+    code, _, err = checked(capsys, *words)
+    assert code == 2
+    assert message in err
+
+
+def test_arrays_of_arguments(tmp_path):
+    np.save(tmp_path / "data.npy", np.arange(6, dtype=np.int16).reshape(2, 3))
+    arguments = launch_text.Arguments(ptxsim.Machine().device(0), tmp_path)
+    made = {
+        text: arguments.make(text, "x").copy_to_host()
+        for text in (
+            "data.npy",
+            "int32[2, 3]=range",
+            "float32[4]=2.5",
+            "float64[1000]=seed:7",
+            "int64[1000]=seed:7<10",
+            "uint8[999]=seed:3",
+        )
+    }
+    assert made["data.npy"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert made["int32[2, 3]=range"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert made["float32[4]=2.5"].tolist() == [2.5] * 4
+    assert 0 <= made["float64[1000]=seed:7"].min() < 0.1 < 0.9 < made["float64[1000]=seed:7"].max() < 1
+    assert set(made["int64[1000]=seed:7<10"]) == set(range(10))
+    assert len(set(made["uint8[999]=seed:3"])) > 200
+    empty = arguments.make("x:float16[5]", "other")
+    assert empty.dtype == np.float16
+    assert empty.allocation.name == "x"
+    assert arguments.make("x", "y") is empty
+    assert [arguments.make(text, "") for text in ("5", "-0x10", "2.5f", "1e3", "true")] == [5, -16, 2.5, 1000, 1]
+    assert not ptxsim.Machine().device(0).empty(3)._view().any()
+
+
+def test_launches_in_comments_are_found_in_a_long_file():
+    source = "\n" * 500_000 + "  //  simt:  a<<<1, 1>>>()  \n// simt:\n//simt: b<<<1, 1>>>()\r\nx // simt: c\n"
+    assert launch_text.in_comments(source) == ["a<<<1, 1>>>()", "b<<<1, 1>>>()"]
+
+
+def test_launches_are_read_as_cuda_writes_them():
+    found = launch_text.read("a::b<float, 3><<< dim3(4, 2), (32, 4), 128 >>>(int32[2, 3]=1, (1), x:f.npy);")
+    assert (found.kernel, found.grid, found.block, found.shared) == ("a::b<float, 3>", (4, 2), (32, 4), 128)
+    assert found.arguments == ("int32[2, 3]=1", "(1)", "x:f.npy")
+    assert launch_text.read("k<<<1,1>>>()").arguments == ()
+    with pytest.raises(InputError, match="a launch is NAME"):
+        launch_text.read("k(1)")
+
+
+@pytest.mark.parametrize("part", [
+    "/* ", '"\\"', "namespace ", "namespace (", "__global__ ", "add( ", "f() { exit(1); } ", "a", "{ ", "} ", " = ",
+])  # fmt: skip
+def test_long_files_of_any_kind_are_read_in_little_time(part):
+    source, begun = part * (400_000 // len(part)), time.process_time()
+    for text in (source, source + "{}", f"__global__ void add({source}!) {{}}"):
+        host_code.without_host_code(text), check.parameter_names(text, "add"), launch_text.in_comments(text)
+    assert time.process_time() - begun < 5
+
+
+def test_host_functions_are_blank_and_lines_stay():
+    text = CU.replace("SYNC", "")
+    left = host_code.without_host_code(text)
+    assert len(left.splitlines()) == len(text.splitlines())
+    for gone in ("main", "cudaMalloc", "void launch", "three"):
+        assert gone in text
+        assert gone not in left
+    for kept in ("struct Sum", "int ceil_div", "void add", "void twice", "#include <vector>", "// simt: app::add"):
+        assert kept in left
+        assert line_of(left, kept) == line_of(text, kept)
+    guarded = "#ifndef X\nint main() { }\n#endif\n"
+    assert host_code.without_host_code(guarded) == "#ifndef X\n              \n#endif\n"

@@ -1,0 +1,40 @@
+"""The main thread inside a C call that runs no Python handler of signals, as inside a CUDA driver's call."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+
+LIBC = ctypes.CDLL(None)
+
+
+class Blocked:
+    """`enter` waits in C until another thread calls `end`."""
+
+    def __init__(self) -> None:
+        self._mutex = ctypes.create_string_buffer(256)
+        LIBC.pthread_mutex_init(self._mutex, None)
+        LIBC.pthread_mutex_lock(self._mutex)
+
+    def enter(self) -> None:
+        LIBC.pthread_mutex_lock(self._mutex)
+
+    def end(self) -> None:
+        LIBC.pthread_mutex_unlock(self._mutex)
+
+
+def blocked(body: Callable[[], object]) -> None:
+    """Run `body` on another thread while this one waits in C."""
+    wait = Blocked()
+
+    def run() -> None:
+        try:
+            body()
+        finally:
+            wait.end()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    wait.enter()
+    thread.join()
