@@ -14,6 +14,7 @@ from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
 from ..common.branches import unrolled
 from . import micro_kernels
+from .micro_kernels import NEAR
 from .panels import LANES, NR, ROWS, VECTORS
 from .target import ISA
 
@@ -120,7 +121,7 @@ def panel_rows(m, vectors, a, b, c, jc, count, carry, ahead):
     larger = m - size * groups
     pace = (FLOAT * LANES * vectors + groups - 1) // groups
     if groups < AHEAD_GROUPS:
-        ahead, pace = b + 4096, FLOAT * LANES * vectors
+        ahead, pace = b + NEAR, FLOAT * LANES * vectors
     i = 0
     for g in range(groups):
         rows = size + 1 if g < larger else size

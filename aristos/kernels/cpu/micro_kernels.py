@@ -13,8 +13,7 @@ I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntTy
 VOID, BYTE, WORD = ir.VoidType(), I8.as_pointer(), I64.as_pointer()
 AHEAD_LEVEL = 2  # of llvm.prefetch: the L2 cache
 STEP = 1024  # bytes of 32 k of a tile of 16 rows or columns of bfloat16
-import os
-PF = int(os.environ.get('PF', '4096'))
+NEAR = 4096  # bytes between what a kernel reads of a panel and what it prefetches of it, where nothing else is fetched
 SUMS = 128  # bytes between rows of 32 sums
 
 
@@ -408,21 +407,26 @@ def _walk_bfloat16(name, rows, vectors, lanes, alone, multiply):
             right = builder.add(b, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(pair, I64(64))))
             return pair_of(p, right, values, range(vectors))
 
+        def half(first, count, right, columns, values):
+            """Multiply `count` pairs from `first` on by the lines from `right` on, of the vectors `columns`."""
+            chosen = [i * vectors + j for i in range(rows) for j in columns]
+
+            def body(n, some):
+                at = builder.add(right, builder.mul(n, I64(64)))
+                _prefetch(builder, builder.add(at, I64(STEP * (columns[0] // each) + NEAR)))
+                return pair_of(builder.add(first, n), at, some, columns)
+
+            values = list(values)
+            for place, value in zip(chosen, _loop(builder, [values[place] for place in chosen], count, body)):
+                values[place] = value
+            return values
+
         def in_turn(block, values):
-            first, values = builder.shl(block, I64(4)), list(values)
+            first, right = builder.shl(block, I64(4)), builder.add(b, builder.mul(block, I64(2 * STEP)))
             rest = builder.sub(pairs, first)
             count = builder.select(builder.icmp_signed("<", rest, I64(16)), rest, I64(16))
             for line in range(whole):
-                columns = range(each * line, each * line + each)
-                chosen = [i * vectors + j for i in range(rows) for j in columns]
-
-                def body(n, some, columns=columns):
-                    at = builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(n, I64(64)))
-                    _prefetch(builder, builder.add(builder.add(b, at), I64(STEP * line + PF)))
-                    return pair_of(builder.add(first, n), builder.add(b, at), some, columns)
-
-                for at, value in zip(chosen, _loop(builder, [values[at] for at in chosen], count, body)):
-                    values[at] = value
+                values = half(first, count, right, range(each * line, each * line + each), values)
             return values
 
         start = _sums(builder, carry, places, vector)

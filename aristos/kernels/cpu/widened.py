@@ -17,13 +17,13 @@ from numba.extending import overload
 from kernel_cache.compile import inlined, jit
 
 from ...primitives import memory as mem
-from ...primitives.buffers import FLOAT
+from ...primitives.buffers import FLOAT, LINE
 from ..common.branches import unrolled
 from . import micro_kernels
 from .convert import BFLOAT16, FLOAT16, round_row, widen_row
 from .elements import WIDTH
 from .gemm import KC, PITCH
-from .micro_kernels import STEP, SUMS
+from .micro_kernels import NEAR, STEP, SUMS
 from .panels import LANES
 from .target import ISA
 
@@ -162,7 +162,7 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     if groups == 1 and SPAN == WIDTH and element == BFLOAT16:
         kind = _ALONE
     if parts < AHEAD_GROUPS:
-        ahead, pace = panel + 4096, 128
+        ahead, pace = panel + NEAR, 2 * LINE
     half_bytes = STEP if element == BFLOAT16 else 2 * SPAN
     for k0 in range(0, depth, KC):
         count = min(KC, depth - k0)
