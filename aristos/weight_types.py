@@ -1,37 +1,76 @@
-"""The weight types: what a packed weight matrix [K, N] is in memory. Its bytes are read from here."""
+"""The weight types: what a packed weight matrix [K, N] is in memory, K inputs by N outputs. Its bytes are read from here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from .row_types import ROW_TYPES, RowType
+import ml_dtypes
+import numpy as np
+
+from .errors import InputError
+from .row_types import ON_CPUS, ROW_TYPES, RowType
+
+SCALES: dict[str, Any] = {name: row.array for name, row in ON_CPUS.items()} | {"e8m0": ml_dtypes.float8_e8m0fnu}
 
 
 @dataclass(frozen=True)
 class WeightType:
-    """bits: of the code of one weight. group: k whose codes share a scale, a divisor of a panel's k; 0: no scales.
+    """A matrix of elements, or of codes with scales: weight = scale * (code - zero).
 
-    scale: type of a scale; None without. zero_bits: of a group's zero point, 0: codes are symmetric. Scales and zero
-    points lie with the codes of their group, in one stream.
+    bits: of one element or code. scale: a name of `SCALES`; None: elements without scales. group: k whose codes share
+    a scale; 0: all of a column. columns: columns that share a scale. zeros: whether each group of a column has a zero
+    point, a number of `bits` bits; else the codes of integers have the middle of their range as their zero.
     """
 
     name: str
     bits: int
+    scale: str | None = None
     group: int = 0
-    scale: RowType | None = None
-    zero_bits: int = 0
+    columns: int = 1
+    zeros: bool = False
 
     def __post_init__(self) -> None:
-        if (self.group > 0) != (self.scale is not None) or (self.zero_bits and not self.group):
-            raise ValueError(f"weight type {self.name}: a group needs the type of its scale, and all else a group")
+        if self.scale is None and (self.group or self.zeros or self.columns != 1):
+            raise ValueError(f"weight type {self.name}: groups, zero points and shared columns need a scale")
+
+    @property
+    def packed(self) -> bool:
+        """Whether weights are codes with scales."""
+        return self.scale is not None
+
+    def groups(self, depth: int) -> int:
+        """Groups of a column of `depth` weights."""
+        return -(-depth // self.group) if self.group else 1
 
     def nbytes(self, depth: int, columns: int) -> int:
-        """Bytes of a matrix of `depth` rows and `columns` columns, both padded as its packing has them."""
+        """Bytes of codes, scales and zero points of a matrix of `depth` rows and `columns` columns."""
         bits = self.bits * depth * columns
-        if self.group:
-            assert self.scale is not None
-            bits += -(-depth // self.group) * columns * (8 * self.scale.nbytes + self.zero_bits)
+        if self.scale is not None:
+            groups = self.groups(depth)
+            bits += groups * -(-columns // self.columns) * 8 * int(np.dtype(SCALES[self.scale]).itemsize)
+            bits += groups * columns * self.bits * self.zeros
         return -(-bits // 8)
+
+
+class Format(NamedTuple):
+    """A format of codes. code: type of a code, None: an unsigned integer or a code of fp4. groups: sizes that kernels have, the first by default;
+    scales: types of scales, the first by default. columns: that share a scale of a group."""
+
+    bits: int
+    groups: tuple[int, ...]
+    scales: tuple[str, ...]
+    columns: int = 1
+    zeros: bool = False
+
+
+_FLOATS = tuple(ON_CPUS)
+FORMATS = {
+    "fp8": Format(8, (128, 0), _FLOATS, columns=128),
+    "int8": Format(8, (0, 128, 64, 32), _FLOATS, zeros=True),
+    "int4": Format(4, (128, 64, 32, 0), _FLOATS, zeros=True),
+    "mxfp4": Format(4, (32,), ("e8m0",)),
+}
 
 
 def plain(row: RowType) -> WeightType:
@@ -42,3 +81,25 @@ def plain(row: RowType) -> WeightType:
 WEIGHT_TYPES = {name: plain(row) for name, row in ROW_TYPES.items()}
 # float32 as sums of two bfloat16, for `precision="high"`
 SPLIT = WeightType("float32 in two", 32)
+
+
+def packed(name: str, *, group: int | None = None, scale: str | None = None, zeros: bool = False) -> WeightType:
+    """A type of packed weights for `MoEConfig(weight_dtype=...)`.
+
+    name: "fp8" (e4m3, arXiv:2209.05433), "int8", "int4" or "mxfp4" (OCP Microscaling Formats 1.0). group: k whose codes
+    share a scale, 0: all of a column; a group of fp8 has 128 columns too, as in DeepSeek-V3. scale: type of scales. zeros:
+    of integers, whether groups have zero points. None: as most published models, 128x128 with float32 for fp8, a column for int8,
+    128 for int4, 32 for mxfp4. Raises InputError.
+    """
+    if not isinstance(name, str) or name not in FORMATS:
+        raise InputError(f"weight_dtype must be one of {', '.join(FORMATS)}, got {name!r}")
+    form = FORMATS[name]
+    group = form.groups[0] if group is None else group
+    if type(group) is not int or group not in form.groups:
+        raise InputError(f"group of {name} must be one of {', '.join(map(str, form.groups))}, got {group!r}")
+    scale = form.scales[0] if scale is None else scale
+    if scale not in form.scales:
+        raise InputError(f"scale of {name} must be one of {', '.join(form.scales)}, got {scale!r}")
+    if not isinstance(zeros, bool) or (zeros and not form.zeros):
+        raise InputError(f"zeros of {name} must be {'True or False' if form.zeros else 'False'}, got {zeros!r}")
+    return WeightType(name, form.bits, scale, group, form.columns if group else 1, zeros)

@@ -1,0 +1,160 @@
+"""Matrices of codes and scales: what packed weights mean, and how plain ones become them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .errors import InputError
+from .weight_types import SCALES, WeightType
+
+FP8_NAN = 0x7F  # of e4m3, without its sign
+MX_EXPONENT = 2  # of the largest value of fp4, 6
+# the value of each code of fp4, e2m1
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Quantised:
+    """One matrix [K, N], K inputs by N outputs: weight = scale * (code - zero).
+
+    type: see `aristos.packed`. codes: [K, N] uint8: of int8 and int4 an unsigned number, of fp8 its bits (e4m3), of mxfp4 a
+    code of e2m1. scales: [groups of k, N], or [groups of k, ceil(N / 128)] of fp8 in blocks, of the type's `scale`. zeros:
+    [groups, N] uint8 where the type has zero points, else None: 128 is int8's zero, 8 int4's. Raises InputError for
+    other shapes, for codes out of range, and for scales that are zero, infinite or NaN.
+    """
+
+    type: WeightType
+    codes: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.codes.ndim != 2 or self.codes.dtype != np.uint8 or 0 in self.codes.shape:
+            raise InputError(f"codes must be a matrix [K, N] of uint8, got {self.codes.dtype} {list(self.codes.shape)}")
+        (depth, columns), kind = self.codes.shape, self.type
+        groups = kind.groups(depth)
+        if kind.columns == 1 and kind.group and depth % kind.group:
+            raise InputError(f"{kind.name} has groups of {kind.group} k, which do not divide the {depth} rows of codes")
+        self._check("scales", self.scales, SCALES[str(kind.scale)], (groups, -(-columns // kind.columns)))
+        scales = self.scales.astype(np.float32)
+        if not np.isfinite(scales).all() or not scales.all():
+            at = np.argwhere(~np.isfinite(scales) | (scales == 0))[0].tolist()
+            raise InputError(f"scales must be finite and not zero, got {scales[tuple(at)]} at {at}")
+        if (self.zeros is not None) != kind.zeros:
+            raise InputError(f"zeros must {'be given' if kind.zeros else 'be None'} for {kind}")
+        if self.zeros is not None:
+            self._check("zeros", self.zeros, np.uint8, (groups, columns))
+        most = (1 << kind.bits) - 1
+        for name, array in (("codes", self.codes), ("zeros", self.zeros)):
+            if array is not None and kind.bits < 8 and array.max() > most:
+                raise InputError(f"{name} of {kind.name} must be at most {most}, got {array.max()}")
+        if kind.name == "fp8" and ((self.codes & FP8_NAN) == FP8_NAN).any():
+            raise InputError(f"codes of fp8 must be numbers, got NaN at {_first(self.codes & FP8_NAN == FP8_NAN)}")
+
+    @staticmethod
+    def _check(name: str, array: np.ndarray, dtype: Any, shape: tuple[int, int]) -> None:
+        if array.dtype != dtype or array.shape != shape:
+            wanted = f"{np.dtype(dtype).name} with shape {list(shape)}"
+            raise InputError(f"{name} must be {wanted}, got {array.dtype} {list(array.shape)}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, N)."""
+        return self.codes.shape[0], self.codes.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points as files store them."""
+        return self.type.nbytes(*self.shape)
+
+    def values(self) -> np.ndarray:
+        """[K, N] float32: codes less zero points, without their scales; exact in bfloat16 too."""
+        return values_of(self.type, self.codes, self._each(self.zeros))
+
+    def dequantised(self) -> np.ndarray:
+        """[K, N] float64: the weights."""
+        scales = np.repeat(self.scales.astype(np.float64), self.type.columns, axis=1)[:, : self.codes.shape[1]]
+        return self.values() * self._each(scales)
+
+    def _each(self, groups: Any) -> Any:
+        """[groups, N] -> [K, N]: for each k what its group has."""
+        if groups is None:
+            return None
+        depth = self.codes.shape[0]
+        return np.repeat(groups, self.type.group or depth, axis=0)[:depth]
+
+
+def values_of(kind: WeightType, codes: np.ndarray, zeros: np.ndarray | None = None) -> np.ndarray:
+    """float32 of codes less zero points, both of the same shape, without scales."""
+    if kind.name == "fp8":
+        return codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    if kind.name == "mxfp4":
+        return FP4[codes]
+    return codes.astype(np.float32) - np.float32(1 << (kind.bits - 1) if zeros is None else zeros)
+
+
+def quantise(weight: np.ndarray, kind: WeightType) -> Quantised:
+    """The nearest codes of a matrix [K, N] of float32, bfloat16 or float16, with scales from the largest value of a group.
+
+    Codes are those nearest to weight / scale, after the scale was rounded to its type. Raises InputError for another
+    shape, and for values that are not finite.
+    """
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise InputError(f"weight must be a matrix [K, N], got shape {list(weight.shape)}")
+    whole = np.asarray(weight, np.float32)
+    if not np.isfinite(whole).all():
+        raise InputError(f"weights must be finite, got {whole[~np.isfinite(whole)][0]}")
+    depth, columns = whole.shape
+    rows = kind.group or depth
+    if kind.columns == 1 and depth % rows:
+        raise InputError(f"{kind.name} has groups of {rows} k, which do not divide the {depth} rows of a weight")
+    groups, blocks = kind.groups(depth), -(-columns // kind.columns)
+    padded = np.zeros((groups * rows, blocks * kind.columns), np.float32)
+    padded[:depth, :columns] = whole
+    parts = padded.reshape(groups, rows, blocks, kind.columns)
+    low, high = np.minimum(parts.min(axis=(1, 3)), 0), np.maximum(parts.max(axis=(1, 3)), 0)
+    scales = _scales(kind, low, high)
+    ratio = (parts / scales.astype(np.float32)[:, None, :, None]).reshape(padded.shape)[:depth, :columns]
+    zeros = None
+    if kind.name == "fp8":
+        codes = np.clip(ratio, -448, 448).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    elif kind.name == "mxfp4":
+        codes = np.clip(ratio, -6, 6).astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
+    else:
+        most = (1 << kind.bits) - 1
+        if kind.zeros:
+            zeros = np.clip(np.rint(-low / scales.astype(np.float32)), 0, most).astype(np.uint8)
+        middle: Any = 1 << (kind.bits - 1)
+        start = middle if zeros is None else np.repeat(zeros.astype(np.float32), rows, axis=0)[:depth]
+        codes = np.clip(np.rint(ratio) + start, 0, most).astype(np.uint8)
+    return Quantised(kind, codes, scales, zeros)
+
+
+def _scales(kind: WeightType, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Scales of groups whose values are within low..high, of their type; that of a group of zeros is one."""
+    largest = np.maximum(-low, high)
+    if kind.name == "mxfp4":
+        exponent = np.frexp(largest)[1] - 1 - MX_EXPONENT  # section 6.3 of OCP Microscaling Formats 1.0
+        scales = np.ldexp(np.float32(1), np.clip(exponent, -127, 127))
+    elif kind.name == "fp8":
+        scales = largest / np.float32(448)
+    elif kind.zeros:
+        scales = (high - low) / np.float32((1 << kind.bits) - 1)
+    else:
+        scales = largest / np.float32((1 << (kind.bits - 1)) - 1)
+    stored = SCALES[str(kind.scale)]
+    wanted = np.where(
+        largest == 0, np.float32(1), np.maximum(scales, np.float32(ml_dtypes.finfo(stored).smallest_normal))
+    )
+    found = wanted.astype(stored)
+    below = found.astype(np.float32) < wanted  # the largest value would be beyond the last code
+    return np.where(below, np.nextafter(found, stored(np.inf)), found) if below.any() else found
+
+
+def _first(found: np.ndarray) -> list[int]:
+    """Where the first true element of an array is."""
+    return [int(i) for i in np.argwhere(found)[0]]
