@@ -21,10 +21,10 @@ FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6
 class Quantised:
     """One matrix [K, N], K inputs by N outputs: weight = scale * (code - zero).
 
-    type: see `aristos.packed`. codes: [K, N] uint8: of int8 and int4 an unsigned number, of fp8 its bits (e4m3), of mxfp4 a
-    code of e2m1. scales: [groups of k, N], or [groups of k, ceil(N / 128)] of fp8 in blocks, of the type's `scale`. zeros:
-    [groups, N] uint8 where the type has zero points, else None: 128 is int8's zero, 8 int4's. Raises InputError for
-    other shapes, for codes out of range, and for scales that are zero, infinite or NaN.
+    type: see `aristos.packed`. codes: [K, N] uint8: of int8 and int4 an unsigned number, of fp8 its bits (e4m3), of
+    mxfp4 a code of e2m1. scales: [groups of k, N], or [groups of k, ceil(N / 128)] of fp8 in blocks, of the type's
+    `scale`. zeros: [groups, N] uint8 where the type has zero points, else None: 128 is int8's zero, 8 int4's. Raises
+    InputError for other shapes, for codes out of range, and for scales that are zero, infinite or NaN.
     """
 
     type: WeightType
@@ -98,9 +98,9 @@ def values_of(kind: WeightType, codes: np.ndarray, zeros: np.ndarray | None = No
 
 
 def quantise(weight: np.ndarray, kind: WeightType) -> Quantised:
-    """The nearest codes of a matrix [K, N] of float32, bfloat16 or float16, with scales from the largest value of a group.
+    """Codes of a matrix [K, N] of float32, bfloat16 or float16, with scales from the largest value of a group.
 
-    Codes are those nearest to weight / scale, after the scale was rounded to its type. Raises InputError for another
+    Codes are those nearest to weight / scale, after the scale was rounded up to its type. Raises InputError for another
     shape, and for values that are not finite.
     """
     if weight.ndim != 2 or 0 in weight.shape:

@@ -1,4 +1,4 @@
-"""The weight types: what a packed weight matrix [K, N] is in memory, K inputs by N outputs. Its bytes are read from here."""
+"""The weight types: what a packed weight matrix [K, N] is in memory. Its bytes are read from here."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ class WeightType:
 
 
 class Format(NamedTuple):
-    """A format of codes. code: type of a code, None: an unsigned integer or a code of fp4. groups: sizes that kernels have, the first by default;
-    scales: types of scales, the first by default. columns: that share a scale of a group."""
+    """A format of codes. groups, scales: sizes and types that kernels have, the default first. columns: that share a
+    scale of a group. zeros: whether it may have zero points.
+    """
 
     bits: int
     groups: tuple[int, ...]
@@ -87,9 +88,8 @@ def packed(name: str, *, group: int | None = None, scale: str | None = None, zer
     """A type of packed weights for `MoEConfig(weight_dtype=...)`.
 
     name: "fp8" (e4m3, arXiv:2209.05433), "int8", "int4" or "mxfp4" (OCP Microscaling Formats 1.0). group: k whose codes
-    share a scale, 0: all of a column; a group of fp8 has 128 columns too, as in DeepSeek-V3. scale: type of scales. zeros:
-    of integers, whether groups have zero points. None: as most published models, 128x128 with float32 for fp8, a column for int8,
-    128 for int4, 32 for mxfp4. Raises InputError.
+    share a scale, 0: all of a column; a group of fp8 has 128 columns too, as in DeepSeek-V3. scale: type of scales.
+    zeros: of integers, whether groups have zero points. None: the first of the format's `FORMATS`. Raises InputError.
     """
     if not isinstance(name, str) or name not in FORMATS:
         raise InputError(f"weight_dtype must be one of {', '.join(FORMATS)}, got {name!r}")
