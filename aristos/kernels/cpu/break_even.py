@@ -33,7 +33,7 @@ def rows(element: ElementType) -> int:
     scratch = aligned((run_bytes(element.code, MOST, 0, HIDDEN, FFN, False)[0],), np.uint8)
     weights[:], x[:] = 0, 0  # zeros of every element type; pages that were never written would be one page
     xs, ys = (each.ctypes.data + each.strides[0] * np.arange(MOST) for each in (x, y))
-    call = KernelCall(element.code, EXPERT_ROWS)
+    call = KernelCall(element, EXPERT_ROWS)
 
     def run(count: int, expert: int) -> None:
         at = weights[expert].ctypes.data
