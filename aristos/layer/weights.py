@@ -193,7 +193,7 @@ def packed_bytes(cfg: MoEConfig, count: int) -> int:
 
 def _expert_bytes(cfg: MoEConfig, ffn: int) -> int:
     """Bytes of one packed expert of this width, with all biases."""
-    element = element_type(cfg.dtype, cfg.precision)
+    element = element_type(cfg.dtype, cfg.precision, cfg.packed)
     wide = 2 if cfg.gated else 1  # products of width F
     expert = wide * element.packed_bytes(cfg.hidden, ffn) + element.packed_bytes(ffn, cfg.hidden)
     if cfg.bias:

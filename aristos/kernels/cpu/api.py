@@ -14,12 +14,12 @@ from ...primitives.arithmetic import ExpertRows, ExpertWeights, Product
 from ...primitives.arrays import check_out, is_type
 from ...primitives.buffers import aligned
 from ...quantised import Quantised
-from ...weight_types import WeightType
+from ...weight_types import PACKED_ROWS, WeightType
 from ..by_isa import module
 from ..common.activations import word
 from .call_blocks import BLOCK_BYTES, EXPERT_ROWS, HEAD_WORDS, PRODUCT, flat
 from .convert import FLOAT32
-from .elements import ELEMENTS, PACKED_ROWS, ElementType, element_type
+from .elements import ELEMENTS, ElementType, element_type
 from .entries import SIGNATURE
 from .target import ISA
 

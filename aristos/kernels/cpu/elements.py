@@ -105,8 +105,6 @@ ELEMENTS = {
 if set(ELEMENTS) != set(ON_CPUS):
     raise ImportError(f"row_types says that CPUs have {', '.join(ON_CPUS)}: extend ELEMENTS")
 
-PACKED_ROWS = ("float32", "bfloat16")  # types of rows that packed weights may have
-
 _SPLIT = ElementType(ROW_TYPES["float32"], weight_types.SPLIT, SPLIT)
 
 
