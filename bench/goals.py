@@ -2,7 +2,7 @@
 
 Shares of the read bandwidth of the same core in the same run, for a few tokens; no peers. An expert alone is gated
 2048/768; the layer has 32 of them, 8 for each token. Experts take turns, and all together exceed every cache. With
---record the figures replace those of this family in docs/goals.json, and the table in docs/goals.md is written anew.
+--record the figures replace those of this family in docs/goals.json, and docs/goals.md is written from that file.
 Exit codes: 0 measured, whatever was reached; 1 an exception, 2 a usage error.
 """
 

@@ -8,6 +8,7 @@ precision="high" are packed as bfloat16 is, each value as two: panels have as ma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -93,8 +94,8 @@ class PackedElement(ElementType):
     def packed_bytes(self, depth: int, columns: int) -> int:
         return packed_panels.nbytes(self.weight, depth, columns)
 
-    def pack(self, weight: np.ndarray | Quantised, transposed: bool = False) -> np.ndarray:
-        """weight: [K, N] of codes of this type, or of elements, which become the nearest codes."""
+    def pack(self, weight: Any, transposed: bool = False) -> np.ndarray:
+        """weight: `Quantised` of this type, or elements [K, N], which become the nearest codes; never transposed."""
         return packed_panels.pack(weight if isinstance(weight, Quantised) else quantise(weight, self.weight))
 
 
