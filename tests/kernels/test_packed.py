@@ -29,6 +29,14 @@ KINDS = [
     for zeros in (False, True)[: 1 + form.zeros]
 ]
 
+# int4 alone before each commit: each format compiles modules of its own
+FORMS = [pytest.param(name, marks=[] if name == "int4" else pytest.mark.slow) for name in FORMATS]
+
+
+def param(kind: WeightType):
+    """A type of packed weights as a parameter of tests."""
+    return pytest.param(kind, id=named(kind), marks=[] if kind.name == "int4" else pytest.mark.slow)
+
 
 def named(kind: WeightType) -> str:
     return f"{kind.name}-{kind.group}-{kind.scale}{'-zeros' * kind.zeros}"
@@ -80,13 +88,13 @@ def check(kind: WeightType, dtype: str, hidden: int, ffn: int, rows: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", PACKED_ROWS)
-@pytest.mark.parametrize("kind", KINDS, ids=named)
+@pytest.mark.parametrize("kind", map(param, KINDS))
 def test_every_type_equals_float64_and_few_rows_have_the_bits_of_many(kind, dtype):
     check(kind, dtype, 384, 256, 30)
 
 
 @pytest.mark.parametrize("dtype", PACKED_ROWS)
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", FORMS)
 def test_whatever_shape(name, dtype):
     """Columns and k that fill no panel, k beyond one block of packed rows, many groups of rows."""
     kind = packed(name, group=min(FORMATS[name].groups, key=lambda group: group or 1 << 20), zeros=FORMATS[name].zeros)
@@ -99,7 +107,7 @@ def test_whatever_shape(name, dtype):
             check(whole, dtype, hidden, ffn, rows)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", FORMS)
 def test_every_code_of_a_format_is_multiplied_by_its_value(name):
     """One row that is 1 at one k reads 32 codes back through an identity."""
     kind = packed(name, group=0 if 0 in FORMATS[name].groups else None)

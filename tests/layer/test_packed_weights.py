@@ -44,7 +44,9 @@ def rows(cfg, count, seed=0):
 
 
 @pytest.mark.parametrize("dtype", PACKED_ROWS)
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "int4" else pytest.mark.slow) for name in FORMATS]
+)
 def test_a_layer_alone(name, dtype):
     cfg, w, wide = layer(name, dtype)
     x = rows(cfg, 60)
