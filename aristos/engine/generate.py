@@ -78,11 +78,11 @@ def _record(record: schema.Record) -> str:
 
 
 def _fill(part: str) -> str:
-    """A function that fills a part of a job on a GPU: all words that `job.fill` wants there."""
+    """A function that fills a part of a job in compiled code: all words that `job.fill` wants on a GPU."""
     found = [w.name for w in schema.JOB_SCALARS if w.part == part and w.substrate != schema.CPU]
     named = ", ".join(f"{name.lower()}_" if name.lower() in dir(builtins) else name.lower() for name in found)
     lines = [f"    job[{name}] = {argument}\n" for name, argument in zip(found, named.split(", "))]
-    head = f'\n\n@inlined\ndef fill_{part}(job, {named}):\n    """Fill the part `{part}` of a job on a GPU."""\n'
+    head = f'\n\n@inlined\ndef fill_{part}(job, {named}):\n    """Fill the part `{part}` in compiled code."""\n'
     return head + "".join(lines)
 
 
