@@ -19,11 +19,11 @@ PACKAGE = f"{__package__}.cpu"
 
 def module(name: str, isa: str) -> Any:
     """The module `kernels/cpu/<name>.py`, made for an ISA."""
-    package = PACKAGE
-    if isa != import_module(f"{PACKAGE}.target").ISA:
-        package = f"{PACKAGE}_{isa}"
-        if package not in sys.modules:
-            made = ModuleType(package)
-            made.__path__ = [str(Path(__file__).parent / "cpu")]
-            sys.modules[package] = made
-    return import_module(f"{package}.{name}")
+    if isa == import_module(f"{PACKAGE}.target").ISA:
+        return import_module(f"{PACKAGE}.{name}")
+    package = f"{PACKAGE}_{isa}"
+    if package not in sys.modules:
+        made = ModuleType(package)
+        made.__path__ = [str(Path(__file__).parent / "cpu")]
+        sys.modules[package] = made
+    return import_module(f"{PACKAGE}_{isa}.{name}")

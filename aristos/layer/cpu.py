@@ -111,7 +111,7 @@ class CpuBackend(Backend):
             self._runtime.report_isa()
         self._elements = module("elements", self._isa)
         self._element = self._elements.element_type(cfg.dtype, cfg.precision)
-        self._kernels = handle(self._isa, self._element.code)
+        self._kernels = handle(module("entries", self._isa).KERNELS[self._element.code])
         self._jobs: list[np.ndarray | None] = [None] * settings.layers
         self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
         pairs = cfg.max_tokens * max(choices(each) for each in self.cfgs)
