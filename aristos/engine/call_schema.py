@@ -58,6 +58,10 @@ def _arguments(rows: str) -> tuple[Argument, ...]:
 
 
 # ---- the arrays of an expert's weights, each packed as the kernels read it
+#
+# They do not depend on the weight type (weight_types.py): codes, scales and zero points of a projection are one stream,
+# so each type has these addresses. An array of its own would be a line here, and its words in the part `weights` and in
+# the record `foreign` of schema.py, which `column_runs.weights_of` reads and layer/weights.py fills by the same names.
 
 WEIGHTS = _arguments("""
     up | address | up projection

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aristos.engine import call_schema, generate, generate_calls
+from aristos.engine import call_schema, generate, generate_calls, words
 from aristos.kernels.cpu import call_blocks
 from aristos.kernels.cuda import router_job
+from aristos.layer import given
+from aristos.layer.trained_weights import PROJECTIONS
 from aristos.primitives import arithmetic
 from aristos.primitives.buffers import aligned
 
@@ -90,6 +92,15 @@ def test_a_record_misses_no_argument(name):
     fields.popitem()
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         getattr(arithmetic, CALLS[name].record)(**fields)
+
+
+def test_every_array_of_an_expert_has_its_words_in_the_job():
+    for each in call_schema.WEIGHTS:
+        assert hasattr(words, each.name.upper()), each.name
+        assert hasattr(words, f"SHARED_{each.name.upper()}"), each.name
+        assert hasattr(words, f"foreign_{each.name}"), each.name
+    assert arithmetic.ExpertWeights._fields == given.PROJECTIONS
+    assert arithmetic.TurnedWeights._fields == PROJECTIONS
 
 
 def test_a_router_job_has_each_word_once():
