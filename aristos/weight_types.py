@@ -1,4 +1,4 @@
-"""The weight types: what a packed weight matrix [K, N] is in memory. Bytes, addresses and widths are read from here."""
+"""The weight types: what a packed weight matrix [K, N] is in memory. Its bytes are read from here."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 from .row_types import ROW_TYPES, RowType
 
-MATRICES = ("up", "gate", "down")  # matrices of an expert
-
 
 @dataclass(frozen=True)
 class WeightType:
     """bits: of the code of one weight. group: k whose codes share a scale, a divisor of a panel's k; 0: no scales.
 
-    scale: type of a scale; None without. zero_bits: of a group's zero point, 0: codes are symmetric. apart: scales and
-    zero points have an address of their own; else they lie behind the codes of their group, in one stream.
+    scale: type of a scale; None without. zero_bits: of a group's zero point, 0: codes are symmetric. Scales and zero
+    points lie with the codes of their group, in one stream.
     """
 
     name: str
@@ -22,10 +20,9 @@ class WeightType:
     group: int = 0
     scale: RowType | None = None
     zero_bits: int = 0
-    apart: bool = False
 
     def __post_init__(self) -> None:
-        if (self.group > 0) != (self.scale is not None) or ((self.zero_bits or self.apart) and not self.group):
+        if (self.group > 0) != (self.scale is not None) or (self.zero_bits and not self.group):
             raise ValueError(f"weight type {self.name}: a group needs the type of its scale, and all else a group")
 
     def nbytes(self, depth: int, columns: int) -> int:
@@ -35,11 +32,6 @@ class WeightType:
             assert self.scale is not None
             bits += -(-depth // self.group) * columns * (8 * self.scale.nbytes + self.zero_bits)
         return -(-bits // 8)
-
-    def addresses(self, gated: bool) -> tuple[str, ...]:
-        """Names of the addresses of an expert's packed matrices: one of each, or two where scales lie apart."""
-        matrices = [name for name in MATRICES if gated or name != "gate"]
-        return tuple(name + end for name in matrices for end in (("", "_scales") if self.apart else ("",)))
 
 
 def plain(row: RowType) -> WeightType:

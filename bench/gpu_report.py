@@ -6,10 +6,12 @@ and its clocks: the files to send back. Each part is a process of its own with a
 builds on them. docs/gpu-first-run.md says what each part should show.
 
 `mpirun -n N python bench/gpu_report.py` reports on N GPUs of a node: products on every GPU, puts and signals between
-them with the class of each link, the layer and its rivals on N ranks. tests/gpu is left to a run without mpirun.
+them with the class of each link, the layer and its rivals on N ranks. tests/gpu is left to a run without mpirun. The
+minutes hold there too: their end ends the job, and the page has what came before. That another program uses a GPU is
+found without mpirun only.
 
-Exit codes: 0 all parts ran and all outputs were right, even if a figure was missed, 1 a part failed, 2 a usage error, 3
-no GPU, or one whose figures would say nothing.
+Exit codes: 0 all parts ran to their end and all outputs were right, even if a figure was missed, 1 a part failed, hung,
+ran out of time or was ended by Ctrl-C, 2 a usage error, 3 no GPU, or one whose figures would say nothing.
 """
 
 from __future__ import annotations

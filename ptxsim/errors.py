@@ -30,10 +30,12 @@ class ClosedError(PtxsimError):
 
 @contextlib.contextmanager
 def own() -> Iterator[None]:
-    """While inside, an InputError of shared code is raised as the machine's."""
+    """While inside, an error that shared code raises for a user is raised as the machine's."""
     try:
         yield
-    except InputError:
+    except PtxsimError:
         raise
     except errors.InputError as error:
         raise InputError(str(error)) from None
+    except errors.EnvironmentProblem as error:
+        raise EnvironmentProblem(str(error)) from None

@@ -25,7 +25,7 @@ DRAWS, LOW, HIGH = 400, 0.05, 0.95
 EQUAL = "-"  # the spread of the ratio includes 1
 # facts of a run that differ between any two
 OWN = ("started_utc", "load_average", "load_average_end", "command", "suite_seconds", "finished", "interrupted",
-       "options.out", "options.json", "options.timeline", "options.seconds", "schema", "card_uuid")  # fmt: skip
+       "options.out", "options.json", "options.timeline", "options.seconds", "schema", "gpu_uuid")  # fmt: skip
 FIRST = ("commit", "isa", "cpu", "mpi_library", "ranks")  # are named first
 
 SENTENCE = "5 %, 95 %: of the ratio, with samples drawn again from each run; load that changed between is not in it"

@@ -160,7 +160,7 @@ def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
             budget = float(ranks.bcast(max(1.0, left * share)))
             began = time.monotonic()
             context = Context(ranks, asked, budget, trace=trace)
-            results[suite.name] = _measure(suite, context, reporter, gpu, facts.get("card_arch", facts["isa"]))
+            results[suite.name] = _measure(suite, context, reporter, gpu, facts.get("gpu_arch", facts["isa"]))
             spent[suite.name] = time.monotonic() - began
             _append(asked, kept, results[suite.name])
         if asked.timeline:

@@ -261,6 +261,7 @@ class CudaBackend(Backend):
         if on and not self._counted:
             self._runtime.idle()  # kernels are loaded
             self._runtime.prepare(self._jobs.tiles, counted=True)
+            self._jobs.refuse_counted()
         self._counted = on
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from ..config import MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
+from ..errors import EnvironmentProblem
 from ..kernels.common import activations
 from ..kernels.common.scores import rule
 from ..kernels.cuda import router
@@ -46,6 +47,17 @@ class LayerJobs:
         self._filled = [-1] * settings.layers  # the runtime's version that a layer's jobs were filled for
         self._keeps_logits = False  # until a call wants its routing, the router writes none
         self._buffers: dict[str, int] = {}  # name -> address of this object's memory on the GPU
+
+    def refuse_counted(self) -> None:
+        """Raise EnvironmentProblem if the kernels that count, which may need more registers, do not all fit at once."""
+        device = self._runtime.device
+        for tile in self.tiles:
+            blocks, fit = self.blocks[tile.m], self._runtime.blocks.of(tile, counted=True)
+            if fit < blocks:
+                raise EnvironmentProblem(
+                    f"{device.name} holds {fit} blocks of {persistent.layer_kernel(tile, True).name} for each rank and"
+                    f" this layer launches {blocks}: make the layer with sms={device.sms} for timeline(True)"
+                )
 
     def fill(self, layer: int) -> None:
         """Fill a layer's jobs again, because its weights have changed."""

@@ -348,7 +348,7 @@ class MoE(SavedLayers):
         """Record what every worker does in later calls, up to `events` a worker and call; `on=False` ends it.
 
         With backend="cuda" no events are kept: later calls take a little longer, and their stats have the seconds and
-        idle polls of workers.
+        idle polls of workers. Raises EnvironmentProblem where not all blocks of the kernels that count fit on the GPU.
         """
         events = whole("events", events, 10**8, "an int in 1..10**8")
         self._settled()

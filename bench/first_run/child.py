@@ -1,7 +1,7 @@
 """`python -m first_run.child --limit S TASK [WORDS]`: the process of one part.
 
-Shortly before the limit, when the report ends this process, a thread writes what the layer waits for and where every
-thread stands. Where raw times cannot be written, the part goes on.
+Shortly before the limit, when the report ends this process, a thread writes the rows so far, what the layer waits for,
+where every thread stands, and whether anything hangs. Where raw times cannot be written, the part goes on.
 
 Exit codes: that of the task (0 right, 1 wrong outputs), 4 an error, 3 an unsuitable environment.
 """
@@ -35,9 +35,10 @@ def main(argv: list[str]) -> int:
     watch.daemon = True
     watch.start()
     try:
-        from . import tasks
+        from . import tasks, unfinished
 
         go_on_without_files()
+        unfinished.follow()
         if given.rehearse:
             from . import rehearsal
 
@@ -75,18 +76,24 @@ def go_on_without_files() -> None:
 
 def last_words() -> None:
     """Write what every layer waits for, then the stack of every thread."""
-    print(f"no end so far: this process is ended in {NOTICE:.0f} s", file=sys.stderr, flush=True)
     from aristos.substrate import attach
 
+    from . import unfinished
+
+    print(f"no end so far: this process is ended in {NOTICE:.0f} s", file=sys.stderr, flush=True)
+    print(unfinished.document(), file=sys.__stdout__, flush=True)
+    judged = ["HUNG: the state cannot be read, the driver does not answer"]
+
     def write() -> None:
-        print(attach.standing(), file=sys.stderr, flush=True)
+        first = attach.standing()
+        print(first, file=sys.stderr, flush=True)
+        judged[:] = [unfinished.judge(first, attach.standing)]
 
     reader = threading.Thread(target=write, daemon=True)  # a driver that hangs must not hide the stacks
     reader.start()
-    reader.join(NOTICE / 2)
-    if reader.is_alive():
-        print("the state cannot be read: the driver does not answer", file=sys.stderr, flush=True)
+    reader.join(NOTICE * 0.7)
     faulthandler.dump_traceback(all_threads=True)
+    print(judged[0], file=sys.stderr, flush=True)  # last, where the report reads it
 
 
 if __name__ == "__main__":

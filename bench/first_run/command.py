@@ -68,6 +68,7 @@ class Report:
         self.ends = dict(zip([each.name for each in chosen], parts.limits(chosen, seconds)))
         self.facts: dict[str, Any] = {}
         self.ran: list[Ran] = []
+        self.left = chosen  # parts that have not ended
         self.notes: tuple[str, ...] = ()
         self.samples: Samples | None = None
 
@@ -84,15 +85,16 @@ class Report:
             if self.samples is not None:
                 self.samples.part = part.name
             self.ran.append(processes.run(part, max(1.0, limit), self.show, ("--out", str(self.out), *self.options)))
+        self.left = self.left[1:]
         self.show(f"{part.name}: {self.ran[-1].outcome}")
         return self.ran[-1]
 
-    def write(self, left: tuple[Part, ...] = ()) -> str:
+    def write(self) -> str:
         """Write the page so far; why it could not be written, or ''."""
-        return processes.kept(self.page, self.text(left))
+        return processes.kept(self.page, self.text())
 
-    def text(self, left: tuple[Part, ...] = ()) -> str:
-        return page.markdown(self.facts, self.ran, left, self.samples, self.notes)
+    def text(self) -> str:
+        return page.markdown(self.facts, self.ran, self.left, self.samples, self.notes, len(PARTS))
 
     def finish(self) -> int:
         """The files at the end; the exit code. A page that cannot be written is printed."""
@@ -109,8 +111,9 @@ class Report:
             self.show(f"the page cannot be written ({why}): it follows on stdout")
             print(self.text(), flush=True)
         else:
-            self.show(f"send back {self.page}, {self.out} and the pictures beside them: {page.verdict(self.ran)}")
-        return FINE if all(each.ok for each in self.ran) and not problems else FAILED
+            verdict = page.verdict(self.ran, self.left, len(PARTS))
+            self.show(f"send back {self.page}, {self.out} and the pictures beside them: {verdict}")
+        return FINE if all(each.ok for each in self.ran) and not self.left and not problems else FAILED
 
 
 def main(argv: list[str], doc: str, together: Callable[..., int]) -> int:
@@ -131,7 +134,7 @@ def main(argv: list[str], doc: str, together: Callable[..., int]) -> int:
     started = launch_environment.started_as()
     if started is not None and started[1] > 1:
         try:
-            return together(stem, machine.facts(), report.seconds)
+            return together(stem, report.seconds)
         except (EnvironmentProblem, ImportError) as why:
             print(f"no GPU to report on: {why}", file=sys.stderr)
             return NO_GPU
@@ -151,14 +154,17 @@ def bounded(seconds: float) -> Iterator[None]:
 
 def alone(report: Report, rehearsing: bool) -> int:
     """The report on one GPU; returns the exit code."""
-    if why := first(report, rehearsing):
-        print(f"no GPU to report on: {why}", file=sys.stderr)
-        return NO_GPU
     try:
-        for i, part in enumerate(report.chosen[1:], 1):
-            report.run(part)
-            report.write(report.chosen[i + 1 :])  # so far, in case a later part ends the run
+        if why := first(report, rehearsing):
+            print(f"no GPU to report on: {why}", file=sys.stderr)
+            return NO_GPU
+        while report.left:
+            report.run(report.left[0])
+            report.write()  # so far, in case a later part ends the run
     except KeyboardInterrupt:
+        if not report.facts:
+            report.show("Ctrl-C ended the report before the driver had answered: no files are written")
+            return FAILED
         report.notes = (*report.notes, "Ctrl-C ended the report")
     finally:
         if report.samples is not None:
@@ -173,13 +179,13 @@ def first(report: Report, rehearsing: bool) -> str:
     try:
         if not rehearsing:
             machine.check_before()
-        ran = report.run(report.chosen[0])
+        ran = report.run(report.left[0])
         report.facts = ran.document.get("facts", {})
         if not report.facts:
             return ran.said[-1] if ran.said else f"the driver did not answer within {ran.seconds:.0f} s"
         if not rehearsing:
-            machine.check(report.facts["card_uuid"])
+            machine.check(report.facts["gpu_uuid"])
     except EnvironmentProblem as why:
         return str(why)
-    report.samples = Samples(report.facts["card_uuid"], None if rehearsing else nvml.load()).start()
+    report.samples = Samples(report.facts["gpu_uuid"], None if rehearsing else nvml.load()).start()
     return ""

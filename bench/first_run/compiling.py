@@ -13,6 +13,9 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from typing import Any
 
+from .parts import INCOMPLETE
+
+LATE = "not compiled in time"
 MOST = 16  # processes; each takes some 300 MB
 FIRST = ("layer_bf16", "begin", "fail", "route", "place", "gemm_bf16", "put_rows", "ping_pong")  # what parts need first
 
@@ -57,7 +60,7 @@ def fill(arch: str, end: float) -> int:
                 name, error = left.pop(done), done.exception()
                 failed |= {name: (str(error).splitlines() or [repr(error)])[0]} if error is not None else {}
                 places[name] = "compiled here" if error is None else "not compiled"
-        places |= dict.fromkeys(left.values(), "not compiled in time")
+        places |= dict.fromkeys(left.values(), LATE)
         for worker in list(pool._processes.values()):  # those that still compile
             worker.kill()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -65,4 +68,4 @@ def fill(arch: str, end: float) -> int:
         print(f"{name}: {why}", file=sys.stderr)
     tally = Counter(places.values())
     print(f"{arch}: " + ", ".join(f"{count} kernels {place}" for place, count in tally.items()), flush=True)
-    return 4 if failed else 0
+    return 4 if failed else INCOMPLETE if LATE in places.values() else 0

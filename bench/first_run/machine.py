@@ -31,17 +31,17 @@ def facts() -> dict[str, Any]:
     device, library = CudaDevice.find(local_rank()), nvml.load()
     limits = device.target.limits
     found = {
-        "card": device.name,
-        "card_uuid": device.uuid,
-        "card_arch": device.arch,
-        "card_sms": device.sms,
+        "gpu": device.name,
+        "gpu_uuid": device.uuid,
+        "gpu_arch": device.arch,
+        "gpu_sms": device.sms,
         "cuda_driver": device.driver,
         "shared_bytes_a_block": limits.shared_block,
         "registers_an_sm": limits.registers,
     }
     if launch_environment.started_as() is None:  # the probe starts MPI in a child
         puts = device_puts.probe(device.ordinal, PROBE_SECONDS)
-        found["puts_from_card"] = "yes" if puts.supported else f"no: {puts.why}"
+        found["puts_from_gpu"] = "yes" if puts.supported else f"no: {puts.why}"
     found |= nvml.state(library, device.uuid) if library is not None else {}
     return (
         found
@@ -75,14 +75,15 @@ def check_before() -> None:
             )
 
 
-def check(uuid: str) -> None:
+def check(uuid: str, ours: bool = False) -> None:
     """Raise EnvironmentProblem for a GPU that the kernels are not for, a slice, or one in use.
 
     uuid: as CUDA has it; under MIG that of a slice, which nvidia-smi does not list as a GPU: then all are judged.
+    ours: this job uses it by now, so that use is no reason.
     """
     gpus = listed()
     for gpu in [each for each in gpus if each["uuid"] == uuid] or gpus:
-        _check(gpu)
+        _check(gpu, ours)
 
 
 def listed() -> list[dict[str, str]]:
@@ -109,7 +110,7 @@ def _ask(query: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines()) if row]
 
 
-def _check(gpu: dict[str, str]) -> None:
+def _check(gpu: dict[str, str], ours: bool) -> None:
     name = f"GPU {gpu['index']} ({gpu['name']})"
     generation = _leading(gpu["compute_cap"])
     if generation and generation not in GENERATIONS:
@@ -123,6 +124,8 @@ def _check(gpu: dict[str, str]) -> None:
             f"{name} is in MIG mode, and figures of a slice say nothing of the GPU: nvidia-smi -mig 0 -i {gpu['index']}"
             " (as root)"
         )
+    if ours:
+        return
     users = [row for row in _ask("--query-compute-apps=gpu_uuid,pid,process_name") if row[0] == gpu["uuid"]]
     if users:
         raise EnvironmentProblem(

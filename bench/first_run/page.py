@@ -16,29 +16,32 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)
 
 
-def verdict(ran: list[Ran], left: tuple[Part, ...] = ()) -> str:
-    """What a reader must know before any figure. left: parts that are still to come."""
+def verdict(ran: list[Ran], left: tuple[Part, ...] = (), whole: int = 0) -> str:
+    """What a reader must know before any figure. left: parts that have not ended. whole: how many parts there are."""
     said = [
         f"{words}: {', '.join(found)}"
         for words, found in (
             ("WRONG RESULTS", [each.part.name for each in ran if each.wrong]),
-            ("HUNG", [each.part.name for each in ran if each.code is None and not each.skipped]),
-            ("failed", [each.part.name for each in ran if not each.skipped and each.code not in (None, 0, 1)]),
+            ("HUNG", [each.part.name for each in ran if each.hung]),
+            ("failed", [each.part.name for each in ran if each.failed]),
+            ("out of time", [each.part.name for each in ran if each.late]),
             ("not run", [each.part.name for each in ran if each.skipped]),
             ("not finished", [part.name for part in left]),
         )
         if found
     ]
-    return "; ".join(said) if said else "every part ran, every output was right"
+    if said:
+        return "; ".join(said)
+    return f"{'every part' if len(ran) >= whole else f'{len(ran)} of {whole} parts'} ran, every output was right"
 
 
 def markdown(facts: dict[str, Any], ran: list[Ran], left: tuple[Part, ...] = (), samples: Samples | None = None,
-             notes: tuple[str, ...] = ()) -> str:  # fmt: skip
+             notes: tuple[str, ...] = (), whole: int = 0) -> str:  # fmt: skip
     """The report as Markdown."""
-    parts = [f"# Aristos on {facts['card']}: {verdict(ran, left)}", _list(facts)]
+    parts = [f"# Aristos on {facts['gpu']}: {verdict(ran, left, whole)}", _list(facts)]
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
-    parts.append(table(figures.HEAD, [each.line(ran) for each in figures.figures(facts["card_arch"])]))
-    bounds = figures.floors(facts["card"], ran)
+    parts.append(table(figures.HEAD, [each.line(ran) for each in figures.figures(facts["gpu_arch"])]))
+    bounds = figures.floors(facts["gpu"], ran)
     parts += [table(figures.FLOOR_HEAD, bounds)] if bounds else []
     rows = [[each.part.name, each.outcome, f"{each.seconds:.0f}", _last(each)] for each in ran]
     parts.append(table(["part", "outcome", "seconds", "last line of output"], rows))

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .unfinished import OUT_OF_TIME
+
 MINUTES = 8.0
 ROOT = Path(__file__).resolve().parents[2]
 WRONG = 1  # exit code of a part whose outputs were wrong, as of `python -m aristos.bench`
 NOTHING = 5  # of pytest, where no test ran
+INCOMPLETE = 7  # of a part whose time was over before it got through everything, and all that it did was right
 SHAPE = ("--preset", "mixtral-8x7b", "--scale", "2", "--dtype", "bfloat16")
 CALLS = ("--tokens", "64,512,4096")
 GEMM = ("gemm", "--preset", "switch-base-128", "--hidden", "4096", "--ffn", "14336", "--experts", "8")
@@ -19,8 +22,8 @@ GEMM = ("gemm", "--preset", "switch-base-128", "--hidden", "4096", "--ffn", "143
 class Part:
     """One part of the report, a process of its own.
 
-    task: a function of tasks.py, with its words. seconds: of a report of MINUTES. needs: the parts whose outputs must
-    have been right: a figure built on wrong results would mislead.
+    task: a function of tasks.py, with its words. seconds: of a report of MINUTES. needs: the parts that must not have
+    failed: a figure built on wrong results would mislead.
     """
 
     name: str
@@ -47,14 +50,32 @@ class Ran:
 
     @property
     def wrong(self) -> bool:
-        """Whether its outputs were wrong, or it did not get far enough to say that they were right."""
+        """Whether its outputs were wrong."""
         return not self.skipped and self.code == WRONG
+
+    @property
+    def late(self) -> bool:
+        """Whether its time was over, and it found that nothing hung."""
+        return self.code == INCOMPLETE or (self.code is None and OUT_OF_TIME in self.said)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by an error, and says nothing of its outputs."""
+        return not (self.skipped or self.ok or self.wrong or self.late or self.hung)
+
+    @property
+    def hung(self) -> bool:
+        return self.code is None and not self.skipped and not self.late
 
     @property
     def outcome(self) -> str:
         """The outcome as text."""
         if self.skipped:
             return f"not run: {self.skipped}"
+        if self.code == INCOMPLETE:
+            return "not complete"
+        if self.late:
+            return f"ran out of time after {self.seconds:.0f} s"
         if self.code is None:
             return f"HUNG: ended after {self.seconds:.0f} s"
         if self.code == NOTHING:
@@ -101,8 +122,9 @@ def limits(parts: tuple[Part, ...], seconds: float) -> list[float]:
 
 
 def forbidden(part: Part, ran: list[Ran]) -> str:
-    """Why a part would mislead or hang: one that it needs was wrong or hung; '' if it may run."""
+    """Why a part would mislead or hang: one that it needs was started and is not right so far; '' if it may run."""
     for each in ran:
-        if each.part.name in part.needs and not each.skipped and (each.wrong or each.code is None):
-            return f"{each.part.name} {'gave wrong results' if each.wrong else 'hung'}"
+        if each.part.name in part.needs and not (each.ok or each.skipped or each.late):
+            how = "gave wrong results" if each.wrong else "hung" if each.hung else "failed"
+            return f"{each.part.name} {how}"
     return ""

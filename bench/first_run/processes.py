@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .parts import ROOT, Part, Ran
 
 BEAT = 10.0  # seconds between two lines of progress
+JOIN = 2.0  # seconds that a pipe may stay open after the part
 KEPT = 60  # lines of a part's output
 CHILD = ("-m", "first_run.child")
 
@@ -31,14 +34,14 @@ def run(part: Part, limit: float, show: Callable[[str], None], options: tuple[st
     try:
         process = subprocess.Popen(
             words, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True,
+            stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
     except OSError as why:
         return Ran(part, -1, 0.0, [f"cannot be started: {why}"])
-    texts: dict[str, str] = {}
+    printed: tuple[list[bytes], list[bytes]] = ([], [])
     readers = [
-        threading.Thread(target=lambda name=name, pipe=pipe: texts.update({name: pipe.read()}), daemon=True)
-        for name, pipe in (("out", process.stdout), ("err", process.stderr))
+        threading.Thread(target=_follow, args=(pipe, chunks), daemon=True)
+        for pipe, chunks in zip((process.stdout, process.stderr), printed)
     ]
     for reader in readers:
         reader.start()
@@ -55,11 +58,17 @@ def run(part: Part, limit: float, show: Callable[[str], None], options: tuple[st
         with contextlib.suppress(subprocess.TimeoutExpired):  # a process in the driver may not die at once
             process.wait(2.0)
     for reader in readers:
-        reader.join(2.0)
-    out, err = texts.get("out", ""), texts.get("err", "")
+        reader.join(JOIN)
+    out, err = (b"".join(chunks).decode(errors="replace") for chunks in printed)
     document = _document(out)
     said = [line for text in ("" if document else out, err) for line in text.strip().splitlines() if line.strip()]
     return Ran(part, code, time.monotonic() - start, said[-KEPT:], document)
+
+
+def _follow(pipe: Any, chunks: list[bytes]) -> None:
+    """Append what a pipe yields as it comes: it has no end while a process that cannot be killed holds it."""
+    while chunk := pipe.read1(1 << 16):
+        chunks.append(chunk)
 
 
 def environment() -> dict[str, str]:
@@ -69,13 +78,12 @@ def environment() -> dict[str, str]:
 
 
 def _document(out: str) -> dict:
-    """The JSON document that a part printed, perhaps after other lines; {} if there is none."""
-    at = 0 if out.startswith("{") else out.find("\n{") + 1
-    try:
-        found = json.loads(out[at:]) if out[at : at + 1] == "{" else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    """The last JSON document that a part printed, perhaps among other lines; {} if there is none."""
+    found: dict = {}
+    for start in re.finditer(r"^\{", out, re.M):
+        with contextlib.suppress(ValueError):
+            found = json.JSONDecoder().raw_decode(out, start.start())[0]
+    return found
 
 
 def kept(path: Path, text: str) -> str:

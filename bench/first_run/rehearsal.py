@@ -62,7 +62,7 @@ def driver(given: Any) -> int:
     from aristos.substrate.cuda import runtime
 
     gpu = runtime.CudaDevice.find(0)
-    found = {"card": gpu.name, "card_uuid": gpu.uuid, "card_arch": gpu.arch, "card_sms": gpu.sms, "cuda_driver": "none"}
+    found = {"gpu": gpu.name, "gpu_uuid": gpu.uuid, "gpu_arch": gpu.arch, "gpu_sms": gpu.sms, "cuda_driver": "none"}
     found["rehearsal"] = "on the PTX machine: every time counts events and means nothing"
     print(json.dumps({"facts": found | versions()}), flush=True)
     return 0

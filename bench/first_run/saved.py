@@ -20,7 +20,7 @@ def save(out: Path, facts: dict[str, Any], ran: list[Ran], samples: Samples | No
     """Append the figures, the outcomes of the parts and the samples to the results file. Raises ResultsError."""
     from aristos import results
 
-    goals = figures(facts["card_arch"])
+    goals = figures(facts["gpu_arch"])
     found = [figure.reached(ran) for figure in goals]
     made = results.Table("gpu_report").dim("figure", [figure.what for figure in goals])
     made.dim("part", [each.part.name for each in ran])

@@ -1,7 +1,7 @@
 """What the parts do, each in a process of its own: a function takes its words and returns the exit code.
 
-0: right, 1: outputs were wrong, 4: an error. A function prints either lines or one JSON document, of the form that
-`python -m aristos.bench --json` prints. Errors may be raised.
+0: right, 1: outputs were wrong, 4: an error, 7: right, and not all was reached in time. A function prints either lines
+or one JSON document, of the form that `python -m aristos.bench --json` prints. Errors may be raised.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .parts import NOTHING, SHAPE, WRONG
+from .parts import INCOMPLETE, NOTHING, SHAPE, WRONG
 
 TESTS_FAILED = 6
+LAYER_DTYPE = SHAPE[-1]  # the figures' rows
 WAIT = 5.0  # seconds after which waits in a layer's calls run out
 BACKEND = ("--backend", "cuda", "--json")
 ROWS_PAST = 3  # rows of a product beyond a full tile
@@ -38,9 +39,17 @@ def bench(given: Any) -> int:
 
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = main([*given.words, *BACKEND, "--timeout", str(WAIT), "--out", given.out])
+        code = main([*within(given.words, given.end), *BACKEND, "--timeout", str(WAIT), "--out", given.out])
     print(printed.getvalue(), flush=True)
     return code if code != WRONG or printed.getvalue().lstrip().startswith("{") else 4
+
+
+def within(words: Sequence[str], end: float) -> list[str]:
+    """The words of a part with no more `--seconds` than are left until `end`, on the monotonic clock."""
+    words, left = list(words), end - MARGIN - time.monotonic()
+    at = words.index("--seconds") + 1
+    words[at] = f"{max(1.0, min(float(words[at]), left)):.1f}"
+    return words
 
 
 def driver(given: Any) -> int:
@@ -64,8 +73,12 @@ def products(given: Any) -> int:
     """Check the tiles of all kinds against float64 on this GPU, 16-bit ones first, until little time is left."""
     from aristos.row_types import KINDS
 
-    kinds = dict(sorted(KINDS.items(), key=lambda each: each[1] not in ("bf16", "f16")))
-    return check_products(kinds, lambda: time.monotonic() < given.end - MARGIN)
+    return check_products(layer_first(KINDS), lambda: time.monotonic() < given.end - MARGIN)
+
+
+def layer_first(kinds: dict[str, str]) -> dict[str, str]:
+    """Kinds by dtype, 16-bit ones first."""
+    return dict(sorted(kinds.items(), key=lambda each: each[1] not in ("bf16", "f16")))
 
 
 def check_products(kinds: dict[str, str], go_on: Callable[[], bool] = lambda: True) -> int:
@@ -80,11 +93,13 @@ def check_products(kinds: dict[str, str], go_on: Callable[[], bool] = lambda: Tr
 
     gpu = BenchGpu(World())
     tally: Counter[str] = Counter()
+    missed: set[str] = set()
     for dtype, kind in kinds.items():
         first = None
         for tile in tiles(kind, gpu.device.target):
             if not go_on():
                 tally["not reached"] += 1
+                missed.add(dtype)
                 continue
             rows = tile.m + ROWS_PAST  # a full tile and a partial one
             work = Products(gpu, kind, 2, 320, 208, None, rows)
@@ -96,7 +111,12 @@ def check_products(kinds: dict[str, str], go_on: Callable[[], bool] = lambda: Tr
             print(f"{tile.name}: {error:.1e} {said}", flush=True)
     gpu.close()
     print(", ".join(f"{count} tiles {said}" for said, count in tally.items()), flush=True)
-    return WRONG if tally["WRONG"] or tally["OTHER BITS"] else 0
+    if tally["WRONG"] or tally["OTHER BITS"]:
+        return WRONG
+    if LAYER_DTYPE in missed:
+        print(f"the layer's {LAYER_DTYPE} tiles were not all reached", flush=True)
+        return 4
+    return INCOMPLETE if tally["not reached"] else 0
 
 
 def tests(given: Any) -> int:

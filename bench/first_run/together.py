@@ -1,7 +1,7 @@
 """The report under mpirun, on the GPUs of a node: the parts run in this process, since MPI can start only once in one.
 
-Every rank runs each part, rank 0 keeps what was printed. A part that fails on a rank ends the job; the page has what
-came before.
+Every rank runs each part, rank 0 keeps what was printed. A part that fails on a rank, or the end of the minutes, ends
+the job; the page has what came before.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from . import page, saved, tasks
-from .parts import CALLS, LAYER, PRODUCTS, PUTS, SHAPE, Part, Ran, forbidden
+from aristos.errors import EnvironmentProblem
 
-# What needs several GPUs. Each is a command line of `python -m aristos.bench`.
+from . import machine, page, saved, tasks
+from .parts import CALLS, INCOMPLETE, LAYER, PRODUCTS, PUTS, SHAPE, WRONG, Part, Ran, forbidden, limits
+
+# Products, then what needs several GPUs: each a command line of `python -m aristos.bench`.
 TOGETHER = (
+    Part(PRODUCTS, "products", (), 75),
     Part(PUTS, "bench", ("put", "signal", "--seconds", "60"), 120),
     Part(LAYER, "bench", ("layer", *SHAPE, *CALLS, "--seconds", "60"), 150, (PRODUCTS,)),
     Part("exchange", "bench", ("exchange", *SHAPE, *CALLS, "--seconds", "30"), 60, (PRODUCTS, LAYER)),
@@ -36,23 +38,40 @@ class Parts:
 
         self.comm, self.out, self.show = MPI.COMM_WORLD, out, show
 
-    def products(self) -> Ran:
-        """Every rank checks the products on its GPU; the worst outcome counts."""
+    def refusal(self, uuid: str) -> str:
+        """Why some rank's GPU is not reported on, or ''; the same on every rank. The ranks' own contexts are on the
+        GPUs by now: that another program is there is not found.
+        """
+        try:
+            machine.check_before()
+            machine.check(uuid, ours=True)
+            why = ""
+        except EnvironmentProblem as problem:
+            why = f"rank {self.comm.rank}: {problem}"
+        return next(filter(None, self.comm.allgather(why)), "")
+
+    def products(self, part: Part, end: float) -> Ran:
+        """Every rank checks the products on its GPU; the worst outcome counts. end: on the monotonic clock."""
         from aristos.row_types import KINDS
 
-        part, start = Part(PRODUCTS, "products", (), 150), time.monotonic()
+        start = time.monotonic()
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
-            codes = self.comm.allgather(tasks.check_products(KINDS))
-        wrong = [rank for rank, code in enumerate(codes) if code]
+            kinds = tasks.layer_first(KINDS)
+            codes = self.comm.allgather(tasks.check_products(kinds, lambda: time.monotonic() < end - tasks.MARGIN))
+        wrong = [rank for rank, code in enumerate(codes) if code not in (0, INCOMPLETE)]
         text = [f"wrong on ranks {wrong}"] if wrong else said.getvalue().strip().splitlines()
-        return Ran(part, max(codes), time.monotonic() - start, text)
+        worst = WRONG if WRONG in codes else max(codes, key=(0, INCOMPLETE, 4).index)
+        return Ran(part, worst, time.monotonic() - start, text)
 
-    def run(self, part: Part) -> Ran:
-        """A part of TOGETHER."""
+    def run(self, part: Part, end: float) -> Ran:
+        """A part of TOGETHER. end: on the monotonic clock."""
+        if part.task == "products":
+            return self.products(part, end)
         from aristos.bench.main import main as bench
 
-        words = [*part.words, "--backend", "cuda", "--json", "--out", str(self.out)]
+        words = tasks.within(part.words, float(self.comm.bcast(end)))
+        words += [*tasks.BACKEND, "--timeout", str(tasks.WAIT), "--out", str(self.out)]
         start, said = time.monotonic(), io.StringIO()
         with contextlib.redirect_stdout(said):
             code = bench(words)
@@ -64,28 +83,32 @@ class Parts:
         return Ran(part, code, time.monotonic() - start, last, document)
 
 
-def report(stem: Path, facts: dict[str, Any], seconds: float) -> int:
-    """The report; returns the exit code, the same on every rank."""
+def report(stem: Path, seconds: float) -> int:
+    """The report; returns the exit code, the same on every rank. Raises EnvironmentProblem for an unsuitable GPU."""
     start = time.monotonic()
-    signal.alarm(int(seconds) + 10)  # a part that hangs ends the job
+    signal.alarm(max(1, int(seconds)))  # a part that hangs ends the job
 
     def show(text: str) -> None:
         if parts.comm.rank == 0:
             print(f"[{time.monotonic() - start:4.0f} s] {text}", file=sys.stderr, flush=True)
 
-    out, markdown, ran = stem.with_name(f"{stem.name}.h5"), stem.with_name(f"{stem.name}.md"), []
-    parts = Parts(out.absolute(), show)
-    gpus = parts.comm.allgather(f"{facts['card']} {facts['card_uuid']}")
+    facts = machine.facts()
+    out, markdown = stem.with_name(f"{stem.name}.h5"), stem.with_name(f"{stem.name}.md")
+    parts, ran = Parts(out.absolute(), show), []
+    if why := parts.refusal(facts["gpu_uuid"]):
+        signal.alarm(0)
+        raise EnvironmentProblem(why)
+    gpus = parts.comm.allgather(f"{facts['gpu']} {facts['gpu_uuid']}")
     facts |= {"ranks": parts.comm.size, "gpus": "; ".join(gpus)}
-    for i, part in enumerate((None, *TOGETHER)):
-        show(PRODUCTS if part is None else part.name)
-        if part is not None and (why := forbidden(part, ran)):
+    for i, (part, end) in enumerate(zip(TOGETHER, limits(TOGETHER, seconds)), 1):
+        show(part.name)
+        if why := forbidden(part, ran):
             ran.append(Ran(part, None, 0.0, skipped=why))  # every rank has the same outcomes
         else:
-            ran.append(parts.products() if part is None else parts.run(part))
-        show(f"{ran[-1].part.name}: {ran[-1].outcome}")
+            ran.append(parts.run(part, start + end))
+        show(f"{part.name}: {ran[-1].outcome}")
         if parts.comm.rank == 0:
-            markdown.write_text(page.markdown(facts, ran, TOGETHER[i:]), encoding="utf-8")
+            markdown.write_text(page.markdown(facts, ran, TOGETHER[i:], whole=len(TOGETHER)), encoding="utf-8")
     if parts.comm.rank == 0:
         saved.save(out, facts, ran, None)
         show(f"send back {markdown} and {out}")

@@ -20,7 +20,9 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 EXTRA = "cuda13"
-MPI_LIBRARY, MPI = "mpich", "mpi4py.MPI"  # the package, and what loads it
+MPI_LIBRARY, MPI = "mpich", "import mpi4py.MPI"  # the package, and what loads and starts it
+MPI_SECONDS = 20.0  # that it may take to start
+SECONDS = 120.0  # that any other program may take
 NEEDED = {"numpy": "numpy", "numba": "numba", "numba.cuda": "numba-cuda", "cuda.bindings.driver": "cuda-bindings",
           "h5py": "h5py", "ml_dtypes": "ml_dtypes", "filelock": "filelock", "rich": "rich"}  # fmt: skip
 ENVIRONMENT = 3
@@ -58,16 +60,25 @@ def made(folder: Path) -> Path:
     """The Python of a new environment that finds the packages of the running one behind its own."""
     venv.EnvBuilder(system_site_packages=True, clear=True, symlinks=True, with_pip=False).create(folder)
     python = folder / "bin" / "python"
-    asked = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    own = Path(_output(python, asked).strip())
+    own = packages_folder(python)
     places = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
     lines = [f"import site; site.addsitedir({place!r})" for place in places]  # a virtual one's are not found otherwise
     (own / "zz-base.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return python
 
 
+def packages_folder(python: Path) -> Path:
+    return Path(_output(python, "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+
+
+def without_mpi(python: Path, why: str) -> None:
+    """From here on importing mpi4py raises ImportError there: what aborts or hangs would end every part."""
+    (packages_folder(python) / "mpi4py.py").write_text(f"raise ImportError({why!r})\n", encoding="utf-8")
+
+
 def _output(python: Path, program: str) -> str:
-    return subprocess.run([python, "-c", program], capture_output=True, text=True, check=True).stdout
+    words = [python, "-c", program]
+    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=SECONDS).stdout
 
 
 def versions(python: Path, packages: list[str]) -> dict[str, str]:
@@ -78,6 +89,17 @@ def versions(python: Path, packages: list[str]) -> dict[str, str]:
 def failures(python: Path, modules: list[str]) -> dict[str, str]:
     """Module -> why it cannot be imported; '' if it can."""
     return _each(python, modules, "importlib.import_module(each) and ''", "f'{type(why).__name__}: {why}'")
+
+
+def mpi_failure(python: Path) -> str:
+    """Why MPI cannot be started; '' if it can. In a process of its own, which MPI may abort or let hang."""
+    try:
+        done = subprocess.run([python, "-c", MPI], capture_output=True, text=True, errors="replace",
+                              stdin=subprocess.DEVNULL, timeout=MPI_SECONDS)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"it did not start within {MPI_SECONDS:g} s"
+    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return f"exit code {done.returncode}: {said[-1] if said else 'no message'}" if done.returncode else ""
 
 
 def _each(python: Path, names: list[str], answer: str, failed: str = "''") -> dict[str, str]:
@@ -99,7 +121,7 @@ def lacking(python: Path, packages: list[str], specifiers: dict[str, Any]) -> li
 
     def fits(package: str, found: str) -> bool:
         if package == MPI_LIBRARY:
-            return not failures(python, [MPI])[MPI]
+            return not mpi_failure(python)
         specifier = specifiers.get(package)
         return bool(found) and (specifier is None or specifier.contains(found, prereleases=True))
 
@@ -127,15 +149,16 @@ def main(argv: list[str]) -> int:
     if needed:
         install(python, needed)
     print(f"from the kit: {', '.join(wheel.name.rsplit('-', 3)[0] for wheel in needed) or 'nothing'}", flush=True)
-    missing = failures(python, [*NEEDED, MPI])
+    missing = failures(python, list(NEEDED))
     for module, package in NEEDED.items():
         if missing[module]:
             raise MissingPart(
                 f"{package}{specifiers.get(canonical(package), '')} is missing or does not load here, and the kit does"
                 f" not have it: {missing[module]}"
             )
-    if missing[MPI]:
-        print(f"no MPI, which one rank does not need: {missing[MPI]}", flush=True)
+    if why := mpi_failure(python):
+        without_mpi(python, why)
+        print(f"no MPI, which one rank does not need: {why}", flush=True)
     return 0
 
 

@@ -322,9 +322,8 @@ def test_a_chain_that_fails_is_left_out(monkeypatch):
     monkeypatch.setattr(torch_layer.Chain, "compute", fails)
     sheet, _ = measured("layer", tokens=(6,)).sheets
     assert {r["what"] for r in sheet.records} == {layer_gpu.CALLED, layer_gpu.GRAPH}
-    assert (
-        sheet.notes[-1] == f"{rival.CHAIN}: no time of 6 tokens, PyTorch failed with RuntimeError: CUDA out of memory"
-    )
+    why = "no time of 6 tokens, PyTorch failed with RuntimeError: CUDA out of memory"
+    assert sheet.notes[-2:] == [f"{rival.CHAIN}, {way}: {why}" for way in torch_layer.WAYS]
 
 
 @pytest.mark.parametrize("preset", ["mixtral-8x7b", "switch-base-128"])
@@ -493,7 +492,7 @@ def test_a_whole_run_writes_the_file(tmp_path, monkeypatch, capsys):
     assert on_ranks(1, lambda comm, rank: main.main(words)) == [0]
     assert "put on PTX machine: 2 blocks" in capsys.readouterr().out
     (run,) = results.load(out).runs
-    assert (run.attributes["card"], run.attributes["card_arch"]) == ("PTX machine", "sm_90")
+    assert (run.attributes["gpu"], run.attributes["gpu_arch"]) == ("PTX machine", "sm_90")
     assert {table.name for table in run.tables} == {"put_cuda", "signal_cuda"}
 
 

@@ -87,16 +87,38 @@ def _lines(path):
 def test_what_the_machine_has_in_a_fitting_version_is_not_installed(monkeypatch):
     """numpy 2.5 does not fit numba-cuda 0.30; a package that is missing does not fit either."""
     found = {"numpy": "2.5.2", "numba": "0.68.1", "rich": "", "pluggy": "1.0", "mpich": ""}
-    why = {install.MPI: ""}
     monkeypatch.setattr(install, "versions", lambda python, packages: {name: found[name] for name in packages})
-    monkeypatch.setattr(install, "failures", lambda python, modules: why)
+    monkeypatch.setattr(install, "mpi_failure", lambda python: why)
+    why = ""
 
     def lacking():
         return install.lacking(Path(), list(found), install.wanted())
 
     assert lacking() == ["numpy", "rich"], "an MPI library loads here"
-    found["numpy"], why[install.MPI] = "2.4.1", "RuntimeError: cannot load MPI library"
+    found["numpy"], why = "2.4.1", "RuntimeError: cannot load MPI library"
     assert lacking() == ["rich", "mpich"]
+
+
+@pytest.mark.parametrize(("program", "why"), [
+    ("print('fine')", ""),
+    ("import os, sys; print('MPI_Init: no fabric', file=sys.stderr, flush=True); os.abort()",
+     "exit code -6: MPI_Init: no fabric"),
+    ("import os; os._exit(1)", "exit code 1: no message"),
+    ("import time; time.sleep(60)", "it did not start within 0.5 s"),
+], ids=["starts", "aborts", "exits", "hangs"])  # fmt: skip
+def test_an_mpi_that_aborts_or_hangs_is_a_missing_one(monkeypatch, program, why):
+    monkeypatch.setattr(install, "MPI", program)
+    monkeypatch.setattr(install, "MPI_SECONDS", 0.5 if "sleep" in program else 20.0)
+    assert install.mpi_failure(Path(sys.executable)) == why
+
+
+def test_a_report_runs_without_an_mpi_that_aborts(monkeypatch, tmp_path):
+    """Its parts get an ImportError, as where MPI is missing."""
+    monkeypatch.setattr(install, "packages_folder", lambda python: tmp_path)
+    install.without_mpi(Path(sys.executable), "exit code -6: 'no fabric'")
+    words = [sys.executable, "-c", "import mpi4py.MPI"]
+    done = subprocess.run(words, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1] == "ImportError: exit code -6: 'no fabric'"
 
 
 @pytest.mark.slow

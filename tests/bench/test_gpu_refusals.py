@@ -16,7 +16,7 @@ finally:
     sys.path.pop(0)
 
 ROOT = Path(__file__).parents[2]
-FACTS = {"card": "NVIDIA H100", "card_arch": "sm_90", "card_uuid": "GPU-1"}
+FACTS = {"gpu": "NVIDIA H100", "gpu_arch": "sm_90", "gpu_uuid": "GPU-1"}
 GPU = {"index": "0", "uuid": "GPU-1", "name": "NVIDIA H100", "driver_version": "580.95.05", "compute_cap": "9.0",
        "mig.mode.current": "Disabled", "memory.used": "3"}  # fmt: skip
 ANOTHER = "GPU-2, 77, python"  # a process on another GPU

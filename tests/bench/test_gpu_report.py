@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 try:
-    from first_run import command, compiling, figures, page, parts, processes, profiled, tasks, together
+    from first_run import command, compiling, figures, page, parts, processes, profiled, tasks, together, unfinished
     from first_run.samples import Samples
 finally:
     sys.path.pop(0)
@@ -27,12 +28,14 @@ from simt_gpu import on_ranks
 
 from aristos import results
 from aristos.bench import suites
+from aristos.bench.context import Column, Sheet
 from aristos.bench.gpu import clock
+from aristos.errors import EnvironmentProblem
 from aristos.kernels.cuda import build
 from aristos.kernels.cuda.gemm import tiles
 from aristos.kernels.cuda.target import Target
 
-FACTS = {"card": "An H100", "card_arch": "sm_90", "card_uuid": "GPU-1", "driver_version": "580.1"}
+FACTS = {"gpu": "An H100", "gpu_arch": "sm_90", "gpu_uuid": "GPU-1", "driver_version": "580.1"}
 PRINT = "import json; print(json.dumps({document!r}))"
 
 
@@ -124,7 +127,7 @@ def test_the_report_names_failed_parts_and_figures(report, tmp_path):
     ):
         assert line in text, (line, text)
     (run,) = results.load(tmp_path / "report.h5").runs
-    assert run.attributes["card"] == "An H100"
+    assert run.attributes["gpu"] == "An H100"
     assert list(run.tables[0].variables["outcome"].values)[:3] == ["ok", "ok", "ok"]
     assert "exchange: 0 s" in err
 
@@ -142,6 +145,81 @@ def test_wrong_results_stop_what_builds_on_them(report):
     assert text.startswith(f"# Aristos on An H100: {head}\n")
     assert "| layer | not run: products against float64 gave wrong results | 0 |  |" in text
     assert "| put + signal there and back, 16 bytes | 4 to 5 | 6 us | 4.5 us | yes |" in text
+
+
+@pytest.mark.parametrize(("program", "how"), [
+    ("import os; os.kill(os.getpid(), 11)", "failed"), ("import sys; sys.exit(4)", "failed"),
+], ids=["crash", "error"])  # fmt: skip
+def test_a_check_that_crashes_stops_what_builds_on_it(report, program, how):
+    code, text, _ = report({parts.PRODUCTS: program, parts.LAYER: "raise AssertionError('it must not run')"})
+    assert code == 1
+    assert f"| layer | not run: products against float64 {how} | 0 |  |" in text
+
+
+def test_parts_out_of_time_are_named_and_stop_nothing(report):
+    """Rows that a part printed before its limit are on the page; unreached tiles are in the first line."""
+    late = f"""import sys, time; print('x', flush=True); print({json.dumps(GEMM)!r}, flush=True)
+print({unfinished.OUT_OF_TIME!r}, file=sys.stderr, flush=True); time.sleep(90)"""
+    programs = {parts.PRODUCTS: f"raise SystemExit({parts.INCOMPLETE})", parts.LAYER: late, parts.PHASES: ""}
+    code, text, _ = report(programs, 1.0, dict.fromkeys(programs, 2.0) | {parts.DRIVER: 0.5, parts.LAYER: 0.5})
+    assert code == 1
+    assert text.startswith("# Aristos on An H100: out of time: products against float64, layer\n")
+    assert "| products against float64 | not complete |" in text
+    assert "| layer | ran out of time after" in text
+    assert "| phases | ok |" in text
+    assert "## gemm here" in text
+
+
+def test_a_part_hangs_if_a_call_or_the_driver_stands_still():
+    still, done = (
+        "cuda: rank 0 of 1, epoch 3: running, 7 commands published; worker 2 holds the lock",
+        "epoch 3: done, 9",
+    )
+    assert unfinished.verdict(still, still, None).startswith("HUNG: a call stands still at epoch 3: running, 7")
+    assert unfinished.verdict(still, still.replace("7 c", "8 c"), None) == unfinished.OUT_OF_TIME
+    assert unfinished.verdict(done, done, None) == unfinished.OUT_OF_TIME
+    assert unfinished.verdict(done, done, object()) == "HUNG: the driver does not answer"
+    assert unfinished.verdict(done, "rank 0 of 1: the driver has not answered for 2 s", None).startswith("HUNG")
+
+
+def test_rows_of_a_suite_that_has_not_ended_are_printed(monkeypatch):
+    monkeypatch.setattr(unfinished, "_sheets", {"layer": [Sheet("layer", (Column("tokens", "tokens"),))]})
+    assert unfinished.document() == ""
+    unfinished._sheets["layer"][0].records.append({"tokens": 64, "check": "ok"})
+    (table,) = json.loads(unfinished.document())["suites"]["layer"]["tables"]
+    assert table["rows"] == [{"tokens": 64, "check": "ok"}]
+
+
+def test_fewer_parts_are_not_called_every_part():
+    ran = [parts.Ran(parts.PARTS[0], 0, 1.0), parts.Ran(parts.PARTS[1], 0, 1.0)]
+    assert page.verdict(ran, (), 12) == "2 of 12 parts ran, every output was right"
+    assert page.verdict(ran, (), 2) == "every part ran, every output was right"
+
+
+@pytest.mark.parametrize(("reached", "code"), [(0, 4), (1, parts.INCOMPLETE), (2, 0)])
+def test_tiles_that_were_not_reached_have_a_code(monkeypatch, reached, code):
+    """Without the layer's own tiles nothing may build on the check."""
+    from aristos.bench.suites import gemm_gpu
+    from aristos.kernels.cuda import gemm
+
+    class Right:
+        y = SimpleNamespace(get=lambda: np.zeros((16, 1)))
+
+        def __init__(self, *words):
+            pass
+
+        def calls(self, rows, tile):
+            return {gemm_gpu.OURS: None}
+
+        def error(self, call, rows):
+            return 0.0
+
+    gpu = SimpleNamespace(device=SimpleNamespace(target=None), close=lambda: None)
+    monkeypatch.setattr(clock, "BenchGpu", lambda world: gpu)
+    monkeypatch.setattr(gemm_gpu, "Products", Right)
+    monkeypatch.setattr(gemm, "tiles", lambda kind, target: [SimpleNamespace(m=16, name=kind)])
+    left = iter([True] * reached + [False] * 2)
+    assert tasks.check_products({"bfloat16": "bf16", "float32": "f32"}, lambda: next(left)) == code
 
 
 def test_a_hung_layer_stops_what_would_hang_too(report):
@@ -174,6 +252,39 @@ def test_parts_that_hang_end_in_time_with_their_children(report, tmp_path):
     assert all(f"| {name} | HUNG" in text for name in names)
     time.sleep(4)
     assert not mark.exists()
+
+
+def test_words_of_a_part_whose_pipe_stays_open_are_kept(monkeypatch):
+    """A process in its own session survives the part and holds its pipes, as one does that hangs in the driver."""
+    child = "import sys, time; print('lock of worker 3', file=sys.stderr, flush=True); time.sleep(20)"
+    program = f"""import subprocess, sys, time; print('driver', end='', flush=True)
+subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(60)"""
+    monkeypatch.setattr(processes, "JOIN", 0.2)
+    ran = processes.run(parts.PARTS[0], 3.0, print, (), ("-c", program))
+    assert ran.code is None
+    assert ran.said == ["driver", "lock of worker 3"]
+
+
+@pytest.mark.parametrize("at", [parts.GEMMS, parts.DRIVER])
+def test_ctrl_c_leaves_parts_that_are_named(report, monkeypatch, tmp_path, at):
+    """The interrupted part and those after it are not finished. Before the driver has answered there is no page."""
+    started = processes.run
+
+    def interrupted(part, *rest):
+        if part.name == at:
+            raise KeyboardInterrupt
+        return started(part, *rest)
+
+    monkeypatch.setattr(processes, "run", interrupted)
+    (tmp_path / "report.md").write_text("nothing")
+    code, text, err = report({parts.PUTS: PRINT.format(document=PUT), parts.GEMMS: "", parts.ROUTER: ""})
+    assert code == 1
+    if at == parts.DRIVER:
+        assert text == "nothing"
+        assert "Ctrl-C ended the report before the driver had answered" in err
+    else:
+        assert text.startswith("# Aristos on An H100: not finished: gemm, router\n")
+        assert "- Ctrl-C ended the report" in text
 
 
 def test_a_full_disk_prints_the_page(report, monkeypatch, capsys, tmp_path):
@@ -217,9 +328,11 @@ def test_the_report_of_several_gpus(monkeypatch, tmp_path):
     """Under mpirun every part runs in this process, on all ranks; the page names every GPU."""
     from aristos.bench import main
 
-    monkeypatch.setattr(command.machine, "facts", lambda: FACTS | {"card_uuid": "GPU-1"})
+    monkeypatch.setattr(command.machine, "facts", lambda: FACTS | {"gpu_uuid": "GPU-1"})
     monkeypatch.setattr(command.launch_environment, "started_as", lambda: ("mpirun", 2, 0))
-    monkeypatch.setattr(tasks, "check_products", lambda kinds: print("bf16_16x128: 1e-3 ok") or 0)
+    monkeypatch.setattr(tasks, "check_products", lambda kinds, go_on: print("bf16_16x128: 1e-3 ok") or 0)
+    monkeypatch.setattr(command.machine, "check_before", lambda: None)
+    monkeypatch.setattr(command.machine, "check", lambda uuid, ours: None)
     seen = []
 
     def bench(words):
@@ -241,6 +354,33 @@ def test_the_report_of_several_gpus(monkeypatch, tmp_path):
         assert line in text
     assert [words[0] for words in seen] == ["put", "layer", "exchange", "idle"]
     assert all("cuda" in words and str(stem.with_suffix(".h5")) in words for words in seen)
+    assert all(words[words.index("--timeout") + 1] == "5.0" for words in seen)
+
+
+def test_minutes_and_refusals_hold_under_mpirun(monkeypatch, tmp_path, capsys):
+    """Parts get their share of the minutes, an alarm ends the job by then, and every rank's GPU is judged."""
+    from aristos.bench import main
+
+    alarms, seen = [], []
+    monkeypatch.setattr(together.signal, "alarm", alarms.append)
+    monkeypatch.setattr(command.machine, "facts", lambda: dict(FACTS))
+    monkeypatch.setattr(command.machine, "check_before", lambda: None)
+    monkeypatch.setattr(command.machine, "check", lambda uuid, ours: None)
+    monkeypatch.setattr(command.launch_environment, "started_as", lambda: ("mpirun", 2, 0))
+    monkeypatch.setattr(tasks, "check_products", lambda kinds, go_on: 0)
+    monkeypatch.setattr(main, "main", lambda words: seen.append(words) or 0)
+    words = ["--out", str(tmp_path / "report"), "--minutes", "1"]
+    assert command.main(words, "doc", together.report) == 0
+    assert alarms == [60, 0]
+    assert sum(float(words[words.index("--seconds") + 1]) for words in seen) < 60 * len(seen)
+    assert max(float(words[words.index("--seconds") + 1]) for words in seen) < 60
+    monkeypatch.setattr(command.machine, "check_before", refuse)
+    assert command.main(words, "doc", together.report) == 3
+    assert "no GPU to report on: rank 0: MPS listens" in capsys.readouterr().err
+
+
+def refuse():
+    raise EnvironmentProblem("MPS listens")
 
 
 @pytest.mark.parametrize(("arch", "goal"), [("sm_80", 0.6), ("sm_90", 0.85), ("sm_100", 0.6)])
@@ -268,9 +408,9 @@ def test_parts_can_be_parsed_and_figures_name_existing_parts(tmp_path):
             assert asked.budget <= each.seconds - 5, "there is no time left to start"
             timed |= set(asked.suites)
     assert timed == set(suites.known("cuda")) - {"plan"}  # which needs several GPUs
-    for each in together.TOGETHER:
+    for each in together.TOGETHER[1:]:
         assert parse([*each.words, "--backend", "cuda", "--json", "--out", "none"]).budget <= each.seconds
-    assert sum(float(each.words[each.words.index("--seconds") + 1]) for each in together.TOGETHER) < 200
+    assert sum(float(each.words[each.words.index("--seconds") + 1]) for each in together.TOGETHER[1:]) < 200
 
 
 NCU = """==PROF== Connected to process 7
@@ -339,7 +479,7 @@ def test_kernels_are_compiled_until_the_time_is_over(monkeypatch, capsys):
     monkeypatch.setattr(compiling, "get_context", lambda how: multiprocessing.get_context("fork"))
     monkeypatch.setattr(compiling, "compile_one", slow_compiler)
     start = time.monotonic()
-    assert compiling.fill("sm_90", start + 1.0) == 0
+    assert compiling.fill("sm_90", start + 1.0) == parts.INCOMPLETE
     assert time.monotonic() - start < 10
     said = "1 kernels compiled ahead, 1 kernels in the cache, 1 kernels not compiled in time"
     assert capsys.readouterr().out == f"sm_90: {said}\n"

@@ -18,7 +18,7 @@ TINY = ["--hidden", "32", "--ffn", "32", "--experts", "2", "--top-k", "1", "--to
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     """One rank, bounds that take no time, few rows."""
-    monkeypatch.setattr(world, "connect", world.World)
+    monkeypatch.setattr(world, "connect", lambda *_, **__: world.World())
     for name in ("peak", "micro_kernel", "read_bandwidth"):
         monkeypatch.setattr(bounds, name, lambda *_: 1.0)
     monkeypatch.setattr(gemm, "ROWS", (1, 3))

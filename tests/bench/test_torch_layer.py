@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from gpu_rivals import torch_or_skip
+from gpu_rivals import captured, torch_or_skip
 
 from aristos import reference
 from aristos.bench.gpu import torch_layer
 from aristos.config import MoEConfig, Router
+from aristos.errors import EnvironmentProblem
 from aristos.row_types import ROW_TYPES
 
 SHAPE = {"hidden": 16, "ffn": 24, "experts": 8, "top_k": 2}
@@ -63,6 +65,16 @@ def test_the_chain_routes_as_the_reference(torch, router, way):
     assert reference.error(y, want) < ROW_TYPES["float32"].error
 
 
+def test_a_score_or_activation_that_the_chain_lacks_is_refused(torch):
+    """Instead of a chain with another one, whose outputs are wrong."""
+    cfg = MoEConfig(**SHAPE, router=Router("sparsemixer"))
+    weights = reference.weights(cfg, 0)
+    with pytest.raises(EnvironmentProblem, match="no score 'sparsemixer', only softmax, sigmoid, "):
+        torch_layer.Part(torch, cfg, weights.pop("router"), weights, torch.device("cpu"))
+    with pytest.raises(EnvironmentProblem, match="no activation 'mish', only relu"):
+        torch_layer.activation(torch, SimpleNamespace(activation="mish"))
+
+
 @pytest.mark.parametrize(
     ("activation", "gated", "limit", "after"),
     [
@@ -113,7 +125,7 @@ def test_ids_and_weights_from_outside(torch, way, taken):
 @pytest.mark.parametrize("way", torch_layer.WAYS)
 @pytest.mark.parametrize("placement", [[0, 0, 0, 1, 1, 1, 1, 1], [0] * 8])
 def test_rows_of_two_ranks_travel_to_their_experts_and_back(torch, way, placement):
-    """Also with a rank that holds no expert."""
+    """Also with a rank that holds no expert; and again when what was captured of each part is replayed."""
     cfg = MoEConfig(**SHAPE, activation="silu", gated=True, bias=True)
     weights, _ = sample(cfg)
     router, where = weights.pop("router"), np.array(placement)
@@ -142,14 +154,25 @@ def test_rows_of_two_ranks_travel_to_their_experts_and_back(torch, way, placemen
                 first, at = int(sends[:peer].sum()), int(gets[:me].sum())
                 ctypes.memmove(to + at, source + first, int(sends[peer]))
 
-    for step in ("pack", "there", "compute", "return_rows", "combine"):
-        for chain in chains:
-            getattr(chain, step)()
-        if step in ("there", "return_rows"):
-            swap()
-    for x, chain in zip(xs, chains):
-        want = reference.moe(cfg, x, router=router, **weights)
-        assert reference.error(chain.y.numpy(), want) < ROW_TYPES["float32"].error
+    wanted = [reference.moe(cfg, x, router=router, **weights) for x in xs]
+
+    def check(graphs=({}, {})):
+        for step in ("pack", "there", "compute", "return_rows", "combine"):
+            for chain, graph in zip(chains, graphs):
+                for one in graph.get(step, [getattr(chain, step)]):
+                    one()
+            if step in ("there", "return_rows"):
+                swap()
+        for want, chain in zip(wanted, chains):
+            assert reference.error(chain.y.numpy(), want) < ROW_TYPES["float32"].error
+
+    check()
+    parts = "pack", "compute", "combine"
+    graphs = [{part: captured(torch, getattr(chain, part)) for part in parts} for chain in chains]
+    for chain in chains:
+        for each in (chain.y, chain.landed, chain.back):
+            each.fill_(float("nan"))
+    check(graphs)
 
 
 def test_the_sum_to_compile_equals_that_by_a_bag(torch):

@@ -90,7 +90,7 @@ def test_a_folder_of_somebody_else_is_not_used(monkeypatch, tmp_path):
 def test_the_benchmark_sets_them_before_mpi_starts(monkeypatch):
     order = []
 
-    def connect(ranks_per_node, limit):
+    def connect(ranks_per_node, limit, timeout):
         order.append("connect")
         raise EnvironmentProblem("far enough")
 

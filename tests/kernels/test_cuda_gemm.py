@@ -217,7 +217,7 @@ def test_a_gpu_that_is_too_old_or_too_small_is_refused():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(InputError, match="kind must be one of bf16, f16, tf32, f32, got 'fp8'"):
+    with pytest.raises(InputError, match="kind must be one of f32, tf32, bf16, f16, got 'fp8'"):
         Tile("fp8", 64, 64, 2, 2, 3, 1)
     with pytest.raises(InputError, match="multiple of 16 x 16, got 24 x 64"):
         Tile("bf16", 24, 64, 1, 2, 3, 1)

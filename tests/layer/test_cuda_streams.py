@@ -27,7 +27,7 @@ import aristos
 from aristos import reference
 from aristos.engine import words
 from aristos.engine.layout import word_from
-from aristos.errors import CorruptionError, InputError, MismatchError, PoisonedError, WaitTimeout
+from aristos.errors import CorruptionError, EnvironmentProblem, InputError, MismatchError, PoisonedError, WaitTimeout
 from aristos.substrate.attach import standing
 from aristos.substrate.cuda.device import CudaDevice
 
@@ -347,6 +347,8 @@ def test_ctrl_c_ends_a_call_while_the_kernel_waits_for_a_peer(monkeypatch, where
 def test_a_kernel_that_hangs_is_given_up_and_its_state_reported(monkeypatch):
     """A worker that is gone holds the lock, so that no block can end: the host's wait is bounded all the same."""
     monkeypatch.setattr("aristos.substrate.cuda.runtime.FAIL_SECONDS", 0.2)
+    for name in ("ANSWER_SECONDS", "LOOK_SECONDS"):  # the stand-in is slower than a driver
+        monkeypatch.setattr(f"aristos.substrate.cuda.runtime.{name}", 20.0)
 
     def body(comm, rank, driver):
         moe, x = made(comm, timeout=0.5, absent_timeout=0.5), tokens(CFG, 5, seed=rank)
@@ -473,3 +475,23 @@ def test_a_budget_of_sms():
             aristos.MoE(CFG, comm, backend="cpu", sms=1)
 
     on_driver(1, body, sms=2)
+
+
+def test_kernels_that_count_are_refused_where_not_all_their_blocks_fit(monkeypatch):
+    """Blocks that are not resident at once would wait for each other; the layer goes on without counters."""
+    plain = CudaDevice.resident
+
+    def fewer(self, loaded, shared_bytes):
+        return plain(self, loaded, shared_bytes) - loaded.kernel.name.endswith("_counted")
+
+    def body(comm, rank, driver):
+        with made(comm) as moe:
+            with monkeypatch.context() as patched:
+                patched.setattr(CudaDevice, "resident", fewer)
+                with pytest.raises(EnvironmentProblem, match=r"_counted for each .* with sms=1 for timeline"):
+                    moe.timeline(True)
+            moe.timeline(True)
+            x = tokens(CFG, 5, seed=0)
+            right(moe(x), x)
+
+    on_driver(1, body)

@@ -74,17 +74,13 @@ def test_weight_types_of_today_are_elements_of_rows():
     assert SPLIT.nbytes(32, 32) == 2 * np.zeros((32, 32), ml_dtypes.bfloat16).nbytes
 
 
-def test_a_packed_weight_type_says_its_bytes_and_addresses():
+def test_a_packed_weight_type_says_its_bytes():
     codes, scales, zeros = 96 * 64 // 2, 3 * 64 * 2, 3 * 64 // 2
     assert INT4.nbytes(96, 64) == codes + scales
-    assert INT4.addresses(True) == ("up", "gate", "down")  # one stream of codes and scales
-    apart = replace(INT4, zero_bits=4, apart=True)
-    assert apart.nbytes(96, 64) == codes + scales + zeros
-    assert apart.addresses(True) == ("up", "up_scales", "gate", "gate_scales", "down", "down_scales")
-    assert apart.addresses(False) == ("up", "up_scales", "down", "down_scales")
+    assert replace(INT4, zero_bits=4).nbytes(96, 64) == codes + scales + zeros
 
 
-@pytest.mark.parametrize("wrong", [{"group": 32}, {"zero_bits": 4}, {"apart": True}, {"scale": ROW_TYPES["float32"]}])
+@pytest.mark.parametrize("wrong", [{"group": 32}, {"zero_bits": 4}, {"scale": ROW_TYPES["float32"]}])
 def test_parts_of_a_weight_type_that_do_not_fit_are_refused(wrong):
     with pytest.raises(ValueError, match="weight type int4: a group needs the type of its scale"):
         WeightType("int4", 4, **wrong)

@@ -11,7 +11,8 @@ pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed"
 from numba import cuda
 
 import ptxsim
-from ptxsim.errors import ClosedError, InputError
+from kernel_cache import errors as shared
+from ptxsim.errors import ClosedError, EnvironmentProblem, InputError, PtxsimError, own
 
 HEAD = ".version 8.0\n.target sm_90\n.address_size 64\n"
 REGISTERS = ".reg .b16 %h<9>; .reg .b32 %r<9>; .reg .b64 %d<9>; .reg .f32 %f<9>; .reg .u32 %u<9>; .reg .pred %p<9>;"
@@ -312,3 +313,12 @@ def test_ctrl_c_ends_a_run():
     machine.device(0).launch(add_one, 2, 32, a, a)
     assert machine.run() == []
     assert (a == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(shared.input_error, InputError), (shared.environment_problem, EnvironmentProblem)]
+)
+def test_errors_of_shared_code_are_the_machines(raised, expected):
+    with pytest.raises(expected, match="the folder is read-only") as error, own():
+        raise raised("the folder is read-only")
+    assert isinstance(error.value, PtxsimError)

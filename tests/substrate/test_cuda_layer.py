@@ -128,7 +128,7 @@ def test_a_wait_is_bounded_and_all_learn_its_origin(absent):
 @pytest.mark.parametrize(("asked", "cause"), [(False, codes.CAUSE_TIMEOUT), (True, codes.CAUSE_INTERRUPT)])
 def test_the_wait_for_the_call_in_flight_is_bounded(asked, cause):
     """A call in flight that never ends, as after a launch that failed: the next one gives up, by itself or because the
-    host asks for it. Its peers get poison, and its other kernels touch nothing."""
+    host asks for it. Its peers get poison, and its other kernels touch nothing. A later call does not wait again."""
     layers = Layers(tokens=(5, 6), timeout=20_000 if not asked else 1 << 50)
     rank = layers.ranks[0]
     state = rank.state.copy_to_host()
@@ -140,9 +140,14 @@ def test_the_wait_for_the_call_in_flight_is_bounded(asked, cause):
     found = rank.state.copy_to_host()
     assert (found[words.FAILED], found[words.ORIGIN], found[words.CALLS]) == (cause, 0, calls)
     assert found[words.UNBEGUN] == 1
+    assert (found[words.IN_FLIGHT], found[words.LEFT]) == (1, state[words.LEFT])
     window = layers.windows[1].copy_to_host().view(np.int64)
     poison = poison_word(0, 0, cause)
     assert poison in window
+    found[words.IN_FLIGHT] = 0  # the call in flight has ended after all
+    rank.state.copy_to_device(found)
+    layers.run(ranks=[rank])
+    np.testing.assert_array_equal(rank.state.copy_to_host(), found)
 
 
 def test_kernels_that_keep_counters():

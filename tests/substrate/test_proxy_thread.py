@@ -96,8 +96,8 @@ def on_devices(device: HostDevice) -> Iterator[list[ProxyThread]]:
         found.start(proxies[-1].run)
         self.group.meet("the other ranks to start proxies")
 
-    def filled(self: CpuRuntime, job: np.ndarray) -> None:
-        fill(self, job)
+    def filled(self: CpuRuntime, job: np.ndarray, *tile: int) -> None:
+        fill(self, job, *tile)
         job[words.WIRE] = taken.ctypes.data
 
     with contextlib.ExitStack() as stack:

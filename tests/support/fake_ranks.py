@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -29,11 +31,27 @@ def installed(driver: fake_cuda.Driver) -> Iterator[None]:
             sys.modules[calls.MODULE] = before
 
 
+def threads_of_ranks(driver: fake_cuda.Driver) -> SimpleNamespace:
+    """In the place of `threading`: a thread belongs to the process of the thread that makes it."""
+
+    class OfRank(threading.Thread):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.process = driver.process
+
+        def run(self) -> None:
+            driver.here.process = self.process
+            super().run()
+
+    return SimpleNamespace(Thread=OfRank)
+
+
 def patches(driver: fake_cuda.Driver) -> tuple[Any, ...]:
     """Context managers that put the fake driver in the place of CUDA's."""
     return (
         installed(driver),
         mock.patch("aristos.substrate.cuda.device.build", fake_kernels.build),
+        mock.patch("aristos.substrate.cuda.runtime.threading", threads_of_ranks(driver)),
         mock.patch("aristos.substrate.cuda.runtime.NAP_SECONDS", 0.0),  # a query is what lets GPUs go on
     )
 

@@ -7,6 +7,7 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class FakeCublas:
 
 
 GPUS: dict[int, Any] = {}  # thread -> its GPU
+CAPTURES: dict[int, list[Callable[[], object]]] = {}  # thread -> what the graph that it captures consists of
 
 
 class FakeNccl:
@@ -96,12 +98,18 @@ class FakeNccl:
         self.local.gets.append((at, count, peer))
 
     def ncclGroupEnd(self) -> None:
+        move = partial(self._move, self.local.sends, self.local.gets)
+        move()
+        if threading.get_ident() in CAPTURES:
+            CAPTURES[threading.get_ident()].append(move)
+
+    def _move(self, sends: list[Any], gets: list[Any]) -> None:
         gpu, key, rank = GPUS[threading.get_ident()], self.key, self.local.rank
         gpu.synchronize()
-        for at, n, peer in self.local.sends:
+        for at, n, peer in sends:
             key["sent"][rank, peer] = gpu._bytes(at, n).copy()
         key["barrier"].wait(60)
-        for at, n, peer in self.local.gets:
+        for at, n, peer in gets:
             gpu._bytes(at, n)[:] = key["sent"][peer, rank]
         key["barrier"].wait(60)
 
@@ -109,8 +117,42 @@ class FakeNccl:
         pass
 
 
+def captured(torch: Any, call: Callable[[], object]) -> list[Callable[[], object]]:
+    """What a CUDA graph of the call would hold: its operations on tensors, and NCCL's, at the addresses of this call.
+
+    `call` runs once, here. A step repeats an operation and writes what it returns to the tensors of the capture.
+    """
+    from torch.utils import _python_dispatch, _pytree
+
+    def tensors(found: Any) -> list[Any]:
+        return [each for each in _pytree.tree_leaves(found) if isinstance(each, torch.Tensor)]
+
+    steps: list[Callable[[], object]] = []
+
+    class Capture(_python_dispatch.TorchDispatchMode):  # type: ignore[misc, unused-ignore]
+        def __torch_dispatch__(self, operation: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+            repeated = partial(operation, *given, **(named or {}))
+            found = repeated()
+
+            def step() -> None:
+                for old, new in zip(tensors(found), tensors(repeated())):
+                    if old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+            steps.append(step)
+            return found
+
+    CAPTURES[threading.get_ident()] = steps
+    try:
+        with Capture():
+            call()
+    finally:
+        del CAPTURES[threading.get_ident()]
+    return steps
+
+
 class MachineTorch:
-    """`rival.TorchGpu` by PyTorch on CPUs, on the memory of the machine; a graph is the call itself."""
+    """`rival.TorchGpu` by PyTorch on CPUs, on the memory of the machine."""
 
     used, compiled = "PyTorch of the tests", False
 
@@ -133,9 +175,12 @@ class MachineTorch:
     fuse = staticmethod(torch_layer.unfused)
 
     def graph(self, call: Callable[[], object]) -> Callable[[], object]:
+        steps = captured(self.torch, call)
+
         def run() -> None:
             self.gpu.device.synchronize()
-            call()
+            for step in steps:
+                step()
 
         return run
 

@@ -134,7 +134,7 @@ class BenchGpu:
         from ...topology import nvml
 
         device, library = self.device, nvml.load()
-        found = {"card": device.name, "card_uuid": device.uuid, "card_arch": device.arch, "card_sms": device.sms,
+        found = {"gpu": device.name, "gpu_uuid": device.uuid, "gpu_arch": device.arch, "gpu_sms": device.sms,
                  "cuda_driver": device.driver, "clock": "CUDA events"}  # fmt: skip
         return found | (nvml.state(library, device.uuid) if library is not None else {})
 

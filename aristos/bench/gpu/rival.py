@@ -1,8 +1,9 @@
 """The rival of `layer` and `replay` on a GPU: `torch_layer.py` on the benchmark's stream, in CUDA graphs.
 
 One rank: a chain in one graph. Several: with NCCL's all-to-all in one graph, and with MPI's between three graphs. Where
-products can be grouped or looped over, both are captured and the faster one is kept; the row says which. Activation and
-combine are compiled by `torch.compile`, or are PyTorch's own kernels where that fails. No kernel is this package's.
+products can be grouped or looped over, both are captured and the faster one that is right is kept; the row says which.
+Activation and combine are compiled by `torch.compile`, or are PyTorch's own kernels where that fails. No kernel is this
+package's. A step that fails on one rank is left out on all.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ...config import MoEConfig
 from ...errors import EnvironmentProblem
+from ..context import WRONG_RIVAL
 from ..workload import Workload
 from . import torch_layer
 from .alltoall import Nccl, Staged, nccl_or_why
@@ -26,13 +29,17 @@ from .cublas import described, library
 CHAINS = CHAIN, CHAIN_NCCL, CHAIN_MPI = "chain graph", "chain, NCCL", "chain, MPI"
 TRIES = 3  # of each way to multiply, to find the faster one
 
-FAILURES = (RuntimeError, TypeError, ValueError, AttributeError)  # of PyTorch: out of memory, or another version
+# of PyTorch: out of memory, or another version; of NCCL and of the GPU
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, EnvironmentProblem)
 
 Call = Callable[[], object]
+T = TypeVar("T")
 
 
 def said(error: Exception) -> str:
-    """PyTorch's error in one line."""
+    """PyTorch's error in one line; an EnvironmentProblem as it is."""
+    if isinstance(error, EnvironmentProblem):
+        return str(error)
     return " ".join([f"PyTorch failed with {type(error).__name__}:", *str(error).splitlines()[:1]])
 
 
@@ -112,9 +119,12 @@ class TorchGpu:
 
     def graph(self, call: Call) -> Call:
         """The call, which has run before, captured in a CUDA graph."""
-        graph = self.torch.cuda.CUDAGraph()
-        with self.torch.cuda.graph(graph, pool=self._pool, stream=self.stream, capture_error_mode="thread_local"):
+        cuda = self.torch.cuda
+        graph, pool = cuda.CUDAGraph(), self._pool
+        self._pool = cuda.graph_pool_handle()  # if the capture fails, which may leave the pool unusable
+        with cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
             call()
+        self._pool = pool
 
         def replay() -> None:
             with self.here():
@@ -142,61 +152,87 @@ class Rival:
         """The chains of a call, by name, without those that fail; `notes` says why. Collective."""
         found = {}
         for name, exchange in self.exchanges.items():
-            made, why = None, f"{name} failed on another rank"
-            try:
-                made = self._chain(played, exchange)
-            except FAILURES as error:
-                why = f"{name}: no time of {played.count} tokens, {said(error)}"
-            if self.work.world.every(made is not None) and made is not None:
+            made = self._chain(name, played, exchange)
+            if made is not None:
                 found[name] = made
-            else:
-                self.notes.append(why)
         return found
 
-    def _chain(self, played: Played, exchange: Nccl | None) -> Chain:
+    def _chain(self, name: str, played: Played, exchange: Nccl | None) -> Chain | None:
+        """The fastest way to multiply of those that are right, or of all if none is; None if all fail. Collective."""
         gpu, work, place = self.gpu, self.work, self.place
-        out = GpuArray(gpu, played.y.shape, played.kind)
-        best: tuple[float, Chain] | None = None
-        staged = None
-        if work.world.size > 1 and exchange is None:
-            row, gets = played.x.dtype.itemsize * work.cfg.hidden, np.bincount(work.placement, played.rows)
-            self._staged.append(staged := Staged(gpu, row * int(max(1, played.counts.sum(axis=1).max(), gets.max()))))
+        found: list[tuple[bool, float, Chain]] = []  # whether it is wrong, seconds
+        untimed = f"no time of {played.count} tokens"
+        try:
+            out, via = self._together(partial(self._prepared, played, exchange))
+        except EnvironmentProblem as failed:
+            self._note(f"{name}: {untimed}, {failed}")
+            return None
         for way in place.ways(work.cfg):
-            with place.here():
-                call, graphs = self._graphs(played, way, out, exchange or staged)
-                seconds = work.world.largest(min(gpu.seconds(call) for _ in range(TRIES)))
+            try:
+                with place.here():
+                    call, graphs = self._graphs(played, way, out, via)
+                    mine = self._together(lambda: min(gpu.seconds(call) for _ in range(TRIES)))  # noqa: B023
+            except EnvironmentProblem as failed:
+                self._note(f"{name}, {way}: {untimed}, {failed}")
+                continue
+            seconds, error = work.world.largest(mine), played.error(call, out)
             fused = "compiled" if place.compiled else "not compiled"
-            found = Chain(call, out, f"PyTorch {place.torch.__version__}, {way}, {fused}, {graphs}")
-            if best is None or seconds < best[0]:
-                best = seconds, found
-        assert best is not None
-        return best[1]
+            chain = Chain(call, out, f"PyTorch {place.torch.__version__}, {way}, {fused}, {graphs}")
+            found.append((not work.passes(error), seconds, chain))
+            if not work.passes(error):
+                self._note(f"{name}, {way}: {WRONG_RIVAL}, error {error:.1e} for {played.count} tokens")
+        return min(found, key=lambda each: each[:2])[2] if found else None
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def _prepared(self, played: Played, exchange: Nccl | None) -> tuple[GpuArray, Nccl | Staged | None]:
+        """(what a chain writes, what moves its rows between ranks)."""
+        work, out = self.work, GpuArray(self.gpu, played.y.shape, played.kind)
+        if work.world.size == 1 or exchange is not None:
+            return out, exchange
+        row, gets = played.x.dtype.itemsize * work.cfg.hidden, np.bincount(work.placement, played.rows)
+        self._staged.append(staged := Staged(self.gpu, row * int(max(1, played.counts.sum(axis=1).max(), gets.max()))))
+        return out, staged
+
+    def _together(self, step: Callable[[], T]) -> T:
+        """What a step returns. Raises EnvironmentProblem on every rank if it fails on one. Collective."""
+        done: list[T] = []
+        why = "it failed on another rank"
+        try:
+            done.append(step())
+        except FAILURES as error:
+            why = said(error)  # its frames, which hold tensors, are freed
+        if self.work.world.every(bool(done)):
+            return done[0]
+        raise EnvironmentProblem(why)
 
     def _graphs(self, played: Played, way: str, out: GpuArray, exchange: Nccl | Staged | None) -> tuple[Call, str]:
         """(a function that runs the chain, how it is captured)."""
         gpu, work, place = self.gpu, self.work, self.place
-        x, y = place.tensor(played.x), place.tensor(out)
-        given = tuple(place.tensor(array) for array in played.routing.values())
-        if exchange is None:
-            chain = torch_layer.Chain(self._part, way, x, y, played.rows, given)
-            parts: list[Call] = [chain]
-        else:
+
+        def made() -> torch_layer.Chain:
+            x, y = place.tensor(played.x), place.tensor(out)
+            given = tuple(place.tensor(array) for array in played.routing.values())
+            if exchange is None:
+                return torch_layer.Chain(self._part, way, x, y, played.rows, given)
             of = played.counts, work.world.rank, work.placement, exchange
-            shared = torch_layer.RankChain(self._part, way, x, y, *of, given)
-            parts = [shared] if exchange.captured else [shared.pack, shared.compute, shared.combine]
-            chain = shared
-        chain()  # loads and compiles kernels, and NCCL connects ranks
-        gpu.device.synchronize(gpu.stream)
-        graphs = [place.graph(part) for part in parts]
-        if len(graphs) == 1:
-            return graphs[0], "one graph"
+            return torch_layer.RankChain(self._part, way, x, y, *of, given)
+
+        chain = self._together(made)
+        for step in chain.steps:  # loads and compiles kernels, and NCCL connects ranks
+            self._together(step)
+        self._together(lambda: gpu.device.synchronize(gpu.stream))
+        if exchange is None or exchange.captured:
+            return self._together(lambda: place.graph(chain)), "one graph"
+        captured = chain.pack, chain.compute, chain.combine
+        graphs = dict(zip(captured, self._together(lambda: [place.graph(part) for part in captured])))
+        steps = [graphs.get(step, step) for step in chain.steps]
 
         def run() -> None:
-            graphs[0]()
-            shared.there()
-            graphs[1]()
-            shared.return_rows()
-            graphs[2]()
+            for step in steps:
+                step()
 
         return run, "three graphs"
 

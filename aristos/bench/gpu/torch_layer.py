@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...config import ACTIVATIONS, LEAST_SUM, MoEConfig, Router
+from ...errors import EnvironmentProblem
 from ...row_types import ROW_TYPES
 
 WAYS = GROUPED, LOOP = "grouped", "loop"
@@ -36,6 +37,13 @@ def imported() -> Any:
     """PyTorch; raises ImportError. It compiles in this process: its pool of processes does not suit ranks of MPI."""
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     return importlib.import_module("torch")
+
+
+def refuse_unless_known(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise EnvironmentProblem if the chain lacks a layer's score or activation, which is `what`."""
+    if name not in known:
+        has = ", ".join(known)
+        raise EnvironmentProblem(f"no PyTorch chain: {__name__} has no {what} {name!r}, only {has}: add it there")
 
 
 def dtype_of(torch: Any, cfg: MoEConfig) -> Any:
@@ -67,9 +75,13 @@ def tf32(torch: Any, allowed: bool) -> Any:
 
 
 class Gate:
-    """The product with the router. matrix: [H, E] float32, multiplied in the rows' type if that holds its values."""
+    """The product with the router. matrix: [H, E] float32, multiplied in the rows' type if that holds its values.
+
+    Raises EnvironmentProblem if `choose` does not know the router's score.
+    """
 
     def __init__(self, torch: Any, cfg: MoEConfig, matrix: NDArray[np.float32], device: Any) -> None:
+        refuse_unless_known("score", cfg.router.score, (*VALUES, "softmax_topk"))
         self.torch, self.cfg = torch, cfg
         self.matrix = torch.from_numpy(matrix).to(device)
         self.narrow: Any = None
@@ -87,11 +99,12 @@ class Gate:
             return self.torch.mm(x.float(), self.matrix)
 
 
-def _values(torch: Any, score: str, scores: Any) -> Any:
-    """The weights of all experts before the choice."""
-    if score == "softmax":
-        return scores.softmax(-1)
-    return scores.sigmoid() if score == "sigmoid" else torch.nn.functional.softplus(scores).sqrt()
+# of PyTorch and scores [S, E], by score: the weights of all experts before the choice
+VALUES: dict[str, Callable[[Any, Any], Any]] = {
+    "softmax": lambda torch, scores: scores.softmax(-1),
+    "sigmoid": lambda torch, scores: scores.sigmoid(),
+    "sqrtsoftplus": lambda torch, scores: torch.nn.functional.softplus(scores).sqrt(),
+}
 
 
 def choose(torch: Any, router: Router, scores: Any, k: int) -> tuple[Any, Any]:
@@ -99,7 +112,7 @@ def choose(torch: Any, router: Router, scores: Any, k: int) -> tuple[Any, Any]:
     compared = scores
     if router.groups:
         summed = router.group_score == "sum_top2"
-        compared = _values(torch, router.score, scores) if summed else scores
+        compared = VALUES[router.score](torch, scores) if summed else scores
         each = compared.view(len(scores), router.groups, -1)
         best = each.topk(2, -1).values.sum(-1) if summed else each.amax(-1)
         kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best.topk(router.topk_groups, -1).indices, True)
@@ -108,7 +121,7 @@ def choose(torch: Any, router: Router, scores: Any, k: int) -> tuple[Any, Any]:
     if router.score == "softmax_topk" or (router.score == "softmax" and router.renormalize):
         weights = scores.gather(1, ids).softmax(-1)
     else:
-        weights = _values(torch, router.score, scores).gather(1, ids)
+        weights = VALUES[router.score](torch, scores).gather(1, ids)
         if router.renormalize:
             weights = weights / (weights.sum(-1, keepdim=True) + LEAST_SUM)
     return ids, weights if router.scale == 1 else weights * router.scale
@@ -135,16 +148,21 @@ class Order:
 
 
 def activation(torch: Any, cfg: MoEConfig) -> Callable[[Any], Any]:
-    """The function of h, [M, F] or [M, 2 F] of gate and up, that returns the hidden rows [M, F]."""
+    """The function of h, [M, F] or [M, 2 F] of gate and up, that returns the hidden rows [M, F].
+
+    Raises EnvironmentProblem for an activation that it does not know.
+    """
     functions = torch.nn.functional
-    act = {
+    known: dict[str, Callable[[Any], Any]] = {
         "relu": functions.relu,
         "gelu": functions.gelu,
         "gelu_tanh": lambda g: functions.gelu(g, approximate="tanh"),
         "silu": functions.silu,
         "swiglu_oai": lambda g: g * torch.sigmoid(1.702 * g),
         "relu2": lambda g: functions.relu(g).square(),
-    }[cfg.activation]
+    }
+    refuse_unless_known("activation", cfg.activation, known)
+    act = known[cfg.activation]
     if not cfg.gated:
         return act
     width, limit, after, shift = cfg.ffn, cfg.limit, cfg.limit_after, ACTIVATIONS[cfg.activation].shift
@@ -248,6 +266,8 @@ class Part:
 class Chain:
     """The steps of a layer's call on this rank: `pack`, `compute`, `combine`; called, all of them.
 
+    A step leaves its tensor under a name of its own: a captured one fills it again, and the next step reads it.
+
     x, y: [S, H] tensors. rows: [E] this rank's rows of each expert, as the host knows them. given: ids and weights
     [S, k] from outside, or none: the chain routes.
     """
@@ -263,9 +283,9 @@ class Chain:
         torch, cfg = self.part.torch, self.part.cfg
         ids, weights = self.given or choose(torch, cfg.router, self.part.gate(self.x), cfg.top_k)
         order, self.expert, self.ends, position = self.order(ids, self.some_missing)
-        self.rows = self.x.index_select(0, order if cfg.top_k == 1 else order // cfg.top_k)
+        self.packed = self.x.index_select(0, order if cfg.top_k == 1 else order // cfg.top_k)
         if cfg.router.weight_on == "input":
-            self.rows = (self.rows * weights.reshape(-1)[order].unsqueeze(1)).to(self.x.dtype)
+            self.packed = (self.packed * weights.reshape(-1)[order].unsqueeze(1)).to(self.x.dtype)
             weights = torch.ones_like(weights)
         if self.some_missing:  # a row that exists, times nothing
             position, weights = position.masked_fill(ids < 0, 0), weights.masked_fill(ids < 0, 0)
@@ -273,19 +293,26 @@ class Chain:
 
     def compute(self) -> None:
         """The experts on the packed rows."""
-        self.rows = self.part.experts(self.way, self.rows, self.expert, self.ends, self.known)
+        self.out = self.part.experts(self.way, self.packed, self.expert, self.ends, self.known)
 
     def combine(self) -> None:
         """The weighted sums."""
+        self._sum(self.out)
+
+    def _sum(self, outputs: Any) -> None:
         if self.sent:
-            self.part.combine(self.rows, self.position, self.weights, self.y)
+            self.part.combine(outputs, self.position, self.weights, self.y)
         else:
             self.y.zero_()
 
+    @property
+    def steps(self) -> tuple[Callable[[], None], ...]:
+        """The steps in order."""
+        return self.pack, self.compute, self.combine
+
     def __call__(self) -> None:
-        self.pack()
-        self.compute()
-        self.combine()
+        for step in self.steps:
+            step()
 
 
 Exchange = Callable[[int, int, Any, Any], None]  # to, source, sends, gets: an all-to-all of alltoall.py
@@ -319,7 +346,7 @@ class RankChain(Chain):
 
     def there(self) -> None:
         """Move rows to their experts' ranks."""
-        self.exchange(self.landed.data_ptr(), self.rows.data_ptr(), self.sends, self.gets)
+        self.exchange(self.landed.data_ptr(), self.packed.data_ptr(), self.sends, self.gets)
 
     def compute(self) -> None:
         """The experts on the rows that have landed; their outputs in the order of arrival."""
@@ -333,12 +360,9 @@ class RankChain(Chain):
 
     def combine(self) -> None:
         """The weighted sums."""
-        self.rows = self.back
-        super().combine()
+        self._sum(self.back)
 
-    def __call__(self) -> None:
-        self.pack()
-        self.there()
-        self.compute()
-        self.return_rows()
-        self.combine()
+    @property
+    def steps(self) -> tuple[Callable[[], None], ...]:
+        """The steps in order."""
+        return self.pack, self.there, self.compute, self.return_rows, self.combine

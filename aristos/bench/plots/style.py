@@ -45,7 +45,7 @@ def footer(figure: Any, run: Run, table: Table) -> None:
     a, disturbed = run.attributes, table.attributes.get("disturbed", "")
     ranks = f"{a['ranks']} ranks" if "ranks" in a else ""
     kernels = [str(table.attributes.get(name, "")) for name in ("dtype", "isa")]
-    facts = (f"run {run.name}", a.get("card") or a.get("cpu", ""), *kernels, ranks, a.get("mpi_library", ""))
+    facts = (f"run {run.name}", a.get("gpu") or a.get("cpu", ""), *kernels, ranks, a.get("mpi_library", ""))
     text = " · ".join(filter(None, facts))
     text = textwrap.fill(text, int(figure.get_figwidth() * 17))  # characters of this size in a line
     text += "\n" if disturbed else ""  # room for it

@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Protocol
 
 GRACE_SECONDS = 0.3  # that the main thread has to run its handler
 POLL_SECONDS = 0.02
-ARM_SECONDS = 1.0  # after which the wakeup fd is set again, because another library may have set its own
 NONE = -1  # no wakeup fd
 SEMAPHORE_BYTES = 64  # sizeof(sem_t) is 16 or 32
 LIBC = ctypes.CDLL(None)
@@ -41,7 +40,6 @@ class Interrupts:
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._ends: tuple[socket.socket, socket.socket] | None = None  # the reader's and the signal handler's
         self._other = NONE  # the wakeup fd of another library
-        self._armed = 0.0
         self._mark: _Mark | None = None  # of the last Ctrl-C
         os.register_at_fork(after_in_child=self._forget)
 
@@ -51,10 +49,9 @@ class Interrupts:
         self.arm()
 
     def arm(self) -> None:
-        """Set the wakeup fd, unless this is not the main thread: Python lets no other set it."""
-        if time.monotonic() - self._armed < ARM_SECONDS or not _is_main():
+        """Set the wakeup fd, which another library may have replaced. The main thread alone can: Python's rule."""
+        if not _is_main():
             return
-        self._armed = time.monotonic()
         if self._ends is None:
             reader, writer = self._ends = socket.socketpair()
             writer.setblocking(False)
@@ -70,7 +67,7 @@ class Interrupts:
         if not self._users and self._ends is not None and _is_main():
             self._restore(self._ends[1].fileno())
             self._ends[1].close()  # the reader's thread ends
-            self._ends, self._armed = None, 0.0
+            self._ends = None
 
     def _restore(self, mine: int) -> None:
         now = signal.set_wakeup_fd(NONE)
@@ -82,7 +79,7 @@ class Interrupts:
         """In a fork's child: its signals are not its parent's."""
         if self._ends is not None and _is_main():
             self._restore(self._ends[1].fileno())
-        self._ends, self._armed = None, 0.0
+        self._ends = None
         self._users.clear()
 
     # ------------------------------------------------------------ the thread
@@ -111,11 +108,12 @@ class Interrupts:
         self._mark, until = mark, time.monotonic() + GRACE_SECONDS
         while time.monotonic() < until:
             time.sleep(POLL_SECONDS)
+            mark.queue()
             if mark.passed():
                 return
         if raises or (before is not None and not before.passed()):
-            for user in list(self._users):
-                user.interrupt()
+            for user in list(self._users):  # side by side: the driver may hold one of them
+                threading.Thread(target=user.interrupt, daemon=True).start()
 
 
 class _Mark:
@@ -129,15 +127,29 @@ class _Mark:
 
     def __init__(self) -> None:
         self._semaphore = ctypes.create_string_buffer(SEMAPHORE_BYTES)
-        self._passed = False
+        self._queued = False
         LIBC.sem_init(self._semaphore, 0, 0)
-        self._kept[:] = [mark for mark in self._kept if not mark.passed()] + [self]
-        post = ctypes.cast(LIBC.sem_post, ctypes.c_void_p)
-        ctypes.pythonapi.Py_AddPendingCall(post, ctypes.cast(self._semaphore, ctypes.c_void_p))
+        for mark in list(self._kept):
+            if mark.passed():
+                with contextlib.suppress(ValueError):  # another thread has removed it
+                    self._kept.remove(mark)
+        self.queue()
+
+    def queue(self) -> None:
+        """Ask Python for the `sem_post`, once: its queue may be full until the main thread runs. By one thread."""
+        if not self._queued:
+            post = ctypes.cast(LIBC.sem_post, ctypes.c_void_p)
+            self._kept.append(self)
+            at = ctypes.cast(self._semaphore, ctypes.c_void_p)
+            self._queued = ctypes.pythonapi.Py_AddPendingCall(post, at) == 0
+            if not self._queued:
+                self._kept.remove(self)
 
     def passed(self) -> bool:
-        self._passed = self._passed or LIBC.sem_trywait(self._semaphore) == 0
-        return self._passed
+        """By any thread: it takes nothing from the semaphore."""
+        value = ctypes.c_int()
+        LIBC.sem_getvalue(self._semaphore, ctypes.byref(value))
+        return value.value > 0
 
 
 def _is_main() -> bool:

@@ -104,10 +104,10 @@ def keep_refusal(job, st):
 
 @cuda.jit(device=True)
 def enter(job, st):
-    """Wait until no call is in flight, and begin one; False if the host ends it, or the call in flight stands still.
+    """Wait until no call is in flight, and begin one; UNBEGUN if the host ends it, or the call in flight stands still.
 
     That one gives up its own waits after at most TIMEOUT_NS + ABSENT_NS without progress. Later it is stuck, perhaps
-    with the lock: so the peers are notified without it.
+    with the lock: so the peers are notified without it. Later calls do not wait again.
     """
     polls, since, seen, cause = 0, mem.clock(), -1, 0
     while not mem.compare_exchange(job[words.STATE] + WORD * words.IN_FLIGHT, 0, 1):
@@ -128,8 +128,7 @@ def enter(job, st):
             st[words.UNBEGUN] = 1
             st[words.ORIGIN] = job[words.RANK]
             steps.poison(job, st, job[words.RANK], cause)
-            return False
-    return True
+            return
 
 
 @cuda.jit
@@ -147,11 +146,10 @@ def begin(
     flight: that one needs no SM in addition to those that it has. If the wait fails, so does this rank's engine.
     """
     job, st = mem.words(job_address, JOB_MOST), mem.words(state_address, STATE_MOST)
-    entered = cuda.shared.array(1, np.int64)
-    if mem.thread() == 0:
-        entered[0] = 1 if enter(job, st) else 0
+    if mem.thread() == 0 and st[words.UNBEGUN] == 0:
+        enter(job, st)
     mem.block_barrier()
-    if entered[0] == 0:
+    if st[words.UNBEGUN] != 0:
         return
     if mem.thread() == 0:
         st[words.LEFT] = 0
@@ -360,6 +358,13 @@ def layer(tile: Tile, counted: bool = False) -> Any:
         shared = memory()
         command = cuda.shared.array(1, np.int64)
         worker, since = np.int64(cuda.blockIdx.x), 0
+        if mem.thread() == 0:  # once for the block: it may change
+            command[0] = mem.load(state_address + WORD * words.UNBEGUN)
+        mem.block_barrier()
+        unbegun = command[0] != 0
+        mem.block_barrier()
+        if unbegun:  # the state is that of another call
+            return
         if counted and mem.thread() == 0 and worker == 0:  # between `begin` and this kernel those of the router ran
             st[words.counter(job, worker, words.N_ROUTE)] += mem.clock() - st[words.BEGAN]
         while True:

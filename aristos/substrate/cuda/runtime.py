@@ -49,7 +49,7 @@ from .proxy_thread import DeviceWire, ProxyThread
 MOST_ROWS = 256  # of a tile
 MOST_NS = 1 << 61  # of a timeout; kernels add two
 MERGE_POLLS = 8  # idle polls that few rows wait for more of their expert
-ANSWER_SECONDS = 0.2  # that the driver has to answer a query
+ANSWER_SECONDS = 0.3  # that the driver has to answer before an abort, or what bounds a wait, goes on without it
 LOOK_SECONDS = 2.0  # that it has to copy the state
 ASK_SECONDS = 1.0  # between two looks at the progress of a call that lasts
 FAIL_SECONDS = 5.0  # that a failing rank waits for its GPU to notify the peers
@@ -286,17 +286,21 @@ class CudaRuntime(Runtime):
         """
         limits, since, warned = self.group.limits, time.monotonic(), False
         longest, moved, asked, seen = limits.timeout + limits.absent + FAIL_SECONDS, since, since, (0, 0)
+        answers = [seen]  # to the last question, which may come late: until then it made no progress
         while not self.device.passed(self._ended):
             now = time.monotonic()
             waited = now - since
             if now - asked > ASK_SECONDS and self.layout is not None:
-                asked, before, seen = now, seen, self._progress()
+                if answers:
+                    answers = self._answer(self._progress, ANSWER_SECONDS)
+                asked, before, seen = now, seen, answers[0] if answers else seen
                 if seen != before:
                     moved = now
                 elif now - moved > longest:
+                    number = f" {seen[0]}" if seen[0] else ""  # if the driver has ever answered
                     raise WaitTimeout(
                         f"rank {self.group.rank} has waited {now - moved:.3g} s (limit {longest:g} s) for its own call"
-                        f" {seen[0]}, which makes no progress and does not end: another kernel holds the GPU, or a"
+                        f"{number}, which makes no progress and does not end: another kernel holds the GPU, or a"
                         " block of this one hangs"
                     )
             if waited > AWAKE_SECONDS:  # a short wait is worth a core
@@ -358,35 +362,46 @@ class CudaRuntime(Runtime):
     def _notify_peers(self, job: np.ndarray, error: BaseException, origin: int, cause: int) -> None:
         if self._memory is None:
             return
-        store_release(self._abort.ctypes.data, cause)  # the call in flight notifies the peers, and ends
+        self._abort_calls(cause)
         if isinstance(error, WaitTimeout | PoisonedError | CorruptionError):
             return  # the kernel has notified the peers, or cannot
         if self._proxy is not None:
             self._proxy.poison(origin, cause)
         with contextlib.suppress(AristosError):  # the GPU may be what has failed; then the job ends at exit
-            self._until(lambda: self.device.passed(self._ended))
-            self.device.copy_in(self._failure_job_at, self._blank_job())
-            fail, stream = self.device.load(persistent.FAIL), self.device.stream
-            self.device.launch(fail, 1, 0, self._failure_job_at, self.state_at, origin, cause)
-            self._until(lambda: self.device.done(stream))
+            self._answer(lambda: self._launch_failure(origin, cause), 3 * FAIL_SECONDS)
+
+    def _launch_failure(self, origin: int, cause: int) -> None:
+        """Notify the peers by a kernel, once the call in flight has ended."""
+        self._until(lambda: self.device.passed(self._ended))
+        self.device.copy_in(self._failure_job_at, self._blank_job())
+        fail, stream = self.device.load(persistent.FAIL), self.device.stream
+        self.device.launch(fail, 1, 0, self._failure_job_at, self.state_at, origin, cause)
+        self._until(lambda: self.device.done(stream))
 
     def interrupt(self) -> None:
         """End the calls in flight and refuse later ones: the main thread is inside a driver call, and Ctrl-C came.
 
-        By a thread of `Interrupts`. With no call in flight the layer stays usable. What was awaited goes to stderr: the
-        program may hang.
+        By a thread of `Interrupts`. With no call in flight the layer stays usable; a driver that does not answer has
+        one. What was awaited goes to stderr: the program may hang.
         """
-        if self.broken is None and self._has_calls():
-            print(f"aristos: Ctrl-C during a call\n{self.standing()}", file=sys.stderr, flush=True)
-            error = KeyboardInterrupt("Ctrl-C while the program waited for its GPU")
-            self._fail(NO_JOB, error, "it was interrupted")
-
-    def _has_calls(self) -> bool:
-        """Whether a call is in flight, or the driver does not answer."""
+        if self.broken is not None:
+            return
+        found = [f"rank {self.group.rank}: the driver has not answered for {ANSWER_SECONDS:g} s"]
         with contextlib.suppress(AristosError):  # the GPU has failed: nothing is in flight
-            passed = self._answer(lambda: self.device.passed(self._ended), ANSWER_SECONDS)
-            return not (passed and passed[0])
-        return False
+            found = self._answer(self._in_flight, ANSWER_SECONDS) or found
+            if found[0]:
+                error = KeyboardInterrupt("Ctrl-C while the program waited for its GPU")
+                self._abort_calls(codes.CAUSE_INTERRUPT)  # before stderr, which may block too
+                print(f"aristos: Ctrl-C during a call\n{found[0]}", file=sys.stderr, flush=True)
+                self._fail(NO_JOB, error, "it was interrupted")
+
+    def _in_flight(self) -> str:
+        """`standing` if a call is in flight, else ''."""
+        return "" if self.device.passed(self._ended) else self.standing()
+
+    def _abort_calls(self, cause: int) -> None:
+        """Let the call in flight notify the peers, and end."""
+        store_release(self._abort.ctypes.data, cause)
 
     @staticmethod
     def _answer(ask: Callable[[], Any], seconds: float) -> list[Any]:
@@ -473,12 +488,13 @@ class Blocks:
     def __init__(self, device: Any, sharing: int) -> None:
         self.device, self.sharing = device, sharing
 
-    def of(self, tile: Tile, sms: int | None = None) -> int:
+    def of(self, tile: Tile, sms: int | None = None, counted: bool = False) -> int:
         """For the persistent kernel of a tile. Raises EnvironmentProblem where not even one a rank fits.
 
-        sms: a budget. The GPU may place every block on an SM of its own, so it is also the most blocks.
+        sms: a budget. The GPU may place every block on an SM of its own, so it is also the most blocks. counted: see
+        `persistent.layer`.
         """
-        loaded = self.device.load(persistent.layer_kernel(tile))
+        loaded = self.device.load(persistent.layer_kernel(tile, counted))
         found = self.device.resident(loaded, tile.shared_bytes) * self.device.sms
         if sms is not None:
             if sms > self.device.sms:

@@ -1,0 +1,74 @@
+"""Rows of suites that have not ended, which a part prints when its time is over, and whether something stands still."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+OUT_OF_TIME = "ran out of time: nothing stands still"
+CALL = re.compile(r"epoch \d+: (?!done).*")  # the first line of an engine's state while a call is open
+DRIVER = "aristos/substrate/cuda/driver.py"
+APART = 1.5  # seconds between the two readings
+_sheets: dict[str, list[Any]] = {}
+
+
+def follow() -> None:
+    """From here on every sheet of a suite is known from its making on."""
+    from aristos.bench import context, tables
+
+    begin, make, names = tables.Reporter.begin, context.Sheet.__init__, [""]
+
+    def begun(self: Any, suite: str) -> None:
+        names[0] = suite
+        begin(self, suite)
+
+    def made(self: Any, *words: Any, **options: Any) -> None:
+        make(self, *words, **options)
+        _sheets.setdefault(names[0], []).append(self)
+
+    tables.Reporter.begin, context.Sheet.__init__ = begun, made  # type: ignore[method-assign]
+
+
+def document() -> str:
+    """The rows so far, as the JSON document that the part would have printed; '' if there are none."""
+    from aristos.bench.tables import plain
+
+    note = "not finished: these rows were complete when the part's time was over"
+    suites = {}
+    for name, sheets in list(_sheets.items()):
+        tables = [
+            {"title": each.title, "rows": [plain(row) for row in list(each.records)], "notes": [*each.notes, note]}
+            for each in list(sheets)
+            if each.records
+        ]
+        suites |= {name: {"ok": False, "tables": tables}} if tables else {}
+    return json.dumps({"suites": suites}) if suites else ""
+
+
+def verdict(first: str, state: str, driver: object | None) -> str:
+    """Whether the process hangs. first, state: two readings of the engines. driver: the call in which it stayed."""
+    stuck = [call for call in CALL.findall(state) if call in first]
+    if stuck:
+        return f"HUNG: a call stands still at {stuck[0]}"
+    if driver is not None or "the driver has not answered" in state:
+        return "HUNG: the driver does not answer"
+    return OUT_OF_TIME
+
+
+def driver_call() -> object | None:
+    """The frame of the driver's call in which the main thread is now; None elsewhere."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return frame if frame is not None and frame.f_code.co_filename.endswith(DRIVER) else None
+
+
+def judge(first: str, read: Callable[[], str]) -> str:
+    """The verdict after APART seconds. first: the state of every engine, which `read` returns again."""
+    before = driver_call()
+    time.sleep(APART)
+    state = read()
+    return verdict(first, state, before if before is driver_call() else None)

@@ -1,0 +1,91 @@
+"""A driver whose calls do not return, as while cuCtxSynchronize holds its lock: what needs none happens still."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
+
+from aristos.engine import codes
+from aristos.errors import WaitTimeout
+from aristos.substrate.cuda import runtime as cuda
+from aristos.substrate.failure import Failure
+from aristos.transport.limits import Limits
+
+
+class Silent:
+    """A device whose driver answers nothing but what `answers` has. asked: names of the other calls."""
+
+    def __init__(self, **answers):
+        self.answers, self.asked = answers, []
+
+    def __getattr__(self, name):
+        def call(*arguments):
+            if name not in self.answers:
+                self.asked.append(name)
+                threading.Event().wait()
+            return self.answers[name]
+
+        return call
+
+
+def engine(device):
+    """A CudaRuntime with a call that was made, as far as failing reads it."""
+    made = cuda.CudaRuntime.__new__(cuda.CudaRuntime)
+    made.group = SimpleNamespace(rank=0, world=2, limits=Limits(0.1, 0.1), abort_at_exit=lambda why: None)
+    made.failure, made.device, made.tables = Failure(made.group), device, SimpleNamespace(words=8)
+    made.running, made.layout = np.zeros(8, np.int64), object()
+    made._abort, made._ended, made.state_at = np.zeros(8, np.int64), 0, 0
+    made._memory, made._proxy = object(), None
+    return made
+
+
+def ends(body):
+    """Run `body` on a thread, which must end; the error that it raised."""
+    errors = []
+
+    def run():
+        try:
+            body()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    return errors[0] if errors else None
+
+
+def test_ctrl_c_sets_the_word_that_ends_the_call(monkeypatch, capsys):
+    """Within a second, with the 0.3 s that the main thread has; and the engine's failure ends too."""
+    monkeypatch.setattr(cuda, "FAIL_SECONDS", 0.1)
+    made, since, at = engine(Silent()), time.monotonic(), []
+
+    def watch():
+        while made._abort[0] == 0:
+            time.sleep(0.01)
+        at.append(time.monotonic() - since)
+
+    threading.Thread(target=watch, daemon=True).start()
+    assert ends(made.interrupt) is None
+    assert at[0] < 1.5, at  # 0.3 s and what a busy machine takes
+    assert made._abort[0] == codes.CAUSE_INTERRUPT
+    assert "Ctrl-C while the program waited" in made.broken
+    assert "aristos: Ctrl-C during a call\nrank 0: the driver has not answered for 0.3 s" in capsys.readouterr().err
+
+
+def test_the_bound_of_a_wait_holds(monkeypatch):
+    """Where a copy of the state does not return, that is no progress; it is asked for once."""
+    for name, seconds in (("FAIL_SECONDS", 0.1), ("ASK_SECONDS", 0.02), ("ANSWER_SECONDS", 0.02)):
+        monkeypatch.setattr(cuda, name, seconds)
+    device = Silent(passed=False)
+    error = ends(engine(device)._wait)
+    assert isinstance(error, WaitTimeout)
+    assert "for its own call, which makes no progress and does not end" in str(error)
+    assert device.asked == ["copy_out"]
