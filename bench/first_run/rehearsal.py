@@ -1,26 +1,30 @@
 """A rehearsal without a GPU: the parts run on the PTX machine with small shapes, and one thing goes wrong on purpose.
 
 Its times count events and mean nothing. It needs the checkout's tests/support, and numba-cuda. A fault is planted where
-it would arise: a product loses its weights, a call does not end, a package cannot be imported, files cannot grow, the
-profiler is missing or forbidden.
+it would arise: a product loses its weights, a worker keeps the lock, a package cannot be imported, files cannot grow,
+the profiler is missing or forbidden.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import resource
 import stat
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .parts import ROOT
 
 SHAPE = ("--hidden", "32", "--ffn", "24", "--experts", "3", "--top-k", "2", "--iters", "2", "--warmup", "1")
 CALLS = ("--tokens", "6")
-FULL = 1 << 12  # bytes to which files can grow on a full disk
+FULL = 512  # bytes to which files can grow on a full disk
 TILES = 1  # of a kind
 LACKING = ("mpi4py", "cupy", "matplotlib")
 FORBIDDEN = """#!/bin/sh
@@ -168,10 +172,20 @@ def _hang() -> None:
 
     called, calls = Played.__call__, []
 
-    def endless(self: Any) -> None:
+    def second(self: Any) -> None:
         calls.append(self)
+        if len(calls) == 2:
+            self.gpu.device.machine.actor(_endless, self.moe.runtime)
         called(self)
-        while len(calls) > 1:
-            time.sleep(1.0)
 
-    Played.__call__ = endless  # type: ignore[method-assign]
+    Played.__call__ = second  # type: ignore[method-assign]
+
+
+def _endless(runtime: Any) -> Iterator[None]:
+    """An actor of the machine: a worker that computes has the rank's lock, and from then on nothing moves."""
+    while (found := re.search(r"workers? (\d+).*: computes share", runtime.standing())) is None:
+        yield
+    lock = runtime.state_at + runtime.state.itemsize * runtime.tables.words
+    runtime.device.copy_in(lock, np.array([1 + int(found[1])]))
+    while True:
+        time.sleep(1.0)

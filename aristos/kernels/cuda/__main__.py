@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         from ...substrate.cuda import persistent  # needs numba-cuda; if it is missing, the error is reported below
         from .catalogue import kernels
 
-        rows = build_all(archs, given.out, (kernels, persistent.kernels), given.kernels)
+        catalogues = (kernels, persistent.kernels, persistent.counted_kernels)
+        rows = build_all(archs, given.out, catalogues, given.kernels)
     except (AristosError, OSError, re.error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
