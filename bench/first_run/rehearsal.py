@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import re
 import resource
-import stat
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,10 +25,7 @@ CALLS = ("--tokens", "6")
 FULL = 512  # bytes to which files can grow on a full disk
 TILES = 1  # of a kind
 LACKING = ("mpi4py", "cupy", "matplotlib")
-FORBIDDEN = """#!/bin/sh
-echo "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU Performance Counters"
-exit 1
-"""
+FORBIDDEN = Path(__file__).with_name("forbidden")  # with an ncu that lacks permission
 
 
 def run(given: Any) -> int:
@@ -132,10 +127,7 @@ def plant(fault: str) -> None:
     elif fault == "disk":
         fill_disk()
     elif fault == "ncu-forbidden":
-        place = Path(tempfile.mkdtemp(prefix="aristos-rehearsal-")) / "ncu"
-        place.write_text(FORBIDDEN)
-        place.chmod(place.stat().st_mode | stat.S_IXUSR)
-        os.environ["PATH"] = f"{place.parent}{os.pathsep}{os.environ['PATH']}"
+        os.environ["PATH"] = f"{FORBIDDEN}{os.pathsep}{os.environ['PATH']}"
     elif fault == "ncu-missing":
         from . import profiled
 
