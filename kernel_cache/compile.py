@@ -98,16 +98,11 @@ def source_key(source: Path) -> str:
     If a source was edited after this process started, the process may run the old one; then the key is unique to this
     process.
     """
-    key = source_digest(source)
-    if any(path.stat().st_mtime > STARTED for path in _read(source)):
+    read = _read(source)
+    key = sources.digest(read)
+    if any(path.stat().st_mtime > STARTED for path in read):
         key = hashlib.sha256(f"{key} {os.getpid()} {STARTED}".encode()).hexdigest()
     return key[:16]
-
-
-@cache
-def source_digest(source: Path) -> str:
-    """Hash of the same sources, whatever the clocks of the machine and of its files say."""
-    return sources.digest(_read(source))
 
 
 @cache

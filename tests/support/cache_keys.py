@@ -8,6 +8,6 @@ from kernel_cache import sources
 
 def forget() -> None:
     """Forget what this process has read of sources."""
-    keys = (compiling.source_key, compiling.source_digest, compiling.code_key, compiling._read)
+    keys = (compiling.source_key, compiling.code_key, compiling._read)
     for function in (*keys, sources.files, sources.imported, sources.importers, sources.digest):
         function.cache_clear()

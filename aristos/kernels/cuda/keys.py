@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kernel_cache import sources
-from kernel_cache.compile import source_digest, source_key
+from kernel_cache.compile import _read, source_key
 
 CATALOGUE = Path(__file__).with_name("catalogue.py")  # imports all kernels, and chooses their tiles and sizes
 READ = ("debug", "opt", "fastmath", "launch_bounds")  # the options that kernel_cache/offline.py gives to the compiler
@@ -24,16 +24,21 @@ def ahead_key(kernel: Any) -> str:
     files may have been unpacked by a clock that goes ahead of the machine's.
     """
     options = [(name, kernel.function.targetoptions.get(name)) for name in READ]
-    return _hash((*_sources(kernel, source_digest), [str(each) for each in kernel.types], options))
+    return _hash((*_sources(kernel, _digest), [str(each) for each in kernel.types], options))
 
 
 def edited(kernel: Any) -> bool:
     """Whether a source of the kernel was edited after this process started, which may run the old one."""
-    return not _own(kernel, source_digest).startswith(_own(kernel, source_key))
+    return not _own(kernel, _digest).startswith(_own(kernel, source_key))
 
 
 def _sources(kernel: Any, key: Callable[[Path], str]) -> tuple[str, str]:
     return _own(kernel, key), sources.digest(sources.files(CATALOGUE))
+
+
+def _digest(source: Path) -> str:
+    """Hash of the files of `source_key`, whatever the clocks of the machine and of the files say."""
+    return sources.digest(_read(source))
 
 
 def _own(kernel: Any, key: Callable[[Path], str]) -> str:
