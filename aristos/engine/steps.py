@@ -118,26 +118,14 @@ def execute(job, st, worker, kind):
 @jit
 def publish(job, st, worker, kind):
     """Publish that the command is done."""
-    if needs_lock(job, st, worker, kind):
-        acquire(job, 1 + worker)
-        publish_locked(job, st, worker, kind)
-
-
-@jit
-def needs_lock(job, st, worker, kind):
-    """Publish what needs no lock; whether something is left that does."""
-    if kind not in (codes.LIST, codes.SHARE):
-        return True
-    slot = st[words.command_run(words.command(job, worker))]
-    if kind == codes.LIST:
-        column_runs.open_run(job, st, slot)
-        return False
-    return column_runs.share_done(job, st, slot)
-
-
-@jit
-def publish_locked(job, st, worker, kind):
-    """Publish the rest under the lock, which the worker holds, and give it back."""
+    if kind in (codes.LIST, codes.SHARE):
+        slot = st[words.command_run(words.command(job, worker))]
+        if kind == codes.LIST:
+            column_runs.open_run(job, st, slot)
+            return
+        if not column_runs.share_done(job, st, slot):
+            return
+    acquire(job, 1 + worker)
     if kind == codes.EXPERT:
         experts.publish(job, st, worker)
     elif kind == codes.DISPATCH:

@@ -37,8 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         from ...substrate.cuda import persistent  # needs numba-cuda; if it is missing, the error is reported below
         from .catalogue import kernels
 
-        catalogues = (kernels, persistent.kernels, persistent.counted_kernels)
-        rows = build_all(archs, given.out, catalogues, given.kernels)
+        rows = build_all(archs, given.out, (kernels, persistent.kernels), given.kernels)
     except (AristosError, OSError, re.error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -272,19 +272,6 @@ def charge(job, st, worker, kind, since):
 
 
 @cuda.jit(device=True)
-def publish_counted(job, st, worker, kind, since):
-    """`steps.publish`, with the time of its wait for the lock and of all else on the worker's counters."""
-    if steps.needs_lock(job, st, worker, kind):
-        asked = mem.clock()
-        acquire(job, 1 + worker)
-        waited = mem.clock() - asked
-        steps.publish_locked(job, st, worker, kind)
-        st[words.counter(job, worker, words.N_LOCK)] += waited
-        since += waited
-    st[words.counter(job, worker, words.N_PUBLISH)] += mem.clock() - since
-
-
-@cuda.jit(device=True)
 def leave(job, st, kind):
     """The call has ended, or failed: notify the peers. By worker 0."""
     if kind == codes.FINISH:
@@ -415,9 +402,10 @@ def layer(tile: Tile, counted: bool = False) -> Any:
             mem.block_barrier()
             if mem.thread() == 0 and kind != codes.SETTLE:
                 if counted:
-                    publish_counted(job, st, worker, kind, charge(job, st, worker, kind, since))
-                else:
-                    steps.publish(job, st, worker, kind)
+                    since = charge(job, st, worker, kind, since)
+                steps.publish(job, st, worker, kind)
+                if counted:
+                    st[words.counter(job, worker, words.N_PUBLISH)] += mem.clock() - since
                 if worker == 0:
                     publish_progress(job, st, mem.clock())
                     read_abort(job, st)
@@ -480,11 +468,6 @@ def layer_tile(kind: str, rows: float, gpu: Target) -> Tile:
     return next((tile for tile in found if tile.m >= rows), found[-1])
 
 
-def counted_kernels(arch: str) -> list[Kernel]:
-    """bfloat16's kernels that count, for an architecture: those that the report on a GPU uses."""
-    return [layer_kernel(tile, True) for tile in layer_tiles("bf16", Target.named(arch))]
-
-
 def kernels(arch: str) -> list[Kernel]:
-    """All kernels of this file for an architecture but those that count."""
+    """All kernels of this file for an architecture."""
     return [BEGIN, FAIL, *(layer_kernel(tile) for kind in ROWS for tile in layer_tiles(kind, Target.named(arch)))]
