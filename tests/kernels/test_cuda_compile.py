@@ -31,7 +31,7 @@ from aristos.kernels.cuda.assemble import TARGETS
 from aristos.kernels.cuda.catalogue import kernels
 from aristos.kernels.cuda.gemm import TILES, tiles
 from aristos.kernels.cuda.target import Target
-from aristos.substrate.cuda import persistent
+from aristos.substrate.cuda import counted, persistent
 from kernel_cache.compile import cache_folder
 
 pytestmark = pytest.mark.slow
@@ -150,7 +150,7 @@ COUNTED = "_counted" if ALL else r"^layer_bf16_wgmma_128x128_counted\.sm_90$"
 EVERYWHERE = {
     (kernel.name, arch): kernel
     for arch in EVERY_ARCH
-    for kernel in persistent.kernels(arch) + persistent.counted_kernels(arch)
+    for kernel in persistent.kernels(arch) + counted.kernels(arch)
     if re.search(f"{ONCE_SPILLED}|{COUNTED}", f"{kernel.name}.{arch}")
 }
 
