@@ -142,6 +142,8 @@ def fill_disk() -> None:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     cache_folder()
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # Python would keep the beginnings of modules for later programs
+    sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, hard))
 
 

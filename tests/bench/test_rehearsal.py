@@ -37,7 +37,7 @@ def test_a_whole_rehearsal(tmp_path):
     assert page.startswith("# Aristos on PTX machine: every part ran, every output was right\n"), (page[:3000], said)
     assert code == 0, said
     for line in (
-        "| products against float64 | ok |", "| layer | ok |", "## router alone on PTX machine",
+        "| products against float64 | ok |", "| layer | ok |", "## router on PTX machine",
         "## time per phase on PTX machine", "## idle on PTX machine", "two kernels under ncu", " passed",
     ):  # fmt: skip
         assert line in page, page
