@@ -222,9 +222,21 @@ def arrows() -> dict[tuple[str, str], set[tuple[str, str]]]:
     return found
 
 
+def _around(module: str) -> set[str]:
+    """A module and the packages that it is in."""
+    parts = module.split(".")
+    return {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+
+
 def circles() -> list[list[str]]:
-    """Groups of modules that import each other, directly or through others (Tarjan's algorithm)."""
+    """Groups of modules that import each other, directly or through others (Tarjan's algorithm).
+
+    An import of a module runs the packages around it too, but for those that the importing module is in.
+    """
     graph = imports()
+    for name, targets in graph.items():
+        around = {each for target in targets for each in _around(target) if not f"{name}.".startswith(f"{each}.")}
+        graph[name] = around & graph.keys()
     number: dict[str, int] = {}
     lowest: dict[str, int] = {}
     stack: list[str] = []

@@ -29,7 +29,7 @@ from ..topology.visible import visible
 from ..transport.capacity import free_memory, machine
 from . import fit
 from .pairs import PROBE, Pairs, Side, schedule, slot_bytes
-from .suites.put import cell, landed
+from .timed_puts import cell, landed
 from .world import World
 
 SMALL = (

@@ -1,8 +1,8 @@
 """Every call of a compiled kernel: its arguments by name, with meaning, unit and type.
 
 `python -m aristos.engine.generate` writes both sides from this file: the records that steps fill
-(`primitives/arithmetic.py`), and how their words cross to the kernels (`kernels/cpu/call_blocks.py`). Nothing is
-compiled here.
+(`primitives/arithmetic.py`), how their words cross to the kernels (`kernels/cpu/call_blocks.py`), and the job of the
+router kernels on GPUs (`kernels/cuda/router_job.py`). Nothing is compiled here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ WORD = "word"  # int64
 BITS = "float32"  # the bits of a float32 in a word; the kernel reads the float32
 SCRATCH = "scratch"  # address of BLOCK_BYTES for the words of the call, then of the kernel's own memory
 EXPERT = "expert"  # an address for each of WEIGHTS
+TRANSPOSED = "transposed"  # an address for each of TURNED; in calls that cross in no block
+GRADIENTS = "gradients"  # a tuple of addresses in the order of WEIGHTS; likewise
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Argument:
 class Call:
     """A call of a kernel. result: what it returns, "" for nothing.
 
-    step: steps call it by name; kernel: it has a kernel of its own, else a lowering calls another one.
+    step: steps call it by name; kernel: it has a kernel of its own, else a lowering calls another one. A call that is
+    neither takes its record as it is, and crosses in no block.
     """
 
     name: str
@@ -55,6 +58,10 @@ def _arguments(rows: str) -> tuple[Argument, ...]:
 
 
 # ---- the arrays of an expert's weights, each packed as the kernels read it
+#
+# They do not depend on the weight type (weight_types.py): codes, scales and zero points of a projection are one stream,
+# so each type has these addresses. An array of its own would be a line here, and its words in the part `weights` and in
+# the record `foreign` of schema.py, which `column_runs.weights_of` reads and layer/weights.py fills by the same names.
 
 WEIGHTS = _arguments("""
     up | address | up projection
@@ -177,7 +184,63 @@ CALLS = [
         hidden | columns | width of a row
         scratch | address | as of `combine_token` | scratch
     """), kernel=False),
+    Call("expert_blocks", "Compute rows of one expert backwards, and the gradients of its weights.", _arguments("""
+        rows | rows | any number
+        x | address | addresses of the rows
+        dy | address | addresses of the gradients of their outputs
+        w | address | [rows] float32: combine weights
+        dx | address | addresses of rows that are written
+        dw | address | [rows] float32 that are written
+        weights | addresses | of the expert | expert
+        turned | addresses | of the expert | transposed
+        gradients | addresses | of the expert's gradients, 0: none | gradients
+        activation | | which activation, and its limit
+        hidden | columns | width of a row
+        ffn | columns | width of the hidden activations
+        carry | flag | gradients are added to, or else written over
+        saved | address | `saved_bytes` of the kernel's module
+        scratch | address | `blocks_bytes` of the kernel's module
+    """), step=False, kernel=False),
 ]  # fmt: skip
+
+# ---- the job of the router kernels on GPUs, in the order of its words
+
+ROUTER_JOB = _arguments("""
+    x | address | rows of the kernel's kind that the router reads, on 16 bytes
+    x_stride | bytes | between them
+    tokens | tokens | of the call
+    hidden | columns | width of a row
+    router | address | of `pack_router`
+    experts | experts | that ids name, identity experts among them
+    top_k | choices | experts that compute a token
+    choices | choices | those that it chooses: one less with a shared expert
+    score | | `rule` of kernels/common/scores.py
+    renormalize | flag | the weights of a token are divided by their sum
+    scale | float32 bits | factor of the weights
+    ids | address | [tokens, top_k] int64, -1: a choice not taken, -2 - id: one beyond the capacity
+    weights | address | [tokens, top_k] float32
+    given_ids | address | [tokens, choices] int64 from outside, perhaps those of ids, 0: none
+    given_weights | address | [tokens, choices] float32 from outside
+    capacity | choices | most of an expert, 0: no limit
+    slot_of | address | [experts, and the shared one] int64: places in the packed order, -1: none, nor rows (identity)
+    slots | experts | places in the packed order
+    offset | address | [slots + 1] int64, see engine/packing.py
+    token | address | [tokens * top_k] int64, see there
+    position | address | [tokens, top_k] int64, see there
+    logits | address | [tokens, experts] float32, where scores are kept, 0: nowhere
+    select_bias | address | [experts] float32, added to the weights when experts are compared, 0: none
+    input | address | the tokens
+    input_stride | bytes | between them
+    shared_sigmoid | address | `pack_router` of one column, whose logistic function weighs the shared expert; 0: 1
+    weighted | address | where tokens times their weights go, whole rows side by side, 0: nowhere
+    kept_weights | address | with weighted: [tokens] float32, where these weights are kept; those in weights become 1
+    status | address | of a word: OK at first, then a token's largest status; unless OK, `place` assigns no rows
+    unbegun | address | of a word: not 0 where no call began, because the engine has failed; 0: there is no such word
+    scratch | address | of `scratch_bytes` bytes
+""")
+ROUTER_CALL = (  # its words that the kernel `begin` fills for each call; the host fills the others
+    "x", "x_stride", "tokens", "ids", "weights", "given_ids", "given_weights", "capacity", "input", "input_stride",
+)  # fmt: skip
 
 
 def words_of(call: Call) -> int:
@@ -186,4 +249,5 @@ def words_of(call: Call) -> int:
 
 
 HEAD_WORDS = 2  # of a block: result, error
-BLOCK_WORDS = -(-(HEAD_WORDS + 1 + max(map(words_of, CALLS))) // 8) * 8  # whole lines, with a word to spare
+CROSSING = [call for call in CALLS if call.step or call.kernel]
+BLOCK_WORDS = -(-(HEAD_WORDS + 1 + max(map(words_of, CROSSING))) // 8) * 8  # whole lines, with a word to spare

@@ -1,6 +1,7 @@
 """Writes what is made from `schema.py` and `call_schema.py`: python -m aristos.engine.generate.
 
-From the first `words.py` and the tables of docs/protocol.md, from the second both sides of each call of a kernel.
+From the first `words.py` and the tables of docs/protocol.md, from the second both sides of each call of a kernel and
+the job of the router kernels.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from pathlib import Path
 from . import generate_calls, schema
 
 HERE = Path(__file__).parent
-ARITHMETIC, BLOCKS = HERE.parent / "primitives" / "arithmetic.py", HERE.parent / "kernels" / "cpu" / "call_blocks.py"
+ARITHMETIC, KERNELS = HERE.parent / "primitives" / "arithmetic.py", HERE.parent / "kernels"
+BLOCKS, ROUTER_JOB = KERNELS / "cpu" / "call_blocks.py", KERNELS / "cuda" / "router_job.py"
 WORDS, PROTOCOL = HERE / "words.py", HERE.parent.parent / "docs" / "protocol.md"
 SHARED = ("announced", "record", "returned", "coded")  # records that another rank reads
 BEGIN, END = "<!-- tables: generated -->", "<!-- end of tables -->"
@@ -78,11 +80,11 @@ def _record(record: schema.Record) -> str:
 
 
 def _fill(part: str) -> str:
-    """A function that fills a part of a job on a GPU: all words that `job.fill` wants there."""
+    """A function that fills a part of a job in compiled code: all words that `job.fill` wants on a GPU."""
     found = [w.name for w in schema.JOB_SCALARS if w.part == part and w.substrate != schema.CPU]
     named = ", ".join(f"{name.lower()}_" if name.lower() in dir(builtins) else name.lower() for name in found)
     lines = [f"    job[{name}] = {argument}\n" for name, argument in zip(found, named.split(", "))]
-    head = f'\n\n@inlined\ndef fill_{part}(job, {named}):\n    """Fill the part `{part}` of a job on a GPU."""\n'
+    head = f'\n\n@inlined\ndef fill_{part}(job, {named}):\n    """Fill the part `{part}` in compiled code."""\n'
     return head + "".join(lines)
 
 
@@ -156,6 +158,7 @@ def main() -> None:
     WORDS.write_text(words(), encoding="utf-8")
     ARITHMETIC.write_text(generate_calls.arithmetic(), encoding="utf-8")
     BLOCKS.write_text(generate_calls.blocks(), encoding="utf-8")
+    ROUTER_JOB.write_text(generate_calls.router_job(), encoding="utf-8")
     PROTOCOL.write_text(protocol(PROTOCOL.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -1,6 +1,8 @@
-"""Texts of `primitives/arithmetic.py` and `kernels/cpu/call_blocks.py`, from `call_schema.py`: see `generate.py`."""
+"""What is written from `call_schema.py`: both sides of calls, and the job of the router kernels. See `generate.py`."""
 
 from __future__ import annotations
+
+import builtins
 
 from . import call_schema as schema
 
@@ -56,11 +58,43 @@ def flat(record):
     """The words of a record in order, for a block that is apart from its scratch."""
     return [word for each in record for word in (each if isinstance(each, tuple) else (each,))]
 '''
+ROUTER = '''"""The job of the router kernels. Written by `python -m aristos.engine.generate`: do not edit."""
+
+import numpy as np
+
+from kernel_cache.compile import inlined
+
+(
+{numbers}
+    JOB_WORDS,
+) = range({words})
+LASTING = (
+{lasting}
+)  # fmt: skip
+
+
+def new_job(**values: int) -> np.ndarray:
+    """A job with all of its words but those of a call. Raises TypeError unless `values` names all of LASTING."""
+    if values.keys() != set(LASTING):
+        missing, unknown = sorted(set(LASTING) - values.keys()), sorted(values.keys() - set(LASTING))
+        raise TypeError(f"a job of the router kernels: missing {{missing}}, unknown {{unknown}}")
+    job = np.zeros(JOB_WORDS, np.int64)
+    for name, value in values.items():
+        job[globals()[name.upper()]] = value
+    return job
+
+
+@inlined
+def fill_routing(job, {call}):
+    """Fill the words of a call in compiled code."""
+{stores}
+'''
 WORD = 8
+KINDS = {schema.EXPERT: "ExpertWeights", schema.TRANSPOSED: "TurnedWeights", schema.GRADIENTS: "tuple[int, ...]"}
 
 
 def _field(argument: schema.Argument) -> str:
-    kind = "ExpertWeights" if argument.dtype == schema.EXPERT else "int"
+    kind = KINDS.get(argument.dtype, "int")
     unit = f"{argument.unit}: " if argument.unit else ""
     bits = ", as bits of a float32" if argument.dtype == schema.BITS else ""
     return f"    {argument.name}: {kind}  # {unit}{argument.meaning}{bits}"
@@ -154,3 +188,17 @@ def blocks() -> str:
     ]
     head = "\n\n# calls by steps: name, number of the kernel, what writes the arguments, whether there is a result\n"
     return f"{text}{head}STEPS = (\n" + "\n".join(rows) + "\n)\n"
+
+
+def router_job() -> str:
+    """The text of kernels/cuda/router_job.py."""
+    every, of_call = schema.ROUTER_JOB, schema.ROUTER_CALL
+    numbers = "\n".join(
+        f"    {each.name.upper()},  # {each.unit}{': ' * bool(each.unit)}{each.meaning}" for each in every
+    )
+    lasting = "\n".join(f'    "{each.name}",' for each in every if each.name not in of_call)
+    call = {name: f"{name}_" if name in dir(builtins) else name for name in of_call}
+    stores = "\n".join(f"    job[{name.upper()}] = {argument}" for name, argument in call.items())
+    return ROUTER.format(
+        numbers=numbers, words=len(every) + 1, lasting=lasting, call=", ".join(call.values()), stores=stores
+    )

@@ -50,7 +50,7 @@ def refresh(job, st, gpu):
         if st[words.remote(job, p)] != 0:
             epoch = mem.load_acquire(word_to(job, st, p, words.ANNOUNCED))
             if epoch > job[words.EPOCH]:  # peers are announced to in turn, after all announcements are written
-                job[words.EPOCH] = epoch
+                words.fill_start(job, epoch)
                 a = announcement_to(job, st, p, epoch)
                 row = mem.load(words.announced_row_bytes(a)) + WORD * mem.load(words.announced_scalars(a))
                 job[words.RETURN_STRIDE] = gpu[words.RETURN_STRIDE] = (row + LINE - 1) // LINE * LINE

@@ -442,13 +442,13 @@ def coded_word(a, word):
 
 @inlined
 def fill_start(job, epoch):
-    """Fill the part `start` of a job on a GPU."""
+    """Fill the part `start` in compiled code."""
     job[EPOCH] = epoch
 
 
 @inlined
 def fill_call(job, tokens, status_in, x, x_stride, input_, input_stride, y, ids, weights):
-    """Fill the part `call` of a job on a GPU."""
+    """Fill the part `call` in compiled code."""
     job[TOKENS] = tokens
     job[STATUS_IN] = status_in
     job[X] = x

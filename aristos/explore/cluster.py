@@ -48,7 +48,9 @@ def waits(memory: Memory, actor: Actor) -> str:
 
 
 class Cluster:
-    """A case, ready to run once."""
+    """A case, ready to run once. pause_ns: after which a rank's steps come back to its program."""
+
+    pause_ns = 3_000_000
 
     def __init__(self, case: Case, strategy: Strategy) -> None:
         self.case = case

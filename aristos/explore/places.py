@@ -121,4 +121,4 @@ def fill_gpu(shape: EngineShape, nodes: Nodes, rank: int, state: Any, starts: di
     filled = np.zeros(len(state), np.int64)
     memory.fill(filled, starts)
     state[:] = filled.tolist()
-    return memory.sides(private(rank, WIRE, COPIES))
+    return memory.sides(private(rank, WIRE, COPIES), (0, 0))

@@ -33,7 +33,6 @@ from .watched_state import Watched
 
 BATCH = 6  # most rows of a run, column-split or not
 MERGE_POLLS = 3  # idle polls for which few rows wait for more
-PAUSE_NS = 3_000_000
 TIMEOUT = 120.0
 GATE_OPEN, GATE_DONE = 0, 8  # words between the calling thread and its workers: the call they may join, calls left
 GATE_HALF = 16  # the last exchange whose first phase has ended here, for ranks that meet between the phases
@@ -114,13 +113,13 @@ class Rank:
 
     def _fill_job(self) -> None:
         """As `CpuRuntime.fill` and `Collective._new_job` do."""
-        job, case, me = self.job, self.case, self.me
+        job, case, me, cluster = self.job, self.case, self.me, self.cluster
         hidden, ffn = experts.columns_of(case.words)
         remote = len(case.nodes.remote(me))
         jobs.fill_placement(job, self.placement.slot_of.tolist(), self.placement.start.tolist(), self.foreign)
         jobs.fill_engine(
             job, schema.CPU, case.shape, self.tables, rank=me, world=case.ranks, all_workers=case.workers, spins=0,
-            yields=0, layout=0, return_stride=case.shape.stride, merge_polls=MERGE_POLLS, pause_ns=PAUSE_NS,
+            yields=0, layout=0, return_stride=case.shape.stride, merge_polls=MERGE_POLLS, pause_ns=cluster.pause_ns,
             remote=remote, block_pairs=case.block, once_rows=case.once, once_share=case.once_share,
             scratch=private(me, places.SCRATCH), lock=private(me, places.LOCK),
             wire=private(me, places.WIRE) if remote else 0, state=private(me, places.STATE),

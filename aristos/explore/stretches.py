@@ -35,6 +35,8 @@ Log = list[Any]
 class Stretches(Cluster):
     """A cluster with one worker a rank, and on GPUs its proxy; a turn of the proxy is a stretch."""
 
+    pause_ns = -1
+
     def __init__(self, case: Case, strategy: Strategy) -> None:
         super().__init__(case, strategy)
         self.memory.keeps_acquired = False  # it would be part of every state
@@ -45,7 +47,6 @@ class Stretches(Cluster):
         if self.memory.reach is not None:  # proxies release all words of a line: the changed ones order enough
             self.memory.skips_same = self.memory.reach.hosts
         for rank in self.ranks:
-            rank.job[words.PAUSE_NS] = -1
             for p in range(case.ranks):
                 if p != rank.me:
                     self._take_for_local(rank, p)

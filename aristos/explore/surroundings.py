@@ -29,6 +29,7 @@ class Surroundings(Protocol[R]):
     """The attributes and methods of `cluster.Cluster` that ranks and checks use."""
 
     case: Case
+    pause_ns: int
     sched: Scheduler
     memory: Memory
     ranks: list[R]

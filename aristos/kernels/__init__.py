@@ -6,11 +6,11 @@ Two rates of this core: `fma_peak`, of multiply-adds in registers, and `gemm_pea
 from importlib import import_module
 from typing import Any
 
-_LAZY = {"Matrix": "api", "Packed": "api", "ffn": "api", "fma_peak": "peaks", "gemm_peak": "peaks"}
+_LAZY = {"Matrix": "api", "Packed": "api", "ffn": "api", "fma_peak": "cpu.peaks", "gemm_peak": "cpu.peaks"}
 __all__ = ["Matrix", "Packed", "ffn", "fma_peak", "gemm_peak"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(f".cpu.{_LAZY[name]}", __name__), name)
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

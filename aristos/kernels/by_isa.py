@@ -20,11 +20,12 @@ PACKAGE = f"{__package__}.cpu"
 
 def module(name: str, isa: str, form: str = "") -> Any:
     """The module `kernels/cpu/<name>.py`, made for an ISA and a format of packed weights, "" for plain ones."""
-    package = PACKAGE
-    if form or isa != import_module(f"{PACKAGE}.target").ISA:
-        package = f"{PACKAGE}_{isa}" + (f"_{form}" if form else "")
-        if package not in sys.modules:
-            made = ModuleType(package)
-            made.__path__ = [str(Path(__file__).parent / "cpu")]
-            sys.modules[package] = made
-    return import_module(f"{package}.{name}")
+    if not form and isa == import_module(f"{PACKAGE}.target").ISA:
+        return import_module(f"{PACKAGE}.{name}")
+    made_for = f"{isa}_{form}" if form else isa
+    package = f"{PACKAGE}_{made_for}"
+    if package not in sys.modules:
+        made = ModuleType(package)
+        made.__path__ = [str(Path(__file__).parent / "cpu")]
+        sys.modules[package] = made
+    return import_module(f"{PACKAGE}_{made_for}.{name}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,7 @@ from .weights import ROUTER
 DEFAULT_TIMEOUT = DEFAULT.timeout  # seconds
 
 
-@dataclass(frozen=True)
-class CallArguments:
+class CallArguments(NamedTuple):
     """The arguments of a call of `MoE` as the caller passed them, but for the layer."""
 
     x: Any

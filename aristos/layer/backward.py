@@ -21,7 +21,7 @@ from kernel_cache.compile import warm_up
 from ..config import SCORES, MoEConfig
 from ..kernels.by_isa import module
 from ..kernels.common import activations
-from ..primitives.arithmetic import ExpertWeights, TurnedWeights
+from ..primitives.arithmetic import ExpertBlocks, ExpertWeights, TurnedWeights
 from ..primitives.buffers import FLOAT, LINE, aligned
 from ..reproducible import partial_sums
 from .arguments import on_input
@@ -84,9 +84,9 @@ class Kernels:
         if any(on_input(cfg) or cfg.identity_experts for cfg in cfgs):
             wanted.append((tokens.row_dots, (word,) * 5))
         if blocks or any(cfg.shared_ffn for cfg in cfgs):
-            packed, turned = typeof(ExpertWeights(*[0] * 6)), typeof(TurnedWeights(*[0] * 3))
-            arrays = packed, turned, types.UniTuple(word, 6)
-            wanted.append((self.expert.expert_blocks, (*(word,) * 6, *arrays, *(word,) * 6)))
+            arrays: Any = {"weights": ExpertWeights(*[0] * 6), "turned": TurnedWeights(*[0] * 3), "gradients": (0,) * 6}
+            blank = ExpertBlocks(**dict.fromkeys(ExpertBlocks._fields, 0) | arrays)
+            wanted.append((self.expert.expert_blocks, (typeof(blank),)))
         warm_up(wanted)
 
     def scratch(self, name: str, nbytes: int) -> int:
@@ -111,12 +111,14 @@ class Kernels:
         `TrainedWeights.expert`. adds: False to write the gradients.
         """
         x, dy, w, dx, dw = (each.ctypes.data for each in rows)
-        saved = self.scratch("saved", self.expert.saved_bytes(cfg.hidden, ffn, cfg.gated))
-        scratch = self.scratch("scratch", self.expert.blocks_bytes(cfg.hidden, ffn))
-        word = activations.word(cfg.activation, cfg.limit, cfg.limit_after)
-        self.expert.expert_blocks(
-            len(rows[0]), x, dy, w, dx, dw, *arrays, word, cfg.hidden, ffn, int(adds), saved, scratch
-        )
+        weights, turned, gradients = arrays
+        call = ExpertBlocks(
+            rows=len(rows[0]), x=x, dy=dy, w=w, dx=dx, dw=dw, weights=weights, turned=turned, gradients=gradients,
+            activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after), hidden=cfg.hidden, ffn=ffn,
+            carry=int(adds), saved=self.scratch("saved", self.expert.saved_bytes(cfg.hidden, ffn, cfg.gated)),
+            scratch=self.scratch("scratch", self.expert.blocks_bytes(cfg.hidden, ffn)),
+        )  # fmt: skip
+        self.expert.expert_blocks(call)
 
     def dots(self, a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
         """[rows] float32: dot products of rows of n float32, given by their addresses."""

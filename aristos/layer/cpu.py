@@ -111,7 +111,8 @@ class CpuBackend(Backend):
             self._runtime.report_isa()
         self._elements = module("elements", self._isa)
         self._element = self._elements.element_type(cfg.dtype, cfg.precision, cfg.packed)
-        self._kernels = handle(self._isa, self._element.code, self._element.format)
+        self._entries = module("entries", self._isa, self._element.format)
+        self._kernels = handle(self._entries.KERNELS[self._element.code])
         self._jobs: list[np.ndarray | None] = [None] * settings.layers
         self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
         pairs = cfg.max_tokens * max(choices(each) for each in self.cfgs)
@@ -141,7 +142,7 @@ class CpuBackend(Backend):
         home = NodeWeights.open(member.runtime.group, layers, member.placement.held, self._isa, always)
         if not home.problem:
             if not always:
-                self._reading_rows = module("break_even", self._isa).rows(self._element)
+                self._reading_rows = module("break_even", self._isa).rows(self._element, self._entries)
                 copied = COPIES * self._element.nbytes * self.cfg.hidden
                 self._stay_rows = [max(self._reading_rows, sum(nbytes.values()) // copied) for nbytes in layers]
             return home
@@ -332,7 +333,7 @@ class CpuBackend(Backend):
             jobs.leave_out(job, schema.CPU, schema.TAPE, schema.BACKWARD, schema.LANDING)
         if self._filled[layer] != runtime.version:
             jobs.renew(job, schema.ENGINE, schema.TILE, schema.WEIGHTS, schema.EVENTS)
-            runtime.fill(job, self.member.threads, *module("entries", self._isa).run_rows(self._element.code))
+            runtime.fill(job, self.member.threads, *self._entries.run_rows(self._element.code))
             if self.weights[layer] is not None:
                 self.weights[layer].fill(job)
                 self._filled[layer] = runtime.version

@@ -12,7 +12,7 @@ from ..engine import job as jobs
 from ..errors import EnvironmentProblem
 from ..kernels.common import activations
 from ..kernels.common.scores import rule
-from ..kernels.cuda import router
+from ..kernels.cuda import router, router_job
 from ..kernels.cuda.tile import BYTES, Tile
 from ..row_types import KINDS
 from ..substrate.cuda import persistent
@@ -83,34 +83,24 @@ class LayerJobs:
         """The job of the router kernels. slot_of: address of the engine's table on the GPU."""
         cfg, runtime, starts = self._cfgs[layer], self._runtime, self._runtime.tables.starts
         loaded = self._weights[layer]
-        job = np.zeros(router.JOB_WORDS, np.int64)
-        job[[router.HIDDEN, router.EXPERTS, router.TOP_K, router.CHOICES]] = (
-            cfg.hidden,
-            cfg.columns,
-            choices(cfg),
-            cfg.top_k,
-        )
-        job[router.LOGITS] = self.logits() if self._keeps_logits else 0
-        job[[router.SCORE, router.RENORMALIZE]] = rule(cfg.router), cfg.router.renormalize
-        job[router.SCALE] = np.float32(cfg.router.scale).view(np.int32)
-        job[router.SLOTS], job[router.SLOT_OF] = self.slots(layer), slot_of
-        for word, table in (
-            (router.OFFSET, words.T_OFFSET),
-            (router.TOKEN, words.T_TOKEN),
-            (router.POSITION, words.T_POSITION),
-        ):
-            job[word] = runtime.state_at + 8 * starts[table]
-        job[router.STATUS] = runtime.state_at + 8 * words.STATUS
-        job[router.UNBEGUN] = runtime.state_at + 8 * words.UNBEGUN
-        if loaded is not None:
-            job[router.ROUTER], job[router.SELECT_BIAS] = loaded.router or 0, loaded.select_bias
-            job[router.SHARED_SIGMOID] = loaded.shared_sigmoid
-        if on_input(cfg):
-            job[router.WEIGHTED] = self.buffer("weighted", BYTES[self._kind] * cfg.hidden * cfg.max_tokens)
-            job[router.KEPT_WEIGHTS] = self.kept_weights()
         scratch = max(self._router_scratch(layer) for layer in range(len(self._cfgs)))
-        job[router.SCRATCH] = self.buffer("scores", scratch)
-        return job
+        weighted = BYTES[self._kind] * cfg.hidden * cfg.max_tokens
+
+        def state(word: int) -> int:
+            return runtime.state_at + 8 * word
+
+        return router_job.new_job(
+            hidden=cfg.hidden, experts=cfg.columns, top_k=choices(cfg), choices=cfg.top_k,
+            logits=self.logits() if self._keeps_logits else 0, score=rule(cfg.router),
+            renormalize=cfg.router.renormalize, scale=int(np.float32(cfg.router.scale).view(np.int32)),
+            slots=self.slots(layer), slot_of=slot_of, offset=state(starts[words.T_OFFSET]),
+            token=state(starts[words.T_TOKEN]), position=state(starts[words.T_POSITION]), status=state(words.STATUS),
+            unbegun=state(words.UNBEGUN), router=0 if loaded is None else loaded.router or 0,
+            select_bias=0 if loaded is None else loaded.select_bias,
+            shared_sigmoid=0 if loaded is None else loaded.shared_sigmoid,
+            weighted=self.buffer("weighted", weighted) if on_input(cfg) else 0,
+            kept_weights=self.kept_weights() if on_input(cfg) else 0, scratch=self.buffer("scores", scratch),
+        )  # fmt: skip
 
     def _router_scratch(self, layer: int) -> int:
         cfg = self._cfgs[layer]

@@ -15,6 +15,7 @@ from ..engine import codes, schema, words
 from ..engine import exchange as step
 from ..engine import job as jobs
 from ..errors import AristosError, InputError, OpenCallError
+from ..kernels.by_isa import module
 from ..kernels.cpu.call_blocks import BLOCK_BYTES
 from ..kernels.cpu.convert import FLOAT32
 from ..kernels.cpu.lowering import handle
@@ -97,7 +98,7 @@ class Exchange(Collective):
             experts=experts,
             top_k=top_k,
             row_bytes=FLOAT * hidden,
-            kernels=handle(isa.chosen(), FLOAT32),
+            kernels=handle(module("entries", isa.chosen()).KERNELS[FLOAT32]),
             score=0,
             renormalize=0,
             scale=0,

@@ -24,7 +24,7 @@ from ..kernels.common import activations
 from ..kernels.cpu.call_blocks import BLOCK_BYTES
 from ..kernels.cpu.elements import element_type
 from ..kernels.cpu.expert import hidden_bytes
-from ..kernels.cpu.lowering import handle_of
+from ..kernels.cpu.lowering import handle
 from ..primitives import isa
 from ..primitives.buffers import FLOAT, aligned
 from ..substrate.cpu.runtime import RUN_LEAST, CpuRuntime
@@ -56,7 +56,7 @@ class FusedBackward(BackwardCalls):
 
         assert isinstance(member.runtime, CpuRuntime)
         self.runtime, self.cfgs, self.limits = member.runtime, cfgs, limits
-        self._handle = handle_of(module("backward_entries", used).KERNELS[element_type(cfgs[0].dtype).code])
+        self._handle = handle(module("backward_entries", used).KERNELS[element_type(cfgs[0].dtype).code])
         self._jobs: list[np.ndarray | None] = [None] * len(cfgs)
         self._filled = [-1] * len(cfgs)
         self._store = aligned((0,), np.uint8)
@@ -101,7 +101,7 @@ class FusedBackward(BackwardCalls):
         combined = np.empty((count, hidden), np.float32)
         held = len(self.member.mine)
         addresses = [weights.expert(i) for i in range(held)]
-        table = np.array([(*packed, *turned) for packed, turned, _ in addresses], np.int64).reshape(held, 9)
+        table = np.array([(*packed, *turned) for packed, turned, _ in addresses], np.int64)
         step = self.kernels.expert.place_bytes(hidden, cfg.ffn, cfg.gated)
         if self._store.size < step * saved.received:
             self._store = aligned((step * saved.received,), np.uint8)

@@ -12,10 +12,9 @@ from ..engine import words
 from ..engine.layout import lines
 from ..host.nodes import Nodes
 from ..placement import Placement
+from ..primitives.arithmetic import ExpertWeights
 from ..transport.group import Group
 from ..transport.memfd import NodeMemory
-
-ARRAYS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 
 
 def foreign_slots(placement: Placement, nodes: Nodes, rank: int) -> list[tuple[int, int]]:
@@ -89,7 +88,7 @@ class NodeWeights:
             record = int(words.foreign(job, expert))
             owner, slot = int(job[words.foreign_owner(record)]), int(job[words.foreign_slot(record)])
             number = slot - first.setdefault(owner, int(start[owner]))
-            for name in ARRAYS:
+            for name in ExpertWeights._fields:
                 each = self._layers[layer].get(name)
                 at = 0 if each is None else self._memory.base[owner] + self._offset(owner, layer, name) + each * number
                 job[getattr(words, f"foreign_{name}")(record)] = at

@@ -211,14 +211,14 @@ class TrainedWeights(LayerWeights):
 
     def expert(self, i: int) -> Addresses:
         """Addresses of an expert's packed arrays, of those packed transposed, and of its gradients; 0: absent."""
-        names = (*PROJECTIONS, *(f"{name}_bias" for name in PROJECTIONS))
+        names = ExpertWeights._fields
         part = self._copied_at.get(self.mine[i])
         sums, to = (self.sums, i) if part is None else (self.partial, part)
         packed, turned, added = (
             tuple(arrays[name][at].ctypes.data if name in arrays else 0 for name in chosen)
             for arrays, at, chosen in (
                 (self.packed, i, names),
-                (self.turned, i, PROJECTIONS),
+                (self.turned, i, TurnedWeights._fields),
                 (sums, to, names),
             )
         )
@@ -226,10 +226,12 @@ class TrainedWeights(LayerWeights):
 
     def shared(self, common: np.ndarray) -> Addresses:
         """`expert` of the shared expert, whose gradients lie in `common`."""
-        names = [f"shared_{name}" for name in (*PROJECTIONS, *(f"{each}_bias" for each in PROJECTIONS))]
+        names, projections = (
+            [f"shared_{name}" for name in record._fields] for record in (ExpertWeights, TurnedWeights)
+        )
         packed, turned = (
             tuple(arrays[name].ctypes.data if name in arrays else 0 for name in chosen)
-            for arrays, chosen in ((self._shared, names), (self.shared_turned, names[:3]))
+            for arrays, chosen in ((self._shared, names), (self.shared_turned, projections))
         )
         parts = [self.part(common, name) for name in names]
         added = tuple(0 if part is None else part.ctypes.data for part in parts)

@@ -164,6 +164,26 @@ class WeighRow(NamedTuple):
     scratch: int  # address: as of `combine_token`
 
 
+class ExpertBlocks(NamedTuple):
+    """Arguments of `expert_blocks`."""
+
+    rows: int  # rows: any number
+    x: int  # address: addresses of the rows
+    dy: int  # address: addresses of the gradients of their outputs
+    w: int  # address: [rows] float32: combine weights
+    dx: int  # address: addresses of rows that are written
+    dw: int  # address: [rows] float32 that are written
+    weights: ExpertWeights  # addresses: of the expert
+    turned: TurnedWeights  # addresses: of the expert
+    gradients: tuple[int, ...]  # addresses: of the expert's gradients, 0: none
+    activation: int  # which activation, and its limit
+    hidden: int  # columns: width of a row
+    ffn: int  # columns: width of the hidden activations
+    carry: int  # flag: gradients are added to, or else written over
+    saved: int  # address: `saved_bytes` of the kernel's module
+    scratch: int  # address: `blocks_bytes` of the kernel's module
+
+
 def route_block(kernels, call):
     """Choose experts and weights for a block of tokens. Returns False if a score is not finite."""
     _missing("route_block")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,13 @@ def wrong_dtype(name: str, got: np.dtype, wanted: Any) -> InputError:
 
 def is_type(array: np.ndarray, dtype: str) -> bool:
     """Whether an array has the dtype of this name, in this machine's byte order. "bfloat16" is that of ml_dtypes."""
-    return bool(array.dtype.name == dtype and array.dtype.isnative)
+    return _native(array.dtype) == dtype
+
+
+@lru_cache(64)
+def _native(dtype: np.dtype) -> str:
+    """The name of a dtype in this machine's byte order, else "": NumPy takes microseconds to make a name."""
+    return dtype.name if dtype.isnative else ""
 
 
 def rows(name: str, value: Any, width: int, dtype: str) -> tuple[np.ndarray, tuple[int, ...]]:

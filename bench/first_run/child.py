@@ -1,7 +1,7 @@
 """`python -m first_run.child --limit S TASK [WORDS]`: the process of one part.
 
-Shortly before the limit, when the report ends this process, a thread writes the rows so far, what the layer waits for,
-where every thread stands, and whether anything hangs. Where raw times cannot be written, the part goes on.
+Shortly before the limit, when the report ends this process, a thread writes the rows so far, where every thread stands,
+what the layer waits for, and whether anything hangs. Where raw times cannot be written, the part goes on.
 
 Exit codes: that of the task (0 right, 1 wrong outputs), 4 an error, 3 an unsuitable environment.
 """
@@ -82,18 +82,19 @@ def last_words() -> None:
 
     print(f"no end so far: this process is ended in {NOTICE:.0f} s", file=sys.stderr, flush=True)
     print(unfinished.document(), file=sys.__stdout__, flush=True)
-    judged = ["HUNG: the state cannot be read, the driver does not answer"]
+    found: list[str] = []
 
-    def write() -> None:
-        first = attach.standing()
-        print(first, file=sys.stderr, flush=True)
-        judged[:] = [unfinished.judge(first, attach.standing)]
+    def read() -> None:
+        found.append(attach.standing())
+        found.append(unfinished.judge(found[0], attach.standing))
 
-    reader = threading.Thread(target=write, daemon=True)  # a driver that hangs must not hide the stacks
+    reader = threading.Thread(target=read, daemon=True)  # a driver that hangs must not hide the stacks
     reader.start()
     reader.join(NOTICE * 0.7)
-    faulthandler.dump_traceback(all_threads=True)
-    print(judged[0], file=sys.stderr, flush=True)  # last, where the report reads it
+    faulthandler.dump_traceback(all_threads=True)  # first: the report keeps the last lines
+    if len(found) < 2:
+        found.append("HUNG: the state cannot be read, the driver does not answer")
+    print(*found, sep="\n", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

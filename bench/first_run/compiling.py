@@ -23,11 +23,10 @@ FIRST = ("layer_bf16", "begin", "fail", "route", "place", "gemm_bf16", "put_rows
 def listed(arch: str) -> dict[str, Any]:
     """Every shipped kernel of an architecture by name, and bfloat16's that count; those that most parts need first."""
     from aristos.kernels.cuda.catalogue import kernels
-    from aristos.kernels.cuda.target import Target
-    from aristos.substrate.cuda import persistent
+    from aristos.substrate.cuda import counted, persistent
 
-    counted = [persistent.layer_kernel(tile, True) for tile in persistent.layer_tiles("bf16", Target.named(arch))]
-    found = {kernel.name: kernel for kernel in (*kernels(arch), *persistent.kernels(arch), *counted)}
+    every = (*kernels(arch), *persistent.kernels(arch), *counted.kernels(arch))
+    found = {kernel.name: kernel for kernel in every}
 
     def place(name: str) -> int:
         return next((i for i, start in enumerate(FIRST) if name.startswith(start)), len(FIRST))

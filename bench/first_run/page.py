@@ -8,7 +8,7 @@ from . import figures
 from .parts import Part, Ran
 from .samples import HEAD, Samples
 
-SHOWN = 40  # lines of a part that failed or hung
+SHOWN = 400  # lines of a part that failed or hung
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -22,7 +22,7 @@ from .parts import ROOT, Part, Ran
 
 BEAT = 10.0  # seconds between two lines of progress
 JOIN = 2.0  # seconds that a pipe may stay open after the part
-KEPT = 60  # lines of a part's output
+KEPT = 400  # lines of a part's output
 CHILD = ("-m", "first_run.child")
 
 
@@ -87,9 +87,13 @@ def _document(out: str) -> dict:
 
 
 def kept(path: Path, text: str) -> str:
-    """Write a file; why it could not be written, or ''."""
+    """Write a file, whole or not at all; why it could not be written, or ''."""
+    part = path.with_name(f"{path.name}.part")
     try:
-        path.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
     except OSError as why:
+        with contextlib.suppress(OSError):
+            part.unlink()
         return f"{path}: {why.strerror or why}"
     return ""

@@ -104,7 +104,9 @@ def two_kernels() -> int:
     from aristos.bench.world import World
     from aristos.kernels.cuda.gemm import tiles
 
-    world = World()
+    from .tasks import WAIT
+
+    world = World(timeout=WAIT)
     gpu = BenchGpu(world)
     work = Products(gpu, "bf16", 1, 4096, 4096, None, ROWS)
     work.calls(ROWS, tiles("bf16", gpu.device.target)[-1])[OURS]()

@@ -1,32 +1,31 @@
 """A rehearsal without a GPU: the parts run on the PTX machine with small shapes, and one thing goes wrong on purpose.
 
 Its times count events and mean nothing. It needs the checkout's tests/support, and numba-cuda. A fault is planted where
-it would arise: a product loses its weights, a call does not end, a package cannot be imported, files cannot grow, the
-profiler is missing or forbidden.
+it would arise: a product loses its weights, a worker keeps the lock, a package cannot be imported, files cannot grow,
+the profiler is missing or forbidden.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import resource
-import stat
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .parts import ROOT
 
 SHAPE = ("--hidden", "32", "--ffn", "24", "--experts", "3", "--top-k", "2", "--iters", "2", "--warmup", "1")
 CALLS = ("--tokens", "6")
-FULL = 1 << 12  # bytes to which files can grow on a full disk
+FULL = 512  # bytes to which files can grow on a full disk
 TILES = 1  # of a kind
 LACKING = ("mpi4py", "cupy", "matplotlib")
-FORBIDDEN = """#!/bin/sh
-echo "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU Performance Counters"
-exit 1
-"""
+FORBIDDEN = Path(__file__).with_name("forbidden")  # with an ncu that lacks permission
 
 
 def run(given: Any) -> int:
@@ -47,10 +46,10 @@ def run(given: Any) -> int:
 
 
 def _tests(given: Any) -> int:
-    """tests/gpu finds no GPU: a test of the PTX machine stands for it."""
+    """tests/gpu finds no GPU: a quick test stands for it."""
     from . import tasks
 
-    given.words = ["tests/ptxsim/test_units.py"]
+    given.words = ["tests/primitives/test_finite.py"]
     return tasks.tests(given)
 
 
@@ -128,10 +127,7 @@ def plant(fault: str) -> None:
     elif fault == "disk":
         fill_disk()
     elif fault == "ncu-forbidden":
-        place = Path(tempfile.mkdtemp(prefix="aristos-rehearsal-")) / "ncu"
-        place.write_text(FORBIDDEN)
-        place.chmod(place.stat().st_mode | stat.S_IXUSR)
-        os.environ["PATH"] = f"{place.parent}{os.pathsep}{os.environ['PATH']}"
+        os.environ["PATH"] = f"{FORBIDDEN}{os.pathsep}{os.environ['PATH']}"
     elif fault == "ncu-missing":
         from . import profiled
 
@@ -146,6 +142,8 @@ def fill_disk() -> None:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     cache_folder()
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # Python would keep the beginnings of modules for later programs
+    sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_FSIZE, (FULL, hard))
 
 
@@ -168,10 +166,20 @@ def _hang() -> None:
 
     called, calls = Played.__call__, []
 
-    def endless(self: Any) -> None:
+    def second(self: Any) -> None:
         calls.append(self)
+        if len(calls) == 2:
+            self.gpu.device.machine.actor(_endless, self.moe.runtime)
         called(self)
-        while len(calls) > 1:
-            time.sleep(1.0)
 
-    Played.__call__ = endless  # type: ignore[method-assign]
+    Played.__call__ = second  # type: ignore[method-assign]
+
+
+def _endless(runtime: Any) -> Iterator[None]:
+    """An actor of the machine: a worker that computes has the rank's lock, and from then on nothing moves."""
+    while (found := re.search(r"workers? (\d+).*: computes share", runtime.standing())) is None:
+        yield
+    lock = runtime.state_at + runtime.state.itemsize * runtime.tables.words
+    runtime.device.copy_in(lock, np.array([1 + int(found[1])]))
+    while True:
+        time.sleep(1.0)

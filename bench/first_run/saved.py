@@ -29,8 +29,10 @@ def save(out: Path, facts: dict[str, Any], ran: list[Ran], samples: Samples | No
     made.add("outcome", "part", [each.outcome for each in ran])
     made.add("seconds", "part", [each.seconds for each in ran], "s")
     tables = [made] + ([_samples(samples)] if samples is not None and samples.rows else [])
-    results.append(out, results.Run(attributes={"command": "python bench/gpu_report.py", **facts}, tables=tables))
-    out.with_name(f"{out.name}.lock").unlink(missing_ok=True)  # nobody else writes: it would be one file more to send
+    try:
+        results.append(out, results.Run(attributes={"command": "python bench/gpu_report.py", **facts}, tables=tables))
+    finally:
+        out.with_name(f"{out.name}.lock").unlink(missing_ok=True)  # nobody else writes: one file less to send
 
 
 def _samples(samples: Samples) -> Any:

@@ -135,7 +135,7 @@ def tests(given: Any) -> int:
             config.hook.pytest_deselected(items=more)
 
     os.environ["ARISTOS_TEST_TIMEOUT"] = str(WAIT)
-    code = int(pytest.main(["-q", "--no-header", "-rfE", "--tb=short", *(given.words or ["tests/gpu"])], [OneRank()]))
+    code = int(pytest.main(["--no-header", "-rfE", "--tb=short", *(given.words or ["tests/gpu"])], [OneRank()]))
     return TESTS_FAILED if code == WRONG else NOTHING if code == NOTHING else code
 
 

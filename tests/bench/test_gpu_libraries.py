@@ -6,10 +6,12 @@ import contextlib
 import ctypes
 import shutil
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import simt_gpu
 
 from aristos.bench.gpu import alltoall, cublas, libraries
 from aristos.bench.world import World
@@ -128,6 +130,39 @@ def test_nccl_gets_the_parts_of_every_rank(monkeypatch):
         [2000, 8, 0, 0], [2008, 4, 0, 2], [1000, 16, 0, 1], [1016, 2, 0, 2],
     ]  # fmt: skip
     assert library.made[1][1][5] == Gpu.stream
+
+
+def test_nccl_that_fails_on_one_rank_fails_on_all(monkeypatch):
+    """The other rank's NCCL waits for it without end; both name the rank and what failed, and a wait is bounded."""
+    release = threading.Event()
+
+    class Lonely(Library):
+        def call(self, name, *arguments):
+            super().call(name, *arguments)
+            if name == "ncclCommInitRank":
+                release.wait(60)
+
+    def body(comm, rank):
+        world = World(comm)
+        gpu = SimpleNamespace(world=world, device=SimpleNamespace(current=contextlib.nullcontext, uuid=f"GPU-{rank}"))
+        for failing, seconds, why in (
+            (("ncclCommInitRank",), 0.5, "rank 1: ncclCommInitRank failed"),
+            ((), 0.1, "rank 0: ncclCommInitRank has not returned after 0.1 s: another rank failed"),
+            (("ncclGetUniqueId",), 60.0, "rank 0: ncclGetUniqueId failed"),
+        ):
+            fails = failing if rank == (0 if failing == ("ncclGetUniqueId",) else 1) else ()
+            monkeypatch.setattr(alltoall, "START_SECONDS", seconds)
+            monkeypatch.setattr(alltoall, "library", lambda: Lonely(made.failing))
+            made.failing = fails
+            world.barrier()
+            found, said = alltoall.nccl_or_why(gpu)
+            assert found is None
+            assert said.startswith(why), said
+            world.barrier()
+
+    made = threading.local()
+    simt_gpu.as_threads(simt_gpu.Together(2, None), body)
+    release.set()
 
 
 def test_a_call_that_fails_names_function_file_and_status(site):

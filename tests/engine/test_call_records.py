@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aristos.engine import call_schema, generate, generate_calls
+from aristos.engine import call_schema, generate, generate_calls, words
 from aristos.kernels.cpu import call_blocks
+from aristos.kernels.cuda import router_job
+from aristos.layer import given
+from aristos.layer.trained_weights import PROJECTIONS
 from aristos.primitives import arithmetic
 from aristos.primitives.buffers import aligned
 
 KERNELS = Path(call_blocks.__file__).parent
 CALLS = {call.name: call for call in call_schema.CALLS}
+APART = [call for call in call_schema.CALLS if call not in call_schema.CROSSING]
+KINDS = tuple(getattr(call_schema, name) for name in ("WORD", "BITS", "SCRATCH", "EXPERT", "TRANSPOSED", "GRADIENTS"))
 STEPS = {name: (number, put, result) for name, number, put, result in call_blocks.STEPS}
 
 
@@ -23,8 +28,10 @@ def a_record(name: str, scratch: int = 0) -> tuple:
     numbers = iter(range(1, 100))
     values = {}
     for each in CALLS[name].arguments:
-        if each.dtype == call_schema.EXPERT:
+        if each.dtype in (call_schema.EXPERT, call_schema.GRADIENTS):
             values[each.name] = arithmetic.ExpertWeights(*(next(numbers) for _ in call_schema.WEIGHTS))
+        elif each.dtype == call_schema.TRANSPOSED:
+            values[each.name] = arithmetic.TurnedWeights(*(next(numbers) for _ in call_schema.TURNED))
         else:
             values[each.name] = scratch if each.dtype == call_schema.SCRATCH else next(numbers)
     return getattr(arithmetic, CALLS[name].record)(**values)
@@ -34,6 +41,7 @@ def test_generated_files_are_as_the_declarations_have_them():
     for path, text in (
         (generate.ARITHMETIC, generate_calls.arithmetic()),
         (generate.BLOCKS, generate_calls.blocks()),
+        (generate.ROUTER_JOB, generate_calls.router_job()),
     ):
         assert path.read_text(encoding="utf-8") == text, "run python -m aristos.engine.generate"
 
@@ -44,7 +52,7 @@ def test_every_argument_has_a_meaning_and_a_known_type():
         assert len(names) == len(set(names)), call.name
         for each in call.arguments:
             assert each.meaning, (call.name, each.name)
-            assert each.dtype in (call_schema.WORD, call_schema.BITS, call_schema.SCRATCH, call_schema.EXPERT)
+            assert each.dtype in KINDS[: None if call in APART else 4]
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -84,6 +92,29 @@ def test_a_record_misses_no_argument(name):
     fields.popitem()
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         getattr(arithmetic, CALLS[name].record)(**fields)
+
+
+def test_every_array_of_an_expert_has_its_words_in_the_job():
+    for each in call_schema.WEIGHTS:
+        assert hasattr(words, each.name.upper()), each.name
+        assert hasattr(words, f"SHARED_{each.name.upper()}"), each.name
+        assert hasattr(words, f"foreign_{each.name}"), each.name
+    assert arithmetic.ExpertWeights._fields == given.PROJECTIONS
+    assert arithmetic.TurnedWeights._fields == PROJECTIONS
+
+
+def test_a_router_job_has_each_word_once():
+    every = [each.name for each in call_schema.ROUTER_JOB]
+    assert set(call_schema.ROUTER_CALL) < set(every)
+    values = {name: 2 + i for i, name in enumerate(every)}
+    lasting = {name: value for name, value in values.items() if name not in call_schema.ROUTER_CALL}
+    job = router_job.new_job(**lasting)
+    fill = router_job.fill_routing
+    getattr(fill, "py_func", fill)(job, *(values[name] for name in call_schema.ROUTER_CALL))
+    assert job.tolist() == list(values.values())
+    lost, _ = lasting.popitem()
+    with pytest.raises(TypeError, match=rf"missing \['{lost}'\], unknown \['x'\]"):
+        router_job.new_job(**lasting, x=1)
 
 
 def test_kernels_have_no_numbered_arguments():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from itertools import pairwise
@@ -135,12 +136,25 @@ def test_no_bare_offsets(path):
         assert not re.search(r"\[words\.T_\w+\] \+", text)
 
 
-@pytest.mark.parametrize("room", ["layer", "substrate", "explore", "bench"])
-def test_what_differs_between_calls_and_weights_is_filled_by_name(room):
-    for path in (PACKAGE / room).rglob("*.py"):
-        written = re.findall(r"job\[words\.([A-Z_]+)\](?:, [^=\n]*)? = ", path.read_text(encoding="utf-8"))
-        parts = {word.name: word.part for word in schema.JOB_SCALARS}
-        assert not [name for name in written if parts[name] != schema.ENGINE], path
+def written_by_hand(text):
+    """Words of a job that a module writes as `job[words.NAME]`, however it writes them."""
+    names = {word.name for word in (*schema.JOB_SCALARS, *schema.JOB_CHECKS)}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            for part in getattr(node.slice, "elts", [node.slice]):
+                if isinstance(part, ast.Attribute) and ast.unparse(part.value) == "words" and part.attr in names:
+                    yield part.attr
+
+
+def test_words_of_a_job_are_written_by_the_filling_of_a_part():
+    """But for deliberate bugs. One job of the proxy serves every object: an announcement says how wide its rows are."""
+    planted = "job[words.X], st[words.STATUS] = 1, 2\njob[[words.Y, words.IDS]] += 3"
+    assert set(written_by_hand(planted)) == {"X", "Y", "IDS"}
+    known = {"engine/job.py": {"FILLED", "EPOCH"}, "engine/proxy.py": {"RETURN_STRIDE"}}
+    for path in PACKAGE.rglob("*.py"):
+        name = str(path.relative_to(PACKAGE))
+        if not name.startswith(("explore/mutations", "bench/delay/")):  # the words of `bench.delay` are others
+            assert set(written_by_hand(path.read_text(encoding="utf-8"))) == known.get(name, set()), name
 
 
 def a_filled_job(substrate, but=()):

@@ -8,6 +8,7 @@ import sys
 import warnings
 from dataclasses import replace
 
+import cache_keys
 import numpy as np
 import pytest
 
@@ -272,8 +273,19 @@ def test_a_kernel_that_does_not_fit_is_compiled_here(kept, compiled, shipped, mo
         assert build.build(kernel, arch).entry != "fill_of_another_machine"
         assert build.place(kernel, arch) == build.KEPT
     assert len(compiled) == len(kept()) == 3
-    monkeypatch.setattr(keys, "_sources", lambda kernel: ("others", "others"))
+    monkeypatch.setattr(keys, "_sources", lambda kernel, key: ("others", "others"))
     assert ahead.find(FILL, "sm_90a") is None
+
+
+def test_a_kernel_compiled_ahead_is_found_whatever_the_clocks_say(monkeypatch, shipped):
+    """Files of a kit may be newer than the clock of a machine without a network; to write one needs sources at rest."""
+    with monkeypatch.context() as patch:
+        patch.setattr(compile_, "STARTED", 0.0)  # every file is newer
+        cache_keys.forget()
+        assert build.place(FILL, "sm_90") == build.COMPILED_AHEAD
+        with pytest.raises(InputError, match="a source of the kernel fill was edited while this program ran"):
+            ahead.write(shipped[0], FILL, "sm_90a", build.Built("fill", b""))
+    cache_keys.forget()
 
 
 def test_a_damaged_kernel_compiled_ahead_is_compiled_here(kept, compiled, shipped):

@@ -14,7 +14,7 @@ from aristos import MoEConfig, _reference_backward, reference
 from aristos.kernels.by_isa import module
 from aristos.kernels.common import activations as act
 from aristos.primitives import isa
-from aristos.primitives.arithmetic import ExpertWeights, TurnedWeights
+from aristos.primitives.arithmetic import ExpertBlocks, ExpertWeights, TurnedWeights
 from aristos.primitives.buffers import aligned
 
 NAMES = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
@@ -52,12 +52,14 @@ class Gradients:
         scratch = aligned((kernel.blocks_bytes(cfg.hidden, cfg.ffn),), np.uint8)
         saved[:], scratch[:] = 255, 255  # what the kernel does not write is NaN
         from_x, from_dy, to_dx = (a.ctypes.data + a.strides[0] * np.arange(rows) for a in (x, dy, dx))
-        kernel.expert_blocks(
-            rows, from_x.ctypes.data, from_dy.ctypes.data, w.ctypes.data, to_dx.ctypes.data, dw.ctypes.data,
-            ExpertWeights(*self.addresses(self.packed)), TurnedWeights(*self.addresses(self.turned)[:3]),
-            self.addresses(self.sums), act.word(cfg.activation, cfg.limit, cfg.limit_after), cfg.hidden, cfg.ffn, 1,
-            saved.ctypes.data, scratch.ctypes.data,
+        call = ExpertBlocks(
+            rows=rows, x=from_x.ctypes.data, dy=from_dy.ctypes.data, w=w.ctypes.data, dx=to_dx.ctypes.data,
+            dw=dw.ctypes.data, weights=ExpertWeights(*self.addresses(self.packed)),
+            turned=TurnedWeights(*self.addresses(self.turned)[:3]), gradients=self.addresses(self.sums),
+            activation=act.word(cfg.activation, cfg.limit, cfg.limit_after), hidden=cfg.hidden, ffn=cfg.ffn, carry=1,
+            saved=saved.ctypes.data, scratch=scratch.ctypes.data,
         )  # fmt: skip
+        kernel.expert_blocks(call)
         return dx, dw
 
     @staticmethod

@@ -268,7 +268,7 @@ def test_auto_compares_copies_with_weights(comm, monkeypatch):
     for rows, least in ((10, weights // (4 * 64 * 4)), (50, 50)):
         made = []
         with monkeypatch.context() as patch:
-            patch.setattr(module("break_even", isa.chosen()), "rows", lambda element, rows=rows: rows)
+            patch.setattr(module("break_even", isa.chosen()), "rows", lambda element, entries, rows=rows: rows)
             made.append(MoE(cfg, comm))
         with made[0] as moe:
             moe.load(**reference.weights(cfg))
@@ -284,7 +284,7 @@ def test_break_even_is_a_number_of_rows_that_an_expert_may_have():
     """Reading the weights takes longer than one row, and less long than many."""
     for dtype in ("float32", "bfloat16"):
         element = module("elements", isa.chosen()).element_type(dtype)
-        assert 2 <= module("break_even", isa.chosen()).rows(element) <= 1000
+        assert 2 <= module("break_even", isa.chosen()).rows(element, module("entries", isa.chosen())) <= 1000
 
 
 LOAD_LATE = """

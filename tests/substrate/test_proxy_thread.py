@@ -90,8 +90,7 @@ def on_devices(device: HostDevice) -> Iterator[list[ProxyThread]]:
         allocate(self, *args)
         device_wire = DeviceWire(self.group.world)
         found: Any = self._memory
-        sides = found.sides(device_wire.address)
-        sides.job[words.SPINS], sides.job[words.YIELDS] = ALONE[0] // 100, ALONE[1] // 100
+        sides = found.sides(device_wire.address, (ALONE[0] // 100, ALONE[1] // 100))
         proxies.append(ProxyThread(sides, device, self.group.rank))
         found.start(proxies[-1].run)
         self.group.meet("the other ranks to start proxies")

@@ -167,7 +167,7 @@ class NodeRank(Rank):
         self.memory = DeviceMemory(group, layers.shape, lambda n: window, self, layers.rows_on_device)
         self.memory._accepted = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (1 << 20)))
         self.memory._locks = SimpleNamespace(ctypes=SimpleNamespace(data=self.base + BUFFERS + (2 << 20)))
-        self.sides = self.memory.sides(self.base + BUFFERS + (3 << 20))
+        self.sides = self.memory.sides(self.base + BUFFERS + (3 << 20), (0, 0))
         state = np.zeros(layers.tables.words, np.int64)
         self.memory.fill(state, layers.tables.starts)
         return self.device.array(state)

@@ -85,16 +85,18 @@ class FakeNccl:
 
     def ncclCommInitRank(self, comm: Any, size: int, key: alltoall.UniqueId, rank: int) -> None:
         assert (size, key.internal) == (self.key["barrier"].parties, b"a key")
-        comm._obj.value = self.local.rank = rank
+        comm._obj.value = 1 + rank  # 0 would be a null pointer
 
     def ncclGroupStart(self) -> None:
-        self.local.sends, self.local.gets = [], []
+        self.local.sends, self.local.gets, self.local.rank = [], [], None
 
     def ncclSend(self, at: int, count: int, kind: int, peer: int, comm: int, stream: int) -> None:
         assert kind == alltoall.INT8
+        self.local.rank = comm - 1
         self.local.sends.append((at, count, peer))
 
     def ncclRecv(self, at: int, count: int, kind: int, peer: int, comm: int, stream: int) -> None:
+        self.local.rank = comm - 1
         self.local.gets.append((at, count, peer))
 
     def ncclGroupEnd(self) -> None:

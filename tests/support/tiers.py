@@ -40,7 +40,7 @@ class Budget:
 
 
 FOLDERS = {
-    "bench": Budget(60, 900),
+    "bench": Budget(60, 1300),
     "checkpoint": Budget(90, 150, parallel=True),
     "doctor": Budget(30, 150),
     "engine": Budget(60, 120, parallel=True),
@@ -67,6 +67,7 @@ FOLDERS = {
 LONG = (  # workers start with these files, so that none runs alone at the end
     "kernels/test_cuda_compile.py",
     "bench/test_bench_cuda.py",
+    "bench/test_rehearsal.py",
     "substrate/test_cuda_layer.py",
     "bench/test_bench_parts.py",
     "kernels/test_cpu_kernels.py",

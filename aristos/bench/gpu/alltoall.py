@@ -8,6 +8,7 @@ memory; it waits for the stream.
 from __future__ import annotations
 
 import ctypes
+import threading
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from .libraries import Library
 
 Bytes = NDArray[np.int64]  # [W], of each rank
 INT8 = 0  # ncclDataType_t
+START_SECONDS = 60.0  # that NCCL may take to start; it waits without end for a rank that failed
+LATE = "ncclCommInitRank has not returned"
 
 
 def starts(counts: Bytes) -> Bytes:
@@ -40,33 +43,50 @@ def library() -> Library:
 class Nccl:
     """NCCL's communicator of all ranks. used: library, version and path. Collective.
 
-    Raises EnvironmentProblem on every rank if one has no NCCL or two share a GPU, which NCCL refuses.
+    Raises EnvironmentProblem on every rank if one has no NCCL or cannot start it within START_SECONDS, or two share a
+    GPU, which NCCL refuses.
     """
 
     name, captured = "NCCL", True
 
     def __init__(self, gpu: BenchGpu) -> None:
         self.gpu, world = gpu, gpu.world
-        missing, self._comm = "", ctypes.c_void_p()
+        missing, key, self._comm = "", UniqueId(), ctypes.c_void_p()
         try:
             self._nccl = library()
             version = self._nccl.number("ncclGetVersion")
             self.used = f"NCCL {version // 10000}.{version // 100 % 100}.{version % 100} ({self._nccl.path})"
+            if world.rank == 0:
+                self._nccl.call("ncclGetUniqueId", ctypes.byref(key))
         except EnvironmentProblem as error:
             missing = str(error)
-        offers = world.allgather((missing, gpu.device.uuid))
-        lacking = [f"rank {rank}: {why}" for rank, (why, _) in enumerate(offers) if why]
-        if lacking:
-            raise EnvironmentProblem(lacking[0])
-        if len({uuid for _, uuid in offers}) < world.size:
+        self._agree(missing)
+        if len(set(world.allgather(gpu.device.uuid))) < world.size:
             raise EnvironmentProblem("no NCCL: ranks share a GPU, and NCCL takes one rank a GPU")
-        key = UniqueId()
-        if world.rank == 0:
-            self._nccl.call("ncclGetUniqueId", ctypes.byref(key))
-        key = UniqueId.from_buffer_copy(world.bcast(bytes(key)))
-        ranks = ctypes.c_int(world.size), key, ctypes.c_int(world.rank)
-        with world.bounded("NCCL's start"):
-            self._call("ncclCommInitRank", ctypes.byref(self._comm), *ranks)
+        self._agree(self._started(UniqueId.from_buffer_copy(world.bcast(bytes(key)))))
+
+    def _agree(self, why: str) -> None:
+        """Raise EnvironmentProblem on every rank if one has a reason: of several, not that it waited. Collective."""
+        reasons = enumerate(self.gpu.world.allgather(why))
+        if found := sorted((f"rank {rank}: {why}" for rank, why in reasons if why), key=lambda each: LATE in each):
+            raise EnvironmentProblem(found[0])
+
+    def _started(self, key: UniqueId) -> str:
+        """Start NCCL in another thread, which is left where it does not return; why it has not started, or ''."""
+        world, outcome = self.gpu.world, [f"{LATE} after {START_SECONDS:g} s: another rank failed, or is not reached"]
+
+        def start() -> None:
+            try:
+                self._call("ncclCommInitRank", ctypes.byref(self._comm), ctypes.c_int(world.size), key,
+                           ctypes.c_int(world.rank))  # fmt: skip
+                outcome.append("")
+            except Exception as error:
+                outcome.append(str(error))
+
+        thread = threading.Thread(target=start, daemon=True, name="NCCL's start")
+        thread.start()
+        thread.join(START_SECONDS)
+        return outcome[-1]
 
     def _call(self, name: str, *arguments: Any) -> None:
         with self.gpu.device.current():

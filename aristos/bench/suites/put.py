@@ -20,8 +20,9 @@ from ...results import Table
 from .. import fit
 from ..context import CHECK, VERDICTS, Column, Context, Result, Sheet
 from ..disturbance import PAIR_SHARE, mark_pairs
-from ..pairs import ACK, FLAG, Pairs, Side, add_transports, bytes_text, deadline, medians, slot_bytes
+from ..pairs import Pairs, add_transports, bytes_text, medians, slot_bytes
 from ..registry import suite
+from ..timed_puts import cell, landed
 
 SIZES = tuple(8 << i for i in range(20))  # 8 B to 4 MiB
 FLIGHT = 16  # puts in flight for bandwidth
@@ -83,36 +84,6 @@ def run(ctx: Context) -> Result:
 def _flight(capacity: int, size: int) -> int:
     """Puts in flight that fit into the slots."""
     return max(1, min(FLIGHT, capacity // max(64, size)))
-
-
-def cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
-    """Take samples, on both sides; returns nanoseconds at the origin, undefined values at the target."""
-    from .. import oneside, oneside_rma
-
-    base = side.advance(FLAG, samples)
-    slots, stride = side.slots(side.target), max(64, size)
-    flag, ack = side.word(side.target, FLAG), side.word(side.origin, ACK)
-    out = np.empty(samples, np.int64)
-    if side.first:
-        source, scratch = side.payload(size), np.zeros(1, np.int64)
-        at, word = source.ctypes.data, scratch.ctypes.data
-        if side.remote:
-            to = side.pairs.wire, side.peer, slots, stride, at, size, flight, flag, ack, side.coded
-            done = oneside_rma.put_origin(*to, base, samples, deadline(), out)
-        else:
-            done = oneside.put_origin(slots, stride, at, size, flight, flag, ack, word, base, samples, deadline(), out)
-    elif side.remote:
-        done = oneside_rma.put_target(side.pairs.wire, side.peer, flag, ack, side.coded, base, samples, deadline())
-    else:
-        done = oneside.put_target(slots, stride, size, flight, flag, ack, base, samples, deadline(), out)
-    side.bounded(done)
-    return out
-
-
-def landed(side: Side, size: int, flight: int) -> bool:
-    """Whether every slot of this rank holds the origin's payload."""
-    want = side.payload(size)[:size]
-    return all(np.array_equal(side.landed(size, p * max(64, size)), want) for p in range(flight))
 
 
 def _result(

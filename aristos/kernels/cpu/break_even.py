@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from ...primitives.arithmetic import ExpertRows, ExpertWeights
 from ...primitives.buffers import aligned
 from ..common.activations import word
-from .api import KernelCall, entries_of
 from .call_blocks import EXPERT_ROWS
 from .elements import ElementType
+from .kernel_call import KernelCall
 
 HIDDEN, FFN = 512, 1024
 EXPERTS = 8  # together more bytes of weights than a core's own caches hold
@@ -21,20 +22,21 @@ MOST = 192
 
 
 @cache
-def rows(element: ElementType) -> int:
+def rows(element: ElementType, entries: Any) -> int:
     """The rows of one expert from which on arithmetic takes longer than reading weights; measured once a process.
 
-    One row takes as long as reading. In a long run a row takes as long as its arithmetic.
+    entries: the module `entries` that has the element type's kernels. One row takes as long as reading; in a long run a
+    row takes as long as its arithmetic.
     """
     up, down = element.packed_bytes(HIDDEN, FFN), element.packed_bytes(FFN, HIDDEN)
     weights = aligned((EXPERTS, up + down), np.uint8)
     x, y = (aligned((MOST, HIDDEN * element.nbytes), np.uint8) for _ in range(2))
-    scratch = aligned((entries_of(element).run_bytes(element.code, MOST, 0, HIDDEN, FFN, False)[0],), np.uint8)
+    scratch = aligned((entries.run_bytes(element.code, MOST, 0, HIDDEN, FFN, False)[0],), np.uint8)
     weights[:, :up] = element.pack(np.zeros((HIDDEN, FFN), np.float32))
     weights[:, up:] = element.pack(np.zeros((FFN, HIDDEN), np.float32))
     x[:] = 0  # pages that were never written would be one page
     xs, ys = (each.ctypes.data + each.strides[0] * np.arange(MOST) for each in (x, y))
-    call = KernelCall(element, EXPERT_ROWS)
+    call = KernelCall(entries, element, EXPERT_ROWS)
 
     def run(count: int, expert: int) -> None:
         at = weights[expert].ctypes.data

@@ -321,20 +321,19 @@ def blocks_bytes(hidden, ffn):
 
 
 @jit
-def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidden, ffn, carry, saved, scratch):
-    """`expert_rows` and `weight_gradients` on any number of rows of one expert, in order.
-
-    saved: `saved_bytes(hidden, ffn, gated)` bytes; scratch: `blocks_bytes(hidden, ffn)` bytes.
-    """
-    kept, step = saved, line_bytes(ffn) * (3 if weights.gate != 0 else 2)
+def expert_blocks(call):
+    """`expert_rows` and `weight_gradients` on any number of rows of one expert, in order. call: an ExpertBlocks."""
+    hidden, ffn, scratch, carry, gradients = call.hidden, call.ffn, call.scratch, call.carry, call.gradients
+    kept, step = call.saved, line_bytes(ffn) * (3 if call.weights.gate != 0 else 2)
     first = (kept + 8 * MOST_ROWS + LINE - 1) // LINE * LINE
     for i in range(MOST_ROWS):
         mem.store(kept + 8 * i, first + step * i)
-    for i in range(0, rows, MOST_ROWS):
-        m, word, value = min(MOST_ROWS, rows - i), 8 * i, FLOAT * i
+    for i in range(0, call.rows, MOST_ROWS):
+        m, word, value = min(MOST_ROWS, call.rows - i), 8 * i, FLOAT * i
+        x, dy, w = call.x + word, call.dy + word, call.w + value
         expert_rows(
-            m, x + word, dy + word, w + value, dx + word, dw + value, weights, turned, code, hidden, ffn, kept, 0,
-            scratch, 0,
+            m, x, dy, w, call.dx + word, call.dw + value, call.weights, call.turned, call.activation, hidden, ffn,
+            kept, 0, scratch, 0,
         )  # fmt: skip
-        weight_gradients(m, x + word, dy + word, w + value, gradients, hidden, ffn, kept, carry, 0, scratch)
+        weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, carry, 0, scratch)
         carry = 1

@@ -13,23 +13,14 @@ from kernel_cache.compile import config, jit, warm_up
 from ...primitives import arithmetic
 from ...primitives import memory as mem
 from ...primitives.arithmetic import CombineToken
-from ..by_isa import module
 from .call_blocks import COMBINE_TOKEN, SPARE, STEPS, put_combine_token
 from .entries import SIGNATURE
 
 _plain: list[Callable[[int, int], int]] = []  # in plain Python: the functions that handles count
 
 
-def handle(isa: str, element: int, form: str = "") -> int:
-    """The job's word KERNELS: the address of the kernels of an ISA and an element type; in plain Python a number.
-
-    form: the format of packed weights.
-    """
-    return handle_of(module("entries", isa, form).KERNELS[element])
-
-
-def handle_of(kernels) -> int:
-    """The job's word KERNELS for one compiled function of kernels."""
+def handle(kernels) -> int:
+    """The job's word KERNELS for a compiled function of kernels: its address; in plain Python a number."""
     if config.DISABLE_JIT:
         _plain.append(kernels)
         return len(_plain) - 1

@@ -456,23 +456,25 @@ def round_exactly(to, source, n, block):
 
 
 @jit
-def expert_blocks(rows, x, dy, w, dx, dw, weights, turned, gradients, code, hidden, ffn, carry, saved, scratch):
+def expert_blocks(call):
     """As `expert_backward.expert_blocks`; x and dy are float32."""
+    hidden, ffn, scratch, carry, saved = call.hidden, call.ffn, call.scratch, call.carry, call.saved
     to_x, to_dy, kept = saved, saved + 8 * MOST_ROWS, saved + 16 * MOST_ROWS
     block = (saved + 24 * MOST_ROWS + LINE - 1) // LINE * LINE
     first, part = block + SUMS, part_size(hidden)
-    step = 2 * part + part_size(ffn) * (3 if weights.gate != 0 else 2)
+    step = 2 * part + part_size(ffn) * (3 if call.weights.gate != 0 else 2)
     for i in range(MOST_ROWS):
         mem.store(to_dy + 8 * i, first + step * i)
         mem.store(to_x + 8 * i, first + step * i + part)
         mem.store(kept + 8 * i, first + step * i + 2 * part)
-    for row in range(0, rows, MOST_ROWS):
-        m, word, value = min(MOST_ROWS, rows - row), 8 * row, FLOAT * row
+    for row in range(0, call.rows, MOST_ROWS):
+        m, word, w = min(MOST_ROWS, call.rows - row), 8 * row, call.w + FLOAT * row
         for i in range(m):
-            round_exactly(mem.load(to_dy + 8 * i), mem.load(dy + word + 8 * i), hidden, block)
-            round_exactly(mem.load(to_x + 8 * i), mem.load(x + word + 8 * i), hidden, block)
+            round_exactly(mem.load(to_dy + 8 * i), mem.load(call.dy + word + 8 * i), hidden, block)
+            round_exactly(mem.load(to_x + 8 * i), mem.load(call.x + word + 8 * i), hidden, block)
         expert_rows(
-            m, to_x, to_dy, w + value, dx + word, dw + value, weights, turned, code, hidden, ffn, kept, 0, scratch, 0
-        )
-        weight_gradients(m, to_x, to_dy, w + value, gradients, hidden, ffn, kept, carry, 0, scratch)
+            m, to_x, to_dy, w, call.dx + word, call.dw + FLOAT * row, call.weights, call.turned, call.activation,
+            hidden, ffn, kept, 0, scratch, 0,
+        )  # fmt: skip
+        weight_gradients(m, to_x, to_dy, w, call.gradients, hidden, ffn, kept, carry, 0, scratch)
         carry = 1

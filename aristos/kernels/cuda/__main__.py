@@ -34,10 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         archs = architectures(given.arch)
-        from ...substrate.cuda import persistent  # needs numba-cuda; if it is missing, the error is reported below
+        from ...substrate.cuda import counted, persistent  # numba-cuda may be missing: the error is reported below
         from .catalogue import kernels
 
-        rows = build_all(archs, given.out, (kernels, persistent.kernels), given.kernels)
+        rows = build_all(archs, given.out, (kernels, persistent.kernels, counted.kernels), given.kernels)
     except (AristosError, OSError, re.error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -13,7 +13,8 @@ from typing import Any
 
 from kernel_cache import private
 
-from .keys import ahead_key
+from ...errors import InputError
+from .keys import ahead_key, edited
 
 FOLDER = Path(__file__).with_name("ahead")
 
@@ -47,7 +48,12 @@ def find(kernel: Any, target: str) -> Built | None:
 
 
 def write(folder: Path, kernel: Any, target: str, built: Built) -> Path:
-    """Write the file of a kernel into a folder that becomes FOLDER elsewhere; returns its path."""
+    """Write the file of a kernel into a folder that becomes FOLDER elsewhere; returns its path.
+
+    Raises InputError if a source was edited after this process started.
+    """
+    if edited(kernel):
+        raise InputError(f"a source of the kernel {kernel.name} was edited while this program ran: start it again")
     path = _path(folder, kernel, target)
     path.write_bytes(private.hashed(built.to_bytes()))
     return path

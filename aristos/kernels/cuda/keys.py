@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kernel_cache import sources
-from kernel_cache.compile import source_key
+from kernel_cache.compile import _read, source_key
 
 CATALOGUE = Path(__file__).with_name("catalogue.py")  # imports all kernels, and chooses their tiles and sizes
 READ = ("debug", "opt", "fastmath", "launch_bounds")  # the options that kernel_cache/offline.py gives to the compiler
@@ -15,20 +16,35 @@ READ = ("debug", "opt", "fastmath", "launch_bounds")  # the options that kernel_
 
 def kernel_key(kernel: Any) -> str:
     """Hash of a kernel's sources, types and options, which its PTX depends on besides the compiler."""
-    return _hash((*_sources(kernel), kernel.types, kernel.function.targetoptions))
+    return _hash((*_sources(kernel, source_key), kernel.types, kernel.function.targetoptions))
 
 
 def ahead_key(kernel: Any) -> str:
-    """The same for a kernel compiled elsewhere: other releases of Numba-CUDA may print types and options otherwise."""
+    """The same for a kernel compiled elsewhere: other releases of Numba-CUDA may print types and options otherwise, and
+    files may have been unpacked by a clock that goes ahead of the machine's.
+    """
     options = [(name, kernel.function.targetoptions.get(name)) for name in READ]
-    return _hash((*_sources(kernel), [str(each) for each in kernel.types], options))
+    return _hash((*_sources(kernel, _digest), [str(each) for each in kernel.types], options))
 
 
-def _sources(kernel: Any) -> tuple[str, str]:
+def edited(kernel: Any) -> bool:
+    """Whether a source of the kernel was edited after this process started, which may run the old one."""
+    return not _own(kernel, _digest).startswith(_own(kernel, source_key))
+
+
+def _sources(kernel: Any, key: Callable[[Path], str]) -> tuple[str, str]:
+    return _own(kernel, key), sources.digest(sources.files(CATALOGUE))
+
+
+def _digest(source: Path) -> str:
+    """Hash of the files of `source_key`, whatever the clocks of the machine and of the files say."""
+    return sources.digest(_read(source))
+
+
+def _own(kernel: Any, key: Callable[[Path], str]) -> str:
     code = kernel.function.py_func.__code__
     source = Path(code.co_filename)
-    own = source_key(source) if source.is_file() else repr((code.co_code, code.co_consts, code.co_names))
-    return own, sources.digest(sources.files(CATALOGUE))
+    return key(source) if source.is_file() else repr((code.co_code, code.co_consts, code.co_names))
 
 
 def _hash(what: tuple[Any, ...]) -> str:

@@ -24,30 +24,103 @@ from .compiler import cuda
 from .epilogue import NONE
 from .gemm import TILES, tile_product
 from .pack import COLUMNS, outputs, pack, pack_bias
+from .router_job import (
+    CAPACITY as CAPACITY,
+)
+from .router_job import (
+    CHOICES as CHOICES,
+)
+from .router_job import (
+    EXPERTS as EXPERTS,
+)
+from .router_job import (
+    GIVEN_IDS as GIVEN_IDS,
+)
+from .router_job import (
+    GIVEN_WEIGHTS as GIVEN_WEIGHTS,
+)
+from .router_job import (
+    HIDDEN as HIDDEN,
+)
+from .router_job import (
+    IDS as IDS,
+)
+from .router_job import (
+    INPUT as INPUT,
+)
+from .router_job import (
+    INPUT_STRIDE as INPUT_STRIDE,
+)
+from .router_job import (
+    JOB_WORDS as JOB_WORDS,
+)
+from .router_job import (
+    KEPT_WEIGHTS as KEPT_WEIGHTS,
+)
+from .router_job import (
+    LOGITS as LOGITS,
+)
+from .router_job import (
+    OFFSET as OFFSET,
+)
+from .router_job import (
+    POSITION as POSITION,
+)
+from .router_job import (
+    RENORMALIZE as RENORMALIZE,
+)
+from .router_job import (
+    ROUTER as ROUTER,
+)
+from .router_job import (
+    SCALE as SCALE,
+)
+from .router_job import (
+    SCORE as SCORE,
+)
+from .router_job import (
+    SCRATCH as SCRATCH,
+)
+from .router_job import (
+    SELECT_BIAS as SELECT_BIAS,
+)
+from .router_job import (
+    SHARED_SIGMOID as SHARED_SIGMOID,
+)
+from .router_job import (
+    SLOT_OF as SLOT_OF,
+)
+from .router_job import (
+    SLOTS as SLOTS,
+)
+from .router_job import (
+    STATUS as STATUS,
+)
+from .router_job import (
+    TOKEN as TOKEN,
+)
+from .router_job import (
+    TOKENS as TOKENS,
+)
+from .router_job import (
+    TOP_K as TOP_K,
+)
+from .router_job import (
+    UNBEGUN as UNBEGUN,
+)
+from .router_job import (
+    WEIGHTED as WEIGHTED,
+)
+from .router_job import (
+    WEIGHTS as WEIGHTS,
+)
+from .router_job import (
+    X_STRIDE as X_STRIDE,
+)
+from .router_job import (
+    X as X,
+)
 from .tile import BYTES, CHUNK, Tile, tile_memory
-
-# ---- the words of a router job, in device memory
-(
-    X, X_STRIDE, TOKENS, HIDDEN,  # rows of the kernel's kind, `X_STRIDE` bytes apart, all on 16 bytes
-    ROUTER, EXPERTS,  # address of `pack_router`; how many experts ids name, identity experts among them
-    TOP_K, CHOICES,  # experts that compute a token; those that it chooses: one less with a shared expert
-    SCORE, RENORMALIZE, SCALE,  # arguments of `scores.choose`: its rule; the scale as the bits of a float32
-    IDS, WEIGHTS,  # [tokens, TOP_K] int64, float32; -1 is a choice not taken, -2 - id one beyond the capacity
-    GIVEN_IDS, GIVEN_WEIGHTS,  # [tokens, CHOICES]: the routing from outside, perhaps IDS and WEIGHTS; 0: there is none
-    CAPACITY,  # most choices of an expert, 0: no limit
-    SLOT_OF, SLOTS,  # [experts, and the shared one] int64: places in the packed order; -1: none, nor rows (identity)
-    OFFSET, TOKEN, POSITION,  # [slots + 1], [tokens * TOP_K], [tokens, TOP_K] int64: see engine/packing.py
-    LOGITS,  # where `route` keeps the scores, [tokens, experts] float32, or 0
-    SELECT_BIAS,  # [experts] float32, added to the weights when experts are compared, or 0
-    INPUT, INPUT_STRIDE,  # the tokens, as X; X has the rows that the router reads
-    SHARED_SIGMOID,  # `pack_router` of one column: the shared expert's weight is the logistic function of it, or 0: 1
-    WEIGHTED,  # where tokens times their weights go, whole rows of the kernel's kind side by side, or 0
-    KEPT_WEIGHTS,  # with WEIGHTED: where these weights are kept, [tokens] float32; those in WEIGHTS become 1
-    STATUS,  # a word: OK at first, then the largest status of any token; unless OK, `place` assigns no rows
-    UNBEGUN,  # a word: not 0 if the call was not begun, because the engine has failed; 0: there is no such word
-    SCRATCH,  # `scratch_bytes` bytes
-    JOB_WORDS,
-) = range(32)  # fmt: skip
 
 OK, NOT_FINITE, BAD_IDS = 0, 2, 3  # in STATUS: the engine's codes, which this room may not import; a test compares them
 KINDS = ("f32", "bf16", "f16")  # of tokens

@@ -165,15 +165,21 @@ class CpuRuntime(Runtime):
 
     def run(self, job: np.ndarray, limits: Limits) -> None:
         """Run an entered call to its end as worker 0; it stays open until its result has been taken."""
-        with self.failing(job), self.progressing():
-            if job[words.WORKERS] == 1:
-                self.open_job(job)
-                code = self.loop.run_alone(job, self.state)
-                if code != codes.RAN:
-                    self.go_on(job, limits, code=code)
-            else:
-                self.begin(job)
-                self.go_on(job, limits)
+        memory = self._memory
+        assert memory is not None
+        with self.failing(job):
+            memory.in_call(True)
+            try:  # as `progressing`, in half the time
+                if job[words.WORKERS] == 1:
+                    self.open_job(job)
+                    code = self.loop.run_alone(job, self.state)
+                    if code != codes.RAN:
+                        self.go_on(job, limits, code=code)
+                else:
+                    self.begin(job)
+                    self.go_on(job, limits)
+            finally:
+                memory.in_call(False)
 
     @contextlib.contextmanager
     def progressing(self) -> Iterator[None]:

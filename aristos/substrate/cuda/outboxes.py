@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...engine import codes, words
+from ...engine import codes, schema, words
 from ...engine import job as jobs
 from ...engine.layout import LINE, WORD, EngineShape, StateLayout, lines
 from ...errors import MemoryProblem
@@ -99,8 +99,11 @@ class DeviceMemory(EngineMemory):
             at = self._rows + 2 * ring * number
             state[starts[words.T_OUT_RING] + p], state[starts[words.T_STAGED] + p] = at, at + ring
 
-    def sides(self, wire_to_device: int) -> Sides:
-        """New jobs and states for the proxy; wire_to_device: the address of that wire's words."""
+    def sides(self, wire_to_device: int, idle: tuple[int, int]) -> Sides:
+        """New jobs and states for the proxy.
+
+        wire_to_device: the address of that wire's words; idle: polls until it yields its core, until it sleeps.
+        """
         small = EngineShape(self.group.world, 1, LINE, 1, 1)
         tables = StateLayout(small, 1, 1)
         st, device_st = np.zeros(tables.words, np.int64), np.zeros(tables.words, np.int64)
@@ -121,18 +124,18 @@ class DeviceMemory(EngineMemory):
                 (words.T_PUT_RETURN_ROWS, self._at_host),
             ):  # fmt: skip
                 device_st[tables.starts[table] + p] = value
-        to_peers, to_device = (self._job(tables, wire) for wire in (self.wire, wire_to_device))
-        for number, job in enumerate((to_peers, to_device)):
-            job[words.LOCK] = self._locks.ctypes.data + LINE * number
-        return Sides(to_peers, st, to_device, device_st)
+        locks = self._locks.ctypes.data
+        to_peers = self._job(tables, self.wire, locks, idle)
+        return Sides(to_peers, st, self._job(tables, wire_to_device, locks + LINE, idle), device_st)
 
-    def _job(self, tables: StateLayout, wire: int) -> np.ndarray:
+    def _job(self, tables: StateLayout, wire: int, lock: int, idle: tuple[int, int]) -> np.ndarray:
+        """A job of the proxy, which is a thread of the host: it has the part `engine` alone, as on CPUs."""
         job = np.zeros(jobs.size(0, self.group.world), np.int64)
-        jobs.fill_layout(job, self.shape, tables)
         jobs.fill_placement(job, [], [0] * (self.group.world + 1))
-        jobs.update(
-            job, rank=self.group.rank, world=self.group.world, remote=len(self.remote), wire=wire,
-            return_stride=lines(self.shape.stride),
+        jobs.fill_engine(
+            job, schema.CPU, self.shape, tables, rank=self.group.rank, world=self.group.world, remote=len(self.remote),
+            wire=wire, lock=lock, spins=idle[0], yields=idle[1], return_stride=lines(self.shape.stride), all_workers=1,
+            layout=0, state=0, scratch=0, merge_polls=0, pause_ns=0, block_pairs=0, once_rows=0, once_share=0,
         )  # fmt: skip
         return job
 

@@ -28,7 +28,7 @@ from ...engine import (
     words,
 )
 from ...engine.lock import OUTSIDE, acquire, lock, unlock
-from ...kernels.cuda import router
+from ...kernels.cuda import router_job
 from ...kernels.cuda.catalogue import Kernel
 from ...kernels.cuda.combine import combine_tokens
 from ...kernels.cuda.compiler import cuda, types
@@ -158,21 +158,17 @@ def begin(
         st[words.CALLS] += 1
         st[words.WAIT_SINCE] = 0
         words.fill_start(job, epoch=st[words.CALLS])
-        routing = mem.words(routing_address, router.JOB_WORDS)
-        weighted = routing[router.WEIGHTED]
+        routing = mem.words(routing_address, router_job.JOB_WORDS)
+        weighted = routing[router_job.WEIGHTED]
         words.fill_call(
             job, tokens=tokens, status_in=status, x=weighted if weighted != 0 else x,
             x_stride=job[words.ROW_BYTES] if weighted != 0 else x_stride, input_=x, input_stride=x_stride, y=y,
             ids=ids, weights=weights,
         )  # fmt: skip
-        routing[router.X], routing[router.X_STRIDE], routing[router.TOKENS] = router_x, router_x_stride, tokens
-        routing[router.INPUT], routing[router.INPUT_STRIDE] = x, x_stride
-        routing[router.IDS], routing[router.WEIGHTS] = ids, weights
-        routing[router.GIVEN_IDS], routing[router.GIVEN_WEIGHTS], routing[router.CAPACITY] = (
-            given_ids,
-            given_weights,
-            most,
-        )
+        router_job.fill_routing(
+            routing, x=router_x, x_stride=router_x_stride, tokens=tokens, input_=x, input_stride=x_stride, ids=ids,
+            weights=weights, given_ids=given_ids, given_weights=given_weights, capacity=most,
+        )  # fmt: skip
     mem.block_barrier()
     packing.begin(job, st)
     mem.block_barrier()

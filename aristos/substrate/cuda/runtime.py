@@ -177,19 +177,18 @@ class CudaRuntime(Runtime):
         """Start the proxy thread; `_allocate` then waits for all ranks."""
         if self._device_wire is None:
             self._device_wire = DeviceWire(self.group.world)
-        sides = memory.sides(self._device_wire.address)
-        sides.job[words.SPINS], sides.job[words.YIELDS] = CROWDED if self._sharing > 1 else ALONE
+        sides = memory.sides(self._device_wire.address, CROWDED if self._sharing > 1 else ALONE)
         self._proxy = ProxyThread(sides, self.device, self.group.rank)
         self.group.watch_calls(memory.calling)
         memory.start(self._proxy.run)
 
     # ------------------------------------------------------------ jobs
 
-    def fill(self, job: np.ndarray) -> None:
-        """See `Runtime.fill`."""
+    def fill(self, job: np.ndarray, lock: int = 0) -> None:
+        """See `Runtime.fill`. lock: address of a lock for a copy of the state, 0: of the state's own."""
         self.fill_engine(
             job, schema.CUDA, return_stride=lines(int(job[words.ROW_BYTES])), merge_polls=MERGE_POLLS, wire=0,
-            scratch=self._scratch_at, lock=self.state_at + WORD * self.tables.words, state=self.state_at,
+            scratch=self._scratch_at, lock=lock or self.state_at + WORD * self.tables.words, state=self.state_at,
             abort=self._abort_at, mirror=self._mirror[0], mirror_bytes=self._mirror[1],
         )  # fmt: skip
 
@@ -350,9 +349,10 @@ class CudaRuntime(Runtime):
                 " kernel holds this GPU, and whether all ranks queue calls in the same order"
             )
         peer, seen = int(state[words.WAIT_PEER]), (int(state[words.WAIT_EPOCH]), int(state[words.WAIT_PROGRESS]))
-        job = self._blank_job()
+        job = np.zeros(jobs.size(0, 0), np.int64)
         lock = np.zeros(1, np.int64)  # for this copy of the state, which nothing else uses
-        job[words.LOCK] = lock.ctypes.data
+        self.fill(job, lock.ctypes.data)
+        jobs.update(job, epoch=self.epoch)
         _, _, owed = arrivals.standing(job, state)
         outside = peer != self.group.rank and (seen[0] != epoch or seen[1] < 0)
         name, limit = (ABSENT, limits.absent) if outside else (TIMEOUT, limits.timeout)

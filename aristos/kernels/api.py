@@ -6,44 +6,28 @@ from typing import Any
 
 import numpy as np
 
-from kernel_cache.compile import warm_up
-
-from ...config import ACTIVATIONS, PRECISIONS, checked_limit
-from ...errors import InputError
-from ...primitives.arithmetic import ExpertRows, ExpertWeights, Product
-from ...primitives.arrays import check_out, is_type
-from ...primitives.buffers import aligned
-from ...quantised import Quantised
-from ...weight_types import PACKED_ROWS, WeightType
-from ..by_isa import module
-from ..common.activations import word
-from .call_blocks import BLOCK_BYTES, EXPERT_ROWS, HEAD_WORDS, PRODUCT, flat
-from .convert import FLOAT32
-from .elements import ELEMENTS, ElementType, element_type
-from .entries import SIGNATURE
-from .target import ISA
+from ..config import ACTIVATIONS, PRECISIONS, checked_limit
+from ..errors import InputError
+from ..primitives.arithmetic import ExpertRows, ExpertWeights, Product
+from ..primitives.arrays import check_out, is_type
+from ..primitives.buffers import aligned
+from ..quantised import Quantised
+from ..weight_types import PACKED_ROWS, WeightType
+from .by_isa import module
+from .common.activations import word
+from .cpu.call_blocks import EXPERT_ROWS, PRODUCT
+from .cpu.convert import FLOAT32
+from .cpu.elements import ELEMENTS, ElementType, element_type
+from .cpu.kernel_call import KernelCall
+from .cpu.target import ISA
 
 RUN = 192  # rows of one run of the kernel
 NARROW_RUN = 128  # rows of a product of 16-bit elements, whose copy stays in the L2 cache: 4 to 25 % faster than 192
 
 
 def entries_of(element: ElementType) -> Any:
-    """The module `entries` with the kernels of an element type."""
+    """The module `entries` with the kernels of an element type, for this process's ISA."""
     return module("entries", ISA, element.format)
-
-
-class KernelCall:
-    """Calls one kernel of an element type. Not thread-safe: its arguments lie in one block."""
-
-    def __init__(self, element: ElementType, kernel: int) -> None:
-        self._run, self._kernel = entries_of(element).KERNELS[element.code], kernel
-        warm_up([(self._run, SIGNATURE)])
-        self._block = aligned((BLOCK_BYTES // 8,), np.int64)
-
-    def __call__(self, record: tuple) -> int:
-        words = flat(record)
-        self._block[HEAD_WORDS : HEAD_WORDS + len(words)] = words
-        return int(self._run(self._kernel, self._block.ctypes.data))
 
 
 class Matrix:
@@ -63,7 +47,7 @@ class Matrix:
         self._scratch = aligned(
             (entries_of(self._element).product_bytes(self._element.code, self._run, self.depth),), np.uint8
         )
-        self._call = KernelCall(self._element, PRODUCT)
+        self._call = KernelCall(entries_of(self._element), self._element, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, K] of the weight's dtype -> [M, N]; transposed: [M, N] -> [M, K].
@@ -131,7 +115,7 @@ class Packed:
         self._code = word(activation, limit)
         scratch, _ = entries_of(element).run_bytes(element.code, RUN, 0, self.hidden, self.ffn, gate is not None)
         self._scratch = aligned((scratch,), np.uint8)
-        self._call = KernelCall(element, EXPERT_ROWS)
+        self._call = KernelCall(entries_of(element), element, EXPERT_ROWS)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, H] of the weights' dtype -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of 32."""

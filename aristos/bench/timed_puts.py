@@ -1,0 +1,37 @@
+"""Timed puts of one pair of ranks, which the suite `put` and the measurement of links make."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .pairs import ACK, FLAG, Side, deadline
+
+
+def cell(side: Side, size: int, flight: int, samples: int) -> np.ndarray:
+    """Take samples, on both sides; returns nanoseconds at the origin, undefined values at the target."""
+    from . import oneside, oneside_rma
+
+    base = side.advance(FLAG, samples)
+    slots, stride = side.slots(side.target), max(64, size)
+    flag, ack = side.word(side.target, FLAG), side.word(side.origin, ACK)
+    out = np.empty(samples, np.int64)
+    if side.first:
+        source, scratch = side.payload(size), np.zeros(1, np.int64)
+        at, word = source.ctypes.data, scratch.ctypes.data
+        if side.remote:
+            to = side.pairs.wire, side.peer, slots, stride, at, size, flight, flag, ack, side.coded
+            done = oneside_rma.put_origin(*to, base, samples, deadline(), out)
+        else:
+            done = oneside.put_origin(slots, stride, at, size, flight, flag, ack, word, base, samples, deadline(), out)
+    elif side.remote:
+        done = oneside_rma.put_target(side.pairs.wire, side.peer, flag, ack, side.coded, base, samples, deadline())
+    else:
+        done = oneside.put_target(slots, stride, size, flight, flag, ack, base, samples, deadline(), out)
+    side.bounded(done)
+    return out
+
+
+def landed(side: Side, size: int, flight: int) -> bool:
+    """Whether every slot of this rank holds the origin's payload."""
+    want = side.payload(size)[:size]
+    return all(np.array_equal(side.landed(size, p * max(64, size)), want) for p in range(flight))

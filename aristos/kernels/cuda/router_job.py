@@ -1,0 +1,89 @@
+"""The job of the router kernels. Written by `python -m aristos.engine.generate`: do not edit."""
+
+import numpy as np
+
+from kernel_cache.compile import inlined
+
+(
+    X,  # address: rows of the kernel's kind that the router reads, on 16 bytes
+    X_STRIDE,  # bytes: between them
+    TOKENS,  # tokens: of the call
+    HIDDEN,  # columns: width of a row
+    ROUTER,  # address: of `pack_router`
+    EXPERTS,  # experts: that ids name, identity experts among them
+    TOP_K,  # choices: experts that compute a token
+    CHOICES,  # choices: those that it chooses: one less with a shared expert
+    SCORE,  # `rule` of kernels/common/scores.py
+    RENORMALIZE,  # flag: the weights of a token are divided by their sum
+    SCALE,  # float32 bits: factor of the weights
+    IDS,  # address: [tokens, top_k] int64, -1: a choice not taken, -2 - id: one beyond the capacity
+    WEIGHTS,  # address: [tokens, top_k] float32
+    GIVEN_IDS,  # address: [tokens, choices] int64 from outside, perhaps those of ids, 0: none
+    GIVEN_WEIGHTS,  # address: [tokens, choices] float32 from outside
+    CAPACITY,  # choices: most of an expert, 0: no limit
+    SLOT_OF,  # address: [experts, and the shared one] int64: places in the packed order, -1: none, nor rows (identity)
+    SLOTS,  # experts: places in the packed order
+    OFFSET,  # address: [slots + 1] int64, see engine/packing.py
+    TOKEN,  # address: [tokens * top_k] int64, see there
+    POSITION,  # address: [tokens, top_k] int64, see there
+    LOGITS,  # address: [tokens, experts] float32, where scores are kept, 0: nowhere
+    SELECT_BIAS,  # address: [experts] float32, added to the weights when experts are compared, 0: none
+    INPUT,  # address: the tokens
+    INPUT_STRIDE,  # bytes: between them
+    SHARED_SIGMOID,  # address: `pack_router` of one column, whose logistic function weighs the shared expert; 0: 1
+    WEIGHTED,  # address: where tokens times their weights go, whole rows side by side, 0: nowhere
+    KEPT_WEIGHTS,  # address: with weighted: [tokens] float32, where these weights are kept; those in weights become 1
+    STATUS,  # address: of a word: OK at first, then a token's largest status; unless OK, `place` assigns no rows
+    UNBEGUN,  # address: of a word: not 0 where no call began, because the engine has failed; 0: there is no such word
+    SCRATCH,  # address: of `scratch_bytes` bytes
+    JOB_WORDS,
+) = range(32)
+LASTING = (
+    "hidden",
+    "router",
+    "experts",
+    "top_k",
+    "choices",
+    "score",
+    "renormalize",
+    "scale",
+    "slot_of",
+    "slots",
+    "offset",
+    "token",
+    "position",
+    "logits",
+    "select_bias",
+    "shared_sigmoid",
+    "weighted",
+    "kept_weights",
+    "status",
+    "unbegun",
+    "scratch",
+)  # fmt: skip
+
+
+def new_job(**values: int) -> np.ndarray:
+    """A job with all of its words but those of a call. Raises TypeError unless `values` names all of LASTING."""
+    if values.keys() != set(LASTING):
+        missing, unknown = sorted(set(LASTING) - values.keys()), sorted(values.keys() - set(LASTING))
+        raise TypeError(f"a job of the router kernels: missing {missing}, unknown {unknown}")
+    job = np.zeros(JOB_WORDS, np.int64)
+    for name, value in values.items():
+        job[globals()[name.upper()]] = value
+    return job
+
+
+@inlined
+def fill_routing(job, x, x_stride, tokens, ids, weights, given_ids, given_weights, capacity, input_, input_stride):
+    """Fill the words of a call in compiled code."""
+    job[X] = x
+    job[X_STRIDE] = x_stride
+    job[TOKENS] = tokens
+    job[IDS] = ids
+    job[WEIGHTS] = weights
+    job[GIVEN_IDS] = given_ids
+    job[GIVEN_WEIGHTS] = given_weights
+    job[CAPACITY] = capacity
+    job[INPUT] = input_
+    job[INPUT_STRIDE] = input_stride
