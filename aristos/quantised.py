@@ -75,9 +75,9 @@ class Quantised:
         """[K, N] float32: codes less zero points, without their scales; exact in bfloat16 too."""
         return values_of(self.type, self.codes, self._each(self.zeros))
 
-    def dequantised(self) -> np.ndarray:
-        """[K, N] float64: the weights."""
-        scales = np.repeat(self.scales.astype(np.float64), self.type.columns, axis=1)[:, : self.codes.shape[1]]
+    def dequantised(self, dtype: Any = np.float64) -> np.ndarray:
+        """[K, N] float64: the weights; or float32, rounded once."""
+        scales = np.repeat(self.scales.astype(dtype), self.type.columns, axis=1)[:, : self.codes.shape[1]]
         return self.values() * self._each(scales)
 
     def _each(self, groups: Any) -> Any:

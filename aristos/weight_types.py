@@ -34,6 +34,12 @@ class WeightType:
         if self.scale is None and (self.group or self.zeros or self.columns != 1):
             raise ValueError(f"weight type {self.name}: groups, zero points and shared columns need a scale")
 
+    def __str__(self) -> str:
+        if self.scale is None:
+            return self.name
+        shared = f"{self.group}x{self.columns}" if self.columns > 1 else f"{self.group} k" if self.group else "a column"
+        return f"{self.name} with a {self.scale} scale for {shared}" + " and zero points" * self.zeros
+
     @property
     def packed(self) -> bool:
         """Whether weights are codes with scales."""
