@@ -197,7 +197,8 @@ CASES: dict[str, Case] = {
     ),
     "int4 with zero points in bytes": _compressed(
         pack_quantized(group=64, zeros="int8", dtype=np.float32),
-        ("int4", {"group": 64, "scale": "float32", "zeros": True}), "pack-quantized", num_bits=4, strategy="group", group_size=64, symmetric=False, type="int",
+        ("int4", {"group": 64, "scale": "float32", "zeros": True}), "pack-quantized",
+        num_bits=4, strategy="group", group_size=64, symmetric=False, type="int",
     ),
     "int8 in words": _compressed(
         pack_quantized(8, 0), ("int8", {"group": 0, "scale": "bfloat16"}), "pack-quantized", num_bits=8,
