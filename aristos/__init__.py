@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from .config import MoEConfig, Router
     from .layer.exchange import Exchange
     from .layer.moe import MoE
+    from .quantised import Quantised, quantise
     from .reproducible import reproducible_sum
     from .routing import Routing
+    from .weight_types import packed
 
 __all__ = [
     "AristosError",
@@ -55,12 +57,15 @@ __all__ = [
     "OpenCallError",
     "PeerInputError",
     "PoisonedError",
+    "Quantised",
     "ResultsError",
     "Router",
     "Routing",
     "TopologyError",
     "WaitTimeout",
     "__version__",
+    "packed",
+    "quantise",
     "reproducible_sum",
     "results",
 ]
@@ -70,8 +75,11 @@ _LAZY = {
     "Checkpoint": ".checkpoint",
     "Exchange": ".layer.exchange",
     "MoEConfig": ".config",
+    "Quantised": ".quantised",
     "Router": ".config",
     "Routing": ".routing",
+    "packed": ".weight_types",
+    "quantise": ".quantised",
     "reproducible_sum": ".reproducible",
 }
 _MODULES = (

@@ -13,6 +13,7 @@ from kernel_cache.errors import quoted
 
 from .errors import InputError
 from .row_types import ROW_TYPES
+from .weight_types import PACKED_ROWS, WeightType, packed
 
 
 class ActivationRule(NamedTuple):
@@ -211,6 +212,8 @@ class MoEConfig:
     precision: "high" allows products of float32 by three products of bfloat16, with 16 significant bits of rows, hidden
     activations and weights: outputs within 2e-5 of the largest one. Only CPUs with AMX gain by it and do so; all others
     compute as with "highest".
+    weight_dtype: of experts' matrices that stay packed: a name of "fp8", "int8", "int4", "mxfp4" or a type that
+    `aristos.packed` makes; None: they have the rows' type. On CPUs, with rows of float32 or bfloat16, not trained.
     router: see `Router`. identity_experts: how many; ids from `experts` up name them, and they return the token itself
     (LongCat); the router has a column for each of them.
     shared_ffn: width of the shared expert, which every rank has and every token passes, 0: none; several shared
@@ -235,6 +238,12 @@ class MoEConfig:
     shared_ffn: int = 0
     shared_sigmoid: bool = False
     limit_after: bool = False
+    weight_dtype: str | WeightType | None = None
+
+    @property
+    def packed(self) -> WeightType | None:
+        """`weight_dtype` as a type; None: experts' matrices have the rows' type."""
+        return self.weight_dtype if isinstance(self.weight_dtype, WeightType) else None
 
     @property
     def columns(self) -> int:
@@ -263,6 +272,7 @@ class MoEConfig:
             if value != 0 or isinstance(value, bool):
                 _normalize(self, **{name: whole(name, value, most, f"0 or a positive int of at most {most}")})
         self._check_flags()
+        self._check_packed()
         if self.top_k > self.columns:
             named = "experts + identity_experts" if self.identity_experts else "experts"
             raise InputError(f"top_k must be at most {named} ({self.columns}), got {self.top_k}")
@@ -279,6 +289,26 @@ class MoEConfig:
             raise InputError("shared_sigmoid=True requires a shared expert, got shared_ffn=0")
         if self.limit_after and self.limit is None:
             raise InputError("limit_after=True requires a limit, got limit=None")
+
+    def _check_packed(self) -> None:
+        """Turn the name of a type of packed weights into it. Raises InputError for one that this layer cannot have."""
+        if self.weight_dtype is None:
+            return
+        kind = self.weight_dtype
+        if not (isinstance(kind, WeightType) and kind.packed):
+            kind = packed(kind)  # type: ignore[arg-type]
+        _normalize(self, weight_dtype=kind)
+        if self.dtype not in PACKED_ROWS:
+            wanted = " or ".join(PACKED_ROWS)
+            raise InputError(f"weight_dtype={kind.name!r} requires rows of {wanted}, got dtype={self.dtype!r}")
+        if self.precision != "highest":
+            raise InputError(f"weight_dtype={kind.name!r} requires precision='highest', got {self.precision!r}")
+        for name in ("hidden", "ffn", "shared_ffn"):
+            if kind.columns == 1 and kind.group and getattr(self, name) % kind.group:
+                raise InputError(
+                    f"{name} must be a multiple of {kind.group}, the group of {kind.name}, got {getattr(self, name)}:"
+                    " see aristos.packed"
+                )
 
     def _check_router(self) -> None:
         """Raise InputError for a router that this layer cannot have."""

@@ -76,9 +76,16 @@ class Quantised:
         return values_of(self.type, self.codes, self._each(self.zeros))
 
     def dequantised(self, dtype: Any = np.float64) -> np.ndarray:
-        """[K, N] float64: the weights; or float32, rounded once."""
+        """[K, N] of `dtype`: the weights."""
         scales = np.repeat(self.scales.astype(dtype), self.type.columns, axis=1)[:, : self.codes.shape[1]]
         return self.values() * self._each(scales)
+
+    def squares(self, weight: np.ndarray) -> np.ndarray:
+        """[2]: the sum of squares of what these weights differ by from a matrix [K, N], and of the matrix."""
+        whole = np.asarray(weight, np.float32)
+        apart = (self.dequantised(np.float32) - whole).ravel()
+        flat = np.ascontiguousarray(whole).ravel()
+        return np.array([np.dot(apart, apart), np.dot(flat, flat)], np.float64)
 
     def _each(self, groups: Any) -> Any:
         """[groups, N] -> [K, N]: for each k what its group has."""

@@ -23,7 +23,8 @@ from .given import GivenLayer
 from .stats import Totals
 
 Event = tuple[int, str, float, float, int, int]
-COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision")  # equal in all layers of an object
+# equal in all layers of an object
+COMMON = ("experts", "hidden", "top_k", "dtype", "max_tokens", "precision", "weight_dtype")
 
 
 @dataclass(frozen=True)

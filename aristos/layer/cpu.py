@@ -110,8 +110,8 @@ class CpuBackend(Backend):
         if depends_on_isa(cfg, settings.train):
             self._runtime.report_isa()
         self._elements = module("elements", self._isa)
-        self._element = self._elements.element_type(cfg.dtype, cfg.precision)
-        self._kernels = handle(self._isa, self._element.code)
+        self._element = self._elements.element_type(cfg.dtype, cfg.precision, cfg.packed)
+        self._kernels = handle(self._isa, self._element.code, self._element.format)
         self._jobs: list[np.ndarray | None] = [None] * settings.layers
         self._filled = [-1] * settings.layers  # the runtime's version that each job was filled for
         pairs = cfg.max_tokens * max(choices(each) for each in self.cfgs)
@@ -162,8 +162,9 @@ class CpuBackend(Backend):
     @staticmethod
     def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None, train: bool = False) -> Needs:
         chosen = isa_of(cfg, runtime, train)
-        elements, entries, tokens = (module(name, chosen) for name in ("elements", "entries", "tokens"))
-        element = elements.element_type(cfg.dtype, cfg.precision).code
+        tokens, elements = module("tokens", chosen), module("elements", chosen)
+        kind = elements.element_type(cfg.dtype, cfg.precision, cfg.packed)
+        element, entries = kind.code, module("entries", chosen, kind.format)
         route = tokens.route_bytes(words.TOKEN_BLOCK, cfg.hidden, cfg.columns)
         rows, _ = entries.run_rows(element)
         ffn = max(cfg.ffn, cfg.shared_ffn)

@@ -57,6 +57,8 @@ class CudaBackend(Backend):
     def check(cfg: MoEConfig, schedule: str, threads: int | None, sms: int | None = None) -> None:
         if sms is not None:
             whole("sms", sms, MOST_SMS, "None or a positive int")
+        if cfg.packed is not None:
+            raise InputError(f"backend='cuda' has plain weights, got weight_dtype={cfg.packed.name!r}: leave it out")
         nbytes = BYTES[KINDS[cfg.dtype]] * cfg.hidden
         if nbytes % device_arrays.LINE:
             raise InputError(

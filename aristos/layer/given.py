@@ -9,6 +9,7 @@ import numpy as np
 from ..config import BIASED, MoEConfig, boolean
 from ..errors import InputError
 from ..primitives import arrays, finite
+from ..quantised import Quantised
 from ..row_types import ON_CPUS, ROUNDED
 
 PROJECTIONS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
@@ -16,7 +17,7 @@ SHARED = (*(f"shared_{name}" for name in PROJECTIONS), "shared_sigmoid")  # arra
 ROUTERS = ("router", "router_bias", "select_bias")  # arrays of a router
 LAYOUTS = ("in_out", "out_in")
 STORED = tuple(ON_CPUS)  # types of weights
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]  # arrays, or `Quantised` matrices
 
 
 def expert_names(cfg: MoEConfig) -> tuple[set[str], set[str]]:
@@ -79,8 +80,10 @@ class Given:
                 )
         return [name for name in sorted(wanted | biases) if given[name] is not None]
 
-    def one(self, name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    def one(self, name: str, value: Any, shape: tuple[int, ...]) -> Any:
         """An array of exactly this shape, its inputs before its outputs."""
+        if isinstance(value, Quantised):
+            return self.codes(name, value)
         array = checked_array(name, value, self.bits)
         if array.shape != shape:
             hint = f": that is its shape with {self.other}" if array.shape == shape[::-1] and array.ndim == 2 else ""
@@ -88,18 +91,33 @@ class Given:
         self.check_values(name, name.removeprefix("shared_"), array)
         return self.inputs_first(array)
 
-    def check_values(self, name: str, kind: str, array: np.ndarray) -> None:
+    def codes(self, name: str, value: Quantised) -> Quantised:
+        """A matrix of codes of this layer's type, its inputs before its outputs whatever the layout."""
+        wanted = shapes(self.cfg, "in_out")[name.partition("[")[0]]
+        if value.type != self.cfg.packed or value.shape != wanted:
+            asked = self.cfg.packed or f"arrays of {self.cfg.dtype}"
+            raise InputError(
+                f"{name} must be {list(wanted)} of {asked}, which the configuration has, got {list(value.shape)} of"
+                f" {value.type}"
+            )
+        return value
+
+    def check_values(self, name: str, kind: str, array: Any) -> None:
         """Raise InputError for NaN, infinity, or what is infinite in the type that the array is rounded to.
 
         name: for the message. kind: of the array, such as "up".
         """
+        if isinstance(array, Quantised):
+            return
         rounded = kind in ("up", "gate", "down") and self.cfg.dtype in ROUNDED
         problem = finite.problem(name, array, self.cfg.dtype if rounded else "float32")
         if problem is not None:
             raise InputError(problem)
 
-    def inputs_first(self, array: np.ndarray) -> np.ndarray:
+    def inputs_first(self, array: Any) -> Any:
         """The array with inputs before outputs, whatever the layout."""
+        if isinstance(array, Quantised):
+            return array
         return array.swapaxes(-1, -2) if self.turned and array.ndim > 1 else array
 
     @property
@@ -180,14 +198,17 @@ class GivenLayer(Given):
         if len(value) != shape[0]:
             held = "of this rank" if self.local else "of the layer"
             raise InputError(f"{name} must have an array for each of the {shape[0]} experts {held}, got {len(value)}")
-        parts = [None if v is None else checked_array(f"{name}[{e}]", v, self.bits) for e, v in enumerate(value)]
+        parts: list[Any] = [None if v is None else self._part(f"{name}[{e}]", v) for e, v in enumerate(value)]
         for e, part in enumerate(parts):
             if part is None and e in self.experts:
                 raise InputError(f"{name}[{e}] must be an array, because this rank holds that expert, got None")
-            if part is not None and part.shape != shape[1:]:
+            if part is not None and not isinstance(part, Quantised) and part.shape != shape[1:]:
                 hint = self._hint(name, (shape[0], *part.shape))
                 raise InputError(f"{name}[{e}] must have shape {list(shape[1:])}, got {list(part.shape)}{hint}")
         return parts
+
+    def _part(self, name: str, value: Any) -> Any:
+        return self.codes(name, value) if isinstance(value, Quantised) else checked_array(name, value, self.bits)
 
     def _shape(self, name: str, local: bool, layout: str) -> tuple[int, ...]:
         return (self._count if local else self.cfg.experts, *shapes(self.cfg, layout)[name])

@@ -335,13 +335,16 @@ class MoE(SavedLayers):
     def summary(self) -> Summary:
         """Totals over all ranks and calls of this object: messages by size, times, waits by peer. Collective.
 
+        Also, for each layer, what packed weights lost of plain arrays given to `load`.
+
         Messages within a node are the puts of dispatched rows, not the outputs, which the kernel stores itself; those
         between nodes are batches, see `MessageClass`.
         With backend="cuda", calls with return_stats=True are counted, and no others.
         """
         runtime = self._settled()
         runtime.refuse_open()
-        share = self._backend.totals.share(self.rank, self.world)
+        squares = np.array([weights.squares for weights in self._backend.weights])
+        share = self._backend.totals.share(self.rank, self.world) | {"squares": squares}
         return summarize(runtime.group.allgather(share, "summaries"))
 
     def timeline(self, on: bool, events: int = 100_000) -> None:

@@ -97,6 +97,8 @@ class Summary:
     """Totals over all calls of an object and all ranks. wait_seconds: [W, W]; [i, j]: rank i waited for rank j.
 
     expert_rows: [layers, E] int64, rows that experts have got. dropped_rows: choices beyond the capacity.
+    weight_errors: [layers] of packed weights that were given as plain arrays: the root of the squares of what they lost
+    over those of the arrays; 0 where there are none.
     """
 
     calls: int
@@ -109,6 +111,7 @@ class Summary:
     wait_seconds: np.ndarray
     expert_rows: np.ndarray
     dropped_rows: int
+    weight_errors: np.ndarray
 
     @property
     def balance(self) -> np.ndarray:
@@ -131,6 +134,9 @@ class Summary:
         for layer, (rows, balance) in enumerate(zip(self.expert_rows, self.balance)):
             if rows.any():
                 lines.append(f"layer {layer}: expert {rows.argmax()} got most rows, {balance:.2f} times the mean")
+        for layer, error in enumerate(self.weight_errors):
+            if error:
+                lines.append(f"layer {layer}: packed weights differ from those given by {error:.2e} of their size")
         lines.append("seconds that a rank (line) waited for a rank (column):")
         lines += ["  " + " ".join(f"{s:9.4f}" for s in row) for row in self.wait_seconds]
         return "\n".join(lines)
@@ -324,6 +330,7 @@ def _messages(counters: np.ndarray, transport: str, first: int) -> list[MessageC
 def summarize(shares: list[dict[str, Any]]) -> Summary:
     """The summary of all ranks' shares, in rank order."""
     counters = np.array([s["counters"] for s in shares])
+    squares = sum(s["squares"] for s in shares)
     return Summary(
         calls=shares[0]["calls"],
         rows=sum(s["rows"] for s in shares),
@@ -335,4 +342,5 @@ def summarize(shares: list[dict[str, Any]]) -> Summary:
         wait_seconds=np.array([s["wait"] for s in shares]),
         expert_rows=sum(s["expert_rows"] for s in shares),
         dropped_rows=sum(s["dropped"] for s in shares),
+        weight_errors=np.sqrt(squares[:, 0] / np.where(squares[:, 1] > 0, squares[:, 1], 1)),
     )

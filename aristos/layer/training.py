@@ -78,6 +78,8 @@ def check_training(cfg: MoEConfig, backend: str, moves: str) -> None:
     ):
         if value not in wanted:
             raise InputError(f"train=True requires {name}={' or '.join(map(repr, wanted))}, got {value!r}")
+    if cfg.packed is not None:
+        raise InputError(f"train=True requires plain weights, got weight_dtype={cfg.packed.name!r}: leave it out")
     if moves == "experts":
         raise InputError("train=True requires rows that travel, got moves='experts': leave moves out")
 

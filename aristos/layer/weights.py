@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..config import MoEConfig
 from ..engine import job as jobs
 from ..engine import schema
 from ..errors import NotLoaded
-from ..kernels.cpu.elements import ElementType, element_type
+from ..kernels.cpu.elements import ElementType, PackedElement, element_type
 from ..primitives.arithmetic import ExpertWeights
 from ..primitives.buffers import FLOAT, aligned
+from ..quantised import Quantised, quantise
 from .given import ROUTERS, Arrays, GivenLayer, expert_names
 from .given import SHARED as SHARED_ARRAYS
 from .node_weights import NodeWeights
@@ -36,6 +39,11 @@ class PackedLayer:
         self.cfg, self.mine = cfg, mine
         self._has = np.zeros(len(mine), bool)
         self._has_shared = cfg.shared_ffn == 0
+
+    @property
+    def squares(self) -> np.ndarray:
+        """[2]: of what packed weights lost of arrays, and of the arrays: see `Quantised.squares`."""
+        return np.zeros(2)
 
     @property
     def complete(self) -> bool:
@@ -133,6 +141,7 @@ class LayerWeights(PackedLayer):
                 memory = aligned((len(mine), nbytes), np.uint8)
             self.packed[name] = memory.view(np.float32) if name.endswith("_bias") else memory
         self.router: np.ndarray | None = None
+        self._lost: dict[tuple[int, str], np.ndarray] = {}  # by expert and matrix; -1: the shared expert
         self._biases: dict[str, np.ndarray] = {}
         self._shared: dict[str, np.ndarray] = {}
 
@@ -142,17 +151,29 @@ class LayerWeights(PackedLayer):
             if name == "shared_sigmoid":
                 packed[name] = self._float32.pack(array[:, None])
             else:
-                packed[name] = self._element.pack_bias(array) if "bias" in name else self._element.pack(array)
+                packed[name] = self._element.pack_bias(array) if "bias" in name else self._pack(-1, name, array)
         self._shared = packed
 
     def _pack_expert(self, i: int, arrays: Arrays) -> None:
         for name, packed in self.packed.items():
             if not name.endswith("_bias"):
-                packed[i] = self._element.pack(arrays[name])
+                packed[i] = self._pack(i, name, arrays[name])
             elif name in arrays:
                 packed[i] = self._element.pack_bias(arrays[name])
             else:
                 packed[i] = 0
+
+    def _pack(self, i: int, name: str, matrix: Any) -> np.ndarray:
+        """Pack a matrix of expert i."""
+        self._lost.pop((i, name), None)
+        if isinstance(self._element, PackedElement) and not isinstance(matrix, Quantised):
+            plain, matrix = matrix, quantise(matrix, self._element.weight)
+            self._lost[i, name] = matrix.squares(plain)
+        return self._element.pack(matrix)
+
+    @property
+    def squares(self) -> np.ndarray:
+        return sum(self._lost.values(), np.zeros(2))
 
     def _forget_router(self) -> None:
         self.router, self._biases = None, {}
@@ -193,7 +214,7 @@ def packed_bytes(cfg: MoEConfig, count: int) -> int:
 
 def _expert_bytes(cfg: MoEConfig, ffn: int) -> int:
     """Bytes of one packed expert of this width, with all biases."""
-    element = element_type(cfg.dtype, cfg.precision)
+    element = element_type(cfg.dtype, cfg.precision, cfg.packed)
     wide = 2 if cfg.gated else 1  # products of width F
     expert = wide * element.packed_bytes(cfg.hidden, ffn) + element.packed_bytes(ffn, cfg.hidden)
     if cfg.bias:

@@ -135,6 +135,11 @@ def words(addr, n):
     return np.ctypeslib.as_array((ctypes.c_int64 * int(n)).from_address(int(addr)))
 
 
+def bits8(addr, n):
+    """View: n uint8 at `addr`, as a one-dimensional array."""
+    return np.ctypeslib.as_array((ctypes.c_uint8 * int(n)).from_address(int(addr)))
+
+
 def bits16(addr, n):
     """View: n uint16 at `addr`, as a one-dimensional array."""
     return np.ctypeslib.as_array((ctypes.c_uint16 * int(n)).from_address(int(addr)))

@@ -18,6 +18,7 @@ from aristos.host.versions import versions
 PRIVATE = {"cli", "doctor", "engine", "explore", "host", "launcher", "layer", "primitives", "substrate"}
 PRIVATE |= {
     "config",
+    "quantised",
     "routing",
     "row_types",
     "trainable",

@@ -13,21 +13,30 @@ from ...errors import InputError
 from ...primitives.arithmetic import ExpertRows, ExpertWeights, Product
 from ...primitives.arrays import check_out, is_type
 from ...primitives.buffers import aligned
+from ...quantised import Quantised
+from ...weight_types import PACKED_ROWS, WeightType
+from ..by_isa import module
 from ..common.activations import word
 from .call_blocks import BLOCK_BYTES, EXPERT_ROWS, HEAD_WORDS, PRODUCT, flat
 from .convert import FLOAT32
 from .elements import ELEMENTS, ElementType, element_type
-from .entries import KERNELS, SIGNATURE, product_bytes, run_bytes
+from .entries import SIGNATURE
+from .target import ISA
 
 RUN = 192  # rows of one run of the kernel
 NARROW_RUN = 128  # rows of a product of 16-bit elements, whose copy stays in the L2 cache: 4 to 25 % faster than 192
 
 
+def entries_of(element: ElementType) -> Any:
+    """The module `entries` with the kernels of an element type."""
+    return module("entries", ISA, element.format)
+
+
 class KernelCall:
     """Calls one kernel of an element type. Not thread-safe: its arguments lie in one block."""
 
-    def __init__(self, element: int, kernel: int) -> None:
-        self._run, self._kernel = KERNELS[element], kernel
+    def __init__(self, element: ElementType, kernel: int) -> None:
+        self._run, self._kernel = entries_of(element).KERNELS[element.code], kernel
         warm_up([(self._run, SIGNATURE)])
         self._block = aligned((BLOCK_BYTES // 8,), np.int64)
 
@@ -51,8 +60,10 @@ class Matrix:
         self.depth, self.columns = weight.shape[::-1] if transposed else weight.shape
         self._panels = self._element.pack(weight, transposed)
         self._run = RUN if self._element.code == FLOAT32 else NARROW_RUN
-        self._scratch = aligned((product_bytes(self._element.code, self._run, self.depth),), np.uint8)
-        self._call = KernelCall(self._element.code, PRODUCT)
+        self._scratch = aligned(
+            (entries_of(self._element).product_bytes(self._element.code, self._run, self.depth),), np.uint8
+        )
+        self._call = KernelCall(self._element, PRODUCT)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, K] of the weight's dtype -> [M, N]; transposed: [M, N] -> [M, K].
@@ -77,7 +88,8 @@ class Packed:
 
     up, gate: [H, F] float32, bfloat16 (ml_dtypes) or float16; down: [F, H]; biases: [F], [F], [H] float32. With a gate,
     the activation is applied to the gate projection, and `limit` bounds both projections. limit; precision, of float32:
-    see MoEConfig. Not thread-safe: use one object per thread.
+    see MoEConfig. weight_dtype: matrices become codes of this type, see `aristos.packed`; or they are `Quantised`, and
+    `dtype` is that of rows, float32 or bfloat16. Not thread-safe: use one object per thread.
     """
 
     def __init__(
@@ -92,11 +104,13 @@ class Packed:
         limit: float | None = None,
         *,
         precision: str = "highest",
+        weight_dtype: WeightType | None = None,
+        dtype: str | None = None,
     ) -> None:
         if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         limit = checked_limit(activation, gate is not None, limit)
-        up, element = _weight("up", up, precision)
+        up, element = _weight("up", up, precision, weight_dtype, dtype)
         self._element = element
         self.hidden, self.ffn = up.shape
         if 0 in up.shape:
@@ -104,8 +118,8 @@ class Packed:
         if gate is None and gate_bias is not None:
             raise InputError("gate_bias came without gate")
         parts: list[np.ndarray | None] = [element.pack(up)]
-        parts.append(None if gate is None else element.pack(_matrix("gate", gate, up.shape, element.name)))
-        parts.append(element.pack(_matrix("down", down, up.shape[::-1], element.name)))
+        parts.append(None if gate is None else element.pack(_another("gate", gate, up.shape, element)))
+        parts.append(element.pack(_another("down", down, up.shape[::-1], element)))
         for name, bias, n in (
             ("up_bias", up_bias, self.ffn),
             ("gate_bias", gate_bias, self.ffn),
@@ -115,9 +129,9 @@ class Packed:
         self._parts = parts
         self._weights = ExpertWeights(*(0 if p is None else p.ctypes.data for p in parts))
         self._code = word(activation, limit)
-        scratch, _ = run_bytes(element.code, RUN, 0, self.hidden, self.ffn, gate is not None)
+        scratch, _ = entries_of(element).run_bytes(element.code, RUN, 0, self.hidden, self.ffn, gate is not None)
         self._scratch = aligned((scratch,), np.uint8)
-        self._call = KernelCall(element.code, EXPERT_ROWS)
+        self._call = KernelCall(element, EXPERT_ROWS)
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """x: [M, H] of the weights' dtype -> [M, H]. `out` [M, H] avoids a copy if H is a multiple of 32."""
@@ -149,16 +163,33 @@ def ffn(
     return Packed(up, down, gate, up_bias, gate_bias, down_bias, activation, limit)(x)
 
 
-def _weight(name: str, value: Any, precision: str) -> tuple[np.ndarray, ElementType]:
-    """A matrix of any element type, and that type."""
+def _weight(
+    name: str, value: Any, precision: str, weight: WeightType | None = None, dtype: str | None = None
+) -> tuple[Any, ElementType]:
+    """A matrix of any element type or of codes, and the element type of an expert with it."""
+    if isinstance(value, Quantised):
+        if dtype not in PACKED_ROWS:
+            raise InputError(f"dtype must be that of rows, {' or '.join(PACKED_ROWS)}, got {dtype!r}")
+        return value, element_type(dtype, weight=value.type)
     array = np.asarray(value)
-    dtype = array.dtype.name
+    dtype = str(array.dtype.name)
     if dtype not in ELEMENTS or not array.dtype.isnative or array.ndim != 2:
         wanted = "a matrix of float32, bfloat16 or float16"
         raise InputError(f"{name} must be {wanted}, got {array.dtype} {list(array.shape)}")
     if precision not in PRECISIONS or (precision != "highest" and dtype != "float32"):
         raise InputError(f"precision must be 'highest', or 'high' with float32, got {precision!r} with {dtype}")
-    return array, element_type(dtype, precision)
+    return array, element_type(dtype, precision, weight)
+
+
+def _another(name: str, value: Any, shape: tuple[int, ...], element: ElementType) -> Any:
+    """Another matrix of an expert, checked."""
+    if not isinstance(value, Quantised):
+        return _matrix(name, value, shape, element.name)
+    if value.type != element.weight or value.shape != shape:
+        raise InputError(
+            f"{name} must be {element.weight} with shape {list(shape)}, got {value.type} {list(value.shape)}"
+        )
+    return value
 
 
 def _rows(

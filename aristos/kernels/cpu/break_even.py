@@ -11,10 +11,9 @@ import numpy as np
 from ...primitives.arithmetic import ExpertRows, ExpertWeights
 from ...primitives.buffers import aligned
 from ..common.activations import word
-from .api import KernelCall
+from .api import KernelCall, entries_of
 from .call_blocks import EXPERT_ROWS
 from .elements import ElementType
-from .entries import run_bytes
 
 HIDDEN, FFN = 512, 1024
 EXPERTS = 8  # together more bytes of weights than a core's own caches hold
@@ -30,10 +29,12 @@ def rows(element: ElementType) -> int:
     up, down = element.packed_bytes(HIDDEN, FFN), element.packed_bytes(FFN, HIDDEN)
     weights = aligned((EXPERTS, up + down), np.uint8)
     x, y = (aligned((MOST, HIDDEN * element.nbytes), np.uint8) for _ in range(2))
-    scratch = aligned((run_bytes(element.code, MOST, 0, HIDDEN, FFN, False)[0],), np.uint8)
-    weights[:], x[:] = 0, 0  # zeros of every element type; pages that were never written would be one page
+    scratch = aligned((entries_of(element).run_bytes(element.code, MOST, 0, HIDDEN, FFN, False)[0],), np.uint8)
+    weights[:, :up] = element.pack(np.zeros((HIDDEN, FFN), np.float32))
+    weights[:, up:] = element.pack(np.zeros((FFN, HIDDEN), np.float32))
+    x[:] = 0  # pages that were never written would be one page
     xs, ys = (each.ctypes.data + each.strides[0] * np.arange(MOST) for each in (x, y))
-    call = KernelCall(element.code, EXPERT_ROWS)
+    call = KernelCall(element, EXPERT_ROWS)
 
     def run(count: int, expert: int) -> None:
         at = weights[expert].ctypes.data

@@ -8,14 +8,16 @@ precision="high" are packed as bfloat16 is, each value as two: panels have as ma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ... import weight_types
 from ...primitives.buffers import aligned
+from ...quantised import Quantised, quantise
 from ...row_types import ON_CPUS, ROW_TYPES, RowType
 from ...weight_types import WEIGHT_TYPES, WeightType
-from . import panels
+from . import packed_panels, panels
 from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT, narrow
 from .target import ISA
 
@@ -34,6 +36,11 @@ class ElementType:
     def name(self) -> str:
         """As in `MoEConfig.dtype`."""
         return self.row.name
+
+    @property
+    def format(self) -> str:
+        """Of packed weights, a name of `weight_types.FORMATS`; "" for plain ones."""
+        return ""
 
     @property
     def nbytes(self) -> int:
@@ -73,6 +80,25 @@ class ElementType:
         return out
 
 
+@dataclass(frozen=True)
+class PackedElement(ElementType):
+    """Rows of a type with packed weights. code: of the rows' type; `by_isa` has kernels for each format."""
+
+    @property
+    def format(self) -> str:
+        return self.weight.name
+
+    def padded(self, columns: int) -> int:
+        return up(columns)
+
+    def packed_bytes(self, depth: int, columns: int) -> int:
+        return packed_panels.nbytes(self.weight, depth, columns)
+
+    def pack(self, weight: Any, transposed: bool = False) -> np.ndarray:
+        """weight: `Quantised` of this type, or elements [K, N], which become the nearest codes; never transposed."""
+        return packed_panels.pack(weight if isinstance(weight, Quantised) else quantise(weight, self.weight))
+
+
 ELEMENTS = {
     name: ElementType(ROW_TYPES[name], WEIGHT_TYPES[name], code)
     for name, code in (("float32", FLOAT32), ("bfloat16", BFLOAT16), ("float16", FLOAT16))
@@ -83,8 +109,13 @@ if set(ELEMENTS) != set(ON_CPUS):
 _SPLIT = ElementType(ROW_TYPES["float32"], weight_types.SPLIT, SPLIT)
 
 
-def element_type(dtype: str, precision: str = "highest") -> ElementType:
-    """The element type of a layer: float32 with precision "high" is split where AMX multiplies bfloat16."""
+def element_type(dtype: str, precision: str = "highest", weight: WeightType | None = None) -> ElementType:
+    """The element type of a layer: float32 with precision "high" is split where AMX multiplies bfloat16.
+
+    weight: the type of packed weights, None: weights are of the rows' type.
+    """
+    if weight is not None:
+        return PackedElement(ROW_TYPES[dtype], weight, ELEMENTS[dtype].code)
     return _SPLIT if precision == "high" and ISA == "amx" else ELEMENTS[dtype]
 
 

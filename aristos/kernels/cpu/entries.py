@@ -13,7 +13,7 @@ from kernel_cache.compile import jit
 from . import call_blocks as calls
 from . import expert, gemm, rounded_expert
 from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT
-from .target import ISA
+from .target import FORMAT, ISA
 from .tokens import combine_token, route_block, weigh_shared
 
 SIGNATURE = types.int64, types.int64
@@ -92,14 +92,26 @@ def split_kernels(kernel, block):
     return run_rounded(SPLIT, kernel, block)
 
 
-KERNELS = {FLOAT32: float32_kernels, BFLOAT16: bfloat16_kernels, FLOAT16: float16_kernels}
-if ISA == "amx":
-    KERNELS[SPLIT] = split_kernels
+@jit
+def packed_kernels(kernel, block):
+    """Run a kernel on float32 rows and packed weights; returns its result, 0 if it has none."""
+    return run_rounded(FLOAT32, kernel, block)
+
+
+# by code of an element type; of a format of packed weights, for both types of rows
+if FORMAT:
+    KERNELS = {FLOAT32: packed_kernels, BFLOAT16: bfloat16_kernels}
+else:
+    KERNELS = {FLOAT32: float32_kernels, BFLOAT16: bfloat16_kernels, FLOAT16: float16_kernels}
+    if ISA == "amx":
+        KERNELS[SPLIT] = split_kernels
 
 
 def product_bytes(element: int, rows: int, depth: int) -> int:
     """Bytes of scratch for a matrix product of `rows` rows."""
-    return gemm.packed_bytes(rows, depth) if element == FLOAT32 else rounded_expert.product_bytes(element, rows, depth)
+    if element == FLOAT32 and not FORMAT:
+        return gemm.packed_bytes(rows, depth)
+    return rounded_expert.product_bytes(element, rows, depth)
 
 
 def run_rows(element: int) -> tuple[int, int]:
@@ -113,7 +125,7 @@ def run_rows(element: int) -> tuple[int, int]:
 
 def run_bytes(element: int, rows: int, few: int, hidden: int, ffn: int, gated: bool) -> tuple[int, int]:
     """Bytes of scratch for a run of `rows` rows, and of hidden activations for a column-split run of `few` rows."""
-    if element == FLOAT32:
+    if element == FLOAT32 and not FORMAT:
         return expert.scratch_bytes(rows, hidden, gated), expert.activation_bytes(few, ffn, gated)
     run = rounded_expert.scratch_bytes(element, rows, hidden, ffn, gated)
     return run, rounded_expert.activation_bytes(element, few, ffn)

@@ -212,6 +212,11 @@ def _floats(addr, n):
     return lambda addr, n: carray(_pointer(addr), n, np.float32)  # type: ignore[call-arg]
 
 
+@overload(mem.bits8)
+def _bits8(addr, n):
+    return lambda addr, n: carray(_pointer(addr), n, np.uint8)  # type: ignore[call-arg]
+
+
 @overload(mem.bits16)
 def _bits16(addr, n):
     return lambda addr, n: carray(_pointer(addr), n, np.uint16)  # type: ignore[call-arg]

@@ -20,9 +20,12 @@ from .entries import SIGNATURE
 _plain: list[Callable[[int, int], int]] = []  # in plain Python: the functions that handles count
 
 
-def handle(isa: str, element: int) -> int:
-    """The job's word KERNELS: the address of the kernels of an ISA and an element type; in plain Python a number."""
-    return handle_of(module("entries", isa).KERNELS[element])
+def handle(isa: str, element: int, form: str = "") -> int:
+    """The job's word KERNELS: the address of the kernels of an ISA and an element type; in plain Python a number.
+
+    form: the format of packed weights.
+    """
+    return handle_of(module("entries", isa, form).KERNELS[element])
 
 
 def handle_of(kernels) -> int:

@@ -86,16 +86,17 @@ def _either(builder, condition, first, second):
     """Emit first() where the int64 `condition` is not 0, else second(); both return values of the same types."""
     blocks = [builder.append_basic_block(name) for name in ("carry", "fresh", "ready")]
     builder.cbranch(builder.icmp_signed("!=", condition, I64(0)), *blocks[:2])
-    found = []
+    found, ends = [], []
     for block, emit in zip(blocks, (first, second)):
         builder.position_at_end(block)
         found.append(emit())
+        ends.append(builder.block)
         builder.branch(blocks[2])
     builder.position_at_end(blocks[2])
     merged = []
     for pair in zip(*found):
         phi = builder.phi(pair[0].type)
-        for value, block in zip(pair, blocks):
+        for value, block in zip(pair, ends):
             phi.add_incoming(value, block)
         merged.append(phi)
     return merged

@@ -12,18 +12,24 @@ from ...primitives.buffers import FLOAT
 from ...weight_types import WEIGHT_TYPES
 from ..common.branches import unrolled
 from . import tiles, widened
-from .convert import BFLOAT16, FLOAT16, SPLIT, round_row
+from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT, round_row
 from .elements import WIDTH
 from .micro_kernels import SUMS
-from .target import ISA
+from .packed_panels import STEP
+from .target import FORMAT, ISA
 
 NARROW_BYTES, SPLIT_BYTES = WEIGHT_TYPES["bfloat16"].nbytes(1, WIDTH), weight_types.SPLIT.nbytes(1, WIDTH)
 SPARE_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
 
 release = tiles.release if ISA == "amx" else mem.pause
-_ways = {BFLOAT16: widened, FLOAT16: widened}
-if ISA == "amx":
-    _ways |= {BFLOAT16: tiles, SPLIT: tiles}
+if FORMAT:
+    from . import packed
+
+    _ways = {BFLOAT16: packed, FLOAT32: packed}
+else:
+    _ways = {BFLOAT16: widened, FLOAT16: widened}
+    if ISA == "amx":
+        _ways |= {BFLOAT16: tiles, SPLIT: tiles}
 
 
 def _by_element(name, arguments):
@@ -46,8 +52,28 @@ def operand_bytes(element: int, rows: int, columns: int) -> int:
 
 @inlined
 def panel_bytes(element):
-    """Bytes of a panel for each k."""
+    """Bytes of a plain panel for each k."""
     return SPLIT_BYTES if element == SPLIT else NARROW_BYTES
+
+
+@jit
+def panel_step(element, panels, depth):
+    """Bytes from one panel of a matrix to the next. panels: address of its first panel; depth: its k."""
+    if FORMAT:
+        return mem.load(panels + STEP)
+    return panel_bytes(element) * ((depth + WIDTH - 1) // WIDTH * WIDTH)
+
+
+@inlined
+def spare_bytes(rows, depth):
+    """Bytes of the spare memory of products of up to `rows` rows and `depth` k."""
+    return packed.spare_bytes(rows, depth) if FORMAT else SPARE_BYTES
+
+
+@inlined
+def float_rows(element):
+    """Whether rows are float32."""
+    return element in (FLOAT32, SPLIT)
 
 
 @jit
@@ -56,7 +82,7 @@ def write_rows(element, m, sums, y, j, columns):
 
     y: address of an array of row addresses. Rows of 16-bit elements have space for whole panels.
     """
-    if element == SPLIT:
+    if float_rows(element):
         nbytes = FLOAT * min(WIDTH, columns - j)
         for i in range(m):
             mem.copy_row(mem.load(y + 8 * i) + FLOAT * j, sums + SUMS * i, nbytes)

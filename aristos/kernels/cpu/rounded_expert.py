@@ -18,25 +18,30 @@ from .elementwise import activate, multiply
 from .expert import line_bytes
 from .micro_kernels import SUMS
 from .operands import (
-    SPARE_BYTES,
     begin,
     end,
     operand_bytes,
     operand_size,
     pack_operand,
     panel_bytes,
+    panel_step,
     panel_sums,
     round_operand,
+    spare_bytes,
     write_rows,
 )
+from .target import FORMAT
 
 FC = 512  # columns of F a chunk, if not all hidden activations are kept
 
 
 @inlined
 def chunk_of(element, hidden, ffn):
-    """Columns of F a chunk: all if their activations take no more bytes than a chunk's and the outputs' sums."""
-    return ffn if ffn <= FC + (hidden if element == SPLIT else 2 * hidden) else FC
+    """Columns of F a chunk: all if their activations take no more bytes than a chunk's and the outputs' sums.
+
+    Packed weights: all, since a group of k may be longer than a chunk.
+    """
+    return ffn if FORMAT or ffn <= FC + (hidden if element == SPLIT else 2 * hidden) else FC
 
 
 def scratch_bytes(element, rows, hidden, ffn, gated):
@@ -44,12 +49,12 @@ def scratch_bytes(element, rows, hidden, ffn, gated):
     chunk = chunk_of(element, hidden, ffn)
     sums = (2 if gated else 1) + (-(-hidden // WIDTH) if chunk < ffn else 0)
     operands = operand_bytes(element, rows, hidden) + operand_bytes(element, rows, chunk)
-    return SPARE_BYTES + operands + rows * SUMS * sums
+    return spare_bytes(rows, max(hidden, ffn)) + operands + rows * SUMS * sums
 
 
 def product_bytes(element, rows, depth):
     """Bytes of scratch of a product of up to `rows` rows."""
-    return SPARE_BYTES + operand_bytes(element, rows, depth) + rows * SUMS
+    return spare_bytes(rows, depth) + operand_bytes(element, rows, depth) + rows * SUMS
 
 
 def activation_bytes(element, rows, ffn):
@@ -102,7 +107,7 @@ def hidden_panels(
     twice when gated; kept: as of ExpertRows.
     """
     up_weights, gate, _, up_bias, gate_bias, _ = weights
-    step = panel_bytes(element) * up(hidden)
+    step = panel_step(element, up_weights, hidden)
     gates = sums + SUMS * m
     for j in range(first, last, WIDTH):
         mpi.tend(wire)
@@ -136,7 +141,7 @@ def expert_rows(element, call):
     m, y, weights, code, hidden, ffn = call.rows, call.y, call.weights, call.activation, call.hidden, call.ffn
     wire, kept = call.wire, call.kept
     chunk = chunk_of(element, hidden, ffn)
-    spare, a = call.scratch, call.scratch + SPARE_BYTES
+    spare, a = call.scratch, call.scratch + spare_bytes(m, max(hidden, ffn))
     h = a + operand_size(element, m, hidden)
     sums = h + operand_size(element, m, chunk)
     outputs = sums + SUMS * m * (2 if weights.gate != 0 else 1)
@@ -146,7 +151,7 @@ def expert_rows(element, call):
     begin(spare)
     pack_operand(element, m, call.x, hidden, a)
     down, down_bias = weights.down, weights.down_bias
-    width, step = panel_bytes(element), panel_bytes(element) * up(ffn)
+    width, step = panel_bytes(element), panel_step(element, down, ffn)
     for f0 in range(0, ffn, chunk):
         last = min(ffn, f0 + chunk)
         after = down + width * f0
@@ -173,7 +178,7 @@ def up_columns(element, call):
     activations: `activation_bytes(element, rows, ffn)` bytes; scratch: of `scratch_bytes`.
     """
     m, hidden, ffn = call.rows, call.hidden, call.ffn
-    spare, a = call.scratch, call.scratch + SPARE_BYTES
+    spare, a = call.scratch, call.scratch + spare_bytes(m, max(hidden, ffn))
     sums = a + operand_size(element, m, hidden)
     begin(spare)
     pack_operand(element, m, call.x, hidden, a)
@@ -188,9 +193,9 @@ def up_columns(element, call):
 def down_columns(element, call):
     """Columns first..last of the outputs, after `up_columns` has computed all of h. call: a DownColumns."""
     m, y, ffn, last, activations = call.rows, call.y, call.ffn, call.last, call.activations
-    spare, sums = call.scratch, call.scratch + SPARE_BYTES
+    spare, sums = call.scratch, call.scratch + spare_bytes(m, ffn)
     down, down_bias = call.weights.down, call.weights.down_bias
-    step = panel_bytes(element) * up(ffn)
+    step = panel_step(element, down, ffn)
     begin(spare)
     for j in range(call.first, last, WIDTH):
         mpi.tend(call.wire)
@@ -209,8 +214,8 @@ def product(element, call):
     aligned.
     """
     m, depth, columns = call.rows, call.depth, call.columns
-    spare, a = call.scratch, call.scratch + SPARE_BYTES
-    sums, step = a + operand_size(element, m, depth), panel_bytes(element) * up(depth)
+    spare, a = call.scratch, call.scratch + spare_bytes(m, depth)
+    sums, step = a + operand_size(element, m, depth), panel_step(element, call.panels, depth)
     begin(spare)
     pack_operand(element, m, call.x, depth, a)
     for j in range(0, columns, WIDTH):

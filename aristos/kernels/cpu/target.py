@@ -1,5 +1,9 @@
-"""The instruction set that this package's modules are made for: in its name, or else the process's. See `by_isa`."""
+"""What this package's modules are made for, in its name, or else the process's instruction set. See `by_isa`.
+
+FORMAT: the format of packed weights, a name of `weight_types.FORMATS`; "": weights are elements.
+"""
 
 from ...primitives import isa
 
-ISA = (__package__ or "").partition(".cpu_")[2] or isa.chosen()
+_isa, _, FORMAT = (__package__ or "").partition(".cpu_")[2].partition("_")
+ISA = _isa or isa.chosen()

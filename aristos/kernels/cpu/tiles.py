@@ -198,6 +198,39 @@ def round_operand(element, m, sums, j, columns, a, spare):
 
 
 @jit
+def block_place(m, columns, a, i, block):
+    """Address of row i's block of 32 k in an operand of m rows of bfloat16; of its first tile for i = 0."""
+    groups, tile = (m + 31) // 32, STEP * ((columns + WIDTH - 1) // WIDTH)
+    for g in range(groups):
+        rows, upper = group_rows(m, g, groups)
+        if i < rows:
+            break
+        i -= rows
+        a += 2 * tile
+    return a + STEP * block + (ROW * i if i < upper else tile + ROW * (i - upper))
+
+
+@jit
+def part_sums(element, m, left, steps, right, sums, count, carry, ahead, pace, spare):
+    """`panel_sums` for `count` blocks of k; returns the address that is prefetched next.
+
+    left: address of the first tile of the first block; steps: blocks of the operand; right: of the panel there.
+    """
+    groups, step = (m + 31) // 32, step_bytes(element)
+    for g in range(groups):
+        rows, upper = group_rows(m, g, groups)
+        shape_tiles(upper, rows - upper, spare)
+        if element == SPLIT:
+            split_sums(left, step * steps, right, sums, count, carry, ahead, pace, upper, rows - upper)
+        else:
+            tile_sums(left, step * steps, right, sums, count, carry, ahead, pace, upper, rows - upper)
+        ahead += pace * count
+        left += 2 * step * steps
+        sums += SUMS * rows
+    return ahead
+
+
+@jit
 def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     """sums[m, 32] (+)= operand x panel for k below `depth`; adds to the sums if `carry` is nonzero.
 
@@ -210,16 +243,6 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     most = steps if groups <= WHOLE_GROUPS else KC * STEP // (WIDTH * step)  # blocks of k a pass
     for here in range(0, steps, most):
         count = min(most, steps - here)
-        left, out = a + step * here, sums
-        for g in range(groups):
-            rows, upper = group_rows(m, g, groups)
-            shape_tiles(upper, rows - upper, spare)
-            right = panel + 2 * step * here
-            if element == SPLIT:
-                split_sums(left, step * steps, right, out, count, carry, ahead, pace, upper, rows - upper)
-            else:
-                tile_sums(left, step * steps, right, out, count, carry, ahead, pace, upper, rows - upper)
-            ahead += pace * count
-            left += 2 * step * steps
-            out += SUMS * rows
+        right = panel + 2 * step * here
+        ahead = part_sums(element, m, a + step * here, steps, right, sums, count, carry, ahead, pace, spare)
         carry = 1

@@ -25,7 +25,7 @@ from .elements import WIDTH
 from .gemm import KC, PITCH
 from .micro_kernels import NEAR, STEP, SUMS
 from .panels import LANES
-from .target import ISA
+from .target import FORMAT, ISA
 
 _products: dict[str, Any] = {
     "avx512bf16": partial(micro_kernels.dot_bfloat16, instruction=f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"),
@@ -38,11 +38,16 @@ ROWS = {"neon": 5, "neonbf16": 6}.get(ISA) or {16: 12, 8: 5, 4: 4}[LANES]
 AHEAD_GROUPS = 2  # see gemm.py
 
 _bfloat16 = _products.get(ISA, micro_kernels.widened_bfloat16)
-# a kernel's number is rows + ROWS * (kind - 1), for these kinds
+# A kernel's number is rows + ROWS * (kind - 1), for these kinds and the element types.
 _ALONE = 1 + max(BFLOAT16, FLOAT16)  # bfloat16, for a panel that serves one group of rows
-_kinds = [(BFLOAT16, _bfloat16), (FLOAT16, micro_kernels.widened_float16)]
-if SPAN == WIDTH:
-    _kinds.append((_ALONE, partial(_bfloat16, alone=True)))
+WIDE = 1 + _ALONE if DOT else BFLOAT16  # bfloat16 weights, float32 rows
+_kinds = [(BFLOAT16, _bfloat16)]
+if not FORMAT:
+    _kinds.append((FLOAT16, micro_kernels.widened_float16))
+    if SPAN == WIDTH:
+        _kinds.append((_ALONE, partial(_bfloat16, alone=True)))
+elif DOT:
+    _kinds.append((WIDE, micro_kernels.widened_bfloat16))
 _kernels = {
     rows + ROWS * (kind - 1): emit(rows, SPAN // LANES, PITCH, LANES)
     for kind, emit in _kinds
@@ -57,7 +62,7 @@ def block(code, a, b, sums, pairs, carry, ahead, pace):
     half; sums: of the first of rows of 32 sums.
     """
     kind, rows, depth = 1 + (code - 1) // ROWS, 1 + (code - 1) % ROWS, 2 * pairs
-    element = BFLOAT16 if kind == _ALONE else kind
+    element = FLOAT16 if kind == FLOAT16 else BFLOAT16
     panel = np.empty((depth, SPAN), np.float32)
     if element == BFLOAT16:
         raw = mem.bits16(b, STEP * (2 * ((depth + 31) // 32) - 1 + SPAN // WIDTH) // 2)
@@ -69,7 +74,7 @@ def block(code, a, b, sums, pairs, carry, ahead, pace):
         for k in range(depth):
             panel[k] = mem.bits16(b + 64 * k, SPAN).view(np.float16)
     for i in range(rows):
-        if DOT and element == BFLOAT16:
+        if DOT and kind in (BFLOAT16, _ALONE):
             left = (mem.bits16(a + PITCH * i, depth).astype(np.uint32) << np.uint32(16)).view(np.float32)
         else:
             left = mem.floats(a + PITCH * i, depth)
@@ -147,6 +152,28 @@ def round_operand(element, m, sums, j, columns, a, spare):
 
 
 @jit
+def part_sums(kind, m, a, pairs, panel, sums, carry, ahead, pace):
+    """`panel_sums` for pairs of k of one block of packed rows; returns the address that is prefetched next.
+
+    kind: of kernel. a: of the first row's first k; each pair of k prefetches the line at `ahead` and adds `pace` to it.
+    """
+    groups = (m + ROWS - 1) // ROWS
+    size = m // groups
+    larger = m - size * groups
+    half_bytes = 2 * SPAN if kind == FLOAT16 else STEP
+    for half in range(WIDTH // SPAN):
+        i = 0
+        for g in range(groups):
+            rows = size + 1 if g < larger else size
+            code = rows + ROWS * (kind - 1)
+            right = panel + half_bytes * half
+            block(code, a + PITCH * i, right, sums + SUMS * i + 64 * half, pairs, carry, ahead, pace)
+            ahead += pairs * pace
+            i += rows
+    return ahead
+
+
+@jit
 def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     """sums[m, 32] (+)= operand x panel for k below `depth`; adds to the sums if `carry` is nonzero.
 
@@ -154,8 +181,6 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     the next panel, of which each group of rows prefetches its share.
     """
     groups = (m + ROWS - 1) // ROWS
-    size = m // groups
-    larger = m - size * groups
     parts = groups * (WIDTH // SPAN)
     pace = (2 * STEP // 16 + parts - 1) // parts
     kind = element
@@ -163,19 +188,9 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
         kind = _ALONE
     if parts < AHEAD_GROUPS:
         ahead, pace = panel + NEAR, 2 * LINE
-    half_bytes = STEP if element == BFLOAT16 else 2 * SPAN
     for k0 in range(0, depth, KC):
         count = min(KC, depth - k0)
-        pairs = (count + 1) // 2
-        for half in range(WIDTH // SPAN):
-            i = 0
-            for g in range(groups):
-                rows = size + 1 if g < larger else size
-                code = rows + ROWS * (kind - 1)
-                right = panel + half_bytes * half
-                block(code, a + PITCH * i, right, sums + SUMS * i + 64 * half, pairs, carry, ahead, pace)
-                ahead += pairs * pace
-                i += rows
+        ahead = part_sums(kind, m, a, (count + 1) // 2, panel, sums, carry, ahead, pace)
         carry = 1
         panel += 2 * STEP * count // WIDTH
         a += PITCH * m

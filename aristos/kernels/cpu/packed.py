@@ -1,0 +1,351 @@
+"""Products of packed weights by panels of 32 columns: for one format, that of this package (`target.FORMAT`).
+
+A column's sum is that of its groups of k in order, and a group's is scale * (sum of x * code - zero * sum of x). The
+sum of x * code is what the instruction set makes of codes as bfloat16 weights (`widened`, `tiles`), from zero on. One
+fused multiply-add takes the zero point, another one the scale. The sum of x is that of blocks of 32 k in order, and a
+block's is that of eight sums of every eighth value.
+
+Many rows: codes of up to a group become a panel of bfloat16 in the L1 cache, which all rows then read. Few rows of
+float32: codes become float32 in registers, with the same bits.
+"""
+
+import numpy as np
+from numba.extending import overload
+
+from kernel_cache.compile import inlined, jit
+
+from ...primitives import memory as mem
+from ...primitives.buffers import FLOAT, LINE
+from ...quantised import FP4
+from ..common.branches import unrolled
+from . import packed_kernels, tiles, widened
+from .convert import BFLOAT16, widen_bfloat16, widen_float16
+from .gemm import KC, PITCH
+from .micro_kernels import STEP, SUMS
+from .packed_kernels import FP8_SCALE, PAIR_BYTES, SCALE_BYTES
+from .packed_panels import CODES, GROUP, SCALE, SCALE_CODES, SHARED, WIDTH, ZEROS
+from .panels import LANES
+from .target import FORMAT, ISA
+from .widened import DOT, SPAN, WIDE
+
+TILED = ISA == "amx"
+TABLE = ISA.startswith(("avx512", "amx"))  # 16 values are looked up by one permutation
+PIECE = 128  # k of codes that become bfloat16 at once: 8 KiB
+FEW = {16: 6, 8: 2, 4: 2}[LANES]  # rows whose sums, beside decoded codes, fit the registers
+FLOAT32_SCALE, BFLOAT16_SCALE = SCALE_CODES["float32"], SCALE_CODES["bfloat16"]
+FLOAT16_SCALE = SCALE_CODES["float16"]  # else e8m0
+ROW_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
+PAIR = PAIR_BYTES[FORMAT]
+BITS = PAIR // 8
+ZEROED = FORMAT.startswith("int")  # weights may have zero points
+
+
+def value_of(code):
+    """The float32 that kernels multiply by for a code of FORMAT."""
+    if FORMAT == "fp8":
+        return np.uint16((int(np.int8(np.uint8(code))) << 7) & 0xBF80).view(np.float16).astype(np.float32)
+    if FORMAT == "mxfp4":
+        return FP4[code]
+    return np.float32(code - 2 * (code & 1 << (BITS - 1)))
+
+
+def _codes(codes, pairs):
+    """The codes of `pairs` pairs of k at an address: [2 * pairs, 32]."""
+    raw = mem.bits8(codes, PAIR * pairs)
+    if BITS == 8:
+        return raw.reshape(2 * pairs, WIDTH)
+    both = raw.reshape(pairs, 1, WIDTH)
+    return np.concatenate([both & 15, both >> 4], axis=1).reshape(2 * pairs, WIDTH)
+
+
+def unpack(codes, panel, pairs):
+    """Codes of `pairs` >= 1 pairs of k at the address `codes` become blocks of 32 k of a panel of bfloat16."""
+    found = _codes(codes, pairs)
+    for k in range(2 * pairs):
+        for n in range(WIDTH):
+            place = panel + 2 * STEP * (k // 32) + STEP * (n // 16) + 64 * (k % 32 // 2) + 4 * (n % 16) + 2 * (k % 2)
+            mem.bits16(place, 1)[0] = np.float32(value_of(int(found[k, n]))).view(np.uint32) >> 16
+
+
+def rows_by_codes(code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags):
+    """Products of `code` float32 rows and codes of SPAN columns, group by group: see `packed_kernels.packed_rows`."""
+    first = codes % WIDTH if SPAN < WIDTH else 0
+    for g in range(groups):
+        found = _codes(codes - first + g * pairs * PAIR, pairs)[:, first : first + SPAN]
+        for i in range(code):
+            waiting = mem.floats(parts + SUMS * i, SPAN)
+            total = np.zeros(SPAN, np.float32) if flags & 1 else waiting.copy()
+            left = mem.floats(a + PITCH * i + 8 * g * pairs, 2 * pairs)
+            for k in range(2 * pairs):
+                total += left[k] * np.array([value_of(int(n)) for n in found[k]], np.float32)
+            waiting[:] = total
+            if flags & 2:
+                _close(SPAN, waiting, sums + SUMS * i, scales + SCALE_BYTES * g, x + x_pitch * i + 4 * g if x else 0)
+
+
+def close_group(m, parts, sums, scales, x, x_pitch):
+    """Scale m rows of 32 sums of a group and add them to `sums`: see `packed_kernels.close_group`."""
+    for i in range(m):
+        _close(WIDTH, mem.floats(parts + SUMS * i, WIDTH), sums + SUMS * i, scales, x + x_pitch * i if x else 0)
+
+
+def _close(n, found, sums, scales, x):
+    if x:
+        found = found + mem.floats(x, 1)[0] * mem.floats(scales + SUMS, n)
+    mem.floats(sums, n)[:] += found * mem.floats(scales, n)
+
+
+_rows_arguments = "a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags"
+_kernels = {
+    rows: packed_kernels.packed_rows(FORMAT, rows, SPAN // LANES, PITCH, LANES, TABLE) for rows in range(FEW, 0, -1)
+}
+_branches = unrolled("_branches", _rows_arguments, f"case({_rows_arguments})", _kernels, globals())
+_unpack, _close_group = packed_kernels.unpack(FORMAT, LANES, TABLE), packed_kernels.close_group(LANES)
+overload(rows_by_codes)(lambda code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags: _branches)
+overload(unpack)(lambda codes, panel, pairs: lambda codes, panel, pairs: _unpack(codes, panel, pairs))
+overload(close_group)(
+    lambda m, parts, sums, scales, x, x_pitch: (
+        lambda m, parts, sums, scales, x, x_pitch: _close_group(m, parts, sums, scales, x, x_pitch)
+    )
+)
+
+
+@inlined
+def rows_size(element, rows, columns):
+    """Bytes of the rows of an operand, without their sums."""
+    if TILED and element == BFLOAT16:
+        return tiles.operand_size(element, rows, columns)
+    return widened.operand_size(BFLOAT16, rows, columns)
+
+
+@inlined
+def operand_size(element, rows, columns):
+    """Bytes of an operand of `rows` rows: as the instruction set has them, then for each row a sum for each 32 k."""
+    return rows_size(element, rows, columns) + (rows * FLOAT * ((columns + WIDTH - 1) // WIDTH) + 63) // 64 * 64
+
+
+@inlined
+def spare_bytes(rows, depth):
+    """Bytes that `panel_sums` needs for `rows` rows and up to `depth` k.
+
+    A spare row and shapes of tiles, scales, sums of rows by group, sums of a group, a panel of PIECE k.
+    """
+    groups = (depth + WIDTH - 1) // WIDTH
+    return ROW_BYTES + groups * SCALE_BYTES + (rows * FLOAT * groups + 63) // 64 * 64 + rows * SUMS + 64 * PIECE
+
+
+@jit
+def block_place(element, m, columns, a, i, block):
+    """Address of row i's block of 32 k in an operand."""
+    if TILED and element == BFLOAT16:
+        return tiles.block_place(m, columns, a, i, block)
+    k = WIDTH * block
+    return a + PITCH * (m * (k // KC) + i) + (2 if DOT and element == BFLOAT16 else FLOAT) * (k % KC)
+
+
+@jit
+def block_sum(element, place):
+    """The sum of a row's block of 32 k, in the order that this module states."""
+    total = np.float32(0)
+    if (DOT or TILED) and element == BFLOAT16:
+        bits = mem.bits16(place, WIDTH)
+        for j in range(8):
+            part = np.float32(0)
+            for i in range(4):
+                part += mem.float_of_bits(int(bits[8 * i + j]) << 16)
+            total += part
+    else:
+        values = mem.floats(place, WIDTH)
+        for j in range(8):
+            part = np.float32(0)
+            for i in range(4):
+                part += values[8 * i + j]
+            total += part
+    return total
+
+
+@jit
+def put_sums(element, m, columns, a, first, last):
+    """Store the sums of blocks first..last of the m rows of an operand of `columns` columns, behind its rows."""
+    blocks = (columns + WIDTH - 1) // WIDTH
+    sums = mem.floats(a + rows_size(element, m, columns), m * blocks)
+    for i in range(m):
+        for block in range(first, last):
+            sums[blocks * i + block] = block_sum(element, block_place(element, m, columns, a, i, block))
+
+
+@jit
+def copy_floats(m, x, columns, a):
+    """Copy m rows of `columns` float32 to packed rows at `a`."""
+    for k0 in range(0, columns, KC):
+        n = min(KC, columns - k0)
+        rest = (n + WIDTH - 1) // WIDTH * WIDTH - n
+        for i in range(m):
+            mem.copy_row(a, mem.load(x + 8 * i) + FLOAT * k0, FLOAT * n)
+            if rest > 0:
+                mem.bits32(a + FLOAT * n, rest)[:] = 0
+            a += PITCH
+
+
+@jit
+def pack_operand(element, m, x, columns, a):
+    """Prepare m rows of `columns` elements. x: address of an array of row addresses; a: of the operand."""
+    if element != BFLOAT16:
+        copy_floats(m, x, columns, a)
+    elif TILED:
+        tiles.pack_operand(element, m, x, columns, a)
+    else:
+        widened.pack_operand(element, m, x, columns, a)
+    if ZEROED:
+        put_sums(element, m, columns, a, 0, (columns + WIDTH - 1) // WIDTH)
+
+
+@jit
+def round_operand(element, m, sums, j, columns, a, spare):
+    """Round 32 sums of m rows to elements and store them as columns j.. of an operand. spare: address of 64 bytes."""
+    if element != BFLOAT16:
+        place = a + PITCH * m * (j // KC) + FLOAT * (j % KC)
+        for i in range(m):
+            mem.copy_row(place + PITCH * i, sums + SUMS * i, SUMS)
+    elif TILED:
+        tiles.round_operand(element, m, sums, j, columns, a, spare)
+    else:
+        widened.round_operand(element, m, sums, j, columns, a, spare)
+    if ZEROED:
+        put_sums(element, m, columns, a, j // WIDTH, j // WIDTH + 1)
+
+
+@jit
+def read_scales(panel, groups, scales):
+    """Scales and zero points of a panel become float32: SCALE_BYTES for each group."""
+    kind, at, zeros = mem.load(panel + SCALE), panel + LINE, mem.load(panel + ZEROS)
+    n = 1 if mem.load(panel + SHARED) != 0 else WIDTH
+    for g in range(groups):
+        here = scales + SCALE_BYTES * g
+        out = mem.floats(here, WIDTH)
+        if kind == FLOAT32_SCALE:
+            mem.copy_row(here, at, FLOAT * n)
+            at += FLOAT * n
+        elif kind == BFLOAT16_SCALE:
+            widen_bfloat16(here, at, n)
+            at += 2 * n
+        elif kind == FLOAT16_SCALE:
+            widen_float16(here, at, n)
+            at += 2 * n
+        else:
+            exponents, bits = mem.bits8(at, n), mem.bits32(here, n)
+            for i in range(n):
+                bits[i] = np.uint32(exponents[i]) << np.uint32(23) if exponents[i] > 0 else np.uint32(1 << 22)
+            at += n
+        if FORMAT == "fp8":
+            for i in range(n):
+                out[i] *= FP8_SCALE
+        if n == 1:
+            out[:] = out[0]
+        if zeros != 0:
+            read_zeros(panel + zeros + WIDTH * BITS // 8 * g, here + SUMS)
+
+
+@jit
+def read_zeros(source, target):
+    """32 zero points of a group as float32, with their signs turned."""
+    out, stored = mem.floats(target, WIDTH), mem.bits8(source, WIDTH * BITS // 8)
+    if BITS == 8:
+        for i in range(WIDTH):
+            out[i] = 128 - np.int32(stored[i])
+    else:
+        for i in range(WIDTH // 2):
+            out[2 * i] = 8 - np.int32(stored[i] & 15)
+            out[2 * i + 1] = 8 - np.int32(stored[i] >> 4)
+
+
+@jit
+def read_sums(element, m, a, depth, group, groups, x):
+    """Sums of m rows by group of k, [m, groups] float32 at x, from those of blocks of 32 behind an operand's rows."""
+    blocks = (depth + WIDTH - 1) // WIDTH
+    stored, out = mem.floats(a + rows_size(element, m, depth), m * blocks), mem.floats(x, m * groups)
+    for i in range(m):
+        for g in range(groups):
+            total = np.float32(0)
+            for block in range(g * group // WIDTH, min(blocks, (g + 1) * group // WIDTH)):
+                total += stored[blocks * i + block]
+            out[groups * i + g] = total
+
+
+@jit
+def by_codes(m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
+    """Products of few float32 rows and a panel's codes."""
+    codes = panel + mem.load(panel + CODES)
+    for half in range(WIDTH // SPAN):
+        k, here = 0, a
+        while k < depth:
+            g, end = k // group, min(depth, (k // KC + 1) * KC)
+            last = min(depth, (g + 1) * group)
+            flags, groups, count = 3, (end - k) // group, group
+            if groups == 0 or k > g * group:
+                groups, count = 1, min(end, last) - k
+                flags = (1 if k == g * group else 0) | (2 if k + count == last else 0)
+            rows_by_codes(
+                m, here + FLOAT * (k % KC), codes + PAIR * (k // 2) + SPAN * half, sums + 64 * half, groups,
+                (count + 1) // 2, scales + SCALE_BYTES * g + 64 * half, x + FLOAT * g if x != 0 else 0, x_pitch,
+                parts + 64 * half, flags,
+            )  # fmt: skip
+            k += groups * count
+            if k % KC == 0:
+                here += PITCH * m
+
+
+@jit
+def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, spare):
+    """Products of rows and a panel's codes, which become bfloat16 piece by piece."""
+    codes, unpacked = panel + mem.load(panel + CODES), parts + m * SUMS
+    k = 0
+    while k < depth:
+        g = k // group
+        last = min(depth, (g + 1) * group)
+        count = min(PIECE, last - k)
+        pairs = (count + 1) // 2
+        unpack(codes + PAIR * (k // 2), unpacked, pairs)
+        carry = 0 if k == g * group else 1
+        place = block_place(element, m, depth, a, 0, k // WIDTH)
+        if TILED and element == BFLOAT16:
+            blocks = (count + WIDTH - 1) // WIDTH
+            steps = (depth + WIDTH - 1) // WIDTH
+            tiles.part_sums(element, m, place, steps, unpacked, parts, blocks, carry, unpacked, 0, spare)
+        else:
+            kind = BFLOAT16 if element == BFLOAT16 else WIDE
+            widened.part_sums(kind, m, place, pairs, unpacked, parts, carry, unpacked, 0)
+        k += count
+        if k == last:
+            close_group(m, parts, sums, scales + SCALE_BYTES * g, x + FLOAT * g if x != 0 else 0, x_pitch)
+
+
+@jit
+def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
+    """sums[m, 32] (+)= operand x panel for all `depth` k of an operand; adds to the sums if `carry` is nonzero.
+
+    a: address of the operand; panel: of the panel; sums: of m rows of 32; spare: of `spare_bytes`.
+    """
+    group = mem.load(panel + GROUP)
+    groups, blocks = (depth + group - 1) // group, (depth + WIDTH - 1) // WIDTH
+    scales = spare + ROW_BYTES
+    x, x_pitch = scales + blocks * SCALE_BYTES, FLOAT * groups
+    parts = x + (m * FLOAT * blocks + 63) // 64 * 64
+    read_scales(panel, groups, scales)
+    if ZEROED and mem.load(panel + ZEROS) != 0:
+        read_sums(element, m, a, depth, group, groups, x)
+    else:
+        x = 0
+    if carry == 0:
+        for i in range(m):
+            mem.floats(sums + SUMS * i, WIDTH)[:] = 0
+    if m <= FEW and not ((DOT or TILED) and element == BFLOAT16):
+        by_codes(m, a, depth, panel, sums, group, scales, x, x_pitch, parts)
+    else:
+        by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, spare)
+
+
+@inlined
+def depth_of(element, rows):
+    """As in `widened`; gradients do not reach packed weights."""
+    return rows

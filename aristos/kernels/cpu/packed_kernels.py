@@ -1,0 +1,208 @@
+"""The micro-kernels of packed weights as LLVM code: codes become float32 in registers. `packed.py` has their meaning.
+
+A panel has a byte of codes for each of 32 columns and each k (8 bits), or for each pair of k (4 bits; the even k lies
+in the low half). fp8 codes are read as float16 of the same bits, moved, which has 1/256 of their value (FP8_SCALE).
+"""
+
+from llvmlite import ir
+
+from .micro_kernels import (
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    NEAR,
+    STEP,
+    SUMS,
+    _at,
+    _broadcast,
+    _declare,
+    _either,
+    _fma,
+    _intrinsic,
+    _loop,
+    _prefetch,
+    _store,
+)
+
+PAIR_BYTES = {"fp8": 64, "int8": 64, "int4": 32, "mxfp4": 32}  # of codes of 32 columns
+FP8_SCALE = 256.0
+SCALE_BYTES = 2 * SUMS  # of a group: 32 scales, then 32 zero points with their signs turned
+_INT4 = [float(n) for n in (*range(8), *range(-8, 0))]
+_FP4 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+_TABLES = {"int4": _INT4, "mxfp4": [*_FP4, *(-x for x in _FP4)]}
+
+
+def _looked_up(builder, table, index, lanes):
+    """The values of a table of 16 float32 at the low four bits of each lane; lanes: 16, or 8."""
+    kind = ir.VectorType(F32, lanes)
+    if lanes == 16:
+        permute = _declare(builder, "llvm.x86.avx512.permvar.sf.512", kind, [kind, index.type])
+        return builder.call(permute, [kind(table), index])
+    permute = _declare(builder, "llvm.x86.avx512.vpermi2var.ps.256", kind, [kind, index.type, kind])
+    return builder.call(permute, [kind(table[:8]), index, kind(table[8:])])
+
+
+def _fp4(builder, nibble, lanes):
+    """Codes of e2m1 in the low four bits -> float32, by arithmetic."""
+    words, kind = nibble.type, ir.VectorType(F32, lanes)
+    low = builder.and_(nibble, words([7] * lanes))
+    moved = builder.add(builder.shl(low, words([22] * lanes)), words([126 << 23] * lanes))  # right from code 2 on
+    value = builder.bitcast(moved, kind)
+    small = builder.fmul(builder.fsub(value, kind([0.5] * lanes)), kind([2.0] * lanes))  # of codes 0 and 1
+    value = builder.select(builder.icmp_unsigned("<", low, words([2] * lanes)), small, value)
+    sign = builder.shl(builder.and_(nibble, words([8] * lanes)), words([28] * lanes))
+    return builder.bitcast(builder.or_(builder.bitcast(value, words), sign), kind)
+
+
+def _decoded(builder, form, place, j, lanes, table):
+    """(even k, odd k): float32 of `lanes` columns from number j * lanes on, of a pair of k whose codes lie at `place`.
+
+    table: whether the CPU looks up 16 values by a permutation.
+    """
+    codes, words, kind = (ir.VectorType(t, lanes) for t in (I8, I32, F32))
+    first = builder.load(_at(builder, place, lanes * j, codes), align=1)
+    if form in ("int8", "fp8"):
+        both = (first, builder.load(_at(builder, place, 32 + lanes * j, codes), align=1))
+        if form == "int8":
+            return tuple(builder.sitofp(builder.sext(x, words), kind) for x in both)
+        halves = ir.VectorType(I16, lanes)
+        keep, seven = halves([0xBF80 - 0x10000] * lanes), halves([7] * lanes)
+        moved = [builder.and_(builder.shl(builder.sext(x, halves), seven), keep) for x in both]
+        return tuple(builder.fpext(builder.bitcast(x, ir.VectorType(ir.HalfType(), lanes)), kind) for x in moved)
+    raw, four = builder.zext(first, words), words([4] * lanes)
+    if table:
+        return tuple(_looked_up(builder, _TABLES[form], x, lanes) for x in (raw, builder.lshr(raw, four)))
+    if form == "mxfp4":
+        return tuple(_fp4(builder, x, lanes) for x in (raw, builder.lshr(raw, four)))
+    high = words([28] * lanes)
+    top = (builder.shl(raw, high), builder.shl(raw, words([24] * lanes)))
+    return tuple(builder.sitofp(builder.ashr(x, high), kind) for x in top)
+
+
+def unpack(form, lanes, table):
+    """Emit unpack(codes, panel, pairs): pairs >= 1 of k of 32 columns -> bfloat16, as `elements.pack_pairs` lays them.
+
+    panel: address of a block of 32 k; the pairs begin there.
+    """
+    words = ir.VectorType(I32, lanes)
+
+    def emit(builder, args):
+        codes, panel, pairs = args
+
+        def body(p, _):
+            place = builder.add(codes, builder.mul(p, I64(PAIR_BYTES[form])))
+            block, pair = builder.lshr(p, I64(4)), builder.and_(p, I64(15))
+            out = builder.add(panel, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(pair, I64(64))))
+            for j in range(32 // lanes):
+                even, odd = (builder.bitcast(x, words) for x in _decoded(builder, form, place, j, lanes, table))
+                both = builder.or_(builder.lshr(even, words([16] * lanes)), odd)
+                at = STEP * (j * lanes // 16) + 4 * (j * lanes % 16)
+                builder.store(both, _at(builder, out, at, words), align=4)
+            return []
+
+        _loop(builder, [], pairs, body)
+
+    return _intrinsic(f"unpack_{form}_{lanes}", 3, emit)
+
+
+def packed_rows(form, rows, vectors, pitch, lanes, table):
+    """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and codes, group by group.
+
+    The compiled call is kernel(a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags): `a` is the address of
+    the first of the rows, `pitch` bytes apart, at the first k; `codes` of the panel's, or of its second half of
+    columns; `sums` of the first of rows of 32 sums; `groups` >= 1 of `pairs` >= 1 pairs of k; `scales` of SCALE_BYTES
+    for each group; `x` of each group's sum of the first row, rows `x_pitch` bytes apart, or 0 without zero points;
+    `parts` of rows of 32 sums of a group that is longer than a call. flags: 1: groups begin here, 2: they end here, 3:
+    both. Codes are prefetched NEAR bytes ahead.
+    """
+    kind, size = ir.VectorType(F32, lanes), PAIR_BYTES[form]
+
+    def emit(builder, args):
+        a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags = args
+        fma = _fma(builder, kind)
+        zero = [kind([0.0] * lanes)] * (rows * vectors)
+        waiting = [_at(builder, parts, SUMS * i + 4 * lanes * j, kind) for i in range(rows) for j in range(vectors)]
+        begins = builder.and_(flags, I64(1))
+        start = _either(builder, begins, lambda: zero, lambda: [builder.load(p, align=4) for p in waiting])
+
+        def group(g, values):
+            here = builder.mul(g, pairs)
+
+            def body(p, some):
+                n = builder.add(here, p)
+                place = builder.add(codes, builder.mul(n, I64(size)))
+                _prefetch(builder, builder.add(place, I64(NEAR)))
+                left = builder.add(a, builder.mul(n, I64(8)))
+                decoded = [_decoded(builder, form, place, j, lanes, table) for j in range(vectors)]
+                for odd in range(2):
+                    new = []
+                    for i in range(rows):
+                        one = _broadcast(builder, _at(builder, left, pitch * i + 4 * odd, F32), lanes)
+                        new += [
+                            builder.call(fma, [one, both[odd], some[i * vectors + j]]) for j, both in enumerate(decoded)
+                        ]
+                    some = new
+                return some
+
+            found = _loop(builder, values, pairs, body)
+            ends = builder.and_(flags, I64(2))
+
+            def close():
+                own = builder.add(scales, builder.mul(g, I64(SCALE_BYTES)))
+                scale = [builder.load(_at(builder, own, 4 * lanes * j, kind), align=4) for j in range(vectors)]
+                turned = [builder.load(_at(builder, own, SUMS + 4 * lanes * j, kind), align=4) for j in range(vectors)]
+
+                def less_zeros():
+                    less = []
+                    for i in range(rows):
+                        at = builder.add(x, builder.add(builder.mul(x_pitch, I64(i)), builder.mul(g, I64(4))))
+                        one = _broadcast(builder, _at(builder, at, 0, F32), lanes)
+                        less += [builder.call(fma, [one, turned[j], found[i * vectors + j]]) for j in range(vectors)]
+                    return less
+
+                whole = _either(builder, x, less_zeros, lambda: found)
+                for i in range(rows):
+                    for j in range(vectors):
+                        total = _at(builder, sums, SUMS * i + 4 * lanes * j, kind)
+                        value = builder.call(fma, [whole[i * vectors + j], scale[j], builder.load(total, align=4)])
+                        builder.store(value, total, align=4)
+                return zero
+
+            return _either(builder, ends, close, lambda: found)
+
+        _store(builder, _loop(builder, start, groups, group), waiting)
+
+    return _intrinsic(f"packed_{form}_{rows}x{vectors * lanes}", 10, emit)
+
+
+def close_group(lanes):
+    """Emit close(m, parts, sums, scales, x, x_pitch): m >= 1 rows of 32 sums of a group are scaled and added to `sums`.
+
+    scales: of SCALE_BYTES; x: as of `packed_rows`.
+    """
+    kind = ir.VectorType(F32, lanes)
+
+    def emit(builder, args):
+        m, parts, sums, scales, x, x_pitch = args
+        fma, vectors = _fma(builder, kind), range(SUMS // (4 * lanes))
+        scale = [builder.load(_at(builder, scales, 4 * lanes * j, kind), align=4) for j in vectors]
+        turned = [builder.load(_at(builder, scales, SUMS + 4 * lanes * j, kind), align=4) for j in vectors]
+
+        def row(i, _):
+            own, out = (builder.add(first, builder.mul(i, I64(SUMS))) for first in (parts, sums))
+            found = [builder.load(_at(builder, own, 4 * lanes * j, kind), align=4) for j in vectors]
+
+            def less_zeros():
+                one = _broadcast(builder, _at(builder, builder.add(x, builder.mul(x_pitch, i)), 0, F32), lanes)
+                return [builder.call(fma, [one, turned[j], found[j]]) for j in vectors]
+
+            for j, value in enumerate(_either(builder, x, less_zeros, lambda: found)):
+                total = _at(builder, out, 4 * lanes * j, kind)
+                builder.store(builder.call(fma, [value, scale[j], builder.load(total, align=4)]), total, align=4)
+            return []
+
+        _loop(builder, [], m, row)
+
+    return _intrinsic(f"close_group_{lanes}", 6, emit)

@@ -1,0 +1,93 @@
+"""Packed weights in memory: panels of 32 columns, each with its scales, zero points and codes in one stream.
+
+A panel begins with a line of words, `HEAD`. Scales of a group follow, 32 of them or one, of their own type; then zero
+points, a code's bits each; then codes, as `packed_kernels` says. Each part is padded to whole lines. Columns and k
+are padded to 32 with codes of the value zero; what pads zero points and scales is never seen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...primitives.buffers import LINE, aligned
+from ...quantised import Quantised
+from ...weight_types import SCALES, WeightType
+
+WIDTH = 32  # columns of a panel, and k that they are padded to
+HEAD = ("step", "group", "scale", "shared", "zeros", "codes")
+STEP, GROUP, SCALE, SHARED, ZEROS, CODES = (8 * i for i in range(len(HEAD)))
+SCALE_CODES = {name: code for code, name in enumerate(SCALES)}
+
+
+def up(n: int, to: int = WIDTH) -> int:
+    """n rounded up to a multiple of `to`."""
+    return -(-n // to) * to
+
+
+def head(kind: WeightType, depth: int) -> dict[str, int]:
+    """The words of `HEAD` for panels of `depth` k.
+
+    step: bytes of a panel. group: k of a group. scale: of `SCALE_CODES`. shared: 1 where a group has one scale for
+    all columns of a panel. zeros, codes: bytes before zero points and before codes; zeros is 0 without them.
+    """
+    groups = kind.groups(depth)
+    nbytes = np.dtype(SCALES[str(kind.scale)]).itemsize
+    zeros = LINE + up(groups * nbytes * (1 if kind.columns > 1 else WIDTH), LINE)
+    codes = zeros + (up(groups * WIDTH * kind.bits // 8, LINE) if kind.zeros else 0)
+    return {
+        "step": codes + up(depth) * WIDTH * kind.bits // 8, "group": kind.group or up(depth),
+        "scale": SCALE_CODES[str(kind.scale)], "shared": int(kind.columns > 1), "zeros": zeros if kind.zeros else 0,
+        "codes": codes,
+    }  # fmt: skip
+
+
+def nbytes(kind: WeightType, depth: int, columns: int) -> int:
+    """Bytes of the panels of a matrix [depth, columns]."""
+    return up(columns) // WIDTH * head(kind, depth)["step"]
+
+
+def pack(matrix: Quantised) -> np.ndarray:
+    """The panels of a matrix, `nbytes` bytes, one after the other."""
+    kind, (depth, columns) = matrix.type, matrix.shape
+    words = head(kind, depth)
+    count, groups = up(columns) // WIDTH, kind.groups(depth)
+    panels = aligned((count, words["step"]), np.uint8)
+    panels[:, : words["codes"]] = 0
+    panels[:, : 8 * len(HEAD)].view(np.int64)[:] = list(words.values())
+    _put_scales(panels, matrix, groups)
+    if matrix.zeros is not None:
+        zeros = np.full((groups, up(columns)), 1 << (kind.bits - 1), np.uint8)
+        zeros[:, :columns] = matrix.zeros
+        _put(panels, words["zeros"], _nibbles(zeros, kind.bits, axis=1).reshape(groups, count, -1))
+    codes = np.full((up(depth), up(columns)), 1 << (kind.bits - 1) if kind.name.startswith("int") else 0, np.uint8)
+    codes[:depth, :columns] = matrix.codes
+    if kind.name.startswith("int"):
+        codes ^= np.uint8(1 << (kind.bits - 1))  # two's complement
+    stored = _nibbles(codes, kind.bits, axis=0)
+    _put(panels, words["codes"], stored.reshape(len(stored), count, WIDTH))
+    return panels.reshape(-1)
+
+
+def _put_scales(panels: np.ndarray, matrix: Quantised, groups: int) -> None:
+    scales, count = matrix.scales, len(panels)
+    if matrix.type.columns > 1:
+        each = scales[:, np.arange(count) * WIDTH // matrix.type.columns][:, :, None]
+    else:
+        each = np.ones((groups, count * WIDTH), scales.dtype)
+        each[:, : scales.shape[1]] = scales
+        each = each.reshape(groups, count, WIDTH)
+    _put(panels, LINE, each)
+
+
+def _put(panels: np.ndarray, offset: int, parts: np.ndarray) -> None:
+    """Write parts [n, panels, m] of any type as consecutive bytes of each panel, from a byte on."""
+    flat = np.ascontiguousarray(parts.transpose(1, 0, 2)).view(np.uint8).reshape(len(panels), -1)
+    panels[:, offset : offset + flat.shape[1]] = flat
+
+
+def _nibbles(numbers: np.ndarray, bits: int, axis: int) -> np.ndarray:
+    """Pairs of 4-bit numbers along an axis as bytes, the first in the low half; numbers of 8 bits stay."""
+    if bits == 8:
+        return numbers
+    even, odd = (numbers[::2], numbers[1::2]) if axis == 0 else (numbers[:, ::2], numbers[:, 1::2])
+    return even | odd << np.uint8(4)

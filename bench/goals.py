@@ -1,0 +1,306 @@
+"""What Aristos alone must reach on this family of CPUs, beside the last run on record: `make goals`.
+
+Shares of the read bandwidth of the same core in the same run, for a few tokens; no peers. An expert alone is gated
+2048/768; the layer has 32 of them, 8 for each token. Experts take turns, and all together exceed every cache. With
+--record the figures replace those of this family in docs/goals.json, and docs/goals.md is written from that file.
+Exit codes: 0 measured, whatever was reached; 1 an exception, 2 a usage error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+import aristos
+from aristos.bench import bounds
+from aristos.primitives import isa
+from aristos.primitives.aside import write_text
+from aristos.weight_types import FORMATS
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD, PAGE = ROOT / "docs" / "goals.json", ROOT / "docs" / "goals.md"
+HIDDEN, FFN, EXPERTS, TOP_K = 2048, 768, 32, 8
+ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+COLD = 192 << 20  # bytes of the experts that take turns
+TURNS = 5
+CFG = aristos.MoEConfig(HIDDEN, FFN, EXPERTS, TOP_K, activation="silu", gated=True, max_tokens=64)
+FORMS = ("float32", "bfloat16", "float16", *FORMATS)
+BITS = {"float32": 32, "bfloat16": 16, "float16": 16} | {name: form.bits for name, form in FORMATS.items()}
+SHARES = {32: 0.85, 16: 0.85, 8: 0.78, 4: 0.70}  # of read bandwidth, one token
+BOTH = 0.85  # of two cores' bandwidth, 16 tokens
+SLOWER = 1.05  # a call with fewer rows over one with more
+
+
+class Figure(NamedTuple):
+    """value: reached; wanted: at least, or at most; unit: a format of both."""
+
+    name: str
+    value: float
+    wanted: float
+    least: bool = True
+    unit: str = ".2f"
+
+    @property
+    def met(self) -> bool:
+        return self.value >= self.wanted if self.least else self.value <= self.wanted
+
+
+def configuration(form: str) -> aristos.MoEConfig:
+    """A layer whose matrices have a type; those of codes have rows of bfloat16."""
+    if form in FORMATS:
+        return replace(CFG, dtype="bfloat16", weight_dtype=form)
+    return replace(CFG, dtype=form)
+
+
+def matrices(form: str, seed: int) -> tuple[Any, Any, Any]:
+    """up, down and gate of an expert."""
+    rng = np.random.default_rng(seed)
+    shapes = ((HIDDEN, FFN), (FFN, HIDDEN), (HIDDEN, FFN))
+    plain = [rng.standard_normal(s, np.float32) / np.float32(s[0] ** 0.5) for s in shapes]
+    if form in FORMATS:
+        up, down, gate = (aristos.quantise(w, aristos.packed(form)) for w in plain)
+    else:
+        up, down, gate = (w.astype(_array(form)) for w in plain)
+    return up, down, gate
+
+
+def _array(form: str) -> Any:
+    return {"float32": np.float32, "float16": np.float16}.get(form, ml_dtypes.bfloat16)
+
+
+def least(call: Callable[[], None]) -> float:
+    """Seconds of a call: the median of turns, by this thread's processor time."""
+    call()
+    times = []
+    for _ in range(TURNS):
+        start = time.thread_time()
+        call()
+        times.append(time.thread_time() - start)
+    return float(np.median(times))
+
+
+def expert(form: str) -> tuple[dict[int, float], int]:
+    """({rows: seconds of an expert alone}, bytes of its weights)."""
+    from aristos.kernels import Packed
+
+    up, down, gate = matrices(form, 0)
+    nbytes = sum(w.nbytes for w in (up, down, gate))
+    dtype = None if form not in FORMATS else "bfloat16"
+    experts = [Packed(up, down, gate, activation="silu", dtype=dtype) for _ in range(max(2, COLD // nbytes))]
+    x = np.random.default_rng(1).standard_normal((max(ROWS), HIDDEN), np.float32).astype(_array(form))
+    out, found = np.empty_like(x), {}
+    for m in ROWS:
+
+        def turn(m: int = m) -> None:
+            for one in experts:
+                one(x[:m], out=out[:m])
+
+        found[m] = least(turn) / len(experts)
+    return found, nbytes
+
+
+def layer(form: str, tokens: int, comm: Any = None) -> tuple[float, int]:
+    """(seconds of a call of the slowest rank, bytes of the weights that each rank reads)."""
+    cfg = configuration(form)
+    up, down, gate = matrices(form, 0)
+    router = np.random.default_rng(2).standard_normal((HIDDEN, EXPERTS), np.float32)
+    rng, every = np.random.default_rng(3), 24
+    with aristos.MoE(cfg, comm, backend="cpu", threads=1) as moe:
+        moe.load(0, up=[up] * EXPERTS, down=[down] * EXPERTS, gate=[gate] * EXPERTS, router=router)
+        x = rng.standard_normal((tokens, HIDDEN), np.float32).astype(_array(form))
+        weights = np.full((tokens, TOP_K), 1 / TOP_K, np.float32)
+        routes = [_even(rng, tokens, turn) for turn in range(every)]
+        times = []
+        for turn in range(3 * every):
+            if comm is not None:
+                comm.Barrier()
+            start = time.perf_counter()
+            moe(x, routes[turn % every], weights)
+            times.append(time.perf_counter() - start)
+    used = np.mean([len(np.unique(ids)) for ids in routes])
+    nbytes = sum(w.nbytes for w in (up, down, gate))
+    mine = float(np.median(times[every:]))
+    if comm is None:
+        return mine, int(used * nbytes)
+    return max(comm.allgather(mine)), int(EXPERTS / comm.size * nbytes)
+
+
+def _even(rng: Any, tokens: int, turn: int) -> np.ndarray:
+    """[tokens, k] ids that use as many experts as there are choices, others in each turn."""
+    order = (np.arange(tokens * TOP_K) + turn * tokens * TOP_K) % EXPERTS
+    ids: np.ndarray = order.reshape(tokens, TOP_K)
+    return ids
+
+
+def alone(forms: list[str]) -> list[Figure]:
+    """The figures of one rank."""
+    found = []
+    for form in forms:
+        say(form)
+        before = bounds.read_bandwidth()
+        times, nbytes = expert(form)
+        seconds, read = layer(form, 1)
+        rate = max(before, bounds.read_bandwidth())
+        share, bits = SHARES[BITS[form]], BITS[form]
+        found.append(Figure(f"{form}: a token, share of {rate / 1e9:.1f} GB/s", read / seconds / rate, share))
+        found.append(Figure(f"{form}: an expert alone, 1 row, share", nbytes / times[1] / rate, share))
+        worst = max(times[m] / times[n] for m in ROWS for n in ROWS if m < n)
+        found.append(Figure(f"{form}: an expert alone, fewer rows over more", worst, SLOWER, least=False))
+        if bits < 16:
+            found.append(_resident(form))
+        say(f"{form}: " + ", ".join(f"{m} rows {1e6 * t:.0f} us" for m, t in times.items()))
+    return found
+
+
+def _resident(form: str) -> Figure:
+    """Bytes of packed weights over those of files."""
+    from aristos.kernels.cpu.elements import element_type
+
+    cfg = configuration(form)
+    element = element_type(cfg.dtype, weight=cfg.packed)
+    files = sum(w.nbytes for w in matrices(form, 0))
+    held = 2 * element.packed_bytes(HIDDEN, FFN) + element.packed_bytes(FFN, HIDDEN)
+    return Figure(f"{form}: resident bytes over the file's", held / files, 1.02, least=False, unit=".3f")
+
+
+def of_ranks(forms: list[str]) -> list[Figure]:
+    """The figures of all ranks of MPI.COMM_WORLD. Collective."""
+    from mpi4py import MPI
+
+    comm, found = MPI.COMM_WORLD, []
+    for form in forms:
+        comm.Barrier()
+        before = min(comm.allgather(bounds.read_bandwidth()))
+        seconds, read = layer(form, 16, comm)
+        comm.Barrier()
+        rate = max(before, min(comm.allgather(bounds.read_bandwidth())))
+        name = f"{form}: 16 tokens on {comm.size} ranks, share of {rate / 1e9:.1f} GB/s each"
+        found.append(Figure(name, read / seconds / rate, BOTH))
+    return found
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def family() -> str:
+    """This family of CPUs, as docs/performance.md names it."""
+    return f"{isa.chosen()}, {isa.target()[0]}"
+
+
+def key(name: str) -> str:
+    """A figure's name without what changes from run to run."""
+    return name.partition(" of ")[0]
+
+
+def shown(figures: list[Figure], recorded: dict[str, Any]) -> str:
+    """A table of the figures beside those on record."""
+    last = {key(name): value for name, value in recorded.get("figures", {}).items()}
+    lines = [f"{'figure':64} {'goal':>8} {'now':>7} {'before':>7}"]
+    for f in figures:
+        sign = ">=" if f.least else "<="
+        was = last.get(key(f.name))
+        before = "-" if was is None else format(was, f.unit)
+        lines.append(
+            f"{f.name:64} {sign} {f.wanted:<5g} {format(f.value, f.unit):>7} {before:>7}{'' if f.met else '  missed'}"
+        )
+    met = sum(f.met for f in figures)
+    when = recorded.get("date")
+    lines.append(
+        f"{met} of {len(figures)} met on {family()}" + (f"; before: {when}" if when else "; nothing on record")
+    )
+    return "\n".join(lines)
+
+
+def page(records: dict[str, Any]) -> str:
+    """The record of all families as Markdown; a figure that a family lacks is owed."""
+    names = list(dict.fromkeys(key(name) for each in records.values() for name in each["figures"]))
+    lines = [
+        "# Goals of few tokens", "",
+        "Written by `make goals ARGS=--record`, on one family of CPUs after another; read bandwidth is that of the same"
+        " run. Owed: not measured there.", "",
+        "| figure | goal | " + " | ".join(records) + " |", "| --- | ---: |" + " ---: |" * len(records),
+    ]  # fmt: skip
+    for name in names:
+        found = [{key(n): v for n, v in each["figures"].items()} for each in records.values()]
+        goal = next(each["goals"][name] for each in records.values() if name in each["goals"])
+        cells = [f"{values[name]:.2f}" if name in values else "owed" for values in found]
+        lines.append(f"| {name} | {goal} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        *(f"- {name}: {each['date']}, commit {each['commit']}, {each['cpu']}" for name, each in records.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def record(figures: list[Figure], records: dict[str, Any]) -> None:
+    """Write this family's figures to the file and the page."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    records[family()] = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit.stdout.strip() or "unknown", "cpu": _cpu(),
+        "figures": {f.name: round(f.value, 4) for f in figures},
+        "goals": {key(f.name): f"{'≥' if f.least else '≤'} {f.wanted:g}" for f in figures},
+    }  # fmt: skip
+    write_text(RECORD, json.dumps(records, indent=1, sort_keys=True) + "\n")
+    write_text(PAGE, page(records))
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else "unknown"
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The options of `argv`; exits with code 2 for an unknown type."""
+    parser = argparse.ArgumentParser(prog="python bench/goals.py", description=__doc__.split("\n")[0])
+    parser.add_argument("types", nargs="*", metavar="type", help=f"of {', '.join(FORMS)} (default: all)")
+    parser.add_argument("--mpiexec", default="mpiexec", help="launcher of the figures of two ranks (%(default)s)")
+    parser.add_argument("--record", action="store_true", help="replace this family's figures in docs/goals.json")
+    parser.add_argument("--on-ranks", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args(argv)
+    if unknown := [name for name in asked.types if name not in FORMS]:
+        parser.error(f"a type must be one of {', '.join(FORMS)}, got {unknown[0]!r}")
+    if asked.record and asked.types:
+        parser.error("--record needs the figures of all types: leave types out")
+    return asked
+
+
+def main(argv: list[str]) -> int:
+    asked = parse(argv)
+    forms = asked.types or list(FORMS)
+    if asked.on_ranks:
+        figures = of_ranks(forms)
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.rank == 0:
+            print(json.dumps([list(f) for f in figures]))
+        return 0
+    figures = alone(forms)
+    say("two ranks")
+    command = [asked.mpiexec, "-n", "2", sys.executable, __file__, "--on-ranks", *forms]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ)
+    if ran.returncode:
+        sys.exit(f"{' '.join(command)} ended with code {ran.returncode}:\n{ran.stderr[-4000:]}")
+    figures += [Figure(*each) for each in json.loads(ran.stdout.splitlines()[-1])]
+    records = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    print(shown(figures, records.get(family(), {})))
+    if asked.record:
+        record(figures, records)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

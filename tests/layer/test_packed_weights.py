@@ -1,0 +1,137 @@
+"""Layers of packed weights: results against float64 of the dequantised weights, equal bits, memory, and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cases import MoE, same, tokens
+from rounded import numpy_dtype
+
+import aristos
+from aristos import packed, quantise, reference
+from aristos.errors import InputError, MismatchError
+from aristos.layer.weights import packed_bytes
+from aristos.weight_types import FORMATS, PACKED_ROWS
+
+CFG = aristos.MoEConfig(
+    hidden=128, ffn=256, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=70
+)
+MATRICES = ("up", "gate", "down")
+
+
+def layer(name: str, dtype: str = "float32", **changes):
+    """A configuration, its weights as codes, and the weights that those mean."""
+    kind = packed(name, zeros=FORMATS[name].zeros)
+    cfg = replace(CFG, dtype=dtype, weight_dtype=kind, **changes)
+    w = reference.weights(replace(cfg, dtype="float32", weight_dtype=None))
+    codes = {n: [quantise(one, kind) for one in w[n]] for n in MATRICES}
+    wide = w | {n: np.stack([one.dequantised() for one in codes[n]]) for n in MATRICES}
+    return cfg, w | codes, wide
+
+
+def check(cfg, wide, x, y):
+    assert y.dtype == x.dtype
+    plain = replace(cfg, dtype="float32", weight_dtype=None)
+    want = reference.moe(plain, x.astype("f8"), **{n: v.astype("f8") for n, v in wide.items()})
+    most = 1e-5 if cfg.dtype == "float32" else 8 * 2.0**-8
+    assert np.abs(y.astype("f8") - want).max() <= most * np.abs(want).max()
+
+
+def rows(cfg, count, seed=0):
+    return tokens(replace(cfg, dtype="float32", weight_dtype=None), count, seed).astype(numpy_dtype(cfg.dtype))
+
+
+@pytest.mark.parametrize("dtype", PACKED_ROWS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_layer_alone(name, dtype):
+    cfg, w, wide = layer(name, dtype)
+    x = rows(cfg, 60)
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        y = moe(x)
+        check(cfg, wide, x, y)
+        alone = np.concatenate([moe(x[i : i + 1]) for i in range(len(x))])
+    same(alone, y)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("moves", ["tokens", "experts"])
+def test_ranks_have_the_bits_of_one(comm, moves):
+    cfg, w, wide = layer("int4", "bfloat16")
+    x = rows(cfg, 50, comm.rank)
+    with MoE(cfg, comm, backend="cpu", threads=1, moves=moves) as moe:
+        moe.load(0, **w)
+        y = moe(x)
+    check(cfg, wide, x, y)
+    with MoE(cfg, backend="cpu", threads=2) as moe:
+        moe.load(0, **w)
+        same(moe(x), y)
+
+
+def test_plain_arrays_become_the_nearest_codes():
+    cfg, w, _ = layer("int4")
+    kind = cfg.packed
+    plain = reference.weights(replace(cfg, weight_dtype=None))
+    x = rows(cfg, 30)
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        moe.load(0, **w)
+        y = moe(x)
+        moe.load(0, **plain)
+        same(moe(x), y)
+        turned = {n: v.swapaxes(-1, -2) if n in (*MATRICES, "router") else v for n, v in plain.items()}
+        moe.load(0, **turned, layout="out_in")
+        same(moe(x), y)
+        for e in range(cfg.experts):
+            biases = {n: w[n][e] for n in w if n in ("up_bias", "gate_bias", "down_bias")}
+            moe.load_expert(0, e, **{n: quantise(plain[n][e], kind) for n in MATRICES}, **biases)
+        same(moe(x), y)
+
+
+def test_memory_has_the_bytes_of_the_codes():
+    cfg, w, _ = layer("int4", "bfloat16", bias=False, hidden=1024, ffn=512)
+    files = sum(one.nbytes for n in MATRICES for one in w[n])
+    router = packed_bytes(cfg, 0)
+    assert packed_bytes(cfg, cfg.experts) - router <= 1.02 * files
+    assert packed_bytes(cfg, 5) < packed_bytes(replace(cfg, weight_dtype=None), 5) / 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight_dtype": "int3"}, "weight_dtype must be one of fp8, int8, int4, mxfp4, got 'int3'"),
+        ({"weight_dtype": "int4", "hidden": 96}, "hidden must be a multiple of 128, the group of int4, got 96"),
+        ({"weight_dtype": "int8", "dtype": "float16"}, "requires rows of float32 or bfloat16, got dtype='float16'"),
+        ({"weight_dtype": "int8", "precision": "high"}, "requires precision='highest', got 'high'"),
+    ],
+)
+def test_a_layer_that_cannot_be_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        replace(CFG, **changes)
+
+
+def test_training_and_gpus_refuse_packed_weights():
+    cfg = replace(CFG, weight_dtype="fp8")
+    with pytest.raises(InputError, match="train=True requires plain weights, got weight_dtype='fp8'"):
+        MoE(cfg, backend="cpu", train=True)
+
+
+def test_codes_of_another_type_are_refused():
+    cfg, w, _ = layer("int4")
+    other = packed("int4", group=32)
+    with MoE(cfg, backend="cpu", threads=1) as moe:
+        wrong = w | {"up": [quantise(np.ones((128, 256), np.float32), other)] * 5}
+        with pytest.raises(InputError, match=r"up\[0\] must be \[128, 256\] of WeightType\(name='int4'"):
+            moe.load(0, **wrong)
+        with pytest.raises(InputError, match=r"up\[0\] must be \[128, 256\]"):
+            moe.load(0, **w | {"up": [quantise(np.ones((256, 128), np.float32), cfg.packed)] * 5})
+    plain = MoE(replace(cfg, weight_dtype=None), backend="cpu", threads=1)
+    with plain as moe, pytest.raises(InputError, match="of arrays of float32, which the configuration has"):
+        moe.load(0, **w)
+
+
+@pytest.mark.ranks(2)
+def test_ranks_that_disagree_are_told(comm):
+    with pytest.raises(MismatchError, match="weight_dtype: rank 0 has"):
+        MoE(replace(CFG, weight_dtype=("int4", "int8")[comm.rank]), comm, backend="cpu")
