@@ -8,7 +8,6 @@ from typing import Any
 from ..config import MoEConfig
 from ..errors import MismatchError, PeerInputError
 from ..layer.arguments import usable_limits
-from ..weight_types import WeightType
 from .pieces import LATE, WEIGHTS
 from .recipe import Block
 
@@ -44,11 +43,6 @@ def shapes_of(cfg: MoEConfig, block: Block) -> dict[str, tuple[int, ...]]:
         "router_scale": (h,), "router_norm": (h,), "expert_scale": (1 if block.late else columns,),
     }  # fmt: skip
     return shapes | {LATE + name: shapes[name] for name in WEIGHTS}
-
-
-def kept(cfg: MoEConfig) -> WeightType | None:
-    """The type of packed weights that a layer of this configuration keeps; None: elements of its dtype."""
-    return getattr(cfg, "weight_dtype", None)
 
 
 def without_capacity(cfg: MoEConfig) -> MoEConfig:

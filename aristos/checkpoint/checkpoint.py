@@ -19,7 +19,7 @@ from ..errors import AristosError, CheckpointError, InputError
 from ..layer.arguments import DEFAULT_TIMEOUT, check_comm
 from ..weight_types import WeightType
 from . import encoder_decoder_families, methods, sigmoid_families, softmax_families, topk_families
-from .agreement import agree, difference, kept, shapes_of, without_capacity
+from .agreement import agree, difference, shapes_of, without_capacity
 from .directory import Directory
 from .options import Options
 from .pieces import TABLE, LayerReader, Piece, packed_ways
@@ -39,7 +39,6 @@ OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "m
 MOST_EXPERTS = 1 << 16  # of a layer: four times the most that was published
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 BIASES = ("router_bias", "select_bias")  # of a router
-SHARED = {"shared_up": "up", "shared_gate": "gate", "shared_down": "down", "shared_sigmoid": "sigmoid"}
 
 
 class Checkpoint:
@@ -349,9 +348,8 @@ class Checkpoint:
     def _load(self, moe: Any, layer: int, number: int) -> None:
         moe.unload(layer)  # on every rank, whichever fails: no call may mix old parts and new ones
         cfg = moe.layer_config(layer)
-        kind = kept(cfg)
         wanted = self.layer_config(
-            number, max_tokens=cfg.max_tokens, dtype=cfg.dtype, precision=cfg.precision, weight_dtype=kind
+            number, max_tokens=cfg.max_tokens, dtype=cfg.dtype, precision=cfg.precision, weight_dtype=cfg.packed
         )
         if without_capacity(cfg) != without_capacity(wanted):
             raise CheckpointError(
@@ -361,10 +359,10 @@ class Checkpoint:
         reader = self._checked(number)
         mine = moe.placement.mine(moe.rank)
         arrays = [name for name in EXPERT if name in reader.pieces]
-        read: Any = reader.expert if kind is None or kind != reader.weight_type else reader.as_stored
+        stored = cfg.packed is not None and cfg.packed == reader.weight_type
         with self._progress.load(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine)):
             for e in mine:
-                found: dict[str, Any] = read(arrays, e)
+                found: dict[str, Any] = reader.as_stored(arrays, e) if stored else reader.expert(arrays, e)
                 moe.load_expert(layer, e, layout="out_in", **found)
                 self._progress.step(sum(array.nbytes for array in found.values()))
                 del found
@@ -378,11 +376,8 @@ class Checkpoint:
                 biases["select_bias"] = np.append(bias, [2 + 2 * np.abs(bias).max()] * block.late).astype(np.float32)
             router = reader.router(block.router_factor)
             moe.load_router(layer, layout="out_in", router=router, **biases)
-        beside: dict[str, Any] = {name: reader.read(name) for name in SHARED if name in reader.pieces}
-        if beside:
-            if (factor := self._block(number).shared_factor) != 1.0:
-                beside["shared_down"] = (beside["shared_down"] * np.float32(factor)).astype(beside["shared_down"].dtype)
-            moe.load_shared(layer, layout="out_in", **{SHARED[name]: array for name, array in beside.items()})
+        if beside := reader.shared(cfg.packed, self._block(number).shared_factor):
+            moe.load_shared(layer, layout="out_in", **{name.removeprefix("shared_"): a for name, a in beside.items()})
 
     def route(self, number: int, x: Any, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
         """(ids [S, k] int32, weights [S, k] float32) for a call of a layer that chooses by a table of token ids.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from .methods import Options
 from .safetensors import shown
 
 WEIGHTS = ("up", "gate", "down")  # of an expert
+SHARED = ("shared_up", "shared_gate", "shared_down", "shared_sigmoid")
 TABLE = "table"
 LATE = "late_"  # before the name of an array: that of the last experts, which have tensors of their own
 HALVES = {"first": 0, "second": 1}
@@ -231,6 +233,24 @@ class LayerReader:
             if name in names:
                 found[name] = packed.read(self._matrix(*self._stored(name, expert)), kind)
         return found | self.expert([name for name in names if name not in WEIGHTS], expert)
+
+    def shared(self, kind: WeightType | None, factor: float) -> dict[str, Any]:
+        """Arrays of the shared expert: [out, in], or [in, out] where they are stored as `kind`.
+
+        factor: a power of two that its output is multiplied by.
+        """
+        found: dict[str, Any] = {}
+        for name in (name for name in SHARED if name in self.pieces):
+            one = self._matrix(name, 0) if kind is not None and name.removeprefix("shared_") in WEIGHTS else None
+            if one is not None and kind is not None and packed.kind_of(one) == kind:
+                found[name] = packed.read(one, kind)
+            else:
+                found[name] = self.read(name)
+        if factor != 1.0 and (down := found.get("shared_down")) is not None:
+            scaled = down.scales if isinstance(down, Quantised) else down
+            scaled = (scaled * np.float32(factor)).astype(scaled.dtype)
+            found["shared_down"] = replace(down, scales=scaled) if isinstance(down, Quantised) else scaled
+        return found
 
     def _stored(self, name: str, expert: int) -> tuple[str, int]:
         """The name of one expert's array among the pieces, and the expert's number in its tensors."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
+import cases
 import ml_dtypes
 import numpy as np
 import packed_files
@@ -13,6 +14,7 @@ from model_files import olmoe as plain
 from packed_files import CASES, Case, olmoe
 
 import aristos
+import aristos.reference
 from aristos.errors import CheckpointError
 from aristos.weight_types import packed
 
@@ -120,7 +122,39 @@ def test_nothing_is_expanded(tmp_path):
     assert peak < 2.5 * codes, (peak, codes)
 
 
-def test_shared_experts_are_expanded(tmp_path):
+def reference(weights, tensors, x):
+    """What the layer gives in float64, of the weights that the tensors mean."""
+    w = {name: np.stack([weights[e, name].T for e in range(2)]) for name in ("gate", "up", "down")}
+    cfg = aristos.MoEConfig(hidden=128, ffn=64, experts=2, top_k=2, activation="silu", gated=True,
+                            router=aristos.Router(renormalize=True))  # fmt: skip
+    router = tensors["model.layers.0.mlp.gate.weight"].astype(np.float64).T
+    return aristos.reference.moe(cfg, x.astype(np.float64), router=router, **w)
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "int4 in words", "mxfp4 in bytes", "int8 in groups", "fp8 in blocks"])
+def test_a_layer_keeps_weights_as_they_are_stored(tmp_path, name):
+    config, tensors, weights = olmoe(CASES[name])
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
+    x = arrays(9, 128)
+    want = reference(weights, tensors, x)
+    for weight_dtype, kind in (("file", checkpoint.weight_type(0)), (None, None)):
+        cfg = checkpoint.config(max_tokens=9, weight_dtype=weight_dtype)
+        assert cfg.weight_dtype == kind
+        with cases.MoE(cfg, threads=1) as moe:
+            checkpoint.load(moe, layer=0, number=0)
+            assert np.abs(moe(x) - want).max() < 1e-5 * np.abs(want).max()
+            assert not moe.summary().weight_errors.any()  # nothing was quantised
+
+
+def test_a_plain_file_is_quantised_when_a_type_is_given(tmp_path):
+    checkpoint = aristos.Checkpoint(write(tmp_path, OLMOE, plain()))
+    assert checkpoint.config(weight_dtype="file").weight_dtype is None
+    with cases.MoE(checkpoint.config(max_tokens=9, weight_dtype="int8"), threads=1) as moe:
+        checkpoint.load(moe, layer=0, number=0)
+        assert 0 < moe.summary().weight_errors[0] < 0.01
+
+
+def test_shared_experts_stay_packed_too(tmp_path):
     config, tensors, _ = olmoe(CASES["gptq"])
     config |= {"model_type": "qwen2_moe", "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64,
                "decoder_sparse_step": 1}  # fmt: skip
@@ -131,8 +165,16 @@ def test_shared_experts_are_expanded(tmp_path):
         tensors |= {f"{p}shared_expert.{name}_proj.{end}": array for end, array in found.items()}
     tensors[p + "shared_expert_gate.weight"] = arrays(1, 128)
     checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
-    checkpoint.check(0)
-    assert checkpoint.config().shared_ffn == 64
+    cfg = checkpoint.config(max_tokens=9, weight_dtype="file")
+    assert cfg.shared_ffn == 64
+    with cases.MoE(cfg, threads=1) as moe:
+        checkpoint.load(moe, layer=0, number=0)
+        assert not moe.summary().weight_errors.any()
+        kept = moe(arrays(9, 128))
+    with cases.MoE(checkpoint.config(max_tokens=9), threads=1) as moe:
+        checkpoint.load(moe, layer=0, number=0)
+        expanded = moe(arrays(9, 128))
+    assert np.abs(kept - expanded).max() < 1e-5 * np.abs(expanded).max()
 
 
 def test_layers_that_are_left_plain_are_plain(tmp_path):
