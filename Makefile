@@ -15,7 +15,7 @@ OTHERS ?= openmpi impi
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-all test-hf coverage lint fuzz dist gpu-kit sbom lock compare clean
+.PHONY: help bench test test-all test-hf coverage lint fuzz dist gpu-kit sbom lock compare goals clean
 .DELETE_ON_ERROR:
 
 PY = $(VENV)/bin/python
@@ -49,6 +49,7 @@ help:
 	@echo "make sbom     dist/sbom.json: the packages of $(VENV), as CycloneDX"
 	@echo "make lock     .ci/lock-*.txt: the packages of lint and test-all with their hashes; make LOCK=FILE test uses them"
 	@echo "make compare  Aristos and its peers in turns: docs/performance.md; ARGS='one products' for some parts"
+	@echo "make goals    shares of read bandwidth at few tokens, without peers; ARGS names types, --record keeps them"
 	@echo "make clean    removes $(VENV), $(RESULTS) and caches"
 
 bench: $(READY)-run
@@ -127,6 +128,9 @@ lock: $(PY)
 compare: $(READY)-run
 	$(PY) bench/environments.py
 	$(FREE_BLAS) $(PY) bench/compare.py --mpiexec "$(VENV)/bin/mpiexec $(FLAGS_$(MPI))" --ranks $(RANKS) $(ARGS)
+
+goals: $(READY)-run
+	$(FREE_BLAS) $(PY) bench/goals.py --mpiexec "$(VENV)/bin/mpiexec $(FLAGS_$(MPI))" $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(RESULTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -86,7 +86,7 @@ def test_fresh_schedules(asked):
     drawn = ("--transport", transport, "--ranks", ranks, "--strategy", strategy, "--rows", "0", "--calls", "0")
     found = explore(*drawn, "--seed", str(seed), "--schedules", "1000000", "--seconds", str(SECONDS))
     assert found["found"] is None, json.dumps(found, indent=1)
-    assert found["schedules"] > 10
+    assert found["schedules"] > 0
 
 
 @pytest.mark.slow

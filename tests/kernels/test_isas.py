@@ -70,7 +70,9 @@ def test_ranks_agree_on_the_best_set_that_all_have():
 
 
 USABLE = [name for name in isa.available(*isa.target()) if name != "amx" or not isa.tiles_refused()]
-ROUNDED, MATRIX = (str(Path(__file__).with_name(f"test_{name}.py")) for name in ("rounded_experts", "matrix"))
+ROUNDED, MATRIX, PACKED = (
+    str(Path(__file__).with_name(f"test_{name}.py")) for name in ("rounded_experts", "matrix", "packed")
+)
 
 
 def on_each(names: Iterable[str], *words: str, **variables: str) -> dict[str, str]:
@@ -100,6 +102,11 @@ def test_every_isa_of_this_machine_gives_the_same_float32_bits():
 @pytest.mark.slow
 def test_16_bit_experts_on_every_isa_of_this_machine():
     on_each(USABLE, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED)
+
+
+@pytest.mark.slow
+def test_packed_experts_on_every_isa_of_this_machine():
+    on_each(USABLE[1:], "-m", "pytest", "-q", "-p", "no:cacheprovider", PACKED, "-k", "shape or code")
 
 
 @pytest.mark.slow

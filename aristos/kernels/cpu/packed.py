@@ -31,7 +31,8 @@ from .widened import DOT, SPAN, WIDE
 TILED = ISA == "amx"
 TABLE = ISA.startswith(("avx512", "amx"))  # 16 values are looked up by one permutation
 PIECE = 128  # k of codes that become bfloat16 at once: 8 KiB
-FEW = {16: 6, 8: 2, 4: 2}[LANES]  # rows whose sums, beside decoded codes, fit the registers
+FEW = {16: 12, 8: 4, 4: 3}[LANES]  # rows whose sums, beside decoded codes, fit the registers
+MOST = FEW if FORMAT == "fp8" else 1 << 30  # rows that decode codes for themselves
 FLOAT32_SCALE, BFLOAT16_SCALE = SCALE_CODES["float32"], SCALE_CODES["bfloat16"]
 FLOAT16_SCALE = SCALE_CODES["float16"]  # else e8m0
 ROW_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
@@ -274,8 +275,10 @@ def read_sums(element, m, a, depth, group, groups, x):
 
 @jit
 def by_codes(m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
-    """Products of few float32 rows and a panel's codes."""
-    codes = panel + mem.load(panel + CODES)
+    """Products of float32 rows and a panel's codes, which each group of rows decodes for itself."""
+    codes, row_groups = panel + mem.load(panel + CODES), (m + FEW - 1) // FEW
+    size = m // row_groups
+    larger = m - size * row_groups
     for half in range(WIDTH // SPAN):
         k, here = 0, a
         while k < depth:
@@ -285,11 +288,15 @@ def by_codes(m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
             if groups == 0 or k > g * group:
                 groups, count = 1, min(end, last) - k
                 flags = (1 if k == g * group else 0) | (2 if k + count == last else 0)
-            rows_by_codes(
-                m, here + FLOAT * (k % KC), codes + PAIR * (k // 2) + SPAN * half, sums + 64 * half, groups,
-                (count + 1) // 2, scales + SCALE_BYTES * g + 64 * half, x + FLOAT * g if x != 0 else 0, x_pitch,
-                parts + 64 * half, flags,
-            )  # fmt: skip
+            i = 0
+            for part in range(row_groups):
+                rows = size + 1 if part < larger else size
+                rows_by_codes(
+                    rows, here + PITCH * i + FLOAT * (k % KC), codes + PAIR * (k // 2) + SPAN * half,
+                    sums + SUMS * i + 64 * half, groups, (count + 1) // 2, scales + SCALE_BYTES * g + 64 * half,
+                    x + x_pitch * i + FLOAT * g if x != 0 else 0, x_pitch, parts + SUMS * i + 64 * half, flags,
+                )  # fmt: skip
+                i += rows
             k += groups * count
             if k % KC == 0:
                 here += PITCH * m
@@ -339,7 +346,7 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     if carry == 0:
         for i in range(m):
             mem.floats(sums + SUMS * i, WIDTH)[:] = 0
-    if m <= FEW and not ((DOT or TILED) and element == BFLOAT16):
+    if m <= MOST and not ((DOT or TILED) and element == BFLOAT16):
         by_codes(m, a, depth, panel, sums, group, scales, x, x_pitch, parts)
     else:
         by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, spare)
