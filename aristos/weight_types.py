@@ -11,7 +11,7 @@ import numpy as np
 from .errors import InputError
 from .row_types import ON_CPUS, ROW_TYPES, RowType
 
-PACKED_ROWS = ("float32", "bfloat16")  # types of rows that packed weights may have
+PACKED_ROWS = tuple(name for name, row in ON_CPUS.items() if row.packed)  # that packed weights may have
 SCALES: dict[str, Any] = {name: row.array for name, row in ON_CPUS.items()} | {"e8m0": ml_dtypes.float8_e8m0fnu}
 
 
