@@ -132,6 +132,6 @@ def test_codes_of_another_type_are_refused():
 
 
 @pytest.mark.ranks(2)
-def test_ranks_that_disagree_are_told(comm):
+def test_ranks_with_different_types_all_raise(comm):
     with pytest.raises(MismatchError, match=r"weight_dtype\.name: rank 0 has 'int4', rank 1 'int8'"):
         MoE(replace(CFG, weight_dtype=("int4", "int8")[comm.rank]), comm, backend="cpu")
