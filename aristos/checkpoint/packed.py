@@ -4,8 +4,9 @@
 gptq: qweight [in / c, out] int32, c codes along `in` in a word, the lowest bits first; qzeros [groups, out / c], along
 `out`, less one in the format's first version; scales [groups, out]; g_idx [in], the group of each k.
 awq: qweight [in, out / 8] int32 and qzeros [groups, out / 8], whose nibbles are columns 0 2 4 6 1 3 5 7; scales.
-packed (compressed-tensors): weight_packed [out, in / c] int32, along `in`, codes above the middle of their range, or
-uint8 of fp4, two a byte; weight_scale [out, groups]; weight_zero_point [out / c, groups] int32, along `out`, or int8.
+packed (compressed-tensors): weight_packed [out, in / c] int32, along `in`, of values plus half their range, or uint8 of
+fp4, two a byte; weight_scale [out, groups]; weight_zero_point [out / c, groups] int32, along `out`, in the same way, or
+int8 as they are.
 mxfp4 (gpt-oss): NAME_blocks [E, out, in / 32, 16] and NAME_scales [E, out, in / 32].
 A tensor of fp8 or int8 stays NAME.weight, with scales beside it: see `quantised`.
 """
