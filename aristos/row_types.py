@@ -18,7 +18,7 @@ class RowType:
 
     name: of the choice. array: the type of elements of users' arrays. kind: the name of its arithmetic in GPU kernels.
     error: what products may add to a result, relative to the largest one, against float64 on the same rounded inputs.
-    cpu: whether CPU kernels have it. trained: whether `train=True` does.
+    cpu: whether CPU kernels have it. trained: whether `train=True` does. packed: whether kernels of packed weights do.
     """
 
     name: str
@@ -27,6 +27,7 @@ class RowType:
     error: float
     cpu: bool = True
     trained: bool = False
+    packed: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -58,9 +59,9 @@ class RowType:
 ROW_TYPES = {
     each.name: each
     for each in (
-        RowType("float32", np.float32, "f32", 1e-5, trained=True),
+        RowType("float32", np.float32, "f32", 1e-5, trained=True, packed=True),
         RowType("tf32", np.float32, "tf32", 4e-3, cpu=False),
-        RowType("bfloat16", ml_dtypes.bfloat16, "bf16", 3e-2, trained=True),
+        RowType("bfloat16", ml_dtypes.bfloat16, "bf16", 3e-2, trained=True, packed=True),
         RowType("float16", np.float16, "f16", 4e-3),
     )
 }

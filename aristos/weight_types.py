@@ -11,7 +11,7 @@ import numpy as np
 from .errors import InputError
 from .row_types import ON_CPUS, ROW_TYPES, RowType
 
-PACKED_ROWS = ("float32", "bfloat16")  # types of rows that packed weights may have
+PACKED_ROWS = tuple(name for name, row in ON_CPUS.items() if row.packed)  # that packed weights may have
 SCALES: dict[str, Any] = {name: row.array for name, row in ON_CPUS.items()} | {"e8m0": ml_dtypes.float8_e8m0fnu}
 
 
@@ -34,6 +34,12 @@ class WeightType:
     def __post_init__(self) -> None:
         if self.scale is None and (self.group or self.zeros or self.columns != 1):
             raise ValueError(f"weight type {self.name}: groups, zero points and shared columns need a scale")
+
+    def __str__(self) -> str:
+        if self.scale is None:
+            return self.name
+        shared = f"{self.group}x{self.columns}" if self.columns > 1 else f"{self.group} k" if self.group else "a column"
+        return f"{self.name} with a {self.scale} scale for {shared}" + " and zero points" * self.zeros
 
     @property
     def packed(self) -> bool:

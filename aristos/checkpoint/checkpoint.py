@@ -15,12 +15,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..config import MoEConfig, Router
-from ..errors import AristosError, CheckpointError, InputError, MismatchError, PeerInputError
-from ..layer.arguments import DEFAULT_TIMEOUT, check_comm, usable_limits
-from . import encoder_decoder_families, quantised, sigmoid_families, softmax_families, topk_families
+from ..errors import AristosError, CheckpointError, InputError
+from ..layer.arguments import DEFAULT_TIMEOUT, check_comm
+from ..weight_types import WeightType
+from . import encoder_decoder_families, methods, sigmoid_families, softmax_families, topk_families
+from .agreement import agree, difference, shapes_of, without_capacity
 from .directory import Directory
 from .options import Options
-from .pieces import LATE, TABLE, LayerReader, Piece
+from .pieces import TABLE, LayerReader, Piece, packed_ways
 from .progress import Progress
 from .recipe import FAMILIES, REFUSED, Block, Family
 from .safetensors import shown
@@ -37,7 +39,6 @@ OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "m
 MOST_EXPERTS = 1 << 16  # of a layer: four times the most that was published
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 BIASES = ("router_bias", "select_bias")  # of a router
-SHARED = {"shared_up": "up", "shared_gate": "gate", "shared_down": "down", "shared_sigmoid": "sigmoid"}
 
 
 class Checkpoint:
@@ -66,7 +67,7 @@ class Checkpoint:
                 raise
             problem = error
         if comm is not None:
-            _agree(comm, timeout, path, problem, options)
+            agree(comm, timeout, path, problem, options)
 
     def _open(self, path: str | os.PathLike[str]) -> None:
         if not isinstance(path, str | os.PathLike):
@@ -81,8 +82,11 @@ class Checkpoint:
         options.refuse_unknown(self.model_type)
         if not self._blocks:
             raise CheckpointError(f"{self._where}: its options say that no layer of this {self.model_type} is MoE")
-        self._quantised = quantised.options({**self._directory.config, **self._config}, str(self._where))
+        self._quantised = methods.options({**self._directory.config, **self._config}, str(self._where))
         self.quantisation = self._quantised.method
+        if form := self._quantised.form:
+            for n, block in self._blocks.items():
+                self._blocks[n] = replace(block, parts=tuple(packed_ways(part, form) for part in block.parts))
         self._progress = Progress()
 
     def _text_model(self, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -154,18 +158,43 @@ class Checkpoint:
 
     def note(self, number: int) -> str:
         """How the layer differs from the model's own code, or what its calls need; empty if there is nothing to say."""
-        return self._block(number).note
+        note = self._block(number).note
+        if self._quantised.activations:
+            rows = "config.json declares quantised inputs of linear layers; here they have the layer's dtype"
+            note = f"{note}; {rows}" if note else rows
+        return note
+
+    def weight_type(self, number: int) -> WeightType | None:
+        """The type of the experts' weights in layer `number` as they are stored, None where they are elements.
+
+        Reads headers alone. Raises CheckpointError as `check` does, and where the layer's types differ or Aristos keeps
+        none of them packed.
+        """
+        return self._checked(number).weight_type
 
     def layer_config(
-        self, number: int, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest"
+        self,
+        number: int,
+        *,
+        max_tokens: int = 4096,
+        dtype: str = "float32",
+        precision: str = "highest",
+        weight_dtype: WeightType | str | None = None,
     ) -> MoEConfig:
         """The configuration of layer `number` of the model. Raises CheckpointError for what Aristos cannot run.
 
-        max_tokens, dtype, precision: see MoEConfig; InputError for values that it refuses.
+        max_tokens, dtype, precision, weight_dtype: see MoEConfig; InputError for values that it refuses. weight_dtype
+        "file": the experts' weights stay packed as they are stored, see `weight_type`; otherwise quantised ones are
+        expanded first.
         """
         if why := self._block(number).problem:
             raise CheckpointError(f"{self._where}: layer {number} of this {self.model_type} is not supported: {why}")
-        return self._layer_config(number, {"max_tokens": max_tokens, "dtype": dtype, "precision": precision})
+        given: dict[str, Any] = {"max_tokens": max_tokens, "dtype": dtype, "precision": precision}
+        if weight_dtype == "file":
+            weight_dtype = self.weight_type(number)
+        if weight_dtype is not None:
+            given["weight_dtype"] = weight_dtype
+        return self._layer_config(number, given)
 
     def _layer_config(self, number: int, given: Mapping[str, Any]) -> MoEConfig:
         options = dict(self._block(number).options)
@@ -177,18 +206,31 @@ class Checkpoint:
             raise CheckpointError(f"{self._where}: layer {number} has {cfg.columns} experts, more than {MOST_EXPERTS}")
         return replace(cfg, **given)
 
-    def configs(self, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest") -> list[MoEConfig]:
+    def configs(
+        self,
+        *,
+        max_tokens: int = 4096,
+        dtype: str = "float32",
+        precision: str = "highest",
+        weight_dtype: WeightType | str | None = None,
+    ) -> list[MoEConfig]:
         """A configuration for each of `layers`. Raises CheckpointError for what Aristos cannot run."""
-        return [
-            self.layer_config(number, max_tokens=max_tokens, dtype=dtype, precision=precision) for number in self.layers
-        ]
+        given: dict[str, Any] = {"dtype": dtype, "precision": precision, "weight_dtype": weight_dtype}
+        return [self.layer_config(number, max_tokens=max_tokens, **given) for number in self.layers]
 
-    def config(self, *, max_tokens: int = 4096, dtype: str = "float32", precision: str = "highest") -> MoEConfig:
+    def config(
+        self,
+        *,
+        max_tokens: int = 4096,
+        dtype: str = "float32",
+        precision: str = "highest",
+        weight_dtype: WeightType | str | None = None,
+    ) -> MoEConfig:
         """The one configuration of all `layers`. Raises CheckpointError where they differ: `configs` has them all."""
-        found = self.configs(max_tokens=max_tokens, dtype=dtype, precision=precision)
+        found = self.configs(max_tokens=max_tokens, dtype=dtype, precision=precision, weight_dtype=weight_dtype)
         for number, other in zip(self.layers, found):
             if other != found[0]:
-                what = f"layers {self.layers[0]} and {number} differ ({_difference(found[0], other)})"
+                what = f"layers {self.layers[0]} and {number} differ ({difference(found[0], other)})"
                 raise CheckpointError(f"{self._where}: {what}: use configs()")
         return found[0]
 
@@ -225,7 +267,7 @@ class Checkpoint:
         block = self._block(number)
         cfg = self.layer_config(number)
         prefix = self._prefix(number, block)
-        shapes = _shapes(cfg, block)
+        shapes = shapes_of(cfg, block)
         pieces: dict[str, Piece] = {}
         for part in block.parts:
             pieces |= self._choose(prefix, part, shapes, cfg.experts - block.late)
@@ -253,7 +295,7 @@ class Checkpoint:
 
     def _fits(self, prefix: str, way: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], experts: int) -> bool:
         return all(
-            piece.mxfp4
+            piece.form
             or array == TABLE
             or self._directory.entry(prefix + piece.probe).shape == piece.shape(shapes[array], experts)
             for array, piece in way.items()
@@ -306,18 +348,21 @@ class Checkpoint:
     def _load(self, moe: Any, layer: int, number: int) -> None:
         moe.unload(layer)  # on every rank, whichever fails: no call may mix old parts and new ones
         cfg = moe.layer_config(layer)
-        wanted = self.layer_config(number, max_tokens=cfg.max_tokens, dtype=cfg.dtype, precision=cfg.precision)
-        if _without_capacity(cfg) != _without_capacity(wanted):
+        wanted = self.layer_config(
+            number, max_tokens=cfg.max_tokens, dtype=cfg.dtype, precision=cfg.precision, weight_dtype=cfg.packed
+        )
+        if without_capacity(cfg) != without_capacity(wanted):
             raise CheckpointError(
-                f"layer {layer} of the MoE does not fit layer {number} of {self.path} ({_difference(cfg, wanted)}):"
+                f"layer {layer} of the MoE does not fit layer {number} of {self.path} ({difference(cfg, wanted)}):"
                 " make it with Checkpoint.config or configs"
             )
         reader = self._checked(number)
         mine = moe.placement.mine(moe.rank)
         arrays = [name for name in EXPERT if name in reader.pieces]
+        stored = cfg.packed is not None and cfg.packed == reader.weight_type
         with self._progress.load(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine)):
             for e in mine:
-                found: dict[str, Any] = reader.expert(arrays, e)
+                found: dict[str, Any] = reader.as_stored(arrays, e) if stored else reader.expert(arrays, e)
                 moe.load_expert(layer, e, layout="out_in", **found)
                 self._progress.step(sum(array.nbytes for array in found.values()))
                 del found
@@ -331,11 +376,8 @@ class Checkpoint:
                 biases["select_bias"] = np.append(bias, [2 + 2 * np.abs(bias).max()] * block.late).astype(np.float32)
             router = reader.router(block.router_factor)
             moe.load_router(layer, layout="out_in", router=router, **biases)
-        beside: dict[str, Any] = {name: reader.read(name) for name in SHARED if name in reader.pieces}
-        if beside:
-            if (factor := self._block(number).shared_factor) != 1.0:
-                beside["shared_down"] = (beside["shared_down"] * np.float32(factor)).astype(beside["shared_down"].dtype)
-            moe.load_shared(layer, layout="out_in", **{SHARED[name]: array for name, array in beside.items()})
+        if beside := reader.shared(cfg.packed, self._block(number).shared_factor):
+            moe.load_shared(layer, layout="out_in", **{name.removeprefix("shared_"): a for name, a in beside.items()})
 
     def route(self, number: int, x: Any, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
         """(ids [S, k] int32, weights [S, k] float32) for a call of a layer that chooses by a table of token ids.
@@ -368,53 +410,13 @@ class Checkpoint:
         """Any tensor of the directory by its name there, as stored: a read-only view, read when its values are used."""
         return self._directory.array(name)
 
-    def arrays(self, number: int, expert: int) -> dict[str, np.ndarray]:
-        """One expert's arrays by name, in nn.Linear's order: up, gate [F, H], down [H, F], biases; read when used."""
+    def arrays(self, number: int, expert: int, *, packed: bool = False) -> dict[str, Any]:
+        """One expert's arrays by name, in nn.Linear's order: up, gate [F, H], down [H, F], biases; read when used.
+
+        packed: weights as `Quantised`, [in, out], which they must be in the file; otherwise those are expanded.
+        """
         reader, cfg = self._checked(number), self.layer_config(number)
         if isinstance(expert, bool) or not isinstance(expert, int | np.integer) or not 0 <= expert < cfg.experts:
             raise InputError(f"expert must be an int in 0..{cfg.experts - 1}, got {expert!r}")
-        return reader.expert([name for name in EXPERT if name in reader.pieces], int(expert))
-
-
-def _agree(comm: Any, timeout: float, path: Any, problem: Exception | None, options: str) -> None:
-    """Raise `problem` here and PeerInputError on the other ranks, MismatchError where `options` differ. Collective."""
-    from ..substrate.attach import attach
-
-    runtime = attach(comm, usable_limits(timeout))
-    try:
-        runtime.refuse_open()
-        reported = runtime.group.allgather((None if problem is None else str(problem), options), "a checkpoint")
-    finally:
-        runtime.release()
-    if problem is not None:
-        raise problem
-    for rank, (text, _) in enumerate(reported):
-        if text is not None:
-            raise PeerInputError(f"rank {rank} cannot open its model directory: {text}")
-    for rank, (_, theirs) in enumerate(reported):
-        if theirs != reported[0][1]:
-            raise MismatchError(f"{path}: ranks 0 and {rank} have different config.json: give all ranks one model")
-
-
-def _shapes(cfg: MoEConfig, block: Block) -> dict[str, tuple[int, ...]]:
-    """Shapes of one expert's arrays and of the layer's, in nn.Linear's order."""
-    h, f = cfg.hidden, cfg.ffn
-    columns, beside = cfg.columns, cfg.shared_ffn
-    shapes: dict[str, tuple[int, ...]] = {
-        "up": (f, h), "gate": (f, h), "down": (h, f), "up_bias": (f,), "gate_bias": (f,), "down_bias": (h,),
-        "router": (columns, h), "router_bias": (columns,), "select_bias": (columns - block.late,),
-        "shared_up": (beside, h), "shared_gate": (beside, h), "shared_down": (h, beside), "shared_sigmoid": (h,),
-        "router_scale": (h,), "router_norm": (h,), "expert_scale": (1 if block.late else columns,),
-    }  # fmt: skip
-    return shapes | {LATE + name: shapes[name] for name in ("up", "gate", "down")}
-
-
-def _without_capacity(cfg: MoEConfig) -> MoEConfig:
-    """`cfg` without its capacity. No weight depends on it, so a caller may use another one."""
-    return replace(cfg, router=replace(cfg.router, capacity=None, capacity_factor=None))
-
-
-def _difference(one: MoEConfig, other: MoEConfig) -> str:
-    """The first options in which two configurations differ."""
-    names = [name for name, value in vars(one).items() if value != getattr(other, name)]
-    return ", ".join(f"{name} {getattr(one, name)} and {getattr(other, name)}" for name in names[:3])
+        names = [name for name in EXPERT if name in reader.pieces]
+        return reader.as_stored(names, int(expert)) if packed else reader.expert(names, int(expert))

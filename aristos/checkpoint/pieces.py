@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from ..errors import CheckpointError
-from . import quantised
+from ..quantised import Quantised
+from ..weight_types import WeightType
+from . import packed, quantised
 from .directory import Directory
+from .matrix import Matrix, named
+from .methods import Options
 from .safetensors import shown
 
-READ = ("F32", "BF16", "F16")  # dtypes whose values are weights as they are
+WEIGHTS = ("up", "gate", "down")  # of an expert
+SHARED = ("shared_up", "shared_gate", "shared_down", "shared_sigmoid")
 TABLE = "table"
 LATE = "late_"  # before the name of an array: that of the last experts, which have tensors of their own
 HALVES = {"first": 0, "second": 1}
@@ -25,8 +32,8 @@ class Piece:
 
     name: below the layer's prefix; with {e} where every expert has a tensor of its own. stacked: the first axis counts
     experts. outputs: which of the tensor's outputs, "all", "first" or "second" half, or the "even" or "odd" ones.
-    turned: stored [in, out]. flat: all experts' rows follow each other, [E F, H]. mxfp4: `name` has the parts _blocks
-    and _scales, [out, in] whatever `turned` says. row: stored [1, n] where a vector is meant.
+    turned: stored [in, out]. flat: all experts' rows follow each other, [E F, H]. form: of the tensors that replace it,
+    [out, in] whatever `turned` says: see `packed.FORMS`. row: stored [1, n] where a vector is meant.
     """
 
     name: str
@@ -34,17 +41,14 @@ class Piece:
     outputs: str = "all"
     turned: bool = False
     flat: bool = False
-    mxfp4: bool = False
+    form: str = ""
     row: bool = False
 
     def tensors(self, experts: int) -> Iterator[str]:
         """Names below the layer's prefix."""
-        if self.mxfp4:
-            yield from (self.name + "_blocks", self.name + "_scales")
-        elif "{e}" in self.name:
-            yield from (self.name.format(e=e) for e in range(experts))
-        else:
-            yield self.name
+        ends = packed.FORMS[self.form].tensors
+        for name in (self.name.format(e=e) for e in range(experts)) if "{e}" in self.name else (self.name,):
+            yield from (named(name, end) for end in ends)
 
     @property
     def probe(self) -> str:
@@ -56,7 +60,7 @@ class Piece:
         out, *rest = wanted
         out *= 2 if self.outputs != "all" else 1
         one = (out, *rest)
-        if self.turned and not self.mxfp4:
+        if self.turned and not self.form:
             one = one[::-1]
         if self.flat:
             return (experts * one[0], *one[1:])
@@ -78,6 +82,20 @@ def _outputs(piece: Piece, found: np.ndarray) -> np.ndarray:
 Part = tuple[dict[str, Piece], ...]  # alternatives, each {array of the layer: piece}; the first that is there is used
 
 
+def packed_ways(part: Part, form: str) -> Part:
+    """A part whose linear layers may be stored in a form of packed weights, too."""
+    found = list(part)
+    for way in part:
+        linear = {
+            array: replace(piece, form=form)
+            for array, piece in way.items()
+            if array.removeprefix("shared_") in WEIGHTS and piece.name.endswith(".weight")
+        }
+        if linear and not any(piece.stacked or piece.turned or piece.flat for piece in linear.values()):
+            found.append(way | linear)
+    return tuple(found)
+
+
 class LayerReader:
     """Reads the arrays of one layer. prefix: of the layer's tensors. shapes: of one expert's or the layer's arrays.
 
@@ -93,7 +111,7 @@ class LayerReader:
         shapes: dict[str, tuple[int, ...]],
         experts: int,
         late: int,
-        options: quantised.Options,
+        options: Options,
     ) -> None:
         self.directory, self.prefix, self.pieces, self.shapes = directory, prefix, pieces, shapes
         self.experts, self.late, self.options = experts - late, late, options
@@ -106,8 +124,12 @@ class LayerReader:
                 used.add(self.prefix + piece.name)
                 continue
             wanted = piece.shape(self.shapes[array], self.late if array.startswith(LATE) else self.experts)
-            if piece.mxfp4:
+            if piece.form == "mxfp4":
                 used |= self._check_mxfp4(piece, wanted)
+                continue
+            if piece.form:
+                for e in range(self.experts if "{e}" in piece.name else 1):
+                    used |= packed.check(self._matrix(array, e))
                 continue
             for below in piece.tensors(self.experts):
                 used |= self._check(self.prefix + below, wanted)
@@ -117,7 +139,7 @@ class LayerReader:
         entry = self.directory.entry(name)
         if entry.shape != wanted:
             self._refuse_shape(name, wanted, entry.shape)
-        if entry.dtype in READ:
+        if entry.dtype in quantised.ELEMENTS:
             return {name}
         return {name, *quantised.check_scales(self.directory, name, self.options)}
 
@@ -149,18 +171,18 @@ class LayerReader:
     def read(self, array: str, expert: int = 0) -> np.ndarray:
         """One expert's array, or the layer's: [out, in] or [out], float32 or as stored. A view where possible."""
         piece = self.pieces[array]
-        return _outputs(piece, self._tensor(piece, expert))
+        return _outputs(piece, self._tensor(array, expert))
 
     def expert(self, names: Iterable[str], expert: int) -> dict[str, np.ndarray]:
         """Arrays of one expert by name. A tensor that holds several of them is read and dequantised once."""
         tensors: dict[Piece, np.ndarray] = {}
         found = {}
         for name in names:
-            piece, number = self._stored(name, expert)
-            whole = replace(piece, outputs="all")
+            array, number = self._stored(name, expert)
+            whole = replace(self.pieces[array], outputs="all")
             if whole not in tensors:
-                tensors[whole] = self._tensor(piece, number)
-            found[name] = _outputs(piece, tensors[whole])
+                tensors[whole] = self._tensor(array, number)
+            found[name] = _outputs(self.pieces[array], tensors[whole])
         if "expert_scale" in self.pieces:
             scales = self.read_finite("expert_scale")
             scale = np.float32(scales[expert if len(scales) > 1 else 0])
@@ -182,19 +204,83 @@ class LayerReader:
         columns = factor * self.read_finite("router_scale").astype(np.float64) / norm
         return (found * columns).astype(np.float32)
 
-    def _stored(self, name: str, expert: int) -> tuple[Piece, int]:
-        """The piece of one expert's array, and the expert's number in its tensors."""
-        if expert < self.experts:
-            return self.pieces[name], expert
-        return self.pieces[LATE + name], expert - self.experts
+    @cached_property
+    def weight_type(self) -> WeightType | None:
+        """The weight type of the experts, None where their weights are elements. From headers, of one expert each."""
+        late = [LATE + name for name in WEIGHTS if LATE + name in self.pieces]
+        arrays = [*(name for name in WEIGHTS if name in self.pieces), *late]
+        kinds = {array: packed.kind_of(self._matrix(array, 0)) for array in arrays}
+        found = set(kinds.values())
+        if len(found) > 1:
+            each = ", ".join(f"{array} {kind or 'plain'}" for array, kind in kinds.items())
+            raise CheckpointError(
+                f"{self.directory.path}: experts of one layer have weights of several types ({each}): {packed.EXPAND}"
+            )
+        kind = found.pop()
+        if kind is not None and "expert_scale" in self.pieces:
+            raise CheckpointError(
+                f"{self.directory.path}: an expert has a scale of its own, which packed weights do not: {packed.EXPAND}"
+            )
+        return kind
 
-    def _tensor(self, piece: Piece, expert: int) -> np.ndarray:
-        """What a piece's tensor holds of one expert, or of the layer: [out, in] or [out], all outputs."""
-        directory = self.directory
-        if piece.mxfp4:
+    def as_stored(self, names: Iterable[str], expert: int) -> dict[str, Quantised | np.ndarray]:
+        """As `expert`, with weights as they are stored, [in, out]. Raises CheckpointError where they are elements."""
+        names, kind = list(names), self.weight_type
+        if kind is None:
+            raise CheckpointError(f"{self.directory.path}: the experts' weights are not packed")
+        found: dict[str, Quantised | np.ndarray] = {}
+        for name in WEIGHTS:
+            if name in names:
+                found[name] = packed.read(self._matrix(*self._stored(name, expert)), kind)
+        return found | self.expert([name for name in names if name not in WEIGHTS], expert)
+
+    def shared(self, kind: WeightType | None, factor: float) -> dict[str, Any]:
+        """Arrays of the shared expert: [out, in], or [in, out] where they are stored as `kind`.
+
+        factor: a power of two that its output is multiplied by.
+        """
+        found: dict[str, Any] = {}
+        for name in (name for name in SHARED if name in self.pieces):
+            one = self._matrix(name, 0) if kind is not None and name.removeprefix("shared_") in WEIGHTS else None
+            if one is not None and kind is not None and packed.kind_of(one) == kind:
+                found[name] = packed.read(one, kind)
+            else:
+                found[name] = self.read(name)
+        if factor != 1.0 and (down := found.get("shared_down")) is not None:
+            scaled = down.scales if isinstance(down, Quantised) else down
+            scaled = (scaled * np.float32(factor)).astype(scaled.dtype)
+            found["shared_down"] = replace(down, scales=scaled) if isinstance(down, Quantised) else scaled
+        return found
+
+    def _stored(self, name: str, expert: int) -> tuple[str, int]:
+        """The name of one expert's array among the pieces, and the expert's number in its tensors."""
+        return (name, expert) if expert < self.experts else (LATE + name, expert - self.experts)
+
+    def _matrix(self, array: str, expert: int) -> Matrix:
+        """Where a matrix lies that may be packed."""
+        piece, (out, depth) = self.pieces[array], self.shapes[array]
+        name = self.prefix + piece.name.format(e=expert)
+        outputs = {"first": slice(0, out), "second": slice(out, None), "even": slice(0, None, 2),
+                   "odd": slice(1, None, 2)}.get(piece.outputs, slice(None))  # fmt: skip
+        if piece.flat and self.directory.entry(name).dtype not in quantised.ELEMENTS:
+            raise CheckpointError(
+                f"{self.directory.file(name).path}: tensor {shown(name)}: flat experts cannot have scales"
+            )
+        return Matrix(
+            self.directory, name, (out if piece.outputs == "all" else 2 * out, depth), self.options, piece.form,
+            expert if piece.stacked else None, piece.turned and not piece.form, outputs,
+        )  # fmt: skip
+
+    def _tensor(self, array: str, expert: int) -> np.ndarray:
+        """What an array's tensor holds of one expert, or of the layer: [out, in] or [out], all outputs."""
+        directory, piece = self.directory, self.pieces[array]
+        if piece.form == "mxfp4":
             blocks, scales = (self.prefix + below for below in piece.tensors(self.experts))
             return quantised.mxfp4(directory, blocks, scales, expert)
         name = self.prefix + piece.name.format(e=expert)
+        if piece.form or packed.in_groups(directory, name):
+            one = replace(self._matrix(array, expert), outputs=slice(None))
+            return packed.expanded(one).T
         whole = directory.array(name)
         rows: slice | int = slice(None)
         if piece.stacked:
@@ -221,11 +307,10 @@ class LayerReader:
 
     def release(self, array: str, expert: int = 0) -> None:
         """Drop from this process the pages that `expert` used; the file stays in the system's cache."""
-        piece, expert = self._stored(array, expert)
-        if piece.mxfp4 or piece.flat:
-            names = [self.prefix + below for below in piece.tensors(self.experts)]
-        else:
-            names = [self.prefix + piece.name.format(e=expert)]
-        for name in names:
+        array, expert = self._stored(array, expert)
+        piece = self.pieces[array]
+        of_all = piece.stacked or piece.flat
+        own = piece if of_all else replace(piece, name=piece.name.format(e=expert))
+        for name in (self.prefix + below for below in own.tensors(self.experts)):
             whole = self.directory.array(name)
             self.directory.release(name, whole[expert] if piece.stacked else whole)

@@ -7,16 +7,16 @@ mxfp4 (gpt-oss): NAME_blocks has two codes a byte, low nibble first; NAME_scales
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import CheckpointError
 from .directory import Directory
+from .methods import Options
 from .safetensors import shown
 
-BLOCK = (128, 128)
+ELEMENTS = ("F32", "BF16", "F16")  # dtypes whose values are weights as they are
 MX_BLOCK = 32
 MX_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 MX_PAIRS = np.stack([np.tile(MX_VALUES, 16), np.repeat(MX_VALUES, 16)], axis=1)  # by byte: low nibble, high nibble
@@ -27,57 +27,6 @@ LARGEST = float(np.finfo(np.float32).max)
 NARROW = {"F8_E4M3": 448, "F8_E5M2": 57344, "I8": 128}  # the largest finite value of each
 OTHER_FILES = "download this file again, or take the model's unquantised files"
 SCALES = ("F32", "BF16", "F16", "F8_E8M0")
-METHODS = ("fp8", "mxfp4", "compressed-tensors", "bitsandbytes")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What quantization_config says. method: quant_method, or "". block: rows and columns that share a scale of fp8."""
-
-    method: str = ""
-    block: tuple[int, int] = BLOCK
-
-
-def options(config: dict[str, Any], where: str) -> Options:
-    """The options of a config.json. Raises CheckpointError for a quantisation that Aristos does not read."""
-    found = config.get("quantization_config")
-    if found is None:
-        return Options()
-    method = found.get("quant_method") if isinstance(found, dict) else None
-    if method not in METHODS:
-        raise CheckpointError(
-            f"{where}: quantization_config has quant_method {shown(method)}, Aristos reads {', '.join(METHODS)}:"
-            " take the model's unquantised files"
-        )
-    block = found.get("weight_block_size") or BLOCK
-    if not isinstance(block, list | tuple) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
-        raise CheckpointError(f"{where}: weight_block_size must be two positive ints, got {shown(block)}")
-    if method == "bitsandbytes" and found.get("load_in_8bit") is not True:
-        raise CheckpointError(f"{where}: of bitsandbytes, Aristos reads load_in_8bit alone: take unquantised files")
-    if method == "compressed-tensors":
-        _check_compressed(found, where)
-    return Options(method, (block[0], block[1]))
-
-
-def _check_compressed(found: dict[str, Any], where: str) -> None:
-    """Raise CheckpointError unless weights have eight bits and no zero points."""
-    groups = found.get("config_groups")
-    for name, group in groups.items() if isinstance(groups, dict) else ():
-        weights = group.get("weights") if isinstance(group, dict) else None
-        if not isinstance(weights, dict):
-            continue
-        kind = (weights.get("num_bits", 8), weights.get("symmetric", True), weights.get("strategy", "channel"))
-        if kind[:2] != (8, True) or kind[2] not in ("channel", "tensor", "block"):
-            raise CheckpointError(
-                f"{where}: quantization_config {shown(name)} has weights of {shown(kind[0])} bits,"
-                f" symmetric={shown(kind[1])}, by {shown(kind[2])}; Aristos reads 8 bits, symmetric,"
-                " by channel, tensor or block: take other files"
-            )
-        if kind[2] == "block" and weights.get("block_structure") not in (None, list(BLOCK)):
-            raise CheckpointError(
-                f"{where}: quantization_config {shown(name)} has block_structure"
-                f" {shown(weights['block_structure'])}; Aristos reads {list(BLOCK)}: take other files"
-            )
 
 
 def scale_name(directory: Directory, name: str, method: str) -> str:
@@ -115,12 +64,23 @@ def check_scales(directory: Directory, name: str, asked: Options) -> set[str]:
     fits = [(*lead, -(-rows // asked.block[0]), -(-columns // asked.block[1]))]
     if not scales.endswith("_inv"):
         fits += [(*lead, rows, 1), (*lead, rows), (*lead, 1), (1,), ()]
+        if entry.dtype == "I8":
+            fits += [(*lead, rows, columns // n) for n in asked.groups if n and columns % n == 0]
     if got not in fits:
         raise CheckpointError(
             f"{directory.file(scales).path}: tensor {shown(scales)} must have shape"
             f" {' or '.join(str(list(f)) for f in dict.fromkeys(fits))}, got {list(got)}"
         )
+    zeros = name + "_zero_point"
+    if entry.dtype == "I8" and zeros in directory:
+        its = directory.entry(zeros)
+        if its.shape != got or its.dtype != "I8":
+            raise CheckpointError(
+                f"{directory.file(zeros).path}: tensor {shown(zeros)} must have dtype I8 and shape {list(got)}, as the"
+                f" scales, got {its.dtype} {list(its.shape)}"
+            )
     extras = {name.removesuffix("weight") + "weight_format", name.removesuffix("weight") + "input_scale"}
+    extras |= {zeros} if entry.dtype == "I8" else set()
     return {scales} | {extra for extra in extras if extra in directory}
 
 

@@ -20,9 +20,9 @@ def gpt_oss(o: Options) -> dict[int, Block]:
     base = "mlp.experts."
     plain = fused("mlp.", turned=True, interleaved=not halves)
     packed = {
-        "gate": Piece(base + "gate_up_proj", stacked=True, outputs="even", mxfp4=True),
-        "up": Piece(base + "gate_up_proj", stacked=True, outputs="odd", mxfp4=True),
-        "down": Piece(base + "down_proj", stacked=True, mxfp4=True),
+        "gate": Piece(base + "gate_up_proj", stacked=True, outputs="even", form="mxfp4"),
+        "up": Piece(base + "gate_up_proj", stacked=True, outputs="odd", form="mxfp4"),
+        "down": Piece(base + "down_proj", stacked=True, form="mxfp4"),
     }
     first, second = ("first", "second") if halves else ("even", "odd")
     biases = {

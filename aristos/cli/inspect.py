@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from ..bench.arguments import positive
 from ..host import launch_environment
 from ..row_types import ON_CPUS
+from ..weight_types import PACKED_ROWS, WEIGHT_TYPES, WeightType
 
 SUMMARY = "which layers of a model directory run, and the bytes a rank needs: aristos inspect MODEL_DIR"
 PROBLEMS, USAGE, INTERRUPTED = 1, 2, 130
@@ -60,7 +63,7 @@ def examine(asked: argparse.Namespace) -> dict[str, Any]:
     from ..errors import AristosError
 
     checkpoint = Checkpoint(asked.path)
-    problems, notes, configs = {}, {}, {}
+    problems, notes, configs, packed = {}, {}, {}, {}
     for number in checkpoint.layers:
         if note := checkpoint.note(number):
             notes[number] = note
@@ -71,6 +74,10 @@ def examine(asked: argparse.Namespace) -> dict[str, Any]:
                 checkpoint.check(number)
             except AristosError as error:
                 problem = str(error)
+            else:
+                packed[number], why = stored(checkpoint, number)
+                if why:
+                    notes[number] = "; ".join(filter(None, [note, f"its experts cannot stay packed: {why}"]))
         if problem:
             problems[number] = problem
     kinds: dict[Any, list[int]] = {}
@@ -82,8 +89,37 @@ def examine(asked: argparse.Namespace) -> dict[str, Any]:
         "missing": list(checkpoint.missing),
         "problems": problems, "notes": notes,
         "kinds": [{"layers": numbers, "config": str(cfg)} for cfg, numbers in kinds.items()],
-        "bytes": memory(kinds, asked.ranks),
+        "bytes": memory(kinds, asked.ranks), "weights": weights(configs, packed, asked.ranks),
     }  # fmt: skip
+
+
+def stored(checkpoint: Any, number: int) -> tuple[WeightType | None, str]:
+    """(the type of a layer's experts in the files, why they cannot stay so)."""
+    from ..errors import CheckpointError
+
+    try:
+        return checkpoint.weight_type(number), ""
+    except CheckpointError as error:
+        return None, str(error)
+
+
+def weights(configs: dict[int, Any], packed: dict[int, Any], ranks: list[int] | None) -> dict[str, Any] | None:
+    """Bytes of all experts' matrices as in the files and expanded, and as `memory`, packed; None where none are."""
+    if not any(packed.values()):
+        return None
+    found: dict[str, Any] = {"types": {}, "packed": 0, "expanded": 0, "bytes": {}}
+    kinds: dict[Any, list[int]] = {}
+    for number, kind in packed.items():
+        cfg = configs[number]
+        plain = WEIGHT_TYPES[cfg.dtype]
+        found["types"].setdefault(str(kind or plain), []).append(number)
+        for key, each in (("packed", kind or plain), ("expanded", plain)):
+            wide = each.nbytes(cfg.hidden, cfg.ffn) * (2 if cfg.gated else 1)
+            found[key] += cfg.experts * (wide + each.nbytes(cfg.ffn, cfg.hidden))
+        if cfg.dtype in PACKED_ROWS:
+            kinds.setdefault(replace(cfg, weight_dtype=kind), []).append(number)
+    found["bytes"] = memory(kinds, ranks)
+    return found
 
 
 def memory(kinds: dict[Any, list[int]], ranks: list[int] | None) -> dict[int, int]:
@@ -116,8 +152,22 @@ def lines(found: dict[str, Any], asked: argparse.Namespace) -> list[str]:
     if found["bytes"]:
         out.append(f"GiB of the rank that needs most, {asked.dtype}, {asked.tokens} tokens a call:")
         out.append("  ranks " + " ".join(f"{n:>9d}" for n in found["bytes"]))
-        out.append("  GiB   " + " ".join(f"{size / 2**30:9.3f}" for size in found["bytes"].values()))
+        out.append("  GiB   " + gib(found["bytes"].values()))
+    if held := found["weights"]:
+        if held["bytes"]:
+            out.append("  packed" + gib(held["bytes"].values()))
+        for kind, numbers in held["types"].items():
+            out.append(f"layers {ranges(numbers)}: experts of {kind}")
+        sizes = (
+            f"{held['packed'] / 2**30:.3f} as in the files, {held['expanded'] / 2**30:.3f} expanded to {asked.dtype}"
+        )
+        out.append(f"GiB of all experts' matrices: {sizes}")
     return out
+
+
+def gib(sizes: Iterable[int]) -> str:
+    """Cells of the table."""
+    return " ".join(f"{size / 2**30:9.3f}" for size in sizes)
 
 
 def grouped(texts: dict[int, str]) -> dict[str, list[int]]:

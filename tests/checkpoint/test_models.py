@@ -8,6 +8,7 @@ import re
 import cases
 import ml_dtypes
 import numpy as np
+import packed_files
 import pytest
 from model_files import OLMOE, olmoe, write
 
@@ -94,6 +95,24 @@ def test_inspect_reports_layers_recipe_and_bytes(tmp_path, capsys):
     cfg = models.MoEConfig(24, 20, 5, 2, "silu", True, max_tokens=16)
     for world in (1, 2):
         assert found["bytes"][str(world)] == cases.MoE.memory(cfg, world, layers=2)
+
+
+def test_inspect_says_bytes_packed_and_expanded(tmp_path, capsys):
+    config, tensors, _ = packed_files.olmoe(packed_files.CASES["awq"])
+    write(tmp_path, config, tensors)
+    words = ["inspect", str(tmp_path), "--ranks", "1", "--tokens", "16"]
+    assert command.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["weights"]
+    assert found["expanded"] == 2 * 3 * 128 * 64 * 2
+    assert found["packed"] == 2 * 3 * (128 * 64 // 2 + 128 * 64 // 32 * 2 + 128 * 64 // 32 // 2)
+    cfg = aristos.Checkpoint(tmp_path).config(max_tokens=16, dtype="bfloat16", weight_dtype="file")
+    assert found["bytes"]["1"] == cases.MoE.memory(cfg, 1)
+    assert command.main(words) == 0
+    out = capsys.readouterr().out
+    assert "layers 0: experts of int4 with a float16 scale for 32 k and zero points" in out
+    assert "GiB of all experts' matrices: 0.000 as in the files, 0.000 expanded to bfloat16" in out
+    assert command.main([*words, "--dtype", "float16"]) == 0  # which packed weights do not have
+    assert "  packed" not in capsys.readouterr().out
 
 
 def test_inspect_names_what_is_not_supported(tmp_path, capsys):

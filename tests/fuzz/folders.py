@@ -135,11 +135,16 @@ def model(data: bytes) -> None:
 
 
 def in_model(value: Any) -> bytes:
-    """A file of a model directory: JSON, or with the key "header" the header of a safetensors file with its zeros."""
+    """A file of a model directory: JSON, or with the key "header" the header of a safetensors file with its data.
+
+    zeros: how many bytes of data. byte: which; 0 by default.
+    """
     if isinstance(value, dict) and "header" in value:
         text = json.dumps(value["header"]).encode(errors="surrogatepass")
-        zeros = value.get("zeros")
-        return struct.pack("<Q", len(text)) + text + bytes(zeros if isinstance(zeros, int) and 0 <= zeros < 1e6 else 0)
+        zeros, byte = value.get("zeros"), value.get("byte", 0)
+        count = zeros if isinstance(zeros, int) and 0 <= zeros < 1e6 else 0
+        each = bytes([byte % 256 if isinstance(byte, int) else 0])
+        return struct.pack("<Q", len(text)) + text + each * count
     return json.dumps(value).encode(errors="surrogatepass") if not isinstance(value, str) else value.encode()
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import folders
 import h5py
 import numpy as np
+import packed_models
 import topo_text
 
 from aristos import MoEConfig, Router
@@ -431,6 +432,7 @@ def targets(folder: Path) -> dict[str, Target]:
         ),
         "index": Target(in_file(f"shards/{INDEX_NAME}", shards), (json.dumps(INDEX).encode(),), JSON),
         "model": Target(folders.model, folders.models(), JSON),
+        **{f"packed_{name}": Target(packed_models.model, seeds, JSON) for name, seeds in packed_models.seeds().items()},
         "safetensors": Target(in_file("s.safetensors", tensors), (safetensors(),), (b'"BF16"', b'"F4"', b"[0, 0]")),
         "config": Target(in_file("model/config.json", model), (json.dumps(CONFIG).encode(),), (b'"mixtral"', b"null")),
         "ptx": Target(decoded(ptx), (PTX,), (b"{", b"}", b".reg .b32 %x<9>;", b"call f, ();", b"[%rd1+8]")),

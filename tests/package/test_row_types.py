@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -11,9 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from aristos.errors import InputError
 from aristos.layer.loading import Bits
 from aristos.row_types import BY_KIND, ON_CPUS, ROUNDED, ROW_TYPES
-from aristos.weight_types import SPLIT, WEIGHT_TYPES, WeightType
+from aristos.weight_types import FORMATS, SPLIT, WEIGHT_TYPES, WeightType, packed
 
 PACKAGE = Path(__file__).resolve().parents[2] / "aristos"
 # Kernels are written type by type, formats of files have names of their own, and one suite measures two of the types.
@@ -65,22 +65,56 @@ def test_no_other_file_lists_row_types():
     assert found == []
 
 
-INT4 = WeightType("int4", 4, group=32, scale=ROW_TYPES["bfloat16"])
-
-
-def test_weight_types_of_today_are_elements_of_rows():
+def test_weight_types_of_elements_are_those_of_rows():
     for name, row in ROW_TYPES.items():
         assert WEIGHT_TYPES[name].nbytes(96, 64) == np.zeros((96, 64), row.array).nbytes
+        assert not WEIGHT_TYPES[name].packed
     assert SPLIT.nbytes(32, 32) == 2 * np.zeros((32, 32), ml_dtypes.bfloat16).nbytes
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_defaults_are_the_first_of_a_format(name):
+    form, kind = FORMATS[name], packed(name)
+    assert (kind.bits, kind.group, kind.scale, kind.zeros) == (form.bits, form.groups[0], form.scales[0], False)
+    assert kind.packed
 
 
 def test_a_packed_weight_type_says_its_bytes():
     codes, scales, zeros = 96 * 64 // 2, 3 * 64 * 2, 3 * 64 // 2
-    assert INT4.nbytes(96, 64) == codes + scales
-    assert replace(INT4, zero_bits=4).nbytes(96, 64) == codes + scales + zeros
+    assert packed("int4", group=32, scale="bfloat16").nbytes(96, 64) == codes + scales
+    assert packed("int4", group=32, scale="bfloat16", zeros=True).nbytes(96, 64) == codes + scales + zeros
+    assert packed("fp8").nbytes(200, 130) == 200 * 130 + 2 * 2 * 4
+    assert packed("mxfp4").nbytes(64, 10) == 320 + 20
 
 
-@pytest.mark.parametrize("wrong", [{"group": 32}, {"zero_bits": 4}, {"scale": ROW_TYPES["float32"]}])
-def test_parts_of_a_weight_type_that_do_not_fit_are_refused(wrong):
-    with pytest.raises(ValueError, match="weight type int4: a group needs the type of its scale"):
-        WeightType("int4", 4, **wrong)
+def test_a_weight_type_as_text():
+    assert str(WEIGHT_TYPES["bfloat16"]) == "bfloat16"
+    assert str(packed("fp8")) == "fp8 with a float32 scale for 128x128"
+    assert str(packed("int8")) == "int8 with a float32 scale for a column"
+    assert str(packed("int4", group=32, scale="float16", zeros=True)) == (
+        "int4 with a float16 scale for 32 k and zero points"
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"group": 32}, {"zeros": True}, {"columns": 128}])
+def test_parts_of_a_weight_type_without_a_scale_are_refused(wrong):
+    with pytest.raises(ValueError, match="weight type x: groups, zero points and shared columns need a scale"):
+        WeightType("x", 4, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("int3", {}, "weight_dtype must be one of fp8, int8, int4, mxfp4, got 'int3'"),
+        (4, {}, "weight_dtype must be one of .*, got 4"),
+        ("int4", {"group": 48}, "group of int4 must be one of 128, 64, 32, 0, got 48"),
+        ("int4", {"group": True}, "group of int4 must be one of .*, got True"),
+        ("fp8", {"group": 32}, "group of fp8 must be one of 128, 0, got 32"),
+        ("mxfp4", {"scale": "float32"}, "scale of mxfp4 must be one of e8m0, got 'float32'"),
+        ("fp8", {"zeros": True}, "zeros of fp8 must be False, got True"),
+        ("int8", {"zeros": 1}, "zeros of int8 must be True or False, got 1"),
+    ],
+)
+def test_types_that_no_format_has_are_refused(name, options, words):
+    with pytest.raises(InputError, match=words):
+        packed(name, **options)

@@ -15,7 +15,7 @@ import aristos
 
 WORDS = {
     "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "uint8": "U8", "int8": "I8",
-    "int64": "I64",
+    "int32": "I32", "int64": "I64", "float8_e8m0fnu": "F8_E8M0",
 }  # fmt: skip
 
 

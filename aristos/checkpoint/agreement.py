@@ -1,0 +1,56 @@
+"""What a checkpoint and its layers compare: one directory on all ranks, configurations, and the shapes of arrays."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..config import MoEConfig
+from ..errors import MismatchError, PeerInputError
+from ..layer.arguments import usable_limits
+from .pieces import LATE, WEIGHTS
+from .recipe import Block
+
+
+def agree(comm: Any, timeout: float, path: Any, problem: Exception | None, options: str) -> None:
+    """Raise `problem` here and PeerInputError on the other ranks, MismatchError where `options` differ. Collective."""
+    from ..substrate.attach import attach
+
+    runtime = attach(comm, usable_limits(timeout))
+    try:
+        runtime.refuse_open()
+        reported = runtime.group.allgather((None if problem is None else str(problem), options), "a checkpoint")
+    finally:
+        runtime.release()
+    if problem is not None:
+        raise problem
+    for rank, (text, _) in enumerate(reported):
+        if text is not None:
+            raise PeerInputError(f"rank {rank} cannot open its model directory: {text}")
+    for rank, (_, theirs) in enumerate(reported):
+        if theirs != reported[0][1]:
+            raise MismatchError(f"{path}: ranks 0 and {rank} have different config.json: give all ranks one model")
+
+
+def shapes_of(cfg: MoEConfig, block: Block) -> dict[str, tuple[int, ...]]:
+    """Shapes of one expert's arrays and of the layer's, in nn.Linear's order."""
+    h, f = cfg.hidden, cfg.ffn
+    columns, beside = cfg.columns, cfg.shared_ffn
+    shapes: dict[str, tuple[int, ...]] = {
+        "up": (f, h), "gate": (f, h), "down": (h, f), "up_bias": (f,), "gate_bias": (f,), "down_bias": (h,),
+        "router": (columns, h), "router_bias": (columns,), "select_bias": (columns - block.late,),
+        "shared_up": (beside, h), "shared_gate": (beside, h), "shared_down": (h, beside), "shared_sigmoid": (h,),
+        "router_scale": (h,), "router_norm": (h,), "expert_scale": (1 if block.late else columns,),
+    }  # fmt: skip
+    return shapes | {LATE + name: shapes[name] for name in WEIGHTS}
+
+
+def without_capacity(cfg: MoEConfig) -> MoEConfig:
+    """`cfg` without its capacity. No weight depends on it, so a caller may use another one."""
+    return replace(cfg, router=replace(cfg.router, capacity=None, capacity_factor=None))
+
+
+def difference(one: MoEConfig, other: MoEConfig) -> str:
+    """The first options in which two configurations differ."""
+    names = [name for name, value in vars(one).items() if value != getattr(other, name)]
+    return ", ".join(f"{name} {getattr(one, name)} and {getattr(other, name)}" for name in names[:3])

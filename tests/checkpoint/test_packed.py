@@ -1,0 +1,356 @@
+"""Packed weights of a model directory: formats against weights that `packed_files` computes; what is refused."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import cases
+import ml_dtypes
+import numpy as np
+import packed_files
+import pytest
+from model_files import OLMOE, arrays, fused_fp8, write
+from model_files import olmoe as plain
+from packed_files import CASES, Case, olmoe
+
+import aristos
+import aristos.reference
+from aristos.errors import CheckpointError
+from aristos.weight_types import packed
+
+EXPERT = "model.layers.0.mlp.experts.1.up_proj."
+
+
+def opened(folder, case, change=None, **quantization):
+    """The checkpoint of a case, with tensors and quantization_config changed."""
+    config, tensors, _ = olmoe(case)
+    config["quantization_config"] |= quantization
+    if change is not None:
+        change(tensors)
+    return aristos.Checkpoint(write(folder, config, tensors))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_are_those_of_the_format(tmp_path, name):
+    config, tensors, weights = olmoe(case := CASES[name])
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors, shards=2))
+    kind = packed(case.type[0], **case.type[1])
+    assert checkpoint.weight_type(0) == kind
+    for e in range(2):
+        stored, expanded = checkpoint.arrays(0, e, packed=True), checkpoint.arrays(0, e)
+        for array in ("up", "gate", "down"):
+            assert stored[array].type == kind
+            assert np.array_equal(stored[array].dequantised(), weights[e, array].T)
+            assert np.array_equal(expanded[array], weights[e, array].astype(np.float32))
+
+
+def oss(h=64, f=96, experts=2):
+    """(config, tensors, weights [out, in] by (expert, name)) of gpt-oss's shape; rows of gate and up alternate."""
+    rng, p = np.random.default_rng(3), "model.layers.0.mlp."
+    config = {
+        "model_type": "gpt_oss", "hidden_size": h, "intermediate_size": f, "num_local_experts": experts,
+        "num_experts_per_tok": 1, "num_hidden_layers": 1, "quantization_config": {"quant_method": "mxfp4"},
+    }  # fmt: skip
+    tensors = {p + "router.weight": arrays(experts, h), p + "router.bias": arrays(experts)}
+    weights = {}
+    for name, out, depth in (("gate_up", 2 * f, h), ("down", h, f)):
+        found = [packed_files.fp4(rng, out, depth) for _ in range(experts)]
+        base = f"{p}experts.{name}_proj_"
+        tensors[base + "blocks"] = np.stack([codes.reshape(out, depth // 32, 16) for codes, _, _ in found])
+        tensors[base + "scales"] = np.stack([exponents for _, exponents, _ in found])
+        tensors[base + "bias"] = arrays(experts, out)
+        for e, (_, _, whole) in enumerate(found):
+            parts = {"down": whole} if name == "down" else {"gate": whole[0::2], "up": whole[1::2]}
+            weights |= {(e, part): values for part, values in parts.items()}
+    return config, tensors, weights
+
+
+def test_gpt_oss(tmp_path):
+    config, tensors, weights = oss()
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
+    assert checkpoint.weight_type(0) == packed("mxfp4")
+    stored = checkpoint.arrays(0, 1, packed=True)
+    for name in ("up", "gate", "down"):
+        assert np.array_equal(stored[name].dequantised(), weights[1, name].T)
+    assert np.array_equal(stored["up_bias"], checkpoint.arrays(0, 1)["up_bias"])
+    tensors["model.layers.0.mlp.experts.down_proj_scales"][1, 3, 2] = 255
+    checkpoint = aristos.Checkpoint(write(tmp_path / "nan", config, tensors))
+    with pytest.raises(CheckpointError, match=r"down_proj_scales' has a scale of nan for group 2 of output 3"):
+        checkpoint.arrays(0, 1, packed=True)
+
+
+def test_fp8_in_one_tensor_of_gate_and_up(tmp_path):
+    """Blocks at the edge are partial, but none may belong to both."""
+    config, tensors = fused_fp8(160, 128, 3)
+    checkpoint = aristos.Checkpoint(write(tmp_path / "whole", config, tensors))
+    assert checkpoint.weight_type(0) == packed("fp8")
+    stored, expanded = checkpoint.arrays(0, 2, packed=True), checkpoint.arrays(0, 2)
+    for name in ("up", "gate", "down"):
+        assert np.array_equal(stored[name].dequantised().T, expanded[name])
+    checkpoint = aristos.Checkpoint(write(tmp_path / "shared", *fused_fp8(160, 96, 3)))
+    checkpoint.arrays(0, 2)
+    with pytest.raises(CheckpointError, match=r"for whole blocks of \[128, 128\]: load it without weight_dtype"):
+        checkpoint.weight_type(0)
+
+
+def test_blocks_at_the_edge_are_partial(tmp_path):
+    config = {**packed_files.PACKED, "hidden_size": 160, "intermediate_size": 130}
+    config, tensors, weights = olmoe(CASES["fp8 in blocks"], config)
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
+    for name, found in checkpoint.arrays(0, 1, packed=True).items():
+        assert np.array_equal(found.dequantised(), weights[1, name].T)
+
+
+def test_plain_weights_have_no_type(tmp_path):
+    checkpoint = aristos.Checkpoint(write(tmp_path, OLMOE, plain()))
+    assert checkpoint.weight_type(0) is None
+    with pytest.raises(CheckpointError, match="the experts' weights are not packed"):
+        checkpoint.arrays(0, 0, packed=True)
+
+
+def test_nothing_is_expanded(tmp_path):
+    """Beside codes of a byte each there are never as many values of four."""
+    config = {**packed_files.PACKED, "hidden_size": 256, "intermediate_size": 256}
+    config, tensors, _ = olmoe(CASES["awq"], config)
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
+    checkpoint.arrays(0, 0, packed=True)
+    tracemalloc.start()
+    found = checkpoint.arrays(0, 1, packed=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    codes = sum(each.codes.size for each in found.values())
+    assert peak < 2.5 * codes, (peak, codes)
+
+
+def reference(weights, tensors, x):
+    """What the layer gives in float64, of the weights that the tensors mean."""
+    w = {name: np.stack([weights[e, name].T for e in range(2)]) for name in ("gate", "up", "down")}
+    cfg = aristos.MoEConfig(hidden=128, ffn=64, experts=2, top_k=2, activation="silu", gated=True,
+                            router=aristos.Router(renormalize=True))  # fmt: skip
+    router = tensors["model.layers.0.mlp.gate.weight"].astype(np.float64).T
+    return aristos.reference.moe(cfg, x.astype(np.float64), router=router, **w)
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "int4 in words", "mxfp4 in bytes", "int8 in groups", "fp8 in blocks"])
+def test_a_layer_keeps_weights_as_they_are_stored(tmp_path, name):
+    config, tensors, weights = olmoe(CASES[name])
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
+    x = arrays(9, 128)
+    want = reference(weights, tensors, x)
+    for weight_dtype, kind in (("file", checkpoint.weight_type(0)), (None, None)):
+        cfg = checkpoint.config(max_tokens=9, weight_dtype=weight_dtype)
+        assert cfg.weight_dtype == kind
+        with cases.MoE(cfg, threads=1) as moe:
+            checkpoint.load(moe, layer=0, number=0)
+            assert np.abs(moe(x) - want).max() < 1e-5 * np.abs(want).max()
+            assert not moe.summary().weight_errors.any()  # nothing was quantised
+
+
+def test_a_plain_file_is_quantised_when_a_type_is_given(tmp_path):
+    checkpoint = aristos.Checkpoint(write(tmp_path, OLMOE, plain()))
+    assert checkpoint.config(weight_dtype="file").weight_dtype is None
+    with cases.MoE(checkpoint.config(max_tokens=9, weight_dtype="int8"), threads=1) as moe:
+        checkpoint.load(moe, layer=0, number=0)
+        assert 0 < moe.summary().weight_errors[0] < 0.01
+
+
+def test_shared_experts_stay_packed_too(tmp_path):
+    config, tensors, _ = olmoe(CASES["gptq"])
+    config |= {"model_type": "qwen2_moe", "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64,
+               "decoder_sparse_step": 1}  # fmt: skip
+    del config["intermediate_size"]
+    rng, p = np.random.default_rng(1), "model.layers.0.mlp."
+    for name, out, depth in (("gate", 64, 128), ("up", 64, 128), ("down", 128, 64)):
+        found, _ = CASES["gptq"].write(rng, out, depth)
+        tensors |= {f"{p}shared_expert.{name}_proj.{end}": array for end, array in found.items()}
+    tensors[p + "shared_expert_gate.weight"] = arrays(1, 128)
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
+    cfg = checkpoint.config(max_tokens=9, weight_dtype="file")
+    assert cfg.shared_ffn == 64
+    with cases.MoE(cfg, threads=1) as moe:
+        checkpoint.load(moe, layer=0, number=0)
+        assert not moe.summary().weight_errors.any()
+        kept = moe(arrays(9, 128))
+    with cases.MoE(checkpoint.config(max_tokens=9), threads=1) as moe:
+        checkpoint.load(moe, layer=0, number=0)
+        expanded = moe(arrays(9, 128))
+    assert np.abs(kept - expanded).max() < 1e-5 * np.abs(expanded).max()
+
+
+def test_layers_that_are_left_plain_are_plain(tmp_path):
+    config, tensors, _ = olmoe(CASES["awq"])
+    config["num_hidden_layers"] = 2
+    two = {**config, "num_hidden_layers": 2}
+    del two["quantization_config"]
+    tensors |= {name: array for name, array in plain(config=two).items() if ".1.mlp" in name}
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
+    assert checkpoint.layers == (0, 1)
+    assert [checkpoint.weight_type(n) is None for n in (0, 1)] == [False, True]
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+
+def put(name, value):
+    """A change of one expert's tensor: a value at a place, or the whole tensor."""
+
+    def change(tensors):
+        if isinstance(value, tuple):
+            tensors[EXPERT + name] = tensors[EXPERT + name].copy()
+            tensors[EXPERT + name][value[0]] = value[1]
+        elif value is None:
+            del tensors[EXPERT + name]
+        else:
+            tensors[EXPERT + name] = value
+
+    return change
+
+
+HALF = np.float16
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "words"),
+    [
+        ("gptq", put("scales", ((1, 3), np.nan)), "up_proj.scales' has a scale of nan for group 1 of output 3"),
+        ("gptq", put("scales", ((0, 2), 0)), "scale of 0.0 for group 0 of output 2, scales must be finite and not ze"),
+        ("awq", put("scales", ((2, 0), np.inf)), "has a scale of inf for group 2 of output 0"),
+        ("gptq", put("scales", np.ones((3, 64), HALF)), "up_proj.scales' must have shape [4, 64], as config.json says"),
+        ("gptq", put("scales", np.ones((4, 64), np.int32)), "must have dtype F16 or BF16 or F32, got I32"),
+        ("gptq", put("qweight", np.zeros((8, 64), np.int32)), "up_proj.qweight' must have shape [16, 64]"),
+        ("gptq", put("qzeros", None), "has no tensor 'model.layers.0.mlp.experts.1.up_proj.qzeros'"),
+        ("gptq", put("qzeros", (slice(None), -1)), "stores 15 as a zero point, which is 0 or 16"),
+        ("gptq symmetric", put("qzeros", (slice(None), 0)), "zero point 1, but quantization_config says sym, which i"),
+        ("gptq", put("g_idx", (slice(0, 2), [1, 0])), "up_proj.g_idx' says that groups do not follow each other (act"),
+        ("awq", put("qzeros", np.zeros((4, 16), np.int32)), "up_proj.qzeros' must have shape [4, 8]"),
+        ("awq", put("qweight", np.zeros((128, 8), np.float32)), "up_proj.qweight' must have dtype I32, got F32"),
+        ("int4 in words", put("weight_scale", np.ones((64, 3), np.float32)), "has 3 groups of 128 k, but quantizatio"),
+        ("int4 in words", put("weight_scale", ((3, 1), 0)), "up_proj.weight_scale' has a scale of 0.0 for group 1 of"),
+        ("int4 in words", put("weight_packed", np.zeros((64, 10), np.int32)), "shape [64, 16] or [64, 32] for 4 or 8"),
+        ("int4 in words", put("weight_shape", np.array([64, 120])), "says [64, 120], config.json says [64, 128]"),
+        (
+            "int4 in words",
+            put("weight_g_idx", np.arange(128, dtype=np.int32)[::-1] // 32),
+            "weight_g_idx' says that groups do not",
+        ),
+        (
+            "int4 with zero points in bytes",
+            put("weight_zero_point", ((0, 0), 8)),
+            "weight_zero_point' has zero points of more than 4 bits",
+        ),
+        ("int4 with zero points in words", put("weight_zero_point", np.zeros((9, 4), np.int32)), "must have shape [8"),
+        ("mxfp4 in bytes", put("weight_scale", ((5, 1), 255)), "weight_scale' has a scale of nan for group 1 of outp"),
+        ("int8 in groups", put("weight_zero_point", np.zeros((64, 3), np.int8)), "dtype I8 and shape [64, 4], as the"),
+        ("int8 in groups", put("weight_scale", np.ones((64, 3), np.float32)), "must have shape"),
+        ("fp8 by row", put("weight_scale", ((7, 0), 0)), "weight_scale' has a scale of 0.0 for group 0 of output 7"),
+        ("fp8 in blocks", put("weight", ((3, 4), np.nan)), "up_proj.weight' cannot be used: codes of fp8 must be num"),
+        ("fp8 in blocks", put("weight_scale_inv", ((0, 0), 1e37)), "up_proj.weight' has a value at [0, 0] of its exp"),
+        ("fp8 in blocks", put("weight_scale_inv", None), "has dtype F8_E4M3 and no scales"),
+    ],
+)  # fmt: skip
+def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, case, change, words):
+    checkpoint = opened(tmp_path, CASES[case], change)
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.arrays(0, 1, packed=True)
+    assert words in str(error.value)
+    assert "model.safetensors" in str(error.value) or "has no tensor" in words
+
+
+def test_unset_order_of_groups_is_their_own(tmp_path):
+    """compressed-tensors writes -1 for each k."""
+    unset = put("weight_g_idx", np.full(128, -1, np.int32))
+    opened(tmp_path, CASES["int4 in words"], unset).arrays(0, 1, packed=True)
+
+
+def test_gptq_without_the_order_of_groups(tmp_path):
+    opened(tmp_path / "in order", CASES["gptq"], put("g_idx", None)).arrays(0, 1)
+    checkpoint = opened(tmp_path / "act-order", CASES["gptq"], put("g_idx", None), desc_act=True)
+    with pytest.raises(CheckpointError, match=r"up_proj\.qweight' has no g_idx, but quantization_config says desc_act"):
+        checkpoint.check(0)
+
+
+def test_a_group_that_does_not_divide_is_refused(tmp_path):
+    config, tensors, _ = olmoe(CASES["gptq"], {**packed_files.PACKED, "hidden_size": 160})
+    config["quantization_config"]["group_size"] = 128
+    with pytest.raises(CheckpointError, match=r"_proj\.scales' has groups of 128 k, which do not divide its 160"):
+        aristos.Checkpoint(write(tmp_path, config, tensors)).check(0)
+
+
+def test_experts_of_several_types_are_refused(tmp_path):
+    case = CASES["int4 in words"]
+
+    def plain_down(tensors):
+        found, _ = packed_files.pack_quantized(8, 32)(np.random.default_rng(1), 128, 64)
+        for e in range(2):
+            tensors |= {f"model.layers.0.mlp.experts.{e}.down_proj.{end}": array for end, array in found.items()}
+
+    checkpoint = opened(tmp_path / "arrays", case, plain_down)
+    checkpoint.arrays(0, 1)
+    with pytest.raises(CheckpointError, match=r"weights of several types \(up int4 with .*down int8 with"):
+        checkpoint.weight_type(0)
+    found, _ = packed_files.pack_quantized(8, 32)(np.random.default_rng(1), 64, 128)
+    checkpoint = opened(
+        tmp_path / "experts", case, lambda t: t.update({EXPERT + end: array for end, array in found.items()})
+    )
+    checkpoint.arrays(0, 0, packed=True)
+    with pytest.raises(
+        CheckpointError, match=r"experts\.1\.up_proj\.weight_packed' is int8 with .* the layer are int4"
+    ):
+        checkpoint.arrays(0, 1, packed=True)
+
+
+@pytest.mark.parametrize(
+    ("case", "quantization", "words"),
+    [
+        ("gptq", {"bits": 3}, "has bits 3, Aristos reads 4, 8"),
+        ("gptq", {"bits": "4"}, "has bits '4', Aristos reads 4, 8"),
+        ("gptq", {"group_size": 48}, "has group_size 48, Aristos reads -1, 0, 32, 64, 128"),
+        ("gptq", {"group_size": [1]}, "has group_size [1], Aristos reads"),
+        ("gptq", {"checkpoint_format": "marlin"}, "has checkpoint_format 'marlin', Aristos reads 'gptq', 'gptq_v2'"),
+        ("gptq", {"is_marlin_format": True}, "says is_marlin_format"),
+        ("awq", {"bits": 8}, "has bits 8, Aristos reads 4"),
+        ("awq", {"version": "gemv"}, "has version 'gemv', Aristos reads 'gemm'"),
+        ("awq", {"zero_point": False}, "has zero_point False, Aristos reads True"),
+        ("int8", {"format": "marlin-24"}, "has format 'marlin-24', Aristos reads 'pack-quantized', "),
+        ("int8", {"config_groups": {"a": {"weights": {"num_bits": 3}}}}, "'a' has num_bits 3, Aristos reads 4, 8"),
+        ("int8", {"config_groups": {"a": {"weights": {"strategy": "token"}}}}, "'a' has strategy 'token'"),
+        ("int8", {"config_groups": {"a": {"weights": {"type": "float", "num_bits": 4}}}}, "has floats of 4 bits"),
+        (
+            "int8",
+            {"config_groups": {"a": {"weights": {"num_bits": 4, "strategy": "group", "group_size": 16}}}},
+            "'a' has group_size 16",
+        ),
+        ("int8", {"config_groups": {"a": {"format": "nvfp4-pack-quantized", "weights": {}}}}, "format 'nvfp4-pack-qu"),
+    ],
+)  # fmt: skip
+def test_what_a_method_declares_and_is_not_read_is_refused(tmp_path, case, quantization, words):
+    with pytest.raises(CheckpointError) as error:
+        opened(tmp_path, CASES[case], **quantization)
+    assert words in str(error.value)
+    assert "config.json: quantization_config" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "declared"),
+    [
+        (CASES["fp8 in blocks"], {"activation_scheme": "dynamic"}),
+        (CASES["int8"], {"config_groups": {"a": {"weights": {"num_bits": 8}, "input_activations": {"num_bits": 8}}}}),
+    ],
+)
+def test_declared_quantisation_of_inputs_is_noted(tmp_path, case: Case, declared):
+    assert opened(tmp_path / "plain", case).note(0) == ""
+    assert "declares quantised inputs" in opened(tmp_path / "declared", case, **declared).note(0)
+
+
+def test_scales_of_float8_are_read_as_float32(tmp_path):
+    """DeepSeek's ue8m0."""
+    case = CASES["fp8 in blocks"]
+
+    def rounded(tensors):
+        for name in tensors:
+            if name.endswith("_inv"):
+                tensors[name] = tensors[name].astype(ml_dtypes.float8_e8m0fnu)
+
+    checkpoint = opened(tmp_path, case, rounded)
+    assert checkpoint.weight_type(0) == packed("fp8")
+    assert np.array_equal(checkpoint.arrays(0, 1, packed=True)["up"].dequantised().T, checkpoint.arrays(0, 1)["up"])
