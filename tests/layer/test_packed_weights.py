@@ -124,7 +124,7 @@ def test_codes_of_another_type_are_refused():
     other = packed("int4", group=32)
     with MoE(cfg, backend="cpu", threads=1) as moe:
         wrong = w | {"up": [quantise(np.ones((128, 256), np.float32), other)] * 5}
-        with pytest.raises(InputError, match=r"up\[0\] must be \[128, 256\] of WeightType\(name='int4'"):
+        with pytest.raises(InputError, match=r"up\[0\] must be \[128, 256\] of int4 with a float32 scale for 128 k"):
             moe.load(0, **wrong)
         with pytest.raises(InputError, match=r"up\[0\] must be \[128, 256\]"):
             moe.load(0, **w | {"up": [quantise(np.ones((256, 128), np.float32), cfg.packed)] * 5})

@@ -36,16 +36,17 @@ MOST = FEW if FORMAT == "fp8" else 1 << 30  # rows that decode codes for themsel
 FLOAT32_SCALE, BFLOAT16_SCALE = SCALE_CODES["float32"], SCALE_CODES["bfloat16"]
 FLOAT16_SCALE = SCALE_CODES["float16"]  # else e8m0
 ROW_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
-PAIR = PAIR_BYTES[FORMAT]
+FORM = FORMAT or "int8"  # where weights are plain, nothing here is compiled
+PAIR = PAIR_BYTES[FORM]
 BITS = PAIR // 8
-ZEROED = FORMAT.startswith("int")  # weights may have zero points
+ZEROED = FORM.startswith("int")  # weights may have zero points
 
 
 def value_of(code):
     """The float32 that kernels multiply by for a code of FORMAT."""
-    if FORMAT == "fp8":
+    if FORM == "fp8":
         return np.uint16((int(np.int8(np.uint8(code))) << 7) & 0xBF80).view(np.float16).astype(np.float32)
-    if FORMAT == "mxfp4":
+    if FORM == "mxfp4":
         return FP4[code]
     return np.float32(code - 2 * (code & 1 << (BITS - 1)))
 
@@ -98,10 +99,10 @@ def _close(n, found, sums, scales, x):
 
 _rows_arguments = "a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags"
 _kernels = {
-    rows: packed_kernels.packed_rows(FORMAT, rows, SPAN // LANES, PITCH, LANES, TABLE) for rows in range(FEW, 0, -1)
+    rows: packed_kernels.packed_rows(FORM, rows, SPAN // LANES, PITCH, LANES, TABLE) for rows in range(FEW, 0, -1)
 }
 _branches = unrolled("_branches", _rows_arguments, f"case({_rows_arguments})", _kernels, globals())
-_unpack, _close_group = packed_kernels.unpack(FORMAT, LANES, TABLE), packed_kernels.close_group(LANES)
+_unpack, _close_group = packed_kernels.unpack(FORM, LANES, TABLE), packed_kernels.close_group(LANES)
 overload(rows_by_codes)(lambda code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags: _branches)
 overload(unpack)(lambda codes, panel, pairs: lambda codes, panel, pairs: _unpack(codes, panel, pairs))
 overload(close_group)(
@@ -238,7 +239,7 @@ def read_scales(panel, groups, scales):
             for i in range(n):
                 bits[i] = np.uint32(exponents[i]) << np.uint32(23) if exponents[i] > 0 else np.uint32(1 << 22)
             at += n
-        if FORMAT == "fp8":
+        if FORM == "fp8":
             for i in range(n):
                 out[i] *= FP8_SCALE
         if n == 1:
