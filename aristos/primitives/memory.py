@@ -152,4 +152,4 @@ def bits32(addr, n):
 
 def float_of_bits(bits):
     """The float32 whose bit pattern is the low half of `bits`."""
-    return np.int32(bits).view(np.float32)
+    return np.uint32(int(bits) & 0xFFFFFFFF).view(np.float32)

@@ -64,6 +64,42 @@ def test_the_inner_loop_keeps_its_sums_in_registers(cpu, features, register, tmp
         assert not spills, f"spilled:\n{loop}"
 
 
+CODES = """
+from aristos.kernels.by_isa import module
+from numba.core import types
+packed = module("packed", "{isa}", "{form}")
+packed.by_codes.compile((types.int64,) * 11)
+print(packed.FEW * packed.SPAN // packed.LANES)
+print(*packed.by_codes.inspect_asm().values())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("isa", "cpu", "features", "form"),
+    [
+        ("avx512bf16", "znver4", f"{AVX512},+avx512bf16", "int4"),
+        ("avx512", "sapphirerapids", AVX512, "fp8"),
+        ("avx2", "znver3", AVX2, "mxfp4"),
+    ],
+)
+def test_loops_over_codes_keep_their_sums_in_registers(isa, cpu, features, form, tmp_path):
+    """Of rows of float32, and by dot products where there are any: no vector moves to the stack or back."""
+    env = os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features, "ARISTOS_CACHE": str(tmp_path)}
+    script = [sys.executable, "-c", CODES.format(isa=isa, form=form)]
+    done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    sums, assembly = done.stdout.split("\n", 1)
+    loops = [loop for loop in innermost_loops(assembly) if re.search("vfmadd|vdpbf16", loop)]
+    counts = [len(re.findall("vfmadd|vdpbf16ps", loop)) for loop in loops]
+    assert 2 * int(sums) in counts  # two k, of as many rows as fit
+    assert any("vdpbf16ps" in loop for loop in loops) == (isa == "avx512bf16")
+    for loop in loops:
+        assert "prefetch" in loop
+        spills = [line for line in loop.splitlines() if "%rsp" in line and "mm" in line.split("#")[0]]
+        assert not spills, f"spilled:\n{loop}"
+
+
 @pytest.mark.parametrize(
     ("isa", "cpu", "features"),
     [("neon", "neoverse-n1", "+neon"), ("neonbf16", "neoverse-v1", "+neon,+bf16"), ("neon", "apple-m1", "+neon")],

@@ -116,3 +116,10 @@ def test_kernels_as_plain_python_for_every_kind_of_product():
     small = f"({chosen}) and not (1030 or 515 or 193 or 1300)"
     kinds = [kind for kind in ("amx", "avx512bf16", "neonbf16", "avx2") if kind not in USABLE]
     on_each(kinds, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, MATRIX, "-k", small, NUMBA_DISABLE_JIT="1")
+
+
+@pytest.mark.slow
+def test_packed_experts_as_plain_python_for_every_kind_of_product():
+    kinds = [kind for kind in ("amx", "avx512bf16", "neonbf16", "avx2") if kind not in USABLE]
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", PACKED, "-k", "every_code or small")
+    on_each(kinds, *words, NUMBA_DISABLE_JIT="1")

@@ -88,7 +88,7 @@ def check(kind: WeightType, dtype: str, hidden: int, ffn: int, rows: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", PACKED_ROWS)
-@pytest.mark.parametrize("kind", map(param, KINDS))
+@pytest.mark.parametrize("kind", list(map(param, KINDS)))
 def test_every_type_equals_float64_and_few_rows_have_the_bits_of_many(kind, dtype):
     check(kind, dtype, 384, 256, 30)
 
@@ -128,6 +128,16 @@ def test_every_code_of_a_format_is_multiplied_by_its_value(name):
             for sign in (1, -1):
                 y = made(np.repeat(sign * x, rows, axis=0))
                 assert (y == np.maximum(sign * up.dequantised()[5], 0)).all()
+
+
+@pytest.mark.parametrize("dtype", PACKED_ROWS)
+@pytest.mark.parametrize("name", FORMS)
+def test_a_small_expert(name, dtype):
+    form = FORMATS[name]
+    kind = packed(
+        name, group=max(form.groups) if form.columns > 1 else min(filter(None, form.groups)), zeros=form.zeros
+    )
+    check(kind, dtype, 64, 32, 14)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=named)

@@ -26,17 +26,18 @@ from .packed_kernels import FP8_SCALE, PAIR_BYTES, SCALE_BYTES
 from .packed_panels import CODES, GROUP, SCALE, SCALE_CODES, SHARED, WIDTH, ZEROS
 from .panels import LANES
 from .target import FORMAT, ISA
-from .widened import DOT, SPAN, WIDE
+from .widened import DOT, PAIRS, SPAN, WIDE
 
 TILED = ISA == "amx"
+FORM = FORMAT or "int8"  # where weights are plain, nothing here is compiled
 TABLE = ISA.startswith(("avx512", "amx"))  # 16 values are looked up by one permutation
+DOTS = ISA == "avx512bf16"  # rows of bfloat16 are multiplied by dot products of codes too
 PIECE = 128  # k of codes that become bfloat16 at once: 8 KiB
-FEW = {16: 12, 8: 4, 4: 3}[LANES]  # rows whose sums, beside decoded codes, fit the registers
-MOST = FEW if FORMAT == "fp8" else 1 << 30  # rows that decode codes for themselves
+FEW = {16: 12, 8: 4 if TABLE else 2, 4: 2}[LANES]  # rows whose sums, beside decoded codes, fit the registers
+MOST = 1 << 30 if TABLE and FORM != "fp8" else FEW  # rows that decode codes for themselves
 FLOAT32_SCALE, BFLOAT16_SCALE = SCALE_CODES["float32"], SCALE_CODES["bfloat16"]
 FLOAT16_SCALE = SCALE_CODES["float16"]  # else e8m0
 ROW_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
-FORM = FORMAT or "int8"  # where weights are plain, nothing here is compiled
 PAIR = PAIR_BYTES[FORM]
 BITS = PAIR // 8
 ZEROED = FORM.startswith("int")  # weights may have zero points
@@ -70,14 +71,22 @@ def unpack(codes, panel, pairs):
 
 
 def rows_by_codes(code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags):
-    """Products of `code` float32 rows and codes of SPAN columns, group by group: see `packed_kernels.packed_rows`."""
+    """Products of rows and codes of SPAN columns, group by group: see `packed_kernels.packed_rows`.
+
+    code: float32 rows, or FEW and rows of bfloat16.
+    """
+    kept, code = code > FEW, (code - 1) % FEW + 1
     first = codes % WIDTH if SPAN < WIDTH else 0
     for g in range(groups):
         found = _codes(codes - first + g * pairs * PAIR, pairs)[:, first : first + SPAN]
         for i in range(code):
             waiting = mem.floats(parts + SUMS * i, SPAN)
             total = np.zeros(SPAN, np.float32) if flags & 1 else waiting.copy()
-            left = mem.floats(a + PITCH * i + 8 * g * pairs, 2 * pairs)
+            if kept:
+                bits = mem.bits16(a + PITCH * i + 4 * g * pairs, 2 * pairs)
+                left = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            else:
+                left = mem.floats(a + PITCH * i + 8 * g * pairs, 2 * pairs)
             for k in range(2 * pairs):
                 total += left[k] * np.array([value_of(int(n)) for n in found[k]], np.float32)
             waiting[:] = total
@@ -98,8 +107,12 @@ def _close(n, found, sums, scales, x):
 
 
 _rows_arguments = "a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags"
-_kernels = {
-    rows: packed_kernels.packed_rows(FORM, rows, SPAN // LANES, PITCH, LANES, TABLE) for rows in range(FEW, 0, -1)
+_kernels = {  # rows of float32, then rows of bfloat16 where the instruction set has dot products
+    rows + FEW * kind: packed_kernels.packed_rows(
+        FORM, rows, SPAN // LANES, PITCH, LANES, TABLE, 2 if 3 * rows <= FEW else 1, dot
+    )
+    for kind, dot in enumerate(("", PAIRS)[: 1 + DOTS])
+    for rows in range(FEW, 0, -1)
 }
 _branches = unrolled("_branches", _rows_arguments, f"case({_rows_arguments})", _kernels, globals())
 _unpack, _close_group = packed_kernels.unpack(FORM, LANES, TABLE), packed_kernels.close_group(LANES)
@@ -275,8 +288,12 @@ def read_sums(element, m, a, depth, group, groups, x):
 
 
 @jit
-def by_codes(m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
-    """Products of float32 rows and a panel's codes, which each group of rows decodes for itself."""
+def by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
+    """Products of rows and a panel's codes, which each group of rows decodes for itself.
+
+    kept: 1 where rows stay bfloat16, else 0.
+    """
+    nbytes = 2 if kept else FLOAT
     codes, row_groups = panel + mem.load(panel + CODES), (m + FEW - 1) // FEW
     size = m // row_groups
     larger = m - size * row_groups
@@ -293,7 +310,7 @@ def by_codes(m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
             for part in range(row_groups):
                 rows = size + 1 if part < larger else size
                 rows_by_codes(
-                    rows, here + PITCH * i + FLOAT * (k % KC), codes + PAIR * (k // 2) + SPAN * half,
+                    rows + FEW * kept, here + PITCH * i + nbytes * (k % KC), codes + PAIR * (k // 2) + SPAN * half,
                     sums + SUMS * i + 64 * half, groups, (count + 1) // 2, scales + SCALE_BYTES * g + 64 * half,
                     x + x_pitch * i + FLOAT * g if x != 0 else 0, x_pitch, parts + SUMS * i + 64 * half, flags,
                 )  # fmt: skip
@@ -347,8 +364,10 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     if carry == 0:
         for i in range(m):
             mem.floats(sums + SUMS * i, WIDTH)[:] = 0
-    if m <= MOST and not ((DOT or TILED) and element == BFLOAT16):
-        by_codes(m, a, depth, panel, sums, group, scales, x, x_pitch, parts)
+    kept = 1 if DOTS and element == BFLOAT16 else 0
+    panels = element == BFLOAT16 and not DOTS and (DOT or TILED)
+    if not panels and m <= (FEW if kept else MOST):
+        by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts)
     else:
         by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, spare)
 

@@ -15,6 +15,7 @@ from .micro_kernels import (
     NEAR,
     STEP,
     SUMS,
+    BFloat,
     _at,
     _broadcast,
     _declare,
@@ -45,14 +46,18 @@ def _looked_up(builder, table, index, lanes):
 
 
 def _fp4(builder, nibble, lanes):
-    """Codes of e2m1 in the low four bits -> float32, by arithmetic."""
+    """Codes of e2m1 in the low four bits -> float32: by a permutation of 8 values (AVX2), else by arithmetic."""
     words, kind = nibble.type, ir.VectorType(F32, lanes)
+    sign = builder.and_(builder.shl(nibble, words([28] * lanes)), words([-(1 << 31)] * lanes))
+    if lanes == 8:
+        permute = _declare(builder, "llvm.x86.avx2.permps", kind, [kind, words])
+        value = builder.call(permute, [kind(_FP4), nibble])
+        return builder.bitcast(builder.or_(builder.bitcast(value, words), sign), kind)
     low = builder.and_(nibble, words([7] * lanes))
     moved = builder.add(builder.shl(low, words([22] * lanes)), words([126 << 23] * lanes))  # right from code 2 on
     value = builder.bitcast(moved, kind)
     small = builder.fmul(builder.fsub(value, kind([0.5] * lanes)), kind([2.0] * lanes))  # of codes 0 and 1
     value = builder.select(builder.icmp_unsigned("<", low, words([2] * lanes)), small, value)
-    sign = builder.shl(builder.and_(nibble, words([8] * lanes)), words([28] * lanes))
     return builder.bitcast(builder.or_(builder.bitcast(value, words), sign), kind)
 
 
@@ -81,6 +86,13 @@ def _decoded(builder, form, place, j, lanes, table):
     return tuple(builder.sitofp(builder.ashr(x, high), kind) for x in top)
 
 
+def _joined(builder, even, odd):
+    """Values of a pair of k that bfloat16 holds, as words of both."""
+    words = ir.VectorType(I32, even.type.count)
+    low, high = builder.bitcast(even, words), builder.bitcast(odd, words)
+    return builder.or_(builder.lshr(low, words([16] * even.type.count)), high)
+
+
 def unpack(form, lanes, table):
     """Emit unpack(codes, panel, pairs): pairs >= 1 of k of 32 columns -> bfloat16, as `elements.pack_pairs` lays them.
 
@@ -96,8 +108,7 @@ def unpack(form, lanes, table):
             block, pair = builder.lshr(p, I64(4)), builder.and_(p, I64(15))
             out = builder.add(panel, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(pair, I64(64))))
             for j in range(32 // lanes):
-                even, odd = (builder.bitcast(x, words) for x in _decoded(builder, form, place, j, lanes, table))
-                both = builder.or_(builder.lshr(even, words([16] * lanes)), odd)
+                both = _joined(builder, *_decoded(builder, form, place, j, lanes, table))
                 at = STEP * (j * lanes // 16) + 4 * (j * lanes % 16)
                 builder.store(both, _at(builder, out, at, words), align=4)
             return []
@@ -107,7 +118,7 @@ def unpack(form, lanes, table):
     return _intrinsic(f"unpack_{form}_{lanes}", 3, emit)
 
 
-def packed_rows(form, rows, vectors, pitch, lanes, table):
+def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and codes, group by group.
 
     The compiled call is kernel(a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags): `a` is the address of
@@ -115,66 +126,105 @@ def packed_rows(form, rows, vectors, pitch, lanes, table):
     columns; `sums` of the first of rows of 32 sums; `groups` >= 1 of `pairs` >= 1 pairs of k; `scales` of SCALE_BYTES
     for each group; `x` of each group's sum of the first row, rows `x_pitch` bytes apart, or 0 without zero points;
     `parts` of rows of 32 sums of a group that is longer than a call. flags: 1: groups begin here, 2: they end here, 3:
-    both. Codes are prefetched NEAR bytes ahead.
+    both. Codes are prefetched NEAR bytes ahead. at_once: whole groups whose sums are made side by side: the chain of a
+    single one would be slower than memory. dot: the name of LLVM's intrinsic of dot products, for rows of bfloat16.
     """
-    kind, size = ir.VectorType(F32, lanes), PAIR_BYTES[form]
+    kind, size, each = ir.VectorType(F32, lanes), PAIR_BYTES[form], rows * vectors
 
     def emit(builder, args):
         a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags = args
-        fma = _fma(builder, kind)
-        zero = [kind([0.0] * lanes)] * (rows * vectors)
-        waiting = [_at(builder, parts, SUMS * i + 4 * lanes * j, kind) for i in range(rows) for j in range(vectors)]
-        begins = builder.and_(flags, I64(1))
-        start = _either(builder, begins, lambda: zero, lambda: [builder.load(p, align=4) for p in waiting])
+        fma, zero = _fma(builder, kind), [kind([0.0] * lanes)] * each
 
-        def group(g, values):
-            here = builder.mul(g, pairs)
+        def products(first, values):
+            """Add the products of neighbouring groups from `first` on, all at once; values: sums of each in turn."""
 
             def body(p, some):
-                n = builder.add(here, p)
-                place = builder.add(codes, builder.mul(n, I64(size)))
-                _prefetch(builder, builder.add(place, I64(NEAR)))
-                left = builder.add(a, builder.mul(n, I64(8)))
-                decoded = [_decoded(builder, form, place, j, lanes, table) for j in range(vectors)]
-                for odd in range(2):
-                    new = []
-                    for i in range(rows):
-                        one = _broadcast(builder, _at(builder, left, pitch * i + 4 * odd, F32), lanes)
-                        new += [
-                            builder.call(fma, [one, both[odd], some[i * vectors + j]]) for j, both in enumerate(decoded)
-                        ]
-                    some = new
-                return some
+                new = []
+                for q in range(len(values) // each):
+                    n = builder.add(builder.mul(builder.add(first, I64(q)), pairs), p)
+                    new += pair(n, some[q * each : (q + 1) * each])
+                return new
 
-            found = _loop(builder, values, pairs, body)
-            ends = builder.and_(flags, I64(2))
+            return _loop(builder, values, pairs, body)
 
-            def close():
-                own = builder.add(scales, builder.mul(g, I64(SCALE_BYTES)))
-                scale = [builder.load(_at(builder, own, 4 * lanes * j, kind), align=4) for j in range(vectors)]
-                turned = [builder.load(_at(builder, own, SUMS + 4 * lanes * j, kind), align=4) for j in range(vectors)]
-
-                def less_zeros():
-                    less = []
-                    for i in range(rows):
-                        at = builder.add(x, builder.add(builder.mul(x_pitch, I64(i)), builder.mul(g, I64(4))))
-                        one = _broadcast(builder, _at(builder, at, 0, F32), lanes)
-                        less += [builder.call(fma, [one, turned[j], found[i * vectors + j]]) for j in range(vectors)]
-                    return less
-
-                whole = _either(builder, x, less_zeros, lambda: found)
+        def pair(n, some):
+            place, left = (
+                builder.add(codes, builder.mul(n, I64(size))),
+                builder.add(a, builder.mul(n, I64(4 if dot else 8))),
+            )
+            _prefetch(builder, builder.add(place, I64(NEAR)))
+            decoded = [_decoded(builder, form, place, j, lanes, table) for j in range(vectors)]
+            if dot:
+                return by_dot(left, [_joined(builder, *both) for both in decoded], some)
+            for odd in range(2):
+                new = []
                 for i in range(rows):
-                    for j in range(vectors):
-                        total = _at(builder, sums, SUMS * i + 4 * lanes * j, kind)
-                        value = builder.call(fma, [whole[i * vectors + j], scale[j], builder.load(total, align=4)])
-                        builder.store(value, total, align=4)
-                return zero
+                    one = _broadcast(builder, _at(builder, left, pitch * i + 4 * odd, F32), lanes)
+                    new += [
+                        builder.call(fma, [one, both[odd], some[i * vectors + j]]) for j, both in enumerate(decoded)
+                    ]
+                some = new
+            return some
 
-            return _either(builder, ends, close, lambda: found)
+        def by_dot(left, columns, some):
+            halves, new = ir.VectorType(BFloat(), 2 * lanes), []
+            call = _declare(builder, dot, kind, [kind, halves, halves])
+            columns = [builder.bitcast(column, halves) for column in columns]
+            for i in range(rows):
+                one = builder.bitcast(_broadcast(builder, _at(builder, left, pitch * i, I32), lanes), halves)
+                new += [builder.call(call, [some[i * vectors + j], one, column]) for j, column in enumerate(columns)]
+            return new
 
-        _store(builder, _loop(builder, start, groups, group), waiting)
+        def close(g, found):
+            """Scale the sums of group g and add them."""
+            own = builder.add(scales, builder.mul(g, I64(SCALE_BYTES)))
+            scale = [builder.load(_at(builder, own, 4 * lanes * j, kind), align=4) for j in range(vectors)]
+            turned = [builder.load(_at(builder, own, SUMS + 4 * lanes * j, kind), align=4) for j in range(vectors)]
 
-    return _intrinsic(f"packed_{form}_{rows}x{vectors * lanes}", 10, emit)
+            def less_zeros():
+                less = []
+                for i in range(rows):
+                    at = builder.add(x, builder.add(builder.mul(x_pitch, I64(i)), builder.mul(g, I64(4))))
+                    one = _broadcast(builder, _at(builder, at, 0, F32), lanes)
+                    less += [builder.call(fma, [one, turned[j], found[i * vectors + j]]) for j in range(vectors)]
+                return less
+
+            whole = _either(builder, x, less_zeros, lambda: found)
+            for i in range(rows):
+                for j in range(vectors):
+                    total = _at(builder, sums, SUMS * i + 4 * lanes * j, kind)
+                    value = builder.call(fma, [whole[i * vectors + j], scale[j], builder.load(total, align=4)])
+                    builder.store(value, total, align=4)
+            return zero
+
+        def several(n, _):
+            first = builder.mul(n, I64(at_once))
+            found = products(first, zero * at_once)
+            for q in range(at_once):
+                close(builder.add(first, I64(q)), found[q * each : (q + 1) * each])
+            return []
+
+        done = I64(0)
+        if at_once > 1:
+            whole = builder.icmp_signed("==", flags, I64(3))
+            count = builder.select(whole, builder.udiv(groups, I64(at_once)), I64(0))
+            with builder.if_then(builder.icmp_signed(">", count, I64(0))):
+                _loop(builder, [], count, several)
+            done = builder.mul(count, I64(at_once))
+        rest = builder.sub(groups, done)
+        with builder.if_then(builder.icmp_signed(">", rest, I64(0))):
+            waiting = [_at(builder, parts, SUMS * i + 4 * lanes * j, kind) for i in range(rows) for j in range(vectors)]
+            begins, ends = builder.and_(flags, I64(1)), builder.and_(flags, I64(2))
+            start = _either(builder, begins, lambda: zero, lambda: [builder.load(p, align=4) for p in waiting])
+
+            def group(n, values):
+                g = builder.add(done, n)
+                found = products(g, values)
+                return _either(builder, ends, lambda: close(g, found), lambda: found)
+
+            _store(builder, _loop(builder, start, rest, group), waiting)
+
+    return _intrinsic(f"packed_{form}_{rows}x{vectors * lanes}{'_dot' * bool(dot)}", 10, emit)
 
 
 def close_group(lanes):

@@ -27,8 +27,9 @@ from .micro_kernels import NEAR, STEP, SUMS
 from .panels import LANES
 from .target import FORMAT, ISA
 
+PAIRS = f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"  # LLVM's dot products of pairs of bfloat16
 _products: dict[str, Any] = {
-    "avx512bf16": partial(micro_kernels.dot_bfloat16, instruction=f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"),
+    "avx512bf16": partial(micro_kernels.dot_bfloat16, instruction=PAIRS),
     "neonbf16": micro_kernels.matrix_bfloat16,
 }
 DOT = ISA in _products
