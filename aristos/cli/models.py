@@ -1,15 +1,17 @@
 """`aristos models [NAME]`: the table of published models: sizes, router, whether they run here, and sources.
 
-Exit codes: 0 printed, 2 usage.
+Of a model directory it prints what `aristos inspect` does. Exit codes: 0 printed, 2 usage; of a directory, as there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..host import launch_environment
+from . import inspect
 
 if TYPE_CHECKING:
     from ..model_table import Model
@@ -24,12 +26,12 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser = launch_environment.OneRankParser(
         prog="aristos models",
         description="Published MoE models: sizes of a layer, router, and whether Aristos runs them. `aristos inspect`"
-        " reads a model directory.",
+        " reads a model directory, and so does this command.",
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="one model, with all that the table has of it")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="one model, with all that is known of it; or a folder")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
-    if asked.name is not None and asked.name not in MODELS:
+    if asked.name is not None and asked.name not in MODELS and not os.path.isdir(asked.name):
         parser.error(f"NAME must be one of {', '.join(MODELS)}, got {asked.name!r}")
     return asked
 
@@ -38,6 +40,8 @@ def main(argv: list[str]) -> int:
     from ..model_table import MODELS
 
     asked = options(argv)
+    if asked.name is not None and asked.name not in MODELS:
+        return inspect.main([asked.name, *(["--json"] if asked.json else [])])
     if not launch_environment.prints():
         return 0
     chosen = MODELS if asked.name is None else {asked.name: MODELS[asked.name]}

@@ -115,6 +115,16 @@ def test_inspect_says_bytes_packed_and_expanded(tmp_path, capsys):
     assert "  packed" not in capsys.readouterr().out
 
 
+def test_models_of_a_folder_inspects_it(tmp_path, capsys):
+    write(tmp_path, OLMOE, olmoe())
+    assert command.main(["models", str(tmp_path)]) == 0
+    found = capsys.readouterr().out
+    assert command.main(["inspect", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == found
+    assert command.main(["models", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"]
+
+
 def test_inspect_names_what_is_not_supported(tmp_path, capsys):
     tensors = olmoe()
     del tensors["model.layers.1.mlp.experts.2.up_proj.weight"]
