@@ -12,6 +12,7 @@ from .errors import InputError
 from .weight_types import SCALES, WeightType
 
 FP8_NAN = 0x7F  # of e4m3, without its sign
+LARGEST_CODE = {"fp8": 448, "int8": 255, "int4": 15, "mxfp4": 6}  # less any zero point
 MX_EXPONENT = 2  # of the largest value of fp4, 6
 # the value of each code of fp4, e2m1
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -44,6 +45,9 @@ class Quantised:
         if not np.isfinite(scales).all() or not scales.all():
             at = np.argwhere(~np.isfinite(scales) | (scales == 0))[0].tolist()
             raise InputError(f"scales must be finite and not zero, got {scales[tuple(at)]} at {at}")
+        beyond = np.abs(scales) > np.finfo(np.float32).max / LARGEST_CODE[kind.name]
+        if beyond.any():
+            raise InputError(f"scales times codes must be within float32, got a scale of {scales[beyond][0]} of {kind}")
         if (self.zeros is not None) != kind.zeros:
             raise InputError(f"zeros must {'be given' if kind.zeros else 'be None'} for {kind}")
         if self.zeros is not None:

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import CheckpointError, InputError
-from ..quantised import Quantised
+from ..quantised import LARGEST_CODE, Quantised
 from ..weight_types import SCALES, WeightType
 from ..weight_types import packed as packed_type
 from . import quantised
@@ -33,7 +33,6 @@ from .safetensors import shown
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E8M0": "float32"}  # types of scales
 EXPONENTS = ("U8", "F8_E8M0")
 NARROW = {"F8_E4M3": "fp8", "I8": "int8"}
-LARGEST_CODE = {"fp8": 448, "int8": 255, "int4": 15, "mxfp4": 6}  # with any zero point
 MX_GROUP = 32
 AWQ_COLUMNS = [0, 2, 4, 6, 1, 3, 5, 7]  # of a word's nibbles, the lowest first
 EXPAND = "load it without weight_dtype, which expands it"

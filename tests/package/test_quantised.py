@@ -201,6 +201,7 @@ def with_scale(value):
         (INT4, {"scales": with_scale(0)}, "scales must be finite and not zero, got 0.0 at [2, 1]"),
         (INT4, {"scales": with_scale(np.nan)}, "got nan at [2, 1]"),
         (INT4, {"scales": with_scale(-np.inf)}, "got -inf at [2, 1]"),
+        (INT4, {"scales": with_scale(1e38)}, "scales times codes must be within float32, got a scale of 9.99"),
         (INT4, {"zeros": None}, "zeros must be given"),
         (INT8, {"zeros": np.zeros((1, 3), np.uint8)}, "zeros must be None"),
         (INT4, {"zeros": np.zeros((7, 3), np.uint8)}, "zeros must be uint8 with shape [8, 3]"),
