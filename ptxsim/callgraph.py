@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 
 from . import isa
@@ -15,9 +17,9 @@ RECURSIVE_DEPTH, RECURSIVE_FRAMES, RECURSIVE_SAVED = 400, 32768, 100
 
 def mark_recursive(functions: dict[str, FunctionInfo], code: list[list[int]]) -> None:
     """Mark the functions that can be active twice in one lane; calls of them save their registers."""
-    reach = {name: reachable(functions, name) for name in functions}
+    repeated = cyclic({name: info.calls for name, info in functions.items()} | {"*": callees(functions, "*")})
     for name, info in functions.items():
-        info.recursive = name in reach[name]
+        info.recursive = name in repeated
     at = {info.start: info for info in reversed(functions.values())}
     for line in code:
         if line[isa.OP] == isa.CALL:
@@ -26,21 +28,47 @@ def mark_recursive(functions: dict[str, FunctionInfo], code: list[list[int]]) ->
             line[isa.E] = callee.end_row if callee.recursive else 0
 
 
-def reachable(functions: dict[str, FunctionInfo], name: str) -> set[str]:
-    """The functions that a function may call, directly or not; itself among them only if it is recursive."""
-    seen: set[str] = set()
-    todo = [name]
-    while todo:
-        for callee in callees(functions, todo.pop()):
-            if callee not in seen:
-                seen.add(callee)
-                todo.append(callee)
-    return seen
+def cyclic(graph: Mapping[str, Iterable[str]]) -> set[str]:
+    """The nodes from which a path leads back to themselves: those of a strongly connected component with an edge.
+
+    R. Tarjan, "Depth-first search and linear graph algorithms", SIAM J. Comput. 1 (1972), without recursion.
+    """
+    number: dict[str, int] = {}  # in order of discovery
+    lowest: dict[str, int] = {}  # number that a node reaches within its component
+    open_nodes: list[str] = []
+    found: set[str] = set()
+    for root in graph:
+        path = [] if root in number else [(root, iter(graph[root]))]
+        if path:
+            number[root] = lowest[root] = len(number)
+            open_nodes.append(root)
+        while path:
+            name, rest = path[-1]
+            for callee in rest:
+                if callee not in number:
+                    number[callee] = lowest[callee] = len(number)
+                    open_nodes.append(callee)
+                    path.append((callee, iter(graph[callee])))
+                    break
+                lowest[name] = min(lowest[name], lowest[callee])
+            else:
+                path.pop()
+                if path:
+                    above = path[-1][0]
+                    lowest[above] = min(lowest[above], lowest[name])
+                if lowest[name] == number[name]:
+                    at = open_nodes.index(name)
+                    component = open_nodes[at:]
+                    del open_nodes[at:]
+                    if len(component) > 1 or name in graph[name]:
+                        found.update(component)
+                    lowest.update(dict.fromkeys(component, len(graph) + 1))  # closed: later nodes do not reach it
+    return found
 
 
 def callees(functions: dict[str, FunctionInfo], name: str) -> set[str]:
-    """The functions that a function may call; through a register, any that is not an entry."""
-    calls = functions[name].calls
+    """The functions that a function may call; through a register ("*"), any that is not an entry."""
+    calls = {"*"} if name == "*" else functions[name].calls
     if "*" not in calls:
         return calls
     return {name for name, f in functions.items() if not f.entry}
