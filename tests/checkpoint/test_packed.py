@@ -244,7 +244,7 @@ HALF = np.float16
         ("int8 in groups", put("weight_scale", np.ones((64, 3), np.float32)), "must have shape"),
         ("fp8 by row", put("weight_scale", ((7, 0), 0)), "weight_scale' has a scale of 0.0 for group 0 of output 7"),
         ("fp8 in blocks", put("weight", ((3, 4), np.nan)), "up_proj.weight' cannot be used: codes of fp8 must be num"),
-        ("fp8 in blocks", put("weight_scale_inv", ((0, 0), 1e37)), "up_proj.weight' cannot be used: scales times codes"),
+        ("fp8 in blocks", put("weight_scale_inv", ((0, 0), 1e37)), "up_proj.weight' cannot be used: scales times"),
         ("fp8 in blocks", put("weight_scale_inv", None), "has dtype F8_E4M3 and no scales"),
     ],
 )  # fmt: skip
