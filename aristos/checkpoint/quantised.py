@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError
+from ..quantised import FP4
 from .directory import Directory
 from .methods import Options
 from .safetensors import shown
 
 ELEMENTS = ("F32", "BF16", "F16")  # dtypes whose values are weights as they are
 MX_BLOCK = 32
-MX_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-MX_PAIRS = np.stack([np.tile(MX_VALUES, 16), np.repeat(MX_VALUES, 16)], axis=1)  # by byte: low nibble, high nibble
+MX_PAIRS = np.stack([np.tile(FP4, 16), np.repeat(FP4, 16)], axis=1)  # by byte: low nibble, high nibble
 MX_BIAS = 127  # of a scale's exponent
 MX_ROWS = 16  # that are looked up at once
 MX_UNSAFE = 253  # from this byte of a scale on, a product with the largest value, 6, is beyond float32

@@ -190,23 +190,10 @@ def put_sums(element, m, columns, a, first, last):
 
 
 @jit
-def copy_floats(m, x, columns, a):
-    """Copy m rows of `columns` float32 to packed rows at `a`."""
-    for k0 in range(0, columns, KC):
-        n = min(KC, columns - k0)
-        rest = (n + WIDTH - 1) // WIDTH * WIDTH - n
-        for i in range(m):
-            mem.copy_row(a, mem.load(x + 8 * i) + FLOAT * k0, FLOAT * n)
-            if rest > 0:
-                mem.bits32(a + FLOAT * n, rest)[:] = 0
-            a += PITCH
-
-
-@jit
 def pack_operand(element, m, x, columns, a):
     """Prepare m rows of `columns` elements. x: address of an array of row addresses; a: of the operand."""
     if element != BFLOAT16:
-        copy_floats(m, x, columns, a)
+        widened.copy_rows(FLOAT, m, x, columns, a)
     elif TILED:
         tiles.pack_operand(element, m, x, columns, a)
     else:

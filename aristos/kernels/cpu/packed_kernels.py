@@ -6,6 +6,7 @@ in the low half). fp8 codes are read as float16 of the same bits, moved, which h
 
 from llvmlite import ir
 
+from ...quantised import FP4
 from .micro_kernels import (
     F32,
     I8,
@@ -31,8 +32,8 @@ PAIR_BYTES = {"fp8": 64, "int8": 64, "int4": 32, "mxfp4": 32}  # of codes of 32 
 FP8_SCALE = 256.0
 SCALE_BYTES = 2 * SUMS  # of a group: 32 scales, then 32 zero points with their signs turned
 _INT4 = [float(n) for n in (*range(8), *range(-8, 0))]
-_FP4 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
-_TABLES = {"int4": _INT4, "mxfp4": [*_FP4, *(-x for x in _FP4)]}
+_FP4 = [float(value) for value in FP4]
+_TABLES = {"int4": _INT4, "mxfp4": _FP4}
 
 
 def _looked_up(builder, table, index, lanes):
@@ -51,7 +52,7 @@ def _fp4(builder, nibble, lanes):
     sign = builder.and_(builder.shl(nibble, words([28] * lanes)), words([-(1 << 31)] * lanes))
     if lanes == 8:
         permute = _declare(builder, "llvm.x86.avx2.permps", kind, [kind, words])
-        value = builder.call(permute, [kind(_FP4), nibble])
+        value = builder.call(permute, [kind(_FP4[:8]), nibble])
         return builder.bitcast(builder.or_(builder.bitcast(value, words), sign), kind)
     low = builder.and_(nibble, words([7] * lanes))
     moved = builder.add(builder.shl(low, words([22] * lanes)), words([126 << 23] * lanes))  # right from code 2 on

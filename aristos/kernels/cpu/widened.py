@@ -117,15 +117,15 @@ def widen_rows(element, m, x, columns, a):
 
 
 @jit
-def copy_rows(m, x, columns, a):
-    """Copy m rows of `columns` elements of 16 bits to packed rows at `a`."""
+def copy_rows(size, m, x, columns, a):
+    """Copy m rows of `columns` elements of `size` bytes to packed rows at `a`. x: address of an array of addresses."""
     for k0 in range(0, columns, KC):
         n = min(KC, columns - k0)
         rest = (n + WIDTH - 1) // WIDTH * WIDTH - n
         for i in range(m):
-            mem.copy_row(a, mem.load(x + 8 * i) + 2 * k0, 2 * n)
+            mem.copy_row(a, mem.load(x + 8 * i) + size * k0, size * n)
             if rest > 0:
-                mem.bits16(a + 2 * n, rest)[:] = 0
+                mem.bits8(a + size * n, size * rest)[:] = 0
             a += PITCH
 
 
@@ -133,7 +133,7 @@ def copy_rows(m, x, columns, a):
 def pack_operand(element, m, x, columns, a):
     """Prepare m rows of `columns` elements. x: address of an array of row addresses; a: of the operand."""
     if DOT and element == BFLOAT16:
-        copy_rows(m, x, columns, a)
+        copy_rows(2, m, x, columns, a)
     else:
         widen_rows(element, m, x, columns, a)
 
