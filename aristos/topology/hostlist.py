@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -21,9 +22,9 @@ def expand(text: str) -> list[str]:
     """'n[1-2],x' -> ['n1', 'n2', 'x']. Leading zeros and repeated names are kept. Raises TopologyError."""
     names: list[str] = []
     for item in split(text, ","):
-        names += itertools.islice(_names(item.strip(), text), MOST + 1)
+        names += _names(item.strip(), text)
         if len(names) > MOST:
-            raise TopologyError(f"more than {MOST} nodes in {_quoted(text)}")
+            raise _too_many(text)
     return names
 
 
@@ -48,6 +49,8 @@ def _names(item: str, text: str) -> Iterable[str]:
     if any(sign in outside for sign in "[] \t=()") or not plain(outside) or len(outside) > LONGEST:
         raise TopologyError(f"expected node names like n[1-3,7] with whole brackets, got {_quoted(text)}")
     choices = [_numbers(inside, text) for inside in parts[1::2]]
+    if math.prod(map(len, choices)) > MOST:
+        raise _too_many(text)
     if len(choices) < 2:
         before, after = parts[0], parts[-1] if choices else ""
         return [before + number + after for number in choices[0]] if choices else [before]
@@ -72,8 +75,12 @@ def _numbers(inside: str, text: str) -> list[str]:
             raise TopologyError(f"a range must go upwards, and not above {MOST} names, got {part!r} in {_quoted(text)}")
         found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
         if len(found) > MOST:
-            raise TopologyError(f"more than {MOST} nodes in {_quoted(text)}")
+            raise _too_many(text)
     return found
+
+
+def _too_many(text: str) -> TopologyError:
+    return TopologyError(f"more than {MOST} nodes in {_quoted(text)}")
 
 
 def _quoted(text: str) -> str:

@@ -73,13 +73,15 @@ class Parents(dict[str, dict[str, None]]):
 
     links = 0
 
-    def put(self, parent: str, names: Sequence[str]) -> None:
-        """Put names below a switch. Raises TopologyError for more links than a cluster has."""
-        self.links += max(1, len(names))
+    def put(self, parents: Sequence[str], names: Sequence[str]) -> None:
+        """Put names below each of some switches. Raises TopologyError for more links than a cluster has."""
+        self.links += len(parents) * max(1, len(names))
         if self.links > MOST_LINKS:
-            raise TopologyError(f"more than {MOST_LINKS} links between switches and nodes, the last below {parent!r}")
+            raise TopologyError(
+                f"more than {MOST_LINKS} links between switches and nodes, the last below {parents[-1]!r}"
+            )
         for name in names:
-            self.setdefault(name, {})[parent] = None
+            self.setdefault(name, {}).update(dict.fromkeys(parents))
 
 
 def _network(kind: str, parents: Mapping[str, Iterable[str]], nodes: Iterable[str], **more: Any) -> Network:
@@ -91,10 +93,10 @@ def _tree(entries: Sequence[Mapping[str, str]]) -> Network:
     switches, hosts = Parents(), Parents()
     for entry in entries:
         children, nodes = expand(entry.get("switches", "")), expand(entry.get("nodes", ""))
-        for name in expand(entry["switchname"]):
-            switches.put(name, children)
-            if not children:
-                hosts.put(name, nodes)
+        names = expand(entry["switchname"])
+        switches.put(names, children)
+        if not children:
+            hosts.put(names, nodes)
     both = set(switches) & set(hosts)
     if both:
         raise TopologyError(f"{sorted(both)[0]!r} is a switch and a node, so the tree is ambiguous")
@@ -131,10 +133,10 @@ def _block(entries: Sequence[Mapping[str, str]]) -> Network:
             sizes = _sizes(entry["blocksizes"])
         if "blockname" in entry:
             hosts = expand(entry.get("nodes", ""))
-            for name in expand(entry["blockname"]):
-                blocks.append(name)
-                members[name] = len(hosts)
-                parents.put(name, hosts)
+            names = expand(entry["blockname"])
+            parents.put(names, hosts)
+            blocks += names
+            members |= dict.fromkeys(names, len(hosts))
         if "aggregatedblock" in entry:
             bigger.append((entry["aggregatedblock"], expand(entry["aggregatedblock"])))
     hosts_seen = set(parents)
@@ -145,7 +147,7 @@ def _block(entries: Sequence[Mapping[str, str]]) -> Network:
         label = f"{name} " if name in hosts_seen or name in members else name
         for part in parts:
             if above.get(part, part) != label:
-                parents.put(label, [above.get(part, part)])
+                parents.put([label], [above.get(part, part)])
             above[part] = label
     return _network("block", parents, hosts_seen)
 
@@ -174,7 +176,7 @@ def _ring(entries: Sequence[Mapping[str, str]]) -> Network:
     rings = []
     for entry in entries:
         hosts = expand(entry.get("nodes", ""))
-        parents.put(entry["ringname"], hosts)
+        parents.put([entry["ringname"]], hosts)
         rings.append(tuple(hosts))
     return _network("ring", parents, parents, rings=tuple(rings))
 
@@ -182,7 +184,7 @@ def _ring(entries: Sequence[Mapping[str, str]]) -> Network:
 def _torus(entries: Sequence[Mapping[str, str]]) -> Network:
     parents = Parents()
     for entry in entries:
-        parents.put(entry["torusname"], expand(entry.get("nodes", "")))
+        parents.put([entry["torusname"]], expand(entry.get("nodes", "")))
     return _network("torus3d", parents, parents)
 
 
@@ -295,8 +297,7 @@ def from_addresses(addresses: Iterable[tuple[str, str]]) -> Network:
         kinds.add("block" if pattern.startswith("block") else "tree")
         nodes.append(levels[-1])
         for above, below in itertools.pairwise(expand(level) for level in levels if level):
-            for parent in above:
-                parents.put(parent, below)
+            parents.put(above, below)
     if not parents:
         return Network(nodes=frozenset(nodes))
     return _network(kinds.pop() if len(kinds) == 1 else "tree", parents, nodes)
