@@ -111,7 +111,9 @@ def test_a_router_job_has_each_word_once():
     job = router_job.new_job(**lasting)
     fill = router_job.fill_routing
     getattr(fill, "py_func", fill)(job, *(values[name] for name in call_schema.ROUTER_CALL))
-    assert job.tolist() == list(values.values())
+    assert job.tolist() == list(values.values()) == router_job.whole_job(**values).tolist()
+    with pytest.raises(TypeError, match=r"missing \['tokens'\], unknown \[\]"):
+        router_job.whole_job(**{name: value for name, value in values.items() if name != "tokens"})
     lost, _ = lasting.popitem()
     with pytest.raises(TypeError, match=rf"missing \['{lost}'\], unknown \['x'\]"):
         router_job.new_job(**lasting, x=1)
