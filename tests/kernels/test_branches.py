@@ -44,6 +44,7 @@ def copy(tmp_path) -> Path:
 ENTRIES = {
     "activation": ('"swiglu_oai": ', '"mish": ActivationRule(5), "swiglu_oai": '),
     "score": ('"softmax": ScoreRule(0', '"mish": ScoreRule(2), "softmax": ScoreRule(0'),
+    "valued score": ('"softmax": ScoreRule(0', '"mish": ScoreRule(2, valued=True), "softmax": ScoreRule(0'),
 }
 
 
@@ -57,6 +58,7 @@ def test_a_table_entry_without_its_function_fails(copy, kind):
     modules = {
         "activation": ["kernels.cpu.elementwise", "kernels.cuda.epilogue", "reference"],
         "score": ["kernels.common.scores", "kernels.cuda.router", "reference"],
+        "valued score": ["kernels.common.scores", "reference", "losses"],
     }
     for module in modules[kind]:
         done = subprocess.run(
@@ -77,5 +79,6 @@ def test_a_cuda_kernel_imports_the_lowerings_that_it_calls(module):
 def test_the_types_of_activations_and_scores_name_the_tables():
     assert get_args(config.Activation) == tuple(config.ACTIVATIONS)
     assert get_args(config.Score) == tuple(config.SCORES)
+    assert get_args(config.ValuedScore) == config.BIASED
     assert [rule.code for rule in config.ACTIVATIONS.values()] == list(range(len(config.ACTIVATIONS)))
     assert list(config.SCORES.values()) == list(range(len(config.SCORES)))
