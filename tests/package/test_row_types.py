@@ -53,16 +53,26 @@ def test_literals_for_type_checkers_name_the_types():
     assert get_args(Bits) == tuple(ROUNDED)
 
 
-def test_no_other_file_lists_row_types():
-    name = r"""["'](?:float32|tf32|bfloat16|float16)["']"""
-    listed = re.compile(rf"""(?<!Literal\[){name}(?: *: *[^,\n]+)?, *{name}""")
-    found = [
+def elsewhere(wanted: str, own: tuple[str, ...]) -> list[str]:
+    """Where other files of the package than `own` have the expression `wanted`."""
+    return [
         f"{path.relative_to(PACKAGE)}: {match.group()}"
         for path in sorted(PACKAGE.rglob("*.py"))
-        if not str(path.relative_to(PACKAGE)).startswith(OWN)
-        for match in listed.finditer(path.read_text())
+        if not str(path.relative_to(PACKAGE)).startswith(own)
+        for match in re.finditer(wanted, path.read_text())
     ]
-    assert found == []
+
+
+def test_no_other_file_lists_row_types():
+    name = r"""["'](?:float32|tf32|bfloat16|float16)["']"""
+    assert elsewhere(rf"""(?<!Literal\[){name}(?: *: *[^,\n]+)?, *{name}""", OWN) == []
+    assert elsewhere(r"""[!=]= ["']tf32["']""", ("kernels/", "bench/gpu/torch_layer.py")) == []
+
+
+def test_no_other_file_lists_formats_of_codes():
+    name = rf"""["'](?:{"|".join(FORMATS)})["']"""
+    own = "weight_types.py", "kernels/", "checkpoint/", "config.py"  # files of models have formats of their own
+    assert elsewhere(rf"(?:[!=]= |[,{{(] *){name}", own) == []
 
 
 def test_weight_types_of_elements_are_those_of_rows():

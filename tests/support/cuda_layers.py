@@ -128,7 +128,7 @@ class Rank:
         self.state = self._state()
         job = self._job(layers)
         self.x_at = self.put(x)
-        self.routed_as = layers.kind if layers.kind in r.KINDS else "f32"
+        self.routed_as = r.kind_of_rows(layers.kind)
         self._weights(job)
         builder.leave_out(job, schema.CUDA, schema.TAPE, schema.EVENTS, schema.BACKWARD, schema.LANDING)
         builder.check(job, schema.CUDA, 0, later=(schema.START, schema.CALL))

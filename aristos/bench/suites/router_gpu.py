@@ -18,7 +18,7 @@ import numpy as np
 from ... import reference
 from ...errors import EnvironmentProblem
 from ...results import Table
-from ...row_types import KINDS, ROW_TYPES
+from ...row_types import BY_KIND, KINDS, ROW_TYPES
 from ..context import CHECK, ERROR, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet
 from ..gpu.calls import settled
 from ..gpu.clock import BenchGpu, GpuArray, ratios
@@ -71,7 +71,7 @@ class Ours:
             logits=0, select_bias=0, input=0, input_stride=0, shared_sigmoid=0, weighted=0, kept_weights=0,
             status=gpu.allocate(8), unbegun=0, scratch=gpu.allocate(scratch),
         )  # fmt: skip
-        kind = x.kind if x.kind in router.KINDS else "f32"
+        kind = router.kind_of_rows(x.kind)
         kernels, self._job, self._blocks = route_kernels(), gpu.array(job).at, router.blocks(tokens)
         self._route = kernels[router.route(kind).__name__], router.route_shared(cfg.experts, kind)
         self._place = kernels["place"], router.place_shared(cfg.experts, cfg.top_k)
@@ -216,7 +216,7 @@ def rows_on(gpu: BenchGpu, values: np.ndarray, kind: str) -> GpuArray:
     """Rows of a kind on the GPU. values: [S, H] float32."""
     from ...kernels.cuda.pack import narrow
 
-    return gpu.array(values if kind == "tf32" else narrow(values, kind), kind)
+    return gpu.array(narrow(values, kind) if BY_KIND[kind].rounds else values, kind)
 
 
 def _record(found: Found, steps: str) -> dict[str, Any]:

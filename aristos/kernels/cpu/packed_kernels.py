@@ -7,6 +7,7 @@ in the low half). fp8 codes are read as float16 of the same bits, moved, which h
 from llvmlite import ir
 
 from ...quantised import FP4
+from ...weight_types import FORMATS
 from .micro_kernels import (
     F32,
     I8,
@@ -28,7 +29,7 @@ from .micro_kernels import (
     _store,
 )
 
-PAIR_BYTES = {"fp8": 64, "int8": 64, "int4": 32, "mxfp4": 32}  # of codes of 32 columns
+PAIR_BYTES = {name: 2 * 32 * form.bits // 8 for name, form in FORMATS.items()}  # of codes of 32 columns
 FP8_SCALE = 256.0
 SCALE_BYTES = 2 * SUMS  # of a group: 32 scales, then 32 zero points with their signs turned
 _INT4 = [float(n) for n in (*range(8), *range(-8, 0))]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...primitives import memory as mem
+from ...row_types import BY_KIND, ROW_TYPES
 from ..common.activations import logistic
 from ..common.scores import choose
 from .combine import combine_tokens
@@ -61,12 +62,17 @@ from .router_job import (
 from .tile import BYTES, CHUNK, Tile, tile_memory
 
 OK, NOT_FINITE, BAD_IDS = 0, 2, 3  # in STATUS: the engine's codes, which this room may not import; a test compares them
-KINDS = ("f32", "bf16", "f16")  # of tokens
+KINDS = tuple(row.kind for row in BY_KIND.values() if row.name == row.stored)  # of tokens
 TILE = TILES["f32"][1]
 BLOCK, THREADS = TILE.m, TILE.threads
 FLOAT, WORD = 4, 8  # bytes
 GATE = 16  # bytes of SCRATCH a token for x times SHARED_SIGMOID: a product stores whole 16 bytes
 ONE = np.float32(1)
+
+
+def kind_of_rows(kind: str) -> str:
+    """The one of KINDS that rows of a layer's kind have."""
+    return ROW_TYPES[BY_KIND[kind].stored].kind
 
 
 def _tile(kind: str) -> Tile:
