@@ -44,6 +44,7 @@ def copy(tmp_path) -> Path:
 ENTRIES = {
     "activation": ('"swiglu_oai": ', '"mish": ActivationRule(5), "swiglu_oai": '),
     "score": ('"softmax": ScoreRule(0', '"mish": ScoreRule(2), "softmax": ScoreRule(0'),
+    "format": ('"mxfp4": Format(', '"mish": Format(6, (64,), _FLOATS), "mxfp4": Format('),
     "valued score": ('"softmax": ScoreRule(0', '"mish": ScoreRule(2, valued=True), "softmax": ScoreRule(0'),
 }
 
@@ -51,13 +52,14 @@ ENTRIES = {
 @pytest.mark.parametrize("kind", ENTRIES)
 def test_a_table_entry_without_its_function_fails(copy, kind):
     """On CPUs, on CUDA and in the reference: the import fails, so none computes another function instead."""
-    source = copy / "aristos" / "config.py"
+    source = copy / "aristos" / ("weight_types.py" if kind == "format" else "config.py")
     text = source.read_text()
     assert text.count(ENTRIES[kind][0]) == 1
     source.write_text(text.replace(*ENTRIES[kind]))
     modules = {
         "activation": ["kernels.cpu.elementwise", "kernels.cuda.epilogue", "reference"],
         "score": ["kernels.common.scores", "kernels.cuda.router", "reference"],
+        "format": ["kernels.cpu.packed"],
         "valued score": ["kernels.common.scores", "reference", "losses"],
     }
     for module in modules[kind]:

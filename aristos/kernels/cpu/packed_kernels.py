@@ -30,6 +30,8 @@ from .micro_kernels import (
 )
 
 PAIR_BYTES = {name: 2 * 32 * form.bits // 8 for name, form in FORMATS.items()}  # of codes of 32 columns
+if set(PAIR_BYTES) != {"fp8", "int8", "int4", "mxfp4"}:
+    raise ImportError(f"weight_types names the formats {', '.join(FORMATS)}: extend `_decoded`")
 FP8_SCALE = 256.0
 SCALE_BYTES = 2 * SUMS  # of a group: 32 scales, then 32 zero points with their signs turned
 _INT4 = [float(n) for n in (*range(8), *range(-8, 0))]
