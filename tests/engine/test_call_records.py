@@ -119,6 +119,12 @@ def test_a_router_job_has_each_word_once():
         router_job.new_job(**lasting, x=1)
 
 
+def test_no_job_of_the_router_kernels_is_filled_by_hand():
+    root = KERNELS.parents[2]
+    for path in (*root.glob("aristos/**/*.py"), *root.glob("tests/**/*.py")):
+        assert not re.search(r"zeros\((?!words\.)\w+\.JOB_WORDS", path.read_text(encoding="utf-8")), path
+
+
 def test_kernels_have_no_numbered_arguments():
     for path in (*KERNELS.glob("*entries.py"), KERNELS / "lowering.py", KERNELS.parent / "api.py"):
         text = path.read_text(encoding="utf-8")
