@@ -112,14 +112,18 @@ def test_parts_of_a_weight_type_without_a_scale_are_refused(wrong):
         WeightType("x", 4, **wrong)
 
 
+def groups(name: str) -> str:
+    return ", ".join(map(str, FORMATS[name].groups))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("int3", {}, "weight_dtype must be one of fp8, int8, int4, mxfp4, got 'int3'"),
+        ("int3", {}, f"weight_dtype must be one of {', '.join(FORMATS)}, got 'int3'"),
         (4, {}, "weight_dtype must be one of .*, got 4"),
-        ("int4", {"group": 48}, "group of int4 must be one of 128, 64, 32, 0, got 48"),
+        ("int4", {"group": 48}, f"group of int4 must be one of {groups('int4')}, got 48"),
         ("int4", {"group": True}, "group of int4 must be one of .*, got True"),
-        ("fp8", {"group": 32}, "group of fp8 must be one of 128, 0, got 32"),
+        ("fp8", {"group": 32}, f"group of fp8 must be one of {groups('fp8')}, got 32"),
         ("mxfp4", {"scale": "float32"}, "scale of mxfp4 must be one of e8m0, got 'float32'"),
         ("fp8", {"zeros": True}, "zeros of fp8 must be False, got True"),
         ("int8", {"zeros": 1}, "zeros of int8 must be True or False, got 1"),
