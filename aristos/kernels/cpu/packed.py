@@ -17,6 +17,7 @@ from kernel_cache.compile import inlined, jit
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
 from ...quantised import FP4
+from ...weight_types import FORMATS
 from ..common.branches import unrolled
 from . import packed_kernels, tiles, widened
 from .convert import BFLOAT16
@@ -40,7 +41,7 @@ FLOAT16_SCALE = SCALE_CODES["float16"]  # else e8m0
 ROW_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
 PAIR = PAIR_BYTES[FORM]
 BITS = PAIR // 8
-ZEROED = FORM.startswith("int")  # weights may have zero points
+ZEROED = FORMATS[FORM].zeros  # weights may have zero points
 
 
 def value_of(code):

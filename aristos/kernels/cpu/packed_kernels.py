@@ -8,6 +8,7 @@ from llvmlite import ir
 
 from ...primitives.buffers import LINE
 from ...quantised import FP4
+from ...weight_types import FORMATS
 from .micro_kernels import (
     F32,
     I8,
@@ -29,7 +30,9 @@ from .micro_kernels import (
 )
 
 NEAR = 6144  # bytes between the codes that are read and those that are prefetched
-PAIR_BYTES = {"fp8": 64, "int8": 64, "int4": 32, "mxfp4": 32}  # of codes of 32 columns
+PAIR_BYTES = {name: 2 * 32 * form.bits // 8 for name, form in FORMATS.items()}  # of codes of 32 columns
+if set(PAIR_BYTES) != {"fp8", "int8", "int4", "mxfp4"}:
+    raise ImportError(f"weight_types names the formats {', '.join(FORMATS)}: extend `_decoded`")
 FP8_SCALE = 256.0
 SCALE_BYTES = 2 * SUMS  # of a group: 32 scales, then 32 zero points with their signs turned
 _INT4 = [float(n) for n in (*range(8), *range(-8, 0))]
