@@ -69,14 +69,9 @@ def driver(given: Any) -> int:
 
 def kernels(given: Any) -> int:
     """Where the kernels of sm_90 are; none is compiled."""
-    from collections import Counter
-
-    from aristos.kernels.cuda import build
-
     from . import compiling
 
-    tally = Counter(build.place(each, "sm_90") for each in compiling.listed("sm_90").values())
-    print("sm_90: " + ", ".join(f"{count} kernels {place}" for place, count in tally.items()), flush=True)
+    print(compiling.tally("sm_90", compiling.places("sm_90")), flush=True)
     return 0
 
 
