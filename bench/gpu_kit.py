@@ -2,7 +2,7 @@
 
 It holds the checkout's files, kernels compiled ahead for ARCHS, wheels that such a machine lacks or has too new,
 README.txt, and run.sh, which needs nothing else. The wheels come from the index that pip is set up with, by the hashes
-in bench/kit/wheels.txt. Compiling takes most of an hour on two cores the first time; kernels are kept in the usual
+in bench/kit/wheels.txt. Compiling takes some 20 minutes of processor time at first; kernels are kept in the usual
 cache. The archive is unpacked and asked for every kernel before it is kept. The same commit gives the same archive but
 for a number in the kernels' names.
 
@@ -109,7 +109,9 @@ def places(archive: Path, arch: str) -> dict[str, str]:
         source = Path(folder) / NAME / "source"
         settings = {"PYTHONPATH": f"{source}{os.pathsep}{source / 'bench'}", "ARISTOS_CACHE": f"{folder}/cache"}
         words = [sys.executable, "-c", ASK, arch]
-        done = subprocess.run(words, cwd=folder, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            words, cwd=folder, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -32,15 +32,15 @@ def run(given: Any) -> int:
     """Run a part of a rehearsal; returns its exit code."""
     sys.path[:0] = [str(ROOT / "tests" / "support")]
     plant(given.fault)
-    if given.task == "tests":
-        return _tests(given)
+    if given.task in ("tests", "kernels"):
+        return {"tests": _tests, "kernels": kernels}[given.task](given)
     shrink()
     given.words = smaller(given.task, given.words)
     from simt_gpu import on_ranks
 
     from . import tasks
 
-    task = {"driver": driver, "kernels": kernels}.get(given.task, tasks.TASKS[given.task])
+    task = driver if given.task == "driver" else tasks.TASKS[given.task]
     (code,) = on_ranks(1, lambda comm, rank: task(given), check=False)
     return int(code)
 

@@ -32,6 +32,15 @@ NEEDED = {"numpy": "numpy", "numba": "numba", "numba.cuda": "numba-cuda", "cuda.
 ENVIRONMENT = 3
 ROOM = "300 MB"
 READY = "ready"  # a file of a whole environment
+BASE = """# The packages of the Python that made this environment; a virtual one's are not found otherwise.
+import site
+
+PLACES = {places!r}
+own = site.getsitepackages
+site.getsitepackages = lambda prefixes=None: [*own(prefixes), *PLACES]  # where CUDA's libraries are looked for
+for place in PLACES:
+    site.addsitedir(place)
+"""
 
 
 class MissingPart(Exception):
@@ -71,9 +80,9 @@ def made(folder: Path) -> Path:
     python = folder / "bin" / "python"
     own = packages_folder(python)
     places = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
-    lines = [str(SOURCE), *(os.path.abspath(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each)]
-    lines += [f"import site; site.addsitedir({place!r})" for place in places]  # a virtual one's are not found otherwise
-    (own / "zz-base.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    given = [os.path.abspath(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    (own / "kit_base.py").write_text(BASE.format(places=places), encoding="utf-8")
+    (own / "zz-base.pth").write_text("\n".join([str(SOURCE), *given, "import kit_base"]) + "\n", encoding="utf-8")
     return python
 
 
