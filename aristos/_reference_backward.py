@@ -112,7 +112,7 @@ def _scattered(values: Floats, ids: Ints, columns: int) -> Floats:
     return found
 
 
-def _by_softmax(p: Floats, dp: Floats) -> Floats:
+def by_softmax(p: Floats, dp: Floats) -> Floats:
     return p * (dp - (p * dp).sum(axis=1, keepdims=True))
 
 
@@ -127,24 +127,36 @@ def _by_shares(values: Floats, dw: Floats, renormalize: bool) -> Floats:
 def softmax_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
     if renormalize:
         return softmax_topk_scores(scores, ids, True, dw)
-    return _by_softmax(softmax(scores), _scattered(dw, ids, scores.shape[1]))
+    return by_softmax(softmax(scores), _scattered(dw, ids, scores.shape[1]))
 
 
 def softmax_topk_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
-    return _scattered(_by_softmax(softmax(at(scores, ids)), dw), ids, scores.shape[1])
+    return _scattered(by_softmax(softmax(at(scores, ids)), dw), ids, scores.shape[1])
+
+
+def softmax_values(scores: Floats, d: Floats) -> Floats:
+    return by_softmax(softmax(scores), d)
+
+
+def sigmoid_values(scores: Floats, d: Floats) -> Floats:
+    return d * sigmoid(scores) * sigmoid(-scores)
 
 
 def sigmoid_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
     chosen = at(scores, ids)
-    s = sigmoid(chosen)
-    return _scattered(_by_shares(s, dw, renormalize) * s * sigmoid(-chosen), ids, scores.shape[1])
+    return _scattered(sigmoid_values(chosen, _by_shares(sigmoid(chosen), dw, renormalize)), ids, scores.shape[1])
+
+
+def sqrtsoftplus_values(scores: Floats, d: Floats) -> Floats:
+    roots = parts.sqrtsoftplus(scores)
+    far = scores < parts.FAR  # there the derivative of e^(s / 2)
+    return d * np.where(far, 0.5 * roots, sigmoid(scores) / np.where(far, 1.0, 2 * roots))
 
 
 def sqrtsoftplus_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
     chosen = at(scores, ids)
-    roots = parts.sqrtsoftplus(chosen)
-    slope = sigmoid(chosen) / (2 * roots)
-    return _scattered(_by_shares(roots, dw, renormalize) * slope, ids, scores.shape[1])
+    shares = _by_shares(parts.sqrtsoftplus(chosen), dw, renormalize)
+    return _scattered(sqrtsoftplus_values(chosen, shares), ids, scores.shape[1])
 
 
 def sparsemixer_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats) -> Floats:
@@ -154,7 +166,7 @@ def sparsemixer_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats)
         best = at(scores, chosen)
         close = best - scores <= config.SPARSEMIXER_WIDTH * np.maximum(np.abs(scores), best)
         p = softmax(np.where(close, rest, -np.inf))
-        found += _by_softmax(p, _scattered(dw[:, j : j + 1], chosen, scores.shape[1]))
+        found += by_softmax(p, _scattered(dw[:, j : j + 1], chosen, scores.shape[1]))
         np.put_along_axis(rest, chosen, -np.inf, axis=1)
     return found
 
@@ -162,6 +174,8 @@ def sparsemixer_scores(scores: Floats, ids: Ints, renormalize: bool, dw: Floats)
 SCORES: dict[str, Callable[[Floats, Ints, bool, Floats], Floats]] = {
     name: globals()[f"{name}_scores"] for name in config.SCORES
 }
+# by score, from the derivative by `parts.VALUES` of all experts to that by their scores
+VALUES: dict[str, Callable[[Floats, Floats], Floats]] = {name: globals()[f"{name}_values"] for name in config.BIASED}
 
 
 def by_logits(cfg: MoEConfig, logits: ArrayLike, ids: ArrayLike, dw: ArrayLike) -> Floats:

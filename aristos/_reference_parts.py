@@ -15,6 +15,7 @@ from .errors import InputError
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+FAR = -40.0  # below it, 1 + e^x is 1 in float64
 erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -89,8 +90,8 @@ def sigmoid(x: Floats) -> Floats:
 
 
 def sqrtsoftplus(x: Floats) -> Floats:
-    """sqrt(log(1 + e^x))."""
-    return np.sqrt(np.logaddexp(0.0, x))
+    """sqrt(log(1 + e^x)); far below zero that is e^(x / 2), which has bits where e^x has none."""
+    return np.where(x < FAR, np.exp(0.5 * np.minimum(x, 0.0)), np.sqrt(np.logaddexp(0.0, np.maximum(x, FAR))))
 
 
 def normalized(weights: Floats, renormalize: bool) -> Floats:
@@ -121,7 +122,7 @@ def sparsemixer_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
 SCORES: dict[str, Callable[[Floats, Ints, bool], Floats]] = {
     name: globals()[f"{name}_weights"] for name in config.SCORES
 }
-# by score, the weights of all experts before the choice: what a bias for choosing is added to
+# by score, the weights of all experts before the choice: what a bias for choosing and `losses.sequence` take
 VALUES: dict[str, Callable[[Floats], Floats]] = {name: globals()[name] for name in config.BIASED}
 
 

@@ -59,6 +59,7 @@ SCORE_RULES: dict[str, ScoreRule] = {
 SCORES: dict[str, int] = {name: rule.code for name, rule in SCORE_RULES.items()}
 BIASED: tuple[str, ...] = tuple(name for name, rule in SCORE_RULES.items() if rule.valued)
 Score = Literal["softmax", "softmax_topk", "sigmoid", "sqrtsoftplus", "sparsemixer"]
+ValuedScore = Literal["softmax", "sigmoid", "sqrtsoftplus"]
 GROUP_SCORES: dict[str, int] = {"max": 0, "sum_top2": 1}  # a group's score is its best expert's, or its best two's sum
 GroupScore = Literal["max", "sum_top2"]
 WEIGHTS_ON: tuple[str, ...] = ("output", "input")

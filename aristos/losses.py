@@ -12,18 +12,20 @@ exact after that rounding: loss and gradient have the same bits however the toke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .config import BIASED, real
+from . import _reference_parts as parts
+from ._reference_backward import VALUES, by_softmax
+from ._reference_parts import softmax
+from .config import BIASED, ValuedScore, real
 from .errors import AristosError, InputError, PeerInputError
 from .routing import Routing
 
 FIXED = 52  # bits of a fixed-point term
 HALF = 26  # of them in its low part: sums of 2^37 terms fit 64 bits
-FAR = -40.0  # below it, 1 + e^x is 1 in float64
 Floats = np.ndarray
 Result = tuple[float, np.ndarray]
 
@@ -35,11 +37,11 @@ def switch(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     tokens. Even loads give `coefficient`, for any k.
     """
     logits = _meet(routing, comm)
-    p = _softmax(logits)
+    p = softmax(logits)
     counts = _sum(np.concatenate([[len(logits)], routing.counts]), comm)
     experts, share = logits.shape[1], counts[1:] / max(1.0, counts[1:].sum())
     each = coefficient * experts * share / max(1.0, counts[0])
-    return float(each @ _fixed_sum(p, comm)), _back(routing, _by_softmax(p, np.broadcast_to(each, p.shape)))
+    return float(each @ _fixed_sum(p, comm)), _back(routing, by_softmax(p, np.broadcast_to(each, p.shape)))
 
 
 def gshard(routing: Routing, coefficient: float, comm: Any = None) -> Result:
@@ -49,13 +51,13 @@ def gshard(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     c_e: how many of the S tokens have e as first choice; m_e: their mean of p_e.
     """
     logits = _meet(routing, comm)
-    p, (count, experts) = _softmax(logits), logits.shape
+    p, (count, experts) = softmax(logits), logits.shape
     first = _choices(routing)[:, 0]
     c = np.bincount(first[first >= 0], minlength=experts)
     groups = max(1.0, _sum(np.array([float(count > 0)]), comm)[0])
     each = coefficient / experts * c / max(1, count) / max(1, count) / groups
     loss = _sum(np.array([each @ p.sum(axis=0)]), comm)[0]
-    return float(loss), _back(routing, _by_softmax(p, np.broadcast_to(each, p.shape)))
+    return float(loss), _back(routing, by_softmax(p, np.broadcast_to(each, p.shape)))
 
 
 def sequence(
@@ -63,7 +65,7 @@ def sequence(
     coefficient: float,
     comm: Any = None,
     *,
-    score: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "sigmoid",
+    score: ValuedScore = "sigmoid",
     lengths: Sequence[int] | None = None,
 ) -> Result:
     """coefficient * sum over e of f_e P_e in a sequence; the mean over all sequences (DeepSeek-V3, arXiv:2412.19437,
@@ -82,7 +84,7 @@ def sequence(
     logits = _meet(routing, comm, problem)
     experts, chosen = logits.shape[1], _choices(routing)
     k = chosen.shape[1]
-    s, slope = _scores(score, logits)
+    s = parts.VALUES[score](logits)
     total = s.sum(axis=1, keepdims=True) + 1e-300
     shares = s / total
     back = np.zeros_like(s)
@@ -95,8 +97,7 @@ def sequence(
     loss, sequences = _fixed_sum(each, comm)[0], _sum(np.array([len(ends)]), comm)[0]
     back /= max(1.0, sequences)
     by_s = (back - (back * shares).sum(axis=1, keepdims=True)) / total
-    by_logits = _by_softmax(s, by_s) if score == "softmax" else by_s * slope
-    return float(loss / max(1.0, sequences)), _back(routing, by_logits)
+    return float(loss / max(1.0, sequences)), _back(routing, VALUES[score](logits, by_s))
 
 
 def z(routing: Routing, coefficient: float, comm: Any = None) -> Result:
@@ -106,7 +107,7 @@ def z(routing: Routing, coefficient: float, comm: Any = None) -> Result:
     logs = largest[:, 0] + np.log(np.exp(logits - largest).sum(axis=1))
     squares = _fixed_sum((logs * logs)[:, None], comm)[0]
     factor = coefficient / max(1.0, _sum(np.array([len(logits)]), comm)[0])
-    return float(factor * squares), _back(routing, 2 * factor * logs[:, None] * _softmax(logits))
+    return float(factor * squares), _back(routing, 2 * factor * logs[:, None] * softmax(logits))
 
 
 def bias_step(select_bias: ArrayLike, counts: ArrayLike, rate: float, comm: Any = None) -> np.ndarray:
@@ -173,30 +174,6 @@ def _ends(routing: Routing, score: Any, lengths: Sequence[int] | None) -> np.nda
     return np.cumsum(given)
 
 
-def _scores(score: str, logits: Floats) -> tuple[Floats, Floats]:
-    """Scores, and their derivatives by the logit of the same expert (of softmax: not used)."""
-    if score == "softmax":
-        return _softmax(logits), logits
-    power = np.exp(-np.abs(logits))
-    logistic = np.where(logits < 0, power, 1.0) / (1.0 + power)
-    if score == "sigmoid":
-        return logistic, power / (1.0 + power) ** 2
-    far = logits < FAR  # there log(1 + e^x) is e^x, and has no bits left where the root still has
-    root = np.sqrt(np.logaddexp(0.0, np.where(far, 0.0, logits)))
-    half = np.exp(0.5 * np.minimum(logits, 0.0))
-    return np.where(far, half, root), np.where(far, 0.5 * half, logistic / (2 * root))
-
-
-def _softmax(logits: Floats) -> Floats:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
-def _by_softmax(p: Floats, by_p: Floats) -> Floats:
-    """The gradient by logits from that by their softmax p."""
-    return p * (by_p - (p * by_p).sum(axis=1, keepdims=True))
-
-
 def _back(routing: Routing, by_logits: Floats) -> np.ndarray:
     assert routing.logits is not None
     return by_logits.astype(np.float32).reshape(routing.logits.shape)
@@ -221,7 +198,7 @@ def _fixed_sum(values: Floats, comm: Any) -> Floats:
         return np.full(values.shape[1], largest)
     shift = FIXED - int(np.frexp(largest)[1])
     terms = np.rint(np.ldexp(values, shift)).astype(np.int64)
-    parts = np.stack([(terms >> HALF).sum(axis=0), (terms & (1 << HALF) - 1).sum(axis=0)])
+    halves = np.stack([(terms >> HALF).sum(axis=0), (terms & (1 << HALF) - 1).sum(axis=0)])
     if comm is not None:
-        parts = np.sum(comm.allgather(parts), axis=0)
-    return np.array([np.ldexp(float((int(high) << HALF) + int(low)), -shift) for high, low in parts.T])
+        halves = np.sum(comm.allgather(halves), axis=0)
+    return np.array([np.ldexp(float((int(high) << HALF) + int(low)), -shift) for high, low in halves.T])

@@ -9,13 +9,11 @@ import ml_dtypes
 import numpy as np
 
 from .errors import InputError
-from .weight_types import SCALES, WeightType
+from .weight_types import FORMATS, SCALES, WeightType
 
-FP8_NAN = 0x7F  # of e4m3, without its sign
-LARGEST_CODE = {"fp8": 448, "int8": 255, "int4": 15, "mxfp4": 6}  # less any zero point
-MX_EXPONENT = 2  # of the largest value of fp4, 6
-# the value of each code of fp4, e2m1
-FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+FP4 = FORMATS["mxfp4"].values()  # by code
+# codes that are no numbers, by format
+NAN = {name: np.flatnonzero(np.isnan(f.values())).tolist() if f.floats else [] for name, f in FORMATS.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +43,7 @@ class Quantised:
         if not np.isfinite(scales).all() or not scales.all():
             at = np.argwhere(~np.isfinite(scales) | (scales == 0))[0].tolist()
             raise InputError(f"scales must be finite and not zero, got {scales[tuple(at)]} at {at}")
-        beyond = np.abs(scales) > np.finfo(np.float32).max / LARGEST_CODE[kind.name]
+        beyond = np.abs(scales) > np.finfo(np.float32).max / kind.form.largest
         if beyond.any():
             raise InputError(f"scales times codes must be within float32, got a scale of {scales[beyond][0]} of {kind}")
         if (self.zeros is not None) != kind.zeros:
@@ -56,8 +54,9 @@ class Quantised:
         for name, array in (("codes", self.codes), ("zeros", self.zeros)):
             if array is not None and kind.bits < 8 and array.max() > most:
                 raise InputError(f"{name} of {kind.name} must be at most {most}, got {array.max()}")
-        if kind.name == "fp8" and ((self.codes & FP8_NAN) == FP8_NAN).any():
-            raise InputError(f"codes of fp8 must be numbers, got NaN at {_first(self.codes & FP8_NAN == FP8_NAN)}")
+        for code in NAN[kind.name]:
+            if (bad := self.codes == code).any():
+                raise InputError(f"codes of {kind.name} must be numbers, got NaN at {_first(bad)}")
 
     @staticmethod
     def _check(name: str, array: np.ndarray, dtype: Any, shape: tuple[int, int]) -> None:
@@ -101,10 +100,8 @@ class Quantised:
 
 def values_of(kind: WeightType, codes: np.ndarray, zeros: np.ndarray | None = None) -> np.ndarray:
     """float32 of codes less zero points, both of the same shape, without scales."""
-    if kind.name == "fp8":
-        return codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-    if kind.name == "mxfp4":
-        return FP4[codes]
+    if kind.form.floats is not None:
+        return codes.view(kind.form.floats).astype(np.float32)
     return codes.astype(np.float32) - np.float32(1 << (kind.bits - 1) if zeros is None else zeros)
 
 
@@ -131,10 +128,9 @@ def quantise(weight: np.ndarray, kind: WeightType) -> Quantised:
     scales = _scales(kind, low, high)
     ratio = (parts / scales.astype(np.float32)[:, None, :, None]).reshape(padded.shape)[:depth, :columns]
     zeros = None
-    if kind.name == "fp8":
-        codes = np.clip(ratio, -448, 448).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
-    elif kind.name == "mxfp4":
-        codes = np.clip(ratio, -6, 6).astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
+    form = kind.form
+    if form.floats is not None:
+        codes = np.clip(ratio, -form.largest, form.largest).astype(form.floats).view(np.uint8)
     else:
         most = (1 << kind.bits) - 1
         if kind.zeros:
@@ -148,11 +144,11 @@ def quantise(weight: np.ndarray, kind: WeightType) -> Quantised:
 def _scales(kind: WeightType, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Scales of groups whose values are within low..high, of their type; that of a group of zeros is one."""
     largest = np.maximum(-low, high)
-    if kind.name == "mxfp4":
-        exponent = np.frexp(largest)[1] - 1 - MX_EXPONENT  # section 6.3 of OCP Microscaling Formats 1.0
+    if kind.scale == "e8m0":
+        exponent = np.frexp(largest)[1] - np.frexp(kind.form.largest)[1]  # section 6.3 of OCP Microscaling Formats 1.0
         scales = np.ldexp(np.float32(1), np.clip(exponent, -127, 127))
-    elif kind.name == "fp8":
-        scales = largest / np.float32(448)
+    elif kind.form.floats is not None:
+        scales = largest / np.float32(kind.form.largest)
     elif kind.zeros:
         scales = (high - low) / np.float32((1 << kind.bits) - 1)
     else:

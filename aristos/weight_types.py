@@ -46,6 +46,11 @@ class WeightType:
         """Whether weights are codes with scales."""
         return self.scale is not None
 
+    @property
+    def form(self) -> Format:
+        """The format of packed weights."""
+        return FORMATS[self.name]
+
     def groups(self, depth: int) -> int:
         """Groups of a column of `depth` weights."""
         return -(-depth // self.group) if self.group else 1
@@ -62,7 +67,7 @@ class WeightType:
 
 class Format(NamedTuple):
     """A format of codes. groups, scales: sizes and types that kernels have, the default first. columns: that share a
-    scale of a group. zeros: whether it may have zero points.
+    scale of a group. zeros: whether it may have zero points. floats: the type of codes that are floats, None: integers.
     """
 
     bits: int
@@ -70,14 +75,24 @@ class Format(NamedTuple):
     scales: tuple[str, ...]
     columns: int = 1
     zeros: bool = False
+    floats: Any = None
+
+    @property
+    def largest(self) -> float:
+        """The largest number of a code, less any zero point."""
+        return (1 << self.bits) - 1 if self.floats is None else float(ml_dtypes.finfo(self.floats).max)
+
+    def values(self) -> np.ndarray:
+        """[2**bits] float32: the number of each code of floats."""
+        return np.arange(1 << self.bits).astype(np.uint8).view(self.floats).astype(np.float32)
 
 
 _FLOATS = tuple(ON_CPUS)
 FORMATS = {
-    "fp8": Format(8, (128, 0), _FLOATS, columns=128),
+    "fp8": Format(8, (128, 0), _FLOATS, columns=128, floats=ml_dtypes.float8_e4m3fn),
     "int8": Format(8, (0, 128, 64, 32), _FLOATS, zeros=True),
     "int4": Format(4, (128, 64, 32, 0), _FLOATS, zeros=True),
-    "mxfp4": Format(4, (32,), ("e8m0",)),
+    "mxfp4": Format(4, (32,), ("e8m0",), floats=ml_dtypes.float4_e2m1fn),
 }
 
 

@@ -19,14 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 import aristos
 from aristos.bench import bounds
 from aristos.primitives import isa
 from aristos.primitives.aside import write_text
-from aristos.weight_types import FORMATS
+from aristos.row_types import ON_CPUS, ROW_TYPES
+from aristos.weight_types import FORMATS, WEIGHT_TYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE = ROOT / "docs" / "goals.json", ROOT / "docs" / "goals.md"
@@ -35,8 +35,8 @@ ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 COLD = 192 << 20  # bytes of the experts that take turns
 TURNS = 5
 CFG = aristos.MoEConfig(HIDDEN, FFN, EXPERTS, TOP_K, activation="silu", gated=True, max_tokens=64)
-FORMS = ("float32", "bfloat16", "float16", *FORMATS)
-BITS = {"float32": 32, "bfloat16": 16, "float16": 16} | {name: form.bits for name, form in FORMATS.items()}
+FORMS = (*ON_CPUS, *FORMATS)
+BITS = {name: WEIGHT_TYPES[name].bits for name in ON_CPUS} | {name: form.bits for name, form in FORMATS.items()}
 SHARES = {32: 0.85, 16: 0.85, 8: 0.78, 4: 0.70}  # of read bandwidth, one token
 BOTH = 0.85  # of two cores' bandwidth, 16 tokens
 SLOWER = 1.05  # a call with fewer rows over one with more
@@ -76,7 +76,7 @@ def matrices(form: str, seed: int) -> tuple[Any, Any, Any]:
 
 
 def _array(form: str) -> Any:
-    return {"float32": np.float32, "float16": np.float16}.get(form, ml_dtypes.bfloat16)
+    return ROW_TYPES["bfloat16" if form in FORMATS else form].array
 
 
 def least(call: Callable[[], None]) -> float:

@@ -71,12 +71,24 @@ from kernel_cache.compile import inlined
 LASTING = (
 {lasting}
 )  # fmt: skip
+OF_CALL = (
+{of_call}
+)  # fmt: skip
 
 
 def new_job(**values: int) -> np.ndarray:
     """A job with all of its words but those of a call. Raises TypeError unless `values` names all of LASTING."""
-    if values.keys() != set(LASTING):
-        missing, unknown = sorted(set(LASTING) - values.keys()), sorted(values.keys() - set(LASTING))
+    return _filled(LASTING, values)
+
+
+def whole_job(**values: int) -> np.ndarray:
+    """A job with all of its words, for kernels launched without `begin`. Raises TypeError unless `values` has them."""
+    return _filled(LASTING + OF_CALL, values)
+
+
+def _filled(names: tuple[str, ...], values: dict[str, int]) -> np.ndarray:
+    if values.keys() != set(names):
+        missing, unknown = sorted(set(names) - values.keys()), sorted(values.keys() - set(names))
         raise TypeError(f"a job of the router kernels: missing {{missing}}, unknown {{unknown}}")
     job = np.zeros(JOB_WORDS, np.int64)
     for name, value in values.items():
@@ -197,8 +209,10 @@ def router_job() -> str:
         f"    {each.name.upper()},  # {each.unit}{': ' * bool(each.unit)}{each.meaning}" for each in every
     )
     lasting = "\n".join(f'    "{each.name}",' for each in every if each.name not in of_call)
+    names = "\n".join(f'    "{name}",' for name in of_call)
     call = {name: f"{name}_" if name in dir(builtins) else name for name in of_call}
     stores = "\n".join(f"    job[{name.upper()}] = {argument}" for name, argument in call.items())
     return ROUTER.format(
-        numbers=numbers, words=len(every) + 1, lasting=lasting, call=", ".join(call.values()), stores=stores
-    )
+        numbers=numbers, words=len(every) + 1, lasting=lasting, of_call=names, call=", ".join(call.values()),
+        stores=stores,
+    )  # fmt: skip

@@ -130,14 +130,11 @@ class Rank:
             shared_shares=0,
             all_split=case.all_split, scratch_step=0, run_step=WORD * experts.SHARES * BATCH, run_pitch=0,
         )  # fmt: skip
-        jobs.fill(
-            job, schema.OBJECT, schema.CPU, held=self.placement.held[me], experts=len(case.placement),
-            top_k=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words,
-            return_bytes=WORD * case.words,
-            kernels=0, score=0, renormalize=0, scale=0, activation=0, choices=case.top_k, shared=0, shared_ffn=0,
-            identity=0, on_input=0,
-            computed=self.placement.held[me] + len(self.foreign), stay_rows=case.stay,
-            reading_rows=case.stay, balanced=case.balanced, placement=0, scalars=0,
+        jobs.fill_some(
+            job, schema.OBJECT, schema.CPU, held=self.placement.held[me],
+            computed=self.placement.held[me] + len(self.foreign), experts=len(case.placement), top_k=case.top_k,
+            choices=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words,
+            return_bytes=WORD * case.words, stay_rows=case.stay, reading_rows=case.stay, balanced=case.balanced,
         )  # fmt: skip
         jobs.leave_out(job, schema.CPU, schema.LANDING, schema.EVENTS)
         for i, (slot, owner) in enumerate(self.foreign):

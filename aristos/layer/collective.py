@@ -173,27 +173,34 @@ class Membership:
         self.number = runtime.number_object()
 
     def new_job(
-        self, substrate: str, *, experts: int, foreign: Sequence[tuple[int, int]] = (), **values: int
+        self,
+        substrate: str,
+        *,
+        experts: int,
+        foreign: Sequence[tuple[int, int]] = (),
+        some: bool = False,
+        **values: int,
     ) -> np.ndarray:
         """A job with the part `object`. `Runtime.fill`, the weights and each call write the other parts.
 
-        foreign: (slot, rank) of the experts of local peers that this rank may compute, in slots of `placement`. values:
-        the words of that part on this substrate, see `engine.job.fill`; return_bytes is row_bytes by default.
+        foreign: (slot, rank) of the experts of local peers that this rank may compute, in slots of `placement`. some:
+        words that `values` does not name are 0. values: the words of that part on this substrate, see
+        `engine.job.fill`; return_bytes is row_bytes by default.
         """
         values = {"return_bytes": values["row_bytes"]} | values
-        places, shared = self.placement, values["shared"] != 0
+        places, shared = self.placement, values.get("shared", 0) != 0
         if shared:
             places = Placement([*places.copies, list(range(self.world))], len(places.copies) + 1, self.world)
         slots = places.slots_for(self.rank)
         of_shared = slots[len(self.placement.copies) :]
         job = aligned((jobs.size(experts + len(of_shared), self.world, len(foreign)),), np.int64)
         job[:] = 0
-        nowhere = np.full(values["identity"], -1)  # identity experts have no slot
+        nowhere = np.full(values.get("identity", 0), -1)  # identity experts have no slot
         chosen = slots[: len(self.placement.copies)]
         moved = [(slot + rank * shared, rank) for slot, rank in foreign]  # a shared expert follows a rank's own
         jobs.fill_placement(job, np.concatenate([chosen, nowhere, of_shared]), places.start, moved)
         held = places.held[self.rank]
-        jobs.fill(
+        (jobs.fill_some if some else jobs.fill)(
             job, schema.OBJECT, substrate, held=held, computed=held + len(foreign), object=self.number,
             placement=self.placement.version, experts=experts, **values,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from ..engine import codes
 from ..errors import InputError
 from ..kernels.cuda.tile import BYTES
 from ..primitives import arrays
-from ..row_types import KINDS
+from ..row_types import KINDS, ROW_TYPES
 from ..substrate.cuda.runtime import CudaRuntime
 from . import device_arrays
 from .arguments import CallArguments, capacity, on_input, routed_outside, routing_arrays, weight_arrays
@@ -106,7 +106,7 @@ class DeviceArguments:
             call.keeps = (found,)
             return lead
         given = arrays.view(name, x)
-        wanted = "float32" if cfg.dtype == "tf32" else cfg.dtype
+        wanted = ROW_TYPES[cfg.dtype].stored
         if given.dtype.name != wanted:
             raise arrays.wrong_dtype(name, given.dtype, wanted)
         flat, lead = arrays.rows(name, given, cfg.hidden, given.dtype.name)
@@ -183,4 +183,4 @@ def _empty(x: Any, shape: tuple[int, ...], dtype: str) -> Any:
     cupy = sys.modules.get("cupy")
     if cupy is None or dtype == "bfloat16":
         raise InputError("give out=, an array in GPU memory: CuPy is not in use, or has no such dtype")
-    return cupy.empty(shape, "float32" if dtype == "tf32" else dtype)
+    return cupy.empty(shape, ROW_TYPES[dtype].stored)

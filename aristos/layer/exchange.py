@@ -91,28 +91,11 @@ class Exchange(Collective):
         needs = Needs(scratch_bytes=BLOCK_BYTES + BATCH * 16 + 64, workers=1)
         self._member.join(problem, alike, places, shape, needs)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
+        kernels = handle(module("entries", isa.chosen()).KERNELS[FLOAT32])
         self._job = self._member.new_job(
-            schema.CPU,
-            hidden=hidden,
-            ffn=0,
-            experts=experts,
-            top_k=top_k,
-            row_bytes=FLOAT * hidden,
-            kernels=handle(module("entries", isa.chosen()).KERNELS[FLOAT32]),
-            score=0,
-            renormalize=0,
-            scale=0,
-            activation=0,
-            choices=top_k,
-            shared=0,
-            shared_ffn=0,
-            identity=0,
-            on_input=0,
-            scalars=0,
-            stay_rows=1,
-            reading_rows=0,
-            balanced=0,
-        )
+            schema.CPU, some=True, hidden=hidden, experts=experts, top_k=top_k, choices=top_k, stay_rows=1,
+            row_bytes=FLOAT * hidden, kernels=kernels,
+        )  # fmt: skip
         jobs.leave_out(self._job, schema.CPU, schema.BACKWARD, schema.WEIGHTS, schema.EVENTS, schema.TAPE)
         self._ones = aligned((max_tokens, top_k))
         self._ones[:] = 1

@@ -135,10 +135,9 @@ class FusedBackward(BackwardCalls):
         if job is None:
             element = element_type(cfg.dtype)
             job = self.member.new_job(
-                schema.CPU, hidden=cfg.hidden, ffn=cfg.ffn, experts=cfg.columns, top_k=cfg.top_k, choices=cfg.top_k,
-                shared=0, shared_ffn=0, identity=cfg.identity_experts, on_input=0, stay_rows=1, reading_rows=0,
-                balanced=0, scalars=1, row_bytes=2 * element.nbytes * cfg.hidden, return_bytes=FLOAT * cfg.hidden,
-                kernels=self._handle, score=0, renormalize=0, scale=0,
+                schema.CPU, some=True, hidden=cfg.hidden, ffn=cfg.ffn, experts=cfg.columns, top_k=cfg.top_k,
+                choices=cfg.top_k, identity=cfg.identity_experts, stay_rows=1, scalars=1,
+                row_bytes=2 * element.nbytes * cfg.hidden, return_bytes=FLOAT * cfg.hidden, kernels=self._handle,
                 activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
             )  # fmt: skip
             jobs.fill(job, schema.KIND, schema.CPU, layer=layer, mode=codes.MODE_BACKWARD)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import InputError, MismatchError
@@ -52,3 +54,19 @@ def split(
     place = {device: at for at, device in enumerate(plan.groups[number])}
     held = plan.placement[number]
     return part, [[place[device] for device in held[e]] for e in range(plan.experts)], number
+
+
+@contextmanager
+def making_together(comm: Any, limits: Limits, ranks_per_node: int | None) -> Iterator[None]:
+    """A block that makes a layer on each group of a plan: if one rank fails in it, the ranks of all groups raise.
+
+    comm: of all groups. Collective over it.
+    """
+    whole = attach(comm, limits, ranks_per_node)
+    try:
+        yield
+    except BaseException as error:
+        whole.cannot_make(error, part=True)
+        raise
+    finally:
+        whole.release()

@@ -51,10 +51,18 @@ class Holders:
     ) -> None:
         self._whole = None if comm is None else attach(comm, limits, ranks_per_node)
         self.group: Group = own.group if self._whole is None else self._whole.group
-        isas = self.group.allgather(isa, "the instruction sets of the groups of a plan")
-        if len(set(isas)) > 1:
+        self._sets: list[tuple[tuple[int, ...], list[int], Any]] = []
+        try:
+            self._meet(isa, holders)
+        except BaseException:
             if self._whole is not None:
                 self._whole.release()
+            raise
+
+    def _meet(self, isa: str | None, holders: Sequence[Sequence[int]]) -> None:
+        """Compare instruction sets, and make the communicators."""
+        isas = self.group.allgather(isa, "the instruction sets of the groups of a plan")
+        if len(set(isas)) > 1:
             raise MismatchError(
                 f"train=True requires one instruction set in all groups of a plan, got {', '.join(map(str, isas))} by"
                 " rank: set ARISTOS_ISA on all ranks to one that all have"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from .collective import Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
 from .differences import fields_of_layers
 from .fused_backward import needs as backward_needs
-from .grouped import split
+from .grouped import making_together, split
 from .holders import Holders, holders_of
 from .node_weights import most_foreign
 from .on_disk import SavedLayers
@@ -94,6 +95,7 @@ class MoE(SavedLayers):
     ) -> None:
         self.group, self._group_comm, whole_comm = 0, None, comm
         limits = usable_limits(timeout, absent_timeout)
+        together: AbstractContextManager[None] = nullcontext()
         if plan is not None:
             if comm is None:
                 raise InputError("plan needs comm, with a rank for each of its devices")
@@ -103,10 +105,12 @@ class MoE(SavedLayers):
             nodes = usable_nodes(ranks_per_node)
             comm, placement, self.group = split(comm, plan, experts, placement, limits, nodes)
             self._group_comm = comm
+            if train is True:
+                together = making_together(whole_comm, limits, nodes)
         self.backend = "cpu" if backend is None else str(backend)
         if self.backend not in BACKENDS:
             self.backend = "cpu"  # refused below, after the ranks have met
-        try:
+        with self._in_group(), together:
             super().__init__(Membership(comm, limits, ranks_per_node, self.backend))
             with self._member.making():
                 kind = backend_class(self.backend)
@@ -150,9 +154,6 @@ class MoE(SavedLayers):
                     whole = None if plan is None else whole_comm
                     everyone = Holders(self._member.runtime, whole, limits, nodes, holders, self.isa)
                     self._begin_training(everyone, reserve)
-        except BaseException:
-            self._leave_group()
-            raise
 
     def __repr__(self) -> str:
         if not self._member.joined:
@@ -403,6 +404,15 @@ class MoE(SavedLayers):
             self._end_training()
         super().close()
         self._leave_group()
+
+    @contextmanager
+    def _in_group(self) -> Iterator[None]:
+        """A block that makes the layer; if that fails, the communicator of a plan's group is freed."""
+        try:
+            yield
+        except BaseException:
+            self._leave_group()
+            raise
 
     def _leave_group(self) -> None:
         """Free the communicator of a plan's group; collective in the group."""

@@ -21,6 +21,7 @@ from kernel_cache import regular
 from ..errors import InputError
 
 SHARE, SPARE = 16, 64 << 20  # most data: SHARE times the size of the file, which may be compressed, and SPARE bytes
+MOST = 4 << 30  # bytes of a file that `load` reads, and of its arrays
 KINDS = "biufSU"  # other arrays, such as times, are left out
 _HEADERS: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 # Raised by numpy, zipfile and zlib for files that are truncated, damaged, encrypted or of another kind.
@@ -42,20 +43,25 @@ BROKEN = (
 
 
 def load(path: str, what: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a file by name. what: names the file in errors. Raises InputError if it cannot be read."""
+    """The arrays of a file by name, MOST bytes at most. what: names the file in errors.
+
+    Raises InputError if it cannot be read.
+    """
     try:
-        with regular.opened(path) as raw:
-            return read(raw)
+        with regular.opened(path, MOST) as raw:
+            return read(raw, MOST)
     except BROKEN as why:
         raise InputError(f"cannot read {what} {path}: {str(why)[:400] or type(why).__name__}") from why
 
 
-def read(raw: BinaryIO) -> dict[str, NDArray[Any]]:
-    """The arrays of an open file by name. Raises one of BROKEN."""
+def read(raw: BinaryIO, most: int | None = None) -> dict[str, NDArray[Any]]:
+    """The arrays of an open file by name. most: bytes of all arrays, whatever SHARE allows. Raises one of BROKEN."""
     raw.seek(0)
     if raw.read(4) not in (b"PK\3\4", b"PK\5\6"):  # zipfile also takes archives with something before them
         raise ValueError("not an .npz file, as numpy.savez writes it")
     left = SHARE * raw.seek(0, 2) + SPARE
+    if most is not None:
+        left = min(left, most)
     with zipfile.ZipFile(raw) as archive:
         found = {}
         for member in archive.infolist():
@@ -63,7 +69,7 @@ def read(raw: BinaryIO) -> dict[str, NDArray[Any]]:
                 raise ValueError(f"{member.filename} is compressed in a way that numpy does not write")
             left -= member.file_size
             if left < 0:
-                raise ValueError("its arrays are far larger than the file")
+                raise ValueError(f"its arrays have far more bytes than the file, or than {MOST}")
             array = _member(archive, member)
             if array is not None:
                 found[member.filename.removesuffix(".npy")] = array

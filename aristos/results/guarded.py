@@ -1,9 +1,9 @@
 """Reads the parts of an HDF5 file that may come from anywhere, and refuses what a results file never holds.
 
 Refused: links that lead elsewhere, data kept in other files or assembled from them, names that cannot be shown, and
-more data than SHARE times the file's size and SPARE. Sizes are checked before memory is taken. Every function raises
-ValueError or what h5py raises. `trial` shields from errors inside the HDF5 library, which a damaged file can make crash
-or loop.
+files larger than MOST_FILE, and more data than SHARE times the file's size and SPARE, or than MOST_DATA. Sizes are
+checked before memory is taken. Every function raises ValueError or what h5py raises. `trial` shields from errors inside
+the HDF5 library, which a damaged file can make crash or loop.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from kernel_cache.texts import plain
 
 SHARE, SPARE = 64, 64 << 20  # most data: SHARE times the size of the file, which is compressed, and SPARE bytes
+MOST_FILE, MOST_DATA = 1 << 30, 4 << 30  # bytes, whatever the other limits allow
 SECONDS = 10.0  # for a trial, and one more for each 16 MiB of the file
 CODE = """
 import resource, sys
@@ -46,13 +47,18 @@ class Budget:
 
     @classmethod
     def of(cls, path: Path) -> Budget:
-        return cls(SHARE * path.stat().st_size + SPARE)
+        return cls(_most(path.stat().st_size))
 
     def take(self, name: str, nbytes: int) -> None:
         """Take `nbytes` from what is left. Raises ValueError if that is less; name: of the data, for the message."""
         if nbytes > self.left:
             raise ValueError(f"{name} declares {nbytes} bytes, far more than the file holds")
         self.left -= nbytes
+
+
+def _most(size: int) -> int:
+    """The most bytes of data in a file of `size` bytes."""
+    return min(SHARE * size + SPARE, MOST_DATA)
 
 
 def trial(path: Path) -> str:
@@ -62,7 +68,7 @@ def trial(path: Path) -> str:
     package = Path(__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(package), os.environ.get("PYTHONPATH")]))}
     env |= {"OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
-    words = [sys.executable, "-c", CODE, os.fspath(path), str(2 * (SHARE * size + SPARE))]
+    words = [sys.executable, "-c", CODE, os.fspath(path), str(2 * _most(size))]
     wrong = f"{path}: cannot be read: HDF5"
     try:
         done = subprocess.run(words, env=env, timeout=seconds, capture_output=True, text=True, errors="replace")

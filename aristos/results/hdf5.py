@@ -265,7 +265,8 @@ def _described(path: Path, what: str) -> Iterator[None]:
 
 def _check_signature(path: Path) -> None:
     with _described(path, "cannot be read"):
-        with regular.opened(path) as file:  # h5py's own messages do not distinguish missing from unreadable
+        # h5py's own messages do not distinguish missing from unreadable
+        with regular.opened(path, guarded.MOST_FILE) as file:
             first = file.read(len(_SIGNATURE))
         if first != _SIGNATURE:
             raise ResultsError(f"{path}: not an HDF5 file; move it away or choose another file")
@@ -303,6 +304,11 @@ def _add(target: Path, content: bytes | None, run: Run, more: bool) -> bytes:
             file.attrs["schema"] = SCHEMA
             file.create_group("runs")
         _write_run(target, file["runs"], run, more)
+    size = memory.getbuffer().nbytes
+    if size > guarded.MOST_FILE:
+        raise ResultsError(
+            f"{target}: would have {size} bytes with this run, and may have {guarded.MOST_FILE}: choose another file"
+        )
     return memory.getvalue()
 
 

@@ -146,10 +146,20 @@ class Failure:
             self._group.abort_at_exit(f"{why} ({self.reason})")
             notify(getattr(error, "origin", self._group.rank), cause_of(error))
 
-    def cannot_make(self, error: BaseException) -> None:
-        """This rank leaves a collective that makes an object: unless every rank does, those that wait in it raise."""
-        if not getattr(error, "on_all_ranks", False):
-            self.record(error, "it could not make a layer", lambda origin, cause: self._group.fail(error))
+    def cannot_make(self, error: BaseException, part: bool = False) -> None:
+        """This rank leaves a collective that makes an object: unless every rank does, those that wait in it raise.
+
+        part: an error that every rank of one group of a plan has leaves the other groups waiting.
+        """
+        shared = getattr(error, "on_all_ranks", False)
+        if shared and not part:
+            return
+        with self._lock:
+            if self.reason is None:
+                self.reason = f"{type(error).__name__}: {error}"
+                if not shared:
+                    self._group.abort_at_exit(f"it could not make a layer ({self.reason})")
+                self._group.fail(error)
 
 
 class Patience:

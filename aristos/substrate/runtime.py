@@ -198,10 +198,10 @@ class Runtime(ABC):
             ours = isinstance(error, AristosError)
             self._fail(self._blank_job(), error, "it cannot go on" if ours else "its program raised outside of a call")
 
-    def cannot_make(self, error: BaseException) -> None:
+    def cannot_make(self, error: BaseException, part: bool = False) -> None:
         """An object cannot be made here, see `Failure.cannot_make`."""
         if not self._is_foreign():
-            self.failure.cannot_make(error)
+            self.failure.cannot_make(error, part)
 
     def _fail(self, job: np.ndarray, error: BaseException, why: str) -> None:
         self.failure.record(error, why, lambda origin, cause: self._notify_peers(job, error, origin, cause))

@@ -70,15 +70,14 @@ _aborts: dict[Group, Callable[[], None]] = {}  # what ends the job when this pro
 _job: dict[int, Process] = {}  # processes of this machine, by rank of the whole job, as groups have exchanged them
 
 
-def _ranks_of_job(comm: Any) -> list[int]:
-    """The ranks that the ranks of `comm` have in the whole job; below 0 if it is another job's."""
+def _ranks_of_job(members: Any) -> list[int]:
+    """The ranks that the ranks of an MPI group have in the whole job; below 0 if it is another job's."""
     from mpi4py import MPI
 
-    these, job = comm.Get_group(), MPI.COMM_WORLD.Get_group()
+    job = MPI.COMM_WORLD.Get_group()
     try:
-        return these.Translate_ranks(range(comm.Get_size()), job)
+        return members.Translate_ranks(range(members.Get_size()), job)
     finally:
-        these.Free()
         job.Free()
 
 
@@ -108,11 +107,22 @@ class Group:
         if comm is None:
             return
         self.rank, self.world = comm.Get_rank(), comm.Get_size()
+        self._members = comm.Get_group()
         self._watchdog = Watchdog(lambda why: end_job(comm, ABORTED, why), f"rank {self.rank}")
         self._watchdog.suspects, self._watchdog.ended = self.suspects, self.ended
         self.failed = False  # whether a rank of the group has sent FAILED
         self._sent: list[Any] = []  # those messages, which MPI still reads
-        ranks = _ranks_of_job(comm)
+        self._refused = False  # whether a rank has said that it cannot form the group: then every rank raises
+        try:
+            self._form(comm)
+        except BaseException as error:
+            if not self._refused:
+                self.abort_at_exit(f"it could not make a layer ({_in_short(error)})", comm)
+            raise
+
+    def _form(self, comm: Any) -> None:
+        """Meet on the user's communicator, learn who the other ranks are, and make communicators of its own."""
+        ranks = _ranks_of_job(self._members)
         self._processes = {rank: _job[r] for rank, r in enumerate(ranks) if r in _job}
         self.meet("the other ranks to make a layer", comm)
         process, problem = None, self._watchdog.problem
@@ -122,8 +132,10 @@ class Group:
             process = Process.here()
         except Exception as error:
             problem = error
-        with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", limits.timeout, TIMEOUT):
+        limit = self.limits.timeout
+        with self._watchdog.watch("the other ranks to make a layer (MPI_Comm_dup)", limit, TIMEOUT):
             offers = comm.allgather((process, problem and _in_short(problem)))
+            self._refused = any(why is not None for _, why in offers)
             if problem is not None:
                 raise problem
             for rank, (_, why) in enumerate(offers):
@@ -133,7 +145,7 @@ class Group:
             self._processes = {rank: process for rank, process in enumerate(processes) if process.seen_here()}
             _job.update({ranks[rank]: process for rank, process in self._processes.items() if ranks[rank] >= 0})
             self.comm = comm.Dup()
-            self.nodes, self.node = Nodes.shared(self.comm, ranks_per_node)
+            self.nodes, self.node = Nodes.shared(self.comm, self.ranks_per_node)
 
     # ------------------------------------------------------------ collectives
 
@@ -266,11 +278,15 @@ class Group:
             f" see the output of rank {rank}"
         )
 
-    def abort_at_exit(self, why: str) -> None:
-        """End the job when this process exits: after a failure, a peer may never reach MPI_Finalize. why: a clause."""
-        if self.comm is None or self in _aborts:
+    def abort_at_exit(self, why: str, comm: Any = None) -> None:
+        """End the job when this process exits: after a failure, a peer may never reach MPI_Finalize.
+
+        why: a clause. comm: the user's communicator, before the group has its own.
+        """
+        comm = self.comm or comm
+        if comm is None or self in _aborts:
             return
-        comm, rank, pid = self.comm, self.rank, os.getpid()
+        rank, pid = self.rank, os.getpid()
 
         def abort() -> None:
             if os.getpid() != pid:
@@ -296,18 +312,18 @@ class Group:
             return False
         from mpi4py import MPI
 
-        mine, theirs = self.comm.Get_group(), other.comm.Get_group()
-        rest = MPI.Group.Difference(mine, theirs)
-        size = rest.Get_size()
-        for group in (mine, theirs, rest):
-            group.Free()
-        return bool(size == 0)
+        rest = MPI.Group.Difference(self._members, other._members)
+        try:
+            return bool(rest.Get_size() == 0)
+        finally:
+            rest.Free()
 
     def free(self) -> None:
         """Free the communicators; collective."""
         if self.comm is not None:
             self.node.Free()
             self.comm.Free()
+            self._members.Free()
             self.comm = self.node = None
             self._watchdog.close()
 

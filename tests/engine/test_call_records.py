@@ -111,10 +111,18 @@ def test_a_router_job_has_each_word_once():
     job = router_job.new_job(**lasting)
     fill = router_job.fill_routing
     getattr(fill, "py_func", fill)(job, *(values[name] for name in call_schema.ROUTER_CALL))
-    assert job.tolist() == list(values.values())
+    assert job.tolist() == list(values.values()) == router_job.whole_job(**values).tolist()
+    with pytest.raises(TypeError, match=r"missing \['tokens'\], unknown \[\]"):
+        router_job.whole_job(**{name: value for name, value in values.items() if name != "tokens"})
     lost, _ = lasting.popitem()
     with pytest.raises(TypeError, match=rf"missing \['{lost}'\], unknown \['x'\]"):
         router_job.new_job(**lasting, x=1)
+
+
+def test_no_job_of_the_router_kernels_is_filled_by_hand():
+    root = KERNELS.parents[2]
+    for path in (*root.glob("aristos/**/*.py"), *root.glob("tests/**/*.py")):
+        assert not re.search(r"zeros\((?!words\.)\w+\.JOB_WORDS", path.read_text(encoding="utf-8")), path
 
 
 def test_kernels_have_no_numbered_arguments():

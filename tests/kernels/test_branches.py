@@ -42,21 +42,25 @@ def copy(tmp_path) -> Path:
 
 
 ENTRIES = {
-    "activation": ('"swiglu_oai": ', '"mish": ActivationRule(5), "swiglu_oai": '),
-    "score": ('"softmax": ScoreRule(0', '"mish": ScoreRule(2), "softmax": ScoreRule(0'),
+    "activation": ('"swiglu_oai": ', '"unheard": ActivationRule(5), "swiglu_oai": '),
+    "score": ('"softmax": ScoreRule(0', '"unheard": ScoreRule(2), "softmax": ScoreRule(0'),
+    "format": ('"mxfp4": Format(', '"unheard": Format(6, (64,), _FLOATS), "mxfp4": Format('),
+    "valued score": ('"softmax": ScoreRule(0', '"unheard": ScoreRule(2, valued=True), "softmax": ScoreRule(0'),
 }
 
 
 @pytest.mark.parametrize("kind", ENTRIES)
 def test_a_table_entry_without_its_function_fails(copy, kind):
     """On CPUs, on CUDA and in the reference: the import fails, so none computes another function instead."""
-    source = copy / "aristos" / "config.py"
+    source = copy / "aristos" / ("weight_types.py" if kind == "format" else "config.py")
     text = source.read_text()
     assert text.count(ENTRIES[kind][0]) == 1
     source.write_text(text.replace(*ENTRIES[kind]))
     modules = {
         "activation": ["kernels.cpu.elementwise", "kernels.cuda.epilogue", "reference"],
         "score": ["kernels.common.scores", "kernels.cuda.router", "reference"],
+        "format": ["kernels.cpu.packed"],
+        "valued score": ["kernels.common.scores", "reference", "losses"],
     }
     for module in modules[kind]:
         done = subprocess.run(
@@ -64,7 +68,7 @@ def test_a_table_entry_without_its_function_fails(copy, kind):
             cwd=copy, env=clean_environment(), capture_output=True, text=True, timeout=100,
         )  # fmt: skip
         assert done.returncode != 0
-        assert "mish" in done.stderr or "numba-cuda" in done.stderr
+        assert "unheard" in done.stderr or "numba-cuda" in done.stderr
 
 
 @pytest.mark.parametrize("module", ["combine", "epilogue", "gemm", "put_probe", "put_signal", "router"])
@@ -77,5 +81,6 @@ def test_a_cuda_kernel_imports_the_lowerings_that_it_calls(module):
 def test_the_types_of_activations_and_scores_name_the_tables():
     assert get_args(config.Activation) == tuple(config.ACTIVATIONS)
     assert get_args(config.Score) == tuple(config.SCORES)
+    assert get_args(config.ValuedScore) == config.BIASED
     assert [rule.code for rule in config.ACTIVATIONS.values()] == list(range(len(config.ACTIVATIONS)))
     assert list(config.SCORES.values()) == list(range(len(config.SCORES)))

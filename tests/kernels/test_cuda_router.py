@@ -14,6 +14,7 @@ from aristos.kernels.cpu.convert import FLOAT32
 from aristos.kernels.cpu.panels import pack, padded
 from aristos.kernels.cpu.tokens import route_bytes, scores
 from aristos.kernels.cuda import router as r
+from aristos.kernels.cuda import router_job
 from aristos.kernels.cuda.capacity import drop, drop_shared
 from aristos.kernels.cuda.pack import narrow, widen
 from aristos.primitives.buffers import aligned
@@ -45,20 +46,18 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
         "position": device.empty((tokens, pitch), np.int64), "status": device.array(np.zeros(1, np.int64)),
         "scratch": device.empty(r.scratch_bytes(tokens, experts, slots, pitch if capacity else 0), np.uint8),
     }  # fmt: skip
-    job = np.zeros(r.JOB_WORDS, np.int64)
-    for word, name in ((r.X, "x"), (r.ROUTER, "router"), (r.SLOT_OF, "slot_of"), (r.IDS, "ids"),
-                       (r.WEIGHTS, "weights"), (r.OFFSET, "offset"), (r.TOKEN, "token"), (r.POSITION, "position"),
-                       (r.STATUS, "status"), (r.SCRATCH, "scratch")):  # fmt: skip
-        job[word] = arrays[name].ptr
-    job[[r.X_STRIDE, r.TOKENS, r.HIDDEN]] = x.strides[0], tokens, len(weight)
-    job[[r.INPUT, r.INPUT_STRIDE]] = job[[r.X, r.X_STRIDE]]
-    job[[r.EXPERTS, r.TOP_K, r.CHOICES, r.SLOTS, r.CAPACITY]] = weight.shape[1], pitch, k, slots, capacity
-    job[r.SELECT_BIAS] = 0 if bias is None else arrays["bias"].ptr
-    job[r.SHARED_SIGMOID] = 0 if gate is None else arrays["gate"].ptr
-    job[[r.WEIGHTED, r.KEPT_WEIGHTS]] = (arrays["weighted"].ptr, arrays["kept"].ptr) if weighted else 0
-    job[[r.SCORE, r.RENORMALIZE, r.SCALE]] = SCORES[score], renormalize, np.float32(scale).view(np.int32)
-    if given:
-        job[[r.GIVEN_IDS, r.GIVEN_WEIGHTS]] = arrays["given_ids"].ptr, arrays["given_weights"].ptr
+    at = {name: array.ptr for name, array in arrays.items()}
+    job = router_job.whole_job(
+        x=at["x"], x_stride=x.strides[0], tokens=tokens, hidden=len(weight), router=at["router"],
+        experts=weight.shape[1], top_k=pitch, choices=k, score=SCORES[score], renormalize=renormalize,
+        scale=int(np.float32(scale).view(np.int32)), ids=at["ids"], weights=at["weights"],
+        given_ids=at["given_ids"] if given else 0, given_weights=at["given_weights"] if given else 0,
+        capacity=capacity, slot_of=at["slot_of"], slots=slots, offset=at["offset"], token=at["token"],
+        position=at["position"], logits=0, select_bias=0 if bias is None else at["bias"], input=at["x"],
+        input_stride=x.strides[0], shared_sigmoid=0 if gate is None else at["gate"],
+        weighted=at["weighted"] if weighted else 0, kept_weights=at["kept"] if weighted else 0, status=at["status"],
+        unbegun=0, scratch=at["scratch"],
+    )  # fmt: skip
     job_array = device.array(job)
     shared = r.route_shared(slots, kind, pitch if capacity else 0)
     device.launch(r.route(kind), r.blocks(tokens), r.THREADS, job_array.ptr, shared=shared)

@@ -92,3 +92,56 @@ def test_a_constructor_that_fails_ends_the_job(tmp_path):
     assert job.code not in (None, 0)
     assert "RuntimeError: can't start new thread" in job.out[1], job.out
     assert job.seconds < 50
+
+
+FIRST = 'fails("transport.group._ranks_of_job", MemoryError("full"))'
+
+
+def test_a_failure_before_the_first_meeting(tmp_path):
+    """No communicator of its own can carry the cause: the failed rank prints it and ends the job when it exits."""
+    job = run_job(tmp_path, 2, STAGES + f"made({FIRST})", timeout=60)
+    assert job.code not in (None, 0)
+    assert "ends the job, because it could not make a layer (MemoryError: full)" in job.out[1], job.out
+    assert job.seconds < 30
+
+
+def test_a_rank_that_failed_before_the_first_meeting_tries_again(tmp_path):
+    again = f"""
+if rank == 1:
+    make({FIRST})
+made(contextlib.nullcontext()).close()
+say("fine")
+"""
+    job = run_job(tmp_path, 2, STAGES + again, timeout=60)
+    assert job.code == 0, job.out
+    assert job.lines(1) == ["MemoryError: full", "fine"]
+
+
+def test_a_failure_in_one_group_of_a_plan_that_is_trained(tmp_path):
+    """The ranks of the other groups raise too, soon; a refusal on every rank of one group counts as one."""
+    script = """
+from group_plans import plan_of
+
+plan = plan_of([3, 1, 2, 2])
+made(contextlib.nullcontext(), plan=plan, train=True).close()
+make(without_threads("worker"), plan=plan, train=True)
+begun = time.monotonic()
+try:
+    aristos.MoE(cfg, comm, plan=plan, train=True, timeout=60, threads=2 if rank < 2 else -1)
+except errors.AristosError as e:
+    say(f"{type(e).__name__}: {e}")
+assert time.monotonic() - begun < 30
+made(contextlib.nullcontext(), plan=plan, train=True).close()
+say("fine")
+"""
+    job = run_job(tmp_path, 4, STAGES + script, timeout=120)
+    assert job.code == 0, job.out
+    cause = "RuntimeError: can't start new thread"
+    for rank in range(4):
+        failed, refused, fine = job.lines(rank)
+        assert fine == "fine"
+        wanted = cause if rank == 1 else f"PoisonedError: rank {rank}: rank [01] gave up .*{re.escape(cause)}.*"
+        wanted = wanted.replace("rank 0: rank [01]", "rank 0: rank 1")
+        assert re.fullmatch(wanted, failed), failed
+        assert "threads must be" in refused
+        assert refused.startswith("InputError" if rank >= 2 else "PoisonedError")

@@ -15,6 +15,7 @@ from rounded import numpy_dtype
 
 import aristos
 from aristos import Router, _reference_backward, reference
+from aristos.config import BIASED
 from aristos.errors import InputError, PeerInputError
 
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=8, top_k=3, activation="silu", gated=True, max_tokens=70)
@@ -301,7 +302,7 @@ def test_what_makes_no_sense_is_refused():
             (
                 "select_bias",
                 BIAS,
-                "select_bias requires one of the scores softmax, sigmoid, sqrtsoftplus, got score='sof",
+                f"select_bias requires one of the scores {', '.join(BIASED)}, got score='sof",
             ),
             ("router_bias", BIAS[:5], r"router_bias must have shape \[8\], got \[5\]"),
             ("router_bias", BIAS * np.float32(np.nan), r"router_bias\[0\] must be finite, got nan"),

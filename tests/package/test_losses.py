@@ -12,6 +12,7 @@ from mpi import ranks_each
 
 import aristos
 from aristos import Router, losses, reference
+from aristos.config import BIASED
 from aristos.errors import InputError, PeerInputError
 from aristos.routing import Routing, routing_of
 
@@ -89,7 +90,7 @@ def test_values_equal_loops(name):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [*((name, {}) for name in NAMES), ("sequence", {"score": "softmax"}), ("sequence", {"score": "sqrtsoftplus"})],
+    [*((name, {}) for name in NAMES), *(("sequence", {"score": score}) for score in BIASED)],
 )
 def test_gradients_equal_finite_differences(name, options):
     """Central differences of the loss in float64, with the choices held fixed."""
@@ -123,7 +124,7 @@ def test_no_tokens_and_no_logits():
     for lengths in ([1, 1], [4, -1], [1.0, 2.0], [[3]], [[1], [1, 1]]):
         with pytest.raises(InputError, match="lengths must be positive ints of sum 3"):
             losses.sequence(made(3, 0), 1.0, lengths=lengths)
-    with pytest.raises(InputError, match="score must be one of softmax, sigmoid, sqrtsoftplus, got 'relu'"):
+    with pytest.raises(InputError, match=f"score must be one of {', '.join(BIASED)}, got 'relu'"):
         losses.sequence(made(3, 0), 1.0, score="relu")  # type: ignore[arg-type]
 
 

@@ -53,16 +53,26 @@ def test_literals_for_type_checkers_name_the_types():
     assert get_args(Bits) == tuple(ROUNDED)
 
 
-def test_no_other_file_lists_row_types():
-    name = r"""["'](?:float32|tf32|bfloat16|float16)["']"""
-    listed = re.compile(rf"""(?<!Literal\[){name}(?: *: *[^,\n]+)?, *{name}""")
-    found = [
+def elsewhere(wanted: str, own: tuple[str, ...]) -> list[str]:
+    """Where other files of the package than `own` have the expression `wanted`."""
+    return [
         f"{path.relative_to(PACKAGE)}: {match.group()}"
         for path in sorted(PACKAGE.rglob("*.py"))
-        if not str(path.relative_to(PACKAGE)).startswith(OWN)
-        for match in listed.finditer(path.read_text())
+        if not str(path.relative_to(PACKAGE)).startswith(own)
+        for match in re.finditer(wanted, path.read_text())
     ]
-    assert found == []
+
+
+def test_no_other_file_lists_row_types():
+    name = r"""["'](?:float32|tf32|bfloat16|float16)["']"""
+    assert elsewhere(rf"""(?<!Literal\[){name}(?: *: *[^,\n]+)?, *{name}""", OWN) == []
+    assert elsewhere(r"""[!=]= ["']tf32["']""", ("kernels/", "bench/gpu/torch_layer.py")) == []
+
+
+def test_no_other_file_lists_formats_of_codes():
+    name = rf"""["'](?:{"|".join(FORMATS)})["']"""
+    own = "weight_types.py", "kernels/", "checkpoint/", "config.py"  # files of models have formats of their own
+    assert elsewhere(rf"(?:[!=]= |[,{{(] *){name}", own) == []
 
 
 def test_weight_types_of_elements_are_those_of_rows():
@@ -102,14 +112,18 @@ def test_parts_of_a_weight_type_without_a_scale_are_refused(wrong):
         WeightType("x", 4, **wrong)
 
 
+def groups(name: str) -> str:
+    return ", ".join(map(str, FORMATS[name].groups))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("int3", {}, "weight_dtype must be one of fp8, int8, int4, mxfp4, got 'int3'"),
+        ("int3", {}, f"weight_dtype must be one of {', '.join(FORMATS)}, got 'int3'"),
         (4, {}, "weight_dtype must be one of .*, got 4"),
-        ("int4", {"group": 48}, "group of int4 must be one of 128, 64, 32, 0, got 48"),
+        ("int4", {"group": 48}, f"group of int4 must be one of {groups('int4')}, got 48"),
         ("int4", {"group": True}, "group of int4 must be one of .*, got True"),
-        ("fp8", {"group": 32}, "group of fp8 must be one of 128, 0, got 32"),
+        ("fp8", {"group": 32}, f"group of fp8 must be one of {groups('fp8')}, got 32"),
         ("mxfp4", {"scale": "float32"}, "scale of mxfp4 must be one of e8m0, got 'float32'"),
         ("fp8", {"zeros": True}, "zeros of fp8 must be False, got True"),
         ("int8", {"zeros": 1}, "zeros of int8 must be True or False, got 1"),

@@ -82,3 +82,12 @@ def test_other_compressions_are_refused(tmp_path):
     path = archive(tmp_path, {"n.npy": declared("(1,)") + bytes(8)}, zipfile.ZIP_LZMA)
     with pytest.raises(InputError, match="compressed in a way"):
         npz.load(path, "the trace")
+
+
+def test_a_trace_has_a_largest_size(tmp_path, monkeypatch):
+    np.savez(tmp_path / "t.npz", a=np.zeros(1000))
+    np.savez_compressed(tmp_path / "c.npz", a=np.zeros(1000))
+    monkeypatch.setattr(npz, "MOST", 4000)  # the first has 8,000 bytes, the second so many once it is expanded
+    for name, message in (("t.npz", "must have at most 4000 bytes"), ("c.npz", "or than 4000")):
+        with pytest.raises(InputError, match=message):
+            npz.load(str(tmp_path / name), "the trace")

@@ -169,3 +169,21 @@ def test_the_trial_reads_the_file(path, monkeypatch):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ResultsError, match=r"r\.h5: cannot be read: .*truncated file"):
         results.load(path)
+
+
+def test_a_file_has_a_largest_size(path, monkeypatch):
+    """A sparse file of any size takes nothing on the disk, and would be read for hours."""
+    held, most = path.stat().st_size, guarded.MOST_FILE
+    with open(path, "r+b") as file:
+        file.truncate(most + 1)
+    for use in (results.load, lambda target: results.append(target, Run("y"))):
+        with pytest.raises(ResultsError, match=f"at most {most} bytes, but it has {most + 1}"):
+            use(path)
+    with open(path, "r+b") as file:
+        file.truncate(held)
+    monkeypatch.setattr(guarded, "MOST_FILE", held)
+    with pytest.raises(ResultsError, match=f"and may have {held}: choose another file"):
+        results.append(path, Run("y", {}, [Table("t").dim("n", range(3000))]))
+    monkeypatch.setattr(guarded, "MOST_DATA", 8)
+    with pytest.raises(ResultsError, match="far more than the file holds"):
+        hdf5.read(path)

@@ -21,6 +21,7 @@ from aristos.host.nodes import Nodes
 from aristos.kernels.common import activations
 from aristos.kernels.common.scores import rule
 from aristos.kernels.cuda import router as r
+from aristos.kernels.cuda import router_job
 from aristos.kernels.cuda.gemm import TILES
 from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, widen
 from aristos.kernels.cuda.tile import BYTES
@@ -117,7 +118,7 @@ class Rank:
         self.layers, self.me, self.kept = layers, me, []
         self.device = layers.machine.device(me)
         cfg, kind, k = layers.cfg, layers.kind, layers.cfg.top_k
-        count, size = layers.tokens[me], BYTES[kind]
+        count = layers.tokens[me]
         x = narrow(np.random.default_rng(100 + me).standard_normal((count, cfg.hidden), dtype=np.float32), kind)
         self.x = widen(x, kind)
         self.y = self.device.array(np.zeros_like(x))
@@ -126,11 +127,11 @@ class Rank:
         self.ids, self.combine = self.device.array(ids), self.device.array(weights)
         self.state = self._state()
         job = self._job(layers)
-        job[words.ROW_BYTES], job[words.TIMEOUT_NS] = size * cfg.hidden, layers.timeout
-        job[words.ABSENT_NS] = 10 * layers.timeout
         self.x_at = self.put(x)
-        self.routed_as = layers.kind if layers.kind in r.KINDS else "f32"
+        self.routed_as = r.kind_of_rows(layers.kind)
         self._weights(job)
+        builder.leave_out(job, schema.CUDA, schema.TAPE, schema.EVENTS, schema.BACKWARD, schema.LANDING)
+        builder.check(job, schema.CUDA, 0, later=(schema.START, schema.CALL))
         self.job, self.routing = self.device.array(job), self.device.array(self._routing(count))
 
     def standing(self, state: np.ndarray) -> str:
@@ -172,20 +173,25 @@ class Rank:
         self.scratch, self.lock, self.abort = scratch, lock, abort
         builder.fill_engine(
             job, schema.CUDA, shape, layers.tables, rank=self.me, world=world, all_workers=layers.grid,
-            return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, remote=0, block_pairs=0,
-            layout=0, scratch=scratch.ptr, lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr, mirror=0,
-            mirror_bytes=0,
+            return_stride=lines(BYTES[layers.kind] * cfg.hidden), merge_polls=4, layout=0, scratch=scratch.ptr,
+            lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr, **self._remote(),
         )  # fmt: skip
         builder.fill(
             job, schema.TILE, schema.CUDA, workers=layers.grid, tile=tile.m, batch=tile.m, run_rows=tile.m,
             merge_rows=layers.merge, **layers.runs,
         )  # fmt: skip
-        builder.update(
-            job, held=held.held[self.me], computed=held.held[self.me], experts=cfg.experts,
-            top_k=cfg.top_k, hidden=cfg.hidden, ffn=cfg.ffn, object=1, loaded=1, gated=cfg.gated,
+        builder.fill_some(
+            job, schema.OBJECT, schema.CUDA, held=held.held[self.me], computed=held.held[self.me], experts=cfg.experts,
+            top_k=cfg.top_k, hidden=cfg.hidden, ffn=cfg.ffn, object=1, row_bytes=BYTES[layers.kind] * cfg.hidden,
+            timeout_ns=layers.timeout, absent_ns=10 * layers.timeout,
             activation=activations.word(cfg.activation, cfg.limit),
         )  # fmt: skip
+        builder.fill(job, schema.KIND, schema.CUDA, layer=0, mode=codes.MODE_LAYER)
         return job
+
+    def _remote(self) -> dict[str, int]:
+        """The words of the job about other nodes."""
+        return {"remote": 0, "block_pairs": 0, "mirror": 0, "mirror_bytes": 0}
 
     def _weights(self, job: np.ndarray) -> None:
         cfg, kind, w = self.layers.cfg, self.layers.kind, self.layers.weights
@@ -202,30 +208,31 @@ class Rank:
         down_biases = [
             pack_bias(w["down_bias"][e] if cfg.bias else None, outputs(down)) for e, down in zip(mine, downs)
         ]
-        for word, step, parts in ((words.UP, words.UP_STEP, ups), (words.DOWN, words.DOWN_STEP, downs),
-                                  (words.UP_BIAS, words.UP_BIAS_STEP, up_biases),
-                                  (words.DOWN_BIAS, words.DOWN_BIAS_STEP, down_biases)):  # fmt: skip
-            job[word], job[step] = (self.put(np.stack(parts)), parts[0].nbytes) if parts else (0, 0)
+        found = {}
+        for name, parts in (("up", ups), ("down", downs), ("up_bias", up_biases), ("down_bias", down_biases)):
+            found[name] = self.put(np.stack(parts)) if parts else 0
+            found[f"{name}_step"] = parts[0].nbytes if parts else 0
+        builder.fill_some(job, schema.WEIGHTS, schema.CUDA, loaded=1, gated=cfg.gated, **found)
 
     def _routing(self, count: int) -> np.ndarray:
         """The router's job."""
         layers, cfg = self.layers, self.layers.cfg
         slots = layers.held.slots
-        job = np.zeros(r.JOB_WORDS, np.int64)
-        job[r.HIDDEN] = cfg.hidden
-        job[[r.ROUTER, r.EXPERTS]] = self.put(r.pack_router(layers.weights["router"])), cfg.experts
-        job[[r.TOP_K, r.CHOICES]] = cfg.top_k
-        router = cfg.router
-        job[[r.SCORE, r.RENORMALIZE]] = rule(router), router.renormalize
-        job[r.SCALE] = np.float32(router.scale).view(np.int32)
-        job[[r.SLOT_OF, r.SLOTS]] = self.put(layers.held.slots_for(self.me)), slots
-        for word, table in ((r.OFFSET, words.T_OFFSET), (r.TOKEN, words.T_TOKEN), (r.POSITION, words.T_POSITION)):
-            job[word] = self.state.ptr + 8 * layers.tables.starts[table]
+        router, starts = cfg.router, layers.tables.starts
         scratch = self.device.empty(r.scratch_bytes(max(1, count), cfg.experts, slots) // 4, np.int32)
         self.kept.append(scratch)
-        job[[r.STATUS, r.SCRATCH]] = self.state.ptr + 8 * words.STATUS, scratch.ptr
-        job[r.UNBEGUN] = self.state.ptr + 8 * words.UNBEGUN
-        return job
+
+        def state(word: int) -> int:
+            return self.state.ptr + 8 * word
+
+        return router_job.new_job(
+            hidden=cfg.hidden, router=self.put(r.pack_router(layers.weights["router"])), experts=cfg.experts,
+            top_k=cfg.top_k, choices=cfg.top_k, score=rule(router), renormalize=router.renormalize,
+            scale=int(np.float32(router.scale).view(np.int32)), slot_of=self.put(layers.held.slots_for(self.me)),
+            slots=slots, offset=state(starts[words.T_OFFSET]), token=state(starts[words.T_TOKEN]),
+            position=state(starts[words.T_POSITION]), logits=0, select_bias=0, shared_sigmoid=0, weighted=0,
+            kept_weights=0, status=state(words.STATUS), unbegun=state(words.UNBEGUN), scratch=scratch.ptr,
+        )  # fmt: skip
 
     def launch(self) -> None:
         """Queue a call: begin, route, place, layer."""

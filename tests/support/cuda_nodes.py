@@ -189,11 +189,10 @@ class NodeRank(Rank):
         self.kept.append(array)
         return array.ptr
 
-    def _job(self, layers: Any) -> np.ndarray:
-        job = super()._job(layers)
-        job[words.MIRROR], job[words.MIRROR_BYTES] = self.memory.mirror, self.memory.mirror_bytes
-        job[words.REMOTE], job[words.BLOCK_PAIRS] = len(layers.nodes.remote(self.me)), layers.block
-        return job
+    def _remote(self) -> dict[str, int]:
+        layers, memory = self.layers, self.memory
+        return {"remote": len(layers.nodes.remote(self.me)), "block_pairs": layers.block, "mirror": memory.mirror,
+                "mirror_bytes": memory.mirror_bytes}  # fmt: skip
 
     def proxy(self, epoch: int) -> Iterator[None]:
         """The actor, until this rank's call `epoch` has ended and everything is put."""

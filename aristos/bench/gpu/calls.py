@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...row_types import KINDS
+from ...row_types import BY_KIND, KINDS
 from ..context import Context
 from ..ran import Ran, of_gpu_layer
 from ..workload import NEAR_TIE, Call, Workload
@@ -25,7 +25,7 @@ def rounded(values: np.ndarray, kind: str) -> np.ndarray:
     """Values rounded to a kind's rows, as float32; rows of tf32 are float32, only factors are rounded."""
     from ...kernels.cuda.pack import narrow, widen
 
-    return values if kind == "tf32" else widen(narrow(values, kind), kind)
+    return widen(narrow(values, kind), kind) if BY_KIND[kind].rounds else values
 
 
 def settled(work: Workload, count: int, kind: str) -> np.ndarray:
@@ -79,7 +79,7 @@ class Played:
         from ...kernels.cuda.pack import narrow
 
         self.gpu, self.work, self.moe, self.kind = gpu, work, moe, KINDS[work.cfg.dtype]
-        raw = call.x if self.kind == "tf32" else narrow(call.x, self.kind)
+        raw = narrow(call.x, self.kind) if BY_KIND[self.kind].rounds else call.x
         self.x, self.y = gpu.array(raw, self.kind), GpuArray(gpu, raw.shape, self.kind)
         self.routing: dict[str, GpuArray] = {}
         if call.ids is not None and call.weights is not None:

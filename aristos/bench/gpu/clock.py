@@ -14,12 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from ...row_types import BY_KIND
 from ..measure import Seconds, no_gc, rotated
 from ..world import World
 
 FLUSH = 256 << 20  # bytes; more than the L2 cache of any GPU
 FEWEST, MOST = 5, 200  # timed turns
-TYPES = {"f32": "<f4", "tf32": "<f4", "f16": "<f2", "bf16": "<u2"}  # of arrays, by kind; bfloat16 as uint16 bits
+# of arrays, by kind; those that NumPy itself does not have are bits
+TYPES = {
+    kind: np.dtype(row.array if np.dtype(row.array).kind == "f" else f"u{row.nbytes}").str
+    for kind, row in BY_KIND.items()
+}
 
 
 class GpuArray:

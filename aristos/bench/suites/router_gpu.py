@@ -18,7 +18,7 @@ import numpy as np
 from ... import reference
 from ...errors import EnvironmentProblem
 from ...results import Table
-from ...row_types import KINDS, ROW_TYPES
+from ...row_types import BY_KIND, KINDS, ROW_TYPES
 from ..context import CHECK, ERROR, VERDICTS, WRONG_RIVAL, Column, Context, Result, Sheet
 from ..gpu.calls import settled
 from ..gpu.clock import BenchGpu, GpuArray, ratios
@@ -54,27 +54,24 @@ class Ours:
 
     def __init__(self, gpu: BenchGpu, cfg: Any, x: GpuArray, matrix: np.ndarray) -> None:
         from ...kernels.common.scores import rule
-        from ...kernels.cuda import router
+        from ...kernels.cuda import router, router_job
         from ...kernels.cuda.catalogue import route_kernels
 
         tokens, self.gpu = x.shape[0], gpu
         self.outputs = [GpuArray(gpu, (tokens, cfg.top_k), kind) for kind in ("<i8", "<f4", "<i8")]
         ids, weights, position = (each.at for each in self.outputs)
-        job = np.zeros(router.JOB_WORDS, np.int64)
-        for word, value in (
-            (router.X, x.at), (router.X_STRIDE, x.dtype.itemsize * cfg.hidden), (router.TOKENS, tokens),
-            (router.HIDDEN, cfg.hidden), (router.EXPERTS, cfg.experts), (router.SLOTS, cfg.experts),
-            (router.TOP_K, cfg.top_k), (router.CHOICES, cfg.top_k), (router.SCORE, rule(cfg.router)),
-            (router.RENORMALIZE, cfg.router.renormalize), (router.SCALE, np.float32(cfg.router.scale).view(np.int32)),
-            (router.ROUTER, gpu.array(router.pack_router(matrix)).at),
-            (router.SLOT_OF, gpu.array(np.arange(cfg.experts)).at), (router.IDS, ids),
-            (router.WEIGHTS, weights), (router.OFFSET, gpu.allocate(8 * (cfg.experts + 1))),
-            (router.TOKEN, gpu.allocate(8 * tokens * cfg.top_k)), (router.POSITION, position),
-            (router.STATUS, gpu.allocate(8)),
-            (router.SCRATCH, gpu.allocate(router.scratch_bytes(tokens, cfg.experts, cfg.experts))),
-        ):  # fmt: skip
-            job[word] = value
-        kind = x.kind if x.kind in router.KINDS else "f32"
+        scratch = router.scratch_bytes(tokens, cfg.experts, cfg.experts)
+        job = router_job.whole_job(
+            x=x.at, x_stride=x.dtype.itemsize * cfg.hidden, tokens=tokens, hidden=cfg.hidden,
+            router=gpu.array(router.pack_router(matrix)).at, experts=cfg.experts, top_k=cfg.top_k, choices=cfg.top_k,
+            score=rule(cfg.router), renormalize=cfg.router.renormalize,
+            scale=int(np.float32(cfg.router.scale).view(np.int32)), ids=ids, weights=weights, given_ids=0,
+            given_weights=0, capacity=0, slot_of=gpu.array(np.arange(cfg.experts)).at, slots=cfg.experts,
+            offset=gpu.allocate(8 * (cfg.experts + 1)), token=gpu.allocate(8 * tokens * cfg.top_k), position=position,
+            logits=0, select_bias=0, input=0, input_stride=0, shared_sigmoid=0, weighted=0, kept_weights=0,
+            status=gpu.allocate(8), unbegun=0, scratch=gpu.allocate(scratch),
+        )  # fmt: skip
+        kind = router.kind_of_rows(x.kind)
         kernels, self._job, self._blocks = route_kernels(), gpu.array(job).at, router.blocks(tokens)
         self._route = kernels[router.route(kind).__name__], router.route_shared(cfg.experts, kind)
         self._place = kernels["place"], router.place_shared(cfg.experts, cfg.top_k)
@@ -219,7 +216,7 @@ def rows_on(gpu: BenchGpu, values: np.ndarray, kind: str) -> GpuArray:
     """Rows of a kind on the GPU. values: [S, H] float32."""
     from ...kernels.cuda.pack import narrow
 
-    return gpu.array(values if kind == "tf32" else narrow(values, kind), kind)
+    return gpu.array(narrow(values, kind) if BY_KIND[kind].rounds else values, kind)
 
 
 def _record(found: Found, steps: str) -> dict[str, Any]:

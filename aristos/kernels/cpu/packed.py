@@ -17,9 +17,10 @@ from kernel_cache.compile import inlined, jit
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
 from ...quantised import FP4
+from ...weight_types import FORMATS
 from ..common.branches import unrolled
 from . import packed_kernels, tiles, widened
-from .convert import BFLOAT16, widen_bfloat16, widen_float16
+from .convert import BFLOAT16
 from .gemm import KC, PITCH
 from .micro_kernels import STEP, SUMS
 from .packed_kernels import FP8_SCALE, PAIR_BYTES, SCALE_BYTES
@@ -40,7 +41,7 @@ FLOAT16_SCALE = SCALE_CODES["float16"]  # else e8m0
 ROW_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
 PAIR = PAIR_BYTES[FORM]
 BITS = PAIR // 8
-ZEROED = FORM.startswith("int")  # weights may have zero points
+ZEROED = FORMATS[FORM].zeros  # weights may have zero points
 
 
 def value_of(code):
@@ -100,6 +101,32 @@ def close_group(m, parts, sums, scales, x, x_pitch):
         _close(WIDTH, mem.floats(parts + SUMS * i, WIDTH), sums + SUMS * i, scales, x + x_pitch * i if x else 0)
 
 
+def widen_scales(code, source, target, groups, shared):
+    """Scales of a panel's groups become float32: see `packed_kernels.widen_scales`. code: of SCALE_CODES."""
+    n = 1 if shared else WIDTH
+    for g in range(groups):
+        out = mem.floats(target + SCALE_BYTES * g, WIDTH)
+        if code == FLOAT32_SCALE:
+            out[:] = mem.floats(source + FLOAT * n * g, n)
+        elif code == BFLOAT16_SCALE:
+            out[:] = (mem.bits16(source + 2 * n * g, n).astype(np.uint32) << np.uint32(16)).view(np.float32)
+        elif code == FLOAT16_SCALE:
+            out[:] = mem.bits16(source + 2 * n * g, n).view(np.float16)
+        else:
+            out[:] = np.exp2(mem.bits8(source + n * g, n).astype(np.float32) - np.float32(127))
+        if FORM == "fp8":
+            out *= np.float32(FP8_SCALE)
+
+
+def widen_zeros(source, target, groups):
+    """Zero points of a panel's groups become float32, signs turned: see `packed_kernels.widen_zeros`."""
+    for g in range(groups):
+        stored = mem.bits8(source + WIDTH * BITS // 8 * g, WIDTH * BITS // 8)
+        if BITS == 4:
+            stored = np.stack([stored & 15, stored >> 4], axis=1).reshape(WIDTH)
+        mem.floats(target + SCALE_BYTES * g, WIDTH)[:] = np.float32(1 << (BITS - 1)) - stored.astype(np.float32)
+
+
 def _close(n, found, sums, scales, x):
     if x:
         found = found + mem.floats(x, 1)[0] * mem.floats(scales + SUMS, n)
@@ -116,6 +143,15 @@ _kernels = {  # rows of float32, then rows of bfloat16 where the instruction set
 }
 _branches = unrolled("_branches", _rows_arguments, f"case({_rows_arguments})", _kernels, globals())
 _unpack, _close_group = packed_kernels.unpack(FORM, LANES, TABLE), packed_kernels.close_group(LANES)
+_widen_scales = unrolled(
+    "_widen_scales", "source, target, groups, shared", "case(source, target, groups, shared)",
+    {code: packed_kernels.widen_scales(name, FORM, LANES) for name, code in SCALE_CODES.items()}, globals(),
+)  # fmt: skip
+_widen_zeros = packed_kernels.widen_zeros(FORM)
+overload(widen_scales)(lambda code, source, target, groups, shared: _widen_scales)
+overload(widen_zeros)(
+    lambda source, target, groups: lambda source, target, groups: _widen_zeros(source, target, groups)
+)
 overload(rows_by_codes)(lambda code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags: _branches)
 overload(unpack)(lambda codes, panel, pairs: lambda codes, panel, pairs: _unpack(codes, panel, pairs))
 overload(close_group)(
@@ -220,45 +256,10 @@ def round_operand(element, m, sums, j, columns, a, spare):
 @jit
 def read_scales(panel, groups, scales):
     """Scales and zero points of a panel become float32: SCALE_BYTES for each group."""
-    kind, at, zeros = mem.load(panel + SCALE), panel + LINE, mem.load(panel + ZEROS)
-    n = 1 if mem.load(panel + SHARED) != 0 else WIDTH
-    for g in range(groups):
-        here = scales + SCALE_BYTES * g
-        out = mem.floats(here, WIDTH)
-        if kind == FLOAT32_SCALE:
-            mem.copy_row(here, at, FLOAT * n)
-            at += FLOAT * n
-        elif kind == BFLOAT16_SCALE:
-            widen_bfloat16(here, at, n)
-            at += 2 * n
-        elif kind == FLOAT16_SCALE:
-            widen_float16(here, at, n)
-            at += 2 * n
-        else:
-            exponents, bits = mem.bits8(at, n), mem.bits32(here, n)
-            for i in range(n):
-                bits[i] = np.uint32(exponents[i]) << np.uint32(23) if exponents[i] > 0 else np.uint32(1 << 22)
-            at += n
-        if FORM == "fp8":
-            for i in range(n):
-                out[i] *= FP8_SCALE
-        if n == 1:
-            out[:] = out[0]
-        if zeros != 0:
-            read_zeros(panel + zeros + WIDTH * BITS // 8 * g, here + SUMS)
-
-
-@jit
-def read_zeros(source, target):
-    """32 zero points of a group as float32, with their signs turned."""
-    out, stored = mem.floats(target, WIDTH), mem.bits8(source, WIDTH * BITS // 8)
-    if BITS == 8:
-        for i in range(WIDTH):
-            out[i] = 128 - np.int32(stored[i])
-    else:
-        for i in range(WIDTH // 2):
-            out[2 * i] = 8 - np.int32(stored[i] & 15)
-            out[2 * i + 1] = 8 - np.int32(stored[i] >> 4)
+    zeros = mem.load(panel + ZEROS)
+    widen_scales(mem.load(panel + SCALE), panel + LINE, scales, groups, mem.load(panel + SHARED))
+    if ZEROED and zeros != 0:
+        widen_zeros(panel + zeros, scales + SUMS, groups)
 
 
 @jit

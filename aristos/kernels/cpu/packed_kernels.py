@@ -6,14 +6,15 @@ in the low half). fp8 codes are read as float16 of the same bits, moved, which h
 
 from llvmlite import ir
 
+from ...primitives.buffers import LINE
 from ...quantised import FP4
+from ...weight_types import FORMATS
 from .micro_kernels import (
     F32,
     I8,
     I16,
     I32,
     I64,
-    NEAR,
     STEP,
     SUMS,
     BFloat,
@@ -28,7 +29,10 @@ from .micro_kernels import (
     _store,
 )
 
-PAIR_BYTES = {"fp8": 64, "int8": 64, "int4": 32, "mxfp4": 32}  # of codes of 32 columns
+NEAR = 6144  # bytes between the codes that are read and those that are prefetched
+PAIR_BYTES = {name: 2 * 32 * form.bits // 8 for name, form in FORMATS.items()}  # of codes of 32 columns
+if set(PAIR_BYTES) != {"fp8", "int8", "int4", "mxfp4"}:
+    raise ImportError(f"weight_types names the formats {', '.join(FORMATS)}: extend `_decoded`")
 FP8_SCALE = 256.0
 SCALE_BYTES = 2 * SUMS  # of a group: 32 scales, then 32 zero points with their signs turned
 _INT4 = [float(n) for n in (*range(8), *range(-8, 0))]
@@ -62,6 +66,14 @@ def _fp4(builder, nibble, lanes):
     return builder.bitcast(builder.or_(builder.bitcast(value, words), sign), kind)
 
 
+def _halves(builder, codes):
+    """Codes of fp8, a vector of bytes -> float16 of 1/FP8_SCALE of their value."""
+    words = ir.VectorType(I16, codes.type.count)
+    keep, seven = words([0xBF80 - 0x10000] * words.count), words([7] * words.count)
+    moved = builder.and_(builder.shl(builder.sext(codes, words), seven), keep)
+    return builder.bitcast(moved, ir.VectorType(ir.HalfType(), words.count))
+
+
 def _decoded(builder, form, place, j, lanes, table):
     """(even k, odd k): float32 of `lanes` columns from number j * lanes on, of a pair of k whose codes lie at `place`.
 
@@ -73,10 +85,7 @@ def _decoded(builder, form, place, j, lanes, table):
         both = (first, builder.load(_at(builder, place, 32 + lanes * j, codes), align=1))
         if form == "int8":
             return tuple(builder.sitofp(builder.sext(x, words), kind) for x in both)
-        halves = ir.VectorType(I16, lanes)
-        keep, seven = halves([0xBF80 - 0x10000] * lanes), halves([7] * lanes)
-        moved = [builder.and_(builder.shl(builder.sext(x, halves), seven), keep) for x in both]
-        return tuple(builder.fpext(builder.bitcast(x, ir.VectorType(ir.HalfType(), lanes)), kind) for x in moved)
+        return tuple(builder.fpext(_halves(builder, x), kind) for x in both)
     raw, four = builder.zext(first, words), words([4] * lanes)
     if table:
         return tuple(_looked_up(builder, _TABLES[form], x, lanes) for x in (raw, builder.lshr(raw, four)))
@@ -127,8 +136,9 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
     columns; `sums` of the first of rows of 32 sums; `groups` >= 1 of `pairs` >= 1 pairs of k; `scales` of SCALE_BYTES
     for each group; `x` of each group's sum of the first row, rows `x_pitch` bytes apart, or 0 without zero points;
     `parts` of rows of 32 sums of a group that is longer than a call. flags: 1: groups begin here, 2: they end here, 3:
-    both. Codes are prefetched NEAR bytes ahead. at_once: whole groups whose sums are made side by side: the chain of a
-    single one would be slower than memory. dot: the name of LLVM's intrinsic of dot products, for rows of bfloat16.
+    both. Codes are prefetched NEAR bytes ahead, line after line. at_once: whole groups whose sums are made side by
+    side: the chain of a single one would be slower than memory. dot: the name of LLVM's intrinsic of dot products, for
+    rows of bfloat16.
     """
     kind, size, each = ir.VectorType(F32, lanes), PAIR_BYTES[form], rows * vectors
 
@@ -138,10 +148,15 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
 
         def products(first, values):
             """Add the products of neighbouring groups from `first` on, all at once; values: sums of each in turn."""
+            count = len(values) // each
+            ahead = builder.add(codes, builder.add(builder.mul(builder.mul(first, pairs), I64(size)), I64(NEAR)))
 
             def body(p, some):
                 new = []
-                for q in range(len(values) // each):
+                line = builder.add(ahead, builder.mul(p, I64(count * size)))
+                for offset in range(0, count * size, LINE):
+                    _prefetch(builder, builder.add(line, I64(offset)))
+                for q in range(count):
                     n = builder.add(builder.mul(builder.add(first, I64(q)), pairs), p)
                     new += pair(n, some[q * each : (q + 1) * each])
                 return new
@@ -149,14 +164,14 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
             return _loop(builder, values, pairs, body)
 
         def pair(n, some):
-            place, left = (
-                builder.add(codes, builder.mul(n, I64(size))),
-                builder.add(a, builder.mul(n, I64(4 if dot else 8))),
-            )
-            _prefetch(builder, builder.add(place, I64(NEAR)))
+            place = builder.add(codes, builder.mul(n, I64(size)))
+            left = builder.add(a, builder.mul(n, I64(4 if dot else 8)))
             decoded = [_decoded(builder, form, place, j, lanes, table) for j in range(vectors)]
             if dot:
                 return by_dot(left, [_joined(builder, *both) for both in decoded], some)
+            return multiplied(left, decoded, some)
+
+        def multiplied(left, decoded, some):
             for odd in range(2):
                 new = []
                 for i in range(rows):
@@ -257,3 +272,85 @@ def close_group(lanes):
         _loop(builder, [], m, row)
 
     return _intrinsic(f"close_group_{lanes}", 6, emit)
+
+
+_STORED = {"float32": F32, "bfloat16": I16, "float16": ir.HalfType(), "e8m0": I8}  # how scales lie in a panel
+
+
+def widen_scales(scale, form, lanes):
+    """Emit widen(source, target, groups, shared): scales of a panel's groups >= 1 become float32 at `target`.
+
+    scale: their type. A group has SCALE_BYTES there; it has 32 scales at `source`, or one, where `shared` is not 0.
+    """
+    stored, kind, words = _STORED[scale], ir.VectorType(F32, lanes), ir.VectorType(I32, lanes)
+    nbytes = {"float32": 4, "e8m0": 1}.get(scale, 2)
+
+    def widened(builder, raw):
+        if scale == "bfloat16":
+            raw = builder.bitcast(builder.shl(builder.zext(raw, words), words([16] * lanes)), kind)
+        elif scale == "float16":
+            raw = builder.fpext(raw, kind)
+        elif scale == "e8m0":  # the exponent of float32; 0 is 2^-127, a denormal
+            wide = builder.zext(raw, words)
+            is_least = builder.icmp_unsigned("==", wide, words([0] * lanes))
+            moved = builder.shl(wide, words([23] * lanes))
+            raw = builder.bitcast(builder.select(is_least, words([1 << 22] * lanes), moved), kind)
+        return builder.fmul(raw, kind([FP8_SCALE] * lanes)) if form == "fp8" else raw
+
+    def emit(builder, args):
+        source, target, groups, shared = args
+        none = ir.Constant(ir.VectorType(stored, lanes), ir.Undefined)
+
+        def of_group(first, take):
+            def body(g, _):
+                out = builder.add(target, builder.mul(g, I64(SCALE_BYTES)))
+                place = builder.add(source, builder.mul(g, I64(first)))
+                for j in range(SUMS // (4 * lanes)):
+                    builder.store(widened(builder, take(place, j)), _at(builder, out, 4 * lanes * j, kind), align=4)
+                return []
+
+            _loop(builder, [], groups, body)
+            return []
+
+        def one(place, j):
+            value = builder.insert_element(none, builder.load(_at(builder, place, 0, stored), align=1), I32(0))
+            return builder.shuffle_vector(value, none, ir.Constant(words, [0] * lanes))
+
+        def several(place, j):
+            return builder.load(_at(builder, place, nbytes * lanes * j, none.type), align=1)
+
+        _either(builder, shared, lambda: of_group(nbytes, one), lambda: of_group(SUMS // 4 * nbytes, several))
+
+    return _intrinsic(f"widen_scales_{scale}_{lanes}", 4, emit)
+
+
+def widen_zeros(form):
+    """Emit widen(source, target, groups): zero points of a panel's groups >= 1 become float32 with their signs turned.
+
+    Those of a group begin SCALE_BYTES after those of the last one at `target`.
+    """
+    bits, columns = PAIR_BYTES[form] // 8, SUMS // 4
+    codes, words, kind = (ir.VectorType(t, columns) for t in (I8, I32, F32))
+
+    def emit(builder, args):
+        source, target, groups = args
+
+        def body(g, _):
+            place = builder.add(source, builder.mul(g, I64(columns * bits // 8)))
+            if bits == 8:
+                raw = builder.load(_at(builder, place, 0, codes), align=1)
+            else:
+                pairs = ir.VectorType(I8, columns // 2)
+                both = builder.load(_at(builder, place, 0, pairs), align=1)
+                low = builder.and_(both, pairs([15] * (columns // 2)))
+                high = builder.lshr(both, pairs([4] * (columns // 2)))
+                turns = [columns // 2 * (n % 2) + n // 2 for n in range(columns)]
+                raw = builder.shuffle_vector(low, high, ir.Constant(words, turns))
+            turned = builder.sub(words([1 << (bits - 1)] * columns), builder.zext(raw, words))
+            out = _at(builder, builder.add(target, builder.mul(g, I64(SCALE_BYTES))), 0, kind)
+            builder.store(builder.sitofp(turned, kind), out, align=4)
+            return []
+
+        _loop(builder, [], groups, body)
+
+    return _intrinsic(f"widen_zeros_{bits}", 3, emit)

@@ -59,10 +59,10 @@ def pack(matrix: Quantised) -> np.ndarray:
         zeros = np.full((groups, up(columns)), 1 << (kind.bits - 1), np.uint8)
         zeros[:, :columns] = matrix.zeros
         _put(panels, words["zeros"], _nibbles(zeros, kind.bits, axis=1).reshape(groups, count, -1))
-    codes = np.full((up(depth), up(columns)), 1 << (kind.bits - 1) if kind.name.startswith("int") else 0, np.uint8)
+    middle = 1 << (kind.bits - 1) if kind.form.floats is None else 0
+    codes = np.full((up(depth), up(columns)), middle, np.uint8)
     codes[:depth, :columns] = matrix.codes
-    if kind.name.startswith("int"):
-        codes ^= np.uint8(1 << (kind.bits - 1))  # two's complement
+    codes ^= np.uint8(middle)  # of integers: two's complement
     stored = _nibbles(codes, kind.bits, axis=0)
     _put(panels, words["codes"], stored.reshape(len(stored), count, WIDTH))
     return panels.reshape(-1)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...primitives import memory as mem
 from . import router as r
+from . import router_job as words
 from .compiler import cuda
 from .tile import CHUNK
 
@@ -23,16 +24,16 @@ def drop_shared(slots: int, k: int) -> int:
 @cuda.jit
 def drop(job_address):
     """Set ids beyond the capacity to -2 - id, and write the counts of the others. Grid: blocks(tokens)."""
-    job = mem.words(job_address, r.JOB_WORDS)
+    job = mem.words(job_address, words.JOB_WORDS)
     if r.unbegun(job):
         return
     shared = cuda.shared.array(0, np.int64, CHUNK)
     thread, block, first = cuda.threadIdx.x, cuda.blockIdx.x, cuda.blockIdx.x * r.BLOCK
-    tokens, k, slots = job[r.TOKENS], job[r.TOP_K], job[r.SLOTS]
+    tokens, k, slots = job[words.TOKENS], job[words.TOP_K], job[words.SLOTS]
     parts = (tokens + r.BLOCK - 1) // r.BLOCK
     counts = mem.words(r.counts_by_choice(job), parts * k * slots)
     left, slot_of_choice = shared[: k * slots], shared[k * slots :]  # left: choices that this block may keep
-    good = mem.load(job[r.STATUS]) == r.OK
+    good = mem.load(job[words.STATUS]) == r.OK
     for slot in range(thread, slots if good else 0, r.THREADS):
         taken, kept = 0, 0
         for j in range(k):
@@ -41,14 +42,14 @@ def drop(job_address):
                 count = counts[(b * k + j) * slots + slot]
                 all_blocks += count
                 earlier += count if b < block else 0
-            most = job[r.CAPACITY] - taken - earlier if j < job[r.CHOICES] else r.BLOCK
+            most = job[words.CAPACITY] - taken - earlier if j < job[words.CHOICES] else r.BLOCK
             left[j * slots + slot] = most
             kept += max(0, min(most, counts[(block * k + j) * slots + slot]))
             taken += all_blocks
         mem.store(r.counts_of(job) + r.WORD * (block * slots + slot), kept)
     choices = min(tokens - first, r.BLOCK) * k if good else 0
-    ids = mem.words(job[r.IDS] + r.WORD * k * first, choices)
-    slot_of = mem.words(job[r.SLOT_OF], job[r.EXPERTS] + 1)
+    ids = mem.words(job[words.IDS] + r.WORD * k * first, choices)
+    slot_of = mem.words(job[words.SLOT_OF], job[words.EXPERTS] + 1)
     for i in range(thread, choices, r.THREADS):
         slot_of_choice[i] = slot_of[ids[i]] if ids[i] >= 0 else -1
     cuda.syncthreads()

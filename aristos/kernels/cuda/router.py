@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...primitives import memory as mem
+from ...row_types import BY_KIND, ROW_TYPES
 from ..common.activations import logistic
 from ..common.scores import choose
 from .combine import combine_tokens
@@ -25,110 +26,53 @@ from .epilogue import NONE
 from .gemm import TILES, tile_product
 from .pack import COLUMNS, outputs, pack, pack_bias
 from .router_job import (
-    CAPACITY as CAPACITY,
-)
-from .router_job import (
-    CHOICES as CHOICES,
-)
-from .router_job import (
-    EXPERTS as EXPERTS,
-)
-from .router_job import (
-    GIVEN_IDS as GIVEN_IDS,
-)
-from .router_job import (
-    GIVEN_WEIGHTS as GIVEN_WEIGHTS,
-)
-from .router_job import (
-    HIDDEN as HIDDEN,
-)
-from .router_job import (
-    IDS as IDS,
-)
-from .router_job import (
-    INPUT as INPUT,
-)
-from .router_job import (
-    INPUT_STRIDE as INPUT_STRIDE,
-)
-from .router_job import (
-    JOB_WORDS as JOB_WORDS,
-)
-from .router_job import (
-    KEPT_WEIGHTS as KEPT_WEIGHTS,
-)
-from .router_job import (
-    LOGITS as LOGITS,
-)
-from .router_job import (
-    OFFSET as OFFSET,
-)
-from .router_job import (
-    POSITION as POSITION,
-)
-from .router_job import (
-    RENORMALIZE as RENORMALIZE,
-)
-from .router_job import (
-    ROUTER as ROUTER,
-)
-from .router_job import (
-    SCALE as SCALE,
-)
-from .router_job import (
-    SCORE as SCORE,
-)
-from .router_job import (
-    SCRATCH as SCRATCH,
-)
-from .router_job import (
-    SELECT_BIAS as SELECT_BIAS,
-)
-from .router_job import (
-    SHARED_SIGMOID as SHARED_SIGMOID,
-)
-from .router_job import (
-    SLOT_OF as SLOT_OF,
-)
-from .router_job import (
-    SLOTS as SLOTS,
-)
-from .router_job import (
-    STATUS as STATUS,
-)
-from .router_job import (
-    TOKEN as TOKEN,
-)
-from .router_job import (
-    TOKENS as TOKENS,
-)
-from .router_job import (
-    TOP_K as TOP_K,
-)
-from .router_job import (
-    UNBEGUN as UNBEGUN,
-)
-from .router_job import (
-    WEIGHTED as WEIGHTED,
-)
-from .router_job import (
-    WEIGHTS as WEIGHTS,
-)
-from .router_job import (
-    X_STRIDE as X_STRIDE,
-)
-from .router_job import (
-    X as X,
+    CAPACITY,
+    CHOICES,
+    EXPERTS,
+    GIVEN_IDS,
+    GIVEN_WEIGHTS,
+    HIDDEN,
+    IDS,
+    INPUT,
+    INPUT_STRIDE,
+    JOB_WORDS,
+    KEPT_WEIGHTS,
+    LOGITS,
+    OFFSET,
+    POSITION,
+    RENORMALIZE,
+    ROUTER,
+    SCALE,
+    SCORE,
+    SCRATCH,
+    SELECT_BIAS,
+    SHARED_SIGMOID,
+    SLOT_OF,
+    SLOTS,
+    STATUS,
+    TOKEN,
+    TOKENS,
+    TOP_K,
+    UNBEGUN,
+    WEIGHTED,
+    WEIGHTS,
+    X_STRIDE,
+    X,
 )
 from .tile import BYTES, CHUNK, Tile, tile_memory
 
 OK, NOT_FINITE, BAD_IDS = 0, 2, 3  # in STATUS: the engine's codes, which this room may not import; a test compares them
-KINDS = ("f32", "bf16", "f16")  # of tokens
+KINDS = tuple(row.kind for row in BY_KIND.values() if row.name == row.stored)  # of tokens
 TILE = TILES["f32"][1]
 BLOCK, THREADS = TILE.m, TILE.threads
 FLOAT, WORD = 4, 8  # bytes
 GATE = 16  # bytes of SCRATCH a token for x times SHARED_SIGMOID: a product stores whole 16 bytes
 ONE = np.float32(1)
+
+
+def kind_of_rows(kind: str) -> str:
+    """The one of KINDS that rows of a layer's kind have."""
+    return ROW_TYPES[BY_KIND[kind].stored].kind
 
 
 def _tile(kind: str) -> Tile:

@@ -61,12 +61,33 @@ LASTING = (
     "unbegun",
     "scratch",
 )  # fmt: skip
+OF_CALL = (
+    "x",
+    "x_stride",
+    "tokens",
+    "ids",
+    "weights",
+    "given_ids",
+    "given_weights",
+    "capacity",
+    "input",
+    "input_stride",
+)  # fmt: skip
 
 
 def new_job(**values: int) -> np.ndarray:
     """A job with all of its words but those of a call. Raises TypeError unless `values` names all of LASTING."""
-    if values.keys() != set(LASTING):
-        missing, unknown = sorted(set(LASTING) - values.keys()), sorted(values.keys() - set(LASTING))
+    return _filled(LASTING, values)
+
+
+def whole_job(**values: int) -> np.ndarray:
+    """A job with all of its words, for kernels launched without `begin`. Raises TypeError unless `values` has them."""
+    return _filled(LASTING + OF_CALL, values)
+
+
+def _filled(names: tuple[str, ...], values: dict[str, int]) -> np.ndarray:
+    if values.keys() != set(names):
+        missing, unknown = sorted(set(names) - values.keys()), sorted(values.keys() - set(names))
         raise TypeError(f"a job of the router kernels: missing {missing}, unknown {unknown}")
     job = np.zeros(JOB_WORDS, np.int64)
     for name, value in values.items():

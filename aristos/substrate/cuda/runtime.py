@@ -225,7 +225,7 @@ class CudaRuntime(Runtime):
         device.launch(device.load(persistent.BEGIN), 1, 0, *opening, stream=stream)
         routes, count = route_kernels(), router.blocks(call.tokens)
         if count:
-            kind = call.kind if call.kind in router.KINDS else "f32"
+            kind = router.kind_of_rows(call.kind)
             shared = router.route_shared(call.slots, kind, call.pitch if call.capacity else 0)
             device.launch(device.load(routes[router.route(kind).__name__]), count, shared, routing, stream=stream)
         if count and call.capacity:
