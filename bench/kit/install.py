@@ -52,7 +52,9 @@ def requirement_class() -> Any:
     try:
         from pip._vendor.packaging.requirements import Requirement
     except ImportError:
-        raise MissingPart(f"{sys.executable} has no pip: install it, or name another Python by PYTHON=") from None
+        raise MissingPart(
+            f"{sys.executable} has no pip: install it, or name another by PYTHON=/path/to/python3.12"
+        ) from None
     return Requirement
 
 
@@ -165,7 +167,7 @@ def install(python: Path, wheels: list[Path]) -> None:
         why = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise MissingPart(
             f"pip cannot install the kit's wheels into {python}: {why} (they are for Python 3.12 on x86-64, and this is"
-            f" {sys.version.split()[0]}: name another by PYTHON=)"
+            f" {sys.version.split()[0]}: name another by PYTHON=/path/to/python3.12)"
         )
 
 
@@ -191,13 +193,11 @@ def main(argv: list[str]) -> int:
     if needed:
         install(python, needed)
     print(f"from the kit: {', '.join(wheel.name.rsplit('-', 3)[0] for wheel in needed) or 'nothing'}", flush=True)
-    missing = failures(python, list(NEEDED))
-    for module, package in NEEDED.items():
-        if missing[module]:
-            raise MissingPart(
-                f"{package}{specifiers.get(canonical(package), '')} is missing or does not load here, and the kit does"
-                f" not have it: {missing[module]}"
-            )
+    missing = {NEEDED[module]: why for module, why in failures(python, list(NEEDED)).items() if why}
+    missing = {name: why for name, why in missing.items() if canonical(name) not in packages} or missing
+    if missing:
+        each = [f"{name}{specifiers.get(canonical(name), '')} ({why})" for name, why in missing.items()]
+        raise MissingPart(f"{sys.executable} lacks what the kit does not have: {'; '.join(each)}")
     for package, found in versions(python, list(NEEDED.values())).items():
         if found and not fits(specifiers, package, found):
             print(f"{package} {found} is untried: {specifiers[canonical(package)]} was asked for", flush=True)

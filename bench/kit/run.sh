@@ -8,7 +8,7 @@ for word; do
 	case "$word" in -h | --help) exec cat "$here/README.txt" ;; esac
 done
 case "${1:-}" in '' | -*) folder=$here/report ;; *) folder=$1 && shift ;; esac
-mkdir -p "$folder"
+mkdir -p "$folder" || { echo "no folder for the report: ./run.sh /a/folder/of/yours" >&2; exit 3; }
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
 	{ echo "Python 3.11 or later is needed, and $python is not: name another by PYTHON=/path/to/python3.12" >&2; exit 3; }
