@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import textwrap
 from typing import Any
 
 from ..host import launch_environment
@@ -17,6 +18,7 @@ from .context import Column, Result, Sheet, counted
 DISTURBED = Column("disturbed", "disturbed")
 LETTERS = "H: width of a token, F: width inside an expert, E: experts over all ranks, k: experts of a token"
 WIDTH = 200  # characters of a line; narrower terminals wrap lines, so no digits are lost
+NOTE = 120  # of a note below a table
 
 
 class Reporter:
@@ -79,7 +81,8 @@ class Reporter:
             self._console.print(f"\n{sheet.title}", style="bold", markup=False, soft_wrap=True)
             self._console.print(table(sheet))
             for note in sheet.notes:
-                self._console.print(f"  {note}", markup=False, soft_wrap=True)
+                lines = textwrap.fill(note, NOTE, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+                self._console.print(lines, markup=False, soft_wrap=True)
             sys.stdout.flush()
 
     def line(self, text: str) -> None:

@@ -57,11 +57,13 @@ def test_models_are_listed(capsys):
     out = capsys.readouterr().out
     assert all(name in out for name in models.MODELS)
     assert "an expert is one matrix" in out
+    assert max(map(len, out.splitlines())) <= 120
     assert command.main(["models", "deepseek-v3", "--json"]) == 0
     one = json.loads(capsys.readouterr().out)["deepseek-v3"]
     assert (one["experts"], one["router"]["groups"], one["runs"]) == (256, 8, "runs")
     with pytest.raises(SystemExit, match="2"):
-        command.main(["models", "quokka"])
+        command.main(["models", "mixtral-8x7"])
+    assert "near it: mixtral-8x7b" in capsys.readouterr().err
 
 
 def test_the_page_names_every_recipe():
