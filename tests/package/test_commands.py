@@ -245,7 +245,7 @@ def check_pip(words: list[str]) -> None:
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert words[0] == "install"
     for word in words[1:]:
-        extras = re.fullmatch(r"(?:\.|aristos)\[([\w,]+)\]", word)
+        extras = re.fullmatch(r"(?:\.|(?:\./)?aristos)\[([\w,]+)\]", word)
         assert not extras or set(extras[1].split(",")) <= set(known), f"{word}: the extras are {sorted(known)}"
 
 
