@@ -112,6 +112,8 @@ def _cell(m: ShapeResults, peer: str) -> str:
 
 
 def _ours(entry: Entry, m: ShapeResults) -> str:
+    if coded := getattr(m.shape, "weights", ""):
+        return str(coded)
     of_layers, *others = OURS[entry.dtype]
     return next((name for name in others if name in m.times), of_layers)
 
