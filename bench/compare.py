@@ -29,7 +29,7 @@ import report
 import rounds
 import save
 from jobs import Product, Shape, Step
-from peers import CODES, LAYERS, ONE_RANK, PRODUCTS, STEPS, UNPADDED, Entry
+from peers import CODES, LAYERS, ONE_RANK, PRODUCTS, STEPS, UNPADDED, Entry, with_weights
 from teams import Team
 
 from aristos import results
@@ -141,7 +141,7 @@ def show(text: str) -> None:
 def compare(asked: argparse.Namespace, name: str, command: str) -> bool:
     """Measure and write one part; returns whether all outputs of Aristos were right."""
     part, world = PARTS[name], PARTS[name].ranks or asked.ranks
-    entries = [entry for entry in part.entries.values() if not asked.peers or entry.name in asked.peers]
+    entries = {name: entry for name, entry in part.entries.items() if not asked.peers or name in asked.peers}
     with tempfile.TemporaryDirectory(prefix="aristos-compare-") as text:
         folder = Path(text)
         teams = rounds.Teams(lambda environment: Team(environment, world, folder, asked.mpiexec))
@@ -157,7 +157,7 @@ def _compare(
     command: str,
     folder: Path,
     teams: rounds.Teams,
-    entries: list[Entry],
+    entries: dict[str, Entry],
     world: int,
 ) -> bool:
     aristos_team = teams[rounds.PEAK]
@@ -172,7 +172,7 @@ def _compare(
             notes.append(f"{shape.label} did not run: {why}")
             continue
         m = rounds.ShapeResults(shape, world)
-        its = [entry for entry in entries if not entry.weights or entry.weights == getattr(shape, "weights", "")]
+        its = list(with_weights(entries, getattr(shape, "weights", "")).values())
         outside = shape.name == "D" and not isinstance(shape, Step)
         after = (lambda team: team("run", "micro:outside", "fused")[0]) if outside else None
         rounds.run(teams, folder / "job", truth, its, m, asked.rounds, asked.iters, draw, show, after)

@@ -133,7 +133,7 @@ STEPS = {
     )
 }
 
-KT_KERNEL = Entry("kt-kernel", "kt-kernel", "kt-kernel", "peers.kt_kernel_layer:KtKernelLayer", "bfloat16")
+_KT = "kt-kernel", "peers.kt_kernel_layer:KtKernelLayer"
 
 UNPADDED = {name: entry for name, entry in LAYERS.items() if entry.environment not in ("deepspeed", "jax")}
 
@@ -152,7 +152,7 @@ ONE_RANK = {
         _alone("torch-bf16-packed", "oneDNN packed"),
         _alone("torch-bf16-loop", "loop of mm"),
         _alone("torch-bf16-grouped", "grouped_mm"),
-        Entry("kt-kernel", "kt-kernel", "kt-kernel", "peers.kt_kernel_layer:KtKernelLayer", "bfloat16"),
+        Entry("kt-kernel", "kt-kernel", *_KT, "bfloat16"),
     )
 }
 
@@ -161,13 +161,22 @@ def _codes(weights: str) -> tuple[Entry, ...]:
     """Peers with weights of codes; all have 16-bit rows but those with int8_rows."""
     ours = _aristos(weights, weights, "bfloat16", weight_dtype=weights)
     torch = _torch(f"torch-{weights}", weights, "bfloat16", "mpi", weights)
+    kt = Entry(f"kt-{weights}", f"kt-kernel {weights}", *_KT, "bfloat16", {"weights": weights}, weights, int8_rows=True)
+    raw = replace(kt, name="kt-raw-int4", title="kt-kernel raw int4", options={"weights": "raw int4"}, int8_rows=False)
     return (
         replace(ours, weights=weights),
         replace(torch, factory="peers.torch_codes:TorchCodes", weights=weights),
+        *([raw] if weights == "int4" else []),
+        kt,
     )
 
 
 CODES = {entry.name: entry for entry in (*_codes("int8"), *_codes("int4"), LAYERS["bf16"])}
+
+
+def with_weights(entries: dict[str, Entry], weights: str) -> dict[str, Entry]:
+    """Those that run on a job with such weights: all but those that read codes of another type."""
+    return {name: entry for name, entry in entries.items() if entry.weights in ("", weights)}
 
 
 def _product(name: str, title: str, environment: str, factory: str, dtype: str, **options: Any) -> Entry:

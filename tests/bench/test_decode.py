@@ -100,3 +100,60 @@ def test_aristos_is_within_its_bound_and_says_what_it_read(tmp_path: Path, text:
     m.ran[entry.name]["weights"] = "fp8"
     assert m.wrong() == [entry.name]
     peer.close()
+
+
+def decoded(text: str, world: int = 1, **turns: float) -> object:
+    """Results of a shape with these turns in each of 3 rounds, without errors."""
+    import jobs
+    import peers
+    import rounds
+
+    shape = jobs.parse_shape(text)
+    m = rounds.ShapeResults(shape, world, iters=3, entries=peers.with_weights(peers.CODES, shape.weights))
+    m.times = {name.replace("_", "-"): np.full((3, 3, world), turn) for name, turn in turns.items()}
+    m.errors = dict.fromkeys(m.times, 4e-3)
+    m.busiest = m.mean = np.full(3, 9e9)
+    return m
+
+
+def test_peers_that_round_rows_to_int8_are_listed_apart_and_count_for_few_tokens_only() -> None:
+    import figures
+    import report
+
+    family = figures.Family("avx512", "x")
+    few = decoded("16/256/128/4/2/gated/int4", int4=1.0, bf16=3.0, torch_int4=1.5, kt_int4=0.8)
+    many = decoded("128/256/128/4/2/gated/int4", int4=1.0, torch_int4=1.1, kt_int4=0.8)
+    eight = decoded("16/256/128/4/2/gated/int8", int8=1.0, torch_int8=2.0)
+    assert list(eight.entries) == ["int8", "torch-int8", "kt-int8", "bf16"]
+    few.errors["kt-int4"] = 0.04
+    assert few.wrong() == []
+    found = [(f.what, f.reached.median, f.met) for f in figures.figures([few, many, eight], family) if f.unit == "×"]
+    wide, every = "over the best peer with 16-bit rows", "over the best peer"
+    assert found == [
+        (f"{few.shape.name}: {wide}", 1.5, True),
+        (f"{few.shape.name}: {every}", 0.8, False),
+        (f"{many.shape.name}: {wide}", 1.1, False),
+        (f"{eight.shape.name}: {wide}", 2.0, True),
+        (f"{eight.shape.name}: {every}", 2.0, True),
+    ]
+    text = report.markdown("A title", [few, many, eight], [], [])
+    four, rounded, last = (
+        text.index(f"Weights of {start}")
+        for start in ("int4, rows of bfloat16:", "int4, rows that the peer rounds to int8 (bound of its error: 5e-02):",
+                      "int8, rows of bfloat16:")
+    )  # fmt: skip
+    assert four < text.index("torch int4, bfloat16 | 1500 ") < rounded < text.index("kt-kernel int4") < last
+    assert text.count("kt-kernel int8") == 0
+
+
+def test_a_wrong_peer_is_named_and_counts_for_no_goal() -> None:
+    import figures
+    import report
+
+    m = decoded(TEXTS[1], int4=1.0, torch_int4=1.5)
+    m.errors |= {"kt-int4": 0.2, "kt-raw-int4": float("nan")}
+    m.ran = {"torch-int4": {"dtype": "bfloat16", "weights": "int4"}}
+    assert m.wrong() == ["kt-int4", "kt-raw-int4"]
+    text = report.markdown("A title", [m], figures.figures([m], figures.Family("avx512", "x")), [])
+    for name in ("kt-kernel int4", "kt-kernel raw int4"):
+        assert f"{name}, bfloat16 gave WRONG outputs on {TEXTS[1]} and was not timed there." in text
