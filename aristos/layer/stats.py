@@ -26,8 +26,8 @@ class CallStats:
     output lies in GPU memory. isa: the instruction set of this rank's kernels; None on a GPU. On a GPU, whose
     workers are blocks, only idle_seconds is measured and the other sums over workers are zero: reading the clock around
     every command costs time. After `timeline(True)` all are measured there: route_seconds is the time of the router's
-    kernels, publish_seconds that of workers that publish, lock_seconds that of their waits for the rank's lock before;
-    polls: idle polls.
+    kernels, publish_seconds that of workers that publish, lock_seconds that of workers that wait for the rank's lock to
+    do so; polls: idle polls.
     """
 
     rank: int
