@@ -17,6 +17,7 @@ from .context import Column, Result, Sheet, counted
 
 DISTURBED = Column("disturbed", "disturbed")
 LETTERS = "H: width of a token, F: width inside an expert, E: experts over all ranks, k: experts of a token"
+WIDE = 120  # characters of a table; columns of a wider one have one space between them
 NOTE = 116  # characters of a line of notes
 WIDTH = 200  # characters of a line; narrower terminals wrap lines, so no digits are lost
 
@@ -79,7 +80,10 @@ class Reporter:
         """Print a sheet with its notes, unless quiet."""
         if not self._quiet:
             self._console.print(f"\n{sheet.title}", style="bold", markup=False, soft_wrap=True)
-            self._console.print(table(sheet))
+            whole = table(sheet)
+            if self._console.measure(whole).maximum > WIDE:
+                whole.padding = (0, 0)
+            self._console.print(whole)
             for note in sheet.notes:
                 for line in textwrap.wrap(note, NOTE, break_long_words=False, break_on_hyphens=False):
                     self._console.print(f"  {line}", markup=False, soft_wrap=True)
