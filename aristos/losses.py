@@ -72,8 +72,8 @@ def sequence(
     equations 17 to 20).
 
     f_e: E / (k T) times the choices of e in the sequence of T tokens; P_e: the mean of s_e / sum of s over its tokens,
-    for the router's score s. A sequence is logits[i] of logits [B, T, E], or all of [S, E]; lengths: of the sequences
-    in [S, E], one after the other.
+    for the router's score s, one of those that allow groups. A sequence is logits[i] of logits [B, T, E], or all of
+    [S, E]; lengths: of the sequences in [S, E], one after the other.
     """
     problem: AristosError | None = None
     ends = np.zeros(0, np.int64)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -90,8 +91,8 @@ def least(call: Callable[[], None]) -> float:
     return float(np.median(times))
 
 
-def expert(form: str) -> tuple[dict[int, float], int]:
-    """({rows: seconds of an expert alone}, bytes of its weights)."""
+def expert(form: str) -> dict[int, float]:
+    """{rows: seconds of an expert alone, with the call from Python}."""
     from aristos.kernels import Packed
 
     up, down, gate = matrices(form, 0)
@@ -107,7 +108,7 @@ def expert(form: str) -> tuple[dict[int, float], int]:
                 one(x[:m], out=out[:m])
 
         found[m] = least(turn) / len(experts)
-    return found, nbytes
+    return found
 
 
 def layer(form: str, tokens: int, comm: Any = None) -> tuple[float, int]:
@@ -149,12 +150,11 @@ def alone(forms: list[str]) -> list[Figure]:
     for form in forms:
         say(form)
         before = bounds.read_bandwidth()
-        times, nbytes = expert(form)
+        times = expert(form)
         seconds, read = layer(form, 1)
         rate = max(before, bounds.read_bandwidth())
         share, bits = SHARES[BITS[form]], BITS[form]
         found.append(Figure(f"{form}: a token, share of {rate / 1e9:.1f} GB/s", read / seconds / rate, share))
-        found.append(Figure(f"{form}: an expert alone, 1 row, share", nbytes / times[1] / rate, share))
         worst = max(times[m] / times[n] for m in ROWS for n in ROWS if m < n)
         found.append(Figure(f"{form}: an expert alone, fewer rows over more", worst, SLOWER, least=False))
         if bits < 16:
@@ -290,7 +290,7 @@ def main(argv: list[str]) -> int:
         return 0
     figures = alone(forms)
     say("two ranks")
-    command = [asked.mpiexec, "-n", "2", sys.executable, __file__, "--on-ranks", *forms]
+    command = [*shlex.split(asked.mpiexec), "-n", "2", sys.executable, __file__, "--on-ranks", *forms]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ)
     if ran.returncode:
         sys.exit(f"{' '.join(command)} ended with code {ran.returncode}:\n{ran.stderr[-4000:]}")

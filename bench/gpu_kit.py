@@ -1,9 +1,10 @@
 """`make gpu-kit`: dist/aristos-gpu-kit.tar.gz, for a machine with a GPU and without a network.
 
-It holds the checkout's files, kernels compiled ahead for ARCHS, wheels that such a machine lacks or has too new, and
-run.sh, which needs nothing else. The wheels come from the index that pip is set up with, by the hashes in
-bench/kit/wheels.txt. Compiling takes minutes the first time; kernels are kept in the usual cache. The same commit gives
-the same archive but for a number in the kernels' names.
+It holds the checkout's files, kernels compiled ahead for ARCHS, wheels that such a machine lacks or has too new,
+README.txt, and run.sh, which needs nothing else. The wheels come from the index that pip is set up with, by the hashes
+in bench/kit/wheels.txt. Compiling takes some 20 minutes of processor time at first; kernels are kept in the usual
+cache. The archive is unpacked and asked for every kernel before it is kept. The same commit gives the same archive but
+for a number in the kernels' names.
 
     python bench/gpu_kit.py [--arch sm_90] [--without-wheels] [--out FILE]
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +37,8 @@ PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 COMMIT = ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")  # as setup.py asks
 WHEELS = ROOT / "bench" / "kit" / "wheels.txt"
+TOP = ("README.txt", "run.sh")  # of bench/kit, at the top of the archive
+ASK = "import json, sys; from first_run import compiling; print(json.dumps(compiling.places(sys.argv[1])))"
 
 
 def git(*words: str) -> str:
@@ -77,7 +81,7 @@ def members(found: list[Path], compiled: list[Path]) -> dict[str, bytes]:
     inside["source/aristos/commit.txt"] = git(*COMMIT).strip().encode()
     inside |= {f"source/{place}/{path.name}": path.read_bytes() for path in compiled}
     inside |= {f"wheels/{path.name}": path.read_bytes() for path in found}
-    inside["run.sh"] = (ROOT / "bench" / "kit" / "run.sh").read_bytes()
+    inside |= {name: (ROOT / "bench" / "kit" / name).read_bytes() for name in TOP}
     return {f"{NAME}/{name}": content for name, content in sorted(inside.items())}
 
 
@@ -97,6 +101,29 @@ def pack(out: Path, inside: dict[str, bytes], when: int) -> int:
     return out.stat().st_size
 
 
+def places(archive: Path, arch: str) -> dict[str, str]:
+    """Name -> where a program from the unpacked archive finds the kernel; its cache is empty."""
+    with tempfile.TemporaryDirectory(prefix="aristos-") as folder:
+        with tarfile.open(archive) as packed:
+            packed.extractall(folder, filter="data")
+        source = Path(folder) / NAME / "source"
+        settings = {"PYTHONPATH": f"{source}{os.pathsep}{source / 'bench'}", "ARISTOS_CACHE": f"{folder}/cache"}
+        words = [sys.executable, "-c", ASK, arch]
+        done = subprocess.run(
+            words, cwd=folder, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def refusal(archive: Path, size: int, archs: list[str]) -> str:
+    """Why an archive must not be used, or ''."""
+    if size > MOST_BYTES:
+        return f"it must have at most {MOST_BYTES >> 20} MiB"
+    missed = [f"{name} for {arch}" for arch in archs for name, place in places(archive, arch).items()
+              if place != build.COMPILED_AHEAD]  # fmt: skip
+    return f"kernels that are not found where it is unpacked: {', '.join(missed)}" if missed else ""
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python bench/gpu_kit.py", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", default=",".join(ARCHS), help="of the kernels, with commas (%(default)s)")
@@ -114,9 +141,9 @@ def main(argv: list[str]) -> int:
         inside = members(found, kernels(places[1], archs))
         size = pack(given.out, inside, int(git("log", "-1", "--format=%ct")))
     print(f"{given.out}: {size / (1 << 20):.1f} MiB, {len(inside)} files")
-    if size > MOST_BYTES:
+    if why := refusal(given.out, size, archs):
         given.out.unlink()
-        print(f"it must have at most {MOST_BYTES >> 20} MiB, and was removed", file=sys.stderr)
+        print(f"{why}; it was removed", file=sys.stderr)
         return 1
     return 0
 

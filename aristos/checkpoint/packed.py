@@ -30,7 +30,6 @@ from .matrix import Matrix, nibbles, unpacked, unpacked_down
 from .methods import BLOCK
 from .safetensors import shown
 
-FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E8M0": "float32"}  # types of scales
 EXPONENTS = ("U8", "F8_E8M0")
 NARROW = {"F8_E4M3": "fp8", "I8": "int8"}
 MX_GROUP = 32
@@ -60,7 +59,7 @@ def _gptq_kind(m: Matrix) -> WeightType:
     groups = m.groups("scales", size)
     m.expect("qweight", (m.words("qweight", depth, bits), out), "I32")
     m.expect("qzeros", (groups, m.words("qzeros", out, bits)), "I32")
-    scale = FLOATS[m.expect("scales", (groups, out), "F16", "BF16", "F32")]
+    scale = quantised.SCALES[m.expect("scales", (groups, out), "F16", "BF16", "F32")]
     if m.has("g_idx"):
         m.expect("g_idx", (depth,), "I32", "I64")
     elif m.options.act_order:
@@ -103,7 +102,7 @@ def _awq_kind(m: Matrix) -> WeightType:
     groups, words = m.groups("scales", size), m.words("qweight", out, 4)
     m.expect("qweight", (depth, words), "I32")
     m.expect("qzeros", (groups, words), "I32")
-    scale = FLOATS[m.expect("scales", (groups, out), "F16", "BF16", "F32")]
+    scale = quantised.SCALES[m.expect("scales", (groups, out), "F16", "BF16", "F32")]
     return packed_type("int4", group=size, scale=scale, zeros=True)
 
 
@@ -139,7 +138,7 @@ def _packed_kind(m: Matrix) -> WeightType:
         m.refuse("weight_packed", f"must have shape {fits} for 4 or 8 bits, got {list(entry.shape)}")
     m.expect("weight_packed", entry.shape, "I32")
     size = _group(m, "weight_scale")
-    scale = FLOATS[m.expect("weight_scale", (out, m.groups("weight_scale", size)), "F16", "BF16", "F32")]
+    scale = quantised.SCALES[m.expect("weight_scale", (out, m.groups("weight_scale", size)), "F16", "BF16", "F32")]
     zeros = m.has("weight_zero_point")
     if zeros:
         stored = m.directory.entry(m.part("weight_zero_point"))
@@ -207,7 +206,7 @@ def _scaled_kind(m: Matrix) -> WeightType:
     whole = math.prod(shape) == 1
     by_row = shape in ((m.rows,), (m.rows, 1)) and not scales.endswith("_inv")
     name = NARROW[entry.dtype]
-    scale = "float32" if scales.endswith("SCB") else FLOATS[stored.dtype]  # which is divided by 127
+    scale = "float32" if scales.endswith("SCB") else quantised.SCALES[stored.dtype]  # which is divided by 127
     if scales.endswith("_inv") or (name == "fp8" and not by_row and not whole):
         half = m.outputs.start or m.outputs.stop or 0
         if name != "fp8" or m.options.block != BLOCK or half % BLOCK[1] or (m.outputs.step or 1) != 1:

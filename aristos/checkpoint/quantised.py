@@ -26,7 +26,8 @@ MX_UNSAFE = 253  # from this byte of a scale on, a product with the largest valu
 LARGEST = float(np.finfo(np.float32).max)
 NARROW = {"F8_E4M3": 448, "F8_E5M2": 57344, "I8": 128}  # the largest finite value of each
 OTHER_FILES = "download this file again, or take the model's unquantised files"
-SCALES = ("F32", "BF16", "F16", "F8_E8M0")
+# by dtype of scales in files, their type once weights are packed
+SCALES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E8M0": "float32"}
 
 
 def scale_name(directory: Directory, name: str, method: str) -> str:

@@ -33,8 +33,9 @@ def parsed(argv: list[str], doc: str) -> argparse.Namespace:
     """The arguments; usage errors end the process."""
     parser = launch_environment.OneRankParser(prog="python bench/gpu_report.py", description=doc.split("\n")[0])
     parser.add_argument("--out", default="gpu-report", help="name of the files without .h5 and .md (%(default)s)")
-    parser.add_argument("--minutes", type=minutes, default=parts.MINUTES, metavar="M",
-                        help="after which the report has ended, whatever hangs (%(default)g)")  # fmt: skip
+    parser.add_argument("--minutes", type=minutes, metavar="M",
+                        help=f"after which the report has ended, whatever hangs ({parts.MINUTES:g}, of a rehearsal"
+                             f" {parts.REHEARSAL_MINUTES:g})")  # fmt: skip
     parser.add_argument("--routing", type=Path, metavar="FILE.npz", help="a recorded routing to replay")
     parser.add_argument(
         "--parts", metavar="NAME,..", help="some parts only, of " + ", ".join(each.name for each in PARTS)
@@ -47,6 +48,7 @@ def parsed(argv: list[str], doc: str) -> argparse.Namespace:
         parser.error(f"no such file: --routing {given.routing}")
     if given.rehearse not in (None, "nothing", *FAULTS):
         parser.error(f"--rehearse takes one of {', '.join(FAULTS)}, got {given.rehearse!r}")
+    given.minutes = given.minutes or (parts.MINUTES if given.rehearse is None else parts.REHEARSAL_MINUTES)
     known = [each.name for each in PARTS]
     given.parts = [name.strip() for name in given.parts.split(",")] if given.parts else known
     if unknown := [name for name in given.parts if name not in known]:
@@ -182,7 +184,8 @@ def first(report: Report, rehearsing: bool) -> str:
         ran = report.run(report.left[0])
         report.facts = ran.document.get("facts", {})
         if not report.facts:
-            return ran.said[-1] if ran.said else f"the driver did not answer within {ran.seconds:.0f} s"
+            late = f"the driver did not answer within {ran.seconds:.0f} s"
+            return late if ran.code is None or not ran.said else ran.said[-1]
         if not rehearsing:
             machine.check(report.facts["gpu_uuid"])
     except EnvironmentProblem as why:

@@ -34,6 +34,18 @@ def listed(arch: str) -> dict[str, Any]:
     return {name: found[name] for name in sorted(found, key=lambda name: (place(name), name))}
 
 
+def places(arch: str) -> dict[str, str]:
+    """Name -> where the kernel is, as `build.place` says; for every kernel of `listed`."""
+    from aristos.kernels.cuda import build
+
+    return {name: build.place(each, arch) for name, each in listed(arch).items()}
+
+
+def tally(arch: str, found: dict[str, str]) -> str:
+    """How many kernels are where, as a line."""
+    return f"{arch}: " + ", ".join(f"{count} kernels {place}" for place, count in Counter(found.values()).items())
+
+
 def compile_one(name: str, arch: str) -> float:
     """Compile one kernel and keep it; returns the seconds taken."""
     from aristos.kernels.cuda import build
@@ -47,8 +59,8 @@ def fill(arch: str, end: float) -> int:
     """Compile what is missing, until `end` on the monotonic clock; prints where the kernels are. The exit code."""
     from aristos.kernels.cuda import build
 
-    places = {name: build.place(each, arch) for name, each in listed(arch).items()}
-    missing = [name for name, place in places.items() if place == build.NOWHERE]
+    found = places(arch)
+    missing = [name for name, place in found.items() if place == build.NOWHERE]
     failed: dict[str, str] = {}
     if missing:
         count = min(len(os.sched_getaffinity(0)), MOST, len(missing))
@@ -58,13 +70,12 @@ def fill(arch: str, end: float) -> int:
             for done in wait(left, time_left, FIRST_COMPLETED).done:
                 name, error = left.pop(done), done.exception()
                 failed |= {name: (str(error).splitlines() or [repr(error)])[0]} if error is not None else {}
-                places[name] = "compiled here" if error is None else "not compiled"
-        places |= dict.fromkeys(left.values(), LATE)
+                found[name] = "compiled here" if error is None else "not compiled"
+        found |= dict.fromkeys(left.values(), LATE)
         for worker in list(pool._processes.values()):  # those that still compile
             worker.kill()
         pool.shutdown(wait=False, cancel_futures=True)
     for name, why in failed.items():
         print(f"{name}: {why}", file=sys.stderr)
-    tally = Counter(places.values())
-    print(f"{arch}: " + ", ".join(f"{count} kernels {place}" for place, count in tally.items()), flush=True)
-    return 4 if failed else INCOMPLETE if LATE in places.values() else 0
+    print(tally(arch, found), flush=True)
+    return 4 if failed else INCOMPLETE if LATE in found.values() else 0

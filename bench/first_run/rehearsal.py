@@ -32,15 +32,15 @@ def run(given: Any) -> int:
     """Run a part of a rehearsal; returns its exit code."""
     sys.path[:0] = [str(ROOT / "tests" / "support")]
     plant(given.fault)
-    if given.task == "tests":
-        return _tests(given)
+    if given.task in ("tests", "kernels"):
+        return {"tests": _tests, "kernels": kernels}[given.task](given)
     shrink()
     given.words = smaller(given.task, given.words)
     from simt_gpu import on_ranks
 
     from . import tasks
 
-    task = {"driver": driver, "kernels": kernels}.get(given.task, tasks.TASKS[given.task])
+    task = driver if given.task == "driver" else tasks.TASKS[given.task]
     (code,) = on_ranks(1, lambda comm, rank: task(given), check=False)
     return int(code)
 
@@ -69,14 +69,9 @@ def driver(given: Any) -> int:
 
 def kernels(given: Any) -> int:
     """Where the kernels of sm_90 are; none is compiled."""
-    from collections import Counter
-
-    from aristos.kernels.cuda import build
-
     from . import compiling
 
-    tally = Counter(build.place(each, "sm_90") for each in compiling.listed("sm_90").values())
-    print("sm_90: " + ", ".join(f"{count} kernels {place}" for place, count in tally.items()), flush=True)
+    print(compiling.tally("sm_90", compiling.places("sm_90")), flush=True)
     return 0
 
 

@@ -1,7 +1,9 @@
 """`python install.py ENV WHEELS`: an environment with this Python's own packages, and the kit's where they do not fit.
 
 Needs no network. A wheel of the kit is installed only where the package is missing here or its version does not fit
-pyproject.toml; the MPI library only where none can be loaded. Uses Python's own modules and pip alone.
+pyproject.toml; the MPI library only where none can be loaded. Uses Python's own modules and pip alone, without pip's
+configuration files. The packages on PYTHONPATH come behind the environment's own. Several ranks share the environment
+that one process made before.
 
 Exit codes: 0 fine, 3 something is missing that the kit does not have: one sentence says what.
 """
@@ -9,6 +11,7 @@ Exit codes: 0 fine, 3 something is missing that the kit does not have: one sente
 from __future__ import annotations
 
 import json
+import os
 import re
 import site
 import subprocess
@@ -18,7 +21,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+SOURCE = Path(__file__).resolve().parents[2]
+PROJECT = SOURCE / "pyproject.toml"
 EXTRA = "cuda13"
 MPI_LIBRARY, MPI = "mpich", "import mpi4py.MPI"  # the package, and what loads and starts it
 MPI_SECONDS = 20.0  # that it may take to start
@@ -26,10 +30,21 @@ SECONDS = 120.0  # that any other program may take
 NEEDED = {"numpy": "numpy", "numba": "numba", "numba.cuda": "numba-cuda", "cuda.bindings.driver": "cuda-bindings",
           "h5py": "h5py", "ml_dtypes": "ml_dtypes", "filelock": "filelock", "rich": "rich"}  # fmt: skip
 ENVIRONMENT = 3
+ROOM = "300 MB"
+READY = "ready"  # a file of a whole environment
+BASE = """# The packages of the Python that made this environment; a virtual one's are not found otherwise.
+import site
+
+PLACES = {places!r}
+own = site.getsitepackages
+site.getsitepackages = lambda prefixes=None: [*own(prefixes), *PLACES]  # where CUDA's libraries are looked for
+for place in PLACES:
+    site.addsitedir(place)
+"""
 
 
 class MissingPart(Exception):
-    """What the machine lacks and the kit does not have."""
+    """What is missing, and what to do."""
 
 
 def requirement_class() -> Any:
@@ -37,7 +52,9 @@ def requirement_class() -> Any:
     try:
         from pip._vendor.packaging.requirements import Requirement
     except ImportError:
-        raise MissingPart(f"{sys.executable} has no pip: install it, or name another Python by PYTHON=") from None
+        raise MissingPart(
+            f"{sys.executable} has no pip: install it, or name another by PYTHON=/path/to/python3.12"
+        ) from None
     return Requirement
 
 
@@ -57,13 +74,17 @@ def wanted() -> dict[str, Any]:
 
 
 def made(folder: Path) -> Path:
-    """The Python of a new environment that finds the packages of the running one behind its own."""
-    venv.EnvBuilder(system_site_packages=True, clear=True, symlinks=True, with_pip=False).create(folder)
+    """The Python of a new environment that finds the checkout and the packages of the running one behind its own."""
+    try:
+        venv.EnvBuilder(system_site_packages=True, clear=True, symlinks=True, with_pip=False).create(folder)
+    except OSError as why:
+        raise MissingPart(f"{why}: unpack the kit in a folder of yours with {ROOM} free") from None
     python = folder / "bin" / "python"
     own = packages_folder(python)
     places = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
-    lines = [f"import site; site.addsitedir({place!r})" for place in places]  # a virtual one's are not found otherwise
-    (own / "zz-base.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    given = [os.path.abspath(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    (own / "kit_base.py").write_text(BASE.format(places=places), encoding="utf-8")
+    (own / "zz-base.pth").write_text("\n".join([str(SOURCE), *given, "import kit_base"]) + "\n", encoding="utf-8")
     return python
 
 
@@ -78,7 +99,12 @@ def without_mpi(python: Path, why: str) -> None:
 
 def _output(python: Path, program: str) -> str:
     words = [python, "-c", program]
-    return subprocess.run(words, capture_output=True, text=True, check=True, timeout=SECONDS).stdout
+    return subprocess.run(words, env=bare(), capture_output=True, text=True, check=True, timeout=SECONDS).stdout
+
+
+def bare() -> dict[str, str]:
+    """The environment variables for a Python that uses the environment: without PYTHONPATH, which would come first."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def versions(python: Path, packages: list[str]) -> dict[str, str]:
@@ -94,7 +120,7 @@ def failures(python: Path, modules: list[str]) -> dict[str, str]:
 def mpi_failure(python: Path) -> str:
     """Why MPI cannot be started; '' if it can. In a process of its own, which MPI may abort or let hang."""
     try:
-        done = subprocess.run([python, "-c", MPI], capture_output=True, text=True, errors="replace",
+        done = subprocess.run([python, "-c", MPI], env=bare(), capture_output=True, text=True, errors="replace",
                               stdin=subprocess.DEVNULL, timeout=MPI_SECONDS)  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"it did not start within {MPI_SECONDS:g} s"
@@ -119,46 +145,66 @@ print(json.dumps(found))"""
 def lacking(python: Path, packages: list[str], specifiers: dict[str, Any]) -> list[str]:
     """The packages that the machine lacks or has in a version that does not fit."""
 
-    def fits(package: str, found: str) -> bool:
-        if package == MPI_LIBRARY:
-            return not mpi_failure(python)
-        specifier = specifiers.get(package)
-        return bool(found) and (specifier is None or specifier.contains(found, prereleases=True))
+    def has(package: str, found: str) -> bool:
+        return not mpi_failure(python) if package == MPI_LIBRARY else bool(found) and fits(specifiers, package, found)
 
-    return [package for package, found in versions(python, packages).items() if not fits(package, found)]
+    return [package for package, found in versions(python, packages).items() if not has(package, found)]
+
+
+def fits(specifiers: dict[str, Any], package: str, found: str) -> bool:
+    specifier = specifiers.get(canonical(package))
+    return specifier is None or bool(specifier.contains(found, prereleases=True))
 
 
 def install(python: Path, wheels: list[Path]) -> None:
     """Install wheels by this Python's pip, without an index."""
-    words = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index", "--no-deps",
-             "--no-cache-dir", "--disable-pip-version-check", "--ignore-installed", *map(str, wheels)]  # fmt: skip
-    done = subprocess.run(words, capture_output=True, text=True)
+    words = [sys.executable, "-m", "pip", "--isolated", "--python", str(python), "install", "--quiet", "--no-index",
+             "--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--ignore-installed",
+             *map(str, wheels)]  # fmt: skip
+    settings = os.environ | {"PIP_CONFIG_FILE": os.devnull}  # a site's may ask for --user, or for its own index
+    done = subprocess.run(words, env=settings, capture_output=True, text=True)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise MissingPart(
             f"pip cannot install the kit's wheels into {python}: {why} (they are for Python 3.12 on x86-64, and this is"
-            f" {sys.version.split()[0]}: name another by PYTHON=)"
+            f" {sys.version.split()[0]}: name another by PYTHON=/path/to/python3.12)"
         )
+
+
+def ranks() -> int:
+    """How many ranks a launcher started; 1 without one."""
+    if str(SOURCE) not in sys.path:
+        sys.path.insert(0, str(SOURCE))
+    from aristos.host import launch_environment
+
+    started = launch_environment.started_as()
+    return 1 if started is None else started[1]
 
 
 def main(argv: list[str]) -> int:
     folder, wheels = Path(argv[0]), sorted(Path(argv[1]).glob("*.whl"))
+    if ranks() > 1:
+        if (folder / READY).exists():
+            return 0
+        raise MissingPart("several ranks share one that must be there before: start ./run.sh once without a launcher")
     specifiers, python = wanted(), made(folder)
     packages = {canonical(wheel.name.split("-")[0]): wheel for wheel in wheels}
     needed = [packages[name] for name in lacking(python, list(packages), specifiers)]
     if needed:
         install(python, needed)
     print(f"from the kit: {', '.join(wheel.name.rsplit('-', 3)[0] for wheel in needed) or 'nothing'}", flush=True)
-    missing = failures(python, list(NEEDED))
-    for module, package in NEEDED.items():
-        if missing[module]:
-            raise MissingPart(
-                f"{package}{specifiers.get(canonical(package), '')} is missing or does not load here, and the kit does"
-                f" not have it: {missing[module]}"
-            )
+    missing = {NEEDED[module]: why for module, why in failures(python, list(NEEDED)).items() if why}
+    missing = {name: why for name, why in missing.items() if canonical(name) not in packages} or missing
+    if missing:
+        each = [f"{name}{specifiers.get(canonical(name), '')} ({why})" for name, why in missing.items()]
+        raise MissingPart(f"{sys.executable} lacks what the kit does not have: {'; '.join(each)}")
+    for package, found in versions(python, list(NEEDED.values())).items():
+        if found and not fits(specifiers, package, found):
+            print(f"{package} {found} is untried: {specifiers[canonical(package)]} was asked for", flush=True)
     if why := mpi_failure(python):
         without_mpi(python, why)
         print(f"no MPI, which one rank does not need: {why}", flush=True)
+    (folder / READY).touch()
     return 0
 
 

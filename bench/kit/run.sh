@@ -1,13 +1,17 @@
 #!/bin/sh
 # The report on one GPU, without a network: ./run.sh [FOLDER] [options of bench/gpu_report.py]
 # FOLDER (default: report, here) gets gpu-report.md, gpu-report.h5 and pictures. PYTHON names the interpreter to use.
+# ./run.sh --help prints README.txt.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+for word; do
+	case "$word" in -h | --help) exec cat "$here/README.txt" ;; esac
+done
 case "${1:-}" in '' | -*) folder=$here/report ;; *) folder=$1 && shift ;; esac
-mkdir -p "$folder"
+mkdir -p "$folder" || { echo "no folder for the report: ./run.sh /a/folder/of/yours" >&2; exit 3; }
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
 	{ echo "Python 3.11 or later is needed, and $python is not: name another by PYTHON=/path/to/python3.12" >&2; exit 3; }
 "$python" "$here/source/bench/kit/install.py" "$here/env" "$here/wheels"
-PYTHONPATH=$here/source${PYTHONPATH:+:$PYTHONPATH} \
-	exec "$here/env/bin/python" "$here/source/bench/gpu_report.py" --out "$folder/gpu-report" "$@"
+unset PYTHONPATH # the environment has its folders, behind its own packages
+exec "$here/env/bin/python" "$here/source/bench/gpu_report.py" --out "$folder/gpu-report" "$@"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench" / "kit"))
 try:
     import gpu_kit
     import install
+    from first_run import command
 finally:
     sys.path.pop(0)
     sys.path.pop(0)
@@ -39,6 +43,7 @@ def small(monkeypatch, tmp_path):
 
     monkeypatch.setattr(gpu_kit, "wheels", wheels)
     monkeypatch.setattr(gpu_kit, "kernels", kernels)
+    monkeypatch.setattr(gpu_kit, "places", lambda archive, arch: {})
     return lambda name, *words: (gpu_kit.main(["--out", str(tmp_path / name), *words]), tmp_path / name)
 
 
@@ -57,6 +62,7 @@ def test_the_kit_holds_source_wheels_kernels_and_the_command(small, tmp_path):
     for name in ("bench/gpu_report.py", "bench/kit/install.py", "tests/gpu/conftest.py", "pyproject.toml"):
         assert (kit / "source" / name).is_file()
     assert len((kit / "source" / "aristos" / "commit.txt").read_text().rstrip("+")) == 40
+    assert (kit / "README.txt").read_text().count("./run.sh") > 3
 
 
 def test_a_kit_that_is_too_large_is_removed(small, monkeypatch, capsys):
@@ -64,7 +70,76 @@ def test_a_kit_that_is_too_large_is_removed(small, monkeypatch, capsys):
     code, archive = small("a.tar.gz", "--without-wheels")
     assert code == 1
     assert not archive.exists()
-    assert "was removed" in capsys.readouterr().err
+    assert "it must have at most 0 MiB; it was removed" in capsys.readouterr().err
+
+
+def test_a_kit_whose_kernels_are_not_found_is_removed(small, monkeypatch, capsys):
+    places = {"route": build.COMPILED_AHEAD, "place": build.NOWHERE}
+    monkeypatch.setattr(gpu_kit, "places", lambda archive, arch: places)
+    code, archive = small("a.tar.gz", "--arch", "sm_90")
+    assert code == 1
+    assert not archive.exists()
+    assert "not found where it is unpacked: place for sm_90; it was removed" in capsys.readouterr().err
+
+
+def test_the_page_of_the_kit_names_options_that_exist(capsys):
+    with pytest.raises(SystemExit):
+        command.parsed(["--help"], "doc")
+    known = set(re.findall(r"--[a-z]+", capsys.readouterr().out)) - {"--out"}
+    text = (ROOT / "bench" / "kit" / "README.txt").read_text()
+    assert known - {"--help"} == set(re.findall(r"^ +(--[a-z]+)", text, re.M))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function that runs run.sh of an empty kit with a Python that notes how it was started, each on a line."""
+    kit, python = tmp_path / "a kit", tmp_path / "python"
+    kit.mkdir()
+    (kit / "README.txt").write_text("the page\n")
+    python.write_text(
+        f'#!/bin/sh\necho "$*, ${{PYTHONPATH:-unset}}" >> "{tmp_path}/log"\n'
+        'case "$1" in *install.py) mkdir -p "$2/bin" && cp "$0" "$2/bin/python" ;; esac\n'
+    )
+    python.chmod(0o755)
+
+    def started(*words):
+        (tmp_path / "log").unlink(missing_ok=True)
+        settings = os.environ | {"PYTHON": str(python), "PYTHONPATH": "/modules"}
+        (kit / "run.sh").write_bytes((ROOT / "bench" / "kit" / "run.sh").read_bytes())
+        done = subprocess.run(["sh", str(kit / "run.sh"), *words], env=settings, cwd=tmp_path, capture_output=True,
+                              text=True, check=True, timeout=60)  # fmt: skip
+        log = tmp_path / "log"
+        return log.read_text().replace(str(kit), "KIT").splitlines()[1:] if log.exists() else [], done.stdout
+
+    return started
+
+
+def test_the_command_makes_an_environment_and_starts_the_report_in_it(run, tmp_path):
+    """Its folder may be named and has a default; options go on to the report; the page of the kit needs no Python."""
+    made = "KIT/source/bench/kit/install.py KIT/env KIT/wheels, /modules"
+    report = "KIT/source/bench/gpu_report.py --out"
+    assert run() == ([made, f"{report} KIT/report/gpu-report, unset"], "")
+    assert run("--minutes", "4")[0] == [made, f"{report} KIT/report/gpu-report --minutes 4, unset"]
+    assert run("my folder", "--rehearse")[0] == [made, f"{report} my folder/gpu-report --rehearse, unset"]
+    assert (tmp_path / "my folder").is_dir()
+    assert run("--help") == ([], "the page\n")
+    assert run("folder", "-h") == ([], "the page\n")
+
+
+def test_several_ranks_share_an_environment_that_was_made_before(tmp_path, monkeypatch):
+    monkeypatch.setenv("PMI_RANK", "1")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    words = [str(tmp_path), str(tmp_path)]
+    with pytest.raises(install.MissingPart, match=r"start \./run\.sh once without a launcher"):
+        install.main(words)
+    (tmp_path / install.READY).touch()
+    assert install.main(words) == 0
+
+
+def test_a_kit_in_a_folder_of_others_is_moved(tmp_path, monkeypatch):
+    (tmp_path / "kit").write_text("a file, where no folder can be made")
+    with pytest.raises(install.MissingPart, match="unpack the kit in a folder of yours"):
+        install.made(tmp_path / "kit" / "env")
 
 
 def test_the_wheels_are_those_of_the_lock(monkeypatch):
@@ -126,15 +201,78 @@ def test_an_environment_sees_the_packages_of_its_python(tmp_path, capsys):
     """This Python is a virtual environment itself. Nothing is installed; its MPI library is not seen."""
     assert install.main([str(tmp_path / "env"), str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines()[:1] == ["from the kit: nothing"]
-    program = "import numpy, numba.cuda; print(numpy.__file__)"
-    done = subprocess.run([tmp_path / "env/bin/python", "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip().startswith(sys.prefix), done.stderr
+    assert imported(tmp_path / "env", "numpy", "numba.cuda")[0].startswith(sys.prefix)
+    library = "from cuda.pathfinder import load_nvidia_dynamic_lib as load; print(load('nvvm').abs_path)"
+    assert said(tmp_path / "env", library)[0].startswith(sys.prefix)
+    assert (tmp_path / "env" / install.READY).exists()
+
+
+def imported(env, *modules):
+    """The files of modules that an environment imports, without PYTHONPATH."""
+    names = ", ".join(modules)
+    return said(env, f"import {names}\nfor each in {names},: print(each.__file__)")
+
+
+def said(env, program):
+    words, settings = [env / "bin" / "python", "-c", program], {"PATH": os.environ["PATH"]}
+    return subprocess.run(words, env=settings, cwd="/", capture_output=True, text=True, check=True,
+                          timeout=120).stdout.splitlines()  # fmt: skip
+
+
+@pytest.mark.slow
+def test_settings_of_the_machine_do_not_reach_the_environment(tmp_path, monkeypatch):
+    """The kit's packages come before those on PYTHONPATH, which stay, and pip asks no index and no settings."""
+    name, modules = "scarce-1.0.dist-info", tmp_path / "modules"
+    with zipfile.ZipFile(tmp_path / "scarce-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("scarce.py", "")
+        wheel.writestr(f"{name}/METADATA", "Metadata-Version: 2.1\nName: scarce\nVersion: 1.0\n")
+        wheel.writestr(f"{name}/WHEEL", "Wheel-Version: 1.0\nGenerator: me\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{name}/RECORD", "")
+    modules.mkdir()
+    for each in ("scarce", "beside"):
+        (modules / f"{each}.py").write_text("")
+    (tmp_path / "pip.conf").write_text("[global]\nuser = true\nindex-url = http://127.0.0.1:9\n")
+    for variable, value in (("PYTHONPATH", str(modules)), ("PIP_CONFIG_FILE", str(tmp_path / "pip.conf")),
+                            ("PIP_TARGET", str(tmp_path / "elsewhere"))):  # fmt: skip
+        monkeypatch.setenv(variable, value)
+    python = install.made(tmp_path / "env")
+    install.install(python, list(tmp_path.glob("*.whl")))
+    scarce, beside, ours = imported(tmp_path / "env", "scarce", "beside", "aristos")
+    assert scarce == str(install.packages_folder(python) / "scarce.py")
+    assert beside == str(modules / "beside.py")
+    assert ours == str(ROOT / "aristos" / "__init__.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parallel
+def test_the_unpacked_kit_rehearses_without_an_index(tmp_path):
+    """A kit with one compiled kernel: it is found by its key from the unpacked sources, and the page says so."""
+    archive, kernels = tmp_path / "kit.tar.gz", tmp_path / "kernels"
+    kernels.mkdir()
+    compiled = ahead.write(kernels, LEND, "sm_90a", build.Built("lend", b"a cubin"))
+    size = gpu_kit.pack(archive, gpu_kit.members([], [compiled]), 0)
+    why = gpu_kit.refusal(archive, size, ["sm_90"])
+    assert "begin for sm_90" in why
+    assert "lend for sm_90" not in why
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    kit = tmp_path / gpu_kit.NAME
+    nowhere = dict.fromkeys(("PIP_INDEX_URL", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    done = subprocess.run([kit / "run.sh", "--rehearse", "--parts", "kernels"], cwd=tmp_path,
+                          env=os.environ | nowhere | {"PYTHON": sys.executable}, capture_output=True, text=True,
+                          timeout=1300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    page = (kit / "report" / "gpu-report.md").read_text()
+    assert page.startswith("# Aristos on PTX machine: 2 of 12 parts ran, every output was right\n"), page
+    assert ", 1 kernels compiled ahead" in page, page
 
 
 @pytest.mark.slow
 def test_what_the_kit_lacks_too_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(install.NEEDED, "nowhere_at_all", "nowhere")
-    with pytest.raises(install.MissingPart, match="nowhere is missing or does not load here"):
+    monkeypatch.setitem(install.NEEDED, "never.at_all", "numba")
+    why = r"lacks what the kit does not have: nowhere \(Mod.*'nowhere_at_all'\); numba<0.69,>=0.61 \(Mod.*\)"
+    with pytest.raises(install.MissingPart, match=why):
         install.main([str(tmp_path / "env"), str(tmp_path)])
 
 

@@ -80,8 +80,9 @@ def test_mps_is_refused(refused, tmp_path):
     assert f"MPS listens in {tmp_path}" in said
 
 
-def test_a_driver_that_hangs_is_named(refused, monkeypatch):
-    monkeypatch.setattr(processes, "run", lambda part, *rest: parts.Ran(part, None, 15.0))
+@pytest.mark.parametrize("said", [[], ["ran out of time: nothing stands still"]], ids=["silent", "stacks"])
+def test_a_driver_that_hangs_is_named(refused, monkeypatch, said):
+    monkeypatch.setattr(processes, "run", lambda part, *rest: parts.Ran(part, None, 15.0, said))
     code, said = refused()
     assert (code, said) == (3, "no GPU to report on: the driver did not answer within 15 s")
 

@@ -96,6 +96,11 @@ def test_a_missing_routing_file_is_a_usage_error(capsys):
         assert why in capsys.readouterr().err
 
 
+def test_a_rehearsal_has_more_time():
+    for words, minutes in (([], 8), (["--rehearse"], 60), (["--rehearse", "hang", "--minutes", "4"], 4)):
+        assert command.parsed(words, "doc").minutes == minutes
+
+
 def test_the_report_names_failed_parts_and_figures(report, tmp_path):
     """A part that hangs is ended and named; wrong rows give no figures; floors and predictions stand beside others."""
     names = (parts.DRIVER, parts.PUTS, parts.LAYER, parts.GEMMS, parts.ROUTER, "exchange")

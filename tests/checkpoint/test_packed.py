@@ -146,6 +146,27 @@ def test_a_layer_keeps_weights_as_they_are_stored(tmp_path, name):
             assert not moe.summary().weight_errors.any()  # nothing was quantised
 
 
+@pytest.mark.ranks(2)
+def test_each_rank_reads_its_experts_as_they_are_stored(comm, tmp_path):
+    """With the bits of one rank, where rows travel and where weights are read in place."""
+    folder = comm.bcast(tmp_path, 0)
+    if comm.rank == 0:
+        config, tensors, _ = olmoe(CASES["gptq"])
+        write(folder, config, tensors)
+    comm.Barrier()
+    checkpoint = aristos.Checkpoint(folder)
+    cfg = checkpoint.config(max_tokens=9, weight_dtype="file")
+    x = arrays(9, 128)
+    with cases.MoE(cfg, threads=1) as moe:
+        checkpoint.load(moe, layer=0, number=0)
+        want = np.array(moe(x))
+    for moves in ("tokens", "experts"):
+        with cases.MoE(cfg, comm, threads=1, moves=moves) as moe:
+            checkpoint.load(moe, layer=0, number=0)
+            assert cases.same(moe(x), want)
+            assert not moe.summary().weight_errors.any()
+
+
 def test_a_plain_file_is_quantised_when_a_type_is_given(tmp_path):
     checkpoint = aristos.Checkpoint(write(tmp_path, OLMOE, plain()))
     assert checkpoint.config(weight_dtype="file").weight_dtype is None

@@ -55,7 +55,7 @@ def test_a_layer_alone(name, dtype):
         y = moe(x)
         check(cfg, wide, x, y)
         alone = np.concatenate([moe(x[i : i + 1]) for i in range(len(x))])
-    same(alone, y)
+    assert same(alone, y)
 
 
 @pytest.mark.ranks(2)
@@ -69,7 +69,7 @@ def test_ranks_have_the_bits_of_one(comm, moves):
     check(cfg, wide, x, y)
     with MoE(cfg, backend="cpu", threads=2) as moe:
         moe.load(0, **w)
-        same(moe(x), y)
+        assert same(moe(x), y)
 
 
 def test_plain_arrays_become_the_nearest_codes():
@@ -81,14 +81,14 @@ def test_plain_arrays_become_the_nearest_codes():
         moe.load(0, **w)
         y = moe(x)
         moe.load(0, **plain)
-        same(moe(x), y)
+        assert same(moe(x), y)
         turned = {n: v.swapaxes(-1, -2) if n in (*MATRICES, "router") else v for n, v in plain.items()}
         moe.load(0, **turned, layout="out_in")
-        same(moe(x), y)
+        assert same(moe(x), y)
         for e in range(cfg.experts):
             biases = {n: w[n][e] for n in w if n in ("up_bias", "gate_bias", "down_bias")}
             moe.load_expert(0, e, **{n: quantise(plain[n][e], kind) for n in MATRICES}, **biases)
-        same(moe(x), y)
+        assert same(moe(x), y)
 
 
 def test_memory_has_the_bytes_of_the_codes():
