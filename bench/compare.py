@@ -29,7 +29,7 @@ import report
 import rounds
 import save
 from jobs import Product, Shape, Step
-from peers import CODES, LAYERS, ONE_RANK, PRODUCTS, STEPS, UNPADDED, Entry, with_weights
+from peers import CODES, CODES_MPI, LAYERS, ONE_RANK, PRODUCTS, STEPS, UNPADDED, Entry, with_weights
 from teams import Team
 
 from aristos import results
@@ -58,7 +58,7 @@ PARTS = {
         "One rank, all experts local", tuple(f"{t}/2048/512/32/8/gated" for t in figures.ONE_RANK), ONE_RANK, 1
     ),
     "decode": Part("Weights of 8 and of 4 bits, one rank", _DECODE, CODES, 1),
-    "decode2": Part("Weights of 8 and of 4 bits, half of the experts on each of two ranks", _DECODE, CODES, 2),
+    "decode2": Part("Weights of 8 and of 4 bits, half of the experts on each of two ranks", _DECODE, CODES_MPI, 2),
     "train": Part("Training steps", tuple(jobs.step(shape) for shape in jobs.SHAPES.values()), STEPS),
     "products": Part(
         "Matrix products, one rank",
@@ -115,7 +115,7 @@ def _check_peers(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> 
         unknown = [name for name in asked.peers or [] if name not in known]
         if unknown:
             parser.error(f"peers of {part} must be of {', '.join(known)}, got {unknown[0]!r}")
-        coded = PARTS[part].entries is CODES
+        coded = any(entry.weights for entry in known.values())
         other = [s for s in shapes_of(asked, part) if isinstance(s, Shape) and bool(s.weights) != coded]
         if other:
             parser.error(f"shapes of {part} must {'' if coded else 'not '}end with /int8 or /int4, got {other[0].name}")

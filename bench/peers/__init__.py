@@ -21,8 +21,8 @@ class Absent(Exception):
 class Peer(Protocol):
     """One layer or product. Made by factory(comm, job, **options) on all ranks together."""
 
-    def __call__(self, i: int) -> None:
-        """Compute input i, on all ranks together."""
+    def __call__(self, i: int) -> float | None:
+        """Compute input i, on all ranks together. Returns the seconds if it took them itself."""
 
     def output(self) -> Floats:
         """The result of the last call: [S, H], in any floating dtype that float32 holds."""
@@ -53,8 +53,8 @@ class Entry:
     """A peer: its name on the command line, its title in tables, its environment, and the factory that makes it.
 
     weights: "int8" or "int4" if it reads codes of this type, and runs on jobs with such weights alone. int8_rows:
-    whether it rounds rows to codes of 8 bits. ours: whether it is Aristos. Its output is wrong if its error, relative
-    to float64, exceeds the bound of its dtype and precision.
+    whether it rounds rows to codes of 8 bits. checked: whether its output can be seen. ours: whether it is Aristos. Its
+    output is wrong if its error, relative to float64, exceeds the bound of its dtype and precision.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Entry:
     options: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     int8_rows: bool = False
+    checked: bool = True
 
     @property
     def ours(self) -> bool:
@@ -168,10 +169,19 @@ def _codes(weights: str) -> tuple[Entry, ...]:
         replace(torch, factory="peers.torch_codes:TorchCodes", weights=weights),
         *([raw] if weights == "int4" else []),
         kt,
+        replace(
+            kt,
+            name=f"llama-{weights}",
+            title=f"llama.cpp {weights}",
+            environment="xllamacpp",
+            factory="peers.llama_layer:LlamaLayer",
+            checked=False,
+        ),
     )
 
 
 CODES = {entry.name: entry for entry in (*_codes("int8"), *_codes("int4"), LAYERS["bf16"])}
+CODES_MPI = {name: entry for name, entry in CODES.items() if entry.environment in ("aristos", "torch")}
 
 
 def with_weights(entries: dict[str, Entry], weights: str) -> dict[str, Entry]:

@@ -124,7 +124,7 @@ def test_peers_that_round_rows_to_int8_are_listed_apart_and_count_for_few_tokens
     few = decoded("16/256/128/4/2/gated/int4", int4=1.0, bf16=3.0, torch_int4=1.5, kt_int4=0.8)
     many = decoded("128/256/128/4/2/gated/int4", int4=1.0, torch_int4=1.1, kt_int4=0.8)
     eight = decoded("16/256/128/4/2/gated/int8", int8=1.0, torch_int8=2.0)
-    assert list(eight.entries) == ["int8", "torch-int8", "kt-int8", "bf16"]
+    assert list(eight.entries) == ["int8", "torch-int8", "kt-int8", "llama-int8", "bf16"]
     few.errors["kt-int4"] = 0.04
     assert few.wrong() == []
     found = [(f.what, f.reached.median, f.met) for f in figures.figures([few, many, eight], family) if f.unit == "×"]
@@ -157,3 +157,65 @@ def test_a_wrong_peer_is_named_and_counts_for_no_goal() -> None:
     text = report.markdown("A title", [m], figures.figures([m], figures.Family("avx512", "x")), [])
     for name in ("kt-kernel int4", "kt-kernel raw int4"):
         assert f"{name}, bfloat16 gave WRONG outputs on {TEXTS[1]} and was not timed there." in text
+
+
+def test_peers_of_several_ranks_have_an_mpi_in_their_environments() -> None:
+    import compare
+    import environments
+
+    for name, part in compare.PARTS.items():
+        for entry in part.entries.values() if part.ranks != 1 else ():
+            if entry.environment not in environments.OWN:
+                wanted = (BENCH / "environments" / f"{entry.environment}.txt").read_text()
+                assert "mpi4py==" in wanted, (name, entry.name)
+
+
+def test_a_peer_without_an_output_is_timed_and_said_to_be_unseen(tmp_path: Path) -> None:
+    import report
+    import rounds
+
+    m = decoded(TEXTS[0], int8=1.0, llama_int8=2.0)
+    del m.errors["llama-int8"]
+    asked = []
+
+    def team(method: str, name: str) -> list[dict[str, str]]:
+        asked.append(method)
+        return [{"dtype": "", "weights": "int8", "isa": "AVX2"}]
+
+    rounds.check({"xllamacpp": team}, tmp_path, None, [m.entries["llama-int8"]], m)
+    assert set(asked) == {"ran"}
+    assert m.wrong() == []
+    text = report.markdown("A title", [m], [], [])
+    assert "| llama.cpp int8, bfloat16 | 2000 (4) | not seen |" in text
+    assert "- llama.cpp int8, kernels for AVX2: the time of a model with 6 layers less that of one with 2" in text
+
+
+def test_a_peer_that_takes_its_own_seconds_is_believed(tmp_path: Path) -> None:
+    import jobs
+    import worker
+    from barrier import Barrier
+
+    Barrier.create(tmp_path / "barrier", 1)
+    one = worker.Worker(None, 1, tmp_path / "barrier")
+    one.job = jobs.ProductJob(jobs.Product(1, 1, 1), np.zeros((1, 1)), np.zeros((2, 1, 1)))
+    one.peers = {"peer": lambda i: 0.25 + i}
+    assert sorted(one.turn("peer", 4)) == [0.25, 0.25, 1.25, 1.25]
+
+
+@pytest.mark.slow
+def test_a_small_run_of_every_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import compare
+
+    monkeypatch.setattr(compare.signal, "signal", lambda *_: None)  # this process keeps its own
+    out = tmp_path / "compare.h5"
+    words = ["--shapes", ",".join(TEXTS), "--rounds", "1", "--iters", "2", "--out", str(out)]
+    assert compare.main(["decode", *words]) == 0
+    (run,) = aristos.results.load(out).runs
+    tables = {table.name: table for table in run.tables}
+    for kind in ("int8", "int4"):
+        table = tables[f"shape-3-256-128-4-2-gated-{kind}"]
+        peers, errors = table.dims["peer"].values.tolist(), table.variables["error"].values
+        assert peers[0] == kind
+        assert np.isfinite(errors[0])
+        assert errors[0] < 1e-2
+        assert table.attributes["weights"] == table.attributes[f"weights_read.{kind}"] == kind
