@@ -44,7 +44,7 @@ def shape_table(m: ShapeResults) -> results.Table:
     table.attributes = {
         **asdict(m.shape),
         "world": m.world,
-        **{of: {name: m.ran[name].get(of) for name in peers} for of in ("dtype", "precision", "isa")},
+        **{of: {name: m.ran[name].get(of) for name in peers} for of in ("dtype", "precision", "isa", "weights")},
         "absent": m.absent,
         "wrong": m.wrong(),
         "fused_and_bulk_equal_bits": m.same_bits,
