@@ -71,13 +71,15 @@ test-all: $(READY)-test $(OTHERS:%=$(VENV)/mpi/%/.aristos) $(VENV)/cuda13/.arist
 	$(PY) -m pytest --tier $(TIER) --part serial $(ARGS) || $(NONE)
 	for mpi in $(OTHERS); do $(VENV)/mpi/$$mpi/bin/python -m pytest -m core $(ARGS) || $(NONE); done
 
-# transformers and torch have an environment of their own; tests/hf/models.py runs there, compare.py on the ranks here.
+# transformers and torch have an environment of their own; tests/hf/models.py and tests/integrations run there, compare.py
+# on the ranks here.
 HF = $(VENV)/peers/transformers
 test-hf: $(READY)-test
 	test bench/environments/transformers.txt -ot $(HF)/ready || $(PY) bench/environments.py transformers
 	rm -rf $(HF)/models
 	HF_HUB_OFFLINE=1 $(HF)/bin/python tests/hf/models.py $(HF)/models $(ARGS)
 	$(MPIRUN) $(PY) tests/hf/compare.py $(HF)/models
+	PYTHONPATH=. HF_HUB_OFFLINE=1 $(HF)/bin/python -m pytest tests/integrations
 
 # tests/support/coverage_rooms.py says what counts. Tests marked `compiled` take too long as plain Python.
 COVERED = bench/test_bench_parts.py bench/test_floors.py explore/test_plain_python.py package/test_config.py \

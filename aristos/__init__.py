@@ -86,6 +86,7 @@ _MODULES = (
     "bench",
     "checkpoint",
     "errors",
+    "integrations",
     "kernels",
     "losses",
     "model_table",

@@ -29,7 +29,7 @@ import report
 import rounds
 import save
 from jobs import Product, Shape, Step
-from peers import LAYERS, ONE_RANK, PRODUCTS, STEPS, UNPADDED, Entry
+from peers import CODES, CODES_MPI, LAYERS, ONE_RANK, PRODUCTS, STEPS, UNPADDED, Entry, with_weights
 from teams import Team
 
 from aristos import results
@@ -49,6 +49,7 @@ class Part:
     ranks: int | None = None
 
 
+_DECODE = tuple(f"{t}/2048/512/32/8/gated/{kind}" for kind in jobs.CODES for t in (1, 4, 16, 128, 1024))
 PARTS = {
     "uniform": Part("Layers, uniform routing", tuple(jobs.SHAPES), LAYERS),
     "zipf": Part("Layers, routing by Zipf 1.2", tuple(f"{name}@zipf" for name in jobs.SHAPES), UNPADDED),
@@ -56,6 +57,8 @@ PARTS = {
     "one": Part(
         "One rank, all experts local", tuple(f"{t}/2048/512/32/8/gated" for t in figures.ONE_RANK), ONE_RANK, 1
     ),
+    "decode": Part("Weights of 8 and of 4 bits, one rank", _DECODE, CODES, 1),
+    "decode2": Part("Weights of 8 and of 4 bits, half of the experts on each of two ranks", _DECODE, CODES_MPI, 2),
     "train": Part("Training steps", tuple(jobs.step(shape) for shape in jobs.SHAPES.values()), STEPS),
     "products": Part(
         "Matrix products, one rank",
@@ -71,7 +74,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python bench/compare.py", description=__doc__.split("\n")[0])
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--ranks", type=int, default=2, help="of the parts on several ranks (%(default)s)")
-    parser.add_argument("--shapes", help="instead of the part's, with commas: A..G or tokens/H/F/E/k[/gated], @routing")
+    parser.add_argument(
+        "--shapes", help="instead of the part's, with commas: A..G or tokens/H/F/E/k[/gated][/int8 or /int4], @routing"
+    )
     parser.add_argument("--peers", help="with commas (default: all of the part)")
     parser.add_argument("--rounds", type=int, default=5, help="in a round every peer has one turn (%(default)s)")
     parser.add_argument("--iters", type=int, help="timed calls in a turn (default: as many as take 0.15 s, 2 to 40)")
@@ -110,6 +115,10 @@ def _check_peers(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> 
         unknown = [name for name in asked.peers or [] if name not in known]
         if unknown:
             parser.error(f"peers of {part} must be of {', '.join(known)}, got {unknown[0]!r}")
+        coded = any(entry.weights for entry in known.values())
+        other = [s for s in shapes_of(asked, part) if isinstance(s, Shape) and bool(s.weights) != coded]
+        if other:
+            parser.error(f"shapes of {part} must {'' if coded else 'not '}end with /int8 or /int4, got {other[0].name}")
         uneven = [shape for shape in shapes_of(asked, part) if isinstance(shape, Shape) and shape.experts % ranks]
         if uneven:
             parser.error(f"experts must be a multiple of the {ranks} ranks, got {uneven[0]}")
@@ -132,7 +141,7 @@ def show(text: str) -> None:
 def compare(asked: argparse.Namespace, name: str, command: str) -> bool:
     """Measure and write one part; returns whether all outputs of Aristos were right."""
     part, world = PARTS[name], PARTS[name].ranks or asked.ranks
-    entries = [entry for entry in part.entries.values() if not asked.peers or entry.name in asked.peers]
+    entries = {name: entry for name, entry in part.entries.items() if not asked.peers or name in asked.peers}
     with tempfile.TemporaryDirectory(prefix="aristos-compare-") as text:
         folder = Path(text)
         teams = rounds.Teams(lambda environment: Team(environment, world, folder, asked.mpiexec))
@@ -148,7 +157,7 @@ def _compare(
     command: str,
     folder: Path,
     teams: rounds.Teams,
-    entries: list[Entry],
+    entries: dict[str, Entry],
     world: int,
 ) -> bool:
     aristos_team = teams[rounds.PEAK]
@@ -163,9 +172,10 @@ def _compare(
             notes.append(f"{shape.label} did not run: {why}")
             continue
         m = rounds.ShapeResults(shape, world)
+        its = list(with_weights(entries, getattr(shape, "weights", "")).values())
         outside = shape.name == "D" and not isinstance(shape, Step)
         after = (lambda team: team("run", "micro:outside", "fused")[0]) if outside else None
-        rounds.run(teams, folder / "job", truth, entries, m, asked.rounds, asked.iters, draw, show, after)
+        rounds.run(teams, folder / "job", truth, its, m, asked.rounds, asked.iters, draw, show, after)
         measured.append(m)
     show("signals")
     with_signals = name == "uniform" and not asked.shapes and not asked.peers

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jobs import Product, Step
+from jobs import Product, Shape, Step
 from numpy.typing import ArrayLike
 from peers import BOUNDS
 from rounds import ShapeResults
@@ -34,6 +34,7 @@ FIGURES_BY_ISA: dict[str, dict[str, dict[str, float]]] = {  # of layers in bfloa
 HIGH_OVER_FLOAT32 = {"A": 1.8, "E": 1.8}  # precision="high" on AMX
 STEPS = {"float32": ("step", 1.2), "bfloat16": ("bf16-step", 1.05)}  # dtype -> Aristos's peer, over the best other
 ONE_RANK = {1: 1.3, 16: 1.4, 128: 1.4, 1024: 1.4}  # tokens -> bfloat16, over the better of kt-kernel and torch
+OVER_CODES, FEW_TOKENS, OVER_ANY = 1.2, 16, 1.0  # weights of codes: over peers with 16-bit rows; few: over any
 FEW_ROWS, OVER_FEW, OVER_MANY = 64, 1.2, 1.0  # bfloat16 products over oneDNN's
 PRODUCT_SHARE = {"avx512": 0.86, "avx512 on znver4": 0.92}  # of the FMA peak, by ISA and CPU
 SHARE_OF = (1024, 4096), (64, 512)  # the weight whose product has a share to reach, and for how many rows
@@ -127,6 +128,8 @@ def figures(
             found += _product(m, family)
         elif isinstance(m.shape, Step):
             found += _step(m)
+        elif m.shape.weights:
+            found += _decode(m)
         elif m.world == 1:
             found += _one_rank(m)
         else:
@@ -183,6 +186,20 @@ def _one_rank(m: ShapeResults) -> list[Figure]:
         return []
     what = "bfloat16, over the better of kt-kernel and torch"
     return [_times(what, ONE_RANK[tokens], over_best(m, others, "bf16"), m, "bf16", "kt-kernel")]
+
+
+def _decode(m: ShapeResults) -> list[Figure]:
+    """A layer with weights of codes, over peers with the same type and 16-bit rows; for few tokens over all peers."""
+    assert isinstance(m.shape, Shape)
+    ours = m.shape.weights
+    if ours not in m.entries:
+        return []
+    others = [name for name, entry in m.entries.items() if entry.weights == ours and not entry.ours]
+    wide = [name for name in others if not m.entries[name].int8_rows]
+    found = [_times("over the best peer with 16-bit rows", OVER_CODES, over_best(m, wide, ours), m, ours, *wide)]
+    if m.shape.tokens <= FEW_TOKENS:
+        found.append(_times("over the best peer", OVER_ANY, over_best(m, others, ours), m, ours, *others))
+    return found
 
 
 def _product(m: ShapeResults, family: Family) -> list[Figure]:

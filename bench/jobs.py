@@ -23,6 +23,7 @@ class Shape:
     """One layer's job. tokens: S per rank; hidden: H; ffn: F; experts: E over all ranks; top_k: k.
 
     gated: SwiGLU experts, else ReLU without a gate; routing: `uniform`, `zipf` (exponent 1.2) or the name of a trace.
+    weights: of experts, "int8" or "int4" if every value is a code times a scale, see oracle.coded; else "".
     """
 
     name: str
@@ -33,10 +34,12 @@ class Shape:
     top_k: int
     gated: bool = False
     routing: str = "uniform"
+    weights: str = ""
 
     def __str__(self) -> str:
         numbers = f"{self.tokens}/{self.hidden}/{self.ffn}/{self.experts}/{self.top_k}"
-        return f"{numbers}{' gated' if self.gated else ''}{'' if self.routing == 'uniform' else ' ' + self.routing}"
+        words = ["gated"] * self.gated + [self.weights] * bool(self.weights)
+        return " ".join([numbers, *words, *([] if self.routing == "uniform" else [self.routing])])
 
     @property
     def label(self) -> str:
@@ -96,6 +99,9 @@ class Product:
         return 2 * self.rows * self.depth * self.columns
 
 
+CODES = {"int8": 127, "int4": 7}  # the largest code of weights
+GROUP = 128  # k of a column among which one code of int4 is the largest; of int8 a whole column
+
 SHAPES = {
     shape.name: shape
     for shape in (
@@ -110,11 +116,15 @@ SHAPES = {
 
 
 def parse_shape(text: str) -> Shape:
-    """A shape by its letter in SHAPES or as tokens/H/F/E/k[/gated], and @routing. Raises ValueError for other texts."""
+    """A shape by its letter in SHAPES or as tokens/H/F/E/k[/gated][/int8 or /int4], and @routing.
+
+    Raises ValueError for other texts.
+    """
     left, _, routing = text.partition("@")
     known = SHAPES.get(left)
     words = left.split("/")
-    gated = words[-1] == "gated"
+    weights = words.pop() if words[-1] in CODES else ""
+    gated = words[-1:] == ["gated"]
     try:
         numbers = [int(word) for word in words[: len(words) - gated]]
     except ValueError:
@@ -123,10 +133,13 @@ def parse_shape(text: str) -> Shape:
         numbers = [known.tokens, known.hidden, known.ffn, known.experts, known.top_k]
         gated = known.gated
     if len(numbers) != 5 or min(numbers) < 1:
-        raise ValueError(f"a shape must be one of {', '.join(SHAPES)} or tokens/H/F/E/k[/gated], got {text!r}")
+        texts = f"{', '.join(SHAPES)} or tokens/H/F/E/k[/gated][/int8 or /int4]"
+        raise ValueError(f"a shape must be one of {texts}, got {text!r}")
     if numbers[4] > numbers[3]:
         raise ValueError(f"top_k must be at most experts, got {text!r}")
-    return Shape(text, *numbers, gated=gated, routing=routing or "uniform")
+    if weights == "int4" and (numbers[1] % GROUP or numbers[2] % GROUP):
+        raise ValueError(f"H and F must be multiples of {GROUP} with weights of int4, got {text!r}")
+    return Shape(text, *numbers, gated=gated, routing=routing or "uniform", weights=weights)
 
 
 def step(shape: Shape) -> Step:

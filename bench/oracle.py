@@ -76,7 +76,7 @@ def make(folder: Path, shape: Shape, world: int, seed: int, traces: Path) -> Tru
     if shape.experts % world:
         raise ValueError(f"experts must be a multiple of the {world} ranks, got {shape.experts} in {shape}")
     cfg = config(shape)
-    tensors = reference.weights(cfg, seed)
+    tensors = coded(cfg, shape.weights, seed) if shape.weights else reference.weights(cfg, seed)
     weights = {name: tensors[name] for name in ("up", "down", "gate") if name in tensors}
     wide = {name: array.astype(np.float64) for name, array in weights.items()}
     arrays: dict[str, NDArray] = dict(weights)
@@ -89,6 +89,8 @@ def make(folder: Path, shape: Shape, world: int, seed: int, traces: Path) -> Tru
             rng = np.random.default_rng([seed, i, rank])
             x = rng.standard_normal((shape.tokens, shape.hidden), dtype=np.float32)
             chosen, scale = _routing(rng, shape, trace, rank, world, i)
+            if shape.weights:  # the error is then that of the weights and of the arithmetic
+                x, scale = _rounded(x), _rounded(scale)
             results.append(reference.moe(cfg, x, **wide, ids=chosen, weights=scale))
             rows[i] += np.bincount(chosen.ravel() // each, minlength=world)
             xs.append(x)
@@ -98,6 +100,33 @@ def make(folder: Path, shape: Shape, world: int, seed: int, traces: Path) -> Tru
         ys.append(np.stack(results))
     jobs.write(folder, shape, world, arrays | {"rows": rows})
     return Truth(ys, rows)
+
+
+def coded(cfg: MoEConfig, kind: str, seed: int) -> dict[str, NDArray[np.float32]]:
+    """Weights of codes times scales: up, gate [E, H, F] and down [E, F, H], exact in bfloat16.
+
+    A column has one scale: a power of two, of int4 times 1 to 1.875 in steps of 1/8. In each group of k (of int8 a
+    column, of int4 jobs.GROUP) some code is the largest, so that whoever quantises by group or column to symmetric
+    codes gets these codes back.
+    """
+    most = jobs.CODES[kind]
+    rng = np.random.default_rng([seed, most])
+    shapes = {"up": (cfg.hidden, cfg.ffn), "gate": (cfg.hidden, cfg.ffn), "down": (cfg.ffn, cfg.hidden)}
+    found = {}
+    for name, (depth, columns) in shapes.items():
+        if name == "gate" and not cfg.gated:
+            continue
+        group = depth if kind == "int8" else jobs.GROUP
+        found[name] = np.empty((cfg.experts, depth, columns), np.float32)
+        for weight in found[name]:
+            codes = rng.standard_normal((depth // group, group, columns), np.float32) * np.float32(most / 3)
+            np.clip(np.rint(codes, out=codes), -most, most, out=codes)
+            at = rng.integers(group, size=(depth // group, 1, columns))
+            np.put_along_axis(codes, at, most * rng.choice(np.float32([-1, 1]), at.shape), axis=1)
+            steps = rng.integers(8, size=columns) / 8 if kind == "int4" else 0
+            power = np.floor(np.log2(3 / (most * depth**0.5))) + rng.integers(-1, 2, columns)
+            weight[...] = codes.reshape(depth, columns) * ((1 + steps) * np.exp2(power)).astype(np.float32)
+    return found
 
 
 def make_step(folder: Path, shape: Step, world: int, seed: int) -> StepTruth:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from figures import Figure, Spread, gflops, peak_share, ratio
-from peers import BOUNDS, HIGH, Entry
+from peers import BOUNDS, HIGH, INT8_ROWS, Entry
 from rounds import ShapeResults
 
 from aristos.primitives.aside import write_text
@@ -25,13 +25,26 @@ OURS = {  # what a peer of a dtype is compared with: of layers, products, steps
     "float32": ("fused", "product", "step"),
     "bfloat16": ("bf16", "product-bf16", "bf16-step"),
 }
+TIMES = (
+    "Milliseconds of a call, in brackets GFLOP/s per rank: the slowest rank of each call, the median of a turn's "
+    "calls, the median over rounds. Error: the largest, relative to float64 (bounds: "
+    f"{', '.join(f'{dtype} {bound:.0e}' for dtype, bound in BOUNDS.items())})."
+)
+RATIOS = (
+    "Time over that of Aristos {} in the same round: median (least - most) over rounds. "
+    "Share of peak: what the busiest rank's GEMMs take at the float32 FMA peak of the same round, over the call."
+)
+NOT_SEEN = (
+    "the time of a model with 6 layers less that of one with 2, divided by 4; a layer has an attention with one head, "
+    "and routing and codes of its own. Its output cannot be compared, so its error is not seen."
+)
 
 
 def markdown(
     title: str, shapes: list[ShapeResults], figures: list[Figure], facts: list[str], picture: str | None = None
 ) -> str:
     """The text between the markers."""
-    parts = [f"### {title}", "\n".join(f"- {fact}" for fact in facts), _times(shapes), _ratios(shapes)]
+    parts = [f"### {title}", "\n".join(f"- {fact}" for fact in facts), *_tables(shapes)]
     parts += [_goals(figures)] if figures else []
     notes = _notes(shapes)
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
@@ -82,25 +95,45 @@ def _name(entry: Entry) -> str:
     return entry.title + ("" if entry.dtype == "float32" else f", {entry.dtype}")
 
 
-def _times(shapes: list[ShapeResults]) -> str:
+def _kind(dtype: str, weights: str = "", **_: str) -> str:
+    """What a peer computed in, of its entry or of what ran."""
+    return f"{dtype} with weights of {weights}" if weights else dtype
+
+
+def _tables(shapes: list[ShapeResults]) -> list[str]:
+    """Times and ratios: of weights of codes by their type, with a table apart for peers that round rows to int8."""
+    kinds = list(dict.fromkeys(getattr(m.shape, "weights", "") for m in shapes))
+    if not any(kinds):
+        known, ours = entries(shapes), "(fused) with the same dtype"
+        return [TIMES, _times(shapes, known), RATIOS.format(ours), _ratios(shapes, known)]
+    parts = [TIMES, RATIOS.format("with the same type of weights")]
+    for kind in kinds:
+        its = [m for m in shapes if getattr(m.shape, "weights", "") == kind]
+        known = entries(its)
+        wide, rounded = ([e for e in known if e.int8_rows == apart] for apart in (False, True))
+        parts += [f"Weights of {kind}, rows of bfloat16:", _times(its, wide), _ratios(its, wide)]
+        if rounded:
+            says = f"Weights of {kind}, rows that the peer rounds to int8 (bound of its error: {INT8_ROWS:.0e}):"
+            parts += [says, _times(its, rounded), _ratios(its, rounded)]
+    return parts
+
+
+def _times(shapes: list[ShapeResults], known: list[Entry]) -> str:
     """The table of milliseconds and GFLOP/s per rank."""
     head = ["peer", *(m.shape.label for m in shapes), "error"]
     rows = []
-    for entry in entries(shapes):
-        error = max(m.errors.get(entry.name, 0.0) for m in shapes)
-        rows.append([_name(entry), *(_cell(m, entry.name) for m in shapes), f"{error:.0e}"])
+    for entry in known:
+        error = f"{max(m.errors.get(entry.name, 0.0) for m in shapes):.0e}" if entry.checked else "not seen"
+        rows.append([_name(entry), *(_cell(m, entry.name) for m in shapes), error])
+    if any(entry.int8_rows for entry in known):
+        return table(head, rows)
     if any(m.peak is not None for m in shapes):
         peaks = ["-" if m.peak is None else f"({np.median(m.peak):.0f})" for m in shapes]
         rows.append(["float32 FMA peak", *peaks, ""])
     if any(m.world > 1 for m in shapes):
         over = [f"{100 * m.busiest.mean() / m.mean.mean() - 100:+.0f} %" if m.iters else "-" for m in shapes]
         rows.append(["rows of the busiest rank, over the mean", *over, ""])
-    says = (
-        "Milliseconds of a call, in brackets GFLOP/s per rank: the slowest rank of each call, the median of a turn's "
-        "calls, the median over rounds. Error: the largest, relative to float64 (bounds: "
-        f"{', '.join(f'{dtype} {bound:.0e}' for dtype, bound in BOUNDS.items())})."
-    )
-    return f"{says}\n\n{table(head, rows)}"
+    return table(head, rows)
 
 
 def _cell(m: ShapeResults, peer: str) -> str:
@@ -112,15 +145,17 @@ def _cell(m: ShapeResults, peer: str) -> str:
 
 
 def _ours(entry: Entry, m: ShapeResults) -> str:
+    if coded := getattr(m.shape, "weights", ""):
+        return str(coded)
     of_layers, *others = OURS[entry.dtype]
     return next((name for name in others if name in m.times), of_layers)
 
 
-def _ratios(shapes: list[ShapeResults]) -> str:
+def _ratios(shapes: list[ShapeResults], known: list[Entry]) -> str:
     """The table of times over that of Aristos in the same dtype, and of shares of the peak."""
     head = ["peer", *(m.shape.name for m in shapes)]
     rows = []
-    for entry in entries(shapes):
+    for entry in known:
         if all(entry.name == _ours(entry, m) for m in shapes):
             continue
         cells = [_spread(ratio(m, entry.name, _ours(entry, m)), _two, "") for m in shapes]
@@ -128,11 +163,7 @@ def _ratios(shapes: list[ShapeResults]) -> str:
     for title, peer in zip(("Aristos fused, share of peak", *["Aristos, share of peak"] * 2), OURS["float32"]):
         shares = [_spread(peak_share(m, peer), lambda v: f"{100 * v:.0f}", " %") for m in shapes]
         rows += [[title, *shares]] if any(share != "-" for share in shares) else []
-    says = (
-        "Time over that of Aristos (fused) with the same dtype in the same round: median (least - most) over rounds. "
-        "Share of peak: what the busiest rank's GEMMs take at the float32 FMA peak of the same round, over the call."
-    )
-    return f"{says}\n\n{table(head, rows)}"
+    return table(head, rows)
 
 
 def _goals(figures: list[Figure]) -> str:
@@ -167,13 +198,19 @@ def _notes(shapes: list[ShapeResults]) -> list[str]:
             "highest"
         }:
             notes.append(f"{_name(entry)} has the kernels of highest precision here: only AMX has others.")
-        others = {m.ran[entry.name]["dtype"] for m in shapes if entry.name in m.other_dtype()}
+        others = {_kind(**m.ran[entry.name]) for m in shapes if entry.name in m.other_dtype()}
         if others:
-            ran = " and ".join(sorted(others))
-            notes.append(f"{_name(entry)} computed in {ran} instead of {entry.dtype} and was not timed there.")
+            ran, kind = " and ".join(sorted(others)), _kind(entry.dtype, entry.weights)
+            notes.append(f"{_name(entry)} computed in {ran} instead of {kind} and was not timed there.")
         wrong = [m.shape.name for m in shapes if entry.name in m.wrong() and entry.name not in m.other_dtype()]
         if wrong:
             notes.append(f"{_name(entry)} gave WRONG outputs on {', '.join(wrong)} and was not timed there.")
+    unseen = [entry for entry in entries(shapes) if not entry.checked]
+    if unseen:
+        isas = {m.ran[entry.name]["isa"] for m in shapes for entry in unseen if entry.name in m.ran}
+        notes.append(
+            f"{'; '.join(entry.title for entry in unseen)}, kernels for {' and '.join(sorted(isas))}: {NOT_SEEN}"
+        )
     notes += [f"Did not run: {'; '.join(names)}: {why}." for why, names in reasons.items()]
     bits = [m.same_bits for m in shapes if m.same_bits is not None]
     if bits:

@@ -65,8 +65,9 @@ class ShapeResults:
         return [*missed, *(name for name in self.other_dtype() if name not in missed)]
 
     def other_dtype(self) -> list[str]:
-        """Peers that computed in another dtype than their entry's."""
-        return [name for name, of in self.ran.items() if of["dtype"] != self.entries[name].dtype]
+        """Peers that computed in another dtype than their entry's, or read weights of another type."""
+        of_entries = ((name, of, self.entries[name]) for name, of in self.ran.items() if self.entries[name].checked)
+        return [name for name, of, e in of_entries if (of["dtype"], of.get("weights", "")) != (e.dtype, e.weights)]
 
     def timed(self, dtype: str, ours: bool) -> list[str]:
         """Names of the peers of a dtype that were timed, Aristos's or the others'."""
@@ -118,6 +119,9 @@ def check(
     for i in range(inputs or measured.shape.inputs):
         outputs: dict[str, list[NDArray[np.float32]]] = {}
         for entry in entries:
+            if not entry.checked:
+                measured.ran[entry.name] = teams[entry.environment]("ran", entry.name)[0]
+                continue
             path = folder / f"output-{entry.name}"
             teams[entry.environment]("output", entry.name, i, str(path))
             measured.ran[entry.name] = teams[entry.environment]("ran", entry.name)[0]

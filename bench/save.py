@@ -45,13 +45,14 @@ def shape_table(m: ShapeResults) -> results.Table:
         **asdict(m.shape),
         "world": m.world,
         **{of: {name: m.ran[name].get(of) for name in peers} for of in ("dtype", "precision", "isa")},
+        "weights_read": {name: m.ran[name].get("weights") for name in peers},
         "absent": m.absent,
         "wrong": m.wrong(),
         "fused_and_bulk_equal_bits": m.same_bits,
     }
     table.dim("peer", peers).dim("round", np.arange(rounds)).dim("call", np.arange(iters)).dim("rank", np.arange(world))
     table.add("seconds", ("peer", "round", "call", "rank"), np.stack(list(m.times.values())), "s", "time of a call")
-    table.add("error", "peer", [m.errors[p] for p in peers], "1", "largest error relative to float64")
+    table.add("error", "peer", [m.errors.get(p, np.nan) for p in peers], "1", "largest error relative to float64")
     table.add("busiest", "call", m.busiest, "1", "operations of the rank with most rows")
     table.add("mean", "call", m.mean, "1", "operations of a rank, averaged over ranks")
     table.add("load_average", "round", m.load, "1", "load average of one minute after the round")

@@ -19,6 +19,10 @@
 #     Intel MPI  HYDRA_IFACE=lo I_MPI_FABRICS=shm I_MPI_PIN_DOMAIN=4 mpiexec -n 2 python -m aristos.bench
 #
 # and OMP_NUM_THREADS=1: otherwise BLAS starts a thread for each core in every rank, and the workers need the cores.
+#
+# On several sockets `aristos run --per numa -- ...` starts one rank a NUMA domain. The launchers' own options for that, in
+# the place of those for cores, untried: MPICH -bind-to numa; Open MPI --map-by numa --bind-to numa; Intel MPI
+# I_MPI_PIN_DOMAIN=numa.
 set -euo pipefail
 
 ranks=${1:-2}

@@ -31,14 +31,22 @@ def counted(n: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a sheet. key: names a value of the record, unit included. form: a format specification."""
+    """A column of a sheet. keys: name a value of the record, unit included; a column of several values has a key for
+    each, with spaces between. form: a format specification.
+    """
 
-    key: str
+    keys: str
     title: str
     form: str = ""
 
     def text(self, record: dict[str, Any]) -> str:
-        value = record.get(self.key)
+        return " ".join(self._text(record.get(key)) for key in self.keys.split())
+
+    def words(self, record: dict[str, Any]) -> bool:
+        """Whether the column has words, not numbers."""
+        return any(isinstance(record.get(key), str) for key in self.keys.split())
+
+    def _text(self, value: Any) -> str:
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return "-"
         return format(value, self.form)

@@ -17,8 +17,9 @@ from .context import Column, Result, Sheet, counted
 
 DISTURBED = Column("disturbed", "disturbed")
 LETTERS = "H: width of a token, F: width inside an expert, E: experts over all ranks, k: experts of a token"
+WIDE = 120  # characters of a table; columns of a wider one have one space between them
+NOTE = 116  # characters of a line of notes
 WIDTH = 200  # characters of a line; narrower terminals wrap lines, so no digits are lost
-NOTE = 120  # of a note below a table
 
 
 class Reporter:
@@ -79,10 +80,13 @@ class Reporter:
         """Print a sheet with its notes, unless quiet."""
         if not self._quiet:
             self._console.print(f"\n{sheet.title}", style="bold", markup=False, soft_wrap=True)
-            self._console.print(table(sheet))
+            whole = table(sheet)
+            if self._console.measure(whole).maximum > WIDE:
+                whole.padding = (0, 0)
+            self._console.print(whole)
             for note in sheet.notes:
-                lines = textwrap.fill(note, NOTE, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
-                self._console.print(lines, markup=False, soft_wrap=True)
+                for line in textwrap.wrap(note, NOTE, break_long_words=False, break_on_hyphens=False):
+                    self._console.print(f"  {line}", markup=False, soft_wrap=True)
             sys.stdout.flush()
 
     def line(self, text: str) -> None:
@@ -114,7 +118,7 @@ def table(sheet: Sheet) -> Any:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     columns = [*sheet.columns, DISTURBED] if any("disturbed" in r for r in sheet.records) else sheet.columns
     for column in columns:
-        words = any(isinstance(record.get(column.key), str) for record in sheet.records)
+        words = any(column.words(record) for record in sheet.records)
         shown.add_column(column.title, justify="left" if words else "right", no_wrap=True)
     for record in sheet.records:
         cells = [column.text(record) for column in columns]

@@ -33,6 +33,12 @@ def options(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         metavar="RANKS",
         help="default: one for each GPU, or else for each NUMA domain, of every node",
     )
+    parser.add_argument(
+        "--per",
+        choices=("numa",),
+        help="one rank for each NUMA domain whose CPUs may be used, bound to all of its cores, without a GPU; with -n "
+        "so many domains, spread evenly",
+    )
     parser.add_argument("--smt", action="store_true", help="bind to all hardware threads of a core, not to one")
     parser.add_argument("--launcher", choices=("mpirun", "srun"), help="default: srun in an allocation, else mpirun")
     parser.add_argument(

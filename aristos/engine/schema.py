@@ -637,6 +637,7 @@ COUNTERS = [
     Word("N_EVENTS", "events kept", "events", OWN),
     Word("N_WIRE", "at the wire", "ns", OWN),
     Word("N_PUBLISH", "publishing, with waits for the lock, where kernels count it", "ns", OWN, substrate=CUDA),
+    Word("N_LOCK", "waiting for the lock to publish, where kernels count it", "ns", OWN, substrate=CUDA),
     Word("N_POLLS", "idle polls, where kernels count them", "polls", OWN, substrate=CUDA),
     Word("N_LOCAL_PUTS", "puts in shared memory, by size class", "", OWN),
 ]

@@ -116,8 +116,8 @@ def execute(job, st, worker, kind):
 
 
 @jit
-def publish(job, st, worker, kind):
-    """Publish that the command is done."""
+def publish(job, st, worker, kind, counted=False):
+    """Publish that the command is done. counted: add the wait for the lock to the worker's counter N_LOCK."""
     if kind in (codes.LIST, codes.SHARE):
         slot = st[words.command_run(words.command(job, worker))]
         if kind == codes.LIST:
@@ -125,7 +125,10 @@ def publish(job, st, worker, kind):
             return
         if not column_runs.share_done(job, st, slot):
             return
+    asked = mem.clock() if counted else 0
     acquire(job, 1 + worker)
+    if counted:
+        st[words.counter(job, worker, words.N_LOCK)] += mem.clock() - asked
     if kind == codes.EXPERT:
         experts.publish(job, st, worker)
     elif kind == codes.DISPATCH:

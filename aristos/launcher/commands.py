@@ -171,6 +171,7 @@ def find_mpiexec(library: Library | None) -> str:
     return path
 
 
-def seated(program: list[str], smt: bool, clean: bool) -> list[str]:
+def seated(program: list[str], smt: bool, clean: bool, per_numa: bool = False) -> list[str]:
     """The program's command line behind the step that takes a rank's seat."""
-    return [sys.executable, "-m", SEAT, *["--smt"] * smt, *["--clean"] * clean, "--", *program]
+    options = [*["--smt"] * smt, *["--clean"] * clean, *["--per-numa"] * per_numa]
+    return [sys.executable, "-m", SEAT, *options, "--", *program]

@@ -12,7 +12,7 @@ from ..errors import EnvironmentProblem, InputError
 from ..host import launch_environment, mpi_library, slurm_variables
 from . import commands, left, restarts, take_seat
 from .commands import Command
-from .seats import Seat, default_ranks, seats, table
+from .seats import Seat, default_ranks, numa_cores, numa_note, numa_seats, seats, table
 from .this_node import ThisNode, find, read
 
 MOST = 4096  # ranks of a node: several times the hardware threads of the largest node
@@ -25,11 +25,13 @@ def run(asked: Namespace, program: list[str]) -> int:
         raise InputError("--nvidia-smi FILE describes another machine, so it goes with --dry-run alone")
     if asked.restart_ranks and not asked.restarts:
         raise InputError("--restart-ranks says how many ranks a restart has, so it goes with --restarts")
+    if asked.per and asked.nvidia_smi:
+        raise InputError("nvidia-smi does not list NUMA domains, so --per numa does not go with --nvidia-smi")
     commands.check_not_inside_a_job(launch_environment.started_as(env))
-    words = commands.seated(commands.find_program(program), asked.smt, asked.clean)
+    words = commands.seated(commands.find_program(program), asked.smt, asked.clean, bool(asked.per))
     machine = read(asked.nvidia_smi) if asked.nvidia_smi else find(env)
     nodes = commands.allocation(env)
-    ranks = asked.ranks or _ranks(machine, nodes, env)
+    ranks = asked.ranks or _ranks(machine, nodes, env, asked.per, asked.smt)
     wanted = restarts.ranks_of(asked, ranks)
     made = {each: _start(asked, words, machine, nodes, each, env) for each in dict.fromkeys(wanted)}
     starts = [made[each] for each in wanted]
@@ -61,7 +63,7 @@ def _start(asked: Namespace, words: list[str], machine: ThisNode, nodes: int, ra
     per_node = -(-ranks // used)
     if per_node > MOST:
         raise InputError(f"at most {MOST} ranks of a node can be placed, got {per_node} ({ranks} on {used} nodes)")
-    here = seats(machine.node, per_node, machine.devices, asked.smt)
+    here = _seats(asked, machine, per_node)
     if not machine.outside:
         env[take_seat.PLAN] = take_seat.to_json(here)
     library = mpi_library.find(env)
@@ -71,16 +73,32 @@ def _start(asked: Namespace, words: list[str], machine: ThisNode, nodes: int, ra
     start = commands.by_srun if with_srun else commands.by_mpirun
     command = start(ranks, per_node, used, words, library, env)
     about = [*notes(here, used), *short(per_node, env, with_srun)]
+    if asked.per and not machine.outside:
+        about.append(numa_note(machine.node, here))
     return Start(ranks, command, here, about, command.environment(env))
 
 
-def _ranks(machine: ThisNode, nodes: int, env: dict[str, str]) -> int:
-    """Ranks if -n is missing: those that sbatch or salloc was asked for, else the default of the nodes."""
+def _seats(asked: Namespace, machine: ThisNode, ranks: int) -> list[Seat]:
+    """The seats of this node; none if it is not one of the job's."""
+    if machine.outside:
+        return []
+    if asked.per:
+        return numa_seats(machine.node, ranks, asked.smt)
+    return seats(machine.node, ranks, machine.devices, asked.smt)
+
+
+def _ranks(machine: ThisNode, nodes: int, env: dict[str, str], per: str | None = None, smt: bool = False) -> int:
+    """Ranks if -n is missing: those that sbatch or salloc was asked for, else the default of the nodes.
+
+    per: "numa": one for each NUMA domain, however many tasks were asked for.
+    """
     wanted = slurm_variables.wanted_tasks(env)
-    if nodes and wanted:
+    if nodes and wanted and not per:
         return wanted
     if machine.outside:
         raise InputError("this is not one of the job's nodes, so their devices are unknown: give -n RANKS")
+    if per:
+        return len(numa_cores(machine.node, smt)) * max(1, nodes)
     return default_ranks(machine.node, machine.devices) * max(1, nodes)
 
 

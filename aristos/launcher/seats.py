@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..errors import EnvironmentProblem, InputError
 from ..topology import Gpu, Node, cpusets
 from ..topology.visible import VisibleDevice
 
@@ -55,11 +56,8 @@ def seats(node: Node, ranks: int, devices: Sequence[VisibleDevice], smt: bool = 
     else:
         cpus = _divide(_by_domain(_domains(node, cores), ranks))
         nics = _spread([_nics_of_domain(node, mine) for mine in cpus])
-    counts = Counter(cpus)
-    sharing = {mine: sum(count for other, count in counts.items() if mine & other) or 1 for mine in counts}
     found = []
-    for r, mine in enumerate(cpus):
-        seat = Seat(r, mine, node.domain(mine), nic=nics[r], sharing=sharing[mine])
+    for r, seat in enumerate(_on_cores(node, cpus, nics)):
         if chosen:
             device, mig = chosen[r].device, chosen[r].mig
             numa = seat.numa if node.numa else device.numa
@@ -68,6 +66,67 @@ def seats(node: Node, ranks: int, devices: Sequence[VisibleDevice], smt: bool = 
             seat = replace(seat, numa=numa, device=device.index, order=order, device_name=name, mig=slice_of)
         found.append(seat)
     return found
+
+
+def _on_cores(node: Node, cpus: list[frozenset[int]], nics: list[str]) -> list[Seat]:
+    """Seats on these cores. cpus, nics: [ranks]."""
+    counts = Counter(cpus)
+    sharing = {mine: sum(count for other, count in counts.items() if mine & other) or 1 for mine in counts}
+    return [Seat(r, mine, node.domain(mine), nic=nics[r], sharing=sharing[mine]) for r, mine in enumerate(cpus)]
+
+
+def numa_cores(node: Node, smt: bool = False) -> dict[int, Cores]:
+    """The usable cores of each NUMA domain that has any, by its number. Raises EnvironmentProblem if there is none."""
+    if not node.numa:
+        raise EnvironmentProblem(
+            f"--per numa: {node.name or 'this machine'} lists no NUMA domains in /sys/devices/system/node (a container"
+            " may hide them): give -n RANKS instead"
+        )
+    found = _by_number(node, _cores(node, smt))
+    if not found:
+        raise EnvironmentProblem(
+            f"--per numa: this process may use CPUs {cpusets.show(node.allowed) or 'none'}, and no NUMA domain of"
+            f" {node.name or 'this machine'} has one of them: {_listed(node)}; give -n RANKS instead"
+        )
+    return found
+
+
+def numa_seats(node: Node, ranks: int, smt: bool = False) -> list[Seat]:
+    """Seats of ranks with all usable cores of a NUMA domain each, and no GPU; fewer ranks than domains are spread.
+
+    Raises EnvironmentProblem if the domains are not known, InputError if there are fewer than ranks.
+    """
+    cores = numa_cores(node, smt)
+    if ranks > len(cores):
+        raise InputError(
+            f"--per numa starts one rank a NUMA domain: {ranks} ranks were asked of {node.name or 'this machine'}, and"
+            f" {len(cores)} of its domains have CPUs that this process may use ({cpusets.show(node.allowed)} of"
+            f" {_listed(node)}): at most -n {len(cores)} a node, or leave out --per"
+        )
+    chosen = [list(cores)[r * len(cores) // ranks] for r in range(ranks)]
+    cpus = _divide([cores[index] for index in chosen])
+    nics = _spread([[nic.name for nic in node.nics if nic.numa == index] for index in chosen])
+    return [replace(seat, numa=index) for seat, index in zip(_on_cores(node, cpus, nics), chosen)]
+
+
+def numa_note(node: Node, found: list[Seat]) -> str:
+    """What `--per numa` does on a node, and which of its NUMA domains have no rank."""
+    left = [n for n in node.numa if n.index not in {seat.numa for seat in found}]
+    out = [f"{n.index} ({_reason(node, n.cpus)})" for n in left]
+    without = f"; domains without a rank: {', '.join(out)}" if out else ""
+    return f"one rank a NUMA domain; each binds itself when it starts, the launcher binds none of them{without}"
+
+
+def _reason(node: Node, cpus: frozenset[int]) -> str:
+    """Why a NUMA domain of these CPUs has no rank."""
+    if not cpus:
+        return "memory alone"
+    return "fewer ranks than domains" if cpus & node.allowed else "none of its CPUs is allowed"
+
+
+def _listed(node: Node) -> str:
+    """The NUMA domains in words."""
+    return ", ".join(f"domain {n.index}: {cpusets.show(n.cpus) or 'none'}" for n in node.numa)
 
 
 def _cores(node: Node, smt: bool) -> Cores:
@@ -79,8 +138,13 @@ def _cores(node: Node, smt: bool) -> Cores:
 
 def _domains(node: Node, cores: Cores) -> list[Cores]:
     """The cores of each NUMA domain that has any; one list if the domains are unknown."""
-    found = [[core for core in cores if core <= domain.cpus] for domain in node.numa]
-    return [each for each in found if each] or ([cores] if cores else [])
+    return list(_by_number(node, cores).values()) or ([cores] if cores else [])
+
+
+def _by_number(node: Node, cores: Cores) -> dict[int, Cores]:
+    """The cores of each NUMA domain that has any, by its number."""
+    found = {domain.index: [core for core in cores if core <= domain.cpus] for domain in node.numa}
+    return {index: mine for index, mine in found.items() if mine}
 
 
 def _close_cores(node: Node, device: Gpu, cores: Cores) -> Cores:

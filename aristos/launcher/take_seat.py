@@ -2,7 +2,8 @@
 
 It finds its local rank, binds itself to the cores of that seat, sets the variables for its device, its NIC and its MPI,
 and is replaced by the program, with the same process id. So the binding is the same under every MPI and Slurm, and fits
-each node, not only the one where the job was started.
+each node, not only the one where the job was started. All threads of the rank inherit the binding, and its memory
+follows them: Linux takes a page from the NUMA domain of the thread that writes it first.
 
 A rank sees all GPUs of its node, because CUDA IPC cannot open hidden ones. ARISTOS_DEVICE is its own GPU's number in
 CUDA's order.
@@ -21,14 +22,14 @@ from pathlib import Path
 
 from kernel_cache.texts import whole
 
-from ..errors import TopologyError
+from ..errors import AristosError, EnvironmentProblem, TopologyError
 from ..host import mpi_library, slurm_variables, workarounds
 from ..host.mpi_facts import LOCAL as LOCAL_VARIABLES
 from ..host.mpi_facts import under_srun
 from ..topology import cpusets, slurm_job
 from ..topology.visible import VARIABLE as VISIBLE
 from . import left
-from .seats import Seat, seats
+from .seats import Seat, numa_seats, seats
 from .this_node import find
 
 PLAN = "ARISTOS_SEATS"  # the seats of the node that started the job, so that its ranks need not discover it again
@@ -108,23 +109,33 @@ def active_port(nic: str, root: Path = Path("/sys")) -> int:
     return 0
 
 
-def bind(cpus: frozenset[int]) -> None:
-    """Bind this process to those of `cpus` that it may use; if there are none, change nothing."""
-    mine = cpus & os.sched_getaffinity(0)
+def bind(cpus: frozenset[int], whole_seat: bool = False) -> None:
+    """Bind this process to those of `cpus` that it may use; if there are none, change nothing.
+
+    whole_seat: raise EnvironmentProblem unless it may use them all.
+    """
+    allowed = os.sched_getaffinity(0)
+    if whole_seat and not cpus <= allowed:
+        raise EnvironmentProblem(
+            f"--per numa: this rank's NUMA domain has CPUs {cpusets.show(cpus)}, and it was started with"
+            f" {cpusets.show(allowed)} alone: unset the variables by which the launcher binds ranks"
+            " (`aristos run` has it bind none), or allow the job whole nodes (sbatch --exclusive)"
+        )
+    mine = cpus & allowed
     if mine:
         os.sched_setaffinity(0, mine)
 
 
-def here(size: int, smt: bool) -> list[Seat]:
-    """The seats of this node for `size` ranks."""
+def here(size: int, smt: bool, per_numa: bool) -> list[Seat]:
+    """The seats of this node for `size` ranks. Raises InputError, EnvironmentProblem."""
     node = find(os.environ)
-    return seats(node.node, size, node.devices, smt)
+    return numa_seats(node.node, size, smt) if per_numa else seats(node.node, size, node.devices, smt)
 
 
 def main(argv: list[str]) -> int:
     at = argv.index("--") if "--" in argv else len(argv)
     options, words = argv[:at], argv[at:]
-    if not set(options) <= {"--smt", "--clean"} or len(words) < 2:
+    if not set(options) <= {"--smt", "--clean", "--per-numa"} or len(words) < 2:
         print(__doc__.splitlines()[0], file=sys.stderr)
         return 2
     program = words[1:]
@@ -133,14 +144,18 @@ def main(argv: list[str]) -> int:
     except NoRank as why:
         print(f"aristos run: {why}", file=sys.stderr)
         return 3
-    found = from_json(os.environ.pop(PLAN, ""), size)
-    seat = (found or here(size, "--smt" in options))[rank]
+    found, per_numa = from_json(os.environ.pop(PLAN, ""), size), "--per-numa" in options
+    try:
+        seat = (found or here(size, "--smt" in options, per_numa))[rank]
+        bind(seat.cpus, per_numa)
+    except AristosError as why:
+        print(f"aristos run: local rank {rank}: {why}", file=sys.stderr)
+        return 3
     if not under_srun(os.environ):
         # This rank is killed when its launcher dies. Under srun Slurm ends it.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     elif rank == 0:
         left.handle("--clean" in options)  # elsewhere `aristos run` has done it
-    bind(seat.cpus)
     workarounds.apply(mpi_library.find())
     os.environ.update(environment(seat, os.environ))
     try:

@@ -12,6 +12,7 @@ from ..errors import InputError, NotLoaded, OpenCallError
 from ..substrate.runtime import Runtime
 from .backend import Backend, check_layer
 from .collective import Collective
+from .fused_arrays import separated
 from .given import Given, GivenLayer
 from .pending import PendingCall
 from .weights import WEIGHTS
@@ -59,8 +60,8 @@ class LoadedLayers(Collective):
         self,
         layer: int = 0,
         *,
-        up: Any,
-        down: Any,
+        up: Any = None,
+        down: Any = None,
         router: Any = None,
         gate: Any = None,
         up_bias: Any = None,
@@ -75,6 +76,11 @@ class LoadedLayers(Collective):
         shared_gate_bias: Any = None,
         shared_down_bias: Any = None,
         shared_sigmoid: Any = None,
+        gate_up: Any = None,
+        gate_up_bias: Any = None,
+        w13: Any = None,
+        w2: Any = None,
+        interleaved: bool = False,
         local: bool = False,
         layout: Layout = "in_out",
         bits: Bits | None = None,
@@ -87,7 +93,9 @@ class LoadedLayers(Collective):
         bfloat16 (ml_dtypes) or float16, memory-mapped or not; with local=True only this rank's experts, in the
         order of their ids (`placement.mine(rank)`). Instead of an array with E in front, a list of E arrays; those of
         experts that this rank does not hold may be None. layout="out_in": nn.Linear's order, up, gate [E, F, H], down
-        [E, H, F], router [E, H]. bits: the type whose bits arrays of uint16 hold. Weights are rounded to cfg.dtype;
+        [E, H, F], router [E, H]. gate_up: gate and up in one array, [E, H, 2F], or [E, 2F, H] of "out_in", the gate's
+        columns first, or interleaved with up's; gate_up_bias: [E, 2F]. w13, w2: gate_up and down of "out_in", by the
+        names of vLLM. bits: the type whose bits arrays of uint16 hold. Weights are rounded to cfg.dtype;
         router and biases become float32. A router is needed unless every call brings its ids.
 
         Not collective. It clears what this rank adds to `summary`; the other calls that load keep it. Raises
@@ -117,6 +125,8 @@ class LoadedLayers(Collective):
             "shared_down_bias": shared_down_bias,
             "shared_sigmoid": shared_sigmoid,
         }
+        fused = {"gate_up": gate_up, "gate_up_bias": gate_up_bias, "w13": w13, "w2": w2}
+        given = separated(given, fused, interleaved, layout)
         checked = GivenLayer(self.layer_config(layer), self._member.mine, local, layout, bits, given)
         self._backend.load(int(layer), checked)
         self._backend.clear_totals()

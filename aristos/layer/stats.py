@@ -26,7 +26,8 @@ class CallStats:
     output lies in GPU memory. isa: the instruction set of this rank's kernels; None on a GPU. On a GPU, whose
     workers are blocks, only idle_seconds is measured and the other sums over workers are zero: reading the clock around
     every command costs time. After `timeline(True)` all are measured there: route_seconds is the time of the router's
-    kernels, publish_seconds that of workers that publish, with their waits for the rank's lock; polls: idle polls.
+    kernels, publish_seconds that of workers that publish, lock_seconds that of workers that wait for the rank's lock to
+    do so; polls: idle polls.
     """
 
     rank: int
@@ -56,6 +57,7 @@ class CallStats:
     dropped_rows: int = 0
     not_finite: int | None = None
     publish_seconds: float = 0.0
+    lock_seconds: float = 0.0
     polls: int = 0
 
     @property
@@ -247,7 +249,8 @@ def call_stats(
         kept_rows_to_peer=kept_by_peer(job, state),
         dropped_rows=dropped_rows(job, by_expert, state),
         not_finite=not_finite(y),
-        publish_seconds=n[words.N_PUBLISH] * 1e-9,
+        publish_seconds=(n[words.N_PUBLISH] - n[words.N_LOCK]) * 1e-9,
+        lock_seconds=n[words.N_LOCK] * 1e-9,
         polls=n[words.N_POLLS],
     )
 

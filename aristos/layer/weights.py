@@ -116,9 +116,10 @@ def expert_bytes(element: ElementType, cfg: MoEConfig) -> dict[str, int]:
 class LayerWeights(PackedLayer):
     """One layer's weights for the CPU kernels: this rank's experts in slot order, and the router.
 
-    Memory for all of them is allocated at once; an expert that comes is packed array by array. float32: the element
-    type of routers, for the instruction set that `element` is for. home: where experts lie that local peers may read,
-    and the layer's number there.
+    Memory for all of them is reserved at once; an expert that comes is packed array by array. Only then are its pages
+    written first, by this rank, so Linux takes them from the rank's NUMA domain. float32: the element type of routers,
+    for the instruction set that `element` is for. home: where experts lie that local peers may read, and the layer's
+    number there.
     """
 
     def __init__(

@@ -45,11 +45,10 @@ def node(name: str | None = None, root: Path = SYS, allowed: frozenset[int] | No
     """
     allowed = frozenset(os.sched_getaffinity(0)) if allowed is None else allowed
     cpus = cpus_in(root / "devices/system/cpu/online") or allowed
-    domains = numa(root) or (Numa(0, cpus, None, {0: 10}),)
     total = re.search(r"MemTotal:\s*([0-9]{1,15}) kB", read(root.parent / "proc/meminfo"))
     return Node(
         name=name or platform.node(),
-        numa=domains,
+        numa=numa(root),
         caches=caches(root, cpus),
         cores=cores(root, cpus),
         cpus=cpus,

@@ -1,5 +1,8 @@
 """Anonymous shared memory of the ranks of a node (memfd): each rank writes its own part, and its local peers read it.
 
+Linux takes a page from the NUMA domain of the rank that first reads or writes it. So peers read nothing of a part but
+its token before the part's own rank has written it.
+
 No name in a file system and no limit of /dev/shm. The kernel frees the memory with the last process that maps it, also
 after a kill. Peers open it by /proc, and check a token: a process number may mean another process in another namespace.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-PHASES = ("dispatch", "compute", "combine", "publish", "idle")
+PHASES = ("dispatch", "compute", "combine", "publish", "lock", "idle")
 CALLS = 3  # the last is shown
 
 
@@ -43,7 +43,7 @@ def phases(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
         rows.append(row | {"error": max(errors), "check": _verdict(work, max(errors))})
     moe.close()
     notes = ["shares of blocks x the time of a call, by the clock of each block; the router's kernels are in that time;"
-             " publish: with waits for the rank's lock"]  # fmt: skip
+             " lock: waits for the rank's lock, to publish"]  # fmt: skip
     return {"title": f"time per phase on {gpu.device.name}: {context.shape()}", "rows": rows, "notes": notes}
 
 

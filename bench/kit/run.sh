@@ -14,4 +14,7 @@ python=${PYTHON:-python3}
 	{ echo "Python 3.11 or later is needed, and $python is not: name another by PYTHON=/path/to/python3.12" >&2; exit 3; }
 "$python" "$here/source/bench/kit/install.py" "$here/env" "$here/wheels"
 unset PYTHONPATH # the environment has its folders, behind its own packages
+if [ -z "${CUDA_HOME:-}${CUDA_PATH:-}" ] && [ -d /usr/local/cuda ]; then
+	export CUDA_HOME=/usr/local/cuda # for libraries that neither a wheel nor the loader's path has
+fi
 exec "$here/env/bin/python" "$here/source/bench/gpu_report.py" --out "$folder/gpu-report" "$@"

@@ -21,8 +21,8 @@ class Absent(Exception):
 class Peer(Protocol):
     """One layer or product. Made by factory(comm, job, **options) on all ranks together."""
 
-    def __call__(self, i: int) -> None:
-        """Compute input i, on all ranks together."""
+    def __call__(self, i: int) -> float | None:
+        """Compute input i, on all ranks together. Returns the seconds if it took them itself."""
 
     def output(self) -> Floats:
         """The result of the last call: [S, H], in any floating dtype that float32 holds."""
@@ -35,21 +35,26 @@ class Peer(Protocol):
 
 
 def ran(peer: Any) -> dict[str, str]:
-    """What a peer's last call has computed: "dtype", of all its arrays; of Aristos also "precision" and "isa"."""
+    """What a peer's last call has computed: "dtype", of all its arrays, and what the peer itself can tell.
+
+    Of Aristos that is "precision" and "isa", of peers with weights of codes "weights", the type of these.
+    """
     names = dict.fromkeys(str(each.dtype).removeprefix("torch.") for each in peer.arrays() if each is not None)
     return {"dtype": " and ".join(names), **getattr(peer, "kernels", dict)()}
 
 
 BOUNDS = {"float32": 1e-5, "bfloat16": 3e-2}
 HIGH = 2e-5  # of float32 with precision="high"
+INT8_ROWS = 5e-2  # of peers that round rows to codes of 8 bits
 
 
 @dataclass(frozen=True)
 class Entry:
     """A peer: its name on the command line, its title in tables, its environment, and the factory that makes it.
 
-    ours: whether it is Aristos. Its output is wrong if its error, relative to float64, exceeds the bound of its dtype
-    and precision.
+    weights: "int8" or "int4" if it reads codes of this type, and runs on jobs with such weights alone. int8_rows:
+    whether it rounds rows to codes of 8 bits. checked: whether its output can be seen. ours: whether it is Aristos. Its
+    output is wrong if its error, relative to float64, exceeds the bound of its dtype and precision.
     """
 
     name: str
@@ -58,6 +63,9 @@ class Entry:
     factory: str
     dtype: str = "float32"
     options: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    int8_rows: bool = False
+    checked: bool = True
 
     @property
     def ours(self) -> bool:
@@ -65,6 +73,8 @@ class Entry:
 
     @property
     def bound(self) -> float:
+        if self.int8_rows:
+            return INT8_ROWS
         high = self.options.get("config", {}).get("precision") == "high"
         return HIGH if high else BOUNDS[self.dtype]
 
@@ -124,7 +134,7 @@ STEPS = {
     )
 }
 
-KT_KERNEL = Entry("kt-kernel", "kt-kernel", "kt-kernel", "peers.kt_kernel_layer:KtKernelLayer", "bfloat16")
+_KT = "kt-kernel", "peers.kt_kernel_layer:KtKernelLayer"
 
 UNPADDED = {name: entry for name, entry in LAYERS.items() if entry.environment not in ("deepspeed", "jax")}
 
@@ -143,9 +153,40 @@ ONE_RANK = {
         _alone("torch-bf16-packed", "oneDNN packed"),
         _alone("torch-bf16-loop", "loop of mm"),
         _alone("torch-bf16-grouped", "grouped_mm"),
-        Entry("kt-kernel", "kt-kernel", "kt-kernel", "peers.kt_kernel_layer:KtKernelLayer", "bfloat16"),
+        Entry("kt-kernel", "kt-kernel", *_KT, "bfloat16"),
     )
 }
+
+
+def _codes(weights: str) -> tuple[Entry, ...]:
+    """Peers with weights of codes; all have 16-bit rows but those with int8_rows."""
+    ours = _aristos(weights, weights, "bfloat16", weight_dtype=weights)
+    torch = _torch(f"torch-{weights}", weights, "bfloat16", "mpi", weights)
+    kt = Entry(f"kt-{weights}", f"kt-kernel {weights}", *_KT, "bfloat16", {"weights": weights}, weights, int8_rows=True)
+    raw = replace(kt, name="kt-raw-int4", title="kt-kernel raw int4", options={"weights": "raw int4"}, int8_rows=False)
+    return (
+        replace(ours, weights=weights),
+        replace(torch, factory="peers.torch_codes:TorchCodes", weights=weights),
+        *([raw] if weights == "int4" else []),
+        kt,
+        replace(
+            kt,
+            name=f"llama-{weights}",
+            title=f"llama.cpp {weights}",
+            environment="xllamacpp",
+            factory="peers.llama_layer:LlamaLayer",
+            checked=False,
+        ),
+    )
+
+
+CODES = {entry.name: entry for entry in (*_codes("int8"), *_codes("int4"), LAYERS["bf16"])}
+CODES_MPI = {name: entry for name, entry in CODES.items() if entry.environment in ("aristos", "torch")}
+
+
+def with_weights(entries: dict[str, Entry], weights: str) -> dict[str, Entry]:
+    """Those that run on a job with such weights: all but those that read codes of another type."""
+    return {name: entry for name, entry in entries.items() if entry.weights in ("", weights)}
 
 
 def _product(name: str, title: str, environment: str, factory: str, dtype: str, **options: Any) -> Entry:

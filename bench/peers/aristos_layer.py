@@ -54,8 +54,9 @@ class AristosLayer:
         return [self.xs, self.y]
 
     def kernels(self) -> dict[str, str]:
-        """Precision and ISA of the layer's kernels."""
-        return kernels(of_layer(self.moe, self.arrays(), self.moe.cfg))
+        """Precision and ISA of the layer's kernels, and the type of packed weights as the layer has them."""
+        kind = self.moe.cfg.packed
+        return kernels(of_layer(self.moe, self.arrays(), self.moe.cfg)) | ({"weights": kind.name} if kind else {})
 
     def stats(self, i: int) -> Any:
         """The same call, returning its CallStats."""

@@ -13,7 +13,7 @@ import importlib
 import os
 import shutil
 import tempfile
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jobs import Floats, Job
@@ -178,7 +178,6 @@ class Gloo:
 
 
 EXCHANGES = {"mpi": Mpi, "gloo": Gloo}
-EXPERTS = {"loop": Loop, "packed": PackedLoop, "grouped": Grouped}
 
 
 def regrouped(torch: Any, experts: Any, rows: Any, per_source: Any) -> Any:
@@ -197,11 +196,13 @@ def regrouped(torch: Any, experts: Any, rows: Any, per_source: Any) -> Any:
 class TorchLayer:
     """A layer of one exchange and one way to run experts; a single rank exchanges nothing."""
 
+    EXPERTS: ClassVar[dict[str, Any]] = {"loop": Loop, "packed": PackedLoop, "grouped": Grouped}
+
     def __init__(self, comm: Any, job: Job, dtype: str, exchange: str, experts: str) -> None:
         self.torch = torch = one_thread()
         self.world, self.shape = job.world, job.shape
         rows = getattr(torch, dtype)
-        self.experts = EXPERTS[experts](torch, job, rows)
+        self.experts = self.EXPERTS[experts](torch, job, rows)
         self.exchange = EXCHANGES[exchange](torch, comm) if job.world > 1 else None
         self.xs, self.weights = torch.from_numpy(job.xs).to(rows), torch.from_numpy(job.weights).to(rows)
         self.ids = job.ids

@@ -37,6 +37,7 @@ from aristos.bench import (
 from aristos.bench.context import CHECK, Column, Result, Sheet
 from aristos.bench.measure import Statistics, in_turns, iterations
 from aristos.bench.options import UsageError
+from aristos.bench.suites import exchange as exchange_suite
 from aristos.bench.suites import idle as idle_suite
 from aristos.bench.suites import layer as layer_suite
 from aristos.bench.suites import progress, replay
@@ -697,13 +698,26 @@ def test_a_table_on_a_pipe_is_plain_and_complete(capsys):
     assert "\x1b" not in out
 
 
-def test_the_table_of_a_layer_fits_120_columns(capsys):
-    """With the widest values, every row disturbed; the heading explains H, F, E and k."""
-    row = dict.fromkeys((column.key for column in layer_suite.COLUMNS), 1.0)
-    row |= {"tokens": 16384, "busiest_over_mean": 12.34, "schedule": "fused", "median_ms": 1234.567, "p95_ms": 2345.678}
-    row |= {"tokens_per_s": 1_234_567.0, "iterations": 2000, "check": "FAILED", "disturbed": "rank 12: 55%"}
-    tables.Reporter(quiet=False).show(Sheet("", layer_suite.COLUMNS, [row]))
+WIDE = {  # the widest values of a suite's rows, beside 1.0
+    "layer": {"tokens": 16384, "busiest_over_mean": 12.34, "schedule": "fused", "median_ms": 1234.567,
+              "p95_ms": 2345.678, "tokens_per_s": 1_234_567.0, "iterations": 2000},
+    "idle": {"pattern": "one source", "rows": 16384, "busiest_over_mean": 12.34, "schedule": "fused",
+             "moves": "tokens", "median_ms": 123.456, "straggler_p95": 9.87, "iterations": 200, "error": 1.2e-6},
+    "exchange": {"pattern": "uneven", "size_text": "64 KiB", "one_sided_p95_us": 1234.56},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_tables_fit_120_columns(capsys, name):
+    """With wide values, every row disturbed, and with notes."""
+    columns = {"layer": layer_suite, "idle": idle_suite, "exchange": exchange_suite}[name].COLUMNS
+    row = dict.fromkeys((key for column in columns for key in column.keys.split()), 1.0)
+    row |= {"check": "FAILED", "disturbed": "rank 1: 55%"} | WIDE[name]
+    tables.Reporter(quiet=False).show(Sheet("", columns, [row], ["a word " * 60]))
     assert max(len(line.rstrip()) for line in capsys.readouterr().out.splitlines()) <= 120
+
+
+def test_the_heading_explains_letters(capsys):
     tables.Reporter(quiet=False).head(
         environment.facts(World(), [], seed=0) | {"crowded": ""}, str(models.shape("a", 1))
     )

@@ -369,9 +369,10 @@ def test_every_peer_says_what_it_read_and_wrote() -> None:
 
     import peers
 
-    for entry in [*peers.LAYERS.values(), *peers.STEPS.values(), *peers.ONE_RANK.values(), *peers.PRODUCTS.values()]:
-        module, _, called = entry.factory.partition(":")
-        assert callable(getattr(getattr(importlib.import_module(module), called), "arrays", None)), entry
+    for entries in (peers.LAYERS, peers.STEPS, peers.ONE_RANK, peers.CODES, peers.PRODUCTS):
+        for entry in entries.values():
+            module, _, called = entry.factory.partition(":")
+            assert callable(getattr(getattr(importlib.import_module(module), called), "arrays", None)), entry
 
 
 @pytest.mark.usefixtures("bench")

@@ -124,6 +124,10 @@ def test_the_command_makes_an_environment_and_starts_the_report_in_it(run, tmp_p
     assert (tmp_path / "my folder").is_dir()
     assert run("--help") == ([], "the page\n")
     assert run("folder", "-h") == ([], "the page\n")
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        run("python/below a file")
+    assert refused.value.returncode == 3
+    assert "no folder for the report: ./run.sh /a/folder/of/yours" in refused.value.stderr
 
 
 def test_several_ranks_share_an_environment_that_was_made_before(tmp_path, monkeypatch):

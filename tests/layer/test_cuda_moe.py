@@ -66,7 +66,8 @@ def test_a_timeline_has_the_seconds_of_each_kind_of_work():
                 y, stats = moe(x, return_stats=True)
                 close(y, x)
                 seconds.append((stats.route_seconds, stats.dispatch_seconds, stats.compute_seconds,
-                                stats.combine_seconds, stats.publish_seconds, stats.polls))  # fmt: skip
+                                stats.combine_seconds, stats.publish_seconds, stats.lock_seconds,
+                                stats.polls))  # fmt: skip
             assert not any(seconds[0])
             assert all(seconds[1])
             assert not any(seconds[2])

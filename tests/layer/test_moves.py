@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import time
 from dataclasses import replace
@@ -355,6 +357,32 @@ def test_without_shared_memory_tokens_travel(comm, monkeypatch):
         assert moe.moves == "tokens", "no rank has a local peer"
         moe.load(**w)
         assert same(moe(x), y)
+
+
+@pytest.mark.ranks(2)
+def test_only_the_rank_that_holds_experts_touches_their_pages_first(comm):
+    """So its NUMA domain has them: peers that map a part bring none of its pages but the head's."""
+    most = 4 * memfd.HUGE
+    with MoE(CFG, comm, moves="tokens") as moe:
+        memory = memfd.NodeMemory(moe.runtime.group, most - memfd.HEAD, "alike", small_pages=True)
+        comm.Barrier()
+        assert {rank: touched(at - memfd.HEAD, most) for rank, at in memory.base.items()} == {0: {0}, 1: {0}}
+        comm.Barrier()
+        if comm.rank == 1:
+            memory.prepare(2 * memfd.HUGE, 4096)
+        comm.Barrier()
+        assert {rank: touched(at - memfd.HEAD, most) for rank, at in memory.base.items()} == {0: {0}, 1: {0, 2}}
+        comm.Barrier()
+        memory.close()
+
+
+def touched(start: int, nbytes: int) -> set[int]:
+    """The numbers of the huge pages of which a page has come."""
+    found = np.zeros(nbytes // mmap.PAGESIZE, np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    got = libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(nbytes), found.ctypes.data_as(ctypes.c_void_p))
+    assert got == 0, os.strerror(ctypes.get_errno())
+    return {int(page) * mmap.PAGESIZE // memfd.HUGE for page in np.flatnonzero(found & 1)}
 
 
 @pytest.mark.ranks(2)

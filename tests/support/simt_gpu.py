@@ -197,6 +197,12 @@ class _Loaded:
 class FakeGroup:
     """The functions of an MPI group that the layer uses: its ranks are of no job."""
 
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def Get_size(self) -> int:
+        return self.size
+
     def Translate_ranks(self, ranks: Iterable[int], group: Any) -> list[int]:
         return [-1 for _ in ranks]
 
@@ -220,7 +226,7 @@ class FakeComm:
         return self
 
     def Get_group(self) -> FakeGroup:
-        return FakeGroup()
+        return FakeGroup(self.size)
 
     def Free(self) -> None:
         pass
@@ -310,8 +316,8 @@ def as_threads(
             ("aristos.layer.collective.check_comm", lambda comm: None),
             ("aristos.layer.moe.check_comm", lambda comm: None),
             ("aristos.substrate.attach._key", id),
-            ("aristos.transport.group.Group.abort_at_exit", lambda group, why: None),
-            ("aristos.transport.group.end_job", lambda comm, code: comm.Abort(code)),
+            ("aristos.transport.group.Group.abort_at_exit", lambda group, why, comm=None: None),
+            ("aristos.transport.group.end_job", lambda comm, code, last_words="": comm.Abort(code)),
         ):
             stack.enter_context(mock.patch(target, value))
         for each in patches:

@@ -399,7 +399,7 @@ def layer(tile: Tile, counted: bool = False) -> Any:
             if mem.thread() == 0 and kind != codes.SETTLE:
                 if counted:
                     since = charge(job, st, worker, kind, since)
-                steps.publish(job, st, worker, kind)
+                steps.publish(job, st, worker, kind, counted)
                 if counted:
                     st[words.counter(job, worker, words.N_PUBLISH)] += mem.clock() - since
                 if worker == 0:

@@ -1,0 +1,99 @@
+"""What an experts module of transformers computes, found by asking its own gate: a configuration, and its weights.
+
+`@use_experts_implementation` gives a class `is_transposed`, `is_concatenated`, `has_gate`, `has_bias` and a gate
+between its two projections. The gate is called on numbers that tell all activations and limits of
+`aristos.MoEConfig` apart, whatever its class is named.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ..config import ACTIVATIONS, MoEConfig
+from ..errors import InputError
+from ..reference import gated
+from .torch import ROWS
+
+LIMITS = ("limit", "swiglu_limit")  # attributes that hold the limit of a gate
+CLOSE = 1e-5  # relative to the largest value
+
+
+class Gate(NamedTuple):
+    """activation, gated, limit: as in MoEConfig. interleaved: gate and up alternate in their projection."""
+
+    activation: Any
+    gated: bool
+    limit: float | None
+    interleaved: bool
+
+
+def gate_of(module: Any) -> Gate:
+    """The gate of an experts module. Raises InputError, naming the class, if Aristos has no such gate."""
+    name = type(module).__name__
+    if module.has_post_expert_norm:
+        raise InputError(f"{name} normalises each expert's output, which Aristos does not")
+    side = torch.linspace(-12.0, 12.0, 49)
+    g, u = (each.reshape(-1) for each in torch.meshgrid(side, side, indexing="ij"))
+    left = g.double().numpy()
+    right = u.double().numpy() if module.has_gate else np.ones_like(left)
+    with torch.no_grad():
+        for interleaved in (False, True):
+            both = torch.stack([g, u], dim=-1).reshape(1, -1) if interleaved else torch.cat([g, u]).reshape(1, -1)
+            asked = both if module.has_gate else g.reshape(1, -1)
+            try:
+                found = module._apply_gate(asked) if module.has_gate else module.act_fn(asked)
+            except Exception as error:
+                raise InputError(f"{name}: its gate cannot be asked ({type(error).__name__}: {error})") from error
+            values = np.asarray(found.double().reshape(-1))
+            for activation, limit in _candidates(module):
+                wanted = gated(activation, limit, left, right)
+                if values.shape == wanted.shape and np.abs(values - wanted).max() < CLOSE * np.abs(wanted).max():
+                    return Gate(activation, module.has_gate, limit, interleaved)
+            if not module.has_gate:
+                break
+    raise InputError(f"{name}: its gate is none of {', '.join(ACTIVATIONS)}, with or without a limit")
+
+
+def _candidates(module: Any) -> list[tuple[str, float | None]]:
+    limits = [None, *(float(getattr(module, name)) for name in LIMITS if getattr(module, name, None) is not None)]
+    names = [name for name, rule in ACTIVATIONS.items() if module.has_gate or not rule.gate_only]
+    return [(name, limit) for name in names for limit in (limits if module.has_gate else [None])]
+
+
+def configuration(module: Any, gate: Gate, top_k: int, dtype: torch.dtype, **options: Any) -> MoEConfig:
+    """The configuration of a module's layer; rows have `dtype`. options: further fields of MoEConfig."""
+    if dtype not in ROWS:
+        raise InputError(f"{type(module).__name__}: rows must be of {', '.join(map(str, ROWS))}, got {dtype}")
+    down = module.down_proj
+    experts, first, second = down.shape
+    ffn, hidden = (first, second) if module.is_transposed else (second, first)
+    return MoEConfig(
+        hidden=hidden, ffn=ffn, experts=experts, top_k=top_k, activation=gate.activation, gated=gate.gated,
+        limit=gate.limit, bias=module.has_bias, dtype=ROWS[dtype], **options,
+    )  # fmt: skip
+
+
+def weights(module: Any, gate: Gate) -> dict[str, Any]:
+    """The module's weights as `MoE.load` takes them; views, no copies."""
+    first = "gate_up" if gate.gated else "up"
+    found = {
+        first: getattr(module, f"{first}_proj").detach(), "down": module.down_proj.detach(),
+        "layout": "in_out" if module.is_transposed else "out_in",
+    }  # fmt: skip
+    if module.has_bias:
+        found[f"{first}_bias"] = getattr(module, f"{first}_proj_bias").detach()
+        found["down_bias"] = module.down_proj_bias.detach()
+    if gate.gated:
+        found["interleaved"] = gate.interleaved
+    return found
+
+
+def release(module: Any) -> None:
+    """Give the memory of the module's matrices back. Their shapes stay, so that transformers still knows the model."""
+    for name in ("gate_up_proj", "up_proj", "down_proj"):
+        parameter = getattr(module, name, None)
+        if parameter is not None:
+            parameter.data = torch.empty(1, dtype=parameter.dtype).expand(parameter.shape)

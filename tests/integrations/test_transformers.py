@@ -1,0 +1,167 @@
+"""Experts modules and models of transformers with "aristos"; skipped where it is missing (`make test-hf` has it)."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cases import PATIENCE
+
+from aristos.errors import InputError
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+MODELS = {
+    "qwen3_moe": {
+        "moe_intermediate_size": 48, "intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 3,
+        "norm_topk_prob": True, "head_dim": 16,
+    },
+    "mixtral": {"intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {"intermediate_size": 48, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "deepseek_v3": {
+        "moe_intermediate_size": 48, "intermediate_size": 96, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 32,
+        "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 4,
+    },
+}  # fmt: skip
+GENERATE = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+REFUSED = {  # class -> why
+    "Inkling2Experts": "its gate is none of", "Inkling2LoopExperts": "its gate is none of",
+    "MuseSparkExperts": "normalises each expert's output",
+}  # fmt: skip
+
+
+@pytest.fixture
+def ours():
+    """The module; its options are the defaults again after the test."""
+    found = importlib.import_module("aristos.integrations.transformers")
+    found.options(max_tokens=16, threads=1, timeout=PATIENCE)
+    yield found
+    found.options()
+
+
+class Fields:
+    """A configuration of experts that has every field: 8 of everything, SiLU, and limits of 7."""
+
+    _experts_implementation = "eager"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        values = {"act": "silu", "limit": 7.0, "alpha": 1.702, "quantization": None}
+        return next((value for word, value in values.items() if word in name), 8)
+
+
+def classes() -> dict[str, str]:
+    """Class -> module of all experts classes that transformers lets others compute."""
+    root = Path(transformers.__file__).parent
+    pattern = re.compile(r"@use_experts_implementation(?:\([^)]*\))?\nclass (\w+)\(")
+    return {
+        name: f"transformers.models.{path.parent.name}.{path.stem}"
+        for path in sorted((root / "models").rglob("modeling_*.py"))
+        for name in pattern.findall(path.read_text())
+    }
+
+
+def relative(a, b) -> float:
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+def test_every_class_of_experts(ours):
+    """Each computes what its own code does, or is refused by name. Values reach the limits of gates."""
+    torch.manual_seed(0)
+    refused, found = {}, classes()
+    assert len(found) >= 60
+    for name, module in found.items():
+        experts = getattr(importlib.import_module(module), name)(Fields())
+        with torch.no_grad():
+            for parameter in experts.parameters():
+                torch.nn.init.normal_(parameter, std=1.5)
+            x, ids = torch.randn(20, 8), torch.stack([torch.randperm(8)[:2] for _ in range(20)])
+            weights = torch.rand(20, 2)
+            wanted = experts(x, ids, weights)
+            experts.config._experts_implementation = "aristos"
+            try:
+                assert relative(experts(x, ids, weights), wanted) < 1e-5, name
+            except InputError as why:
+                refused[name] = str(why)
+            ours.close(experts)
+    assert set(refused) == set(REFUSED)
+    assert all(refused[name].startswith(name) and why in refused[name] for name, why in REFUSED.items())
+
+
+def small(kind: str, folder: Path) -> Path:
+    """A directory of a small model with random weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    fields = {**sizes, "vocab_size": 128, "initializer_range": 0.1, **MODELS[kind]}
+    config = transformers.AutoConfig.for_model(kind, **fields)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def opened(folder: Path, implementation: str):
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    return load(folder, experts_implementation=implementation, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_logits_and_text_are_those_of_eager(ours, tmp_path, kind):
+    folder = small(kind, tmp_path)
+    theirs, model = opened(folder, "eager"), opened(folder, "aristos")
+    ids = torch.randint(0, 128, (3, 15), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
+        assert (model.generate(ids[:, :5], **GENERATE) == theirs.generate(ids[:, :5], **GENERATE)).all()
+    layers = [module for module in model.modules() if "_aristos" in vars(module)]
+    assert layers
+    held = sum(p.untyped_storage().nbytes() for module in layers for p in module.parameters())
+    assert held < 10_000  # biases; the layers have the matrices, and torch's copies are given back
+    ours.close(model)
+
+
+def test_experts_are_quantised_as_they_are_loaded(ours, tmp_path):
+    ours.options(max_tokens=16, threads=1, weight_dtype="int8", timeout=PATIENCE)
+    model = opened(small("qwen3_moe", tmp_path), "aristos")
+    with torch.no_grad():
+        model(torch.zeros(1, 3, dtype=torch.int64))
+    layers = [vars(module)["_aristos"].moe for module in model.modules() if "_aristos" in vars(module)]
+    assert all(0 < moe.summary().weight_errors[0] < 0.01 for moe in layers)
+    ours.close(model)
+
+
+@pytest.mark.ranks(2, timeout=120)
+def test_two_ranks_with_prompts_of_their_own(comm, tmp_path):
+    ours = importlib.import_module("aristos.integrations.transformers")
+    ours.options(max_tokens=16, threads=1, comm=comm, timeout=PATIENCE)
+    folder = comm.bcast(tmp_path, 0)
+    if comm.rank == 0:
+        small("qwen3_moe", folder)
+    comm.Barrier()
+    theirs, model = opened(folder, "eager"), opened(folder, "aristos")
+    generator = torch.Generator().manual_seed(comm.rank)
+    ids = torch.randint(0, 128, (1 + comm.rank, 5 + 9 * comm.rank), generator=generator)
+    with torch.no_grad():
+        assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
+        assert (model.generate(ids, **GENERATE) == theirs.generate(ids, **GENERATE)).all()
+    layer = next(vars(module)["_aristos"] for module in model.modules() if "_aristos" in vars(module))
+    assert len(layer.moe.placement.mine(comm.rank)) == 4
+    ours.close(model)
+
+
+def test_experts_that_transformers_has_parted_are_refused(ours):
+    name, module = next(iter(classes().items()))
+    experts = getattr(importlib.import_module(module), name)(Fields())
+    experts._is_expert_parallel, experts.config._experts_implementation = True, "aristos"
+    with torch.no_grad(), pytest.raises(InputError, match="leave distributed_config out"):
+        experts(torch.randn(3, 8), torch.zeros(3, 2, dtype=torch.int64), torch.rand(3, 2))
+
+
+def test_nothing_else_imports_torch():
+    code = "import sys, aristos; aristos.MoE, aristos.Checkpoint; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
