@@ -95,6 +95,11 @@ def _name(entry: Entry) -> str:
     return entry.title + ("" if entry.dtype == "float32" else f", {entry.dtype}")
 
 
+def _kind(dtype: str, weights: str = "", **_: str) -> str:
+    """What a peer computed in, of its entry or of what ran."""
+    return f"{dtype} with weights of {weights}" if weights else dtype
+
+
 def _tables(shapes: list[ShapeResults]) -> list[str]:
     """Times and ratios: of weights of codes by their type, with a table apart for peers that round rows to int8."""
     kinds = list(dict.fromkeys(getattr(m.shape, "weights", "") for m in shapes))
@@ -193,10 +198,10 @@ def _notes(shapes: list[ShapeResults]) -> list[str]:
             "highest"
         }:
             notes.append(f"{_name(entry)} has the kernels of highest precision here: only AMX has others.")
-        others = {m.ran[entry.name]["dtype"] for m in shapes if entry.name in m.other_dtype()}
+        others = {_kind(**m.ran[entry.name]) for m in shapes if entry.name in m.other_dtype()}
         if others:
-            ran = " and ".join(sorted(others))
-            notes.append(f"{_name(entry)} computed in {ran} instead of {entry.dtype} and was not timed there.")
+            ran, kind = " and ".join(sorted(others)), _kind(entry.dtype, entry.weights)
+            notes.append(f"{_name(entry)} computed in {ran} instead of {kind} and was not timed there.")
         wrong = [m.shape.name for m in shapes if entry.name in m.wrong() and entry.name not in m.other_dtype()]
         if wrong:
             notes.append(f"{_name(entry)} gave WRONG outputs on {', '.join(wrong)} and was not timed there.")

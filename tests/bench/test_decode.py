@@ -157,6 +157,9 @@ def test_a_wrong_peer_is_named_and_counts_for_no_goal() -> None:
     text = report.markdown("A title", [m], figures.figures([m], figures.Family("avx512", "x")), [])
     for name in ("kt-kernel int4", "kt-kernel raw int4"):
         assert f"{name}, bfloat16 gave WRONG outputs on {TEXTS[1]} and was not timed there." in text
+    m.ran["torch-int4"]["weights"] = "int8"
+    said = "torch int4, bfloat16 computed in bfloat16 with weights of int8 instead of bfloat16 with weights of int4 and"
+    assert said in report.markdown("A title", [m], [], [])
 
 
 def test_peers_of_several_ranks_have_an_mpi_in_their_environments() -> None:
