@@ -103,4 +103,5 @@ def lines(chosen: dict[str, Model]) -> list[str]:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *rows]]
     lacking = [wrapped(f"{name}: {m.lacking}") for name, m in chosen.items() if m.lacking]
-    return [*table, "", *lacking, f"{len(rows)} models; layers: MoE layers of all. `aristos models NAME`: a model's recipe and source too"]
+    more = "`aristos models NAME`: a model's recipe and source too"
+    return [*table, "", *lacking, f"{len(rows)} models; layers: MoE layers of all. {more}"]

@@ -50,12 +50,12 @@ def main(argv: list[str]) -> int:
     asked_for: list[tuple[str | None, dict[str, Any]]] = [(name, cases) for name in asked.case or []]
     for name, known in [*asked_for, (asked.planted, {**bugs, "all": None})]:
         if name is not None and name not in known:
-            names = listed({each: what.what if what else "each of them" for each, what in known.items()})
+            lines = listed({each: what.what if what else "each of them" for each, what in known.items()})
             if name == "?":
                 if world.lead:
-                    print(names)
+                    print(lines)
                 return FINE
-            return launch_environment.complain(f"aristos races: {name!r} is none of\n{names}", USAGE, world.lead)
+            return launch_environment.complain(f"aristos races: {name!r} is none of\n{lines}", USAGE, world.lead)
     if world.comm is None or len(set(world.hosts)) > 1:
         text = "its log needs ranks of MPI on one machine: mpirun -n 2 aristos races"
         return launch_environment.complain(f"aristos races: {text}", ENVIRONMENT, world.lead)
