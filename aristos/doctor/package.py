@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .finding import Finding, ok, warn
 
-FIND = "import importlib.util as u; found = u.find_spec('aristos'); print(found.origin if found else '')"
+FIND = "import importlib.util as u; found = u.find_spec('aristos'); print(found and found.origin or '')"
 COMMAND, MODULE, SCRIPT = "the command aristos", "python -m aristos", "a script, such as examples/layer.py"
 SECONDS = 30
 

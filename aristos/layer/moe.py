@@ -160,7 +160,8 @@ class MoE(SavedLayers):
             return "<MoE, closed>"
         cfg, loaded = self.cfg, sum(weights is not None for weights in self._backend.weights)
         shape = f"H {cfg.hidden} F {cfg.ffn} E {cfg.experts} k {cfg.top_k} {cfg.dtype}"
-        where = f"rank {self.rank} of {self.world}, {self.backend}, {self.schedule}, {self.threads} workers"
+        workers = f"{self.threads} worker{'s' * (self.threads != 1)}"
+        where = f"rank {self.rank} of {self.world}, {self.backend}, {self.schedule}, {workers}"
         broken = "" if self._member.runtime.broken is None else ", failed"
         return f"<MoE {shape}, {where}, {loaded} of {self.layers} layers have weights{broken}>"
 

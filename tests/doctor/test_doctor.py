@@ -397,6 +397,13 @@ def test_the_folder_that_each_way_of_starting_loads(tmp_path, monkeypatch):
     assert found.remedy.endswith(f"-m pip install -e {clone}")
 
 
+def test_a_folder_without_the_package_is_no_copy_of_it(tmp_path, monkeypatch):
+    """Python takes any folder of that name for a namespace; -S: no installation is found instead."""
+    (tmp_path / "aristos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert package.folder(sys.executable, "-S") == ""
+
+
 def test_the_kernel_cache_is_checked(tmp_path):
     wanted = tmp_path / "aristos"
     folder = wanted / "0123"

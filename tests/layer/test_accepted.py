@@ -210,7 +210,7 @@ def test_repeated_rows_and_no_rows():
 
 def test_the_text_of_a_layer_says_what_it_is():
     with MoE(CFG, threads=1, layers=2) as moe:
-        text = "H 40 F 72 E 5 k 2 float32, rank 0 of 1, cpu, fused, 1 workers"
+        text = "H 40 F 72 E 5 k 2 float32, rank 0 of 1, cpu, fused, 1 worker"
         assert repr(moe) == f"<MoE {text}, 0 of 2 layers have weights>"
         moe.load(1, **W)
         assert repr(moe) == f"<MoE {text}, 1 of 2 layers have weights>"
