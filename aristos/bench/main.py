@@ -215,7 +215,7 @@ def _mark(result: Result) -> None:
     found = [record for sheet in result.sheets for record in sheet.records]
     marked = [record["disturbed"] for record in found if "disturbed" in record]
     for table in result.tables if marked else ():
-        table.attributes["disturbed"] = f"{len(marked)} of {len(found)} rows, among them {marked[0]} of its core"
+        table.attributes["disturbed"] = f"{len(marked)} of {len(found)} rows, among them {marked[0]}"
 
 
 def _append(asked: Options, kept: file.Run | None, result: Result | None = None) -> str | None:

@@ -69,6 +69,10 @@ class Checkpoint:
         if comm is not None:
             agree(comm, timeout, path, problem, options)
 
+    def __repr__(self) -> str:
+        quantised = f", quantised: {self.quantisation}" if self.quantisation else ""
+        return f"<Checkpoint {self.path}: {self.model_type}{quantised}>"
+
     def _open(self, path: str | os.PathLike[str]) -> None:
         if not isinstance(path, str | os.PathLike):
             raise InputError(f"path must be that of a model directory, got {path!r}")

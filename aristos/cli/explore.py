@@ -12,9 +12,10 @@ import os
 import sys
 
 from ..bench import arguments
+from .listing import listed, unknown
 
 SUMMARY = "look for races and hangs in the protocol: aristos explore --schedules 300"
-USAGE, INTERRUPTED = 2, 130
+FINE, USAGE, INTERRUPTED = 0, 2, 130
 SIZES = ("ranks", "rows", "calls", "transport")
 
 
@@ -99,8 +100,11 @@ def main(argv: list[str]) -> int:
         from ..explore.main import run
 
         if asked.mutation not in (None, "all", *load()):
-            names = "\n".join(f"  {name:32s}{bug.what}" for name, bug in load().items())
-            print(f"aristos explore: --mutation must be all or one of\n{names}", file=sys.stderr)
+            if asked.mutation == "?":
+                print(listed({name: bug.what for name, bug in load().items()}), flush=True)
+                return FINE
+            why = unknown(asked.mutation, ["all", *load()], "`aristos explore --mutation ?`")
+            print(f"aristos explore: --mutation: {why}", file=sys.stderr)
             return USAGE
         if asked.strategy == "exhaustive" and asked.mutation and "transport" not in asked.given:
             asked.transport = load()[asked.mutation].asked.transport  # the one on which it can show

@@ -9,13 +9,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any
 
 from ..bench.arguments import positive
 from ..host import launch_environment
 from ..row_types import ON_CPUS
 from ..weight_types import PACKED_ROWS, WEIGHT_TYPES, WeightType
+from .listing import wrapped
 
 SUMMARY = "which layers of a model directory run, and the bytes a rank needs: aristos inspect MODEL_DIR"
 PROBLEMS, USAGE, INTERRUPTED = 1, 2, 130
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
 
     try:
         found = examine(asked)
-        print(json.dumps(found, indent=1) if asked.json else "\n".join(lines(found, asked)))
+        print(json.dumps(found, indent=1) if asked.json else wrapped("\n".join(lines(found, asked))))
     except BrokenPipeError:  # | head
         return launch_environment.unread()
     except KeyboardInterrupt:
@@ -88,7 +89,7 @@ def examine(asked: argparse.Namespace) -> dict[str, Any]:
         "quantisation": checkpoint.quantisation or None, "layers": list(checkpoint.layers),
         "missing": list(checkpoint.missing),
         "problems": problems, "notes": notes,
-        "kinds": [{"layers": numbers, "config": str(cfg)} for cfg, numbers in kinds.items()],
+        "kinds": [{"layers": numbers, "config": chosen(cfg)} for cfg, numbers in kinds.items()],
         "bytes": memory(kinds, asked.ranks), "weights": weights(configs, packed, asked.ranks),
     }  # fmt: skip
 
@@ -135,6 +136,17 @@ def memory(kinds: dict[Any, list[int]], ranks: list[int] | None) -> dict[int, in
         windows = max(2 * one - two for one, two, _ in needs)
         found[n] = windows + sum((two - one) * count for one, two, count in needs)
     return found
+
+
+def chosen(cfg: Any) -> str:
+    """A configuration as a call that makes it, without the fields that have their defaults; top_k is always said."""
+    words = []
+    for field in fields(cfg):
+        value = getattr(cfg, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if value != default or field.name == "top_k":
+            words.append(f"{field.name}={chosen(value) if is_dataclass(value) else repr(value)}")
+    return f"{type(cfg).__name__}({', '.join(words)})"
 
 
 def lines(found: dict[str, Any], asked: argparse.Namespace) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..host import launch_environment
 from . import inspect
+from .listing import unknown, wrapped
 
 if TYPE_CHECKING:
     from ..model_table import Model
@@ -32,7 +33,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
     if asked.name is not None and asked.name not in MODELS and not os.path.isdir(asked.name):
-        parser.error(f"NAME must be one of {', '.join(MODELS)}, got {asked.name!r}")
+        parser.error(f"{unknown(asked.name, MODELS, '`aristos models`')}; nor is there such a folder")
     return asked
 
 
@@ -90,16 +91,17 @@ def router(m: Model) -> str:
 
 
 def lines(chosen: dict[str, Model]) -> list[str]:
-    """The table, a line a model."""
-    head = ("model", "H", "F", "E", "k", "shared", "layers", "router", "recipe", "here", "source")
+    """The table, a line a model: what fits a terminal. `record` has the recipe and the source too."""
+    head = ("model", "H", "F", "E", "k", "shared", "layers", "router", "here")
     rows = [
         (
             name, str(m.hidden), str(m.ffn), str(m.experts), str(m.top_k), str(m.shared or "-"),
-            f"{m.moe_layers}/{m.layers}" if m.layers else "-", router(m), m.family or "-", verdict(m), m.source,
+            f"{m.moe_layers}/{m.layers}" if m.layers else "-", router(m), verdict(m),
         )
         for name, m in chosen.items()
     ]  # fmt: skip
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *rows]]
-    lacking = [f"{name}: {m.lacking}" for name, m in chosen.items() if m.lacking]
-    return [*table, "", *lacking, f"{len(rows)} models; layers: MoE layers of all"]
+    lacking = [wrapped(f"{name}: {m.lacking}") for name, m in chosen.items() if m.lacking]
+    more = "`aristos models NAME`: a model's recipe and source too"
+    return [*table, "", *lacking, f"{len(rows)} models; layers: MoE layers of all. {more}"]

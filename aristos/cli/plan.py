@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bench.arguments import amount, not_negative, positive, seconds
 from ..host import launch_environment
+from .listing import unknown, wrapped
 
 if TYPE_CHECKING:
     from ..planner import Plan, Problem
@@ -72,7 +73,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     if (asked.problem is None) == (asked.model is None):
         parser.error("give PROBLEM.json or --model NAME")
     if asked.model is not None and asked.model not in MODELS:
-        parser.error(f"--model must be one of {', '.join(MODELS)}, got {asked.model!r}")
+        parser.error(f"--model: {unknown(asked.model, MODELS, '`aristos plan --model ?`')}")
     if asked.model is not None and sum(machines) != 1:
         parser.error("--model needs a machine: --topology FILE, --cluster FILE or --discover")
     if asked.problem is not None and (any(machines) or asked.inference or asked.tokens or asked.bytes):
@@ -132,7 +133,7 @@ def run(asked: argparse.Namespace) -> int:
     else:
         from ..planner.words import report
 
-        print(report(plan, time.monotonic() - started))
+        print(wrapped(report(plan, time.monotonic() - started)))
         if asked.model is not None:
             print(_moving(asked, max(map(len, plan.groups))))
     return 0 if asked.plot is None else _plot(plan, asked.plot)

@@ -16,6 +16,7 @@ from typing import Any
 from ..bench.arguments import not_negative, positive
 from ..errors import EnvironmentProblem
 from ..host import launch_environment
+from .listing import listed
 
 FINE, FOUND, USAGE, ENVIRONMENT = 0, 1, 2, 3
 SUMMARY = "look for races in compiled code, in a real job: mpirun -n 2 aristos races"
@@ -49,8 +50,12 @@ def main(argv: list[str]) -> int:
     asked_for: list[tuple[str | None, dict[str, Any]]] = [(name, cases) for name in asked.case or []]
     for name, known in [*asked_for, (asked.planted, {**bugs, "all": None})]:
         if name is not None and name not in known:
-            listed = "\n".join(f"  {each:20s}{what.what if what else ''}" for each, what in known.items())
-            return launch_environment.complain(f"aristos races: {name!r} is none of\n{listed}", USAGE, world.lead)
+            lines = listed({each: what.what if what else "each of them" for each, what in known.items()})
+            if name == "?":
+                if world.lead:
+                    print(lines)
+                return FINE
+            return launch_environment.complain(f"aristos races: {name!r} is none of\n{lines}", USAGE, world.lead)
     if world.comm is None or len(set(world.hosts)) > 1:
         text = "its log needs ranks of MPI on one machine: mpirun -n 2 aristos races"
         return launch_environment.complain(f"aristos races: {text}", ENVIRONMENT, world.lead)

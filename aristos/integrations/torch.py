@@ -18,14 +18,16 @@ ROWS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "fl
 class Experts(torch.nn.Module):
     """y = experts(x, ids, weights), of any number of tokens on each rank of a communicator. Collective.
 
-    Arguments are those of `aristos.MoE`; threads is by default torch's number of threads. `load` takes weights as
+    Arguments are those of `aristos.MoE`; without comm, threads is by default torch's number. `load` takes weights as
     `MoE.load` does.
     """
 
     def __init__(self, cfg: MoEConfig, comm: Any = None, *, threads: int | None = None, **options: Any) -> None:
         super().__init__()
         self.cfg = cfg
-        self.moe = MoE(cfg, comm, backend="cpu", threads=threads or torch.get_num_threads(), **options)
+        if threads is None and comm is None:
+            threads = torch.get_num_threads()
+        self.moe = MoE(cfg, comm, backend="cpu", threads=threads, **options)
 
     def load(self, **weights: Any) -> None:
         """Take the layer's weights: see `aristos.MoE.load`. Not collective."""

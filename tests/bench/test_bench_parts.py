@@ -687,9 +687,11 @@ def test_counts_have_singular_and_plural():
 
 
 def test_a_table_on_a_pipe_is_plain_and_complete(capsys):
-    sheet = Sheet("title", (Column("a", "a", ".2f"), CHECK), [{"a": 1234567.891, "check": "FAILED"}], ["a note"])
+    notes = ["a note", "word " * 50]
+    sheet = Sheet("title", (Column("a", "a", ".2f"), CHECK), [{"a": 1234567.891, "check": "FAILED"}], notes)
     tables.Reporter(quiet=False).show(sheet)
     out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 120
     assert "1234567.89" in out
     assert "FAILED" in out
     assert "a note" in out

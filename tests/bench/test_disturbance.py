@@ -148,7 +148,7 @@ def test_a_marked_row_shows_in_table_file_and_picture(monkeypatch):
     sheet.records[1]["disturbed"] = "rank 0: 55%"
     table = results.Table("layer")
     main._mark(Result(True, [sheet], [table]))
-    assert table.attributes["disturbed"] == "1 of 2 rows, among them rank 0: 55% of its core"
+    assert table.attributes["disturbed"] == "1 of 2 rows, among them rank 0: 55%"
     assert sheet.notes == [disturbance.SENTENCE]
     out = io.StringIO()
     Console(file=out, width=tables.WIDTH).print(tables.table(sheet))

@@ -57,11 +57,13 @@ def test_models_are_listed(capsys):
     out = capsys.readouterr().out
     assert all(name in out for name in models.MODELS)
     assert "an expert is one matrix" in out
+    assert max(map(len, out.splitlines())) <= 120
     assert command.main(["models", "deepseek-v3", "--json"]) == 0
     one = json.loads(capsys.readouterr().out)["deepseek-v3"]
     assert (one["experts"], one["router"]["groups"], one["runs"]) == (256, 8, "runs")
     with pytest.raises(SystemExit, match="2"):
-        command.main(["models", "quokka"])
+        command.main(["models", "mixtral-8x7"])
+    assert "near it: mixtral-8x7b" in capsys.readouterr().err
 
 
 def test_the_page_names_every_recipe():
@@ -86,7 +88,10 @@ def test_inspect_reports_layers_recipe_and_bytes(tmp_path, capsys):
     assert command.main(["inspect", str(tmp_path), "--ranks", "1", "2", "--tokens", "16", "--dtype", "float32"]) == 0
     out = capsys.readouterr().out
     assert "olmoe, 2 MoE layers" in out
-    assert "layers 0-1: MoEConfig(hidden=24, ffn=20, experts=5" in out
+    layer = "hidden=24, ffn=20, experts=5, top_k=2, activation='silu', gated=True, max_tokens=16"
+    assert f"layers 0-1: MoEConfig({layer})" in " ".join(out.split()), "fields with their defaults are left out"
+    assert max(map(len, (line for line in out.splitlines() if str(tmp_path) not in line))) <= 120
+    assert repr(aristos.Checkpoint(tmp_path)) == f"<Checkpoint {tmp_path}: olmoe>"
     assert (
         command.main(["inspect", str(tmp_path), "--ranks", "1", "2", "--tokens", "16", "--dtype", "float32", "--json"])
         == 0

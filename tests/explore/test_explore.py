@@ -70,10 +70,15 @@ def test_sizes_given_beside_a_mutation_count():
     assert not explore(*words, "--transport", "shm", code=1)["mutations"][0]["found"]
 
 
-def test_an_unknown_mutation_lists_the_known_ones():
+def test_known_mutations_are_listed_and_an_unknown_one_gets_the_names_near_it():
     done = run("--mutation", "?")
+    assert done.returncode == 0
+    assert "  release-dropped " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    done = run("--mutation", "release-droped")
     assert done.returncode == 2
-    assert "release-dropped" in done.stderr
+    assert "near it: release-dropped" in done.stderr
+    assert "`aristos explore --mutation ?` lists all names" in done.stderr
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,13 +55,20 @@ def test_a_closed_pipe_ends_no_case(monkeypatch, words):
     assert (code, made) == (141, [case.name for case in run.CASES])
 
 
+@pytest.mark.parametrize(("option", "name"), [("--case", "shm"), ("--planted", "all")])
+def test_a_question_mark_lists_the_names(monkeypatch, capsys, option, name):
+    monkeypatch.setattr(world, "connect", lambda: SimpleNamespace(lead=True))
+    assert races.main([option, "?"]) == 0
+    assert re.search(rf"^  {name} +\w", capsys.readouterr().out, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("words", "world_of", "code", "text"),
     [
         (["--calls", "0"], {}, 2, "--calls: must be at least 1"),
         (["--case", "shm", "--planted", "all"], {}, 2, "leave out --case"),
-        (["--case", "?"], {}, 2, "'?' is none of\n  shm "),
-        (["--planted", "?"], {}, 2, "'?' is none of\n  tail-stored "),
+        (["--case", "nosuch"], {}, 2, "'nosuch' is none of\n  shm "),
+        (["--planted", "nosuch"], {}, 2, "'nosuch' is none of\n  tail-stored "),
         (["--case", "mixed"], {}, 2, "case mixed needs 3 ranks, got 2: mpirun -n 3"),
         ([], {"hosts": ["here", "there"]}, 3, "on one machine: mpirun -n 2 aristos races"),
     ],

@@ -28,6 +28,7 @@ def test_readme_is_one_screen_and_names_its_commands():
     )
     for command in commands:
         assert command in text
+    assert "install '." not in text, "without -e a copy takes the place of an editable install"
     assert "independent implementation" in text
 
 

@@ -389,6 +389,7 @@ def test_the_command_prints_json_alone(pair, tmp_path):
     done = command(str(path))
     assert done.returncode == 0
     assert "bottleneck" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("model", MODELS)

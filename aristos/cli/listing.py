@@ -1,0 +1,36 @@
+"""Text of the commands for a terminal: lists and sentences of at most WIDTH columns, and names near a wrong one."""
+
+from __future__ import annotations
+
+import difflib
+import textwrap
+from collections.abc import Iterable, Mapping
+
+WIDTH = 120
+
+
+def wrapped(text: str) -> str:
+    """Each line of the text in lines of at most WIDTH columns; what was too long goes on below, indented."""
+    return "\n".join(
+        line
+        if len(line) <= WIDTH
+        else textwrap.fill(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+
+
+def listed(known: Mapping[str, str]) -> str:
+    """Names and what each means, a name a line; a long meaning goes on below its beginning."""
+    wide = max(map(len, known)) + 4
+    return "\n".join(
+        textwrap.fill(
+            f"  {name:{wide - 2}s}{what}", WIDTH, subsequent_indent=" " * wide, break_on_hyphens=False
+        ).rstrip()
+        for name, what in known.items()
+    )
+
+
+def unknown(name: str, known: Iterable[str], lists: str) -> str:
+    """What an error says of a name that is not known: the names near it, and the command that lists all."""
+    near = ", ".join(difflib.get_close_matches(name, list(known), 3, 0.5))
+    return f"{name!r} is not known{near and f' (near it: {near})'}; {lists} lists all names"
