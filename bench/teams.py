@@ -20,7 +20,7 @@ from barrier import Barrier
 from peers import Absent
 
 WORKER = Path(__file__).resolve().with_name("worker.py")
-START_SECONDS, REPLY_SECONDS, POLL_SECONDS = 120.0, 300.0, 0.2
+START_SECONDS, REPLY_SECONDS, POLL_SECONDS = 120.0, 600.0, 0.2
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
 FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")  # set on some machines for old builds: would slow the peers

@@ -180,7 +180,8 @@ def _codes(weights: str) -> tuple[Entry, ...]:
     )
 
 
-CODES = {entry.name: entry for entry in (*_codes("int8"), *_codes("int4"), LAYERS["bf16"])}
+_PLAIN = replace(LAYERS["bf16"], title="Aristos, weights of 16 bits")  # the reference
+CODES = {entry.name: entry for entry in (*_codes("int8"), *_codes("int4"), _PLAIN)}
 CODES_MPI = {name: entry for name, entry in CODES.items() if entry.environment in ("aristos", "torch")}
 
 
