@@ -12,7 +12,7 @@ import os
 import sys
 
 from ..bench import arguments
-from .listing import listed, unknown
+from ._listing import listed, unknown
 
 SUMMARY = "look for races and hangs in the protocol: aristos explore --schedules 300"
 FINE, USAGE, INTERRUPTED = 0, 2, 130

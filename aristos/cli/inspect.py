@@ -16,7 +16,7 @@ from ..bench.arguments import positive
 from ..host import launch_environment
 from ..row_types import ON_CPUS
 from ..weight_types import PACKED_ROWS, WEIGHT_TYPES, WeightType
-from .listing import wrapped
+from ._listing import wrapped
 
 SUMMARY = "which layers of a model directory run, and the bytes a rank needs: aristos inspect MODEL_DIR"
 PROBLEMS, USAGE, INTERRUPTED = 1, 2, 130

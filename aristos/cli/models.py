@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..host import launch_environment
 from . import inspect
-from .listing import unknown, wrapped
+from ._listing import unknown, wrapped
 
 if TYPE_CHECKING:
     from ..model_table import Model

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bench.arguments import amount, not_negative, positive, seconds
 from ..host import launch_environment
-from .listing import unknown, wrapped
+from ._listing import unknown, wrapped
 
 if TYPE_CHECKING:
     from ..planner import Plan, Problem

@@ -16,7 +16,7 @@ from typing import Any
 from ..bench.arguments import not_negative, positive
 from ..errors import EnvironmentProblem
 from ..host import launch_environment
-from .listing import listed
+from ._listing import listed
 
 FINE, FOUND, USAGE, ENVIRONMENT = 0, 1, 2, 3
 SUMMARY = "look for races in compiled code, in a real job: mpirun -n 2 aristos races"

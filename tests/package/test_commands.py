@@ -290,6 +290,11 @@ def test_quick_commands_run(command, folder, capsys):
         assert done.stdout
 
 
+def test_every_module_of_the_command_line_is_a_command(capsys):
+    assert aristos(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 120
+
+
 def test_a_wrong_command_is_found(parsers, folder, monkeypatch):
     for wrong in (
         "aristos plan --modle x",
