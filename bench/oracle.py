@@ -106,8 +106,8 @@ def coded(cfg: MoEConfig, kind: str, seed: int) -> dict[str, NDArray[np.float32]
     """Weights of codes times scales: up, gate [E, H, F] and down [E, F, H], exact in bfloat16.
 
     A column has one scale: a power of two, of int4 times 1 to 1.875 in steps of 1/8. In each group of k (of int8 a
-    column, of int4 jobs.GROUP) some code is the largest, so that whoever quantises by group or column to symmetric
-    codes gets these codes back.
+    column, of int4 jobs.GROUP) some code is the largest, so that a peer which quantises by group or column to
+    symmetric codes gets these codes back.
     """
     most = jobs.CODES[kind]
     rng = np.random.default_rng([seed, most])

@@ -33,11 +33,13 @@ class Experts(torch.nn.Module):
         """Take the layer's weights: see `aristos.MoE.load`. Not collective."""
         self.moe.load(0, **weights)
 
-    def forward(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
+    ) -> torch.Tensor:
         """y: [..., H] of x's type. x: [..., H] of cfg.dtype; ids: [..., k]; weights: [..., k], read as float32.
 
-        More than cfg.max_tokens tokens are computed in several calls, as many on every rank. Raises InputError if a
-        gradient is asked for: there is none yet.
+        More than cfg.max_tokens tokens are computed in several calls, as many on every rank: the ranks agree on their
+        number, or have done so (calls). Raises InputError if a gradient is asked for: there is none yet.
         """
         if torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad):
             raise InputError("Experts compute no gradients yet: call them under torch.no_grad()")
@@ -47,16 +49,27 @@ class Experts(torch.nn.Module):
         ids, weights = ids.reshape(-1, k), weights.detach().reshape(-1, k).float()
         y = torch.empty_like(rows)
         out, most = as_numpy(y), self.cfg.max_tokens
-        for call in range(self._calls(-(-len(rows) // most))):
+        for call in range(self._agreed(self.calls_for(len(rows))) if calls is None else calls):
             part = slice(call * most, (call + 1) * most)
             self.moe(rows[part], ids[part], weights[part], out=out[part])
         return y.reshape(x.shape)
 
-    def _calls(self, mine: int) -> int:
+    def calls_for(self, tokens: int) -> int:
+        """Calls that this rank needs for its tokens."""
+        return -(-tokens // self.cfg.max_tokens)
+
+    def _agreed(self, mine: int) -> int:
         """As many calls as the rank with most tokens needs."""
         if self.moe.world == 1:
             return mine
         return max(self.moe.runtime.group.allgather(mine, "the number of calls for their tokens"))
+
+    def idle(self, calls: int) -> None:
+        """Take part in the other ranks' calls without tokens."""
+        x = np.empty((0, self.cfg.hidden), as_numpy(torch.empty(0, dtype=getattr(torch, self.cfg.dtype))).dtype)
+        k = self.cfg.top_k
+        for _ in range(calls):
+            self.moe(x, np.empty((0, k), np.int64), np.empty((0, k), np.float32))
 
     def close(self) -> None:
         """Release the layer; collective, and harmless when repeated."""

@@ -4,22 +4,29 @@
     model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="aristos")
 
 In one process, or on the ranks of `aristos run -n 2 -- python program.py`: there each rank has prompts of its own, and
-an equal part of every layer's experts. A layer is made at its first call, on all ranks together. Inference alone.
+an equal part of every layer's experts. A layer is made at its first call, on all ranks together. `generate` waits for
+all ranks at its end; around other uses put `together`. Inference alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
 
 from ..errors import EnvironmentProblem, InputError
 from ..host import launch_environment
+from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module
+from .guard import Guard, Offer, guarded
 from .torch import Experts
 
 try:
+    from transformers import GenerationMixin
     from transformers.integrations.moe import ExpertsInterface
 except ImportError as error:
     raise EnvironmentProblem(
@@ -65,18 +72,28 @@ def _world() -> Any:
     return MPI.COMM_WORLD
 
 
-def _made(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
-    """The layer of an experts module, with its weights; the module's own memory is given back."""
-    if module._is_expert_parallel:
-        raise InputError(
-            f"{type(module).__name__}: transformers has parted its experts already: leave distributed_config out, and"
-            " start the program by `aristos run -n RANKS`"
+def _comm() -> Any:
+    """The communicator whose ranks share the experts; None: this process has all."""
+    comm = _world() if _options.comm is None else _options.comm
+    return None if comm is None or comm.Get_size() == 1 else comm
+
+
+def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
+    """The layer of an experts module, made when first asked for; the module's memory is then given back. Collective."""
+    experts: Experts | None = vars(module).get("_aristos")
+    if experts is None:
+        if module._is_expert_parallel:
+            raise InputError(
+                f"{type(module).__name__}: transformers has parted its experts already: leave distributed_config out,"
+                " and start the program by `aristos run -n RANKS`"
+            )
+        gate = experts_module.gate_of(module)
+        cfg = experts_module.configuration(
+            module, gate, top_k, dtype, max_tokens=_options.max_tokens, **_options.config
         )
-    gate = experts_module.gate_of(module)
-    cfg = experts_module.configuration(module, gate, top_k, dtype, max_tokens=_options.max_tokens, **_options.config)
-    experts = Experts(cfg, _options.comm or _world(), **_options.layer)
-    experts.load(**experts_module.weights(module, gate))
-    experts_module.release(module)
+        experts = vars(module)["_aristos"] = Experts(cfg, _comm(), **_options.layer)
+        experts.load(**experts_module.weights(module, gate))
+        experts_module.release(module)
     return experts
 
 
@@ -84,18 +101,61 @@ def experts_forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """What transformers calls for each layer's experts: y [S, H] of this rank's S tokens. Collective."""
-    experts = self.__dict__.get("_aristos")
-    if experts is None:
-        experts = self.__dict__["_aristos"] = _made(self, top_k_index.shape[-1], hidden_states.dtype)
-    return experts(hidden_states, top_k_index, top_k_weights)
+    top_k, dtype, calls = top_k_index.shape[-1], hidden_states.dtype, None
+    if _guard is not None and _guard.covers(self):
+        mine = -(-len(hidden_states) // _options.max_tokens)
+        calls = _guard.agree(self, mine, top_k, str(dtype).removeprefix("torch."))
+    y: torch.Tensor = _layer_of(self, top_k, dtype)(hidden_states, top_k_index, top_k_weights, calls)
+    return y
+
+
+def _take_part(module: Any, offer: Offer) -> None:
+    """Make another rank's calls of a layer, without tokens."""
+    _layer_of(module, offer.top_k, getattr(torch, offer.dtype)).idle(offer.calls)
+
+
+@contextmanager
+def together(model: Any) -> Iterator[None]:
+    """A block in which each rank uses the model at its own pace, with prompts of its own or none. Collective.
+
+    At its end a rank takes part in the others' calls, without tokens, until all have come. `model.generate` is such a
+    block. An exception on one rank ends the others' blocks with PoisonedError, which names it.
+    """
+    global _guard
+    comm = _comm()
+    if comm is None or _guard is not None:
+        yield
+        return
+    modules = [module for module in model.modules() if hasattr(module, "is_concatenated")]
+    limits = usable_limits(_options.layer.get("timeout", DEFAULT_TIMEOUT), _options.layer.get("absent_timeout"))
+    with guarded(comm, limits, modules, _take_part) as guard:
+        _guard = guard
+        try:
+            yield
+        finally:
+            _guard = None
 
 
 def close(model: Any) -> None:
     """Release the layers of a model; collective. The model has no experts after it."""
     for module in model.modules():
-        experts = module.__dict__.pop("_aristos", None)
+        experts = vars(module).pop("_aristos", None)
         if experts is not None:
             experts.close()
 
 
+def _guarded_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
+    """`generate` of all models; of those with Aristos's experts a block of `together`."""
+
+    @wraps(generate)
+    def whole(self: Any, *args: Any, **options: Any) -> Any:
+        ours = getattr(self.config, "_experts_implementation", None) == NAME
+        with together(self) if ours else nullcontext():
+            return generate(self, *args, **options)
+
+    return whole
+
+
+_guard: Guard | None = None
 ExpertsInterface.register(NAME, experts_forward)
+GenerationMixin.generate = _guarded_generate(GenerationMixin.generate)

@@ -274,7 +274,7 @@ class Group:
     def _lost_to(self, rank: int, why: str) -> PoisonedError:
         """The error of a rank that waits for one which has failed."""
         return PoisonedError(
-            f"rank {self.rank}: rank {rank} gave up while the ranks made a layer, because of {why};"
+            f"rank {self.rank}: rank {rank} gave up before the ranks had met, because of {why};"
             f" see the output of rank {rank}"
         )
 

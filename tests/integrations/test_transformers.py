@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from cases import PATIENCE
 
-from aristos.errors import InputError
+from aristos.errors import InputError, PoisonedError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -152,6 +153,50 @@ def test_two_ranks_with_prompts_of_their_own(comm, tmp_path):
     layer = next(vars(module)["_aristos"] for module in model.modules() if "_aristos" in vars(module))
     assert len(layer.moe.placement.mine(comm.rank)) == 4
     ours.close(model)
+
+
+@pytest.mark.ranks(3, timeout=120)
+def test_ranks_stop_at_different_times(comm, tmp_path):
+    """One rank has no prompt at all, and layers are made while it waits."""
+    ours = importlib.import_module("aristos.integrations.transformers")
+    ours.options(max_tokens=8, threads=1, comm=comm, timeout=PATIENCE)
+    folder = comm.bcast(tmp_path, 0)
+    if comm.rank == 0:
+        small("mixtral", folder)
+    comm.Barrier()
+    theirs, model = opened(folder, "eager"), opened(folder, "aristos")
+    ids = torch.randint(0, 128, (1, 3 + 9 * comm.rank), generator=torch.Generator().manual_seed(comm.rank))
+    for counts in ((0, 3, 9), (5, 1, 0)):
+        count = counts[comm.rank]
+        with ours.together(model):
+            for _ in range(1 + (count == 9)):
+                if count:
+                    fields = GENERATE | {"max_new_tokens": count}
+                    assert (model.generate(ids, **fields) == theirs.generate(ids, **fields)).all()
+    ours.close(model)
+
+
+@pytest.mark.ranks(2, timeout=120)
+def test_an_exception_on_one_rank_ends_the_others(comm, tmp_path):
+    ours = importlib.import_module("aristos.integrations.transformers")
+    ours.options(max_tokens=8, threads=1, comm=comm, timeout=PATIENCE)
+    folder = comm.bcast(tmp_path, 0)
+    if comm.rank == 0:
+        small("mixtral", folder)
+    comm.Barrier()
+    model = opened(folder, "aristos")
+
+    def used() -> None:
+        with ours.together(model):
+            if comm.rank == 1:
+                raise ValueError("no prompt")
+            model.generate(torch.zeros(1, 3, dtype=torch.int64), **GENERATE)
+
+    kind = ValueError if comm.rank == 1 else PoisonedError
+    with mock.patch("aristos.transport.group.Group.abort_at_exit"), pytest.raises(kind) as caught:  # they end together
+        used()
+    wanted = "no prompt" if comm.rank == 1 else "rank 1 gave up .*ValueError: no prompt"
+    assert re.search(wanted, str(caught.value)), caught.value
 
 
 def test_experts_that_transformers_has_parted_are_refused(ours):

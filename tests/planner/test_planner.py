@@ -269,7 +269,7 @@ def test_wrong_paths_and_options_are_errors(pair, tmp_path, capsys):
         ([str(tmp_path)], str(tmp_path)),
         (["--model", "olmoe-1b-7b", "--topology", str(tmp_path)], str(tmp_path)),
         (["--model", "olmoe-1b-7b"], "--topology"),
-        (["--model", "none"], "mixtral"),
+        (["--model", "mixtral"], "mixtral-8x7b"),
         ([str(path), "--plot", ""], "--plot"),
         ([str(path), "--plot", str(tmp_path)], "--plot"),
         ([str(path), "--seed", "-1"], "--seed"),
