@@ -80,7 +80,8 @@ def _dense(checkpoint: Checkpoint, experts: Iterable[str]) -> dict[str, torch.Te
     """The tensors of a directory but the experts', mapped from its files."""
     from safetensors import safe_open
 
-    left_out, files = set(experts), {}
+    left_out = set(experts)
+    files: dict[str, list[str]] = {}
     for name, file in checkpoint.files.items():
         if name not in left_out:
             files.setdefault(file, []).append(name)
