@@ -22,7 +22,7 @@ from . import encoder_decoder_families, methods, sigmoid_families, softmax_famil
 from .agreement import agree, difference, shapes_of, without_capacity
 from .directory import Directory
 from .options import Options
-from .pieces import TABLE, LayerReader, Piece, packed_ways
+from .pieces import LATE, TABLE, LayerReader, Piece, packed_ways
 from .progress import Progress
 from .recipe import FAMILIES, REFUSED, Block, Family
 from .safetensors import shown
@@ -406,6 +406,11 @@ class Checkpoint:
         """What config.json says of the model that has the experts."""
         return self._config
 
+    @property
+    def files(self) -> Mapping[str, str]:
+        """The file of every tensor, below the directory, by the tensor's name."""
+        return self._directory.where
+
     def has(self, name: str) -> bool:
         """Whether the directory has a tensor of this name."""
         return name in self._directory
@@ -413,6 +418,18 @@ class Checkpoint:
     def tensor(self, name: str) -> np.ndarray:
         """Any tensor of the directory by its name there, as stored: a read-only view, read when its values are used."""
         return self._directory.array(name)
+
+    def expert_tensors(self, number: int) -> set[str]:
+        """Names of the tensors that hold the arrays of layer `number`'s experts, as `arrays` reads them.
+
+        Raises CheckpointError as `check` does, and where an expert's arrays are not its tensors alone.
+        """
+        reader, cfg = self._checked(number), self.layer_config(number)
+        for name in reader.pieces:
+            if name.startswith(LATE) or name == "expert_scale":
+                raise CheckpointError(f"{self.path}: experts of a {self.model_type} have {name} beside their weights")
+        pieces = [reader.pieces[name] for name in EXPERT if name in reader.pieces]
+        return {reader.prefix + tensor for piece in pieces for tensor in piece.tensors(cfg.experts)}
 
     def arrays(self, number: int, expert: int, *, packed: bool = False) -> dict[str, Any]:
         """One expert's arrays by name, in nn.Linear's order: up, gate [F, H], down [H, F], biases; read when used.

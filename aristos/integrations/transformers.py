@@ -10,6 +10,7 @@ all ranks at its end; around other uses put `together`. Inference alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from ..host import launch_environment
 from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module
 from .guard import Guard, Offer, guarded
+from .sources import Source, model_without_experts
 from .torch import Experts
 
 try:
@@ -88,12 +90,17 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
                 " and start the program by `aristos run -n RANKS`"
             )
         gate = experts_module.gate_of(module)
-        cfg = experts_module.configuration(
-            module, gate, top_k, dtype, max_tokens=_options.max_tokens, **_options.config
-        )
+        fields = {"max_tokens": _options.max_tokens, **_options.config}
+        source: Source | None = vars(module).get("_aristos_source")
+        if source is not None and fields.get("weight_dtype") is None:
+            fields["weight_dtype"] = source.weight_type
+        cfg = experts_module.configuration(module, gate, top_k, dtype, **fields)
         experts = vars(module)["_aristos"] = Experts(cfg, _comm(), **_options.layer)
-        experts.load(**experts_module.weights(module, gate))
-        experts_module.release(module)
+        if source is None:
+            experts.load(**experts_module.weights(module, gate))
+            experts_module.release(module)
+        else:
+            source.load(experts.moe)
     return experts
 
 
@@ -134,6 +141,17 @@ def together(model: Any) -> Iterator[None]:
             yield
         finally:
             _guard = None
+
+
+def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, **more: Any) -> Any:
+    """A causal language model of a directory whose experts this rank's layers read, and torch never. Collective.
+
+    Each rank reads its own experts when it makes a layer; packed ones stay packed, unless `options` name another
+    weight_dtype. dtype: of the rest and of rows; None: that of config.json. more: further arguments of transformers'
+    own from_pretrained. Raises CheckpointError for a directory that `aristos.Checkpoint` does not know, and where the
+    dense parts are quantised too.
+    """
+    return model_without_experts(path, _comm(), NAME, dtype, more)
 
 
 def close(model: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 from cases import PATIENCE
 
+from aristos import packed, quantise
 from aristos.errors import InputError, PoisonedError
 
 torch = pytest.importorskip("torch")
@@ -23,7 +26,7 @@ MODELS = {
         "norm_topk_prob": True, "head_dim": 16,
     },
     "mixtral": {"intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "gpt_oss": {"intermediate_size": 48, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "gpt_oss": {"intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
     "deepseek_v3": {
         "moe_intermediate_size": 48, "intermediate_size": 96, "n_routed_experts": 8, "num_experts_per_tok": 2,
         "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 32,
@@ -119,10 +122,7 @@ def test_logits_and_text_are_those_of_eager(ours, tmp_path, kind):
     with torch.no_grad():
         assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
         assert (model.generate(ids[:, :5], **GENERATE) == theirs.generate(ids[:, :5], **GENERATE)).all()
-    layers = [module for module in model.modules() if "_aristos" in vars(module)]
-    assert layers
-    held = sum(p.untyped_storage().nbytes() for module in layers for p in module.parameters())
-    assert held < 10_000  # biases; the layers have the matrices, and torch's copies are given back
+    assert held_by_torch(model) < 10_000  # biases; the layers have the matrices, and torch's copies are given back
     ours.close(model)
 
 
@@ -144,7 +144,7 @@ def test_two_ranks_with_prompts_of_their_own(comm, tmp_path):
     if comm.rank == 0:
         small("qwen3_moe", folder)
     comm.Barrier()
-    theirs, model = opened(folder, "eager"), opened(folder, "aristos")
+    theirs, model = opened(folder, "eager"), ours.from_pretrained(folder, dtype=torch.float32)
     generator = torch.Generator().manual_seed(comm.rank)
     ids = torch.randint(0, 128, (1 + comm.rank, 5 + 9 * comm.rank), generator=generator)
     with torch.no_grad():
@@ -152,6 +152,60 @@ def test_two_ranks_with_prompts_of_their_own(comm, tmp_path):
         assert (model.generate(ids, **GENERATE) == theirs.generate(ids, **GENERATE)).all()
     layer = next(vars(module)["_aristos"] for module in model.modules() if "_aristos" in vars(module))
     assert len(layer.moe.placement.mine(comm.rank)) == 4
+    ours.close(model)
+
+
+def held_by_torch(model) -> int:
+    """Bytes of the experts' parameters."""
+    modules = [module for module in model.modules() if hasattr(module, "is_concatenated")]
+    return sum(p.untyped_storage().nbytes() for module in modules for p in module.parameters())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_experts_are_read_from_the_directory(ours, tmp_path, kind):
+    folder = small(kind, tmp_path)
+    theirs, model = opened(folder, "eager"), ours.from_pretrained(folder, dtype=torch.float32).eval()
+    assert held_by_torch(model) < 1000
+    ids = torch.randint(0, 128, (3, 15), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
+    assert held_by_torch(model) < 1000
+    ours.close(model)
+
+
+def as_mxfp4(folder: Path, target: Path) -> Any:
+    """Write gpt-oss's experts as it is published; returns the model with the values that the codes have."""
+    from safetensors.torch import load_file, save_file
+
+    model = opened(folder, "eager")
+    state = load_file(folder / "model.safetensors")
+    for name, module in model.named_modules():
+        for array in ("gate_up_proj", "down_proj") if hasattr(module, "is_concatenated") else ():
+            parameter = getattr(module, array)
+            found = [quantise(one.detach().numpy(), packed("mxfp4")) for one in parameter]
+            codes = np.stack([one.codes for one in found]).transpose(0, 2, 1)  # [E, out, in]
+            blocks = codes[..., ::2] | codes[..., 1::2] << 4
+            del state[f"{name}.{array}"]
+            state[f"{name}.{array}_blocks"] = torch.from_numpy(blocks.reshape(*codes.shape[:2], -1, 16).copy())
+            scales = np.stack([np.asarray(one.scales).view(np.uint8).T for one in found])
+            state[f"{name}.{array}_scales"] = torch.from_numpy(scales.copy())
+            parameter.data = torch.from_numpy(np.stack([one.dequantised() for one in found]).astype(np.float32))
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    target.mkdir()
+    save_file(state, target / "model.safetensors")
+    (target / "config.json").write_text(json.dumps(config))
+    return model
+
+
+def test_packed_experts_stay_packed(ours, tmp_path):
+    theirs = as_mxfp4(small("gpt_oss", tmp_path / "plain"), tmp_path / "packed")
+    model = ours.from_pretrained(tmp_path / "packed", dtype=torch.float32).eval()
+    ids = torch.randint(0, 128, (2, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
+    layers = [vars(module)["_aristos"].moe for module in model.modules() if "_aristos" in vars(module)]
+    assert {str(moe.cfg.packed).split()[0] for moe in layers} == {"mxfp4"}
+    assert not any(moe.summary().weight_errors[0] for moe in layers)  # nothing was rounded
     ours.close(model)
 
 

@@ -1,0 +1,98 @@
+"""Models of transformers without experts in torch: layers read them from the model's directory, each rank its own."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import Checkpoint
+from ..errors import CheckpointError
+from ..layer.moe import MoE
+from ..weight_types import WeightType
+
+QUANTISED = (".weight_scale", ".weight_scale_inv", ".qweight", ".weight_packed", "_blocks")  # ends of tensors' names
+NUMBER = re.compile(r"\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The experts of layer `number` of a model directory."""
+
+    checkpoint: Checkpoint
+    number: int
+
+    @property
+    def weight_type(self) -> WeightType | None:
+        """The type of packed experts, None where they are elements."""
+        return self.checkpoint.weight_type(self.number)
+
+    def load(self, moe: MoE) -> None:
+        """Read this rank's experts into a layer, one after another."""
+        stored = self.weight_type
+        packed = stored is not None and moe.cfg.packed == stored
+        for e in moe.placement.mine(moe.rank):
+            moe.load_expert(0, e, layout="out_in", **self.checkpoint.arrays(self.number, e, packed=packed))
+
+
+def model_without_experts(
+    path: str | os.PathLike[str], comm: Any, implementation: str, dtype: torch.dtype | None, more: dict[str, Any]
+) -> Any:
+    """A causal language model; each experts module has a `Source`, and parameters that take no memory. Collective."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    checkpoint = Checkpoint(path, comm)
+    config = AutoConfig.from_pretrained(path)
+    for each in (config, config.get_text_config()):
+        if hasattr(each, "quantization_config"):
+            del each.quantization_config  # experts are read by Aristos; the rest must not be quantised
+    dtype = dtype or getattr(config, "dtype", None) or torch.float32
+    with torch.device("meta"):
+        shell = AutoModelForCausalLM.from_config(config)
+    modules = {name: each for name, each in shell.named_modules() if hasattr(each, "is_concatenated")}
+    numbers = {name: _number(name) for name in modules}
+    state = _dense(checkpoint, set().union(*(checkpoint.expert_tensors(number) for number in numbers.values())))
+    for name, module in modules.items():
+        for parameter, value in module.named_parameters(recurse=False):
+            state[f"{name}.{parameter}"] = torch.zeros(1, dtype=dtype).expand(value.shape)
+    model = type(shell).from_pretrained(
+        None, config=config, state_dict=state, experts_implementation=implementation, dtype=dtype, **more
+    )
+    for name, module in model.named_modules():
+        if name in numbers:
+            vars(module)["_aristos_source"] = Source(checkpoint, numbers[name])
+    return model
+
+
+def _number(name: str) -> int:
+    found = NUMBER.search(f".{name}")
+    if found is None:
+        raise CheckpointError(f"the experts module {name} has no number of a layer in its name")
+    return int(found[1])
+
+
+def _dense(checkpoint: Checkpoint, experts: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a directory but the experts', mapped from its files."""
+    from safetensors import safe_open
+
+    left_out = set(experts)
+    files: dict[str, list[str]] = {}
+    for name, file in checkpoint.files.items():
+        if name not in left_out:
+            files.setdefault(file, []).append(name)
+    state = {}
+    for file, names in files.items():
+        with safe_open(Path(checkpoint.path) / file, "pt") as opened:
+            for name in names:
+                if name.endswith(QUANTISED):
+                    raise CheckpointError(
+                        f"{checkpoint.path}: tensor {name} is of a quantised layer outside the experts: use"
+                        " transformers' own from_pretrained, which expands it"
+                    )
+                state[name] = opened.get_tensor(name)
+    return state
