@@ -21,8 +21,8 @@ PACKAGE = ROOT / "aristos"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("bench",),
-    ("launcher", "doctor"),
-    ("explore", "checkpoint", "integrations"),
+    ("launcher", "doctor", "integrations"),
+    ("explore", "checkpoint"),
     ("layer",),
     ("substrate",),
     ("engine", "transport"),
