@@ -361,17 +361,7 @@ class Checkpoint:
                 " make it with Checkpoint.config or configs"
             )
         reader = self._checked(number)
-        mine = moe.placement.mine(moe.rank)
-        arrays = [name for name in EXPERT if name in reader.pieces]
-        stored = cfg.packed is not None and cfg.packed == reader.weight_type
-        with self._progress.load(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine)):
-            for e in mine:
-                found: dict[str, Any] = reader.as_stored(arrays, e) if stored else reader.expert(arrays, e)
-                moe.load_expert(layer, e, layout="out_in", **found)
-                self._progress.step(sum(array.nbytes for array in found.values()))
-                del found
-                for name in arrays:
-                    reader.release(name, e)
+        self._load_experts(moe, layer, number, reader)
         if TABLE not in reader.pieces:  # with a router, a call without ids would choose by scores
             biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.pieces}
             block = self._block(number)
@@ -382,6 +372,26 @@ class Checkpoint:
             moe.load_router(layer, layout="out_in", router=router, **biases)
         if beside := reader.shared(cfg.packed, self._block(number).shared_factor):
             moe.load_shared(layer, layout="out_in", **{name.removeprefix("shared_"): a for name, a in beside.items()})
+
+    def load_experts(self, moe: Any, *, layer: int, number: int) -> None:
+        """Load this rank's experts of the model's layer `number` alone into layer `layer` of `moe`. Not collective.
+
+        For callers that route themselves. Raises CheckpointError as `check` does, InputError where arrays do not fit.
+        """
+        self._load_experts(moe, layer, number, self._checked(number))
+
+    def _load_experts(self, moe: Any, layer: int, number: int, reader: LayerReader) -> None:
+        mine, packed = moe.placement.mine(moe.rank), moe.layer_config(layer).packed
+        arrays = [name for name in EXPERT if name in reader.pieces]
+        stored = packed is not None and packed == reader.weight_type
+        with self._progress.load(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine)):
+            for e in mine:
+                found: dict[str, Any] = reader.as_stored(arrays, e) if stored else reader.expert(arrays, e)
+                moe.load_expert(layer, e, layout="out_in", **found)
+                self._progress.step(sum(array.nbytes for array in found.values()))
+                del found
+                for name in arrays:
+                    reader.release(name, e)
 
     def route(self, number: int, x: Any, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
         """(ids [S, k] int32, weights [S, k] float32) for a call of a layer that chooses by a table of token ids.

@@ -33,11 +33,8 @@ class Source:
         return self.checkpoint.weight_type(self.number)
 
     def load(self, moe: MoE) -> None:
-        """Read this rank's experts into a layer, one after another."""
-        stored = self.weight_type
-        packed = stored is not None and moe.cfg.packed == stored
-        for e in moe.placement.mine(moe.rank):
-            moe.load_expert(0, e, layout="out_in", **self.checkpoint.arrays(self.number, e, packed=packed))
+        """Read this rank's experts into a layer."""
+        self.checkpoint.load_experts(moe, layer=0, number=self.number)
 
 
 def model_without_experts(

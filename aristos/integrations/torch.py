@@ -45,6 +45,8 @@ class Experts(torch.nn.Module):
             raise InputError("Experts compute no gradients yet: call them under torch.no_grad()")
         if ROWS.get(x.dtype) != self.cfg.dtype:
             raise InputError(f"x must be of torch.{self.cfg.dtype}, which the configuration has, got {x.dtype}")
+        if calls is not None and calls < self.calls_for(x[..., 0].numel()):
+            raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {x[..., 0].numel()}")
         rows, k = x.detach().reshape(-1, x.shape[-1]).contiguous(), ids.shape[-1]
         ids, weights = ids.reshape(-1, k), weights.detach().reshape(-1, k).float()
         y = torch.empty_like(rows)
@@ -66,10 +68,10 @@ class Experts(torch.nn.Module):
 
     def idle(self, calls: int) -> None:
         """Take part in the other ranks' calls without tokens."""
-        x = np.empty((0, self.cfg.hidden), as_numpy(torch.empty(0, dtype=getattr(torch, self.cfg.dtype))).dtype)
-        k = self.cfg.top_k
-        for _ in range(calls):
-            self.moe(x, np.empty((0, k), np.int64), np.empty((0, k), np.float32))
+        x = torch.empty(0, self.cfg.hidden, dtype=getattr(torch, self.cfg.dtype))
+        ids = torch.empty(0, self.cfg.top_k, dtype=torch.int64)
+        with torch.no_grad():
+            self(x, ids, ids.float(), calls)
 
     def close(self) -> None:
         """Release the layer; collective, and harmless when repeated."""

@@ -110,7 +110,9 @@ def experts_forward(
     """What transformers calls for each layer's experts: y [S, H] of this rank's S tokens. Collective."""
     top_k, dtype, calls = top_k_index.shape[-1], hidden_states.dtype, None
     if _guard is not None and _guard.covers(self):
-        mine = -(-len(hidden_states) // _options.max_tokens)
+        made = vars(self).get("_aristos")
+        most = _options.max_tokens if made is None else made.cfg.max_tokens  # options may have changed since
+        mine = -(-len(hidden_states) // most)
         calls = _guard.agree(self, mine, top_k, str(dtype).removeprefix("torch."))
     y: torch.Tensor = _layer_of(self, top_k, dtype)(hidden_states, top_k_index, top_k_weights, calls)
     return y

@@ -132,18 +132,19 @@ class Failure:
         self._lock = threading.Lock()
         self.reason: str | None = None
 
-    def record(self, error: BaseException, why: str, notify: Callable[[int, int], None]) -> None:
+    def record(self, error: BaseException, why: str, notify: Callable[[int, int], None], shared: bool = False) -> None:
         """Keep the first error and notify peers of it, once.
 
         why: what happened, for the last words of a job that ends because of it. notify: called with (origin, cause) of
-        the poison. The user's thread and that of `start` may both call this; the second waits until peers have been
-        notified.
+        the poison. shared: other ranks have the error too, so that the job need not end. The user's thread and that of
+        `start` may both call this; the second waits until peers have been notified.
         """
         with self._lock:
             if self.reason is not None:
                 return
             self.reason = f"{type(error).__name__}: {error}"
-            self._group.abort_at_exit(f"{why} ({self.reason})")
+            if not shared:
+                self._group.abort_at_exit(f"{why} ({self.reason})")
             notify(getattr(error, "origin", self._group.rank), cause_of(error))
 
     def cannot_make(self, error: BaseException, part: bool = False) -> None:
@@ -152,14 +153,8 @@ class Failure:
         part: an error that every rank of one group of a plan has leaves the other groups waiting.
         """
         shared = getattr(error, "on_all_ranks", False)
-        if shared and not part:
-            return
-        with self._lock:
-            if self.reason is None:
-                self.reason = f"{type(error).__name__}: {error}"
-                if not shared:
-                    self._group.abort_at_exit(f"it could not make a layer ({self.reason})")
-                self._group.fail(error)
+        if part or not shared:
+            self.record(error, "it could not make a layer", lambda origin, cause: self._group.fail(error), shared)
 
 
 class Patience:

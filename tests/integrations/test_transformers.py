@@ -109,6 +109,17 @@ def small(kind: str, folder: Path) -> Path:
     return folder
 
 
+def on_ranks(comm, folder: Path, kind: str):
+    """(the module with options for these ranks, a directory that all of them see)."""
+    ours = importlib.import_module("aristos.integrations.transformers")
+    ours.options(max_tokens=8, threads=1, comm=comm, timeout=PATIENCE)
+    folder = comm.bcast(folder, 0)
+    if comm.rank == 0:
+        small(kind, folder)
+    comm.Barrier()
+    return ours, folder
+
+
 def opened(folder: Path, implementation: str):
     load = transformers.AutoModelForCausalLM.from_pretrained
     return load(folder, experts_implementation=implementation, dtype=torch.float32).eval()
@@ -138,12 +149,7 @@ def test_experts_are_quantised_as_they_are_loaded(ours, tmp_path):
 
 @pytest.mark.ranks(2, timeout=120)
 def test_two_ranks_with_prompts_of_their_own(comm, tmp_path):
-    ours = importlib.import_module("aristos.integrations.transformers")
-    ours.options(max_tokens=16, threads=1, comm=comm, timeout=PATIENCE)
-    folder = comm.bcast(tmp_path, 0)
-    if comm.rank == 0:
-        small("qwen3_moe", folder)
-    comm.Barrier()
+    ours, folder = on_ranks(comm, tmp_path, "qwen3_moe")
     theirs, model = opened(folder, "eager"), ours.from_pretrained(folder, dtype=torch.float32)
     generator = torch.Generator().manual_seed(comm.rank)
     ids = torch.randint(0, 128, (1 + comm.rank, 5 + 9 * comm.rank), generator=generator)
@@ -212,12 +218,7 @@ def test_packed_experts_stay_packed(ours, tmp_path):
 @pytest.mark.ranks(3, timeout=120)
 def test_ranks_stop_at_different_times(comm, tmp_path):
     """One rank has no prompt at all, and layers are made while it waits."""
-    ours = importlib.import_module("aristos.integrations.transformers")
-    ours.options(max_tokens=8, threads=1, comm=comm, timeout=PATIENCE)
-    folder = comm.bcast(tmp_path, 0)
-    if comm.rank == 0:
-        small("mixtral", folder)
-    comm.Barrier()
+    ours, folder = on_ranks(comm, tmp_path, "mixtral")
     theirs, model = opened(folder, "eager"), opened(folder, "aristos")
     ids = torch.randint(0, 128, (1, 3 + 9 * comm.rank), generator=torch.Generator().manual_seed(comm.rank))
     for counts in ((0, 3, 9), (5, 1, 0)):
@@ -231,13 +232,20 @@ def test_ranks_stop_at_different_times(comm, tmp_path):
 
 
 @pytest.mark.ranks(2, timeout=120)
+def test_options_that_change_later_concern_later_layers(comm, tmp_path):
+    ours, folder = on_ranks(comm, tmp_path, "mixtral")
+    theirs, model = opened(folder, "eager"), opened(folder, "aristos")
+    ids = torch.randint(0, 128, (2, 15), generator=torch.Generator().manual_seed(comm.rank))
+    with torch.no_grad(), ours.together(model):
+        model(ids)
+        ours.options(max_tokens=1024, threads=1, comm=comm, timeout=PATIENCE)
+        assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
+    ours.close(model)
+
+
+@pytest.mark.ranks(2, timeout=120)
 def test_an_exception_on_one_rank_ends_the_others(comm, tmp_path):
-    ours = importlib.import_module("aristos.integrations.transformers")
-    ours.options(max_tokens=8, threads=1, comm=comm, timeout=PATIENCE)
-    folder = comm.bcast(tmp_path, 0)
-    if comm.rank == 0:
-        small("mixtral", folder)
-    comm.Barrier()
+    ours, folder = on_ranks(comm, tmp_path, "mixtral")
     model = opened(folder, "aristos")
 
     def used() -> None:

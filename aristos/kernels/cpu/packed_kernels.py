@@ -169,9 +169,6 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
             decoded = [_decoded(builder, form, place, j, lanes, table) for j in range(vectors)]
             if dot:
                 return by_dot(left, [_joined(builder, *both) for both in decoded], some)
-            return multiplied(left, decoded, some)
-
-        def multiplied(left, decoded, some):
             for odd in range(2):
                 new = []
                 for i in range(rows):
