@@ -21,9 +21,9 @@ BEGIN = "<!-- compare:begin {}: {} (written by bench/compare.py; edit outside th
 END = "<!-- compare:end {}: {} -->"
 PAGE = "# Performance\n\nWritten by `make compare`.\n"
 WIDEST = 10  # columns of a table with a row for each peer; more jobs than that have a row each
-OURS = {  # what a peer of a dtype is compared with: of layers, products, steps
-    "float32": ("fused", "product", "step"),
-    "bfloat16": ("bf16", "product-bf16", "bf16-step"),
+OURS = {  # what a peer of a dtype is compared with: of layers, products, steps, modules
+    "float32": ("fused", "product", "step", "hf"),
+    "bfloat16": ("bf16", "product-bf16", "bf16-step", "hf-bf16"),
 }
 TIMES = (
     "Milliseconds of a call, in brackets GFLOP/s per rank: the slowest rank of each call, the median of a turn's "
@@ -160,7 +160,7 @@ def _ratios(shapes: list[ShapeResults], known: list[Entry]) -> str:
             continue
         cells = [_spread(ratio(m, entry.name, _ours(entry, m)), _two, "") for m in shapes]
         rows.append([_name(entry), *cells])
-    for title, peer in zip(("Aristos fused, share of peak", *["Aristos, share of peak"] * 2), OURS["float32"]):
+    for title, peer in zip(("Aristos fused, share of peak", *["Aristos, share of peak"] * 3), OURS["float32"]):
         shares = [_spread(peak_share(m, peer), lambda v: f"{100 * v:.0f}", " %") for m in shapes]
         rows += [[title, *shares]] if any(share != "-" for share in shares) else []
     return table(head, rows)
