@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from cases import PATIENCE
-from hf_models import MODELS, on_ranks, opened, relative, small
+from hf_models import MODELS, MORE, on_ranks, opened, relative, small
 
 from aristos import packed, quantise
 from aristos.errors import InputError, PoisonedError
@@ -74,7 +74,7 @@ def test_every_class_of_experts(ours):
     assert all(refused[name].startswith(name) and why in refused[name] for name, why in REFUSED.items())
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", MODELS | MORE)
 def test_logits_and_text_are_those_of_eager(ours, tmp_path, kind):
     folder = small(kind, tmp_path)
     theirs, model = opened(folder, "eager"), opened(folder, "aristos")

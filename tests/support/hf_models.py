@@ -23,13 +23,34 @@ MODELS = {
         "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 4,
     },
 }  # fmt: skip
+MORE = {
+    "olmoe": {"intermediate_size": 48, "num_experts": 8, "num_experts_per_tok": 3},
+    "qwen2_moe": {
+        "moe_intermediate_size": 48, "intermediate_size": 96, "shared_expert_intermediate_size": 32, "num_experts": 8,
+        "num_experts_per_tok": 3,
+    },
+    "glm4_moe": {
+        "moe_intermediate_size": 48, "intermediate_size": 96, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1, "head_dim": 16,
+    },
+    "phimoe": {"intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "dots1": {
+        "moe_intermediate_size": 48, "intermediate_size": 96, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "n_shared_experts": 1, "first_k_dense_replace": 1, "head_dim": 16,
+    },
+    "ernie4_5_moe": {
+        "moe_intermediate_size": 48, "intermediate_size": 96, "moe_num_experts": 8, "moe_k": 2,
+        "moe_num_shared_experts": 1,
+    },
+    "granitemoe": {"intermediate_size": 48, "num_local_experts": 4, "num_experts_per_tok": 2},
+}  # fmt: skip
 
 
 def small(kind: str, folder: Path) -> Path:
     """A directory of a small model with random weights."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    fields = {**sizes, "vocab_size": 128, "initializer_range": 0.1, **MODELS[kind]}
+    fields = {**sizes, "vocab_size": 128, "initializer_range": 0.1, **(MODELS | MORE)[kind]}
     config = transformers.AutoConfig.for_model(kind, **fields)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
