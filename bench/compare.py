@@ -30,7 +30,17 @@ import rounds
 import save
 from jobs import Product, Shape, Step
 from peers import (
-    CODES, CODES_MPI, LAYERS, ONE_RANK, PRODUCTS, STEPS, TRANSFORMERS, TRANSFORMERS_MPI, UNPADDED, Entry, with_weights,
+    CODES,
+    CODES_MPI,
+    LAYERS,
+    ONE_RANK,
+    PRODUCTS,
+    STEPS,
+    TRANSFORMERS,
+    TRANSFORMERS_MPI,
+    UNPADDED,
+    Entry,
+    with_weights,
 )  # fmt: skip
 from teams import Team
 

@@ -4,7 +4,7 @@
     PYTHONPATH=. PEERS/bin/mpiexec -n 2 PEERS/bin/python bench/transformers_models.py generate
     PYTHONPATH=. PEERS/bin/python bench/transformers_models.py memory
 
-PEERS: .venv/peers/transformers. The model has random weights: Qwen3-MoE with 4 layers of H 2048, F 768, 32 experts, k 8.
+PEERS: .venv/peers/transformers. The model is Qwen3-MoE with random weights: 4 layers of H 2048, F 768, 32 experts, k 8.
 In rounds every way has one turn; each rank has one thread and prompts of its own.
 """
 

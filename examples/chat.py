@@ -65,7 +65,9 @@ def reply(model: Any, tokenizer: Any, said: list[dict[str, str]], new: int) -> s
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path, help="a model with a chat template")
-    parser.add_argument("--ask", action="append", metavar="TEXT", help="a question; may be repeated; else the terminal's")
+    parser.add_argument(
+        "--ask", action="append", metavar="TEXT", help="a question; may be repeated; else the terminal's"
+    )
     parser.add_argument("--new", type=int, default=120, help="most tokens of an answer (%(default)s)")
     parser.add_argument("--top-k", type=int, metavar="K", help="experts a token (the model's)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")

@@ -13,17 +13,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
 import torch
 
 from ..errors import EnvironmentProblem, InputError
-from ..host import launch_environment
 from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module
 from .guard import Guard, Offer, guarded
+from .options import communicator, current
+from .options import options as options
 from .sources import Source, model_without_experts
 from .torch import Experts
 from .training import HELD, average_dense_grads, clip_grad_norm_, layers_of, whole_state_dict
@@ -43,51 +43,6 @@ __all__ = [
 NAME = "aristos"
 
 
-@dataclass
-class Options:
-    """max_tokens: rows of a call; more are computed in several. comm: an mpi4py communicator; None: all ranks that a
-    launcher has started. train: whether layers have gradients; None: those of modules in training mode. layer: further
-    arguments of `Experts`, such as threads and moves. config: of `MoEConfig`.
-    """
-
-    max_tokens: int = 1024
-    comm: Any = None
-    train: bool | None = None
-    layer: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-
-
-_options = Options()
-
-
-def options(*, max_tokens: int = 1024, comm: Any = None, train: bool | None = None, weight_dtype: Any = None,
-            precision: str = "highest", **layer: Any) -> None:  # fmt: skip
-    """Set what layers are made with from now on; what is left out gets its default again.
-
-    max_tokens: most rows of a call. comm: an mpi4py communicator. train: whether layers have gradients; None: those
-    that are made after `model.train()`. weight_dtype, precision: as in `aristos.MoEConfig`.
-    layer: further arguments of `aristos.MoE`, such as threads, moves, schedule and timeout.
-    """
-    global _options
-    _options = Options(max_tokens, comm, train, layer, {"weight_dtype": weight_dtype, "precision": precision})
-
-
-def _world() -> Any:
-    """MPI's world if a launcher has started several tasks, else None."""
-    started = launch_environment.started_as()
-    if started is None or started[1] == 1:
-        return None
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD
-
-
-def _comm() -> Any:
-    """The communicator whose ranks share the experts; None: this process has all."""
-    comm = _world() if _options.comm is None else _options.comm
-    return None if comm is None or comm.Get_size() == 1 else comm
-
-
 def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
     """The layer of an experts module, made when first asked for; the module's memory is then given back. Collective."""
     experts: Experts | None = vars(module).get(HELD)
@@ -98,19 +53,19 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
                 " and start the program by `aristos run -n RANKS`"
             )
         gate = experts_module.gate_of(module)
-        fields = {"max_tokens": _options.max_tokens, **_options.config}
+        fields = {"max_tokens": current().max_tokens, **current().config}
         source: Source | None = vars(module).get("_aristos_source")
         if source is not None and fields.get("weight_dtype") is None:
             fields["weight_dtype"] = source.weight_type
         cfg = experts_module.configuration(module, gate, top_k, dtype, **fields)
-        train = module.training if _options.train is None else _options.train
+        train = module.training if current().train is None else current().train
         if train and source is not None:
             raise InputError(
                 f"{type(module).__name__}: its experts are not in torch, so they cannot be trained: open the model by"
                 " transformers' own from_pretrained"
             )
         masters = experts_module.masters(module, gate) if train else None
-        experts = Experts(cfg, _comm(), train=train, masters=masters, **_options.layer)
+        experts = Experts(cfg, communicator(), train=train, masters=masters, **current().layer)
         vars(module)[HELD] = experts
         if masters is not None:
             experts_module.keep(masters, experts.moe.placement.mine(experts.moe.rank))
@@ -129,7 +84,7 @@ def experts_forward(
     top_k, dtype, calls = top_k_index.shape[-1], hidden_states.dtype, None
     if _guard is not None and _guard.covers(self):
         made = vars(self).get(HELD)
-        most = _options.max_tokens if made is None else made.cfg.max_tokens  # options may have changed since
+        most = current().max_tokens if made is None else made.cfg.max_tokens  # options may have changed since
         mine = -(-len(hidden_states) // most)
         calls = _guard.agree(self, mine, top_k, str(dtype).removeprefix("torch."))
     y: torch.Tensor = _layer_of(self, top_k, dtype)(hidden_states, top_k_index, top_k_weights, calls)
@@ -150,13 +105,13 @@ def together(model: Any) -> Iterator[int]:
     block. An exception on one rank ends the others' blocks with PoisonedError, which names it.
     """
     global _guard
-    comm = _comm()
+    comm = communicator()
     rank = 0 if comm is None else comm.Get_rank()
     if comm is None or _guard is not None:
         yield rank
         return
     modules = [module for module in model.modules() if hasattr(module, "is_concatenated")]
-    limits = usable_limits(_options.layer.get("timeout", DEFAULT_TIMEOUT), _options.layer.get("absent_timeout"))
+    limits = usable_limits(current().layer.get("timeout", DEFAULT_TIMEOUT), current().layer.get("absent_timeout"))
     with guarded(comm, limits, modules, _take_part) as guard:
         _guard = guard
         try:
@@ -173,7 +128,7 @@ def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | None =
     own from_pretrained, such as config. Raises CheckpointError for a directory that `aristos.Checkpoint` does not know, and where the
     dense parts are quantised too.
     """
-    return model_without_experts(path, _comm(), NAME, dtype, more)
+    return model_without_experts(path, communicator(), NAME, dtype, more)
 
 
 def changed(model: Any) -> None:
@@ -194,10 +149,10 @@ def _guarded_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
     """`generate` of all models; of those with Aristos's experts a block of `together`."""
 
     @wraps(generate)
-    def whole(self: Any, *args: Any, **options: Any) -> Any:
+    def whole(self: Any, *args: Any, **given: Any) -> Any:
         ours = getattr(self.config, "_experts_implementation", None) == NAME
         with together(self) if ours else nullcontext():
-            return generate(self, *args, **options)
+            return generate(self, *args, **given)
 
     return whole
 

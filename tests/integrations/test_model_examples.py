@@ -53,7 +53,9 @@ def run(*words: str, ranks: int = 1) -> str:
     """What an example prints on some ranks."""
     start = [*find_mpiexec(), "-n", str(ranks)] if ranks > 1 else []
     command = [*start, sys.executable, *words]
-    done = subprocess.run(command, cwd=EXAMPLES.parent, env=clean_environment(), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=EXAMPLES.parent, env=clean_environment(), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -65,7 +67,16 @@ def test_a_chat_with_a_real_model(tmp_path):
     folder = str(tmp_path / "model")
     said = run("examples/upcycle.py", folder, "--experts", "4")
     assert float(said.split()[-1]) < 1e-5, said
-    asked = ("examples/chat.py", folder, "--ask", "What is the capital of France?", "--ask", "And of Italy?", "--new", "9")
+    asked = (
+        "examples/chat.py",
+        folder,
+        "--ask",
+        "What is the capital of France?",
+        "--ask",
+        "And of Italy?",
+        "--new",
+        "9",
+    )
     texts = [re.sub(r", .* tokens/s", "", run(*asked, ranks=ranks)) for ranks in (1, 2)]
     assert texts[0] == texts[1]
     assert "Paris" in texts[0]

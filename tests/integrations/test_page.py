@@ -47,7 +47,7 @@ def test_commands(tmp_path):
     answers = []
     for command in COMMANDS:
         words = shlex.split(command)
-        if words[0] == "pip" or words[0] == "srun" and not shutil.which("slurmctld"):
+        if words[0] == "pip" or (words[0] == "srun" and not shutil.which("slurmctld")):
             continue
         if words[0] == "srun":
             words = [str(ROOT / "launch" / "virtual_slurm"), "run", "--nodes", "1", "--", *words]
