@@ -25,15 +25,11 @@ OURS = {  # what a peer of a dtype is compared with: of layers, products, steps,
     "float32": ("fused", "product", "step", "hf"),
     "bfloat16": ("bf16", "product-bf16", "bf16-step", "hf-bf16"),
 }
-TIMES = (
-    "Milliseconds of a call, in brackets GFLOP/s per rank: the slowest rank of each call, the median of a turn's "
-    "calls, the median over rounds. Error: the largest, relative to float64 (bounds: "
-    f"{', '.join(f'{dtype} {bound:.0e}' for dtype, bound in BOUNDS.items())})."
+TIMES = (  # docs/performance.md says what a call's milliseconds are, and the errors
+    "Milliseconds (GFLOP/s per rank), and the largest error (bounds: "
+    f"{', '.join(f'{dtype} {bound:.0e}' for dtype, bound in BOUNDS.items())}):"
 )
-RATIOS = (
-    "Time over that of Aristos {} in the same round: median (least - most) over rounds. "
-    "Share of peak: what the busiest rank's GEMMs take at the float32 FMA peak of the same round, over the call."
-)
+RATIOS = "Time over that of Aristos {}:"
 NOT_SEEN = (
     "the time of a model with 6 layers less that of one with 2, divided by 4; a layer has an attention with one head, "
     "and routing and codes of its own. Its output cannot be compared, so its error is not seen."

@@ -1,11 +1,11 @@
-"""Whole models of transformers: the time of `generate`, and the memory of loading. For the environment of `make test-hf`.
+"""Whole models of transformers: the time of `generate`, and the memory of loading.
 
     PYTHONPATH=. PEERS/bin/python bench/transformers_models.py generate
     PYTHONPATH=. PEERS/bin/mpiexec -n 2 PEERS/bin/python bench/transformers_models.py generate
     PYTHONPATH=. PEERS/bin/python bench/transformers_models.py memory
 
-PEERS: .venv/peers/transformers. The model is Qwen3-MoE with random weights: 4 layers of H 2048, F 768, 32 experts, k 8.
-In rounds every way has one turn; each rank has one thread and prompts of its own.
+PEERS: .venv/peers/transformers, of `make test-hf`. The model is Qwen3-MoE with random weights: 4 layers of H 2048,
+F 768, 32 experts, k 8. In rounds every way has one turn; each rank has one thread and prompts of its own.
 """
 
 from __future__ import annotations

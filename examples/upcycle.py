@@ -51,8 +51,6 @@ def upcycled(dense: Any, experts: int, top_k: int) -> Any:
         intermediate_size=old.intermediate_size // experts, num_local_experts=experts, num_experts_per_tok=top_k,
         dtype="float32",
     )  # fmt: skip
-    with torch.device("meta"):
-        made = MixtralForCausalLM(config)
     state = {name: value for name, value in dense.state_dict().items() if ".mlp." not in name}
     for layer in range(config.num_hidden_layers):
         mlp, name = dense.model.layers[layer].mlp, f"model.layers.{layer}.mlp"
@@ -60,9 +58,7 @@ def upcycled(dense: Any, experts: int, top_k: int) -> Any:
         state[f"{name}.experts.gate_up_proj"] = torch.stack([torch.cat(pair) for pair in zip(gate, up, strict=True)])
         state[f"{name}.experts.down_proj"] = torch.stack(mlp.down_proj.weight.chunk(experts, dim=1)) * experts
         state[f"{name}.gate.weight"] = torch.zeros(experts, config.hidden_size)
-    made.load_state_dict(state, assign=True)
-    made.tie_weights()
-    return made.eval()
+    return MixtralForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
 
 
 def main() -> None:

@@ -63,7 +63,8 @@ class Masters:
                 torch.from_numpy(masters[name]).copy_(view)
             moe.update(0)
         else:
-            moe.load(0, local=True, **{name: as_numpy(view) for name, view in views.items()})
+            arrays: dict[str, Any] = {name: as_numpy(view) for name, view in views.items()}
+            moe.load(0, local=True, **arrays)
         self._given, self._packed = True, self._versions()
 
     def take(self, moe: MoE) -> None:
@@ -108,7 +109,7 @@ class TapedCall(torch.autograd.Function):
     """y of `Experts.taped`, with the gradients of x, weights and the parameters."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, experts: Any, ids: torch.Tensor, calls: int, x: torch.Tensor, weights: torch.Tensor,
         *parameters: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
@@ -120,7 +121,7 @@ class TapedCall(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
         _ = ctx.saved_tensors  # torch raises here if a parameter has changed since the call
         dx, dw, gradients = ctx.experts.backward(dy, ctx.graph)
         wanted = ctx.needs_input_grad

