@@ -13,19 +13,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
 import torch
 
 from ..errors import EnvironmentProblem, InputError
-from ..host import launch_environment
 from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module
 from .guard import Guard, Offer, guarded
+from .options import communicator, current
+from .options import options as options
 from .sources import Source, model_without_experts
 from .torch import Experts
+from .training import HELD, average_dense_grads, clip_grad_norm_, layers_of, whole_state_dict
 
 try:
     from transformers import GenerationMixin
@@ -35,54 +36,16 @@ except ImportError as error:
         f"aristos.integrations.transformers needs transformers 5.24: pip install 'aristos[transformers]' ({error})"
     ) from error
 
+__all__ = [
+    "average_dense_grads", "changed", "clip_grad_norm_", "close", "from_pretrained", "options", "together",
+    "whole_state_dict",
+]  # fmt: skip
 NAME = "aristos"
-
-
-@dataclass
-class Options:
-    """max_tokens: rows of a call; more are computed in several. comm: an mpi4py communicator; None: all ranks that a
-    launcher has started. layer: further arguments of `Experts`, such as threads and moves. config: of `MoEConfig`.
-    """
-
-    max_tokens: int = 1024
-    comm: Any = None
-    layer: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-
-
-_options = Options()
-
-
-def options(*, max_tokens: int = 1024, comm: Any = None, weight_dtype: Any = None, precision: str = "highest",
-            **layer: Any) -> None:  # fmt: skip
-    """Set what layers are made with from now on; what is left out gets its default again.
-
-    max_tokens: most rows of a call. comm: an mpi4py communicator. weight_dtype, precision: as in `aristos.MoEConfig`.
-    layer: further arguments of `aristos.MoE`, such as threads, moves, schedule and timeout.
-    """
-    global _options
-    _options = Options(max_tokens, comm, layer, {"weight_dtype": weight_dtype, "precision": precision})
-
-
-def _world() -> Any:
-    """MPI's world if a launcher has started several tasks, else None."""
-    started = launch_environment.started_as()
-    if started is None or started[1] == 1:
-        return None
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD
-
-
-def _comm() -> Any:
-    """The communicator whose ranks share the experts; None: this process has all."""
-    comm = _world() if _options.comm is None else _options.comm
-    return None if comm is None or comm.Get_size() == 1 else comm
 
 
 def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
     """The layer of an experts module, made when first asked for; the module's memory is then given back. Collective."""
-    experts: Experts | None = vars(module).get("_aristos")
+    experts: Experts | None = vars(module).get(HELD)
     if experts is None:
         if module._is_expert_parallel:
             raise InputError(
@@ -90,13 +53,24 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
                 " and start the program by `aristos run -n RANKS`"
             )
         gate = experts_module.gate_of(module)
-        fields = {"max_tokens": _options.max_tokens, **_options.config}
+        fields = {"max_tokens": current().max_tokens, **current().config}
         source: Source | None = vars(module).get("_aristos_source")
         if source is not None and fields.get("weight_dtype") is None:
             fields["weight_dtype"] = source.weight_type
         cfg = experts_module.configuration(module, gate, top_k, dtype, **fields)
-        experts = vars(module)["_aristos"] = Experts(cfg, _comm(), **_options.layer)
-        if source is None:
+        asked = current().train
+        train = bool(module.training) if asked is None else asked
+        if train and source is not None:
+            raise InputError(
+                f"{type(module).__name__}: its experts are not in torch, so they cannot be trained: open the model by"
+                " transformers' own from_pretrained"
+            )
+        masters = experts_module.masters(module, gate) if train else None
+        experts = Experts(cfg, communicator(), train=train, masters=masters, **current().layer)
+        vars(module)[HELD] = experts
+        if masters is not None:
+            experts_module.keep(masters, experts.moe.placement.mine(experts.moe.rank))
+        elif source is None:
             experts.load(**experts_module.weights(module, gate))
             experts_module.release(module)
         else:
@@ -110,8 +84,8 @@ def experts_forward(
     """What transformers calls for each layer's experts: y [S, H] of this rank's S tokens. Collective."""
     top_k, dtype, calls = top_k_index.shape[-1], hidden_states.dtype, None
     if _guard is not None and _guard.covers(self):
-        made = vars(self).get("_aristos")
-        most = _options.max_tokens if made is None else made.cfg.max_tokens  # options may have changed since
+        made = vars(self).get(HELD)
+        most = current().max_tokens if made is None else made.cfg.max_tokens  # options may have changed since
         mine = -(-len(hidden_states) // most)
         calls = _guard.agree(self, mine, top_k, str(dtype).removeprefix("torch."))
     y: torch.Tensor = _layer_of(self, top_k, dtype)(hidden_states, top_k_index, top_k_weights, calls)
@@ -124,23 +98,25 @@ def _take_part(module: Any, offer: Offer) -> None:
 
 
 @contextmanager
-def together(model: Any) -> Iterator[None]:
+def together(model: Any) -> Iterator[int]:
     """A block in which each rank uses the model at its own pace, with prompts of its own or none. Collective.
 
+    `with together(model) as rank`: this rank's number, 0 in one process.
     At its end a rank takes part in the others' calls, without tokens, until all have come. `model.generate` is such a
     block. An exception on one rank ends the others' blocks with PoisonedError, which names it.
     """
     global _guard
-    comm = _comm()
+    comm = communicator()
+    rank = 0 if comm is None else comm.Get_rank()
     if comm is None or _guard is not None:
-        yield
+        yield rank
         return
     modules = [module for module in model.modules() if hasattr(module, "is_concatenated")]
-    limits = usable_limits(_options.layer.get("timeout", DEFAULT_TIMEOUT), _options.layer.get("absent_timeout"))
+    limits = usable_limits(current().layer.get("timeout", DEFAULT_TIMEOUT), current().layer.get("absent_timeout"))
     with guarded(comm, limits, modules, _take_part) as guard:
         _guard = guard
         try:
-            yield
+            yield rank
         finally:
             _guard = None
 
@@ -150,16 +126,22 @@ def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | None =
 
     Each rank reads its own experts when it makes a layer; packed ones stay packed, unless `options` name another
     weight_dtype. dtype: of the rest and of rows; None: that of config.json. more: further arguments of transformers'
-    own from_pretrained. Raises CheckpointError for a directory that `aristos.Checkpoint` does not know, and where the
-    dense parts are quantised too.
+    own from_pretrained, such as config. Raises CheckpointError for a directory that `aristos.Checkpoint` does not know,
+    and where the dense parts are quantised too.
     """
-    return model_without_experts(path, _comm(), NAME, dtype, more)
+    return model_without_experts(path, communicator(), NAME, dtype, more)
+
+
+def changed(model: Any) -> None:
+    """Parameters of experts were written through `.data`, which torch does not count: layers take them again."""
+    for experts in layers_of(model).values():
+        experts.changed()
 
 
 def close(model: Any) -> None:
     """Release the layers of a model; collective. The model has no experts after it."""
     for module in model.modules():
-        experts = vars(module).pop("_aristos", None)
+        experts = vars(module).pop(HELD, None)
         if experts is not None:
             experts.close()
 
@@ -168,10 +150,10 @@ def _guarded_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
     """`generate` of all models; of those with Aristos's experts a block of `together`."""
 
     @wraps(generate)
-    def whole(self: Any, *args: Any, **options: Any) -> Any:
+    def whole(self: Any, *args: Any, **given: Any) -> Any:
         ours = getattr(self.config, "_experts_implementation", None) == NAME
         with together(self) if ours else nullcontext():
-            return generate(self, *args, **options)
+            return generate(self, *args, **given)
 
     return whole
 

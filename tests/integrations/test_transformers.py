@@ -14,39 +14,18 @@ from unittest import mock
 import numpy as np
 import pytest
 from cases import PATIENCE
+from hf_models import MODELS, MORE, on_ranks, opened, relative, small
 
 from aristos import packed, quantise
 from aristos.errors import InputError, PoisonedError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-MODELS = {
-    "qwen3_moe": {
-        "moe_intermediate_size": 48, "intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 3,
-        "norm_topk_prob": True, "head_dim": 16,
-    },
-    "mixtral": {"intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "gpt_oss": {"intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
-    "deepseek_v3": {
-        "moe_intermediate_size": 48, "intermediate_size": 96, "n_routed_experts": 8, "num_experts_per_tok": 2,
-        "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 32,
-        "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 4,
-    },
-}  # fmt: skip
 GENERATE = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 REFUSED = {  # class -> why
     "Inkling2Experts": "its gate is none of", "Inkling2LoopExperts": "its gate is none of",
     "MuseSparkExperts": "normalises each expert's output",
 }  # fmt: skip
-
-
-@pytest.fixture
-def ours():
-    """The module; its options are the defaults again after the test."""
-    found = importlib.import_module("aristos.integrations.transformers")
-    found.options(max_tokens=16, threads=1, timeout=PATIENCE)
-    yield found
-    found.options()
 
 
 class Fields:
@@ -72,10 +51,6 @@ def classes() -> dict[str, str]:
     }
 
 
-def relative(a, b) -> float:
-    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
-
-
 def test_every_class_of_experts(ours):
     """Each computes what its own code does, or is refused by name. Values reach the limits of gates."""
     torch.manual_seed(0)
@@ -99,33 +74,7 @@ def test_every_class_of_experts(ours):
     assert all(refused[name].startswith(name) and why in refused[name] for name, why in REFUSED.items())
 
 
-def small(kind: str, folder: Path) -> Path:
-    """A directory of a small model with random weights."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    fields = {**sizes, "vocab_size": 128, "initializer_range": 0.1, **MODELS[kind]}
-    config = transformers.AutoConfig.for_model(kind, **fields)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
-def on_ranks(comm, folder: Path, kind: str):
-    """(the module with options for these ranks, a directory that all of them see)."""
-    ours = importlib.import_module("aristos.integrations.transformers")
-    ours.options(max_tokens=8, threads=1, comm=comm, timeout=PATIENCE)
-    folder = comm.bcast(folder, 0)
-    if comm.rank == 0:
-        small(kind, folder)
-    comm.Barrier()
-    return ours, folder
-
-
-def opened(folder: Path, implementation: str):
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    return load(folder, experts_implementation=implementation, dtype=torch.float32).eval()
-
-
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", MODELS | MORE)
 def test_logits_and_text_are_those_of_eager(ours, tmp_path, kind):
     folder = small(kind, tmp_path)
     theirs, model = opened(folder, "eager"), opened(folder, "aristos")

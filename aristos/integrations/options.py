@@ -1,0 +1,58 @@
+"""What layers of models of transformers are made with: `options`, and the communicator that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..host import launch_environment
+
+
+@dataclass
+class Options:
+    """max_tokens: rows of a call; more are computed in several. comm: an mpi4py communicator; None: all ranks that a
+    launcher has started. train: whether layers have gradients; None: those of modules in training mode. layer: further
+    arguments of `Experts`, such as threads and moves. config: of `MoEConfig`.
+    """
+
+    max_tokens: int = 1024
+    comm: Any = None
+    train: bool | None = None
+    layer: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+_options = Options()
+
+
+def options(*, max_tokens: int = 1024, comm: Any = None, train: bool | None = None, weight_dtype: Any = None,
+            precision: str = "highest", **layer: Any) -> None:  # fmt: skip
+    """Set what layers are made with from now on; what is left out gets its default again.
+
+    max_tokens: most rows of a call. comm: an mpi4py communicator. train: whether layers have gradients; None: those
+    that are made after `model.train()`. weight_dtype, precision: as in `aristos.MoEConfig`.
+    layer: further arguments of `aristos.MoE`, such as threads, moves, schedule and timeout.
+    """
+    global _options
+    _options = Options(max_tokens, comm, train, layer, {"weight_dtype": weight_dtype, "precision": precision})
+
+
+def current() -> Options:
+    """The options that hold now."""
+    return _options
+
+
+def communicator() -> Any:
+    """The communicator whose ranks share the experts; None: this process has all."""
+    comm = world() if _options.comm is None else _options.comm
+    return None if comm is None or comm.Get_size() == 1 else comm
+
+
+def world() -> Any:
+    """MPI's world if a launcher has started several tasks, else None."""
+    started = launch_environment.started_as()
+    if started is None or started[1] == 1:
+        return None
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD
