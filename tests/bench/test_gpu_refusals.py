@@ -61,8 +61,8 @@ def test_a_free_gpu_is_reported_on(refused):
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [
-    ({"facts": {"gpu_arch": "sm_70"}}, "NVIDIA H100 has compute capability 7.0, and the kernels are for 8.x, 9.x, 10.x, "
-     "12.x: use another GPU, or a newer release"),
+    ({"facts": {"gpu_arch": "sm_70"}}, "NVIDIA H100 has compute capability 7.0, and the kernels are for 8.x, 9.x,"
+     " 10.x, 12.x: use another GPU, or a newer release"),
     ({"facts": {"gpu_arch": "sm_130"}, "smi": False},
      "has compute capability 13.0, and the kernels are for 8.x, 9.x, 10.x, 12.x"),
     ({"driver_version": "550.54.15"}, "the driver 550.54.15 is too old for the packages of CUDA 13: update it to 580"),

@@ -1,7 +1,8 @@
-"""bench/gpu_report.py: waits of what its parts start run out after 5 s; a part that hangs tells where it stands."""
+"""bench/gpu_report.py: waits of what its parts start run out after 5 s; a part that hangs says where it stands."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -56,10 +57,8 @@ def waits(monkeypatch):
 def started(task, words):
     """Run a task of the report until it makes a layer."""
     given = SimpleNamespace(task=task, words=words, end=time.monotonic() + 600, out="none")
-    try:
+    with contextlib.suppress(Made):
         tasks.TASKS[task](given)
-    except Made:
-        pass
 
 
 def suites_of(part):

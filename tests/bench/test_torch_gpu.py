@@ -1,4 +1,4 @@
-"""`rival.TorchGpu`: what the page says where PyTorch, its GPU, cuBLAS, its grouped product or its compiler is missing."""
+"""`rival.TorchGpu`: what the page says where PyTorch, its grouped product or compiler, cuBLAS or a GPU is missing."""
 
 from __future__ import annotations
 
