@@ -20,20 +20,8 @@ from aristos.errors import InputError, PoisonedError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-MODELS = {
-    "qwen3_moe": {
-        "moe_intermediate_size": 48, "intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 3,
-        "norm_topk_prob": True, "head_dim": 16,
-    },
-    "mixtral": {"intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "gpt_oss": {"intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
-    "deepseek_v3": {
-        "moe_intermediate_size": 48, "intermediate_size": 96, "n_routed_experts": 8, "num_experts_per_tok": 2,
-        "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 32,
-        "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 4,
-    },
-}  # fmt: skip
-GENERATE = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+from hf_models import GENERATE, MODELS, Fields, held_by_torch, on_ranks, opened, relative, small  # noqa: E402
+
 REFUSED = {  # class -> why
     "Inkling2Experts": "its gate is none of", "Inkling2LoopExperts": "its gate is none of",
     "MuseSparkExperts": "normalises each expert's output",
@@ -49,18 +37,6 @@ def ours():
     found.options()
 
 
-class Fields:
-    """A configuration of experts that has every field: 8 of everything, SiLU, and limits of 7."""
-
-    _experts_implementation = "eager"
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        values = {"act": "silu", "limit": 7.0, "alpha": 1.702, "quantization": None}
-        return next((value for word, value in values.items() if word in name), 8)
-
-
 def classes() -> dict[str, str]:
     """Class -> module of all experts classes that transformers lets others compute."""
     root = Path(transformers.__file__).parent
@@ -70,10 +46,6 @@ def classes() -> dict[str, str]:
         for path in sorted((root / "models").rglob("modeling_*.py"))
         for name in pattern.findall(path.read_text())
     }
-
-
-def relative(a, b) -> float:
-    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
 
 
 def test_every_class_of_experts(ours):
@@ -97,32 +69,6 @@ def test_every_class_of_experts(ours):
             ours.close(experts)
     assert set(refused) == set(REFUSED)
     assert all(refused[name].startswith(name) and why in refused[name] for name, why in REFUSED.items())
-
-
-def small(kind: str, folder: Path) -> Path:
-    """A directory of a small model with random weights."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    fields = {**sizes, "vocab_size": 128, "initializer_range": 0.1, **MODELS[kind]}
-    config = transformers.AutoConfig.for_model(kind, **fields)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
-def on_ranks(comm, folder: Path, kind: str):
-    """(the module with options for these ranks, a directory that all of them see)."""
-    ours = importlib.import_module("aristos.integrations.transformers")
-    ours.options(max_tokens=8, threads=1, comm=comm, timeout=PATIENCE)
-    folder = comm.bcast(folder, 0)
-    if comm.rank == 0:
-        small(kind, folder)
-    comm.Barrier()
-    return ours, folder
-
-
-def opened(folder: Path, implementation: str):
-    load = transformers.AutoModelForCausalLM.from_pretrained
-    return load(folder, experts_implementation=implementation, dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -159,12 +105,6 @@ def test_two_ranks_with_prompts_of_their_own(comm, tmp_path):
     layer = next(vars(module)["_aristos"] for module in model.modules() if "_aristos" in vars(module))
     assert len(layer.moe.placement.mine(comm.rank)) == 4
     ours.close(model)
-
-
-def held_by_torch(model) -> int:
-    """Bytes of the experts' parameters."""
-    modules = [module for module in model.modules() if hasattr(module, "is_concatenated")]
-    return sum(p.untyped_storage().nbytes() for module in modules for p in module.parameters())
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -265,7 +205,7 @@ def test_experts_that_transformers_has_parted_are_refused(ours):
     name, module = next(iter(classes().items()))
     experts = getattr(importlib.import_module(module), name)(Fields())
     experts._is_expert_parallel, experts.config._experts_implementation = True, "aristos"
-    with torch.no_grad(), pytest.raises(InputError, match="leave distributed_config out"):
+    with torch.no_grad(), pytest.raises(InputError, match=r"ep_implementation=.aristos., or leave"):
         experts(torch.randn(3, 8), torch.zeros(3, 2, dtype=torch.int64), torch.rand(3, 2))
 
 

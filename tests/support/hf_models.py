@@ -1,0 +1,80 @@
+"""Small models of transformers with random weights. Needs torch and transformers."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from cases import PATIENCE
+
+MODELS = {
+    "qwen3_moe": {
+        "moe_intermediate_size": 48, "intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 3,
+        "norm_topk_prob": True, "head_dim": 16,
+    },
+    "mixtral": {"intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt_oss": {"intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},
+    "deepseek_v3": {
+        "moe_intermediate_size": 48, "intermediate_size": 96, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 32,
+        "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 4,
+    },
+}  # fmt: skip
+GENERATE = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+
+class Fields:
+    """A configuration of experts that has every field: 8 of everything, SiLU, and limits of 7."""
+
+    _experts_implementation = "eager"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        values = {"act": "silu", "limit": 7.0, "alpha": 1.702, "quantization": None}
+        return next((value for word, value in values.items() if word in name), 8)
+
+
+def relative(a, b) -> float:
+    """The largest difference over the largest value of b."""
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+def small(kind: str, folder: Path) -> Path:
+    """A directory of a small model with random weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    fields = {**sizes, "vocab_size": 128, "initializer_range": 0.1, **MODELS[kind]}
+    config = transformers.AutoConfig.for_model(kind, **fields)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def on_ranks(comm, folder: Path, kind: str):
+    """(the module with options for these ranks, a directory that all of them see)."""
+    ours = importlib.import_module("aristos.integrations.transformers")
+    ours.options(max_tokens=8, threads=1, comm=comm, timeout=PATIENCE)
+    folder = comm.bcast(folder, 0)
+    if comm.rank == 0:
+        small(kind, folder)
+    comm.Barrier()
+    return ours, folder
+
+
+def opened(folder: Path, implementation: str, **more):
+    """The model of a directory in float32. more: further arguments of from_pretrained."""
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    return load(folder, experts_implementation=implementation, dtype=torch.float32, **more).eval()
+
+
+def experts_of(model) -> list:
+    """The experts modules of a model."""
+    return [module for module in model.modules() if hasattr(module, "is_concatenated")]
+
+
+def held_by_torch(model) -> int:
+    """Bytes of the experts' parameters."""
+    return sum(p.untyped_storage().nbytes() for module in experts_of(model) for p in module.parameters())
