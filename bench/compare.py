@@ -29,7 +29,19 @@ import report
 import rounds
 import save
 from jobs import Product, Shape, Step
-from peers import CODES, CODES_MPI, LAYERS, ONE_RANK, PRODUCTS, STEPS, UNPADDED, Entry, with_weights
+from peers import (
+    CODES,
+    CODES_MPI,
+    LAYERS,
+    ONE_RANK,
+    PRODUCTS,
+    STEPS,
+    TRANSFORMERS,
+    TRANSFORMERS_MPI,
+    UNPADDED,
+    Entry,
+    with_weights,
+)  # fmt: skip
 from teams import Team
 
 from aristos import results
@@ -50,6 +62,7 @@ class Part:
 
 
 _DECODE = tuple(f"{t}/2048/512/32/8/gated/{kind}" for kind in jobs.CODES for t in (1, 4, 16, 128, 1024))
+_OF_MODELS = tuple(f"{t}/2048/768/{experts}/8/gated" for experts in (32, 128) for t in (1, 16, 256, 2048))
 PARTS = {
     "uniform": Part("Layers, uniform routing", tuple(jobs.SHAPES), LAYERS),
     "zipf": Part("Layers, routing by Zipf 1.2", tuple(f"{name}@zipf" for name in jobs.SHAPES), UNPADDED),
@@ -59,6 +72,8 @@ PARTS = {
     ),
     "decode": Part("Weights of 8 and of 4 bits, one rank", _DECODE, CODES, 1),
     "decode2": Part("Weights of 8 and of 4 bits, half of the experts on each of two ranks", _DECODE, CODES_MPI, 2),
+    "transformers": Part("Experts of transformers, one process", _OF_MODELS, TRANSFORMERS, 1),
+    "transformers2": Part("Experts of transformers, two ranks", _OF_MODELS, TRANSFORMERS_MPI, 2),
     "train": Part("Training steps", tuple(jobs.step(shape) for shape in jobs.SHAPES.values()), STEPS),
     "products": Part(
         "Matrix products, one rank",

@@ -21,19 +21,15 @@ BEGIN = "<!-- compare:begin {}: {} (written by bench/compare.py; edit outside th
 END = "<!-- compare:end {}: {} -->"
 PAGE = "# Performance\n\nWritten by `make compare`.\n"
 WIDEST = 10  # columns of a table with a row for each peer; more jobs than that have a row each
-OURS = {  # what a peer of a dtype is compared with: of layers, products, steps
-    "float32": ("fused", "product", "step"),
-    "bfloat16": ("bf16", "product-bf16", "bf16-step"),
+OURS = {  # what a peer of a dtype is compared with: of layers, products, steps, modules
+    "float32": ("fused", "product", "step", "hf"),
+    "bfloat16": ("bf16", "product-bf16", "bf16-step", "hf-bf16"),
 }
-TIMES = (
-    "Milliseconds of a call, in brackets GFLOP/s per rank: the slowest rank of each call, the median of a turn's "
-    "calls, the median over rounds. Error: the largest, relative to float64 (bounds: "
-    f"{', '.join(f'{dtype} {bound:.0e}' for dtype, bound in BOUNDS.items())})."
+TIMES = (  # docs/performance.md says what a call's milliseconds are, and the errors
+    "Milliseconds (GFLOP/s per rank), and the largest error (bounds: "
+    f"{', '.join(f'{dtype} {bound:.0e}' for dtype, bound in BOUNDS.items())}):"
 )
-RATIOS = (
-    "Time over that of Aristos {} in the same round: median (least - most) over rounds. "
-    "Share of peak: what the busiest rank's GEMMs take at the float32 FMA peak of the same round, over the call."
-)
+RATIOS = "Time over that of Aristos {}:"
 NOT_SEEN = (
     "the time of a model with 6 layers less that of one with 2, divided by 4; a layer has an attention with one head, "
     "and routing and codes of its own. Its output cannot be compared, so its error is not seen."
@@ -160,7 +156,7 @@ def _ratios(shapes: list[ShapeResults], known: list[Entry]) -> str:
             continue
         cells = [_spread(ratio(m, entry.name, _ours(entry, m)), _two, "") for m in shapes]
         rows.append([_name(entry), *cells])
-    for title, peer in zip(("Aristos fused, share of peak", *["Aristos, share of peak"] * 2), OURS["float32"]):
+    for title, peer in zip(("Aristos fused, share of peak", *["Aristos, share of peak"] * 3), OURS["float32"]):
         shares = [_spread(peak_share(m, peer), lambda v: f"{100 * v:.0f}", " %") for m in shapes]
         rows += [[title, *shares]] if any(share != "-" for share in shares) else []
     return table(head, rows)

@@ -21,9 +21,11 @@ from ..errors import InputError
 from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module, fallback
 from .fp8 import packed_experts
+from .masters import as_numpy
 from .options import communicator, current
 from .process_groups import communicator_of, set_variables
-from .torch import Experts, as_numpy
+from .torch import Experts
+from .training import HELD
 
 
 class AristosEP(EPImplementation):
@@ -66,7 +68,7 @@ class AristosEP(EPImplementation):
 
     def _layer(self, top_k: int, dtype: torch.dtype) -> Experts:
         """The layer of this module, made when first asked for; torch's memory is then given back. Collective."""
-        experts: Experts | None = vars(self._module).get("_aristos")
+        experts: Experts | None = vars(self._module).get(HELD)
         if experts is None:
             asked, gate, packed = current(), experts_module.gate_of(self._module), packed_experts(self._module)
             fields = {"max_tokens": asked.max_tokens, **asked.config}
@@ -74,7 +76,7 @@ class AristosEP(EPImplementation):
             if packed is not None and fields.get("weight_dtype") is None:
                 fields["weight_dtype"] = packed.weight_type
             cfg = experts_module.configuration(self._module, gate, top_k, dtype, **fields)
-            experts = vars(self._module)["_aristos"] = Experts(cfg, self._comm, **asked.layer)
+            experts = vars(self._module)[HELD] = Experts(cfg, self._comm, **asked.layer)
             if packed is None:
                 experts.load(**experts_module.weights(self._module, gate), local=True)
             else:

@@ -15,6 +15,7 @@ import torch
 from ..config import ACTIVATIONS, MoEConfig
 from ..errors import InputError
 from ..reference import gated
+from .masters import Masters
 from .torch import ROWS
 
 LIMITS = ("limit", "swiglu_limit")  # attributes that hold the limit of a gate
@@ -90,6 +91,22 @@ def weights(module: Any, gate: Gate) -> dict[str, Any]:
     if gate.gated:
         found["interleaved"] = gate.interleaved
     return found
+
+
+def masters(module: Any, gate: Gate) -> Masters:
+    """The module's parameters as masters of a layer that trains."""
+    first = "gate_up" if gate.gated else "up"
+    names = [f"{first}_proj", "down_proj"]
+    names += [f"{name}_bias" for name in names if module.has_bias]
+    return Masters({name: getattr(module, name) for name in names}, module.is_transposed, gate.interleaved)
+
+
+def keep(masters: Masters, mine: list[int]) -> None:
+    """Cut parameters of all experts to those of this rank; an optimizer that has them sees it."""
+    for parameter in masters.parameters.values():
+        if len(mine) < len(parameter):
+            parameter.data = parameter.data[mine].clone()
+            parameter.grad = None
 
 
 def release(module: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .training import HELD
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -57,7 +59,7 @@ def report(model: Any) -> Report:
     for name, module in model.named_modules():
         if not hasattr(module, "is_concatenated"):
             continue
-        experts, kind = vars(module).get("_aristos"), type(module).__name__
+        experts, kind = vars(module).get(HELD), type(module).__name__
         if experts is not None:
             layers.append(_line(name, kind, experts.moe))
         elif vars(module).get("_aristos_left_to") is not None:

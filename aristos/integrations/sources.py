@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterable
@@ -44,7 +45,7 @@ def model_without_experts(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     checkpoint = Checkpoint(path, comm)
-    config = AutoConfig.from_pretrained(path)
+    config = copy.deepcopy(more.pop("config", None)) or AutoConfig.from_pretrained(path)
     for each in (config, config.get_text_config()):
         if hasattr(each, "quantization_config"):
             del each.quantization_config  # experts are read by Aristos; the rest must not be quantised

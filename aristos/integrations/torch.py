@@ -1,16 +1,18 @@
-"""The experts of a layer as a module of PyTorch: `Experts(cfg, comm)`. Inference alone, on CPUs."""
+"""The experts of a layer as a module of PyTorch, with gradients: `Experts(cfg, comm, train=True)`. On CPUs."""
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
 from ..config import MoEConfig
 from ..errors import InputError
 from ..layer.moe import MoE
+from ..layer.training import Tape
+from .masters import Graph, Masters, TapedCall, as_numpy
 
 ROWS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -19,19 +21,67 @@ class Experts(torch.nn.Module):
     """y = experts(x, ids, weights), of any number of tokens on each rank of a communicator. Collective.
 
     Arguments are those of `aristos.MoE`; without comm, threads is by default torch's number. `load` takes weights as
-    `MoE.load` does.
+    `MoE.load` does. With train=True this rank's experts are torch's parameters, by transformers' names: gate_up_proj
+    [n, 2F, H] (up_proj [n, F, H] without a gate), down_proj [n, H, F], and with _bias theirs. The layer takes them
+    again before the first call after they have changed; after a write through `.data`, call `changed`. Their gradients
+    are those of the mean of all ranks' losses. masters: the parameters of another module in place of own ones.
     """
 
-    def __init__(self, cfg: MoEConfig, comm: Any = None, *, threads: int | None = None, **options: Any) -> None:
+    def __init__(self, cfg: MoEConfig, comm: Any = None, *, threads: int | None = None, train: bool = False,
+                 masters: Masters | None = None, **options: Any) -> None:  # fmt: skip
         super().__init__()
         self.cfg = cfg
         if threads is None and comm is None:
             threads = torch.get_num_threads()
-        self.moe = MoE(cfg, comm, backend="cpu", threads=threads, **options)
+        self.moe = MoE(cfg, comm, backend="cpu", threads=threads, train=train, **options)
+        self._dropped: list[Tape] = []  # of graphs that torch has dropped
+        self._graphs: weakref.WeakSet[Graph] = weakref.WeakSet()  # that torch still holds
+        self._masters: Masters | None = None
+        if train:
+            self._masters = masters or self._own_masters()
+
+    def _own_masters(self) -> Masters:
+        """Parameters drawn as torch.nn.Linear draws its own, in float32, equal for an expert on any number of ranks."""
+        cfg, mine = self.cfg, self.moe.placement.mine(self.moe.rank)
+        first, wide = ("gate_up", 2 * cfg.ffn) if cfg.gated else ("up", cfg.ffn)
+        every = {f"{first}_proj": (wide, cfg.hidden), "down_proj": (cfg.hidden, cfg.ffn)}
+        made: dict[str, torch.nn.Parameter] = {}
+        for name, shape in every.items():
+            largest = shape[1] ** -0.5
+            for full, size in ((name, shape), *([(f"{name}_bias", shape[:1])] if cfg.bias else [])):
+                value = torch.empty(len(mine), *size)
+                for expert in range(cfg.experts):
+                    drawn = torch.empty(size).uniform_(-largest, largest)
+                    if expert in mine:
+                        value[mine.index(expert)] = drawn
+                made[full] = torch.nn.Parameter(value)
+                self.register_parameter(full, made[full])
+        return Masters(made, transposed=False, interleaved=False)
 
     def load(self, **weights: Any) -> None:
         """Take the layer's weights: see `aristos.MoE.load`. Not collective."""
+        self._discard()
         self.moe.load(0, **weights)
+        if self._masters is not None:
+            self._masters.take(self.moe)
+
+    def named_masters(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters of this rank's experts; none without train=True."""
+        return {} if self._masters is None else self._masters.parameters
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Of arrays of all experts this rank takes its own."""
+        mine = self.moe.placement.mine(self.moe.rank)
+        for name in self.named_masters():
+            value = state.get(prefix + name)
+            if value is not None and len(value) == self.cfg.experts:
+                state[prefix + name] = value[mine]
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    def changed(self) -> None:
+        """The parameters were written through `.data`, which torch does not count: take them before the next call."""
+        if self._masters is not None:
+            self._masters.changed()
 
     def forward(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
@@ -39,22 +89,87 @@ class Experts(torch.nn.Module):
         """y: [..., H] of x's type. x: [..., H] of cfg.dtype; ids: [..., k]; weights: [..., k], read as float32.
 
         More than cfg.max_tokens tokens are computed in several calls, as many on every rank: the ranks agree on their
-        number, or have done so (calls). Raises InputError if a gradient is asked for: there is none yet.
+        number, or have done so (calls). Raises InputError if a gradient is asked for and train is not True.
         """
-        if torch.is_grad_enabled() and (x.requires_grad or weights.requires_grad):
-            raise InputError("Experts compute no gradients yet: call them under torch.no_grad()")
         if ROWS.get(x.dtype) != self.cfg.dtype:
             raise InputError(f"x must be of torch.{self.cfg.dtype}, which the configuration has, got {x.dtype}")
-        if calls is not None and calls < self.calls_for(x[..., 0].numel()):
-            raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {x[..., 0].numel()}")
-        rows, k = x.detach().reshape(-1, x.shape[-1]).contiguous(), ids.shape[-1]
-        ids, weights = ids.reshape(-1, k), weights.detach().reshape(-1, k).float()
-        y = torch.empty_like(rows)
-        out, most = as_numpy(y), self.cfg.max_tokens
-        for call in range(self._agreed(self.calls_for(len(rows))) if calls is None else calls):
-            part = slice(call * most, (call + 1) * most)
-            self.moe(rows[part], ids[part], weights[part], out=out[part])
+        rows, k = x.reshape(-1, x.shape[-1]), ids.shape[-1]
+        if calls is not None and calls < self.calls_for(len(rows)):
+            raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {len(rows)}")
+        ids, weights = ids.reshape(-1, k), weights.reshape(-1, k)
+        if calls is None:
+            calls = self._agreed(self.calls_for(len(rows)))
+        self._discard()
+        if self._masters is not None:
+            self._take_parameters(self._masters)
+        y: torch.Tensor
+        if not self.taping(x, weights):
+            y = self._untaped(rows.detach(), ids, weights.detach(), calls)
+        elif self._masters is None:
+            raise InputError(
+                "a gradient is asked for, and the layer was made without train=True: call under torch.no_grad(), or"
+                " make it with train=True (transformers: model.train() before the first call)"
+            )
+        else:
+            y = TapedCall.apply(self, ids, calls, rows, weights, *self._masters.parameters.values())
         return y.reshape(x.shape)
+
+    def taping(self, x: torch.Tensor, weights: torch.Tensor) -> bool:
+        """Whether a call now computes gradients."""
+        parameters = self.named_masters().values()
+        return torch.is_grad_enabled() and any(each.requires_grad for each in (x, weights, *parameters))
+
+    def _take_parameters(self, masters: Masters) -> None:
+        if masters.stale():
+            for graph in self._graphs:  # torch refuses to go back through them
+                for tape in graph.tapes:
+                    tape.discard()
+            masters.give(self.moe)
+
+    def _discard(self) -> None:
+        """Discard the tapes of graphs that torch has dropped."""
+        while self._dropped:
+            self._dropped.pop().discard()
+
+    def _untaped(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int) -> torch.Tensor:
+        x, weights = x.contiguous(), weights.float()
+        y = torch.empty_like(x)
+        out = as_numpy(y)
+        for part in self._parts(calls):
+            self.moe(x[part], ids[part], weights[part], out=out[part])
+        return y
+
+    def taped(
+        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int
+    ) -> tuple[torch.Tensor, Graph]:
+        """(y, what `backward` needs) of a call with gradients. x: [S, H], contiguous or not."""
+        x, weights = x.contiguous(), weights.float()
+        y, graph = torch.empty_like(x), Graph(self._dropped)
+        self._graphs.add(graph)
+        out = as_numpy(y)
+        for part in self._parts(calls):
+            out[part], tape = self.moe.forward(as_numpy(x[part]), ids[part].numpy(), weights[part].numpy())
+            graph.tapes.append(tape)
+        return y, graph
+
+    def backward(self, dy: torch.Tensor, graph: Graph) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """(dx, gradient of weights, gradients of the parameters) of a call of `taped`. Collective."""
+        assert self._masters is not None
+        if graph.used:
+            raise InputError("a graph is gone back through once: leave retain_graph=True out, or call the layer again")
+        graph.used = True
+        dy = dy.to(getattr(torch, self.cfg.dtype)).contiguous()
+        dx, dw = torch.empty_like(dy), torch.empty(len(dy), self.cfg.top_k)
+        self.moe.zero_grads()
+        for part, tape in reversed(list(zip(self._parts(len(graph.tapes)), graph.tapes, strict=True))):
+            into_x, into_w = self.moe.backward(as_numpy(dy[part]), tape)
+            as_numpy(dx)[part], dw.numpy()[part] = into_x, into_w
+        return dx, dw, self._masters.gradients(self.moe, 1 / self.moe.world)
+
+    def _parts(self, calls: int) -> list[slice]:
+        """The rows of each call."""
+        most = self.cfg.max_tokens
+        return [slice(call * most, (call + 1) * most) for call in range(calls)]
 
     def calls_for(self, tokens: int) -> int:
         """Calls that this rank needs for its tokens."""
@@ -76,10 +191,3 @@ class Experts(torch.nn.Module):
     def close(self) -> None:
         """Release the layer; collective, and harmless when repeated."""
         self.moe.close()
-
-
-def as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor on the CPU as an array of the same memory; NumPy has no bfloat16 of its own."""
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()

@@ -26,9 +26,10 @@ from .fp8 import PackedExperts, packed_experts
 from .guard import Guard, Offer, guarded
 from .options import communicator, current
 from .options import options as options
-from .report import report as report
+from .report import report
 from .sources import Source, model_without_experts
 from .torch import Experts
+from .training import HELD, average_dense_grads, clip_grad_norm_, layers_of, whole_state_dict
 
 try:
     from transformers import GenerationMixin, PreTrainedModel
@@ -40,12 +41,16 @@ except ImportError as error:
         f"aristos.integrations.transformers needs transformers 5.24: pip install 'aristos[transformers]' ({error})"
     ) from error
 
+__all__ = [
+    "average_dense_grads", "changed", "clip_grad_norm_", "close", "from_pretrained", "options", "report",
+    "together", "whole_state_dict",
+]  # fmt: skip
 NAME = "aristos"
 
 
 def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
     """The layer of an experts module, made when first asked for; the module's memory is then given back. Collective."""
-    experts: Experts | None = vars(module).get("_aristos")
+    experts: Experts | None = vars(module).get(HELD)
     if experts is None:
         if module._is_expert_parallel:
             raise InputError(
@@ -58,12 +63,24 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
         if source is not None and fields.get("weight_dtype") is None:
             fields["weight_dtype"] = source.weight_type
         cfg = experts_module.configuration(module, gate, top_k, dtype, **fields)
-        experts = vars(module)["_aristos"] = Experts(cfg, communicator(), **current().layer)
-        if source is None:
-            experts.load(**experts_module.weights(module, gate))
+        asked = current().train
+        train = bool(module.training) if asked is None else asked
+        if train and source is not None:
+            raise InputError(
+                f"{type(module).__name__}: torch does not have its experts as elements, so they cannot be trained: open"
+                " the model by transformers' own from_pretrained"
+            )
+        masters = experts_module.masters(module, gate) if train else None
+        experts = Experts(cfg, communicator(), train=train, masters=masters, **current().layer)
+        vars(module)[HELD] = experts
+        if masters is not None:
+            experts_module.keep(masters, experts.moe.placement.mine(experts.moe.rank))
         else:
-            source.load(experts.moe)
-        experts_module.release(module)
+            if source is None:
+                experts.load(**experts_module.weights(module, gate))
+            else:
+                source.load(experts.moe)
+            experts_module.release(module)
     return experts
 
 
@@ -76,7 +93,7 @@ def experts_forward(
         return left
     top_k, dtype, calls = top_k_index.shape[-1], hidden_states.dtype, None
     if _guard is not None and _guard.covers(self):
-        made = vars(self).get("_aristos")
+        made = vars(self).get(HELD)
         most = current().max_tokens if made is None else made.cfg.max_tokens  # options may have changed since
         mine = -(-len(hidden_states) // most)
         calls = _guard.agree(self, mine, top_k, str(dtype).removeprefix("torch."))
@@ -90,24 +107,26 @@ def _take_part(module: Any, offer: Offer) -> None:
 
 
 @contextmanager
-def together(model: Any) -> Iterator[None]:
+def together(model: Any) -> Iterator[int]:
     """A block in which each rank uses the model at its own pace, with prompts of its own or none. Collective.
 
+    `with together(model) as rank`: this rank's number, 0 in one process.
     At its end a rank takes part in the others' calls, without tokens, until all have come. `model.generate` is such a
     block. An exception on one rank ends the others' blocks with PoisonedError, which names it.
     """
     global _guard
     fallback.check(model)
     comm = communicator()
+    rank = 0 if comm is None else comm.Get_rank()
     if comm is None or _guard is not None:
-        yield
+        yield rank
         return
     modules = [module for module in model.modules() if hasattr(module, "is_concatenated")]
     limits = usable_limits(current().layer.get("timeout", DEFAULT_TIMEOUT), current().layer.get("absent_timeout"))
     with guarded(comm, limits, modules, _take_part) as guard:
         _guard = guard
         try:
-            yield
+            yield rank
         finally:
             _guard = None
 
@@ -117,16 +136,22 @@ def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | None =
 
     Each rank reads its own experts when it makes a layer; packed ones stay packed, unless `options` name another
     weight_dtype. dtype: of the rest and of rows; None: that of config.json. more: further arguments of transformers'
-    own from_pretrained. Raises CheckpointError for a directory that `aristos.Checkpoint` does not know, and where the
-    dense parts are quantised too.
+    own from_pretrained, such as config. Raises CheckpointError for a directory that `aristos.Checkpoint` does not know,
+    and where the dense parts are quantised too.
     """
     return model_without_experts(path, communicator(), NAME, dtype, more)
+
+
+def changed(model: Any) -> None:
+    """Parameters of experts were written through `.data`, which torch does not count: layers take them again."""
+    for experts in layers_of(model).values():
+        experts.changed()
 
 
 def close(model: Any) -> None:
     """Release the layers of a model; collective. The model has no experts after it."""
     for module in model.modules():
-        experts = vars(module).pop("_aristos", None)
+        experts = vars(module).pop(HELD, None)
         if experts is not None:
             experts.close()
 

@@ -69,7 +69,7 @@ class Entry:
 
     @property
     def ours(self) -> bool:
-        return self.environment == "aristos"
+        return self.environment == "aristos" or self.options.get("way") == "aristos"
 
     @property
     def bound(self) -> float:
@@ -183,6 +183,26 @@ def _codes(weights: str) -> tuple[Entry, ...]:
 _PLAIN = replace(LAYERS["bf16"], title="Aristos, weights of 16 bits")  # the reference
 CODES = {entry.name: entry for entry in (*_codes("int8"), *_codes("int4"), _PLAIN)}
 CODES_MPI = {name: entry for name, entry in CODES.items() if entry.environment in ("aristos", "torch")}
+
+
+_WAYS = {"eager": "eager", "batched_mm": "batched_mm", "grouped_mm": "grouped_mm", "all_to_all": "all_to_all, gloo"}
+
+
+def _transformers(way: str, dtype: str) -> Entry:
+    """A way to compute an experts module of transformers, by its own code or by Aristos."""
+    title = f"transformers, {_WAYS[way]}" if way in _WAYS else "Aristos in transformers"
+    name = "hf" + ("-bf16" if dtype == "bfloat16" else "") + (f"-{way}" if way in _WAYS else "")
+    options = {"dtype": dtype, "way": way}
+    return Entry(name, title, "transformers", "peers.transformers_layer:TransformersLayer", dtype, options)
+
+
+def _ways(layers: tuple[str, ...], ways: tuple[str, ...]) -> dict[str, Entry]:
+    made = [_transformers(way, dtype) for dtype in ("float32", "bfloat16") for way in ("aristos", *ways)]
+    return {entry.name: entry for entry in (*made, *(LAYERS[name] for name in layers))}
+
+
+TRANSFORMERS = _ways(("fused", "bf16"), ("eager", "batched_mm", "grouped_mm"))
+TRANSFORMERS_MPI = _ways(("fused", "bf16"), ("all_to_all",))
 
 
 def with_weights(entries: dict[str, Entry], weights: str) -> dict[str, Entry]:

@@ -26,6 +26,7 @@ finally:
 from aristos.kernels.cuda import ahead, build
 from aristos.kernels.cuda.catalogue import LEND
 
+pytestmark = pytest.mark.parallel
 ROOT = Path(__file__).parents[2]
 
 
@@ -248,7 +249,6 @@ def test_settings_of_the_machine_do_not_reach_the_environment(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parallel
 def test_the_unpacked_kit_rehearses_without_an_index(tmp_path):
     """A kit with one compiled kernel: it is found by its key from the unpacked sources, and the page says so."""
     archive, kernels = tmp_path / "kit.tar.gz", tmp_path / "kernels"
@@ -281,7 +281,6 @@ def test_what_the_kit_lacks_too_is_named(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parallel
 def test_kernels_of_the_kit_are_found_as_compiled_ahead(tmp_path, monkeypatch):
     """They are written without line numbers and without their PTX."""
     monkeypatch.setattr(gpu_kit, "listed", lambda arch: {"lend": LEND})

@@ -247,7 +247,7 @@ def test_the_minutes_hold_whatever_hangs(monkeypatch):
 def test_parts_that_hang_end_in_time_with_their_children(report, tmp_path):
     """All parts ignore signals and have a child that would write later: a report of a minute ends within it."""
     mark = tmp_path / "late"
-    child = f"import time; time.sleep(4); open({str(mark)!r}, 'w')"
+    child = f"import time; time.sleep(2.5); open({str(mark)!r}, 'w')"
     hang = ("import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
             f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(900)")  # fmt: skip
     start = time.monotonic()
@@ -255,7 +255,7 @@ def test_parts_that_hang_end_in_time_with_their_children(report, tmp_path):
     _, text, _ = report(dict.fromkeys(names, hang), 1.0, dict.fromkeys((parts.DRIVER, *names), 0.5))
     assert time.monotonic() - start < 20
     assert all(f"| {name} | HUNG" in text for name in names)
-    time.sleep(4)
+    time.sleep(2.5)
     assert not mark.exists()
 
 

@@ -12,6 +12,7 @@ from aristos.bench.ran import Ran
 from aristos.bench.suites import gemm
 from aristos.primitives import isa
 
+pytestmark = pytest.mark.parallel
 TINY = ["--hidden", "32", "--ffn", "32", "--experts", "2", "--top-k", "1", "--tokens", "4", "--iters", "1"]
 
 

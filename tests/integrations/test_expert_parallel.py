@@ -8,13 +8,13 @@ import os
 from unittest import mock
 
 import pytest
+from hf_models import GENERATE, experts_of, on_ranks, opened, relative
 
 from aristos.errors import EnvironmentProblem, InputError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("transformers.distributed.expert_parallel")
-from hf_models import GENERATE, experts_of, on_ranks, opened, relative  # noqa: E402
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 

@@ -6,23 +6,18 @@ import importlib
 import warnings
 
 import pytest
-from cases import PATIENCE
+from hf_models import Fields, opened, relative, small
 
 from aristos.errors import InputError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from hf_models import Fields, opened, relative, small  # noqa: E402
 
 
-@pytest.fixture
-def ours():
-    """The module; its options are the defaults again after the test."""
-    found = importlib.import_module("aristos.integrations.transformers")
-    found.options(max_tokens=16, threads=1, timeout=PATIENCE)
+@pytest.fixture(autouse=True)
+def nothing_said(ours):
+    """Warnings of other tests do not count."""
     importlib.import_module("aristos.integrations.fallback")._said.clear()
-    yield found
-    found.options()
 
 
 def refused():

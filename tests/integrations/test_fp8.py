@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from types import SimpleNamespace
 
 import pytest
 from cases import PATIENCE
+from hf_models import held_by_torch, relative
 
 from aristos.errors import InputError
 
 torch = pytest.importorskip("torch")
 fp8 = pytest.importorskip("transformers.integrations.finegrained_fp8")
-from hf_models import held_by_torch, relative  # noqa: E402
-
-
-@pytest.fixture
-def ours():
-    """The module; its options are the defaults again after the test."""
-    found = importlib.import_module("aristos.integrations.transformers")
-    found.options(max_tokens=16, threads=1, timeout=PATIENCE)
-    yield found
-    found.options()
 
 
 def made(ffn: int, block: tuple[int, int] | None, scale_fmt: str = "float", gated: bool = True):
@@ -39,7 +29,7 @@ def made(ffn: int, block: tuple[int, int] | None, scale_fmt: str = "float", gate
         value = torch.randn(parameter.shape, generator=generator)
         value = torch.exp2(value.round() - 5) if name.endswith("scale_inv") else value.clamp(-3, 3)
         parameter.data = value.to(parameter.dtype)
-    return module
+    return module.eval()
 
 
 def dequantised(module):

@@ -14,27 +14,17 @@ from unittest import mock
 import numpy as np
 import pytest
 from cases import PATIENCE
+from hf_models import GENERATE, MODELS, MORE, Fields, held_by_torch, on_ranks, opened, relative, small
 
 from aristos import packed, quantise
 from aristos.errors import InputError, PoisonedError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from hf_models import GENERATE, MODELS, Fields, held_by_torch, on_ranks, opened, relative, small  # noqa: E402
-
 REFUSED = {  # class -> why
     "Inkling2Experts": "its gate is none of", "Inkling2LoopExperts": "its gate is none of",
     "MuseSparkExperts": "normalises each expert's output",
 }  # fmt: skip
-
-
-@pytest.fixture
-def ours():
-    """The module; its options are the defaults again after the test."""
-    found = importlib.import_module("aristos.integrations.transformers")
-    found.options(max_tokens=16, threads=1, timeout=PATIENCE)
-    yield found
-    found.options()
 
 
 def classes() -> dict[str, str]:
@@ -71,7 +61,7 @@ def test_every_class_of_experts(ours):
     assert all(refused[name].startswith(name) and why in refused[name] for name, why in REFUSED.items())
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", MODELS | MORE)
 def test_logits_and_text_are_those_of_eager(ours, tmp_path, kind):
     folder = small(kind, tmp_path)
     theirs, model = opened(folder, "eager"), opened(folder, "aristos")

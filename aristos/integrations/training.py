@@ -1,0 +1,128 @@
+"""A model that ranks train together: gradients outside its experts, the norm of all, and its weights in one place.
+
+Each rank has all parameters outside the experts, and its own experts. The gradients of experts are complete after the
+backward pass; the others are those of this rank's tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import InputError, MismatchError
+from ..reproducible import reproducible_sum
+from ..transport.group import Group
+from .masters import as_numpy
+from .torch import Experts
+
+HELD = "_aristos"  # a module's attribute that holds its layer
+BUCKET = 1 << 22  # numbers that are added at a time
+
+
+def layers_of(model: torch.nn.Module) -> dict[str, Experts]:
+    """The layers of a model that are made, by the name of their module."""
+    found = {
+        name: module if isinstance(module, Experts) else vars(module).get(HELD)
+        for name, module in model.named_modules()
+    }
+    return {name: experts for name, experts in found.items() if experts is not None}
+
+
+def average_dense_grads(model: torch.nn.Module) -> None:
+    """Replace the gradients outside the experts by their means over all ranks, of equal bits on each. Collective.
+
+    A parameter without a gradient on one rank counts as zero there; one without on any keeps None. Raises InputError
+    if the model has no layer yet, MismatchError if ranks have other parameters.
+    """
+    group = _group_of(model)
+    dense = {name: each for name, each in _dense(model).items() if each.requires_grad}
+    has = [(name, tuple(each.shape), each.grad is not None) for name, each in dense.items()]
+    every = [has] if group.comm is None else group.allgather(has, "the other ranks' gradients outside the experts")
+    for rank, theirs in enumerate(every):
+        if [each[:2] for each in theirs] != [each[:2] for each in has]:
+            raise MismatchError(f"rank {rank} trains other parameters outside the experts than rank {group.rank}")
+    if group.comm is None:
+        return
+    wanted = [each for i, each in enumerate(dense.values()) if any(theirs[i][2] for theirs in every)]
+    while wanted:
+        bucket = [wanted.pop(0)]
+        while wanted and sum(each.numel() for each in bucket) + wanted[0].numel() <= BUCKET:
+            bucket.append(wanted.pop(0))
+        for each in bucket:
+            each.grad = torch.zeros_like(each) if each.grad is None else each.grad
+        flat = torch.cat([each.grad.reshape(-1).float() for each in bucket if each.grad is not None])
+        with group.bounded("the other ranks (gradients outside the experts)"):
+            total = torch.from_numpy(reproducible_sum(group.comm, [flat.numpy()])) / group.world
+        for each, part in zip(bucket, total.split([each.numel() for each in bucket]), strict=True):
+            assert each.grad is not None
+            each.grad.copy_(part.view_as(each))
+
+
+def clip_grad_norm_(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
+    """Scale all gradients so that their norm over the whole model is at most max_norm; returns it. Collective.
+
+    After `average_dense_grads`: torch's own function knows this rank's experts alone.
+    """
+    group = _group_of(model)
+    experts = [each for layer in layers_of(model).values() for each in layer.named_masters().values()]
+
+    def squares(parameters: Any) -> float:
+        return float(sum(each.grad.double().square().sum() for each in parameters if each.grad is not None))
+
+    of_experts = squares(experts)
+    if group.comm is not None:
+        of_experts = sum(group.allgather(of_experts, "the norm of the other ranks' gradients"))
+    norm = torch.tensor(np.sqrt(squares(_dense(model).values()) + of_experts))
+    factor = float(max_norm / (norm + 1e-6))
+    if factor < 1:
+        for each in (*_dense(model).values(), *experts):
+            if each.grad is not None:
+                each.grad.mul_(factor)
+    return norm
+
+
+def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The model's tensors with the experts of all ranks, on rank 0; nothing on the others. Collective.
+
+    For `model.save_pretrained(directory, state_dict=...)`.
+    """
+    group = _group_of(model)
+    state = dict(model.state_dict()) if group.rank == 0 else {}
+    if group.comm is None:
+        return state
+    for name, layer in layers_of(model).items():
+        owners = [layer.moe.placement.mine(rank) for rank in range(group.world)]
+        for parameter, value in layer.named_masters().items():
+            with group.bounded("the other ranks' experts"):
+                whole = _gathered(group, value.detach().contiguous(), owners)
+            if group.rank == 0:
+                state[f"{name}.{parameter}" if name else parameter] = whole
+    return state
+
+
+def _gathered(group: Group, mine: torch.Tensor, owners: list[list[int]]) -> torch.Tensor:
+    """[E, ...] on rank 0 of the ranks' [n, ...]; owners: the experts of each rank."""
+    if group.rank > 0:
+        for one in mine:
+            group.comm.Send(as_numpy(one).view(np.uint8), 0)
+        return mine
+    whole = torch.empty(sum(map(len, owners)), *mine.shape[1:], dtype=mine.dtype)
+    whole[owners[0]] = mine
+    for rank in range(1, group.world):
+        for expert in owners[rank]:
+            group.comm.Recv(as_numpy(whole[expert]).view(np.uint8), rank)
+    return whole
+
+
+def _group_of(model: torch.nn.Module) -> Group:
+    layers = layers_of(model)
+    if not layers:
+        raise InputError("the model has no layers yet: they are made at its first call")
+    return next(iter(layers.values())).moe.everyone
+
+
+def _dense(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    experts = {id(each) for layer in layers_of(model).values() for each in layer.named_masters().values()}
+    return {name: each for name, each in model.named_parameters() if id(each) not in experts}

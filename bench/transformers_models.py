@@ -1,0 +1,163 @@
+"""Whole models of transformers: the time of `generate`, and the memory of loading.
+
+    PYTHONPATH=. PEERS/bin/python bench/transformers_models.py generate
+    PYTHONPATH=. PEERS/bin/mpiexec -n 2 PEERS/bin/python bench/transformers_models.py generate
+    PYTHONPATH=. PEERS/bin/python bench/transformers_models.py memory
+
+PEERS: .venv/peers/transformers, of `make test-hf`. The model is Qwen3-MoE with random weights: 4 layers of H 2048,
+F 768, 32 experts, k 8. In rounds every way has one turn; each rank has one thread and prompts of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
+import torch
+from mpi4py import MPI
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from aristos.integrations import transformers as ours
+
+SIZES = {
+    "hidden_size": 2048, "moe_intermediate_size": 768, "intermediate_size": 768, "num_experts": 32,
+    "num_experts_per_tok": 8, "num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": 4,
+    "head_dim": 128, "vocab_size": 4096,
+}  # fmt: skip
+PROMPT, NEW, ROUNDS = 32, 32, 5
+POLL_SECONDS = 0.002
+MIB = 1 << 20
+comm = MPI.COMM_WORLD
+
+
+def directory(folder: Path, dtype: torch.dtype) -> Path:
+    """A directory of the model, made by rank 0."""
+    path = folder / str(dtype)
+    if comm.rank == 0:
+        torch.manual_seed(0)
+        config = AutoConfig.for_model("qwen3_moe", **SIZES)
+        AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(path)
+    comm.Barrier()
+    return path
+
+
+def opened(way: str, path: Path, dtype: torch.dtype) -> Any:
+    """The model by a way: Aristos, an experts_implementation, or transformers' own expert parallelism."""
+    if way == "Aristos":
+        return ours.from_pretrained(path, dtype=dtype).eval()
+    if comm.size == 1:
+        return AutoModelForCausalLM.from_pretrained(path, experts_implementation=way, dtype=dtype).eval()
+    from transformers.distributed import DistributedConfig
+
+    parted = DistributedConfig(fsdp_size=comm.size, ep_size=comm.size, ep_implementation=way)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, distributed_config=parted).eval()
+
+
+def seconds(model: Any) -> float:
+    """Of one `generate`, the slowest rank's."""
+    ids = torch.randint(0, SIZES["vocab_size"], (1, PROMPT), generator=torch.Generator().manual_seed(comm.rank))
+    comm.Barrier()
+    begun = time.perf_counter()
+    model.generate(ids, max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None)
+    return float(comm.allreduce(time.perf_counter() - begun, MPI.MAX))
+
+
+def generate(folder: Path) -> None:
+    """Print the time of `generate` by each way, and its ratio to Aristos's in the same round."""
+    ours.options(threads=1)
+    ways = ["Aristos", *(("eager", "grouped_mm") if comm.size == 1 else ("all_to_all",))]
+    for dtype in (torch.float32, torch.bfloat16):
+        path = directory(folder, dtype)
+        models = {way: opened(way, path, dtype) for way in ways}
+        for model in models.values():
+            seconds(model)  # makes layers
+        turns: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(ROUNDS):
+            for way, model in models.items():
+                turns[way].append(seconds(model))
+        ours.close(models["Aristos"])
+        for way in ways if comm.rank == 0 else ():
+            over = sorted(theirs / mine for theirs, mine in zip(turns[way], turns["Aristos"], strict=True))
+            print(
+                f"{str(dtype)[6:]:9s} {comm.size} ranks  {way:10s} {statistics.median(turns[way]):6.2f} s"
+                f"  {over[len(over) // 2]:5.2f} ({over[0]:.2f} - {over[-1]:.2f}) times Aristos's",
+                flush=True,
+            )
+
+
+def resident() -> int:
+    """Bytes of this process's own and shared memory, without mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon", "RssShmem")))
+
+
+class Peak:
+    """The most that was resident since it was made."""
+
+    def __init__(self) -> None:
+        self.most, self._ended = resident(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            self.most = max(self.most, resident())
+
+    def end(self) -> int:
+        self._ended.set()
+        self._thread.join()
+        return self.most
+
+
+def memory(folder: Path) -> None:
+    """Print what loading a model in bfloat16 takes: at its peak and after the first call, beside the rank's experts."""
+    dtype = torch.bfloat16
+    path = directory(folder, dtype)
+    each = 3 * SIZES["hidden_size"] * SIZES["moe_intermediate_size"] * dtype.itemsize
+    share = SIZES["num_hidden_layers"] * SIZES["num_experts"] * each // comm.size
+    ours.options(threads=1)
+    warm = ours.from_pretrained(path, dtype=dtype).eval()  # imports and compiled code
+    with torch.no_grad():
+        warm(torch.zeros(1, 4, dtype=torch.int64))
+    ours.close(warm)
+    del warm
+    before, peak = resident(), Peak()
+    model = ours.from_pretrained(path, dtype=dtype).eval()
+    with torch.no_grad():
+        model(torch.zeros(1, 4, dtype=torch.int64))
+    most, after = peak.end() - before, resident() - before
+    dense = sum(p.untyped_storage().nbytes() for name, p in model.named_parameters() if ".experts." not in name)
+    for rank in range(comm.size):
+        comm.Barrier()
+        if rank == comm.rank:
+            print(
+                f"rank {rank}: experts {share / MIB:.0f} MiB, dense parts {dense / MIB:.0f}; resident"
+                f" {(after - dense) / share:.2f} times the experts without the dense parts, at the peak"
+                f" {(most - dense) / share:.2f}",
+                flush=True,
+            )
+    ours.close(model)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("generate", "memory"))
+    asked = parser.parse_args()
+    folder = Path(comm.bcast(tempfile.mkdtemp(prefix="aristos-models-") if comm.rank == 0 else None))
+    try:
+        {"generate": generate, "memory": memory}[asked.what](folder)
+    finally:
+        if comm.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
