@@ -62,6 +62,7 @@ def report(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(command.machine, "check_before", lambda: None)
     monkeypatch.setattr(command.machine, "check", lambda uuid: None)
     monkeypatch.setattr(processes, "BEAT", 0.2)
+    monkeypatch.setattr(parts, "SAVING", 80.0)  # of a minute, so that a part that hangs is ended after a second or so
 
     def made(programs, minutes=2.0, seconds=None, *words):
         programs = RIGHT | programs
