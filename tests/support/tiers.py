@@ -50,7 +50,7 @@ FOLDERS = {
     "fuzz": Budget(0, 90, parallel=True),
     "gpu": Budget(0, 900),
     "host": Budget(30, 60, parallel=True),
-    "integrations": Budget(30, 300),
+    "integrations": Budget(30, 420),
     "kernel_cache": Budget(120, 600, parallel=True),
     "kernels": Budget(90, 1800, parallel=True),
     "launch": Budget(0, 150, parallel=True),
