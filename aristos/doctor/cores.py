@@ -135,3 +135,16 @@ def granted(cores: int, limit: float | None, env: Mapping[str, str]) -> Finding:
             name, "none (OMP_NUM_THREADS and NUMBA_NUM_THREADS do not limit Aristos's workers; MoE(threads=) does)"
         )
     return ok(name, "none", quota=limit)
+
+
+def torch_threads(env: Mapping[str, str], installed: bool) -> Finding:
+    """How torch's threads wait after their work, on cores that a layer's workers need. installed: whether torch is."""
+    name = "torch's threads"
+    if not installed:
+        return ok(name, "torch is not installed")
+    if env.get("OMP_NUM_THREADS") == "1":
+        return ok(name, "one a rank, by OMP_NUM_THREADS")
+    chosen = [f"{each}={env[each]}" for each in launch_environment.OPENMP_WAITS if each in env]
+    if chosen:
+        return ok(name, f"wait as {', '.join(chosen)} says")
+    return ok(name, "spin after each operation; OMP_WAIT_POLICY=passive, set before python starts, ends that")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from ..host import launch_environment, mpi_library, slurm_variables, workarounds
@@ -104,6 +105,7 @@ def _of_rank() -> list[Check]:
         ("instructions", kernels.instructions),
         ("kernel cache", kernels.cache),
         ("core limits", lambda: cores.granted(mask, cores.quota(), os.environ)),
+        ("torch's threads", lambda: cores.torch_threads(os.environ, find_spec("torch") is not None)),
     ]
 
 

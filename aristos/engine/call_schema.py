@@ -1,13 +1,16 @@
 """Every call of a compiled kernel: its arguments by name, with meaning, unit and type.
 
 `python -m aristos.engine.generate` writes both sides from this file: the records that steps fill
-(`primitives/arithmetic.py`), how their words cross to the kernels (`kernels/cpu/call_blocks.py`), and the job of the
-router kernels on GPUs (`kernels/cuda/router_job.py`). Nothing is compiled here.
+(`primitives/arithmetic.py`) and those of their words that a job gives (`call_records.py`), how words cross to the
+kernels (`kernels/cpu/call_blocks.py`), and the job of the router kernels on GPUs (`kernels/cuda/router_job.py`).
+Nothing is compiled here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from .schema import JOB_SCALARS
 
 WORD = "word"  # int64
 BITS = "float32"  # the bits of a float32 in a word; the kernel reads the float32
@@ -19,12 +22,18 @@ GRADIENTS = "gradients"  # a tuple of addresses in the order of WEIGHTS; likewis
 
 @dataclass(frozen=True)
 class Argument:
-    """An argument of a call. dtype: one of the above."""
+    """An argument of a call. dtype: one of the above.
+
+    word: of the job, which a step hands on; "": the step computes the argument. last: no line places it, so it stands
+    last, and a caller without a job may leave it out, for 0.
+    """
 
     name: str
-    unit: str
-    meaning: str
+    unit: str = ""
+    meaning: str = ""
     dtype: str = WORD
+    word: str = ""
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,12 +58,32 @@ class Call:
 
 
 def _arguments(rows: str) -> tuple[Argument, ...]:
-    """Arguments, one a line: name | unit | meaning | dtype, the last one only where it is not `word`."""
+    """Arguments, one a line: name | unit | meaning | dtype, the last one only where it is not `word`.
+
+    A name alone places an argument that schema.py declares, as a word of the job with `calls`.
+    """
     found = []
     for row in rows.strip().splitlines():
-        name, unit, meaning, *dtype = (cell.strip() for cell in row.split("|"))
-        found.append(Argument(name, unit, meaning, dtype[0] if dtype else WORD))
+        name, *more = (cell.strip() for cell in row.split("|"))
+        unit, meaning, dtype = (*more, *("", "", WORD)[len(more) :])
+        found.append(Argument(name, unit, meaning, dtype))
     return tuple(found)
+
+
+def _with_words(call: Call) -> Call:
+    """The call with the arguments that schema.py declares. Raises ValueError if a name alone is none of them."""
+    given = {}
+    for word in JOB_SCALARS:
+        for name, argument in word.arguments:
+            if name == call.name:
+                unit, dtype = ("", BITS) if word.unit == "float32 bits" else (word.unit, WORD)
+                given[argument] = Argument(argument, unit, word.meaning, dtype, word.name)
+    placed = [each if each.meaning else given.pop(each.name, each) for each in call.arguments]
+    for each in placed:
+        if not each.meaning or each.name in given:
+            wanted = "give it a unit and a meaning, or let one word of schema.py name this call"
+            raise ValueError(f"argument {each.name} of {call.name} must be declared once: {wanted}")
+    return replace(call, arguments=(*placed, *(replace(each, last=True) for each in given.values())))
 
 
 # ---- the arrays of an expert's weights, each packed as the kernels read it
@@ -79,20 +108,20 @@ TURNED = _arguments("""
 
 # ---- the calls, in the order of their kernels' numbers
 
-CALLS = [
+CALLS = [_with_words(call) for call in (
     Call("route_block", "Choose experts and weights for a block of tokens.", _arguments("""
         tokens | tokens | of the block
         x | address | rows that the router reads
-        x_stride | bytes | between them
-        hidden | columns | width of a row
-        router | address | packed router weights, float32
+        x_stride
+        hidden
+        router
         experts | experts | that have a score
-        k | choices | of a token
-        score | | which score, and groups of experts, see `rule` in kernels/common/scores.py
-        renormalize | flag | the k weights of a token are divided by their sum
-        scale | | factor of the weights | float32
-        router_bias | address | [experts] float32, added to scores, 0: none
-        select_bias | address | [experts] float32, added to weights for choosing alone, 0: none
+        k
+        score
+        renormalize
+        scale
+        router_bias
+        select_bias
         ids | address | [tokens, pitch] int64, whose first k columns are written
         weights | address | [tokens, pitch] float32, whose first k columns are written
         pitch | columns | of ids and weights
@@ -104,11 +133,11 @@ CALLS = [
         x | address | addresses of the rows
         y | address | addresses of their outputs
         weights | addresses | of the expert | expert
-        activation | | which activation, and its limit
-        hidden | columns | width of a row
+        activation
+        hidden
         ffn | columns | width of the hidden activations
         scratch | address | `run_bytes` of kernels/cpu/entries.py | scratch
-        wire | address | that is served between panels, 0: none; see primitives/wire.py
+        wire
         kept | address | entries of primitives/taped.py: where products with up and gate are kept, 0: nowhere
     """)),
     Call("up_columns", "Compute some hidden activations of a column-split run.", _arguments("""
@@ -116,13 +145,13 @@ CALLS = [
         x | address | addresses of the rows
         activations | address | hidden activations of the run
         weights | addresses | of the expert | expert
-        activation | | which activation, and its limit
-        hidden | columns | width of a row
+        activation
+        hidden
         ffn | columns | width of the hidden activations
         first | column | of the hidden activations to compute
         columns | columns | to compute
         scratch | address | `run_bytes` of kernels/cpu/entries.py | scratch
-        wire | address | that is served between panels, 0: none
+        wire
         kept | address | as of `expert_rows`
     """)),
     Call("down_columns", "Compute some output columns of a column-split run.", _arguments("""
@@ -134,14 +163,13 @@ CALLS = [
         first | column | of the outputs to compute
         last | column | behind the last one to compute
         scratch | address | `run_bytes` of kernels/cpu/entries.py | scratch
-        wire | address | that is served between panels, 0: none
     """)),
     Call("combine_token", "Write y[hidden], the sum over j of weights[j] * row j, in order.", _arguments("""
         y | address | of the output row
         k | choices | of the token
         weights | address | [k] float32
         rows | address | [k] addresses of rows, 0 for a choice not taken
-        hidden | columns | width of a row
+        hidden
         scratch | address | `combine_bytes` of kernels/cpu/tokens.py | scratch
     """)),
     Call("product", "Write y = x times a packed matrix.", _arguments("""
@@ -156,9 +184,9 @@ CALLS = [
     Call("weigh_shared", "Write the logistic function of x times a column, for tokens.", _arguments("""
         tokens | tokens | of the block
         x | address | rows of the tokens
-        x_stride | bytes | between them
-        hidden | columns | width of a row
-        column | address | packed [hidden, 1] float32
+        x_stride
+        hidden
+        column
         weights | address | float32 that are written
         pitch | columns | from one of them to the next
         scratch | address | as of `route_block` | scratch
@@ -170,18 +198,18 @@ CALLS = [
         places | address | addresses of places for what gradients of weights need
         scalars | address | words: combine weights as float32 bits, which become their gradients
         weights | address | of the expert: ExpertWeights, then TurnedWeights
-        activation | | which activation, and its limit
-        hidden | columns | width of a row
-        ffn | columns | width of the hidden activations
+        activation
+        hidden
+        ffn
         scratch | address | `store_bytes` of kernels/cpu/expert_backward.py | scratch
-        wire | address | that is served between panels, 0: none
+        wire
         kept | address | entries of primitives/taped.py: what the forward call has kept of the rows, 0: nothing
     """)),
     Call("weigh_row", "Write y[hidden] = weight * x, rounded to the element type.", _arguments("""
         y | address | of the row that is written
         weight | address | of a float32
         x | address | of the row
-        hidden | columns | width of a row
+        hidden
         scratch | address | as of `combine_token` | scratch
     """), kernel=False),
     Call("expert_blocks", "Compute rows of one expert backwards, and the gradients of its weights.", _arguments("""
@@ -201,7 +229,7 @@ CALLS = [
         saved | address | `saved_bytes` of the kernel's module
         scratch | address | `blocks_bytes` of the kernel's module
     """), step=False, kernel=False),
-]  # fmt: skip
+)]  # fmt: skip
 
 # ---- the job of the router kernels on GPUs, in the order of its words
 
@@ -220,7 +248,7 @@ ROUTER_JOB = _arguments("""
     ids | address | [tokens, top_k] int64, -1: a choice not taken, -2 - id: one beyond the capacity
     weights | address | [tokens, top_k] float32
     given_ids | address | [tokens, choices] int64 from outside, perhaps those of ids, 0: none
-    given_weights | address | [tokens, choices] float32 from outside
+    given_weights | address | [tokens, choices] float32 from outside, 0: none
     capacity | choices | most of an expert, 0: no limit
     slot_of | address | [experts, and the shared one] int64: places in the packed order, -1: none, nor rows (identity)
     slots | experts | places in the packed order
@@ -233,7 +261,7 @@ ROUTER_JOB = _arguments("""
     input_stride | bytes | between them
     shared_sigmoid | address | `pack_router` of one column, whose logistic function weighs the shared expert; 0: 1
     weighted | address | where tokens times their weights go, whole rows side by side, 0: nowhere
-    kept_weights | address | with weighted: [tokens] float32, where these weights are kept; those in weights become 1
+    kept_weights | address | [tokens] float32, where weights of weighted tokens are kept, which become 1, 0: nowhere
     status | address | of a word: OK at first, then a token's largest status; unless OK, `place` assigns no rows
     unbegun | address | of a word: not 0 where no call began, because the engine has failed; 0: there is no such word
     scratch | address | of `scratch_bytes` bytes

@@ -13,7 +13,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import arithmetic
 from ..primitives import memory as mem
-from . import codes, tape, words
+from . import call_records, codes, tape, words
 from .layout import state_word
 
 COLUMNS = 96  # of a share, on CPUs: a multiple of every panel width, and a divisor of a chunk of F
@@ -201,23 +201,22 @@ def execute(job, st, worker):
     scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
     activations, ffn = hidden(job, slot), ffn_of(job, st[words.command_expert(c)])
     if st[words.command_phase(c)] == codes.RUN_UP:
-        call = arithmetic.UpColumns(
+        call = call_records.up_columns(
+            job,
             rows=rows,
             x=x,
             activations=activations,
             weights=weights,
-            activation=job[words.ACTIVATION],
-            hidden=job[words.HIDDEN],
             ffn=ffn,
             first=first,
             columns=min(COLUMNS, ffn - first),
             scratch=scratch,
-            wire=job[words.WIRE],
             kept=tape.list_of(job, st, words.run_command(job, slot)),
         )
         arithmetic.up_columns(job[words.KERNELS], call)
     else:
-        down = arithmetic.DownColumns(
+        down = call_records.down_columns(
+            job,
             rows=rows,
             activations=activations,
             y=x + 8 * job[words.BATCH],
@@ -226,7 +225,6 @@ def execute(job, st, worker):
             first=first,
             last=min(first + COLUMNS, job[words.HIDDEN]),
             scratch=scratch,
-            wire=job[words.WIRE],
         )
         arithmetic.down_columns(job[words.KERNELS], down)
 

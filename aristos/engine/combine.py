@@ -4,7 +4,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import arithmetic
 from ..primitives import memory as mem
-from . import codes, scalars, words
+from . import call_records, codes, scalars, words
 from .layout import row_back, state_word
 
 
@@ -55,9 +55,7 @@ def execute(job, st, worker):
         t = first + i
         weights = job[words.WEIGHTS] + 4 * k * t
         y = job[words.Y] + job[words.RETURN_BYTES] * t
-        call = arithmetic.CombineToken(
-            y=y, k=k, weights=weights, rows=state_word(job, rows), hidden=job[words.HIDDEN], scratch=scratch
-        )
+        call = call_records.combine_token(job, y=y, k=k, weights=weights, rows=state_word(job, rows), scratch=scratch)
         arithmetic.combine_token(job[words.KERNELS], call)
         rows += k
 

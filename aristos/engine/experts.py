@@ -9,7 +9,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import arithmetic
 from ..primitives import memory as mem
-from . import bounds, codes, column_runs, scalars, store, tape, words
+from . import bounds, call_records, codes, column_runs, scalars, store, tape, words
 from .layout import index_from, return_row, ring_row_from, staged_row
 from .returns import finish_record, note_back
 
@@ -228,33 +228,28 @@ def compute(job, st, worker):
     lists = st.ctypes.data + 8 * words.row_list(c)
     if job[words.MODE] == codes.MODE_BACKWARD:
         expert = st[words.command_expert(c)]
-        back = arithmetic.BackwardRows(
+        back = call_records.backward_rows(
+            job,
             rows=st[words.command_rows(c)],
             x=lists,
             y=lists + 8 * job[words.BATCH],
             places=st.ctypes.data + 8 * words.place_list(job, c),
             scalars=st.ctypes.data + 8 * words.scalar_list(job, c),
             weights=job[words.BACKWARD_WEIGHTS] + arithmetic.BACKWARD_WEIGHTS_BYTES * expert,
-            activation=job[words.ACTIVATION],
-            hidden=job[words.HIDDEN],
-            ffn=job[words.FFN],
             scratch=job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker,
-            wire=job[words.WIRE],
             kept=tape.list_of(job, st, c),
         )
         arithmetic.backward_rows(job[words.KERNELS], back)
         return
     if job[words.MODE] == codes.MODE_LAYER:
-        call = arithmetic.ExpertRows(
+        call = call_records.expert_rows(
+            job,
             rows=st[words.command_rows(c)],
             x=lists,
             y=lists + 8 * job[words.BATCH],
             weights=column_runs.weights_of(job, st[words.command_expert(c)]),
-            activation=job[words.ACTIVATION],
-            hidden=job[words.HIDDEN],
             ffn=column_runs.ffn_of(job, st[words.command_expert(c)]),
             scratch=job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker,
-            wire=job[words.WIRE],
             kept=tape.list_of(job, st, c),
         )
         arithmetic.expert_rows(job[words.KERNELS], call)

@@ -1,7 +1,7 @@
 """Writes what is made from `schema.py` and `call_schema.py`: python -m aristos.engine.generate.
 
-From the first `words.py` and the tables of docs/protocol.md, from the second both sides of each call of a kernel and
-the job of the router kernels.
+From the first `words.py` and the tables of docs/protocol.md, from the second both sides of each call of a kernel, what
+of it a job gives (from both), and the job of the router kernels.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from . import generate_calls, schema
 HERE = Path(__file__).parent
 ARITHMETIC, KERNELS = HERE.parent / "primitives" / "arithmetic.py", HERE.parent / "kernels"
 BLOCKS, ROUTER_JOB = KERNELS / "cpu" / "call_blocks.py", KERNELS / "cuda" / "router_job.py"
+RECORDS = HERE / "call_records.py"
 WORDS, PROTOCOL = HERE / "words.py", HERE.parent.parent / "docs" / "protocol.md"
 SHARED = ("announced", "record", "returned", "coded")  # records that another rank reads
 BEGIN, END = "<!-- tables: generated -->", "<!-- end of tables -->"
@@ -157,6 +158,7 @@ def main() -> None:
     """Write all files."""
     WORDS.write_text(words(), encoding="utf-8")
     ARITHMETIC.write_text(generate_calls.arithmetic(), encoding="utf-8")
+    RECORDS.write_text(generate_calls.records(), encoding="utf-8")
     BLOCKS.write_text(generate_calls.blocks(), encoding="utf-8")
     ROUTER_JOB.write_text(generate_calls.router_job(), encoding="utf-8")
     PROTOCOL.write_text(protocol(PROTOCOL.read_text(encoding="utf-8")), encoding="utf-8")

@@ -74,6 +74,9 @@ LASTING = (
 OF_CALL = (
 {of_call}
 )  # fmt: skip
+ABSENT = (  # words whose 0 says that there is nothing
+{absent}
+)  # fmt: skip
 
 
 def new_job(**values: int) -> np.ndarray:
@@ -82,8 +85,11 @@ def new_job(**values: int) -> np.ndarray:
 
 
 def whole_job(**values: int) -> np.ndarray:
-    """A job with all of its words, for kernels launched without `begin`. Raises TypeError unless `values` has them."""
-    return _filled(LASTING + OF_CALL, values)
+    """A job with all of its words, for kernels launched without `begin`; those of ABSENT may be left out, for 0.
+
+    Raises TypeError unless `values` has the others.
+    """
+    return _filled(LASTING + OF_CALL, dict.fromkeys(ABSENT, 0) | values)
 
 
 def _filled(names: tuple[str, ...], values: dict[str, int]) -> np.ndarray:
@@ -101,6 +107,16 @@ def fill_routing(job, {call}):
     """Fill the words of a call in compiled code."""
 {stores}
 '''
+RECORDS = '''"""The arguments of steps' calls. Written by `python -m aristos.engine.generate`: do not edit.
+
+A function takes what a step computes. The other arguments are words of the job.
+"""
+
+from kernel_cache.compile import jit
+
+from ..primitives import arithmetic
+from . import words
+'''
 WORD = 8
 KINDS = {schema.EXPERT: "ExpertWeights", schema.TRANSPOSED: "TurnedWeights", schema.GRADIENTS: "tuple[int, ...]"}
 
@@ -109,7 +125,8 @@ def _field(argument: schema.Argument) -> str:
     kind = KINDS.get(argument.dtype, "int")
     unit = f"{argument.unit}: " if argument.unit else ""
     bits = ", as bits of a float32" if argument.dtype == schema.BITS else ""
-    return f"    {argument.name}: {kind}  # {unit}{argument.meaning}{bits}"
+    default = " = 0" if argument.last else ""
+    return f"    {argument.name}: {kind}{default}  # {unit}{argument.meaning}{bits}"
 
 
 def _record(call: schema.Call) -> str:
@@ -129,6 +146,20 @@ def arithmetic() -> str:
     text = ARITHMETIC.format(backward=backward, weights=weights, turned=turned)
     text += "".join(map(_record, schema.CALLS))
     return text + "".join(_step(call) for call in schema.CALLS if call.step)
+
+
+def _of_job(call: schema.Call) -> str:
+    own = ", ".join(["job", *(each.name for each in call.arguments if not each.word)])
+    lines = "".join(
+        f"        {each.name}={f'job[words.{each.word}]' if each.word else each.name},\n" for each in call.arguments
+    )
+    head = f'\n\n@jit\ndef {call.name}({own}):\n    """Arguments of `{call.name}`."""\n'
+    return f"{head}    return arithmetic.{call.record}(\n{lines}    )\n"
+
+
+def records() -> str:
+    """The text of engine/call_records.py."""
+    return RECORDS + "".join(_of_job(call) for call in schema.CALLS if call.step)
 
 
 def _places(call: schema.Call) -> list[tuple[str, str, int]]:
@@ -210,9 +241,11 @@ def router_job() -> str:
     )
     lasting = "\n".join(f'    "{each.name}",' for each in every if each.name not in of_call)
     names = "\n".join(f'    "{name}",' for name in of_call)
+    absent = "\n".join(f'    "{each.name}",' for each in every if " 0: " in each.meaning)
     call = {name: f"{name}_" if name in dir(builtins) else name for name in of_call}
     stores = "\n".join(f"    job[{name.upper()}] = {argument}" for name, argument in call.items())
     return ROUTER.format(
-        numbers=numbers, words=len(every) + 1, lasting=lasting, of_call=names, call=", ".join(call.values()),
+        numbers=numbers, words=len(every) + 1, lasting=lasting, of_call=names, absent=absent,
+        call=", ".join(call.values()),
         stores=stores,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from kernel_cache.compile import jit
 
 from ..primitives import arithmetic
 from ..primitives import memory as mem
-from . import codes, words
+from . import call_records, codes, words
 
 
 @jit
@@ -46,19 +46,11 @@ def _route(job, first, count, scratch):
     pitch, columns, logits = job[words.TOP_K], job[words.EXPERTS], job[words.LOGITS]
     if logits != 0:
         logits += 4 * columns * first
-    call = arithmetic.RouteBlock(
+    call = call_records.route_block(
+        job,
         tokens=count,
         x=job[words.ROUTER_X] + job[words.ROUTER_X_STRIDE] * first,
-        x_stride=job[words.ROUTER_X_STRIDE],
-        hidden=job[words.HIDDEN],
-        router=job[words.ROUTER],
         experts=columns,
-        k=job[words.CHOICES],
-        score=job[words.SCORE],
-        renormalize=job[words.RENORMALIZE],
-        scale=job[words.SCALE],
-        router_bias=job[words.ROUTER_BIAS],
-        select_bias=job[words.SELECT_BIAS],
         ids=job[words.IDS] + 8 * pitch * first,
         weights=job[words.WEIGHTS] + 4 * pitch * first,
         pitch=pitch,
@@ -80,12 +72,10 @@ def _share(job, first, count, scratch):
         weights[i] = 1
     if job[words.SHARED_SIGMOID] == 0:
         return codes.OK
-    call = arithmetic.WeighShared(
+    call = call_records.weigh_shared(
+        job,
         tokens=count,
         x=job[words.INPUT] + job[words.INPUT_STRIDE] * first,
-        x_stride=job[words.INPUT_STRIDE],
-        hidden=job[words.HIDDEN],
-        column=job[words.SHARED_SIGMOID],
         weights=job[words.WEIGHTS] + 4 * (pitch * first + pitch - 1),
         pitch=pitch,
         scratch=scratch,
@@ -104,8 +94,8 @@ def _weigh_tokens(job, first, count, scratch):
         t = first + i
         if ids[pitch * i] >= 0:
             y, x = job[words.X] + job[words.X_STRIDE] * t, job[words.INPUT] + job[words.INPUT_STRIDE] * t
-            weight, hidden = job[words.WEIGHTS] + 4 * pitch * t, job[words.HIDDEN]
-            call = arithmetic.WeighRow(y=y, weight=weight, x=x, hidden=hidden, scratch=scratch)
+            weight = job[words.WEIGHTS] + 4 * pitch * t
+            call = call_records.weigh_row(job, y=y, weight=weight, x=x, scratch=scratch)
             arithmetic.weigh_row(job[words.KERNELS], call)
         if job[words.KEPT_WEIGHTS] != 0:
             mem.floats(job[words.KEPT_WEIGHTS] + 4 * pitch * t, 1)[0] = weights[pitch * i]

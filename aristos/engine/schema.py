@@ -28,7 +28,11 @@ PACK = "the worker that packs"
 
 @dataclass(frozen=True)
 class Word:
-    """One word. part: of a job, see above; substrate: where the word is used."""
+    """One word. part: of a job, see above; substrate: where the word is used.
+
+    calls: of kernels, with spaces between them, that get the word as an argument of its name in lower case, or of the
+    name behind a dot.
+    """
 
     name: str
     meaning: str
@@ -36,6 +40,12 @@ class Word:
     writer: str = HOST
     part: str = ""
     substrate: str = ALL
+    calls: str = ""
+
+    @property
+    def arguments(self) -> list[tuple[str, str]]:
+        """(call, name of the argument) of each of `calls`."""
+        return [(call, name or self.name.lower()) for call, _, name in (c.partition(".") for c in self.calls.split())]
 
 
 @dataclass(frozen=True)
@@ -79,11 +89,11 @@ class Record:
 
 
 def _words(part: str, rows: str) -> list[Word]:
-    """Words of a job, one a line: name | unit | meaning | substrate, the last one only where it is not `all`."""
+    """Words of a job, one a line: name | unit | meaning | substrate | calls; the last two only where they say more."""
     found = []
     for row in rows.strip().splitlines():
-        name, unit, meaning, *where = (cell.strip() for cell in row.split("|"))
-        found.append(Word(name, meaning, unit, HOST, part, where[0] if where else ALL))
+        name, unit, meaning, *more = (cell.strip() for cell in row.split("|"))
+        found.append(Word(name, meaning, unit, HOST, part, *more))
     return found
 
 
@@ -114,12 +124,13 @@ JOB_SCALARS: list[Word] = [
         """
         EXPERTS | experts | that ids name: the layer's experts, and its identity experts
         TOP_K | choices | experts that compute a token: those that it chooses, and the shared expert
-        CHOICES | choices | experts that a token chooses
+        CHOICES | choices | experts that a token chooses | all | route_block.k
         SHARED | experts | 1 + the shared expert's place among those held, 0: none
         SHARED_FFN | columns | width of the shared expert's hidden activations
         IDENTITY | experts | identity experts: their ids have no slot
-        HIDDEN | columns | width of a row
-        FFN | columns | width of the hidden activations
+        HIDDEN | columns | width of a row | all | \
+            route_block expert_rows up_columns combine_token weigh_shared backward_rows weigh_row
+        FFN | columns | width of the hidden activations | all | backward_rows
         """,
     ),
     *_words(CALL, "TOKENS | tokens | tokens of this call"),
@@ -139,12 +150,12 @@ JOB_SCALARS: list[Word] = [
         OBJECT,
         """
         KERNELS | handle | of the element type's kernels, see kernels/cpu/entries.py | cpu
-        SCORE | | which score, and groups of experts, see `rule` in kernels/common/scores.py | cpu
-        RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu
-        SCALE | float32 bits | factor of the weights | cpu
+        SCORE | | which score, and groups of experts, see `rule` in kernels/common/scores.py | cpu | route_block
+        RENORMALIZE | flag | the k weights of a token are divided by their sum | cpu | route_block
+        SCALE | float32 bits | factor of the weights | cpu | route_block
         ON_INPUT | flag | tokens are weighted, not outputs: X is the engine's own buffer | cpu
         SCALARS | flag | 32 bits travel beside the row of each pair, out and back, see scalars.py | cpu
-        ACTIVATION | | which activation, and its limit
+        ACTIVATION | | which activation, and its limit | all | expert_rows up_columns backward_rows
         """,
     ),
     *_words(KIND, "MODE | mode | which kind of call, see codes.py"),
@@ -204,9 +215,9 @@ JOB_SCALARS: list[Word] = [
         X | address | rows that travel: those of INPUT, or these weighted
         X_STRIDE | bytes | between them
         INPUT | address | rows of the tokens, as the user gave them
-        INPUT_STRIDE | bytes | between them
+        INPUT_STRIDE | bytes | between them | all | weigh_shared.x_stride
         ROUTER_X | address | rows that the router reads | cpu
-        ROUTER_X_STRIDE | bytes | between them | cpu
+        ROUTER_X_STRIDE | bytes | between them | cpu | route_block.x_stride
         CAPACITY | choices | most of an expert by this rank, 0: no limit | cpu
         LOGITS | address | where router scores are kept, [tokens, experts] float32, 0: nowhere | cpu
         KEPT_WEIGHTS | address | where weights of tokens are kept, [tokens, top_k] float32, 0: nowhere | cpu
@@ -256,16 +267,17 @@ JOB_SCALARS: list[Word] = [
     *_words(
         WEIGHTS,
         """
-        ROUTER | address | packed router weights, 0: none | cpu
-        ROUTER_BIAS | address | added to scores, 0: none | cpu
-        SELECT_BIAS | address | added to weights for choosing alone, 0: none | cpu
+        ROUTER | address | packed router weights, float32, 0: none | cpu | route_block
+        ROUTER_BIAS | address | [experts] float32, added to scores, 0: none | cpu | route_block
+        SELECT_BIAS | address | [experts] float32, added to weights for choosing alone, 0: none | cpu | route_block
         SHARED_UP | address | the shared expert's up projection
         SHARED_GATE | address | its gate projection, 0: none | cpu
         SHARED_DOWN | address | its down projection
         SHARED_UP_BIAS | address | 0: none
         SHARED_GATE_BIAS | address | 0: none | cpu
         SHARED_DOWN_BIAS | address | 0: none
-        SHARED_SIGMOID | address | a packed column: its output's weight is the logistic function of it, 0: 1 | cpu
+        SHARED_SIGMOID | address | a packed column: its output's weight is the logistic function of it, 0: 1 | cpu | \
+            weigh_shared.column
         LOADED | flag | weights are loaded
         VERSION | changes | of this rank's weights of the layer so far
         UP | address | up projection of this rank's first expert
@@ -295,7 +307,8 @@ JOB_SCALARS: list[Word] = [
     *_words(
         ENGINE,
         """
-        WIRE | address | the wire to remote peers, 0: none; see primitives/wire.py
+        WIRE | address | the wire to remote peers, 0: none; see primitives/wire.py | all | \
+            expert_rows up_columns down_columns backward_rows
         STATE | address | the state
         ABORT | address | of a word in host memory: 0, or the cause for which the host ends the call | cuda
         MIRROR | address | of what remote peers have put, in host memory that kernels read | cuda

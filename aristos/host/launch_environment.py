@@ -21,6 +21,9 @@ from .mpi_facts import WORLD, under_srun
 from .mpi_library import Library
 from .slurm_variables import in_step
 
+# how OpenMP's threads wait for work; its library reads them when it is loaded
+OPENMP_WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
 
 def started_as(env: Mapping[str, str] | None = None) -> tuple[str, int, int] | None:
     """(launcher, tasks, this task) from the environment; None if no launcher is recognised.

@@ -19,6 +19,7 @@ from .masters import Masters
 from .torch import ROWS
 
 LIMITS = ("limit", "swiglu_limit")  # attributes that hold the limit of a gate
+MATRICES = ("gate_up_proj", "up_proj", "down_proj")  # parameters that may be there
 CLOSE = 1e-5  # relative to the largest value
 
 
@@ -36,7 +37,7 @@ def gate_of(module: Any) -> Gate:
     name = type(module).__name__
     if module.has_post_expert_norm:
         raise InputError(f"{name} normalises each expert's output, which Aristos does not")
-    side = torch.linspace(-12.0, 12.0, 49)
+    side = torch.linspace(-12.0, 12.0, 49, device="cpu")
     g, u = (each.reshape(-1) for each in torch.meshgrid(side, side, indexing="ij"))
     left = g.double().numpy()
     right = u.double().numpy() if module.has_gate else np.ones_like(left)
@@ -65,15 +66,15 @@ def _candidates(module: Any) -> list[tuple[str, float | None]]:
 
 
 def configuration(module: Any, gate: Gate, top_k: int, dtype: torch.dtype, **options: Any) -> MoEConfig:
-    """The configuration of a module's layer; rows have `dtype`. options: further fields of MoEConfig."""
+    """The configuration of a module's layer; rows have `dtype`. options: further fields of MoEConfig, or others."""
     if dtype not in ROWS:
         raise InputError(f"{type(module).__name__}: rows must be of {', '.join(map(str, ROWS))}, got {dtype}")
     down = module.down_proj
     experts, first, second = down.shape
     ffn, hidden = (first, second) if module.is_transposed else (second, first)
+    fields = {"hidden": hidden, "ffn": ffn, "experts": experts, "top_k": top_k, "dtype": ROWS[dtype], **options}
     return MoEConfig(
-        hidden=hidden, ffn=ffn, experts=experts, top_k=top_k, activation=gate.activation, gated=gate.gated,
-        limit=gate.limit, bias=module.has_bias, dtype=ROWS[dtype], **options,
+        activation=gate.activation, gated=gate.gated, limit=gate.limit, bias=module.has_bias, **fields
     )  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def keep(masters: Masters, mine: list[int]) -> None:
 
 def release(module: Any) -> None:
     """Give the memory of the module's matrices back. Their shapes stay, so that transformers still knows the model."""
-    for name in ("gate_up_proj", "up_proj", "down_proj"):
+    for name in MATRICES:
         parameter = getattr(module, name, None)
         if parameter is not None:
             parameter.data = torch.empty(1, dtype=parameter.dtype).expand(parameter.shape)

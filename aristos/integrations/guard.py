@@ -10,11 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..errors import AristosError, MismatchError
+from ..row_types import ON_CPUS
 from ..substrate.attach import attach
 from ..substrate.runtime import Runtime
 from ..transport.limits import Limits
 
+NONE = -1  # instead of a layer, from a rank at the end of its block
+DTYPES = tuple(ON_CPUS)
 WHAT = "the other ranks' next layer"
 
 
@@ -42,18 +47,30 @@ class Guard:
     def agree(self, module: Any, calls: int, top_k: int, dtype: str) -> int:
         """The calls that all ranks make of a layer now. Raises MismatchError if one is at another layer."""
         mine = Offer(self._numbers[id(module)], calls, top_k, dtype)
-        offers = [offer for offer in self._runtime.group.allgather(mine, WHAT) if offer is not None]
-        for rank, offer in enumerate(offers):
+        offers = self._offers(mine)
+        for rank, offer in offers.items():
             if offer.layer != mine.layer:
                 raise MismatchError(
-                    f"rank {self._runtime.group.rank} is at layer {mine.layer} of the model, and another, {rank} of"
-                    f" those that go on, at layer {offer.layer}: ranks use a model alike, with prompts of their own"
+                    f"rank {self._runtime.group.rank} is at layer {mine.layer} of the model, and rank {rank} at layer"
+                    f" {offer.layer}: ranks use a model alike, with prompts of their own"
                 )
-        return max(offer.calls for offer in offers)
+        return max(offer.calls for offer in offers.values())
+
+    def _offers(self, mine: Offer | None) -> dict[int, Offer]:
+        """The offers of the ranks that go on. mine: None at the end of this rank's block."""
+        words = np.full(len(Offer._fields), NONE)
+        if mine is not None:
+            words[:] = mine.layer, mine.calls, mine.top_k, DTYPES.index(mine.dtype)
+        every = self._runtime.group.exchange(words, WHAT).tolist()
+        return {
+            rank: Offer(layer, calls, top_k, DTYPES[dtype])
+            for rank, (layer, calls, top_k, dtype) in enumerate(every)
+            if layer != NONE
+        }
 
     def finish(self, take_part: Callable[[Any, Offer], None]) -> None:
         """Take part in what other ranks do until all are here: take_part(module, what is needed of it)."""
-        while offers := [offer for offer in self._runtime.group.allgather(None, WHAT) if offer is not None]:
+        while offers := list(self._offers(None).values()):
             first = offers[0]
             most = max(offer.calls for offer in offers)
             take_part(self._modules[first.layer], first._replace(calls=most))

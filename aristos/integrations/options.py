@@ -12,7 +12,8 @@ from ..host import launch_environment
 class Options:
     """max_tokens: rows of a call; more are computed in several. comm: an mpi4py communicator; None: all ranks that a
     launcher has started. train: whether layers have gradients; None: those of modules in training mode. layer: further
-    arguments of `Experts`, such as threads and moves. config: of `MoEConfig`.
+    arguments of `Experts`, such as threads and moves. config: of `MoEConfig`. fallback: the implementation of
+    transformers that computes what Aristos refuses; None: it stays refused.
     """
 
     max_tokens: int = 1024
@@ -20,21 +21,24 @@ class Options:
     train: bool | None = None
     layer: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    fallback: str | None = None
 
 
 _options = Options()
 
 
 def options(*, max_tokens: int = 1024, comm: Any = None, train: bool | None = None, weight_dtype: Any = None,
-            precision: str = "highest", **layer: Any) -> None:  # fmt: skip
+            precision: str = "highest", fallback: str | None = None, **layer: Any) -> None:  # fmt: skip
     """Set what layers are made with from now on; what is left out gets its default again.
 
     max_tokens: most rows of a call. comm: an mpi4py communicator. train: whether layers have gradients; None: those
     that are made after `model.train()`. weight_dtype, precision: as in `aristos.MoEConfig`.
-    layer: further arguments of `aristos.MoE`, such as threads, moves, schedule and timeout.
+    fallback: the implementation of transformers, such as "grouped_mm", for classes that Aristos refuses; a warning says
+    so once a class. layer: further arguments of `aristos.MoE`, such as threads, moves, schedule and timeout.
     """
     global _options
-    _options = Options(max_tokens, comm, train, layer, {"weight_dtype": weight_dtype, "precision": precision})
+    config = {"weight_dtype": weight_dtype, "precision": precision}
+    _options = Options(max_tokens, comm, train, layer, config, fallback)
 
 
 def current() -> Options:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..config import MoEConfig
@@ -179,7 +180,7 @@ class Experts(torch.nn.Module):
         """As many calls as the rank with most tokens needs."""
         if self.moe.world == 1:
             return mine
-        return max(self.moe.runtime.group.allgather(mine, "the number of calls for their tokens"))
+        return int(self.moe.runtime.group.exchange(np.array([mine]), "the number of calls for their tokens").max())
 
     def idle(self, calls: int) -> None:
         """Take part in the other ranks' calls without tokens."""

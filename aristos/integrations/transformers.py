@@ -10,6 +10,7 @@ all ranks at its end; around other uses put `together`. Inference alone.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,24 +22,28 @@ import torch
 from ..errors import EnvironmentProblem, InputError
 from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module
+from .fp8 import PackedExperts, packed_experts
 from .guard import Guard, Offer, guarded
 from .options import communicator, current
 from .options import options as options
+from .report import report
 from .sources import Source, model_without_experts
 from .torch import Experts
 from .training import HELD, average_dense_grads, clip_grad_norm_, layers_of, whole_state_dict
 
 try:
-    from transformers import GenerationMixin
+    from transformers import GenerationMixin, PreTrainedModel
     from transformers.integrations.moe import ExpertsInterface
+
+    from . import fallback
 except ImportError as error:
     raise EnvironmentProblem(
         f"aristos.integrations.transformers needs transformers 5.24: pip install 'aristos[transformers]' ({error})"
     ) from error
 
 __all__ = [
-    "average_dense_grads", "changed", "clip_grad_norm_", "close", "from_pretrained", "options", "together",
-    "whole_state_dict",
+    "average_dense_grads", "changed", "clip_grad_norm_", "close", "from_pretrained", "options", "report",
+    "together", "whole_state_dict",
 ]  # fmt: skip
 NAME = "aristos"
 
@@ -49,12 +54,12 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
     if experts is None:
         if module._is_expert_parallel:
             raise InputError(
-                f"{type(module).__name__}: transformers has parted its experts already: leave distributed_config out,"
-                " and start the program by `aristos run -n RANKS`"
+                f"{type(module).__name__}: transformers has parted its experts: give its DistributedConfig"
+                ' ep_implementation="aristos", or leave distributed_config out'
             )
         gate = experts_module.gate_of(module)
         fields = {"max_tokens": current().max_tokens, **current().config}
-        source: Source | None = vars(module).get("_aristos_source")
+        source: Source | PackedExperts | None = vars(module).get("_aristos_source") or packed_experts(module)
         if source is not None and fields.get("weight_dtype") is None:
             fields["weight_dtype"] = source.weight_type
         cfg = experts_module.configuration(module, gate, top_k, dtype, **fields)
@@ -62,19 +67,20 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
         train = bool(module.training) if asked is None else asked
         if train and source is not None:
             raise InputError(
-                f"{type(module).__name__}: its experts are not in torch, so they cannot be trained: open the model by"
-                " transformers' own from_pretrained"
+                f"{type(module).__name__}: torch does not have its experts as elements, so they cannot be trained: open"
+                " the model by transformers' own from_pretrained"
             )
         masters = experts_module.masters(module, gate) if train else None
         experts = Experts(cfg, communicator(), train=train, masters=masters, **current().layer)
         vars(module)[HELD] = experts
         if masters is not None:
             experts_module.keep(masters, experts.moe.placement.mine(experts.moe.rank))
-        elif source is None:
-            experts.load(**experts_module.weights(module, gate))
-            experts_module.release(module)
         else:
-            source.load(experts.moe)
+            if source is None:
+                experts.load(**experts_module.weights(module, gate))
+            else:
+                source.load(experts.moe)
+            experts_module.release(module)
     return experts
 
 
@@ -82,6 +88,9 @@ def experts_forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """What transformers calls for each layer's experts: y [S, H] of this rank's S tokens. Collective."""
+    if (theirs := fallback.left_to(self)) is not None:
+        left: torch.Tensor = theirs(self, hidden_states, top_k_index, top_k_weights)
+        return left
     top_k, dtype, calls = top_k_index.shape[-1], hidden_states.dtype, None
     if _guard is not None and _guard.covers(self):
         made = vars(self).get(HELD)
@@ -106,6 +115,7 @@ def together(model: Any) -> Iterator[int]:
     block. An exception on one rank ends the others' blocks with PoisonedError, which names it.
     """
     global _guard
+    fallback.check(model)
     comm = communicator()
     rank = 0 if comm is None else comm.Get_rank()
     if comm is None or _guard is not None:
@@ -158,6 +168,25 @@ def _guarded_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
     return whole
 
 
+def _checked_at_the_end(post_init: Callable[..., Any]) -> Callable[..., Any]:
+    """The end of a model's making; with "aristos" it refuses experts that transformers would compute unasked."""
+
+    @wraps(post_init)
+    def whole(self: Any) -> None:
+        post_init(self)
+        if getattr(self.config, "_experts_implementation", None) == NAME:
+            fallback.check(self)
+
+    return whole
+
+
 _guard: Guard | None = None
+if importlib.util.find_spec("transformers.distributed.expert_parallel") is not None:  # from transformers 5.23 on
+    from . import expert_parallel
+
+    expert_parallel.register(NAME)
 ExpertsInterface.register(NAME, experts_forward)
+if fallback.ALL_FP8_EXPERTS_FUNCTIONS:
+    fallback.ALL_FP8_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
+PreTrainedModel.post_init = _checked_at_the_end(PreTrainedModel.post_init)
 GenerationMixin.generate = _guarded_generate(GenerationMixin.generate)

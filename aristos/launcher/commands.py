@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import EnvironmentProblem, InputError
-from ..host import mpi_facts, mpi_launchers, slurm_variables
+from ..host import launch_environment, mpi_facts, mpi_launchers, slurm_variables
 from ..host.mpi_library import Library
 from ..host.workarounds import Workaround
 from ..topology import slurm_job
@@ -68,9 +68,13 @@ def find_program(words: list[str]) -> list[str]:
 
 
 def usual(env: Mapping[str, str]) -> list[Workaround]:
-    """Variables for every job, unless set: BLAS threads would compete with the workers for cores."""
+    """Variables for every job, unless set: threads of BLAS and torch would compete with the workers for cores."""
     why = "else BLAS starts a thread a core in every rank, which take the cores from the layer's workers"
-    return [Workaround(name, "1", why) for name in THREADS if name not in env]
+    found = [Workaround(name, "1", why) for name in THREADS if name not in env]
+    if not any(name in env for name in launch_environment.OPENMP_WAITS):
+        why = "else threads of torch spin after each operation on cores that the layer's workers need"
+        found.append(Workaround(launch_environment.OPENMP_WAITS[0], "passive", why))
+    return found
 
 
 def by_srun(

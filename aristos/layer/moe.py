@@ -345,9 +345,17 @@ class MoE(SavedLayers):
         """
         runtime = self._settled()
         runtime.refuse_open()
+        return summarize(runtime.group.allgather(self._share(), "summaries"))
+
+    def local_summary(self) -> Summary:
+        """`summary` of this rank alone: its own calls, rows and times; wait_seconds is [1, W]. Not collective."""
+        self._settled()
+        return summarize([self._share()])
+
+    def _share(self) -> dict[str, Any]:
+        """What this rank adds to a summary."""
         squares = np.array([weights.squares for weights in self._backend.weights])
-        share = self._backend.totals.share(self.rank, self.world) | {"squares": squares}
-        return summarize(runtime.group.allgather(share, "summaries"))
+        return self._backend.totals.share(self.rank, self.world) | {"squares": squares}
 
     def timeline(self, on: bool, events: int = 100_000) -> None:
         """Record what every worker does in later calls, up to `events` a worker and call; `on=False` ends it.

@@ -40,9 +40,9 @@ class RouteBlock(NamedTuple):
     x: int  # address: rows that the router reads
     x_stride: int  # bytes: between them
     hidden: int  # columns: width of a row
-    router: int  # address: packed router weights, float32
+    router: int  # address: packed router weights, float32, 0: none
     experts: int  # experts: that have a score
-    k: int  # choices: of a token
+    k: int  # choices: experts that a token chooses
     score: int  # which score, and groups of experts, see `rule` in kernels/common/scores.py
     renormalize: int  # flag: the k weights of a token are divided by their sum
     scale: int  # factor of the weights, as bits of a float32
@@ -66,7 +66,7 @@ class ExpertRows(NamedTuple):
     hidden: int  # columns: width of a row
     ffn: int  # columns: width of the hidden activations
     scratch: int  # address: `run_bytes` of kernels/cpu/entries.py
-    wire: int  # address: that is served between panels, 0: none; see primitives/wire.py
+    wire: int  # address: the wire to remote peers, 0: none; see primitives/wire.py
     kept: int  # address: entries of primitives/taped.py: where products with up and gate are kept, 0: nowhere
 
 
@@ -83,7 +83,7 @@ class UpColumns(NamedTuple):
     first: int  # column: of the hidden activations to compute
     columns: int  # columns: to compute
     scratch: int  # address: `run_bytes` of kernels/cpu/entries.py
-    wire: int  # address: that is served between panels, 0: none
+    wire: int  # address: the wire to remote peers, 0: none; see primitives/wire.py
     kept: int  # address: as of `expert_rows`
 
 
@@ -98,7 +98,7 @@ class DownColumns(NamedTuple):
     first: int  # column: of the outputs to compute
     last: int  # column: behind the last one to compute
     scratch: int  # address: `run_bytes` of kernels/cpu/entries.py
-    wire: int  # address: that is served between panels, 0: none
+    wire: int = 0  # address: the wire to remote peers, 0: none; see primitives/wire.py
 
 
 class CombineToken(NamedTuple):
@@ -131,7 +131,7 @@ class WeighShared(NamedTuple):
     x: int  # address: rows of the tokens
     x_stride: int  # bytes: between them
     hidden: int  # columns: width of a row
-    column: int  # address: packed [hidden, 1] float32
+    column: int  # address: a packed column: its output's weight is the logistic function of it, 0: 1
     weights: int  # address: float32 that are written
     pitch: int  # columns: from one of them to the next
     scratch: int  # address: as of `route_block`
@@ -150,7 +150,7 @@ class BackwardRows(NamedTuple):
     hidden: int  # columns: width of a row
     ffn: int  # columns: width of the hidden activations
     scratch: int  # address: `store_bytes` of kernels/cpu/expert_backward.py
-    wire: int  # address: that is served between panels, 0: none
+    wire: int  # address: the wire to remote peers, 0: none; see primitives/wire.py
     kept: int  # address: entries of primitives/taped.py: what the forward call has kept of the rows, 0: nothing
 
 

@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from ..errors import MemoryProblem, PoisonedError
 from ..host import launch_environment, mpi_files
 from ..host.nodes import Nodes
@@ -29,6 +31,8 @@ ABORTED = 86  # exit code of a job that ends itself
 ABORT_SECONDS = 3  # for last words and MPI_Abort; then SIGALRM ends this process, and the launcher its job
 DRAIN_SECONDS = 0.2  # for the launcher's pipes
 MOST_TEXT = 2000  # characters of an error that other ranks get
+MEETING_POLLS = 99  # of a barrier
+EXCHANGE_POLLS = 5000  # some milliseconds: ranks in step need less
 FAILED = 1  # tag of the message by which a rank that cannot enter a collective says why
 
 
@@ -52,11 +56,15 @@ def end_job(comm: Any, code: int, last_words: str = "") -> None:
     comm.Abort(code)
 
 
-def until_all_are_in(comm: Any) -> Iterator[None]:
-    """Non-blocking barrier as an iterator: interruptible and abandonable. Yields until every rank has entered it."""
-    barrier = comm.Ibarrier()
-    while not barrier.Test():
+def until_done(request: Any) -> Iterator[None]:
+    """A non-blocking collective as an iterator: interruptible and abandonable. Yields until it is complete."""
+    while not request.Test():
         yield
+
+
+def until_all_are_in(comm: Any) -> Iterator[None]:
+    """Yields until every rank has entered a barrier."""
+    return until_done(comm.Ibarrier())
 
 
 def world_size() -> int:
@@ -110,6 +118,7 @@ class Group:
         self._members = comm.Get_group()
         self._watchdog = Watchdog(lambda why: end_job(comm, ABORTED, why), f"rank {self.rank}")
         self._watchdog.suspects, self._watchdog.ended = self.suspects, self.ended
+        self._pending: Any = None  # the arrays of the last exchange
         self.failed = False  # whether a rank of the group has sent FAILED
         self._sent: list[Any] = []  # those messages, which MPI still reads
         self._refused = False  # whether a rank has said that it cannot form the group: then every rank raises
@@ -178,8 +187,24 @@ class Group:
         A late rank may be in user code, or compile: past the timeout there is a warning, and past absent_timeout the
         job ends. comm: the user's communicator, before the group has its own.
         """
+        self._wait(self.until_all_come(what, comm), what)
+
+    def exchange(self, words: np.ndarray, what: str) -> np.ndarray:
+        """[W, n]: every rank's words, [n] int64, in rank order. Cheaper than `allgather`: one collective, no pickle.
+
+        It waits for late ranks as `meet` does.
+        """
+        if self.comm is None:
+            return words[None]
+        found = np.empty((self.world, words.size), np.int64)
+        self._pending = words, found  # MPI may still write there after an exception
+        self._wait(self._polled(lambda: self.comm.Iallgather(words, found), what, self.comm, EXCHANGE_POLLS), what)
+        return found
+
+    def _wait(self, waiting: Iterator[None], what: str) -> None:
+        """Run a wait for ranks that may be in user code, with a warning past the timeout."""
         start, warned = time.monotonic(), False
-        for _ in self.until_all_come(what, comm):
+        for _ in waiting:
             waited = time.monotonic() - start
             if waited > self.limits.timeout and not warned:
                 warned = True
@@ -191,12 +216,15 @@ class Group:
     def until_all_come(self, what: str, comm: Any = None) -> Iterator[None]:
         """A barrier as an iterator: yields now and then until every rank has entered it, absent_timeout at most."""
         comm = comm or self.comm
-        if comm is None:
-            return
+        if comm is not None:
+            yield from self._polled(comm.Ibarrier, what, comm, MEETING_POLLS)
+
+    def _polled(self, start: Callable[[], Any], what: str, comm: Any, polls: int) -> Iterator[None]:
+        """A non-blocking collective as an iterator, absent_timeout at most. polls: before it sleeps between them."""
         with self._watchdog.watch(what, self.limits.absent, ABSENT):
-            for tries, _ in enumerate(until_all_are_in(comm)):
+            for tries, _ in enumerate(until_done(start())):
                 yield
-                if tries < 99:
+                if tries < polls:
                     time.sleep(0)
                     continue
                 time.sleep(0.001)

@@ -9,6 +9,7 @@ import pytest
 
 import aristos
 
+pytestmark = pytest.mark.parallel
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 TEXTS = ("3/256/128/4/2/gated/int8", "3/256/128/4/2/gated/int4")
 

@@ -26,6 +26,7 @@ finally:
 from aristos.kernels.cuda import ahead, build
 from aristos.kernels.cuda.catalogue import LEND
 
+pytestmark = pytest.mark.parallel
 ROOT = Path(__file__).parents[2]
 
 
@@ -99,6 +100,7 @@ def run(tmp_path):
     python.write_text(
         f'#!/bin/sh\necho "$*, ${{PYTHONPATH:-unset}}" >> "{tmp_path}/log"\n'
         'case "$1" in *install.py) mkdir -p "$2/bin" && cp "$0" "$2/bin/python" ;; esac\n'
+        'case "$*" in *"${REFUSES:-nothing}"*) exit 3 ;; esac\n'
     )
     python.chmod(0o755)
 
@@ -128,6 +130,15 @@ def test_the_command_makes_an_environment_and_starts_the_report_in_it(run, tmp_p
         run("python/below a file")
     assert refused.value.returncode == 3
     assert "no folder for the report: ./run.sh /a/folder/of/yours" in refused.value.stderr
+
+
+@pytest.mark.parametrize("at", ["install.py", "gpu_report.py"])
+def test_the_command_ends_with_the_exit_code_of_a_refusal(run, monkeypatch, at):
+    """No environment, or no GPU whose figures would say something."""
+    monkeypatch.setenv("REFUSES", at)
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        run()
+    assert refused.value.returncode == 3
 
 
 def test_several_ranks_share_an_environment_that_was_made_before(tmp_path, monkeypatch):
@@ -248,7 +259,6 @@ def test_settings_of_the_machine_do_not_reach_the_environment(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parallel
 def test_the_unpacked_kit_rehearses_without_an_index(tmp_path):
     """A kit with one compiled kernel: it is found by its key from the unpacked sources, and the page says so."""
     archive, kernels = tmp_path / "kit.tar.gz", tmp_path / "kernels"
@@ -281,7 +291,6 @@ def test_what_the_kit_lacks_too_is_named(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parallel
 def test_kernels_of_the_kit_are_found_as_compiled_ahead(tmp_path, monkeypatch):
     """They are written without line numbers and without their PTX."""
     monkeypatch.setattr(gpu_kit, "listed", lambda arch: {"lend": LEND})

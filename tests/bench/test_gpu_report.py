@@ -60,8 +60,9 @@ RIGHT = {parts.DRIVER: PRINT.format(document={"facts": FACTS})}
 def report(monkeypatch, tmp_path, capsys):
     """A function that runs a report whose parts are Python programs, by name: (exit code, page, stderr)."""
     monkeypatch.setattr(command.machine, "check_before", lambda: None)
-    monkeypatch.setattr(command.machine, "check", lambda uuid: None)
+    monkeypatch.setattr(command.machine, "check", lambda facts: None)
     monkeypatch.setattr(processes, "BEAT", 0.2)
+    monkeypatch.setattr(parts, "SAVING", 80.0)  # of a minute, so that a part that hangs is ended after a second or so
 
     def made(programs, minutes=2.0, seconds=None, *words):
         programs = RIGHT | programs
@@ -247,7 +248,7 @@ def test_the_minutes_hold_whatever_hangs(monkeypatch):
 def test_parts_that_hang_end_in_time_with_their_children(report, tmp_path):
     """All parts ignore signals and have a child that would write later: a report of a minute ends within it."""
     mark = tmp_path / "late"
-    child = f"import time; time.sleep(4); open({str(mark)!r}, 'w')"
+    child = f"import time; time.sleep(2.5); open({str(mark)!r}, 'w')"
     hang = ("import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
             f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(900)")  # fmt: skip
     start = time.monotonic()
@@ -255,7 +256,7 @@ def test_parts_that_hang_end_in_time_with_their_children(report, tmp_path):
     _, text, _ = report(dict.fromkeys(names, hang), 1.0, dict.fromkeys((parts.DRIVER, *names), 0.5))
     assert time.monotonic() - start < 20
     assert all(f"| {name} | HUNG" in text for name in names)
-    time.sleep(4)
+    time.sleep(2.5)
     assert not mark.exists()
 
 
@@ -337,7 +338,7 @@ def test_the_report_of_several_gpus(monkeypatch, tmp_path):
     monkeypatch.setattr(command.launch_environment, "started_as", lambda: ("mpirun", 2, 0))
     monkeypatch.setattr(tasks, "check_products", lambda kinds, go_on: print("bf16_16x128: 1e-3 ok") or 0)
     monkeypatch.setattr(command.machine, "check_before", lambda: None)
-    monkeypatch.setattr(command.machine, "check", lambda uuid, ours: None)
+    monkeypatch.setattr(command.machine, "check", lambda facts, ours: None)
     seen = []
 
     def bench(words):
@@ -370,7 +371,7 @@ def test_minutes_and_refusals_hold_under_mpirun(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(together.signal, "alarm", alarms.append)
     monkeypatch.setattr(command.machine, "facts", lambda: dict(FACTS))
     monkeypatch.setattr(command.machine, "check_before", lambda: None)
-    monkeypatch.setattr(command.machine, "check", lambda uuid, ours: None)
+    monkeypatch.setattr(command.machine, "check", lambda facts, ours: None)
     monkeypatch.setattr(command.launch_environment, "started_as", lambda: ("mpirun", 2, 0))
     monkeypatch.setattr(tasks, "check_products", lambda kinds, go_on: 0)
     monkeypatch.setattr(main, "main", lambda words: seen.append(words) or 0)

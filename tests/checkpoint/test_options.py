@@ -356,7 +356,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(FAMILIES)), st.dictionaries(st.sampled_from(WORDS + SIZES), VALUES, max_size=4))
 def test_options_of_any_kind_are_read_or_refused(tmp_path_factory, family, change):
     """No other error than a refusal, and no work by the word of a file."""

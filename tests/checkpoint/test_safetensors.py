@@ -97,7 +97,7 @@ def test_a_file_that_lies_is_refused_by_name(tmp_path, content, words):
     assert len(str(error.value)) < 1000
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_damaged_file_is_refused_or_read_as_the_format_says(tmp_path_factory, data):
     """What this reader accepts, the format's own library accepts, with the same values."""

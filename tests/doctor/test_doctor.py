@@ -261,6 +261,19 @@ def test_a_containers_cpu_limit_is_reported():
     assert cores.granted(8, 2.0, {}).state == "warn"
 
 
+@pytest.mark.parametrize(
+    ("env", "installed", "word"),
+    [
+        ({}, False, "not installed"),
+        ({}, True, "OMP_WAIT_POLICY=passive, set before python starts"),
+        ({"OMP_NUM_THREADS": "1"}, True, "one a rank"),
+        ({"KMP_BLOCKTIME": "0"}, True, "wait as KMP_BLOCKTIME=0 says"),
+    ],
+)
+def test_how_torchs_threads_wait_is_reported(env, installed, word):
+    assert word in cores.torch_threads(env, installed).text
+
+
 # ---- memory -------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aristos.engine import call_schema, generate, generate_calls, words
+from aristos.engine import call_records, call_schema, generate, generate_calls, schema, words
 from aristos.kernels.cpu import call_blocks
 from aristos.kernels.cuda import router_job
 from aristos.layer import given
@@ -40,6 +40,7 @@ def a_record(name: str, scratch: int = 0) -> tuple:
 def test_generated_files_are_as_the_declarations_have_them():
     for path, text in (
         (generate.ARITHMETIC, generate_calls.arithmetic()),
+        (generate.RECORDS, generate_calls.records()),
         (generate.BLOCKS, generate_calls.blocks()),
         (generate.ROUTER_JOB, generate_calls.router_job()),
     ):
@@ -53,6 +54,41 @@ def test_every_argument_has_a_meaning_and_a_known_type():
         for each in call.arguments:
             assert each.meaning, (call.name, each.name)
             assert each.dtype in KINDS[: None if call in APART else 4]
+
+
+def test_words_name_calls_that_steps_make():
+    named = {call for word in schema.JOB_SCALARS for call, _ in word.arguments}
+    assert named <= {call.name for call in call_schema.CALLS if call.step}
+
+
+@pytest.mark.parametrize("name", [call.name for call in call_schema.CALLS if call.step])
+def test_steps_hand_on_words_of_the_job(name):
+    """A step gives the other arguments. Each word of the job here is its own number."""
+    job = list(range(words.JOB_WORDS))
+    own = {each.name: -1 - i for i, each in enumerate(CALLS[name].arguments) if not each.word}
+    made = getattr(call_records, name)
+    found = getattr(made, "py_func", made)(job, **own)._asdict()
+    wanted = {each.name: getattr(words, each.word) for each in CALLS[name].arguments if each.word}
+    assert found == own | wanted
+
+
+def test_a_word_of_the_job_becomes_an_argument(monkeypatch):
+    """Its line in schema.py is enough: it stands last, and callers without a job may leave it out."""
+    word = schema.Word("FLOOR", "of the scores", "float32 bits", part=schema.CALL, calls="route_block.least weigh_row")
+    monkeypatch.setattr(call_schema, "JOB_SCALARS", [*schema.JOB_SCALARS, word])
+    grown = call_schema._with_words(call_schema.Call("route_block", "Route.", CALLS["route_block"].arguments[:1]))
+    least = call_schema.Argument("least", "", "of the scores", call_schema.BITS, "FLOOR", last=True)
+    assert grown.arguments[0].name == "tokens"
+    assert least in grown.arguments
+    assert "    least: int = 0  # of the scores" in generate_calls._record(grown)
+    assert "least=job[words.FLOOR]," in generate_calls._of_job(grown)
+    assert "least=mem.float_of_bits(mem.load(block + " in generate_calls._at(grown)
+
+
+def test_an_argument_is_declared_once():
+    for line, wanted in (("warmth", "warmth of weigh_row"), ("hidden | columns | again", "hidden of weigh_row")):
+        with pytest.raises(ValueError, match=f"argument {wanted} must be declared once"):
+            call_schema._with_words(call_schema.Call("weigh_row", "Weigh.", call_schema._arguments(line)))
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -89,7 +125,7 @@ def test_numpy_callers_write_the_same_words():
 @pytest.mark.parametrize("name", CALLS)
 def test_a_record_misses_no_argument(name):
     fields = a_record(name)._asdict()  # type: ignore[attr-defined]
-    fields.popitem()
+    fields.pop(next(iter(fields)))
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         getattr(arithmetic, CALLS[name].record)(**fields)
 
@@ -114,6 +150,9 @@ def test_a_router_job_has_each_word_once():
     assert job.tolist() == list(values.values()) == router_job.whole_job(**values).tolist()
     with pytest.raises(TypeError, match=r"missing \['tokens'\], unknown \[\]"):
         router_job.whole_job(**{name: value for name, value in values.items() if name != "tokens"})
+    needed = {name: value for name, value in values.items() if name not in router_job.ABSENT}
+    assert {"logits", "capacity"} <= set(router_job.ABSENT) < set(every)
+    assert router_job.whole_job(**needed).tolist() == [needed.get(name, 0) for name in every]
     lost, _ = lasting.popitem()
     with pytest.raises(TypeError, match=rf"missing \['{lost}'\], unknown \['x'\]"):
         router_job.new_job(**lasting, x=1)

@@ -28,11 +28,9 @@ def explore(*words: str, code: int = 0, timeout: float = 170) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_command_finds_nothing_and_a_seed_replays():
-    first, second = (explore("--schedules", "50", "--seed", "7") for _ in range(2))
-    assert first["schedules"] == 50
-    assert first["found"] is None
-    assert first["steps"] == second["steps"] > 1000
+def test_the_command_finds_nothing():
+    found = explore("--schedules", "10", "--seed", "7")
+    assert (found["schedules"], found["found"]) == (10, None)
 
 
 @pytest.mark.slow
@@ -68,17 +66,6 @@ def test_sizes_given_beside_a_mutation_count():
     words = ("--mutation", "flush-skipped", "--schedules", "5")
     assert explore(*words)["mutations"][0]["found"]
     assert not explore(*words, "--transport", "shm", code=1)["mutations"][0]["found"]
-
-
-def test_known_mutations_are_listed_and_an_unknown_one_gets_the_names_near_it():
-    done = run("--mutation", "?")
-    assert done.returncode == 0
-    assert "  release-dropped " in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 120
-    done = run("--mutation", "release-droped")
-    assert done.returncode == 2
-    assert "near it: release-dropped" in done.stderr
-    assert "`aristos explore --mutation ?` lists all names" in done.stderr
 
 
 @pytest.mark.slow
@@ -152,56 +139,6 @@ def test_all_schedules_within_a_node(rows, states):
     assert result["complete"], result
     assert result["states"] > states
     assert all(each["ends"] > 0 for each in result["routings"])
-
-
-def test_all_schedules_of_experts_in_place():
-    """Own rows stay, and each rank loads other weights before each of 3 calls: searched to the end."""
-    result = explore("--strategy", "exhaustive", "--stay", "1", "--calls", "3")
-    assert result["complete"], result
-    assert all(each["ends"] > 0 and each["states"] > 60 for each in result["routings"])
-    words = ("--strategy", "exhaustive", "--stay", "1", "--calls", "3", "--mutation")
-    for bug in ("load-without-wait", "stay-before-announcement"):
-        assert explore(*words, bug)["found"], bug
-
-
-def test_all_schedules_of_a_load_while_a_call_is_open():
-    """The third of four calls is an exchange, in which each rank loads for the fourth: searched to the end."""
-    words = ("--strategy", "exhaustive", "--stay", "1", "--calls", "4", "--tokens", "1")
-    result = explore(*words)
-    assert result["complete"], result
-    assert result["states"] > 5000
-    for bug in ("load-in-a-call-too-early", "load-in-a-call-waits-for-it"):
-        assert explore(*words, "--mutation", bug)["found"], bug
-
-
-def test_all_schedules_of_scalars_beside_rows():
-    """One token a rank, a call with scalars and one without: searched to the end."""
-    words = ("--strategy", "exhaustive", "--scalars", "--tokens", "1")
-    result = explore(*words)
-    assert result["complete"], result
-    assert result["states"] > 4000
-    for bug in ("scalars-after-the-tail", "scalars-back-after-the-record"):
-        assert explore(*words, "--calls", "1", "--mutation", bug)["found"], bug
-
-
-def test_all_schedules_of_a_backward_call():
-    """A call forwards and one backwards, one token a rank: searched to the end."""
-    words = ("--strategy", "exhaustive", "--backward", "--tokens", "1")
-    result = explore(*words)
-    assert result["complete"], result
-    assert result["states"] > 4000
-    for bug in ("row-copied-after-its-credit", "own-rows-have-no-places", "tape-said-as-asked"):
-        assert explore(*words, "--mutation", bug)["found"], bug
-
-
-def test_all_schedules_of_tokens_that_cross_once():
-    """Within a node, in every second call of a rank, and else a row a pair: searched to the end."""
-    words = ("--strategy", "exhaustive", "--once", "--tokens", "1")
-    result = explore(*words)
-    assert result["complete"], result
-    assert result["states"] > 8000
-    for bug in ("once-of-the-call-before", "index-after-the-tail"):
-        assert explore(*words, "--mutation", bug)["found"], bug
 
 
 @pytest.mark.slow

@@ -14,30 +14,17 @@ from unittest import mock
 import numpy as np
 import pytest
 from cases import PATIENCE
-from hf_models import MODELS, MORE, on_ranks, opened, relative, small
+from hf_models import GENERATE, MODELS, MORE, Fields, held_by_torch, on_ranks, opened, relative, small
 
 from aristos import packed, quantise
 from aristos.errors import InputError, PoisonedError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-GENERATE = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 REFUSED = {  # class -> why
     "Inkling2Experts": "its gate is none of", "Inkling2LoopExperts": "its gate is none of",
     "MuseSparkExperts": "normalises each expert's output",
 }  # fmt: skip
-
-
-class Fields:
-    """A configuration of experts that has every field: 8 of everything, SiLU, and limits of 7."""
-
-    _experts_implementation = "eager"
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        values = {"act": "silu", "limit": 7.0, "alpha": 1.702, "quantization": None}
-        return next((value for word, value in values.items() if word in name), 8)
 
 
 def classes() -> dict[str, str]:
@@ -108,12 +95,6 @@ def test_two_ranks_with_prompts_of_their_own(comm, tmp_path):
     layer = next(vars(module)["_aristos"] for module in model.modules() if "_aristos" in vars(module))
     assert len(layer.moe.placement.mine(comm.rank)) == 4
     ours.close(model)
-
-
-def held_by_torch(model) -> int:
-    """Bytes of the experts' parameters."""
-    modules = [module for module in model.modules() if hasattr(module, "is_concatenated")]
-    return sum(p.untyped_storage().nbytes() for module in modules for p in module.parameters())
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -214,7 +195,7 @@ def test_experts_that_transformers_has_parted_are_refused(ours):
     name, module = next(iter(classes().items()))
     experts = getattr(importlib.import_module(module), name)(Fields())
     experts._is_expert_parallel, experts.config._experts_implementation = True, "aristos"
-    with torch.no_grad(), pytest.raises(InputError, match="leave distributed_config out"):
+    with torch.no_grad(), pytest.raises(InputError, match=r"ep_implementation=.aristos., or leave"):
         experts(torch.randn(3, 8), torch.zeros(3, 2, dtype=torch.int64), torch.rand(3, 2))
 
 

@@ -53,10 +53,10 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
         scale=int(np.float32(scale).view(np.int32)), ids=at["ids"], weights=at["weights"],
         given_ids=at["given_ids"] if given else 0, given_weights=at["given_weights"] if given else 0,
         capacity=capacity, slot_of=at["slot_of"], slots=slots, offset=at["offset"], token=at["token"],
-        position=at["position"], logits=0, select_bias=0 if bias is None else at["bias"], input=at["x"],
+        position=at["position"], select_bias=0 if bias is None else at["bias"], input=at["x"],
         input_stride=x.strides[0], shared_sigmoid=0 if gate is None else at["gate"],
         weighted=at["weighted"] if weighted else 0, kept_weights=at["kept"] if weighted else 0, status=at["status"],
-        unbegun=0, scratch=at["scratch"],
+        scratch=at["scratch"],
     )  # fmt: skip
     job_array = device.array(job)
     shared = r.route_shared(slots, kind, pitch if capacity else 0)

@@ -21,6 +21,7 @@ NAMES = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 # odd numbers of rows and columns, a second block of 32 rows, of 256 rows and of 512 columns of F
 SHAPES = [(1, 1, 1), (7, 100, 520), (13, 1030, 40), (300, 33, 31)]
 CLOSE = 2**-7  # each value is rounded a few times, at 2**-9
+ISAS = [pytest.param(name, marks=[pytest.mark.slow] * (name != isa.chosen())) for name in isa.usable()]
 
 
 def rounded(array: np.ndarray) -> np.ndarray:
@@ -80,7 +81,7 @@ def close(got: np.ndarray, right: np.ndarray) -> None:
     assert np.abs(got - right).max() <= CLOSE * np.abs(right).max()
 
 
-@pytest.mark.parametrize("used", isa.usable())
+@pytest.mark.parametrize("used", ISAS)
 def test_gradients_are_those_of_the_float64_reference(used: str) -> None:
     for rows, hidden, ffn in SHAPES:
         for gated, limit, after in ((False, None, False), (True, None, False), (True, 0.25, True)):
@@ -114,7 +115,7 @@ def test_bits_of_a_row_depend_on_it_alone_and_gradients_are_cut_at_blocks_of_row
     assert dx_part.tobytes() == dx[3:50].tobytes()
 
 
-@pytest.mark.parametrize("used", isa.usable())
+@pytest.mark.parametrize("used", ISAS)
 @pytest.mark.parametrize(("rows", "hidden", "ffn"), [(5, 37, 21), (70, 515, 600), (1100, 33, 18), (700, 41, 40)])
 def test_stored_gradients_are_cut_at_blocks_of_rows_alone(used: str, rows: int, hidden: int, ffn: int) -> None:
     """In parts, written or added to zeros, past the caches or not, in passes: the bits of calls of a block each."""

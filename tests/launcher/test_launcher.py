@@ -253,6 +253,9 @@ def test_the_srun_command(monkeypatch, kind, pmi):
     assert made.environment({})["OMP_NUM_THREADS"] == "1"
     kept = commands.by_srun(8, 4, 2, ["program"], Library(kind), {"OMP_NUM_THREADS": "3"})
     assert "OMP_NUM_THREADS" not in kept.environment({})
+    assert kept.environment({})["OMP_WAIT_POLICY"] == "passive"
+    chosen = commands.by_srun(8, 4, 2, ["program"], Library(kind), {"KMP_BLOCKTIME": "1"})
+    assert "OMP_WAIT_POLICY" not in chosen.environment({})
 
 
 def test_the_pmi_is_the_librarys():

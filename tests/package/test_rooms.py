@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -115,9 +115,6 @@ def test_module_names_say_which_module_is_meant(draw):
     for stem in ("memory", "report", "launch"):
         assert len([file for file in files if file.stem == stem]) <= 1, stem
     machines = [
-        file
-        for file in files
-        for node in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef) and node.name == "Machine"
+        file for file in files if re.search(r"^class Machine\b", file.read_text(encoding="utf-8"), re.MULTILINE)
     ]
     assert len(machines) <= 1, machines

@@ -135,7 +135,7 @@ def test_random_problems_against_all_partitions(model, allreduce):
 
 
 @pytest.mark.parametrize(("model", "allreduce"), CHOICES)
-@pytest.mark.parametrize(("seed", "n"), [(100, 10), (101, 11), (102, 12)])
+@pytest.mark.parametrize(("seed", "n"), [(100, 10), (101, 11), pytest.param(102, 12, marks=pytest.mark.slow)])
 def test_larger_random_problems_against_all_partitions(seed, n, model, allreduce):
     p = planning.draw(seed, n)
     assert planner.solve(planner.parse(p), model, allreduce).objective_us == near(planning.best(p, model, allreduce))
@@ -370,7 +370,7 @@ KEYS = {
 }
 
 
-def test_the_command_prints_json_alone(pair, tmp_path):
+def test_the_command_prints_json_alone(pair, tmp_path, capsys):
     path = tmp_path / "pair.json"
     path.write_text(json.dumps(pair))
     ran = command(str(path), "--json")
@@ -386,10 +386,10 @@ def test_the_command_prints_json_alone(pair, tmp_path):
         assert sorted(placement, key=int) == ["0", "1"]
         assert {d for devices in placement.values() for d in devices} <= set(members)
     assert out["bottleneck"]["device"] in out["groups"][out["bottleneck"]["group"]]
-    done = command(str(path))
-    assert done.returncode == 0
-    assert "bottleneck" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert plan_command([str(path)]) == 0
+    words = capsys.readouterr().out
+    assert "bottleneck" in words
+    assert max(map(len, words.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -477,7 +477,7 @@ def test_without_time_the_best_baseline_is_the_plan():
         assert plan.objective_us == near(min(known))
 
 
-def test_the_command_on_infeasible_and_wrong_problems(pair, tmp_path):
+def test_the_command_on_infeasible_and_wrong_problems(pair, tmp_path, capsys):
     path = tmp_path / "problem.json"
     short = copy.deepcopy(pair)
     short["devices"][0]["memory"], short["devices"][1]["memory"] = 0, 1
@@ -492,13 +492,12 @@ def test_the_command_on_infeasible_and_wrong_problems(pair, tmp_path):
         ("{", "JSON"),
     ):
         path.write_text(text)
-        ran = command(str(path), "--json")
-        assert ran.returncode == 2
-        assert ran.stdout == ""
-        assert word in ran.stderr
-    ran = command(str(tmp_path / "none.json"))
-    assert ran.returncode == 2
-    assert "none.json" in ran.stderr
+        code, printed, said = run_here(capsys, str(path))
+        assert (code, printed) == (2, "")
+        assert word in said
+    code, _, said = run_here(capsys, str(tmp_path / "none.json"))
+    assert code == 2
+    assert "none.json" in said
 
 
 # ---------------------------------------------------------------- larger problems
@@ -666,9 +665,9 @@ def test_a_thousand_regular_devices():
 @pytest.mark.compiled
 def test_the_deadline_is_kept():
     problem = planner.parse(planning.draw(7, 40))
-    planner.solve(planner.parse(planning.draw(7, 20)), deadline_s=1)  # compiles
+    planner.solve(planner.parse(planning.draw(7, 20)), deadline_s=0.2)  # compiles
     started = time.monotonic()
-    plan = planner.solve(problem, deadline_s=2)
+    plan = planner.solve(problem, deadline_s=1)
     assert time.monotonic() - started < 12  # a call to the solver and a piece of annealing may be on their way
     for _name, (_, cost) in baselines.all_baselines(problem).items():
         assert plan.objective_us <= cost.objective_us * (1 + NEAR)
@@ -724,7 +723,7 @@ def test_cuts_keep_the_time_limit(monkeypatch):
 @pytest.mark.compiled
 def test_equal_seeds_give_equal_groups(monkeypatch):
     monkeypatch.setattr(search, "ROUNDS", 2)
-    monkeypatch.setattr(search, "STEPS", 50_000)
+    monkeypatch.setattr(search, "STEPS", 10_000)
     monkeypatch.setattr(solver._Large, "sharpen", lambda *_: None)  # its time limit may change a bound, never groups
     problem = planner.parse(planning.draw(2, 30))
     plans = [planner.solve(problem, seed=5) for _ in range(2)]

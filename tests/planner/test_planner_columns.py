@@ -76,8 +76,8 @@ def test_rounding_to_units_keeps_sums_reachable():
 def test_bounds_and_groups_against_the_optimum(model, allreduce, listed, monkeypatch):
     monkeypatch.setattr(columns, "LISTED", listed)
     gaps = []
-    for seed in range(8):
-        p = planning.draw(seed, 3 + seed % 7, integers=seed % 5 == 4)
+    for seed in range(6):
+        p = planning.draw(seed, 3 + seed, integers=seed == 4)
         problem = planner.parse(p)
         optimum = planner.solve(problem, model, allreduce).objective_us
         found = []

@@ -16,6 +16,7 @@ import pytest
 from mpi import FLAG, LAUNCHER_VARIABLES, find_mpiexec
 
 from aristos import planner
+from aristos.cli.plan import main as plan_command
 from aristos.errors import InputError
 from aristos.models import MODELS
 from aristos.planner import moving, placing, published, replicas
@@ -160,13 +161,12 @@ def links(n: int, gigabytes: float) -> dict:
     }
 
 
-def test_a_model_on_measured_links(tmp_path):
+def test_a_model_on_measured_links(tmp_path, capsys):
     path = tmp_path / "links.json"
     path.write_text(json.dumps(links(8, 80)))
-    words = [sys.executable, "-m", "aristos", "plan", "--model", "olmoe-1b-7b", "--topology", str(path)]
-    ran = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0, ran.stderr
-    out = json.loads(ran.stdout)
+    words = ["--model", "olmoe-1b-7b", "--topology", str(path), "--json"]
+    assert plan_command(words) == 0
+    out = json.loads(capsys.readouterr().out)
     assert sorted(i for g in out["groups"] for i in g) == list(range(8))
     assert len(out["placement"][0]) == 64
     broken = links(8, 80)
@@ -177,9 +177,10 @@ def test_a_model_on_measured_links(tmp_path):
         ({**links(8, 80), "large": {"alpha_us": [[0]]}}, "large.alpha_us"),
     ):
         path.write_text(json.dumps(wrong))
-        ran = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=120)
-        assert (ran.returncode, ran.stdout) == (2, "")
-        assert word in ran.stderr
+        code = plan_command(words)
+        said = capsys.readouterr()
+        assert (code, said.out) == (2, "")
+        assert word in said.err
 
 
 @pytest.mark.slow
@@ -234,7 +235,7 @@ def test_parameters_outside_the_experts():
     assert MODELS["switch-base-128"].dense == 24 * 4 * 768**2 + 12 * 2 * 768 * 3072
 
 
-def test_a_device_too_small_for_the_dense_parameters(tmp_path):
+def test_a_device_too_small_for_the_dense_parameters(tmp_path, capsys):
     some = links(4, 80)
     some["devices"][1]["memory_bytes"] = 2 * 10**9
     m = MODELS["olmoe-1b-7b"]
@@ -248,12 +249,11 @@ def test_a_device_too_small_for_the_dense_parameters(tmp_path):
     assert published.build(m, 1024, from_json(some), inference=True).n == 4
     path = tmp_path / "links.json"
     path.write_text(json.dumps(some))
-    words = [sys.executable, "-m", "aristos", "plan", "--model", "olmoe-1b-7b", "--topology", str(path), "--json"]
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 1
-    out = json.loads(ran.stdout)
+    assert plan_command(["--model", "olmoe-1b-7b", "--topology", str(path), "--json"]) == 1
+    printed = capsys.readouterr()
+    out = json.loads(printed.out)
     assert (out["feasible"], out["missing_memory"]) == (False, said.value.missing)
-    assert str(said.value) in ran.stderr
+    assert str(said.value) in printed.err
 
 
 def test_a_picture(tmp_path):

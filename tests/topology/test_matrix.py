@@ -132,7 +132,7 @@ def same_or_refused(text: str, want: tuple, how: str) -> bool:
 
 
 @given(st.integers(0, 1 << 40), st.sampled_from(sorted(SPOIL)), st.sampled_from(["", *COPIED]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_damaged_samples_are_read_correctly_or_are_errors(samples, seed, first, second):
     rng = random.Random(seed)
     name = rng.choice(sorted(samples))
@@ -144,7 +144,7 @@ def test_damaged_samples_are_read_correctly_or_are_errors(samples, seed, first, 
 
 
 @given(st.integers(0, 1 << 40), st.sampled_from(sorted(SPOIL)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_damaged_matrices_are_read_correctly_or_are_errors(seed, how):
     rng = random.Random(seed)
     of = machine(rng)
@@ -152,7 +152,7 @@ def test_damaged_matrices_are_read_correctly_or_are_errors(seed, how):
 
 
 @given(st.integers(0, 1 << 40), st.lists(st.sampled_from(sorted(HARMLESS)), max_size=2, unique=True))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_copying_a_text_changes_no_fact(seed, ways):
     rng = random.Random(seed)
     of = machine(rng)

@@ -65,11 +65,10 @@ class Ours:
             x=x.at, x_stride=x.dtype.itemsize * cfg.hidden, tokens=tokens, hidden=cfg.hidden,
             router=gpu.array(router.pack_router(matrix)).at, experts=cfg.experts, top_k=cfg.top_k, choices=cfg.top_k,
             score=rule(cfg.router), renormalize=cfg.router.renormalize,
-            scale=int(np.float32(cfg.router.scale).view(np.int32)), ids=ids, weights=weights, given_ids=0,
-            given_weights=0, capacity=0, slot_of=gpu.array(np.arange(cfg.experts)).at, slots=cfg.experts,
+            scale=int(np.float32(cfg.router.scale).view(np.int32)), ids=ids, weights=weights,
+            slot_of=gpu.array(np.arange(cfg.experts)).at, slots=cfg.experts,
             offset=gpu.allocate(8 * (cfg.experts + 1)), token=gpu.allocate(8 * tokens * cfg.top_k), position=position,
-            logits=0, select_bias=0, input=0, input_stride=0, shared_sigmoid=0, weighted=0, kept_weights=0,
-            status=gpu.allocate(8), unbegun=0, scratch=gpu.allocate(scratch),
+            input=0, input_stride=0, status=gpu.allocate(8), scratch=gpu.allocate(scratch),
         )  # fmt: skip
         kind = router.kind_of_rows(x.kind)
         kernels, self._job, self._blocks = route_kernels(), gpu.array(job).at, router.blocks(tokens)

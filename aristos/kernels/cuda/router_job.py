@@ -19,7 +19,7 @@ from kernel_cache.compile import inlined
     IDS,  # address: [tokens, top_k] int64, -1: a choice not taken, -2 - id: one beyond the capacity
     WEIGHTS,  # address: [tokens, top_k] float32
     GIVEN_IDS,  # address: [tokens, choices] int64 from outside, perhaps those of ids, 0: none
-    GIVEN_WEIGHTS,  # address: [tokens, choices] float32 from outside
+    GIVEN_WEIGHTS,  # address: [tokens, choices] float32 from outside, 0: none
     CAPACITY,  # choices: most of an expert, 0: no limit
     SLOT_OF,  # address: [experts, and the shared one] int64: places in the packed order, -1: none, nor rows (identity)
     SLOTS,  # experts: places in the packed order
@@ -32,7 +32,7 @@ from kernel_cache.compile import inlined
     INPUT_STRIDE,  # bytes: between them
     SHARED_SIGMOID,  # address: `pack_router` of one column, whose logistic function weighs the shared expert; 0: 1
     WEIGHTED,  # address: where tokens times their weights go, whole rows side by side, 0: nowhere
-    KEPT_WEIGHTS,  # address: with weighted: [tokens] float32, where these weights are kept; those in weights become 1
+    KEPT_WEIGHTS,  # address: [tokens] float32, where weights of weighted tokens are kept, which become 1, 0: nowhere
     STATUS,  # address: of a word: OK at first, then a token's largest status; unless OK, `place` assigns no rows
     UNBEGUN,  # address: of a word: not 0 where no call began, because the engine has failed; 0: there is no such word
     SCRATCH,  # address: of `scratch_bytes` bytes
@@ -73,6 +73,17 @@ OF_CALL = (
     "input",
     "input_stride",
 )  # fmt: skip
+ABSENT = (  # words whose 0 says that there is nothing
+    "given_ids",
+    "given_weights",
+    "capacity",
+    "logits",
+    "select_bias",
+    "shared_sigmoid",
+    "weighted",
+    "kept_weights",
+    "unbegun",
+)  # fmt: skip
 
 
 def new_job(**values: int) -> np.ndarray:
@@ -81,8 +92,11 @@ def new_job(**values: int) -> np.ndarray:
 
 
 def whole_job(**values: int) -> np.ndarray:
-    """A job with all of its words, for kernels launched without `begin`. Raises TypeError unless `values` has them."""
-    return _filled(LASTING + OF_CALL, values)
+    """A job with all of its words, for kernels launched without `begin`; those of ABSENT may be left out, for 0.
+
+    Raises TypeError unless `values` has the others.
+    """
+    return _filled(LASTING + OF_CALL, dict.fromkeys(ABSENT, 0) | values)
 
 
 def _filled(names: tuple[str, ...], values: dict[str, int]) -> np.ndarray:

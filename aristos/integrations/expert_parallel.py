@@ -1,0 +1,159 @@
+"""transformers' own expert parallelism with Aristos: `DistributedConfig(..., ep_size=2, ep_implementation="aristos")`.
+
+transformers parts the experts and reads each rank's own; Aristos moves rows between the ranks and computes. It is there
+from transformers 5.23 on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.distributed import DistributedConfig
+from transformers.distributed.expert_parallel import AutoEP, EPImplementation, EPImplementationInterface
+from transformers.distributed.mixin import DistributedMixin
+
+from ..errors import InputError
+from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
+from . import experts_module, fallback
+from .fp8 import packed_experts
+from .masters import as_numpy
+from .options import communicator, current
+from .process_groups import communicator_of, set_variables
+from .torch import Experts
+from .training import HELD
+
+
+class AristosEP(EPImplementation):
+    """An experts module of which each rank has contiguous experts. Made and called by transformers, on all ranks.
+
+    Ranks of a tensor parallel group have the same tokens: each takes a part of them, and gets the others' outputs.
+    """
+
+    def __init__(self, experts: Any, ep_mesh: Any, tp_mesh: Any) -> None:
+        super().__init__(experts, ep_mesh, tp_mesh)
+        self._module = experts
+        self._theirs = None if fallback.left_to(experts) is None else AutoEP(experts, ep_mesh, tp_mesh)
+        if self._theirs is not None:
+            return
+        self._comm = communicator_of(ep_mesh.get_group())
+        self._same_tokens = communicator_of(tp_mesh.get_group())
+
+    def __call__(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """y [S, H] of this rank's S tokens. Collective over the ranks that share the experts."""
+        if self._theirs is not None:
+            left: torch.Tensor = self._theirs(hidden_states, top_k_index, top_k_weights)
+            return left
+        if torch.is_grad_enabled() and (hidden_states.requires_grad or top_k_weights.requires_grad):
+            raise InputError(
+                'ep_implementation="aristos" computes no gradients: call the model under torch.no_grad(), or train with'
+                ' experts_implementation="aristos" and without distributed_config'
+            )
+        layer = self._layer(top_k_index.shape[-1], hidden_states.dtype)
+        if self._same_tokens is None:
+            y: torch.Tensor = layer(hidden_states, top_k_index, top_k_weights)
+            return y
+        count, ranks = len(hidden_states), self._same_tokens.Get_size()
+        cuts = [count * rank // ranks for rank in range(ranks + 1)]
+        rank = self._same_tokens.Get_rank()
+        part = slice(cuts[rank], cuts[rank + 1])
+        calls = layer.calls_for(-(-count // ranks)) if self.shares_batch else None
+        return self._gathered(layer, layer(hidden_states[part], top_k_index[part], top_k_weights[part], calls), cuts)
+
+    def _layer(self, top_k: int, dtype: torch.dtype) -> Experts:
+        """The layer of this module, made when first asked for; torch's memory is then given back. Collective."""
+        experts: Experts | None = vars(self._module).get(HELD)
+        if experts is None:
+            asked, gate, packed = current(), experts_module.gate_of(self._module), packed_experts(self._module)
+            fields = {"max_tokens": asked.max_tokens, **asked.config}
+            fields["experts"] = self.num_local_experts * self.ep_mesh.size()
+            if packed is not None and fields.get("weight_dtype") is None:
+                fields["weight_dtype"] = packed.weight_type
+            cfg = experts_module.configuration(self._module, gate, top_k, dtype, **fields)
+            experts = vars(self._module)[HELD] = Experts(cfg, self._comm, **asked.layer)
+            if packed is None:
+                experts.load(**experts_module.weights(self._module, gate), local=True)
+            else:
+                packed.load(experts.moe)
+            _release(self._module)
+        return experts
+
+    def _gathered(self, layer: Experts, mine: torch.Tensor, cuts: list[int]) -> torch.Tensor:
+        """The outputs of all ranks that have the same tokens. cuts: where the rows of each begin, and their end."""
+        y = torch.empty(cuts[-1], mine.shape[-1], dtype=mine.dtype)
+        width = y.shape[-1] * y.element_size()
+        counts = [(end - start) * width for start, end in pairwise(cuts)]
+        starts = [start * width for start in cuts[:-1]]
+        with layer.moe.runtime.group.bounded("the outputs of ranks that have the same tokens"):
+            self._same_tokens.Allgatherv(_bytes(mine), [_bytes(y), counts, starts, _byte()])
+        return y
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    return as_numpy(tensor).reshape(-1).view(np.uint8)
+
+
+def _byte() -> Any:
+    from mpi4py import MPI
+
+    return MPI.BYTE
+
+
+def _release(module: Any) -> None:
+    """Give back the memory of the module's matrices. Their shapes stay, so that transformers still knows the model.
+
+    Within a call the module's parameters are this rank's local tensors; when it ends, transformers makes shards again
+    of those that were replaced.
+    """
+    if hasattr(module, "_get_fsdp_state"):
+        _leave_fsdp(module._get_fsdp_state())
+    for name in experts_module.MATRICES:
+        local = module._parameters.get(name)
+        if local is not None:
+            module._parameters[name] = torch.empty(1, dtype=local.dtype).expand(local.shape)
+
+
+def _leave_fsdp(state: Any) -> None:
+    """Take a module's parameters out of FSDP, which holds a copy of its own and would make another in each call."""
+    for group in state._fsdp_param_groups:
+        hooks = group._module_to_pre_save_state_dict_hook_handle, group._module_to_pre_load_state_dict_hook_handle
+        for handle in (each for handles in hooks for each in handles.values()):
+            handle.remove()
+    state._fsdp_param_groups.clear()
+
+
+def _checked(config: Any) -> None:
+    """Refuse what Aristos cannot do before a process group is made."""
+    if config.efsdp_size > 1:
+        raise InputError(
+            f"fsdp_size {config.fsdp_size} times tp_size {config.tp_size} over ep_size {config.ep_size} is"
+            f" {config.efsdp_size}: fsdp would cut each expert once more, which Aristos does not read: set"
+            f" ep_size={config.fsdp_size * config.tp_size}"
+        )
+
+
+def register(name: str) -> None:
+    """Register Aristos as an `ep_implementation`; models with a distributed_config then find their process group."""
+    EPImplementationInterface.register(name, AristosEP)
+    prepare: Callable[..., Any] = DistributedMixin.prepare_distribute_model.__func__
+
+    @wraps(prepare)
+    def prepared(cls: Any, distributed_config: Any, *args: Any, **given: Any) -> Any:
+        config = distributed_config
+        if isinstance(config, dict):
+            config = DistributedConfig.from_dict(config)
+        if config is not None:
+            if config.ep_size > 1 and config.ep_implementation == name:
+                _checked(config)
+            comm, layer = communicator(), current().layer
+            if comm is not None and not torch.distributed.is_initialized():
+                set_variables(comm, usable_limits(layer.get("timeout", DEFAULT_TIMEOUT), layer.get("absent_timeout")))
+        return prepare(cls, config, *args, **given)
+
+    DistributedMixin.prepare_distribute_model = classmethod(prepared)

@@ -1,0 +1,87 @@
+"""`aristos explore` in a process that compiles nothing: small cases searched to the end, equal seeds, names of bugs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from aristos.cli.explore import main
+
+pytestmark = pytest.mark.uncompiled
+
+
+def explore(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    """What `aristos explore WORDS --json` prints, as an object."""
+    code = main([*words, "--json"])
+    said = capsys.readouterr()
+    assert code == 0, said.out + said.err
+    return json.loads(said.out)
+
+
+def test_a_seed_replays(capsys):
+    first, second = (explore(capsys, "--schedules", "20", "--seed", "7") for _ in range(2))
+    assert (first["schedules"], first["found"]) == (20, None)
+    assert first["steps"] == second["steps"] > 1000
+
+
+def test_known_mutations_are_listed_and_an_unknown_one_gets_the_names_near_it(capsys):
+    assert main(["--mutation", "?"]) == 0
+    listed = capsys.readouterr().out
+    assert "  release-dropped " in listed
+    assert max(map(len, listed.splitlines())) <= 120
+    assert main(["--mutation", "release-droped"]) == 2
+    said = capsys.readouterr().err
+    assert "near it: release-dropped" in said
+    assert "`aristos explore --mutation ?` lists all names" in said
+
+
+def test_all_schedules_of_experts_in_place(capsys):
+    """Own rows stay, and each rank loads other weights before each of 3 calls: searched to the end."""
+    result = explore(capsys, "--strategy", "exhaustive", "--stay", "1", "--calls", "3")
+    assert result["complete"], result
+    assert all(each["ends"] > 0 and each["states"] > 60 for each in result["routings"])
+    words = ("--strategy", "exhaustive", "--stay", "1", "--calls", "3", "--mutation")
+    for bug in ("load-without-wait", "stay-before-announcement"):
+        assert explore(capsys, *words, bug)["found"], bug
+
+
+def test_all_schedules_of_a_load_while_a_call_is_open(capsys):
+    """The third of four calls is an exchange, in which each rank loads for the fourth: searched to the end."""
+    words = ("--strategy", "exhaustive", "--stay", "1", "--calls", "4", "--tokens", "1")
+    result = explore(capsys, *words)
+    assert result["complete"], result
+    assert result["states"] > 5000
+    for bug in ("load-in-a-call-too-early", "load-in-a-call-waits-for-it"):
+        assert explore(capsys, *words, "--mutation", bug)["found"], bug
+
+
+def test_all_schedules_of_scalars_beside_rows(capsys):
+    """One token a rank, a call with scalars and one without: searched to the end."""
+    words = ("--strategy", "exhaustive", "--scalars", "--tokens", "1")
+    result = explore(capsys, *words)
+    assert result["complete"], result
+    assert result["states"] > 4000
+    for bug in ("scalars-after-the-tail", "scalars-back-after-the-record"):
+        assert explore(capsys, *words, "--calls", "1", "--mutation", bug)["found"], bug
+
+
+def test_all_schedules_of_a_backward_call(capsys):
+    """A call forwards and one backwards, one token a rank: searched to the end."""
+    words = ("--strategy", "exhaustive", "--backward", "--tokens", "1")
+    result = explore(capsys, *words)
+    assert result["complete"], result
+    assert result["states"] > 4000
+    for bug in ("row-copied-after-its-credit", "own-rows-have-no-places", "tape-said-as-asked"):
+        assert explore(capsys, *words, "--mutation", bug)["found"], bug
+
+
+def test_all_schedules_of_tokens_that_cross_once(capsys):
+    """Within a node, in every second call of a rank, and else a row a pair: searched to the end."""
+    words = ("--strategy", "exhaustive", "--once", "--tokens", "1")
+    result = explore(capsys, *words)
+    assert result["complete"], result
+    assert result["states"] > 8000
+    for bug in ("once-of-the-call-before", "index-after-the-tail"):
+        assert explore(capsys, *words, "--mutation", bug)["found"], bug

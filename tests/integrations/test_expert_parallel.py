@@ -1,0 +1,84 @@
+"""transformers' own expert parallelism with ep_implementation="aristos", on the ranks of a mesh."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from unittest import mock
+
+import pytest
+from hf_models import GENERATE, experts_of, on_ranks, opened, relative
+
+from aristos.errors import EnvironmentProblem, InputError
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers.distributed.expert_parallel")
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@contextlib.contextmanager
+def parted(comm, folder, kind: str, **sizes):
+    """(module, eager model, model whose experts transformers has parted); the process group ends with the block."""
+    from transformers.distributed import DistributedConfig
+
+    ours, folder = on_ranks(comm, folder, kind)
+    before = {name: os.environ.pop(name, None) for name in VARIABLES}
+    try:
+        config = DistributedConfig(**sizes, ep_implementation="aristos")
+        model = opened(folder, "grouped_mm", distributed_config=config)
+        yield ours, opened(folder, "eager"), model
+        ours.close(model)
+        torch.distributed.destroy_process_group()
+    finally:
+        for name in VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def held(model) -> int:
+    """Bytes of this rank's parts of the experts' matrices, as torch has them."""
+    matrices = [p for module in experts_of(model) for n, p in module.named_parameters() if not n.endswith("bias")]
+    return sum(p.to_local().untyped_storage().nbytes() for p in matrices)
+
+
+@pytest.mark.ranks(2, timeout=120)
+@pytest.mark.parametrize(
+    ("kind", "sizes"), [("qwen3_moe", {"tp_size": 2}), ("qwen3_moe", {"fsdp_size": 2}), ("gpt_oss", {"tp_size": 2})]
+)
+def test_a_mesh_of_two_ranks(comm, tmp_path, kind, sizes):
+    with parted(comm, tmp_path, kind, **sizes, ep_size=2) as (_, theirs, model):
+        rank = comm.rank if "fsdp_size" in sizes else 0  # ranks of a tensor parallel group have the same tokens
+        for count in (1, 9 + 6 * rank):
+            ids = torch.randint(0, 128, (2, count), generator=torch.Generator().manual_seed(rank))
+            with torch.no_grad():
+                assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
+        assert (model.generate(ids, **GENERATE) == theirs.generate(ids, **GENERATE)).all()
+        assert held(model) < 1000
+        layers = [vars(module)["_aristos"].moe for module in experts_of(model)]
+        assert all(len(moe.placement.mine(comm.rank)) == moe.cfg.experts // 2 for moe in layers)
+        with pytest.raises(InputError, match=r"computes no gradients: call the model under torch\.no_grad"):
+            model(ids)
+
+
+def test_experts_that_fsdp_would_cut_are_refused():
+    importlib.import_module("aristos.integrations.transformers")
+    from transformers.distributed import DistributedConfig
+
+    config = DistributedConfig(fsdp_size=4, ep_size=2, ep_implementation="aristos")
+    for given in (config, config.to_dict()):
+        with pytest.raises(InputError, match=r"fsdp would cut each expert once more, .*: set ep_size=4"):
+            transformers.PreTrainedModel.prepare_distribute_model(given)
+
+
+def test_processes_that_mpi_does_not_know_are_refused():
+    from aristos.integrations import process_groups
+
+    def gather(found, mine, group):
+        found[:] = [mine, mine]
+
+    distributed = mock.patch.multiple("torch.distributed", get_world_size=lambda group: 2, all_gather_object=gather)
+    with distributed, pytest.raises(EnvironmentProblem, match="are ranks 0, 0 of MPI: start the program by"):
+        process_groups.communicator_of(None)

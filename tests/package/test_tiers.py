@@ -1,0 +1,32 @@
+"""The plugin behind `--tier` and `--part`: files that it need not import."""
+
+from __future__ import annotations
+
+import pytest
+from tiers import FOLDERS, PARTS, TESTS, may_hold
+
+WHOLE = ("pytestmark = pytest.mark.slow", "pytestmark = [pytest.mark.parallel, pytest.mark.slow]",
+         "pytestmark = [\n    pytest.mark.slow,\n    pytest.mark.skipif(True),\n]")  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WHOLE)
+def test_a_slow_file_holds_no_quick_test(text):
+    assert not may_hold("engine", text, "quick", None)
+    assert may_hold("engine", text, "rest", None)
+    assert may_hold("engine", "@pytest.mark.slow\ndef test_one(): ...", "quick", None)
+
+
+@pytest.mark.parametrize(
+    ("folder", "text", "held"),
+    [("engine", "", "parallel"), ("engine", "@pytest.mark.ranks(2)", "both"), ("engine", "@ranks_each(2)", "both"),
+     ("bench", "", "serial"), ("bench", "@pytest.mark.parallel", "both"), ("nowhere", "", "both")],
+)  # fmt: skip
+def test_parts_that_a_file_may_have_tests_of(folder, text, held):
+    assert [part for part in PARTS if may_hold(folder, text, "quick", part)] == [
+        part for part in PARTS if held in (part, "both")
+    ]
+
+
+def test_folders_without_quick_tests_hold_none():
+    assert not may_hold("faults", "", "quick", None)
+    assert {path.name for path in TESTS.iterdir() if list(path.glob("test_*.py"))} == set(FOLDERS)

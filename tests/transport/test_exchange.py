@@ -1,0 +1,38 @@
+"""`Group.exchange`: a few words of every rank, without pickling."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from cases import PATIENCE
+
+from aristos.errors import PoisonedError
+from aristos.transport.group import Group
+from aristos.transport.limits import Limits
+
+
+def test_a_rank_alone_has_its_own_words():
+    assert Group().exchange(np.array([3, 4]), "nothing").tolist() == [[3, 4]]
+
+
+@pytest.mark.ranks(3)
+def test_every_rank_gets_the_words_of_all_however_late_one_is(comm):
+    group = Group(comm, Limits.of(PATIENCE))
+    for turn in range(3):
+        if turn == group.rank:
+            time.sleep(0.05)
+        assert group.exchange(np.array([group.rank, turn]), "words").tolist() == [[rank, turn] for rank in range(3)]
+    group.free()
+
+
+@pytest.mark.ranks(2, isolated=True)
+def test_a_rank_that_fails_ends_the_wait_of_the_others(comm):
+    group = Group(comm, Limits.of(PATIENCE))
+    if group.rank == 1:
+        group.fail(ValueError("no words"))
+    else:
+        with pytest.raises(PoisonedError, match=r"rank 1 gave up .*ValueError: no words"):
+            group.exchange(np.array([0]), "words")
+    comm.Barrier()
