@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
             print(json.dumps({name: record(m) for name, m in chosen.items()}, indent=1))
         elif asked.name is not None:
             for key, value in record(chosen[asked.name]).items():
-                print(f"{key:12s}{value}")
+                print(f"{key:12s}{'-' if value is None else value}")
         else:
             print("\n".join(lines(chosen)))
     except BrokenPipeError:  # | head

@@ -103,11 +103,13 @@ def main(argv: list[str]) -> int:
 
 def run(asked: argparse.Namespace) -> int:
     from ..errors import AristosError, InputError
-    from ..planner import Infeasible, solve
+    from ..planner import Infeasible, picture, solve
     from ..planner.plan import infeasible_json
 
     started = time.monotonic()
     try:
+        if asked.plot is not None:
+            picture.check()  # before minutes of solving
         problem = _problem(asked)
         plan = solve(problem, asked.objective, asked.allreduce, asked.deadline, asked.seed)
     except Infeasible as why:

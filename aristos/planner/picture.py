@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 
 from kernel_cache import regular
@@ -13,13 +15,18 @@ from .plan import Plan
 MOST_DEVICES = 4096  # more squares would be too small to see
 
 
+def check() -> None:
+    """Raise EnvironmentProblem if nothing can be drawn here."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise EnvironmentProblem("Matplotlib is not installed: pip install 'aristos[plot]'")
+
+
 def draw(plan: Plan, path: str) -> None:
     """Write a picture in the format of the file's name. Raises EnvironmentProblem, OSError, ValueError."""
     regular.refuse_others(path)
-    try:
-        import matplotlib
-    except ImportError:
-        raise EnvironmentProblem("Matplotlib is not installed: pip install 'aristos[plot]'") from None
+    check()
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
