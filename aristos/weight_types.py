@@ -21,7 +21,8 @@ class WeightType:
 
     bits: of one element or code. scale: a name of `SCALES`; None: elements without scales. group: k whose codes share
     a scale; 0: all of a column. columns: columns that share a scale. zeros: whether each group of a column has a zero
-    point, a number of `bits` bits; else the codes of integers have the middle of their range as their zero.
+    point, a number of `bits` bits; else the codes of integers have the middle of their range as their zero. Raises
+    InputError for a packed type that kernels do not have.
     """
 
     name: str
@@ -34,6 +35,14 @@ class WeightType:
     def __post_init__(self) -> None:
         if self.scale is None and (self.group or self.zeros or self.columns != 1):
             raise ValueError(f"weight type {self.name}: groups, zero points and shared columns need a scale")
+        if self.scale is not None:
+            form = _checked(self.name, self.group, self.scale, self.zeros)
+            columns = form.columns if self.group else 1
+            if (self.bits, self.columns) != (form.bits, columns):
+                raise InputError(
+                    f"{self.name} must have {form.bits} bits, and a scale for {columns} columns, got {self.bits} and"
+                    f" {self.columns}"
+                )
 
     def __str__(self) -> str:
         if self.scale is None:
@@ -113,15 +122,25 @@ def packed(name: str, *, group: int | None = None, scale: str | None = None, zer
     share a scale, 0: all of a column; a group of fp8 has 128 columns too, as in DeepSeek-V3. scale: type of scales.
     zeros: of integers, whether groups have zero points. None: the first of the format's `FORMATS`. Raises InputError.
     """
+    form = _format(name)
+    group = form.groups[0] if group is None else group
+    scale = form.scales[0] if scale is None else scale
+    return WeightType(name, form.bits, scale, group, form.columns if group else 1, zeros)
+
+
+def _format(name: str) -> Format:
     if not isinstance(name, str) or name not in FORMATS:
         raise InputError(f"weight_dtype must be one of {', '.join(FORMATS)}, got {name!r}")
-    form = FORMATS[name]
-    group = form.groups[0] if group is None else group
+    return FORMATS[name]
+
+
+def _checked(name: str, group: int, scale: str, zeros: bool) -> Format:
+    """The format of a packed type. Raises InputError for one that kernels do not have."""
+    form = _format(name)
     if type(group) is not int or group not in form.groups:
         raise InputError(f"group of {name} must be one of {', '.join(map(str, form.groups))}, got {group!r}")
-    scale = form.scales[0] if scale is None else scale
     if scale not in form.scales:
         raise InputError(f"scale of {name} must be one of {', '.join(form.scales)}, got {scale!r}")
     if not isinstance(zeros, bool) or (zeros and not form.zeros):
         raise InputError(f"zeros of {name} must be {'True or False' if form.zeros else 'False'}, got {zeros!r}")
-    return WeightType(name, form.bits, scale, group, form.columns if group else 1, zeros)
+    return form

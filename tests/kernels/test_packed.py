@@ -79,6 +79,7 @@ def random_codes(rng: np.random.Generator, kind: WeightType, depth: int, columns
 def check(kind: WeightType, dtype: str, hidden: int, ffn: int, rows: int) -> None:
     made, reference = expert(kind, dtype, hidden, ffn)
     x = np.random.default_rng(1).standard_normal((rows, hidden), np.float32).astype(ROWS[dtype])
+    made._scratch[:] = 0xFF  # NaN, if any of it is read
     got, want = made(x), reference(x)
     assert np.abs(got.astype("f8") - want).max() <= ERROR[dtype] * np.abs(want).max()
     for first, last in ((0, 1), (0, 2), (rows // 2, rows // 2 + 5), (1, rows)):
@@ -102,33 +103,65 @@ def test_whatever_shape(name, dtype):
     step = kind.group if kind.columns == 1 else 1
     for hidden, ffn, rows in ((32, 32, 1), (3 * step, 2 * step, 14), (1056, 96, 9), (96, 1056, 200)):
         check(kind, dtype, hidden, ffn, rows)
-    whole = packed(name, group=0) if 0 in FORMATS[name].groups else kind
-    for hidden, ffn, rows in ((1, 1, 1), (33, 5, 3), (1030, 40, 5), (40, 1030, 8)):
-        if whole.group == 0:
+    if 0 not in FORMATS[name].groups:
+        return
+    for zeros in {False, FORMATS[name].zeros}:
+        whole = packed(name, group=0, zeros=zeros)
+        for hidden, ffn, rows in ((1, 1, 1), (33, 5, 3), (5, 33, 20), (1030, 40, 5), (40, 1030, 8)):
             check(whole, dtype, hidden, ffn, rows)
+
+
+@pytest.mark.parametrize("dtype", PACKED_ROWS)
+@pytest.mark.parametrize("name", FORMS)
+def test_any_number_of_rows_has_the_bits_of_many(name, dtype):
+    """Several groups, of an odd number, and more k than a block of packed rows has."""
+    kind = packed(name, group=min(FORMATS[name].groups, key=lambda group: group or 1 << 20), zeros=FORMATS[name].zeros)
+    made, _ = expert(kind, dtype, 17 * 32 if kind.group == 32 else 5 * 128, 96 if kind.group == 32 else 128)
+    few = module("packed", ISA, name).FEW
+    x = np.random.default_rng(1).standard_normal((2 * few + 1, made.hidden), np.float32).astype(ROWS[dtype])
+    wanted = made(x)
+    for rows in range(1, len(x)):
+        assert same(np.ascontiguousarray(made(x[:rows])), np.ascontiguousarray(wanted[:rows])), rows
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_every_code_of_a_format_is_multiplied_by_its_value(name):
-    """One row that is 1 at one k reads 32 codes back through an identity."""
+    """At each place of a word and in each column: a row that is 1 at one k reads 32 codes back through an identity."""
     kind = packed(name, group=0 if 0 in FORMATS[name].groups else None)
     zero, one = {"int4": (8, 9), "int8": (128, 129), "fp8": (0, 0x38), "mxfp4": (0, 2)}[name]
     every = np.arange(1 << kind.bits).astype(np.uint8)
     if name == "fp8":
         every[every & 0x7F == 0x7F] = 0
+    depth, places = (40, (*range(8), 31, 32, 39)) if kind.group == 0 else (64, (*range(8), 31, 32, 63))
     identity = np.where(np.eye(32, dtype=bool), one, zero).astype(np.uint8)
-    ones = np.ones((1, 32), SCALES[str(kind.scale)])
-    x = np.zeros((1, 32), np.float32)
-    x[0, 5] = 1
-    for first in range(0, len(every), 32):
-        codes = np.full((32, 32), zero, np.uint8)
-        codes[5, : len(every)] = every[first : first + 32]
-        up = Quantised(kind, codes, ones)
-        made = Packed(up, Quantised(kind, identity, ones), activation="relu", dtype="float32")
-        for rows in (1, 20):
+    ones = {rows: np.ones((kind.groups(rows), 32), SCALES[str(kind.scale)]) for rows in (32, depth)}
+    down = Quantised(kind, identity, ones[32])
+    for first in range(0, len(every), 16):
+        codes = np.full((depth, 32), zero, np.uint8)
+        for k in places:
+            codes[k] = np.roll(np.resize(np.roll(every, -first)[:32], 32), k)
+        up = Quantised(kind, codes, ones[depth])
+        made = Packed(up, down, activation="relu", dtype="float32")
+        x = np.zeros((len(places), depth), np.float32)
+        x[np.arange(len(places)), places] = 1
+        for rows in (x, np.concatenate([x, x])):
             for sign in (1, -1):
-                y = made(np.repeat(sign * x, rows, axis=0))
-                assert (y == np.maximum(sign * up.dequantised()[5], 0)).all()
+                wanted = np.maximum(sign * up.dequantised()[list(places)], 0)
+                assert (made(sign * rows) == np.tile(wanted, (len(rows) // len(x), 1))).all()
+        for n, k in enumerate(places):
+            assert (made(x[n : n + 1]) == np.maximum(up.dequantised()[k], 0)).all()
+
+
+def test_where_codes_of_4_bits_lie():
+    """Code (k, n) of a panel: in byte 128 (k // 8) + 4 n + k % 8 // 2, the even k in the low half, two's complement."""
+    kind = packed("int4", group=0)
+    codes = np.random.default_rng(0).integers(0, 16, (40, 70), np.uint8)
+    head = packed_panels.head(kind, 40)
+    stored = packed_panels.pack(Quantised(kind, codes, np.ones((1, 70), np.float32))).reshape(-1, head["step"])
+    for k in range(40):
+        for n in range(70):
+            byte = int(stored[n // 32, head["codes"] + 128 * (k // 8) + 4 * (n % 32) + k % 8 // 2])
+            assert (byte >> 4 * (k % 2)) & 15 == int(codes[k, n]) ^ 8
 
 
 @pytest.mark.parametrize("dtype", PACKED_ROWS)

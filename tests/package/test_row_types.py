@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -110,6 +111,22 @@ def test_a_weight_type_as_text():
 def test_parts_of_a_weight_type_without_a_scale_are_refused(wrong):
     with pytest.raises(ValueError, match="weight type x: groups, zero points and shared columns need a scale"):
         WeightType("x", 4, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        ("int4", {"group": 96}, "group of int4 must be one of 128, 64, 32, 0, got 96"),
+        ("int4", {"group": 16}, "group of int4 must be one of"),
+        ("int4", {"bits": 8}, "int4 must have 4 bits"),
+        ("fp8", {"columns": 64}, "a scale for 128 columns, got 8 and 64"),
+        ("mxfp4", {"zeros": True}, "zeros of mxfp4 must be False"),
+        ("int8", {"scale": "e8m0"}, "scale of int8 must be one of"),
+    ],
+)
+def test_packed_types_that_kernels_do_not_have_are_refused(name, wrong, said):
+    with pytest.raises(InputError, match=said):
+        replace(packed(name), **wrong)
 
 
 def groups(name: str) -> str:

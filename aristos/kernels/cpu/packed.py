@@ -5,8 +5,8 @@ sum of x * code is what the instruction set makes of codes as bfloat16 weights (
 fused multiply-add takes the zero point, another one the scale. The sum of x is that of blocks of 32 k in order, and a
 block's is that of eight sums of every eighth value.
 
-Many rows: codes of up to a group become a panel of bfloat16 in the L1 cache, which all rows then read. Few rows of
-float32: codes become float32 in registers, with the same bits.
+Rows decode codes in registers, FEW at a time: those of float32, and with dot products few of bfloat16. Else PIECE k of
+codes, or what a group has left, become a panel of bfloat16 in the L1 cache, which all rows then read, with equal bits.
 """
 
 import numpy as np
@@ -76,9 +76,10 @@ def unpack(codes, panel, pairs):
 def rows_by_codes(code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags):
     """Products of rows and codes of SPAN columns, group by group: see `packed_kernels.packed_rows`.
 
-    code: float32 rows, or FEW and rows of bfloat16.
+    code: the number of float32 rows, or FEW + the number of bfloat16 rows.
     """
     kept, code = code > FEW, (code - 1) % FEW + 1
+    assert groups == 1 or pairs % TOGETHER == 0
     for g in range(groups):
         found = _codes(codes + g * pairs * PAIR, pairs, SPAN)
         for i in range(code):
@@ -278,7 +279,7 @@ def read_sums(element, m, a, depth, group, groups, x):
 
 @jit
 def whole_groups(k, group):
-    """k // group without a division, which takes as long as a hundred k of a row: a group is a power of 2, or all k."""
+    """k // group without a division: a group is a power of 2 from 32 on, or all k."""
     if k <= group:
         return 1 if k == group else 0
     shift = 5
@@ -329,7 +330,7 @@ def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, part
         g = whole_groups(k, group)
         last = min(depth, (g + 1) * group)
         count = min(PIECE, last - k)
-        pairs = (count + 1) // 2
+        pairs = (count + WIDTH - 1) // WIDTH * (WIDTH // 2)  # tiles and products of several pairs read whole blocks
         unpack(codes + PAIR * (k // 2), unpacked, pairs)
         carry = 0 if k == g * group else 1
         place = block_place(element, m, depth, a, 0, k // WIDTH)

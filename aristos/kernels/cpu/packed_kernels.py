@@ -30,6 +30,7 @@ from .micro_kernels import (
     _prefetch,
     _store,
 )
+from .packed_panels import UNIT
 
 NEAR = 6144  # bytes between the codes that are read and those that are prefetched
 PAIR_BYTES = {name: 2 * 32 * form.bits // 8 for name, form in FORMATS.items()}  # of codes of 32 columns
@@ -76,10 +77,10 @@ def _halves(builder, codes):
     return builder.bitcast(moved, ir.VectorType(ir.HalfType(), words.count))
 
 
-def _decoded(builder, form, place, j, lanes, table, b, last):
+def _decoded(builder, form, place, j, lanes, table, b, at_end):
     """(even k, odd k): float32 of `lanes` columns from number j * lanes on, of pair b of the unit of k at `place`.
 
-    table: whether the CPU looks up 16 values by a permutation. last: whether the columns are the last that may be read.
+    table: whether the CPU looks up 16 values by a permutation. at_end: whether nothing beyond the columns may be read.
     """
     codes, words, kind = (ir.VectorType(t, lanes) for t in (I8, I32, F32))
     if form in ("int8", "fp8"):
@@ -87,7 +88,7 @@ def _decoded(builder, form, place, j, lanes, table, b, last):
         if form == "int8":
             return tuple(builder.sitofp(builder.sext(x, words), kind) for x in both)
         return tuple(builder.fpext(_halves(builder, x), kind) for x in both)
-    moved = 0 if last else b  # bytes that the load moves in place of a shift; it reads beyond the columns
+    moved = 0 if at_end else b  # bytes that the load moves in place of a shift; it reads beyond the columns
     raw = builder.load(_at(builder, place, 4 * lanes * j + moved, words), align=1)
     low, high = (builder.lshr(raw, words([n] * lanes)) if n else raw for n in (8 * (b - moved), 8 * (b - moved) + 4))
     if table:
@@ -106,8 +107,8 @@ def _joined(builder, even, odd):
 
 
 def _pairs_of(form):
-    """Pairs of k in a unit: what lies side by side."""
-    return 4 if form in _TABLES else 1
+    """Pairs of k in a unit."""
+    return UNIT[FORMATS[form].bits]
 
 
 def _units(builder, pairs, together):
@@ -150,7 +151,8 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
     columns; `sums` of the first of rows of 32 sums; `groups` >= 1 of `pairs` >= 1 pairs of k; `scales` of SCALE_BYTES
     for each group; `x` of each group's sum of the first row, rows `x_pitch` bytes apart, or 0 without zero points;
     `parts` of rows of 32 sums of a group that is longer than a call. flags: 1: groups begin here, 2: they end here, 3:
-    both. Codes are prefetched NEAR bytes ahead, line after line. at_once: whole groups whose sums are made side by
+    both; with 1 or 2 alone there is one group. Several groups have whole units of k each; rows are zeros up to a whole
+    unit. Codes are prefetched NEAR bytes ahead, line after line. at_once: whole groups whose sums are made side by
     side: the chain of a single one would be slower than memory. dot: the name of LLVM's intrinsic of dot products, for
     rows of bfloat16.
     """
