@@ -93,12 +93,15 @@ class Experts(torch.nn.Module):
         """
         if ROWS.get(x.dtype) != self.cfg.dtype:
             raise InputError(f"x must be of torch.{self.cfg.dtype}, which the configuration has, got {x.dtype}")
-        rows, k = x.reshape(-1, x.shape[-1]), ids.shape[-1]
-        if calls is not None and calls < self.calls_for(len(rows)):
-            raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {len(rows)}")
-        ids, weights = ids.reshape(-1, k), weights.reshape(-1, k)
+        rows = x
+        if x.dim() != 2:
+            rows, k = x.reshape(-1, x.shape[-1]), ids.shape[-1]
+            ids, weights = ids.reshape(-1, k), weights.reshape(-1, k)
+        needed = self.calls_for(len(rows))
         if calls is None:
-            calls = self._agreed(self.calls_for(len(rows)))
+            calls = self._agreed(needed)
+        elif calls < needed:
+            raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {len(rows)}")
         self._discard()
         if self._masters is not None:
             self._take_parameters(self._masters)
@@ -112,7 +115,7 @@ class Experts(torch.nn.Module):
             )
         else:
             y = TapedCall.apply(self, ids, calls, rows, weights, *self._masters.parameters.values())
-        return y.reshape(x.shape)
+        return y if rows is x else y.reshape(x.shape)
 
     def taping(self, x: torch.Tensor, weights: torch.Tensor) -> bool:
         """Whether a call now computes gradients."""
@@ -132,11 +135,12 @@ class Experts(torch.nn.Module):
             self._dropped.pop().discard()
 
     def _untaped(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int) -> torch.Tensor:
-        x, weights = x.contiguous(), weights.float()
+        x = x.contiguous()
         y = torch.empty_like(x)
-        out = as_numpy(y)
+        # arrays, not tensors: a layer reads them faster, and their parts cost less
+        rows, out, chosen, scale = as_numpy(x), as_numpy(y), ids.numpy(), weights.float().numpy()
         for part in self._parts(calls):
-            self.moe(x[part], ids[part], weights[part], out=out[part])
+            self.moe(rows[part], chosen[part], scale[part], out=out[part])
         return y
 
     def taped(
