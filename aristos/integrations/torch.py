@@ -93,15 +93,12 @@ class Experts(torch.nn.Module):
         """
         if ROWS.get(x.dtype) != self.cfg.dtype:
             raise InputError(f"x must be of torch.{self.cfg.dtype}, which the configuration has, got {x.dtype}")
-        rows = x
-        if x.dim() != 2:
-            rows, k = x.reshape(-1, x.shape[-1]), ids.shape[-1]
-            ids, weights = ids.reshape(-1, k), weights.reshape(-1, k)
-        needed = self.calls_for(len(rows))
-        if calls is None:
-            calls = self._agreed(needed)
-        elif calls < needed:
+        rows = _table(x)
+        if calls is not None and calls < self.calls_for(len(rows)):
             raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {len(rows)}")
+        ids, weights = _table(ids), _table(weights)
+        if calls is None:
+            calls = self._agreed(self.calls_for(len(rows)))
         self._discard()
         if self._masters is not None:
             self._take_parameters(self._masters)
@@ -115,7 +112,7 @@ class Experts(torch.nn.Module):
             )
         else:
             y = TapedCall.apply(self, ids, calls, rows, weights, *self._masters.parameters.values())
-        return y if rows is x else y.reshape(x.shape)
+        return y if y.shape == x.shape else y.reshape(x.shape)
 
     def taping(self, x: torch.Tensor, weights: torch.Tensor) -> bool:
         """Whether a call now computes gradients."""
@@ -137,10 +134,10 @@ class Experts(torch.nn.Module):
     def _untaped(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int) -> torch.Tensor:
         x = x.contiguous()
         y = torch.empty_like(x)
-        # arrays, not tensors: a layer reads them faster, and their parts cost less
-        rows, out, chosen, scale = as_numpy(x), as_numpy(y), ids.numpy(), weights.float().numpy()
+        arrays = as_numpy(x), ids.numpy(), weights.float().numpy(), as_numpy(y)
         for part in self._parts(calls):
-            self.moe(rows[part], chosen[part], scale[part], out=out[part])
+            rows, chosen, shares, out = (each[part] for each in arrays)
+            self.moe(rows, chosen, shares, out=out)
         return y
 
     def taped(
@@ -195,3 +192,8 @@ class Experts(torch.nn.Module):
     def close(self) -> None:
         """Release the layer; collective, and harmless when repeated."""
         self.moe.close()
+
+
+def _table(tensor: torch.Tensor) -> torch.Tensor:
+    """[rows, columns] of a tensor."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])

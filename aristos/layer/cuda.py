@@ -10,7 +10,7 @@ import numpy as np
 from ..config import MoEConfig, whole
 from ..engine import codes, words
 from ..engine import job as jobs
-from ..errors import InputError, PeerInputError
+from ..errors import EnvironmentProblem, InputError, PeerInputError
 from ..kernels.cuda.tile import BYTES, Tile
 from ..routing import Routing, routing_of
 from ..row_types import KINDS
@@ -113,6 +113,7 @@ class CudaBackend(Backend):
             call.after = call.before
         capturing = gpu.capturing(call.stream)
         if capturing:  # first: a copy from the host, or an allocation for it, would end the capture
+            self._begin_captured(call)
             self._refuse_host_arrays(given)
             self._runtime.refuse_branch(call.stream)
         call.unordered = not capturing and streams.unordered(stream, (x, out, ids, weights, given.router_x))
@@ -124,6 +125,15 @@ class CudaBackend(Backend):
             if not self._jobs.current(call.layer):
                 raise InputError("make a call outside the capture first: another layer has changed this one's memory")
             call.before, call.after = [], []  # a capture holds no other stream's work
+
+    def _begin_captured(self, call: DeviceCall) -> None:
+        """Capture the wait for earlier calls; raises InputError for a graph that cannot hold a call."""
+        try:
+            self._runtime.follow(call.stream, capturing=True)
+            call.captured = True
+        except EnvironmentProblem as why:
+            call.nowhere = True
+            raise InputError(str(why)) from why
 
     @staticmethod
     def _refuse_host_arrays(given: CallArguments) -> None:
@@ -147,6 +157,9 @@ class CudaBackend(Backend):
 
     def run(self, call: DeviceCall) -> float:
         runtime = self._runtime
+        if call.nowhere:
+            runtime.leave()
+            return 0.0
         started = self._started = time.perf_counter()
         tile = self._tile(call.tokens)
         call.slots, call.pitch = self._jobs.slots(call.layer), choices(self.cfgs[call.layer])

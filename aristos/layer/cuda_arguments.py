@@ -29,6 +29,7 @@ class DeviceCall:
     copied to the host, so the call ends before its result is returned. waits: the result is a host array, so the call
     ends before it is returned. stream: that it is queued on. before: streams that it waits for; after: streams that
     wait for it. keeps: arrays that must stay alive. unordered: nothing else keeps them so until the call has ended.
+    captured: its wait for earlier calls is in a graph. nowhere: the graph cannot hold a call, so nothing is queued.
     """
 
     kind: str
@@ -61,6 +62,8 @@ class DeviceCall:
     error: Exception | None = None
     keeps: tuple[Any, ...] = ()
     unordered: bool = False
+    captured: bool = False
+    nowhere: bool = False
 
 
 class DeviceArguments:

@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("words", nargs=argparse.REMAINDER)
     given = parser.parse_args(argv)
     given.end = time.monotonic() + given.limit
-    watch = threading.Timer(max(0.5, given.limit - NOTICE), last_words)
+    streams = [os.fdopen(os.dup(number), "w") for number in (1, 2)]  # a task, such as pytest, may take those two
+    watch = threading.Timer(max(0.5, given.limit - NOTICE), last_words, streams)
     watch.daemon = True
     watch.start()
     try:
@@ -74,14 +75,14 @@ def go_on_without_files() -> None:
     results.check = lambda file, *rest, **options: attempt(check, file, *rest, **options)
 
 
-def last_words() -> None:
-    """Write what every layer waits for, then the stack of every thread."""
+def last_words(out: Any, err: Any) -> None:
+    """Write what every layer waits for, then the stack of every thread. out, err: the process's own streams."""
     from aristos.substrate import attach
 
     from . import unfinished
 
-    print(f"no end so far: this process is ended in {NOTICE:.0f} s", file=sys.stderr, flush=True)
-    print(unfinished.document(), file=sys.__stdout__, flush=True)
+    print(f"no end so far: this process is ended in {NOTICE:.0f} s", file=err, flush=True)
+    print(unfinished.document(), file=out, flush=True)
     found: list[str] = []
 
     def read() -> None:
@@ -91,10 +92,10 @@ def last_words() -> None:
     reader = threading.Thread(target=read, daemon=True)  # a driver that hangs must not hide the stacks
     reader.start()
     reader.join(NOTICE * 0.7)
-    faulthandler.dump_traceback(all_threads=True)  # first: the report keeps the last lines
+    faulthandler.dump_traceback(err, all_threads=True)  # first: the report keeps the last lines
     if len(found) < 2:
         found.append("HUNG: the state cannot be read, the driver does not answer")
-    print(*found, sep="\n", file=sys.stderr, flush=True)
+    print(*found, sep="\n", file=err, flush=True)
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def first(report: Report, rehearsing: bool) -> str:
             late = f"the driver did not answer within {ran.seconds:.0f} s"
             return late if ran.code is None or not ran.said else ran.said[-1]
         if not rehearsing:
-            machine.check(report.facts["gpu_uuid"])
+            machine.check(report.facts)
     except EnvironmentProblem as why:
         return str(why)
     report.samples = Samples(report.facts["gpu_uuid"], None if rehearsing else nvml.load()).start()

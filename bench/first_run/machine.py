@@ -13,7 +13,7 @@ from typing import Any
 from aristos.errors import EnvironmentProblem
 
 SECONDS = 10.0  # that nvidia-smi may take
-FIELDS = ("index", "uuid", "name", "driver_version", "compute_cap", "mig.mode.current", "memory.used")
+FIELDS = ("index", "uuid", "name", "driver_version", "mig.mode.current", "memory.used")
 PROBE_SECONDS = 5.0
 IN_USE = 1024  # MiB in use that no idle GPU has
 LEAST_DRIVER = {12: 525, 13: 580}  # of the CUDA version that the packages are for
@@ -69,20 +69,32 @@ def check_before() -> None:
     for gpu in listed()[:1]:
         driver, cuda = _leading(gpu["driver_version"]), _cuda_of_packages()
         if 0 < driver < LEAST_DRIVER[cuda]:
-            raise EnvironmentProblem(
-                f"the driver {gpu['driver_version']} is too old for the packages of CUDA {cuda}: update it to"
-                f" {LEAST_DRIVER[cuda]} or later"
-            )
+            raise _too_old(f"the driver {gpu['driver_version']}", cuda)
 
 
-def check(uuid: str, ours: bool = False) -> None:
-    """Raise EnvironmentProblem for a GPU that the kernels are not for, a slice, or one in use.
+def _too_old(driver: str, cuda: int) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{driver} is too old for the packages of CUDA {cuda}: update it to {LEAST_DRIVER[cuda]} or later"
+    )
 
-    uuid: as CUDA has it; under MIG that of a slice, which nvidia-smi does not list as a GPU: then all are judged.
-    ours: this job uses it by now, so that use is no reason.
+
+def check(facts: dict[str, Any], ours: bool = False) -> None:
+    """Raise EnvironmentProblem for an old driver, a GPU that the kernels are not for, a slice, or one in use.
+
+    facts: as of `facts`; under MIG the UUID is that of a slice, which nvidia-smi does not list as a GPU: then all are
+    judged. Without nvidia-smi only the first two are known. ours: this job uses it by now, so that use is no reason.
     """
+    cuda, speaks, arch = _cuda_of_packages(), facts["cuda_driver"], facts["gpu_arch"].removeprefix("sm_")
+    if _leading(speaks) < cuda:
+        raise _too_old(f"the driver, which has CUDA {speaks},", cuda)
+    if int(arch[:-1]) not in GENERATIONS:
+        known = ", ".join(f"{each}.x" for each in GENERATIONS)
+        raise EnvironmentProblem(
+            f"{facts['gpu']} has compute capability {arch[:-1]}.{arch[-1]}, and the kernels are for {known}: use"
+            " another GPU, or a newer release"
+        )
     gpus = listed()
-    for gpu in [each for each in gpus if each["uuid"] == uuid] or gpus:
+    for gpu in [each for each in gpus if each["uuid"] == facts["gpu_uuid"]] or gpus:
         _check(gpu, ours)
 
 
@@ -112,13 +124,6 @@ def _ask(query: str) -> list[list[str]]:
 
 def _check(gpu: dict[str, str], ours: bool) -> None:
     name = f"GPU {gpu['index']} ({gpu['name']})"
-    generation = _leading(gpu["compute_cap"])
-    if generation and generation not in GENERATIONS:
-        known = ", ".join(f"{each}.x" for each in GENERATIONS)
-        raise EnvironmentProblem(
-            f"{name} has compute capability {gpu['compute_cap']}, and the kernels are for {known}: use another GPU, or"
-            " a newer release"
-        )
     if gpu["mig.mode.current"] == "Enabled":
         raise EnvironmentProblem(
             f"{name} is in MIG mode, and figures of a slice say nothing of the GPU: nvidia-smi -mig 0 -i {gpu['index']}"

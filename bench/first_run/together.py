@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from aristos.errors import EnvironmentProblem
 
@@ -38,13 +39,13 @@ class Parts:
 
         self.comm, self.out, self.show = MPI.COMM_WORLD, out, show
 
-    def refusal(self, uuid: str) -> str:
+    def refusal(self, facts: dict[str, Any]) -> str:
         """Why some rank's GPU is not reported on, or ''; the same on every rank. The ranks' own contexts are on the
         GPUs by now: that another program is there is not found.
         """
         try:
             machine.check_before()
-            machine.check(uuid, ours=True)
+            machine.check(facts, ours=True)
             why = ""
         except EnvironmentProblem as problem:
             why = f"rank {self.comm.rank}: {problem}"
@@ -95,7 +96,7 @@ def report(stem: Path, seconds: float) -> int:
     facts = machine.facts()
     out, markdown = stem.with_name(f"{stem.name}.h5"), stem.with_name(f"{stem.name}.md")
     parts, ran = Parts(out.absolute(), show), []
-    if why := parts.refusal(facts["gpu_uuid"]):
+    if why := parts.refusal(facts):
         signal.alarm(0)
         raise EnvironmentProblem(why)
     gpus = parts.comm.allgather(f"{facts['gpu']} {facts['gpu_uuid']}")

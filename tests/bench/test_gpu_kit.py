@@ -100,6 +100,7 @@ def run(tmp_path):
     python.write_text(
         f'#!/bin/sh\necho "$*, ${{PYTHONPATH:-unset}}" >> "{tmp_path}/log"\n'
         'case "$1" in *install.py) mkdir -p "$2/bin" && cp "$0" "$2/bin/python" ;; esac\n'
+        'case "$*" in *"${REFUSES:-nothing}"*) exit 3 ;; esac\n'
     )
     python.chmod(0o755)
 
@@ -129,6 +130,15 @@ def test_the_command_makes_an_environment_and_starts_the_report_in_it(run, tmp_p
         run("python/below a file")
     assert refused.value.returncode == 3
     assert "no folder for the report: ./run.sh /a/folder/of/yours" in refused.value.stderr
+
+
+@pytest.mark.parametrize("at", ["install.py", "gpu_report.py"])
+def test_the_command_ends_with_the_exit_code_of_a_refusal(run, monkeypatch, at):
+    """No environment, or no GPU whose figures would say something."""
+    monkeypatch.setenv("REFUSES", at)
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        run()
+    assert refused.value.returncode == 3
 
 
 def test_several_ranks_share_an_environment_that_was_made_before(tmp_path, monkeypatch):

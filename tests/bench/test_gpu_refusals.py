@@ -16,32 +16,40 @@ finally:
     sys.path.pop(0)
 
 ROOT = Path(__file__).parents[2]
-FACTS = {"gpu": "NVIDIA H100", "gpu_arch": "sm_90", "gpu_uuid": "GPU-1"}
-GPU = {"index": "0", "uuid": "GPU-1", "name": "NVIDIA H100", "driver_version": "580.95.05", "compute_cap": "9.0",
+FACTS = {"gpu": "NVIDIA H100", "gpu_arch": "sm_90", "gpu_uuid": "GPU-1", "cuda_driver": "13.0"}
+GPU = {"index": "0", "uuid": "GPU-1", "name": "NVIDIA H100", "driver_version": "580.95.05",
        "mig.mode.current": "Disabled", "memory.used": "3"}  # fmt: skip
 ANOTHER = "GPU-2, 77, python"  # a process on another GPU
 
 
 @pytest.fixture
 def refused(monkeypatch, tmp_path, capsys):
-    """A function that starts a report where nvidia-smi shows GPU with changes, and processes: (exit code, sentence)."""
+    """A function that starts a report where nvidia-smi shows GPU with changes, and processes: (exit code, sentence).
+
+    facts: changes of what the driver answers. smi: whether there is an nvidia-smi.
+    """
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     monkeypatch.setattr(machine, "_cuda_of_packages", lambda: 13)
+    answers = dict(FACTS)
 
     def answered(part, limit, show, options=()):
-        return parts.Ran(part, 0, 0.1, [], {"facts": FACTS} if part.name == parts.DRIVER else {})
+        return parts.Ran(part, 0, 0.1, [], {"facts": answers} if part.name == parts.DRIVER else {})
 
     monkeypatch.setattr(processes, "run", answered)
     monkeypatch.setattr(command.Report, "finish", lambda report: 0)
 
-    def report(used=ANOTHER, script="", **changes):
+    def report(used=ANOTHER, script="", facts=(), smi=True, **changes):
+        answers.update(facts)
         line = ", ".join({**GPU, **changes}.values())
         text = script or f'case "$1" in *compute-apps*) echo "{used}" ;; *) echo "{line}" ;; esac'
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / "nvidia-smi").chmod(0o755)
+        if not smi:
+            monkeypatch.setattr(machine.shutil, "which", lambda name: None)
         code = command.main(["--out", str(tmp_path / "r"), "--parts", "driver"], "doc", together.report)
         said = capsys.readouterr().err.strip().splitlines()
+        assert len([line for line in said if not line.startswith("[")]) == (code == 3), "one sentence"
         return code, said[-1]
 
     return report
@@ -53,10 +61,13 @@ def test_a_free_gpu_is_reported_on(refused):
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [
-    ({"compute_cap": "7.0"}, "GPU 0 (NVIDIA H100) has compute capability 7.0, and the kernels are for 8.x, 9.x, 10.x, "
-     "12.x: use another GPU, or a newer release"),
-    ({"compute_cap": "13.0"}, "has compute capability 13.0, and the kernels are for 8.x, 9.x, 10.x, 12.x"),
+    ({"facts": {"gpu_arch": "sm_70"}}, "NVIDIA H100 has compute capability 7.0, and the kernels are for 8.x, 9.x,"
+     " 10.x, 12.x: use another GPU, or a newer release"),
+    ({"facts": {"gpu_arch": "sm_130"}, "smi": False},
+     "has compute capability 13.0, and the kernels are for 8.x, 9.x, 10.x, 12.x"),
     ({"driver_version": "550.54.15"}, "the driver 550.54.15 is too old for the packages of CUDA 13: update it to 580"),
+    ({"facts": {"cuda_driver": "12.4"}, "smi": False},
+     "the driver, which has CUDA 12.4, is too old for the packages of CUDA 13: update it to 580 or later"),
     ({"mig.mode.current": "Enabled"}, "is in MIG mode, and figures of a slice say nothing of the GPU: nvidia-smi -mig"),
     ({"used": "GPU-1, 4242, python train.py"}, "is in use by process 4242 (python train.py), which would disturb"),
     ({"memory.used": "20480"}, "has 20480 MiB in use by a program that is not seen from here"),
@@ -64,7 +75,7 @@ def test_a_free_gpu_is_reported_on(refused):
     ({"script": "echo 'NVIDIA-SMI has failed because it could not communicate with the driver'; exit 9"},
      "nvidia-smi: NVIDIA-SMI has failed because it could not communicate with the driver"),
     ({"script": "sleep 20"}, "nvidia-smi did not answer within 1 s: the GPU or its driver hangs"),
-], ids=["older", "newer", "driver", "mig", "used", "memory", "none", "broken", "slow"])  # fmt: skip
+], ids=["older", "newer", "driver", "silent driver", "mig", "used", "memory", "none", "broken", "slow"])  # fmt: skip
 def test_one_sentence_for_each(refused, monkeypatch, changes, sentence):
     monkeypatch.setattr(machine, "SECONDS", 1.0 if "sleep" in changes.get("script", "") else 10.0)
     code, said = refused(**changes)

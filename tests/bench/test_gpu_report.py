@@ -60,7 +60,7 @@ RIGHT = {parts.DRIVER: PRINT.format(document={"facts": FACTS})}
 def report(monkeypatch, tmp_path, capsys):
     """A function that runs a report whose parts are Python programs, by name: (exit code, page, stderr)."""
     monkeypatch.setattr(command.machine, "check_before", lambda: None)
-    monkeypatch.setattr(command.machine, "check", lambda uuid: None)
+    monkeypatch.setattr(command.machine, "check", lambda facts: None)
     monkeypatch.setattr(processes, "BEAT", 0.2)
     monkeypatch.setattr(parts, "SAVING", 80.0)  # of a minute, so that a part that hangs is ended after a second or so
 
@@ -338,7 +338,7 @@ def test_the_report_of_several_gpus(monkeypatch, tmp_path):
     monkeypatch.setattr(command.launch_environment, "started_as", lambda: ("mpirun", 2, 0))
     monkeypatch.setattr(tasks, "check_products", lambda kinds, go_on: print("bf16_16x128: 1e-3 ok") or 0)
     monkeypatch.setattr(command.machine, "check_before", lambda: None)
-    monkeypatch.setattr(command.machine, "check", lambda uuid, ours: None)
+    monkeypatch.setattr(command.machine, "check", lambda facts, ours: None)
     seen = []
 
     def bench(words):
@@ -371,7 +371,7 @@ def test_minutes_and_refusals_hold_under_mpirun(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(together.signal, "alarm", alarms.append)
     monkeypatch.setattr(command.machine, "facts", lambda: dict(FACTS))
     monkeypatch.setattr(command.machine, "check_before", lambda: None)
-    monkeypatch.setattr(command.machine, "check", lambda uuid, ours: None)
+    monkeypatch.setattr(command.machine, "check", lambda facts, ours: None)
     monkeypatch.setattr(command.launch_environment, "started_as", lambda: ("mpirun", 2, 0))
     monkeypatch.setattr(tasks, "check_products", lambda kinds, go_on: 0)
     monkeypatch.setattr(main, "main", lambda words: seen.append(words) or 0)

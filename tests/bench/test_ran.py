@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aristos import results
-from aristos.bench import bounds, main, world
+from aristos.bench import bounds, main, workload, world
 from aristos.bench.context import Result, Sheet
 from aristos.bench.ran import Ran
 from aristos.bench.suites import gemm
@@ -18,7 +18,8 @@ TINY = ["--hidden", "32", "--ffn", "32", "--experts", "2", "--top-k", "1", "--to
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    """One rank, bounds that take no time, few rows."""
+    """One rank, bounds that take no time, few rows, and no layers compiled before."""
+    monkeypatch.setattr(workload, "compile_all", lambda _: None)
     monkeypatch.setattr(world, "connect", lambda *_, **__: world.World())
     for name in ("peak", "micro_kernel", "read_bandwidth"):
         monkeypatch.setattr(bounds, name, lambda *_: 1.0)

@@ -45,7 +45,7 @@ class Ways(rival.Rival):
         gpu = SimpleNamespace(seconds=lambda call: call()[0])
         self.gpu, self.made, self.notes, self.exchanges = gpu, made, [], {rival.CHAIN_MPI: None}
         self.work = SimpleNamespace(world=world, cfg=None, passes=lambda error: error < 0.1)
-        self.place = SimpleNamespace(ways=lambda cfg: tuple(made), here=contextlib.nullcontext, compiled=False)
+        self.place = SimpleNamespace(ways=lambda cfg: tuple(made), here=contextlib.nullcontext, uncompiled="")
         self.place.torch = SimpleNamespace(__version__="2.11")
 
     def _prepared(self, played, exchange):

@@ -203,6 +203,27 @@ def test_calls_in_parallel_branches_of_a_graph_are_refused_where_ranks_could_dif
     on_driver(2, body, visible=[[0], [1]])
 
 
+def test_a_call_in_the_body_of_a_conditional_node_is_refused():
+    """Its graph holds no event nodes. Nothing of the call is queued, and the layer stays usable."""
+
+    def body(comm, rank, driver):
+        gpu, x = CudaDevice(0), tokens(CFG, 7, seed=1)
+        with made(comm) as moe:
+            stream = gpu.new_stream()
+            given, out = pair(gpu, x, stream)
+            driver.process.bodies.add(77)
+            user(driver, "cuStreamBeginCaptureToGraph", stream, 77, None, None, 0, RELAXED)
+            with pytest.raises(InputError, match=r"body of a conditional node or a loop, .*: make the call outside"):
+                moe(given, out=out)
+            graph = user(driver, "cuStreamEndCapture", stream)
+            assert not driver.process.graphs[graph].nodes
+            moe(given, out=out)
+            moe.synchronize()
+            right(out.read(stream), x)
+
+    on_driver(1, body)
+
+
 def test_replays_in_another_order_on_another_rank_are_an_error_where_layers_differ():
     def body(comm, rank, driver):
         gpu, x = CudaDevice(0), tokens(CFG, 7, seed=rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -43,10 +44,14 @@ def rows(cfg, count, seed=0):
     return tokens(replace(cfg, dtype="float32", weight_dtype=None), count, seed).astype(numpy_dtype(cfg.dtype))
 
 
-@pytest.mark.parametrize("dtype", PACKED_ROWS)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "int4" else pytest.mark.slow) for name in FORMATS]
-)
+QUICK = ("int4", "bfloat16")  # of float32 tests/kernels/test_packed.py has the experts
+KINDS = [
+    pytest.param(*kind, marks=[] if kind == QUICK else pytest.mark.slow, id="-".join(kind))
+    for kind in product(FORMATS, PACKED_ROWS)
+]
+
+
+@pytest.mark.parametrize(("name", "dtype"), KINDS)
 def test_a_layer_alone(name, dtype):
     cfg, w, wide = layer(name, dtype)
     x = rows(cfg, 60)

@@ -260,18 +260,13 @@ def test_a_layer_of_another_thread_sets_nothing_until_the_main_thread_calls():
     """)
 
 
-BUSY = "open: on a busy machine one Ctrl-C of two was not followed until the wait ran out"
-
-
 @pytest.mark.slow  # the PTX machine is compiled
-@pytest.mark.parametrize(
-    "where",
-    ["a user's wait", pytest.param("a copy of a host array", marks=pytest.mark.xfail(reason=BUSY, strict=False))],
-)
+@pytest.mark.parametrize("where", ["a user's wait", "a copy of a host array"])
 def test_ctrl_c_ends_a_kernel_while_the_main_thread_is_in_the_driver(where):
     """Rank 0's kernel waits for rank 1, which makes its call late; the driver is the stand-in of fake_cuda.py.
 
-    What it waits for is written before it is ended.
+    What it waits for is written. A call that copies is followed also where another library, as asyncio, has set the
+    wakeup fd since the call before.
     """
     pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
     said = run(f"""
@@ -287,7 +282,7 @@ def test_ctrl_c_ends_a_kernel_while_the_main_thread_is_in_the_driver(where):
     CFG = aristos.MoEConfig(hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True,
                             max_tokens=24)
     x = np.random.default_rng(1).standard_normal((5, 32), dtype=np.float32)
-    gone, waits = threading.Event(), []
+    gone, waits, pressed = threading.Event(), [], []
 
     class Array:
         def __init__(self, gpu, stream):
@@ -303,6 +298,7 @@ def test_ctrl_c_ends_a_kernel_while_the_main_thread_is_in_the_driver(where):
         moe.load(**reference.weights(CFG))
         moe(x)
         if rank == 1:
+            PROCESS.leave(moe._member.runtime)  # it would be another process, which gets no signal
             assert gone.wait(200)
             try:
                 moe(x)
@@ -322,6 +318,8 @@ def test_ctrl_c_ends_a_kernel_while_the_main_thread_is_in_the_driver(where):
 
             def ask():
                 driver.process.of_thread.contexts = contexts
+                pressed.append(time.process_time())
+                os.kill(os.getpid(), signal.SIGINT)
                 waits.append(plain(which))
 
             blocked(ask)
@@ -329,17 +327,16 @@ def test_ctrl_c_ends_a_kernel_while_the_main_thread_is_in_the_driver(where):
 
         moe(given, out=out)
         driver.cuStreamSynchronize = synchronize
-        press(0.5)
-        pressed = time.monotonic() + 0.5
         try:
             if {where!r}.startswith("a copy"):
+                signal.set_wakeup_fd(-1)
                 moe(x, stream=stream)
             else:
                 gpu.synchronize(stream)
             raise SystemExit("no KeyboardInterrupt")
         except KeyboardInterrupt:
-            assert waits, "it did not wait in C"
-            assert time.monotonic() - pressed < 1.5, time.monotonic() - pressed  # 0.5 s for the PTX machine
+            took = time.process_time() - pressed[0]  # the stand-in computes all the time; other programs do not count
+            assert took < 1.5, took  # 0.5 s for the PTX machine
         try:
             moe(x)
             raise SystemExit("no ClosedError")

@@ -80,6 +80,16 @@ def test_ctrl_c_sets_the_word_that_ends_the_call(monkeypatch, capsys):
     assert "aristos: Ctrl-C during a call\nrank 0: the driver has not answered for 0.3 s" in capsys.readouterr().err
 
 
+def test_the_engine_is_unusable_before_its_call_is_ended(monkeypatch):
+    """The main thread goes on as soon as the call has ended, perhaps with another one."""
+    monkeypatch.setattr(cuda, "FAIL_SECONDS", 0.1)
+    made, broken = engine(Silent()), []
+    monkeypatch.setattr(cuda, "store_release", lambda address, value: broken.append(made.broken))
+    assert ends(made.interrupt) is None
+    assert broken
+    assert None not in broken
+
+
 def test_the_bound_of_a_wait_holds(monkeypatch):
     """Where a copy of the state does not return, that is no progress; it is asked for once."""
     for name, seconds in (("FAIL_SECONDS", 0.1), ("ASK_SECONDS", 0.02), ("ANSWER_SECONDS", 0.02)):

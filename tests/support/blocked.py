@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections.abc import Callable
 
 LIBC = ctypes.CDLL(None)
+CONTENDED = 2  # glibc's word of a mutex that a thread waits for
 
 
 class Blocked:
@@ -20,15 +22,22 @@ class Blocked:
     def enter(self) -> None:
         LIBC.pthread_mutex_lock(self._mutex)
 
+    @property
+    def entered(self) -> bool:
+        """Whether a thread waits in C now."""
+        return ctypes.c_int.from_buffer(self._mutex).value == CONTENDED
+
     def end(self) -> None:
         LIBC.pthread_mutex_unlock(self._mutex)
 
 
 def blocked(body: Callable[[], object]) -> None:
-    """Run `body` on another thread while this one waits in C."""
+    """Run `body` on another thread, once this one waits in C."""
     wait = Blocked()
 
     def run() -> None:
+        while not wait.entered:
+            time.sleep(0.001)
         try:
             body()
         finally:

@@ -22,7 +22,7 @@ from typing import Any
 import fake_kernels
 import numpy as np
 from fake_kernels import Arena, Resident, Sms, address, kernel_of
-from fake_streams import Event, Failure, Graph, Op, Stream, Streams, at_once
+from fake_streams import Event, Failure, Graph, Op, SharedLock, Stream, Streams, at_once
 
 from kernel_cache import sm_limits as limits
 from kernel_cache.offline import capability
@@ -78,7 +78,7 @@ class Machine:
 
     def __init__(self, gpus: int = 2, eager: float = 0.0, seed: int = 0, seconds: float = 60.0, **of_each: Any) -> None:
         self.gpus = [Gpu(bytes([0xA0 + n] * 16), reaches=set(range(gpus)) - {n}, **of_each) for n in range(gpus)]
-        self.lock = threading.RLock()
+        self.lock = SharedLock()
         self.arena = Arena()
         self.sms = [Sms(gpu.sms, limits.of(gpu.capability)) for gpu in self.gpus]
         self.allocations: dict[bytes, Allocation] = {}
@@ -118,6 +118,7 @@ class Process:
         self.legacy: dict[int, Stream] = {}  # GPU -> its default stream
         self.own: dict[tuple[int, int], Stream] = {}  # (GPU, thread) -> the thread's default stream
         self.graphs: dict[int, Graph] = {}
+        self.bodies: set[int] = set()  # numbers of graphs that are bodies of conditional nodes
         self.events: dict[int, Event] = {}
         self.pinned: dict[int, int] = {}  # host address -> bytes
         self.modules: dict[int, bytes] = {}

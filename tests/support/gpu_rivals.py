@@ -156,7 +156,7 @@ def captured(torch: Any, call: Callable[[], object]) -> list[Callable[[], object
 class MachineTorch:
     """`rival.TorchGpu` by PyTorch on CPUs, on the memory of the machine."""
 
-    used, compiled = "PyTorch of the tests", False
+    used, uncompiled = "PyTorch of the tests", "the tests compile nothing"
 
     def __init__(self, gpu: Any) -> None:
         self.gpu, self.torch = gpu, torch_or_skip()
@@ -165,6 +165,9 @@ class MachineTorch:
 
     def ways(self, cfg: Any) -> tuple[str, ...]:
         return torch_layer.WAYS
+
+    def why_ungrouped(self, cfg: Any) -> str:
+        return ""
 
     def here(self) -> Any:
         return contextlib.nullcontext()

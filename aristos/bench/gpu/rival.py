@@ -63,11 +63,11 @@ class _Memory:
 class TorchGpu:
     """PyTorch on the GPU and the stream of a benchmark. Raises EnvironmentProblem if it cannot use them.
 
-    used: its version and cuBLAS's. compiled: whether functions have been compiled so far.
+    used: its version and cuBLAS's. uncompiled: why functions are not compiled, or ''.
     """
 
     def __init__(self, gpu: BenchGpu) -> None:
-        self.gpu, self.compiled = gpu, True
+        self.gpu, self.uncompiled = gpu, ""
         try:
             self.torch = torch = torch_layer.imported()
         except (ImportError, OSError) as error:
@@ -91,7 +91,15 @@ class TorchGpu:
 
     def ways(self, cfg: MoEConfig) -> tuple[str, ...]:
         """The ways to multiply of a layer."""
-        return torch_layer.ways(self.torch, cfg, self.torch.cuda.get_device_capability(self.device))
+        return torch_layer.ways(self.torch, cfg, self._capability())
+
+    def why_ungrouped(self, cfg: MoEConfig) -> str:
+        """See `torch_layer.why_ungrouped`."""
+        return torch_layer.why_ungrouped(self.torch, cfg, self._capability())
+
+    def _capability(self) -> tuple[int, int]:
+        found: tuple[int, int] = self.torch.cuda.get_device_capability(self.device)
+        return found
 
     def here(self) -> Any:
         """A block in which PyTorch queues on the stream."""
@@ -111,8 +119,8 @@ class TorchGpu:
             if works:
                 try:
                     return compiled(*arguments)
-                except Exception:  # of the compiler, which has many kinds
-                    works = self.compiled = False
+                except Exception as error:  # of the compiler, which has many kinds
+                    works, self.uncompiled = False, said(error)
             return otherwise(*arguments)
 
         return run
@@ -143,6 +151,8 @@ class Rival:
         self.gpu, self.work, self.place, self._part = gpu, work, place, part
         self.exchanges: dict[str, Nccl | None] = {CHAIN: None}
         self.notes, self._staged = [place.used], list[Staged]()
+        if why := place.why_ungrouped(work.cfg):
+            self.notes.append(f"no grouped product: {why}")
         if work.world.size > 1:
             nccl, why = nccl_or_why(gpu)
             self.exchanges = ({CHAIN_NCCL: nccl} if nccl is not None else {}) | {CHAIN_MPI: None}
@@ -176,7 +186,9 @@ class Rival:
                 self._note(f"{name}, {way}: {untimed}, {failed}")
                 continue
             seconds, error = work.world.largest(mine), played.error(call, out)
-            fused = "compiled" if place.compiled else "not compiled"
+            if place.uncompiled:
+                self._note(f"not compiled: {place.uncompiled}")
+            fused = "not compiled" if place.uncompiled else "compiled"
             chain = Chain(call, out, f"PyTorch {place.torch.__version__}, {way}, {fused}, {graphs}")
             found.append((not work.passes(error), seconds, chain))
             if not work.passes(error):

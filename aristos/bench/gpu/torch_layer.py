@@ -52,15 +52,23 @@ def dtype_of(torch: Any, cfg: MoEConfig) -> Any:
 
 
 def ways(torch: Any, cfg: MoEConfig, capability: tuple[int, int]) -> tuple[str, ...]:
-    """The ways that run on a GPU without a wait of the host, which a capture forbids. capability: (9, 0) of an H100.
+    """The ways that run on a GPU without a wait of the host, which a capture forbids. capability: (9, 0) of an H100."""
+    return (LOOP,) if why_ungrouped(torch, cfg, capability) else WAYS
+
+
+def why_ungrouped(torch: Any, cfg: MoEConfig, capability: tuple[int, int]) -> str:
+    """Why there is no grouped product; '' if there is.
 
     PyTorch's grouped kernels are for bfloat16 on Hopper and, later, Blackwell; elsewhere it loops and asks the GPU.
     """
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
-    fits = cfg.dtype == "bfloat16" and not 2 * cfg.hidden % ALIGNED and not 2 * cfg.ffn % ALIGNED
-    there = capability[0] == 9 or (capability[0] == 10 and version >= BLACKWELL)
-    has = hasattr(torch, "_grouped_mm") or hasattr(torch.nn.functional, "grouped_mm")
-    return WAYS if fits and there and has else (LOOP,)
+    if not hasattr(torch, "_grouped_mm") and not hasattr(torch.nn.functional, "grouped_mm"):
+        return f"PyTorch {torch.__version__} has none"
+    if cfg.dtype != "bfloat16" or 2 * cfg.hidden % ALIGNED or 2 * cfg.ffn % ALIGNED:
+        return f"PyTorch's is for bfloat16 and rows of whole {ALIGNED} bytes"
+    if capability[0] == 9 or (capability[0] == 10 and version >= BLACKWELL):
+        return ""
+    return f"PyTorch {torch.__version__} has no kernel for compute capability {capability[0]}.{capability[1]}"
 
 
 @contextlib.contextmanager

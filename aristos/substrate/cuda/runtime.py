@@ -203,19 +203,24 @@ class CudaRuntime(Runtime):
 
     # ------------------------------------------------------------ calls
 
+    def enter(self, caller: int) -> None:
+        """See `Runtime.enter`. From here on Ctrl-C is followed, also while the call's arguments are copied."""
+        super().enter(caller)
+        INTERRUPTS.arm()
+
     def launch(
         self, tile: Tile, blocks: int, job: int, routing: int, call: Any, stream: int, counted: bool = False
     ) -> None:
         """Queue a call on a stream: open it, route it or check its routing, pack, run the layer.
 
         job, routing: addresses of the jobs on the GPU. call: has x, x_stride, router_x, router_x_stride, tokens, y,
-        ids, weights, given_ids, given_weights (addresses), status, capacity, kind, slots, pitch. counted: see
-        `persistent.layer`.
+        ids, weights, given_ids, given_weights (addresses), status, capacity, kind, slots, pitch, captured. counted:
+        see `persistent.layer`.
         """
-        INTERRUPTS.arm()
         device = self.device
         capturing = device.capturing(stream)
-        device.wait(stream, self._ended, capturing)
+        if not call.captured:
+            self.follow(stream, capturing)
         opening = persistent.opening(
             job_address=job, state_address=self.state_at, routing_address=routing, x=call.x, x_stride=call.x_stride,
             tokens=call.tokens, y=call.y, ids=call.ids, weights=call.weights, status=call.status,
@@ -251,9 +256,9 @@ class CudaRuntime(Runtime):
                 " wait for an event that is recorded after the first"
             )
 
-    def follow(self, stream: int) -> None:
-        """What is queued on a stream from here on waits for all calls queued so far."""
-        self.device.wait(stream, self._ended)
+    def follow(self, stream: int, capturing: bool = False) -> None:
+        """What is queued on a stream from here on waits for all calls queued so far. capturing: see `device.wait`."""
+        self.device.wait(stream, self._ended, capturing)
 
     def prepare(self, tiles: list[Tile], counted: bool = False) -> None:
         """Load every kernel that a call of these tiles needs: a load may wait for the GPU, so none comes later.
@@ -391,9 +396,10 @@ class CudaRuntime(Runtime):
             found = self._answer(self._in_flight, ANSWER_SECONDS) or found
             if found[0]:
                 error = KeyboardInterrupt("Ctrl-C while the program waited for its GPU")
-                self._abort_calls(codes.CAUSE_INTERRUPT)  # before stderr, which may block too
-                print(f"aristos: Ctrl-C during a call\n{found[0]}", file=sys.stderr, flush=True)
-                self._fail(NO_JOB, error, "it was interrupted")
+                text = f"aristos: Ctrl-C during a call\n{found[0]}"
+                stderr = {"file": sys.stderr, "flush": True}  # which may block too
+                threading.Thread(target=print, args=(text,), kwargs=stderr, daemon=True).start()
+                self._fail(NO_JOB, error, "it was interrupted")  # the engine is unusable before the call ends
 
     def _in_flight(self) -> str:
         """`standing` if a call is in flight, else ''."""
