@@ -25,7 +25,7 @@ from .masters import as_numpy
 from .options import communicator, current
 from .process_groups import communicator_of, set_variables
 from .torch import Experts
-from .training import HELD
+from .training import CLOSED, HELD
 
 
 class AristosEP(EPImplementation):
@@ -43,6 +43,7 @@ class AristosEP(EPImplementation):
         self._comm = communicator_of(ep_mesh.get_group())
         self._same_tokens = communicator_of(tp_mesh.get_group())
 
+    @torch.compiler.disable
     def __call__(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
@@ -70,6 +71,10 @@ class AristosEP(EPImplementation):
         """The layer of this module, made when first asked for; torch's memory is then given back. Collective."""
         experts: Experts | None = vars(self._module).get(HELD)
         if experts is None:
+            if vars(self._module).get(CLOSED):
+                raise InputError(
+                    f"{type(self._module).__name__}: its layer was closed, with its experts: open the model again"
+                )
             asked, gate, packed = current(), experts_module.gate_of(self._module), packed_experts(self._module)
             fields = {"max_tokens": asked.max_tokens, **asked.config}
             fields["experts"] = self.num_local_experts * self.ep_mesh.size()

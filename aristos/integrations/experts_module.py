@@ -20,7 +20,8 @@ from .torch import ROWS
 
 LIMITS = ("limit", "swiglu_limit")  # attributes that hold the limit of a gate
 MATRICES = ("gate_up_proj", "up_proj", "down_proj")  # parameters that may be there
-CLOSE = 1e-5  # relative to the largest value
+FAR = (30.0, 100.0, 300.0)  # values of gates that reach limits which have another name
+CLOSE = 1e-5  # relative to a value, or to 1
 
 
 class Gate(NamedTuple):
@@ -37,7 +38,9 @@ def gate_of(module: Any) -> Gate:
     name = type(module).__name__
     if module.has_post_expert_norm:
         raise InputError(f"{name} normalises each expert's output, which Aristos does not")
-    side = torch.linspace(-12.0, 12.0, 49, device="cpu")
+    beyond = {1.5 * limit for _, limit in _candidates(module) if limit is not None}
+    far = torch.tensor([*FAR, *sorted(beyond)], device="cpu")
+    side = torch.cat([-far, torch.linspace(-12.0, 12.0, 49, device="cpu"), far])
     g, u = (each.reshape(-1) for each in torch.meshgrid(side, side, indexing="ij"))
     left = g.double().numpy()
     right = u.double().numpy() if module.has_gate else np.ones_like(left)
@@ -52,7 +55,7 @@ def gate_of(module: Any) -> Gate:
             values = np.asarray(found.double().reshape(-1))
             for activation, limit in _candidates(module):
                 wanted = gated(activation, limit, left, right)
-                if values.shape == wanted.shape and np.abs(values - wanted).max() < CLOSE * np.abs(wanted).max():
+                if values.shape == wanted.shape and (np.abs(values - wanted) <= CLOSE * (1 + np.abs(wanted))).all():
                     return Gate(activation, module.has_gate, limit, interleaved)
             if not module.has_gate:
                 break
@@ -98,14 +101,14 @@ def masters(module: Any, gate: Gate) -> Masters:
     first = "gate_up" if gate.gated else "up"
     names = [f"{first}_proj", "down_proj"]
     names += [f"{name}_bias" for name in names if module.has_bias]
-    return Masters({name: getattr(module, name) for name in names}, module.is_transposed, gate.interleaved)
+    return Masters(module, names, module.is_transposed, gate.interleaved)
 
 
 def keep(masters: Masters, mine: list[int]) -> None:
     """Cut parameters of all experts to those of this rank; an optimizer that has them sees it."""
     for parameter in masters.parameters.values():
         if len(mine) < len(parameter):
-            parameter.data = parameter.data[mine].clone()
+            parameter.data = parameter.data[mine]
             parameter.grad = None
 
 
@@ -115,3 +118,16 @@ def release(module: Any) -> None:
         parameter = getattr(module, name, None)
         if parameter is not None:
             parameter.data = torch.empty(1, dtype=parameter.dtype).expand(parameter.shape)
+    refuse_saving(module)
+
+
+def refuse_saving(module: Any) -> None:
+    """From now on a state dict of the module raises InputError: torch does not have its experts."""
+
+    def refuse(*_: Any) -> None:
+        raise InputError(
+            f"{type(module).__name__}: its experts are in Aristos's layer and not in torch: save the model before its"
+            " first call, or as its layers train, by whole_state_dict"
+        )
+
+    module.register_state_dict_pre_hook(refuse)

@@ -18,21 +18,27 @@ BIAS = "_bias"
 
 
 class Masters:
-    """Parameters of this rank's experts.
+    """Parameters of this rank's experts, as their module has them now.
 
-    parameters: by transformers' names: gate_up_proj [n, 2F, H] or up_proj [n, F, H], down_proj [n, H, F], with _bias
-    those of biases; transposed: the last two axes are the other way around. interleaved: see `MoE.load`.
+    names: transformers' ones: gate_up_proj [n, 2F, H] or up_proj [n, F, H], down_proj [n, H, F], with _bias those of
+    biases; transposed: the last two axes are the other way around. interleaved: see `MoE.load`.
     """
 
-    def __init__(self, parameters: dict[str, torch.nn.Parameter], transposed: bool, interleaved: bool) -> None:
-        self.parameters, self.transposed, self.interleaved = parameters, transposed, interleaved
+    def __init__(self, module: torch.nn.Module, names: Sequence[str], transposed: bool, interleaved: bool) -> None:
+        self.transposed, self.interleaved = transposed, interleaved
+        self._module, self._names = module, tuple(names)
         self._given = False  # whether the layer has weights
-        self._packed: list[int] | None = None  # versions of the parameters that it has
+        self._packed: list[Any] | None = None  # what identifies the parameters that it has
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """They may be others after `load_state_dict(assign=True)` or an assignment."""
+        return {name: getattr(self._module, name) for name in self._names}
 
     def views(self, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Parts of tensors in the order and forms of the parameters, by the names and in the forms of `MoE.params`."""
         found = {}
-        for name, tensor in zip(self.parameters, tensors, strict=True):
+        for name, tensor in zip(self._names, tensors, strict=True):
             ending = BIAS if name.endswith(BIAS) else ""
             first = name.removesuffix(BIAS).removesuffix("_proj")
             whole = tensor.detach()
@@ -79,11 +85,11 @@ class Masters:
         made = [torch.empty_like(each) for each in self.parameters.values()]
         sums = moe.grads(0)
         for name, view in self.views(made).items():
-            view.copy_(torch.from_numpy(sums[name])).mul_(share)
+            view.copy_(torch.from_numpy(sums[name]) * share)  # rounded once
         return made
 
-    def _versions(self) -> list[int]:
-        return [each._version for each in self.parameters.values()]
+    def _versions(self) -> list[Any]:
+        return [(id(each), each._version, each.data_ptr(), each.dtype) for each in self.parameters.values()]
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:

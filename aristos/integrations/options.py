@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import InputError
 from ..host import launch_environment
 
 
@@ -37,6 +38,8 @@ def options(*, max_tokens: int = 1024, comm: Any = None, train: bool | None = No
     so once a class. layer: further arguments of `aristos.MoE`, such as threads, moves, schedule and timeout.
     """
     global _options
+    if type(max_tokens) is not int or max_tokens < 1:
+        raise InputError(f"max_tokens must be an int of at least 1, got {max_tokens!r}")
     config = {"weight_dtype": weight_dtype, "precision": precision}
     _options = Options(max_tokens, comm, train, layer, config, fallback)
 

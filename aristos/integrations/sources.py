@@ -42,7 +42,7 @@ def model_without_experts(
     path: str | os.PathLike[str], comm: Any, implementation: str, dtype: torch.dtype | None, more: dict[str, Any]
 ) -> Any:
     """A causal language model; each experts module has a `Source`, and parameters that take no memory. Collective."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     checkpoint = Checkpoint(path, comm)
     config = copy.deepcopy(more.pop("config", None)) or AutoConfig.from_pretrained(path)
@@ -58,6 +58,8 @@ def model_without_experts(
     for name, module in modules.items():
         for parameter, value in module.named_parameters(recurse=False):
             state[f"{name}.{parameter}"] = torch.zeros(1, dtype=dtype).expand(value.shape)
+    if "generation_config" not in more and (Path(path) / "generation_config.json").exists():
+        more["generation_config"] = GenerationConfig.from_pretrained(path)
     model = type(shell).from_pretrained(
         None, config=config, state_dict=state, experts_implementation=implementation, dtype=dtype, **more
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,10 @@ class Experts(torch.nn.Module):
         self.moe = MoE(cfg, comm, backend="cpu", threads=threads, train=train, **options)
         self._dropped: list[Tape] = []  # of graphs that torch has dropped
         self._graphs: weakref.WeakSet[Graph] = weakref.WeakSet()  # that torch still holds
+        shared = [expert for expert, ranks in enumerate(self.moe.placement.copies) if len(ranks) > 1]
+        if train and (shared or self.moe.everyone.world != self.moe.world):
+            self.moe.close()
+            raise InputError("train=True requires each expert on one rank and no plan: leave placement and plan out")
         self._masters: Masters | None = None
         if train:
             self._masters = masters or self._own_masters()
@@ -56,14 +61,27 @@ class Experts(torch.nn.Module):
                         value[mine.index(expert)] = drawn
                 made[full] = torch.nn.Parameter(value)
                 self.register_parameter(full, made[full])
-        return Masters(made, transposed=False, interleaved=False)
+        return Masters(self, list(made), transposed=False, interleaved=False)
 
     def load(self, **weights: Any) -> None:
         """Take the layer's weights: see `aristos.MoE.load`. Not collective."""
-        self._discard()
+        self._discard_all()
         self.moe.load(0, **weights)
         if self._masters is not None:
             self._masters.take(self.moe)
+
+    def load_together(self, load: Callable[[], None]) -> None:
+        """Load weights; where one rank cannot, every rank raises, and the layer is closed. Collective."""
+        problem: Exception | None = None
+        try:
+            load()
+        except Exception as error:
+            problem = error
+        try:
+            self.moe.agree(problem, "the experts of a layer")
+        except BaseException:
+            self.close()
+            raise
 
     def named_masters(self) -> dict[str, torch.nn.Parameter]:
         """The parameters of this rank's experts; none without train=True."""
@@ -83,6 +101,7 @@ class Experts(torch.nn.Module):
         if self._masters is not None:
             self._masters.changed()
 
+    @torch.compiler.disable
     def forward(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
     ) -> torch.Tensor:
@@ -91,6 +110,9 @@ class Experts(torch.nn.Module):
         More than cfg.max_tokens tokens are computed in several calls, as many on every rank: the ranks agree on their
         number, or have done so (calls). Raises InputError if a gradient is asked for and train is not True.
         """
+        for each in (x, ids, weights):
+            if each.device.type != "cpu":
+                raise InputError(f"a tensor is on {each.device}, and Aristos computes on CPUs here: device_map='cpu'")
         if ROWS.get(x.dtype) != self.cfg.dtype:
             raise InputError(f"x must be of torch.{self.cfg.dtype}, which the configuration has, got {x.dtype}")
         rows = _table(x)
@@ -121,10 +143,15 @@ class Experts(torch.nn.Module):
 
     def _take_parameters(self, masters: Masters) -> None:
         if masters.stale():
-            for graph in self._graphs:  # torch refuses to go back through them
-                for tape in graph.tapes:
-                    tape.discard()
+            self._discard_all()  # torch refuses to go back through graphs of other weights
             masters.give(self.moe)
+
+    def _discard_all(self) -> None:
+        """Discard all tapes, those of graphs that torch may drop meanwhile too."""
+        for graph in list(self._graphs):
+            for tape in graph.tapes:
+                tape.discard()
+        self._discard()
 
     def _discard(self) -> None:
         """Discard the tapes of graphs that torch has dropped."""

@@ -18,6 +18,7 @@ from .masters import as_numpy
 from .torch import Experts
 
 HELD = "_aristos"  # a module's attribute that holds its layer
+CLOSED = "_aristos_closed"  # that says that the layer was closed, and torch does not have its experts
 BUCKET = 1 << 22  # numbers that are added at a time
 
 
@@ -89,6 +90,9 @@ def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     For `model.save_pretrained(directory, state_dict=...)`.
     """
     group = _group_of(model)
+    for name, layer in layers_of(model).items():
+        if not layer.named_masters():
+            raise InputError(f"the layer of {name} does not train, so torch does not have its experts")
     state = dict(model.state_dict()) if group.rank == 0 else {}
     if group.comm is None:
         return state

@@ -29,7 +29,7 @@ from .options import options as options
 from .report import report
 from .sources import Source, model_without_experts
 from .torch import Experts
-from .training import HELD, average_dense_grads, clip_grad_norm_, layers_of, whole_state_dict
+from .training import CLOSED, HELD, average_dense_grads, clip_grad_norm_, layers_of, whole_state_dict
 
 try:
     from transformers import GenerationMixin, PreTrainedModel
@@ -52,6 +52,8 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
     """The layer of an experts module, made when first asked for; the module's memory is then given back. Collective."""
     experts: Experts | None = vars(module).get(HELD)
     if experts is None:
+        if vars(module).get(CLOSED):
+            raise InputError(f"{type(module).__name__}: its layer was closed, with its experts: open the model again")
         if module._is_expert_parallel:
             raise InputError(
                 f"{type(module).__name__}: transformers has parted its experts: give its DistributedConfig"
@@ -72,18 +74,17 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
             )
         masters = experts_module.masters(module, gate) if train else None
         experts = Experts(cfg, communicator(), train=train, masters=masters, **current().layer)
-        vars(module)[HELD] = experts
         if masters is not None:
             experts_module.keep(masters, experts.moe.placement.mine(experts.moe.rank))
         else:
-            if source is None:
-                experts.load(**experts_module.weights(module, gate))
-            else:
-                source.load(experts.moe)
+            weights = {} if source is not None else experts_module.weights(module, gate)
+            experts.load_together(lambda: experts.load(**weights) if source is None else source.load(experts.moe))
             experts_module.release(module)
+        vars(module)[HELD] = experts
     return experts
 
 
+@torch.compiler.disable
 def experts_forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
@@ -119,10 +120,12 @@ def together(model: Any) -> Iterator[int]:
     fallback.check(model)
     comm = communicator()
     rank = 0 if comm is None else comm.Get_rank()
+    modules = [module for module in model.modules() if hasattr(module, "is_concatenated")]
+    if _guard is not None and not all(map(_guard.covers, modules)):
+        raise InputError("together(model) within that of another model: use one model after the other on ranks")
     if comm is None or _guard is not None:
         yield rank
         return
-    modules = [module for module in model.modules() if hasattr(module, "is_concatenated")]
     limits = usable_limits(current().layer.get("timeout", DEFAULT_TIMEOUT), current().layer.get("absent_timeout"))
     with guarded(comm, limits, modules, _take_part) as guard:
         _guard = guard
@@ -150,11 +153,12 @@ def changed(model: Any) -> None:
 
 
 def close(model: Any) -> None:
-    """Release the layers of a model; collective. The model has no experts after it."""
+    """Release the layers of a model; collective. It has no experts after it, and its calls are refused."""
     for module in model.modules():
         experts = vars(module).pop(HELD, None)
         if experts is not None:
             experts.close()
+            vars(module)[CLOSED] = "_aristos_source" not in vars(module)
 
 
 def _guarded_generate(generate: Callable[..., Any]) -> Callable[..., Any]:

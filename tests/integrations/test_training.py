@@ -19,12 +19,13 @@ FIELDS = {"hidden": 24, "ffn": 40, "experts": 4, "top_k": 2, "activation": "silu
 STEPS = 2
 
 
-def made(comm=None, **fields):
+def made(comm=None, placement=None, **fields):
     """A layer that trains, as a context."""
     from aristos.integrations.torch import Experts
 
     torch.manual_seed(3)
-    experts = Experts(aristos.MoEConfig(**FIELDS | fields), comm, threads=1, timeout=PATIENCE, train=True)
+    cfg = aristos.MoEConfig(**FIELDS | fields)
+    experts = Experts(cfg, comm, threads=1, timeout=PATIENCE, train=True, placement=placement)
     return contextlib.closing(experts)
 
 
@@ -185,6 +186,25 @@ def test_two_steps_are_those_of_eager(ours, tmp_path, kind):
     assert steps(model, [batch(0)], ranks=ours) == pytest.approx(wanted, rel=1e-5)
     compared(model, theirs, ours)
     ours.close(model)
+
+
+def test_parameters_that_others_replace_are_taken():
+    call = drawn(5)
+    with made() as experts:
+        before = experts(*call).detach().clone()
+        state = {name: 2 * value if name == "down_proj" else value for name, value in experts.state_dict().items()}
+        experts.load_state_dict(state, assign=True)
+        assert relative(experts(*call), 2 * before) < 1e-6
+        experts.down_proj.data = experts.down_proj.data / 2
+        assert relative(experts(*call), before) < 1e-6
+        experts(*call).sum().backward()
+        assert experts.down_proj.grad is not None
+
+
+@pytest.mark.ranks(2)
+def test_copies_of_experts_are_refused(comm):
+    with pytest.raises(InputError, match="each expert on one rank"):
+        made(comm, placement=[[0, 1], 0, 1, 1])
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -73,6 +73,61 @@ def test_logits_and_text_are_those_of_eager(ours, tmp_path, kind):
     ours.close(model)
 
 
+def test_a_model_without_experts_is_not_saved_or_called(ours, tmp_path):
+    """After the first call torch does not have them, and after `close` nobody has."""
+    folder = small("mixtral", tmp_path)
+    model, ids = opened(folder, "aristos"), torch.zeros(1, 3, dtype=torch.int64)
+    with torch.no_grad():
+        model(ids)
+    with pytest.raises(InputError, match="MixtralExperts: its experts are in Aristos's layer"):
+        model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(InputError, match="does not train"):
+        ours.whole_state_dict(model)
+    ours.close(model)
+    with torch.no_grad(), pytest.raises(InputError, match="was closed"):
+        model(ids)
+
+
+def test_generation_stops_as_its_own_file_says(ours, tmp_path):
+    folder, ids = small("qwen3_moe", tmp_path), torch.zeros(1, 3, dtype=torch.int64)
+    with torch.no_grad():
+        text = opened(folder, "eager").generate(ids, **GENERATE)[0].tolist()
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [text[4]], "do_sample": False}))
+    asked = {"max_new_tokens": 6, "pad_token_id": 0}
+    wanted = opened(folder, "eager").generate(ids, **asked)[0].tolist()
+    model = ours.from_pretrained(folder, dtype=torch.float32)
+    assert model.generate(ids, **asked)[0].tolist() == wanted
+    assert len(wanted) < len(text)
+    ours.close(model)
+
+
+def test_a_compiled_model_calls_the_layers(ours, tmp_path):
+    folder = small("mixtral", tmp_path)
+    theirs, model = opened(folder, "eager"), torch.compile(opened(folder, "aristos"), backend="eager")
+    with torch.no_grad():
+        for seed in range(2):
+            ids = torch.randint(0, 128, (1, 5), generator=torch.Generator().manual_seed(seed))
+            assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
+    ours.close(model)
+
+
+@pytest.mark.parametrize("limit", [20.0, 64.0])
+def test_limits_of_any_size_are_found(limit):
+    from aristos.integrations import experts_module
+
+    class Limited:
+        has_post_expert_norm, has_gate, swiglu_limit = False, True, limit
+
+        def _apply_gate(self, both):
+            g, u = both.chunk(2, dim=-1)
+            return torch.nn.functional.silu(g.clamp(max=limit)) * u.clamp(-limit, limit)
+
+    assert experts_module.gate_of(Limited()).limit == limit
+    del Limited.swiglu_limit
+    with pytest.raises(InputError, match="its gate is none of"):
+        experts_module.gate_of(Limited())
+
+
 def test_experts_are_quantised_as_they_are_loaded(ours, tmp_path):
     ours.options(max_tokens=16, threads=1, weight_dtype="int8", timeout=PATIENCE)
     model = opened(small("qwen3_moe", tmp_path), "aristos")
