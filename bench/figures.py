@@ -34,6 +34,11 @@ FIGURES_BY_ISA: dict[str, dict[str, dict[str, float]]] = {  # of layers in bfloa
 HIGH_OVER_FLOAT32 = {"A": 1.8, "E": 1.8}  # precision="high" on AMX
 STEPS = {"float32": ("step", 1.2), "bfloat16": ("bf16-step", 1.05)}  # dtype -> Aristos's peer, over the best other
 ONE_RANK = {1: 1.3, 16: 1.4, 128: 1.4, 1024: 1.4}  # tokens -> bfloat16, over the better of kt-kernel and torch
+OF_MODULES = {  # ranks -> tokens -> over the best of transformers' own ways
+    1: {1: 1.8, 16: 1.8, 256: 1.4, 2048: 1.2},
+    2: {1: 1.5, 16: 1.5, 256: 1.5, 2048: 1.3},
+}
+ADDED_US = 40.0  # what an experts module adds to a call of one token, on one rank
 OVER_CODES, FEW_TOKENS, OVER_ANY = 1.2, 16, 1.0  # weights of codes: over peers with 16-bit rows; few: over any
 FEW_ROWS, OVER_FEW, OVER_MANY = 64, 1.2, 1.0  # bfloat16 products over oneDNN's
 PRODUCT_SHARE = {"avx512": 0.86, "avx512 on znver4": 0.92}  # of the FMA peak, by ISA and CPU
@@ -130,6 +135,8 @@ def figures(
             found += _step(m)
         elif m.shape.weights:
             found += _decode(m)
+        elif {"hf", "hf-bf16"} & set(m.entries):
+            found += _modules(m)
         elif m.world == 1:
             found += _one_rank(m)
         else:
@@ -186,6 +193,22 @@ def _one_rank(m: ShapeResults) -> list[Figure]:
         return []
     what = "bfloat16, over the better of kt-kernel and torch"
     return [_times(what, ONE_RANK[tokens], over_best(m, others, "bf16"), m, "bf16", "kt-kernel")]
+
+
+def _modules(m: ShapeResults) -> list[Figure]:
+    """Experts modules of transformers, over the best of its own ways; and what one adds to the layer's call."""
+    found = []
+    tokens = getattr(m.shape, "tokens", 0)
+    goal = OF_MODULES.get(m.world, {}).get(tokens)
+    for dtype, ours, alone in (("float32", "hf", "fused"), ("bfloat16", "hf-bf16", "bf16")):
+        others = m.timed(dtype, ours=False)
+        if goal is not None and ours in m.entries:
+            what = f"{dtype}, over the best of transformers' own"
+            found.append(_times(what, goal, over_best(m, others, ours), m, ours, *others))
+        if (tokens, m.world) == (1, 1) and ours in m.times and alone in m.times:
+            added = Spread.of(1e6 * (m.turns(ours) - m.turns(alone)))
+            found.append(Figure(f"{m.shape.name}: {dtype}, a module's own time", ADDED_US, "µs", False, added))
+    return found
 
 
 def _decode(m: ShapeResults) -> list[Figure]:

@@ -100,7 +100,9 @@ def _tables(shapes: list[ShapeResults]) -> list[str]:
     """Times and ratios: of weights of codes by their type, with a table apart for peers that round rows to int8."""
     kinds = list(dict.fromkeys(getattr(m.shape, "weights", "") for m in shapes))
     if not any(kinds):
-        known, ours = entries(shapes), "(fused) with the same dtype"
+        known = entries(shapes)
+        of_modules = any(entry.name in ("hf", "hf-bf16") for entry in known)
+        ours = "in transformers with the same dtype" if of_modules else "(fused) with the same dtype"
         return [TIMES, _times(shapes, known), RATIOS.format(ours), _ratios(shapes, known)]
     parts = [TIMES, RATIOS.format("with the same type of weights")]
     for kind in kinds:

@@ -120,11 +120,18 @@ def _release(module: Any) -> None:
 
 
 def _leave_fsdp(state: Any) -> None:
-    """Take a module's parameters out of FSDP, which holds a copy of its own and would make another in each call."""
+    """Take a module's parameters out of FSDP, which holds two copies and would make one again in each call.
+
+    Its groups of parameters are held by the state, and by the hooks that they have registered.
+    """
     for group in state._fsdp_param_groups:
-        hooks = group._module_to_pre_save_state_dict_hook_handle, group._module_to_pre_load_state_dict_hook_handle
-        for handle in (each for handles in hooks for each in handles.values()):
-            handle.remove()
+        hooks = [
+            *group._module_to_pre_save_state_dict_hook_handle.values(),
+            *group._module_to_pre_load_state_dict_hook_handle.values(),
+            *(parameter._post_load_hook_handle for parameter in group.fsdp_params),
+        ]
+        for hook in hooks:
+            hook.remove()
     state._fsdp_param_groups.clear()
 
 

@@ -24,12 +24,15 @@ WHAT = "the other ranks' next layer"
 
 
 class Offer(NamedTuple):
-    """layer: number of an experts module in the model. calls: that this rank needs. top_k, dtype: of its layer."""
+    """layer: number of an experts module in the model. calls: that this rank needs. top_k, dtype: of its layer. grad:
+    whether it has gradients.
+    """
 
     layer: int
     calls: int
     top_k: int
     dtype: str
+    grad: bool
 
 
 class Guard:
@@ -44,9 +47,9 @@ class Guard:
         """Whether the module is one of this model."""
         return id(module) in self._numbers
 
-    def agree(self, module: Any, calls: int, top_k: int, dtype: str) -> int:
+    def agree(self, module: Any, calls: int, top_k: int, dtype: str, grad: bool) -> int:
         """The calls that all ranks make of a layer now. Raises MismatchError if one is at another layer."""
-        mine = Offer(self._numbers[id(module)], calls, top_k, dtype)
+        mine = Offer(self._numbers[id(module)], calls, top_k, dtype, grad)
         offers = self._offers(mine)
         for rank, offer in offers.items():
             if offer.layer != mine.layer:
@@ -60,13 +63,21 @@ class Guard:
         """The offers of the ranks that go on. mine: None at the end of this rank's block."""
         words = np.full(len(Offer._fields), NONE)
         if mine is not None:
-            words[:] = mine.layer, mine.calls, mine.top_k, DTYPES.index(mine.dtype)
+            words[:] = mine.layer, mine.calls, mine.top_k, DTYPES.index(mine.dtype), mine.grad
         every = self._runtime.group.exchange(words, WHAT).tolist()
-        return {
-            rank: Offer(layer, calls, top_k, DTYPES[dtype])
-            for rank, (layer, calls, top_k, dtype) in enumerate(every)
+        found = {
+            rank: Offer(layer, calls, top_k, DTYPES[dtype], bool(grad))
+            for rank, (layer, calls, top_k, dtype, grad) in enumerate(every)
             if layer != NONE
         }
+        trains = [rank for rank, offer in found.items() if offer.grad]
+        if trains and len(trains) < len(every):
+            rest = [rank for rank in range(len(every)) if rank not in trains]
+            raise MismatchError(
+                f"rank {trains[0]} calls a layer with gradients and rank {rest[0]} does not: ranks take training steps"
+                " alike, and others under torch.no_grad()"
+            )
+        return found
 
     def finish(self, take_part: Callable[[Any, Offer], None]) -> None:
         """Take part in what other ranks do until all are here: take_part(module, what is needed of it)."""

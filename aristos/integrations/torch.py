@@ -93,10 +93,10 @@ class Experts(torch.nn.Module):
         """
         if ROWS.get(x.dtype) != self.cfg.dtype:
             raise InputError(f"x must be of torch.{self.cfg.dtype}, which the configuration has, got {x.dtype}")
-        rows, k = x.reshape(-1, x.shape[-1]), ids.shape[-1]
+        rows = _table(x)
         if calls is not None and calls < self.calls_for(len(rows)):
             raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {len(rows)}")
-        ids, weights = ids.reshape(-1, k), weights.reshape(-1, k)
+        ids, weights = _table(ids), _table(weights)
         if calls is None:
             calls = self._agreed(self.calls_for(len(rows)))
         self._discard()
@@ -112,7 +112,7 @@ class Experts(torch.nn.Module):
             )
         else:
             y = TapedCall.apply(self, ids, calls, rows, weights, *self._masters.parameters.values())
-        return y.reshape(x.shape)
+        return y if y.shape == x.shape else y.reshape(x.shape)
 
     def taping(self, x: torch.Tensor, weights: torch.Tensor) -> bool:
         """Whether a call now computes gradients."""
@@ -132,11 +132,12 @@ class Experts(torch.nn.Module):
             self._dropped.pop().discard()
 
     def _untaped(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int) -> torch.Tensor:
-        x, weights = x.contiguous(), weights.float()
+        x = x.contiguous()
         y = torch.empty_like(x)
-        out = as_numpy(y)
+        arrays = as_numpy(x), ids.numpy(), weights.float().numpy(), as_numpy(y)
         for part in self._parts(calls):
-            self.moe(x[part], ids[part], weights[part], out=out[part])
+            rows, chosen, shares, out = (each[part] for each in arrays)
+            self.moe(rows, chosen, shares, out=out)
         return y
 
     def taped(
@@ -191,3 +192,8 @@ class Experts(torch.nn.Module):
     def close(self) -> None:
         """Release the layer; collective, and harmless when repeated."""
         self.moe.close()
+
+
+def _table(tensor: torch.Tensor) -> torch.Tensor:
+    """[rows, columns] of a tensor."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])

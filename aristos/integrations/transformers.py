@@ -5,7 +5,7 @@
 
 In one process, or on the ranks of `aristos run -n 2 -- python program.py`: there each rank has prompts of its own, and
 an equal part of every layer's experts. A layer is made at its first call, on all ranks together. `generate` waits for
-all ranks at its end; around other uses put `together`. Inference alone.
+all ranks at its end; around other uses put `together`. Layers made after `model.train()` have gradients.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def experts_forward(
         made = vars(self).get(HELD)
         most = current().max_tokens if made is None else made.cfg.max_tokens  # options may have changed since
         mine = -(-len(hidden_states) // most)
-        calls = _guard.agree(self, mine, top_k, str(dtype).removeprefix("torch."))
+        grad = torch.is_grad_enabled() and any(each.requires_grad for each in (hidden_states, *self.parameters()))
+        calls = _guard.agree(self, mine, top_k, str(dtype).removeprefix("torch."), grad)
     y: torch.Tensor = _layer_of(self, top_k, dtype)(hidden_states, top_k_index, top_k_weights, calls)
     return y
 
@@ -110,9 +111,9 @@ def _take_part(module: Any, offer: Offer) -> None:
 def together(model: Any) -> Iterator[int]:
     """A block in which each rank uses the model at its own pace, with prompts of its own or none. Collective.
 
-    `with together(model) as rank`: this rank's number, 0 in one process.
-    At its end a rank takes part in the others' calls, without tokens, until all have come. `model.generate` is such a
-    block. An exception on one rank ends the others' blocks with PoisonedError, which names it.
+    `with together(model) as rank`: this rank's number, 0 in one process. At its end a rank takes part in the others'
+    calls, without tokens, until all have come. `model.generate` is such a block. An exception on one rank ends the
+    others' blocks with PoisonedError, which names it. Calls with gradients are made by all ranks alike.
     """
     global _guard
     fallback.check(model)

@@ -21,6 +21,7 @@ from jobs import Floats, Job
 from peers import Absent
 
 _gloo_users = 0  # peers of this process that share the gloo group
+_gloo_folder = ""  # of its store, which further groups need
 
 
 def one_thread() -> Any:
@@ -35,17 +36,15 @@ def one_thread() -> Any:
 
 def join_gloo(torch: Any, comm: Any) -> None:
     """Make the gloo group of the ranks of `comm`, once. Raises Absent. Collective."""
-    global _gloo_users
+    global _gloo_users, _gloo_folder
     dist = torch.distributed
     if not dist.is_available() or not dist.is_gloo_available():
         raise Absent("this torch has no gloo")
     if not dist.is_initialized():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all ranks share this machine
-        folder = comm.bcast(tempfile.mkdtemp(prefix="compare-gloo-") if comm.rank == 0 else None)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=comm.rank, world_size=comm.size)
-        comm.Barrier()
-        if comm.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+        _gloo_folder = comm.bcast(tempfile.mkdtemp(prefix="compare-gloo-") if comm.rank == 0 else None)
+        store = f"file://{_gloo_folder}/store"
+        dist.init_process_group("gloo", init_method=store, rank=comm.rank, world_size=comm.size)
     _gloo_users += 1
 
 
@@ -55,6 +54,7 @@ def leave_gloo(torch: Any) -> None:
     _gloo_users -= 1
     if _gloo_users == 0:
         torch.distributed.destroy_process_group()
+        shutil.rmtree(_gloo_folder, ignore_errors=True)
 
 
 def local_weights(torch: Any, job: Job, dtype: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 from unittest import mock
@@ -44,6 +45,16 @@ def held(model) -> int:
     return sum(p.to_local().untyped_storage().nbytes() for p in matrices)
 
 
+def copies(model) -> int:
+    """Tensors in memory of the shape of this rank's part of a first matrix, flat or not; FSDP has some of its own."""
+    gc.collect()
+    cfg = vars(experts_of(model)[0])["_aristos"].moe.cfg
+    n, wide, hidden = cfg.experts // 2, 2 * cfg.ffn, cfg.hidden
+    shapes = {(n, wide, hidden), (n, hidden, wide), (n * wide * hidden,)}
+    plain = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+    return sum(tuple(each.shape) in shapes and each.untyped_storage().nbytes() > 4 for each in plain)
+
+
 @pytest.mark.ranks(2, timeout=120)
 @pytest.mark.parametrize(
     ("kind", "sizes"), [("qwen3_moe", {"tp_size": 2}), ("qwen3_moe", {"fsdp_size": 2}), ("gpt_oss", {"tp_size": 2})]
@@ -57,6 +68,7 @@ def test_a_mesh_of_two_ranks(comm, tmp_path, kind, sizes):
                 assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
         assert (model.generate(ids, **GENERATE) == theirs.generate(ids, **GENERATE)).all()
         assert held(model) < 1000
+        assert copies(model) == 0
         layers = [vars(module)["_aristos"].moe for module in experts_of(model)]
         assert all(len(moe.placement.mine(comm.rank)) == moe.cfg.experts // 2 for moe in layers)
         with pytest.raises(InputError, match=r"computes no gradients: call the model under torch\.no_grad"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from unittest import mock
 
 import pytest
 from cases import PATIENCE
 from hf_models import MODELS, on_ranks, opened, relative, small
 
 import aristos
-from aristos.errors import InputError
+from aristos.errors import InputError, MismatchError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -214,6 +215,22 @@ def test_two_ranks_train_as_one_process(comm, tmp_path, kind):
 @pytest.mark.ranks(4, timeout=120)
 def test_four_ranks_train_as_one_process(comm, tmp_path):
     on_some_ranks(comm, tmp_path, "mixtral")
+
+
+@pytest.mark.ranks(2, timeout=120)
+def test_a_rank_without_a_training_step_is_named(comm, tmp_path):
+    """Both ranks raise, soon."""
+    ours, folder = on_ranks(comm, tmp_path, "mixtral")
+    model = opened(folder, "aristos").train()
+
+    def used() -> None:
+        with ours.together(model):
+            if comm.rank == 0:
+                model(batch(0)[0])
+
+    said = "rank 0 calls a layer with gradients and rank 1 does not"
+    with mock.patch("aristos.transport.group.Group.abort_at_exit"), pytest.raises(MismatchError, match=said):
+        used()
 
 
 @pytest.mark.ranks(2, timeout=120)

@@ -71,7 +71,7 @@ def test_no_other_file_lists_row_types():
 
 def test_no_other_file_lists_formats_of_codes():
     name = rf"""["'](?:{"|".join(FORMATS)})["']"""
-    own = "weight_types.py", "kernels/", "checkpoint/", "config.py"  # files of models have formats of their own
+    own = "weight_types.py", "kernels/", "checkpoint/", "integrations/", "config.py"  # models have formats of their own
     assert elsewhere(rf"(?:[!=]= |[,{{(] *){name}", own) == []
 
 

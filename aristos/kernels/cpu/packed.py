@@ -24,7 +24,7 @@ from .convert import BFLOAT16
 from .gemm import KC, PITCH
 from .micro_kernels import STEP, SUMS
 from .packed_kernels import FP8_SCALE, PAIR_BYTES, SCALE_BYTES
-from .packed_panels import CODES, GROUP, SCALE, SCALE_CODES, SHARED, WIDTH, ZEROS
+from .packed_panels import CODES, GROUP, SCALE, SCALE_CODES, SHARED, UNIT, WIDTH, ZEROS
 from .panels import LANES
 from .target import FORMAT, ISA
 from .widened import DOT, PAIRS, SPAN, WIDE
@@ -41,6 +41,7 @@ FLOAT16_SCALE = SCALE_CODES["float16"]  # else e8m0
 ROW_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
 PAIR = PAIR_BYTES[FORM]
 BITS = PAIR // 8
+TOGETHER = UNIT[BITS]
 ZEROED = FORMATS[FORM].zeros  # weights may have zero points
 
 
@@ -53,13 +54,14 @@ def value_of(code):
     return np.float32(code - 2 * (code & 1 << (BITS - 1)))
 
 
-def _codes(codes, pairs):
-    """The codes of `pairs` pairs of k at an address: [2 * pairs, 32]."""
-    raw = mem.bits8(codes, PAIR * pairs)
+def _codes(codes, pairs, columns=WIDTH):
+    """The codes of `pairs` pairs of k and of columns from an address on: [2 * pairs, columns]."""
     if BITS == 8:
-        return raw.reshape(2 * pairs, WIDTH)
-    both = raw.reshape(pairs, 1, WIDTH)
-    return np.concatenate([both & 15, both >> 4], axis=1).reshape(2 * pairs, WIDTH)
+        return np.stack([mem.bits8(codes + WIDTH * k, columns) for k in range(2 * pairs)])
+    units = (pairs + TOGETHER - 1) // TOGETHER
+    raw = np.stack([mem.bits8(codes + TOGETHER * WIDTH * u, TOGETHER * columns) for u in range(units)])
+    raw = raw.reshape(units, columns, TOGETHER).transpose(0, 2, 1)
+    return np.stack([raw & 15, raw >> 4], axis=2).reshape(2 * TOGETHER * units, columns)[: 2 * pairs]
 
 
 def unpack(codes, panel, pairs):
@@ -77,9 +79,8 @@ def rows_by_codes(code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts
     code: float32 rows, or FEW and rows of bfloat16.
     """
     kept, code = code > FEW, (code - 1) % FEW + 1
-    first = codes % WIDTH if SPAN < WIDTH else 0
     for g in range(groups):
-        found = _codes(codes - first + g * pairs * PAIR, pairs)[:, first : first + SPAN]
+        found = _codes(codes + g * pairs * PAIR, pairs, SPAN)
         for i in range(code):
             waiting = mem.floats(parts + SUMS * i, SPAN)
             total = np.zeros(SPAN, np.float32) if flags & 1 else waiting.copy()
@@ -276,6 +277,17 @@ def read_sums(element, m, a, depth, group, groups, x):
 
 
 @jit
+def whole_groups(k, group):
+    """k // group without a division, which takes as long as a hundred k of a row: a group is a power of 2, or all k."""
+    if k <= group:
+        return 1 if k == group else 0
+    shift = 5
+    while (1 << shift) < group:
+        shift += 1
+    return k >> shift
+
+
+@jit
 def by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
     """Products of rows and a panel's codes, which each group of rows decodes for itself.
 
@@ -283,14 +295,14 @@ def by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
     """
     nbytes = 2 if kept else FLOAT
     codes, row_groups = panel + mem.load(panel + CODES), (m + FEW - 1) // FEW
-    size = m // row_groups
+    size = m if row_groups == 1 else m // row_groups
     larger = m - size * row_groups
     for half in range(WIDTH // SPAN):
-        k, here = 0, a
+        k, here, at = 0, a, codes + TOGETHER * SPAN * half
         while k < depth:
-            g, end = k // group, min(depth, (k // KC + 1) * KC)
+            g, end = whole_groups(k, group), min(depth, (k // KC + 1) * KC)
             last = min(depth, (g + 1) * group)
-            flags, groups, count = 3, (end - k) // group, group
+            flags, groups, count = 3, whole_groups(end - k, group), group
             if groups == 0 or k > g * group:
                 groups, count = 1, min(end, last) - k
                 flags = (1 if k == g * group else 0) | (2 if k + count == last else 0)
@@ -298,7 +310,7 @@ def by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
             for part in range(row_groups):
                 rows = size + 1 if part < larger else size
                 rows_by_codes(
-                    rows + FEW * kept, here + PITCH * i + nbytes * (k % KC), codes + PAIR * (k // 2) + SPAN * half,
+                    rows + FEW * kept, here + PITCH * i + nbytes * (k % KC), at + PAIR * (k // 2),
                     sums + SUMS * i + 64 * half, groups, (count + 1) // 2, scales + SCALE_BYTES * g + 64 * half,
                     x + x_pitch * i + FLOAT * g if x != 0 else 0, x_pitch, parts + SUMS * i + 64 * half, flags,
                 )  # fmt: skip
@@ -314,7 +326,7 @@ def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, part
     codes, unpacked = panel + mem.load(panel + CODES), parts + m * SUMS
     k = 0
     while k < depth:
-        g = k // group
+        g = whole_groups(k, group)
         last = min(depth, (g + 1) * group)
         count = min(PIECE, last - k)
         pairs = (count + 1) // 2
@@ -340,7 +352,8 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     a: address of the operand; panel: of the panel; sums: of m rows of 32; spare: of `spare_bytes`.
     """
     group = mem.load(panel + GROUP)
-    groups, blocks = (depth + group - 1) // group, (depth + WIDTH - 1) // WIDTH
+    groups, blocks = whole_groups(depth, group), (depth + WIDTH - 1) // WIDTH
+    groups += 1 if groups * group < depth else 0
     scales = spare + ROW_BYTES
     x, x_pitch = scales + blocks * SCALE_BYTES, FLOAT * groups
     parts = x + (m * FLOAT * blocks + 63) // 64 * 64

@@ -1,7 +1,9 @@
 """The micro-kernels of packed weights as LLVM code: codes become float32 in registers. `packed.py` has their meaning.
 
-A panel has a byte of codes for each of 32 columns and each k (8 bits), or for each pair of k (4 bits; the even k lies
-in the low half). fp8 codes are read as float16 of the same bits, moved, which has 1/256 of their value (FP8_SCALE).
+A panel has a byte of codes for each of 32 columns and each k (8 bits). Of 4 bits, a byte has a pair of k, the even one
+in the low half, and a column's four bytes of eight k are one word, which shifts move to each code: the execution port
+that looks values up need not widen bytes too. fp8 codes are read as float16 of the same bits, moved, which has 1/256 of
+their value (FP8_SCALE).
 """
 
 from llvmlite import ir
@@ -74,26 +76,26 @@ def _halves(builder, codes):
     return builder.bitcast(moved, ir.VectorType(ir.HalfType(), words.count))
 
 
-def _decoded(builder, form, place, j, lanes, table):
-    """(even k, odd k): float32 of `lanes` columns from number j * lanes on, of a pair of k whose codes lie at `place`.
+def _decoded(builder, form, place, j, lanes, table, b, last):
+    """(even k, odd k): float32 of `lanes` columns from number j * lanes on, of pair b of the unit of k at `place`.
 
-    table: whether the CPU looks up 16 values by a permutation.
+    table: whether the CPU looks up 16 values by a permutation. last: whether the columns are the last that may be read.
     """
     codes, words, kind = (ir.VectorType(t, lanes) for t in (I8, I32, F32))
-    first = builder.load(_at(builder, place, lanes * j, codes), align=1)
     if form in ("int8", "fp8"):
-        both = (first, builder.load(_at(builder, place, 32 + lanes * j, codes), align=1))
+        both = (builder.load(_at(builder, place, 32 * odd + lanes * j, codes), align=1) for odd in range(2))
         if form == "int8":
             return tuple(builder.sitofp(builder.sext(x, words), kind) for x in both)
         return tuple(builder.fpext(_halves(builder, x), kind) for x in both)
-    raw, four = builder.zext(first, words), words([4] * lanes)
+    moved = 0 if last else b  # bytes that the load moves in place of a shift; it reads beyond the columns
+    raw = builder.load(_at(builder, place, 4 * lanes * j + moved, words), align=1)
+    low, high = (builder.lshr(raw, words([n] * lanes)) if n else raw for n in (8 * (b - moved), 8 * (b - moved) + 4))
     if table:
-        return tuple(_looked_up(builder, _TABLES[form], x, lanes) for x in (raw, builder.lshr(raw, four)))
+        return tuple(_looked_up(builder, _TABLES[form], x, lanes) for x in (low, high))
     if form == "mxfp4":
-        return tuple(_fp4(builder, x, lanes) for x in (raw, builder.lshr(raw, four)))
-    high = words([28] * lanes)
-    top = (builder.shl(raw, high), builder.shl(raw, words([24] * lanes)))
-    return tuple(builder.sitofp(builder.ashr(x, high), kind) for x in top)
+        return tuple(_fp4(builder, x, lanes) for x in (low, high))
+    top = (builder.shl(x, words([28] * lanes)) for x in (low, high))
+    return tuple(builder.sitofp(builder.ashr(x, words([28] * lanes)), kind) for x in top)
 
 
 def _joined(builder, even, odd):
@@ -103,27 +105,39 @@ def _joined(builder, even, odd):
     return builder.or_(builder.lshr(low, words([16] * even.type.count)), high)
 
 
+def _pairs_of(form):
+    """Pairs of k in a unit: what lies side by side."""
+    return 4 if form in _TABLES else 1
+
+
+def _units(builder, pairs, together):
+    """Units that hold `pairs` pairs of k."""
+    return builder.udiv(builder.add(pairs, I64(together - 1)), I64(together)) if together > 1 else pairs
+
+
 def unpack(form, lanes, table):
     """Emit unpack(codes, panel, pairs): pairs >= 1 of k of 32 columns -> bfloat16, as `elements.pack_pairs` lays them.
 
-    panel: address of a block of 32 k; the pairs begin there.
+    panel: address of a block of 32 k; the pairs begin there. Pairs up to a whole unit are written.
     """
-    words = ir.VectorType(I32, lanes)
+    words, together = ir.VectorType(I32, lanes), _pairs_of(form)
 
     def emit(builder, args):
         codes, panel, pairs = args
 
-        def body(p, _):
-            place = builder.add(codes, builder.mul(p, I64(PAIR_BYTES[form])))
-            block, pair = builder.lshr(p, I64(4)), builder.and_(p, I64(15))
-            out = builder.add(panel, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(pair, I64(64))))
-            for j in range(32 // lanes):
-                both = _joined(builder, *_decoded(builder, form, place, j, lanes, table))
-                at = STEP * (j * lanes // 16) + 4 * (j * lanes % 16)
-                builder.store(both, _at(builder, out, at, words), align=4)
+        def body(u, _):
+            place = builder.add(codes, builder.mul(u, I64(PAIR_BYTES[form] * together)))
+            for b in range(together):
+                p = builder.add(builder.mul(u, I64(together)), I64(b))
+                block, pair = builder.lshr(p, I64(4)), builder.and_(p, I64(15))
+                out = builder.add(panel, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(pair, I64(64))))
+                for j in range(32 // lanes):
+                    both = _decoded(builder, form, place, j, lanes, table, b, j == 32 // lanes - 1)
+                    at = STEP * (j * lanes // 16) + 4 * (j * lanes % 16)
+                    builder.store(_joined(builder, *both), _at(builder, out, at, words), align=4)
             return []
 
-        _loop(builder, [], pairs, body)
+        _loop(builder, [], _units(builder, pairs, together), body)
 
     return _intrinsic(f"unpack_{form}_{lanes}", 3, emit)
 
@@ -140,16 +154,18 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
     side: the chain of a single one would be slower than memory. dot: the name of LLVM's intrinsic of dot products, for
     rows of bfloat16.
     """
-    kind, size, each = ir.VectorType(F32, lanes), PAIR_BYTES[form], rows * vectors
+    together = _pairs_of(form)
+    kind, size, each = ir.VectorType(F32, lanes), PAIR_BYTES[form] * together, rows * vectors
 
     def emit(builder, args):
         a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags = args
+        units = _units(builder, pairs, together)
         fma, zero = _fma(builder, kind), [kind([0.0] * lanes)] * each
 
         def products(first, values):
             """Add the products of neighbouring groups from `first` on, all at once; values: sums of each in turn."""
             count = len(values) // each
-            ahead = builder.add(codes, builder.add(builder.mul(builder.mul(first, pairs), I64(size)), I64(NEAR)))
+            ahead = builder.add(codes, builder.add(builder.mul(builder.mul(first, units), I64(size)), I64(NEAR)))
 
             def body(p, some):
                 new = []
@@ -157,16 +173,21 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
                 for offset in range(0, count * size, LINE):
                     _prefetch(builder, builder.add(line, I64(offset)))
                 for q in range(count):
-                    n = builder.add(builder.mul(builder.add(first, I64(q)), pairs), p)
-                    new += pair(n, some[q * each : (q + 1) * each])
+                    n = builder.add(builder.mul(builder.add(first, I64(q)), units), p)
+                    new += unit(n, some[q * each : (q + 1) * each])
                 return new
 
-            return _loop(builder, values, pairs, body)
+            return _loop(builder, values, units, body)
 
-        def pair(n, some):
+        def unit(n, some):
             place = builder.add(codes, builder.mul(n, I64(size)))
-            left = builder.add(a, builder.mul(n, I64(4 if dot else 8)))
-            decoded = [_decoded(builder, form, place, j, lanes, table) for j in range(vectors)]
+            left = builder.add(a, builder.mul(n, I64((4 if dot else 8) * together)))
+            for b in range(together):
+                some = pair(place, builder.add(left, I64((4 if dot else 8) * b)), b, some)
+            return some
+
+        def pair(place, left, b, some):
+            decoded = [_decoded(builder, form, place, j, lanes, table, b, j == vectors - 1) for j in range(vectors)]
             if dot:
                 return by_dot(left, [_joined(builder, *both) for both in decoded], some)
             for odd in range(2):

@@ -16,6 +16,7 @@ from ...weight_types import SCALES, WeightType
 WIDTH = 32  # columns of a panel, and k that they are padded to
 HEAD = ("step", "group", "scale", "shared", "zeros", "codes")
 STEP, GROUP, SCALE, SHARED, ZEROS, CODES = (8 * i for i in range(len(HEAD)))
+UNIT = {8: 1, 4: 4}  # bits -> bytes of a column that lie side by side: a k, or four pairs of k
 SCALE_CODES = {name: code for code, name in enumerate(SCALES)}
 
 
@@ -64,7 +65,9 @@ def pack(matrix: Quantised) -> np.ndarray:
     codes[:depth, :columns] = matrix.codes
     codes ^= np.uint8(middle)  # of integers: two's complement
     stored = _nibbles(codes, kind.bits, axis=0)
-    _put(panels, words["codes"], stored.reshape(len(stored), count, WIDTH))
+    together = UNIT[kind.bits]
+    each = stored.reshape(len(stored) // together, together, count, WIDTH).transpose(0, 2, 3, 1)
+    _put(panels, words["codes"], each.reshape(len(each), count, WIDTH * together))
     return panels.reshape(-1)
 
 
