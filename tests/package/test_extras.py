@@ -67,7 +67,7 @@ def test_a_command_names_the_extra_that_it_lacks(extra, words, code, tmp_path):
     assert done.returncode == code, done.stderr
     assert f"pip install 'aristos[{extra}]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not done.stdout or words[0] != "plan"  # nothing was solved in vain
+    assert not done.stdout or words[0] != "plan"  # it is named before solving
     assert extra in PROJECT["optional-dependencies"]
 
 
