@@ -120,7 +120,7 @@ def together(model: Any) -> Iterator[int]:
     fallback.check(model)
     comm = communicator()
     rank = 0 if comm is None else comm.Get_rank()
-    modules = [module for module in model.modules() if hasattr(module, "is_concatenated")]
+    modules = experts_modules(model)
     if _guard is not None and not all(map(_guard.covers, modules)):
         raise InputError("together(model) within that of another model: use one model after the other on ranks")
     if comm is None or _guard is not None:
@@ -166,11 +166,16 @@ def _guarded_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(generate)
     def whole(self: Any, *args: Any, **given: Any) -> Any:
-        ours = getattr(self.config, "_experts_implementation", None) == NAME
+        ours = any(getattr(each.config, "_experts_implementation", None) == NAME for each in experts_modules(self))
         with together(self) if ours else nullcontext():
             return generate(self, *args, **given)
 
     return whole
+
+
+def experts_modules(model: Any) -> list[Any]:
+    """The experts modules of a model that transformers lets others compute, in order."""
+    return [module for module in model.modules() if hasattr(module, "is_concatenated")]
 
 
 def _checked_at_the_end(post_init: Callable[..., Any]) -> Callable[..., Any]:
@@ -185,6 +190,19 @@ def _checked_at_the_end(post_init: Callable[..., Any]) -> Callable[..., Any]:
     return whole
 
 
+def _checked_choice(choose: Callable[..., Any]) -> Callable[..., Any]:
+    """`set_experts_implementation`, with the same refusal."""
+
+    @wraps(choose)
+    def whole(self: Any, experts_implementation: str | dict[str, str]) -> None:
+        choose(self, experts_implementation)
+        asked = experts_implementation
+        if NAME in (asked.values() if isinstance(asked, dict) else [asked]):
+            fallback.check(self)
+
+    return whole
+
+
 _guard: Guard | None = None
 if importlib.util.find_spec("transformers.distributed.expert_parallel") is not None:  # from transformers 5.23 on
     from . import expert_parallel
@@ -194,4 +212,5 @@ ExpertsInterface.register(NAME, experts_forward)
 if fallback.ALL_FP8_EXPERTS_FUNCTIONS:
     fallback.ALL_FP8_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
 PreTrainedModel.post_init = _checked_at_the_end(PreTrainedModel.post_init)
+PreTrainedModel.set_experts_implementation = _checked_choice(PreTrainedModel.set_experts_implementation)
 GenerationMixin.generate = _guarded_generate(GenerationMixin.generate)

@@ -74,6 +74,8 @@ def test_experts_that_are_never_called_raise(ours, tmp_path):
         opened(tmp_path, "aristos")
     with pytest.raises(InputError, match="Llama4TextExperts"), ours.together(model):
         pass
+    with pytest.raises(InputError, match="Llama4TextExperts"):
+        model.set_experts_implementation("aristos")
     ours.options(fallback="grouped_mm")
     with pytest.warns(UserWarning, match="Llama4TextExperts: .*: transformers computes them"):
         opened(tmp_path, "aristos")

@@ -38,25 +38,38 @@ def classes() -> dict[str, str]:
     }
 
 
-def test_every_class_of_experts(ours):
+def gradients(experts, x, ids, weights) -> list[Any]:
+    """Of x, weights and all parameters, for a random gradient of the outputs."""
+    x, weights = x.clone().requires_grad_(), weights.clone().requires_grad_()
+    experts.zero_grad()
+    experts(x, ids, weights).backward(torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
+    return [x.grad, weights.grad, *(each.grad.clone() for each in experts.parameters())]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_every_class_of_experts(ours, training):
     """Each computes what its own code does, or is refused by name. Values reach the limits of gates."""
     torch.manual_seed(0)
     refused, found = {}, classes()
     assert len(found) >= 60
     for name, module in found.items():
-        experts = getattr(importlib.import_module(module), name)(Fields())
+        experts = getattr(importlib.import_module(module), name)(Fields()).train(training)
         with torch.no_grad():
             for parameter in experts.parameters():
                 torch.nn.init.normal_(parameter, std=1.5)
             x, ids = torch.randn(20, 8), torch.stack([torch.randperm(8)[:2] for _ in range(20)])
             weights = torch.rand(20, 2)
             wanted = experts(x, ids, weights)
-            experts.config._experts_implementation = "aristos"
-            try:
+        slopes = gradients(experts, x, ids, weights) if training else []
+        experts.config._experts_implementation = "aristos"
+        try:
+            with torch.no_grad():
                 assert relative(experts(x, ids, weights), wanted) < 1e-5, name
-            except InputError as why:
-                refused[name] = str(why)
-            ours.close(experts)
+            for one, other in zip(gradients(experts, x, ids, weights) if training else [], slopes, strict=True):
+                assert relative(one, other) < 1e-5, name
+        except InputError as why:
+            refused[name] = str(why)
+        ours.close(experts)
     assert set(refused) == set(REFUSED)
     assert all(refused[name].startswith(name) and why in refused[name] for name, why in REFUSED.items())
 
