@@ -25,7 +25,7 @@ from .masters import as_numpy
 from .options import communicator, current
 from .process_groups import communicator_of, set_variables
 from .torch import Experts
-from .training import CLOSED, HELD
+from .training import HELD, held
 
 
 class AristosEP(EPImplementation):
@@ -69,24 +69,16 @@ class AristosEP(EPImplementation):
 
     def _layer(self, top_k: int, dtype: torch.dtype) -> Experts:
         """The layer of this module, made when first asked for; torch's memory is then given back. Collective."""
-        experts: Experts | None = vars(self._module).get(HELD)
+        experts = held(self._module)
         if experts is None:
-            if vars(self._module).get(CLOSED):
-                raise InputError(
-                    f"{type(self._module).__name__}: its layer was closed, with its experts: open the model again"
-                )
-            asked, gate, packed = current(), experts_module.gate_of(self._module), packed_experts(self._module)
-            fields = {"max_tokens": asked.max_tokens, **asked.config}
-            fields["experts"] = self.num_local_experts * self.ep_mesh.size()
-            if packed is not None and fields.get("weight_dtype") is None:
-                fields["weight_dtype"] = packed.weight_type
-            cfg = experts_module.configuration(self._module, gate, top_k, dtype, **fields)
-            experts = vars(self._module)[HELD] = Experts(cfg, self._comm, **asked.layer)
-            if packed is None:
-                experts.load(**experts_module.weights(self._module, gate), local=True)
-            else:
-                packed.load(experts.moe)
+            gate, packed = experts_module.gate_of(self._module), packed_experts(self._module)
+            whole = self.num_local_experts * self.ep_mesh.size()
+            cfg = experts_module.configuration(self._module, gate, top_k, dtype, packed, experts=whole)
+            experts = made = Experts(cfg, self._comm, **current().layer)
+            weights = {} if packed is not None else experts_module.weights(self._module, gate)
+            made.load_together(lambda: made.load(**weights, local=True) if packed is None else packed.load(made.moe))
             _release(self._module)
+            vars(self._module)[HELD] = experts
         return experts
 
     def _gathered(self, layer: Experts, mine: torch.Tensor, cuts: list[int]) -> torch.Tensor:
@@ -122,6 +114,7 @@ def _release(module: Any) -> None:
         local = module._parameters.get(name)
         if local is not None:
             module._parameters[name] = torch.empty(1, dtype=local.dtype).expand(local.shape)
+    experts_module.refuse_saving(module)
 
 
 def _leave_fsdp(state: Any) -> None:

@@ -16,6 +16,7 @@ from ..config import ACTIVATIONS, MoEConfig
 from ..errors import InputError
 from ..reference import gated
 from .masters import Masters
+from .options import current
 from .torch import ROWS
 
 LIMITS = ("limit", "swiglu_limit")  # attributes that hold the limit of a gate
@@ -68,14 +69,29 @@ def _candidates(module: Any) -> list[tuple[str, float | None]]:
     return [(name, limit) for name in names for limit in (limits if module.has_gate else [None])]
 
 
-def configuration(module: Any, gate: Gate, top_k: int, dtype: torch.dtype, **options: Any) -> MoEConfig:
-    """The configuration of a module's layer; rows have `dtype`. options: further fields of MoEConfig, or others."""
+def configuration(module: Any, gate: Gate, top_k: int, dtype: torch.dtype, source: Any, **others: Any) -> MoEConfig:
+    """The configuration of a module's layer, with the `options` that hold now; rows have `dtype`.
+
+    source: what has packed weights in a `weight_type`, or None; the layer keeps it unless options name another. others:
+    fields in place of the module's.
+    """
+    options = {"max_tokens": current().max_tokens, **current().config}
+    if source is not None and options.get("weight_dtype") is None:
+        options["weight_dtype"] = source.weight_type
     if dtype not in ROWS:
         raise InputError(f"{type(module).__name__}: rows must be of {', '.join(map(str, ROWS))}, got {dtype}")
     down = module.down_proj
     experts, first, second = down.shape
     ffn, hidden = (first, second) if module.is_transposed else (second, first)
-    fields = {"hidden": hidden, "ffn": ffn, "experts": experts, "top_k": top_k, "dtype": ROWS[dtype], **options}
+    fields = {
+        "hidden": hidden,
+        "ffn": ffn,
+        "experts": experts,
+        "top_k": top_k,
+        "dtype": ROWS[dtype],
+        **options,
+        **others,
+    }
     return MoEConfig(
         activation=gate.activation, gated=gate.gated, limit=gate.limit, bias=module.has_bias, **fields
     )  # fmt: skip

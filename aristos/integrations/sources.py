@@ -16,6 +16,7 @@ from ..checkpoint import Checkpoint
 from ..errors import CheckpointError
 from ..layer.moe import MoE
 from ..weight_types import WeightType
+from .training import SOURCE
 
 QUANTISED = (".weight_scale", ".weight_scale_inv", ".qweight", ".weight_packed", "_blocks")  # ends of tensors' names
 NUMBER = re.compile(r"\.layers\.(\d+)\.")
@@ -65,7 +66,7 @@ def model_without_experts(
     )
     for name, module in model.named_modules():
         if name in numbers:
-            vars(module)["_aristos_source"] = Source(checkpoint, numbers[name])
+            vars(module)[SOURCE] = Source(checkpoint, numbers[name])
     return model
 
 

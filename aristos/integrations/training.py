@@ -19,7 +19,15 @@ from .torch import Experts
 
 HELD = "_aristos"  # a module's attribute that holds its layer
 CLOSED = "_aristos_closed"  # that says that the layer was closed, and torch does not have its experts
+SOURCE = "_aristos_source"  # that holds what reads its experts, where torch never had them
 BUCKET = 1 << 22  # numbers that are added at a time
+
+
+def held(module: torch.nn.Module) -> Experts | None:
+    """The layer of an experts module, None if it is not made yet. Raises InputError after `close`."""
+    if vars(module).get(CLOSED):
+        raise InputError(f"{type(module).__name__}: its layer was closed, with its experts: open the model again")
+    return vars(module).get(HELD)
 
 
 def layers_of(model: torch.nn.Module) -> dict[str, Experts]:

@@ -29,7 +29,7 @@ from .options import options as options
 from .report import report
 from .sources import Source, model_without_experts
 from .torch import Experts
-from .training import CLOSED, HELD, average_dense_grads, clip_grad_norm_, layers_of, whole_state_dict
+from .training import CLOSED, HELD, SOURCE, average_dense_grads, clip_grad_norm_, held, layers_of, whole_state_dict
 
 try:
     from transformers import GenerationMixin, PreTrainedModel
@@ -50,21 +50,16 @@ NAME = "aristos"
 
 def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
     """The layer of an experts module, made when first asked for; the module's memory is then given back. Collective."""
-    experts: Experts | None = vars(module).get(HELD)
+    experts = held(module)
     if experts is None:
-        if vars(module).get(CLOSED):
-            raise InputError(f"{type(module).__name__}: its layer was closed, with its experts: open the model again")
         if module._is_expert_parallel:
             raise InputError(
                 f"{type(module).__name__}: transformers has parted its experts: give its DistributedConfig"
                 ' ep_implementation="aristos", or leave distributed_config out'
             )
         gate = experts_module.gate_of(module)
-        fields = {"max_tokens": current().max_tokens, **current().config}
-        source: Source | PackedExperts | None = vars(module).get("_aristos_source") or packed_experts(module)
-        if source is not None and fields.get("weight_dtype") is None:
-            fields["weight_dtype"] = source.weight_type
-        cfg = experts_module.configuration(module, gate, top_k, dtype, **fields)
+        source: Source | PackedExperts | None = vars(module).get(SOURCE) or packed_experts(module)
+        cfg = experts_module.configuration(module, gate, top_k, dtype, source)
         asked = current().train
         train = bool(module.training) if asked is None else asked
         if train and source is not None:
@@ -158,7 +153,7 @@ def close(model: Any) -> None:
         experts = vars(module).pop(HELD, None)
         if experts is not None:
             experts.close()
-            vars(module)[CLOSED] = "_aristos_source" not in vars(module)
+            vars(module)[CLOSED] = SOURCE not in vars(module)
 
 
 def _guarded_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
