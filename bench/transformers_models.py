@@ -6,7 +6,8 @@
     PYTHONPATH=. PEERS/bin/python bench/transformers_models.py training
 
 PEERS: .venv/peers/transformers, of `make test-hf`. The model is Qwen3-MoE with random weights: 4 layers of H 2048,
-F 768, 32 experts, k 8; for training 2 layers of 8 experts. In rounds every way has one turn; each rank has one thread and prompts of its own.
+F 768, 32 experts, k 8; for training 2 layers of 8 experts. In rounds every way has one turn; each rank has one thread
+and prompts of its own.
 """
 
 from __future__ import annotations

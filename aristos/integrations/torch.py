@@ -178,9 +178,7 @@ class Experts(torch.nn.Module):
             graph.tapes.append(tape)
         return y, number
 
-    def backward(
-        self, dy: torch.Tensor, number: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    def backward(self, dy: torch.Tensor, number: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """(dx, gradient of weights, gradients of the parameters) of a call of `taped`. Collective."""
         assert self._masters is not None
         graph = self._graphs.of(number)
