@@ -45,8 +45,6 @@ def test_one_rank_that_ends_the_job_lets_all_write(ranks, tmp_path):
     (first, second), pages = ranks
     for each in (first, second):
         each.start(time.monotonic() + 600)
-    with first.of("layer"):
-        pass
     first._part = "layer"
     with second.of("layer"):
         print("rank 1 waited 5 s", HELD, sep="\n", file=sys.stderr)
