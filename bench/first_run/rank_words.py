@@ -35,7 +35,8 @@ class RankWords:
         self.rank, self._write = rank, write
         self._part: Any = None
         self._said: list[str] = []
-        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._has_asked = False
+        self._lock, self._stopped = threading.Lock(), threading.Event()
         self._files[rank].unlink(missing_ok=True)  # of a report that was killed
         self._asked.unlink(missing_ok=True)
 
@@ -44,7 +45,7 @@ class RankWords:
         threading.Thread(target=self._watch, args=(end - NOTICE,), daemon=True, name="rank words").start()
 
     def stop(self) -> None:
-        self._ended.set()
+        self._stopped.set()
 
     @contextlib.contextmanager
     def of(self, part: Any) -> Iterator[None]:
@@ -57,9 +58,10 @@ class RankWords:
             self._part = None
 
     def ask(self) -> None:
-        """Let every rank write, and wait until the page is there, for a bounded time."""
-        if self._part is None or self._ended.is_set():
+        """Let every rank write, and wait until the page is there, for a bounded time. Once: exit handlers ask too."""
+        if self._part is None or self._has_asked:
             return
+        self._has_asked = True
         end = time.monotonic() + 2 * GATHER + PERIOD
         with contextlib.suppress(OSError):
             self._asked.touch()
@@ -70,7 +72,7 @@ class RankWords:
 
     def _watch(self, end: float) -> None:
         while not self._asked.exists() and time.monotonic() < end:
-            if self._ended.wait(PERIOD):
+            if self._stopped.wait(PERIOD):
                 return
         if self._part is None:
             return

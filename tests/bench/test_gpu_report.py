@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import re
@@ -511,6 +512,7 @@ def test_the_product_check_covers_the_tiles_of_each_kind(monkeypatch, capsys):
     from aristos.kernels.cuda import gemm
     from aristos.row_types import KINDS
 
+    importlib.import_module("aristos.substrate.cuda.persistent")  # takes `tiles` as it is, for later tests too
     monkeypatch.setattr(clock, "FLUSH", 1 << 12)
     all_tiles = gemm.tiles
     monkeypatch.setattr(gemm, "tiles", lambda kind, arch: all_tiles(kind, arch)[:2])
