@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,17 @@ def _lines(path):
         name, _, rest = line.partition("==")
         version, _, digest = rest.partition(" --hash=sha256:")
         yield name, (version, digest)
+
+
+def test_what_numba_cuda_needs_is_in_the_kit_or_asked_of_the_machine():
+    """And the page names what is asked for: without a network nothing else can be installed."""
+    brought, asked = {name for name, _ in _lines(gpu_kit.WHEELS)}, {*install.NEEDED.values(), "llvmlite", "mpi4py"}
+    text = (ROOT / "bench" / "kit" / "README.txt").read_text()
+    for line in metadata.requires("numba-cuda"):
+        if "extra ==" not in line:
+            assert install.canonical(re.match(r"[\w.-]+", line)[0]) in brought | asked, line
+    for package in asked:
+        assert (install.canonical(package) in brought) != bool(re.search(rf"[ ,]{package}\b", text)), package
 
 
 def test_what_the_machine_has_in_a_fitting_version_is_not_installed(monkeypatch):
