@@ -102,7 +102,7 @@ def run(tmp_path):
         f'#!/bin/sh\necho "$*, ${{PYTHONPATH:-unset}}" >> "{tmp_path}/log"\n'
         'case "$1" in *install.py) mkdir -p "$2/bin" && cp "$0" "$2/bin/python" ;; esac\n'
         'case "$*" in *"${REFUSES:-nothing}"*) exit 3 ;; esac\n'
-        f'if [ -n "${{TELLS:-}}" ]; then env > "{tmp_path}/variables"; fi\n'
+        f'if [ -n "${{LISTS:-}}" ]; then env > "{tmp_path}/variables"; fi\n'
     )
     python.chmod(0o755)
 
@@ -140,7 +140,7 @@ def test_libraries_keep_their_compiled_code_in_the_kit(run, tmp_path, monkeypatc
     for name in named:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
-    monkeypatch.setenv("TELLS", "yes")
+    monkeypatch.setenv("LISTS", "yes")
     run()
     found = dict(line.split("=", 1) for line in (tmp_path / "variables").read_text().splitlines() if "=" in line)
     assert found["TRITON_CACHE_DIR"] == "/mine"
