@@ -77,6 +77,7 @@ LONG = (  # workers start with these files, so that none runs alone at the end
     "kernels/test_expert_backward.py",
     "launch/test_slurm.py",
     "kernels/test_isas.py",
+    "kernels/test_guard_pages.py",
     "kernel_cache/test_cache.py",
     "explore/test_compiled.py",
     "explore/test_explore.py",
