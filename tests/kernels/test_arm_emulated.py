@@ -140,7 +140,8 @@ def test_products_of_codes(isa, cpu, features, form, tmp_path):
                     program, partial(packed.rows_by_codes, rows), a, codes, sums, groups, pairs, scales, x, 4 * groups,
                     parts, flags,
                 )  # fmt: skip
-                assert all(map(_close, got, wanted))
+                kept = 8 if flags & ENDS else 10  # after a group's end, nobody reads its parts
+                assert all(map(_close, got[:kept], wanted))
                 assert np.array_equal(got[2][:, span:], sums[:, span:])
 
 

@@ -36,9 +36,7 @@ class Arrays:
         """
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         inner = max(1, -(-nbytes // PAGE)) * PAGE
-        memory = np.frombuffer(
-            mmap.mmap(-1, inner + 2 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8
-        )
+        memory = np.frombuffer(mmap.mmap(-1, inner + 2 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
         memory[:] = FILL
         if self.side != "far":
             for page in (memory.ctypes.data, memory.ctypes.data + PAGE + inner):

@@ -314,9 +314,7 @@ def of_store(w: Weights, rows: int, taped_rows: bool) -> Callable[[Arrays], list
         for carry in (0, 1):
             made = w.gradients(arrays)
             scratch = arrays.space("scratch", backward.stored_bytes(hidden, ffn))
-            backward.stored_gradients(
-                rows, places, addresses(made), hidden, ffn, carry, scratch, backward.ALL, 0, 0
-            )
+            backward.stored_gradients(rows, places, addresses(made), hidden, ffn, carry, scratch, backward.ALL, 0, 0)
             results += made
         return results
 

@@ -115,7 +115,7 @@ def widen_scales(code, source, target, groups, shared):
         elif code == FLOAT16_SCALE:
             out[:] = mem.bits16(source + 2 * n * g, n).view(np.float16)
         else:
-            out[:] = np.exp2(mem.bits8(source + n * g, n).astype(np.float32) - np.float32(127))
+            out[:] = np.ldexp(np.float32(1), mem.bits8(source + n * g, n).astype(np.int32) - 127)
         if FORM == "fp8":
             out *= np.float32(FP8_SCALE)
 
