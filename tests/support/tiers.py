@@ -52,7 +52,7 @@ FOLDERS = {
     "host": Budget(30, 60, parallel=True),
     "integrations": Budget(30, 420),
     "kernel_cache": Budget(75, 600, parallel=True),
-    "kernels": Budget(90, 1800, parallel=True),
+    "kernels": Budget(90, 2400, parallel=True),
     "launch": Budget(0, 150, parallel=True),
     "launcher": Budget(30, 90, parallel=True),
     "layer": Budget(150, 600, parallel=True),
