@@ -98,7 +98,7 @@ def smaller(task: str, words: list[str]) -> list[str]:
 def shrink() -> None:
     """Sizes that the PTX machine can run quickly."""
     from aristos.bench import world
-    from aristos.bench.gpu import clock, cublas
+    from aristos.bench.gpu import clock, cublas, torch_layer
     from aristos.bench.suites import gemm_gpu, progress_gpu, put_gpu, signal_gpu
     from aristos.kernels.cuda import gemm
 
@@ -109,10 +109,17 @@ def shrink() -> None:
     ):  # fmt: skip
         setattr(module, name, value)
     world.connect = lambda *words, **options: world.World()
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    cublas.NAMES = {"": ()}  # neither it nor PyTorch may touch a real GPU with the machine's addresses
+    sys.modules["torch"] = None  # neither it nor cuBLAS may touch a real GPU with the machine's addresses
+    torch_layer.imported = lambda: _refuse("no rival: PyTorch")
+    cublas.library = lambda driver="": _refuse("no cuBLAS: it")
     tiles = gemm.tiles
     gemm.tiles = lambda kind, target, *rest: tiles(kind, target, *rest)[:TILES]
+
+
+def _refuse(what: str) -> Any:
+    from aristos.errors import EnvironmentProblem
+
+    raise EnvironmentProblem(f"{what} is not used in a rehearsal, which has no GPU")
 
 
 def plant(fault: str) -> None:
