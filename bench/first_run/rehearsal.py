@@ -57,13 +57,14 @@ def driver(given: Any) -> int:
     """The facts of the PTX machine."""
     import json
 
-    from aristos.host.versions import versions
     from aristos.substrate.cuda import runtime
+
+    from . import machine
 
     gpu = runtime.CudaDevice.find(0)
     found = {"gpu": gpu.name, "gpu_uuid": gpu.uuid, "gpu_arch": gpu.arch, "gpu_sms": gpu.sms, "cuda_driver": "none"}
     found["rehearsal"] = "on the PTX machine: every time counts events and means nothing"
-    print(json.dumps({"facts": found | versions()}), flush=True)
+    print(json.dumps({"facts": found | machine.software()}), flush=True)
     return 0
 
 
