@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jobs import Floats, Job
 
 from peers import Absent
