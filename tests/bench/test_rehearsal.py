@@ -38,7 +38,10 @@ def test_a_whole_rehearsal(tmp_path):
     assert code == 0, said
     for line in (
         "| products against float64 | ok |", "| layer | ok |", "## router on PTX machine",
-        "## time per phase on PTX machine", "## idle on PTX machine", "two kernels under ncu", " passed",
+        "## time per phase on PTX machine", "## idle on PTX machine", "two kernels under ncu",
+        "tests/gpu needs a GPU: tests/primitives/test_finite.py passed in its place",
+        "- no rival: PyTorch is not used in a rehearsal, which has no GPU\n",
+        "- no cuBLAS: it is not used in a rehearsal, which has no GPU\n",
     ):  # fmt: skip
         assert line in page, page
     assert re.search(r"^- commit: [0-9a-f]{40}\+?$(?s:.*)^- numba-cuda: 0\.30", page, re.M), page
