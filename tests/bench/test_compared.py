@@ -101,6 +101,7 @@ def test_one_table_of_other_work_leaves_the_others():
     assert refused == ["layer: the shape differs, 'H 8 F 8' and 'H 1'"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_both_medians_and_draws_both(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     first, both = str(tmp_path / "first.h5"), str(tmp_path / "both.h5")

@@ -34,7 +34,7 @@ def run(tmp_path, capsys, *words):
     return code, capsys.readouterr().out, kept.tables[0]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_gemm_measures_the_element_type_that_its_heading_names(tmp_path, capsys, dtype):
     code, out, table = run(tmp_path, capsys, "--dtype", dtype)
     assert code == 0

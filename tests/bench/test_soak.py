@@ -32,6 +32,7 @@ def test_numbers_that_are_none_are_refused(words, capsys):
     assert "argument " + words.split()[0] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.ranks(2)
 def test_calls_of_drawn_objects_are_right(comm):
     counts = soak(World(comm), 3, 0, lambda number: number < 6, largest=48)

@@ -339,6 +339,7 @@ def test_the_doctor_says_whether_experts_are_computed_in_place(monkeypatch):
     assert "no anonymous shared memory: [Errno 38]" in shared_memory.in_place().text
 
 
+@pytest.mark.slow
 @pytest.mark.ranks(2)
 def test_the_doctor_and_a_layer_agree_on_experts_in_place(comm):
     cfg, rows = aristos.MoEConfig(hidden=16, ffn=16, experts=2, top_k=1, max_tokens=1000), 1000  # far from break-even

@@ -47,6 +47,7 @@ def test_all_schedules_of_experts_in_place(capsys):
         assert explore(capsys, *words, bug)["found"], bug
 
 
+@pytest.mark.slow
 def test_all_schedules_of_a_load_while_a_call_is_open(capsys):
     """The third of four calls is an exchange, in which each rank loads for the fourth: searched to the end."""
     words = ("--strategy", "exhaustive", "--stay", "1", "--calls", "4", "--tokens", "1")
@@ -57,6 +58,7 @@ def test_all_schedules_of_a_load_while_a_call_is_open(capsys):
         assert explore(capsys, *words, "--mutation", bug)["found"], bug
 
 
+@pytest.mark.slow
 def test_all_schedules_of_scalars_beside_rows(capsys):
     """One token a rank, a call with scalars and one without: searched to the end."""
     words = ("--strategy", "exhaustive", "--scalars", "--tokens", "1")
@@ -67,6 +69,7 @@ def test_all_schedules_of_scalars_beside_rows(capsys):
         assert explore(capsys, *words, "--calls", "1", "--mutation", bug)["found"], bug
 
 
+@pytest.mark.slow
 def test_all_schedules_of_a_backward_call(capsys):
     """A call forwards and one backwards, one token a rank: searched to the end."""
     words = ("--strategy", "exhaustive", "--backward", "--tokens", "1")

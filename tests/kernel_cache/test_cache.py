@@ -120,6 +120,7 @@ print(">", compiling.compiled_here(), compiling.cache_folder())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_a_read_only_install_home_and_cache(tmp_path):
     """Nothing may be written but the temporary folder: compiled code goes there, and is found there again."""
@@ -145,6 +146,7 @@ def test_a_read_only_install_home_and_cache(tmp_path):
             path.chmod(0o755)
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_a_copy_of_the_package_finds_what_another_compiled(tmp_path):
     """A clone, an install, a job's copy: neither the path nor the files' times count."""
