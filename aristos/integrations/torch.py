@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,19 @@ from ..layer.training import Tape
 from .masters import Graph, Masters, TapedCall, as_numpy
 
 ROWS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+CALLS = threading.RLock()  # of the thread that calls a layer: layers share an engine
+
+
+def _alone(call: Callable[..., Any]) -> Callable[..., Any]:
+    """One thread after the other."""
+
+    @wraps(call)
+    def whole(*args: Any, **given: Any) -> Any:
+        with CALLS:
+            return call(*args, **given)
+
+    return whole
 
 
 class Experts(torch.nn.Module):
@@ -63,6 +78,12 @@ class Experts(torch.nn.Module):
                 self.register_parameter(full, made[full])
         return Masters(self, list(made), transposed=False, interleaved=False)
 
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise InputError(
+            "a layer has memory and threads of this process, so it is neither copied nor pickled: copy a model before"
+            " its first call, or open it again"
+        )
+
     def load(self, **weights: Any) -> None:
         """Take the layer's weights: see `aristos.MoE.load`. Not collective."""
         self._discard_all()
@@ -102,6 +123,7 @@ class Experts(torch.nn.Module):
             self._masters.changed()
 
     @torch.compiler.disable
+    @_alone
     def forward(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
     ) -> torch.Tensor:
@@ -114,7 +136,10 @@ class Experts(torch.nn.Module):
             if each.device.type != "cpu":
                 raise InputError(f"a tensor is on {each.device}, and Aristos computes on CPUs here: device_map='cpu'")
         if ROWS.get(x.dtype) != self.cfg.dtype:
-            raise InputError(f"x must be of torch.{self.cfg.dtype}, which the configuration has, got {x.dtype}")
+            raise InputError(
+                f"x must be of torch.{self.cfg.dtype}, of which the layer was made, got {x.dtype} (transformers: give a"
+                " model its dtype before its first call)"
+            )
         rows = _table(x)
         if calls is not None and calls < self.calls_for(len(rows)):
             raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {len(rows)}")
@@ -130,7 +155,8 @@ class Experts(torch.nn.Module):
         elif self._masters is None:
             raise InputError(
                 "a gradient is asked for, and the layer was made without train=True: call under torch.no_grad(), or"
-                " make it with train=True (transformers: model.train() before the first call)"
+                " make it with train=True (transformers: open the model again, and call model.train() before its first"
+                " call)"
             )
         else:
             y = TapedCall.apply(self, ids, calls, rows, weights, *self._masters.parameters.values())
@@ -180,6 +206,7 @@ class Experts(torch.nn.Module):
             graph.tapes.append(tape)
         return y, graph
 
+    @_alone
     def backward(self, dy: torch.Tensor, graph: Graph) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """(dx, gradient of weights, gradients of the parameters) of a call of `taped`. Collective."""
         assert self._masters is not None
