@@ -40,7 +40,7 @@ help:
 	@echo "make bench    the main job on $(RANKS) ranks: table, HDF5 file and plots in $(RESULTS)/"
 	@echo "make test     the tests to run before a commit, in minutes   (ARGS='-k layer' for some)"
 	@echo "make test-all all tests, and the core of the layer's on the MPI libraries $(MPI) $(OTHERS)"
-	@echo "make test-hf  published models' own code against their checkpoints here; ARGS names some families"
+	@echo "make test-hf  published models' own code against their checkpoints here, and with these experts; ARGS names some families"
 	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test reaches"
 	@echo "make lint     ruff and mypy"
 	@echo "make fuzz     readers of text and files against random inputs; ARGS='matrix --seconds 600' for some"

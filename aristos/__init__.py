@@ -102,9 +102,10 @@ _MODULES = (
 
 
 def _isa() -> str:
-    from .primitives.isa import chosen
+    """The instruction set whose constants the modules of `kernels/cpu` have in this process."""
+    from .kernels.cpu.target import ISA
 
-    return chosen()
+    return ISA
 
 
 _shared.raise_as(InputError, EnvironmentProblem)

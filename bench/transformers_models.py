@@ -1,16 +1,19 @@
-"""Whole models of transformers: the time of `generate`, and the memory of loading.
+"""Whole models of transformers: the time of `generate`, and the memory of loading and of training.
 
     PYTHONPATH=. PEERS/bin/python bench/transformers_models.py generate
     PYTHONPATH=. PEERS/bin/mpiexec -n 2 PEERS/bin/python bench/transformers_models.py generate
     PYTHONPATH=. PEERS/bin/python bench/transformers_models.py memory
+    PYTHONPATH=. PEERS/bin/python bench/transformers_models.py training
 
 PEERS: .venv/peers/transformers, of `make test-hf`. The model is Qwen3-MoE with random weights: 4 layers of H 2048,
-F 768, 32 experts, k 8. In rounds every way has one turn; each rank has one thread and prompts of its own.
+F 768, 32 experts, k 8; for training 2 layers of 8 experts. In rounds every way has one turn; each rank has one thread
+and prompts of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import shutil
 import statistics
@@ -25,25 +28,32 @@ import torch
 from mpi4py import MPI
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import aristos
 from aristos.integrations import transformers as ours
+from aristos.integrations.training import layers_of
 
 SIZES = {
     "hidden_size": 2048, "moe_intermediate_size": 768, "intermediate_size": 768, "num_experts": 32,
     "num_experts_per_tok": 8, "num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": 4,
     "head_dim": 128, "vocab_size": 4096,
 }  # fmt: skip
+TRAINED = SIZES | {"num_hidden_layers": 2, "num_experts": 8}
+TINY = TRAINED | {
+    "hidden_size": 64, "moe_intermediate_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 16,
+}  # fmt: skip
 PROMPT, NEW, ROUNDS = 32, 32, 5
+TOKENS = 256  # of a step of training
 POLL_SECONDS = 0.002
 MIB = 1 << 20
 comm = MPI.COMM_WORLD
 
 
-def directory(folder: Path, dtype: torch.dtype) -> Path:
-    """A directory of the model, made by rank 0."""
-    path = folder / str(dtype)
+def directory(folder: Path, dtype: torch.dtype, sizes: dict[str, int] = SIZES) -> Path:
+    """A directory of a model, made by rank 0."""
+    path = folder / f"{dtype}-{sizes['hidden_size']}"
     if comm.rank == 0:
         torch.manual_seed(0)
-        config = AutoConfig.for_model("qwen3_moe", **SIZES)
+        config = AutoConfig.for_model("qwen3_moe", **sizes)
         AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(path)
     comm.Barrier()
     return path
@@ -145,13 +155,59 @@ def memory(folder: Path) -> None:
     ours.close(model)
 
 
+def step(path: Path, dtype: torch.dtype) -> tuple[Any, Peak]:
+    """(a model with the gradients of one batch, what was resident since it was opened)."""
+    model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="aristos", dtype=dtype).train()
+    peak = Peak()
+    ids = torch.randint(0, SIZES["vocab_size"], (1, TOKENS), generator=torch.Generator().manual_seed(comm.rank))
+    model(ids, labels=ids).loss.backward()
+    return model, peak
+
+
+def training(folder: Path) -> None:
+    """Print what a step of training takes at its peak and after it, beside the sum of what it must hold."""
+    ours.options(threads=1, max_tokens=TOKENS)
+    for dtype in (torch.float32, torch.bfloat16):
+        warm, peak = step(directory(folder, dtype, TINY), dtype)  # imports and compiled code
+        peak.end()
+        ours.close(warm)
+        del warm
+        path = directory(folder, dtype, TRAINED)
+        gc.collect()
+        before = resident()
+        model, peak = step(path, dtype)
+        most, after = peak.end() - before, resident() - before
+        layers = [experts.moe for experts in layers_of(model).values()]
+        cfg = layers[0].cfg
+        parts = {
+            "parameters": sum(each.nbytes for each in model.parameters()),
+            "their gradients": sum(each.grad.nbytes for each in model.parameters() if each.grad is not None),
+            "layers": aristos.MoE.memory(cfg, comm.size, layers=len(layers), threads=1, train=True),
+            "tapes": len(layers) * TOKENS * (dtype.itemsize * cfg.hidden + 20 * cfg.top_k),
+        }
+        expected = sum(parts.values())
+        listed = ", ".join(f"{name} {nbytes / MIB:.0f}" for name, nbytes in parts.items())
+        for rank in range(comm.size):
+            comm.Barrier()
+            if rank == comm.rank:
+                print(
+                    f"{str(dtype)[6:]}, rank {rank}: {expected / MIB:.0f} MiB ({listed}); resident after a step"
+                    f" {after / expected:.2f} times as much, at its peak, with torch's activations,"
+                    f" {most / expected:.2f}",
+                    flush=True,
+                )
+        ours.close(model)
+        del model, layers
+        gc.collect()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("generate", "memory"))
+    parser.add_argument("what", choices=("generate", "memory", "training"))
     asked = parser.parse_args()
     folder = Path(comm.bcast(tempfile.mkdtemp(prefix="aristos-models-") if comm.rank == 0 else None))
     try:
-        {"generate": generate, "memory": memory}[asked.what](folder)
+        {"generate": generate, "memory": memory, "training": training}[asked.what](folder)
     finally:
         if comm.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 
 class Package(NamedTuple):
-    """root: its folder. parts: returns what its compiled code depends on beside sources, versions and the CPU."""
+    """root: its folder. parts: returns what its compiled code depends on beside sources, versions and the CPU: what its
+    modules were made with when they were imported, equal at every call."""
 
     name: str
     root: Path

@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
     except (EnvironmentProblem, ResultsError) as why:
         return leave(ranks, f"{prog}: {why}", ENVIRONMENT)
     except (WaitTimeout, PoisonedError) as why:
-        leave(ranks, f"{prog}: {why}", ENVIRONMENT)
+        state = getattr(why, "__notes__", [])  # where this rank's call stands
+        leave(ranks, "\n".join([f"{prog}: {why}", *state]), ENVIRONMENT)
         return ranks.abort(ENVIRONMENT)  # the layer would end the job as well, with a code of its own
     except KeyboardInterrupt:
         return interrupted(ranks, prog)

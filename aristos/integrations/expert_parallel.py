@@ -51,21 +51,24 @@ class AristosEP(EPImplementation):
         if self._theirs is not None:
             left: torch.Tensor = self._theirs(hidden_states, top_k_index, top_k_weights)
             return left
-        if torch.is_grad_enabled() and (hidden_states.requires_grad or top_k_weights.requires_grad):
+        asked = torch.is_grad_enabled() and any(
+            each.requires_grad for each in (hidden_states, top_k_weights, *self._module.parameters())
+        )
+        if asked:
             raise InputError(
                 'ep_implementation="aristos" computes no gradients: call the model under torch.no_grad(), or train with'
                 ' experts_implementation="aristos" and without distributed_config'
             )
         layer = self._layer(top_k_index.shape[-1], hidden_states.dtype)
         if self._same_tokens is None:
-            y: torch.Tensor = layer(hidden_states, top_k_index, top_k_weights)
-            return y
+            return layer.computed(hidden_states, top_k_index, top_k_weights)
         count, ranks = len(hidden_states), self._same_tokens.Get_size()
         cuts = [count * rank // ranks for rank in range(ranks + 1)]
         rank = self._same_tokens.Get_rank()
         part = slice(cuts[rank], cuts[rank + 1])
         calls = layer.calls_for(-(-count // ranks)) if self.shares_batch else None
-        return self._gathered(layer, layer(hidden_states[part], top_k_index[part], top_k_weights[part], calls), cuts)
+        mine = layer.computed(hidden_states[part], top_k_index[part], top_k_weights[part], calls)
+        return self._gathered(layer, mine, cuts)
 
     def _layer(self, top_k: int, dtype: torch.dtype) -> Experts:
         """The layer of this module, made when first asked for; torch's memory is then given back. Collective."""

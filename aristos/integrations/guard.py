@@ -1,7 +1,7 @@
-"""Ranks that use one model at their own pace: who has finished takes part without tokens until all have.
+"""Ranks that use models at their own pace: who has finished takes part without tokens until all have.
 
-Before each layer's calls the ranks agree on the layer and on the number of calls. A rank at the end of its block agrees
-to what the others need, and makes that layer too if it has not done so.
+Before each layer's calls the ranks agree on the layer, the first one that a rank is at, and on the number of calls. A
+rank at a later layer or at the end of its block takes part, and makes that layer too if it has not done so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WHAT = "the other ranks' next layer"
 
 
 class Offer(NamedTuple):
-    """layer: number of an experts module in the model. calls: that this rank needs. top_k, dtype: of its layer. grad:
+    """layer: number of an experts module in the models. calls: that this rank needs. top_k, dtype: of its layer. grad:
     whether it has gradients.
     """
 
@@ -36,31 +36,33 @@ class Offer(NamedTuple):
 
 
 class Guard:
-    """The agreements of the ranks of a runtime. modules: the experts modules of the model, alike on all ranks."""
+    """The agreements of the ranks of a runtime. modules: the experts modules of the models, alike on all ranks.
 
-    def __init__(self, runtime: Runtime, modules: list[Any]) -> None:
-        self._runtime = runtime
+    take_part: makes the calls that other ranks need of a module, without tokens.
+    """
+
+    def __init__(self, runtime: Runtime, modules: list[Any], take_part: Callable[[Any, Offer], None]) -> None:
+        self._runtime, self._take_part = runtime, take_part
         self._numbers = {id(module): number for number, module in enumerate(modules)}
         self._modules = modules
 
     def covers(self, module: Any) -> bool:
-        """Whether the module is one of this model."""
+        """Whether the module is one of these models."""
         return id(module) in self._numbers
 
     def agree(self, module: Any, calls: int, top_k: int, dtype: str, grad: bool) -> int:
-        """The calls that all ranks make of a layer now. Raises MismatchError if one is at another layer."""
+        """The calls that all ranks make of a layer now; before, this rank takes part in those of layers before it."""
         mine = Offer(self._numbers[id(module)], calls, top_k, dtype, grad)
-        offers = self._offers(mine)
-        for rank, offer in offers.items():
-            if offer.layer != mine.layer:
-                raise MismatchError(
-                    f"rank {self._runtime.group.rank} is at layer {mine.layer} of the model, and rank {rank} at layer"
-                    f" {offer.layer}: ranks use a model alike, with prompts of their own"
-                )
-        return max(offer.calls for offer in offers.values())
+        while (found := self._next(mine)) is not None and found.layer != mine.layer:
+            self._take_part(self._modules[found.layer], found)
+        assert found is not None
+        return found.calls
 
-    def _offers(self, mine: Offer | None) -> dict[int, Offer]:
-        """The offers of the ranks that go on. mine: None at the end of this rank's block."""
+    def _next(self, mine: Offer | None) -> Offer | None:
+        """What the ranks do now; None if all are at the end of their blocks. mine: None at the end of this one's.
+
+        Raises MismatchError for calls with gradients where a rank is elsewhere.
+        """
         words = np.full(len(Offer._fields), NONE)
         if mine is not None:
             words[:] = mine.layer, mine.calls, mine.top_k, DTYPES.index(mine.dtype), mine.grad
@@ -70,6 +72,9 @@ class Guard:
             for rank, (layer, calls, top_k, dtype, grad) in enumerate(every)
             if layer != NONE
         }
+        if not found:
+            return None
+        first = min(found.values())
         trains = [rank for rank, offer in found.items() if offer.grad]
         if trains and len(trains) < len(every):
             rest = [rank for rank in range(len(every)) if rank not in trains]
@@ -77,14 +82,17 @@ class Guard:
                 f"rank {trains[0]} calls a layer with gradients and rank {rest[0]} does not: ranks take training steps"
                 " alike, and others under torch.no_grad()"
             )
-        return found
+        if trains and (ahead := [rank for rank, offer in found.items() if offer.layer != first.layer]):
+            raise MismatchError(
+                f"rank {ahead[0]} calls layer {found[ahead[0]].layer} of the models with gradients, and other ranks"
+                f" layer {first.layer}: ranks take training steps alike, and others under torch.no_grad()"
+            )
+        return first._replace(calls=max(offer.calls for offer in found.values() if offer.layer == first.layer))
 
-    def finish(self, take_part: Callable[[Any, Offer], None]) -> None:
-        """Take part in what other ranks do until all are here: take_part(module, what is needed of it)."""
-        while offers := list(self._offers(None).values()):
-            first = offers[0]
-            most = max(offer.calls for offer in offers)
-            take_part(self._modules[first.layer], first._replace(calls=most))
+    def finish(self) -> None:
+        """Take part in what other ranks do until all are here."""
+        while (found := self._next(None)) is not None:
+            self._take_part(self._modules[found.layer], found)
 
 
 @contextmanager
@@ -95,10 +103,10 @@ def guarded(comm: Any, limits: Limits, modules: list[Any], take_part: Callable[[
     """
     runtime = attach(comm, limits)
     try:
-        guard = Guard(runtime, modules)
+        guard = Guard(runtime, modules, take_part)
         try:
             yield guard
-            guard.finish(take_part)
+            guard.finish()
         except BaseException as error:
             if runtime.layout is not None and not isinstance(error, AristosError):
                 runtime.give_up(error)

@@ -9,11 +9,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..layer.moe import MoE
-from ..layer.training import Tape
 
 BIAS = "_bias"
 _alive: weakref.WeakSet[Masters] = weakref.WeakSet()
@@ -108,44 +106,15 @@ class Masters:
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """A tensor on the CPU as an array of the same memory; NumPy has no bfloat16 of its own."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
 
 
-class Graph:
-    """The tapes of one call in torch's graph, of its chunks in order. A graph that torch drops gives them to `dropped`.
-
-    torch may do so within any other call, so the tapes are discarded before the next one.
-    """
-
-    def __init__(self, dropped: list[Tape]) -> None:
-        self.tapes: list[Tape] = []
-        self.used = False
-        weakref.finalize(self, dropped.extend, self.tapes).atexit = False
-
-
-class TapedCall(torch.autograd.Function):
-    """y of `Experts.taped`, with the gradients of x, weights and the parameters."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, experts: Any, ids: torch.Tensor, calls: int, x: torch.Tensor, weights: torch.Tensor,
-        *parameters: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
-        y: torch.Tensor
-        y, ctx.graph = experts.taped(x, ids, weights, calls)
-        ctx.experts, ctx.weights_dtype = experts, weights.dtype
-        ctx.save_for_backward(*parameters)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
-        _ = ctx.saved_tensors  # torch raises here if a parameter has changed since the call
-        dx, dw, gradients = ctx.experts.backward(dy, ctx.graph)
-        wanted = ctx.needs_input_grad
-        return (
-            None, None, None, dx, dw.to(ctx.weights_dtype),
-            *(each if asked else None for each, asked in zip(gradients, wanted[5:], strict=True)),
-        )  # fmt: skip
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """An array of a layer's rows as a tensor of the same memory."""
+    if array.dtype.kind == "f":
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

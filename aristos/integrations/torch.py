@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -14,8 +13,8 @@ import torch
 from ..config import MoEConfig
 from ..errors import InputError
 from ..layer.moe import MoE
-from ..layer.training import Tape
-from .masters import Graph, Masters, TapedCall, as_numpy
+from .graphs import Graphs, TapedCall
+from .masters import Masters, as_numpy, as_tensor
 
 ROWS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -50,8 +49,8 @@ class Experts(torch.nn.Module):
         if threads is None and comm is None:
             threads = torch.get_num_threads()
         self.moe = MoE(cfg, comm, backend="cpu", threads=threads, train=train, **options)
-        self._dropped: list[Tape] = []  # of graphs that torch has dropped
-        self._graphs: weakref.WeakSet[Graph] = weakref.WeakSet()  # that torch still holds
+        self._dtype = getattr(torch, cfg.dtype)
+        self._graphs = Graphs()
         shared = [expert for expert, ranks in enumerate(self.moe.placement.copies) if len(ranks) > 1]
         if train and (shared or self.moe.everyone.world != self.moe.world):
             self.moe.close()
@@ -86,7 +85,7 @@ class Experts(torch.nn.Module):
 
     def load(self, **weights: Any) -> None:
         """Take the layer's weights: see `aristos.MoE.load`. Not collective."""
-        self._discard_all()
+        self._graphs.discard_all()
         self.moe.load(0, **weights)
         if self._masters is not None:
             self._masters.take(self.moe)
@@ -123,7 +122,6 @@ class Experts(torch.nn.Module):
             self._masters.changed()
 
     @torch.compiler.disable
-    @_alone
     def forward(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
     ) -> torch.Tensor:
@@ -132,26 +130,33 @@ class Experts(torch.nn.Module):
         More than cfg.max_tokens tokens are computed in several calls, as many on every rank: the ranks agree on their
         number, or have done so (calls). Raises InputError if a gradient is asked for and train is not True.
         """
-        for each in (x, ids, weights):
-            if each.device.type != "cpu":
-                raise InputError(f"a tensor is on {each.device}, and Aristos computes on CPUs here: device_map='cpu'")
-        if ROWS.get(x.dtype) != self.cfg.dtype:
+        return self.computed(x, ids, weights, calls)
+
+    @_alone
+    def computed(
+        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
+    ) -> torch.Tensor:
+        """`forward`, for callers that torch does not compile."""
+        if not (x.is_cpu and ids.is_cpu and weights.is_cpu):
+            device = next(each.device for each in (x, ids, weights) if not each.is_cpu)
+            raise InputError(f"a tensor is on {device}, and Aristos computes on CPUs here: device_map='cpu'")
+        if x.dtype != self._dtype:
             raise InputError(
-                f"x must be of torch.{self.cfg.dtype}, of which the layer was made, got {x.dtype} (transformers: give a"
-                " model its dtype before its first call)"
+                f"x must be of {self._dtype}, of which the layer was made, got {x.dtype} (transformers: give a model"
+                " its dtype before its first call)"
             )
-        rows = _table(x)
-        if calls is not None and calls < self.calls_for(len(rows)):
-            raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {len(rows)}")
-        ids, weights = _table(ids), _table(weights)
+        rows, ids, of_choices = _table(x), _table(ids), _table(weights)
+        needed = self.calls_for(rows.shape[0])
         if calls is None:
-            calls = self._agreed(self.calls_for(len(rows)))
-        self._discard()
+            calls = self._agreed(needed)
+        elif calls < needed:
+            raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {rows.shape[0]}")
+        self._graphs.discard()
         if self._masters is not None:
             self._take_parameters(self._masters)
         y: torch.Tensor
         if not self.taping(x, weights):
-            y = self._untaped(rows.detach(), ids, weights.detach(), calls)
+            y = self._untaped(rows, ids, of_choices, calls)
         elif self._masters is None:
             raise InputError(
                 "a gradient is asked for, and the layer was made without train=True: call under torch.no_grad(), or"
@@ -159,35 +164,29 @@ class Experts(torch.nn.Module):
                 " call)"
             )
         else:
-            y = TapedCall.apply(self, ids, calls, rows, weights, *self._masters.parameters.values())
-        return y if y.shape == x.shape else y.reshape(x.shape)
+            y = TapedCall.apply(self, ids, calls, rows, of_choices, *self._masters.parameters.values())
+            self._graphs.discard()  # this call's own, if torch saves nothing
+        return y if x.dim() == 2 else y.reshape(x.shape)
 
     def taping(self, x: torch.Tensor, weights: torch.Tensor) -> bool:
         """Whether a call now computes gradients."""
-        parameters = self.named_masters().values()
-        return torch.is_grad_enabled() and any(each.requires_grad for each in (x, weights, *parameters))
+        return torch.is_grad_enabled() and any(
+            each.requires_grad for each in (x, weights, *self.named_masters().values())
+        )
 
     def _take_parameters(self, masters: Masters) -> None:
         if masters.stale():
-            self._discard_all()  # torch refuses to go back through graphs of other weights
+            self._graphs.discard_all()  # torch refuses to go back through graphs of other weights
             masters.give(self.moe)
 
-    def _discard_all(self) -> None:
-        """Discard all tapes, those of graphs that torch may drop meanwhile too."""
-        for graph in list(self._graphs):
-            for tape in graph.tapes:
-                tape.discard()
-        self._discard()
-
-    def _discard(self) -> None:
-        """Discard the tapes of graphs that torch has dropped."""
-        while self._dropped:
-            self._dropped.pop().discard()
-
     def _untaped(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int) -> torch.Tensor:
+        if weights.dtype != torch.float32:
+            weights = weights.float()
+        if calls == 1:
+            return as_tensor(self.moe(as_numpy(x), ids.numpy(), as_numpy(weights)))
         x = x.contiguous()
         y = torch.empty_like(x)
-        arrays = as_numpy(x), ids.numpy(), weights.float().numpy(), as_numpy(y)
+        arrays = as_numpy(x), ids.numpy(), as_numpy(weights), as_numpy(y)
         for part in self._parts(calls):
             rows, chosen, shares, out = (each[part] for each in arrays)
             self.moe(rows, chosen, shares, out=out)
@@ -195,25 +194,25 @@ class Experts(torch.nn.Module):
 
     def taped(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int
-    ) -> tuple[torch.Tensor, Graph]:
-        """(y, what `backward` needs) of a call with gradients. x: [S, H], contiguous or not."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(y, the number of its graph for `backward`) of a call with gradients. x: [S, H], contiguous or not."""
         x, weights = x.contiguous(), weights.float()
-        y, graph = torch.empty_like(x), Graph(self._dropped)
-        self._graphs.add(graph)
+        y, (graph, number) = torch.empty_like(x), self._graphs.new()
         out = as_numpy(y)
         for part in self._parts(calls):
             out[part], tape = self.moe.forward(as_numpy(x[part]), ids[part].numpy(), weights[part].numpy())
             graph.tapes.append(tape)
-        return y, graph
+        return y, number
 
     @_alone
-    def backward(self, dy: torch.Tensor, graph: Graph) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    def backward(self, dy: torch.Tensor, number: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """(dx, gradient of weights, gradients of the parameters) of a call of `taped`. Collective."""
         assert self._masters is not None
+        graph = self._graphs.of(number)
         if graph.used:
             raise InputError("a graph is gone back through once: leave retain_graph=True out, or call the layer again")
         graph.used = True
-        dy = dy.to(getattr(torch, self.cfg.dtype)).contiguous()
+        dy = dy.to(self._dtype).contiguous()
         dx, dw = torch.empty_like(dy), torch.empty(len(dy), self.cfg.top_k)
         self.moe.zero_grads()
         for part, tape in reversed(list(zip(self._parts(len(graph.tapes)), graph.tapes, strict=True))):
@@ -238,7 +237,7 @@ class Experts(torch.nn.Module):
 
     def idle(self, calls: int) -> None:
         """Take part in the other ranks' calls without tokens."""
-        x = torch.empty(0, self.cfg.hidden, dtype=getattr(torch, self.cfg.dtype))
+        x = torch.empty(0, self.cfg.hidden, dtype=self._dtype)
         ids = torch.empty(0, self.cfg.top_k, dtype=torch.int64)
         with torch.no_grad():
             self(x, ids, ids.float(), calls)

@@ -109,26 +109,25 @@ def experts_forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """What transformers calls for each layer's experts: y [S, H] of this rank's S tokens. Collective."""
-    if (theirs := fallback.left_to(self)) is not None:
+    made: Experts | None = vars(self).get(HELD)
+    if made is None and (theirs := fallback.left_to(self)) is not None:
         left: torch.Tensor = theirs(self, hidden_states, top_k_index, top_k_weights)
         return left
     if "parametrizations" in self._modules:
         _refuse_adapter(self)
-    if HELD not in vars(self) and not _trains(self) and torch.is_grad_enabled() and hidden_states.requires_grad:
+    if made is None and not _trains(self) and torch.is_grad_enabled() and hidden_states.requires_grad:
         raise InputError(
             f"{type(self).__name__}: a gradient is asked for, and the model does not train: call it under"
             " torch.no_grad(), or call model.train() first"
         )
     top_k, dtype, calls = top_k_index.shape[-1], hidden_states.dtype, None
     if _guard is not None and _guard.covers(self):
-        made = vars(self).get(HELD)
         most = current().max_tokens if made is None else made.cfg.max_tokens  # options may have changed since
         mine = -(-len(hidden_states) // most)
         grad = torch.is_grad_enabled() and any(each.requires_grad for each in (hidden_states, *self.parameters()))
         calls = _guard.agree(self, mine, top_k, str(dtype).removeprefix("torch."), grad)
     with CALLS:
-        y: torch.Tensor = _layer_of(self, top_k, dtype)(hidden_states, top_k_index, top_k_weights, calls)
-    return y
+        return _layer_of(self, top_k, dtype).computed(hidden_states, top_k_index, top_k_weights, calls)
 
 
 def _take_part(module: Any, offer: Offer) -> None:
@@ -137,20 +136,24 @@ def _take_part(module: Any, offer: Offer) -> None:
 
 
 @contextmanager
-def together(model: Any) -> Iterator[int]:
-    """A block in which each rank uses the model at its own pace, with prompts of its own or none. Collective.
+def together(*models: Any) -> Iterator[int]:
+    """A block in which each rank uses the models at its own pace, with prompts of its own or none. Collective.
 
-    `with together(model) as rank`: this rank's number, 0 in one process. At its end a rank takes part in the others'
-    calls, without tokens, until all have come. `model.generate` is such a block. An exception on one rank ends the
-    others' blocks with PoisonedError, which names it. Calls with gradients are made by all ranks alike.
+    `with together(model) as rank`: this rank's number, 0 in one process. Ranks at different layers go on with the first
+    of them in the order of the models, and the others take part in its calls without tokens; so does a rank at the end
+    of its block, until all have come. `model.generate` is such a block. An exception on one rank ends the others'
+    blocks with PoisonedError, which names it. Calls with gradients are made by all ranks alike.
     """
     global _guard
-    fallback.check(model)
+    for model in models:
+        fallback.check(model)
     comm = communicator()
     rank = 0 if comm is None else comm.Get_rank()
-    modules = experts_modules(model)
+    modules = list(dict.fromkeys(module for model in models for module in experts_modules(model)))
     if _guard is not None and not all(map(_guard.covers, modules)):
-        raise InputError("together(model) within that of another model: use one model after the other on ranks")
+        raise InputError(
+            "a model is used within together(...) of others: name it there too, as in together(first, second)"
+        )
     if comm is None or _guard is not None:
         yield rank
         return

@@ -67,7 +67,10 @@ def _peer(job: np.ndarray, state: np.ndarray, line: Line, peer: int) -> list[str
     if state[words.PHASE] != codes.PHASE_RUN:
         return found
     if of(words.verdict) == codes.UNANNOUNCED:
-        found.append(f"its announcement is missing: the last one is of epoch {line(peer, words.ANNOUNCED)}")
+        last = line(peer, words.ANNOUNCED)
+        landed = last == job[words.EPOCH]
+        where = "has landed and is not read" if landed else f"is missing: the last one is of epoch {last}"
+        found.append(f"its announcement {where}")
     else:
         found.append(
             f"{of(words.rows_left)} of {of(words.rows_from)} announced rows are missing; {of(words.read_tiles)} tiles"

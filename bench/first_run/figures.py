@@ -33,13 +33,13 @@ class Figure:
         """The figure reached; None if it was not measured."""
         return self.value(right_rows(ran, self.part, self.suite))
 
-    def line(self, ran: list[Ran]) -> list[str]:
-        """Its row of the table: figure, predicted, goal, reached, met."""
+    def line(self, ran: list[Ran], rehearsal: bool = False) -> list[str]:
+        """Its row of the table: figure, predicted, goal, reached, met. rehearsal: the times mean nothing."""
         value, head = self.reached(ran), [self.what, self.predicted or "-", f"{self.goal:g} {self.unit}"]
         if value is None:
             return [*head, "not measured", "-"]
         met = value <= self.goal if self.at_most else value >= self.goal
-        return [*head, f"{value:.3g} {self.unit}", "yes" if met else "no"]
+        return [*head, f"{value:.3g} {self.unit}", "a rehearsal" if rehearsal else "yes" if met else "no"]
 
 
 HEAD = ["figure", "predicted by reading", "goal", "reached", "met"]

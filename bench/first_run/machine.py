@@ -17,13 +17,13 @@ FIELDS = ("index", "uuid", "name", "driver_version", "mig.mode.current", "memory
 PROBE_SECONDS = 5.0
 IN_USE = 1024  # MiB in use that no idle GPU has
 LEAST_DRIVER = {12: 525, 13: 580}  # of the CUDA version that the packages are for
+PACKAGES = ("numba-cuda", "cuda-bindings", "nvidia-cuda-nvcc", "cupy-cuda12x", "cupy-cuda13x", "torch", "triton")
 GENERATIONS = (8, 9, 10, 12)  # major numbers of compute capabilities that the kernels are compiled for
 
 
 def facts() -> dict[str, Any]:
     """The GPU, its driver and clocks, versions. Raises EnvironmentProblem if there is no GPU."""
     from aristos.host import launch_environment
-    from aristos.host.versions import versions
     from aristos.substrate.cuda import device_puts
     from aristos.substrate.cuda.device import CudaDevice
     from aristos.topology import nvml
@@ -43,11 +43,16 @@ def facts() -> dict[str, Any]:
         puts = device_puts.probe(device.ordinal, PROBE_SECONDS)
         found["puts_from_gpu"] = "yes" if puts.supported else f"no: {puts.why}"
     found |= nvml.state(library, device.uuid) if library is not None else {}
-    return (
-        found
-        | {"utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        | {name: version for name, version in versions().items() if version}
-    )
+    return found | {"utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} | software()
+
+
+def software() -> dict[str, str]:
+    """The commit, and the versions of the packages that are here."""
+    from aristos.bench.environment import commit
+    from aristos.host.versions import version, versions
+
+    found = {name: version(name) for name in PACKAGES}
+    return {"commit": commit() or "unknown"} | versions() | {name: each for name, each in found.items() if each}
 
 
 def local_rank() -> int:

@@ -40,12 +40,13 @@ def markdown(facts: dict[str, Any], ran: list[Ran], left: tuple[Part, ...] = (),
     """The report as Markdown."""
     parts = [f"# Aristos on {facts['gpu']}: {verdict(ran, left, whole)}", _list(facts)]
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []
-    parts.append(table(figures.HEAD, [each.line(ran) for each in figures.figures(facts["gpu_arch"])]))
+    rehearsal = "rehearsal" in facts
+    parts.append(table(figures.HEAD, [each.line(ran, rehearsal) for each in figures.figures(facts["gpu_arch"])]))
     bounds = figures.floors(facts["gpu"], ran)
     parts += [table(figures.FLOOR_HEAD, bounds)] if bounds else []
     rows = [[each.part.name, each.outcome, f"{each.seconds:.0f}", _last(each)] for each in ran]
     parts.append(table(["part", "outcome", "seconds", "last line of output"], rows))
-    parts.append(_clocks(ran, samples))
+    parts.append(_clocks(ran, samples, rehearsal))
     for each in ran:
         for suite in each.document.get("suites", {}).values():
             parts += [text for sheet in suite["tables"] for text in _sheet(sheet)]
@@ -64,9 +65,10 @@ def _last(each: Ran) -> str:
     return each.said[-1][:200] if each.said else ""
 
 
-def _clocks(ran: list[Ran], samples: Samples | None) -> str:
+def _clocks(ran: list[Ran], samples: Samples | None, rehearsal: bool) -> str:
     if samples is None or not samples.rows:
-        return "Clocks, power and throttling were not sampled: NVML did not answer."
+        why = "the PTX machine has none" if rehearsal else "NVML did not answer"
+        return f"Clocks, power and throttling were not sampled: {why}."
     return table(HEAD, [samples.line(each.part.name) for each in ran if samples.of(each.part.name)])
 
 

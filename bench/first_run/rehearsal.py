@@ -24,6 +24,7 @@ SHAPE = ("--hidden", "32", "--ffn", "24", "--experts", "3", "--top-k", "2", "--i
 CALLS = ("--tokens", "6")
 FULL = 512  # bytes to which files can grow on a full disk
 TILES = 1  # of a kind
+STAND_IN = "tests/primitives/test_finite.py"  # for tests/gpu
 LACKING = ("mpi4py", "cupy", "matplotlib")
 FORBIDDEN = Path(__file__).with_name("forbidden")  # with an ncu that lacks permission
 
@@ -46,24 +47,27 @@ def run(given: Any) -> int:
 
 
 def _tests(given: Any) -> int:
-    """tests/gpu finds no GPU: a quick test stands for it."""
+    """A quick test stands for tests/gpu."""
     from . import tasks
 
-    given.words = ["tests/primitives/test_finite.py"]
-    return tasks.tests(given)
+    given.words = [STAND_IN]
+    code = tasks.tests(given)
+    print(f"tests/gpu needs a GPU: {STAND_IN} {'failed' if code else 'passed'} in its place", flush=True)
+    return code
 
 
 def driver(given: Any) -> int:
     """The facts of the PTX machine."""
     import json
 
-    from aristos.host.versions import versions
     from aristos.substrate.cuda import runtime
+
+    from . import machine
 
     gpu = runtime.CudaDevice.find(0)
     found = {"gpu": gpu.name, "gpu_uuid": gpu.uuid, "gpu_arch": gpu.arch, "gpu_sms": gpu.sms, "cuda_driver": "none"}
     found["rehearsal"] = "on the PTX machine: every time counts events and means nothing"
-    print(json.dumps({"facts": found | versions()}), flush=True)
+    print(json.dumps({"facts": found | machine.software()}), flush=True)
     return 0
 
 
@@ -94,7 +98,7 @@ def smaller(task: str, words: list[str]) -> list[str]:
 def shrink() -> None:
     """Sizes that the PTX machine can run quickly."""
     from aristos.bench import world
-    from aristos.bench.gpu import clock, cublas
+    from aristos.bench.gpu import clock, cublas, torch_layer
     from aristos.bench.suites import gemm_gpu, progress_gpu, put_gpu, signal_gpu
     from aristos.kernels.cuda import gemm
 
@@ -105,10 +109,17 @@ def shrink() -> None:
     ):  # fmt: skip
         setattr(module, name, value)
     world.connect = lambda *words, **options: world.World()
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    cublas.NAMES = {"": ()}  # neither it nor PyTorch may touch a real GPU with the machine's addresses
+    sys.modules["torch"] = None  # neither it nor cuBLAS may touch a real GPU with the machine's addresses
+    torch_layer.imported = lambda: _refuse("no rival: PyTorch")
+    cublas.library = lambda driver="": _refuse("no cuBLAS: it")
     tiles = gemm.tiles
     gemm.tiles = lambda kind, target, *rest: tiles(kind, target, *rest)[:TILES]
+
+
+def _refuse(what: str) -> Any:
+    from aristos.errors import EnvironmentProblem
+
+    raise EnvironmentProblem(f"{what} is not used in a rehearsal, which has no GPU")
 
 
 def plant(fault: str) -> None:

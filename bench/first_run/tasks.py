@@ -32,16 +32,22 @@ def run(given: Any) -> int:
 
 
 def bench(given: Any) -> int:
-    """A command line of `python -m aristos.bench`. An error is no wrong output: only a document says that."""
+    """A command line of `python -m aristos.bench`. An error is no wrong output: only a document says that.
+
+    After an error the rows so far are printed.
+    """
     import io
 
     from aristos.bench.main import main
 
+    from . import unfinished
+
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         code = main([*within(given.words, given.end), *BACKEND, "--timeout", str(WAIT), "--out", given.out])
-    print(printed.getvalue(), flush=True)
-    return code if code != WRONG or printed.getvalue().lstrip().startswith("{") else 4
+    whole = printed.getvalue().lstrip().startswith("{")
+    print(printed.getvalue(), "" if whole else unfinished.document(), sep="\n", flush=True)
+    return code if code != WRONG or whole else 4
 
 
 def within(words: Sequence[str], end: float) -> list[str]:

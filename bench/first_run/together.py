@@ -1,7 +1,7 @@
 """The report under mpirun, on the GPUs of a node: the parts run in this process, since MPI can start only once in one.
 
 Every rank runs each part, rank 0 keeps what was printed. A part that fails on a rank, or the end of the minutes, ends
-the job; the page has what came before.
+the job; the page has what came before, and what every rank waits for.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from aristos.errors import EnvironmentProblem
+from aristos.topology import nvml
 
-from . import machine, page, saved, tasks
+from . import machine, page, processes, saved, tasks, unfinished
 from .parts import CALLS, INCOMPLETE, LAYER, PRODUCTS, PUTS, SHAPE, WRONG, Part, Ran, forbidden, limits
+from .rank_words import RankWords
+from .samples import Samples
 
 # Products, then what needs several GPUs: each a command line of `python -m aristos.bench`.
 TOGETHER = (
@@ -29,6 +32,8 @@ TOGETHER = (
     Part("exchange", "bench", ("exchange", *SHAPE, *CALLS, "--seconds", "30"), 60, (PRODUCTS, LAYER)),
     Part("idle and progress", "bench", ("idle", "progress", *SHAPE, *CALLS, "--seconds", "20"), 60, (PRODUCTS, LAYER)),
 )
+CLOCKS = "clocks, power and throttling are those of rank 0's GPU"
+FAILED = 4  # exit code of a part that ended the job, and in which no call stood still
 
 
 class Parts:
@@ -71,6 +76,7 @@ class Parts:
             return self.products(part, end)
         from aristos.bench.main import main as bench
 
+        unfinished.forget()
         words = tasks.within(part.words, float(self.comm.bcast(end)))
         words += [*tasks.BACKEND, "--timeout", str(tasks.WAIT), "--out", str(self.out)]
         start, said = time.monotonic(), io.StringIO()
@@ -79,9 +85,52 @@ class Parts:
         try:
             document = json.loads(said.getvalue())
         except ValueError:
-            document = {}
+            document = json.loads(unfinished.document() or "{}")
         last = [] if document else said.getvalue().strip().splitlines()
         return Ran(part, code, time.monotonic() - start, last, document)
+
+
+class Page:
+    """The page so far. facts: of its head. Where it cannot be written, the last one is printed."""
+
+    def __init__(self, path: Path, facts: dict[str, Any], samples: Samples, show: Callable[[str], None]) -> None:
+        self.path, self.facts, self.samples, self.show = path, facts, samples, show
+        self.began = time.monotonic()
+
+    def write(self, ran: list[Ran], last: bool = False) -> None:
+        text = page.markdown(self.facts, ran, TOGETHER[len(ran) :], self.samples, (CLOCKS,), len(TOGETHER))
+        if why := processes.kept(self.path, text):
+            self.show(f"the page cannot be written ({why})")
+            if last or len(ran) == len(TOGETHER):
+                print(text, flush=True)
+        self.began = time.monotonic()
+
+    def of_ended(self, part: Part, ran: list[Ran], texts: list[str]) -> None:
+        """Write the page of a job that ends in a part. texts: the words of every rank."""
+        said = [line for text in texts for line in text.splitlines()]
+        code = None if unfinished.CALL.search("\n".join(said)) else FAILED
+        rows = json.loads(unfinished.document() or "{}")
+        self.write([*ran, Ran(part, code, time.monotonic() - self.began, said, rows)], last=True)
+
+
+@contextlib.contextmanager
+def before_the_end_of_a_job(act: Callable[[], None]) -> Iterator[None]:
+    """While inside, a rank that ends the job calls `act` before, but not after Ctrl-C."""
+    from aristos.bench.main import INTERRUPTED
+    from aristos.transport import group
+
+    end_job = group.end_job
+
+    def ended(comm: Any, code: int, last_words: str = "") -> None:
+        if code != INTERRUPTED:
+            act()
+        end_job(comm, code, last_words)
+
+    group.end_job = ended
+    try:
+        yield
+    finally:
+        group.end_job = end_job
 
 
 def report(stem: Path, seconds: float) -> int:
@@ -99,19 +148,29 @@ def report(stem: Path, seconds: float) -> int:
     if why := parts.refusal(facts):
         signal.alarm(0)
         raise EnvironmentProblem(why)
+    samples = Samples(facts["gpu_uuid"], nvml.load() if parts.comm.rank == 0 else None).start()
+    page_of = Page(markdown, facts, samples, show)
+    words = RankWords(stem, parts.comm.rank, parts.comm.size, lambda part, texts: page_of.of_ended(part, ran, texts))
     gpus = parts.comm.allgather(f"{facts['gpu']} {facts['gpu_uuid']}")
     facts |= {"ranks": parts.comm.size, "gpus": "; ".join(gpus)}
-    for i, (part, end) in enumerate(zip(TOGETHER, limits(TOGETHER, seconds)), 1):
-        show(part.name)
-        if why := forbidden(part, ran):
-            ran.append(Ran(part, None, 0.0, skipped=why))  # every rank has the same outcomes
-        else:
-            ran.append(parts.run(part, start + end))
-        show(f"{part.name}: {ran[-1].outcome}")
-        if parts.comm.rank == 0:
-            markdown.write_text(page.markdown(facts, ran, TOGETHER[i:], whole=len(TOGETHER)), encoding="utf-8")
+    unfinished.follow()
+    words.start(start + seconds)
+    with before_the_end_of_a_job(words.ask):
+        for part, end in zip(TOGETHER, limits(TOGETHER, seconds)):
+            show(part.name)
+            samples.part = part.name
+            if why := forbidden(part, ran):
+                ran.append(Ran(part, None, 0.0, skipped=why))  # every rank has the same outcomes
+            else:
+                with words.of(part):
+                    ran.append(parts.run(part, start + end))
+            show(f"{part.name}: {ran[-1].outcome}")
+            if parts.comm.rank == 0:
+                page_of.write(ran)
+    words.stop()
+    samples.stop()
     if parts.comm.rank == 0:
-        saved.save(out, facts, ran, None)
+        saved.save(out, facts, ran, samples)
         show(f"send back {markdown} and {out}")
     signal.alarm(0)
     return 0 if all(each.ok for each in ran) else 1

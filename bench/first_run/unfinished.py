@@ -1,4 +1,4 @@
-"""Rows of suites that have not ended, which a part prints when its time is over, and whether something stands still."""
+"""Rows of suites that have not ended, which a part prints when it fails or its time is over, and whether it hangs."""
 
 from __future__ import annotations
 
@@ -34,11 +34,16 @@ def follow() -> None:
     tables.Reporter.begin, context.Sheet.__init__ = begun, made  # type: ignore[method-assign]
 
 
+def forget() -> None:
+    """The rows so far are no longer of the part that runs."""
+    _sheets.clear()
+
+
 def document() -> str:
     """The rows so far, as the JSON document that the part would have printed; '' if there are none."""
     from aristos.bench.tables import plain
 
-    note = "not finished: these rows were complete when the part's time was over"
+    note = "not finished: these rows were complete when the part ended"
     suites = {}
     for name, sheets in list(_sheets.items()):
         tables = [

@@ -28,7 +28,8 @@ MPI_LIBRARY, MPI = "mpich", "import mpi4py.MPI"  # the package, and what loads a
 MPI_SECONDS = 20.0  # that it may take to start
 SECONDS = 120.0  # that any other program may take
 NEEDED = {"numpy": "numpy", "numba": "numba", "numba.cuda": "numba-cuda", "cuda.bindings.driver": "cuda-bindings",
-          "h5py": "h5py", "ml_dtypes": "ml_dtypes", "filelock": "filelock", "rich": "rich"}  # fmt: skip
+          "cuda.core": "cuda-core", "cuda.pathfinder": "cuda-pathfinder", "h5py": "h5py",
+          "ml_dtypes": "ml_dtypes", "filelock": "filelock", "rich": "rich"}  # fmt: skip
 ENVIRONMENT = 3
 ROOM = "300 MB"
 READY = "ready"  # a file of a whole environment

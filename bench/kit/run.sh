@@ -17,4 +17,9 @@ unset PYTHONPATH # the environment has its folders, behind its own packages
 if [ -z "${CUDA_HOME:-}${CUDA_PATH:-}" ] && [ -d /usr/local/cuda ]; then
 	export CUDA_HOME=/usr/local/cuda # for libraries that neither a wheel nor the loader's path has
 fi
+cache=$here/cache # of libraries that would keep compiled code in the home directory
+export CUDA_CACHE_PATH="${CUDA_CACHE_PATH:-$cache/driver}" CUPY_CACHE_DIR="${CUPY_CACHE_DIR:-$cache/cupy}"
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$cache/triton}" MPLCONFIGDIR="${MPLCONFIGDIR:-$cache/matplotlib}"
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$cache/inductor}"
+mkdir -p "$cache/driver"
 exec "$here/env/bin/python" "$here/source/bench/gpu_report.py" --out "$folder/gpu-report" "$@"

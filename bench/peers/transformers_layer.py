@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jobs import Floats, Job
 
 from peers import Absent
 from peers.torch_layer import join_gloo, leave_gloo, one_thread
 
 ROOT = Path(__file__).resolve().parents[2]
+TAKEN: dict[tuple[Any, int, int], tuple[Any, Any]] = {}  # gate with up, and down, by type and experts
 MOST_BATCHED = 16  # batched_mm copies the weights of every row: 13 MB for a row of the smallest shape here
 
 
@@ -62,13 +62,21 @@ class TransformersLayer:
         config._experts_implementation = "grouped_mm" if exchanging else self.way
         with torch.device("meta"):
             module = Qwen3MoeExperts(config).to(self.rows).eval()
-        assert job.gate is not None
-        parts = [torch.from_numpy(np.array(each[own])).to(self.rows).transpose(1, 2) for each in (job.gate, job.up)]
-        module.gate_up_proj = torch.nn.Parameter(torch.cat(parts, dim=1).contiguous(), requires_grad=False)
-        down = torch.from_numpy(np.array(job.down[own])).to(self.rows).transpose(1, 2).contiguous()
+        gate_up, down = self._taken(job, own)
+        module.gate_up_proj = torch.nn.Parameter(gate_up, requires_grad=False)
         module.down_proj = torch.nn.Parameter(down, requires_grad=False)
         module._is_expert_parallel = exchanging
         return module
+
+    def _taken(self, job: Job, own: slice) -> tuple[Any, Any]:
+        """The weights of some experts as torch has them, one copy for all peers that have the same."""
+        key = self.rows, own.start, own.stop
+        if key not in TAKEN:
+            assert job.gate is not None
+            gate, up, down = (self.torch.from_numpy(each[own]).to(self.rows) for each in (job.gate, job.up, job.down))
+            gate_up = self.torch.cat((gate.transpose(1, 2), up.transpose(1, 2)), dim=1)
+            TAKEN[key] = gate_up.contiguous(), down.transpose(1, 2).contiguous()
+        return TAKEN[key]
 
     def _exchanging(self) -> Any:
         from transformers.distributed.expert_parallel import AllToAllEP
@@ -96,6 +104,7 @@ class TransformersLayer:
         return y
 
     def close(self) -> None:
+        TAKEN.clear()
         if self.ours is not None:
             self.ours.close(self.module)
         elif self.comm is not None:

@@ -337,6 +337,16 @@ def test_every_error_has_its_exit_code(monkeypatch, capsys, error, code, words):
     assert ("Traceback" in printed) == (code == 1)
 
 
+def test_a_wait_that_ran_out_says_where_the_call_stands(monkeypatch, capsys):
+    error = WaitTimeout("rank 0 waited")
+    error.add_note("rank 0 of 2, epoch 3: running, 7 commands published; worker 2 holds the lock")
+    monkeypatch.setattr(world, "connect", World)
+    monkeypatch.setattr(main, "run", lambda *_: (_ for _ in ()).throw(error))
+    assert main.main(["gemm"]) == 3
+    printed = capsys.readouterr().err.splitlines()
+    assert printed == ["python -m aristos.bench: rank 0 waited", error.__notes__[0]]
+
+
 def test_ctrl_c_keeps_finished_suites(tmp_path, monkeypatch):
     def interrupted(_):
         raise KeyboardInterrupt

@@ -84,6 +84,7 @@ def test_quantisers_get_the_codes_back(tmp_path: Path, text: str) -> None:
             assert np.array_equal(np.unique(found.scales), np.unique(scales))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXTS)
 def test_aristos_is_within_its_bound_and_says_what_it_read(tmp_path: Path, text: str) -> None:
     import peers

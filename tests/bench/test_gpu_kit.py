@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,7 @@ def run(tmp_path):
         f'#!/bin/sh\necho "$*, ${{PYTHONPATH:-unset}}" >> "{tmp_path}/log"\n'
         'case "$1" in *install.py) mkdir -p "$2/bin" && cp "$0" "$2/bin/python" ;; esac\n'
         'case "$*" in *"${REFUSES:-nothing}"*) exit 3 ;; esac\n'
+        f'if [ -n "${{LISTS:-}}" ]; then env > "{tmp_path}/variables"; fi\n'
     )
     python.chmod(0o755)
 
@@ -130,6 +132,20 @@ def test_the_command_makes_an_environment_and_starts_the_report_in_it(run, tmp_p
         run("python/below a file")
     assert refused.value.returncode == 3
     assert "no folder for the report: ./run.sh /a/folder/of/yours" in refused.value.stderr
+
+
+def test_libraries_keep_their_compiled_code_in_the_kit(run, tmp_path, monkeypatch):
+    """So that deleting the kit removes it; a folder that the user has chosen stays."""
+    named = ("CUDA_CACHE_PATH", "CUPY_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
+    for name in named:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
+    monkeypatch.setenv("LISTS", "yes")
+    run()
+    found = dict(line.split("=", 1) for line in (tmp_path / "variables").read_text().splitlines() if "=" in line)
+    assert found["TRITON_CACHE_DIR"] == "/mine"
+    for name in set(named) - {"TRITON_CACHE_DIR"}:
+        assert found[name].startswith(f"{tmp_path}/a kit/cache/")
 
 
 @pytest.mark.parametrize("at", ["install.py", "gpu_report.py"])
@@ -172,6 +188,17 @@ def _lines(path):
         name, _, rest = line.partition("==")
         version, _, digest = rest.partition(" --hash=sha256:")
         yield name, (version, digest)
+
+
+def test_what_numba_cuda_needs_is_in_the_kit_or_asked_of_the_machine():
+    """And the page names what is asked for: without a network nothing else can be installed."""
+    brought, asked = {name for name, _ in _lines(gpu_kit.WHEELS)}, {*install.NEEDED.values(), "llvmlite", "mpi4py"}
+    text = (ROOT / "bench" / "kit" / "README.txt").read_text()
+    for line in metadata.requires("numba-cuda"):
+        if "extra ==" not in line:
+            assert install.canonical(re.match(r"[\w.-]+", line)[0]) in brought | asked, line
+    for package in asked:
+        assert (install.canonical(package) in brought) != bool(re.search(rf"[ ,]{package}\b", text)), package
 
 
 def test_what_the_machine_has_in_a_fitting_version_is_not_installed(monkeypatch):
@@ -279,6 +306,7 @@ def test_the_unpacked_kit_rehearses_without_an_index(tmp_path):
     page = (kit / "report" / "gpu-report.md").read_text()
     assert page.startswith("# Aristos on PTX machine: 2 of 12 parts ran, every output was right\n"), page
     assert ", 1 kernels compiled ahead" in page, page
+    assert f"- commit: {(kit / 'source' / 'aristos' / 'commit.txt').read_text()}\n" in page, page
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import re
@@ -196,6 +197,20 @@ def test_rows_of_a_suite_that_has_not_ended_are_printed(monkeypatch):
     assert table["rows"] == [{"tokens": 64, "check": "ok"}]
 
 
+def test_a_part_that_fails_keeps_its_rows(monkeypatch, capsys):
+    """A wait ran out at the second number of tokens: the first one's row is printed as a document."""
+    from aristos.bench import main
+
+    sheet = Sheet("layer", (Column("tokens", "tokens"),))
+    sheet.records.append({"tokens": 64, "check": "ok"})
+    monkeypatch.setattr(unfinished, "_sheets", {"layer": [sheet]})
+    monkeypatch.setattr(main, "main", lambda words: 3)
+    given = SimpleNamespace(words=("layer", "--seconds", "30"), end=time.monotonic() + 60, out="none")
+    assert tasks.bench(given) == 3
+    (table,) = processes._document(capsys.readouterr().out)["suites"]["layer"]["tables"]
+    assert table["rows"] == [{"tokens": 64, "check": "ok"}]
+
+
 def test_fewer_parts_are_not_called_every_part():
     ran = [parts.Ran(parts.PARTS[0], 0, 1.0), parts.Ran(parts.PARTS[1], 0, 1.0)]
     assert page.verdict(ran, (), 12) == "2 of 12 parts ran, every output was right"
@@ -334,6 +349,8 @@ def test_the_report_of_several_gpus(monkeypatch, tmp_path):
     """Under mpirun every part runs in this process, on all ranks; the page names every GPU."""
     from aristos.bench import main
 
+    monkeypatch.setattr(together.nvml, "load", lambda: None)
+    monkeypatch.setattr(unfinished, "follow", lambda: None)
     monkeypatch.setattr(command.machine, "facts", lambda: FACTS | {"gpu_uuid": "GPU-1"})
     monkeypatch.setattr(command.launch_environment, "started_as", lambda: ("mpirun", 2, 0))
     monkeypatch.setattr(tasks, "check_products", lambda kinds, go_on: print("bf16_16x128: 1e-3 ok") or 0)
@@ -363,10 +380,42 @@ def test_the_report_of_several_gpus(monkeypatch, tmp_path):
     assert all(words[words.index("--timeout") + 1] == "5.0" for words in seen)
 
 
+def test_a_rehearsal_meets_no_goal():
+    ran = [parts.Ran(parts.Part(parts.PUTS, "bench"), 0, 1.0, [], PUT)]
+    text = page.markdown(FACTS | {"rehearsal": "times mean nothing"}, ran)
+    assert "| put + signal there and back, 16 bytes | 4 to 5 | 6 us | 4.5 us | a rehearsal |" in text
+    assert "were not sampled: the PTX machine has none." in text
+    assert "| 4.5 us | yes |" in page.markdown(FACTS, ran)
+
+
+def test_the_page_of_several_gpus_has_the_clocks_of_one(tmp_path):
+    samples = Samples("GPU-1", None, [{"part": parts.PUTS, "sm_clock_mhz": 1980, "power_w": 350.0, "celsius": 61}])
+    made = together.Page(tmp_path / "r.md", FACTS, samples, print)
+    made.write([parts.Ran(parts.PARTS[4], 0, 1.0)])
+    text = (tmp_path / "r.md").read_text()
+    assert "| put and signal | 1980 to 1980 | 350 | 61 |" in text
+    assert f"- {together.CLOCKS}\n" in text
+
+
+@pytest.mark.parametrize(("said", "head"), [
+    ("cuda: rank 0 of 2, epoch 3: running, 7 commands published; worker 2 holds the lock", "HUNG: layer"),
+    ("cuda: rank 0 of 2, epoch 3: done, 7 commands published; the lock is free", "failed: layer"),
+])  # fmt: skip
+def test_the_page_of_a_job_that_ended(tmp_path, capsys, said, head):
+    """It is printed where it cannot be written."""
+    made = together.Page(tmp_path / "nowhere" / "r.md", FACTS, Samples("GPU-1", None), lambda text: None)
+    made.of_ended(parts.Part("layer", "bench"), [], [said, "rank 1 wrote nothing"])
+    text = capsys.readouterr().out
+    assert text.startswith(f"# Aristos on An H100: {head}; not finished: ")
+    assert f"{said}\nrank 1 wrote nothing\n" in text
+
+
 def test_minutes_and_refusals_hold_under_mpirun(monkeypatch, tmp_path, capsys):
     """Parts get their share of the minutes, an alarm ends the job by then, and every rank's GPU is judged."""
     from aristos.bench import main
 
+    monkeypatch.setattr(together.nvml, "load", lambda: None)
+    monkeypatch.setattr(unfinished, "follow", lambda: None)
     alarms, seen = [], []
     monkeypatch.setattr(together.signal, "alarm", alarms.append)
     monkeypatch.setattr(command.machine, "facts", lambda: dict(FACTS))
@@ -463,6 +512,7 @@ def test_the_product_check_covers_the_tiles_of_each_kind(monkeypatch, capsys):
     from aristos.kernels.cuda import gemm
     from aristos.row_types import KINDS
 
+    importlib.import_module("aristos.substrate.cuda.persistent")  # takes `tiles` as it is, for later tests too
     monkeypatch.setattr(clock, "FLUSH", 1 << 12)
     all_tiles = gemm.tiles
     monkeypatch.setattr(gemm, "tiles", lambda kind, arch: all_tiles(kind, arch)[:2])

@@ -38,12 +38,17 @@ def test_a_whole_rehearsal(tmp_path):
     assert code == 0, said
     for line in (
         "| products against float64 | ok |", "| layer | ok |", "## router on PTX machine",
-        "## time per phase on PTX machine", "## idle on PTX machine", "two kernels under ncu", " passed",
+        "## time per phase on PTX machine", "## idle on PTX machine", "two kernels under ncu",
+        "tests/gpu needs a GPU: tests/primitives/test_finite.py passed in its place",
+        "- no rival: PyTorch is not used in a rehearsal, which has no GPU\n",
+        "- no cuBLAS: it is not used in a rehearsal, which has no GPU\n",
     ):  # fmt: skip
         assert line in page, page
+    assert re.search(r"^- commit: [0-9a-f]{40}\+?$(?s:.*)^- numba-cuda: 0\.30", page, re.M), page
     files = sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock"))
     assert {"r.h5", "r.md"} <= set(files)
     assert len(list(tmp_path.iterdir())) <= 8, files
+    assert max(path.stat().st_size for path in tmp_path.iterdir()) < 16 << 20
     names = {table.name for run in results.load(tmp_path / "r.h5").runs for table in run.tables}
     assert {"gpu_report", "layer_cuda", "put_cuda"} <= names
 

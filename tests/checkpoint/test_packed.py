@@ -131,7 +131,13 @@ def reference(weights, tensors, x):
     return aristos.reference.moe(cfg, x.astype(np.float64), router=router, **w)
 
 
-@pytest.mark.parametrize("name", ["gptq", "awq", "int4 in words", "mxfp4 in bytes", "int8 in groups", "fp8 in blocks"])
+FORMATS = [  # each compiles kernels of its own
+    *("gptq", "awq", "int4 in words"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("mxfp4 in bytes", "int8 in groups", "fp8 in blocks")),
+]
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_layer_keeps_weights_as_they_are_stored(tmp_path, name):
     config, tensors, weights = olmoe(CASES[name])
     checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))

@@ -77,6 +77,7 @@ def test_all_schedules_of_a_backward_call(capsys):
         assert explore(capsys, *words, "--mutation", bug)["found"], bug
 
 
+@pytest.mark.slow
 def test_all_schedules_of_tokens_that_cross_once(capsys):
     """Within a node, in every second call of a rank, and else a row a pair: searched to the end."""
     words = ("--strategy", "exhaustive", "--once", "--tokens", "1")

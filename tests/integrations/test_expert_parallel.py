@@ -75,6 +75,19 @@ def test_a_mesh_of_two_ranks(comm, tmp_path, kind, sizes):
             model(ids)
 
 
+@pytest.mark.ranks(2, timeout=120)
+def test_gradients_of_experts_alone_are_refused_too(comm, tmp_path):
+    with parted(comm, tmp_path, "qwen3_moe", tp_size=2, ep_size=2) as (_, theirs, model):
+        model.requires_grad_(False)
+        for module in experts_of(model):
+            module.requires_grad_(True)
+        ids = torch.zeros(1, 3, dtype=torch.int64)
+        with pytest.raises(InputError, match=r"train with experts_implementation=.aristos. and without distributed_"):
+            model(ids)
+        model.requires_grad_(False)
+        assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
+
+
 def test_experts_that_fsdp_would_cut_are_refused():
     importlib.import_module("aristos.integrations.transformers")
     from transformers.distributed import DistributedConfig

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 from cases import PATIENCE
-from hf_models import MODELS, on_ranks, opened, relative, small
+from hf_models import MODELS, experts_of, on_ranks, opened, relative, small
 
 import aristos
 from aristos.errors import InputError, MismatchError
@@ -209,17 +209,36 @@ def test_copies_of_experts_are_refused(comm):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(ours, tmp_path, reentrant):
+    """No tape waits for the way back."""
     folder = small("qwen3_moe", tmp_path)
     theirs, model = opened(folder, "eager").train(), opened(folder, "aristos").train()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     assert steps(model, [batch(0)], ranks=ours) == pytest.approx(steps(theirs, [batch(0)]), rel=1e-5)
     compared(model, theirs, ours)
+    loss = model(batch(0)[0], labels=batch(0)[0]).loss
+    assert [vars(module)["_aristos"].moe.open_tapes for module in experts_of(model)] == [0, 0]
+    loss.backward()
     ours.close(model)
 
 
-def on_some_ranks(comm, tmp_path, kind: str) -> None:
+@pytest.mark.ranks(2, timeout=120)
+def test_gradient_checkpointing_on_two_ranks(comm, tmp_path):
+    on_some_ranks(comm, tmp_path, "mixtral", checkpoints=True)
+
+
+def test_hooks_that_copy_saved_tensors_are_refused():
+    with made() as experts:
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda kept: kept):
+            y = experts(*drawn(5))
+        with pytest.raises(InputError, match="hooks of saved tensors keep copies"):
+            y.sum().backward()
+
+
+def on_some_ranks(comm, tmp_path, kind: str, checkpoints: bool = False) -> None:
     ours, folder = on_ranks(comm, tmp_path, kind)
     theirs, model = opened(folder, "eager").train(), opened(folder, "aristos").train()
+    if checkpoints:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     steps(theirs, [batch(rank) for rank in range(comm.size)])
     steps(model, [batch(comm.rank)], ranks=ours)
     compared(model, theirs, ours, comm)

@@ -12,6 +12,7 @@ import pytest
 from cache_keys import forget
 from cases import ROOT, clean_environment
 
+from aristos.kernels.cpu import target
 from aristos.primitives import isa
 from kernel_cache import compile as compiling
 from kernel_cache import packages
@@ -100,10 +101,12 @@ def test_the_import_of_a_package_registers_it_and_the_cache(name):
     assert done.stdout.split() == sorted([name, "kernel_cache"]), done.stderr
 
 
-def test_aristos_is_registered_with_its_isa():
+def test_aristos_is_registered_with_the_isa_that_its_kernels_are_made_for(monkeypatch):
+    """A test that pretends to have another ISA does not put this one's code where processes of the other look."""
     mine = {package.name: package for package in packages.every()}["aristos"]
     assert mine.root == ROOT / "aristos"
-    assert mine.parts() == isa.chosen()
+    monkeypatch.setattr(isa, "usable", lambda: ("another",))
+    assert mine.parts() == target.ISA != isa.chosen()
 
 
 PROGRAM = """

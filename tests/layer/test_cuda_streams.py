@@ -6,6 +6,7 @@ The driver is the stand-in of tests/support/fake_cuda.py; kernels are the shippe
 from __future__ import annotations
 
 import gc
+import re
 import sys
 import threading
 import time
@@ -389,6 +390,61 @@ def test_a_kernel_that_hangs_is_given_up_and_its_state_reported(monkeypatch):
     hooks = leftovers.registered()
     on_driver(1, body)
     leftovers.drop_since(hooks)
+
+
+def test_a_hang_of_two_ranks_names_the_lock_the_run_and_the_tiles(monkeypatch):
+    """A worker of rank 0 that computes keeps the lock, and rank 1 waits for what it sent there: the words of each say
+    so in the error that ends its wait, those of rank 0 also while the calls are in flight."""
+    monkeypatch.setattr("fake_kernels.TURN", 500)  # warp instructions between two looks
+    monkeypatch.setattr("aristos.substrate.cuda.runtime.FAIL_SECONDS", 0.2)
+    for name in ("ANSWER_SECONDS", "LOOK_SECONDS"):  # the stand-in is slower than a driver
+        monkeypatch.setattr(f"aristos.substrate.cuda.runtime.{name}", 60.0)
+    sent, held, seen = threading.Event(), threading.Event(), []
+
+    def words_of(runtime, gpu, pattern):
+        """The match in this rank's words, as soon as its call in flight is so far."""
+        while (found := re.search(pattern, runtime.standing(), re.S)) is None:
+            assert not gpu.passed(runtime._ended), "the call has ended"  # a query lets the kernel go on for a turn
+        return found
+
+    def body(comm, rank, driver):
+        moe, x = made(comm, timeout=0.5, absent_timeout=0.5), tokens(CFG, 24, seed=rank)
+        right(moe(x), x)
+        runtime, gpu = moe.runtime, CudaDevice(0)
+        given, out = pair(gpu, x)
+        moe(given, out=out)
+        if rank == 1:
+            words_of(runtime, gpu, r"\n  rank 0: 0 rows are to be sent, [1-9]")
+            sent.set()
+            assert held.wait(100)
+        else:
+            assert sent.wait(100)
+            found = words_of(runtime, gpu, r"the lock is free.*\n  workers? (\d+)\S*: computes share")
+            gpu.copy_in(runtime.state_at + 8 * runtime.tables.words, np.array([1 + int(found[1])]))
+            seen.extend([found[1], standing()])
+            held.set()
+        with pytest.raises(WaitTimeout) as caught:
+            moe.synchronize()
+        runtime.users = 0
+        return caught.value.__notes__[0]
+
+    hooks = leftovers.registered()
+    holds, waits = on_driver(2, body, visible=[[0], [1]], eager=0.0)
+    leftovers.drop_since(hooks)
+    worker, meanwhile = seen
+    for line in (
+        rf"rank 0 of 2, epoch 2: running, \d+ commands published; worker {worker} holds the lock$",
+        rf"^  workers? {worker}\S*: computes share \d+ of the (first|second) product of run \d+$",
+        r"^  run \d+: \d+ rows of held expert \d; \d+ shares are open, \d+ taken, \d+ done$",
+    ):
+        for text in (meanwhile, holds):
+            assert re.search(line, text, re.M), text
+    for line in (
+        r"^rank 1 of 2, epoch 2: running, ",
+        r"^  rank 0: \d+ of \d+ announced rows are missing; \d+ tiles are read of \d+ that have landed$",
+        r"^  rank 0: 0 rows are to be sent, [1-9]\d* of \d+ ring rows are in use; [1-9]\d* sent tiles are to come back",
+    ):
+        assert re.search(line, waits, re.M), waits
 
 
 def test_a_damaged_word_ends_the_call_on_both_gpus():

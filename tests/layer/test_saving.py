@@ -306,7 +306,9 @@ def child(moe: MoE, folder: Path, number: int, fail: bool) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("fail", [False, True], ids=["killed", "a disk that fails"])
+@pytest.mark.parametrize(
+    "fail", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["killed", "a disk that fails"]
+)
 def test_a_save_that_ends_at_any_operation_leaves_the_old_one_or_the_new(moe, tmp_path, fail):
     moe.save(tmp_path / "first")
     seen = set()

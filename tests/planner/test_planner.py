@@ -662,6 +662,7 @@ def test_a_thousand_regular_devices():
     assert sorted(i for g in plan.groups for i in g) == list(range(1024))
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_the_deadline_is_kept():
     problem = planner.parse(planning.draw(7, 40))
@@ -720,6 +721,7 @@ def test_cuts_keep_the_time_limit(monkeypatch):
     assert next(ticks) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 def test_equal_seeds_give_equal_groups(monkeypatch):
     monkeypatch.setattr(search, "ROUNDS", 2)

@@ -17,6 +17,7 @@ from aristos.kernels.cuda.tile import BYTES
 from aristos.reference import error
 from aristos.substrate.counters import Tables
 from aristos.substrate.cuda import persistent as substrate
+from aristos.substrate.standing import describe
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
@@ -123,6 +124,8 @@ def test_a_wait_is_bounded_and_all_learn_its_origin(absent):
     assert "the lock is free\n  failed with cause 1 " in text
     assert f"\n  rank {absent}: its announcement is missing: the last one is of epoch 0\n" in text
     assert text.endswith("workers 0-1: has left the failed call")
+    landed = describe(at.job.copy_to_host(), first, 0, lambda peer, word: int(word == words.ANNOUNCED))
+    assert f"\n  rank {absent}: its announcement has landed and is not read\n" in landed
 
 
 @pytest.mark.parametrize(("asked", "cause"), [(False, codes.CAUSE_TIMEOUT), (True, codes.CAUSE_INTERRUPT)])

@@ -1,0 +1,33 @@
+"""What runs before a commit and on a hosted machine: the files are read, and what they call exists."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+import pytest
+from cases import ROOT
+
+yaml = pytest.importorskip("yaml")
+
+
+def test_hooks_before_a_commit_call_what_exists():
+    (own,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    targets = (ROOT / "Makefile").read_text()
+    assert own["repo"] == "local"
+    for hook in own["hooks"]:
+        program, *words = shlex.split(hook["entry"])
+        if program == "make":
+            assert f"\n{words[0]}: " in targets, hook["id"]
+        else:
+            assert program == ".venv/bin/python", hook["id"]
+            assert "--check" in (ROOT / words[0]).read_text(), hook["id"]
+
+
+def test_a_hosted_machine_runs_the_projects_own_checks():
+    found = yaml.safe_load((ROOT / ".github/workflows/checks.yml").read_text())
+    job = found["jobs"]["checks"]
+    assert job["steps"][-1] == {"run": ".ci/run"}
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    for version in job["strategy"]["matrix"]["python"]:
+        assert (ROOT / ".ci" / f"lock-{version}-x86_64.txt").exists()
