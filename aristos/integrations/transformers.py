@@ -40,7 +40,7 @@ from .training import (
     layers_of,
     refuse_parts,
     whole_state_dict,
-)  # fmt: skip
+)
 
 try:
     from transformers import GenerationMixin, PreTrainedModel
