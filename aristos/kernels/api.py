@@ -10,7 +10,8 @@ from ..config import ACTIVATIONS, PRECISIONS, checked_limit
 from ..errors import InputError
 from ..primitives.arithmetic import ExpertRows, ExpertWeights, Product
 from ..primitives.arrays import check_out, is_type
-from ..primitives.buffers import aligned
+from ..primitives.buffers import LINE, aligned
+from ..primitives.huge_pages import on_huge_pages
 from ..quantised import Quantised
 from ..weight_types import PACKED_ROWS, WeightType
 from .by_isa import module
@@ -104,6 +105,7 @@ class Packed:
         parts: list[np.ndarray | None] = [element.pack(up)]
         parts.append(None if gate is None else element.pack(_another("gate", gate, up.shape, element)))
         parts.append(element.pack(_another("down", down, up.shape[::-1], element)))
+        parts = _together(parts)
         for name, bias, n in (
             ("up_bias", up_bias, self.ffn),
             ("gate_bias", gate_bias, self.ffn),
@@ -174,6 +176,19 @@ def _another(name: str, value: Any, shape: tuple[int, ...], element: ElementType
             f"{name} must be {element.weight} with shape {list(shape)}, got {value.type} {list(value.shape)}"
         )
     return value
+
+
+def _together(parts: list[np.ndarray | None]) -> list[np.ndarray | None]:
+    """Arrays of bytes, copied into one: alone they are too small for huge pages."""
+    sizes = [0 if part is None else -(-part.nbytes // LINE) * LINE for part in parts]
+    memory, first = on_huge_pages(sum(sizes)), 0
+    found: list[np.ndarray | None] = []
+    for part, size in zip(parts, sizes):
+        if part is not None:
+            memory[first : first + part.nbytes] = part
+        found.append(None if part is None else memory[first : first + part.nbytes])
+        first += size
+    return found
 
 
 def _rows(

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from ..primitives.huge_pages import HUGE
 from .group import Group
 
-HUGE = 2 << 20  # bytes of a huge page
 HEAD = mmap.PAGESIZE  # bytes before a part's own: the token
 TOKEN = 16
 MAP_FIXED, MAP_NORESERVE, MADV_COLLAPSE = 0x10, 0x4000, 25

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,9 @@ from aristos.kernels.by_isa import module
 from aristos.kernels.cpu import elements
 from aristos.kernels.cpu.convert import BFLOAT16, FLOAT16
 from aristos.kernels.cpu.micro_kernels import STEP, SUMS
+from aristos.kernels.cpu.packed_kernels import BEGINS, ENDS, WHOLE, widen_scales, widen_zeros
+from aristos.kernels.cpu.packed_panels import SCALE_CODES
+from aristos.weight_types import FORMATS, SCALES
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 pytestmark = [
@@ -25,30 +31,49 @@ pytestmark = [
     ),
 ]
 STEPS = 3  # blocks of 32 k
-CALLER = """
+GROUPS = 3  # of k of packed weights
+CALLER = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-void kernel(long, long, long, long, long, long, long);
+#include <sys/mman.h>
+void kernel(long, long, long, long, long, long, long, long, long, long);
+/* The bytes of a file, which end where a page begins that nothing may touch. */
 static char *all(const char *name, size_t n) {
-    char *p = aligned_alloc(64, (n + 127) / 64 * 64);
+    size_t page = 65536, inner = (n + page - 1) / page * page;
+    char *p = mmap(0, inner + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     FILE *f = fopen(name, "rb");
-    if (!p || !f || fread(p, 1, n, f) != n) exit(9);
+    if (p == MAP_FAILED || mprotect(p + inner, page, PROT_NONE) || !f) exit(9);
+    p += inner - n;
+    if (fread(p, 1, n, f) != n) exit(9);
     fclose(f);
     return p;
 }
-int main(int n, char **v) {
-    char *a = all(v[1], atol(v[2])), *b = all(v[3], atol(v[4])), *s = all(v[5], atol(v[6]));
-    kernel((long)a, (long)b, (long)s, atol(v[7]), atol(v[8]), (long)b, 16);
-    FILE *f = fopen(v[9], "wb");
-    return fwrite(s, 1, atol(v[6]), f) != atol(v[6]) || fclose(f);
+/* Each argument is a number, or the name and the size of a file: "name:size". Files are written back. */
+int main(int count, char **v) {
+    long a[10] = {0}, size[10] = {0};
+    char *name[10] = {0};
+    for (int i = 0; i < count - 1; i++) {
+        char *colon = strchr(v[i + 1], ':');
+        if (!colon) { a[i] = atol(v[i + 1]); continue; }
+        *colon = 0;
+        name[i] = v[i + 1];
+        size[i] = atol(colon + 1);
+        a[i] = (long)all(name[i], size[i]);
+    }
+    kernel(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9]);
+    for (int i = 0; i < 10; i++) {
+        if (!name[i]) continue;
+        FILE *f = fopen(name[i], "wb");
+        if (fwrite((char *)a[i], 1, size[i], f) != (size_t)size[i] || fclose(f)) return 8;
+    }
+    return 0;
 }
 """
+ISAS = [("neon", "neoverse-n1", "+neon"), ("neonbf16", "neoverse-v1", "+neon,+bf16")]
 
 
-@pytest.mark.parametrize(("isa", "cpu", "features"), [
-    ("neon", "neoverse-n1", "+neon"), ("neonbf16", "neoverse-v1", "+neon,+bf16"),
-])  # fmt: skip
+@pytest.mark.parametrize(("isa", "cpu", "features"), ISAS)
 @pytest.mark.parametrize("element", [BFLOAT16, FLOAT16])
 def test_products_of_16_bit_weights(isa, cpu, features, element, tmp_path):
     """Every number of rows that a kernel has, from zero and from sums that are there; other rows stay as they are."""
@@ -56,7 +81,6 @@ def test_products_of_16_bit_weights(isa, cpu, features, element, tmp_path):
     rng, depth = np.random.default_rng(0), 32 * STEPS
     weights = rng.standard_normal((depth, 32), np.float32)
     rounded, packed = _rounded(weights, element)
-    (tmp_path / "b").write_bytes(packed)
     for rows in range(1, widened.ROWS + 1):
         x, _ = _rounded(rng.standard_normal((rows, depth), np.float32), element)
         a = np.zeros((rows, widened.PITCH), np.uint8)
@@ -67,13 +91,91 @@ def test_products_of_16_bit_weights(isa, cpu, features, element, tmp_path):
         kernel = widened._kernels[rows + widened.ROWS * (element - 1)]
         program = _program(tmp_path / f"{rows}", arm_assembly(kernel, 7, cpu, features))
         for carry in (0, 1):
-            found = _run(tmp_path, program, a, len(packed), sums, carry)
+            panel = np.frombuffer(packed, np.uint8)
+            _, _, found, *_ = _call(program, a, panel, sums, 16 * STEPS, carry, 0, 16)
             wanted = sums.astype(np.float64)
             product = x.astype(np.float64) @ rounded[:, : widened.SPAN]
             wanted[:rows, : widened.SPAN] = product + (wanted[:rows, : widened.SPAN] if carry else 0)
             assert np.abs(found - wanted).max() < 2e-5
             assert np.array_equal(found[rows], sums[rows])
             assert np.array_equal(found[:, widened.SPAN :], sums[:, widened.SPAN :])
+
+
+def _drawn(rng: np.random.Generator, form: str, nbytes: int) -> np.ndarray:
+    """Codes of a format, none of them NaN."""
+    codes = rng.integers(0, 256, nbytes, np.uint8)
+    if form == "fp8":
+        codes[codes & 0x7F == 0x7F] = 0
+    return codes
+
+
+def _both(program: Path, plain: Callable[..., None], *arguments: Any) -> tuple[list[Any], list[Any]]:
+    """(arguments as a kernel leaves them, as its plain Python meaning does)."""
+    copies = [each.copy() if isinstance(each, np.ndarray) else each for each in arguments]
+    plain(*(each.ctypes.data if isinstance(each, np.ndarray) else each for each in copies))
+    return _call(program, *arguments), copies
+
+
+def _close(got: Any, wanted: Any) -> bool:
+    return not isinstance(got, np.ndarray) or bool(np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(("isa", "cpu", "features"), ISAS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_products_of_codes(isa, cpu, features, form, tmp_path):
+    """Every number of rows: whole groups, and the parts of a longer one; with zero points and without."""
+    packed = module("packed", isa, form)
+    together, span, rng = packed.TOGETHER, packed.SPAN, np.random.default_rng(0)
+    for rows in range(1, packed.FEW + 1):
+        program = _program(tmp_path / f"{rows}", arm_assembly(packed._kernels[rows], 10, cpu, features))
+        for groups, pairs, flags in ((GROUPS, 16, WHOLE), (1, 5, WHOLE), (1, 16, BEGINS), (1, 16, 0), (1, 7, ENDS)):
+            units = -(-groups * pairs // together)
+            codes = _drawn(rng, form, together * (packed.PAIR * units - (32 - span)))
+            a = np.zeros((rows, packed.PITCH // 4), np.float32)
+            a[:, : 2 * groups * pairs] = rng.standard_normal((rows, 2 * groups * pairs), np.float32)
+            sums, parts = (rng.standard_normal((rows, 32), np.float32) for _ in range(2))
+            scales = rng.standard_normal((groups, packed.SCALE_BYTES // 4), np.float32)
+            for x in (0, rng.standard_normal((rows, groups), np.float32)):
+                got, wanted = _both(
+                    program, partial(packed.rows_by_codes, rows), a, codes, sums, groups, pairs, scales, x, 4 * groups,
+                    parts, flags,
+                )  # fmt: skip
+                kept = 8 if flags & ENDS else 10  # after a group's end, nobody reads its parts
+                assert all(map(_close, got[:kept], wanted))
+                assert np.array_equal(got[2][:, span:], sums[:, span:])
+
+
+@pytest.mark.parametrize(("isa", "cpu", "features"), ISAS)
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_becomes_of_codes_scales_and_zero_points(isa, cpu, features, form, tmp_path):
+    packed, rng, floats = module("packed", isa, form), np.random.default_rng(0), SUMS // 4
+
+    def both(kernel: Any, plain: Callable[..., None], *arguments: Any) -> tuple[list[Any], list[Any]]:
+        return _both(_program(tmp_path / "p", arm_assembly(kernel, len(arguments), cpu, features)), plain, *arguments)
+
+    def same(got: list[Any], wanted: list[Any]) -> bool:
+        return all(a.tobytes() == b.tobytes() for a, b in zip(got, wanted) if isinstance(a, np.ndarray))
+
+    codes, panel = _drawn(rng, form, packed.PAIR * 32), np.zeros(2 * 2 * STEP, np.uint8)
+    assert same(*both(packed._unpack, packed.unpack, codes, panel, 32))
+    wide = np.zeros(GROUPS * packed.SCALE_BYTES // 4 - floats, np.float32)
+    for scale in FORMATS[form].scales:
+        kernel, kind = widen_scales(scale, form, packed.LANES), np.dtype(SCALES[scale])
+        plain = partial(packed.widen_scales, SCALE_CODES[scale])
+        for shared in (0, 1):
+            count = GROUPS if shared else 32 * GROUPS
+            drawn = np.abs(rng.standard_normal(count, np.float32)).astype(kind)
+            if scale == "e8m0":
+                drawn = np.resize(np.array([0, 1, 127, 254], np.uint8), count)
+            assert same(*both(kernel, plain, drawn, wide, GROUPS, shared))
+    if packed.ZEROED:
+        stored = rng.integers(0, 256, GROUPS * 32 * packed.BITS // 8, np.uint8)
+        assert same(*both(widen_zeros(form), packed.widen_zeros, stored, wide, GROUPS))
+    rows, scales = 3, rng.standard_normal((1, packed.SCALE_BYTES // 4), np.float32)
+    parts, sums = (rng.standard_normal((rows, floats), np.float32) for _ in range(2))
+    for x in (0, rng.standard_normal((rows, 1), np.float32)):
+        got, wanted = both(packed._close_group, packed.close_group, rows, parts, sums, scales, x, 4)
+        assert all(map(_close, got, wanted))
 
 
 def _rounded(values: np.ndarray, element: int) -> tuple[np.ndarray, bytes]:
@@ -99,11 +201,18 @@ def _program(at: Path, assembly: str) -> Path:
     return at
 
 
-def _run(folder: Path, program: Path, a: np.ndarray, b_bytes: int, sums: np.ndarray, carry: int) -> np.ndarray:
-    (folder / "a").write_bytes(a.tobytes())
-    (folder / "s").write_bytes(sums.tobytes())
-    words = ["a", a.nbytes, "b", b_bytes, "s", sums.nbytes, 16 * STEPS, carry, "out"]
-    command = [EMULATOR, "-cpu", "max", str(program), *map(str, words)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+def _call(program: Path, *arguments: Any) -> list[Any]:
+    """Run a kernel on integers and arrays; returns them as the kernel leaves them."""
+    words, files = [str(argument) for argument in arguments], {}
+    for i, argument in enumerate(arguments):
+        if isinstance(argument, np.ndarray):
+            files[i] = program.parent / f"argument{i}"
+            files[i].write_bytes(argument.tobytes())
+            words[i] = f"{files[i].name}:{argument.nbytes}"
+    command = [EMULATOR, "-cpu", "max", str(program), *words]
+    done = subprocess.run(command, cwd=program.parent, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, (done.returncode, done.stderr)
-    return np.frombuffer((folder / "out").read_bytes(), np.float32).reshape(sums.shape)
+    found = list(arguments)
+    for i, file in files.items():
+        found[i] = np.frombuffer(file.read_bytes(), found[i].dtype).reshape(found[i].shape)
+    return found

@@ -80,6 +80,9 @@ print(*packed.by_codes.inspect_asm().values())
     [
         ("avx512bf16", "znver4", f"{AVX512},+avx512bf16", "int4"),
         ("avx512", "sapphirerapids", AVX512, "fp8"),
+        ("avx512", "sapphirerapids", AVX512, "int4"),
+        ("avx512", "znver4", AVX512, "mxfp4"),
+        ("avx2", "znver3", AVX2, "int4"),
         ("avx2", "znver3", AVX2, "mxfp4"),
     ],
 )
@@ -91,9 +94,10 @@ def test_loops_over_codes_keep_their_sums_in_registers(isa, cpu, features, form,
     assert done.returncode == 0, done.stderr
     sums, assembly = done.stdout.split("\n", 1)
     loops = [loop for loop in innermost_loops(assembly) if re.search("vfmadd|vdpbf16", loop)]
-    counts = [len(re.findall("vfmadd|vdpbf16ps", loop)) for loop in loops]
-    assert (2 if form == "fp8" else 8) * int(sums) in counts  # two k, or the eight of a word, of as many rows as fit
-    assert any("vdpbf16ps" in loop for loop in loops) == (isa == "avx512bf16")
+    pairs = 1 if form == "fp8" else 4  # of k: those of a byte each, or the four of a word
+    for instruction, of_pair in (("vfmadd", 2), ("vdpbf16ps", 1 if isa == "avx512bf16" else 0)):
+        most = max(len(re.findall(instruction, loop)) for loop in loops)
+        assert most == pairs * of_pair * int(sums), f"{most} {instruction} of {sums} sums, of as many rows as fit"
     for loop in loops:
         assert "prefetch" in loop
         spills = [line for line in loop.splitlines() if "%rsp" in line and "mm" in line.split("#")[0]]

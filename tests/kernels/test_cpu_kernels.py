@@ -31,7 +31,8 @@ from aristos.kernels.cpu.expert import FC
 from aristos.kernels.cpu.panels import LANES, NR, VECTORS, pack, padded, shape_for
 from aristos.kernels.cpu.tokens import route_bytes
 from aristos.primitives.arithmetic import CombineToken
-from aristos.primitives.buffers import aligned
+from aristos.primitives.buffers import LINE, aligned
+from aristos.primitives.huge_pages import HUGE
 from kernel_cache.compile import jit
 
 SHAPES = [
@@ -166,6 +167,17 @@ def test_bad_input_is_refused():
     with pytest.raises(InputError, match=r"up_bias must be float32 with shape \[48\], got float32 \[32\]"):
         kernels.ffn(x, **w, up_bias=x[0])
     assert same(packed(x).copy(), y)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_matrices_of_an_expert_lie_in_one_array_on_huge_pages(gated):
+    cfg = MoEConfig(33, 17, experts=1, top_k=1, gated=gated)
+    up, gate, down = kernels.Packed(**expert(cfg))._parts[:3]
+    assert up.ctypes.data % HUGE == 0
+    last = up
+    for part in [gate, down] if gated else [down]:
+        assert part.ctypes.data == -(-(last.ctypes.data + last.nbytes) // LINE) * LINE
+        last = part
 
 
 def test_strided_rows_and_outputs_are_accepted():

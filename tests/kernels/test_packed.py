@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import same
+from packed_codes import KINDS, named, random_codes
 
 from aristos import packed, quantise
 from aristos.errors import InputError
@@ -21,13 +22,6 @@ from aristos.weight_types import FORMATS, PACKED_ROWS, SCALES, WeightType
 
 ROWS = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 ERROR = {"float32": 1e-5, "bfloat16": 2 * 2.0**-7}  # of the largest output
-KINDS = [
-    packed(name, group=group, scale=scale, zeros=zeros)
-    for name, form in FORMATS.items()
-    for group in form.groups
-    for scale in form.scales
-    for zeros in (False, True)[: 1 + form.zeros]
-]
 
 # int4 alone before each commit: each format compiles modules of its own
 FORMS = [pytest.param(name, marks=[] if name == "int4" else pytest.mark.slow) for name in FORMATS]
@@ -36,10 +30,6 @@ FORMS = [pytest.param(name, marks=[] if name == "int4" else pytest.mark.slow) fo
 def param(kind: WeightType):
     """A type of packed weights as a parameter of tests."""
     return pytest.param(kind, id=named(kind), marks=[] if kind.name == "int4" else pytest.mark.slow)
-
-
-def named(kind: WeightType) -> str:
-    return f"{kind.name}-{kind.group}-{kind.scale}{'-zeros' * kind.zeros}"
 
 
 def expert(kind: WeightType, dtype: str, hidden: int, ffn: int, seed: int = 0):
@@ -57,23 +47,6 @@ def expert(kind: WeightType, dtype: str, hidden: int, ffn: int, seed: int = 0):
         return h @ down.dequantised()
 
     return made, reference
-
-
-def random_codes(rng: np.random.Generator, kind: WeightType, depth: int, columns: int) -> Quantised:
-    codes = rng.integers(0, 1 << kind.bits, (depth, columns), np.uint8)
-    if kind.name == "fp8":
-        codes[codes & 0x7F == 0x7F] = 0
-        size = 200.0
-    else:
-        size = {"int8": 100.0, "int4": 6.0, "mxfp4": 3.0}[kind.name]
-    shape = kind.groups(depth), -(-columns // kind.columns)
-    exponents = rng.integers(-3, 1, shape).astype(np.float32)
-    factors = np.float32(1) if kind.scale == "e8m0" else 1 + rng.random(shape, np.float32)
-    scales = (np.exp2(exponents) * factors / np.float32(2.0 ** round(np.log2(size * depth**0.5)))).astype(
-        SCALES[str(kind.scale)]
-    )
-    zeros = rng.integers(0, 1 << kind.bits, shape, np.uint8) if kind.zeros else None
-    return Quantised(kind, codes, scales, zeros)
 
 
 def check(kind: WeightType, dtype: str, hidden: int, ffn: int, rows: int) -> None:

@@ -23,7 +23,7 @@ from . import packed_kernels, tiles, widened
 from .convert import BFLOAT16
 from .gemm import KC, PITCH
 from .micro_kernels import STEP, SUMS
-from .packed_kernels import FP8_SCALE, PAIR_BYTES, SCALE_BYTES
+from .packed_kernels import BEGINS, ENDS, FP8_SCALE, PAIR_BYTES, SCALE_BYTES, WHOLE
 from .packed_panels import CODES, GROUP, SCALE, SCALE_CODES, SHARED, UNIT, WIDTH, ZEROS
 from .panels import LANES
 from .target import FORMAT, ISA
@@ -84,7 +84,7 @@ def rows_by_codes(code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts
         found = _codes(codes + g * pairs * PAIR, pairs, SPAN)
         for i in range(code):
             waiting = mem.floats(parts + SUMS * i, SPAN)
-            total = np.zeros(SPAN, np.float32) if flags & 1 else waiting.copy()
+            total = np.zeros(SPAN, np.float32) if flags & BEGINS else waiting.copy()
             if kept:
                 bits = mem.bits16(a + PITCH * i + 4 * g * pairs, 2 * pairs)
                 left = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -93,7 +93,7 @@ def rows_by_codes(code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts
             for k in range(2 * pairs):
                 total += left[k] * np.array([value_of(int(n)) for n in found[k]], np.float32)
             waiting[:] = total
-            if flags & 2:
+            if flags & ENDS:
                 _close(SPAN, waiting, sums + SUMS * i, scales + SCALE_BYTES * g, x + x_pitch * i + 4 * g if x else 0)
 
 
@@ -115,7 +115,7 @@ def widen_scales(code, source, target, groups, shared):
         elif code == FLOAT16_SCALE:
             out[:] = mem.bits16(source + 2 * n * g, n).view(np.float16)
         else:
-            out[:] = np.exp2(mem.bits8(source + n * g, n).astype(np.float32) - np.float32(127))
+            out[:] = np.ldexp(np.float32(1), mem.bits8(source + n * g, n).astype(np.int32) - 127)
         if FORM == "fp8":
             out *= np.float32(FP8_SCALE)
 
@@ -303,10 +303,10 @@ def by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
         while k < depth:
             g, end = whole_groups(k, group), min(depth, (k // KC + 1) * KC)
             last = min(depth, (g + 1) * group)
-            flags, groups, count = 3, whole_groups(end - k, group), group
+            flags, groups, count = WHOLE, whole_groups(end - k, group), group
             if groups == 0 or k > g * group:
                 groups, count = 1, min(end, last) - k
-                flags = (1 if k == g * group else 0) | (2 if k + count == last else 0)
+                flags = (BEGINS if k == g * group else 0) | (ENDS if k + count == last else 0)
             i = 0
             for part in range(row_groups):
                 rows = size + 1 if part < larger else size

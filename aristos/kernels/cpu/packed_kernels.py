@@ -38,6 +38,8 @@ if set(PAIR_BYTES) != {"fp8", "int8", "int4", "mxfp4"}:
     raise ImportError(f"weight_types names the formats {', '.join(FORMATS)}: extend `_decoded`")
 FP8_SCALE = 256.0
 SCALE_BYTES = 2 * SUMS  # of a group: 32 scales, then 32 zero points with their signs turned
+BEGINS, ENDS = 1, 2  # flags of a call of `packed_rows`: its groups begin, and end, in this call
+WHOLE = BEGINS | ENDS
 _INT4 = [float(n) for n in (*range(8), *range(-8, 0))]
 _FP4 = [float(value) for value in FP4]
 _TABLES = {"int4": _INT4, "mxfp4": _FP4}
@@ -150,11 +152,10 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
     the first of the rows, `pitch` bytes apart, at the first k; `codes` of the panel's, or of its second half of
     columns; `sums` of the first of rows of 32 sums; `groups` >= 1 of `pairs` >= 1 pairs of k; `scales` of SCALE_BYTES
     for each group; `x` of each group's sum of the first row, rows `x_pitch` bytes apart, or 0 without zero points;
-    `parts` of rows of 32 sums of a group that is longer than a call. flags: 1: groups begin here, 2: they end here, 3:
-    both; with 1 or 2 alone there is one group. Several groups have whole units of k each; rows are zeros up to a whole
-    unit. Codes are prefetched NEAR bytes ahead, line after line. at_once: whole groups whose sums are made side by
-    side: the chain of a single one would be slower than memory. dot: the name of LLVM's intrinsic of dot products, for
-    rows of bfloat16.
+    `parts` of rows of 32 sums of a group that is longer than a call. flags: WHOLE, or of one group BEGINS, ENDS or
+    neither. Several groups have whole units of k each; rows are zeros up to a whole unit. Codes are prefetched NEAR
+    bytes ahead, line after line. at_once: whole groups whose sums are made side by side: the chain of a single one
+    would be slower than memory. dot: the name of LLVM's intrinsic of dot products, for rows of bfloat16.
     """
     together = _pairs_of(form)
     kind, size, each = ir.VectorType(F32, lanes), PAIR_BYTES[form] * together, rows * vectors
@@ -242,7 +243,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
 
         done = I64(0)
         if at_once > 1:
-            whole = builder.icmp_signed("==", flags, I64(3))
+            whole = builder.icmp_signed("==", flags, I64(WHOLE))
             count = builder.select(whole, builder.udiv(groups, I64(at_once)), I64(0))
             with builder.if_then(builder.icmp_signed(">", count, I64(0))):
                 _loop(builder, [], count, several)
@@ -250,7 +251,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
         rest = builder.sub(groups, done)
         with builder.if_then(builder.icmp_signed(">", rest, I64(0))):
             waiting = [_at(builder, parts, SUMS * i + 4 * lanes * j, kind) for i in range(rows) for j in range(vectors)]
-            begins, ends = builder.and_(flags, I64(1)), builder.and_(flags, I64(2))
+            begins, ends = builder.and_(flags, I64(BEGINS)), builder.and_(flags, I64(ENDS))
             start = _either(builder, begins, lambda: zero, lambda: [builder.load(p, align=4) for p in waiting])
 
             def group(n, values):
