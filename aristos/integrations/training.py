@@ -155,7 +155,7 @@ def refuse_parts(model: torch.nn.Module) -> None:
 def _digest(parameter: torch.Tensor) -> str:
     """Of its bytes."""
     values = as_numpy(parameter.detach().contiguous())
-    return hashlib.blake2b(values.reshape(-1).view(np.uint8), digest_size=16).hexdigest()
+    return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
 
 
 def _group_of(model: torch.nn.Module) -> Group:
