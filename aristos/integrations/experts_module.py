@@ -16,8 +16,9 @@ from ..config import ACTIVATIONS, MoEConfig
 from ..errors import InputError
 from ..reference import gated
 from .masters import Masters
-from .options import current
+from .options import NAME, current
 from .torch import ROWS
+from .training import SOURCE
 
 LIMITS = ("limit", "swiglu_limit")  # attributes that hold the limit of a gate
 MATRICES = ("gate_up_proj", "up_proj", "down_proj")  # parameters that may be there
@@ -120,12 +121,16 @@ def masters(module: Any, gate: Gate) -> Masters:
     return Masters(module, names, module.is_transposed, gate.interleaved)
 
 
-def keep(masters: Masters, mine: list[int]) -> None:
+def keep(module: Any, masters: Masters, mine: list[int]) -> None:
     """Cut parameters of all experts to those of this rank; an optimizer that has them sees it."""
+    cut = False
     for parameter in masters.parameters.values():
         if len(mine) < len(parameter):
             parameter.data = parameter.data[mine]
             parameter.grad = None
+            cut = True
+    if cut:
+        refuse_others(module)
 
 
 def release(module: Any) -> None:
@@ -134,16 +139,32 @@ def release(module: Any) -> None:
         parameter = getattr(module, name, None)
         if parameter is not None:
             parameter.data = torch.empty(1, dtype=parameter.dtype).expand(parameter.shape)
-    refuse_saving(module)
+    if SOURCE not in vars(module):
+        refuse_saving(module)
+        refuse_others(module)
+
+
+def refuse_others(module: Any) -> None:
+    """From now on a call by another implementation raises InputError: torch does not have all experts."""
+    module.register_forward_pre_hook(_refuse_other)
 
 
 def refuse_saving(module: Any) -> None:
     """From now on a state dict of the module raises InputError: torch does not have its experts."""
+    module.register_state_dict_pre_hook(_refuse_saving)
 
-    def refuse(*_: Any) -> None:
+
+def _refuse_other(module: Any, _: Any) -> None:
+    other = module.config._experts_implementation
+    if other != NAME:
         raise InputError(
-            f"{type(module).__name__}: its experts are in Aristos's layer and not in torch: save the model before its"
-            " first call, or as its layers train, by whole_state_dict"
+            f"{type(module).__name__}: its experts are in Aristos's layer and not in torch, so {other} cannot compute"
+            f" them: open the model again with experts_implementation={other!r}"
         )
 
-    module.register_state_dict_pre_hook(refuse)
+
+def _refuse_saving(module: Any, *_: Any) -> None:
+    raise InputError(
+        f"{type(module).__name__}: its experts are in Aristos's layer and not in torch: save the model before its"
+        " first call; a model that trains keeps them in torch"
+    )

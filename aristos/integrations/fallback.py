@@ -13,6 +13,7 @@ from ..errors import InputError
 from . import experts_module
 from .fp8 import packed_experts
 from .options import current
+from .training import SOURCE
 
 try:
     from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS
@@ -34,6 +35,8 @@ def left_to(module: Any) -> Callable[..., Any] | None:
             experts_module.gate_of(module)
             packed_experts(module)
         except InputError as why:
+            if SOURCE in vars(module):
+                raise InputError(f"{why}; transformers' own from_pretrained reads its experts for a fallback") from why
             if fallback is None:
                 raise InputError(f'{why}; options(fallback="grouped_mm") leaves it to transformers') from why
             found = _theirs(module, fallback)

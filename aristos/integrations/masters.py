@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..layer.moe import MoE
 
 BIAS = "_bias"
+_alive: weakref.WeakSet[Masters] = weakref.WeakSet()
+
+
+def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """After a step of any optimizer: fused ones change parameters without torch counting it."""
+    theirs = {id(each) for group in optimizer.param_groups for each in group["params"] if each.grad is not None}
+    for masters in list(_alive):
+        if any(id(each) in theirs for each in masters.parameters.values()):
+            masters.changed()
+
+
+register_optimizer_step_post_hook(_stepped)
 
 
 class Masters:
@@ -26,6 +40,7 @@ class Masters:
         self._module, self._names = module, tuple(names)
         self._given = False  # whether the layer has weights
         self._packed: list[Any] | None = None  # what identifies the parameters that it has
+        _alive.add(self)
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
 from ..host import launch_environment
+from ..layer.moe import MoE
+
+NAME = "aristos"  # the implementation of experts
+OURS = ("self", "cfg", "comm", "layers", "backend", "train")  # arguments of MoE that no option sets
 
 
 @dataclass
@@ -38,6 +43,10 @@ def options(*, max_tokens: int = 1024, comm: Any = None, train: bool | None = No
     so once a class. layer: further arguments of `aristos.MoE`, such as threads, moves, schedule and timeout.
     """
     global _options
+    known = [name for name in inspect.signature(MoE.__init__).parameters if name not in OURS]
+    for name in layer:
+        if name not in known:
+            raise InputError(f"options has no {name}; further ones are those of aristos.MoE: {', '.join(known)}")
     if type(max_tokens) is not int or max_tokens < 1:
         raise InputError(f"max_tokens must be an int of at least 1, got {max_tokens!r}")
     config = {"weight_dtype": weight_dtype, "precision": precision}

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from ..checkpoint import Checkpoint
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 from ..layer.moe import MoE
 from ..weight_types import WeightType
+from .experts_module import refuse_others, refuse_saving
+from .options import NAME
 from .training import SOURCE
 
 QUANTISED = (".weight_scale", ".weight_scale_inv", ".qweight", ".weight_packed", "_blocks")  # ends of tensors' names
@@ -29,6 +31,9 @@ class Source:
     checkpoint: Checkpoint
     number: int
 
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise InputError("a model that torch does not have the experts of is not copied: open its directory again")
+
     @property
     def weight_type(self) -> WeightType | None:
         """The type of packed experts, None where they are elements."""
@@ -40,17 +45,20 @@ class Source:
 
 
 def model_without_experts(
-    path: str | os.PathLike[str], comm: Any, implementation: str, dtype: torch.dtype | None, more: dict[str, Any]
+    path: str | os.PathLike[str], comm: Any, dtype: torch.dtype | str | None, more: dict[str, Any]
 ) -> Any:
     """A causal language model; each experts module has a `Source`, and parameters that take no memory. Collective."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+    if more.pop("experts_implementation", NAME) != NAME:
+        raise InputError(f"experts_implementation must be {NAME!r} here: other ones need transformers' from_pretrained")
+    asked = _type_of(more.pop("torch_dtype", None) if dtype is None else dtype)
     checkpoint = Checkpoint(path, comm)
     config = copy.deepcopy(more.pop("config", None)) or AutoConfig.from_pretrained(path)
     for each in (config, config.get_text_config()):
         if hasattr(each, "quantization_config"):
             del each.quantization_config  # experts are read by Aristos; the rest must not be quantised
-    dtype = dtype or getattr(config, "dtype", None) or torch.float32
+    dtype = asked or getattr(config, "dtype", None) or torch.float32
     with torch.device("meta"):
         shell = AutoModelForCausalLM.from_config(config)
     modules = {name: each for name, each in shell.named_modules() if hasattr(each, "is_concatenated")}
@@ -62,12 +70,24 @@ def model_without_experts(
     if "generation_config" not in more and (Path(path) / "generation_config.json").exists():
         more["generation_config"] = GenerationConfig.from_pretrained(path)
     model = type(shell).from_pretrained(
-        None, config=config, state_dict=state, experts_implementation=implementation, dtype=dtype, **more
+        None, config=config, state_dict=state, experts_implementation=NAME, dtype=dtype, **more
     )
     for name, module in model.named_modules():
         if name in numbers:
             vars(module)[SOURCE] = Source(checkpoint, numbers[name])
+            refuse_saving(module)
+            refuse_others(module)
     return model
+
+
+def _type_of(asked: torch.dtype | str | None) -> torch.dtype | None:
+    """The type that transformers' own from_pretrained takes these values for; None: that of config.json."""
+    if asked is None or asked == "auto":
+        return None
+    found = getattr(torch, asked, None) if isinstance(asked, str) else asked
+    if not isinstance(found, torch.dtype):
+        raise InputError(f"dtype must be a torch.dtype, the name of one, or 'auto', got {asked!r}")
+    return found
 
 
 def _number(name: str) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,19 @@ from .graphs import Graphs, TapedCall
 from .masters import Masters, as_numpy, as_tensor
 
 ROWS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+CALLS = threading.RLock()  # of the thread that calls a layer: layers share an engine
+
+
+def _alone(call: Callable[..., Any]) -> Callable[..., Any]:
+    """One thread after the other."""
+
+    @wraps(call)
+    def whole(*args: Any, **given: Any) -> Any:
+        with CALLS:
+            return call(*args, **given)
+
+    return whole
 
 
 class Experts(torch.nn.Module):
@@ -61,6 +76,12 @@ class Experts(torch.nn.Module):
                 made[full] = torch.nn.Parameter(value)
                 self.register_parameter(full, made[full])
         return Masters(self, list(made), transposed=False, interleaved=False)
+
+    def __reduce_ex__(self, _: Any) -> Any:
+        raise InputError(
+            "a layer has memory and threads of this process, so it is neither copied nor pickled: copy a model before"
+            " its first call, or open it again"
+        )
 
     def load(self, **weights: Any) -> None:
         """Take the layer's weights: see `aristos.MoE.load`. Not collective."""
@@ -111,6 +132,7 @@ class Experts(torch.nn.Module):
         """
         return self.computed(x, ids, weights, calls)
 
+    @_alone
     def computed(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
     ) -> torch.Tensor:
@@ -119,7 +141,10 @@ class Experts(torch.nn.Module):
             device = next(each.device for each in (x, ids, weights) if not each.is_cpu)
             raise InputError(f"a tensor is on {device}, and Aristos computes on CPUs here: device_map='cpu'")
         if x.dtype != self._dtype:
-            raise InputError(f"x must be of {self._dtype}, which the configuration has, got {x.dtype}")
+            raise InputError(
+                f"x must be of {self._dtype}, of which the layer was made, got {x.dtype} (transformers: give a model"
+                " its dtype before its first call)"
+            )
         rows, ids, of_choices = _table(x), _table(ids), _table(weights)
         needed = self.calls_for(rows.shape[0])
         if calls is None:
@@ -135,7 +160,8 @@ class Experts(torch.nn.Module):
         elif self._masters is None:
             raise InputError(
                 "a gradient is asked for, and the layer was made without train=True: call under torch.no_grad(), or"
-                " make it with train=True (transformers: model.train() before the first call)"
+                " make it with train=True (transformers: open the model again, and call model.train() before its first"
+                " call)"
             )
         else:
             y = TapedCall.apply(self, ids, calls, rows, of_choices, *self._masters.parameters.values())
@@ -178,6 +204,7 @@ class Experts(torch.nn.Module):
             graph.tapes.append(tape)
         return y, number
 
+    @_alone
     def backward(self, dy: torch.Tensor, number: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """(dx, gradient of weights, gradients of the parameters) of a call of `taped`. Collective."""
         assert self._masters is not None

@@ -6,6 +6,7 @@ backward pass; the others are those of this rank's tokens.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from .torch import Experts
 HELD = "_aristos"  # a module's attribute that holds its layer
 CLOSED = "_aristos_closed"  # that says that the layer was closed, and torch does not have its experts
 SOURCE = "_aristos_source"  # that holds what reads its experts, where torch never had them
+ALIKE = "_aristos_alike"  # a model's attribute: ranks have compared their parameters outside the experts
 BUCKET = 1 << 22  # numbers that are added at a time
 
 
@@ -43,15 +45,27 @@ def average_dense_grads(model: torch.nn.Module) -> None:
     """Replace the gradients outside the experts by their means over all ranks, of equal bits on each. Collective.
 
     A parameter without a gradient on one rank counts as zero there; one without on any keeps None. Raises InputError
-    if the model has no layer yet, MismatchError if ranks have other parameters.
+    if the model has no layer yet, MismatchError if ranks have other parameters; the first call compares their values.
     """
     group = _group_of(model)
     dense = {name: each for name, each in _dense(model).items() if each.requires_grad}
-    has = [(name, tuple(each.shape), each.grad is not None) for name, each in dense.items()]
+    first = ALIKE not in vars(model)
+    has = [
+        (name, tuple(each.shape), each.grad is not None, _digest(each) if first and group.comm is not None else "")
+        for name, each in dense.items()
+    ]
     every = [has] if group.comm is None else group.allgather(has, "the other ranks' gradients outside the experts")
     for rank, theirs in enumerate(every):
         if [each[:2] for each in theirs] != [each[:2] for each in has]:
             raise MismatchError(f"rank {rank} trains other parameters outside the experts than rank {group.rank}")
+        unlike = [mine[0] for mine, other in zip(has, theirs, strict=True) if mine[3] != other[3]]
+        if unlike:
+            raise MismatchError(
+                f"{unlike[0]} has other values on rank {rank} than on rank {group.rank}: call torch.manual_seed with"
+                " one number on all ranks before a model or an adapter is made of random numbers, and"
+                " average_dense_grads before each step"
+            )
+    vars(model)[ALIKE] = True
     if group.comm is None:
         return
     wanted = [each for i, each in enumerate(dense.values()) if any(theirs[i][2] for theirs in every)]
@@ -126,6 +140,22 @@ def _gathered(group: Group, mine: torch.Tensor, owners: list[list[int]]) -> torc
         for expert in owners[rank]:
             group.comm.Recv(as_numpy(whole[expert]).view(np.uint8), rank)
     return whole
+
+
+def refuse_parts(model: torch.nn.Module) -> None:
+    """Raise InputError if this rank's parameters are those of a part of the experts."""
+    for name, layer in layers_of(model).items():
+        if layer.moe.world > 1 and layer.named_masters():
+            raise InputError(
+                f"{name}: this rank has a part of the experts: call state = whole_state_dict(model) on all ranks, then"
+                " model.save_pretrained(directory, state_dict=state) on rank 0"
+            )
+
+
+def _digest(parameter: torch.Tensor) -> str:
+    """Of its bytes."""
+    values = as_numpy(parameter.detach().contiguous())
+    return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
 
 
 def _group_of(model: torch.nn.Module) -> Group:

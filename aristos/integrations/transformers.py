@@ -11,6 +11,7 @@ all ranks at its end; around other uses put `together`. Layers made after `model
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,12 +25,22 @@ from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module
 from .fp8 import PackedExperts, packed_experts
 from .guard import Guard, Offer, guarded
-from .options import communicator, current
+from .options import NAME, communicator, current
 from .options import options as options
 from .report import report
 from .sources import Source, model_without_experts
-from .torch import Experts
-from .training import CLOSED, HELD, SOURCE, average_dense_grads, clip_grad_norm_, held, layers_of, whole_state_dict
+from .torch import CALLS, Experts
+from .training import (
+    CLOSED,
+    HELD,
+    SOURCE,
+    average_dense_grads,
+    clip_grad_norm_,
+    held,
+    layers_of,
+    refuse_parts,
+    whole_state_dict,
+)
 
 try:
     from transformers import GenerationMixin, PreTrainedModel
@@ -45,7 +56,6 @@ __all__ = [
     "average_dense_grads", "changed", "clip_grad_norm_", "close", "from_pretrained", "options", "report",
     "together", "whole_state_dict",
 ]  # fmt: skip
-NAME = "aristos"
 
 
 def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
@@ -60,8 +70,7 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
         gate = experts_module.gate_of(module)
         source: Source | PackedExperts | None = vars(module).get(SOURCE) or packed_experts(module)
         cfg = experts_module.configuration(module, gate, top_k, dtype, source)
-        asked = current().train
-        train = bool(module.training) if asked is None else asked
+        train = _trains(module)
         if train and source is not None:
             raise InputError(
                 f"{type(module).__name__}: torch does not have its experts as elements, so they cannot be trained: open"
@@ -70,13 +79,29 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
         masters = experts_module.masters(module, gate) if train else None
         experts = Experts(cfg, communicator(), train=train, masters=masters, **current().layer)
         if masters is not None:
-            experts_module.keep(masters, experts.moe.placement.mine(experts.moe.rank))
+            experts_module.keep(module, masters, experts.moe.placement.mine(experts.moe.rank))
         else:
             weights = {} if source is not None else experts_module.weights(module, gate)
             experts.load_together(lambda: experts.load(**weights) if source is None else source.load(experts.moe))
             experts_module.release(module)
         vars(module)[HELD] = experts
     return experts
+
+
+def _trains(module: Any) -> bool:
+    """Whether a layer that is made now has gradients."""
+    asked = current().train
+    return bool(module.training) if asked is None else asked
+
+
+def _refuse_adapter(module: Any) -> None:
+    """Raise InputError for parameters that an adapter computes in each call, which only a layer that trains takes."""
+    made, comm = vars(module).get(HELD), communicator()
+    if comm is not None or not (_trains(module) if made is None else made.named_masters()):
+        raise InputError(
+            f"{type(module).__name__}: an adapter changes its experts in each call, which Aristos takes in one process"
+            " that trains: call merge_and_unload() before the first call, or leave experts out of target_parameters"
+        )
 
 
 @torch.compiler.disable
@@ -88,13 +113,21 @@ def experts_forward(
     if made is None and (theirs := fallback.left_to(self)) is not None:
         left: torch.Tensor = theirs(self, hidden_states, top_k_index, top_k_weights)
         return left
+    if "parametrizations" in self._modules:
+        _refuse_adapter(self)
+    if made is None and not _trains(self) and torch.is_grad_enabled() and hidden_states.requires_grad:
+        raise InputError(
+            f"{type(self).__name__}: a gradient is asked for, and the model does not train: call it under"
+            " torch.no_grad(), or call model.train() first"
+        )
     top_k, dtype, calls = top_k_index.shape[-1], hidden_states.dtype, None
     if _guard is not None and _guard.covers(self):
         most = current().max_tokens if made is None else made.cfg.max_tokens  # options may have changed since
         mine = -(-len(hidden_states) // most)
         grad = torch.is_grad_enabled() and any(each.requires_grad for each in (hidden_states, *self.parameters()))
         calls = _guard.agree(self, mine, top_k, str(dtype).removeprefix("torch."), grad)
-    return _layer_of(self, top_k, dtype).computed(hidden_states, top_k_index, top_k_weights, calls)
+    with CALLS:
+        return _layer_of(self, top_k, dtype).computed(hidden_states, top_k_index, top_k_weights, calls)
 
 
 def _take_part(module: Any, offer: Offer) -> None:
@@ -133,15 +166,15 @@ def together(*models: Any) -> Iterator[int]:
             _guard = None
 
 
-def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | None = None, **more: Any) -> Any:
+def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | str | None = None, **more: Any) -> Any:
     """A causal language model of a directory whose experts this rank's layers read, and torch never. Collective.
 
     Each rank reads its own experts when it makes a layer; packed ones stay packed, unless `options` name another
-    weight_dtype. dtype: of the rest and of rows; None: that of config.json. more: further arguments of transformers'
-    own from_pretrained, such as config. Raises CheckpointError for a directory that `aristos.Checkpoint` does not know,
-    and where the dense parts are quantised too.
+    weight_dtype. dtype: of the rest and of rows; None or "auto": that of config.json. more: further arguments of
+    transformers' own from_pretrained, such as config. Raises CheckpointError for a directory that `aristos.Checkpoint`
+    does not know, and where the dense parts are quantised too.
     """
-    return model_without_experts(path, communicator(), NAME, dtype, more)
+    return model_without_experts(path, communicator(), dtype, more)
 
 
 def changed(model: Any) -> None:
@@ -201,6 +234,19 @@ def _checked_choice(choose: Callable[..., Any]) -> Callable[..., Any]:
     return whole
 
 
+def _whole_when_saved(save: Callable[..., Any]) -> Callable[..., Any]:
+    """`save_pretrained`, which refuses a part of the experts."""
+    called = inspect.signature(save)
+
+    @wraps(save)
+    def whole(self: Any, *args: Any, **given: Any) -> Any:
+        if called.bind(self, *args, **given).arguments.get("state_dict") is None:
+            refuse_parts(self)
+        return save(self, *args, **given)
+
+    return whole
+
+
 _guard: Guard | None = None
 if importlib.util.find_spec("transformers.distributed.expert_parallel") is not None:  # from transformers 5.23 on
     from . import expert_parallel
@@ -211,4 +257,5 @@ if fallback.ALL_FP8_EXPERTS_FUNCTIONS:
     fallback.ALL_FP8_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
 PreTrainedModel.post_init = _checked_at_the_end(PreTrainedModel.post_init)
 PreTrainedModel.set_experts_implementation = _checked_choice(PreTrainedModel.set_experts_implementation)
+PreTrainedModel.save_pretrained = _whole_when_saved(PreTrainedModel.save_pretrained)
 GenerationMixin.generate = _guarded_generate(GenerationMixin.generate)

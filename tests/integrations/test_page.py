@@ -26,14 +26,17 @@ def test_programs(ours, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = small("qwen3_moe", tmp_path / "model")
     batches = [torch.randint(0, 128, (2, 11), generator=torch.Generator().manual_seed(n)) for n in range(2)]
+    names = {"path": folder, "batches": batches, "prompts": batches, "model": None}
     for program in PROGRAMS:
         ours.options(max_tokens=16, threads=1)
-        names = {"path": folder, "batches": batches}
+        before = names["model"]
         exec(program, names)
         with torch.no_grad():
             logits = names["model"](batches[0]).logits
-        ours.close(names["model"])
-    assert len(PROGRAMS) == 3
+        if before not in (None, names["model"]):
+            ours.close(before)
+    ours.close(names["model"])
+    assert len(PROGRAMS) == 4
     trained = opened(tmp_path / "trained", "eager")
     with torch.no_grad():
         assert torch.allclose(trained(batches[0]).logits, logits, atol=1e-5)
