@@ -112,12 +112,24 @@ def weights(module: Any, gate: Gate) -> dict[str, Any]:
     return found
 
 
-def masters(module: Any, gate: Gate) -> Masters:
+def trains(module: Any, source: Any) -> bool:
+    """Whether the module's layer is made to train. Raises InputError if it has a source of packed or absent experts."""
+    asked = current().train
+    train = bool(module.training) if asked is None else asked
+    if train and source is not None:
+        raise InputError(
+            f"{type(module).__name__}: torch does not have its experts as elements, so they cannot be trained: open"
+            " the model by transformers' own from_pretrained"
+        )
+    return train
+
+
+def masters(module: Any, gate: Gate, kind: type[Masters] = Masters) -> Masters:
     """The module's parameters as masters of a layer that trains."""
     first = "gate_up" if gate.gated else "up"
     names = [f"{first}_proj", "down_proj"]
     names += [f"{name}_bias" for name in names if module.has_bias]
-    return Masters(module, names, module.is_transposed, gate.interleaved)
+    return kind(module, names, module.is_transposed, gate.interleaved)
 
 
 def keep(masters: Masters, mine: list[int]) -> None:

@@ -60,13 +60,7 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
         gate = experts_module.gate_of(module)
         source: Source | PackedExperts | None = vars(module).get(SOURCE) or packed_experts(module)
         cfg = experts_module.configuration(module, gate, top_k, dtype, source)
-        asked = current().train
-        train = bool(module.training) if asked is None else asked
-        if train and source is not None:
-            raise InputError(
-                f"{type(module).__name__}: torch does not have its experts as elements, so they cannot be trained: open"
-                " the model by transformers' own from_pretrained"
-            )
+        train = experts_module.trains(module, source)
         masters = experts_module.masters(module, gate) if train else None
         experts = Experts(cfg, communicator(), train=train, masters=masters, **current().layer)
         if masters is not None:
