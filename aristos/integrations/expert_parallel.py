@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.distributed import DistributedConfig
 from transformers.distributed.expert_parallel import AutoEP, EPImplementation, EPImplementationInterface
@@ -21,9 +19,10 @@ from ..errors import InputError
 from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module, fallback
 from .fp8 import packed_experts
-from .masters import as_numpy
+from .masters import PartedMasters
 from .options import communicator, current
 from .process_groups import communicator_of, set_variables
+from .same_tokens import Part, SharedRows, Whole
 from .torch import Experts
 from .training import HELD, held
 
@@ -32,6 +31,7 @@ class AristosEP(EPImplementation):
     """An experts module of which each rank has contiguous experts. Made and called by transformers, on all ranks.
 
     Ranks of a tensor parallel group have the same tokens: each takes a part of them, and gets the others' outputs.
+    Gradients of experts are sums over all ranks' tokens, which transformers divides by the number of batches.
     """
 
     def __init__(self, experts: Any, ep_mesh: Any, tp_mesh: Any) -> None:
@@ -51,58 +51,40 @@ class AristosEP(EPImplementation):
         if self._theirs is not None:
             left: torch.Tensor = self._theirs(hidden_states, top_k_index, top_k_weights)
             return left
-        asked = torch.is_grad_enabled() and any(
-            each.requires_grad for each in (hidden_states, top_k_weights, *self._module.parameters())
-        )
-        if asked:
-            raise InputError(
-                'ep_implementation="aristos" computes no gradients: call the model under torch.no_grad(), or train with'
-                ' experts_implementation="aristos" and without distributed_config'
-            )
         layer = self._layer(top_k_index.shape[-1], hidden_states.dtype)
         if self._same_tokens is None:
             return layer.computed(hidden_states, top_k_index, top_k_weights)
-        count, ranks = len(hidden_states), self._same_tokens.Get_size()
-        cuts = [count * rank // ranks for rank in range(ranks + 1)]
-        rank = self._same_tokens.Get_rank()
-        part = slice(cuts[rank], cuts[rank + 1])
-        calls = layer.calls_for(-(-count // ranks)) if self.shares_batch else None
-        mine = layer.computed(hidden_states[part], top_k_index[part], top_k_weights[part], calls)
-        return self._gathered(layer, mine, cuts)
+        count = hidden_states.shape[0]
+        rows = SharedRows(self._same_tokens, layer.moe.runtime.group, count)
+        calls = layer.calls_for(rows.most) if self.shares_batch else None
+        ids = rows.part(top_k_index)
+        if torch.is_grad_enabled():
+            x, weights = Part.apply(rows, hidden_states), Part.apply(rows, top_k_weights)
+            y: torch.Tensor = Whole.apply(rows, layer.computed(x, ids, weights, calls))
+            return y
+        return rows.whole(layer.computed(rows.part(hidden_states), ids, rows.part(top_k_weights), calls))
 
     def _layer(self, top_k: int, dtype: torch.dtype) -> Experts:
-        """The layer of this module, made when first asked for; torch's memory is then given back. Collective."""
+        """The layer of this module, made when first asked for. Collective.
+
+        torch's memory is then given back, unless the layer trains: torch's parameters stay its masters.
+        """
         experts = held(self._module)
         if experts is None:
             gate, packed = experts_module.gate_of(self._module), packed_experts(self._module)
             whole = self.num_local_experts * self.ep_mesh.size()
             cfg = experts_module.configuration(self._module, gate, top_k, dtype, packed, experts=whole)
-            experts = made = Experts(cfg, self._comm, **current().layer)
-            weights = {} if packed is not None else experts_module.weights(self._module, gate)
-            made.load_together(lambda: made.load(**weights, local=True) if packed is None else packed.load(made.moe))
-            _release(self._module)
+            train = experts_module.trains(self._module, packed)
+            masters = experts_module.masters(self._module, gate, PartedMasters) if train else None
+            experts = made = Experts(cfg, self._comm, train=train, masters=masters, **current().layer)
+            if not train:
+                weights = {} if packed is not None else experts_module.weights(self._module, gate)
+                made.load_together(
+                    lambda: made.load(**weights, local=True) if packed is None else packed.load(made.moe)
+                )
+                _release(self._module)
             vars(self._module)[HELD] = experts
         return experts
-
-    def _gathered(self, layer: Experts, mine: torch.Tensor, cuts: list[int]) -> torch.Tensor:
-        """The outputs of all ranks that have the same tokens. cuts: where the rows of each begin, and their end."""
-        y = torch.empty(cuts[-1], mine.shape[-1], dtype=mine.dtype)
-        width = y.shape[-1] * y.element_size()
-        counts = [(end - start) * width for start, end in pairwise(cuts)]
-        starts = [start * width for start in cuts[:-1]]
-        with layer.moe.runtime.group.bounded("the outputs of ranks that have the same tokens"):
-            self._same_tokens.Allgatherv(_bytes(mine), [_bytes(y), counts, starts, _byte()])
-        return y
-
-
-def _bytes(tensor: torch.Tensor) -> np.ndarray:
-    return as_numpy(tensor).reshape(-1).view(np.uint8)
-
-
-def _byte() -> Any:
-    from mpi4py import MPI
-
-    return MPI.BYTE
 
 
 def _release(module: Any) -> None:

@@ -113,12 +113,29 @@ def weights(module: Any, gate: Gate) -> dict[str, Any]:
     return found
 
 
-def masters(module: Any, gate: Gate) -> Masters:
+def asked_to_train(module: Any) -> bool:
+    """Whether a layer that is made now has gradients: as `options` says, else as the module does."""
+    asked = current().train
+    return bool(module.training) if asked is None else asked
+
+
+def trains(module: Any, source: Any) -> bool:
+    """`asked_to_train`. Raises InputError if that is true of a module with a source of packed or absent experts."""
+    train = asked_to_train(module)
+    if train and source is not None:
+        raise InputError(
+            f"{type(module).__name__}: torch does not have its experts as elements, so they cannot be trained: open"
+            " the model by transformers' own from_pretrained"
+        )
+    return train
+
+
+def masters(module: Any, gate: Gate, kind: type[Masters] = Masters) -> Masters:
     """The module's parameters as masters of a layer that trains."""
     first = "gate_up" if gate.gated else "up"
     names = [f"{first}_proj", "down_proj"]
     names += [f"{name}_bias" for name in names if module.has_bias]
-    return Masters(module, names, module.is_transposed, gate.interleaved)
+    return kind(module, names, module.is_transposed, gate.interleaved)
 
 
 def keep(module: Any, masters: Masters, mine: list[int]) -> None:

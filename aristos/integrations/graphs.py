@@ -84,8 +84,8 @@ class TapedCall(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[Any, ...]:
-        number, *_ = ctx.saved_tensors  # torch raises here if a parameter has changed since the call
-        dx, dw, gradients = ctx.experts.backward(dy, number)
+        number, *parameters = ctx.saved_tensors  # torch raises here if a parameter has changed since the call
+        dx, dw, gradients = ctx.experts.backward(dy, number, parameters)
         wanted = ctx.needs_input_grad
         return (
             None, None, None, dx, dw.to(ctx.weights_dtype),

@@ -68,7 +68,7 @@ class Masters:
         """Pack the parameters before the next call, whatever torch says of them."""
         self._packed = None
 
-    def stale(self) -> bool:
+    def stale(self, moe: MoE) -> bool:
         """Whether a parameter has changed since the layer took it."""
         return self._versions() != self._packed
 
@@ -81,9 +81,13 @@ class Masters:
                 torch.from_numpy(masters[name]).copy_(view)
             moe.update(0)
         else:
-            arrays: dict[str, Any] = {name: as_numpy(view) for name, view in views.items()}
+            arrays: dict[str, Any] = {name: self.array(view) for name, view in views.items()}
             moe.load(0, local=True, **arrays)
         self._given, self._packed = True, self._versions()
+
+    def array(self, view: torch.Tensor) -> np.ndarray:
+        """A part of a parameter as an array."""
+        return as_numpy(view)
 
     def take(self, moe: MoE) -> None:
         """Write what the layer has loaded into the parameters."""
@@ -92,16 +96,42 @@ class Masters:
             view.copy_(torch.from_numpy(masters[name]))
         self._given, self._packed = True, self._versions()
 
-    def gradients(self, moe: MoE, share: float) -> list[torch.Tensor]:
+    def gradients(self, moe: MoE, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """`moe.grads` times a share, in the order, forms and types of the parameters."""
-        made = [torch.empty_like(each) for each in self.parameters.values()]
-        sums = moe.grads(0)
+        made = [torch.empty_like(each) for each in parameters]
+        sums, share = moe.grads(0), self.share(moe)
         for name, view in self.views(made).items():
             view.copy_(torch.from_numpy(sums[name]) * share)  # rounded once
         return made
 
+    def share(self, moe: MoE) -> float:
+        """What gradients of all ranks' tokens are multiplied by: the loss is the mean of the ranks' losses."""
+        return 1 / moe.world
+
     def _versions(self) -> list[Any]:
         return [(id(each), each._version, each.data_ptr(), each.dtype) for each in self.parameters.values()]
+
+
+class PartedMasters(Masters):
+    """Parameters that transformers has parted: other tensors in each call, so their values show what has changed.
+
+    transformers divides their gradients itself.
+    """
+
+    def stale(self, moe: MoE) -> bool:
+        """Whether a parameter has changed since the layer took it."""
+        if not self._given:
+            return True
+        views, masters = self.views(list(self.parameters.values())), moe.params(0)
+        return not all(torch.equal(view.float(), torch.from_numpy(masters[name])) for name, view in views.items())
+
+    def array(self, view: torch.Tensor) -> np.ndarray:
+        """A copy: FSDP frees memory that it gives a call, and torch refuses to free what an array has shared."""
+        return as_numpy(view.clone())
+
+    def share(self, moe: MoE) -> float:
+        """What gradients of all ranks' tokens are multiplied by."""
+        return 1.0
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -175,7 +175,7 @@ class Experts(torch.nn.Module):
         )
 
     def _take_parameters(self, masters: Masters) -> None:
-        if masters.stale():
+        if masters.stale(self.moe):
             self._graphs.discard_all()  # torch refuses to go back through graphs of other weights
             masters.give(self.moe)
 
@@ -205,7 +205,9 @@ class Experts(torch.nn.Module):
         return y, number
 
     @_alone
-    def backward(self, dy: torch.Tensor, number: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    def backward(
+        self, dy: torch.Tensor, number: torch.Tensor, parameters: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """(dx, gradient of weights, gradients of the parameters) of a call of `taped`. Collective."""
         assert self._masters is not None
         graph = self._graphs.of(number)
@@ -218,7 +220,7 @@ class Experts(torch.nn.Module):
         for part, tape in reversed(list(zip(self._parts(len(graph.tapes)), graph.tapes, strict=True))):
             into_x, into_w = self.moe.backward(as_numpy(dy[part]), tape)
             as_numpy(dx)[part], dw.numpy()[part] = into_x, into_w
-        return dx, dw, self._masters.gradients(self.moe, 1 / self.moe.world)
+        return dx, dw, self._masters.gradients(self.moe, parameters)
 
     def _parts(self, calls: int) -> list[slice]:
         """The rows of each call."""

@@ -162,6 +162,11 @@ def _group_of(model: torch.nn.Module) -> Group:
     layers = layers_of(model)
     if not layers:
         raise InputError("the model has no layers yet: they are made at its first call")
+    if any(hasattr(each, "full_tensor") for layer in layers.values() for each in layer.named_masters().values()):
+        raise InputError(
+            "transformers has parted this model: it averages gradients itself, torch.nn.utils.clip_grad_norm_ clips"
+            " them, and model.save_pretrained saves it"
+        )
     return next(iter(layers.values())).moe.everyone
 
 

@@ -70,12 +70,7 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
         gate = experts_module.gate_of(module)
         source: Source | PackedExperts | None = vars(module).get(SOURCE) or packed_experts(module)
         cfg = experts_module.configuration(module, gate, top_k, dtype, source)
-        train = _trains(module)
-        if train and source is not None:
-            raise InputError(
-                f"{type(module).__name__}: torch does not have its experts as elements, so they cannot be trained: open"
-                " the model by transformers' own from_pretrained"
-            )
+        train = experts_module.trains(module, source)
         masters = experts_module.masters(module, gate) if train else None
         experts = Experts(cfg, communicator(), train=train, masters=masters, **current().layer)
         if masters is not None:
@@ -88,16 +83,10 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
     return experts
 
 
-def _trains(module: Any) -> bool:
-    """Whether a layer that is made now has gradients."""
-    asked = current().train
-    return bool(module.training) if asked is None else asked
-
-
 def _refuse_adapter(module: Any) -> None:
     """Raise InputError for parameters that an adapter computes in each call, which only a layer that trains takes."""
     made, comm = vars(module).get(HELD), communicator()
-    if comm is not None or not (_trains(module) if made is None else made.named_masters()):
+    if comm is not None or not (experts_module.asked_to_train(module) if made is None else made.named_masters()):
         raise InputError(
             f"{type(module).__name__}: an adapter changes its experts in each call, which Aristos takes in one process"
             " that trains: call merge_and_unload() before the first call, or leave experts out of target_parameters"
@@ -115,7 +104,12 @@ def experts_forward(
         return left
     if "parametrizations" in self._modules:
         _refuse_adapter(self)
-    if made is None and not _trains(self) and torch.is_grad_enabled() and hidden_states.requires_grad:
+    if (
+        made is None
+        and not experts_module.asked_to_train(self)
+        and torch.is_grad_enabled()
+        and hidden_states.requires_grad
+    ):
         raise InputError(
             f"{type(self).__name__}: a gradient is asked for, and the model does not train: call it under"
             " torch.no_grad(), or call model.train() first"

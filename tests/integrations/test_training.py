@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 from cases import PATIENCE
-from hf_models import MODELS, experts_of, on_ranks, opened, relative, small
+from hf_models import MODELS, batch, experts_of, on_ranks, opened, relative, small, steps
 
 import aristos
 from aristos.errors import InputError, MismatchError
@@ -16,7 +16,6 @@ from aristos.errors import InputError, MismatchError
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 FIELDS = {"hidden": 24, "ffn": 40, "experts": 4, "top_k": 2, "activation": "silu", "gated": True, "max_tokens": 7}
-STEPS = 2
 
 
 def made(comm=None, placement=None, **fields):
@@ -147,26 +146,6 @@ def test_frozen_parameters_have_no_gradient():
         experts(x, ids, weights).sum().backward()
         assert x.grad is not None
         assert all(p.grad is None for p in experts.parameters())
-
-
-def steps(model, batches, folder=None, lr=0.1, ranks=None) -> list[float]:
-    """Two steps of SGD on the mean loss of batches of equal size; returns the losses."""
-    optimizer, losses = torch.optim.SGD(model.parameters(), lr=lr), []
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        loss = sum(model(batch[step], labels=batch[step]).loss for batch in batches) / len(batches)
-        loss.backward()
-        if ranks is not None:
-            ranks.average_dense_grads(model)
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def batch(rank: int):
-    """Token ids of each step, of a rank."""
-    generator = torch.Generator().manual_seed(rank)
-    return torch.randint(0, 128, (STEPS, 2, 11), generator=generator)
 
 
 def compared(model, theirs, ours, comm=None) -> None:

@@ -48,6 +48,7 @@ MORE = {
 }  # fmt: skip
 
 
+STEPS = 2  # of training
 GENERATE = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 
 
@@ -105,6 +106,26 @@ def opened(folder: Path, implementation: str, **more):
 def experts_of(model) -> list:
     """The experts modules of a model."""
     return [module for module in model.modules() if hasattr(module, "is_concatenated")]
+
+
+def steps(model, batches, ranks=None) -> list[float]:
+    """Two steps of SGD on the mean loss of batches of equal size; returns the losses."""
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = sum(model(batch[step], labels=batch[step]).loss for batch in batches) / len(batches)
+        loss.backward()
+        if ranks is not None:
+            ranks.average_dense_grads(model)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def batch(rank: int):
+    """Token ids of each step, of a rank."""
+    generator = torch.Generator().manual_seed(rank)
+    return torch.randint(0, 128, (STEPS, 2, 11), generator=generator)
 
 
 def held_by_torch(model) -> int:

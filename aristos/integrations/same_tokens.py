@@ -1,0 +1,70 @@
+"""Ranks of a tensor parallel group have the same tokens: each computes a part of the rows, and gets the others."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..transport.group import Group
+from .masters import as_numpy
+
+
+class SharedRows:
+    """`count` rows, which the ranks of a communicator share out evenly, in rank order. group: bounds their waits."""
+
+    def __init__(self, comm: Any, group: Group, count: int) -> None:
+        ranks, rank = comm.Get_size(), comm.Get_rank()
+        self._comm, self._group = comm, group
+        self._cuts = [count * each // ranks for each in range(ranks + 1)]
+        self._mine = slice(self._cuts[rank], self._cuts[rank + 1])
+        self.most = -(-count // ranks)  # of a rank
+
+    def part(self, whole: torch.Tensor) -> torch.Tensor:
+        """This rank's rows of what all have."""
+        return whole[self._mine]
+
+    def whole(self, mine: torch.Tensor) -> torch.Tensor:
+        """All ranks' rows. Collective."""
+        from mpi4py import MPI
+
+        mine = mine.contiguous()
+        found = torch.empty(self._cuts[-1], mine.shape[-1], dtype=mine.dtype)
+        width = found.shape[-1] * found.element_size()
+        counts = [(end - start) * width for start, end in pairwise(self._cuts)]
+        starts = [start * width for start in self._cuts[:-1]]
+        with self._group.bounded("the rows of ranks that have the same tokens"):
+            self._comm.Allgatherv(_bytes(mine), [_bytes(found), counts, starts, MPI.BYTE])
+        return found
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    return as_numpy(tensor).reshape(-1).view(np.uint8)
+
+
+class Part(torch.autograd.Function):
+    """`SharedRows.part`; the gradient has the rows of all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: SharedRows, whole: torch.Tensor) -> torch.Tensor:
+        ctx.rows = rows
+        return rows.part(whole)
+
+    @staticmethod
+    def backward(ctx: Any, mine: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, ctx.rows.whole(mine)
+
+
+class Whole(torch.autograd.Function):
+    """`SharedRows.whole`; all ranks have the same gradient, of which each takes its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: SharedRows, mine: torch.Tensor) -> torch.Tensor:
+        ctx.rows = rows
+        return rows.whole(mine)
+
+    @staticmethod
+    def backward(ctx: Any, whole: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, ctx.rows.part(whole)
