@@ -172,6 +172,7 @@ def test_adapters_of_experts(ours, tmp_path):
         model = adapted(called(model) if first else model)
         with pytest.raises(InputError, match="merge_and_unload"):
             called(model)
+        ours.close(model)
     theirs, model = (adapted(opened(folder, each)).train() for each in ("eager", "aristos"))
     losses = [each(IDS, labels=IDS).loss for each in (theirs, model)]
     assert relative(losses[1], losses[0]) < 1e-5
