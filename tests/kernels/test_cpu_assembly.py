@@ -69,7 +69,7 @@ from aristos.kernels.by_isa import module
 from numba.core import types
 packed = module("packed", "{isa}", "{form}")
 packed.by_codes.compile((types.int64,) * 11)
-print(packed.FEW * packed.SPAN // packed.LANES)
+print(packed.FEW * packed.SPAN // packed.LANES, packed.LEAN)
 print(*packed.by_codes.inspect_asm().values())
 """
 
@@ -79,8 +79,8 @@ print(*packed.by_codes.inspect_asm().values())
     ("isa", "cpu", "features", "form"),
     [
         ("avx512bf16", "znver4", f"{AVX512},+avx512bf16", "int4"),
-        ("avx512", "sapphirerapids", AVX512, "fp8"),
-        ("avx512", "sapphirerapids", AVX512, "int4"),
+        ("avx512", "cascadelake", AVX512, "fp8"),
+        ("avx512", "cascadelake", AVX512, "int4"),
         ("avx512", "znver4", AVX512, "mxfp4"),
         ("avx2", "znver3", AVX2, "int4"),
         ("avx2", "znver3", AVX2, "mxfp4"),
@@ -92,16 +92,24 @@ def test_loops_over_codes_keep_their_sums_in_registers(isa, cpu, features, form,
     script = [sys.executable, "-c", CODES.format(isa=isa, form=form)]
     done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    sums, assembly = done.stdout.split("\n", 1)
+    shape, assembly = done.stdout.split("\n", 1)
+    sums, lean = map(int, shape.split())
     loops = [loop for loop in innermost_loops(assembly) if re.search("vfmadd|vdpbf16", loop)]
     pairs = 1 if form == "fp8" else 4  # of k: those of a byte each, or the four of a word
     for instruction, of_pair in (("vfmadd", 2), ("vdpbf16ps", 1 if isa == "avx512bf16" else 0)):
         most = max(len(re.findall(instruction, loop)) for loop in loops)
-        assert most == pairs * of_pair * int(sums), f"{most} {instruction} of {sums} sums, of as many rows as fit"
+        assert most == pairs * of_pair * sums, f"{most} {instruction} of {sums} sums, of as many rows as fit"
     for loop in loops:
         assert "prefetch" in loop
         spills = [line for line in loop.splitlines() if "%rsp" in line and "mm" in line.split("#")[0]]
         assert not spills, f"spilled:\n{loop}"
+    assert lean == (0 if cpu != "cascadelake" else 12 if form == "fp8" else 4)
+    read = [loop for loop in loops if "prefetcht0" in loop]
+    assert sorted(len(re.findall("vfmadd", loop)) for loop in read) == [4 * pairs * n for n in range(1, lean + 1)]
+    for loop in read:
+        assert len(re.findall(r"vfmadd.*\(%r\w+\)\{1to16\}", loop)) == len(re.findall("vfmadd", loop)), loop
+        offsets = re.findall(r"vmovdqu64\s+(\d*)\(", loop)
+        assert all(int(offset or 0) % 64 == 0 for offset in offsets), f"loads across lines:\n{loop}"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 VOID, BYTE, WORD = ir.VoidType(), I8.as_pointer(), I64.as_pointer()
-AHEAD_LEVEL = 2  # of llvm.prefetch: the L2 cache
+L1_CACHE, L2_CACHE = 3, 2  # levels of llvm.prefetch
 STEP = 1024  # bytes of 32 k of a tile of 16 rows or columns of bfloat16
 NEAR = 4096  # bytes between what a kernel reads of a panel and what it prefetches of it, where nothing else is fetched
 SUMS = 128  # bytes between rows of 32 sums
@@ -102,9 +102,9 @@ def _either(builder, condition, first, second):
     return merged
 
 
-def _prefetch(builder, address):
+def _prefetch(builder, address, level=L2_CACHE):
     prefetch = _declare(builder, "llvm.prefetch.p0", VOID, [BYTE, I32, I32, I32])
-    builder.call(prefetch, [builder.inttoptr(address, BYTE), I32(0), I32(AHEAD_LEVEL), I32(1)])  # read; data cache
+    builder.call(prefetch, [builder.inttoptr(address, BYTE), I32(0), I32(level), I32(1)])  # read; data cache
 
 
 def _emit_fetch(builder, args):

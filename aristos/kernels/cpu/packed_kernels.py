@@ -17,6 +17,7 @@ from .micro_kernels import (
     I16,
     I32,
     I64,
+    L1_CACHE,
     STEP,
     SUMS,
     BFloat,
@@ -101,6 +102,14 @@ def _decoded(builder, form, place, j, lanes, table, b, at_end):
     return tuple(builder.sitofp(builder.ashr(x, words([28] * lanes)), kind) for x in top)
 
 
+def _decoded_fp8(builder, place):
+    """As `_decoded`, all 32 columns of a pair of k: for each vector of 16 (even k, odd k). Codes widen 32 at a time."""
+    codes, words, kind = ir.VectorType(I8, 32), ir.VectorType(I32, 16), ir.VectorType(F32, 16)
+    columns = [ir.Constant(words, list(range(16 * j, 16 * j + 16))) for j in range(2)]
+    both = [_halves(builder, builder.load(_at(builder, place, 32 * odd, codes), align=1)) for odd in range(2)]
+    return [tuple(builder.fpext(builder.shuffle_vector(x, x, part), kind) for x in both) for part in columns]
+
+
 def _joined(builder, even, odd):
     """Values of a pair of k that bfloat16 holds, as words of both."""
     words = ir.VectorType(I32, even.type.count)
@@ -145,7 +154,7 @@ def unpack(form, lanes, table):
     return _intrinsic(f"unpack_{form}_{lanes}", 3, emit)
 
 
-def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
+def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=False):
     """Emit the kernel for `rows` x (`vectors` * `lanes`) sums of float32 rows and codes, group by group.
 
     The compiled call is kernel(a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags): `a` is the address of
@@ -155,10 +164,13 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
     `parts` of rows of 32 sums of a group that is longer than a call. flags: WHOLE, or of one group BEGINS, ENDS or
     neither. Several groups have whole units of k each; rows are zeros up to a whole unit. Codes are prefetched NEAR
     bytes ahead, line after line. at_once: whole groups whose sums are made side by side: the chain of a single one
-    would be slower than memory. dot: the name of LLVM's intrinsic of dot products, for rows of bfloat16.
+    would be slower than memory. dot: the name of LLVM's intrinsic of dot products, for rows of bfloat16. lean: the
+    fewest micro-operations, for vectors of 16: multiply-adds read rows from memory by pointers of their own, no load of
+    codes crosses a line, and codes are prefetched to the L1 cache. Then at_once is 1.
     """
     together = _pairs_of(form)
     kind, size, each = ir.VectorType(F32, lanes), PAIR_BYTES[form] * together, rows * vectors
+    left_bytes = (4 if dot else 8) * together  # of a row, for a unit
 
     def emit(builder, args):
         a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags = args
@@ -184,22 +196,45 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
 
         def unit(n, some):
             place = builder.add(codes, builder.mul(n, I64(size)))
-            left = builder.add(a, builder.mul(n, I64((4 if dot else 8) * together)))
+            left = builder.add(a, builder.mul(n, I64(left_bytes)))
+            return pairs_of(place, [left] * vectors, some)
+
+        def pairs_of(place, lefts, some):
             for b in range(together):
-                some = pair(place, builder.add(left, I64((4 if dot else 8) * b)), b, some)
+                some = pair(place, [builder.add(left, I64(left_bytes // together * b)) for left in lefts], b, some)
             return some
 
-        def pair(place, left, b, some):
-            decoded = [_decoded(builder, form, place, j, lanes, table, b, j == vectors - 1) for j in range(vectors)]
+        def lean_products(g, values):
+            """`products` of one group. LLVM cannot know that pointers of vectors are equal, which keeps loads apart."""
+            hidden = ir.InlineAsm(ir.FunctionType(I64, [I64]), "", "=r,0")
+            n = builder.mul(g, units)
+            place, left = (builder.add(x, builder.mul(n, I64(m))) for x, m in ((codes, size), (a, left_bytes)))
+
+            def body(_, carried):
+                some, (place, *lefts) = carried[:each], carried[each:]
+                for offset in range(0, size, LINE):
+                    _prefetch(builder, builder.add(place, I64(NEAR + offset)), L1_CACHE)
+                new = pairs_of(place, lefts, some)
+                moved = [builder.add(place, I64(size)), *(builder.add(x, I64(left_bytes)) for x in lefts)]
+                return new + [builder.call(hidden, [x]) for x in moved]
+
+            start = [builder.call(hidden, [x]) for x in (place, *[left] * vectors)]
+            return _loop(builder, values + start, units, body)[:each]
+
+        def pair(place, lefts, b, some):
+            if lean and form == "fp8":
+                decoded = _decoded_fp8(builder, place)
+            else:
+                ends = [lean or j == vectors - 1 for j in range(vectors)]
+                decoded = [_decoded(builder, form, place, j, lanes, table, b, end) for j, end in enumerate(ends)]
             if dot:
-                return by_dot(left, [_joined(builder, *both) for both in decoded], some)
+                return by_dot(lefts[0], [_joined(builder, *both) for both in decoded], some)
             for odd in range(2):
                 new = []
                 for i in range(rows):
-                    one = _broadcast(builder, _at(builder, left, pitch * i + 4 * odd, F32), lanes)
-                    new += [
-                        builder.call(fma, [one, both[odd], some[i * vectors + j]]) for j, both in enumerate(decoded)
-                    ]
+                    for j, (left, both) in enumerate(zip(lefts, decoded)):
+                        one = _broadcast(builder, _at(builder, left, pitch * i + 4 * odd, F32), lanes)
+                        new.append(builder.call(fma, [one, both[odd], some[i * vectors + j]]))
                 some = new
             return some
 
@@ -226,7 +261,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
                     less += [builder.call(fma, [one, turned[j], found[i * vectors + j]]) for j in range(vectors)]
                 return less
 
-            whole = _either(builder, x, less_zeros, lambda: found)
+            whole = _either(builder, x, less_zeros, lambda: found) if FORMATS[form].zeros else found
             for i in range(rows):
                 for j in range(vectors):
                     total = _at(builder, sums, SUMS * i + 4 * lanes * j, kind)
@@ -256,7 +291,7 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot=""):
 
             def group(n, values):
                 g = builder.add(done, n)
-                found = products(g, values)
+                found = lean_products(g, values) if lean else products(g, values)
                 return _either(builder, ends, lambda: close(g, found), lambda: found)
 
             _store(builder, _loop(builder, start, rest, group), waiting)

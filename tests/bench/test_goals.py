@@ -1,0 +1,33 @@
+"""The page of goals: figures that are missed have their cause beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.parallel
+
+
+@pytest.fixture
+def goals(monkeypatch):
+    """The script bench/goals.py."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "bench"))
+    import goals
+
+    return goals
+
+
+def test_the_page_is_made_from_the_record(goals):
+    assert goals.PAGE.read_text() == goals.page(json.loads(goals.RECORD.read_text()))
+
+
+def test_a_missed_figure_has_its_cause_and_one_that_is_met_has_none(goals, monkeypatch):
+    monkeypatch.setattr(goals, "CAUSES", {"a CPU": {"int4: a token": "too slow", "int8: fewer": "a dip", "fp8": "no"}})
+    found = {"int4: a token, share of 9 GB/s": 0.5, "int8: fewer rows": 1.2, "fp8: a token, share of 9 GB/s": 0.9}
+    wanted = {"int4: a token, share": "≥ 0.7", "int8: fewer rows": "≤ 1.05", "fp8: a token, share": "≥ 0.78"}
+    record = {"figures": found, "goals": wanted, "date": "2026-01-01", "commit": "1", "cpu": "c"}
+    page = goals.page({"a CPU": record, "another": record})
+    causes = [line for line in page.splitlines() if line.startswith("| a CPU,")]
+    assert causes == ["| a CPU, int4: a token, share | too slow |", "| a CPU, int8: fewer rows | a dip |"]
