@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import docstrings
+
 PAGE = Path(__file__).resolve().parent / "api.md"
 HEAD = """# Python API
 
@@ -124,9 +126,14 @@ def _members(cls: type) -> list[str]:
                 plain = isinstance(
                     member, property | cached_property | classmethod | staticmethod
                 ) or inspect.isfunction(member)
-                if shown and plain and inspect.getdoc(getattr(cls, name)):
+                if shown and plain and _described_here(member):
                     found[name] = None
     return sorted(found, key=lambda name: name != "__call__")
+
+
+def _described_here(member: Any) -> bool:
+    """Whether a member has a docstring of its own: one that is inherited stands with the base."""
+    return bool(getattr(member, "__func__", member).__doc__)
 
 
 def _public(module: Any) -> list[str]:
@@ -180,8 +187,8 @@ def _annotation(found: Any) -> str:
 
 
 def _text(found: Any) -> str:
-    """The docstring; of a dataclass that has none, its fields."""
-    doc = inspect.getdoc(found) or ""
+    """The docstring as Markdown; of a dataclass that has none, its fields."""
+    doc = docstrings.markdown(found)
     if inspect.isclass(found) and dataclasses.is_dataclass(found) and doc.startswith(f"{found.__name__}("):
         doc = ""
     return doc + "\n"
