@@ -36,7 +36,19 @@ PARTS: dict[str, tuple[str, ...]] = {
     "Experts of your own": ("aristos.Exchange", "aristos.layer.exchange.Handle"),
     "Training": ("aristos.train", "aristos.layer.training.Tape", "aristos.reproducible_sum"),
     "Losses": ("aristos.losses",),
-    "Published models": ("aristos.Checkpoint",),
+    "Packed weights": ("aristos.packed", "aristos.weight_types.WeightType", "aristos.quantise", "aristos.Quantised"),
+    "Published models": (
+        "aristos.Checkpoint",
+        "aristos.models.reduced",
+        "aristos.models.shape",
+        "aristos.models.Shape",
+        "aristos.models.Preset",
+        "aristos.models.Model",
+    ),
+    "The reference": tuple(
+        f"aristos.reference.{name}"
+        for name in ("moe", "backward", "expert", "shared_expert", "route", "weights", "error")
+    ),
     "Planner": ("aristos.planner",),
     "Topology": ("aristos.topology",),
     "Results": ("aristos.results",),
