@@ -69,9 +69,9 @@ LEAST_SUM = 1e-20  # added to the sum of k weights that are divided by it, as in
 PRECISIONS: tuple[str, ...] = ("highest", "high")
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
 MOVES: tuple[str, ...] = ("auto", "tokens", "experts")  # what crosses between the ranks of a node
-MOST_EXPERTS = 1 << 20  # of a layer, and ranks: tables have an entry for each
-MOST_THREADS = 4096  # of a rank
-LARGEST = (1 << 40) - 1  # of a size: its products fit 64 bits
+MOST_EXPERTS = 1 << 20  # experts of a layer, and ranks: tables have an entry for each
+MOST_THREADS = 4096  # workers of a rank
+LARGEST = (1 << 40) - 1  # the largest size: products of sizes fit 64 bits
 OVERDUE = 10  # absent_timeout is this many times timeout, unless it is given
 
 

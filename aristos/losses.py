@@ -25,7 +25,7 @@ from .errors import AristosError, InputError, PeerInputError
 from .routing import Routing
 
 FIXED = 52  # bits of a fixed-point term
-HALF = 26  # of them in its low part: sums of 2^37 terms fit 64 bits
+HALF = 26  # the bits in a term's low part: sums of 2^37 terms fit 64 bits
 Floats = np.ndarray
 Result = tuple[float, np.ndarray]
 

@@ -294,7 +294,7 @@ def moe(
         tokens = np.nonzero((choices == e).any(axis=1))[0]
         if len(tokens) == 0:
             continue
-        factors = (np.where(choices == e, w, 0.0)).sum(axis=1)[tokens, None]  # of that expert's choice in each token
+        factors = (np.where(choices == e, w, 0.0)).sum(axis=1)[tokens, None]  # their weights for that expert
         if cfg.router.weight_on == "input":
             y[tokens] += expert(cfg, factors * rows[tokens], e, **tensors, **biases)
         else:

@@ -21,7 +21,7 @@ from .trainable import Trainable
 
 EXPERTS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")  # arrays with this rank's experts in front
 Arrays = dict[str, np.ndarray]
-SMALLEST, LARGEST = 2.0**-126, 2.0**127  # of a positive option: the steps compute in float32
+SMALLEST, LARGEST = 2.0**-126, 2.0**127  # the range of a positive option: the steps compute in float32
 LONGEST = 200  # characters of a dense array's name
 
 

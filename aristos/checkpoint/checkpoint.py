@@ -36,9 +36,9 @@ RECIPES = (
 )  # they register themselves when imported
 INNER = ("text_config", "thinker_config", "llm_config", "language_config")
 OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "model.vision", "audio", "model.audio")
-MOST_EXPERTS = 1 << 16  # of a layer: four times the most that was published
+MOST_EXPERTS = 1 << 16  # experts of a layer: four times the most that was published
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
-BIASES = ("router_bias", "select_bias")  # of a router
+BIASES = ("router_bias", "select_bias")  # the biases of a router
 
 
 class Checkpoint:

@@ -233,7 +233,7 @@ def scalars(data: dict[str, Any]) -> dict[str, Any]:
 
 def _machine(data: dict[str, Any]) -> str:
     """The option of `aristos plan` that takes the file, if it has a machine and no model; else ""."""
-    if "classes" in data and "hosts" in data:  # of `aristos topo --measure`
+    if "classes" in data and "hosts" in data:  # a file of `aristos topo --measure`
         return "--topology"
     return "--cluster" if "children" in data or list(data) == ["cluster"] else ""
 

@@ -19,11 +19,11 @@ from .search import GroupSearch
 from .terms import pi_us
 from .values import number
 
-TIMELY = 0.93  # of the deadline; no solver is started after it
+TIMELY = 0.93  # the share of the deadline after which no solver is started
 CLOSE = 1e-4  # gap at which the search ends
 CELLS_MOST = 160  # most devices that the bound treats one by one; above, equal cells are one
-PACKED = 0.7  # of the time: when packing ends
-PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # of the time: when the first bound, annealing and columns end
+PACKED = 0.7  # the share of the time after which packing ends
+PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # shares of the time: ends of the first bound, annealing and columns
 NUMBERS_SECONDS = 15.0  # limit of the integer programmes before the search
 
 

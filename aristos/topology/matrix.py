@@ -48,7 +48,7 @@ LEGEND = (
     ("NODE=ConnectiontraversingPCIeaswellas", "withinaNUMAnode"),
     ("SYS=ConnectiontraversingPCIeaswellas", "QPI/UPI)"),
 )
-MOST_READINGS = 64  # of a word, or of a row, whose cells stick together
+MOST_READINGS = 64  # readings of a word, or of a row, whose cells stick together
 MOST_HEADINGS = 16  # lines that name columns but have no rows below
 LONGEST_HEADING = 4000  # characters; 100 columns have 700
 LONGEST_LABEL = 64
@@ -292,7 +292,7 @@ def _next(word: str, at: int) -> list[tuple[str, int]]:
 
 def _listed(numbers: str) -> bool:
     """Whether it is an ascending list of CPUs, as the driver prints it. Others have lost or gained a digit."""
-    ends = [int(number) for number in re.findall(r"[0-9]+", numbers)]  # of at most LONGEST digits
+    ends = [int(number) for number in re.findall(r"[0-9]+", numbers)]  # numbers of at most LONGEST digits
     try:
         return ends == sorted(ends) and bool(cpusets.parse(numbers))
     except ValueError:

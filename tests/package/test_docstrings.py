@@ -16,6 +16,7 @@ LATER = (  # beginnings of names whose docstrings have the older form
 NEVER = {  # errors that the source of a function shows, but that cannot come, and why
     "aristos.Exchange.close": {"ClosedError": "a closed exchange returns nothing"},
     "aristos.planner.Plan.achieved": {"InputError": "the groups of a plan are a partition"},
+    "aristos.reference.weights": {"InputError": "a configuration with one expert is good if that with all is"},
 }
 PAGE = [each for each in rules.of_page() if not each.name.startswith(LATER) and each.name != "aristos.MoE"]
 SHOWN = [each for each in PAGE if "Examples" in each.doc.texts]
