@@ -42,6 +42,8 @@ class Public(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
+        if getattr(self.found, "_is_protocol", False):  # nothing makes an object of it
+            return {}
         taken = inspect.signature(self.function).parameters
         return {name: each for name, each in taken.items() if name not in ("self", "cls")}
 
