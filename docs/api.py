@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import re
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -207,7 +208,7 @@ def _text(found: Any) -> str:
 
 
 def _indented(text: str) -> str:
-    return text.replace("\n", "\n  ")
+    return re.sub(r"\n(?=.)", "\n  ", text)
 
 
 def _code(text: str) -> str:

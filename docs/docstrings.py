@@ -73,5 +73,5 @@ def _item(entry: Entry) -> str:
     head = ", ".join(f"`{name}`" for name in entry.names)
     if entry.kind:
         head += f" ({entry.kind})" if head else entry.kind
-    text = entry.text.replace("\n", "\n  ")
+    text = re.sub(r"\n(?=.)", "\n  ", entry.text)
     return f"- {head}: {text}" if text else f"- {head}"
