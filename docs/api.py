@@ -35,7 +35,12 @@ PARTS: dict[str, tuple[str, ...]] = {
         "aristos.layer.stats.MessageClass",
     ),
     "Experts of your own": ("aristos.Exchange", "aristos.layer.exchange.Handle"),
-    "Training": ("aristos.train", "aristos.layer.training.Tape", "aristos.reproducible_sum"),
+    "Training": (
+        "aristos.train",
+        "aristos.layer.training.Tape",
+        "aristos.trainable.Trainable",
+        "aristos.reproducible_sum",
+    ),
     "Losses": ("aristos.losses",),
     "Packed weights": ("aristos.packed", "aristos.weight_types.WeightType", "aristos.quantise", "aristos.Quantised"),
     "Published models": (

@@ -517,12 +517,8 @@ class Checkpoint:
         PeerInputError
             Another rank raised one of these.
         """
-        problem: Exception | None = None
-        try:
+        with moe.together(f"layer {number} of {self.path}"):
             self._load(moe, layer, number)
-        except Exception as error:  # whatever it is, the other ranks wait in `agree`
-            problem = error
-        moe.agree(problem, f"layer {number} of {self.path}")
 
     def _load(self, moe: Any, layer: int, number: int) -> None:
         moe.unload(layer)  # on every rank, whichever fails: no call may mix old parts and new ones
