@@ -32,7 +32,12 @@ class Steps(Protocol):
 class Trainable(Protocol):
     """What an optimizer changes weights by: `MoE.training`. What is not said here is as in `MoE`.
 
-    layers: of the object. mine: ids of this rank's experts, in the order of their arrays.
+    Attributes
+    ----------
+    layers : int
+        Layers of the object.
+    mine : list of int
+        Ids of this rank's experts, in the order of their arrays.
     """
 
     layers: int
@@ -48,11 +53,32 @@ class Trainable(Protocol):
     def updates(self) -> Steps: ...
 
     def agree(self, problem: Exception | None, what: str) -> None:
-        """Raise `problem` here, PeerInputError on the other ranks of `everyone`. what: its subject, for messages."""
+        """Raise an error here, and PeerInputError on the other ranks. Collective.
+
+        Parameters
+        ----------
+        problem : Exception or None
+            This rank's error; None: it has none.
+        what : str
+            The subject of the error, for messages.
+
+        Raises
+        ------
+        Exception
+            `problem`.
+        PeerInputError
+            Another rank passed an error.
+        """
         ...
 
     def refuse_half_changed(self) -> None:
-        """Raise InputError if this rank's weights were changed only in part by a step or a restore."""
+        """Refuse weights that a step or a restore has changed only in part.
+
+        Raises
+        ------
+        InputError
+            This rank's weights are half changed.
+        """
         ...
 
     def changing(self) -> AbstractContextManager[None]:
@@ -60,7 +86,20 @@ class Trainable(Protocol):
         ...
 
     def everywhere(self, run: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """Run a function for every item, on all workers; returns the results in order."""
+        """Run a function for every item, on all workers.
+
+        Parameters
+        ----------
+        run : callable
+            Takes an item.
+        items : sequence
+            The items.
+
+        Returns
+        -------
+        list
+            What the function returned, in the order of the items.
+        """
         ...
 
     def params(self, layer: int = 0) -> dict[str, np.ndarray]: ...

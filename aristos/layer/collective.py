@@ -308,8 +308,30 @@ class Collective:
     def together(self, what: str) -> Iterator[None]:
         """A block of work that each rank does alone, such as reading a file: if it fails on one, all raise. Collective.
 
-        The rank on which it fails raises its error, the others PeerInputError. what: the work, for messages. With
-        train=True and a plan, the ranks of all its groups are meant. No call may be open.
+        With train=True and a plan, the ranks of all its groups are meant.
+
+        Parameters
+        ----------
+        what : str
+            The work, for messages.
+
+        Yields
+        ------
+        None
+            The block has no value.
+
+        Raises
+        ------
+        Exception
+            What the block raised on this rank.
+        PeerInputError
+            The block failed on another rank.
+        MismatchError
+            Another rank makes another collective call.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The object is closed.
         """
         problem: Exception | None = None
         try:
