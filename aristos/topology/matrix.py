@@ -128,11 +128,6 @@ def complaint(command: str, text: str) -> TopologyError:
     return TopologyError(f"this is not the output of `{command}`: {line[:200]!r}")
 
 
-def looks_like(text: str) -> bool:
-    """Whether some line may be part of a matrix."""
-    return any(_is_heading(words) or _is_row(words) for words in map(str.split, clean(text)))
-
-
 def _is_heading(words: list[str]) -> bool:
     return bool(words) and words[0] == "GPU0" and not _is_row(words)
 
