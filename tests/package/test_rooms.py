@@ -66,10 +66,12 @@ def test_the_core_needs_few_packages(draw):
 
 
 def test_imports_by_a_computed_name_are_known(draw):
-    """No circle through them is found: the front door and copies of modules import what their callers name."""
+    """No circle through them is found: the front door and copies of modules import what their callers name;
+    the catalogue imports the files of a folder."""
     assert draw.computed() == {
         "aristos",
         "aristos.bench.delay.steps",
+        "aristos.explore.catalogue",
         "aristos.explore.compiled.copies",
     }
 
