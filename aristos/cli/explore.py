@@ -51,7 +51,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--mutation",
         metavar="NAME|all",
-        help="insert a deliberate bug and find it, in its own case unless options change that; ? lists them; in a clone",
+        help="in a clone: insert a deliberate bug and find it, by default in its own case; ? lists them",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
