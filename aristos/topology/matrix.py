@@ -178,16 +178,17 @@ def _is_rest(word: str) -> bool:
 
 def _affinities(labels: Sequence[str], rows: Sequence[str], columns: int) -> dict[str, Affinity]:
     """GPU -> its affinities. columns: number of their headings, 0 to 3."""
-    found, counts = {}, set()
+    found: dict[str, Affinity] = {}
+    whole_rows: dict[str, bool] = {}
     for label, row in zip(labels, rows):
         rest = _rest(row, len(labels), columns)
         if is_gpu(label):
             found[label] = _affinity(rest, row)
-            counts.add(any(rest))
+            whole_rows[row] = any(rest) or row.count("\t") >= len(labels) + columns
         elif any(cell not in ("", NONE) for cell in rest):
             raise TopologyError(f"expected no cells after the links of {label}: {_shown(row)}")
-    if columns < 3 and len(counts) > 1:  # GPU NUMA ID is N/A at least
-        cut = next(row for label, row in zip(labels, rows) if found.get(label) == (None, None, None))
+    if columns < 3 and len(set(whole_rows.values())) > 1:  # GPU NUMA ID is N/A at least
+        cut = next(row for row, is_whole in whole_rows.items() if not is_whole)
         raise TopologyError(f"other rows have cells after the links, this one has none, so it is cut: {_shown(cut)}")
     return found
 

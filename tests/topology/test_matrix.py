@@ -222,6 +222,7 @@ def test_a_cgroup_leaves_cpus_of_some_gpus_empty():
     for text in (two, three):
         read = matrix.parse(text)
         assert (dict(read.cpus), dict(read.numa)) == ({"GPU0": "0", "GPU1": None}, {"GPU0": "0", "GPU1": "1"})
+    assert matrix.parse(two.replace("\t\t1\n", "\t\t\n")).numa == {"GPU0": "0", "GPU1": None}
     for text, what in ((two.replace("\t\t1\n", "\n"), "cut"), (two.expandtabs(), "1 cells after the links under 2")):
         with pytest.raises(TopologyError, match=what):
             matrix.parse(text)
