@@ -43,9 +43,9 @@ SHARES = {32: 0.85, 16: 0.85, 8: 0.78, 4: 0.70}  # of read bandwidth, one token
 BOTH = 0.85  # of two cores' bandwidth, 16 tokens
 SLOWER = 1.05  # a call with fewer rows over one with more
 _PORTS = (
-    "{codes} codes for four rows are {operations} operations of the two vector ports, {cycles} cycles, and memory delivers"
-    " them in 32: share {most} at most; {busy} were measured while the core issued at half its rate, as beside a busy"
-    " second thread"
+    "{codes} codes for four rows are {operations} operations of the two vector ports, {cycles} cycles, and memory"
+    " delivers them in 32: share {most} at most; {busy} were measured while the core issued at half its rate, as beside"
+    " a busy second thread"
 )
 _FOUR = _PORTS.format(codes=256, operations=94, cycles=47, most="0.67", busy=64)
 CAUSES = {  # family -> the beginning of a figure's name -> why it is missed
@@ -248,7 +248,7 @@ def _causes(records: dict[str, Any]) -> list[str]:
     """A table of why figures are missed, of those whose cause is known."""
     found = []
     for family, each in records.items():
-        for name, value in each["figures"].items():
+        for name, value in sorted(each["figures"].items()):
             sign, goal = each["goals"][key(name)].split()
             met = value >= float(goal) if sign == "≥" else value <= float(goal)
             cause = next((why for start, why in CAUSES.get(family, {}).items() if name.startswith(start)), None)
@@ -259,7 +259,7 @@ def _causes(records: dict[str, Any]) -> list[str]:
 
 def page(records: dict[str, Any]) -> str:
     """The record of all families as Markdown; a figure that a family lacks is owed."""
-    names = list(dict.fromkeys(key(name) for each in records.values() for name in each["figures"]))
+    names = sorted({key(name) for each in records.values() for name in each["figures"]})
     lines = [
         "# Goals of few tokens", "",
         "Written by `make goals ARGS=--record`, on one family of CPUs after another; read bandwidth is that of the same"
