@@ -52,6 +52,10 @@ class Experts(torch.nn.Module):
         Another rank raised InputError.
     MismatchError
         Ranks give different arguments.
+    ClosedError
+        An earlier failure left the engine of the communicator unusable.
+    EnvironmentProblem
+        The backend or MPI cannot do what is needed.
     """
 
     def __init__(self, cfg: MoEConfig, comm: Any = None, *, threads: int | None = None, train: bool = False,
@@ -105,7 +109,7 @@ class Experts(torch.nn.Module):
 
         Raises
         ------
-        InputError
+        InputError, OpenCallError, ClosedError
             As of `aristos.MoE.load`.
         """
         self._graphs.discard_all()

@@ -222,6 +222,8 @@ def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | str | 
         Another rank cannot open the directory.
     MismatchError
         Ranks open different models.
+    EnvironmentProblem
+        MPI cannot do what is needed.
     """
     return model_without_experts(path, communicator(), dtype, more)
 
