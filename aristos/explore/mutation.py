@@ -68,7 +68,7 @@ def releases_first() -> Instead:
     )
 
 
-REGISTERED: dict[str, Mutation] = {}  # by the modules mutations*.py, as they are imported
+REGISTERED: dict[str, Mutation] = {}  # by the modules of the catalogue, as they are imported
 
 
 def mutation(name: str, **asked: Any) -> Callable[[Callable[[Put], None]], Callable[[Put], None]]:

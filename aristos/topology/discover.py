@@ -1,8 +1,8 @@
 """Discovery: this machine and its job, from all sources.
 
-GPUs: NVML, else nvidia-smi, else the kernel's PCI list. CPUs close to a GPU: sysfs, else nvidia-smi's column. Nodes:
-the ranks' host names if given, else Slurm's variables. Network: scontrol, else topology.conf or topology.yaml, else
-SLURM_TOPOLOGY_ADDR.
+GPUs: NVML, else nvidia-smi's matrix, else the kernel's PCI list. CPUs close to a GPU: sysfs, else nvidia-smi's column.
+Nodes: the ranks' host names if given, else Slurm's variables. Network: scontrol, else topology.conf or topology.yaml,
+else SLURM_TOPOLOGY_ADDR.
 """
 
 from __future__ import annotations
@@ -16,17 +16,13 @@ from typing import Any
 
 from ..errors import TopologyError
 from ..host import slurm_variables
-from . import commands, listing, matrix, nvlink, nvml, pci, query, slurm_job, slurm_network, smi_node, sysfs
+from . import commands, nvml, pci, slurm_job, slurm_network, smi_node, sysfs
 from .commands import Ask
 from .faults import dark, fabric, fewer, hidden, mixed
 from .model import Fault, Gpu, Nic, Node, Topology
 from .network import Network
-from .nvlink import Wires
 from .slurm_job import SlurmJob
 from .visible import visible
-
-QUERY = ("nvidia-smi", f"--query-gpu={','.join(query.FIELDS)}", "--format=csv")
-FABRIC = ("nvidia-smi", "--query-gpu=index,fabric.state,fabric.status", "--format=csv")  # not in older drivers
 
 
 def discover(
@@ -111,33 +107,15 @@ def _by_nvml(library: Callable[[], Any]) -> Found | None:
 
 
 def _by_smi(ask: Ask) -> Found | None:
-    """From nvidia-smi's commands; an error message of it becomes a fault."""
-    listed = ask(("nvidia-smi", "-L"))
-    if listed is None:
+    """From nvidia-smi's matrix alone, since its other commands ask NVML too; an error message of it becomes a fault."""
+    shown = ask(("nvidia-smi", "topo", "-m"))
+    if shown is None:
         return None
     try:
-        gpus = listing.parse(listed)
-        shown, queried = ask(("nvidia-smi", "topo", "-m")), ask(QUERY)
-        found = matrix.parse(shown) if shown is not None else None
-        wires, faults = _wires(ask)
-        entries = query.parse(queried) if queried is not None else ()
-        node, seen = smi_node.assemble("", found, gpus, entries, wires)
+        return smi_node.read(shown)
     except TopologyError as why:
         fault = Fault(f"nvidia-smi gives no topology: {why}", "repair the driver (dmesg | grep NVRM), or reboot")
         return Node(""), [fault]
-    states = ask(FABRIC)
-    return node, seen + faults + (fabric(query.fabric_states(states)) if states is not None and states.ok else [])
-
-
-def _wires(ask: Ask) -> tuple[tuple[Wires, ...], list[Fault]]:
-    """The NVLinks; nvidia-smi prints none for GPUs without them."""
-    answer = ask(("nvidia-smi", "nvlink", "-s"))
-    if answer is None or not answer.ok or not answer.strip():
-        return (), []
-    try:
-        return nvlink.parse(answer), []
-    except TopologyError as why:
-        return (), [Fault(f"NVLinks are not known: {why}", "see nvidia-smi nvlink -s")]
 
 
 def _by_kernel(root: Path) -> Found:

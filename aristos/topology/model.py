@@ -101,6 +101,23 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class Wires:
+    """The NVLinks of a GPU. up: whether each is active."""
+
+    index: int
+    name: str | None
+    up: tuple[bool, ...]
+
+    @property
+    def active(self) -> int:
+        return sum(self.up)
+
+    @property
+    def inactive(self) -> list[int]:
+        return [link for link, up in enumerate(self.up) if not up]
+
+
+@dataclass(frozen=True)
 class Nic:
     """A network adapter. label: as nvidia-smi's column names it; name: the kernel's, e.g. mlx5_0."""
 

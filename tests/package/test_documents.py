@@ -135,7 +135,7 @@ def test_named_decisions_exist():
 def deliberate_bugs() -> dict[str, int]:
     """Number of the explorer's mutations in each of its files."""
     found: dict[str, int] = {}
-    for file in sorted((ROOT / "aristos" / "explore").glob("mutations*.py")):
+    for file in sorted((ROOT / "tests" / "explore" / "bugs").glob("mutations*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             for call in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
                 if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "mutation":

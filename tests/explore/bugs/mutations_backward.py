@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..engine import arrivals, codes, combine, experts, packing, scalars, store, words
-from ..engine.layout import LINE
-from ..primitives import memory
-from .mutation import Instead, Put, mutation
+from aristos.engine import arrivals, codes, combine, experts, packing, scalars, store, words
+from aristos.engine.layout import LINE
+from aristos.explore.mutation import Instead, Put, mutation
+from aristos.primitives import memory
+
 from .mutations_wire import not_compared
 
 BACKWARD = (("backward", True),)
