@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,8 +51,14 @@ class Settings:
 class Backend(ABC):
     """One layer object's execution on CPUs or on a GPU. weights: packed, an entry a layer, None before `load`.
 
-    cfgs: of each layer. cfg: of the first one, for what is equal in all: see `COMMON`.
+    cfgs: of each layer. cfg: of the first one, for what is equal in all: see `COMMON`. name: as in `MoE(backend=...)`.
+    reads_peers: whether a rank can compute with the experts of local peers, see `moves` of `MoE`. trains: whether a
+    layer can be made with train=True.
     """
+
+    name: ClassVar[str]
+    reads_peers: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, member: Membership) -> None:
         self.settings, self.cfgs, self.cfg, self.member = settings, settings.cfgs, settings.cfgs[0], member

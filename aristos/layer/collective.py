@@ -103,6 +103,19 @@ class Needs:
         return cls(*(max(getattr(one, name) for one in each) for name in ("scratch_bytes", "shared_bytes", "workers")))
 
 
+@dataclass(frozen=True)
+class Request:
+    """What an object needs of its runtime. alike: all that must be equal on all ranks, as texts by name.
+
+    shape: keywords of `shape_of`.
+    """
+
+    alike: Fields
+    placement: Placement
+    shape: dict[str, Any]
+    needs: Needs
+
+
 class Membership:
     """One object's membership in the runtime of its communicator. Collective, in the same order on all ranks.
 
@@ -135,20 +148,12 @@ class Membership:
             self.runtime.release()
             raise
 
-    def join(
-        self,
-        problem: Exception | None,
-        alike: Fields,
-        placement: Placement | None,
-        shape: dict[str, Any],
-        needs: Needs,
-        threads: int | None = None,
-    ) -> None:
+    def join(self, request: Request | AristosError, threads: int | None = None) -> None:
         """Give the runtime the capacity for this object; raises on every rank if one has a problem or ranks differ.
 
-        problem: this rank's refusal of its arguments. alike: all that must be equal on all ranks, as texts by name.
-        placement, shape (keywords of `shape_of`): not read where there is a problem.
+        request: what the object needs, or this rank's refusal of its arguments.
         """
+        problem = request if isinstance(request, AristosError) else None
         runtime = self.runtime
         runtime.end_dropped_call()
         runtime.refuse_unusable()
@@ -160,11 +165,13 @@ class Membership:
                 f"ranks_per_node must be {first} as for the other objects on this communicator, got {self.nodes}:"
                 " pass a communicator of its own (comm.Dup())"
             )
-        alike = {**alike, "ranks_per_node": str(self.nodes)}
+        common = {} if isinstance(request, AristosError) else request.alike
+        alike = {**common, "ranks_per_node": str(self.nodes)}
         agreed(runtime.group, problem, "its arguments", alike, "ranks are configured differently")
-        assert placement is not None
+        assert isinstance(request, Request)
+        placement, needs = request.placement, request.needs
         workers = int(threads or needs.workers or runtime.cores)
-        capacity = shape_of(self.world, placement, **shape)
+        capacity = shape_of(self.world, placement, **request.shape)
         runtime.require(capacity, needs.scratch_bytes + LINE, needs.shared_bytes, workers)
         self.joined = True
         self.threads = workers

@@ -38,6 +38,7 @@ from .arguments import (
 from .backend import Backend, Event, Settings
 from .bulk import Bulk
 from .collective import Membership, Needs, status_of
+from .fused_backward import needs as backward_needs
 from .given import GivenLayer
 from .node_weights import NodeWeights, foreign_slots, most_foreign
 from .stats import call_stats
@@ -100,6 +101,9 @@ def isa_of(cfg: MoEConfig, runtime: Runtime | None, train: bool) -> str:
 
 class CpuBackend(Backend):
     """See `Backend`."""
+
+    name = "cpu"
+    reads_peers = trains = True
 
     def __init__(self, settings: Settings, member: Membership) -> None:
         super().__init__(settings, member)
@@ -171,7 +175,8 @@ class CpuBackend(Backend):
         ffn = max(cfg.ffn, cfg.shared_ffn)
         run, activations = entries.run_bytes(element, rows, column_runs.MOST_ROWS, cfg.hidden, ffn, cfg.gated)
         most = max(run, route, tokens.combine_bytes(choices(cfg)))
-        return Needs(BLOCK_BYTES + most, activations + LINE)
+        forward = Needs(BLOCK_BYTES + most, activations + LINE)
+        return Needs.most([forward, backward_needs(cfg)]) if train else forward
 
     @property
     def isa(self) -> str | None:

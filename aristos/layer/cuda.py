@@ -39,6 +39,8 @@ MOST_SMS = 1 << 20
 class CudaBackend(Backend):
     """See `Backend`. A call with arrays in GPU memory is queued on a stream and returns before it has run."""
 
+    name = "cuda"
+
     def __init__(self, settings: Settings, member: Membership) -> None:
         super().__init__(settings, member)
         assert isinstance(member.runtime, CudaRuntime)

@@ -5,35 +5,31 @@ from __future__ import annotations
 import os
 import socket
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from ..config import BACKENDS, MOST_EXPERTS, MoEConfig, boolean, whole
+from ..config import MOST_EXPERTS, MoEConfig, boolean, whole
 from ..engine.layout import lines, rank_bytes
 from ..errors import InputError, ResultsError
 from ..host.nodes import Nodes
 from ..placement import Placement, Plan
 from . import timeline
 from . import weights as cpu_weights
-from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common, refusal, usable_limits, usable_nodes
-from .backend import Event, Settings, check_layer
+from .arguments import DEFAULT_TIMEOUT, CallArguments, check_common, refusal
+from .backend import Event, check_layer
 from .collective import Membership, Needs, shape_of, widths
 from .cpu import CpuBackend
-from .differences import fields_of_layers
-from .fused_backward import needs as backward_needs
-from .grouped import making_together, split
-from .holders import Holders, holders_of
-from .node_weights import most_foreign
+from .grouped import PlanGroup
+from .holders import Holders
+from .making import Checked, join
 from .on_disk import SavedLayers
-from .options import Schedule, backend_class, check_moves, checked_options
+from .options import Options, Schedule, backend_class, check_training, checked_options
 from .pending import PendingCall
 from .stats import Summary, summarize
-from .tapes import Reserve, checked_bytes
+from .tapes import checked_bytes
 from .trained_weights import training_bytes
-from .training import check_training
 
 
 class MoE(SavedLayers):
@@ -93,67 +89,27 @@ class MoE(SavedLayers):
         train: bool = False,
         tape_bytes: int | None = None,
     ) -> None:
-        self.group, self._group_comm, whole_comm = 0, None, comm
-        limits = usable_limits(timeout, absent_timeout)
-        together: AbstractContextManager[None] = nullcontext()
-        if plan is not None:
-            if comm is None:
-                raise InputError("plan needs comm, with a rank for each of its devices")
-            check_comm(comm)
-            first = cfg[0] if isinstance(cfg, list | tuple) and cfg else cfg
-            experts = getattr(first, "experts", None)
-            nodes = usable_nodes(ranks_per_node)
-            comm, placement, self.group = split(comm, plan, experts, placement, limits, nodes)
-            self._group_comm = comm
-            if train is True:
-                together = making_together(whole_comm, limits, nodes)
-        self.backend = "cpu" if backend is None else str(backend)
-        if self.backend not in BACKENDS:
-            self.backend = "cpu"  # refused below, after the ranks have met
-        with self._in_group(), together:
-            super().__init__(Membership(comm, limits, ranks_per_node, self.backend))
+        options = Options(
+            cfg, layers, schedule, threads, placement, timeout, absent_timeout, ranks_per_node, plan, backend, sms,
+            moves, train, tape_bytes,
+        )  # fmt: skip
+        self._part = PlanGroup(comm, options)
+        self.group, self.backend = self._part.number, options.backend_name
+        self.timeout, self.absent_timeout = options.limits
+        with self._part.making():
+            super().__init__(Membership(self._part.comm, options.limits, ranks_per_node, self.backend))
             with self._member.making():
                 kind = backend_class(self.backend)
-                problem: Exception | None = None
-                alike, places, shape, needs = {}, None, {}, Needs()
-                cfgs: tuple[MoEConfig, ...] = ()
-                reserve: Reserve | None = None
-                try:
-                    cfgs = checked_options(cfg, layers, schedule, backend)
-                    for each in dict.fromkeys(cfgs):
-                        kind.check(each, schedule, threads, sms)
-                    check_common(threads, timeout, ranks_per_node, absent_timeout)
-                    check_moves(moves, self.backend, schedule)
-                    places = Placement(placement, cfgs[0].experts, self.world)
-                    if boolean("train", train):
-                        check_training(cfgs[0], self.backend, moves)
-                        moves = "tokens"
-                        reserve = Reserve(checked_bytes(tape_bytes, cfgs, self.world, schedule))
-                    elif tape_bytes is not None:
-                        raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
-                    alike = {"object": "MoE", **fields_of_layers(cfgs), "schedule": str(schedule), "moves": moves}
-                    alike |= {"placement": str(places), "train": str(bool(train))}
-                    shape = widths(*cfgs)
-                    if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
-                        shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
-                    runtime = self._member.runtime
-                    needs = Needs.most(kind.needs(each, runtime, sms, train) for each in dict.fromkeys(cfgs))
-                    if train:
-                        shape["train"] = True
-                        needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
-                except Exception as error:
-                    problem = refusal(error)
-                self._member.join(problem, alike, places, shape, needs, threads)
-                self.cfg, self.schedule = cfgs[0], schedule
-                self.timeout, self.absent_timeout = limits
-                holders = holders_of(self._member.placement, plan)
-                copied = frozenset(expert for expert, ranks in enumerate(holders) if train and len(ranks) > 1)
-                self._begin(kind(Settings(cfgs, schedule, limits, sms, moves, bool(train), copied), self._member))
-                if reserve is not None:
-                    nodes = usable_nodes(ranks_per_node)
-                    whole = None if plan is None else whole_comm
-                    everyone = Holders(self._member.runtime, whole, limits, nodes, holders, self.isa)
-                    self._begin_training(everyone, reserve)
+                made = join(options, self._part.placement, kind, self._member)
+                self.cfg, self.schedule = made.settings.cfgs[0], made.settings.schedule
+                self._begin(kind(made.settings, self._member))
+                if made.reserve is not None:
+                    self._begin_training(self._everyone(made, options), made.reserve)
+
+    def _everyone(self, made: Checked, options: Options) -> Holders:
+        """All ranks that train this object together."""
+        whole = self._part.whole
+        return Holders(self._member.runtime, whole, options.limits, options.nodes, made.holders, self.isa)
 
     def __repr__(self) -> str:
         if not self._member.joined:
@@ -214,13 +170,11 @@ class MoE(SavedLayers):
             threads = None
         scratch = 0
         if threads is not None:
-            needs = Needs.most(CpuBackend.needs(each, None) for each in dict.fromkeys(cfgs))
-            if train:
-                needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
+            needs = Needs.most(CpuBackend.needs(each, None, train=train) for each in dict.fromkeys(cfgs))
             scratch = int(threads) * lines(needs.scratch_bytes) + needs.shared_bytes
         weights = {each: packed_bytes(each, max(places.held)) for each in dict.fromkeys(cfgs)}
         if train:
-            check_training(cfgs[0], name, "tokens")
+            check_training(cfgs[0], backend_class(name), "tokens")
             mine = [places.mine(rank) for rank in range(world)]
             copied = max(sum(len(places.copies[e]) > 1 for e in experts) for experts in mine)
             weights = {each: n + training_bytes(each, max(places.held), copied) for each, n in weights.items()}
@@ -412,19 +366,4 @@ class MoE(SavedLayers):
             self._backend.close()
             self._end_training()
         super().close()
-        self._leave_group()
-
-    @contextmanager
-    def _in_group(self) -> Iterator[None]:
-        """A block that makes the layer; if that fails, the communicator of a plan's group is freed."""
-        try:
-            yield
-        except BaseException:
-            self._leave_group()
-            raise
-
-    def _leave_group(self) -> None:
-        """Free the communicator of a plan's group; collective in the group."""
-        comm, self._group_comm = self._group_comm, None
-        if comm is not None:
-            comm.Free()
+        self._part.leave()

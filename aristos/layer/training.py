@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..config import MoEConfig, whole
+from ..config import whole
 from ..errors import AristosError, InputError, MismatchError, OpenCallError, PeerInputError
 from ..primitives.arrays import rows as rows_of
 from ..reproducible import total
 from ..routing import Routing
-from ..row_types import ROW_TYPES
 from ..transport.group import Group
 from .arguments import refusal
 from .backward import BackwardCalls, Saved
@@ -67,21 +66,6 @@ class Tape:
         if self._saved is None:
             raise InputError(f"tape of layer {self.layer} was used or discarded: a forward call gives a new one")
         return self._saved
-
-
-def check_training(cfg: MoEConfig, backend: str, moves: str) -> None:
-    """Raise InputError for a layer that cannot be trained."""
-    for name, value, wanted in (
-        ("backend", backend, ("cpu",)),
-        ("dtype", cfg.dtype, tuple(name for name, each in ROW_TYPES.items() if each.trained)),
-        ("precision", cfg.precision, ("highest",)),
-    ):
-        if value not in wanted:
-            raise InputError(f"train=True requires {name}={' or '.join(map(repr, wanted))}, got {value!r}")
-    if cfg.packed is not None:
-        raise InputError(f"train=True requires plain weights, got weight_dtype={cfg.packed.name!r}: leave it out")
-    if moves == "experts":
-        raise InputError("train=True requires rows that travel, got moves='experts': leave moves out")
 
 
 class TrainedLayers(LoadedLayers):
