@@ -36,15 +36,18 @@ from .arguments import (
     weight_arrays,
 )
 from .backend import Backend, Event, Settings
+from .backward import BackwardCalls
 from .bulk import Bulk
 from .collective import Membership, Needs, status_of
+from .fused_backward import FusedBackward
 from .fused_backward import needs as backward_needs
 from .given import GivenLayer
 from .node_weights import NodeWeights, foreign_slots, most_foreign
 from .stats import call_stats
 from .tapes import Taping, row_bytes
-from .trained_weights import TrainedWeights
-from .weights import LayerWeights, expert_bytes
+from .trained_weights import TrainedWeights, training_bytes
+from .updates import Updates
+from .weights import LayerWeights, expert_bytes, packed_bytes
 
 COPIES = 4  # readings and writings of a row that travels: of the ring row and of the return row, once each
 EVENT_KINDS = {
@@ -178,9 +181,28 @@ class CpuBackend(Backend):
         forward = Needs(BLOCK_BYTES + most, activations + LINE)
         return Needs.most([forward, backward_needs(cfg)]) if train else forward
 
+    @staticmethod
+    def packed_bytes(cfg: MoEConfig, count: int, copied: int | None) -> int:
+        return packed_bytes(cfg, count) + (0 if copied is None else training_bytes(cfg, count, copied))
+
     @property
     def isa(self) -> str | None:
         return self._isa
+
+    @property
+    def keeps_rows(self) -> bool:
+        return self.bulk is None
+
+    def trainer(self) -> CpuBackend:
+        return self
+
+    def backward_calls(self, number: int) -> BackwardCalls:
+        if self.bulk is not None:
+            return BackwardCalls(self.member, self._isa, number, self.cfgs)
+        return FusedBackward(self.member, self._isa, number, self.cfgs, self.settings.limits)
+
+    def updates(self) -> Updates:
+        return Updates(self._isa)
 
     @property
     def moves(self) -> str:
@@ -281,7 +303,6 @@ class CpuBackend(Backend):
         )  # fmt: skip
 
     def kept_up_to(self) -> int:
-        """The address up to which the last call has filled the tape that it was given."""
         return int(self._runtime.state[words.TAPE_NEXT])
 
     def _routing(self, call: CpuCall, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -402,14 +423,12 @@ class CpuBackend(Backend):
         return routing_of(ids.reshape(shape), weights.reshape(shape), logits, cfg.columns)
 
     def shared_weights(self, layer: int, count: int) -> np.ndarray:
-        """[count] weights of the shared expert's outputs in the last call, which was of this layer; ones without it."""
         cfg, pitch = self.cfgs[layer], choices(self.cfgs[layer])
         if not cfg.shared_ffn:
             return np.ones(count, np.float32)
         return self._combine_weights[: count * pitch].reshape(count, pitch)[:, -1].copy()
 
     def received(self, layer: int) -> int:
-        """Rows of all ranks that this rank's own experts computed in the last call, which was of this layer."""
         job, state = self._jobs[layer], self._runtime.state
         assert job is not None
         rows = int(state[job[words.T_ROWS_FROM] :][: self.member.world].sum())

@@ -65,7 +65,7 @@ class Exchange(Collective):
     ) -> None:
         self._limits = usable_limits(timeout, absent_timeout)
         self.timeout, self.absent_timeout = self._limits
-        super().__init__(Membership(comm, self._limits, ranks_per_node))
+        super().__init__(Membership("Exchange", comm, self._limits, ranks_per_node))
         with self._member.making():
             self._make(hidden, experts, top_k, max_tokens, placement, (None, timeout, ranks_per_node, absent_timeout))
 
@@ -104,7 +104,7 @@ class Exchange(Collective):
         self._compile()
 
     def _alive(self) -> CpuRuntime:
-        runtime = super()._alive()
+        runtime = self._member.alive()
         assert isinstance(runtime, CpuRuntime)
         return runtime
 

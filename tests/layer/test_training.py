@@ -606,7 +606,7 @@ def test_weights_of_an_interrupted_step_are_refused_until_they_are_restored(monk
 
         step()
         moe.save(tmp_path, optimizer)
-        second, write, left = step(), moe.updates.adam, iter((True, True, False))
+        second, write, left = step(), moe.training.updates.adam, iter((True, True, False))
 
         def interrupted(*given):
             if not next(left):
@@ -614,7 +614,7 @@ def test_weights_of_an_interrupted_step_are_refused_until_they_are_restored(monk
             write(*given)
 
         with monkeypatch.context() as patched:
-            patched.setattr(moe.updates, "adam", interrupted)
+            patched.setattr(moe.training.updates, "adam", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 step()
         for call in (
@@ -638,7 +638,7 @@ def test_gradients_of_an_interrupted_backward_call_are_refused_until_they_are_ze
     with MoE(cfg, threads=1, schedule=schedule, train=True) as moe:
         moe.load(**reference.weights(cfg))
         y, tape = moe.forward(tokens(cfg, 16, seed=0))
-        kernels = moe._calls.kernels
+        kernels = moe.training._calls.kernels
         owner, name = (kernels.expert, "stored_gradients") if schedule == "fused" else (kernels, "run_expert")
         add, left = getattr(owner, name), iter((True, True, False))
 
