@@ -17,7 +17,7 @@ from kernel_cache.errors import quoted
 
 from .config import real
 from .errors import InputError, OpenCallError
-from .trainable import Trained, Training
+from .trainable import Trainable, TrainedLayer
 
 EXPERTS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")  # arrays with this rank's experts in front
 Arrays = dict[str, np.ndarray]
@@ -32,7 +32,7 @@ class Optimizer:
     changes them in place. states: for each layer, name -> state's name -> array.
     """
 
-    def __init__(self, moe: Trained, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None) -> None:
+    def __init__(self, moe: TrainedLayer, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None) -> None:
         self.moe, self.training = moe, moe.training
         self.lr, self.weight_decay, self.clip, self.steps = lr, weight_decay, clip, 0
         self.check_options()
@@ -193,7 +193,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        moe: Trained,
+        moe: TrainedLayer,
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -233,7 +233,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        moe: Trained,
+        moe: TrainedLayer,
         lr: float,
         *,
         momentum: float = 0.0,
@@ -260,7 +260,7 @@ class SGD(Optimizer):
         self.training.updates.momentum(master, gradient, velocity, [factor, self.keeps(master), self.momentum, self.lr])
 
 
-def _trained(training: Training, layer: int) -> Arrays:
+def _trained(training: Trainable, layer: int) -> Arrays:
     """The masters of a layer that have a gradient."""
     masters = training.params(layer)
     return {name: masters[name] for name in training.grads(layer)}

@@ -29,7 +29,7 @@ class Steps(Protocol):
     def square_sum(self, array: np.ndarray) -> float: ...
 
 
-class Training(Protocol):
+class Trainable(Protocol):
     """What an optimizer changes weights by: `MoE.training`. What is not said here is as in `MoE`.
 
     layers: of the object. mine: ids of this rank's experts, in the order of their arrays.
@@ -72,8 +72,8 @@ class Training(Protocol):
     def update(self, layer: int = 0) -> None: ...
 
 
-class Trained(Protocol):
+class TrainedLayer(Protocol):
     """A layer object with masters and gradients: an `MoE` made with train=True."""
 
     @property
-    def training(self) -> Training: ...
+    def training(self) -> Trainable: ...

@@ -142,6 +142,7 @@ class MoE(Collective):
         shape = f"H {cfg.hidden} F {cfg.ffn} E {cfg.experts} k {cfg.top_k} {cfg.dtype}"
         workers = f"{self.threads} worker{'s' * (self.threads != 1)}"
         where = f"rank {self.rank} of {self.world}, {self.backend}, {self.schedule}, {workers}"
+        where += ", train" if self._training is not None else ""
         broken = "" if self._member.runtime.broken is None else ", failed"
         return f"<MoE {shape}, {where}, {loaded} of {self.layers} layers have weights{broken}>"
 

@@ -37,8 +37,10 @@ class _Found(NamedTuple):
 
 
 class SavedWeights:
-    """The weights of a layer object that is trained, on disk. saves: ids of saves that it has made or restored, so that
-    it may replace them."""
+    """The weights of a layer object that is trained, on disk.
+
+    saves: ids of saves that it has made or restored, so that it may replace them.
+    """
 
     def __init__(self, training: Training, backend: Backend, calls: OpenCalls) -> None:
         self._training, self._backend, self._calls = training, backend, calls
