@@ -18,6 +18,7 @@ from aristos.errors import CheckpointError, InputError, MismatchError, OpenCallE
 from aristos.kernels.cpu import token_backward
 from aristos.layer import saved_files
 from aristos.layer.collective import shape_of
+from aristos.layer.options import backend_class, check_training
 from aristos.placement import Placement
 from aristos.train import SGD, Adam
 
@@ -305,6 +306,11 @@ def test_what_cannot_be_trained(options, message):
         MoE(cfg, threads=1, **given)
 
 
+def test_a_backend_says_whether_it_trains():
+    with pytest.raises(InputError, match="train=True requires backend='cpu', got 'cuda'"):
+        check_training(SMALL, backend_class("cuda"), "tokens")
+
+
 def test_a_layer_without_train_says_so():
     with MoE(SMALL, threads=1) as moe:
         moe.load(**reference.weights(SMALL))
@@ -314,8 +320,10 @@ def test_a_layer_without_train_says_so():
             moe.zero_grads,
             moe.reduce_grads,
             moe.update,
+            lambda: moe.save("nowhere"),
+            lambda: Adam(moe),
         ):
-            with pytest.raises(InputError, match="made with train=True"):
+            with pytest.raises(InputError, match="requires a layer made with train=True"):
                 use()
 
 
