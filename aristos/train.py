@@ -32,7 +32,9 @@ class Optimizer:
     changes them in place. states: for each layer, name -> state's name -> array.
     """
 
-    def __init__(self, moe: TrainedLayer, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None) -> None:
+    def __init__(
+        self, moe: TrainedLayer, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None
+    ) -> None:
         self.moe, self.training = moe, moe.training
         self.lr, self.weight_decay, self.clip, self.steps = lr, weight_decay, clip, 0
         self.check_options()

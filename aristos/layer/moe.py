@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from ..transport.group import Group
 from .arguments import DEFAULT_TIMEOUT, CallArguments, refusal
 from .backend import Backend, check_layer
 from .collective import Collective, Membership
+from .delegated import delegated
 from .grouped import PlanGroup
 from .holders import Holders
 from .loading import LoadedWeights
@@ -26,23 +26,6 @@ from .stats import Summary, summarize
 from .tapes import Reserve
 from .timeline import Timeline
 from .training import Tape, Training
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def delegated(part: str, method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """A method of the part of a layer object that it holds under this name, as a method of the object."""
-
-    @wraps(method)
-    def call(moe: MoE, /, *args: P.args, **options: P.kwargs) -> R:
-        moe._member.alive()
-        held = getattr(moe, part)
-        if held is None:
-            raise InputError(f"{method.__name__} requires a layer made with train=True")
-        return method(held, *args, **options)
-
-    return call
 
 
 class MoE(Collective):
