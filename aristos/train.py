@@ -17,7 +17,7 @@ from kernel_cache.errors import quoted
 
 from .config import real
 from .errors import InputError, OpenCallError
-from .trainable import Trainable
+from .trainable import Trainable, TrainedLayer
 
 EXPERTS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")  # arrays with this rank's experts in front
 Arrays = dict[str, np.ndarray]
@@ -33,14 +33,15 @@ class Optimizer:
     """
 
     def __init__(
-        self, moe: Trainable, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None
+        self, moe: TrainedLayer, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None
     ) -> None:
-        self.moe, self.lr, self.weight_decay, self.clip, self.steps = moe, lr, weight_decay, clip, 0
+        self.moe, self.training = moe, moe.training
+        self.lr, self.weight_decay, self.clip, self.steps = lr, weight_decay, clip, 0
         self.check_options()
         self.half_changed = False
         self.states: list[dict[str, Arrays]] = [
-            {name: self.new_state(master) for name, master in _trained(moe, layer).items()}
-            for layer in range(moe.layers)
+            {name: self.new_state(master) for name, master in _trained(self.training, layer).items()}
+            for layer in range(self.training.layers)
         ]
         self.dense = dict(dense or {})
         self._check_arrays()
@@ -98,19 +99,19 @@ class Optimizer:
         it changes weights, this rank refuses its calls, `params`, `step` and `save` until `moe.restore` of both.
         """
         dense_gradients = {} if dense_gradients is None else dense_gradients
-        self.moe.agree(self._refused(dense_gradients), "a step of its optimizer")
-        self.moe.reduce_grads()
-        if self.moe.open_tapes:
-            raise OpenCallError(f"{self.moe.open_tapes} tapes are open: give them to backward(), or discard() them")
+        self.training.agree(self._refused(dense_gradients), "a step of its optimizer")
+        self.training.reduce_grads()
+        if (tapes := self.training.open_tapes) > 0:
+            raise OpenCallError(f"{tapes} tapes are open: give them to backward(), or discard() them")
         norm = self.norm(dense_gradients)
         factor = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
-        parts = [list(self._parts(layer)) for layer in range(self.moe.layers)]
-        with self.moe.changing():
+        parts = [list(self._parts(layer)) for layer in range(self.training.layers)]
+        with self.training.changing():
             self.half_changed = True
             self.steps += 1
-            for layer in range(self.moe.layers):
-                self.moe.everywhere(lambda part: self.change(part[0], part[1], part[2], factor), parts[layer])
-                self.moe.update(layer)
+            for layer in range(self.training.layers):
+                self.training.everywhere(lambda part: self.change(part[0], part[1], part[2], factor), parts[layer])
+                self.training.update(layer)
             for name, array in self.dense.items():
                 self.change(array, dense_gradients[name], self.dense_states[name], factor)
             self.half_changed = False
@@ -118,7 +119,7 @@ class Optimizer:
 
     def _parts(self, layer: int) -> Iterator[tuple[np.ndarray, np.ndarray, Arrays]]:
         """(master, gradient, state) of each array of a layer; an expert's arrays are items of their own."""
-        gradients, masters = self.moe.grads(layer), self.moe.params(layer)
+        gradients, masters = self.training.grads(layer), self.training.params(layer)
         for name, state in self.states[layer].items():
             for i in range(len(masters[name])) if name in EXPERTS else [...]:
                 yield masters[name][i], gradients[name][i], {key: array[i] for key, array in state.items()}
@@ -135,7 +136,7 @@ class Optimizer:
         """What is wrong with the options, the gradients of dense arrays, or the weights."""
         try:
             self.check_options()
-            self.moe.refuse_half_changed()
+            self.training.refuse_half_changed()
             self.refuse_half_changed()
         except InputError as problem:
             return problem
@@ -157,14 +158,14 @@ class Optimizer:
         array, if a gradient is not finite.
         """
         mine = dict(self._squares())
-        everyone = self.moe.everyone.allgather(mine, "squares of gradients")
+        everyone = self.training.everyone.allgather(mine, "squares of gradients")
         squares = {key: value for each in everyone for key, value in each.items()}
         named = {}
         for layer, name, expert in sorted(squares):
             where = f" of expert {expert}" if expert >= 0 else ""
             named[f"{name}{where} in layer {layer}"] = squares[layer, name, expert]
         for name, gradient in sorted((dense_gradients or {}).items()):
-            named[f"the dense array {name}"] = self.moe.updates.square_sum(gradient)
+            named[f"the dense array {name}"] = self.training.updates.square_sum(gradient)
         for name, value in named.items():
             if not math.isfinite(value):
                 raise InputError(f"the gradient of {name} is not finite: no weight has changed")
@@ -172,14 +173,14 @@ class Optimizer:
 
     def _squares(self) -> Iterator[tuple[tuple[int, str, int], float]]:
         """((layer, name, expert or -1), sum of squares) of every array on this rank."""
-        held = self.moe.placement.mine(self.moe.rank)
+        held = self.training.mine
         keys, parts = [], []
-        for layer in range(self.moe.layers):
-            for name, gradient in self.moe.grads(layer).items():
+        for layer in range(self.training.layers):
+            for name, gradient in self.training.grads(layer).items():
                 for expert, part in zip(held, gradient) if name in EXPERTS else [(-1, gradient)]:
                     keys.append((layer, name, expert))
                     parts.append(part)
-        return zip(keys, self.moe.everywhere(self.moe.updates.square_sum, parts))
+        return zip(keys, self.training.everywhere(self.training.updates.square_sum, parts))
 
     def keeps(self, master: np.ndarray) -> float:
         """The factor of weight decay for each entry: matrices shrink by lr * weight_decay, vectors stay."""
@@ -194,7 +195,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        moe: Trainable,
+        moe: TrainedLayer,
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -226,7 +227,7 @@ class Adam(Optimizer):
             factor, self.keeps(master), first, 1 - first, second, 1 - second,
             1 - second**t, self.eps, self.lr / (1 - first**t),
         ]  # fmt: skip
-        self.moe.updates.adam(master, gradient, state["mean"], state["square"], scales)
+        self.training.updates.adam(master, gradient, state["mean"], state["square"], scales)
 
 
 class SGD(Optimizer):
@@ -234,7 +235,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        moe: Trainable,
+        moe: TrainedLayer,
         lr: float,
         *,
         momentum: float = 0.0,
@@ -258,13 +259,13 @@ class SGD(Optimizer):
     def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays, factor: float) -> None:
         """See `Optimizer.change`."""
         velocity = state["velocity"] if self.momentum else np.zeros_like(master)
-        self.moe.updates.momentum(master, gradient, velocity, [factor, self.keeps(master), self.momentum, self.lr])
+        self.training.updates.momentum(master, gradient, velocity, [factor, self.keeps(master), self.momentum, self.lr])
 
 
-def _trained(moe: Trainable, layer: int) -> Arrays:
+def _trained(training: Trainable, layer: int) -> Arrays:
     """The masters of a layer that have a gradient."""
-    masters = moe.params(layer)
-    return {name: masters[name] for name in moe.grads(layer)}
+    masters = training.params(layer)
+    return {name: masters[name] for name in training.grads(layer)}
 
 
 def describe(value: object) -> str:

@@ -8,8 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .placement import Placement
-
 
 class Everyone(Protocol):
     """The ranks that train together."""
@@ -32,16 +30,13 @@ class Steps(Protocol):
 
 
 class Trainable(Protocol):
-    """A layer object with masters and gradients; the methods are those of `MoE`."""
+    """What an optimizer changes weights by: `MoE.training`. What is not said here is as in `MoE`.
 
-    @property
-    def layers(self) -> int: ...
+    layers: of the object. mine: ids of this rank's experts, in the order of their arrays.
+    """
 
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def placement(self) -> Placement: ...
+    layers: int
+    mine: list[int]
 
     @property
     def open_tapes(self) -> int: ...
@@ -52,13 +47,21 @@ class Trainable(Protocol):
     @property
     def updates(self) -> Steps: ...
 
-    def agree(self, problem: Exception | None, what: str) -> None: ...
+    def agree(self, problem: Exception | None, what: str) -> None:
+        """Raise `problem` here, PeerInputError on the other ranks of `everyone`. what: its subject, for messages."""
+        ...
 
-    def refuse_half_changed(self) -> None: ...
+    def refuse_half_changed(self) -> None:
+        """Raise InputError if this rank's weights were changed only in part by a step or a restore."""
+        ...
 
-    def changing(self) -> AbstractContextManager[None]: ...
+    def changing(self) -> AbstractContextManager[None]:
+        """A block in which weights change. If it is interrupted, this rank refuses its weights until `restore`."""
+        ...
 
-    def everywhere(self, run: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]: ...
+    def everywhere(self, run: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """Run a function for every item, on all workers; returns the results in order."""
+        ...
 
     def params(self, layer: int = 0) -> dict[str, np.ndarray]: ...
 
@@ -67,3 +70,10 @@ class Trainable(Protocol):
     def reduce_grads(self) -> None: ...
 
     def update(self, layer: int = 0) -> None: ...
+
+
+class TrainedLayer(Protocol):
+    """A layer object with masters and gradients: an `MoE` made with train=True."""
+
+    @property
+    def training(self) -> Trainable: ...

@@ -32,7 +32,12 @@ PARTS: dict[str, tuple[str, ...]] = {
         "aristos.layer.stats.MessageClass",
     ),
     "Experts of your own": ("aristos.Exchange", "aristos.layer.exchange.Handle"),
-    "Training": ("aristos.train", "aristos.layer.training.Tape", "aristos.reproducible_sum"),
+    "Training": (
+        "aristos.train",
+        "aristos.layer.training.Tape",
+        "aristos.trainable.Trainable",
+        "aristos.reproducible_sum",
+    ),
     "Losses": ("aristos.losses",),
     "Published models": ("aristos.Checkpoint",),
     "Planner": ("aristos.planner",),

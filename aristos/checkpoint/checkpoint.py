@@ -342,12 +342,8 @@ class Checkpoint:
         missing tensors and for a configuration that is not this layer's, PeerInputError where another rank does; calls
         of the layer are then refused on all ranks until it is loaded again.
         """
-        problem: Exception | None = None
-        try:
+        with moe.together(f"layer {number} of {self.path}"):
             self._load(moe, layer, number)
-        except Exception as error:  # whatever it is, the other ranks wait in `agree`
-            problem = error
-        moe.agree(problem, f"layer {number} of {self.path}")
 
     def _load(self, moe: Any, layer: int, number: int) -> None:
         moe.unload(layer)  # on every rank, whichever fails: no call may mix old parts and new ones

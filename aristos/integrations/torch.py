@@ -81,14 +81,10 @@ class Experts(torch.nn.Module):
 
     def load_together(self, load: Callable[[], None]) -> None:
         """Load weights; where one rank cannot, every rank raises, and the layer is closed. Collective."""
-        problem: Exception | None = None
         try:
-            load()
-        except Exception as error:
-            problem = error
-        try:
-            self.moe.agree(problem, "the experts of a layer")
-        except BaseException:
+            with self.moe.together("the experts of a layer"):
+                load()
+        except Exception:
             self.close()
             raise
 

@@ -37,15 +37,19 @@ from .arguments import (
     weight_arrays,
 )
 from .backend import Backend, Event, Settings
+from .backward import BackwardCalls
 from .bulk import Bulk
 from .collective import Membership, Needs, status_of
 from .counting import compile_counting
+from .fused_backward import FusedBackward
+from .fused_backward import needs as backward_needs
 from .given import GivenLayer
 from .node_weights import NodeWeights, foreign_slots, most_foreign
 from .stats import call_stats
 from .tapes import Taping, row_bytes
-from .trained_weights import TrainedWeights
-from .weights import LayerWeights, expert_bytes
+from .trained_weights import TrainedWeights, training_bytes
+from .updates import Updates
+from .weights import LayerWeights, expert_bytes, packed_bytes
 
 COPIES = 4  # readings and writings of a row that travels: of the ring row and of the return row, once each
 EVENT_KINDS = {
@@ -112,6 +116,9 @@ def isa_of(cfg: MoEConfig, runtime: Runtime | None, train: bool) -> str:
 
 class CpuBackend(Backend):
     """See `Backend`."""
+
+    name = "cpu"
+    reads_peers = trains = True
 
     def __init__(self, settings: Settings, member: Membership) -> None:
         super().__init__(settings, member)
@@ -185,11 +192,31 @@ class CpuBackend(Backend):
         ffn = max(cfg.ffn, cfg.shared_ffn)
         run, activations = entries.run_bytes(element, rows, column_runs.MOST_ROWS, cfg.hidden, ffn, cfg.gated)
         most = max(run, route, tokens.combine_bytes(choices(cfg)))
-        return Needs(BLOCK_BYTES + most, activations + LINE)
+        forward = Needs(BLOCK_BYTES + most, activations + LINE)
+        return Needs.most([forward, backward_needs(cfg)]) if train else forward
+
+    @staticmethod
+    def packed_bytes(cfg: MoEConfig, count: int, copied: int | None) -> int:
+        return packed_bytes(cfg, count) + (0 if copied is None else training_bytes(cfg, count, copied))
 
     @property
     def isa(self) -> str | None:
         return self._isa
+
+    @property
+    def keeps_rows(self) -> bool:
+        return self.bulk is None
+
+    def trainer(self) -> CpuBackend:
+        return self
+
+    def backward_calls(self, number: int) -> BackwardCalls:
+        if self.bulk is not None:
+            return BackwardCalls(self.member, self._isa, number, self.cfgs)
+        return FusedBackward(self.member, self._isa, number, self.cfgs, self.settings.limits)
+
+    def updates(self) -> Updates:
+        return Updates(self._isa)
 
     @property
     def moves(self) -> str:
@@ -314,7 +341,6 @@ class CpuBackend(Backend):
         )  # fmt: skip
 
     def kept_up_to(self) -> int:
-        """The address up to which the last call has filled the tape that it was given."""
         return int(self._runtime.state[words.TAPE_NEXT])
 
     def _routing(self, call: CpuCall, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -436,14 +462,12 @@ class CpuBackend(Backend):
         return routing_of(ids.reshape(shape), weights.reshape(shape), logits, cfg.columns)
 
     def shared_weights(self, layer: int, count: int) -> np.ndarray:
-        """[count] weights of the shared expert's outputs in the last call, which was of this layer; ones without it."""
         cfg, pitch = self.cfgs[layer], choices(self.cfgs[layer])
         if not cfg.shared_ffn:
             return np.ones(count, np.float32)
         return self._combine_weights[: count * pitch].reshape(count, pitch)[:, -1].copy()
 
     def received(self, layer: int) -> int:
-        """Rows of all ranks that this rank's own experts computed in the last call, which was of this layer."""
         job, state = self._jobs[layer], self._runtime.state
         assert job is not None
         rows = int(state[job[words.T_ROWS_FROM] :][: self.member.world].sum())

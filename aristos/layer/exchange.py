@@ -24,7 +24,7 @@ from ..primitives import arrays, isa
 from ..primitives.buffers import FLOAT, aligned
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from .arguments import check_common, explain_ids, not_finite, refusal, routing_arrays, usable_limits, weight_arrays
-from .collective import Collective, Membership, Needs
+from .collective import Collective, Membership, Needs, Request
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Exchange(Collective):
     ) -> None:
         self._limits = usable_limits(timeout, absent_timeout)
         self.timeout, self.absent_timeout = self._limits
-        super().__init__(Membership(comm, self._limits, ranks_per_node))
+        super().__init__(Membership("Exchange", comm, self._limits, ranks_per_node))
         with self._member.making():
             self._make(hidden, experts, top_k, max_tokens, placement, (None, timeout, ranks_per_node, absent_timeout))
 
@@ -73,10 +73,8 @@ class Exchange(Collective):
         self, hidden: Any, experts: Any, top_k: Any, max_tokens: Any, placement: Any, common: tuple[Any, ...]
     ) -> None:
         """Check the options, join the runtime, and make what calls need. common: see `check_common`."""
-        problem: Exception | None = None
-        alike: dict[str, str] = {}
-        places = None
-        shape: dict[str, int] = {}
+        request: Request | AristosError
+        needs = Needs(scratch_bytes=BLOCK_BYTES + BATCH * 16 + 64, workers=1)
         try:
             given = {"hidden": hidden, "experts": experts, "top_k": top_k, "max_tokens": max_tokens}
             shape = {name: whole(name, value) for name, value in given.items()}
@@ -86,10 +84,10 @@ class Exchange(Collective):
             check_common(*common)
             places = Placement(placement, experts, self.world)
             alike = {"object": "Exchange", **{name: str(n) for name, n in shape.items()}, "placement": str(places)}
+            request = Request(alike, places, shape, needs)
         except Exception as error:
-            problem = refusal(error)
-        needs = Needs(scratch_bytes=BLOCK_BYTES + BATCH * 16 + 64, workers=1)
-        self._member.join(problem, alike, places, shape, needs)
+            request = refusal(error)
+        self._member.join(request)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         kernels = handle(module("entries", isa.chosen()).KERNELS[FLOAT32])
         self._job = self._member.new_job(
@@ -106,7 +104,7 @@ class Exchange(Collective):
         self._compile()
 
     def _alive(self) -> CpuRuntime:
-        runtime = super()._alive()
+        runtime = self._member.alive()
         assert isinstance(runtime, CpuRuntime)
         return runtime
 

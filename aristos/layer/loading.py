@@ -2,59 +2,32 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any, Literal
 
 import numpy as np
 
-from ..config import MoEConfig
-from ..errors import InputError, NotLoaded, OpenCallError
-from ..substrate.runtime import Runtime
+from ..errors import InputError, NotLoaded
 from .backend import Backend, check_layer
-from .collective import Collective
+from .collective import Membership
 from .fused_arrays import separated
 from .given import Given, GivenLayer
-from .pending import PendingCall
+from .pending import OpenCalls
 from .weights import WEIGHTS
 
 Layout = Literal["in_out", "out_in"]
 Bits = Literal["bfloat16", "float16"]
 
 
-class LoadedLayers(Collective):
-    """Base of `MoE`: the layers of an object that has joined its runtime, and their weights."""
+class LoadedWeights:
+    """The weights of an object's layers, as a user loads them. The backend packs them.
 
-    _backend: Backend
+    half_changed: a step or a restore writes weights now, or was interrupted while it did.
+    """
 
-    def _begin(self, backend: Backend) -> None:
-        """Take the backend of layers without weights."""
-        self._backend, self.layers = backend, backend.settings.layers
-        self._pending: weakref.ref[PendingCall] | None = None
-        self._slots = {expert: slot for slot, expert in enumerate(self._member.mine)}
-
-    def _settled(self) -> Runtime:
-        """The runtime; raises OpenCallError while a started call of this layer is open."""
-        if self._started() is not None:
-            raise OpenCallError("a call of this layer was started: wait() for it first")
-        runtime = self._alive()
-        runtime.end_dropped_call()
-        return runtime
-
-    def _started(self) -> PendingCall | None:
-        """The handle of a started call that has not been waited for."""
-        pending = None if self._pending is None else self._pending()
-        return pending if pending is not None and pending.waits else None
-
-    def _refuse_in_use(self, layer: Any, what: str) -> None:
-        """Raise unless the weights of a layer may change: no call of this object is open, and no tape of the layer."""
-        runtime = self._settled()
-        if runtime.open and runtime.caller == self._member.number:
-            raise OpenCallError(f"a call of this layer has not returned: {what} comes before or after it")
-        check_layer(layer, self.layers)
-        self._refuse_tapes(int(layer), what)
-
-    def _refuse_tapes(self, layer: int, what: str) -> None:
-        """Raise OpenCallError while a backward call of the layer is due."""
+    def __init__(self, backend: Backend, member: Membership, calls: OpenCalls) -> None:
+        self._backend, self._member, self._calls = backend, member, calls
+        self._slots = {expert: slot for slot, expert in enumerate(member.mine)}
+        self.half_changed = False
 
     def load(
         self,
@@ -106,7 +79,7 @@ class LoadedLayers(Collective):
         where local peers read experts in place (`moves`): the load waits until they have ended the call before that.
         The other calls that load do the same.
         """
-        self._refuse_in_use(layer, "load")
+        self._calls.refuse_change(layer, "load")
         given = {
             "up": up,
             "down": down,
@@ -127,18 +100,12 @@ class LoadedLayers(Collective):
         }
         fused = {"gate_up": gate_up, "gate_up_bias": gate_up_bias, "w13": w13, "w2": w2}
         given = separated(given, fused, interleaved, layout)
-        checked = GivenLayer(self.layer_config(layer), self._member.mine, local, layout, bits, given)
+        checked = GivenLayer(self._backend.cfgs[layer], self._member.mine, local, layout, bits, given)
         self._backend.load(int(layer), checked)
         self._backend.clear_totals()
 
-    def layer_config(self, layer: int) -> MoEConfig:
-        """The configuration of one layer."""
-        check_layer(layer, self.layers)
-        return self._backend.cfgs[layer]
-
     def holds(self, expert: int) -> bool:
         """Whether this rank holds the expert: `load_expert` ignores all others, so their arrays need not be read."""
-        self._alive()
         return self._slot(expert) is not None
 
     def load_expert(
@@ -162,7 +129,7 @@ class LoadedLayers(Collective):
         this rank, and packing needs space for one more. Not collective; a call is refused on all ranks while an expert
         is missing. Raises InputError; the layer then keeps the weights it had. To load all experts again: `unload`.
         """
-        self._refuse_in_use(layer, "load_expert")
+        self._calls.refuse_change(layer, "load_expert")
         slot = self._slot(expert)
         if slot is None:
             return
@@ -174,7 +141,7 @@ class LoadedLayers(Collective):
             "gate_bias": gate_bias,
             "down_bias": down_bias,
         }
-        arrays = Given("load_expert", self.layer_config(layer), layout, bits).expert(given)
+        arrays = Given("load_expert", self._backend.cfgs[layer], layout, bits).expert(given)
         self._backend.load_part(int(layer), lambda weights: weights.take_expert(slot, arrays))
 
     def load_shared(
@@ -197,7 +164,7 @@ class LoadedLayers(Collective):
         with cfg.shared_sigmoid. Types, layout and bits as in `load`. Raises InputError; the layer then keeps the one it
         had.
         """
-        self._refuse_in_use(layer, "load_shared")
+        self._calls.refuse_change(layer, "load_shared")
         given = {
             "shared_up": up,
             "shared_gate": gate,
@@ -207,7 +174,7 @@ class LoadedLayers(Collective):
             "shared_down_bias": down_bias,
             "shared_sigmoid": sigmoid,
         }
-        arrays = Given("load_shared", self.layer_config(layer), layout, bits).shared(given)
+        arrays = Given("load_shared", self._backend.cfgs[layer], layout, bits).shared(given)
         if arrays:
             self._backend.load_part(int(layer), lambda weights: weights.take_shared(arrays))
 
@@ -226,8 +193,8 @@ class LoadedLayers(Collective):
         router: [H, E], router_bias, select_bias: [E]; with identity experts a column more for each; types, layout and
         bits as in `load`. Raises InputError; the layer then keeps the router it had.
         """
-        self._refuse_in_use(layer, "load_router")
-        given = Given("load_router", self.layer_config(layer), layout, bits)
+        self._calls.refuse_change(layer, "load_router")
+        given = Given("load_router", self._backend.cfgs[layer], layout, bits)
         arrays = given.router({"router": router, "router_bias": router_bias, "select_bias": select_bias})
         if not arrays:
             raise InputError("load_router needs router=, router_bias= or select_bias=")
@@ -239,7 +206,7 @@ class LoadedLayers(Collective):
         Before a layer is loaded again part by part, so that no call mixes old and new parts if that fails half-way.
         Memory stays. Not collective.
         """
-        self._refuse_in_use(layer, "unload")
+        self._calls.refuse_change(layer, "unload")
         self._backend.unload(int(layer))
 
     def _slot(self, expert: Any) -> int | None:
@@ -250,15 +217,21 @@ class LoadedLayers(Collective):
         return self._slots.get(int(expert))
 
     def packed_weights(self, layer: int = 0) -> Any:
-        """A loaded layer's weights as this backend's kernels read them: `LayerWeights` or `DeviceWeights`."""
-        self._alive()
-        return self._loaded(layer)
+        """A loaded layer's weights as this backend's kernels read them: `LayerWeights` or `DeviceWeights`.
 
-    def _loaded(self, layer: Any) -> Any:
-        """The packed weights of a layer; raises InputError for a layer that does not exist or lacks weights."""
-        check_layer(layer, self.layers)
+        Raises InputError for a layer that does not exist, NotLoaded for one that lacks weights.
+        """
+        check_layer(layer, len(self._backend.cfgs))
         loaded = self._backend.weights[layer]
         if loaded is None:
             raise NotLoaded(f"layer {layer} has no weights: load() it first", WEIGHTS)
         loaded.check(layer)
         return loaded
+
+    def refuse_half_changed(self) -> None:
+        """Raise InputError if this rank's weights were changed only in part by a step or a restore."""
+        if self.half_changed:
+            raise InputError(
+                "the weights are half changed, because step() or restore() was interrupted while it wrote them:"
+                " restore() what was saved"
+            )

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from ..config import BACKENDS, MOST_EXPERTS, MoEConfig, boolean, whole
-from ..engine.layout import lines, rank_bytes
-from ..errors import InputError, ResultsError
-from ..host.nodes import Nodes
-from ..placement import Placement, Plan
-from . import timeline
-from . import weights as cpu_weights
-from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common, refusal, usable_limits, usable_nodes
-from .backend import Event, Settings, check_layer
-from .collective import Membership, Needs, shape_of, widths
-from .cpu import CpuBackend
-from .differences import fields_of_layers
-from .fused_backward import needs as backward_needs
-from .grouped import making_together, split
-from .holders import Holders, holders_of
-from .node_weights import most_foreign
-from .on_disk import SavedLayers
-from .options import Schedule, backend_class, check_moves, checked_options
-from .pending import PendingCall
+from ..config import MoEConfig, boolean
+from ..errors import InputError
+from ..placement import Plan
+from ..transport.group import Group
+from .arguments import DEFAULT_TIMEOUT, CallArguments, refusal
+from .backend import Backend, check_layer
+from .collective import Collective, Membership
+from .delegated import delegated
+from .grouped import PlanGroup
+from .holders import Holders
+from .loading import LoadedWeights
+from .making import join, rank_memory
+from .on_disk import SavedWeights
+from .options import Options, Schedule, backend_class
+from .pending import OpenCalls, PendingCall
 from .stats import Summary, summarize
-from .tapes import Reserve, checked_bytes
-from .trained_weights import training_bytes
-from .training import check_training
+from .tapes import Reserve
+from .timeline import Timeline
+from .training import Tape, Training
 
 
-class MoE(SavedLayers):
+class MoE(Collective):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
     cfg: equal on all ranks; or, without `layers`, a list with the configuration of each layer. Those are equal but for
@@ -93,67 +85,38 @@ class MoE(SavedLayers):
         train: bool = False,
         tape_bytes: int | None = None,
     ) -> None:
-        self.group, self._group_comm, whole_comm = 0, None, comm
-        limits = usable_limits(timeout, absent_timeout)
-        together: AbstractContextManager[None] = nullcontext()
-        if plan is not None:
-            if comm is None:
-                raise InputError("plan needs comm, with a rank for each of its devices")
-            check_comm(comm)
-            first = cfg[0] if isinstance(cfg, list | tuple) and cfg else cfg
-            experts = getattr(first, "experts", None)
-            nodes = usable_nodes(ranks_per_node)
-            comm, placement, self.group = split(comm, plan, experts, placement, limits, nodes)
-            self._group_comm = comm
-            if train is True:
-                together = making_together(whole_comm, limits, nodes)
-        self.backend = "cpu" if backend is None else str(backend)
-        if self.backend not in BACKENDS:
-            self.backend = "cpu"  # refused below, after the ranks have met
-        with self._in_group(), together:
-            super().__init__(Membership(comm, limits, ranks_per_node, self.backend))
+        options = Options(
+            cfg, layers, schedule, threads, placement, timeout, absent_timeout, ranks_per_node, plan, backend, sms,
+            moves, train, tape_bytes,
+        )  # fmt: skip
+        self._part = PlanGroup(comm, options)
+        self.group, self.backend = self._part.number, options.backend_name
+        self.timeout, self.absent_timeout = options.limits
+        with self._part.making():
+            super().__init__(Membership("MoE", self._part.comm, options.limits, ranks_per_node, self.backend))
             with self._member.making():
                 kind = backend_class(self.backend)
-                problem: Exception | None = None
-                alike, places, shape, needs = {}, None, {}, Needs()
-                cfgs: tuple[MoEConfig, ...] = ()
-                reserve: Reserve | None = None
-                try:
-                    cfgs = checked_options(cfg, layers, schedule, backend)
-                    for each in dict.fromkeys(cfgs):
-                        kind.check(each, schedule, threads, sms)
-                    check_common(threads, timeout, ranks_per_node, absent_timeout)
-                    check_moves(moves, self.backend, schedule)
-                    places = Placement(placement, cfgs[0].experts, self.world)
-                    if boolean("train", train):
-                        check_training(cfgs[0], self.backend, moves)
-                        moves = "tokens"
-                        reserve = Reserve(checked_bytes(tape_bytes, cfgs, self.world, schedule))
-                    elif tape_bytes is not None:
-                        raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
-                    alike = {"object": "MoE", **fields_of_layers(cfgs), "schedule": str(schedule), "moves": moves}
-                    alike |= {"placement": str(places), "train": str(bool(train))}
-                    shape = widths(*cfgs)
-                    if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
-                        shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
-                    runtime = self._member.runtime
-                    needs = Needs.most(kind.needs(each, runtime, sms, train) for each in dict.fromkeys(cfgs))
-                    if train:
-                        shape["train"] = True
-                        needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
-                except Exception as error:
-                    problem = refusal(error)
-                self._member.join(problem, alike, places, shape, needs, threads)
-                self.cfg, self.schedule = cfgs[0], schedule
-                self.timeout, self.absent_timeout = limits
-                holders = holders_of(self._member.placement, plan)
-                copied = frozenset(expert for expert, ranks in enumerate(holders) if train and len(ranks) > 1)
-                self._begin(kind(Settings(cfgs, schedule, limits, sms, moves, bool(train), copied), self._member))
-                if reserve is not None:
-                    nodes = usable_nodes(ranks_per_node)
-                    whole = None if plan is None else whole_comm
-                    everyone = Holders(self._member.runtime, whole, limits, nodes, holders, self.isa)
-                    self._begin_training(everyone, reserve)
+                made = join(options, self._part.placement, kind, self._member)
+                self._hold(kind(made.settings, self._member))
+                if made.reserve is not None:
+                    self._hold_training(options, made.holders, made.reserve)
+
+    def _hold(self, backend: Backend) -> None:
+        """Take the parts of every layer object. The layer has joined its runtime."""
+        settings = backend.settings
+        self.cfg, self.schedule, self.layers = settings.cfgs[0], settings.schedule, settings.layers
+        self._backend, self._calls = backend, OpenCalls(self._member, self.layers)
+        self._weights = LoadedWeights(backend, self._member, self._calls)
+        self._timeline = Timeline(backend, self._member, self._calls)
+        self._training: Training | None = None
+        self._saved: SavedWeights | None = None
+
+    def _hold_training(self, options: Options, holders: list[list[int]], reserve: Reserve) -> None:
+        """Take the parts of an object that is trained. holders: see `holders_of`."""
+        runtime, whole = self._member.runtime, self._part.whole
+        everyone = Holders(runtime, whole, options.limits, options.nodes, holders, self.isa)
+        self._training = Training(self._backend, self._member, self._weights, self._calls, everyone, reserve)
+        self._saved = SavedWeights(self._training, self._backend, self._calls)
 
     def __repr__(self) -> str:
         if not self._member.joined:
@@ -162,6 +125,7 @@ class MoE(SavedLayers):
         shape = f"H {cfg.hidden} F {cfg.ffn} E {cfg.experts} k {cfg.top_k} {cfg.dtype}"
         workers = f"{self.threads} worker{'s' * (self.threads != 1)}"
         where = f"rank {self.rank} of {self.world}, {self.backend}, {self.schedule}, {workers}"
+        where += ", train" if self._training is not None else ""
         broken = "" if self._member.runtime.broken is None else ", failed"
         return f"<MoE {shape}, {where}, {loaded} of {self.layers} layers have weights{broken}>"
 
@@ -198,36 +162,11 @@ class MoE(SavedLayers):
         `tape_bytes`, as the layer is made with; not what tapes hold of their own tokens, nor buffers of backward calls.
         Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
         """
-        world = whole("world", world, MOST_EXPERTS, f"a positive int of at most {MOST_EXPERTS}")
-        check_common(threads, DEFAULT_TIMEOUT, ranks_per_node)
-        cfgs = checked_options(cfg, layers, "fused", backend)
-        name = backend or "cpu"
-        for each in dict.fromkeys(cfgs):
-            backend_class(name).check(each, "fused", threads)
-        places = Placement(placement, cfgs[0].experts, world)
-        shape = shape_of(world, places, **widths(*cfgs), train=boolean("train", train))
-        windows = rank_bytes(shape, Nodes.of(world, ranks_per_node), world - 1)
-        packed_bytes = cpu_weights.packed_bytes
-        if name == "cuda":
-            from .cuda_weights import packed_bytes
-
-            threads = None
-        scratch = 0
-        if threads is not None:
-            needs = Needs.most(CpuBackend.needs(each, None) for each in dict.fromkeys(cfgs))
-            if train:
-                needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
-            scratch = int(threads) * lines(needs.scratch_bytes) + needs.shared_bytes
-        weights = {each: packed_bytes(each, max(places.held)) for each in dict.fromkeys(cfgs)}
-        if train:
-            check_training(cfgs[0], name, "tokens")
-            mine = [places.mine(rank) for rank in range(world)]
-            copied = max(sum(len(places.copies[e]) > 1 for e in experts) for experts in mine)
-            weights = {each: n + training_bytes(each, max(places.held), copied) for each, n in weights.items()}
-            scratch += checked_bytes(tape_bytes, cfgs, world)
-        elif tape_bytes is not None:
-            raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
-        return windows + scratch + sum(weights[each] for each in cfgs)
+        options = Options(
+            cfg, layers, "fused", threads, placement, DEFAULT_TIMEOUT, None, ranks_per_node, None, backend, None,
+            "tokens", train, tape_bytes,
+        )  # fmt: skip
+        return rank_memory(options, world)
 
     # ------------------------------------------------------------ calls
 
@@ -278,23 +217,24 @@ class MoE(SavedLayers):
         """
         backend = self._backend
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
-        background = self._alive().background()
+        runtime = self._member.alive()
+        background = runtime.background()
         call = self._enter(given, layer, copy=True)
         done = background.submit(lambda: backend.run(call))
-        pending = PendingCall(self._alive(), done, lambda seconds: backend.result(call, seconds, return_stats))
-        self._pending = weakref.ref(pending)
+        pending = PendingCall(runtime, done, lambda seconds: backend.result(call, seconds, return_stats))
+        self._calls.begin(pending)
         return pending
 
     def _enter(self, given: CallArguments, layer: Any, copy: bool = False) -> Any:
         """Open a call and check its arguments; a refusal is kept for the result, because the other ranks enter too."""
-        runtime, backend = self._alive(), self._backend
+        runtime, backend = self._member.alive(), self._backend
         runtime.enter(self._member.number)
         call = backend.new_call()
         try:
             check_layer(layer, self.layers)
             call.layer = int(layer)
-            self._loaded(layer)
-            self.refuse_half_changed()
+            self._weights.packed_weights(layer)
+            self._weights.refuse_half_changed()
             boolean("return_routing", given.return_routing)
             backend.take(call, given, copy)
         except Exception as error:
@@ -310,7 +250,7 @@ class MoE(SavedLayers):
 
         For calls with arrays in GPU memory; other calls have ended when they return.
         """
-        self._settled()
+        self._calls.settled()
         self._backend.synchronize()
 
     @property
@@ -343,13 +283,13 @@ class MoE(SavedLayers):
         between nodes are batches, see `MessageClass`.
         With backend="cuda", calls with return_stats=True are counted, and no others.
         """
-        runtime = self._settled()
+        runtime = self._calls.settled()
         runtime.refuse_open()
         return summarize(runtime.group.allgather(self._share(), "summaries"))
 
     def local_summary(self) -> Summary:
         """`summary` of this rank alone: its own calls, rows and times; wait_seconds is [1, W]. Not collective."""
-        self._settled()
+        self._calls.settled()
         return summarize([self._share()])
 
     def _share(self) -> dict[str, Any]:
@@ -357,74 +297,94 @@ class MoE(SavedLayers):
         squares = np.array([weights.squares for weights in self._backend.weights])
         return self._backend.totals.share(self.rank, self.world) | {"squares": squares}
 
-    def timeline(self, on: bool, events: int = 100_000) -> None:
-        """Record what every worker does in later calls, up to `events` a worker and call; `on=False` ends it.
+    timeline = delegated("_timeline", Timeline.timeline)
+    events = delegated("_timeline", Timeline.events)
+    write_timeline = delegated("_timeline", Timeline.write_timeline)
 
-        With backend="cuda" no events are kept: later calls take a little longer, and their stats have the seconds and
-        idle polls of workers. Raises EnvironmentProblem where not all blocks of the kernels that count fit on the GPU.
+    # ------------------------------------------------------------ weights
+
+    load = delegated("_weights", LoadedWeights.load)
+    load_expert = delegated("_weights", LoadedWeights.load_expert)
+    load_shared = delegated("_weights", LoadedWeights.load_shared)
+    load_router = delegated("_weights", LoadedWeights.load_router)
+    unload = delegated("_weights", LoadedWeights.unload)
+    holds = delegated("_weights", LoadedWeights.holds)
+    packed_weights = delegated("_weights", LoadedWeights.packed_weights)
+
+    def layer_config(self, layer: int) -> MoEConfig:
+        """The configuration of one layer."""
+        check_layer(layer, self.layers)
+        return self._backend.cfgs[layer]
+
+    # ------------------------------------------------------------ training
+
+    def forward(
+        self,
+        x: Any,
+        ids: Any = None,
+        weights: Any = None,
+        layer: int = 0,
+        save: Literal["rows", "hidden", "nothing"] = "rows",
+    ) -> tuple[np.ndarray, Tape]:
+        """The same call as `moe(x, ids, weights, layer)`, with a tape for `backward`: (y, tape). Collective.
+
+        The tape holds a copy of x and the routing, on this rank: S (H + 3 k + columns) numbers. `tape.routing` is the
+        call's `Routing`, a copy made at its first use. Requires train=True.
+
+        save: what this rank keeps of the rows that its experts compute. "rows": x of other ranks' rows, which the
+        backward call then need not copy again; "hidden": also the products with up and gate, which it then need not
+        compute again. A rank keeps less of a source's rows if they do not fit into the largest free part of its
+        `tape_bytes`. `tape.kept` says, for each rank, what it keeps of this rank's rows. The bits of the gradients are
+        the same.
         """
-        events = whole("events", events, 10**8, "an int in 1..10**8")
-        self._settled()
-        self._backend.timeline(on, events)
+        training = self.training
+        with training.taping(layer, save) as taping:
+            y, routing = self(x, ids, weights, layer, return_routing=True)
+        return y, training.new_tape(x, int(layer), routing, taping)
 
-    def events(self) -> list[Event]:
-        """(worker, kind, start, end, peer or expert, rows) of the last call, in seconds on CLOCK_MONOTONIC.
+    backward = delegated("_training", Training.backward)
+    grads = delegated("_training", Training.grads)
+    params = delegated("_training", Training.params)
+    zero_grads = delegated("_training", Training.zero_grads)
+    reduce_grads = delegated("_training", Training.reduce_grads)
+    update = delegated("_training", Training.update)
+    save = delegated("_saved", SavedWeights.save)
+    restore = delegated("_saved", SavedWeights.restore)
 
-        An expert is named by its id, also one of a local peer that is computed in place; the shared expert by the first
-        number that is no id. Other numbers are of ranks, and of tokens where a worker routes or combines.
-        A worker's events do not overlap, except that it serves the wire while it waits: such a "wire" event lies within
-        a "wait".
-        """
-        self._alive()
-        return self._backend.events()
+    @property
+    def training(self) -> Training:
+        """What an optimizer holds of this object. Raises InputError without train=True."""
+        self._member.alive()
+        if self._training is None:
+            raise InputError("training requires a layer made with train=True")
+        return self._training
 
-    def write_timeline(self, path: str | os.PathLike[str], facts: Mapping[str, Any] | None = None) -> None:
-        """Write the events of the last call on all ranks to one file for ui.perfetto.dev. Collective.
+    @property
+    def everyone(self) -> Group:
+        """The group of all ranks that train this object together; with a plan, the ranks of all its groups."""
+        return self._member.everyone
 
-        Rank 0 writes it; `aristos plot FILE.json` draws it. facts: JSON values about the call, `otherData` of the file.
-        Raises InputError where no rank has events: `timeline(True)` comes before the call. Every rank raises where the
-        file cannot be written.
-        """
-        runtime = self._settled()
-        runtime.refuse_open()
-        mine = (self.threads, self.events(), socket.gethostname())
-        gathered = runtime.group.allgather(mine, "the events of a timeline")
-        if not any(events for _, events, _ in gathered):
-            raise InputError("no events are recorded: call timeline(True) before the call of the layer")
-        problem: Exception | None = None
-        if self.rank == 0:
-            known = {"schedule": self.schedule, "moves": self.moves} | dict(facts or {})
-            try:
-                timeline.write(path, [each[:2] for each in gathered], [host for *_, host in gathered], known)
-            except (OSError, TypeError, ValueError) as error:
-                problem = ResultsError(f"the timeline {os.fspath(path)} cannot be written: {error}")
-        self.agree(problem, "the file of a timeline")
+    @property
+    def open_tapes(self) -> int:
+        """How many tapes of this object wait for `backward` or `discard`."""
+        return len(self._calls.tapes)
+
+    @property
+    def tape_bytes_taken(self) -> int:
+        """Bytes of this rank's `tape_bytes` that open tapes hold."""
+        return 0 if self._training is None else self._training.tape_bytes_taken
 
     # ------------------------------------------------------------ end
 
     def close(self) -> None:
         """Release windows, weights, threads and memory; collective, and harmless when repeated."""
-        if (pending := self._started()) is not None:
+        if (pending := self._calls.started()) is not None:
             pending.abandon()
-            self._alive().open = False
+            self._member.alive().open = False
         if self._member.joined:
-            self._alive().end_dropped_call()
+            self._member.alive().end_dropped_call()
             self._backend.close()
-            self._end_training()
+            if self._training is not None:
+                self._training.close()
         super().close()
-        self._leave_group()
-
-    @contextmanager
-    def _in_group(self) -> Iterator[None]:
-        """A block that makes the layer; if that fails, the communicator of a plan's group is freed."""
-        try:
-            yield
-        except BaseException:
-            self._leave_group()
-            raise
-
-    def _leave_group(self) -> None:
-        """Free the communicator of a plan's group; collective in the group."""
-        comm, self._group_comm = self._group_comm, None
-        if comm is not None:
-            comm.Free()
+        self._part.leave()

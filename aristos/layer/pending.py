@@ -1,4 +1,4 @@
-"""A call that runs in the background, and the handle that its caller waits on."""
+"""A call that runs in the background, the handle that its caller waits on, and which calls of an object are open."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import ClosedError, InputError
+from ..errors import ClosedError, InputError, OpenCallError
 from ..substrate.runtime import Runtime
+from .backend import check_layer
+from .collective import Membership
 
 
 class PendingCall:
@@ -59,3 +61,48 @@ def _end(done: Any) -> tuple[float, BaseException | None]:
             return done.get(timeout=0.1)  # the timeout lets Ctrl-C in; wait() can be called again
         except queue.Empty:
             continue
+
+
+class OpenCalls:
+    """The open calls of one object: a started call that nobody has waited for, and tapes that `backward` waits for.
+
+    layers: of the object. tapes: the layer of each open tape, by its number.
+    """
+
+    def __init__(self, member: Membership, layers: int) -> None:
+        self._member, self._layers = member, layers
+        self._started: weakref.ref[PendingCall] | None = None
+        self.tapes: dict[int, int] = {}
+
+    def begin(self, call: PendingCall) -> None:
+        """A call was started."""
+        self._started = weakref.ref(call)
+
+    def started(self) -> PendingCall | None:
+        """The handle of a started call that has not been waited for."""
+        call = None if self._started is None else self._started()
+        return call if call is not None and call.waits else None
+
+    def settled(self) -> Runtime:
+        """The runtime; raises OpenCallError while a started call of this object is open."""
+        if self.started() is not None:
+            raise OpenCallError("a call of this layer was started: wait() for it first")
+        runtime = self._member.alive()
+        runtime.end_dropped_call()
+        return runtime
+
+    def refuse_change(self, layer: Any, what: str) -> None:
+        """Raise unless the weights of a layer may change: no call of this object is open, and no tape of the layer."""
+        runtime = self.settled()
+        if runtime.open and runtime.caller == self._member.number:
+            raise OpenCallError(f"a call of this layer has not returned: {what} comes before or after it")
+        check_layer(layer, self._layers)
+        self.refuse_tapes(int(layer), what)
+
+    def refuse_tapes(self, layer: int, what: str) -> None:
+        """Raise OpenCallError while a backward call of the layer is due."""
+        if layer in self.tapes.values():
+            raise OpenCallError(
+                f"{what} would change weights of layer {layer} while a tape of it is open: give the tape to backward(),"
+                " or discard() it"
+            )
