@@ -157,9 +157,10 @@ class PartedMasters(Masters):
             parted = [each.sharded_param for group in groups for each in group.fsdp_params]
         else:
             parted = list(self.parameters.values())
-        self._now = [
-            (id(each), each._version, each._local_tensor._version, each._local_tensor.data_ptr()) for each in parted
-        ]  # torch counts changes by a DTensor's operations in itself, and other ones in its local tensor
+        local = [getattr(each, "_local_tensor", each) for each in parted]
+        self._now = [  # torch counts changes by a DTensor's operations in itself, and other ones in its local tensor
+            (id(each), each._version, mine._version, mine.data_ptr()) for each, mine in zip(parted, local, strict=True)
+        ]
 
     def stale(self, moe: MoE) -> bool:
         """Whether a parameter has changed since the layer took it."""
