@@ -13,7 +13,8 @@ from ..config import MoEConfig
 from ..errors import InputError
 from ..layer.moe import MoE
 from .graphs import Graphs, TapedCall
-from .masters import Masters, as_numpy, as_tensor
+from .lent import lent
+from .masters import Masters, as_numpy
 
 ROWS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -170,7 +171,9 @@ class Experts(torch.nn.Module):
         if weights.dtype != torch.float32:
             weights = weights.float()
         if calls == 1:
-            return as_tensor(self.moe(as_numpy(x), ids.numpy(), as_numpy(weights)))
+            y = torch.empty_like(x) if x.is_contiguous() else torch.empty(x.shape, dtype=x.dtype)
+            self.moe(lent(x), lent(ids), lent(weights), out=lent(y))
+            return y
         x = x.contiguous()
         y = torch.empty_like(x)
         arrays = as_numpy(x), ids.numpy(), as_numpy(weights), as_numpy(y)

@@ -88,6 +88,16 @@ class CpuCall:
     error: Exception | None = None
 
 
+def _overlap(y: int, out: np.ndarray, given: CallArguments, at: tuple[int, int, int]) -> bool:
+    """Whether an output that lies at `y` may share bytes with x, ids or weights, which lie `at` those addresses."""
+    for begin, array in zip(at, (given.x, given.ids, given.weights), strict=True):
+        step = array.strides[0]
+        end = begin + step * (len(array) - 1) + array.strides[-1] * array.shape[-1]
+        if step < 0 or (begin < y + out.nbytes and y < end):
+            return True
+    return False
+
+
 def depends_on_isa(cfg: MoEConfig, train: bool) -> bool:
     """Whether a layer's ranks must have one instruction set in common.
 
@@ -250,17 +260,16 @@ class CpuBackend(Backend):
             self._forms[call.layer] = form
 
     def _take_again(self, call: CpuCall, given: CallArguments) -> bool:
-        """Take arrays that need no check, as those of the layer's last call did not; False: they are not aligned."""
-        x, ids, weights = arrays.address(given.x), arrays.address(given.ids), arrays.address(given.weights)
-        if (x | ids | weights) % 8:
+        """Take arrays that need no check, as those of the layer's last call did not; False: one lies elsewhere."""
+        out = np.empty(given.x.shape, given.x.dtype) if given.out is None else given.out
+        x, ids, weights, y = (arrays.address(each) for each in (given.x, given.ids, given.weights, out))
+        if (x | ids | weights | y) % 8 or (given.out is not None and _overlap(y, out, given, (x, ids, weights))):
             return False
         call.x, call.ids, call.weights = given.x, given.ids, given.weights
         call.lead = given.x.shape[:-1]
-        call.out = np.empty(given.x.shape, given.x.dtype)
+        call.out = out
         job = self._job(call.layer)
-        jobs.fill_again(
-            job, schema.CALL, schema.CPU, x=x, input=x, router_x=x, y=arrays.address(call.out), ids=ids, weights=weights
-        )
+        jobs.fill_again(job, schema.CALL, schema.CPU, x=x, input=x, router_x=x, y=y, ids=ids, weights=weights)
         self._fill_tape(job, self.cfgs[call.layer], None)
         return True
 

@@ -78,6 +78,38 @@ def test_arrays_elsewhere_in_memory_that_are_not_aligned(moe):
     right(moe, (x, ids, weights))
 
 
+def test_an_output_of_the_caller(moe):
+    x, ids, weights = call(1)
+    out = np.empty_like(x)
+    for seed in range(3):
+        x, ids, weights = call(seed)
+        assert moe(x, ids, weights, out=out) is out
+        check(CFG, W[0], x, {"ids": ids, "weights": weights}, out)
+    locked = out.copy()
+    locked.flags.writeable = False
+    for wrong, why in ((x, "overlap"), (out[:3], "shape"), (locked, "writable"), (out.astype(np.float64), "float32")):
+        for _ in range(2):
+            with pytest.raises(InputError, match=why):
+                moe(x, ids, weights, out=wrong)
+        moe(x, ids, weights, out=out)
+    check(CFG, W[0], x, {"ids": ids, "weights": weights}, out)
+
+
+def test_an_output_that_shares_rows_with_the_input(moe):
+    x, ids, weights = call(1)
+    room = np.zeros((7, CFG.hidden), np.float32)
+    room[:4] = x
+    moe(x, ids, weights, out=np.empty_like(x))
+    for first in (0, 3):
+        with pytest.raises(InputError, match="overlap"):
+            moe(room[:4], ids, weights, out=room[first : first + 4])
+    moe(x, ids, weights, out=np.empty_like(x))
+    for rows in (room[3::-1], np.lib.stride_tricks.as_strided(room, (4, CFG.hidden), (0, 4))):
+        moe(rows, ids, weights, out=np.empty_like(x))
+        with pytest.raises(InputError, match="overlap"):
+            moe(rows, ids, weights, out=room[:4])
+
+
 def test_options_of_a_call_between(moe):
     right(moe, call(1))
     x, ids, weights = call(2)
