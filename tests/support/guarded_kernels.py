@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from guarded import SIDES, Arrays
-from packed_codes import KINDS, named, random_codes
+from packed_codes import PAIRS, named, random_codes
 
 from aristos import Router
 from aristos.engine.column_runs import COLUMNS
@@ -414,7 +414,7 @@ def cases(part: str) -> Iterator[Case]:
         yield from experts(plain + [split] * (split not in plain))
         yield from whole_tokens(plain)
     else:
-        kinds = [kind for kind in KINDS if kind.name == part]
+        kinds = [kind for kind in PAIRS if kind.name == part]
         yield from experts([cpu_elements.element_type(dtype, weight=kind) for dtype in PACKED_ROWS for kind in kinds])
 
 
