@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -14,22 +13,12 @@ from ..config import MoEConfig
 from ..errors import InputError
 from ..layer.moe import MoE
 from .graphs import Graphs, TapedCall
-from .masters import Masters, as_numpy, as_tensor
+from .lent import lent
+from .masters import Masters, as_numpy
 
 ROWS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
-CALLS = threading.RLock()  # of the thread that calls a layer: layers share an engine
-
-
-def _alone(call: Callable[..., Any]) -> Callable[..., Any]:
-    """One thread after the other."""
-
-    @wraps(call)
-    def whole(*args: Any, **given: Any) -> Any:
-        with CALLS:
-            return call(*args, **given)
-
-    return whole
+CALLS = threading.RLock()  # held by the thread that calls a layer: layers share an engine
 
 
 class Experts(torch.nn.Module):
@@ -132,11 +121,14 @@ class Experts(torch.nn.Module):
         """
         return self.computed(x, ids, weights, calls)
 
-    @_alone
     def computed(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
     ) -> torch.Tensor:
         """`forward`, for callers that torch does not compile."""
+        with CALLS:
+            return self._computed(x, ids, weights, calls)
+
+    def _computed(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None) -> torch.Tensor:
         if not (x.is_cpu and ids.is_cpu and weights.is_cpu):
             device = next(each.device for each in (x, ids, weights) if not each.is_cpu)
             raise InputError(f"a tensor is on {device}, and Aristos computes on CPUs here: device_map='cpu'")
@@ -148,7 +140,7 @@ class Experts(torch.nn.Module):
         rows, ids, of_choices = _table(x), _table(ids), _table(weights)
         needed = self.calls_for(rows.shape[0])
         if calls is None:
-            calls = self._agreed(needed)
+            calls = needed if self.moe.world == 1 else self._agreed(needed)
         elif calls < needed:
             raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {rows.shape[0]}")
         self._graphs.discard()
@@ -183,7 +175,9 @@ class Experts(torch.nn.Module):
         if weights.dtype != torch.float32:
             weights = weights.float()
         if calls == 1:
-            return as_tensor(self.moe(as_numpy(x), ids.numpy(), as_numpy(weights)))
+            y = torch.empty_like(x) if x.is_contiguous() else torch.empty(x.shape, dtype=x.dtype)
+            self.moe(lent(x), lent(ids), lent(weights), out=lent(y))
+            return y
         x = x.contiguous()
         y = torch.empty_like(x)
         arrays = as_numpy(x), ids.numpy(), as_numpy(weights), as_numpy(y)
@@ -204,23 +198,25 @@ class Experts(torch.nn.Module):
             graph.tapes.append(tape)
         return y, number
 
-    @_alone
     def backward(
         self, dy: torch.Tensor, number: torch.Tensor, parameters: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """(dx, gradient of weights, gradients of the parameters) of a call of `taped`. Collective."""
-        assert self._masters is not None
-        graph = self._graphs.of(number)
-        if graph.used:
-            raise InputError("a graph is gone back through once: leave retain_graph=True out, or call the layer again")
-        graph.used = True
-        dy = dy.to(self._dtype).contiguous()
-        dx, dw = torch.empty_like(dy), torch.empty(len(dy), self.cfg.top_k)
-        self.moe.zero_grads()
-        for part, tape in reversed(list(zip(self._parts(len(graph.tapes)), graph.tapes, strict=True))):
-            into_x, into_w = self.moe.backward(as_numpy(dy[part]), tape)
-            as_numpy(dx)[part], dw.numpy()[part] = into_x, into_w
-        return dx, dw, self._masters.gradients(self.moe, parameters)
+        with CALLS:
+            assert self._masters is not None
+            graph = self._graphs.of(number)
+            if graph.used:
+                raise InputError(
+                    "a graph is gone back through once: leave retain_graph=True out, or call the layer again"
+                )
+            graph.used = True
+            dy = dy.to(self._dtype).contiguous()
+            dx, dw = torch.empty_like(dy), torch.empty(len(dy), self.cfg.top_k)
+            self.moe.zero_grads()
+            for part, tape in reversed(list(zip(self._parts(len(graph.tapes)), graph.tapes, strict=True))):
+                into_x, into_w = self.moe.backward(as_numpy(dy[part]), tape)
+                as_numpy(dx)[part], dw.numpy()[part] = into_x, into_w
+            return dx, dw, self._masters.gradients(self.moe, parameters)
 
     def _parts(self, calls: int) -> list[slice]:
         """The rows of each call."""
@@ -233,8 +229,6 @@ class Experts(torch.nn.Module):
 
     def _agreed(self, mine: int) -> int:
         """As many calls as the rank with most tokens needs."""
-        if self.moe.world == 1:
-            return mine
         return int(self.moe.runtime.group.exchange(np.array([mine]), "the number of calls for their tokens").max())
 
     def idle(self, calls: int) -> None:

@@ -93,12 +93,22 @@ def _refuse_adapter(module: Any) -> None:
         )
 
 
-@torch.compiler.disable
 def experts_forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """What transformers calls for each layer's experts: y [S, H] of this rank's S tokens. Collective."""
-    made: Experts | None = vars(self).get(HELD)
+    if torch.compiler.is_compiling():
+        return _untraced_forward(self, hidden_states, top_k_index, top_k_weights)
+    made: Experts | None = self.__dict__.get(HELD)
+    if made is not None and _guard is None and "parametrizations" not in self._modules:
+        return made.computed(hidden_states, top_k_index, top_k_weights)
+    return _forward(self, made, hidden_states, top_k_index, top_k_weights)
+
+
+def _forward(
+    self: Any, made: Experts | None, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """`experts_forward` of a layer that is not made yet, or is used at each rank's own pace."""
     if made is None and (theirs := fallback.left_to(self)) is not None:
         left: torch.Tensor = theirs(self, hidden_states, top_k_index, top_k_weights)
         return left
@@ -122,6 +132,9 @@ def experts_forward(
         calls = _guard.agree(self, mine, top_k, str(dtype).removeprefix("torch."), grad)
     with CALLS:
         return _layer_of(self, top_k, dtype).computed(hidden_states, top_k_index, top_k_weights, calls)
+
+
+_untraced_forward = torch.compiler.disable(experts_forward)  # slower where nothing is compiled
 
 
 def _take_part(module: Any, offer: Offer) -> None:

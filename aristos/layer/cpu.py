@@ -29,6 +29,7 @@ from .arguments import (
     capacity,
     choices,
     explain_ids,
+    form_of,
     not_finite,
     on_input,
     routed_outside,
@@ -38,6 +39,7 @@ from .arguments import (
 from .backend import Backend, Event, Settings
 from .bulk import Bulk
 from .collective import Membership, Needs, status_of
+from .counting import compile_counting
 from .given import GivenLayer
 from .node_weights import NodeWeights, foreign_slots, most_foreign
 from .stats import call_stats
@@ -82,6 +84,16 @@ class CpuCall:
     error: Exception | None = None
 
 
+def _overlap(y: int, out: np.ndarray, given: CallArguments, at: tuple[int, int, int]) -> bool:
+    """Whether an output that lies at `y` may share bytes with x, ids or weights, which lie `at` those addresses."""
+    for begin, array in zip(at, (given.x, given.ids, given.weights), strict=True):
+        step = array.strides[0]
+        end = begin + step * (len(array) - 1) + array.strides[-1] * array.shape[-1]
+        if step < 0 or (begin < y + out.nbytes and y < end):
+            return True
+    return False
+
+
 def depends_on_isa(cfg: MoEConfig, train: bool) -> bool:
     """Whether a layer's ranks must have one instruction set in common.
 
@@ -103,6 +115,7 @@ class CpuBackend(Backend):
 
     def __init__(self, settings: Settings, member: Membership) -> None:
         super().__init__(settings, member)
+        compile_counting()
         assert isinstance(member.runtime, CpuRuntime)
         self._runtime = member.runtime
         cfg = self.cfg
@@ -123,6 +136,7 @@ class CpuBackend(Backend):
         self._weighted = aligned((weighted, self._weighted_step), np.uint8)
         self._events: np.ndarray | None = None
         self._recorded = 0  # the layer of the last call
+        self._forms: list[tuple[Any, ...] | None] = [None] * settings.layers  # of each layer's last call, see `form_of`
         self.taping: Taping | InputError | None = None  # of the next call; an error: why that call is refused
         self._stay_rows = [1] * settings.layers
         self._reading_rows = 0
@@ -209,6 +223,30 @@ class CpuBackend(Backend):
         return CpuCall()
 
     def take(self, call: CpuCall, given: CallArguments, copy: bool) -> None:
+        form = None if copy or self.taping is not None else form_of(given)
+        if form is not None and form == self._forms[call.layer] and self._take_again(call, given):
+            return
+        self._forms[call.layer] = None
+        self._take_checked(call, given, copy)
+        as_given = call.x is given.x and call.ids is given.ids and call.weights is given.weights
+        if as_given and not self.cfgs[call.layer].shared_ffn and not on_input(self.cfgs[call.layer]):
+            self._forms[call.layer] = form
+
+    def _take_again(self, call: CpuCall, given: CallArguments) -> bool:
+        """Take arrays that need no check, as those of the layer's last call did not; False: one lies elsewhere."""
+        out = np.empty(given.x.shape, given.x.dtype) if given.out is None else given.out
+        x, ids, weights, y = (arrays.address(each) for each in (given.x, given.ids, given.weights, out))
+        if (x | ids | weights | y) % 8 or (given.out is not None and _overlap(y, out, given, (x, ids, weights))):
+            return False
+        call.x, call.ids, call.weights = given.x, given.ids, given.weights
+        call.lead = given.x.shape[:-1]
+        call.out = out
+        job = self._job(call.layer)
+        jobs.fill_again(job, schema.CALL, schema.CPU, x=x, input=x, router_x=x, y=y, ids=ids, weights=weights)
+        self._fill_tape(job, self.cfgs[call.layer], None)
+        return True
+
+    def _take_checked(self, call: CpuCall, given: CallArguments, copy: bool) -> None:
         cfg, ids, weights, out = self.cfgs[call.layer], given.ids, given.weights, given.out
         if isinstance(self.taping, InputError):
             raise self.taping
@@ -245,18 +283,18 @@ class CpuBackend(Backend):
         """Write into the job what changes from call to call."""
         job, cfg, count = self._job(call.layer), self.cfgs[call.layer], len(x)
         by = x if call.router_x is None else call.router_x
-        given, step = x.ctypes.data, x.strides[0]
-        travels = (self._weighted.ctypes.data, self._weighted_step) if on_input(cfg) else (given, step)
+        given, step = arrays.address(x), x.strides[0]
+        travels = (arrays.address(self._weighted), self._weighted_step) if on_input(cfg) else (given, step)
         if call.wants_routing and call.ids is None:
             call.logits = np.empty((count, cfg.columns), np.float32)
         if call.wants_routing and on_input(cfg):
             call.kept = np.empty((count, choices(cfg)), np.float32)
         ids, weights = self._routing(call, count)
-        at = self._routing_at if ids is self._ids else (ids.ctypes.data, weights.ctypes.data)
+        at = self._routing_at if ids is self._ids else (arrays.address(ids), arrays.address(weights))
         jobs.fill(
             job, schema.CALL, schema.CPU, status_in=codes.OK, tokens=count, x=travels[0], x_stride=travels[1],
-            input=given, input_stride=step, router_x=by.ctypes.data if call.router_x is not None else given,
-            router_x_stride=by.strides[0], y=out.ctypes.data, routed=call.ids is not None,
+            input=given, input_stride=step, router_x=arrays.address(by) if call.router_x is not None else given,
+            router_x_stride=by.strides[0], y=arrays.address(out), routed=call.ids is not None,
             capacity=0 if call.ids is not None else capacity(cfg, count),
             logits=0 if call.logits is None else call.logits.ctypes.data,
             kept_weights=0 if call.kept is None else call.kept.ctypes.data, ids=at[0], weights=at[1],
@@ -297,6 +335,7 @@ class CpuBackend(Backend):
 
     def refuse(self, call: CpuCall) -> None:
         job = self._job(call.layer)
+        self._forms[call.layer] = None
         jobs.fill_some(job, schema.CALL, schema.CPU, status_in=status_of(call.error))
         self._fill_tape(job, self.cfgs[call.layer], None)
 

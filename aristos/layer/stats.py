@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import codes, words
+from ..engine import words
 from ..substrate.counters import Tables
+from .counting import add_call, dropped_rows
 
 
 @dataclass(frozen=True)
@@ -150,29 +151,6 @@ def _balance(rows: np.ndarray) -> np.ndarray:
     return np.divide(rows.max(axis=-1), mean, out=np.ones_like(mean, np.float64), where=mean > 0)
 
 
-def shared_rows(job: np.ndarray, state: np.ndarray) -> int:
-    """Rows of the shared expert in the call that has just ended; they never leave the rank."""
-    if job[words.SHARED] == 0:
-        return 0
-    slot = job[job[words.SLOT_OF] + job[words.EXPERTS]]
-    offset = state[job[words.T_OFFSET] :]
-    return int(offset[slot + 1] - offset[slot])
-
-
-def expert_rows(job: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """[E] rows that this rank's tokens had for each expert in the call that has just ended."""
-    experts = int(job[words.EXPERTS] - job[words.IDENTITY])
-    slot_of = job[job[words.SLOT_OF] :][:experts]
-    offset = state[job[words.T_OFFSET] :]
-    rows = offset[slot_of + 1] - offset[slot_of]
-    if job[words.COMPUTED] > job[words.HELD]:
-        slots, _, staying = kept_rows(job, state)
-        by_slot = np.zeros(job[job[words.SLOT_START] + job[words.WORLD]], np.int64)
-        by_slot[slots] = staying
-        rows += by_slot[slot_of]
-    return rows
-
-
 def kept_rows(job: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(slot, rank that holds it, own rows computed here) of each expert of a local peer that this rank may compute."""
     held, computed = int(job[words.HELD]), int(job[words.COMPUTED])
@@ -184,13 +162,6 @@ def kept_by_peer(job: np.ndarray, state: np.ndarray) -> tuple[int, ...]:
     """For each rank the rows for its experts that were computed here in the call that has just ended."""
     _, owners, rows = kept_rows(job, state)
     return tuple(int(n) for n in np.bincount(owners, rows, int(job[words.WORLD])))
-
-
-def dropped_rows(job: np.ndarray, rows: np.ndarray, state: np.ndarray) -> int:
-    """Choices beyond the capacity. rows: of `expert_rows`."""
-    if job[words.CAPACITY] == 0 or state[words.STATUS] != codes.OK:
-        return 0
-    return int(job[words.TOKENS] * job[words.CHOICES] - rows.sum())
 
 
 def not_finite(y: np.ndarray | None) -> int | None:
@@ -216,10 +187,10 @@ def call_stats(
     n = tables.counters(counted).tolist()
     rank = int(job[words.RANK])
     row_bytes = int(job[words.ROW_BYTES])
-    shared = shared_rows(job, state)
+    by_expert = np.zeros(job[words.EXPERTS] - job[words.IDENTITY], np.int64)
+    rows, shared = add_call(job, state, 0, np.zeros(0, np.int64), by_expert)
     rows_to = tuple(int(r) - shared * (p == rank) for p, r in enumerate(tables.peers(counted, words.T_ROWS_TO)))
     wait = tables.wait(counted, rank)
-    by_expert = expert_rows(job, state)
     return CallStats(
         rank=rank,
         world=int(job[words.WORLD]),
@@ -247,7 +218,7 @@ def call_stats(
         idle_seconds=n[words.N_IDLE] * 1e-9,
         expert_rows=tuple(by_expert.tolist()),
         kept_rows_to_peer=kept_by_peer(job, state),
-        dropped_rows=dropped_rows(job, by_expert, state),
+        dropped_rows=dropped_rows(job, state, rows),
         not_finite=not_finite(y),
         publish_seconds=(n[words.N_PUBLISH] - n[words.N_LOCK]) * 1e-9,
         lock_seconds=n[words.N_LOCK] * 1e-9,
@@ -268,7 +239,7 @@ class Totals:
         self._old: list[dict[str, Any]] = []
 
     def add(self, job: np.ndarray, state: np.ndarray, tables: Tables, seconds: float) -> None:
-        """Add the call that has just ended: a few vector additions."""
+        """Add the call that has just ended."""
         if self._tables is not tables:  # the engine has grown: keep the counts of its former layout
             if self.words is not None:
                 self._old.append(self._plain())
@@ -276,11 +247,9 @@ class Totals:
             self.words = np.zeros(state.size - tables.first, np.int64)
         self.calls += 1
         self.seconds += seconds
-        self.words += state[tables.first :]
-        rows = expert_rows(job, state)
-        self.expert_rows[job[words.LAYER]] += rows
-        self.dropped += dropped_rows(job, rows, state)
-        self.shared += shared_rows(job, state)
+        rows, shared = add_call(job, state, tables.first, self.words, self.expert_rows[job.item(words.LAYER)])
+        self.dropped += dropped_rows(job, state, rows)
+        self.shared += shared
 
     def _plain(self) -> dict[str, Any]:
         tables, counted = self._tables, self.words
