@@ -28,7 +28,7 @@ def plain(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """The text with all characters that cannot be shown escaped: \\x1b for the escape character."""
+    r"""The text with all characters that cannot be shown escaped: \x1b for the escape character."""
     if plain(text):
         return text
     hidden = {c: repr(c)[1:-1] for c in set(text) if unicodedata.category(c) in _HIDDEN}

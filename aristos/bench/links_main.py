@@ -28,7 +28,7 @@ from . import environment, world
 from .main import ENVIRONMENT, OK, WRONG, complain, interrupted, leave
 
 PROG = "aristos topo"
-SECONDS = 6.0  # of puts; synchronisation and start-up are extra
+SECONDS = 6.0  # seconds of puts; synchronisation and start-up are extra
 
 
 def run(asked: Namespace, smi: str | None) -> int:

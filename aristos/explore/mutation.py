@@ -16,7 +16,7 @@ from . import places
 from .cases import Asked
 from .replaced import replaced
 
-LOTS = 1 << 62  # of credit: no row waits for any
+LOTS = 1 << 62  # so much credit that no row waits for any
 ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))  # sizes: each row is a tile
 NOWHERE = places.private(0, places.GATE, 1 << 20)  # a word that no actor reads
 Put = Callable[[Any, str, Any], None]

@@ -25,11 +25,34 @@ CALLS = threading.RLock()  # held by the thread that calls a layer: layers share
 class Experts(torch.nn.Module):
     """y = experts(x, ids, weights), of any number of tokens on each rank of a communicator. Collective.
 
-    Arguments are those of `aristos.MoE`; without comm, threads is by default torch's number. `load` takes weights as
-    `MoE.load` does. With train=True this rank's experts are torch's parameters, by transformers' names: gate_up_proj
-    [n, 2F, H] (up_proj [n, F, H] without a gate), down_proj [n, H, F], and with _bias theirs. The layer takes them
-    again before the first call after they have changed; after a write through `.data`, call `changed`. Their gradients
-    are those of the mean of all ranks' losses. masters: the parameters of another module in place of own ones.
+    With train=True this rank's experts are torch's parameters, by transformers' names: gate_up_proj [n, 2F, H] (up_proj
+    [n, F, H] without a gate), down_proj [n, H, F], and with _bias theirs. The layer takes them again before the first
+    call after they have changed; after a write through `.data`, call `changed`. Their gradients are those of the mean
+    of all ranks' losses.
+
+    Parameters
+    ----------
+    cfg : MoEConfig
+        The layer.
+    comm : communicator or None, default None
+        An mpi4py communicator. None: one process.
+    threads : int or None, default None
+        Workers of this rank. None: without comm, torch's number; with it as `aristos.MoE` chooses.
+    train : bool, default False
+        Whether the experts are parameters and calls have gradients.
+    masters : Masters or None, default None
+        The parameters of another module in place of own ones.
+    **options : object
+        Further arguments of `aristos.MoE`.
+
+    Raises
+    ------
+    InputError
+        A value out of its range; with train=True, a plan or an expert on several ranks.
+    PeerInputError
+        Another rank raised InputError.
+    MismatchError
+        Ranks give different arguments.
     """
 
     def __init__(self, cfg: MoEConfig, comm: Any = None, *, threads: int | None = None, train: bool = False,
@@ -74,14 +97,36 @@ class Experts(torch.nn.Module):
         )
 
     def load(self, **weights: Any) -> None:
-        """Take the layer's weights: see `aristos.MoE.load`. Not collective."""
+        """Take the layer's weights. Not collective.
+
+        Parameters
+        ----------
+        **weights : array
+            As `aristos.MoE.load` takes them.
+
+        Raises
+        ------
+        InputError
+            As of `aristos.MoE.load`.
+        """
         self._graphs.discard_all()
         self.moe.load(0, **weights)
         if self._masters is not None:
             self._masters.take(self.moe)
 
     def load_together(self, load: Callable[[], None]) -> None:
-        """Load weights; where one rank cannot, every rank raises, and the layer is closed. Collective."""
+        """Load weights; where one rank cannot, every rank raises, and the layer is closed. Collective.
+
+        Parameters
+        ----------
+        load : callable
+            Loads this rank's weights.
+
+        Raises
+        ------
+        PeerInputError
+            It raised on another rank. What it raises here goes on.
+        """
         try:
             with self.moe.together("the experts of a layer"):
                 load()
@@ -116,10 +161,32 @@ class Experts(torch.nn.Module):
     def forward(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
     ) -> torch.Tensor:
-        """y: [..., H] of x's type. x: [..., H] of cfg.dtype; ids: [..., k]; weights: [..., k], read as float32.
+        """The experts' weighted outputs, added for each token. Collective.
 
-        More than cfg.max_tokens tokens are computed in several calls, as many on every rank: the ranks agree on their
-        number, or have done so (calls). Raises InputError if a gradient is asked for and train is not True.
+        More than cfg.max_tokens tokens are computed in several calls, as many on every rank.
+
+        Parameters
+        ----------
+        x : torch.Tensor [..., H], of cfg.dtype
+            This rank's tokens.
+        ids : torch.Tensor [..., k], integers
+            The experts of each token.
+        weights : torch.Tensor [..., k]
+            Their weights, read as float32.
+        calls : int or None, default None
+            How many calls the ranks have agreed on. None: they agree now.
+
+        Returns
+        -------
+        torch.Tensor [..., H], of x's type
+            y.
+
+        Raises
+        ------
+        InputError
+            Tensors that do not fit, or not on the CPU; or a gradient is asked for, and train is not True.
+        PeerInputError
+            Another rank refused its input.
         """
         return self.computed(x, ids, weights, calls)
 

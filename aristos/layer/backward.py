@@ -247,7 +247,7 @@ class BackwardCalls:
         came = np.array(self._exchange(by_rank))  # [W, held]
         sent = np.array([each.sum() for each in by_rank])
         first, token = int(sent[:me].sum()), order // tokens.saved.ids.shape[1]
-        mine = slice(first, first + int(sent[me]))  # of packed rows
+        mine = slice(first, first + int(sent[me]))  # this rank's packed rows
         away = np.ones(len(order), bool)
         away[mine] = False
         factor = tokens.factor(order)

@@ -143,8 +143,9 @@ class CpuBackend(Backend):
         self._weighted = aligned((weighted, self._weighted_step), np.uint8)
         self._events: np.ndarray | None = None
         self._recorded = 0  # the layer of the last call
-        self._forms: list[tuple[Any, ...] | None] = [None] * settings.layers  # of each layer's last call, see `form_of`
-        self.taping: Taping | InputError | None = None  # of the next call; an error: why that call is refused
+        # the form of each layer's last call, see `form_of`
+        self._forms: list[tuple[Any, ...] | None] = [None] * settings.layers
+        self.taping: Taping | InputError | None = None  # what the next call tapes; an error: why that call is refused
         self._stay_rows = [1] * settings.layers
         self._reading_rows = 0
         self._home = self._open_home(settings, member)

@@ -16,11 +16,20 @@ from .collective import Membership
 class PendingCall:
     """A started call. Until `wait`, which may be called once, x and out must not be touched.
 
-    If the handle is dropped, the result is too: the next call on the communicator waits until this one has ended.
+    `MoE.start` makes it. If the handle is dropped, the result is too: the next call on the communicator waits until
+    this one has ended.
+
+    Parameters
+    ----------
+    runtime : Runtime
+        The engine that runs the call.
+    done : queue
+        Gets (seconds, error) when the call ends.
+    result : callable
+        Makes the call's result of its seconds.
     """
 
     def __init__(self, runtime: Runtime, done: Any, result: Callable[[float], Any]) -> None:
-        """done: a queue that gets (seconds, error) when the call ends."""
         self._done, self._result = done, result
         self._abandoned = False
         self._dropped = weakref.finalize(self, runtime.drop_call, lambda: _end(done))
@@ -32,7 +41,22 @@ class PendingCall:
         return self._done is not None
 
     def wait(self) -> Any:
-        """The call's result, as `MoE.__call__` returns it; raises what the call raised."""
+        """Wait until the call has ended, and return its result.
+
+        It raises what the call raised, and so also the errors of `MoE.__call__`.
+
+        Returns
+        -------
+        object
+            What `MoE.__call__` returns.
+
+        Raises
+        ------
+        InputError
+            `wait` was called before.
+        ClosedError
+            The layer was closed.
+        """
         if self._abandoned:
             raise ClosedError("this layer was closed, and with it the call that start() began")
         if self._done is None:

@@ -34,10 +34,29 @@ def discover(
     ask: Ask = commands.ask,
     library: Callable[[], Any] = nvml.load,
 ) -> Topology:
-    """This machine and the nodes of its job. hosts: [ranks] host names, if the ranks are known.
+    """This machine and the nodes of its job.
 
-    network: ask Slurm's controller for the network; one rank is enough, `join` gives it to all.
-    env, root, ask, library: sources of variables, the kernel's files, commands' output and NVML.
+    What cannot be read is unknown, or one of `Topology.faults`.
+
+    Parameters
+    ----------
+    hosts : sequence of str, or None, default None
+        The host name of each rank, if the ranks are known. None: the nodes of Slurm's job, else this machine.
+    network : bool, default True
+        Ask Slurm's controller for the network; one rank is enough, `join` gives it to all.
+    env : mapping of str to str, or None, default None
+        The variables to read. None: this process's.
+    root : path, default Path("/")
+        Where the kernel's files and Slurm's lie, for tests.
+    ask : callable, default ask
+        Runs a command and returns its output, for tests.
+    library : callable, default load
+        Loads NVML, for tests.
+
+    Returns
+    -------
+    Topology
+        The machine, its links and its network.
     """
     env = os.environ if env is None else env
     faults: list[Fault] = []
@@ -169,7 +188,26 @@ def network_of(job: SlurmJob | None, ask: Ask, env: Mapping[str, str], root: Pat
 
 
 def from_text(smi: str | None, network: str | None) -> Topology:
-    """A topology from texts alone: nvidia-smi's, Slurm's, or both. Raises TopologyError."""
+    """A topology from texts alone.
+
+    Parameters
+    ----------
+    smi : str or None
+        What `nvidia-smi topo -m` printed. None: no node.
+    network : str or None
+        What `scontrol show topology` printed, or a topology.conf or topology.yaml. None: no network.
+
+    Returns
+    -------
+    Topology
+        The machine, its links and its network.
+
+    Raises
+    ------
+    TopologyError
+        A text is wrong or incomplete, and the message quotes the line; or a topology.yaml needs PyYAML, which is not
+        installed.
+    """
     node, faults = smi_node.read(smi) if smi is not None else (None, [])
     net = slurm_network.parse(network) if network is not None else Network()
     names = sorted(net.nodes, key=sysfs.natural)
@@ -178,7 +216,23 @@ def from_text(smi: str | None, network: str | None) -> Topology:
 
 
 def join(parts: Sequence[Topology]) -> Topology:
-    """Join the ranks' topologies, in the ranks' order: every node as its ranks see it, each fault once."""
+    """Join the ranks' topologies: every node as its ranks see it, each fault once.
+
+    Parameters
+    ----------
+    parts : sequence of Topology
+        What `discover` returned on each rank, in the ranks' order.
+
+    Returns
+    -------
+    Topology
+        All nodes, of the first rank; `ranks` has each rank's node.
+
+    Raises
+    ------
+    ValueError
+        A part that `discover` has not made: it does not know its own node.
+    """
     seen: dict[str, Node] = {}
     for part in parts:
         if part.here is None:

@@ -35,7 +35,7 @@ def backward_taken_for_an_exchange(put: Put) -> None:
 @mutation("store-by-arrival", fixed=(*BACKWARD, ("max_tokens", 6)))
 def store_by_arrival(put: Put) -> None:
     """Rows lie in the store in the order in which they are computed."""
-    kept: dict[int, tuple[int, int]] = {}  # of each rank: the call, rows so far
+    kept: dict[int, tuple[int, int]] = {}  # by rank: the call, rows so far
 
     def list_places(job: Any, st: Any, c: int) -> None:
         epoch, have = kept.get(job[words.RANK], (0, 0))
