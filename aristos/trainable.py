@@ -48,7 +48,20 @@ class Trainable(Protocol):
     def updates(self) -> Steps: ...
 
     def agree(self, problem: Exception | None, what: str) -> None:
-        """Raise `problem` here, PeerInputError on the other ranks of `everyone`. what: its subject, for messages."""
+        """Raise a rank's problem on all ranks of `everyone`. Collective.
+
+        Parameters
+        ----------
+        problem : Exception or None
+            What has failed on this rank; None if nothing has.
+        what : str
+            Its subject, for messages.
+
+        Raises
+        ------
+        PeerInputError
+            Another rank has a problem. This rank's own is raised here as it is.
+        """
         ...
 
     def refuse_half_changed(self) -> None:
@@ -60,7 +73,20 @@ class Trainable(Protocol):
         ...
 
     def everywhere(self, run: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """Run a function for every item, on all workers; returns the results in order."""
+        """Run a function for every item, on all workers.
+
+        Parameters
+        ----------
+        run : callable
+            A function of one item.
+        items : sequence
+            The items, of any type.
+
+        Returns
+        -------
+        list
+            The results, in the order of the items.
+        """
         ...
 
     def params(self, layer: int = 0) -> dict[str, np.ndarray]: ...
