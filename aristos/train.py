@@ -33,8 +33,8 @@ class Optimizer:
     Parameters
     ----------
     moe : MoE
-        The layers to train, made with train=True, all loaded. An optimizer needs the methods of
-        `aristos.trainable.Trainable`, no more.
+        The layers to train, made with train=True, all loaded. An optimizer needs its attribute `training` alone, see
+        `aristos.trainable.Trainable`.
     lr : float
         Learning rate, at least 0 and below 2**127.
     weight_decay : float

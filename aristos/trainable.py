@@ -32,7 +32,12 @@ class Steps(Protocol):
 class Trainable(Protocol):
     """What an optimizer changes weights by: `MoE.training`. What is not said here is as in `MoE`.
 
-    layers: of the object. mine: ids of this rank's experts, in the order of their arrays.
+    Attributes
+    ----------
+    layers : int
+        Layers of the object.
+    mine : list of int
+        Ids of this rank's experts, in the order of their arrays.
     """
 
     layers: int
@@ -48,24 +53,32 @@ class Trainable(Protocol):
     def updates(self) -> Steps: ...
 
     def agree(self, problem: Exception | None, what: str) -> None:
-        """Raise a rank's problem on all ranks of `everyone`. Collective.
+        """Raise an error here, and PeerInputError on the other ranks. Collective.
 
         Parameters
         ----------
         problem : Exception or None
-            What has failed on this rank; None if nothing has.
+            This rank's error; None: it has none.
         what : str
-            Its subject, for messages.
+            The subject of the error, for messages.
 
         Raises
         ------
+        Exception
+            `problem`.
         PeerInputError
-            Another rank has a problem. This rank's own is raised here as it is.
+            Another rank passed an error.
         """
         ...
 
     def refuse_half_changed(self) -> None:
-        """Raise InputError if this rank's weights were changed only in part by a step or a restore."""
+        """Refuse weights that a step or a restore has changed only in part.
+
+        Raises
+        ------
+        InputError
+            This rank's weights are half changed.
+        """
         ...
 
     def changing(self) -> AbstractContextManager[None]:
@@ -78,14 +91,14 @@ class Trainable(Protocol):
         Parameters
         ----------
         run : callable
-            A function of one item.
+            Takes an item.
         items : sequence
-            The items, of any type.
+            The items.
 
         Returns
         -------
         list
-            The results, in the order of the items.
+            What the function returned, in the order of the items.
         """
         ...
 

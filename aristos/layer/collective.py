@@ -319,24 +319,28 @@ class Collective:
     def together(self, what: str) -> Iterator[None]:
         """A block of work that each rank does alone, such as reading a file: if it fails on one, all raise. Collective.
 
-        The rank on which it fails raises its error. With train=True and a plan, the ranks of all its groups are meant.
+        With train=True and a plan, the ranks of all its groups are meant.
 
         Parameters
         ----------
         what : str
             The work, for messages.
 
-        Returns
-        -------
-        context manager
-            The block; it gives no value.
+        Yields
+        ------
+        None
+            The block has no value.
 
         Raises
         ------
+        Exception
+            What the block raised on this rank.
         PeerInputError
             The block failed on another rank.
+        OpenCallError
+            A call on the communicator is open.
         ClosedError
-            After `close`.
+            The object is closed.
         """
         problem: Exception | None = None
         try:

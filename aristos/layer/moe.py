@@ -31,39 +31,83 @@ from .training import Tape, Training
 class MoE(Collective):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
 
-    cfg: equal on all ranks; or, without `layers`, a list with the configuration of each layer. Those are equal but for
-    ffn, router, shared expert and what an expert is (activation, gated, limit, bias). The attribute `cfg` is the first
-    one, `layer_config` has that of a layer. comm: an mpi4py communicator, or None for one process without MPI.
-    layers: layers with weights of their own that share windows, workers and threads. schedule: "fused" (one-sided,
-    tile by tile) or "bulk" (count exchange, Alltoallv, experts, Alltoallv: the baseline). threads: workers a rank; by
-    default the cores that this rank may use, divided by the number of ranks that share them. placement: an entry for
-    each expert, the rank that holds it or a list of the ranks that hold copies; by default contiguous. plan: an
-    `aristos.planner.Plan` for the communicator, rank i being device i: the layer then lives in this rank's group,
-    `group` is its number, `comm` its communicator and `rank` the rank there.
-    timeout: seconds that a rank in the same call may make no progress, or an MPI call take, before a wait fails.
-    absent_timeout: seconds that a rank may still be in user code before a wait for it fails; by default ten times
-    `timeout`. A warning comes after `timeout`. backend: where the
-    layer runs: "cpu", which None means too, or "cuda". CUDA is experimental: never run on a GPU.
-    ranks_per_node: treat every group of this many consecutive ranks as a node, although MPI sees larger nodes;
-    transport shm is used within a node, rma between nodes.
-    Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
-    windows do not fit, EnvironmentProblem where the launcher started several tasks and each is a world of its own.
-
-    moves: what crosses between the ranks of a node, on CPUs. "tokens": rows travel to the ranks that hold their
-    experts. "experts": a rank computes its own rows, and reads the experts of local peers where they lie. "auto":
-    a rank computes the rows of an expert itself if they cost more to copy than its weights to read, or if that relieves
-    the busiest rank of the node; other rows travel. The bits of the outputs are the same. The attribute `moves` is what
-    holds: "tokens" where rows always travel, see there.
-
-    train: keep float32 weights and gradients, for `forward`, `backward`, `update`; on CPUs, float32 or bfloat16.
-    tape_bytes: with train=True, bytes of this rank in which tapes keep rows of forward calls; None: max_tokens * top_k
-    rows of each layer, in whole cache lines, or 0 on one rank; see `forward`.
-
     With backend="cuda", a rank has one GPU. Host arrays are copied in and out, and a call has ended when it returns.
     Arrays in GPU memory (CuPy, PyTorch, JAX, Numba, `__cuda_array_interface__`, DLPack) are used in place, on their
     library's current stream or on `stream`, and a call returns before it has run; `synchronize` waits for it. Such a
-    call can be captured in a CUDA graph. sms: the most SMs of its GPU that this layer may use, so that layers on other
-    communicators or kernels of the program run beside it; by default all.
+    call can be captured in a CUDA graph.
+
+    Parameters
+    ----------
+    cfg : MoEConfig, or sequence of MoEConfig
+        The configuration, equal on all ranks; or, without `layers`, that of each layer. Those are equal but for ffn,
+        router, shared expert and what an expert is (activation, gated, limit, bias).
+    comm : communicator or None, default None
+        An mpi4py communicator. None: one process without MPI.
+    layers : int, default 1
+        Layers with weights of their own that share windows, workers and threads.
+    schedule : str, default "fused"
+        "fused": one-sided, tile by tile. "bulk": count exchange, Alltoallv, experts, Alltoallv, the baseline.
+    threads : int or None, default None
+        Workers a rank. None: the cores that this rank may use, divided by the number of ranks that share them.
+    placement : sequence of E entries, array [E], or None, default None
+        For each expert the rank that holds it, or a list of the ranks that hold copies. None: contiguous.
+    timeout : float, default 120.0
+        Seconds that a rank in the same call may make no progress, or an MPI call take, before a wait fails.
+    absent_timeout : float or None, default None
+        Seconds that a rank may still be in user code before a wait for it fails. None: ten times `timeout`. A warning
+        comes after `timeout`.
+    ranks_per_node : int or None, default None
+        Treat every group of this many consecutive ranks as a node, although MPI sees larger nodes: transport shm is
+        used within a node, rma between nodes. None: nodes as MPI sees them.
+    plan : Plan or None, default None
+        An `aristos.planner.Plan` for the communicator, rank i being device i: the layer then lives in this rank's
+        group, `group` is its number, `comm` its communicator and `rank` the rank there.
+    backend : str or None, default None
+        Where the layer runs: "cpu", which None means too, or "cuda". CUDA is experimental: never run on a GPU.
+    sms : int or None, default None
+        With backend="cuda", the most SMs of its GPU that this layer may use, so that layers on other communicators or
+        kernels of the program run beside it. None: all.
+    moves : str, default "auto"
+        What crosses between the ranks of a node, on CPUs; the bits of the outputs are the same. The attribute `moves`
+        is what holds.
+
+        - "tokens": rows travel to the ranks that hold their experts.
+        - "experts": a rank computes its own rows, and reads the experts of local peers where they lie.
+        - "auto": a rank computes the rows of an expert itself if they cost more to copy than its weights to read, or if
+          that relieves the busiest rank of the node; other rows travel.
+    train : bool, default False
+        Keep float32 weights and gradients, for `forward`, `backward`, `update`; on CPUs, with rows of float32 or
+        bfloat16.
+    tape_bytes : int or None, default None
+        With train=True, bytes of this rank in which tapes keep rows of forward calls, see `forward`. None: max_tokens *
+        top_k rows of each layer, in whole cache lines, or 0 on one rank.
+
+    Attributes
+    ----------
+    cfg : MoEConfig
+        The first layer's configuration; `layer_config` has that of each.
+    group : int
+        The number of this rank's group of the plan; 0 without one.
+
+    Raises
+    ------
+    InputError
+        A value out of its range, or options that exclude one another.
+    PeerInputError
+        Another rank raised InputError.
+    MismatchError
+        Ranks give different arguments.
+    OpenCallError
+        A call on the communicator is open.
+    ClosedError
+        An earlier failure left the engine of the communicator unusable.
+    MemoryProblem
+        Windows do not fit.
+    EnvironmentProblem
+        The launcher started several tasks and each is a world of its own, or the backend or MPI cannot do what is
+        needed.
+    WaitTimeout, PoisonedError
+        A rank did not come in time, or failed.
     """
 
     def __init__(
@@ -150,17 +194,46 @@ class MoE(Collective):
         (max_tokens * top_k, and max_tokens more for a shared expert) and words; neither skew nor `layers` changes them.
         With several nodes there is a second window, and for each rank of another node an outbox and a ring of staged
         outputs. Weights: of `layers` layers, the experts of the rank that holds most of them, with biases, and a router
-        a layer, padded as the kernels read them. Not included: up to 2 MiB and 4 KiB a rank where ranks share weights
-        in huge pages (`moves`); the arrays given to `load` and to calls; ids and weights of max_tokens tokens, and with
-        weights on the input their rows; tables that grow with the workers.
+        a layer, padded as the kernels read them.
 
-        threads: include the scratch of this many workers: prepared rows, hidden activations and sums of a run, and of
-        one column-split run. cfg: one configuration, or a list with that of each layer. backend: None: "cpu".
-        With "cuda", which needs numba-cuda here, weights, the first window and a copy of the second lie in
-        GPU memory, and hidden activations are not included.
-        train: include masters, gradients (of experts with copies twice), projections packed transposed, and
-        `tape_bytes`, as the layer is made with; not what tapes hold of their own tokens, nor buffers of backward calls.
-        Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
+        Not included: up to 2 MiB and 4 KiB a rank where ranks share weights in huge pages (`moves`); the arrays given
+        to `load` and to calls; ids and weights of max_tokens tokens, and with weights on the input their rows; tables
+        that grow with the workers; with train=True, what tapes hold of their own tokens, and buffers of backward calls.
+
+        Parameters
+        ----------
+        cfg : MoEConfig, or sequence of MoEConfig
+            As the layer is made with.
+        world : int
+            W, the number of ranks.
+        placement : sequence of E entries, array [E], or None, default None
+            As the layer is made with.
+        ranks_per_node : int or None, default None
+            As the layer is made with. None: all ranks are on one node.
+        layers : int, default 1
+            As the layer is made with.
+        threads : int or None, default None
+            Include the scratch of this many workers: prepared rows, hidden activations and sums of a run, and of one
+            column-split run. None: of none.
+        backend : str or None, default None
+            "cpu", which None means too, or "cuda": then weights, the first window and a copy of the second lie in GPU
+            memory, and hidden activations are not included.
+        train : bool, default False
+            Include masters, gradients (of experts with copies twice) and projections packed transposed.
+        tape_bytes : int or None, default None
+            As the layer is made with; included with train=True.
+
+        Returns
+        -------
+        int
+            Bytes.
+
+        Raises
+        ------
+        InputError
+            A layer that cannot be made.
+        EnvironmentProblem
+            backend="cuda" without numba-cuda.
         """
         options = Options(
             cfg, layers, "fused", threads, placement, DEFAULT_TIMEOUT, None, ranks_per_node, None, backend, None,
@@ -184,15 +257,53 @@ class MoE(Collective):
     ) -> Any:
         """y = sum over a token's experts of weight * expert(x). Collective, in the same order on every rank.
 
-        x: [..., H] of cfg.dtype; y has its shape. ids: [..., k] integers (-1: choice not taken) and weights: [..., k]
-        route from outside. router_x: what the router reads instead of x, of the same shape and dtype. out: [..., H],
-        contiguous, not overlapping x. With return_stats also a `CallStats`, with return_routing also a `Routing`: y,
-        stats, routing. Raises InputError here, and PeerInputError or MismatchError on the other ranks; the layer stays
-        usable.
+        After an InputError, and after what other ranks then raise, the layer stays usable.
 
-        stream: with backend="cuda", the stream that the call is queued on, of any library or as CUDA's number. By
-        default the current one of the arrays' library, x's first; then every library's later work sees the result. With
-        `stream`, only that stream's does. The call waits for what the libraries have queued before in either case.
+        Parameters
+        ----------
+        x : array [..., H] of cfg.dtype
+            This rank's tokens, at most max_tokens.
+        ids : array [..., k], integers, or None, default None
+            Choices from outside; -1: choice not taken. None: the router chooses.
+        weights : array [..., k], floats, or None, default None
+            The weights of `ids`.
+        layer : int, default 0
+            The layer to call.
+        out : array [..., H] of cfg.dtype, or None, default None
+            Where to write y: contiguous, not overlapping x. None: a new array.
+        return_stats : bool, default False
+            Return a `CallStats` too.
+        stream : stream, int or None, default None
+            With backend="cuda", the stream that the call is queued on, of any library or as CUDA's number: only its
+            later work sees the result. None: the current one of the arrays' library, x's first; then every library's
+            later work does. The call waits for what the libraries have queued before in either case.
+        router_x : array [..., H] of cfg.dtype, or None, default None
+            What the router reads instead of x.
+        return_routing : bool, default False
+            Return a `Routing` too.
+
+        Returns
+        -------
+        array [..., H] of cfg.dtype
+            y; with return_stats or return_routing a tuple: y, stats, routing.
+
+        Raises
+        ------
+        InputError
+            Arrays that do not fit, more than max_tokens tokens, ids out of range or repeated in a token, values that
+            are not finite.
+        NotLoaded
+            This rank has not loaded a part of the layer's weights.
+        PeerInputError
+            Another rank raised InputError.
+        MismatchError
+            Another rank made another call.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed, or an earlier failure left its engine unusable.
+        WaitTimeout, PoisonedError, CorruptionError
+            A rank made no progress, failed, or wrote what no rank writes; the engine is unusable.
         """
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
         call = self._enter(given, layer)
@@ -210,10 +321,44 @@ class MoE(Collective):
         router_x: Any = None,
         return_routing: bool = False,
     ) -> PendingCall:
-        """Begin the same call in the background and return at once; `wait()` of the returned object ends the call.
+        """Begin the same call in the background and return at once. Collective.
 
-        Until then x and out must not be touched, no other call may be made on the communicator, and this object loads
-        nothing; other objects may load. If the returned object is dropped, so is the result, and the next call waits.
+        Until `wait()` of the returned object, x and out must not be touched, no other call may be made on the
+        communicator, and this object loads nothing; other objects may load. If the returned object is dropped, so is
+        the result, and the next call waits.
+
+        Parameters
+        ----------
+        x : array [..., H] of cfg.dtype
+            As for a call, and so are the others.
+        ids : array [..., k], integers, or None, default None
+            Choices from outside.
+        weights : array [..., k], floats, or None, default None
+            The weights of `ids`.
+        layer : int, default 0
+            The layer to call.
+        out : array [..., H] of cfg.dtype, or None, default None
+            Where to write y.
+        return_stats : bool, default False
+            `wait` returns a `CallStats` too.
+        stream : stream, int or None, default None
+            With backend="cuda", the stream that the call is queued on.
+        router_x : array [..., H] of cfg.dtype, or None, default None
+            What the router reads instead of x.
+        return_routing : bool, default False
+            `wait` returns a `Routing` too.
+
+        Returns
+        -------
+        PendingCall
+            Its `wait` returns what a call returns, and raises what it raises.
+
+        Raises
+        ------
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed, or an earlier failure left its engine unusable.
         """
         backend = self._backend
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
@@ -249,6 +394,15 @@ class MoE(Collective):
         """Wait for the last call and raise what calls since the last `synchronize` have refused. Not collective.
 
         For calls with arrays in GPU memory; other calls have ended when they return.
+
+        Raises
+        ------
+        InputError, PeerInputError, MismatchError
+            What calls have refused, see `MoE.__call__`.
+        OpenCallError
+            A call that `start` began has not been waited for.
+        ClosedError
+            The layer is closed, or an earlier failure left its engine unusable.
         """
         self._calls.settled()
         self._backend.synchronize()
@@ -277,18 +431,31 @@ class MoE(Collective):
     def summary(self) -> Summary:
         """Totals over all ranks and calls of this object: messages by size, times, waits by peer. Collective.
 
-        Also, for each layer, what packed weights lost of plain arrays given to `load`.
+        Also, for each layer, what packed weights lost of plain arrays given to `load`. Messages within a node are the
+        puts of dispatched rows, not the outputs, which the kernel stores itself; those between nodes are batches, see
+        `MessageClass`. With backend="cuda", calls with return_stats=True are counted, and no others.
 
-        Messages within a node are the puts of dispatched rows, not the outputs, which the kernel stores itself; those
-        between nodes are batches, see `MessageClass`.
-        With backend="cuda", calls with return_stats=True are counted, and no others.
+        Raises
+        ------
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed, or an earlier failure left its engine unusable.
         """
         runtime = self._calls.settled()
         runtime.refuse_open()
         return summarize(runtime.group.allgather(self._share(), "summaries"))
 
     def local_summary(self) -> Summary:
-        """`summary` of this rank alone: its own calls, rows and times; wait_seconds is [1, W]. Not collective."""
+        """`summary` of this rank alone: its own calls, rows and times; wait_seconds is [1, W]. Not collective.
+
+        Raises
+        ------
+        OpenCallError
+            A call that `start` began has not been waited for.
+        ClosedError
+            The layer is closed.
+        """
         self._calls.settled()
         return summarize([self._share()])
 
@@ -312,7 +479,23 @@ class MoE(Collective):
     packed_weights = delegated("_weights", LoadedWeights.packed_weights)
 
     def layer_config(self, layer: int) -> MoEConfig:
-        """The configuration of one layer."""
+        """The configuration of one layer.
+
+        Parameters
+        ----------
+        layer : int
+            The layer.
+
+        Returns
+        -------
+        MoEConfig
+            Its configuration.
+
+        Raises
+        ------
+        InputError
+            There is no such layer.
+        """
         check_layer(layer, self.layers)
         return self._backend.cfgs[layer]
 
@@ -326,16 +509,51 @@ class MoE(Collective):
         layer: int = 0,
         save: Literal["rows", "hidden", "nothing"] = "rows",
     ) -> tuple[np.ndarray, Tape]:
-        """The same call as `moe(x, ids, weights, layer)`, with a tape for `backward`: (y, tape). Collective.
+        """The same call as `moe(x, ids, weights, layer)`, with a tape for `backward`. Collective.
 
         The tape holds a copy of x and the routing, on this rank: S (H + 3 k + columns) numbers. `tape.routing` is the
-        call's `Routing`, a copy made at its first use. Requires train=True.
+        call's `Routing`, a copy made at its first use.
 
-        save: what this rank keeps of the rows that its experts compute. "rows": x of other ranks' rows, which the
-        backward call then need not copy again; "hidden": also the products with up and gate, which it then need not
-        compute again. A rank keeps less of a source's rows if they do not fit into the largest free part of its
-        `tape_bytes`. `tape.kept` says, for each rank, what it keeps of this rank's rows. The bits of the gradients are
-        the same.
+        Parameters
+        ----------
+        x : array [..., H] of cfg.dtype
+            This rank's tokens.
+        ids : array [..., k], integers, or None, default None
+            Choices from outside. None: the router chooses.
+        weights : array [..., k], floats, or None, default None
+            The weights of `ids`.
+        layer : int, default 0
+            The layer to call.
+        save : str, default "rows"
+            What this rank keeps of the rows that its experts compute; the bits of the gradients are the same. "rows": x
+            of other ranks' rows, which the backward call then need not copy again. "hidden": also the products with up
+            and gate, which it then need not compute again. "nothing": neither. A rank keeps less of a source's rows if
+            they do not fit into the largest free part of its `tape_bytes`; `tape.kept` says, for each rank, what it
+            keeps of this rank's rows.
+
+        Returns
+        -------
+        y : array [..., H] of cfg.dtype
+            As a call returns it.
+        tape : Tape
+            For `backward`, once.
+
+        Raises
+        ------
+        InputError
+            As of a call; or an unknown `save`, or a layer made without train=True.
+        NotLoaded
+            This rank has not loaded a part of the layer's weights.
+        PeerInputError
+            Another rank raised InputError.
+        MismatchError
+            Another rank made another call.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed, or an earlier failure left its engine unusable.
+        WaitTimeout, PoisonedError, CorruptionError
+            A rank made no progress, failed, or wrote what no rank writes; the engine is unusable.
         """
         training = self.training
         with training.taping(layer, save) as taping:
@@ -353,7 +571,7 @@ class MoE(Collective):
 
     @property
     def training(self) -> Training:
-        """What an optimizer holds of this object. Raises InputError without train=True."""
+        """What an optimizer holds of this object. Raises InputError without train=True, ClosedError after `close`."""
         self._member.alive()
         if self._training is None:
             raise InputError("training requires a layer made with train=True")
@@ -377,7 +595,7 @@ class MoE(Collective):
     # ------------------------------------------------------------ end
 
     def close(self) -> None:
-        """Release windows, weights, threads and memory; collective, and harmless when repeated."""
+        """Release windows, weights, threads and memory. Collective, and harmless when repeated."""
         if (pending := self._calls.started()) is not None:
             pending.abandon()
             self._member.alive().open = False

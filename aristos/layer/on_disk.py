@@ -52,14 +52,37 @@ class SavedWeights:
     ) -> None:
         """Write the masters of all layers, and an optimizer's states, into a directory. Collective.
 
-        extra: what else a program needs to go on, such as {"step": 12}: None, booleans, finite numbers, texts, lists
-        and dicts with texts as keys, all of Python's own types, at most 1 MiB as JSON and equal on all ranks; `restore`
-        returns it.
-
         A crash at any moment leaves what was saved before, or what is saved now: see `layer/saving.py`. All ranks need
-        the same file system. A save that this object has neither made nor restored is not replaced. Raises InputError
-        or CheckpointError here and PeerInputError on the other ranks, MismatchError where ranks give different extra or
-        optimizers of different kinds; then what was saved before is still there.
+        the same file system. A save that this object has neither made nor restored is not replaced. After an error,
+        what was saved before is still there.
+
+        Parameters
+        ----------
+        directory : path
+            The directory, made if it does not exist.
+        optimizer : Optimizer or None, default None
+            An optimizer of this object, whose states and dense arrays are saved too.
+        extra : JSON value or None, default None
+            What else a program needs to go on, such as {"step": 12}: None, booleans, finite numbers, texts, lists and
+            dicts with texts as keys, all of Python's own types, at most 1 MiB as JSON and equal on all ranks. `restore`
+            returns it.
+
+        Raises
+        ------
+        InputError
+            An argument that does not fit, weights or states that are half changed, or a layer made without train=True.
+        NotLoaded
+            A layer has no weights.
+        CheckpointError
+            The directory cannot be written, or has a save that this object has neither made nor restored.
+        PeerInputError
+            Another rank raised one of these.
+        MismatchError
+            Ranks give different extra, or optimizers of different kinds.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed.
         """
         self._calls.settled().refuse_open()
         training, everyone = self._training, self._training.everyone
@@ -112,9 +135,37 @@ class SavedWeights:
     def restore(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> Extra:
         """Take the masters that `save` wrote, on any number of ranks, and an optimizer's states. Collective.
 
-        Returns the `extra` of save, {} if there was none. All layers must be loaded before, with arrays of the same
-        names. Raises CheckpointError or InputError here, PeerInputError on the other ranks, MismatchError where ranks
-        read different saves, OpenCallError while a tape is open; then nothing has changed on any rank.
+        All layers must be loaded before, with arrays of the same names. After an error, nothing has changed on any
+        rank.
+
+        Parameters
+        ----------
+        directory : path
+            Where `save` wrote.
+        optimizer : Optimizer or None, default None
+            An optimizer of this object, which takes its states and dense arrays.
+
+        Returns
+        -------
+        JSON value
+            The `extra` of save, {} if there was none.
+
+        Raises
+        ------
+        CheckpointError
+            There is no save, or it is damaged or of another model.
+        InputError
+            An argument that does not fit, or a layer made without train=True.
+        NotLoaded
+            A layer has no weights.
+        PeerInputError
+            Another rank raised one of these.
+        MismatchError
+            Ranks read different saves.
+        OpenCallError
+            A tape or a call on the communicator is open.
+        ClosedError
+            The layer is closed.
         """
         self._calls.settled().refuse_open()
 

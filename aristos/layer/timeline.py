@@ -33,31 +33,79 @@ class Timeline:
         self._backend, self._member, self._calls = backend, member, calls
 
     def timeline(self, on: bool, events: int = 100_000) -> None:
-        """Record what every worker does in later calls, up to `events` a worker and call; `on=False` ends it.
+        """Record what every worker does in later calls.
 
         With backend="cuda" no events are kept: later calls take a little longer, and their stats have the seconds and
-        idle polls of workers. Raises EnvironmentProblem where not all blocks of the kernels that count fit on the GPU.
+        idle polls of workers.
+
+        Parameters
+        ----------
+        on : bool
+            False ends it.
+        events : int, default 100000
+            The most events of a worker and call; later ones are dropped.
+
+        Raises
+        ------
+        InputError
+            A number of events that is no positive int.
+        OpenCallError
+            A call that `start` began has not been waited for.
+        EnvironmentProblem
+            Not all blocks of the kernels that count fit on the GPU.
+        ClosedError
+            The layer is closed.
         """
         events = whole("events", events, 10**8, "an int in 1..10**8")
         self._calls.settled()
         self._backend.timeline(on, events)
 
     def events(self) -> list[Event]:
-        """(worker, kind, start, end, peer or expert, rows) of the last call, in seconds on CLOCK_MONOTONIC.
+        """What workers did in the last call, in seconds on CLOCK_MONOTONIC.
 
-        An expert is named by its id, also one of a local peer that is computed in place; the shared expert by the first
-        number that is no id. Other numbers are of ranks, and of tokens where a worker routes or combines.
-        A worker's events do not overlap, except that it serves the wire while it waits: such a "wire" event lies within
-        a "wait".
+        An event is (worker, kind, start, end, peer or expert, rows). An expert is named by its id, also one of a local
+        peer that is computed in place; the shared expert by the first number that is no id. Other numbers are of ranks,
+        and of tokens where a worker routes or combines. A worker's events do not overlap, except that it serves the
+        wire while it waits: such a "wire" event lies within a "wait".
+
+        Returns
+        -------
+        list of tuple
+            The events of this rank.
+
+        Raises
+        ------
+        ClosedError
+            The layer is closed.
         """
         return self._backend.events()
 
     def write_timeline(self, path: str | os.PathLike[str], facts: Mapping[str, Any] | None = None) -> None:
         """Write the events of the last call on all ranks to one file for ui.perfetto.dev. Collective.
 
-        Rank 0 writes it; `aristos plot FILE.json` draws it. facts: JSON values about the call, `otherData` of the file.
-        Raises InputError where no rank has events: `timeline(True)` comes before the call. Every rank raises where the
-        file cannot be written.
+        Rank 0 writes it; `aristos plot FILE.json` draws it.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        facts : mapping or None, default None
+            JSON values about the call, `otherData` of the file.
+
+        Raises
+        ------
+        InputError
+            No rank has events: `timeline(True)` comes before the call.
+        ResultsError
+            Rank 0 cannot write the file.
+        PeerInputError
+            The same, on the other ranks.
+        MismatchError
+            Another rank makes another collective call.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed.
         """
         runtime = self._calls.settled()
         runtime.refuse_open()

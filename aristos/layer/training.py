@@ -30,8 +30,27 @@ from .updates import Updates
 class Tape:
     """What `MoE.forward` keeps until `MoE.backward` or `discard`.
 
-    kept: for each rank what it keeps of this rank's rows, "nothing", "rows" or "hidden". part: what the tape holds of
-    this rank's reserve, (first byte, end).
+    Parameters
+    ----------
+    owner : Training
+        Made it, and takes it back.
+    layer : int
+        The layer that was called.
+    number : int
+        The serial number of the tape, equal on all ranks.
+    lead : tuple of int
+        The leading shape of x.
+    saved : Saved
+        x, the routing, and what ranks keep of the call's rows.
+    routing : Routing
+        The engine's arrays of the routing.
+    part : (int, int)
+        What the tape holds of this rank's reserve: its first byte and its end.
+
+    Attributes
+    ----------
+    kept : list of W str
+        For each rank what it keeps of this rank's rows: "nothing", "rows" or "hidden".
     """
 
     def __init__(
@@ -199,11 +218,40 @@ class Training:
     def backward(self, dy: Any, tape: Tape, dlogits: Any = None, pieces: int = 1) -> Any:
         """dx = dL/dx from dy = dL/dy, and dL/dw added to `grads`. Collective: equal tapes in equal order on all ranks.
 
-        dy: [..., H] of cfg.dtype, of the shape of y. tape: of a forward call of this object, used once. dlogits: [...,
-        columns], a loss's gradient by the router's logits, which is added to theirs. Returns dx [..., H] of cfg.dtype;
-        for a call that brought its ids, (dx, gradient of its weights [..., k]). Gradients of router and shared expert
-        come with `reduce_grads`. pieces: how many equal pieces this rank's tokens are cut into, see `reduce_grads`.
-        Raises InputError here, PeerInputError or MismatchError on the other ranks; no gradient has changed then.
+        Gradients of router and shared expert come with `reduce_grads`. After InputError, and after what other ranks
+        then raise, no gradient has changed.
+
+        Parameters
+        ----------
+        dy : array [..., H] of cfg.dtype
+            dL/dy, of the shape of y.
+        tape : Tape
+            Of a forward call of this object, used once.
+        dlogits : array [..., columns], float32, or None, default None
+            A loss's gradient by the router's logits, which is added to theirs.
+        pieces : int, default 1
+            How many equal pieces this rank's tokens are cut into, see `reduce_grads`.
+
+        Returns
+        -------
+        array [..., H] of cfg.dtype
+            dx; for a call that brought its ids a tuple: dx, the gradient of its weights [..., k] float32.
+
+        Raises
+        ------
+        InputError
+            Arrays that do not fit, a tape that was used or is of another object, or pieces that do not divide the
+            tokens.
+        PeerInputError
+            Another rank raised InputError.
+        MismatchError
+            Another rank gives another tape.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed, or an earlier failure left its engine unusable.
+        WaitTimeout, PoisonedError, CorruptionError
+            A rank made no progress, failed, or wrote what no rank writes; the engine is unusable.
         """
         self._member.alive().refuse_open()
         calls = self._calls
@@ -240,16 +288,53 @@ class Training:
     # ------------------------------------------------------------ gradients and weights
 
     def grads(self, layer: int = 0) -> dict[str, np.ndarray]:
-        """Gradients by `load`'s names, float32 views: of this rank's experts [n, ...] in the order of
-        `placement.mine(rank)`, of router and shared expert as `load` takes them. `backward` adds to them. If it is
-        interrupted while it does, this raises InputError until `zero_grads`.
+        """Gradients of a layer by `load`'s names. `backward` adds to them.
+
+        Parameters
+        ----------
+        layer : int, default 0
+            The layer.
+
+        Returns
+        -------
+        dict of str to array, float32
+            Views: of this rank's experts [n, ...] in the order of `placement.mine(rank)`, of router and shared expert
+            as `load` takes them.
+
+        Raises
+        ------
+        InputError
+            There is no such layer, it was made without train=True, or a backward call was interrupted while it added to
+            them, until `zero_grads`.
+        NotLoaded
+            The layer has no weights.
+        ClosedError
+            The layer is closed.
         """
         return self.weights(layer).gradients()
 
     def params(self, layer: int = 0) -> dict[str, np.ndarray]:
-        """Views of the float32 masters by `load`'s names, ordered as `grads`. After writing to them, call `update`.
+        """The float32 masters of a layer by `load`'s names, ordered as `grads`. After writing to them, call `update`.
 
-        Raises InputError if an optimizer's step was interrupted while it changed them, until `restore`.
+        Parameters
+        ----------
+        layer : int, default 0
+            The layer.
+
+        Returns
+        -------
+        dict of str to array, float32
+            Views of the masters.
+
+        Raises
+        ------
+        InputError
+            There is no such layer, it was made without train=True, or an optimizer's step was interrupted while it
+            changed them, until `restore`.
+        NotLoaded
+            The layer has no weights.
+        ClosedError
+            The layer is closed.
         """
         self.refuse_half_changed()
         return dict(self.weights(layer).masters)
@@ -259,6 +344,13 @@ class Training:
 
         The gradients of experts are overwritten by the next backward call of the layer, or set to zero by `grads`:
         until then views that `grads` gave before show the old values.
+
+        Raises
+        ------
+        InputError
+            The layer was made without train=True.
+        ClosedError
+            The layer is closed.
         """
         for weights in self._backend.weights:
             if weights is not None:
@@ -272,6 +364,17 @@ class Training:
         same bits on any number of ranks. Gradients of experts with copies are added over the ranks that hold them, in
         rank order by the same tree; those of other experts are complete already. With a plan, the ranks of all its
         groups are meant.
+
+        Raises
+        ------
+        InputError
+            The layer was made without train=True.
+        MismatchError
+            Ranks have made other backward calls.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed.
         """
         self._member.alive().refuse_open()
         backend, everyone = self._backend, self.everyone
@@ -294,9 +397,26 @@ class Training:
     def update(self, layer: int = 0, **arrays: np.ndarray) -> None:
         """Take new values of masters, if any, and pack the layer's weights again. Not collective; keeps `summary`.
 
-        arrays: new values, in the shapes of `params`. Without arrays, what was written into `params` is packed. Raises
-        OpenCallError while a tape of the layer is open, InputError for a shape that does not fit; then nothing has
-        changed.
+        After an error nothing has changed.
+
+        Parameters
+        ----------
+        layer : int, default 0
+            The layer.
+        **arrays : array
+            New values by `load`'s names, in the shapes of `params`. Without arrays, what was written into `params` is
+            packed.
+
+        Raises
+        ------
+        InputError
+            An unknown name, a shape that does not fit, or a layer made without train=True.
+        NotLoaded
+            The layer has no weights.
+        OpenCallError
+            A tape of the layer is open, or a call that `start` began has not been waited for.
+        ClosedError
+            The layer is closed.
         """
         self._open_calls.refuse_change(layer, "update")
         weights = self.weights(layer)
