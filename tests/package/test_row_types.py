@@ -56,7 +56,7 @@ def test_literals_for_type_checkers_name_the_types():
 
 
 def elsewhere(wanted: str, own: tuple[str, ...]) -> list[str]:
-    """Where other files of the package than `own` have the expression `wanted`, but for docstrings, which tell users."""
+    """Where other files of the package than `own` have the expression `wanted`. Docstrings may list types."""
     return [
         f"{path.relative_to(PACKAGE)}: {match.group()}"
         for path in sorted(PACKAGE.rglob("*.py"))
