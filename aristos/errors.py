@@ -16,7 +16,10 @@ class InputError(AristosError, errors.InputError, ValueError):
 class NotLoaded(InputError):
     """A call needs a part of a layer's weights that was not loaded; the message names it.
 
-    part: 0 any weights, 1 the router, 2 the shared expert, 3 + e expert e.
+    Attributes
+    ----------
+    part : int
+        0: any weights; 1: the router; 2: the shared expert; 3 + e: expert e.
     """
 
     def __init__(self, message: str, part: int) -> None:

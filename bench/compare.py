@@ -94,7 +94,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--peers", help="with commas (default: all of the part)")
     parser.add_argument("--rounds", type=int, default=5, help="in a round every peer has one turn (%(default)s)")
-    parser.add_argument("--iters", type=int, help="timed calls in a turn (default: as many as take 0.15 s, 2 to 40)")
+    calls = (
+        "timed calls in a turn (default: as many as take 0.15 s, 2 to 40); 1: no other calls, and one input is checked"
+    )
+    parser.add_argument("--iters", type=int, help=calls)
     parser.add_argument("--seed", type=int, default=0, help="of weights, inputs and order (%(default)s)")
     parser.add_argument("--mpiexec", help="the launcher (default: mpiexec beside this Python, or on PATH)")
     parser.add_argument("--traces", type=Path, default=TRACES, help="folder of recorded routings (%(default)s)")

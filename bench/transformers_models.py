@@ -6,8 +6,9 @@
     PYTHONPATH=. PEERS/bin/python bench/transformers_models.py training
 
 PEERS: .venv/peers/transformers, of `make test-hf`. The model is Qwen3-MoE with random weights: 4 layers of H 2048,
-F 768, 32 experts, k 8; for training 2 layers of 8 experts. In rounds every way has one turn; each rank has one thread
-and prompts of its own.
+F 768, 32 experts, k 8; for training 2 layers of 8 experts. In rounds every way has one turn; each rank has one thread.
+On ranks transformers' own expert parallelism has two ways: with fsdp each rank has a prompt of its own, as with
+Aristos, and with tp all have the prompts of all.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import gc
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -41,7 +43,7 @@ TRAINED = SIZES | {"num_hidden_layers": 2, "num_experts": 8}
 TINY = TRAINED | {
     "hidden_size": 64, "moe_intermediate_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 16,
 }  # fmt: skip
-PROMPT, NEW, ROUNDS = 32, 32, 5
+PROMPT = 32
 TOKENS = 256  # of a step of training
 POLL_SECONDS = 0.002
 MIB = 1 << 20
@@ -67,32 +69,43 @@ def opened(way: str, path: Path, dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_pretrained(path, experts_implementation=way, dtype=dtype).eval()
     from transformers.distributed import DistributedConfig
 
-    parted = DistributedConfig(fsdp_size=comm.size, ep_size=comm.size, ep_implementation=way)
+    parted = DistributedConfig(**{f"{way}_size": comm.size}, ep_size=comm.size)
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, distributed_config=parted).eval()
 
 
-def seconds(model: Any) -> float:
-    """Of one `generate`, the slowest rank's."""
-    ids = torch.randint(0, SIZES["vocab_size"], (1, PROMPT), generator=torch.Generator().manual_seed(comm.rank))
+def prompts(way: str) -> torch.Tensor:
+    """Token ids [1, PROMPT] of this rank; of a way whose ranks have the same tokens those of all ranks."""
+    of = range(comm.size) if way == "tp" else [comm.rank]
+    vocabulary = SIZES["vocab_size"]
+    drawn = [torch.randint(0, vocabulary, (1, PROMPT), generator=torch.Generator().manual_seed(rank)) for rank in of]
+    return torch.cat(drawn)
+
+
+def seconds(model: Any, way: str, new: int) -> float:
+    """Of one `generate` of some new tokens, the slowest rank's."""
+    ids = prompts(way)
     comm.Barrier()
     begun = time.perf_counter()
-    model.generate(ids, max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None)
+    model.generate(ids, max_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=None)
     return float(comm.allreduce(time.perf_counter() - begun, MPI.MAX))
 
 
-def generate(folder: Path) -> None:
+def generate(folder: Path, asked: argparse.Namespace) -> None:
     """Print the time of `generate` by each way, and its ratio to Aristos's in the same round."""
     ours.options(threads=1)
-    ways = ["Aristos", *(("eager", "grouped_mm") if comm.size == 1 else ("all_to_all",))]
-    for dtype in (torch.float32, torch.bfloat16):
+    ways = ["Aristos", *(("eager", "grouped_mm") if comm.size == 1 else ("fsdp", "tp"))]
+    for dtype in (getattr(torch, name) for name in asked.dtypes.split(",")):
         path = directory(folder, dtype)
         models = {way: opened(way, path, dtype) for way in ways}
-        for model in models.values():
-            seconds(model)  # makes layers
+        for way, model in models.items():
+            seconds(model, way, 2)  # makes layers
         turns: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(ROUNDS):
+        for number in range(asked.rounds):
             for way, model in models.items():
-                turns[way].append(seconds(model))
+                turns[way].append(seconds(model, way, asked.new))
+            if comm.rank == 0:
+                took = ", ".join(f"{way} {turns[way][-1]:.2f} s" for way in ways)
+                print(f"round {number + 1} of {asked.rounds}: {took}", file=sys.stderr, flush=True)
         ours.close(models["Aristos"])
         for way in ways if comm.rank == 0 else ():
             over = sorted(theirs / mine for theirs, mine in zip(turns[way], turns["Aristos"], strict=True))
@@ -127,7 +140,7 @@ class Peak:
         return self.most
 
 
-def memory(folder: Path) -> None:
+def memory(folder: Path, _: argparse.Namespace) -> None:
     """Print what loading a model in bfloat16 takes: at its peak and after the first call, beside the rank's experts."""
     dtype = torch.bfloat16
     path = directory(folder, dtype)
@@ -164,7 +177,7 @@ def step(path: Path, dtype: torch.dtype) -> tuple[Any, Peak]:
     return model, peak
 
 
-def training(folder: Path) -> None:
+def training(folder: Path, _: argparse.Namespace) -> None:
     """Print what a step of training takes at its peak and after it, beside the sum of what it must hold."""
     ours.options(threads=1, max_tokens=TOKENS)
     for dtype in (torch.float32, torch.bfloat16):
@@ -204,10 +217,13 @@ def training(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("generate", "memory", "training"))
+    parser.add_argument("--new", type=int, default=32, help="tokens that a turn of generate makes (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of generate (%(default)s)")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="of generate, with commas (%(default)s)")
     asked = parser.parse_args()
     folder = Path(comm.bcast(tempfile.mkdtemp(prefix="aristos-models-") if comm.rank == 0 else None))
     try:
-        {"generate": generate, "memory": memory, "training": training}[asked.what](folder)
+        {"generate": generate, "memory": memory, "training": training}[asked.what](folder, asked)
     finally:
         if comm.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)

@@ -68,23 +68,24 @@ class Worker:
         return ran(self.peers[name])
 
     def turn(self, name: str, calls: int) -> list[float]:
-        """This rank's seconds of each timed call, after one that is not timed; the inputs alternate. Collective.
+        """This rank's seconds of each timed call; the inputs alternate. Collective.
 
-        On one rank, a call during which a thread of this process waited for a core is repeated, within AGAIN times the
-        calls: somebody else's work was timed with it.
+        A call that is not timed comes first, unless calls is 1. On one rank, a call during which a thread of this
+        process waited for a core is repeated, within AGAIN times the calls: somebody else's work was timed with it.
         """
         peer, inputs = self.peers[name], self.job.shape.inputs
         seconds: list[float] = []
         disturbed: list[float] = []
-        for i in range((AGAIN if self.world == 1 else 1) * calls + 1):
+        untimed = int(calls > 1)
+        for i in range((AGAIN if self.world == 1 else 1) * calls + untimed):
             waited = _waited() if self.world == 1 else 0.0
             self.barrier()
             start = time.perf_counter()
             own = peer(i % inputs)
             taken = time.perf_counter() - start
-            if i and self.world == 1 and _waited() - waited > WAITED_SHARE * taken:
+            if i >= untimed and self.world == 1 and _waited() - waited > WAITED_SHARE * taken:
                 disturbed.append(taken if own is None else own)
-            elif i:
+            elif i >= untimed:
                 seconds.append(taken if own is None else own)
             if len(seconds) == calls:
                 break

@@ -113,7 +113,7 @@ def _of_class(name: str, cls: type) -> list[str]:
     short = name.rsplit(".", 1)[1]
     if issubclass(cls, BaseException):
         bases = ", ".join(f"`{base.__name__}`" for base in cls.__bases__ if base.__module__ != "kernel_cache.errors")
-        return [f"- **`{short}`** ({bases}): {_text(cls).strip()}\n"]
+        return [f"- **`{short}`** ({bases}): {_indented(_text(cls).strip())}\n"]
     lines = [f"### `{name}`\n"]
     if "__init__" in vars(cls):
         lines.append(_code(f"{short}{_signature(cls)}"))

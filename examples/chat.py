@@ -73,6 +73,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(%(default)s)")
     parser.add_argument("--loss", action="store_true", help="print nats a token of the Zen of Python first")
     asked = parser.parse_args()
+    if not asked.directory.is_dir():
+        parser.error(f"no directory {asked.directory}: `python examples/upcycle.py {asked.directory}` makes it")
     ours.options(timeout=DAY)
     config = AutoConfig.from_pretrained(asked.directory)
     config.num_experts_per_tok = asked.top_k or config.num_experts_per_tok

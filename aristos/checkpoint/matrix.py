@@ -18,7 +18,7 @@ from .safetensors import shown
 class Matrix:
     """Where one expert's matrix lies. name: of the tensor that a form replaces, or that is there.
 
-    shape: (out, in) of the tensor, without the expert's axis; where turned, it is stored [in, out]. expert: its number
+    shape: (out, in) of the tensor, without the expert's axis. in_out: it is stored [in, out]. expert: its number
     in a stacked tensor. outputs: those that are the matrix.
     """
 
@@ -28,7 +28,7 @@ class Matrix:
     options: Options
     form: str = ""
     expert: int | None = None
-    turned: bool = False
+    in_out: bool = False
     outputs: slice = field(default_factory=lambda: slice(None))
 
     def part(self, suffix: str) -> str:
@@ -61,7 +61,7 @@ class Matrix:
     @property
     def rows(self) -> int:
         """Rows of the tensor as it is stored."""
-        return self.shape[1 if self.turned else 0]
+        return self.shape[1 if self.in_out else 0]
 
     def groups(self, suffix: str, size: int) -> int:
         """Groups of `size` k, 0 for all."""

@@ -213,7 +213,7 @@ def _scaled_kind(m: Matrix) -> WeightType:
             what = f"has a scale for blocks of {list(m.options.block)}"
             m.refuse("", f"{what}, packed weights of fp8 for whole blocks of {list(BLOCK)}", EXPAND)
         return packed_type("fp8", scale=scale)
-    if by_row and m.turned and not whole:
+    if by_row and m.in_out and not whole:
         m.refuse("", "has a scale for each k, which packed weights do not", EXPAND)
     size = 0 if by_row or whole else _group(m, "_scale")
     return packed_type(name, group=size, scale=scale, zeros=name == "int8" and m.has("_zero_point"))
@@ -221,7 +221,7 @@ def _scaled_kind(m: Matrix) -> WeightType:
 
 def _scaled_parts(m: Matrix, kind: WeightType) -> Parts:
     stored = m.array("").view(np.uint8)
-    codes = stored[:, m.outputs] if m.turned else stored[m.outputs].T
+    codes = stored[:, m.outputs] if m.in_out else stored[m.outputs].T
     name = scales_of(m)
     scale = m.directory.array(name)
     if m.expert is not None and scale.ndim > 1:
@@ -231,7 +231,7 @@ def _scaled_parts(m: Matrix, kind: WeightType) -> Parts:
     scale = scale.astype(SCALES[str(kind.scale)], copy=False)
     if kind.columns > 1:
         first, last, _ = m.outputs.indices(m.shape[0])
-        scale = (scale if m.turned else scale.T)[:, first // kind.columns : -(-last // kind.columns)]
+        scale = (scale if m.in_out else scale.T)[:, first // kind.columns : -(-last // kind.columns)]
     elif scale.size == 1:
         scale = np.full((1, codes.shape[1]), scale.reshape(()))
     else:

@@ -32,14 +32,14 @@ class Piece:
 
     name: below the layer's prefix; with {e} where every expert has a tensor of its own. stacked: the first axis counts
     experts. outputs: which of the tensor's outputs, "all", "first" or "second" half, or the "even" or "odd" ones.
-    turned: stored [in, out]. flat: all experts' rows follow each other, [E F, H]. form: of the tensors that replace it,
-    [out, in] whatever `turned` says: see `packed.FORMS`. row: stored [1, n] where a vector is meant.
+    in_out: stored [in, out]. flat: all experts' rows follow each other, [E F, H]. form: of the tensors that replace it,
+    [out, in] whatever `in_out` says: see `packed.FORMS`. row: stored [1, n] where a vector is meant.
     """
 
     name: str
     stacked: bool = False
     outputs: str = "all"
-    turned: bool = False
+    in_out: bool = False
     flat: bool = False
     form: str = ""
     row: bool = False
@@ -60,7 +60,7 @@ class Piece:
         out, *rest = wanted
         out *= 2 if self.outputs != "all" else 1
         one = (out, *rest)
-        if self.turned and not self.form:
+        if self.in_out and not self.form:
             one = one[::-1]
         if self.flat:
             return (experts * one[0], *one[1:])
@@ -91,7 +91,7 @@ def packed_ways(part: Part, form: str) -> Part:
             for array, piece in way.items()
             if array.removeprefix("shared_") in WEIGHTS and piece.name.endswith(".weight")
         }
-        if linear and not any(piece.stacked or piece.turned or piece.flat for piece in linear.values()):
+        if linear and not any(piece.stacked or piece.in_out or piece.flat for piece in linear.values()):
             found.append(way | linear)
     return tuple(found)
 
@@ -268,7 +268,7 @@ class LayerReader:
             )
         return Matrix(
             self.directory, name, (out if piece.outputs == "all" else 2 * out, depth), self.options, piece.form,
-            expert if piece.stacked else None, piece.turned and not piece.form, outputs,
+            expert if piece.stacked else None, piece.in_out and not piece.form, outputs,
         )  # fmt: skip
 
     def _tensor(self, array: str, expert: int) -> np.ndarray:
@@ -291,7 +291,7 @@ class LayerReader:
         elif piece.row:
             rows = 0
         found = quantised.values(directory, name, whole, rows, self.options)
-        return found.T if piece.turned else found
+        return found.T if piece.in_out else found
 
     def read_finite(self, array: str) -> np.ndarray:
         """A vector of the layer; raises CheckpointError where a value is NaN or infinite."""

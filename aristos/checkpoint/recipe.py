@@ -132,13 +132,13 @@ def w123(base: str) -> dict[str, Piece]:
 
 
 def fused(base: str, wide: str = "experts.gate_up_proj", narrow: str = "experts.down_proj",
-          turned: bool = False, interleaved: bool = False) -> dict[str, Piece]:  # fmt: skip
+          in_out: bool = False, interleaved: bool = False) -> dict[str, Piece]:  # fmt: skip
     """Stacked experts with gate and up in one tensor: halves, gate first, or alternating outputs."""
     gate, up = ("even", "odd") if interleaved else ("first", "second")
     return {
-        "gate": Piece(base + wide, stacked=True, outputs=gate, turned=turned),
-        "up": Piece(base + wide, stacked=True, outputs=up, turned=turned),
-        "down": Piece(base + narrow, stacked=True, turned=turned),
+        "gate": Piece(base + wide, stacked=True, outputs=gate, in_out=in_out),
+        "up": Piece(base + wide, stacked=True, outputs=up, in_out=in_out),
+        "down": Piece(base + narrow, stacked=True, in_out=in_out),
     }
 
 

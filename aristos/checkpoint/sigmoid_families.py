@@ -276,7 +276,7 @@ def llama4(o: Options) -> dict[int, Block]:
     options = gated(o, ffn, o.size("num_local_experts"), o.size("num_experts_per_tok"), **how)
     options["shared_ffn"] = ffn
     parts = (
-        (fused(base, turned=True), each(base)),
+        (fused(base, in_out=True), each(base)),
         named("router", base + "router.weight"),
         shared(base + "shared_expert."),
     )

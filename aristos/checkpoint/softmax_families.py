@@ -122,7 +122,7 @@ def qwen3_vl_moe(o: Options) -> dict[int, Block]:
     """models/qwen3_vl_moe: always renormalised; experts are stored stacked, [in, out] in published files."""
     block = qwen(o, True, False)
     o.only(norm_topk_prob=True)
-    hub = fused("mlp.", turned=True)
+    hub = fused("mlp.", in_out=True)
     block = Block(block.options, ((*block.parts[0], hub), *block.parts[1:]))
     return dict.fromkeys(by_step(o), block)
 
@@ -219,7 +219,7 @@ def dbrx(o: Options) -> dict[int, Block]:
     base = "ffn.experts.mlp."
     flat = {
         "gate": Piece(base + "w1", flat=True), "up": Piece(base + "v1", flat=True),
-        "down": Piece(base + "w2", flat=True, turned=True),
+        "down": Piece(base + "w2", flat=True, in_out=True),
     }  # fmt: skip
     block = Block(options, ((flat,), named("router", "ffn.router.layer.weight")), ("ffn.",), "blocks.{n}.")
     return dict.fromkeys(layers(o, "n_layers"), block)

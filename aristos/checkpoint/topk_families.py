@@ -18,7 +18,7 @@ def gpt_oss(o: Options) -> dict[int, Block]:
     o.ignore("hidden_act")  # it says silu, but the experts' activation is another
     halves = o.config.get("model_type") == "openai_privacy_filter"
     base = "mlp.experts."
-    plain = fused("mlp.", turned=True, interleaved=not halves)
+    plain = fused("mlp.", in_out=True, interleaved=not halves)
     packed = {
         "gate": Piece(base + "gate_up_proj", stacked=True, outputs="even", form="mxfp4"),
         "up": Piece(base + "gate_up_proj", stacked=True, outputs="odd", form="mxfp4"),
@@ -90,7 +90,7 @@ def aria(o: Options) -> dict[int, Block]:
     o.ignore("moe_z_loss_coeff", "moe_aux_loss_coeff")
     ffn = o.size(o.first("intermediate_size", "moe_intermediate_size"))
     options = gated(o, ffn, o.size("moe_num_experts"), o.size("moe_topk"), score="softmax_topk")
-    ways = (fused("mlp.", "experts.fc1.weight", "experts.fc2.weight", turned=True), fused("mlp.", turned=True))
+    ways = (fused("mlp.", "experts.fc1.weight", "experts.fc2.weight", in_out=True), fused("mlp.", in_out=True))
     parts = [ways, named("router", "mlp.router.weight")]
     if count := o.optional_count("moe_num_shared_experts"):
         options["shared_ffn"] = ffn * count

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +13,7 @@ import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..errors import InputError
 from ..layer.moe import MoE
 
 BIAS = "_bias"
@@ -19,10 +22,26 @@ _alive: weakref.WeakSet[Masters] = weakref.WeakSet()
 
 def _stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """After a step of any optimizer: fused ones change parameters without torch counting it."""
+    if not _alive:
+        return
     theirs = {id(each) for group in optimizer.param_groups for each in group["params"] if each.grad is not None}
-    for masters in list(_alive):
-        if any(id(each) in theirs for each in masters.parameters.values()):
+    every = list(_alive)
+    ours = set().union(*(masters.numbers for masters in every))
+    for masters in every:
+        if theirs & masters.numbers:
             masters.changed()
+            if masters.apart and theirs - ours:
+                _say_apart()
+
+
+@cache
+def _say_apart() -> None:
+    """Warn once."""
+    warnings.warn(
+        "an optimizer's step has taken gradients outside the experts that are of this rank's tokens alone: call"
+        " average_dense_grads(model) before each optimizer.step()",
+        stacklevel=4,
+    )
 
 
 register_optimizer_step_post_hook(_stepped)
@@ -40,6 +59,7 @@ class Masters:
         self._module, self._names = module, tuple(names)
         self._given = False  # whether the layer has weights
         self._packed: list[Any] | None = None  # what identifies the parameters that it has
+        self.apart = False  # whether ranks have gradients outside the experts that they have not averaged
         _alive.add(self)
 
     @property
@@ -68,8 +88,14 @@ class Masters:
         """Pack the parameters before the next call, whatever torch says of them."""
         self._packed = None
 
+    @property
+    def numbers(self) -> set[int]:
+        """The `id`s of the parameters that the layer has taken."""
+        return {number for number, *_ in self._packed or ()}
+
     def stale(self, moe: MoE) -> bool:
         """Whether a parameter has changed since the layer took it."""
+        refuse_sharded(self._module)
         return self._versions() != self._packed
 
     def give(self, moe: MoE) -> None:
@@ -102,28 +128,58 @@ class Masters:
         sums, share = moe.grads(0), self.share(moe)
         for name, view in self.views(made).items():
             view.copy_(torch.from_numpy(sums[name]) * share)  # rounded once
+        self.apart = share < 1
         return made
 
     def share(self, moe: MoE) -> float:
         """What gradients of all ranks' tokens are multiplied by: the loss is the mean of the ranks' losses."""
         return 1 / moe.world
 
-    def _versions(self) -> list[Any]:
+    def _versions(self) -> list[Any] | None:
         return [(id(each), each._version, each.data_ptr(), each.dtype) for each in self.parameters.values()]
 
 
 class PartedMasters(Masters):
-    """Parameters that transformers has parted: other tensors in each call, so their values show what has changed.
+    """Parameters that transformers has parted: other tensors in each call, made of those that an optimizer has.
 
-    transformers divides their gradients itself.
+    What torch counts of the latter, before each call, shows whether values must be compared: that takes 2 to 50 times
+    as long as a call. transformers divides their gradients itself.
     """
+
+    def __init__(self, module: torch.nn.Module, names: Sequence[str], transposed: bool, interleaved: bool) -> None:
+        super().__init__(module, names, transposed, interleaved)
+        self._now: list[Any] | None = None  # as `_packed`, of the call that begins
+        module.register_forward_pre_hook(self._begin)
+
+    def _begin(self, module: Any, _: Any) -> None:
+        if hasattr(module, "_get_fsdp_state"):
+            groups = module._get_fsdp_state()._fsdp_param_groups
+            parted = [each.sharded_param for group in groups for each in group.fsdp_params]
+        else:
+            parted = list(self.parameters.values())
+        local = [getattr(each, "_local_tensor", each) for each in parted]
+        self._now = [  # torch counts changes by a DTensor's operations in itself, and other ones in its local tensor
+            (id(each), each._version, mine._version, mine.data_ptr()) for each, mine in zip(parted, local, strict=True)
+        ]
 
     def stale(self, moe: MoE) -> bool:
         """Whether a parameter has changed since the layer took it."""
         if not self._given:
             return True
+        now = self._versions()
+        if now is not None and now == self._packed:
+            return False
         views, masters = self.views(list(self.parameters.values())), moe.params(0)
-        return not all(torch.equal(view.float(), torch.from_numpy(masters[name])) for name, view in views.items())
+        if not all(torch.equal(view.float(), torch.from_numpy(masters[name])) for name, view in views.items()):
+            self._now = now
+            return True
+        self._packed = now
+        return False
+
+    def _versions(self) -> list[Any] | None:
+        """Of a call; None where its module was not called by its name."""
+        found, self._now = self._now, None
+        return found
 
     def array(self, view: torch.Tensor) -> np.ndarray:
         """A copy: FSDP frees memory that it gives a call, and torch refuses to free what an array has shared."""
@@ -132,6 +188,16 @@ class PartedMasters(Masters):
     def share(self, moe: MoE) -> float:
         """What gradients of all ranks' tokens are multiplied by."""
         return 1.0
+
+
+def refuse_sharded(module: torch.nn.Module) -> None:
+    """Raise InputError for a module whose parameters FSDP has cut, and copies into others without torch counting it."""
+    if vars(module).get("_is_fsdp_managed_module"):
+        raise InputError(
+            f"{type(module).__name__}: FSDP has cut its experts, which Aristos parts itself: leave FSDP out, or give"
+            " transformers' from_pretrained"
+            ' distributed_config=DistributedConfig(fsdp_size=N, ep_size=N, ep_implementation="aristos")'
+        )
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:

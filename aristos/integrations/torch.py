@@ -12,6 +12,7 @@ import torch
 from ..config import MoEConfig
 from ..errors import InputError
 from ..layer.moe import MoE
+from . import data_parallel
 from .graphs import Graphs, TapedCall
 from .lent import lent
 from .masters import Masters, as_numpy
@@ -52,6 +53,10 @@ class Experts(torch.nn.Module):
         Another rank raised InputError.
     MismatchError
         Ranks give different arguments.
+    ClosedError
+        An earlier failure left the engine of the communicator unusable.
+    EnvironmentProblem
+        The backend or MPI cannot do what is needed.
     """
 
     def __init__(self, cfg: MoEConfig, comm: Any = None, *, threads: int | None = None, train: bool = False,
@@ -105,7 +110,7 @@ class Experts(torch.nn.Module):
 
         Raises
         ------
-        InputError
+        InputError, OpenCallError, ClosedError
             As of `aristos.MoE.load`.
         """
         self._graphs.discard_all()
@@ -136,6 +141,11 @@ class Experts(torch.nn.Module):
     def named_masters(self) -> dict[str, torch.nn.Parameter]:
         """The parameters of this rank's experts; none without train=True."""
         return {} if self._masters is None else self._masters.parameters
+
+    def averaged(self) -> None:
+        """Ranks have averaged their gradients outside the experts."""
+        if self._masters is not None:
+            self._masters.apart = False
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Of arrays of all experts this rank takes its own."""
@@ -309,3 +319,6 @@ class Experts(torch.nn.Module):
 def _table(tensor: torch.Tensor) -> torch.Tensor:
     """[rows, columns] of a tensor."""
     return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
+
+
+data_parallel.register(Experts)

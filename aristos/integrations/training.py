@@ -23,6 +23,7 @@ CLOSED = "_aristos_closed"  # that says that the layer was closed, and torch doe
 SOURCE = "_aristos_source"  # that holds what reads its experts, where torch never had them
 ALIKE = "_aristos_alike"  # a model's attribute: ranks have compared their parameters outside the experts
 BUCKET = 1 << 22  # numbers that are added at a time
+COMPARED = 1 << 10  # of each parameter, before each step
 
 
 def held(module: torch.nn.Module) -> Experts | None:
@@ -45,7 +46,7 @@ def average_dense_grads(model: torch.nn.Module) -> None:
     """Replace the gradients outside the experts by their means over all ranks, of equal bits on each. Collective.
 
     A parameter without a gradient on one rank counts as zero there; one without on any keeps None. The first call
-    compares the parameters' values.
+    compares all values of parameters, and later ones the first of each.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ def average_dense_grads(model: torch.nn.Module) -> None:
     dense = {name: each for name, each in _dense(model).items() if each.requires_grad}
     first = ALIKE not in vars(model)
     has = [
-        (name, tuple(each.shape), each.grad is not None, _digest(each) if first and group.comm is not None else "")
+        (name, tuple(each.shape), each.grad is not None, _digest(each, first) if group.comm is not None else "")
         for name, each in dense.items()
     ]
     every = [has] if group.comm is None else group.allgather(has, "the other ranks' gradients outside the experts")
@@ -72,12 +73,10 @@ def average_dense_grads(model: torch.nn.Module) -> None:
             raise MismatchError(f"rank {rank} trains other parameters outside the experts than rank {group.rank}")
         unlike = [mine[0] for mine, other in zip(has, theirs, strict=True) if mine[3] != other[3]]
         if unlike:
-            raise MismatchError(
-                f"{unlike[0]} has other values on rank {rank} than on rank {group.rank}: call torch.manual_seed with"
-                " one number on all ranks before a model or an adapter is made of random numbers, and"
-                " average_dense_grads before each step"
-            )
+            raise MismatchError(f"{unlike[0]} has other values on rank {rank} than on rank {group.rank}: {_why(first)}")
     vars(model)[ALIKE] = True
+    for layer in layers_of(model).values():
+        layer.averaged()
     if group.comm is None:
         return
     wanted = [each for i, each in enumerate(dense.values()) if any(theirs[i][2] for theirs in every)]
@@ -196,9 +195,22 @@ def refuse_parts(model: torch.nn.Module) -> None:
             )
 
 
-def _digest(parameter: torch.Tensor) -> str:
-    """Of its bytes."""
-    values = as_numpy(parameter.detach().contiguous())
+def _why(first: bool) -> str:
+    if first:
+        return (
+            "call torch.manual_seed with one number on all ranks before a model or an adapter is made of random"
+            " numbers, and average_dense_grads before each step"
+        )
+    return (
+        "steps must be equal on all ranks: call average_dense_grads before each, and clip gradients by"
+        " clip_grad_norm_ of aristos.integrations.transformers, not by torch's"
+    )
+
+
+def _digest(parameter: torch.Tensor, whole: bool) -> str:
+    """Of its bytes, or of the first values'."""
+    flat = parameter.detach().reshape(-1)
+    values = as_numpy(flat if whole else flat[:COMPARED])
     return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
 
 

@@ -25,6 +25,7 @@ from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module
 from .fp8 import PackedExperts, packed_experts
 from .guard import Guard, Offer, guarded
+from .masters import refuse_sharded
 from .options import NAME, communicator, current
 from .options import options as options
 from .report import report
@@ -67,6 +68,7 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
                 f"{type(module).__name__}: transformers has parted its experts: give its DistributedConfig"
                 ' ep_implementation="aristos", or leave distributed_config out'
             )
+        refuse_sharded(module)
         gate = experts_module.gate_of(module)
         source: Source | PackedExperts | None = vars(module).get(SOURCE) or packed_experts(module)
         cfg = experts_module.configuration(module, gate, top_k, dtype, source)
@@ -222,6 +224,8 @@ def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | str | 
         Another rank cannot open the directory.
     MismatchError
         Ranks open different models.
+    EnvironmentProblem
+        MPI cannot do what is needed.
     """
     return model_without_experts(path, communicator(), dtype, more)
 

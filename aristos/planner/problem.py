@@ -26,7 +26,13 @@ Matrix = NDArray[np.float64]
 
 
 class Infeasible(InputError):
-    """No partition fits: over all devices, memory for `missing` more experts is needed."""
+    """No partition fits into the devices' memory.
+
+    Attributes
+    ----------
+    missing : int
+        Experts for which memory is missing, over all devices.
+    """
 
     def __init__(self, missing: int, text: str) -> None:
         super().__init__(text)

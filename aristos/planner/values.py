@@ -16,7 +16,13 @@ IDLE = 1e-12  # a device without memory for an expert computes nothing: its rate
 
 
 class ProblemError(InputError):
-    """A problem's field has the wrong value or shape; `field` is its name."""
+    """A problem's field has the wrong value or shape.
+
+    Attributes
+    ----------
+    field : str
+        The field's name.
+    """
 
     def __init__(self, field: str, text: str) -> None:
         super().__init__(f"{field} {text}"[:400])

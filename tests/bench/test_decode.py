@@ -205,6 +205,7 @@ def test_a_peer_that_takes_its_own_seconds_is_believed(tmp_path: Path) -> None:
     one.job = jobs.ProductJob(jobs.Product(1, 1, 1), np.zeros((1, 1)), np.zeros((2, 1, 1)))
     one.peers = {"peer": lambda i: 0.25 + i}
     assert sorted(one.turn("peer", 4)) == [0.25, 0.25, 1.25, 1.25]
+    assert one.turn("peer", 1) == [0.25]  # no other call comes before it
 
 
 @pytest.mark.slow

@@ -91,6 +91,36 @@ def test_a_mesh_of_two_ranks_trains_as_one_process(comm, tmp_path, sizes):
             ours.whole_state_dict(model)
 
 
+@pytest.mark.ranks(2, timeout=120)
+@pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"fsdp_size": 2}])
+def test_values_are_compared_after_changes_alone(comm, tmp_path, sizes):
+    """torch does not count what an optimizer's foreach functions change, nor writes through `.data`."""
+    with parted(comm, tmp_path, "qwen3_moe", **sizes, ep_size=2) as (ours, _, model):
+        ids = batch(0)[0]
+        optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.1, foreach=True)
+        model(ids, labels=ids).loss.backward()
+        first = next(experts_of(model)[0].parameters())
+
+        def logits(compared: bool = False):
+            with torch.no_grad(), mock.patch.object(torch, "equal", wraps=torch.equal) as equal:
+                found = model(ids).logits
+            assert equal.called == compared
+            return found
+
+        before = logits(compared=True)  # the call that made the layer saw other tensors
+        assert relative(logits(), before) == 0
+        for change in (optimizer.step, lambda: first.mul_(2), lambda: first.to_local().mul_(2)):
+            with torch.no_grad():
+                change()
+            after = logits(compared=True)
+            assert relative(after, before) > 1e-3
+            assert relative(logits(), after) == 0
+            before = after
+        first.to_local().data.mul_(2)
+        ours.changed(model)
+        assert relative(logits(compared=True), before) > 1e-3
+
+
 def test_experts_that_fsdp_would_cut_are_refused():
     importlib.import_module("aristos.integrations.transformers")
     from transformers.distributed import DistributedConfig
