@@ -201,10 +201,37 @@ def backward(
     dlogits: ArrayLike | None = None,
     **arrays: Any,
 ) -> Arrays:
-    """Gradients of sum(dy * moe(cfg, x, ...)) + sum(dlogits * logits): by "x", and by each array, under its name.
+    """Gradients of L = sum(dy * moe(cfg, x, ...)) + sum(dlogits * logits), in float64.
 
-    x, dy: [S, H]; dlogits: [S, columns]; the others as `reference.moe` takes them. Routed from outside, also "weights"
-    [S, n]; with router_x also that. select_bias has no gradient. Raises InputError.
+    Parameters
+    ----------
+    cfg : MoEConfig
+        The layer.
+    x : array [S, H]
+        Tokens.
+    dy : array [S, H]
+        dL/dy.
+    ids : array [S, n], integers, or None, default None
+        Choices from outside, with `weights`.
+    weights : array [S, n] or None, default None
+        Their weights.
+    router_x : array [S, H] or None, default None
+        What the router reads instead of x.
+    dlogits : array [S, columns] or None, default None
+        A loss's gradient by the router's logits, which is added to theirs.
+    **arrays : array
+        The layer's arrays, as `reference.moe` takes them.
+
+    Returns
+    -------
+    dict of str to array, float64
+        By "x", and by each array, under its name and of its shape; routed from outside, also by "weights"; with
+        router_x, also by "router_x". select_bias has no gradient.
+
+    Raises
+    ------
+    InputError
+        A shape that does not fit.
     """
     rows, back = np.asarray(x, np.float64), np.asarray(dy, np.float64)
     if rows.ndim != 2 or rows.shape[1:] != (cfg.hidden,) or back.shape != rows.shape:

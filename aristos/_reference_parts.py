@@ -166,12 +166,36 @@ def route(
     router_bias: ArrayLike | None = None,
     select_bias: ArrayLike | None = None,
 ) -> tuple[Ints, Floats]:
-    """x: [S, H], router: [H, columns] -> ids [S, k] int64, best first, and combine weights [S, k] float64.
+    """The router's choices for the tokens of one rank, in float64.
 
-    columns: E and the identity experts. The k experts are chosen by score, not by softmax, which may round two
-    different scores to one probability; with a bias for choosing ([columns]) they are chosen by weight plus bias. Equal
-    values go to the lowest id. A choice beyond the capacity has the id -1. Raises InputError for a score that is not
-    finite.
+    The k experts are chosen by score, not by softmax, which may round two different scores to one probability; with a
+    bias for choosing they are chosen by weight plus bias. Equal values go to the lowest id. Columns: E and the identity
+    experts.
+
+    Parameters
+    ----------
+    cfg : MoEConfig
+        The layer.
+    x : array [S, H]
+        Tokens.
+    router : array [H, columns]
+        The router's weights.
+    router_bias : array [columns] or None, default None
+        Added to the scores. None: zeros.
+    select_bias : array [columns] or None, default None
+        A bias for choosing alone.
+
+    Returns
+    -------
+    ids : array [S, k], int64
+        Best first. A choice beyond the capacity has the id -1.
+    weights : array [S, k], float64
+        Combine weights.
+
+    Raises
+    ------
+    InputError
+        A shape that does not fit, a score that is not finite, or a select_bias with a score that does not allow it.
     """
     scores = scores_of(cfg, x, router, router_bias)
     if not np.isfinite(scores).all():

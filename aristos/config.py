@@ -69,9 +69,9 @@ LEAST_SUM = 1e-20  # added to the sum of k weights that are divided by it, as in
 PRECISIONS: tuple[str, ...] = ("highest", "high")
 BACKENDS: tuple[str, ...] = ("cpu", "cuda")
 MOVES: tuple[str, ...] = ("auto", "tokens", "experts")  # what crosses between the ranks of a node
-MOST_EXPERTS = 1 << 20  # of a layer, and ranks: tables have an entry for each
-MOST_THREADS = 4096  # of a rank
-LARGEST = (1 << 40) - 1  # of a size: its products fit 64 bits
+MOST_EXPERTS = 1 << 20  # experts of a layer, and ranks: tables have an entry for each
+MOST_THREADS = 4096  # workers of a rank
+LARGEST = (1 << 40) - 1  # the largest size: products of sizes fit 64 bits
 OVERDUE = 10  # absent_timeout is this many times timeout, unless it is given
 
 
@@ -130,26 +130,56 @@ def checked_limit(activation: str, gated: bool, limit: object) -> float | None:
 class Router:
     """How the scores of a token become k expert ids and k combine weights.
 
-    score: of the scores s = x Wr + router_bias, the weights are
-        "softmax": the softmax over all experts, at the k largest s (Mixtral, OLMoE, Qwen);
-        "softmax_topk": the softmax over the k largest s (gpt-oss, Granite);
-        "sigmoid": 1 / (1 + e^-s) at the k largest (DeepSeek-V3);
-        "sqrtsoftplus": sqrt(log(1 + e^s)) at the k largest (DeepSeek-V4);
-        "sparsemixer": for the best, then for the best of the rest, and so on: its share of the softmax over those of
-        the rest that are at most 0.02 max(|s_i|, best) below it (Phi-3.5-MoE, arXiv:2409.12136).
-    renormalize: divide the k weights by their sum plus 1e-20 (no effect with "softmax_topk", whose weights sum to one,
-        and with "sparsemixer").
-    scale: factor on every combine weight.
-    groups, topk_groups: the experts are this many groups of equal size, and only those of the topk_groups best groups
-        are chosen; 0: no groups. group_score: of a group, its largest weight (DeepSeek-V2), or "sum_top2", the sum of
-        its two largest (DeepSeek-V3).
-    capacity_factor: a rank sends at most ceil(capacity_factor * S * k / E) of its S tokens to an expert: first choices
-        come before second ones, and tokens in their order (GShard, arXiv:2006.16668; Switch, arXiv:2101.03961).
-        `Routing.dropped` has the number of choices that were dropped; their ids are -1. None: no limit.
-    capacity: the same limit as a number of choices (`expert_capacity` of Switch Transformers); one of the two at most.
-    weight_on: "input", for k = 1: an expert gets the weighted token, and its output counts once (Llama 4).
-    A bias for choosing alone (`select_bias`) is added to the weights when experts and groups are compared.
-    Of equal values, the lowest id wins. Raises InputError.
+    The scores are s = x Wr + router_bias. A bias for choosing alone (`select_bias`) is added to the weights when
+    experts and groups are compared. Of equal values, the lowest id wins.
+
+    Parameters
+    ----------
+    score : str, default "softmax"
+        The rule that makes weights of scores:
+
+        - "softmax": the softmax over all experts, at the k largest s (Mixtral, OLMoE, Qwen).
+        - "softmax_topk": the softmax over the k largest s (gpt-oss, Granite).
+        - "sigmoid": 1 / (1 + e^-s) at the k largest (DeepSeek-V3).
+        - "sqrtsoftplus": sqrt(log(1 + e^s)) at the k largest (DeepSeek-V4).
+        - "sparsemixer": for the best, then for the best of the rest, and so on: its share of the softmax over those of
+          the rest that are at most 0.02 max(abs(s_i), best) below it (Phi-3.5-MoE, arXiv:2409.12136).
+    renormalize : bool, default True
+        Divide the k weights by their sum plus 1e-20. It has no effect with "softmax_topk", whose weights sum to one,
+        and with "sparsemixer".
+    scale : float, default 1.0
+        A factor on every combine weight.
+    groups : int, default 0
+        The experts are this many groups of equal size, at most 63. 0: no groups.
+    topk_groups : int, default 0
+        With groups, how many of the best ones experts are chosen from.
+    group_score : str, default "max"
+        What groups are compared by: "max", their largest weight (DeepSeek-V2), or "sum_top2", the sum of their two
+        largest (DeepSeek-V3).
+    capacity_factor : float or None, default None
+        A rank sends at most ceil(capacity_factor * S * k / E) of its S tokens to an expert: first choices come before
+        second ones, and tokens in their order. `Routing.dropped` has the number of choices that were dropped; their ids
+        are -1. None: no limit.
+    weight_on : str, default "output"
+        "input", for k = 1: an expert gets the weighted token, and its output counts once (Llama 4).
+    capacity : int or None, default None
+        The same limit as a number of choices (`expert_capacity` of Switch Transformers); one of the two at most.
+
+    Raises
+    ------
+    InputError
+        A value out of its range, or options that exclude one another.
+
+    Source
+    ------
+    Capacity: GShard, arXiv:2006.16668; Switch Transformers, arXiv:2101.03961.
+
+    Examples
+    --------
+    >>> import aristos
+    >>> deepseek_v3 = aristos.Router("sigmoid", groups=8, topk_groups=4, group_score="sum_top2", scale=2.5)
+    >>> deepseek_v3.renormalize
+    True
     """
 
     score: Score = "softmax"
@@ -201,26 +231,63 @@ class Router:
 class MoEConfig:
     """Shape and arithmetic of one MoE layer, equal on all ranks.
 
-    hidden: H, width of a token. ffn: F, width inside an expert. experts: E over the whole EP group.
-    top_k: experts for each token. gated: act(x·gate) * (x·up) instead of act(x·up).
-    activation: "swiglu_oai" is gpt-oss's, g * sigmoid(1.702 g) * (u + 1) for g = x·gate and u = x·up; it needs gated.
-    "relu2" is max(x, 0) squared.
-    limit: with gated, clamps g to at most limit and u to -limit..limit before the activation; with limit_after, act(g)
-    is clamped and not g (Step-3.7).
-    bias: biases on all projections. max_tokens: most tokens one rank brings to one call.
-    dtype: of rows and of the experts' arithmetic; "tf32" is float32 whose products use 10 fraction bits, on tensor
-    cores. On CPUs: float32, bfloat16, float16.
-    precision: "high" allows products of float32 by three products of bfloat16, with 16 significant bits of rows, hidden
-    activations and weights: outputs within 2e-5 of the largest one. Only CPUs with AMX gain by it and do so; all others
-    compute as with "highest".
-    weight_dtype: of experts' matrices that stay packed: a name of "fp8", "int8", "int4", "mxfp4" or a type that
-    `aristos.packed` makes; None: they have the rows' type. On CPUs, with rows of float32 or bfloat16, not trained.
-    router: see `Router`. identity_experts: how many; ids from `experts` up name them, and they return the token itself
-    (LongCat); the router has a column for each of them.
-    shared_ffn: width of the shared expert, which every rank has and every token passes, 0: none; several shared
-    experts are one of their summed width. Activation, gate, limit and biases are as the experts'. Its output is added
-    to those of the chosen experts; with shared_sigmoid (Qwen2-MoE) it is multiplied by sigmoid(x·w) for a vector w.
-    Raises InputError.
+    Parameters
+    ----------
+    hidden : int
+        H, the width of a token.
+    ffn : int
+        F, the width inside an expert.
+    experts : int
+        E, the number of experts over the whole EP group.
+    top_k : int, default 2
+        k, the number of experts for each token.
+    activation : str, default "gelu"
+        One of "relu", "gelu", "gelu_tanh", "silu", "swiglu_oai" and "relu2". "swiglu_oai" is gpt-oss's,
+        g * sigmoid(1.702 g) * (u + 1) for g = x·gate and u = x·up; it needs gated. "relu2" is max(x, 0) squared.
+    gated : bool, default False
+        An expert computes act(x·gate) * (x·up) instead of act(x·up).
+    limit : float or None, default None
+        With gated, g is clamped to at most limit and u to -limit..limit before the activation.
+    bias : bool, default False
+        All projections have biases.
+    dtype : str, default "float32"
+        The type of rows and of the experts' arithmetic: "float32", "bfloat16" or "float16"; on GPUs also "tf32",
+        float32 whose products use 10 fraction bits, on tensor cores.
+    max_tokens : int, default 4096
+        The most tokens that one rank brings to one call.
+    router : Router, default Router()
+        How experts are chosen.
+    precision : str, default "highest"
+        "high" allows products of float32 by three products of bfloat16, with 16 significant bits of rows, hidden
+        activations and weights: outputs within 2e-5 of the largest one. Only CPUs with AMX gain by it and do so; all
+        others compute as with "highest".
+    identity_experts : int, default 0
+        How many identity experts there are. Ids from `experts` up name them, and they return the token itself
+        (LongCat); the router has a column for each of them.
+    shared_ffn : int, default 0
+        The width of the shared expert, which every rank has and every token passes; 0: none. Several shared experts are
+        one of their summed width. Activation, gate, limit and biases are as the experts'. Its output is added to those
+        of the chosen experts.
+    shared_sigmoid : bool, default False
+        The shared expert's output is multiplied by sigmoid(x·w) for a vector w (Qwen2-MoE).
+    limit_after : bool, default False
+        With limit, act(g) is clamped and not g (Step-3.7).
+    weight_dtype : str, WeightType or None, default None
+        The type of experts' matrices that stay packed: "fp8", "int8", "int4", "mxfp4", or one that `aristos.packed`
+        makes. Packed weights are for CPUs, with rows of float32 or bfloat16, and are not trained. None: matrices have
+        the rows' type.
+
+    Raises
+    ------
+    InputError
+        A value out of its range, or options that exclude one another.
+
+    Examples
+    --------
+    >>> import aristos
+    >>> mixtral = aristos.MoEConfig(hidden=4096, ffn=14336, experts=8, activation="silu", gated=True, dtype="bfloat16")
+    >>> mixtral.top_k, mixtral.columns, mixtral.packed
+    (2, 8, None)
     """
 
     hidden: int

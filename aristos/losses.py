@@ -25,16 +25,55 @@ from .errors import AristosError, InputError, PeerInputError
 from .routing import Routing
 
 FIXED = 52  # bits of a fixed-point term
-HALF = 26  # of them in its low part: sums of 2^37 terms fit 64 bits
+HALF = 26  # the bits in a term's low part: sums of 2^37 terms fit 64 bits
 Floats = np.ndarray
 Result = tuple[float, np.ndarray]
 
 
 def switch(routing: Routing, coefficient: float, comm: Any = None) -> Result:
-    """coefficient * E * sum over e of f_e P_e (Switch Transformers, arXiv:2101.03961, equations 4 to 6).
+    """The load-balancing loss of Switch Transformers: coefficient * E * sum over e of f_e P_e.
 
     f_e: the share of all choices that name expert e, those beyond the capacity included; P_e: the mean of p_e over all
     tokens. Even loads give `coefficient`, for any k.
+
+    Parameters
+    ----------
+    routing : Routing
+        Of a call whose router computed scores.
+    coefficient : float
+        The factor of the loss.
+    comm : communicator or None, default None
+        The ranks of the loss. None: this process alone.
+
+    Returns
+    -------
+    loss : float
+        Over all ranks, equal on each.
+    dlogits : array, float32
+        Its gradient by this rank's logits, of their shape.
+
+    Raises
+    ------
+    InputError
+        The routing has no logits.
+    PeerInputError
+        Another rank's routing has none.
+
+    Source
+    ------
+    arXiv:2101.03961, equations 4 to 6.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import aristos
+    >>> cfg = aristos.MoEConfig(hidden=16, ffn=32, experts=4)
+    >>> with aristos.MoE(cfg) as moe:
+    ...     moe.load(**aristos.reference.weights(cfg))
+    ...     y, routing = moe(np.ones((8, 16), np.float32), return_routing=True)
+    >>> loss, dlogits = aristos.losses.switch(routing, 0.01)
+    >>> loss > 0.01, dlogits.shape
+    (True, (8, 4))
     """
     logits = _meet(routing, comm)
     p = softmax(logits)
@@ -45,10 +84,36 @@ def switch(routing: Routing, coefficient: float, comm: Any = None) -> Result:
 
 
 def gshard(routing: Routing, coefficient: float, comm: Any = None) -> Result:
-    """coefficient * 1/E * sum over e of (c_e / S) m_e, a rank's tokens being a group (GShard, arXiv:2006.16668,
-    algorithm 1, line 13); the mean over ranks that have tokens.
+    """The load-balancing loss of GShard: coefficient / E * sum over e of (c_e / S) m_e, a mean over ranks with tokens.
 
-    c_e: how many of the S tokens have e as first choice; m_e: their mean of p_e.
+    c_e: how many of a rank's S tokens have e as first choice; m_e: their mean of p_e. A rank's tokens are a group.
+
+    Parameters
+    ----------
+    routing : Routing
+        Of a call whose router computed scores.
+    coefficient : float
+        The factor of the loss.
+    comm : communicator or None, default None
+        The ranks of the loss. None: this process alone.
+
+    Returns
+    -------
+    loss : float
+        Over all ranks, equal on each.
+    dlogits : array, float32
+        Its gradient by this rank's logits, of their shape.
+
+    Raises
+    ------
+    InputError
+        The routing has no logits.
+    PeerInputError
+        Another rank's routing has none.
+
+    Source
+    ------
+    arXiv:2006.16668, algorithm 1, line 13.
     """
     logits = _meet(routing, comm)
     p, (count, experts) = softmax(logits), logits.shape
@@ -68,12 +133,42 @@ def sequence(
     score: ValuedScore = "sigmoid",
     lengths: Sequence[int] | None = None,
 ) -> Result:
-    """coefficient * sum over e of f_e P_e in a sequence; the mean over all sequences (DeepSeek-V3, arXiv:2412.19437,
-    equations 17 to 20).
+    """The balance loss of DeepSeek-V3: coefficient * sum over e of f_e P_e in a sequence; the mean over all sequences.
 
     f_e: E / (k T) times the choices of e in the sequence of T tokens; P_e: the mean of s_e / sum of s over its tokens,
-    for the router's score s, one of those that allow groups. A sequence is logits[i] of logits [B, T, E], or all of
-    [S, E]; lengths: of the sequences in [S, E], one after the other.
+    for the router's score s.
+
+    Parameters
+    ----------
+    routing : Routing
+        Of a call whose router computed scores.
+    coefficient : float
+        The factor of the loss.
+    comm : communicator or None, default None
+        The ranks of the loss. None: this process alone.
+    score : str, default "sigmoid"
+        The router's score, one of those that allow groups: "softmax", "sigmoid" or "sqrtsoftplus".
+    lengths : sequence of int, or None, default None
+        Of logits [S, E], the lengths of the sequences, one after the other, of sum S. None: a sequence is logits[i] of
+        logits [B, T, E], or all of [S, E].
+
+    Returns
+    -------
+    loss : float
+        Over all ranks, equal on each.
+    dlogits : array, float32
+        Its gradient by this rank's logits, of their shape.
+
+    Raises
+    ------
+    InputError
+        The routing has no logits, an unknown score, or lengths that are not positive or have another sum.
+    PeerInputError
+        Another rank raised InputError.
+
+    Source
+    ------
+    arXiv:2412.19437, equations 17 to 20.
     """
     problem: AristosError | None = None
     ends = np.zeros(0, np.int64)
@@ -101,7 +196,35 @@ def sequence(
 
 
 def z(routing: Routing, coefficient: float, comm: Any = None) -> Result:
-    """coefficient / T * sum over tokens of (log of the sum of e^logits)^2 (ST-MoE, arXiv:2202.08906, equation 5)."""
+    """The z-loss of ST-MoE: coefficient / T * sum over tokens of (log of the sum of e^logits)^2.
+
+    Parameters
+    ----------
+    routing : Routing
+        Of a call whose router computed scores.
+    coefficient : float
+        The factor of the loss.
+    comm : communicator or None, default None
+        The ranks of the loss. None: this process alone.
+
+    Returns
+    -------
+    loss : float
+        Over all ranks, equal on each.
+    dlogits : array, float32
+        Its gradient by this rank's logits, of their shape.
+
+    Raises
+    ------
+    InputError
+        The routing has no logits.
+    PeerInputError
+        Another rank's routing has none.
+
+    Source
+    ------
+    arXiv:2202.08906, equation 5.
+    """
     logits = _meet(routing, comm)
     largest = logits.max(axis=1, keepdims=True, initial=-np.inf)
     logs = largest[:, 0] + np.log(np.exp(logits - largest).sum(axis=1))
@@ -111,11 +234,44 @@ def z(routing: Routing, coefficient: float, comm: Any = None) -> Result:
 
 
 def bias_step(select_bias: ArrayLike, counts: ArrayLike, rate: float, comm: Any = None) -> np.ndarray:
-    """A router's select_bias after one step towards even loads: up by `rate` where an expert got fewer choices than the
-    mean, down where it got more (arXiv:2408.15664, algorithm 1; DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
+    """A router's select_bias after one step towards even loads: no loss, no gradient.
 
-    select_bias: [E]. counts: [E], `Routing.counts`: of all calls of the step, added up. Returns float32 [E], the
-    same on all ranks: `load_router(layer, select_bias=...)` takes it. Raises InputError.
+    An expert's bias goes up by `rate` where it got fewer choices than the mean, down where it got more. With comm,
+    collective.
+
+    Parameters
+    ----------
+    select_bias : array [E]
+        The bias for choosing, equal on all ranks.
+    counts : array [E], integers
+        This rank's `Routing.counts` of all calls of the step, added up.
+    rate : float
+        The size of the step, in 0..1e9.
+    comm : communicator or None, default None
+        The ranks whose counts are added. None: this process alone.
+
+    Returns
+    -------
+    array [E], float32
+        The same on all ranks: `load_router(layer, select_bias=...)` takes it.
+
+    Raises
+    ------
+    InputError
+        Arrays of another shape or type, or a rate out of its range.
+    PeerInputError
+        Another rank raised InputError.
+
+    Source
+    ------
+    arXiv:2408.15664, algorithm 1; DeepSeek-V3, arXiv:2412.19437, section 2.1.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import aristos
+    >>> aristos.losses.bias_step(np.zeros(3, np.float32), np.array([5, 1, 3]), 0.5)
+    array([-0.5,  0.5,  0. ], dtype=float32)
     """
     bias, load = np.asarray(select_bias, np.float32), np.asarray(counts)
     problem: AristosError | None = None

@@ -15,13 +15,40 @@ ATTENTION = 4  # times hidden^2 parameters of a layer's attention: four square m
 
 @dataclass(frozen=True)
 class Model:
-    """A published model's shape. hidden, ffn, experts, top_k: of an MoE layer. moe_layers: those of `layers`.
+    """A published model's shape.
 
-    source: where the numbers are published. shared: the total width of the experts of an MoE layer that every token
-    uses. dense_ffn: the width of the feed-forward block in the other layers. family: the recipe, a value of model_type
-    that `aristos.Checkpoint` reads; empty if there is none. router: options of `Router`. options: further ones of
-    `MoEConfig`. lacking: what Aristos does not have; empty if it has everything. outside: whether the layer runs with
-    ids and weights from outside all the same.
+    Parameters
+    ----------
+    hidden : int
+        H of an MoE layer.
+    ffn : int
+        F of an MoE layer.
+    experts : int
+        E of an MoE layer.
+    top_k : int
+        k of an MoE layer.
+    moe_layers : int
+        MoE layers; 0: not known.
+    layers : int
+        Layers; 0: not known.
+    gated : bool
+        See `MoEConfig`.
+    source : str
+        Where the numbers are published.
+    shared : int, default 0
+        The total width of the experts of an MoE layer that every token uses.
+    dense_ffn : int, default 0
+        The width of the feed-forward block in the other layers.
+    family : str, default ""
+        The recipe: a value of model_type that `aristos.Checkpoint` reads; empty if there is none.
+    router : mapping, default {}
+        Options of `Router`.
+    options : mapping, default {}
+        Further options of `MoEConfig`.
+    lacking : str, default ""
+        What Aristos does not have; empty if it has everything.
+    outside : bool, default False
+        Whether the layer runs with ids and weights from outside all the same.
     """
 
     hidden: int

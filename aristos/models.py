@@ -21,7 +21,37 @@ DEFAULT = "olmoe-1b-7b"
 
 @dataclass(frozen=True)
 class Preset:
-    """A shape to measure. tokens: per rank and call, each measured. scale: default divisor of hidden and ffn."""
+    """A shape to measure, of a published model or of a comparison.
+
+    Parameters
+    ----------
+    hidden : int
+        H of the model.
+    ffn : int
+        F of the model.
+    experts : int
+        E of the model.
+    top_k : int
+        k of the model.
+    tokens : tuple of int
+        Tokens of a rank and call; each is measured.
+    activation : str, default "silu"
+        See `MoEConfig`.
+    gated : bool, default True
+        See `MoEConfig`.
+    bias : bool, default False
+        See `MoEConfig`.
+    router : Router, default Router()
+        See `MoEConfig`.
+    limit : float or None, default None
+        See `MoEConfig`.
+    scale : int, default 1
+        What hidden and ffn are divided by, unless a caller gives another divisor.
+    source : str, default ""
+        Where the numbers are published.
+    note : str, default ""
+        What the layer lacks of the model.
+    """
 
     hidden: int
     ffn: int
@@ -69,7 +99,13 @@ PRESETS: dict[str, Preset] = {
 
 
 def listing() -> str:
-    """One line a preset, for --help."""
+    """The presets, for --help.
+
+    Returns
+    -------
+    str
+        One line a preset.
+    """
     lines = []
     for name, p in PRESETS.items():
         shape = f"H {p.hidden}/{p.scale}" if p.scale > 1 else f"H {p.hidden}"
@@ -80,16 +116,40 @@ def listing() -> str:
 
 
 def matching(experts: int, top_k: int) -> str | None:
-    """The first gated preset with these numbers, to name the model of a trace; None if there is none."""
+    """The preset to name the model of a trace by.
+
+    Parameters
+    ----------
+    experts : int
+        E of the trace.
+    top_k : int
+        k of the trace.
+
+    Returns
+    -------
+    str or None
+        The first gated preset with these numbers; None if there is none.
+    """
     models = (name for name, p in PRESETS.items() if p.gated and (p.experts, p.top_k) == (experts, top_k))
     return next(models, None)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A configuration to measure, the tokens per rank and call, and the source of the numbers.
+    """A configuration to measure. As text it has no dtype: only what ran has one.
 
-    As text it has no dtype: only what ran has one.
+    Attributes
+    ----------
+    name : str
+        The preset's, with its divisor.
+    cfg : MoEConfig
+        The layer.
+    tokens : tuple of int
+        Tokens of a rank and call; each is measured.
+    source : str
+        Where the numbers are published.
+    note : str
+        How it differs from the model.
     """
 
     name: str
@@ -119,10 +179,49 @@ def shape(
     dtype: str = "float32",
     precision: str = "highest",
 ) -> Shape:
-    """The preset `name` for `world` ranks, with the user's numbers where given.
+    """A preset for a number of ranks, with the user's numbers where given.
 
-    Every rank gets at least one expert: the preset's number of experts is raised to `world`, a number given here is
-    kept. Raises InputError for a name that is no preset, and for numbers that MoEConfig refuses.
+    Parameters
+    ----------
+    name : str
+        A name of `PRESETS`.
+    world : int
+        W, the number of ranks. Every rank gets at least one expert: the preset's number of experts is raised to
+        `world`.
+    scale : int or None, default None
+        What hidden and ffn are divided by. None: the preset's divisor.
+    tokens : tuple of int, or None, default None
+        Tokens of a rank and call; each is measured. None: the preset's.
+    hidden : int or None, default None
+        H. None: the preset's, divided.
+    ffn : int or None, default None
+        F. None: the preset's, divided.
+    experts : int or None, default None
+        E, which is kept whatever `world` is. None: the preset's.
+    top_k : int or None, default None
+        k. None: the preset's.
+    activation : str or None, default None
+        See `MoEConfig`. None: the preset's.
+    dtype : str, default "float32"
+        See `MoEConfig`.
+    precision : str, default "highest"
+        See `MoEConfig`.
+
+    Returns
+    -------
+    Shape
+        The configuration, and how it differs from the model.
+
+    Raises
+    ------
+    InputError
+        A name that is no preset, or numbers that MoEConfig refuses.
+
+    Examples
+    --------
+    >>> import aristos
+    >>> print(aristos.models.shape("mixtral-8x7b", world=2, tokens=(64,)))
+    mixtral-8x7b/8: H 512 F 1792 E 8 k 2 silu gated
     """
     if name not in PRESETS:
         raise InputError(f"name must be one of {', '.join(PRESETS)}, got {name!r}")
@@ -160,9 +259,26 @@ def shape(
 
 
 def reduced(name: str, scale: int = 16, **given: Any) -> MoEConfig:
-    """A layer of a model of the table with all widths divided by `scale`; given: options of MoEConfig that replace it.
+    """A layer of a published model with all widths divided.
 
-    Raises InputError for a name that is not in the table, and for a model that Aristos cannot run.
+    Parameters
+    ----------
+    name : str
+        A name of `MODELS`.
+    scale : int, default 16
+        What H, F and the width of the shared expert are divided by.
+    **given : object
+        Options of MoEConfig that replace the model's.
+
+    Returns
+    -------
+    MoEConfig
+        The configuration.
+
+    Raises
+    ------
+    InputError
+        A name that is not in the table, a model that Aristos cannot run, or options that MoEConfig refuses.
     """
     if name not in MODELS:
         raise InputError(f"name must be one of {', '.join(MODELS)}, got {name!r}")
@@ -179,5 +295,18 @@ def reduced(name: str, scale: int = 16, **given: Any) -> MoEConfig:
 
 
 def with_max_tokens(cfg: MoEConfig, tokens: int) -> MoEConfig:
-    """`cfg` with max_tokens raised to at least `tokens`."""
+    """A configuration with room for a number of tokens.
+
+    Parameters
+    ----------
+    cfg : MoEConfig
+        The configuration.
+    tokens : int
+        Tokens that a rank brings to a call.
+
+    Returns
+    -------
+    MoEConfig
+        `cfg` with max_tokens raised to at least `tokens`.
+    """
     return replace(cfg, max_tokens=max(cfg.max_tokens, tokens))

@@ -18,13 +18,46 @@ from .errors import InputError
 class Placement:
     """A map expert -> ranks. Slots number the copies of experts by (rank, id): one rank's slots are contiguous.
 
-    ranks: E entries, each a rank or a sequence of different ranks that hold copies; None spreads the experts
-    contiguously, one more on each of the first ranks if they do not divide. experts: E. world: W, ranks of the group.
-    Of several copies, each source rank uses number (source rank mod copies). Raises InputError.
+    Of several copies, each source rank uses number (source rank mod copies).
 
-    Attributes: ranks: [E] the first rank of each expert. copies: all ranks of each expert. held: the number of experts
-    of each rank. slots: their sum. start: [W + 1] the first slot of each rank, then slots. slot_of: [E] the slot of
-    each expert's first copy. version: a fingerprint of all this, equal on all ranks in every call.
+    Parameters
+    ----------
+    ranks : sequence of E entries, array [E], or None
+        For each expert the rank that holds it, or a sequence of different ranks that hold copies. None spreads the
+        experts contiguously, one more on each of the first ranks if they do not divide.
+    experts : int
+        E, the number of experts.
+    world : int
+        W, the number of ranks of the group.
+
+    Attributes
+    ----------
+    ranks : array [E], int64
+        The first rank of each expert.
+    copies : list of E lists of int
+        All ranks of each expert.
+    held : list of W ints
+        The number of experts of each rank.
+    slots : int
+        Their sum.
+    start : array [W + 1], int64
+        The first slot of each rank, then `slots`.
+    slot_of : array [E], int64
+        The slot of each expert's first copy.
+    version : int
+        A fingerprint of all this, equal on all ranks in every call.
+
+    Raises
+    ------
+    InputError
+        Not an entry for each expert, a rank outside 0..W-1, or a rank twice in one entry.
+
+    Examples
+    --------
+    >>> import aristos
+    >>> placement = aristos.placement.Placement([0, 0, [0, 1], 1], experts=4, world=2)
+    >>> placement.mine(1), placement.held
+    ([2, 3], [3, 2])
     """
 
     def __init__(self, ranks: Sequence[Any] | np.ndarray | None, experts: int, world: int) -> None:
@@ -93,19 +126,57 @@ class Placement:
         return copies
 
     def slots_for(self, source: int) -> np.ndarray:
-        """[E] the slot of each expert's copy that rank `source` sends its tokens to."""
+        """The slot of each expert's copy that a rank sends its tokens to.
+
+        Parameters
+        ----------
+        source : int
+            The rank that sends.
+
+        Returns
+        -------
+        array [E], int64
+            A slot for each expert.
+        """
         number = source % (self._first[1:] - self._first[:-1])
         return self._slot[self._first[:-1] + number]
 
     def mine(self, rank: int) -> list[int]:
-        """Ids of the experts that `rank` holds, in slot order. Raises InputError for a rank outside 0..W-1."""
+        """Ids of the experts that a rank holds, in slot order.
+
+        Parameters
+        ----------
+        rank : int
+            A rank in 0..W-1.
+
+        Returns
+        -------
+        list of int
+            Ids of experts.
+
+        Raises
+        ------
+        InputError
+            A rank outside 0..W-1.
+        """
         world = len(self.held)
         if isinstance(rank, bool) or not isinstance(rank, int | np.integer) or not 0 <= rank < world:
             raise InputError(f"rank must be an int in 0..{world - 1}, got {quoted(rank)}")
         return [int(e) for e in self._expert[self.start[rank] : self.start[rank + 1]]]
 
     def expert_of(self, slot: int) -> int:
-        """The expert whose copy has a slot."""
+        """The expert whose copy has a slot.
+
+        Parameters
+        ----------
+        slot : int
+            A slot in 0..slots-1.
+
+        Returns
+        -------
+        int
+            The expert's id.
+        """
         return int(self._expert[slot])
 
     def __str__(self) -> str:

@@ -76,7 +76,39 @@ def expert(
     gate_bias: ArrayLike | None = None,
     down_bias: ArrayLike | None = None,
 ) -> Floats:
-    """x: [M, H] -> f_e(x) [M, H] float64. Weights as `moe` takes them; a bias of None is zero. e: in 0..E-1."""
+    """One expert's outputs, in float64.
+
+    Parameters
+    ----------
+    cfg : MoEConfig
+        The layer.
+    x : array [M, H]
+        Rows.
+    e : int
+        The expert's id in 0..E-1.
+    up : array [E, H, F]
+        Projections of all experts.
+    down : array [E, F, H]
+        Projections back.
+    gate : array [E, H, F] or None, default None
+        The gate's projections, with cfg.gated.
+    up_bias : array [E, F] or None, default None
+        None: zeros.
+    gate_bias : array [E, F] or None, default None
+        None: zeros.
+    down_bias : array [E, H] or None, default None
+        None: zeros.
+
+    Returns
+    -------
+    array [M, H], float64
+        f_e(x).
+
+    Raises
+    ------
+    InputError
+        A shape that does not fit, an id out of range, or a gate that is missing or not wanted.
+    """
     H, F, E = cfg.hidden, cfg.ffn, cfg.experts
     if not 0 <= e < E:
         raise InputError(f"e must be in 0..{E - 1}, got {e!r}")
@@ -106,7 +138,39 @@ def shared_expert(
     shared_down_bias: ArrayLike | None = None,
     shared_sigmoid: ArrayLike | None = None,
 ) -> Floats:
-    """x: [M, H] -> the shared expert's output [M, H] float64. Arrays: as of one expert with F = shared_ffn."""
+    """The shared expert's outputs, in float64. Its arrays are those of one expert with F = shared_ffn.
+
+    Parameters
+    ----------
+    cfg : MoEConfig
+        The layer, with a shared expert of width Fs = shared_ffn.
+    x : array [M, H]
+        Rows.
+    shared_up : array [H, Fs]
+        Its projection.
+    shared_down : array [Fs, H]
+        Its projection back.
+    shared_gate : array [H, Fs] or None, default None
+        The gate's projection, with cfg.gated.
+    shared_up_bias : array [Fs] or None, default None
+        None: zeros.
+    shared_gate_bias : array [Fs] or None, default None
+        None: zeros.
+    shared_down_bias : array [H] or None, default None
+        None: zeros.
+    shared_sigmoid : array [H] or None, default None
+        The vector w of sigmoid(x·w), with cfg.shared_sigmoid.
+
+    Returns
+    -------
+    array [M, H], float64
+        f_shared(x), times sigmoid(x·w) with cfg.shared_sigmoid.
+
+    Raises
+    ------
+    InputError
+        A shape that does not fit, or an array that is missing or not wanted.
+    """
     alone = replace(_plain(cfg), ffn=cfg.shared_ffn)
     given = {
         "up": shared_up, "gate": shared_gate, "down": shared_down, "up_bias": shared_up_bias,
@@ -146,12 +210,63 @@ def moe(
     router_x: ArrayLike | None = None,
     **shared: Any,
 ) -> Floats:
-    """x: [..., H] -> y [..., H] float64. shared: arguments of `shared_expert`, with cfg.shared_ffn.
+    """The whole layer on the tokens of one rank, in float64.
 
-    up, gate: [E, H, F]; down: [E, F, H]; router: [H, columns], router_bias, select_bias: [columns], see `route`;
-    up_bias, gate_bias: [E, F]; down_bias: [E, H]. ids [..., n] integers in -1..columns-1 and weights [..., n] route
-    from outside, for any n; without them `router` routes, by router_x [..., H] if it is given. Raises InputError for a
-    shape that does not fit, an id out of range, or no routing at all.
+    Parameters
+    ----------
+    cfg : MoEConfig
+        The layer.
+    x : array [..., H]
+        Tokens.
+    up : array [E, H, F]
+        Projections of all experts.
+    down : array [E, F, H]
+        Projections back.
+    gate : array [E, H, F] or None, default None
+        The gate's projections, with cfg.gated.
+    router : array [H, columns] or None, default None
+        The router's weights. It routes where ids and weights are not given.
+    router_bias : array [columns] or None, default None
+        Added to the scores. None: zeros.
+    select_bias : array [columns] or None, default None
+        A bias for choosing alone, see `Router`.
+    up_bias : array [E, F] or None, default None
+        None: zeros.
+    gate_bias : array [E, F] or None, default None
+        None: zeros.
+    down_bias : array [E, H] or None, default None
+        None: zeros.
+    ids : array [..., n], integers, or None, default None
+        Choices from outside, in -1..columns-1, for any n.
+    weights : array [..., n] or None, default None
+        Their weights.
+    router_x : array [..., H] or None, default None
+        What the router reads instead of x.
+    **shared : array
+        Arguments of `shared_expert`, with cfg.shared_ffn.
+
+    Returns
+    -------
+    array [..., H], float64
+        y.
+
+    Raises
+    ------
+    InputError
+        A shape that does not fit, an id out of range, an array that is missing or not wanted, or no routing at all.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import aristos
+    >>> cfg = aristos.MoEConfig(hidden=16, ffn=32, experts=4)
+    >>> arrays = aristos.reference.weights(cfg)
+    >>> x = np.random.default_rng(0).standard_normal((8, 16), dtype=np.float32)
+    >>> with aristos.MoE(cfg) as layer:
+    ...     layer.load(**arrays)
+    ...     y = layer(x)
+    >>> aristos.reference.error(y, aristos.reference.moe(cfg, x, **arrays)) < 1e-5
+    True
     """
     xs = np.asarray(x, dtype=np.float64)
     if xs.shape[-1:] != (cfg.hidden,):
@@ -179,7 +294,7 @@ def moe(
         tokens = np.nonzero((choices == e).any(axis=1))[0]
         if len(tokens) == 0:
             continue
-        factors = (np.where(choices == e, w, 0.0)).sum(axis=1)[tokens, None]  # of that expert's choice in each token
+        factors = (np.where(choices == e, w, 0.0)).sum(axis=1)[tokens, None]  # their weights for that expert
         if cfg.router.weight_on == "input":
             y[tokens] += expert(cfg, factors * rows[tokens], e, **tensors, **biases)
         else:
@@ -193,11 +308,22 @@ def moe(
 
 
 def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Random float32 weights for `cfg`, equal for equal (cfg, seed): keyword arguments of `moe` and `MoE.load`.
+    """Random weights of a layer, equal for equal arguments: keyword arguments of `moe` and `MoE.load`.
 
-    Keys: router, up, down; gate with cfg.gated; up_bias, down_bias (and gate_bias) with cfg.bias; the same with
-    `shared_` before them, without E in front, with cfg.shared_ffn, and shared_sigmoid. Projections
-    have standard deviation 1/sqrt(rows summed over), so that outputs stay near the size of the inputs.
+    Projections have standard deviation 1/sqrt(rows summed over), so that outputs stay near the size of the inputs.
+
+    Parameters
+    ----------
+    cfg : MoEConfig
+        The layer.
+    seed : int, default 0
+        Of NumPy's generator.
+
+    Returns
+    -------
+    dict of str to array, float32
+        router, up, down; gate with cfg.gated; up_bias, down_bias (and gate_bias) with cfg.bias; with cfg.shared_ffn the
+        same with `shared_` before them, without E in front, and shared_sigmoid.
     """
     rng = np.random.default_rng(seed)
     H, F, E = cfg.hidden, cfg.ffn, cfg.experts
@@ -226,10 +352,25 @@ def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
 
 
 def error(y: ArrayLike, ref: ArrayLike) -> float:
-    """The project's one relative error: max |y - ref| / max |ref|, over all entries, in float64.
+    """The project's one relative error: max abs(y - ref) / max abs(ref), over all entries, in float64.
 
-    0.0 for empty arrays; the absolute error if ref is all zero; infinite if y or ref is not finite, so that a NaN
-    exceeds every bound. Raises InputError if the shapes differ.
+    Parameters
+    ----------
+    y : array
+        What is checked.
+    ref : array
+        What it should be, of the same shape.
+
+    Returns
+    -------
+    float
+        0.0 for empty arrays; the absolute error if ref is all zero; infinite if y or ref is not finite, so that a NaN
+        exceeds every bound.
+
+    Raises
+    ------
+    InputError
+        The shapes differ.
     """
     a, b = np.asarray(y, dtype=np.float64), np.asarray(ref, dtype=np.float64)
     if a.shape != b.shape:

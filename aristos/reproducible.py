@@ -61,9 +61,35 @@ def _total(nodes: Sequence[Node]) -> np.ndarray:
 def reproducible_sum(comm: Any, pieces: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     """The sum over the pieces of all ranks, equal bits for any number of ranks that share the same pieces. Collective.
 
-    comm: an mpi4py communicator, or None for this process alone. pieces: this rank's arrays, float32 or float64, of one
-    shape on all ranks; a rank may have none if another has some. Returns a new array of that shape. Each rank sends and
-    receives about twice its bytes. Raises InputError, and PeerInputError or MismatchError on the other ranks.
+    Each rank sends and receives about twice the bytes of the sum.
+
+    Parameters
+    ----------
+    comm : communicator or None
+        An mpi4py communicator. None: this process alone.
+    pieces : sequence of arrays, float32 or float64
+        This rank's arrays, of one shape and type on all ranks. A rank may have none if another has some.
+
+    Returns
+    -------
+    array
+        A new array of that shape and type.
+
+    Raises
+    ------
+    InputError
+        This rank's pieces are of another type or of several shapes, or no rank has a piece.
+    PeerInputError
+        Another rank's pieces are.
+    MismatchError
+        Ranks have pieces of different types or shapes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import aristos
+    >>> aristos.reproducible_sum(None, np.ones((4, 2), np.float32))
+    array([4., 4.], dtype=float32)
     """
     problem: AristosError | None = None
     mine: list[np.ndarray] = []

@@ -11,11 +11,22 @@ import numpy as np
 class Routing:
     """The routing of one call on one rank. The arrays are the caller's: later calls do not change them, nor read them.
 
-    ids: [..., k] int64, best first; -1: a choice not taken, or one beyond the capacity. weights: [..., k] float32, the
-    factors of the experts' outputs (of tokens, with weight_on="input"). logits: [..., columns] float32, router scores
-    with the router's bias; None if the call brought its ids. counts: [columns] int64, choices of each expert by this
-    rank's tokens, those beyond the capacity included. dropped: how many choices were beyond it. columns: experts, then
-    identity experts. chosen: [..., k] int64, ids with those beyond the capacity.
+    Columns are the router's: experts, then identity experts.
+
+    Attributes
+    ----------
+    ids : array [..., k], int64
+        The chosen experts, best first. -1: a choice not taken, or one beyond the capacity.
+    weights : array [..., k], float32
+        The factors of the experts' outputs; of tokens, with weight_on="input".
+    logits : array [..., columns], float32, or None
+        Router scores, with the router's bias. None if the call brought its ids.
+    counts : array [columns], int64
+        Choices of each expert by this rank's tokens, those beyond the capacity included.
+    dropped : int
+        How many choices were beyond the capacity.
+    chosen : array [..., k], int64
+        `ids` with the choices beyond the capacity.
     """
 
     ids: np.ndarray

@@ -66,7 +66,7 @@ ROW_TYPES = {
     )
 }
 ON_CPUS = {name: each for name, each in ROW_TYPES.items() if each.cpu}
-KINDS = {name: each.kind for name, each in ROW_TYPES.items()}  # of arithmetic on GPUs, by `MoEConfig.dtype`
+KINDS = {name: each.kind for name, each in ROW_TYPES.items()}  # names of arithmetic on GPUs, by `MoEConfig.dtype`
 BY_KIND = {each.kind: each for each in ROW_TYPES.values()}
 # by name, types with fewer bits than float32; weights may be arrays of them, or uint16 with their bits
 ROUNDED = {name: each for name, each in ROW_TYPES.items() if each.rounds}

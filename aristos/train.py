@@ -17,30 +17,62 @@ from kernel_cache.errors import quoted
 
 from .config import real
 from .errors import InputError, OpenCallError
-from .trainable import Trainable
+from .trainable import Trainable, TrainedLayer
 
 EXPERTS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")  # arrays with this rank's experts in front
 Arrays = dict[str, np.ndarray]
-SMALLEST, LARGEST = 2.0**-126, 2.0**127  # of a positive option: the steps compute in float32
+SMALLEST, LARGEST = 2.0**-126, 2.0**127  # the range of a positive option: the steps compute in float32
 LONGEST = 200  # characters of a dense array's name
 
 
 class Optimizer:
-    """Base of the optimizers. moe: an `MoE`, all its layers loaded. lr, weight_decay, clip: may change between steps.
+    """Base of the optimizers: options, the states of every trained array, and the step.
 
-    steps: the number of steps taken. dense: arrays outside the MoE layers by name, float32, equal on all ranks; `step`
-    changes them in place. states: for each layer, name -> state's name -> array.
+    All options may change between steps.
+
+    Parameters
+    ----------
+    moe : MoE
+        The layers to train, made with train=True, all loaded. An optimizer needs its attribute `training` alone, see
+        `aristos.trainable.Trainable`.
+    lr : float
+        Learning rate, at least 0 and below 2**127.
+    weight_decay : float
+        Each step multiplies matrices by 1 - lr * weight_decay; vectors (biases) stay. At least 0 and below 2**127.
+    clip : float or None
+        The largest global norm of the gradients: above it a step scales all of them, those of `dense` included, so that
+        their norm is `clip`. None: no limit.
+    dense : dict of str to array, or None
+        A model's arrays outside the MoE layers, by name: writable float32, of any shape, equal on all ranks. `step`
+        changes them in place. None: none.
+
+    Attributes
+    ----------
+    steps : int
+        The number of steps taken.
+    half_changed : bool
+        Whether a step or a restore was interrupted while it wrote.
+    states : list of dict
+        For each layer, name of an array -> name of a state -> array of the same shape, float32.
+    dense_states : dict of str to dict
+        Name of a dense array -> name of a state -> array of the same shape, float32.
+
+    Raises
+    ------
+    InputError
+        An option out of its range, or a dense array of another type or without a name to be saved under.
     """
 
     def __init__(
-        self, moe: Trainable, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None
+        self, moe: TrainedLayer, lr: float, weight_decay: float, clip: float | None, dense: Arrays | None
     ) -> None:
-        self.moe, self.lr, self.weight_decay, self.clip, self.steps = moe, lr, weight_decay, clip, 0
+        self.moe, self.training = moe, moe.training
+        self.lr, self.weight_decay, self.clip, self.steps = lr, weight_decay, clip, 0
         self.check_options()
         self.half_changed = False
         self.states: list[dict[str, Arrays]] = [
-            {name: self.new_state(master) for name, master in _trained(moe, layer).items()}
-            for layer in range(moe.layers)
+            {name: self.new_state(master) for name, master in _trained(self.training, layer).items()}
+            for layer in range(self.training.layers)
         ]
         self.dense = dict(dense or {})
         self._check_arrays()
@@ -53,7 +85,14 @@ class Optimizer:
         return self.dense | states
 
     def check_dense(self) -> None:
-        """Raise InputError unless each dense array and each state of one has a name of its own to be saved under."""
+        """Refuse dense arrays that cannot be saved under their names.
+
+        Raises
+        ------
+        InputError
+            Two arrays or states with one name to be saved under, a name that is empty, long or not printable, an array
+            that is no writable float32 array, or other names than when the optimizer was made.
+        """
         self._check_arrays()
         if self.dense.keys() != self.dense_states.keys():
             odd = sorted(map(str, self.dense.keys() ^ self.dense_states.keys()))
@@ -74,43 +113,90 @@ class Optimizer:
                 raise InputError(f"dense arrays must be writable float32 arrays, got {name}: {describe(array)}")
 
     def check_options(self) -> None:
-        """Raise InputError for an option that is not finite, or has the wrong sign."""
+        """Refuse options out of their range.
+
+        Raises
+        ------
+        InputError
+            An option that is not finite, or has the wrong sign.
+        """
         _number("lr", self.lr)
         _number("weight_decay", self.weight_decay)
         if self.clip is not None and not 0 < real(self.clip) < LARGEST:
             raise InputError(f"clip must be None or a positive number below 2**127, got {quoted(self.clip)}")
 
     def new_state(self, master: np.ndarray) -> Arrays:
-        """The states of one array by name, at the start."""
+        """The states of one array by name, at the start.
+
+        Parameters
+        ----------
+        master : array, float32
+            The array that is trained.
+
+        Returns
+        -------
+        dict of str to array
+            Arrays of its shape, float32.
+        """
         raise NotImplementedError
 
     def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays, factor: float) -> None:
-        """Write new values into `master` and its state; float32 arrays of one shape. factor: of the gradient."""
+        """Write new values into an array and its states.
+
+        Parameters
+        ----------
+        master : array, float32
+            The array that is trained.
+        gradient : array, float32
+            Its gradient, of the same shape.
+        state : dict of str to array
+            Its states, as `new_state` makes them.
+        factor : float
+            What to multiply the gradient by: below 1 where `clip` limits the norm.
+        """
         raise NotImplementedError
 
     def step(self, dense_gradients: Arrays | None = None) -> float:
-        """Reduce the gradients, change the weights and pack them. Collective. Returns the gradients' global norm.
+        """Reduce the gradients, change the weights and pack them. Collective.
 
-        dense_gradients: those of `dense`, by name, summed and equal on all ranks (`aristos.reproducible_sum`). With
-        `clip`, all gradients are scaled so that their norm is at most that. Raises InputError on every rank, and
-        changes no weight, if a gradient is not finite; InputError here and PeerInputError on the other ranks for an
-        option or a gradient of `dense` that cannot be; OpenCallError while a tape is open. If it is interrupted while
-        it changes weights, this rank refuses its calls, `params`, `step` and `save` until `moe.restore` of both.
+        If it is interrupted while it changes weights, this rank refuses its calls, `params`, `step` and `save` until
+        `moe.restore` of both.
+
+        Parameters
+        ----------
+        dense_gradients : dict of str to array, or None, default None
+            The gradient of each array of `dense`, by its name: float32 of its shape, summed over the ranks and equal on
+            all of them (`aristos.reproducible_sum`).
+
+        Returns
+        -------
+        float
+            The global norm of the gradients, before `clip`; see `norm`.
+
+        Raises
+        ------
+        InputError
+            On every rank, a gradient that is not finite; on the rank that has it, an option or a gradient of `dense`
+            that does not fit, or weights or states that are half changed. No weight has changed.
+        PeerInputError
+            Another rank raised InputError. No weight has changed.
+        OpenCallError
+            A tape is open: `backward` or `discard` it first.
         """
         dense_gradients = {} if dense_gradients is None else dense_gradients
-        self.moe.agree(self._refused(dense_gradients), "a step of its optimizer")
-        self.moe.reduce_grads()
-        if self.moe.open_tapes:
-            raise OpenCallError(f"{self.moe.open_tapes} tapes are open: give them to backward(), or discard() them")
+        self.training.agree(self._refused(dense_gradients), "a step of its optimizer")
+        self.training.reduce_grads()
+        if (tapes := self.training.open_tapes) > 0:
+            raise OpenCallError(f"{tapes} tapes are open: give them to backward(), or discard() them")
         norm = self.norm(dense_gradients)
         factor = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
-        parts = [list(self._parts(layer)) for layer in range(self.moe.layers)]
-        with self.moe.changing():
+        parts = [list(self._parts(layer)) for layer in range(self.training.layers)]
+        with self.training.changing():
             self.half_changed = True
             self.steps += 1
-            for layer in range(self.moe.layers):
-                self.moe.everywhere(lambda part: self.change(part[0], part[1], part[2], factor), parts[layer])
-                self.moe.update(layer)
+            for layer in range(self.training.layers):
+                self.training.everywhere(lambda part: self.change(part[0], part[1], part[2], factor), parts[layer])
+                self.training.update(layer)
             for name, array in self.dense.items():
                 self.change(array, dense_gradients[name], self.dense_states[name], factor)
             self.half_changed = False
@@ -118,13 +204,19 @@ class Optimizer:
 
     def _parts(self, layer: int) -> Iterator[tuple[np.ndarray, np.ndarray, Arrays]]:
         """(master, gradient, state) of each array of a layer; an expert's arrays are items of their own."""
-        gradients, masters = self.moe.grads(layer), self.moe.params(layer)
+        gradients, masters = self.training.grads(layer), self.training.params(layer)
         for name, state in self.states[layer].items():
             for i in range(len(masters[name])) if name in EXPERTS else [...]:
                 yield masters[name][i], gradients[name][i], {key: array[i] for key, array in state.items()}
 
     def refuse_half_changed(self) -> None:
-        """Raise InputError if this rank's states were changed only in part by a step or a restore."""
+        """Refuse states that a step or a restore has changed only in part.
+
+        Raises
+        ------
+        InputError
+            This rank's states are half changed.
+        """
         if self.half_changed:
             raise InputError(
                 "the optimizer's states are half changed, because step() or restore() was interrupted while it wrote"
@@ -135,7 +227,7 @@ class Optimizer:
         """What is wrong with the options, the gradients of dense arrays, or the weights."""
         try:
             self.check_options()
-            self.moe.refuse_half_changed()
+            self.training.refuse_half_changed()
             self.refuse_half_changed()
         except InputError as problem:
             return problem
@@ -150,21 +242,35 @@ class Optimizer:
         return None
 
     def norm(self, dense_gradients: Arrays | None = None) -> float:
-        """The square root of the sum of all squares of all ranks' gradients, after `reduce_grads`. Collective.
+        """The norm of all gradients after `reduce_grads`: the square root of the sum of their squares. Collective.
 
         Squares are added in float64 for each layer, array and expert; then these sums in order of layer, name and id,
-        those of dense arrays last. So it has the same bits on any number of ranks. Raises InputError, which names the
-        array, if a gradient is not finite.
+        those of dense arrays last. So it has the same bits on any number of ranks.
+
+        Parameters
+        ----------
+        dense_gradients : dict of str to array, or None, default None
+            As for `step`.
+
+        Returns
+        -------
+        float
+            The norm, equal on all ranks.
+
+        Raises
+        ------
+        InputError
+            A gradient is not finite; the message names its array.
         """
         mine = dict(self._squares())
-        everyone = self.moe.everyone.allgather(mine, "squares of gradients")
+        everyone = self.training.everyone.allgather(mine, "squares of gradients")
         squares = {key: value for each in everyone for key, value in each.items()}
         named = {}
         for layer, name, expert in sorted(squares):
             where = f" of expert {expert}" if expert >= 0 else ""
             named[f"{name}{where} in layer {layer}"] = squares[layer, name, expert]
         for name, gradient in sorted((dense_gradients or {}).items()):
-            named[f"the dense array {name}"] = self.moe.updates.square_sum(gradient)
+            named[f"the dense array {name}"] = self.training.updates.square_sum(gradient)
         for name, value in named.items():
             if not math.isfinite(value):
                 raise InputError(f"the gradient of {name} is not finite: no weight has changed")
@@ -172,29 +278,82 @@ class Optimizer:
 
     def _squares(self) -> Iterator[tuple[tuple[int, str, int], float]]:
         """((layer, name, expert or -1), sum of squares) of every array on this rank."""
-        held = self.moe.placement.mine(self.moe.rank)
+        held = self.training.mine
         keys, parts = [], []
-        for layer in range(self.moe.layers):
-            for name, gradient in self.moe.grads(layer).items():
+        for layer in range(self.training.layers):
+            for name, gradient in self.training.grads(layer).items():
                 for expert, part in zip(held, gradient) if name in EXPERTS else [(-1, gradient)]:
                     keys.append((layer, name, expert))
                     parts.append(part)
-        return zip(keys, self.moe.everywhere(self.moe.updates.square_sum, parts))
+        return zip(keys, self.training.everywhere(self.training.updates.square_sum, parts))
 
     def keeps(self, master: np.ndarray) -> float:
-        """The factor of weight decay for each entry: matrices shrink by lr * weight_decay, vectors stay."""
+        """The factor of weight decay for each entry of an array: matrices shrink, vectors stay.
+
+        Parameters
+        ----------
+        master : array
+            The array that is trained; only its number of dimensions matters.
+
+        Returns
+        -------
+        float
+            1 - lr * weight_decay, or 1 for a vector.
+        """
         return 1.0 - self.lr * self.weight_decay if master.ndim > 1 else 1.0
 
 
 class Adam(Optimizer):
-    """AdamW (arXiv:1711.05101, algorithm 2): Adam, and in each step matrices shrink by lr * weight_decay.
+    """AdamW: Adam, and in each step matrices shrink by lr * weight_decay.
 
     m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
+
+    Parameters
+    ----------
+    moe : MoE
+        The layers to train, made with train=True, all loaded.
+    lr : float, default 1e-3
+        Learning rate.
+    betas : (float, float), default (0.9, 0.999)
+        b1 and b2, each at least 0 and below 1: what the means of gradients and of their squares keep in a step.
+    eps : float, default 1e-8
+        Added to the root, at least 2**-126.
+    weight_decay : float, default 0.0
+        Each step multiplies matrices by 1 - lr * weight_decay; vectors (biases) stay.
+    clip : float or None, default None
+        The largest global norm of the gradients: above it a step scales all of them, those of `dense` included, so that
+        their norm is `clip`. None: no limit.
+    dense : dict of str to array, or None, default None
+        A model's arrays outside the MoE layers, by name: writable float32, of any shape, equal on all ranks. `step`
+        changes them in place; `MoE.save` writes them and their states.
+
+    Raises
+    ------
+    InputError
+        An option out of its range, or a dense array of another type or without a name to be saved under.
+
+    Source
+    ------
+    arXiv:1711.05101, algorithm 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import aristos
+    >>> cfg = aristos.MoEConfig(hidden=16, ffn=32, experts=4)
+    >>> with aristos.MoE(cfg, train=True) as moe:
+    ...     moe.load(**aristos.reference.weights(cfg))
+    ...     adam = aristos.train.Adam(moe, lr=1e-2, clip=1.0)
+    ...     y, tape = moe.forward(np.ones((8, 16), np.float32))
+    ...     dx = moe.backward(y, tape)
+    ...     norm = adam.step()
+    >>> adam.steps, norm > 0
+    (1, True)
     """
 
     def __init__(
         self,
-        moe: Trainable,
+        moe: TrainedLayer,
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -207,7 +366,6 @@ class Adam(Optimizer):
         super().__init__(moe, lr, weight_decay, clip, dense)
 
     def check_options(self) -> None:
-        """See `Optimizer.check_options`."""
         super().check_options()
         betas = self.betas
         if not isinstance(betas, tuple | list) or len(betas) != 2 or not all(0 <= real(beta) < 1 for beta in betas):
@@ -220,21 +378,43 @@ class Adam(Optimizer):
         return {"mean": np.zeros_like(master), "square": np.zeros_like(master)}
 
     def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays, factor: float) -> None:
-        """See `Optimizer.change`."""
         (first, second), t = self.betas, self.steps
         scales = [
             factor, self.keeps(master), first, 1 - first, second, 1 - second,
             1 - second**t, self.eps, self.lr / (1 - first**t),
         ]  # fmt: skip
-        self.moe.updates.adam(master, gradient, state["mean"], state["square"], scales)
+        self.training.updates.adam(master, gradient, state["mean"], state["square"], scales)
 
 
 class SGD(Optimizer):
-    """Gradient descent: v = momentum v + g, w -= lr v; in each step matrices shrink by lr * weight_decay."""
+    """Gradient descent with momentum: v = momentum v + g, w -= lr v; in each step matrices shrink by lr * weight_decay.
+
+    Parameters
+    ----------
+    moe : MoE
+        The layers to train, made with train=True, all loaded.
+    lr : float
+        Learning rate.
+    momentum : float, default 0.0
+        What v keeps of its value in a step. An optimizer made with 0 has no v, and its momentum must stay 0.
+    weight_decay : float, default 0.0
+        Each step multiplies matrices by 1 - lr * weight_decay; vectors (biases) stay.
+    clip : float or None, default None
+        The largest global norm of the gradients: above it a step scales all of them, those of `dense` included, so that
+        their norm is `clip`. None: no limit.
+    dense : dict of str to array, or None, default None
+        A model's arrays outside the MoE layers, by name: writable float32, of any shape, equal on all ranks. `step`
+        changes them in place; `MoE.save` writes them and their states.
+
+    Raises
+    ------
+    InputError
+        An option out of its range, or a dense array of another type or without a name to be saved under.
+    """
 
     def __init__(
         self,
-        moe: Trainable,
+        moe: TrainedLayer,
         lr: float,
         *,
         momentum: float = 0.0,
@@ -246,7 +426,6 @@ class SGD(Optimizer):
         super().__init__(moe, lr, weight_decay, clip, dense)
 
     def check_options(self) -> None:
-        """See `Optimizer.check_options`."""
         super().check_options()
         _number("momentum", self.momentum)
         if self.momentum and not self._with_states:
@@ -256,19 +435,29 @@ class SGD(Optimizer):
         return {"velocity": np.zeros_like(master)} if self.momentum else {}
 
     def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays, factor: float) -> None:
-        """See `Optimizer.change`."""
         velocity = state["velocity"] if self.momentum else np.zeros_like(master)
-        self.moe.updates.momentum(master, gradient, velocity, [factor, self.keeps(master), self.momentum, self.lr])
+        self.training.updates.momentum(master, gradient, velocity, [factor, self.keeps(master), self.momentum, self.lr])
 
 
-def _trained(moe: Trainable, layer: int) -> Arrays:
+def _trained(training: Trainable, layer: int) -> Arrays:
     """The masters of a layer that have a gradient."""
-    masters = moe.params(layer)
-    return {name: masters[name] for name in moe.grads(layer)}
+    masters = training.params(layer)
+    return {name: masters[name] for name in training.grads(layer)}
 
 
 def describe(value: object) -> str:
-    """For messages: the type and shape of what came."""
+    """The type and shape of a value, for messages.
+
+    Parameters
+    ----------
+    value : object
+        An array, or anything else that came in its place.
+
+    Returns
+    -------
+    str
+        Such as "float32 [3, 4]" of an array, else the name of the type.
+    """
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 

@@ -8,8 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .placement import Placement
-
 
 class Everyone(Protocol):
     """The ranks that train together."""
@@ -32,16 +30,18 @@ class Steps(Protocol):
 
 
 class Trainable(Protocol):
-    """A layer object with masters and gradients; the methods are those of `MoE`."""
+    """What an optimizer changes weights by: `MoE.training`. What is not said here is as in `MoE`.
 
-    @property
-    def layers(self) -> int: ...
+    Attributes
+    ----------
+    layers : int
+        Layers of the object.
+    mine : list of int
+        Ids of this rank's experts, in the order of their arrays.
+    """
 
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def placement(self) -> Placement: ...
+    layers: int
+    mine: list[int]
 
     @property
     def open_tapes(self) -> int: ...
@@ -52,13 +52,55 @@ class Trainable(Protocol):
     @property
     def updates(self) -> Steps: ...
 
-    def agree(self, problem: Exception | None, what: str) -> None: ...
+    def agree(self, problem: Exception | None, what: str) -> None:
+        """Raise an error here, and PeerInputError on the other ranks. Collective.
 
-    def refuse_half_changed(self) -> None: ...
+        Parameters
+        ----------
+        problem : Exception or None
+            This rank's error; None: it has none.
+        what : str
+            The subject of the error, for messages.
 
-    def changing(self) -> AbstractContextManager[None]: ...
+        Raises
+        ------
+        Exception
+            `problem`.
+        PeerInputError
+            Another rank passed an error.
+        """
+        ...
 
-    def everywhere(self, run: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]: ...
+    def refuse_half_changed(self) -> None:
+        """Refuse weights that a step or a restore has changed only in part.
+
+        Raises
+        ------
+        InputError
+            This rank's weights are half changed.
+        """
+        ...
+
+    def changing(self) -> AbstractContextManager[None]:
+        """A block in which weights change. If it is interrupted, this rank refuses its weights until `restore`."""
+        ...
+
+    def everywhere(self, run: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """Run a function for every item, on all workers.
+
+        Parameters
+        ----------
+        run : callable
+            Takes an item.
+        items : sequence
+            The items.
+
+        Returns
+        -------
+        list
+            What the function returned, in the order of the items.
+        """
+        ...
 
     def params(self, layer: int = 0) -> dict[str, np.ndarray]: ...
 
@@ -67,3 +109,10 @@ class Trainable(Protocol):
     def reduce_grads(self) -> None: ...
 
     def update(self, layer: int = 0) -> None: ...
+
+
+class TrainedLayer(Protocol):
+    """A layer object with masters and gradients: an `MoE` made with train=True."""
+
+    @property
+    def training(self) -> Trainable: ...

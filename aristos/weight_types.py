@@ -19,10 +19,26 @@ SCALES: dict[str, Any] = {name: row.array for name, row in ON_CPUS.items()} | {"
 class WeightType:
     """A matrix of elements, or of codes with scales: weight = scale * (code - zero).
 
-    bits: of one element or code. scale: a name of `SCALES`; None: elements without scales. group: k whose codes share
-    a scale; 0: all of a column. columns: columns that share a scale. zeros: whether each group of a column has a zero
-    point, a number of `bits` bits; else the codes of integers have the middle of their range as their zero. Raises
-    InputError for a packed type that kernels do not have.
+    Parameters
+    ----------
+    name : str
+        The format of the codes, a name of `FORMATS`; of elements, that of a row type.
+    bits : int
+        Bits of one element or code.
+    scale : str or None, default None
+        The type of scales, a name of `SCALES`. None: elements without scales.
+    group : int, default 0
+        How many k share a scale; 0: all of a column.
+    columns : int, default 1
+        How many columns share a scale.
+    zeros : bool, default False
+        Whether each group of a column has a zero point, a number of `bits` bits. Otherwise the codes of integers have
+        the middle of their range as their zero.
+
+    Raises
+    ------
+    InputError
+        A packed type that kernels do not have.
     """
 
     name: str
@@ -61,11 +77,35 @@ class WeightType:
         return FORMATS[self.name]
 
     def groups(self, depth: int) -> int:
-        """Groups of a column of `depth` weights."""
+        """Groups of a column.
+
+        Parameters
+        ----------
+        depth : int
+            Weights of the column.
+
+        Returns
+        -------
+        int
+            How many scales they have.
+        """
         return -(-depth // self.group) if self.group else 1
 
     def nbytes(self, depth: int, columns: int) -> int:
-        """Bytes of codes, scales and zero points of a matrix of `depth` rows and `columns` columns."""
+        """Bytes of codes, scales and zero points of a matrix.
+
+        Parameters
+        ----------
+        depth : int
+            K, its rows.
+        columns : int
+            N, its columns.
+
+        Returns
+        -------
+        int
+            Bytes as files store them.
+        """
         bits = self.bits * depth * columns
         if self.scale is not None:
             groups = self.groups(depth)
@@ -118,9 +158,37 @@ SPLIT = WeightType("float32 in two", 32)
 def packed(name: str, *, group: int | None = None, scale: str | None = None, zeros: bool = False) -> WeightType:
     """A type of packed weights for `MoEConfig(weight_dtype=...)`.
 
-    name: "fp8" (e4m3, arXiv:2209.05433), "int8", "int4" or "mxfp4" (OCP Microscaling Formats 1.0). group: k whose codes
-    share a scale, 0: all of a column; a group of fp8 has 128 columns too, as in DeepSeek-V3. scale: type of scales.
-    zeros: of integers, whether groups have zero points. None: the first of the format's `FORMATS`. Raises InputError.
+    Parameters
+    ----------
+    name : str
+        "fp8" (e4m3), "int8", "int4" or "mxfp4".
+    group : int or None, default None
+        How many k share a scale, 0: all of a column. A group of fp8 has 128 columns too, as in DeepSeek-V3. None: the
+        first of the format's in `FORMATS`.
+    scale : str or None, default None
+        The type of scales. None: the first of the format's in `FORMATS`.
+    zeros : bool, default False
+        Whether groups of integers have zero points.
+
+    Returns
+    -------
+    WeightType
+        The type.
+
+    Raises
+    ------
+    InputError
+        A type that kernels do not have.
+
+    Source
+    ------
+    fp8: arXiv:2209.05433; mxfp4: OCP Microscaling Formats 1.0.
+
+    Examples
+    --------
+    >>> import aristos
+    >>> print(aristos.packed("int4", group=64, zeros=True))
+    int4 with a float32 scale for 64 k and zero points
     """
     form = _format(name)
     group = form.groups[0] if group is None else group

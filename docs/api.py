@@ -9,10 +9,13 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import re
 import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import docstrings
 
 PAGE = Path(__file__).resolve().parent / "api.md"
 HEAD = """# Python API
@@ -32,9 +35,26 @@ PARTS: dict[str, tuple[str, ...]] = {
         "aristos.layer.stats.MessageClass",
     ),
     "Experts of your own": ("aristos.Exchange", "aristos.layer.exchange.Handle"),
-    "Training": ("aristos.train", "aristos.layer.training.Tape", "aristos.reproducible_sum"),
+    "Training": (
+        "aristos.train",
+        "aristos.layer.training.Tape",
+        "aristos.trainable.Trainable",
+        "aristos.reproducible_sum",
+    ),
     "Losses": ("aristos.losses",),
-    "Published models": ("aristos.Checkpoint",),
+    "Packed weights": ("aristos.packed", "aristos.weight_types.WeightType", "aristos.quantise", "aristos.Quantised"),
+    "Published models": (
+        "aristos.Checkpoint",
+        "aristos.models.reduced",
+        "aristos.models.shape",
+        "aristos.models.Shape",
+        "aristos.models.Preset",
+        "aristos.models.Model",
+    ),
+    "The reference": tuple(
+        f"aristos.reference.{name}"
+        for name in ("moe", "backward", "expert", "shared_expert", "route", "weights", "error")
+    ),
     "Planner": ("aristos.planner",),
     "Topology": ("aristos.topology",),
     "Results": ("aristos.results",),
@@ -124,9 +144,14 @@ def _members(cls: type) -> list[str]:
                 plain = isinstance(
                     member, property | cached_property | classmethod | staticmethod
                 ) or inspect.isfunction(member)
-                if shown and plain and inspect.getdoc(getattr(cls, name)):
+                if shown and plain and _described_here(member):
                     found[name] = None
     return sorted(found, key=lambda name: name != "__call__")
+
+
+def _described_here(member: Any) -> bool:
+    """Whether a member has a docstring of its own: one that is inherited stands with the base."""
+    return bool(getattr(member, "__func__", member).__doc__)
 
 
 def _public(module: Any) -> list[str]:
@@ -180,15 +205,15 @@ def _annotation(found: Any) -> str:
 
 
 def _text(found: Any) -> str:
-    """The docstring; of a dataclass that has none, its fields."""
-    doc = inspect.getdoc(found) or ""
+    """The docstring as Markdown; of a dataclass that has none, its fields."""
+    doc = docstrings.markdown(found)
     if inspect.isclass(found) and dataclasses.is_dataclass(found) and doc.startswith(f"{found.__name__}("):
         doc = ""
     return doc + "\n"
 
 
 def _indented(text: str) -> str:
-    return text.replace("\n", "\n  ")
+    return re.sub(r"\n(?=.)", "\n  ", text)
 
 
 def _code(text: str) -> str:

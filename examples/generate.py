@@ -78,15 +78,11 @@ class Decoder:
 
     def load(self) -> None:
         """Load this rank's experts of every layer, and what every rank has. Collective."""
-        problem = None
-        try:
+        with self.moe.together("the weights outside the experts"):  # a file may be damaged on one node alone
             self.embedding = self.weight("model.embed_tokens.weight")
             self.head = self.embedding if self.tied else self.weight("lm_head.weight")
             self.norm = self.weight("model.norm.weight")
             self.blocks = [self.block(i) for i in range(self.layers)]
-        except aristos.AristosError as error:  # a file may be damaged on one node alone
-            problem = error
-        self.moe.agree(problem, "the weights outside the experts")
         for number, i in self.moe_layer.items():
             self.checkpoint.load(self.moe, layer=i, number=number)
 

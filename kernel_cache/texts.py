@@ -1,4 +1,4 @@
-"""Text from outside: the numbers in it, and whether it can be shown.
+"""Text from outside: the numbers in it, and whether it can be shown. Text for people: ranges and tables.
 
 Python's own conversions accept too much: `isdigit` takes superscripts, `int` takes digits of every script and
 underscores. `int` also fails above 4,300 digits. A terminal obeys control characters in names.
@@ -7,6 +7,7 @@ underscores. `int` also fails above 4,300 digits. A terminal obeys control chara
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 MOST = 10**18 - 1
 _DIGITS = 18
@@ -27,8 +28,30 @@ def plain(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """The text with all characters that cannot be shown escaped: \\x1b for the escape character."""
+    r"""The text with all characters that cannot be shown escaped: \x1b for the escape character."""
     if plain(text):
         return text
     hidden = {c: repr(c)[1:-1] for c in set(text) if unicodedata.category(c) in _HIDDEN}
     return "".join(hidden.get(c, c) for c in text)
+
+
+def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """[8, 0, 1, 2] -> [(0, 2), (8, 8)]: ascending, each number once."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if found and found[-1][1] == number - 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
+
+
+def ranges(numbers: Iterable[int], between: str = ",") -> str:
+    """{8, 0, 1, 2} -> '0-2,8'."""
+    return between.join(f"{low}-{high}" if low < high else str(low) for low, high in runs(numbers))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose columns are as wide as their widest cell. rows: of as many cells each."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

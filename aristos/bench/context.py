@@ -21,7 +21,7 @@ from .routing import Trace
 from .world import World
 
 VERDICTS = {True: "ok", False: "FAILED"}
-WRONG_RIVAL = "wrong rival"  # of a rival's row: its time is not compared, and the suite has not failed
+WRONG_RIVAL = "wrong rival"  # the mark of a rival's row: its time is not compared, and the suite has not failed
 
 
 def counted(n: int, noun: str) -> str:

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ENOUGH = 0.9  # of a core: a call in which a rank had less counts as disturbed
-FEW = 0.25  # of the calls: if more are disturbed, repeated ones would be disturbed too
-MANY = 0.05  # of the calls: a row of a table is marked if more are disturbed, since its p95 is then disturbed
-WORKS = 0.25  # of the calls' time: a thread that wanted a core for less is not counted
+ENOUGH = 0.9  # the share of a core: a call in which a rank had less counts as disturbed
+FEW = 0.25  # the share of the calls: if more are disturbed, repeated ones would be disturbed too
+MANY = 0.05  # the share of the calls: a row of a table is marked if more are disturbed, since its p95 is then disturbed
+WORKS = 0.25  # the share of the calls' time: a thread that wanted a core for less is not counted
 ROUNDS = 3  # parts of a row's calls, in the order in which they ran
-SPREAD = 0.2  # of the median round: a row is marked if its rounds' medians lie farther apart
+SPREAD = 0.2  # the share of the median round: a row is marked if its rounds' medians lie farther apart
 CORE_SHARE = "share of its core that the rank had in the call"
 PAIR_SHARE = "share of its core that each end of the pair had, the least over repeated samples"
 SENTENCE = (
@@ -42,7 +42,7 @@ class Guard:
         tasks = os.listdir("/proc/self/task") if self._main is not None else []
         self._others = [file for task in tasks if int(task) != me and (file := _opened(int(task))) is not None]
         self._seconds: list[float] = []
-        self._lost: list[list[float]] = []  # of each call: seconds of each thread without a core, the caller's first
+        self._lost: list[list[float]] = []  # for each call, seconds of each thread without a core, the caller's first
         self._ran = np.zeros(len(self._others))
         self._before: list[tuple[float, float]] = []
         self._start = (0.0, 0.0)

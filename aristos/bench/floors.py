@@ -17,7 +17,7 @@ from ..models import PRESETS
 from ..row_types import BY_KIND
 from .arguments import counts
 
-BYTES = {kind: row.nbytes for kind, row in BY_KIND.items()}  # of an element of rows and weights, by arithmetic
+BYTES = {kind: row.nbytes for kind, row in BY_KIND.items()}  # bytes of an element of rows and weights, by arithmetic
 FLOAT, WORD = 4, 8  # bytes: a router element or combine weight; an id or position
 COMPARED = ("a", "b", "c", "d", "e")
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kernel_cache import private
+from kernel_cache.texts import aligned
 
 from ..errors import AristosError, EnvironmentProblem, InputError
 from ..host import workarounds
@@ -27,7 +28,7 @@ from . import environment, world
 from .main import ENVIRONMENT, OK, WRONG, complain, interrupted, leave
 
 PROG = "aristos topo"
-SECONDS = 6.0  # of puts; synchronisation and start-up are extra
+SECONDS = 6.0  # seconds of puts; synchronisation and start-up are extra
 
 
 def run(asked: Namespace, smi: str | None) -> int:
@@ -152,7 +153,7 @@ def _by_class(links: Links) -> list[str]:
             _text(_rate(_median(together[a][b] for a, b in members)) if together else None, ".2f"),
             _text(_median(links.residual[a][b] for a, b in members), ".0%"),
         ])  # fmt: skip
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _by_device(links: Links) -> list[str]:
@@ -161,7 +162,7 @@ def _by_device(links: Links) -> list[str]:
         what = f"{each.label} {each.name}".strip() + (f" {each.cpus}" if each.cpus and not each.label else "")
         memory = None if each.memory_bytes is None else each.memory_bytes / 1e9
         rows.append([str(rank), links.hosts[rank], what, _text(each.rate_gflops, ".1f"), _text(memory, ".1f")])
-    return ["", *_aligned(rows)]
+    return ["", *aligned(rows)]
 
 
 def _rate(beta: float | None) -> float | None:
@@ -176,8 +177,3 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 def _text(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

@@ -25,7 +25,7 @@ Seconds = NDArray[np.float64]
 
 FEWEST = 4  # timed iterations, even if time is short
 MOST = 2000
-REPEATS = 3  # of a disturbed call
+REPEATS = 3  # how often a disturbed call is repeated
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from . import world
 from .registry import Backend
 
-ALL_SECONDS = 110.0  # of the default suites: with start-up and oracle they take two minutes
-SUITE_SECONDS = 25.0  # of each suite named on the command line
+ALL_SECONDS = 110.0  # seconds of the default suites: with start-up and oracle they take two minutes
+SUITE_SECONDS = 25.0  # seconds of each suite named on the command line
 
 
 class UsageError(Exception):

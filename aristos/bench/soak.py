@@ -26,7 +26,7 @@ from .world import World
 
 PROJECTIONS = ("up", "gate", "down")
 LONG_WAIT = 1e-3  # seconds
-SMALL = 0.2  # of what is added up: few sums that are all smaller are what cancellation left, and as inexact
+SMALL = 0.2  # the share of what is added up: few sums that are all smaller are what cancellation left, and as inexact
 SAVES: tuple[Literal["nothing", "rows", "hidden"], ...] = ("nothing", "rows", "hidden")
 KINK = 1e-5  # inputs of an activation are about 1; their float32 sums differ from float64 ones by less
 SAMPLE_EVERY = 1.0  # seconds, or after an object

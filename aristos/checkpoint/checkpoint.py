@@ -36,23 +36,55 @@ RECIPES = (
 )  # they register themselves when imported
 INNER = ("text_config", "thinker_config", "llm_config", "language_config")
 OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "model.vision", "audio", "model.audio")
-MOST_EXPERTS = 1 << 16  # of a layer: four times the most that was published
+MOST_EXPERTS = 1 << 16  # experts of a layer: four times the most that was published
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
-BIASES = ("router_bias", "select_bias")  # of a router
+BIASES = ("router_bias", "select_bias")  # the biases of a router
 
 
 class Checkpoint:
     """A model directory: config.json and safetensors files, memory-mapped. Nothing but config.json is read at first.
 
-    path: the directory. comm: an mpi4py communicator: then opening is collective, and if one rank cannot open the
-    directory, all ranks raise at once instead of waiting for that rank in MoE. None: this process alone. timeout: as of
-    MoE. Raises CheckpointError for a model_type or an option that Aristos does not know: the error names it, nothing is
-    guessed. With comm, PeerInputError where another rank cannot open it, MismatchError where the ranks' config.json
-    differ.
+    Parameters
+    ----------
+    path : path
+        The directory.
+    comm : communicator or None, default None
+        An mpi4py communicator: then opening is collective, and if one rank cannot open the directory, all ranks raise
+        at once instead of waiting for that rank in MoE. None: this process alone.
+    timeout : float, default 120.0
+        Seconds that the other ranks may take to open it.
 
-    Attributes: path. model_type: of the (text) model. layers: numbers of the model's MoE layers that have tensors here,
-    in order; decoder layers of an encoder-decoder model are numbered after the encoder's. missing: those that
-    config.json promises and that have none. quantisation: its method, or "".
+    Attributes
+    ----------
+    path : Path
+        The directory.
+    model_type : str
+        Of the model that has experts, such as a text model inside another.
+    layers : tuple of int
+        Numbers of the model's MoE layers that have tensors here, in order. Decoder layers of an encoder-decoder model
+        are numbered after the encoder's.
+    missing : tuple of int
+        Numbers of layers that config.json promises and that have no tensors.
+    quantisation : str
+        The method by which weights are quantised, or "".
+
+    Raises
+    ------
+    CheckpointError
+        The directory cannot be read, or it has a model_type or an option that Aristos does not know: the error names
+        it, nothing is guessed.
+    InputError
+        `path` or `comm` is of another type.
+    PeerInputError
+        With comm, another rank cannot open it.
+    MismatchError
+        With comm, the ranks' config.json differ.
+    OpenCallError
+        With comm, a call on it is open.
+    WaitTimeout
+        With comm, another rank did not come in time.
+    EnvironmentProblem
+        With comm, MPI cannot do what is needed.
     """
 
     def __init__(self, path: str | os.PathLike[str], comm: Any = None, *, timeout: float = DEFAULT_TIMEOUT) -> None:
@@ -150,7 +182,23 @@ class Checkpoint:
         return self._blocks[int(number)]
 
     def problem(self, number: int) -> str:
-        """Why Aristos cannot run layer `number` of the model; empty if it can."""
+        """Why Aristos cannot run a layer of the model.
+
+        Parameters
+        ----------
+        number : int
+            The model's layer.
+
+        Returns
+        -------
+        str
+            The reason; empty if it can run the layer.
+
+        Raises
+        ------
+        InputError
+            The model has no MoE layer of this number.
+        """
         block = self._block(number)
         if block.problem:
             return block.problem
@@ -161,7 +209,23 @@ class Checkpoint:
         return ""
 
     def note(self, number: int) -> str:
-        """How the layer differs from the model's own code, or what its calls need; empty if there is nothing to say."""
+        """How a layer differs from the model's own code, or what its calls need.
+
+        Parameters
+        ----------
+        number : int
+            The model's layer.
+
+        Returns
+        -------
+        str
+            A sentence; empty if there is nothing to say.
+
+        Raises
+        ------
+        InputError
+            The model has no MoE layer of this number.
+        """
         note = self._block(number).note
         if self._quantised.activations:
             rows = "config.json declares quantised inputs of linear layers; here they have the layer's dtype"
@@ -169,10 +233,24 @@ class Checkpoint:
         return note
 
     def weight_type(self, number: int) -> WeightType | None:
-        """The type of the experts' weights in layer `number` as they are stored, None where they are elements.
+        """The type of the experts' weights in a layer as they are stored. Reads headers alone.
 
-        Reads headers alone. Raises CheckpointError as `check` does, and where the layer's types differ or Aristos keeps
-        none of them packed.
+        Parameters
+        ----------
+        number : int
+            The model's layer.
+
+        Returns
+        -------
+        WeightType or None
+            None where weights are elements.
+
+        Raises
+        ------
+        CheckpointError
+            As of `check`; or the layer's types differ, or Aristos keeps none of them packed.
+        InputError
+            The model has no MoE layer of this number.
         """
         return self._checked(number).weight_type
 
@@ -185,11 +263,33 @@ class Checkpoint:
         precision: str = "highest",
         weight_dtype: WeightType | str | None = None,
     ) -> MoEConfig:
-        """The configuration of layer `number` of the model. Raises CheckpointError for what Aristos cannot run.
+        """The configuration of a layer of the model.
 
-        max_tokens, dtype, precision, weight_dtype: see MoEConfig; InputError for values that it refuses. weight_dtype
-        "file": the experts' weights stay packed as they are stored, see `weight_type`; otherwise quantised ones are
-        expanded first.
+        Parameters
+        ----------
+        number : int
+            The model's layer.
+        max_tokens : int, default 4096
+            See `MoEConfig`.
+        dtype : str, default "float32"
+            See `MoEConfig`.
+        precision : str, default "highest"
+            See `MoEConfig`.
+        weight_dtype : WeightType, str or None, default None
+            See `MoEConfig`. "file": the experts' weights stay packed as they are stored, see `weight_type`; otherwise
+            quantised ones are expanded first.
+
+        Returns
+        -------
+        MoEConfig
+            The configuration.
+
+        Raises
+        ------
+        CheckpointError
+            Aristos cannot run the layer; with "file", as of `weight_type`.
+        InputError
+            A value that MoEConfig refuses, or a layer that the model has not.
         """
         if why := self._block(number).problem:
             raise CheckpointError(f"{self._where}: layer {number} of this {self.model_type} is not supported: {why}")
@@ -218,7 +318,31 @@ class Checkpoint:
         precision: str = "highest",
         weight_dtype: WeightType | str | None = None,
     ) -> list[MoEConfig]:
-        """A configuration for each of `layers`. Raises CheckpointError for what Aristos cannot run."""
+        """A configuration for each of `layers`.
+
+        Parameters
+        ----------
+        max_tokens : int, default 4096
+            See `MoEConfig`.
+        dtype : str, default "float32"
+            See `MoEConfig`.
+        precision : str, default "highest"
+            See `MoEConfig`.
+        weight_dtype : WeightType, str or None, default None
+            See `layer_config`.
+
+        Returns
+        -------
+        list of MoEConfig
+            In the order of `layers`.
+
+        Raises
+        ------
+        CheckpointError
+            Aristos cannot run a layer; with "file", as of `weight_type`.
+        InputError
+            A value that MoEConfig refuses.
+        """
         given: dict[str, Any] = {"dtype": dtype, "precision": precision, "weight_dtype": weight_dtype}
         return [self.layer_config(number, max_tokens=max_tokens, **given) for number in self.layers]
 
@@ -230,7 +354,31 @@ class Checkpoint:
         precision: str = "highest",
         weight_dtype: WeightType | str | None = None,
     ) -> MoEConfig:
-        """The one configuration of all `layers`. Raises CheckpointError where they differ: `configs` has them all."""
+        """The one configuration of all `layers`.
+
+        Parameters
+        ----------
+        max_tokens : int, default 4096
+            See `MoEConfig`.
+        dtype : str, default "float32"
+            See `MoEConfig`.
+        precision : str, default "highest"
+            See `MoEConfig`.
+        weight_dtype : WeightType, str or None, default None
+            See `layer_config`.
+
+        Returns
+        -------
+        MoEConfig
+            The configuration.
+
+        Raises
+        ------
+        CheckpointError
+            The layers differ (`configs` has them all), Aristos cannot run one; with "file", as of `weight_type`.
+        InputError
+            A value that MoEConfig refuses.
+        """
         found = self.configs(max_tokens=max_tokens, dtype=dtype, precision=precision, weight_dtype=weight_dtype)
         for number, other in zip(self.layers, found):
             if other != found[0]:
@@ -306,9 +454,19 @@ class Checkpoint:
         )
 
     def check(self, number: int) -> None:
-        """Check that layer `number` is there in the shapes of config.json, with no other tensors. Reads headers alone.
+        """Check that a layer is there in the shapes of config.json, with no other tensors. Reads headers alone.
 
-        Raises CheckpointError naming file and tensor.
+        Parameters
+        ----------
+        number : int
+            The model's layer.
+
+        Raises
+        ------
+        CheckpointError
+            A tensor is missing, damaged, of another shape or unknown; the message names file and tensor.
+        InputError
+            The model has no MoE layer of this number.
         """
         self._checked(number)
 
@@ -335,19 +493,32 @@ class Checkpoint:
     # ------------------------------------------------------------ loading
 
     def load(self, moe: Any, *, layer: int, number: int) -> None:
-        """Load the model's layer `number` into layer `layer` of `moe`: this rank's experts, the router, shared parts.
+        """Load a layer of the model into a layer of an MoE: this rank's experts, the router, shared parts.
 
         Collective over the ranks of `moe`. Values are read expert by expert, so memory beside the packed weights is one
-        expert's. A rank that has to read for long shows its progress on stderr. Raises CheckpointError for damaged or
-        missing tensors and for a configuration that is not this layer's, PeerInputError where another rank does; calls
-        of the layer are then refused on all ranks until it is loaded again.
+        expert's. A rank that has to read for long shows its progress on stderr. If a rank raises, calls of the layer
+        are refused on all ranks until it is loaded again.
+
+        Parameters
+        ----------
+        moe : MoE
+            Made with the layer's configuration.
+        layer : int
+            The layer of `moe`.
+        number : int
+            The model's layer.
+
+        Raises
+        ------
+        CheckpointError
+            Damaged or missing tensors, or a configuration that is not this layer's.
+        InputError
+            A layer that the model or `moe` has not, or arrays that do not fit.
+        PeerInputError
+            Another rank raised one of these.
         """
-        problem: Exception | None = None
-        try:
+        with moe.together(f"layer {number} of {self.path}"):
             self._load(moe, layer, number)
-        except Exception as error:  # whatever it is, the other ranks wait in `agree`
-            problem = error
-        moe.agree(problem, f"layer {number} of {self.path}")
 
     def _load(self, moe: Any, layer: int, number: int) -> None:
         moe.unload(layer)  # on every rank, whichever fails: no call may mix old parts and new ones
@@ -374,9 +545,25 @@ class Checkpoint:
             moe.load_shared(layer, layout="out_in", **{name.removeprefix("shared_"): a for name, a in beside.items()})
 
     def load_experts(self, moe: Any, *, layer: int, number: int) -> None:
-        """Load this rank's experts of the model's layer `number` alone into layer `layer` of `moe`. Not collective.
+        """Load this rank's experts alone of a layer of the model. Not collective.
 
-        For callers that route themselves. Raises CheckpointError as `check` does, InputError where arrays do not fit.
+        For callers that route themselves.
+
+        Parameters
+        ----------
+        moe : MoE
+            Made with the layer's configuration.
+        layer : int
+            The layer of `moe`.
+        number : int
+            The model's layer.
+
+        Raises
+        ------
+        CheckpointError
+            As of `check`, or damaged tensors.
+        InputError
+            A layer that the model or `moe` has not, or arrays that do not fit.
         """
         self._load_experts(moe, layer, number, self._checked(number))
 
@@ -394,10 +581,30 @@ class Checkpoint:
                     reader.release(name, e)
 
     def route(self, number: int, x: Any, tokens: Any) -> tuple[np.ndarray, np.ndarray]:
-        """(ids [S, k] int32, weights [S, k] float32) for a call of a layer that chooses by a table of token ids.
+        """The choices of a layer that chooses by a table of token ids, for a call. Local.
 
-        x: [S, H], the layer's input. tokens: [S] ints, the tokens' ids in the vocabulary. Local. Raises InputError for
-        another layer or arguments that do not fit, CheckpointError for a damaged table.
+        Parameters
+        ----------
+        number : int
+            The model's layer.
+        x : array [S, H], float32, bfloat16 or float16
+            The layer's input.
+        tokens : array [S], integers
+            The tokens' ids in the vocabulary.
+
+        Returns
+        -------
+        ids : array [S, k], int32
+            The experts of each token.
+        weights : array [S, k], float32
+            Their combine weights.
+
+        Raises
+        ------
+        InputError
+            A layer with a router that chooses by scores, or arguments that do not fit.
+        CheckpointError
+            The table is damaged or missing.
         """
         self._block(number)
         if number not in self._tables:
@@ -422,17 +629,59 @@ class Checkpoint:
         return self._directory.where
 
     def has(self, name: str) -> bool:
-        """Whether the directory has a tensor of this name."""
+        """Whether the directory has a tensor.
+
+        Parameters
+        ----------
+        name : str
+            The tensor's name there.
+
+        Returns
+        -------
+        bool
+            True if it has.
+        """
         return name in self._directory
 
     def tensor(self, name: str) -> np.ndarray:
-        """Any tensor of the directory by its name there, as stored: a read-only view, read when its values are used."""
+        """Any tensor of the directory, as stored.
+
+        Parameters
+        ----------
+        name : str
+            The tensor's name there.
+
+        Returns
+        -------
+        array
+            A read-only view, read when its values are used.
+
+        Raises
+        ------
+        CheckpointError
+            There is no such tensor, or its file is damaged.
+        """
         return self._directory.array(name)
 
     def expert_tensors(self, number: int) -> set[str]:
-        """Names of the tensors that hold the arrays of layer `number`'s experts, as `arrays` reads them.
+        """Names of the tensors that hold the arrays of a layer's experts, as `arrays` reads them.
 
-        Raises CheckpointError as `check` does, and where an expert's arrays are not its tensors alone.
+        Parameters
+        ----------
+        number : int
+            The model's layer.
+
+        Returns
+        -------
+        set of str
+            The tensors' names in the directory.
+
+        Raises
+        ------
+        CheckpointError
+            As of `check`; or an expert's arrays are not its tensors alone.
+        InputError
+            The model has no MoE layer of this number.
         """
         reader, cfg = self._checked(number), self.layer_config(number)
         for name in reader.pieces:
@@ -442,9 +691,29 @@ class Checkpoint:
         return {reader.prefix + tensor for piece in pieces for tensor in piece.tensors(cfg.experts)}
 
     def arrays(self, number: int, expert: int, *, packed: bool = False) -> dict[str, Any]:
-        """One expert's arrays by name, in nn.Linear's order: up, gate [F, H], down [H, F], biases; read when used.
+        """One expert's arrays by name, in nn.Linear's order, read when used.
 
-        packed: weights as `Quantised`, [in, out], which they must be in the file; otherwise those are expanded.
+        Parameters
+        ----------
+        number : int
+            The model's layer.
+        expert : int
+            The expert's id in 0..E-1.
+        packed : bool, default False
+            Weights come as `Quantised`, [in, out], which they must be in the file. Otherwise quantised ones are
+            expanded.
+
+        Returns
+        -------
+        dict of str to array
+            up, gate: [F, H]; down: [H, F]; biases.
+
+        Raises
+        ------
+        CheckpointError
+            As of `check`; or, with `packed`, the file's weights are not packed.
+        InputError
+            A layer or an expert that the model has not.
         """
         reader, cfg = self._checked(number), self.layer_config(number)
         if isinstance(expert, bool) or not isinstance(expert, int | np.integer) or not 0 <= expert < cfg.experts:

@@ -20,9 +20,9 @@ CONCERNS = re.compile(
     r"moe|expert|rout|gate|gating|top_?k|scor|swiglu|(?:^|_)act(?:_|$|ivation)|capacity|jitter|shared|clamp|limit|latent|zero|mlp"
     r"|dense|sparse|ffn|feed_forward|intermediate|bias|renorm|norm_topk|correction|identity|group|quant"
 )
-# of training, of layers that predict further tokens, and of how the model's own code runs: no option of an MoE layer
+# options of training, of layers that predict further tokens, and of how the model's own code runs, not of an MoE layer
 NO_EFFECT = r"aux_loss|z_loss|loss|output_router_logits|mtp|nextn|initializer|init_|dropout|parallel|use_grouped_mm"
-# of attention, embeddings, vision, other layers and generation, too
+# options of attention, embeddings, vision, other layers and generation
 ELSEWHERE = re.compile(
     r"attn|attention|qkv|_lora|rope|rotary|vision|audio|image|video|mamba|ssm|conv|linear_(?!beta)|delta|lightning"
     r"|index_|indexer|sliding|layer_types|_token|output_hidden|tie_|vocab|max_position|torch|transformers|architectures"
@@ -32,7 +32,7 @@ ELSEWHERE = re.compile(
 OF_EXPERTS = re.compile("moe|expert|rout")  # a name with one of these concerns the layer, whatever else it holds
 HARMLESS = re.compile(NO_EFFECT)
 
-MOST = 1 << 20  # of a size: a file must not cause large allocations
+MOST = 1 << 20  # the largest size: a file must not cause large allocations
 MOST_LAYERS = 1 << 12
 
 

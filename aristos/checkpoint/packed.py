@@ -33,7 +33,7 @@ from .safetensors import shown
 EXPONENTS = ("U8", "F8_E8M0")
 NARROW = {"F8_E4M3": "fp8", "I8": "int8"}
 MX_GROUP = 32
-AWQ_COLUMNS = [0, 2, 4, 6, 1, 3, 5, 7]  # of a word's nibbles, the lowest first
+AWQ_COLUMNS = [0, 2, 4, 6, 1, 3, 5, 7]  # the column of each of a word's nibbles, the lowest first
 EXPAND = "load it without weight_dtype, which expands it"
 
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # codes [K, N], scales, zeros

@@ -18,7 +18,7 @@ from .matrix import Matrix, named
 from .methods import Options
 from .safetensors import shown
 
-WEIGHTS = ("up", "gate", "down")  # of an expert
+WEIGHTS = ("up", "gate", "down")  # the matrices of an expert
 SHARED = ("shared_up", "shared_gate", "shared_down", "shared_sigmoid")
 TABLE = "table"
 LATE = "late_"  # before the name of an array: that of the last experts, which have tensors of their own

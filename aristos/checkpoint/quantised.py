@@ -20,7 +20,7 @@ from .safetensors import shown
 ELEMENTS = ("F32", "BF16", "F16")  # dtypes whose values are weights as they are
 MX_BLOCK = 32
 MX_PAIRS = np.stack([np.tile(FP4, 16), np.repeat(FP4, 16)], axis=1)  # by byte: low nibble, high nibble
-MX_BIAS = 127  # of a scale's exponent
+MX_BIAS = 127  # the bias of a scale's exponent
 MX_ROWS = 16  # that are looked up at once
 MX_UNSAFE = 253  # from this byte of a scale on, a product with the largest value, 6, is beyond float32
 LARGEST = float(np.finfo(np.float32).max)

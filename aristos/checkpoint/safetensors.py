@@ -27,7 +27,7 @@ from ..errors import CheckpointError
 LENGTH = 8  # bytes of the header's length
 MOST_HEADER = 100_000_000  # bytes; the format's own limit
 MOST_AXES = 32
-MOST_SIZE = 1 << 48  # of one axis; its products with a count of bytes are Python's
+MOST_SIZE = 1 << 48  # the largest axis; its products with a count of bytes are Python's
 METADATA = "__metadata__"
 COPY = "download or copy this file again"
 

@@ -43,7 +43,7 @@ def minimax(o: Options) -> dict[int, Block]:
     """models/minimax (MiniMax-Text-01): as Mixtral; the attention's factors are the decoder's."""
     o.ignore("mlp_alpha_factor", "mlp_beta_factor")
     o.only(shared_intermediate_size=0)
-    o.ignore("shared_moe_mode")  # of a shared expert, which there is none of
+    o.ignore("shared_moe_mode")  # an option of a shared expert, of which there is none
     return mixtral(o)
 
 
@@ -54,7 +54,7 @@ def arctic(o: Options) -> dict[int, Block]:
     The dense residual MLP reads another norm, and lies outside the layer.
     """
     o.only(moe_token_dropping=False)
-    o.ignore("moe_train_capacity_factor", "moe_eval_capacity_factor", "moe_min_capacity")  # of drops
+    o.ignore("moe_train_capacity_factor", "moe_eval_capacity_factor", "moe_min_capacity")  # options of drops
     o.ignore("use_residual", "enable_expert_tensor_parallelism")
     if o.size("num_experts_per_tok") < 2:
         o.refuse("num_experts_per_tok must be at least 2: published code differs on the weight of a single expert")
@@ -73,7 +73,7 @@ def olmoe(o: Options) -> dict[int, Block]:
 
 def qwen(o: Options, renormalize: bool, with_shared: bool) -> Block:
     """models/qwen2_moe and its kin: softmax, k best; a shared expert with a gate of its own."""
-    o.ignore("intermediate_size")  # of dense layers
+    o.ignore("intermediate_size")  # a width of dense layers
     sizes = o.size("moe_intermediate_size"), o.size("num_experts", "num_local_experts"), o.size("num_experts_per_tok")
     options = gated(o, *sizes, score="softmax", renormalize=renormalize)
     parts = [experts(*MLP), named("router", "mlp.gate.weight")]
@@ -129,7 +129,7 @@ def qwen3_vl_moe(o: Options) -> dict[int, Block]:
 
 def deepseek_layer(o: Options, router: dict[str, Any], *experts_keys: str) -> Block:
     """DeepSeek's layer: experts of moe_intermediate_size, and n_shared_experts of them for every token."""
-    o.ignore("intermediate_size")  # of dense layers
+    o.ignore("intermediate_size")  # a width of dense layers
     ffn = o.size("moe_intermediate_size")
     options = gated(o, ffn, o.size(*experts_keys), o.size("num_experts_per_tok"), **router)
     parts = [experts(*MLP), named("router", "mlp.gate.weight")]
@@ -271,7 +271,7 @@ def hunyuan(o: Options) -> dict[int, Block]:
     Hunyuan-Large (model_type hunyuan; vllm-project/vllm models/hunyuan_v1.py) does not renormalise a single expert.
     """
     large = o.config.get("model_type") == "hunyuan"
-    o.ignore("capacity_factor")  # of drops
+    o.ignore("capacity_factor")  # options of drops
     o.only(mlp_bias=False, moe_drop_tokens=False, use_mixed_mlp_moe=True)
     beside = o.get("num_shared_expert", "num_shared_experts")
     if beside is not None and any(n != 1 for n in (beside if isinstance(beside, list) else [beside])):
@@ -325,7 +325,7 @@ def gemma4(o: Options) -> dict[int, Block]:
     The router and the experts read two norms of one tensor, which differ in their weights alone: the quotient of the
     weights goes to the router, so that both read the experts' input (pre_feedforward_layernorm_2).
     """
-    o.ignore("intermediate_size", "use_double_wide_mlp", "num_kv_shared_layers")  # of the dense block beside, attention
+    o.ignore("intermediate_size", "use_double_wide_mlp", "num_kv_shared_layers")  # the dense block, attention
     own = o.get("per_layer_config")
     for layer in own.values() if isinstance(own, dict) else ():
         if not isinstance(layer, dict) or any(map(concerns, layer)):

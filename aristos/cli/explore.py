@@ -1,7 +1,7 @@
 """`aristos explore`: run the engine's protocol under schedules that a checker decides, and look for races and hangs.
 
-Exit codes: 0 nothing found, 1 a bug was found, 2 usage, no stdout to write to, or greenlet is not installed, 3 an
-exhaustive search ran out of time, 130 Ctrl-C.
+Exit codes: 0 nothing found, 1 a bug was found, 2 usage, no stdout to write to, no greenlet, or no deliberate bugs,
+3 an exhaustive search ran out of time, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import sys
 
 from ..bench import arguments
+from ..errors import EnvironmentProblem
 from ._listing import listed, unknown
 
 SUMMARY = "look for races and hangs in the protocol: aristos explore --schedules 300"
@@ -50,7 +51,7 @@ def options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--mutation",
         metavar="NAME|all",
-        help="insert a deliberate bug and find it, in its own case unless options change that; ? lists them",
+        help="in a clone: insert a deliberate bug and find it, by default in its own case; ? lists them",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> int:
         from ..explore.catalogue import load
         from ..explore.main import run
 
-        if asked.mutation not in (None, "all", *load()):
+        if asked.mutation is not None and asked.mutation not in ("all", *load()):
             if asked.mutation == "?":
                 print(listed({name: bug.what for name, bug in load().items()}), flush=True)
                 return FINE
@@ -113,6 +114,9 @@ def main(argv: list[str]) -> int:
         return code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except EnvironmentProblem as why:  # no clone, so no deliberate bugs
+        print(f"aristos explore: {why}", file=sys.stderr)
+        return USAGE
     except OSError as why:
         print(f"aristos explore: cannot write to stdout: {why}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that flushing the rest at exit does not fail again

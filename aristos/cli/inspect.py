@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any
 
+from kernel_cache.texts import ranges
+
 from ..bench.arguments import positive
 from ..host import launch_environment
 from ..row_types import ON_CPUS
@@ -154,13 +156,15 @@ def lines(found: dict[str, Any], asked: argparse.Namespace) -> list[str]:
     quantised = f", quantised: {found['quantisation']}" if found["quantisation"] else ""
     out = [f"{found['path']}: {found['model_type']}{quantised}, {len(found['layers'])} MoE layers"]
     for kind in found["kinds"]:
-        out.append(f"layers {ranges(kind['layers'])}: {kind['config']}")
+        out.append(f"layers {ranges(kind['layers'], ' ')}: {kind['config']}")
     for what in ("notes", "problems"):
         for text, numbers in grouped(found[what]).items():
             word = "note" if what == "notes" else "NOT SUPPORTED"
-            out.append(f"layers {ranges(numbers)}: {word}: {text}")
+            out.append(f"layers {ranges(numbers, ' ')}: {word}: {text}")
     if found["missing"]:
-        out.append(f"layers {ranges(found['missing'])}: MISSING: config.json promises them, no tensor of them is here")
+        out.append(
+            f"layers {ranges(found['missing'], ' ')}: MISSING: config.json promises them, no tensor of them is here"
+        )
     if found["bytes"]:
         out.append(f"GiB of the rank that needs most, {asked.dtype}, {asked.tokens} tokens a call:")
         out.append("  ranks " + " ".join(f"{n:>9d}" for n in found["bytes"]))
@@ -169,7 +173,7 @@ def lines(found: dict[str, Any], asked: argparse.Namespace) -> list[str]:
         if held["bytes"]:
             out.append("  packed" + gib(held["bytes"].values()))
         for kind, numbers in held["types"].items():
-            out.append(f"layers {ranges(numbers)}: experts of {kind}")
+            out.append(f"layers {ranges(numbers, ' ')}: experts of {kind}")
         sizes = (
             f"{held['packed'] / 2**30:.3f} as in the files, {held['expanded'] / 2**30:.3f} expanded to {asked.dtype}"
         )
@@ -188,14 +192,3 @@ def grouped(texts: dict[int, str]) -> dict[str, list[int]]:
     for number, text in texts.items():
         groups.setdefault(text, []).append(number)
     return groups
-
-
-def ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] as "0-2 5"."""
-    parts: list[list[int]] = []
-    for n in numbers:
-        if parts and n == parts[-1][1] + 1:
-            parts[-1][1] = n
-        else:
-            parts.append([n, n])
-    return " ".join(f"{a}-{b}" if b > a else str(a) for a, b in parts)

@@ -10,6 +10,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from kernel_cache.texts import aligned
+
 from ..host import launch_environment
 from . import inspect
 from ._listing import unknown, wrapped
@@ -100,8 +102,6 @@ def lines(chosen: dict[str, Model]) -> list[str]:
         )
         for name, m in chosen.items()
     ]  # fmt: skip
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    table = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *rows]]
     lacking = [wrapped(f"{name}: {m.lacking}") for name, m in chosen.items() if m.lacking]
     more = "`aristos models NAME`: a model's recipe and source too"
-    return [*table, "", *lacking, f"{len(rows)} models; layers: MoE layers of all. {more}"]
+    return [*aligned([head, *rows]), "", *lacking, f"{len(rows)} models; layers: MoE layers of all. {more}"]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+from kernel_cache.texts import ranges
+
 T = TypeVar("T")
 State = Literal["ok", "warn", "fail"]
 WORSE: tuple[State, ...] = ("ok", "warn", "fail")
@@ -68,11 +70,5 @@ def merged(of_ranks: Iterable[tuple[int, list[Finding]]], whole: int) -> list[Fi
 
 def named(ranks: Iterable[int]) -> str:
     """`rank 1`, `ranks 0-3, 8`."""
-    runs: list[list[int]] = []
-    for rank in sorted(set(ranks)):
-        if runs and rank == runs[-1][1] + 1:
-            runs[-1][1] = rank
-        else:
-            runs.append([rank, rank])
-    texts = [str(a) if a == b else f"{a}-{b}" for a, b in runs]
-    return ("rank " if len(runs) == 1 and runs[0][0] == runs[0][1] else "ranks ") + ", ".join(texts)
+    numbers = sorted(set(ranks))
+    return ("rank " if len(numbers) == 1 else "ranks ") + ranges(numbers, ", ")

@@ -83,6 +83,14 @@ def fill_some(job: Any, part: str, substrate: str, **values: int) -> None:
     fill(job, part, substrate, **dict.fromkeys(part_of(part, substrate).places, 0) | values)
 
 
+def fill_again(job: Any, part: str, substrate: str, **values: int) -> None:
+    """Write some words of a part; the others are those of its last filling. Raises as `fill` does."""
+    this = part_of(part, substrate)
+    _count(job, this, part, substrate)
+    for name, value in values.items():
+        job[this.places[name]] = value
+
+
 def leave_out(job: Any, substrate: str, *parts: str) -> None:
     """Fill parts that a job does not use with 0."""
     for part in parts:

@@ -2,8 +2,8 @@
 
 A *job* is the int64 array of what is constant during a call: shapes, addresses, and where each table of the state
 starts. The *state* is one int64 array a rank, shared by its workers: counters that live from call to call, and the
-tables of the open call. A *region* is what one rank writes in another's window. `python -m aristos.engine.generate`
-writes `words.py` and the tables of docs/protocol.md from this file. Nothing is compiled here.
+tables of the open call. A *region* is what one rank writes in another's window. `words.py` makes names and
+functions from this file, `python -m aristos.engine.generate` the tables of docs/protocol.md. Nothing is compiled here.
 """
 
 from __future__ import annotations

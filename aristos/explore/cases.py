@@ -26,7 +26,7 @@ STARTS = (
 # how one rank's call differs: it refuses its input, calls another layer, uses another object, refuses the second phase.
 # Half of the drawn calls of another layer are of the same layer with another placement
 KINDS = ("refused", "layer", "object", "combine")
-GPU_KINDS = ("refused", "layer")  # of layers on GPUs, which have no exchanges
+GPU_KINDS = ("refused", "layer")  # kinds of calls of layers on GPUs, which have no exchanges
 HOW = ("gpu", "host", "copy")  # what fails: the kernel, the host's calling thread, or copies to the GPU
 Ids = tuple[tuple[int, ...], ...]
 
@@ -66,7 +66,7 @@ class Case:
     """Sizes, placement and calls of one run."""
 
     ranks: int = 2
-    rows: int = 4  # of a ring
+    rows: int = 4  # rows of a ring
     placement: tuple[int, ...] = (0, 1)
     top_k: int = 1
     max_tokens: int = 3
@@ -83,7 +83,7 @@ class Case:
     backward: bool = False  # every second call of a layer is a backward call
     save: int = 0  # what forward calls ask to be kept for the backward calls after them, see primitives/taped.py
     reserve: int = 0  # words of a rank's reserve for that
-    words: int = 1  # of a row
+    words: int = 1  # words of a row
     node_of: tuple[int, ...] = (0, 0)
     block: int = 9  # most pairs of a block
     once: int = 0  # ONCE_ROWS: least rows for a local owner to which tokens cross once, 0: never
@@ -175,7 +175,7 @@ class Asked:
     transport: str = "shm"
     faults: bool | None = None
     plain: bool = False  # only layers, without refusals
-    kind: str | None = None  # of every call: see KINDS
+    kind: str | None = None  # the kind of every call: see KINDS
     fixed: tuple[tuple[str, Any], ...] = ()  # fields of the case that are not drawn
 
 
@@ -304,7 +304,8 @@ def of_tapes(case: Case, rounds: list[tuple[Call, ...]]) -> list[tuple[Call, ...
     made: list[tuple[Call, ...]] = []
     for epoch, each in enumerate(rounds, 1):
         if case.is_backward(epoch) and case.tape_of(made):
-            other = [call.layer - min(c.layer for c in each) for call in each]  # of a rank that has another layer
+            # how far each rank's layer is above the lowest one
+            other = [call.layer - min(c.layer for c in each) for call in each]
             each = tuple(
                 call if call.exchange else replace(call, ids=before.ids, layer=before.layer + more)
                 for call, before, more in zip(each, made[-1], other)

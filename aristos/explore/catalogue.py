@@ -1,32 +1,25 @@
-"""All deliberate bugs by name: the modules that define them are imported here."""
+"""All deliberate bugs by name: files of the repository's tests, which register them when they are imported."""
 
 from __future__ import annotations
 
-from . import (
-    mutations,
-    mutations_backward,
-    mutations_between,
-    mutations_in_place,
-    mutations_once,
-    mutations_proxy,
-    mutations_tape,
-    mutations_wire,
-)
+import sys
+from functools import cache
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+
+from ..errors import EnvironmentProblem
 from .mutation import REGISTERED, Mutation
-
-# imported to register
-__all__ = [
-    "mutations",
-    "mutations_backward",
-    "mutations_between",
-    "mutations_in_place",
-    "mutations_once",
-    "mutations_proxy",
-    "mutations_tape",
-    "mutations_wire",
-]
+from .running_step import BUGS
 
 
+@cache
 def load() -> dict[str, Mutation]:
-    """All mutations by name."""
+    """All mutations by name. Raises EnvironmentProblem if the package is not that of a clone."""
+    spec = spec_from_file_location("aristos_bugs", BUGS / "__init__.py", submodule_search_locations=[str(BUGS)])
+    if spec is None or not BUGS.is_dir():
+        raise EnvironmentProblem(f"the deliberate bugs belong to a clone of the repository, and {BUGS} is no folder: "
+                                 "run --mutation in one, installed by `pip install -e .`")  # fmt: skip
+    sys.modules[spec.name] = module_from_spec(spec)
+    for file in sorted(BUGS.glob("mutations*.py")):
+        import_module(f"{spec.name}.{file.stem}")
     return REGISTERED

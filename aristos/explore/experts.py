@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ..engine import column_runs
 
-SHARES = 3  # of F, in a column-split run
+SHARES = 3  # shares of F in a column-split run
 PRIME = (1 << 61) - 1
 VERSION = 20  # lower bits of a stand-in weight address are the slot's number
 

@@ -9,7 +9,7 @@ from . import landing
 from .private_state import Host, Private
 from .stretches import Stretches
 
-DICTS = ("value", "writes", "reads", "released", "returned", "full", "holders")  # of a memory, all changed in place
+DICTS = ("value", "writes", "reads", "released", "returned", "full", "holders")  # fields changed in place
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from .violation import Crash, Violation
 
 FINE, FOUND, INCOMPLETE, INTERRUPTED = 0, 1, 3, 130
 FOREVER = float("inf")
-SECONDS = 1800.0  # of an exhaustive search
+SECONDS = 1800.0  # how long an exhaustive search may take
 
 
 @dataclass

@@ -64,10 +64,10 @@ class Memory(Clocks):
     def __init__(self, regions: Regions, sched: Scheduler) -> None:
         super().__init__()
         self.regions, self.sched = regions, sched
-        self.end = FIRST + SPAN * regions.shape.world  # of all addresses
+        self.end = FIRST + SPAN * regions.shape.world  # the end of all addresses
         self.network: Network
         self.reach: Reach | None = None  # where ranks are on GPUs
-        self.states: list[State] = []  # of each rank, as mem.load at its address sees it
+        self.states: list[State] = []  # the state of each rank, as mem.load at its address sees it
         self.value: dict[int, int] = {}
         self.skips_same: set[int] = set()  # actors whose releases of an unchanged value are ignored
         self.history: dict[int, list[Release]] = {}  # only where loads may see old values

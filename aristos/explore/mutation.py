@@ -16,7 +16,7 @@ from . import places
 from .cases import Asked
 from .replaced import replaced
 
-LOTS = 1 << 62  # of credit: no row waits for any
+LOTS = 1 << 62  # so much credit that no row waits for any
 ONE_BY_ONE = (("tile", 1), ("run", 2), ("max_tokens", 6))  # sizes: each row is a tile
 NOWHERE = places.private(0, places.GATE, 1 << 20)  # a word that no actor reads
 Put = Callable[[Any, str, Any], None]
@@ -68,7 +68,7 @@ def releases_first() -> Instead:
     )
 
 
-REGISTERED: dict[str, Mutation] = {}  # by the modules mutations*.py, as they are imported
+REGISTERED: dict[str, Mutation] = {}  # by the modules of the catalogue, as they are imported
 
 
 def mutation(name: str, **asked: Any) -> Callable[[Callable[[Put], None]], Callable[[Put], None]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .rank import Rank
 
-PLAIN = ("epoch", "version", "stage", "call", "slices", "left", "counts")  # of a rank: never changed in place
+PLAIN = ("epoch", "version", "stage", "call", "slices", "left", "counts")  # fields never changed in place
 
 
 @dataclass(frozen=True)

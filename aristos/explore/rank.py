@@ -59,7 +59,7 @@ class Rank:
         self._fill_job()
         self._fill_counters()
         self.epoch = 0
-        self.version = 0  # of its weights
+        self.version = 0  # the version of its weights
         self.stage = "open"
         self.cause, self.origin = 0, me  # why it has failed, and the rank that failed first
         self.joined = [0] * case.workers  # the last call that each worker has joined

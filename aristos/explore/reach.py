@@ -13,7 +13,7 @@ from .regions import WORD, Regions
 from .violation import WrongSide
 
 OF_BLOCKS, OF_HOSTS = (LOCAL, OUTBOX, MIRROR, PRIVATE), (REMOTE, OUTBOX, ACCEPTED, PRIVATE)
-WRITTEN_BY_HOSTS = ("arrived words", "coded words to put")  # of an outbox
+WRITTEN_BY_HOSTS = ("arrived words", "coded words to put")  # words of an outbox
 
 
 class Reach:
@@ -35,7 +35,7 @@ class Reach:
         if place.part in (LOCAL, PRIVATE):
             allowed = not host or place.part == PRIVATE
         elif place.part == OUTBOX:
-            poison = place.region == "words" and place.offset == WORD * words.POISON  # of both sides
+            poison = place.region == "words" and place.offset == WORD * words.POISON  # the poison words of both sides
             allowed = host == (place.region in WRITTEN_BY_HOSTS) or poison
         else:
             allowed = host and place.part == ACCEPTED

@@ -6,12 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+BUGS = Path(__file__).parents[2] / "tests" / "explore" / "bugs"  # deliberate ones, which a clone has
 _ROOMS = (
     "engine/",
     "explore/rank.py",
     "explore/gpu_rank.py",
     "primitives/wire.py",
-    "explore/mutations",
+    str(BUGS),
 )
 _PACKAGE = str(Path(__file__).parent.parent) + os.sep
 

@@ -10,7 +10,7 @@ from typing import Any
 from .scheduler import Scheduler
 from .violation import Livelock
 
-SECONDS = 20.0  # of this process's time, that one step may take
+SECONDS = 20.0  # processor time that one step may take
 
 
 @contextmanager

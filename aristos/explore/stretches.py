@@ -43,7 +43,7 @@ class Stretches(Cluster):
         self.replaying = -1  # recorded values that an actor being rebuilt has used; -1: none is being rebuilt
         self.stretches: list[tuple[Private | Host, bytes, Log]] = [
             (Private.of(self.ranks[actor.rank]), b"", []) for actor in self.sched.actors
-        ]  # of each actor
+        ]  # the stretches of each actor
         if self.memory.reach is not None:  # proxies release all words of a line: the changed ones order enough
             self.memory.skips_same = self.memory.reach.hosts
         for rank in self.ranks:

@@ -207,10 +207,3 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
-
-
-def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """An array of a layer's rows as a tensor of the same memory."""
-    if array.dtype.kind == "f":
-        return torch.from_numpy(array)
-    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

@@ -35,12 +35,30 @@ _options = Options()
 
 def options(*, max_tokens: int = 1024, comm: Any = None, train: bool | None = None, weight_dtype: Any = None,
             precision: str = "highest", fallback: str | None = None, **layer: Any) -> None:  # fmt: skip
-    """Set what layers are made with from now on; what is left out gets its default again.
+    """Set what layers of models are made with from now on; what is left out gets its default again.
 
-    max_tokens: most rows of a call. comm: an mpi4py communicator. train: whether layers have gradients; None: those
-    that are made after `model.train()`. weight_dtype, precision: as in `aristos.MoEConfig`.
-    fallback: the implementation of transformers, such as "grouped_mm", for classes that Aristos refuses; a warning says
-    so once a class. layer: further arguments of `aristos.MoE`, such as threads, moves, schedule and timeout.
+    Parameters
+    ----------
+    max_tokens : int, default 1024
+        The most rows of a call; more are computed in several.
+    comm : communicator or None, default None
+        An mpi4py communicator, whose ranks share the experts. None: all ranks that a launcher has started.
+    train : bool or None, default None
+        Whether layers have gradients. None: those that are made after `model.train()`.
+    weight_dtype : str, WeightType or None, default None
+        As in `aristos.MoEConfig`.
+    precision : str, default "highest"
+        As in `aristos.MoEConfig`.
+    fallback : str or None, default None
+        The implementation of transformers, such as "grouped_mm", for classes that Aristos refuses; a warning says so
+        once a class. None: they stay refused.
+    **layer : object
+        Further arguments of `aristos.MoE`, such as threads, moves, schedule and timeout.
+
+    Raises
+    ------
+    InputError
+        A max_tokens that is no positive int, or an argument that `aristos.MoE` does not have.
     """
     global _options
     known = [name for name in inspect.signature(MoE.__init__).parameters if name not in OURS]

@@ -10,10 +10,30 @@ from .training import HELD
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One module of experts on one rank. name: of the module in the model. kind: its class.
+    """One module of experts on one rank.
 
-    experts: that this rank holds. nbytes: of their packed weights. ranks: that share the layer's experts. isa, threads:
-    of this rank. calls, tokens: of this rank. idle: the share of its workers' time without work.
+    Attributes
+    ----------
+    name : str
+        The module's name in the model.
+    kind : str
+        Its class.
+    experts : int
+        Experts that this rank holds.
+    nbytes : int
+        Bytes of their packed weights.
+    ranks : int
+        Ranks that share the layer's experts.
+    isa : str
+        The instruction set of this rank's kernels.
+    threads : int
+        Workers of this rank.
+    calls : int
+        Calls of this rank.
+    tokens : int
+        Tokens of this rank.
+    idle : float
+        The share of its workers' time without work.
     """
 
     name: str
@@ -30,7 +50,15 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The modules that have layers, and (name, why) of those that have none; `print` it."""
+    """What the modules of experts of a model have on this rank; `print` it.
+
+    Attributes
+    ----------
+    layers : tuple of LayerReport
+        The modules that have layers.
+    without : tuple of (str, str)
+        The name of each module that has none, and why.
+    """
 
     layers: tuple[LayerReport, ...]
     without: tuple[tuple[str, str], ...]
@@ -54,7 +82,18 @@ class Report:
 
 
 def report(model: Any) -> Report:
-    """What each module of experts of a model has and has done on this rank. Not collective."""
+    """What each module of experts of a model has and has done on this rank. Not collective.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+
+    Returns
+    -------
+    Report
+        A line for each module.
+    """
     layers, without = [], []
     for name, module in model.named_modules():
         if not hasattr(module, "is_concatenated"):

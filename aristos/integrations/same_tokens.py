@@ -20,7 +20,7 @@ class SharedRows:
         self._comm, self._group = comm, group
         self._cuts = [count * each // ranks for each in range(ranks + 1)]
         self._mine = slice(self._cuts[rank], self._cuts[rank + 1])
-        self.most = -(-count // ranks)  # of a rank
+        self.most = -(-count // ranks)  # the most tokens of a rank
 
     def part(self, whole: torch.Tensor) -> torch.Tensor:
         """This rank's rows of what all have."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -15,32 +14,45 @@ from ..errors import InputError
 from ..layer.moe import MoE
 from . import data_parallel
 from .graphs import Graphs, TapedCall
-from .masters import Masters, as_numpy, as_tensor
+from .lent import lent
+from .masters import Masters, as_numpy
 
 ROWS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
-CALLS = threading.RLock()  # of the thread that calls a layer: layers share an engine
-
-
-def _alone(call: Callable[..., Any]) -> Callable[..., Any]:
-    """One thread after the other."""
-
-    @wraps(call)
-    def whole(*args: Any, **given: Any) -> Any:
-        with CALLS:
-            return call(*args, **given)
-
-    return whole
+CALLS = threading.RLock()  # held by the thread that calls a layer: layers share an engine
 
 
 class Experts(torch.nn.Module):
     """y = experts(x, ids, weights), of any number of tokens on each rank of a communicator. Collective.
 
-    Arguments are those of `aristos.MoE`; without comm, threads is by default torch's number. `load` takes weights as
-    `MoE.load` does. With train=True this rank's experts are torch's parameters, by transformers' names: gate_up_proj
-    [n, 2F, H] (up_proj [n, F, H] without a gate), down_proj [n, H, F], and with _bias theirs. The layer takes them
-    again before the first call after they have changed; after a write through `.data`, call `changed`. Their gradients
-    are those of the mean of all ranks' losses. masters: the parameters of another module in place of own ones.
+    With train=True this rank's experts are torch's parameters, by transformers' names: gate_up_proj [n, 2F, H] (up_proj
+    [n, F, H] without a gate), down_proj [n, H, F], and with _bias theirs. The layer takes them again before the first
+    call after they have changed; after a write through `.data`, call `changed`. Their gradients are those of the mean
+    of all ranks' losses.
+
+    Parameters
+    ----------
+    cfg : MoEConfig
+        The layer.
+    comm : communicator or None, default None
+        An mpi4py communicator. None: one process.
+    threads : int or None, default None
+        Workers of this rank. None: without comm, torch's number; with it as `aristos.MoE` chooses.
+    train : bool, default False
+        Whether the experts are parameters and calls have gradients.
+    masters : Masters or None, default None
+        The parameters of another module in place of own ones.
+    **options : object
+        Further arguments of `aristos.MoE`.
+
+    Raises
+    ------
+    InputError
+        A value out of its range; with train=True, a plan or an expert on several ranks.
+    PeerInputError
+        Another rank raised InputError.
+    MismatchError
+        Ranks give different arguments.
     """
 
     def __init__(self, cfg: MoEConfig, comm: Any = None, *, threads: int | None = None, train: bool = False,
@@ -85,22 +97,40 @@ class Experts(torch.nn.Module):
         )
 
     def load(self, **weights: Any) -> None:
-        """Take the layer's weights: see `aristos.MoE.load`. Not collective."""
+        """Take the layer's weights. Not collective.
+
+        Parameters
+        ----------
+        **weights : array
+            As `aristos.MoE.load` takes them.
+
+        Raises
+        ------
+        InputError
+            As of `aristos.MoE.load`.
+        """
         self._graphs.discard_all()
         self.moe.load(0, **weights)
         if self._masters is not None:
             self._masters.take(self.moe)
 
     def load_together(self, load: Callable[[], None]) -> None:
-        """Load weights; where one rank cannot, every rank raises, and the layer is closed. Collective."""
-        problem: Exception | None = None
+        """Load weights; where one rank cannot, every rank raises, and the layer is closed. Collective.
+
+        Parameters
+        ----------
+        load : callable
+            Loads this rank's weights.
+
+        Raises
+        ------
+        PeerInputError
+            It raised on another rank. What it raises here goes on.
+        """
         try:
-            load()
-        except Exception as error:
-            problem = error
-        try:
-            self.moe.agree(problem, "the experts of a layer")
-        except BaseException:
+            with self.moe.together("the experts of a layer"):
+                load()
+        except Exception:
             self.close()
             raise
 
@@ -131,18 +161,43 @@ class Experts(torch.nn.Module):
     def forward(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
     ) -> torch.Tensor:
-        """y: [..., H] of x's type. x: [..., H] of cfg.dtype; ids: [..., k]; weights: [..., k], read as float32.
+        """The experts' weighted outputs, added for each token. Collective.
 
-        More than cfg.max_tokens tokens are computed in several calls, as many on every rank: the ranks agree on their
-        number, or have done so (calls). Raises InputError if a gradient is asked for and train is not True.
+        More than cfg.max_tokens tokens are computed in several calls, as many on every rank.
+
+        Parameters
+        ----------
+        x : torch.Tensor [..., H], of cfg.dtype
+            This rank's tokens.
+        ids : torch.Tensor [..., k], integers
+            The experts of each token.
+        weights : torch.Tensor [..., k]
+            Their weights, read as float32.
+        calls : int or None, default None
+            How many calls the ranks have agreed on. None: they agree now.
+
+        Returns
+        -------
+        torch.Tensor [..., H], of x's type
+            y.
+
+        Raises
+        ------
+        InputError
+            Tensors that do not fit, or not on the CPU; or a gradient is asked for, and train is not True.
+        PeerInputError
+            Another rank refused its input.
         """
         return self.computed(x, ids, weights, calls)
 
-    @_alone
     def computed(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None = None
     ) -> torch.Tensor:
         """`forward`, for callers that torch does not compile."""
+        with CALLS:
+            return self._computed(x, ids, weights, calls)
+
+    def _computed(self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, calls: int | None) -> torch.Tensor:
         if not (x.is_cpu and ids.is_cpu and weights.is_cpu):
             device = next(each.device for each in (x, ids, weights) if not each.is_cpu)
             raise InputError(f"a tensor is on {device}, and Aristos computes on CPUs here: device_map='cpu'")
@@ -154,7 +209,7 @@ class Experts(torch.nn.Module):
         rows, ids, of_choices = _table(x), _table(ids), _table(weights)
         needed = self.calls_for(rows.shape[0])
         if calls is None:
-            calls = self._agreed(needed)
+            calls = needed if self.moe.world == 1 else self._agreed(needed)
         elif calls < needed:
             raise InputError(f"{calls} calls hold {calls * self.cfg.max_tokens} tokens, got {rows.shape[0]}")
         self._graphs.discard()
@@ -189,7 +244,9 @@ class Experts(torch.nn.Module):
         if weights.dtype != torch.float32:
             weights = weights.float()
         if calls == 1:
-            return as_tensor(self.moe(as_numpy(x), ids.numpy(), as_numpy(weights)))
+            y = torch.empty_like(x) if x.is_contiguous() else torch.empty(x.shape, dtype=x.dtype)
+            self.moe(lent(x), lent(ids), lent(weights), out=lent(y))
+            return y
         x = x.contiguous()
         y = torch.empty_like(x)
         arrays = as_numpy(x), ids.numpy(), as_numpy(weights), as_numpy(y)
@@ -210,23 +267,25 @@ class Experts(torch.nn.Module):
             graph.tapes.append(tape)
         return y, number
 
-    @_alone
     def backward(
         self, dy: torch.Tensor, number: torch.Tensor, parameters: list[torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """(dx, gradient of weights, gradients of the parameters) of a call of `taped`. Collective."""
-        assert self._masters is not None
-        graph = self._graphs.of(number)
-        if graph.used:
-            raise InputError("a graph is gone back through once: leave retain_graph=True out, or call the layer again")
-        graph.used = True
-        dy = dy.to(self._dtype).contiguous()
-        dx, dw = torch.empty_like(dy), torch.empty(len(dy), self.cfg.top_k)
-        self.moe.zero_grads()
-        for part, tape in reversed(list(zip(self._parts(len(graph.tapes)), graph.tapes, strict=True))):
-            into_x, into_w = self.moe.backward(as_numpy(dy[part]), tape)
-            as_numpy(dx)[part], dw.numpy()[part] = into_x, into_w
-        return dx, dw, self._masters.gradients(self.moe, parameters)
+        with CALLS:
+            assert self._masters is not None
+            graph = self._graphs.of(number)
+            if graph.used:
+                raise InputError(
+                    "a graph is gone back through once: leave retain_graph=True out, or call the layer again"
+                )
+            graph.used = True
+            dy = dy.to(self._dtype).contiguous()
+            dx, dw = torch.empty_like(dy), torch.empty(len(dy), self.cfg.top_k)
+            self.moe.zero_grads()
+            for part, tape in reversed(list(zip(self._parts(len(graph.tapes)), graph.tapes, strict=True))):
+                into_x, into_w = self.moe.backward(as_numpy(dy[part]), tape)
+                as_numpy(dx)[part], dw.numpy()[part] = into_x, into_w
+            return dx, dw, self._masters.gradients(self.moe, parameters)
 
     def _parts(self, calls: int) -> list[slice]:
         """The rows of each call."""
@@ -239,8 +298,6 @@ class Experts(torch.nn.Module):
 
     def _agreed(self, mine: int) -> int:
         """As many calls as the rank with most tokens needs."""
-        if self.moe.world == 1:
-            return mine
         return int(self.moe.runtime.group.exchange(np.array([mine]), "the number of calls for their tokens").max())
 
     def idle(self, calls: int) -> None:

@@ -45,9 +45,20 @@ def layers_of(model: torch.nn.Module) -> dict[str, Experts]:
 def average_dense_grads(model: torch.nn.Module) -> None:
     """Replace the gradients outside the experts by their means over all ranks, of equal bits on each. Collective.
 
-    A parameter without a gradient on one rank counts as zero there; one without on any keeps None. Raises InputError
-    if the model has no layer yet, MismatchError if ranks have other parameters; the first call compares all values, and
-    later ones the first of each parameter.
+    A parameter without a gradient on one rank counts as zero there; one without on any keeps None. The first call
+    compares the parameters' values, and later ones the first values of each.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model whose layers train.
+
+    Raises
+    ------
+    InputError
+        The model has no layer yet, or transformers has parted it.
+    MismatchError
+        Ranks have other parameters, or other values of one.
     """
     group = _group_of(model)
     dense = {name: each for name, each in _dense(model).items() if each.requires_grad}
@@ -84,9 +95,26 @@ def average_dense_grads(model: torch.nn.Module) -> None:
 
 
 def clip_grad_norm_(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
-    """Scale all gradients so that their norm over the whole model is at most max_norm; returns it. Collective.
+    """Scale all gradients so that their norm over the whole model is at most `max_norm`. Collective.
 
     After `average_dense_grads`: torch's own function knows this rank's experts alone.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model whose layers train.
+    max_norm : float
+        The largest norm.
+
+    Returns
+    -------
+    torch.Tensor
+        The norm before scaling, a float64 scalar.
+
+    Raises
+    ------
+    InputError
+        The model has no layer yet, or transformers has parted it.
     """
     group = _group_of(model)
     experts = [each for layer in layers_of(model).values() for each in layer.named_masters().values()]
@@ -107,9 +135,24 @@ def clip_grad_norm_(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
 
 
 def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The model's tensors with the experts of all ranks, on rank 0; nothing on the others. Collective.
+    """The model's tensors with the experts of all ranks. Collective.
 
     For `model.save_pretrained(directory, state_dict=...)`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model whose layers train.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        Name -> tensor on rank 0; nothing on the other ranks.
+
+    Raises
+    ------
+    InputError
+        The model has no layer yet, a layer does not train, or transformers has parted the model.
     """
     group = _group_of(model)
     for name, layer in layers_of(model).items():

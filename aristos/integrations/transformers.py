@@ -95,12 +95,22 @@ def _refuse_adapter(module: Any) -> None:
         )
 
 
-@torch.compiler.disable
 def experts_forward(
     self: Any, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     """What transformers calls for each layer's experts: y [S, H] of this rank's S tokens. Collective."""
-    made: Experts | None = vars(self).get(HELD)
+    if torch.compiler.is_compiling():
+        return _untraced_forward(self, hidden_states, top_k_index, top_k_weights)
+    made: Experts | None = self.__dict__.get(HELD)
+    if made is not None and _guard is None and "parametrizations" not in self._modules:
+        return made.computed(hidden_states, top_k_index, top_k_weights)
+    return _forward(self, made, hidden_states, top_k_index, top_k_weights)
+
+
+def _forward(
+    self: Any, made: Experts | None, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """`experts_forward` of a layer that is not made yet, or is used at each rank's own pace."""
     if made is None and (theirs := fallback.left_to(self)) is not None:
         left: torch.Tensor = theirs(self, hidden_states, top_k_index, top_k_weights)
         return left
@@ -126,6 +136,9 @@ def experts_forward(
         return _layer_of(self, top_k, dtype).computed(hidden_states, top_k_index, top_k_weights, calls)
 
 
+_untraced_forward = torch.compiler.disable(experts_forward)  # slower where nothing is compiled
+
+
 def _take_part(module: Any, offer: Offer) -> None:
     """Make another rank's calls of a layer, without tokens."""
     _layer_of(module, offer.top_k, getattr(torch, offer.dtype)).idle(offer.calls)
@@ -135,10 +148,29 @@ def _take_part(module: Any, offer: Offer) -> None:
 def together(*models: Any) -> Iterator[int]:
     """A block in which each rank uses the models at its own pace, with prompts of its own or none. Collective.
 
-    `with together(model) as rank`: this rank's number, 0 in one process. Ranks at different layers go on with the first
-    of them in the order of the models, and the others take part in its calls without tokens; so does a rank at the end
-    of its block, until all have come. `model.generate` is such a block. An exception on one rank ends the others'
-    blocks with PoisonedError, which names it. Calls with gradients are made by all ranks alike.
+    Ranks at different layers go on with the first of them in the order of the models, and the others take part in its
+    calls without tokens; so does a rank at the end of its block, until all have come. `model.generate` is such a block.
+    An exception on one rank ends the others' blocks with PoisonedError, which names it. Calls with gradients are made
+    by all ranks alike.
+
+    Parameters
+    ----------
+    *models : PreTrainedModel
+        The models that the block uses, the same on all ranks.
+
+    Yields
+    ------
+    int
+        This rank's number, 0 in one process.
+
+    Raises
+    ------
+    InputError
+        A model is used within `together` of others, or has experts that Aristos refuses.
+    MismatchError
+        Ranks call different layers with gradients, or differ in a layer's calls.
+    PoisonedError
+        Another rank failed in its block.
     """
     global _guard
     for model in models:
@@ -166,21 +198,56 @@ def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | str | 
     """A causal language model of a directory whose experts this rank's layers read, and torch never. Collective.
 
     Each rank reads its own experts when it makes a layer; packed ones stay packed, unless `options` name another
-    weight_dtype. dtype: of the rest and of rows; None or "auto": that of config.json. more: further arguments of
-    transformers' own from_pretrained, such as config. Raises CheckpointError for a directory that `aristos.Checkpoint`
-    does not know, and where the dense parts are quantised too.
+    weight_dtype.
+
+    Parameters
+    ----------
+    path : path
+        The model's directory.
+    dtype : torch.dtype, str or None, default None
+        The type of the rest and of rows. None or "auto": that of config.json.
+    **more : object
+        Further arguments of transformers' own from_pretrained, such as config.
+
+    Returns
+    -------
+    PreTrainedModel
+        The model, with experts_implementation="aristos".
+
+    Raises
+    ------
+    CheckpointError
+        `aristos.Checkpoint` does not know the directory, or the dense parts are quantised too.
+    InputError
+        Another experts_implementation, or a dtype that torch does not have.
+    PeerInputError
+        Another rank cannot open the directory.
+    MismatchError
+        Ranks open different models.
     """
     return model_without_experts(path, communicator(), dtype, more)
 
 
 def changed(model: Any) -> None:
-    """Parameters of experts were written through `.data`, which torch does not count: layers take them again."""
+    """Take the experts' parameters again: they were written through `.data`, which torch does not count.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model whose layers train.
+    """
     for experts in layers_of(model).values():
         experts.changed()
 
 
 def close(model: Any) -> None:
-    """Release the layers of a model; collective. It has no experts after it, and its calls are refused."""
+    """Release the layers of a model. Collective. It has no experts after it, and its calls are refused.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    """
     for module in model.modules():
         experts = vars(module).pop(HELD, None)
         if experts is not None:

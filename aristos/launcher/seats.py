@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from kernel_cache.texts import aligned
+
 from ..errors import EnvironmentProblem, InputError
 from ..topology import Gpu, Node, cpusets
 from ..topology.visible import VisibleDevice
@@ -261,13 +263,11 @@ def _spread(wanted: list[list[str]]) -> list[str]:
 
 def table(found: list[Seat], first: int = 0) -> str:
     """The seats as a text table. first: the rank of local rank 0."""
-    head = ["rank", "cores", "NUMA", "device", "NIC"]
-    rows = [head]
+    rows = [["rank", "cores", "NUMA", "device", "NIC"]]
     for seat in found:
         device = "-" if seat.device is None else f"GPU{seat.device} {seat.device_name}".strip()
         cores = cpusets.show(seat.cpus) or "any"
         shared = f" (shared by {seat.sharing})" if seat.sharing > 1 else ""
         numa = "-" if seat.numa is None else str(seat.numa)
         rows.append([str(first + seat.local), cores + shared, numa, device, seat.nic or "-"])
-    width = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, width)).rstrip() for row in rows)
+    return "\n".join(aligned(rows))

@@ -29,6 +29,24 @@ class CallArguments(NamedTuple):
     return_routing: bool = False
 
 
+def form_of(given: CallArguments) -> tuple[Any, ...] | None:
+    """Types, shapes and strides of a call's arrays; None if it asks for more or its arrays are not NumPy's.
+
+    A call of the same form as one whose arrays were used as they are needs no other check than that of addresses.
+    """
+    x, ids, weights, out, stream, router_x, return_routing = given
+    if stream is not None or router_x is not None or return_routing is not False:
+        return None
+    if not (type(x) is type(ids) is type(weights) is np.ndarray):
+        return None
+    form = (
+        x.dtype, x.shape, x.strides, ids.dtype, ids.shape, ids.strides, weights.dtype, weights.shape, weights.strides
+    )  # fmt: skip
+    if out is None:
+        return form
+    return (*form, out.dtype, out.shape, out.strides) if type(out) is np.ndarray and out.flags.writeable else None
+
+
 def choices(cfg: MoEConfig) -> int:
     """Experts that compute a token: those that it chooses, and the shared one."""
     return cfg.top_k + bool(cfg.shared_ffn)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -18,9 +18,12 @@ from ..errors import InputError
 from ..substrate.runtime import Runtime
 from ..transport.limits import Limits
 from .arguments import CallArguments
+from .backward import BackwardCalls
 from .collective import Membership, Needs
 from .given import GivenLayer
 from .stats import Totals
+from .tapes import Taping
+from .updates import Updates
 
 Event = tuple[int, str, float, float, int, int]
 # equal in all layers of an object
@@ -48,11 +51,50 @@ class Settings:
         return len(self.cfgs)
 
 
+class Trainer(Protocol):
+    """What training needs of a backend whose layers it trains.
+
+    keeps_rows: whether owners can keep rows of forward calls. taping: where they keep those of the next call; an error:
+    why that call is refused.
+    """
+
+    taping: Taping | InputError | None
+
+    @property
+    def keeps_rows(self) -> bool: ...
+
+    def kept_up_to(self) -> int:
+        """The address up to which the last call has filled the tape that it was given."""
+        ...
+
+    def shared_weights(self, layer: int, count: int) -> np.ndarray:
+        """[count] weights of the shared expert's outputs in the last call, which was of this layer; ones without it."""
+        ...
+
+    def received(self, layer: int) -> int:
+        """Rows of all ranks that this rank's own experts computed in the last call, which was of this layer."""
+        ...
+
+    def backward_calls(self, number: int) -> BackwardCalls:
+        """What makes backward calls. number: of this rank, among those of all groups of a plan."""
+        ...
+
+    def updates(self) -> Updates:
+        """Compiled steps of optimizers."""
+        ...
+
+
 class Backend(ABC):
     """One layer object's execution on CPUs or on a GPU. weights: packed, an entry a layer, None before `load`.
 
-    cfgs: of each layer. cfg: of the first one, for what is equal in all: see `COMMON`.
+    cfgs: of each layer. cfg: of the first one, for what is equal in all: see `COMMON`. name: as in `MoE(backend=...)`.
+    reads_peers: whether a rank can compute with the experts of local peers, see `moves` of `MoE`. trains: whether a
+    layer can be made with train=True.
     """
+
+    name: ClassVar[str]
+    reads_peers: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, member: Membership) -> None:
         self.settings, self.cfgs, self.cfg, self.member = settings, settings.cfgs, settings.cfgs[0], member
@@ -75,6 +117,15 @@ class Backend(ABC):
     @abstractmethod
     def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None, train: bool = False) -> Needs:
         """Private memory and workers for calls of this layer."""
+
+    @staticmethod
+    @abstractmethod
+    def packed_bytes(cfg: MoEConfig, count: int, copied: int | None) -> int:
+        """Bytes of a layer's packed weights with `count` experts, all biases and a router.
+
+        copied: how many of the experts other ranks hold too, if the layer is trained: masters and gradients are then
+        included; None: it is not.
+        """
 
     # ------------------------------------------------------------ weights
 
@@ -172,6 +223,10 @@ class Backend(ABC):
     def moves(self) -> str:
         """What crosses between the ranks of a node in this object's calls: "tokens" where rows always travel."""
         return "tokens"
+
+    def trainer(self) -> Trainer:
+        """What training needs. Raises InputError where layers of this backend cannot be trained, see `trains`."""
+        raise InputError(f"train=True requires backend='cpu', got {self.name!r}")
 
     @abstractmethod
     def timeline(self, on: bool, events: int) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from kernel_cache.compile import warm_up
 
 from ..config import SCORES, MoEConfig
+from ..errors import AristosError, MismatchError, PeerInputError
 from ..kernels.by_isa import module
 from ..kernels.common import activations
 from ..primitives.arithmetic import ExpertBlocks, ExpertWeights, TurnedWeights
@@ -159,6 +160,7 @@ class BackwardCalls:
 
     def __init__(self, member: Membership, isa: str, number: int, cfgs: Sequence[MoEConfig]) -> None:
         self.member, self.kernels, self.number = member, Kernels(isa, cfgs[0].dtype), number
+        self.cfgs = cfgs
         self.kernels.prepare(cfgs, self.blocks)
         self._pool: ThreadPoolExecutor | None = None
 
@@ -168,9 +170,14 @@ class BackwardCalls:
             self._pool.shutdown()
             self._pool = None
 
+    def refuse(self, error: AristosError) -> None:
+        """Make a call in which this rank refuses its arguments: the other ranks raise. Collective."""
+        self._meet(error, None)
+
     def run(
         self,
-        cfg: MoEConfig,
+        layer: int,
+        number: int,
         weights: TrainedWeights,
         saved: Saved,
         dy: np.ndarray,
@@ -179,14 +186,34 @@ class BackwardCalls:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns (dx [S, H], gradients of the combine weights [S, k]); adds to the gradients of weights. Collective.
 
-        dy: [S, H] of the layer's dtype; dlogits: [S, columns] or None, float32; both without gaps.
+        number: of the tape. dy: [S, H] of the layer's dtype; dlogits: [S, columns] or None, float32; both without gaps.
+        Raises PeerInputError or MismatchError; no gradient has changed then.
         """
-        tokens = _Tokens(self.kernels, cfg, weights, saved, dy, pieces)
-        order, to_dx, sums, owned = self._experts(cfg, weights, tokens)
-        tokens.add_experts(order, to_dx, sums)
-        dx = self._finish(weights, tokens, dlogits, pieces)
-        del owned  # rows of dx that have been read by their addresses
+        self._meet(None, (layer, number, pieces))
+        cfg, runtime = self.cfgs[layer], self.member.runtime
+        with runtime.failing(runtime._blank_job()):
+            tokens = _Tokens(self.kernels, cfg, weights, saved, dy, pieces)
+            order, to_dx, sums, owned = self._experts(cfg, weights, tokens)
+            tokens.add_experts(order, to_dx, sums)
+            dx = self._finish(weights, tokens, dlogits, pieces)
+            del owned  # rows of dx that have been read by their addresses
         return dx, tokens.dw
+
+    def _meet(self, problem: AristosError | None, name: Any) -> None:
+        """Raise on every rank if one refuses its arguments, or if the tapes or pieces differ."""
+        group = self.member.runtime.group
+        reports = group.allgather((None if problem is None else str(problem), name), "arguments of backward")
+        if problem is not None:
+            raise problem
+        for rank, (text, _) in enumerate(reports):
+            if text is not None:
+                raise PeerInputError(f"rank {rank} refused its arguments of backward: {text}")
+        for rank, (_, theirs) in enumerate(reports):
+            if theirs != name:
+                raise MismatchError(
+                    f"backward must get the tape of the same forward call and as many pieces on all ranks: rank {rank}"
+                    f" has (layer, tape, pieces) {theirs}, rank {group.rank} {name}"
+                )
 
     def _finish(self, weights: TrainedWeights, tokens: _Tokens, dlogits: np.ndarray | None, pieces: int) -> np.ndarray:
         """Add the parts of the shared expert and of the router to that of the experts; returns dx [S, H].
@@ -220,7 +247,7 @@ class BackwardCalls:
         came = np.array(self._exchange(by_rank))  # [W, held]
         sent = np.array([each.sum() for each in by_rank])
         first, token = int(sent[:me].sum()), order // tokens.saved.ids.shape[1]
-        mine = slice(first, first + int(sent[me]))  # of packed rows
+        mine = slice(first, first + int(sent[me]))  # this rank's packed rows
         away = np.ones(len(order), bool)
         away[mine] = False
         factor = tokens.factor(order)

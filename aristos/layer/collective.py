@@ -103,10 +103,25 @@ class Needs:
         return cls(*(max(getattr(one, name) for one in each) for name in ("scratch_bytes", "shared_bytes", "workers")))
 
 
+@dataclass(frozen=True)
+class Request:
+    """What an object needs of its runtime. alike: all that must be equal on all ranks, as texts by name.
+
+    shape: keywords of `shape_of`.
+    """
+
+    alike: Fields
+    placement: Placement
+    shape: dict[str, Any]
+    needs: Needs
+
+
 class Membership:
     """One object's membership in the runtime of its communicator. Collective, in the same order on all ranks.
 
-    After `join`: placement, mine (ids of this rank's experts in slot order), threads, number (of this object).
+    kind: what the object is, for messages. everyone: the group of all ranks of this object; if it is trained with a
+    plan, of all groups of the plan. After `join`: placement, mine (ids of this rank's experts in slot order), threads,
+    number (of this object).
     """
 
     placement: Placement
@@ -114,13 +129,14 @@ class Membership:
     threads: int
     number: int
 
-    def __init__(self, comm: Any, limits: Limits, ranks_per_node: Any, backend: str = "cpu") -> None:
+    def __init__(self, kind: str, comm: Any, limits: Limits, ranks_per_node: Any, backend: str = "cpu") -> None:
         check_comm(comm)
-        self.comm = comm
+        self.kind, self.comm = kind, comm
         self.world = comm.Get_size() if comm is not None else 1
         self.nodes = usable_nodes(ranks_per_node)
         self.runtime: Runtime = attach(comm, limits, self.nodes, backend)
-        self.rank = self.runtime.group.rank
+        self.everyone: Group = self.runtime.group
+        self.rank = self.everyone.rank
         self.joined = False  # whether the object is in use
 
     @contextmanager
@@ -135,20 +151,12 @@ class Membership:
             self.runtime.release()
             raise
 
-    def join(
-        self,
-        problem: Exception | None,
-        alike: Fields,
-        placement: Placement | None,
-        shape: dict[str, Any],
-        needs: Needs,
-        threads: int | None = None,
-    ) -> None:
+    def join(self, request: Request | AristosError, threads: int | None = None) -> None:
         """Give the runtime the capacity for this object; raises on every rank if one has a problem or ranks differ.
 
-        problem: this rank's refusal of its arguments. alike: all that must be equal on all ranks, as texts by name.
-        placement, shape (keywords of `shape_of`): not read where there is a problem.
+        request: what the object needs, or this rank's refusal of its arguments.
         """
+        problem = request if isinstance(request, AristosError) else None
         runtime = self.runtime
         runtime.end_dropped_call()
         runtime.refuse_unusable()
@@ -160,11 +168,13 @@ class Membership:
                 f"ranks_per_node must be {first} as for the other objects on this communicator, got {self.nodes}:"
                 " pass a communicator of its own (comm.Dup())"
             )
-        alike = {**alike, "ranks_per_node": str(self.nodes)}
+        common = {} if isinstance(request, AristosError) else request.alike
+        alike = {**common, "ranks_per_node": str(self.nodes)}
         agreed(runtime.group, problem, "its arguments", alike, "ranks are configured differently")
-        assert placement is not None
+        assert isinstance(request, Request)
+        placement, needs = request.placement, request.needs
         workers = int(threads or needs.workers or runtime.cores)
-        capacity = shape_of(self.world, placement, **shape)
+        capacity = shape_of(self.world, placement, **request.shape)
         runtime.require(capacity, needs.scratch_bytes + LINE, needs.shared_bytes, workers)
         self.joined = True
         self.threads = workers
@@ -206,6 +216,11 @@ class Membership:
         )  # fmt: skip
         return job
 
+    def agree(self, problem: Exception | None, what: str) -> None:
+        """Raise `problem` here, and PeerInputError on the other ranks. Collective. what: its subject, for messages."""
+        self.alive().refuse_open()
+        agreed(self.everyone, problem, what)
+
     def raise_peer_problem(self, job: Any) -> None:
         """Raise the refusal or mismatch that another rank has announced, if any.
 
@@ -228,6 +243,12 @@ class Membership:
             raise PeerInputError(
                 f"rank {rank} refused its input ({why(status)}): this call has no result, the layer stays usable"
             )
+
+    def alive(self) -> Runtime:
+        """The runtime; raises ClosedError after `leave`."""
+        if not self.joined:
+            raise ClosedError(f"this {self.kind} is closed")
+        return self.runtime
 
     def leave(self) -> None:
         """Release the runtime; collective, and harmless when repeated."""
@@ -281,19 +302,43 @@ class Collective:
 
         Raises ClosedError after `close`.
         """
-        return self._alive()
+        return self._member.alive()
 
-    def agree(self, problem: Exception | None, what: str) -> None:
-        """Raise `problem` here, and PeerInputError on the other ranks. Collective. what: its subject, for messages."""
-        runtime = self._alive()
-        runtime.refuse_open()
-        agreed(runtime.group, problem, what)
+    @contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """A block of work that each rank does alone, such as reading a file: if it fails on one, all raise. Collective.
 
-    def _alive(self) -> Runtime:
-        """The runtime; raises ClosedError after `close`."""
-        if not self._member.joined:
-            raise ClosedError(f"this {type(self).__name__} is closed")
-        return self._member.runtime
+        With train=True and a plan, the ranks of all its groups are meant.
+
+        Parameters
+        ----------
+        what : str
+            The work, for messages.
+
+        Yields
+        ------
+        None
+            The block has no value.
+
+        Raises
+        ------
+        Exception
+            What the block raised on this rank.
+        PeerInputError
+            The block failed on another rank.
+        MismatchError
+            Another rank makes another collective call.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The object is closed.
+        """
+        problem: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # whatever it is, the other ranks wait
+            problem = error
+        self._member.agree(problem, what)
 
     def close(self) -> None:
         """Release windows, threads and memory; collective, and harmless when repeated."""

@@ -29,6 +29,7 @@ from .arguments import (
     capacity,
     choices,
     explain_ids,
+    form_of,
     not_finite,
     on_input,
     routed_outside,
@@ -36,14 +37,19 @@ from .arguments import (
     weight_arrays,
 )
 from .backend import Backend, Event, Settings
+from .backward import BackwardCalls
 from .bulk import Bulk
 from .collective import Membership, Needs, status_of
+from .counting import compile_counting
+from .fused_backward import FusedBackward
+from .fused_backward import needs as backward_needs
 from .given import GivenLayer
 from .node_weights import NodeWeights, foreign_slots, most_foreign
 from .stats import call_stats
 from .tapes import Taping, row_bytes
-from .trained_weights import TrainedWeights
-from .weights import LayerWeights, expert_bytes
+from .trained_weights import TrainedWeights, training_bytes
+from .updates import Updates
+from .weights import LayerWeights, expert_bytes, packed_bytes
 
 COPIES = 4  # readings and writings of a row that travels: of the ring row and of the return row, once each
 EVENT_KINDS = {
@@ -82,6 +88,16 @@ class CpuCall:
     error: Exception | None = None
 
 
+def _overlap(y: int, out: np.ndarray, given: CallArguments, at: tuple[int, int, int]) -> bool:
+    """Whether an output that lies at `y` may share bytes with x, ids or weights, which lie `at` those addresses."""
+    for begin, array in zip(at, (given.x, given.ids, given.weights), strict=True):
+        step = array.strides[0]
+        end = begin + step * (len(array) - 1) + array.strides[-1] * array.shape[-1]
+        if step < 0 or (begin < y + out.nbytes and y < end):
+            return True
+    return False
+
+
 def depends_on_isa(cfg: MoEConfig, train: bool) -> bool:
     """Whether a layer's ranks must have one instruction set in common.
 
@@ -101,8 +117,12 @@ def isa_of(cfg: MoEConfig, runtime: Runtime | None, train: bool) -> str:
 class CpuBackend(Backend):
     """See `Backend`."""
 
+    name = "cpu"
+    reads_peers = trains = True
+
     def __init__(self, settings: Settings, member: Membership) -> None:
         super().__init__(settings, member)
+        compile_counting()
         assert isinstance(member.runtime, CpuRuntime)
         self._runtime = member.runtime
         cfg = self.cfg
@@ -123,7 +143,9 @@ class CpuBackend(Backend):
         self._weighted = aligned((weighted, self._weighted_step), np.uint8)
         self._events: np.ndarray | None = None
         self._recorded = 0  # the layer of the last call
-        self.taping: Taping | InputError | None = None  # of the next call; an error: why that call is refused
+        # the form of each layer's last call, see `form_of`
+        self._forms: list[tuple[Any, ...] | None] = [None] * settings.layers
+        self.taping: Taping | InputError | None = None  # what the next call tapes; an error: why that call is refused
         self._stay_rows = [1] * settings.layers
         self._reading_rows = 0
         self._home = self._open_home(settings, member)
@@ -171,11 +193,31 @@ class CpuBackend(Backend):
         ffn = max(cfg.ffn, cfg.shared_ffn)
         run, activations = entries.run_bytes(element, rows, column_runs.MOST_ROWS, cfg.hidden, ffn, cfg.gated)
         most = max(run, route, tokens.combine_bytes(choices(cfg)))
-        return Needs(BLOCK_BYTES + most, activations + LINE)
+        forward = Needs(BLOCK_BYTES + most, activations + LINE)
+        return Needs.most([forward, backward_needs(cfg)]) if train else forward
+
+    @staticmethod
+    def packed_bytes(cfg: MoEConfig, count: int, copied: int | None) -> int:
+        return packed_bytes(cfg, count) + (0 if copied is None else training_bytes(cfg, count, copied))
 
     @property
     def isa(self) -> str | None:
         return self._isa
+
+    @property
+    def keeps_rows(self) -> bool:
+        return self.bulk is None
+
+    def trainer(self) -> CpuBackend:
+        return self
+
+    def backward_calls(self, number: int) -> BackwardCalls:
+        if self.bulk is not None:
+            return BackwardCalls(self.member, self._isa, number, self.cfgs)
+        return FusedBackward(self.member, self._isa, number, self.cfgs, self.settings.limits)
+
+    def updates(self) -> Updates:
+        return Updates(self._isa)
 
     @property
     def moves(self) -> str:
@@ -209,6 +251,30 @@ class CpuBackend(Backend):
         return CpuCall()
 
     def take(self, call: CpuCall, given: CallArguments, copy: bool) -> None:
+        form = None if copy or self.taping is not None else form_of(given)
+        if form is not None and form == self._forms[call.layer] and self._take_again(call, given):
+            return
+        self._forms[call.layer] = None
+        self._take_checked(call, given, copy)
+        as_given = call.x is given.x and call.ids is given.ids and call.weights is given.weights
+        if as_given and not self.cfgs[call.layer].shared_ffn and not on_input(self.cfgs[call.layer]):
+            self._forms[call.layer] = form
+
+    def _take_again(self, call: CpuCall, given: CallArguments) -> bool:
+        """Take arrays that need no check, as those of the layer's last call did not; False: one lies elsewhere."""
+        out = np.empty(given.x.shape, given.x.dtype) if given.out is None else given.out
+        x, ids, weights, y = (arrays.address(each) for each in (given.x, given.ids, given.weights, out))
+        if (x | ids | weights | y) % 8 or (given.out is not None and _overlap(y, out, given, (x, ids, weights))):
+            return False
+        call.x, call.ids, call.weights = given.x, given.ids, given.weights
+        call.lead = given.x.shape[:-1]
+        call.out = out
+        job = self._job(call.layer)
+        jobs.fill_again(job, schema.CALL, schema.CPU, x=x, input=x, router_x=x, y=y, ids=ids, weights=weights)
+        self._fill_tape(job, self.cfgs[call.layer], None)
+        return True
+
+    def _take_checked(self, call: CpuCall, given: CallArguments, copy: bool) -> None:
         cfg, ids, weights, out = self.cfgs[call.layer], given.ids, given.weights, given.out
         if isinstance(self.taping, InputError):
             raise self.taping
@@ -245,18 +311,18 @@ class CpuBackend(Backend):
         """Write into the job what changes from call to call."""
         job, cfg, count = self._job(call.layer), self.cfgs[call.layer], len(x)
         by = x if call.router_x is None else call.router_x
-        given, step = x.ctypes.data, x.strides[0]
-        travels = (self._weighted.ctypes.data, self._weighted_step) if on_input(cfg) else (given, step)
+        given, step = arrays.address(x), x.strides[0]
+        travels = (arrays.address(self._weighted), self._weighted_step) if on_input(cfg) else (given, step)
         if call.wants_routing and call.ids is None:
             call.logits = np.empty((count, cfg.columns), np.float32)
         if call.wants_routing and on_input(cfg):
             call.kept = np.empty((count, choices(cfg)), np.float32)
         ids, weights = self._routing(call, count)
-        at = self._routing_at if ids is self._ids else (ids.ctypes.data, weights.ctypes.data)
+        at = self._routing_at if ids is self._ids else (arrays.address(ids), arrays.address(weights))
         jobs.fill(
             job, schema.CALL, schema.CPU, status_in=codes.OK, tokens=count, x=travels[0], x_stride=travels[1],
-            input=given, input_stride=step, router_x=by.ctypes.data if call.router_x is not None else given,
-            router_x_stride=by.strides[0], y=out.ctypes.data, routed=call.ids is not None,
+            input=given, input_stride=step, router_x=arrays.address(by) if call.router_x is not None else given,
+            router_x_stride=by.strides[0], y=arrays.address(out), routed=call.ids is not None,
             capacity=0 if call.ids is not None else capacity(cfg, count),
             logits=0 if call.logits is None else call.logits.ctypes.data,
             kept_weights=0 if call.kept is None else call.kept.ctypes.data, ids=at[0], weights=at[1],
@@ -276,7 +342,6 @@ class CpuBackend(Backend):
         )  # fmt: skip
 
     def kept_up_to(self) -> int:
-        """The address up to which the last call has filled the tape that it was given."""
         return int(self._runtime.state[words.TAPE_NEXT])
 
     def _routing(self, call: CpuCall, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -297,6 +362,7 @@ class CpuBackend(Backend):
 
     def refuse(self, call: CpuCall) -> None:
         job = self._job(call.layer)
+        self._forms[call.layer] = None
         jobs.fill_some(job, schema.CALL, schema.CPU, status_in=status_of(call.error))
         self._fill_tape(job, self.cfgs[call.layer], None)
 
@@ -397,14 +463,12 @@ class CpuBackend(Backend):
         return routing_of(ids.reshape(shape), weights.reshape(shape), logits, cfg.columns)
 
     def shared_weights(self, layer: int, count: int) -> np.ndarray:
-        """[count] weights of the shared expert's outputs in the last call, which was of this layer; ones without it."""
         cfg, pitch = self.cfgs[layer], choices(self.cfgs[layer])
         if not cfg.shared_ffn:
             return np.ones(count, np.float32)
         return self._combine_weights[: count * pitch].reshape(count, pitch)[:, -1].copy()
 
     def received(self, layer: int) -> int:
-        """Rows of all ranks that this rank's own experts computed in the last call, which was of this layer."""
         job, state = self._jobs[layer], self._runtime.state
         assert job is not None
         rows = int(state[job[words.T_ROWS_FROM] :][: self.member.world].sum())

@@ -29,7 +29,7 @@ from .backend import Backend, Settings
 from .collective import Membership, Needs, status_of, why
 from .cuda_arguments import DeviceArguments, DeviceCall
 from .cuda_jobs import LayerJobs, blocks_of
-from .cuda_weights import DeviceWeights
+from .cuda_weights import DeviceWeights, packed_bytes
 from .in_flight import InFlight
 from .stats import CallStats, call_stats
 
@@ -38,6 +38,8 @@ MOST_SMS = 1 << 20
 
 class CudaBackend(Backend):
     """See `Backend`. A call with arrays in GPU memory is queued on a stream and returns before it has run."""
+
+    name = "cuda"
 
     def __init__(self, settings: Settings, member: Membership) -> None:
         super().__init__(settings, member)
@@ -85,6 +87,10 @@ class CudaBackend(Backend):
         row_bytes = BYTES[KINDS[cfg.dtype]] * cfg.hidden
         shared = max(persistent.run_scratch(run, tile, row_bytes) for run, tile in zip(runs, tiles))
         return Needs(shared_bytes=shared, workers=max(blocks.values()))
+
+    @staticmethod
+    def packed_bytes(cfg: MoEConfig, count: int, copied: int | None) -> int:
+        return packed_bytes(cfg, count)
 
     def new_weights(self, layer: int) -> DeviceWeights:
         return DeviceWeights(self._runtime.device, self._kind, self.cfgs[layer], self.member.mine)

@@ -24,15 +24,28 @@ from ..primitives import arrays, isa
 from ..primitives.buffers import FLOAT, aligned
 from ..substrate.cpu.runtime import BATCH, CpuRuntime
 from .arguments import check_common, explain_ids, not_finite, refusal, routing_arrays, usable_limits, weight_arrays
-from .collective import Collective, Membership, Needs
+from .collective import Collective, Membership, Needs, Request
 
 
 @dataclass(frozen=True)
 class Handle:
-    """The result of a dispatch. counts: [L, W] rows by local expert and source; experts: [L] ids; rows: sum of counts.
+    """The result of a dispatch.
 
     Rows are ordered by expert, source and the source's packed order: the loop over `experts` and `counts` is in the
-    example of `Exchange`. lead: the leading shape of x.
+    example of `Exchange`.
+
+    Attributes
+    ----------
+    counts : array [L, W], int64
+        Rows by local expert and source.
+    experts : tuple of L ints
+        Ids of the local experts.
+    rows : int
+        The sum of counts.
+    lead : tuple of int
+        The leading shape of x.
+    epoch : int
+        The serial number of the call.
     """
 
     counts: np.ndarray
@@ -45,9 +58,49 @@ class Handle:
 class Exchange(Collective):
     """Dispatch and combine over the ranks of a communicator, by one-sided puts, on CPUs. Collective.
 
-    hidden: H, width of a token (float32). experts: E. top_k: choices a token. max_tokens: most tokens a rank brings
-    to a call. placement, timeout, absent_timeout, ranks_per_node: as for `MoE`. An exchange shares the engine of the
-    `MoE` objects on the same communicator. Raises as `MoE` does.
+    An exchange shares the engine of the `MoE` objects on the same communicator.
+
+    Parameters
+    ----------
+    comm : communicator or None, default None
+        An mpi4py communicator. None: one process without MPI.
+    hidden : int
+        H, the width of a token, float32.
+    experts : int
+        E, the number of experts.
+    top_k : int, default 2
+        k, choices of a token.
+    max_tokens : int, default 4096
+        The most tokens that a rank brings to a call.
+    placement : sequence of E entries, or None, default None
+        For each expert the rank that holds it, or a list of the ranks that hold copies. None: contiguous.
+    timeout : float, default 120.0
+        Seconds that a rank in the same call may make no progress, or an MPI call take, before a wait fails.
+    absent_timeout : float or None, default None
+        Seconds that a rank may still be in user code before a wait for it fails. None: ten times `timeout`. A warning
+        comes after `timeout`.
+    ranks_per_node : int or None, default None
+        Treat every group of this many consecutive ranks as a node, although MPI sees larger nodes. None: nodes as MPI
+        sees them.
+
+    Raises
+    ------
+    InputError
+        A value out of its range, or another `ranks_per_node` than that of other objects on the communicator.
+    PeerInputError
+        Another rank raised InputError.
+    MismatchError
+        Ranks give different arguments.
+    OpenCallError
+        A call on the communicator is open.
+    ClosedError
+        An earlier failure left the engine of the communicator unusable.
+    MemoryProblem
+        Windows do not fit.
+    EnvironmentProblem
+        The launcher started several tasks and each is a world of its own, or MPI cannot do what is needed.
+    WaitTimeout, PoisonedError
+        A rank did not come in time, or failed.
     """
 
     def __init__(
@@ -65,7 +118,7 @@ class Exchange(Collective):
     ) -> None:
         self._limits = usable_limits(timeout, absent_timeout)
         self.timeout, self.absent_timeout = self._limits
-        super().__init__(Membership(comm, self._limits, ranks_per_node))
+        super().__init__(Membership("Exchange", comm, self._limits, ranks_per_node))
         with self._member.making():
             self._make(hidden, experts, top_k, max_tokens, placement, (None, timeout, ranks_per_node, absent_timeout))
 
@@ -73,10 +126,8 @@ class Exchange(Collective):
         self, hidden: Any, experts: Any, top_k: Any, max_tokens: Any, placement: Any, common: tuple[Any, ...]
     ) -> None:
         """Check the options, join the runtime, and make what calls need. common: see `check_common`."""
-        problem: Exception | None = None
-        alike: dict[str, str] = {}
-        places = None
-        shape: dict[str, int] = {}
+        request: Request | AristosError
+        needs = Needs(scratch_bytes=BLOCK_BYTES + BATCH * 16 + 64, workers=1)
         try:
             given = {"hidden": hidden, "experts": experts, "top_k": top_k, "max_tokens": max_tokens}
             shape = {name: whole(name, value) for name, value in given.items()}
@@ -86,10 +137,10 @@ class Exchange(Collective):
             check_common(*common)
             places = Placement(placement, experts, self.world)
             alike = {"object": "Exchange", **{name: str(n) for name, n in shape.items()}, "placement": str(places)}
+            request = Request(alike, places, shape, needs)
         except Exception as error:
-            problem = refusal(error)
-        needs = Needs(scratch_bytes=BLOCK_BYTES + BATCH * 16 + 64, workers=1)
-        self._member.join(problem, alike, places, shape, needs)
+            request = refusal(error)
+        self._member.join(request)
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         kernels = handle(module("entries", isa.chosen()).KERNELS[FLOAT32])
         self._job = self._member.new_job(
@@ -106,7 +157,7 @@ class Exchange(Collective):
         self._compile()
 
     def _alive(self) -> CpuRuntime:
-        runtime = super()._alive()
+        runtime = self._member.alive()
         assert isinstance(runtime, CpuRuntime)
         return runtime
 
@@ -124,11 +175,38 @@ class Exchange(Collective):
         )
 
     def dispatch(self, x: Any, ids: Any) -> tuple[np.ndarray, Handle]:
-        """Send every token of x to the experts in `ids`; collective.
+        """Send every token of x to the experts in `ids`. Collective.
 
-        x: [..., H] float32; ids: [..., k] integers, -1: choice not taken. Returns the rows that all ranks sent to
-        this rank's experts, [rows, H], and a handle for `combine`. Until `combine`, no other call may be made on the
-        communicator. Raises InputError, or PeerInputError for a refusal of another rank.
+        Until `combine`, no other call may be made on the communicator.
+
+        Parameters
+        ----------
+        x : array [..., H], float32
+            This rank's tokens.
+        ids : array [..., k], integers
+            The experts of each token. -1: choice not taken.
+
+        Returns
+        -------
+        rows : array [rows, H], float32
+            The rows that all ranks sent to this rank's experts.
+        handle : Handle
+            Which rows they are, for `combine`.
+
+        Raises
+        ------
+        InputError
+            Arrays that do not fit, more than max_tokens tokens, or ids out of range or repeated in a token.
+        PeerInputError
+            Another rank refused its input.
+        MismatchError
+            Another rank made another call.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The exchange is closed, or an earlier failure left its engine unusable.
+        WaitTimeout, PoisonedError, CorruptionError
+            A rank made no progress, failed, or wrote what no rank writes; the engine is unusable.
         """
         runtime = self._alive()
         runtime.enter(self._member.number)
@@ -204,11 +282,38 @@ class Exchange(Collective):
         return landed, counts
 
     def combine(self, out: Any, handle: Handle, weights: Any) -> np.ndarray:
-        """Send the rows of `out` back; y[t] = sum over j of weights[t, j] * row (t, j). Collective, ends the call.
+        """Send the outputs of rows back and add them. Collective, ends the call.
 
-        out: [rows, H] float32 in the order of the dispatched rows; weights: [..., k] floats, finite where a choice is
-        taken. Returns [..., H]. Raises InputError, PeerInputError for a refusal of another rank, and OpenCallError for
-        a handle that is not the open one.
+        y[t] = sum over j of weights[t, j] * row (t, j)
+
+        Parameters
+        ----------
+        out : array [rows, H], float32
+            The outputs, in the order of the dispatched rows.
+        handle : Handle
+            Of the dispatch that is open.
+        weights : array [..., k], floats
+            The factors of each token's rows, finite where a choice is taken.
+
+        Returns
+        -------
+        array [..., H], float32
+            A row for each token.
+
+        Raises
+        ------
+        InputError
+            Arrays that do not fit, or weights that are not finite. It ends the call.
+        PeerInputError
+            Another rank refused its input.
+        MismatchError
+            Another rank made another call.
+        OpenCallError
+            The handle is not the open one.
+        ClosedError
+            The exchange is closed, or an earlier failure left its engine unusable.
+        WaitTimeout, PoisonedError, CorruptionError
+            A rank made no progress, failed, or wrote what no rank writes; the engine is unusable.
         """
         self._alive()
         if self._open is None or handle is not self._open:

@@ -18,7 +18,7 @@ from ..config import MoEConfig
 from ..engine import codes, schema, store, words
 from ..engine import job as jobs
 from ..engine.experts import GROUP
-from ..errors import InputError, MismatchError
+from ..errors import AristosError, InputError, MismatchError
 from ..kernels.by_isa import module
 from ..kernels.common import activations
 from ..kernels.cpu.call_blocks import BLOCK_BYTES
@@ -55,7 +55,7 @@ class FusedBackward(BackwardCalls):
         from numba import types
 
         assert isinstance(member.runtime, CpuRuntime)
-        self.runtime, self.cfgs, self.limits = member.runtime, cfgs, limits
+        self.runtime, self.limits = member.runtime, limits
         self._handle = handle(module("backward_entries", used).KERNELS[element_type(cfgs[0].dtype).code])
         self._jobs: list[np.ndarray | None] = [None] * len(cfgs)
         self._filled = [-1] * len(cfgs)
@@ -69,7 +69,7 @@ class FusedBackward(BackwardCalls):
             ]
         )
 
-    def refuse(self, error: Exception) -> None:
+    def refuse(self, error: AristosError) -> None:
         """Make the call without rows, and announce that this rank refuses its arguments. Collective."""
         job = self._job(0)
         jobs.fill_some(job, schema.CALL, schema.CPU, status_in=status_of(error), routed=1)
@@ -77,7 +77,7 @@ class FusedBackward(BackwardCalls):
         self._fill_weights(job, 0)
         self._call(job)
 
-    def run_tape(
+    def run(
         self,
         layer: int,
         number: int,
@@ -87,7 +87,7 @@ class FusedBackward(BackwardCalls):
         dlogits: np.ndarray | None,
         pieces: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `run`, for tape `number`. Raises PeerInputError or MismatchError; no gradient has changed then."""
+        """See `BackwardCalls.run`."""
         cfg = self.cfgs[layer]
         tokens = _Tokens(self.kernels, cfg, weights, saved, dy, pieces)
         job, (count, k), hidden = self._job(layer), saved.ids.shape, cfg.hidden

@@ -3,24 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from ..errors import InputError, MismatchError
 from ..placement import Plan
 from ..substrate.attach import attach
 from ..transport.limits import Limits
+from .arguments import check_comm
 from .differences import differences
+from .options import Options
 
 
-def split(
+class PlanGroup:
+    """This rank's group of a plan; without a plan, all ranks. Collective.
+
+    comm: the communicator of the group; it is freed by `leave`. placement: of the experts in the group, as `Placement`
+    takes it. number: of the group. whole: the communicator of all groups; None without a plan. Raises as `_split` does.
+    """
+
+    def __init__(self, comm: Any, options: Options) -> None:
+        self.comm, self.placement, self.number, self.whole = comm, options.placement, 0, None
+        self._options = options
+        if options.plan is not None:
+            if comm is None:
+                raise InputError("plan needs comm, with a rank for each of its devices")
+            check_comm(comm)
+            self.whole = comm
+            self.comm, self.placement, self.number = _split(
+                comm, options.plan, options.experts, options.placement, options.limits, options.nodes
+            )
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """A block that makes a layer of the group. If it fails, the group's communicator is freed.
+
+        If the layer trains, it fails in all groups if it fails in one.
+        """
+        options, train = self._options, self._options.train is True
+        try:
+            together = train and self.whole is not None
+            with _together(self.whole, options.limits, options.nodes) if together else nullcontext():
+                yield
+        except BaseException:
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Free the group's communicator; collective in the group, and harmless when repeated."""
+        if self.whole is not None:
+            self.whole = None
+            self.comm.Free()
+
+
+def _split(
     comm: Any, plan: Plan, experts: int | None, placement: Any, limits: Limits, ranks_per_node: int | None
 ) -> tuple[Any, list[list[int]], int]:
     """(communicator of this rank's group, ranks in it of each expert, the group's number). Collective over comm.
 
-    comm: an mpi4py communicator with a rank for each of the plan's devices, rank i being device i. The caller frees
-    the returned communicator. Raises InputError or MismatchError on every rank. That holds also if a rank makes a layer
-    without a plan, because that layer compares configurations on the same runtime.
+    comm: an mpi4py communicator with a rank for each of the plan's devices, rank i being device i. Raises InputError or
+    MismatchError on every rank. That holds also if a rank makes a layer without a plan, because that layer compares
+    configurations on the same runtime.
     """
     rank, world = comm.Get_rank(), comm.Get_size()
     problem, mine = None, ""
@@ -57,7 +100,7 @@ def split(
 
 
 @contextmanager
-def making_together(comm: Any, limits: Limits, ranks_per_node: int | None) -> Iterator[None]:
+def _together(comm: Any, limits: Limits, ranks_per_node: int | None) -> Iterator[None]:
     """A block that makes a layer on each group of a plan: if one rank fails in it, the ranks of all groups raise.
 
     comm: of all groups. Collective over it.

@@ -2,59 +2,32 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any, Literal
 
 import numpy as np
 
-from ..config import MoEConfig
-from ..errors import InputError, NotLoaded, OpenCallError
-from ..substrate.runtime import Runtime
+from ..errors import InputError, NotLoaded
 from .backend import Backend, check_layer
-from .collective import Collective
+from .collective import Membership
 from .fused_arrays import separated
 from .given import Given, GivenLayer
-from .pending import PendingCall
+from .pending import OpenCalls
 from .weights import WEIGHTS
 
 Layout = Literal["in_out", "out_in"]
 Bits = Literal["bfloat16", "float16"]
 
 
-class LoadedLayers(Collective):
-    """Base of `MoE`: the layers of an object that has joined its runtime, and their weights."""
+class LoadedWeights:
+    """The weights of an object's layers, as a user loads them. The backend packs them.
 
-    _backend: Backend
+    half_changed: a step or a restore writes weights now, or was interrupted while it did.
+    """
 
-    def _begin(self, backend: Backend) -> None:
-        """Take the backend of layers without weights."""
-        self._backend, self.layers = backend, backend.settings.layers
-        self._pending: weakref.ref[PendingCall] | None = None
-        self._slots = {expert: slot for slot, expert in enumerate(self._member.mine)}
-
-    def _settled(self) -> Runtime:
-        """The runtime; raises OpenCallError while a started call of this layer is open."""
-        if self._started() is not None:
-            raise OpenCallError("a call of this layer was started: wait() for it first")
-        runtime = self._alive()
-        runtime.end_dropped_call()
-        return runtime
-
-    def _started(self) -> PendingCall | None:
-        """The handle of a started call that has not been waited for."""
-        pending = None if self._pending is None else self._pending()
-        return pending if pending is not None and pending.waits else None
-
-    def _refuse_in_use(self, layer: Any, what: str) -> None:
-        """Raise unless the weights of a layer may change: no call of this object is open, and no tape of the layer."""
-        runtime = self._settled()
-        if runtime.open and runtime.caller == self._member.number:
-            raise OpenCallError(f"a call of this layer has not returned: {what} comes before or after it")
-        check_layer(layer, self.layers)
-        self._refuse_tapes(int(layer), what)
-
-    def _refuse_tapes(self, layer: int, what: str) -> None:
-        """Raise OpenCallError while a backward call of the layer is due."""
+    def __init__(self, backend: Backend, member: Membership, calls: OpenCalls) -> None:
+        self._backend, self._member, self._calls = backend, member, calls
+        self._slots = {expert: slot for slot, expert in enumerate(member.mine)}
+        self.half_changed = False
 
     def load(
         self,
@@ -85,28 +58,80 @@ class LoadedLayers(Collective):
         layout: Layout = "in_out",
         bits: Bits | None = None,
     ) -> None:
-        """Take the weights of one layer; they are packed, so later changes to the arrays are not seen.
+        """Take the weights of one layer; they are packed, so later changes to the arrays are not seen. Not collective.
 
-        up, gate: [E, H, F], down: [E, F, H], router: [H, E], up_bias, gate_bias: [E, F], down_bias: [E, H],
-        router_bias (added to the scores), select_bias (added to the weights for choosing alone): [E]; shared_up and so
-        on: the shared expert's, without E; shared_sigmoid: [H]. Each is float32,
-        bfloat16 (ml_dtypes) or float16, memory-mapped or not; with local=True only this rank's experts, in the
-        order of their ids (`placement.mine(rank)`). Instead of an array with E in front, a list of E arrays; those of
-        experts that this rank does not hold may be None. layout="out_in": nn.Linear's order, up, gate [E, F, H], down
-        [E, H, F], router [E, H]. gate_up: gate and up in one array, [E, H, 2F], or [E, 2F, H] of "out_in", the gate's
-        columns first, or interleaved with up's; gate_up_bias: [E, 2F]. w13, w2: gate_up and down of "out_in", by the
-        names of vLLM. bits: the type whose bits arrays of uint16 hold. Weights are rounded to cfg.dtype;
-        router and biases become float32. A router is needed unless every call brings its ids.
+        Each array is float32, bfloat16 (ml_dtypes) or float16, memory-mapped or not. Weights are rounded to cfg.dtype;
+        router and biases become float32. Instead of an array with E in front, a list of E arrays; those of experts that
+        this rank does not hold may be None. It clears what this rank adds to `summary`; the other calls that load keep
+        it.
 
-        Not collective. It clears what this rank adds to `summary`; the other calls that load keep it. Raises
-        InputError; the layer then keeps the weights it had. If packing itself fails, it keeps them too, or its calls
-        are refused on all ranks: experts that local peers read have one place.
-
-        Raises OpenCallError between `start` of this object and `wait`. A call of another object may be open then, also
+        After an error the layer keeps the weights it had. If packing itself fails, it keeps them too, or its calls are
+        refused on all ranks: experts that local peers read have one place. Another object's call may be open, also
         where local peers read experts in place (`moves`): the load waits until they have ended the call before that.
-        The other calls that load do the same.
+
+        Parameters
+        ----------
+        layer : int, default 0
+            The layer.
+        up : array [E, H, F] or None, default None
+            Projections of the experts.
+        down : array [E, F, H] or None, default None
+            Projections back.
+        router : array [H, columns] or None, default None
+            The router's weights; needed unless every call brings its ids.
+        gate : array [E, H, F] or None, default None
+            The gate's projections, with cfg.gated.
+        up_bias : array [E, F] or None, default None
+            With cfg.bias.
+        gate_bias : array [E, F] or None, default None
+            With cfg.bias and cfg.gated.
+        down_bias : array [E, H] or None, default None
+            With cfg.bias.
+        router_bias : array [columns] or None, default None
+            Added to the scores.
+        select_bias : array [columns] or None, default None
+            Added to the weights for choosing alone.
+        shared_up : array [H, Fs] or None, default None
+            The shared expert's projection, Fs = cfg.shared_ffn.
+        shared_gate : array [H, Fs] or None, default None
+            Its gate's projection, with cfg.gated.
+        shared_down : array [Fs, H] or None, default None
+            Its projection back.
+        shared_up_bias : array [Fs] or None, default None
+            With cfg.bias.
+        shared_gate_bias : array [Fs] or None, default None
+            With cfg.bias and cfg.gated.
+        shared_down_bias : array [H] or None, default None
+            With cfg.bias.
+        shared_sigmoid : array [H] or None, default None
+            The vector of the shared expert's sigmoid, with cfg.shared_sigmoid.
+        gate_up : array [E, H, 2F], or [E, 2F, H] of "out_in", or None, default None
+            gate and up in one array, the gate's columns first, or interleaved with up's.
+        gate_up_bias : array [E, 2F] or None, default None
+            Their biases.
+        w13 : array [E, 2F, H] or None, default None
+            gate_up of "out_in", by vLLM's name.
+        w2 : array [E, H, F] or None, default None
+            down of "out_in", by vLLM's name.
+        interleaved : bool, default False
+            Whether the columns of gate and up alternate in gate_up.
+        local : bool, default False
+            Arrays have this rank's experts alone, in the order of their ids (`placement.mine(rank)`).
+        layout : str, default "in_out"
+            The order of matrices' axes. "out_in": nn.Linear's, up, gate [E, F, H], down [E, H, F], router [columns, H].
+        bits : str or None, default None
+            The type whose bits arrays of uint16 hold.
+
+        Raises
+        ------
+        InputError
+            An array that is missing, not wanted, of another shape or type, or, to be packed, not finite.
+        OpenCallError
+            A tape of the layer is open, or a call that `start` began has not been waited for.
+        ClosedError
+            The layer is closed.
         """
-        self._refuse_in_use(layer, "load")
+        self._calls.refuse_change(layer, "load")
         given = {
             "up": up,
             "down": down,
@@ -127,18 +152,30 @@ class LoadedLayers(Collective):
         }
         fused = {"gate_up": gate_up, "gate_up_bias": gate_up_bias, "w13": w13, "w2": w2}
         given = separated(given, fused, interleaved, layout)
-        checked = GivenLayer(self.layer_config(layer), self._member.mine, local, layout, bits, given)
+        checked = GivenLayer(self._backend.cfgs[layer], self._member.mine, local, layout, bits, given)
         self._backend.load(int(layer), checked)
         self._backend.clear_totals()
 
-    def layer_config(self, layer: int) -> MoEConfig:
-        """The configuration of one layer."""
-        check_layer(layer, self.layers)
-        return self._backend.cfgs[layer]
-
     def holds(self, expert: int) -> bool:
-        """Whether this rank holds the expert: `load_expert` ignores all others, so their arrays need not be read."""
-        self._alive()
+        """Whether this rank holds an expert: `load_expert` ignores all others, so their arrays need not be read.
+
+        Parameters
+        ----------
+        expert : int
+            The expert's id in 0..E-1.
+
+        Returns
+        -------
+        bool
+            True if it does.
+
+        Raises
+        ------
+        InputError
+            An id out of range.
+        ClosedError
+            The layer is closed.
+        """
         return self._slot(expert) is not None
 
     def load_expert(
@@ -155,14 +192,46 @@ class LoadedLayers(Collective):
         layout: Layout = "in_out",
         bits: Bits | None = None,
     ) -> None:
-        """Take the weights of one expert of a layer. expert: its id in 0..E-1.
+        """Take the weights of one expert of a layer. Not collective.
 
-        up, gate: [H, F], down: [F, H], up_bias, gate_bias: [F], down_bias: [H]; types, layout and bits as in `load`. An
-        expert that this rank does not hold is ignored, whatever the arrays. Memory is allocated once for all experts of
-        this rank, and packing needs space for one more. Not collective; a call is refused on all ranks while an expert
-        is missing. Raises InputError; the layer then keeps the weights it had. To load all experts again: `unload`.
+        Memory is allocated once for all experts of this rank, and packing needs space for one more. A call is refused
+        on all ranks while an expert is missing. After an error the layer keeps the weights it had. To load all experts
+        again: `unload`.
+
+        Parameters
+        ----------
+        layer : int
+            The layer.
+        expert : int
+            The expert's id in 0..E-1. One that this rank does not hold is ignored, whatever the arrays.
+        up : array [H, F]
+            Its projection; types as in `load`.
+        down : array [F, H]
+            Its projection back.
+        gate : array [H, F] or None, default None
+            The gate's projection, with cfg.gated.
+        up_bias : array [F] or None, default None
+            With cfg.bias.
+        gate_bias : array [F] or None, default None
+            With cfg.bias and cfg.gated.
+        down_bias : array [H] or None, default None
+            With cfg.bias.
+        layout : str, default "in_out"
+            The order of matrices' axes, see `load`.
+        bits : str or None, default None
+            The type whose bits arrays of uint16 hold.
+
+        Raises
+        ------
+        InputError
+            An id out of range, or an array that is missing, not wanted, of another shape or type, or, to be packed, not
+            finite.
+        OpenCallError
+            A tape of the layer is open, or a call that `start` began has not been waited for.
+        ClosedError
+            The layer is closed.
         """
-        self._refuse_in_use(layer, "load_expert")
+        self._calls.refuse_change(layer, "load_expert")
         slot = self._slot(expert)
         if slot is None:
             return
@@ -174,7 +243,7 @@ class LoadedLayers(Collective):
             "gate_bias": gate_bias,
             "down_bias": down_bias,
         }
-        arrays = Given("load_expert", self.layer_config(layer), layout, bits).expert(given)
+        arrays = Given("load_expert", self._backend.cfgs[layer], layout, bits).expert(given)
         self._backend.load_part(int(layer), lambda weights: weights.take_expert(slot, arrays))
 
     def load_shared(
@@ -191,13 +260,41 @@ class LoadedLayers(Collective):
         layout: Layout = "in_out",
         bits: Bits | None = None,
     ) -> None:
-        """Take a layer's shared expert, on every rank. Not collective.
+        """Take a layer's shared expert, on every rank. Not collective. After an error the layer keeps the one it had.
 
-        up, gate: [H, Fs], down: [Fs, H], up_bias, gate_bias: [Fs], Fs = cfg.shared_ffn, down_bias: [H]; sigmoid: [H],
-        with cfg.shared_sigmoid. Types, layout and bits as in `load`. Raises InputError; the layer then keeps the one it
-        had.
+        Parameters
+        ----------
+        layer : int
+            The layer.
+        up : array [H, Fs]
+            Its projection, Fs = cfg.shared_ffn; types as in `load`.
+        down : array [Fs, H]
+            Its projection back.
+        gate : array [H, Fs] or None, default None
+            The gate's projection, with cfg.gated.
+        up_bias : array [Fs] or None, default None
+            With cfg.bias.
+        gate_bias : array [Fs] or None, default None
+            With cfg.bias and cfg.gated.
+        down_bias : array [H] or None, default None
+            With cfg.bias.
+        sigmoid : array [H] or None, default None
+            The vector of its sigmoid, with cfg.shared_sigmoid.
+        layout : str, default "in_out"
+            The order of matrices' axes, see `load`.
+        bits : str or None, default None
+            The type whose bits arrays of uint16 hold.
+
+        Raises
+        ------
+        InputError
+            An array that is missing, not wanted, of another shape or type, or, to be packed, not finite.
+        OpenCallError
+            A tape of the layer is open, or a call that `start` began has not been waited for.
+        ClosedError
+            The layer is closed.
         """
-        self._refuse_in_use(layer, "load_shared")
+        self._calls.refuse_change(layer, "load_shared")
         given = {
             "shared_up": up,
             "shared_gate": gate,
@@ -207,7 +304,7 @@ class LoadedLayers(Collective):
             "shared_down_bias": down_bias,
             "shared_sigmoid": sigmoid,
         }
-        arrays = Given("load_shared", self.layer_config(layer), layout, bits).shared(given)
+        arrays = Given("load_shared", self._backend.cfgs[layer], layout, bits).shared(given)
         if arrays:
             self._backend.load_part(int(layer), lambda weights: weights.take_shared(arrays))
 
@@ -223,23 +320,62 @@ class LoadedLayers(Collective):
     ) -> None:
         """Take a layer's router, on every rank; what is None stays as it was. Not collective.
 
-        router: [H, E], router_bias, select_bias: [E]; with identity experts a column more for each; types, layout and
-        bits as in `load`. Raises InputError; the layer then keeps the router it had.
+        After an error the layer keeps the router it had.
+
+        Parameters
+        ----------
+        layer : int
+            The layer.
+        router : array [H, columns] or None, default None
+            Its weights, with a column for each identity expert; types as in `load`.
+        router_bias : array [columns] or None, default None
+            Added to the scores.
+        select_bias : array [columns] or None, default None
+            Added to the weights for choosing alone.
+        layout : str, default "in_out"
+            The order of matrices' axes, see `load`.
+        bits : str or None, default None
+            The type whose bits arrays of uint16 hold.
+
+        Raises
+        ------
+        InputError
+            An array of another shape or type, or one that is not wanted.
+        OpenCallError
+            A tape of the layer is open, or a call that `start` began has not been waited for.
+        ClosedError
+            The layer is closed.
         """
-        self._refuse_in_use(layer, "load_router")
-        given = Given("load_router", self.layer_config(layer), layout, bits)
+        self._calls.refuse_change(layer, "load_router")
+        given = Given("load_router", self._backend.cfgs[layer], layout, bits)
         arrays = given.router({"router": router, "router_bias": router_bias, "select_bias": select_bias})
         if not arrays:
             raise InputError("load_router needs router=, router_bias= or select_bias=")
         self._backend.load_part(int(layer), lambda weights: weights.take_router(arrays))
 
     def unload(self, layer: int) -> None:
-        """Forget a layer's weights: calls of it are refused on all ranks until all parts have been loaded again.
+        """Forget a layer's weights. Not collective.
+
+        Calls of it are refused on all ranks until all parts have been loaded again.
 
         Before a layer is loaded again part by part, so that no call mixes old and new parts if that fails half-way.
-        Memory stays. Not collective.
+        Memory stays.
+
+        Parameters
+        ----------
+        layer : int
+            The layer.
+
+        Raises
+        ------
+        InputError
+            There is no such layer.
+        OpenCallError
+            A tape of the layer is open, or a call that `start` began has not been waited for.
+        ClosedError
+            The layer is closed.
         """
-        self._refuse_in_use(layer, "unload")
+        self._calls.refuse_change(layer, "unload")
         self._backend.unload(int(layer))
 
     def _slot(self, expert: Any) -> int | None:
@@ -250,15 +386,38 @@ class LoadedLayers(Collective):
         return self._slots.get(int(expert))
 
     def packed_weights(self, layer: int = 0) -> Any:
-        """A loaded layer's weights as this backend's kernels read them: `LayerWeights` or `DeviceWeights`."""
-        self._alive()
-        return self._loaded(layer)
+        """A loaded layer's weights as this backend's kernels read them.
 
-    def _loaded(self, layer: Any) -> Any:
-        """The packed weights of a layer; raises InputError for a layer that does not exist or lacks weights."""
-        check_layer(layer, self.layers)
+        Parameters
+        ----------
+        layer : int, default 0
+            The layer.
+
+        Returns
+        -------
+        LayerWeights or DeviceWeights
+            The packed weights.
+
+        Raises
+        ------
+        InputError
+            There is no such layer.
+        NotLoaded
+            The layer has no weights.
+        ClosedError
+            The layer is closed.
+        """
+        check_layer(layer, len(self._backend.cfgs))
         loaded = self._backend.weights[layer]
         if loaded is None:
             raise NotLoaded(f"layer {layer} has no weights: load() it first", WEIGHTS)
         loaded.check(layer)
         return loaded
+
+    def refuse_half_changed(self) -> None:
+        """Raise InputError if this rank's weights were changed only in part by a step or a restore."""
+        if self.half_changed:
+            raise InputError(
+                "the weights are half changed, because step() or restore() was interrupted while it wrote them:"
+                " restore() what was saved"
+            )

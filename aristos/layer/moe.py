@@ -2,76 +2,112 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from ..config import BACKENDS, MOST_EXPERTS, MoEConfig, boolean, whole
-from ..engine.layout import lines, rank_bytes
-from ..errors import InputError, ResultsError
-from ..host.nodes import Nodes
-from ..placement import Placement, Plan
-from . import timeline
-from . import weights as cpu_weights
-from .arguments import DEFAULT_TIMEOUT, CallArguments, check_comm, check_common, refusal, usable_limits, usable_nodes
-from .backend import Event, Settings, check_layer
-from .collective import Membership, Needs, shape_of, widths
-from .cpu import CpuBackend
-from .differences import fields_of_layers
-from .fused_backward import needs as backward_needs
-from .grouped import making_together, split
-from .holders import Holders, holders_of
-from .node_weights import most_foreign
-from .on_disk import SavedLayers
-from .options import Schedule, backend_class, check_moves, checked_options
-from .pending import PendingCall
+from ..config import MoEConfig, boolean
+from ..errors import InputError
+from ..placement import Plan
+from ..transport.group import Group
+from .arguments import DEFAULT_TIMEOUT, CallArguments, refusal
+from .backend import Backend, check_layer
+from .collective import Collective, Membership
+from .delegated import delegated
+from .grouped import PlanGroup
+from .holders import Holders
+from .loading import LoadedWeights
+from .making import join, rank_memory
+from .on_disk import SavedWeights
+from .options import Options, Schedule, backend_class
+from .pending import OpenCalls, PendingCall
 from .stats import Summary, summarize
-from .tapes import Reserve, checked_bytes
-from .trained_weights import training_bytes
-from .training import check_training
+from .tapes import Reserve
+from .timeline import Timeline
+from .training import Tape, Training
 
 
-class MoE(SavedLayers):
+class MoE(Collective):
     """An expert-parallel Mixture-of-Experts layer, or `layers` of them, over the ranks of a communicator. Collective.
-
-    cfg: equal on all ranks; or, without `layers`, a list with the configuration of each layer. Those are equal but for
-    ffn, router, shared expert and what an expert is (activation, gated, limit, bias). The attribute `cfg` is the first
-    one, `layer_config` has that of a layer. comm: an mpi4py communicator, or None for one process without MPI.
-    layers: layers with weights of their own that share windows, workers and threads. schedule: "fused" (one-sided,
-    tile by tile) or "bulk" (count exchange, Alltoallv, experts, Alltoallv: the baseline). threads: workers a rank; by
-    default the cores that this rank may use, divided by the number of ranks that share them. placement: an entry for
-    each expert, the rank that holds it or a list of the ranks that hold copies; by default contiguous. plan: an
-    `aristos.planner.Plan` for the communicator, rank i being device i: the layer then lives in this rank's group,
-    `group` is its number, `comm` its communicator and `rank` the rank there.
-    timeout: seconds that a rank in the same call may make no progress, or an MPI call take, before a wait fails.
-    absent_timeout: seconds that a rank may still be in user code before a wait for it fails; by default ten times
-    `timeout`. A warning comes after `timeout`. backend: where the
-    layer runs: "cpu", which None means too, or "cuda". CUDA is experimental: never run on a GPU.
-    ranks_per_node: treat every group of this many consecutive ranks as a node, although MPI sees larger nodes;
-    transport shm is used within a node, rma between nodes.
-    Raises MismatchError where ranks disagree, InputError (a ValueError) on wrong arguments, MemoryProblem where
-    windows do not fit, EnvironmentProblem where the launcher started several tasks and each is a world of its own.
-
-    moves: what crosses between the ranks of a node, on CPUs. "tokens": rows travel to the ranks that hold their
-    experts. "experts": a rank computes its own rows, and reads the experts of local peers where they lie. "auto":
-    a rank computes the rows of an expert itself if they cost more to copy than its weights to read, or if that relieves
-    the busiest rank of the node; other rows travel. The bits of the outputs are the same. The attribute `moves` is what
-    holds: "tokens" where rows always travel, see there.
-
-    train: keep float32 weights and gradients, for `forward`, `backward`, `update`; on CPUs, float32 or bfloat16.
-    tape_bytes: with train=True, bytes of this rank in which tapes keep rows of forward calls; None: max_tokens * top_k
-    rows of each layer, in whole cache lines, or 0 on one rank; see `forward`.
 
     With backend="cuda", a rank has one GPU. Host arrays are copied in and out, and a call has ended when it returns.
     Arrays in GPU memory (CuPy, PyTorch, JAX, Numba, `__cuda_array_interface__`, DLPack) are used in place, on their
     library's current stream or on `stream`, and a call returns before it has run; `synchronize` waits for it. Such a
-    call can be captured in a CUDA graph. sms: the most SMs of its GPU that this layer may use, so that layers on other
-    communicators or kernels of the program run beside it; by default all.
+    call can be captured in a CUDA graph.
+
+    Parameters
+    ----------
+    cfg : MoEConfig, or sequence of MoEConfig
+        The configuration, equal on all ranks; or, without `layers`, that of each layer. Those are equal but for ffn,
+        router, shared expert and what an expert is (activation, gated, limit, bias).
+    comm : communicator or None, default None
+        An mpi4py communicator. None: one process without MPI.
+    layers : int, default 1
+        Layers with weights of their own that share windows, workers and threads.
+    schedule : str, default "fused"
+        "fused": one-sided, tile by tile. "bulk": count exchange, Alltoallv, experts, Alltoallv, the baseline.
+    threads : int or None, default None
+        Workers a rank. None: the cores that this rank may use, divided by the number of ranks that share them.
+    placement : sequence of E entries, array [E], or None, default None
+        For each expert the rank that holds it, or a list of the ranks that hold copies. None: contiguous.
+    timeout : float, default 120.0
+        Seconds that a rank in the same call may make no progress, or an MPI call take, before a wait fails.
+    absent_timeout : float or None, default None
+        Seconds that a rank may still be in user code before a wait for it fails. None: ten times `timeout`. A warning
+        comes after `timeout`.
+    ranks_per_node : int or None, default None
+        Treat every group of this many consecutive ranks as a node, although MPI sees larger nodes: transport shm is
+        used within a node, rma between nodes. None: nodes as MPI sees them.
+    plan : Plan or None, default None
+        An `aristos.planner.Plan` for the communicator, rank i being device i: the layer then lives in this rank's
+        group, `group` is its number, `comm` its communicator and `rank` the rank there.
+    backend : str or None, default None
+        Where the layer runs: "cpu", which None means too, or "cuda". CUDA is experimental: never run on a GPU.
+    sms : int or None, default None
+        With backend="cuda", the most SMs of its GPU that this layer may use, so that layers on other communicators or
+        kernels of the program run beside it. None: all.
+    moves : str, default "auto"
+        What crosses between the ranks of a node, on CPUs; the bits of the outputs are the same. The attribute `moves`
+        is what holds.
+
+        - "tokens": rows travel to the ranks that hold their experts.
+        - "experts": a rank computes its own rows, and reads the experts of local peers where they lie.
+        - "auto": a rank computes the rows of an expert itself if they cost more to copy than its weights to read, or if
+          that relieves the busiest rank of the node; other rows travel.
+    train : bool, default False
+        Keep float32 weights and gradients, for `forward`, `backward`, `update`; on CPUs, with rows of float32 or
+        bfloat16.
+    tape_bytes : int or None, default None
+        With train=True, bytes of this rank in which tapes keep rows of forward calls, see `forward`. None: max_tokens *
+        top_k rows of each layer, in whole cache lines, or 0 on one rank.
+
+    Attributes
+    ----------
+    cfg : MoEConfig
+        The first layer's configuration; `layer_config` has that of each.
+    group : int
+        The number of this rank's group of the plan; 0 without one.
+
+    Raises
+    ------
+    InputError
+        A value out of its range, or options that exclude one another.
+    PeerInputError
+        Another rank raised InputError.
+    MismatchError
+        Ranks give different arguments.
+    OpenCallError
+        A call on the communicator is open.
+    ClosedError
+        An earlier failure left the engine of the communicator unusable.
+    MemoryProblem
+        Windows do not fit.
+    EnvironmentProblem
+        The launcher started several tasks and each is a world of its own, or the backend or MPI cannot do what is
+        needed.
+    WaitTimeout, PoisonedError
+        A rank did not come in time, or failed.
     """
 
     def __init__(
@@ -93,67 +129,38 @@ class MoE(SavedLayers):
         train: bool = False,
         tape_bytes: int | None = None,
     ) -> None:
-        self.group, self._group_comm, whole_comm = 0, None, comm
-        limits = usable_limits(timeout, absent_timeout)
-        together: AbstractContextManager[None] = nullcontext()
-        if plan is not None:
-            if comm is None:
-                raise InputError("plan needs comm, with a rank for each of its devices")
-            check_comm(comm)
-            first = cfg[0] if isinstance(cfg, list | tuple) and cfg else cfg
-            experts = getattr(first, "experts", None)
-            nodes = usable_nodes(ranks_per_node)
-            comm, placement, self.group = split(comm, plan, experts, placement, limits, nodes)
-            self._group_comm = comm
-            if train is True:
-                together = making_together(whole_comm, limits, nodes)
-        self.backend = "cpu" if backend is None else str(backend)
-        if self.backend not in BACKENDS:
-            self.backend = "cpu"  # refused below, after the ranks have met
-        with self._in_group(), together:
-            super().__init__(Membership(comm, limits, ranks_per_node, self.backend))
+        options = Options(
+            cfg, layers, schedule, threads, placement, timeout, absent_timeout, ranks_per_node, plan, backend, sms,
+            moves, train, tape_bytes,
+        )  # fmt: skip
+        self._part = PlanGroup(comm, options)
+        self.group, self.backend = self._part.number, options.backend_name
+        self.timeout, self.absent_timeout = options.limits
+        with self._part.making():
+            super().__init__(Membership("MoE", self._part.comm, options.limits, ranks_per_node, self.backend))
             with self._member.making():
                 kind = backend_class(self.backend)
-                problem: Exception | None = None
-                alike, places, shape, needs = {}, None, {}, Needs()
-                cfgs: tuple[MoEConfig, ...] = ()
-                reserve: Reserve | None = None
-                try:
-                    cfgs = checked_options(cfg, layers, schedule, backend)
-                    for each in dict.fromkeys(cfgs):
-                        kind.check(each, schedule, threads, sms)
-                    check_common(threads, timeout, ranks_per_node, absent_timeout)
-                    check_moves(moves, self.backend, schedule)
-                    places = Placement(placement, cfgs[0].experts, self.world)
-                    if boolean("train", train):
-                        check_training(cfgs[0], self.backend, moves)
-                        moves = "tokens"
-                        reserve = Reserve(checked_bytes(tape_bytes, cfgs, self.world, schedule))
-                    elif tape_bytes is not None:
-                        raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
-                    alike = {"object": "MoE", **fields_of_layers(cfgs), "schedule": str(schedule), "moves": moves}
-                    alike |= {"placement": str(places), "train": str(bool(train))}
-                    shape = widths(*cfgs)
-                    if self.backend == "cpu" and schedule == "fused" and moves != "tokens":
-                        shape["foreign"] = most_foreign(places, self._member.runtime.group.nodes)
-                    runtime = self._member.runtime
-                    needs = Needs.most(kind.needs(each, runtime, sms, train) for each in dict.fromkeys(cfgs))
-                    if train:
-                        shape["train"] = True
-                        needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
-                except Exception as error:
-                    problem = refusal(error)
-                self._member.join(problem, alike, places, shape, needs, threads)
-                self.cfg, self.schedule = cfgs[0], schedule
-                self.timeout, self.absent_timeout = limits
-                holders = holders_of(self._member.placement, plan)
-                copied = frozenset(expert for expert, ranks in enumerate(holders) if train and len(ranks) > 1)
-                self._begin(kind(Settings(cfgs, schedule, limits, sms, moves, bool(train), copied), self._member))
-                if reserve is not None:
-                    nodes = usable_nodes(ranks_per_node)
-                    whole = None if plan is None else whole_comm
-                    everyone = Holders(self._member.runtime, whole, limits, nodes, holders, self.isa)
-                    self._begin_training(everyone, reserve)
+                made = join(options, self._part.placement, kind, self._member)
+                self._hold(kind(made.settings, self._member))
+                if made.reserve is not None:
+                    self._hold_training(options, made.holders, made.reserve)
+
+    def _hold(self, backend: Backend) -> None:
+        """Take the parts of every layer object. The layer has joined its runtime."""
+        settings = backend.settings
+        self.cfg, self.schedule, self.layers = settings.cfgs[0], settings.schedule, settings.layers
+        self._backend, self._calls = backend, OpenCalls(self._member, self.layers)
+        self._weights = LoadedWeights(backend, self._member, self._calls)
+        self._timeline = Timeline(backend, self._member, self._calls)
+        self._training: Training | None = None
+        self._saved: SavedWeights | None = None
+
+    def _hold_training(self, options: Options, holders: list[list[int]], reserve: Reserve) -> None:
+        """Take the parts of an object that is trained. holders: see `holders_of`."""
+        runtime, whole = self._member.runtime, self._part.whole
+        everyone = Holders(runtime, whole, options.limits, options.nodes, holders, self.isa)
+        self._training = Training(self._backend, self._member, self._weights, self._calls, everyone, reserve)
+        self._saved = SavedWeights(self._training, self._backend, self._calls)
 
     def __repr__(self) -> str:
         if not self._member.joined:
@@ -162,6 +169,7 @@ class MoE(SavedLayers):
         shape = f"H {cfg.hidden} F {cfg.ffn} E {cfg.experts} k {cfg.top_k} {cfg.dtype}"
         workers = f"{self.threads} worker{'s' * (self.threads != 1)}"
         where = f"rank {self.rank} of {self.world}, {self.backend}, {self.schedule}, {workers}"
+        where += ", train" if self._training is not None else ""
         broken = "" if self._member.runtime.broken is None else ", failed"
         return f"<MoE {shape}, {where}, {loaded} of {self.layers} layers have weights{broken}>"
 
@@ -186,48 +194,52 @@ class MoE(SavedLayers):
         (max_tokens * top_k, and max_tokens more for a shared expert) and words; neither skew nor `layers` changes them.
         With several nodes there is a second window, and for each rank of another node an outbox and a ring of staged
         outputs. Weights: of `layers` layers, the experts of the rank that holds most of them, with biases, and a router
-        a layer, padded as the kernels read them. Not included: up to 2 MiB and 4 KiB a rank where ranks share weights
-        in huge pages (`moves`); the arrays given to `load` and to calls; ids and weights of max_tokens tokens, and with
-        weights on the input their rows; tables that grow with the workers.
+        a layer, padded as the kernels read them.
 
-        threads: include the scratch of this many workers: prepared rows, hidden activations and sums of a run, and of
-        one column-split run. cfg: one configuration, or a list with that of each layer. backend: None: "cpu".
-        With "cuda", which needs numba-cuda here, weights, the first window and a copy of the second lie in
-        GPU memory, and hidden activations are not included.
-        train: include masters, gradients (of experts with copies twice), projections packed transposed, and
-        `tape_bytes`, as the layer is made with; not what tapes hold of their own tokens, nor buffers of backward calls.
-        Raises InputError for a layer that cannot be made, EnvironmentProblem without numba-cuda.
+        Not included: up to 2 MiB and 4 KiB a rank where ranks share weights in huge pages (`moves`); the arrays given
+        to `load` and to calls; ids and weights of max_tokens tokens, and with weights on the input their rows; tables
+        that grow with the workers; with train=True, what tapes hold of their own tokens, and buffers of backward calls.
+
+        Parameters
+        ----------
+        cfg : MoEConfig, or sequence of MoEConfig
+            As the layer is made with.
+        world : int
+            W, the number of ranks.
+        placement : sequence of E entries, array [E], or None, default None
+            As the layer is made with.
+        ranks_per_node : int or None, default None
+            As the layer is made with. None: all ranks are on one node.
+        layers : int, default 1
+            As the layer is made with.
+        threads : int or None, default None
+            Include the scratch of this many workers: prepared rows, hidden activations and sums of a run, and of one
+            column-split run. None: of none.
+        backend : str or None, default None
+            "cpu", which None means too, or "cuda": then weights, the first window and a copy of the second lie in GPU
+            memory, and hidden activations are not included.
+        train : bool, default False
+            Include masters, gradients (of experts with copies twice) and projections packed transposed.
+        tape_bytes : int or None, default None
+            As the layer is made with; included with train=True.
+
+        Returns
+        -------
+        int
+            Bytes.
+
+        Raises
+        ------
+        InputError
+            A layer that cannot be made.
+        EnvironmentProblem
+            backend="cuda" without numba-cuda.
         """
-        world = whole("world", world, MOST_EXPERTS, f"a positive int of at most {MOST_EXPERTS}")
-        check_common(threads, DEFAULT_TIMEOUT, ranks_per_node)
-        cfgs = checked_options(cfg, layers, "fused", backend)
-        name = backend or "cpu"
-        for each in dict.fromkeys(cfgs):
-            backend_class(name).check(each, "fused", threads)
-        places = Placement(placement, cfgs[0].experts, world)
-        shape = shape_of(world, places, **widths(*cfgs), train=boolean("train", train))
-        windows = rank_bytes(shape, Nodes.of(world, ranks_per_node), world - 1)
-        packed_bytes = cpu_weights.packed_bytes
-        if name == "cuda":
-            from .cuda_weights import packed_bytes
-
-            threads = None
-        scratch = 0
-        if threads is not None:
-            needs = Needs.most(CpuBackend.needs(each, None) for each in dict.fromkeys(cfgs))
-            if train:
-                needs = Needs.most([needs, *(backward_needs(each) for each in dict.fromkeys(cfgs))])
-            scratch = int(threads) * lines(needs.scratch_bytes) + needs.shared_bytes
-        weights = {each: packed_bytes(each, max(places.held)) for each in dict.fromkeys(cfgs)}
-        if train:
-            check_training(cfgs[0], name, "tokens")
-            mine = [places.mine(rank) for rank in range(world)]
-            copied = max(sum(len(places.copies[e]) > 1 for e in experts) for experts in mine)
-            weights = {each: n + training_bytes(each, max(places.held), copied) for each, n in weights.items()}
-            scratch += checked_bytes(tape_bytes, cfgs, world)
-        elif tape_bytes is not None:
-            raise InputError(f"tape_bytes applies only to train=True, got {tape_bytes!r}")
-        return windows + scratch + sum(weights[each] for each in cfgs)
+        options = Options(
+            cfg, layers, "fused", threads, placement, DEFAULT_TIMEOUT, None, ranks_per_node, None, backend, None,
+            "tokens", train, tape_bytes,
+        )  # fmt: skip
+        return rank_memory(options, world)
 
     # ------------------------------------------------------------ calls
 
@@ -245,15 +257,53 @@ class MoE(SavedLayers):
     ) -> Any:
         """y = sum over a token's experts of weight * expert(x). Collective, in the same order on every rank.
 
-        x: [..., H] of cfg.dtype; y has its shape. ids: [..., k] integers (-1: choice not taken) and weights: [..., k]
-        route from outside. router_x: what the router reads instead of x, of the same shape and dtype. out: [..., H],
-        contiguous, not overlapping x. With return_stats also a `CallStats`, with return_routing also a `Routing`: y,
-        stats, routing. Raises InputError here, and PeerInputError or MismatchError on the other ranks; the layer stays
-        usable.
+        After an InputError, and after what other ranks then raise, the layer stays usable.
 
-        stream: with backend="cuda", the stream that the call is queued on, of any library or as CUDA's number. By
-        default the current one of the arrays' library, x's first; then every library's later work sees the result. With
-        `stream`, only that stream's does. The call waits for what the libraries have queued before in either case.
+        Parameters
+        ----------
+        x : array [..., H] of cfg.dtype
+            This rank's tokens, at most max_tokens.
+        ids : array [..., k], integers, or None, default None
+            Choices from outside; -1: choice not taken. None: the router chooses.
+        weights : array [..., k], floats, or None, default None
+            The weights of `ids`.
+        layer : int, default 0
+            The layer to call.
+        out : array [..., H] of cfg.dtype, or None, default None
+            Where to write y: contiguous, not overlapping x. None: a new array.
+        return_stats : bool, default False
+            Return a `CallStats` too.
+        stream : stream, int or None, default None
+            With backend="cuda", the stream that the call is queued on, of any library or as CUDA's number: only its
+            later work sees the result. None: the current one of the arrays' library, x's first; then every library's
+            later work does. The call waits for what the libraries have queued before in either case.
+        router_x : array [..., H] of cfg.dtype, or None, default None
+            What the router reads instead of x.
+        return_routing : bool, default False
+            Return a `Routing` too.
+
+        Returns
+        -------
+        array [..., H] of cfg.dtype
+            y; with return_stats or return_routing a tuple: y, stats, routing.
+
+        Raises
+        ------
+        InputError
+            Arrays that do not fit, more than max_tokens tokens, ids out of range or repeated in a token, values that
+            are not finite.
+        NotLoaded
+            This rank has not loaded a part of the layer's weights.
+        PeerInputError
+            Another rank raised InputError.
+        MismatchError
+            Another rank made another call.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed, or an earlier failure left its engine unusable.
+        WaitTimeout, PoisonedError, CorruptionError
+            A rank made no progress, failed, or wrote what no rank writes; the engine is unusable.
         """
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
         call = self._enter(given, layer)
@@ -271,30 +321,65 @@ class MoE(SavedLayers):
         router_x: Any = None,
         return_routing: bool = False,
     ) -> PendingCall:
-        """Begin the same call in the background and return at once; `wait()` of the returned object ends the call.
+        """Begin the same call in the background and return at once. Collective.
 
-        Until then x and out must not be touched, no other call may be made on the communicator, and this object loads
-        nothing; other objects may load. If the returned object is dropped, so is the result, and the next call waits.
+        Until `wait()` of the returned object, x and out must not be touched, no other call may be made on the
+        communicator, and this object loads nothing; other objects may load. If the returned object is dropped, so is
+        the result, and the next call waits.
+
+        Parameters
+        ----------
+        x : array [..., H] of cfg.dtype
+            As for a call, and so are the others.
+        ids : array [..., k], integers, or None, default None
+            Choices from outside.
+        weights : array [..., k], floats, or None, default None
+            The weights of `ids`.
+        layer : int, default 0
+            The layer to call.
+        out : array [..., H] of cfg.dtype, or None, default None
+            Where to write y.
+        return_stats : bool, default False
+            `wait` returns a `CallStats` too.
+        stream : stream, int or None, default None
+            With backend="cuda", the stream that the call is queued on.
+        router_x : array [..., H] of cfg.dtype, or None, default None
+            What the router reads instead of x.
+        return_routing : bool, default False
+            `wait` returns a `Routing` too.
+
+        Returns
+        -------
+        PendingCall
+            Its `wait` returns what a call returns, and raises what it raises.
+
+        Raises
+        ------
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed, or an earlier failure left its engine unusable.
         """
         backend = self._backend
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
-        background = self._alive().background()
+        runtime = self._member.alive()
+        background = runtime.background()
         call = self._enter(given, layer, copy=True)
         done = background.submit(lambda: backend.run(call))
-        pending = PendingCall(self._alive(), done, lambda seconds: backend.result(call, seconds, return_stats))
-        self._pending = weakref.ref(pending)
+        pending = PendingCall(runtime, done, lambda seconds: backend.result(call, seconds, return_stats))
+        self._calls.begin(pending)
         return pending
 
     def _enter(self, given: CallArguments, layer: Any, copy: bool = False) -> Any:
         """Open a call and check its arguments; a refusal is kept for the result, because the other ranks enter too."""
-        runtime, backend = self._alive(), self._backend
+        runtime, backend = self._member.alive(), self._backend
         runtime.enter(self._member.number)
         call = backend.new_call()
         try:
             check_layer(layer, self.layers)
             call.layer = int(layer)
-            self._loaded(layer)
-            self.refuse_half_changed()
+            self._weights.packed_weights(layer)
+            self._weights.refuse_half_changed()
             boolean("return_routing", given.return_routing)
             backend.take(call, given, copy)
         except Exception as error:
@@ -309,8 +394,17 @@ class MoE(SavedLayers):
         """Wait for the last call and raise what calls since the last `synchronize` have refused. Not collective.
 
         For calls with arrays in GPU memory; other calls have ended when they return.
+
+        Raises
+        ------
+        InputError, PeerInputError, MismatchError
+            What calls have refused, see `MoE.__call__`.
+        OpenCallError
+            A call that `start` began has not been waited for.
+        ClosedError
+            The layer is closed, or an earlier failure left its engine unusable.
         """
-        self._settled()
+        self._calls.settled()
         self._backend.synchronize()
 
     @property
@@ -337,19 +431,32 @@ class MoE(SavedLayers):
     def summary(self) -> Summary:
         """Totals over all ranks and calls of this object: messages by size, times, waits by peer. Collective.
 
-        Also, for each layer, what packed weights lost of plain arrays given to `load`.
+        Also, for each layer, what packed weights lost of plain arrays given to `load`. Messages within a node are the
+        puts of dispatched rows, not the outputs, which the kernel stores itself; those between nodes are batches, see
+        `MessageClass`. With backend="cuda", calls with return_stats=True are counted, and no others.
 
-        Messages within a node are the puts of dispatched rows, not the outputs, which the kernel stores itself; those
-        between nodes are batches, see `MessageClass`.
-        With backend="cuda", calls with return_stats=True are counted, and no others.
+        Raises
+        ------
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed, or an earlier failure left its engine unusable.
         """
-        runtime = self._settled()
+        runtime = self._calls.settled()
         runtime.refuse_open()
         return summarize(runtime.group.allgather(self._share(), "summaries"))
 
     def local_summary(self) -> Summary:
-        """`summary` of this rank alone: its own calls, rows and times; wait_seconds is [1, W]. Not collective."""
-        self._settled()
+        """`summary` of this rank alone: its own calls, rows and times; wait_seconds is [1, W]. Not collective.
+
+        Raises
+        ------
+        OpenCallError
+            A call that `start` began has not been waited for.
+        ClosedError
+            The layer is closed.
+        """
+        self._calls.settled()
         return summarize([self._share()])
 
     def _share(self) -> dict[str, Any]:
@@ -357,74 +464,145 @@ class MoE(SavedLayers):
         squares = np.array([weights.squares for weights in self._backend.weights])
         return self._backend.totals.share(self.rank, self.world) | {"squares": squares}
 
-    def timeline(self, on: bool, events: int = 100_000) -> None:
-        """Record what every worker does in later calls, up to `events` a worker and call; `on=False` ends it.
+    timeline = delegated("_timeline", Timeline.timeline)
+    events = delegated("_timeline", Timeline.events)
+    write_timeline = delegated("_timeline", Timeline.write_timeline)
 
-        With backend="cuda" no events are kept: later calls take a little longer, and their stats have the seconds and
-        idle polls of workers. Raises EnvironmentProblem where not all blocks of the kernels that count fit on the GPU.
+    # ------------------------------------------------------------ weights
+
+    load = delegated("_weights", LoadedWeights.load)
+    load_expert = delegated("_weights", LoadedWeights.load_expert)
+    load_shared = delegated("_weights", LoadedWeights.load_shared)
+    load_router = delegated("_weights", LoadedWeights.load_router)
+    unload = delegated("_weights", LoadedWeights.unload)
+    holds = delegated("_weights", LoadedWeights.holds)
+    packed_weights = delegated("_weights", LoadedWeights.packed_weights)
+
+    def layer_config(self, layer: int) -> MoEConfig:
+        """The configuration of one layer.
+
+        Parameters
+        ----------
+        layer : int
+            The layer.
+
+        Returns
+        -------
+        MoEConfig
+            Its configuration.
+
+        Raises
+        ------
+        InputError
+            There is no such layer.
         """
-        events = whole("events", events, 10**8, "an int in 1..10**8")
-        self._settled()
-        self._backend.timeline(on, events)
+        check_layer(layer, self.layers)
+        return self._backend.cfgs[layer]
 
-    def events(self) -> list[Event]:
-        """(worker, kind, start, end, peer or expert, rows) of the last call, in seconds on CLOCK_MONOTONIC.
+    # ------------------------------------------------------------ training
 
-        An expert is named by its id, also one of a local peer that is computed in place; the shared expert by the first
-        number that is no id. Other numbers are of ranks, and of tokens where a worker routes or combines.
-        A worker's events do not overlap, except that it serves the wire while it waits: such a "wire" event lies within
-        a "wait".
+    def forward(
+        self,
+        x: Any,
+        ids: Any = None,
+        weights: Any = None,
+        layer: int = 0,
+        save: Literal["rows", "hidden", "nothing"] = "rows",
+    ) -> tuple[np.ndarray, Tape]:
+        """The same call as `moe(x, ids, weights, layer)`, with a tape for `backward`. Collective.
+
+        The tape holds a copy of x and the routing, on this rank: S (H + 3 k + columns) numbers. `tape.routing` is the
+        call's `Routing`, a copy made at its first use.
+
+        Parameters
+        ----------
+        x : array [..., H] of cfg.dtype
+            This rank's tokens.
+        ids : array [..., k], integers, or None, default None
+            Choices from outside. None: the router chooses.
+        weights : array [..., k], floats, or None, default None
+            The weights of `ids`.
+        layer : int, default 0
+            The layer to call.
+        save : str, default "rows"
+            What this rank keeps of the rows that its experts compute; the bits of the gradients are the same. "rows": x
+            of other ranks' rows, which the backward call then need not copy again. "hidden": also the products with up
+            and gate, which it then need not compute again. "nothing": neither. A rank keeps less of a source's rows if
+            they do not fit into the largest free part of its `tape_bytes`; `tape.kept` says, for each rank, what it
+            keeps of this rank's rows.
+
+        Returns
+        -------
+        y : array [..., H] of cfg.dtype
+            As a call returns it.
+        tape : Tape
+            For `backward`, once.
+
+        Raises
+        ------
+        InputError
+            As of a call; or an unknown `save`, or a layer made without train=True.
+        NotLoaded
+            This rank has not loaded a part of the layer's weights.
+        PeerInputError
+            Another rank raised InputError.
+        MismatchError
+            Another rank made another call.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed, or an earlier failure left its engine unusable.
+        WaitTimeout, PoisonedError, CorruptionError
+            A rank made no progress, failed, or wrote what no rank writes; the engine is unusable.
         """
-        self._alive()
-        return self._backend.events()
+        training = self.training
+        with training.taping(layer, save) as taping:
+            y, routing = self(x, ids, weights, layer, return_routing=True)
+        return y, training.new_tape(x, int(layer), routing, taping)
 
-    def write_timeline(self, path: str | os.PathLike[str], facts: Mapping[str, Any] | None = None) -> None:
-        """Write the events of the last call on all ranks to one file for ui.perfetto.dev. Collective.
+    backward = delegated("_training", Training.backward)
+    grads = delegated("_training", Training.grads)
+    params = delegated("_training", Training.params)
+    zero_grads = delegated("_training", Training.zero_grads)
+    reduce_grads = delegated("_training", Training.reduce_grads)
+    update = delegated("_training", Training.update)
+    save = delegated("_saved", SavedWeights.save)
+    restore = delegated("_saved", SavedWeights.restore)
 
-        Rank 0 writes it; `aristos plot FILE.json` draws it. facts: JSON values about the call, `otherData` of the file.
-        Raises InputError where no rank has events: `timeline(True)` comes before the call. Every rank raises where the
-        file cannot be written.
-        """
-        runtime = self._settled()
-        runtime.refuse_open()
-        mine = (self.threads, self.events(), socket.gethostname())
-        gathered = runtime.group.allgather(mine, "the events of a timeline")
-        if not any(events for _, events, _ in gathered):
-            raise InputError("no events are recorded: call timeline(True) before the call of the layer")
-        problem: Exception | None = None
-        if self.rank == 0:
-            known = {"schedule": self.schedule, "moves": self.moves} | dict(facts or {})
-            try:
-                timeline.write(path, [each[:2] for each in gathered], [host for *_, host in gathered], known)
-            except (OSError, TypeError, ValueError) as error:
-                problem = ResultsError(f"the timeline {os.fspath(path)} cannot be written: {error}")
-        self.agree(problem, "the file of a timeline")
+    @property
+    def training(self) -> Training:
+        """What an optimizer holds of this object. Raises InputError without train=True, ClosedError after `close`."""
+        self._member.alive()
+        if self._training is None:
+            raise InputError("training requires a layer made with train=True")
+        return self._training
+
+    @property
+    def everyone(self) -> Group:
+        """The group of all ranks that train this object together; with a plan, the ranks of all its groups."""
+        return self._member.everyone
+
+    @property
+    def open_tapes(self) -> int:
+        """How many tapes of this object wait for `backward` or `discard`."""
+        return len(self._calls.tapes)
+
+    @property
+    def tape_bytes_taken(self) -> int:
+        """Bytes of this rank's `tape_bytes` that open tapes hold."""
+        return 0 if self._training is None else self._training.tape_bytes_taken
 
     # ------------------------------------------------------------ end
 
     def close(self) -> None:
-        """Release windows, weights, threads and memory; collective, and harmless when repeated."""
-        if (pending := self._started()) is not None:
+        """Release windows, weights, threads and memory. Collective, and harmless when repeated."""
+        if (pending := self._calls.started()) is not None:
             pending.abandon()
-            self._alive().open = False
+            self._member.alive().open = False
         if self._member.joined:
-            self._alive().end_dropped_call()
+            self._member.alive().end_dropped_call()
             self._backend.close()
-            self._end_training()
+            if self._training is not None:
+                self._training.close()
         super().close()
-        self._leave_group()
-
-    @contextmanager
-    def _in_group(self) -> Iterator[None]:
-        """A block that makes the layer; if that fails, the communicator of a plan's group is freed."""
-        try:
-            yield
-        except BaseException:
-            self._leave_group()
-            raise
-
-    def _leave_group(self) -> None:
-        """Free the communicator of a plan's group; collective in the group."""
-        comm, self._group_comm = self._group_comm, None
-        if comm is not None:
-            comm.Free()
+        self._part.leave()

@@ -17,14 +17,13 @@ from ..config import whole
 from ..errors import AristosError, CheckpointError, InputError
 from ..train import Optimizer
 from . import saved_files, saving
+from .backend import Backend
 from .collective import agreed
 from .differences import Fields, differences
 from .given import Arrays
-from .holders import Holders
+from .pending import OpenCalls
 from .saved_files import COMMON, DENSE, Recorded
-from .tapes import Reserve
-from .trained_weights import TrainedWeights
-from .training import TrainedLayers
+from .training import Training
 
 Extra = dict[str, Any]
 MOST_EXTRA, DEEPEST = 1 << 20, 20  # bytes of `extra` as JSON, and how deep its lists and dicts may lie in each other
@@ -37,37 +36,62 @@ class _Found(NamedTuple):
     dense: Arrays
 
 
-class SavedLayers(TrainedLayers):
-    """Base of `MoE`: its weights on disk."""
+class SavedWeights:
+    """The weights of a layer object that is trained, on disk.
 
-    _saves: set[str]  # ids of saves that this object has made or restored, so that it may replace them
+    saves: ids of saves that it has made or restored, so that it may replace them.
+    """
 
-    def _begin_training(self, holders: Holders, reserve: Reserve) -> None:
-        super()._begin_training(holders, reserve)
-        self._saves = set()
+    def __init__(self, training: Training, backend: Backend, calls: OpenCalls) -> None:
+        self._training, self._backend, self._calls = training, backend, calls
+        self._layers = range(training.layers)
+        self.saves: set[str] = set()
 
     def save(
         self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None, extra: Extra | None = None
     ) -> None:
         """Write the masters of all layers, and an optimizer's states, into a directory. Collective.
 
-        extra: what else a program needs to go on, such as {"step": 12}: None, booleans, finite numbers, texts, lists
-        and dicts with texts as keys, all of Python's own types, at most 1 MiB as JSON and equal on all ranks; `restore`
-        returns it.
-
         A crash at any moment leaves what was saved before, or what is saved now: see `layer/saving.py`. All ranks need
-        the same file system. A save that this object has neither made nor restored is not replaced. Raises InputError
-        or CheckpointError here and PeerInputError on the other ranks, MismatchError where ranks give different extra or
-        optimizers of different kinds; then what was saved before is still there.
+        the same file system. A save that this object has neither made nor restored is not replaced. After an error,
+        what was saved before is still there.
+
+        Parameters
+        ----------
+        directory : path
+            The directory, made if it does not exist.
+        optimizer : Optimizer or None, default None
+            An optimizer of this object, whose states and dense arrays are saved too.
+        extra : JSON value or None, default None
+            What else a program needs to go on, such as {"step": 12}: None, booleans, finite numbers, texts, lists and
+            dicts with texts as keys, all of Python's own types, at most 1 MiB as JSON and equal on all ranks. `restore`
+            returns it.
+
+        Raises
+        ------
+        InputError
+            An argument that does not fit, weights or states that are half changed, or a layer made without train=True.
+        NotLoaded
+            A layer has no weights.
+        CheckpointError
+            The directory cannot be written, or has a save that this object has neither made nor restored.
+        PeerInputError
+            Another rank raised one of these.
+        MismatchError
+            Ranks give different extra, or optimizers of different kinds.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed.
         """
-        backend, runtime = self._trained("save"), self._settled()
-        runtime.refuse_open()
-        everyone, first = self.everyone, self.everyone.rank == 0
+        self._calls.settled().refuse_open()
+        training, everyone = self._training, self._training.everyone
+        first = everyone.rank == 0
 
         def look() -> tuple[Path, Fields]:
-            self.refuse_half_changed()
-            for layer in range(self.layers):
-                self._of(layer)
+            training.refuse_half_changed()
+            for layer in self._layers:
+                training.weights(layer)
             alike = {"extra": _json(extra)}
             if optimizer is not None:
                 optimizer.refuse_half_changed()
@@ -75,16 +99,16 @@ class SavedLayers(TrainedLayers):
 
         folder = self._agree("save", look)
         seconds = saving.lock_seconds(everyone.limits.absent)
-        begun = self._together("make a folder", lambda: saving.begin(folder, self._saves, seconds) if first else None)
+        begun = self._together("make a folder", lambda: saving.begin(folder, self.saves, seconds) if first else None)
         begun = everyone.allgather(begun, "the folder of save")[0]
-        self._saves.add(begun.id)
+        self.saves.add(begun.id)
 
         def write() -> dict[str, Recorded]:
             saving.check_place(folder, begun)
             files = {}
-            for layer in range(self.layers):
-                for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
-                    if self._holders.first(expert) if expert != COMMON else first:
+            for layer in self._layers:
+                for expert, arrays in self.parts(layer, optimizer).items():
+                    if training.saves(expert) if expert != COMMON else first:
                         name = saved_files.name_of(layer, expert)
                         files[name] = saved_files.write_arrays(folder / begun.folder / name, arrays)
             if first and optimizer is not None:
@@ -95,7 +119,7 @@ class SavedLayers(TrainedLayers):
             mine = self._together("save", write)
             files = {name: each for part in everyone.allgather(mine, "files of save") for name, each in part.items()}
             about = {
-                "layers": saving.described(backend.cfgs),
+                "layers": saving.described(self._backend.cfgs),
                 "optimizer": None if optimizer is None else [type(optimizer).__name__, optimizer.steps],
                 "extra": extra or {},
                 "files": files,
@@ -111,18 +135,45 @@ class SavedLayers(TrainedLayers):
     def restore(self, directory: str | os.PathLike[str], optimizer: Optimizer | None = None) -> Extra:
         """Take the masters that `save` wrote, on any number of ranks, and an optimizer's states. Collective.
 
-        Returns the `extra` of save, {} if there was none. All layers must be loaded before, with arrays of the same
-        names. Raises CheckpointError or InputError here, PeerInputError on the other ranks, MismatchError where ranks
-        read different saves, OpenCallError while a tape is open; then nothing has changed on any rank.
+        All layers must be loaded before, with arrays of the same names. After an error, nothing has changed on any
+        rank.
+
+        Parameters
+        ----------
+        directory : path
+            Where `save` wrote.
+        optimizer : Optimizer or None, default None
+            An optimizer of this object, which takes its states and dense arrays.
+
+        Returns
+        -------
+        JSON value
+            The `extra` of save, {} if there was none.
+
+        Raises
+        ------
+        CheckpointError
+            There is no save, or it is damaged or of another model.
+        InputError
+            An argument that does not fit, or a layer made without train=True.
+        NotLoaded
+            A layer has no weights.
+        PeerInputError
+            Another rank raised one of these.
+        MismatchError
+            Ranks read different saves.
+        OpenCallError
+            A tape or a call on the communicator is open.
+        ClosedError
+            The layer is closed.
         """
-        backend, runtime = self._trained("restore"), self._settled()
-        runtime.refuse_open()
+        self._calls.settled().refuse_open()
 
         def look() -> tuple[saving.Manifest, Fields]:
-            for layer in range(self.layers):
-                self._refuse_tapes(layer, "restore")
+            for layer in self._layers:
+                self._calls.refuse_tapes(layer, "restore")
             about = saving.read_manifest(_named(directory))
-            check_layers(directory, about.layers, saving.described(backend.cfgs))
+            check_layers(directory, about.layers, saving.described(self._backend.cfgs))
             kind, saved = type(optimizer).__name__, None if about.optimizer is None else about.optimizer[0]
             if optimizer is not None and saved != kind:
                 raise CheckpointError(f"{directory} holds the states of {saved}, not of {kind}")
@@ -130,20 +181,20 @@ class SavedLayers(TrainedLayers):
 
         about = self._agree("restore", look)
         found = self._together("restore", lambda: self._read(Path(directory) / about.folder, about, optimizer))
-        with self.changing():
+        with self._training.changing():
             if optimizer is not None:
                 optimizer.half_changed = True
             for layer, parts in enumerate(found.parts):
-                for expert, arrays in self._parts(self._of(layer), layer, optimizer).items():
+                for expert, arrays in self.parts(layer, optimizer).items():
                     for name, array in arrays.items():
                         array[...] = parts[expert][name]
-                self.update(layer)
+                self._training.update(layer)
             if optimizer is not None:
                 optimizer.steps = about.optimizer[1]
                 for name, array in optimizer.dense_arrays().items():
                     array[...] = found.dense[name]
                 optimizer.half_changed = False
-        self._saves.add(about.id)
+        self.saves.add(about.id)
         return about.extra
 
     def _read(self, folder: Path, about: saving.Manifest, optimizer: Optimizer | None) -> _Found:
@@ -159,9 +210,9 @@ class SavedLayers(TrainedLayers):
         parts = [
             {
                 expert: arrays_of(saved_files.name_of(layer, expert), arrays, rest=optimizer is None)
-                for expert, arrays in self._parts(self._of(layer), layer, optimizer).items()
+                for expert, arrays in self.parts(layer, optimizer).items()
             }
-            for layer in range(self.layers)
+            for layer in self._layers
         ]
         return _Found(parts, {} if optimizer is None else arrays_of(DENSE, optimizer.dense_arrays(), rest=False))
 
@@ -173,7 +224,7 @@ class SavedLayers(TrainedLayers):
             found, alike = look()
         except Exception as error:
             problem = _refusal(what, error)
-        agreed(self.everyone, problem, f"to {what}", alike, f"ranks differ in what they {what}")
+        agreed(self._training.everyone, problem, f"to {what}", alike, f"ranks differ in what they {what}")
         return found
 
     def _together(self, what: str, work: Callable[[], Any]) -> Any:
@@ -184,12 +235,12 @@ class SavedLayers(TrainedLayers):
         """What of an optimizer is equal on all ranks. Raises InputError for one that cannot be saved or restored."""
         if optimizer is None:
             return {"optimizer": "None"}
-        if getattr(optimizer, "moe", None) is not self:
+        if getattr(optimizer, "training", None) is not self._training:
             raise InputError(f"optimizer must be one of this layer object's, got {quoted(optimizer)}")
         optimizer.check_dense()
         whole("the optimizer's steps plus one", optimizer.steps + 1)
         for layer, states in enumerate(optimizer.states):
-            masters = self._of(layer).masters
+            masters = self._training.weights(layer).masters
             for name, state in states.items():
                 for key, array in state.items():
                     right = isinstance(key, str) and isinstance(array, np.ndarray) and array.dtype == np.float32
@@ -202,8 +253,9 @@ class SavedLayers(TrainedLayers):
         }
         return found | {"steps": str(optimizer.steps)} if steps else found
 
-    def _parts(self, weights: TrainedWeights, layer: int, optimizer: Optimizer | None) -> dict[int, Arrays]:
+    def parts(self, layer: int, optimizer: Optimizer | None) -> dict[int, Arrays]:
         """Views of all that is saved of a layer: id of an expert, or COMMON -> arrays by name."""
+        weights = self._training.weights(layer)
         found: dict[int, Arrays] = {expert: {} for expert in (*weights.mine, COMMON)}
         arrays = dict(weights.masters)
         for name, states in ({} if optimizer is None else optimizer.states[layer]).items():

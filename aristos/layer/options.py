@@ -2,15 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..config import BACKENDS, MOVES, MoEConfig, whole
 from ..errors import InputError
+from ..placement import Plan
+from ..row_types import ROW_TYPES
+from ..transport.limits import Limits
+from .arguments import usable_limits, usable_nodes
 from .backend import COMMON, Backend
 from .cpu import CpuBackend
 
 MOST_LAYERS = 1 << 20
 Schedule = Literal["fused", "bulk"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a layer object as the caller passed them, see `MoE`: nothing is checked."""
+
+    cfg: Any
+    layers: Any
+    schedule: Any
+    threads: Any
+    placement: Any
+    timeout: Any
+    absent_timeout: Any
+    ranks_per_node: Any
+    plan: Plan | None
+    backend: Any
+    sms: Any
+    moves: Any
+    train: Any
+    tape_bytes: Any
+
+    # ------------------------------------------------------------ what holds until the ranks have met
+
+    @property
+    def limits(self) -> Limits:
+        """See `usable_limits`."""
+        return usable_limits(self.timeout, self.absent_timeout)
+
+    @property
+    def nodes(self) -> int | None:
+        """See `usable_nodes`."""
+        return usable_nodes(self.ranks_per_node)
+
+    @property
+    def backend_name(self) -> str:
+        """The backend; "cpu" in place of a name that `checked` refuses."""
+        name = "cpu" if self.backend is None else str(self.backend)
+        return name if name in BACKENDS else "cpu"
+
+    @property
+    def experts(self) -> int | None:
+        """The number of experts, if the first configuration says it."""
+        first = self.cfg[0] if isinstance(self.cfg, list | tuple) and self.cfg else self.cfg
+        return getattr(first, "experts", None)
 
 
 def backend_class(name: str) -> type[Backend]:
@@ -22,13 +71,29 @@ def backend_class(name: str) -> type[Backend]:
     return CudaBackend
 
 
-def check_moves(moves: Any, backend: str, schedule: Any) -> None:
+def check_moves(moves: Any, kind: type[Backend], schedule: Any) -> None:
     """Raise InputError unless `moves` can be had with this backend and schedule."""
     if not isinstance(moves, str) or moves not in MOVES:
         raise InputError(f"moves must be one of {', '.join(MOVES)}, got {moves!r}")
-    if moves == "experts" and (backend == "cuda" or schedule == "bulk"):
-        what = "backend='cuda'" if backend == "cuda" else "schedule='bulk'"
+    if moves == "experts" and (not kind.reads_peers or schedule == "bulk"):
+        what = "schedule='bulk'" if kind.reads_peers else f"backend={kind.name!r}"
         raise InputError(f"moves='experts' is for CPUs and the fused schedule: with {what} tokens always travel")
+
+
+def check_training(cfg: MoEConfig, kind: type[Backend], moves: str) -> None:
+    """Raise InputError for a layer that cannot be trained."""
+    if not kind.trains:
+        raise InputError(f"train=True requires backend='cpu', got {kind.name!r}")
+    for name, value, wanted in (
+        ("dtype", cfg.dtype, tuple(name for name, each in ROW_TYPES.items() if each.trained)),
+        ("precision", cfg.precision, ("highest",)),
+    ):
+        if value not in wanted:
+            raise InputError(f"train=True requires {name}={' or '.join(map(repr, wanted))}, got {value!r}")
+    if cfg.packed is not None:
+        raise InputError(f"train=True requires plain weights, got weight_dtype={cfg.packed.name!r}: leave it out")
+    if moves == "experts":
+        raise InputError("train=True requires rows that travel, got moves='experts': leave moves out")
 
 
 def checked_options(cfg: Any, layers: Any, schedule: Any, backend: Any) -> tuple[MoEConfig, ...]:

@@ -1,4 +1,4 @@
-"""A call that runs in the background, and the handle that its caller waits on."""
+"""A call that runs in the background, the handle that its caller waits on, and which calls of an object are open."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import ClosedError, InputError
+from ..errors import ClosedError, InputError, OpenCallError
 from ..substrate.runtime import Runtime
+from .backend import check_layer
+from .collective import Membership
 
 
 class PendingCall:
     """A started call. Until `wait`, which may be called once, x and out must not be touched.
 
-    If the handle is dropped, the result is too: the next call on the communicator waits until this one has ended.
+    `MoE.start` makes it. If the handle is dropped, the result is too: the next call on the communicator waits until
+    this one has ended.
+
+    Parameters
+    ----------
+    runtime : Runtime
+        The engine that runs the call.
+    done : queue
+        Gets (seconds, error) when the call ends.
+    result : callable
+        Makes the call's result of its seconds.
     """
 
     def __init__(self, runtime: Runtime, done: Any, result: Callable[[float], Any]) -> None:
-        """done: a queue that gets (seconds, error) when the call ends."""
         self._done, self._result = done, result
         self._abandoned = False
         self._dropped = weakref.finalize(self, runtime.drop_call, lambda: _end(done))
@@ -30,7 +41,22 @@ class PendingCall:
         return self._done is not None
 
     def wait(self) -> Any:
-        """The call's result, as `MoE.__call__` returns it; raises what the call raised."""
+        """Wait until the call has ended, and return its result.
+
+        It raises what the call raised, and so also the errors of `MoE.__call__`.
+
+        Returns
+        -------
+        object
+            What `MoE.__call__` returns.
+
+        Raises
+        ------
+        InputError
+            `wait` was called before.
+        ClosedError
+            The layer was closed.
+        """
         if self._abandoned:
             raise ClosedError("this layer was closed, and with it the call that start() began")
         if self._done is None:
@@ -59,3 +85,48 @@ def _end(done: Any) -> tuple[float, BaseException | None]:
             return done.get(timeout=0.1)  # the timeout lets Ctrl-C in; wait() can be called again
         except queue.Empty:
             continue
+
+
+class OpenCalls:
+    """The open calls of one object: a started call that nobody has waited for, and tapes that `backward` waits for.
+
+    layers: of the object. tapes: the layer of each open tape, by its number.
+    """
+
+    def __init__(self, member: Membership, layers: int) -> None:
+        self._member, self._layers = member, layers
+        self._started: weakref.ref[PendingCall] | None = None
+        self.tapes: dict[int, int] = {}
+
+    def begin(self, call: PendingCall) -> None:
+        """A call was started."""
+        self._started = weakref.ref(call)
+
+    def started(self) -> PendingCall | None:
+        """The handle of a started call that has not been waited for."""
+        call = None if self._started is None else self._started()
+        return call if call is not None and call.waits else None
+
+    def settled(self) -> Runtime:
+        """The runtime; raises OpenCallError while a started call of this object is open."""
+        if self.started() is not None:
+            raise OpenCallError("a call of this layer was started: wait() for it first")
+        runtime = self._member.alive()
+        runtime.end_dropped_call()
+        return runtime
+
+    def refuse_change(self, layer: Any, what: str) -> None:
+        """Raise unless the weights of a layer may change: no call of this object is open, and no tape of the layer."""
+        runtime = self.settled()
+        if runtime.open and runtime.caller == self._member.number:
+            raise OpenCallError(f"a call of this layer has not returned: {what} comes before or after it")
+        check_layer(layer, self._layers)
+        self.refuse_tapes(int(layer), what)
+
+    def refuse_tapes(self, layer: int, what: str) -> None:
+        """Raise OpenCallError while a backward call of the layer is due."""
+        if layer in self.tapes.values():
+            raise OpenCallError(
+                f"{what} would change weights of layer {layer} while a tape of it is open: give the tape to backward(),"
+                " or discard() it"
+            )

@@ -21,7 +21,7 @@ from .differences import differences
 from .given import Arrays
 
 COMMON, DENSE = -1, "dense.npz"  # COMMON: instead of an expert's id, router and shared expert
-_BYTES = 32  # of a digest
+_BYTES = 32  # bytes of a digest
 _TOO_MANY = {errno.EMFILE, errno.ENFILE}
 
 

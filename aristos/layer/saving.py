@@ -43,7 +43,7 @@ from .saved_files import Recorded, cannot, digest_of
 MANIFEST, MARK, SCHEMA, FIRST = "saved.json", "folder.json", "aristos-training/2", "aristos-training/1"
 FOLDER = re.compile(r"saved-[0-9]{1,18}")
 WRITTEN = re.compile(r"(layer-[0-9]+-(common|expert-[0-9]+)|dense)\.npz")
-MOST_BYTES = 64 << 20  # of a manifest: half a million files
+MOST_BYTES = 64 << 20  # the size of a manifest with half a million files
 LARGEST = 10**18 - 1  # number of a folder
 ASIDE = re.compile(r"\.saved-aside-[0-9a-f]{32}")  # a folder that has no name yet, or none any more: the lock holder's
 RUNNING: set[str] = set()  # ids of saves that this process has begun, and that have not ended

@@ -7,27 +7,82 @@ from typing import Any
 
 import numpy as np
 
-from ..engine import codes, words
+from ..engine import words
 from ..substrate.counters import Tables
+from .counting import add_call, dropped_rows
 
 
 @dataclass(frozen=True)
 class CallStats:
-    """One call on one rank. Tuples have an entry a rank; seconds are sums over its workers, except call_seconds.
+    """One call on one rank. Seconds are sums over its workers, except `call_seconds`.
 
-    logical bytes: the row of every routed (token, choice) pair on its way to an expert, own rank included; moved bytes:
-    those that crossed between ranks. A shared expert's rows are in no count of rows or bytes. expert_rows: rows of this
-    rank's tokens for each expert. kept_rows_to_peer: those of rows_to_peer that stayed: they were computed
-    here, with that local peer's weights, and are in no rank's rows_from_peer. dropped_rows: choices beyond the
-    capacity. wait: idle because of a peer; idle: without a runnable tile for any reason.
-    wire: serving peers on other nodes (puts, flushes, arrived words) between two commands; a worker that serves them
-    because it has no command is idle. not_finite: in float16, how many of this rank's tokens have an infinite or NaN
-    output: a value that exceeds 65504, in a hidden activation too, becomes infinite; None in other types, and where the
-    output lies in GPU memory. isa: the instruction set of this rank's kernels; None on a GPU. On a GPU, whose
-    workers are blocks, only idle_seconds is measured and the other sums over workers are zero: reading the clock around
-    every command costs time. After `timeline(True)` all are measured there: route_seconds is the time of the router's
-    kernels, publish_seconds that of workers that publish, lock_seconds that of workers that wait for the rank's lock to
-    do so; polls: idle polls.
+    A shared expert's rows are in no count of rows or bytes. On a GPU, whose workers are blocks, only idle_seconds is
+    measured and the other sums over workers are zero: reading the clock around every command costs time. After
+    `timeline(True)` all are measured there.
+
+    Attributes
+    ----------
+    rank : int
+        This rank.
+    world : int
+        W, the number of ranks.
+    workers : int
+        Workers of this rank.
+    epoch : int
+        The serial number of the call.
+    layer : int
+        The layer that was called.
+    tokens : int
+        S, the tokens that this rank brought.
+    schedule : str
+        "fused" or "bulk".
+    isa : str or None
+        The instruction set of this rank's kernels; None on a GPU.
+    rows_to_peer : tuple of W ints
+        Rows of this rank's tokens for the experts of each rank, own rank included.
+    tiles_to_peer : tuple of W ints
+        The tiles that they made.
+    logical_bytes_to_peer : tuple of W ints
+        Bytes of those rows: of every routed (token, choice) pair on its way to an expert.
+    moved_bytes_to_peer : tuple of W ints
+        Bytes that crossed between ranks.
+    rows_from_peer : tuple of W ints
+        Rows of each rank's tokens for this rank's experts.
+    call_seconds : float
+        Seconds of the whole call.
+    route_seconds : float
+        Scoring tokens, choosing experts and packing rows; on a GPU, the time of the router's kernels.
+    dispatch_seconds : float
+        Copying rows to ranks, or handing them to the wire.
+    compute_seconds : float
+        In experts.
+    combine_seconds : float
+        Adding the outputs of tokens.
+    wire_seconds : float
+        Serving peers on other nodes (puts, flushes, arrived words) between two commands. A worker that serves them
+        because it has no command is idle.
+    wait_seconds : float
+        Idle because of a peer.
+    wait_seconds_by_peer : tuple of W floats
+        The same for each peer.
+    idle_seconds : float
+        Without a runnable tile for any reason.
+    expert_rows : tuple of E ints
+        Rows of this rank's tokens for each expert.
+    kept_rows_to_peer : tuple of W ints
+        Those of rows_to_peer that stayed: they were computed here, with that local peer's weights, and are in no rank's
+        rows_from_peer.
+    dropped_rows : int
+        Choices beyond the capacity.
+    not_finite : int or None
+        In float16, how many of this rank's tokens have an infinite or NaN output: a value that exceeds 65504, in a
+        hidden activation too, becomes infinite. None in other types, and where the output lies in GPU memory.
+    publish_seconds : float
+        On a GPU, workers that publish results of steps.
+    lock_seconds : float
+        On a GPU, workers that wait for the rank's lock to do so.
+    polls : int
+        Idle polls of workers.
     """
 
     rank: int
@@ -67,8 +122,9 @@ class CallStats:
 
     @property
     def other_seconds(self) -> float:
-        """The engine's own time: what workers spend neither in kernels (route, dispatch, expert, combine), at the wire
-        nor idle.
+        """The engine's own time: what workers spend neither in kernels, nor at the wire, nor idle.
+
+        Kernels route, dispatch, compute and combine.
         """
         inside = self.route_seconds + self.dispatch_seconds + self.compute_seconds + self.combine_seconds
         return self.call_seconds * self.workers - inside - self.wire_seconds - self.idle_seconds
@@ -78,10 +134,28 @@ class CallStats:
 class MessageClass:
     """Puts of one transport in one class of sizes, and the sum of their seconds.
 
-    shm: a tile or block of rows, the time of its copy. rma: a batch (announcement, rows, outputs and their records),
-    from its puts to the end of its flush. A worker that has other work flushes late on purpose, so that more becomes
-    ready for the next batch: seconds, latency and bandwidth of rma describe batches, not the network
-    (`python -m aristos.bench put` measures that).
+    A worker that has other work flushes late on purpose, so that more becomes ready for the next batch: seconds,
+    latency and bandwidth of rma describe batches, not the network (`python -m aristos.bench put` measures that).
+
+    Attributes
+    ----------
+    transport : str
+        "shm": a message is a tile or block of rows, its time that of its copy. "rma": a message is a batch
+        (announcement, rows, outputs and their records), its time from its puts to the end of its flush.
+    up_to_bytes : float
+        The largest message of the class; infinite for the last.
+    count : int
+        Messages.
+    bytes : int
+        Their bytes.
+    seconds : float
+        The sum of their times over all ranks.
+    mean_latency_seconds : float
+        seconds / count.
+    bandwidth_bytes_per_second : float
+        bytes / seconds.
+    straggler_seconds : float
+        The slowest rank's sum of times in this class minus the fastest's.
     """
 
     transport: str
@@ -91,16 +165,38 @@ class MessageClass:
     seconds: float
     mean_latency_seconds: float
     bandwidth_bytes_per_second: float
-    straggler_seconds: float  # the slowest rank's total in this class minus the fastest's
+    straggler_seconds: float
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Totals over all calls of an object and all ranks. wait_seconds: [W, W]; [i, j]: rank i waited for rank j.
+    """Totals over all calls of an object and all ranks. As text it is a table.
 
-    expert_rows: [layers, E] int64, rows that experts have got. dropped_rows: choices beyond the capacity.
-    weight_errors: [layers] of packed weights that were given as plain arrays: the root of the squares of what they lost
-    over those of the arrays; 0 where there are none.
+    Attributes
+    ----------
+    calls : int
+        Calls of the object.
+    rows : int
+        Rows for experts, without those of a shared expert.
+    call_seconds : float
+        Seconds of the calls on the slowest rank.
+    compute_seconds : float
+        Seconds of workers in experts, of all ranks.
+    wire_seconds : float
+        Seconds of workers that served peers on other nodes between two commands, of all ranks.
+    idle_seconds : float
+        Seconds of workers without a runnable tile, of all ranks.
+    messages : tuple of MessageClass
+        Puts by transport and size.
+    wait_seconds : array [W, W], float64
+        [i, j]: how long rank i waited for rank j.
+    expert_rows : array [layers, E], int64
+        Rows that experts have got.
+    dropped_rows : int
+        Choices beyond the capacity.
+    weight_errors : array [layers], float64
+        Of packed weights that were given as plain arrays: the root of the squares of what they lost over those of the
+        arrays; 0 where there are none.
     """
 
     calls: int
@@ -150,29 +246,6 @@ def _balance(rows: np.ndarray) -> np.ndarray:
     return np.divide(rows.max(axis=-1), mean, out=np.ones_like(mean, np.float64), where=mean > 0)
 
 
-def shared_rows(job: np.ndarray, state: np.ndarray) -> int:
-    """Rows of the shared expert in the call that has just ended; they never leave the rank."""
-    if job[words.SHARED] == 0:
-        return 0
-    slot = job[job[words.SLOT_OF] + job[words.EXPERTS]]
-    offset = state[job[words.T_OFFSET] :]
-    return int(offset[slot + 1] - offset[slot])
-
-
-def expert_rows(job: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """[E] rows that this rank's tokens had for each expert in the call that has just ended."""
-    experts = int(job[words.EXPERTS] - job[words.IDENTITY])
-    slot_of = job[job[words.SLOT_OF] :][:experts]
-    offset = state[job[words.T_OFFSET] :]
-    rows = offset[slot_of + 1] - offset[slot_of]
-    if job[words.COMPUTED] > job[words.HELD]:
-        slots, _, staying = kept_rows(job, state)
-        by_slot = np.zeros(job[job[words.SLOT_START] + job[words.WORLD]], np.int64)
-        by_slot[slots] = staying
-        rows += by_slot[slot_of]
-    return rows
-
-
 def kept_rows(job: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(slot, rank that holds it, own rows computed here) of each expert of a local peer that this rank may compute."""
     held, computed = int(job[words.HELD]), int(job[words.COMPUTED])
@@ -184,13 +257,6 @@ def kept_by_peer(job: np.ndarray, state: np.ndarray) -> tuple[int, ...]:
     """For each rank the rows for its experts that were computed here in the call that has just ended."""
     _, owners, rows = kept_rows(job, state)
     return tuple(int(n) for n in np.bincount(owners, rows, int(job[words.WORLD])))
-
-
-def dropped_rows(job: np.ndarray, rows: np.ndarray, state: np.ndarray) -> int:
-    """Choices beyond the capacity. rows: of `expert_rows`."""
-    if job[words.CAPACITY] == 0 or state[words.STATUS] != codes.OK:
-        return 0
-    return int(job[words.TOKENS] * job[words.CHOICES] - rows.sum())
 
 
 def not_finite(y: np.ndarray | None) -> int | None:
@@ -216,10 +282,10 @@ def call_stats(
     n = tables.counters(counted).tolist()
     rank = int(job[words.RANK])
     row_bytes = int(job[words.ROW_BYTES])
-    shared = shared_rows(job, state)
+    by_expert = np.zeros(job[words.EXPERTS] - job[words.IDENTITY], np.int64)
+    rows, shared = add_call(job, state, 0, np.zeros(0, np.int64), by_expert)
     rows_to = tuple(int(r) - shared * (p == rank) for p, r in enumerate(tables.peers(counted, words.T_ROWS_TO)))
     wait = tables.wait(counted, rank)
-    by_expert = expert_rows(job, state)
     return CallStats(
         rank=rank,
         world=int(job[words.WORLD]),
@@ -247,7 +313,7 @@ def call_stats(
         idle_seconds=n[words.N_IDLE] * 1e-9,
         expert_rows=tuple(by_expert.tolist()),
         kept_rows_to_peer=kept_by_peer(job, state),
-        dropped_rows=dropped_rows(job, by_expert, state),
+        dropped_rows=dropped_rows(job, state, rows),
         not_finite=not_finite(y),
         publish_seconds=(n[words.N_PUBLISH] - n[words.N_LOCK]) * 1e-9,
         lock_seconds=n[words.N_LOCK] * 1e-9,
@@ -268,7 +334,7 @@ class Totals:
         self._old: list[dict[str, Any]] = []
 
     def add(self, job: np.ndarray, state: np.ndarray, tables: Tables, seconds: float) -> None:
-        """Add the call that has just ended: a few vector additions."""
+        """Add the call that has just ended."""
         if self._tables is not tables:  # the engine has grown: keep the counts of its former layout
             if self.words is not None:
                 self._old.append(self._plain())
@@ -276,11 +342,9 @@ class Totals:
             self.words = np.zeros(state.size - tables.first, np.int64)
         self.calls += 1
         self.seconds += seconds
-        self.words += state[tables.first :]
-        rows = expert_rows(job, state)
-        self.expert_rows[job[words.LAYER]] += rows
-        self.dropped += dropped_rows(job, rows, state)
-        self.shared += shared_rows(job, state)
+        rows, shared = add_call(job, state, tables.first, self.words, self.expert_rows[job.item(words.LAYER)])
+        self.dropped += dropped_rows(job, state, rows)
+        self.shared += shared
 
     def _plain(self) -> dict[str, Any]:
         tables, counted = self._tables, self.words

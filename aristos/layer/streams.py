@@ -20,7 +20,7 @@ def handle(stream: Any) -> int:
         stream = stream.__cuda_stream__()[1]
     for name in ("cuda_stream", "ptr", "handle"):  # PyTorch, CuPy, Numba
         stream = getattr(stream, name, stream)
-    stream = getattr(stream, "value", stream)  # of ctypes
+    stream = getattr(stream, "value", stream)  # ctypes has the number in `value`
     if stream is None:
         return 0
     try:

@@ -10,20 +10,120 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config import whole
+from ..errors import InputError, ResultsError
 from ..primitives.aside import write_text
-from .backend import Event
+from .backend import Backend, Event
+from .collective import Membership
+from .pending import OpenCalls
 
 _TITLE = {"dispatch": "dispatch to rank", "expert": "expert", "wait": "wait for rank"}  # before an event's fifth field
-
-
 Ranks = Sequence[tuple[int, Sequence[Event]]]  # (workers, events) of every rank
 
 
-def write(path: str | os.PathLike[str], ranks: Ranks, hosts: Sequence[str], facts: Mapping[str, Any]) -> None:
+class Timeline:
+    """What the workers of a layer object do in its calls, where they record it."""
+
+    def __init__(self, backend: Backend, member: Membership, calls: OpenCalls) -> None:
+        self._backend, self._member, self._calls = backend, member, calls
+
+    def timeline(self, on: bool, events: int = 100_000) -> None:
+        """Record what every worker does in later calls.
+
+        With backend="cuda" no events are kept: later calls take a little longer, and their stats have the seconds and
+        idle polls of workers.
+
+        Parameters
+        ----------
+        on : bool
+            False ends it.
+        events : int, default 100000
+            The most events of a worker and call; later ones are dropped.
+
+        Raises
+        ------
+        InputError
+            A number of events that is no positive int.
+        OpenCallError
+            A call that `start` began has not been waited for.
+        EnvironmentProblem
+            Not all blocks of the kernels that count fit on the GPU.
+        ClosedError
+            The layer is closed.
+        """
+        events = whole("events", events, 10**8, "an int in 1..10**8")
+        self._calls.settled()
+        self._backend.timeline(on, events)
+
+    def events(self) -> list[Event]:
+        """What workers did in the last call, in seconds on CLOCK_MONOTONIC.
+
+        An event is (worker, kind, start, end, peer or expert, rows). An expert is named by its id, also one of a local
+        peer that is computed in place; the shared expert by the first number that is no id. Other numbers are of ranks,
+        and of tokens where a worker routes or combines. A worker's events do not overlap, except that it serves the
+        wire while it waits: such a "wire" event lies within a "wait".
+
+        Returns
+        -------
+        list of tuple
+            The events of this rank.
+
+        Raises
+        ------
+        ClosedError
+            The layer is closed.
+        """
+        return self._backend.events()
+
+    def write_timeline(self, path: str | os.PathLike[str], facts: Mapping[str, Any] | None = None) -> None:
+        """Write the events of the last call on all ranks to one file for ui.perfetto.dev. Collective.
+
+        Rank 0 writes it; `aristos plot FILE.json` draws it.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        facts : mapping or None, default None
+            JSON values about the call, `otherData` of the file.
+
+        Raises
+        ------
+        InputError
+            No rank has events: `timeline(True)` comes before the call.
+        ResultsError
+            Rank 0 cannot write the file.
+        PeerInputError
+            The same, on the other ranks.
+        MismatchError
+            Another rank makes another collective call.
+        OpenCallError
+            A call on the communicator is open.
+        ClosedError
+            The layer is closed.
+        """
+        runtime = self._calls.settled()
+        runtime.refuse_open()
+        mine = (self._member.threads, self.events(), socket.gethostname())
+        gathered = runtime.group.allgather(mine, "the events of a timeline")
+        if not any(events for _, events, _ in gathered):
+            raise InputError("no events are recorded: call timeline(True) before the call of the layer")
+        problem: Exception | None = None
+        if self._member.rank == 0:
+            known = {"schedule": self._backend.settings.schedule, "moves": self._backend.moves} | dict(facts or {})
+            try:
+                _write(path, [each[:2] for each in gathered], [host for *_, host in gathered], known)
+            except (OSError, TypeError, ValueError) as error:
+                problem = ResultsError(f"the timeline {os.fspath(path)} cannot be written: {error}")
+        self._member.agree(problem, "the file of a timeline")
+
+
+def _write(path: str | os.PathLike[str], ranks: Ranks, hosts: Sequence[str], facts: Mapping[str, Any]) -> None:
     """Replace the file. hosts: of every rank. facts: plain values about the call, `otherData` of the file."""
     document = {"traceEvents": trace_events(ranks, hosts), "displayTimeUnit": "ns", "otherData": dict(facts)}
     write_text(Path(path), json.dumps(document))

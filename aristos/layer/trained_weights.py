@@ -55,7 +55,7 @@ class TrainedWeights(LayerWeights):
         self.partial: Arrays = {name: self._zeros((len(several), *every[name])) for name in self._own if several}
         self.router_turned: np.ndarray | None = None
         self.shared_turned: dict[str, np.ndarray] = {}
-        self.places: dict[str, tuple[int, tuple[int, ...]]] = {}  # of common gradients: first entry, shape
+        self.places: dict[str, tuple[int, tuple[int, ...]]] = {}  # where each common gradient lies: first entry, shape
         self.common = aligned((0,))
         self.pending: list[list[Node]] = []
         self.pieces: list[int] = []

@@ -111,7 +111,7 @@ class Programme:
 
     def _build(self, b: float) -> _Model:
         model = _Model()
-        uses: list[list[tuple[int, float]]] = [[] for _ in self.kinds]  # of each kind's devices, by groups
+        uses: list[list[tuple[int, float]]] = [[] for _ in self.kinds]  # how many of each kind's devices, by groups
         for place in self.places:
             sums: list[dict[int, list[tuple[int, float]]]] = [{} for _ in place.parts]
             for s in range(len(place.low)):

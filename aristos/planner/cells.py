@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .baselines import link_key
 from .problem import Problem
 
-LEVELS = 4  # of cells between a device and the whole cluster
+LEVELS = 4  # levels of cells between a device and the whole cluster
 STEP = 1.02  # a level begins where link costs rise by this ratio
 
 

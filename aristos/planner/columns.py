@@ -34,7 +34,7 @@ MOST = 96  # devices
 LISTED = 10  # most devices of a lowest cell whose groups are listed one by one
 EACH_MOST = 8  # devices in every cell touched; larger numbers are one class
 STATES = 120_000  # limit of one size's dynamic programme; coarser units keep it
-UNITS = 64  # of memory, at most
+UNITS = 64  # the most units of memory
 TIGHT = 1e-3  # relative width at which bisection ends
 STEP = 1.15  # a level of cells begins where link costs rise by this ratio; less would split noisy nodes
 SMOOTH = 0.5  # weight of the best prices so far in the next ones
@@ -42,8 +42,8 @@ DEAR = 4.0  # cost of leaving a device out, in groups
 WHOLE_SECONDS = 4.0  # time limit of one search for a partition of whole columns
 WHOLE_MOST = 800  # columns of one search: with many thousands the solver overruns its time limit
 KINDS, PARTS = 8, 32  # units are the KINDS largest values, divided by 1..PARTS
-LITTLE = 1e-3  # of the sum of values: a unit may add this much more by rounding than the best unit
-UP, DOWN = 1e-9, 1e-6  # of a unit: errors of values and of sums in their last bits (sums of under 1000 values)
+LITTLE = 1e-3  # the share of the sum of values that a unit may add more by rounding than the best unit
+UP, DOWN = 1e-9, 1e-6  # errors, in units, of values and of sums in their last bits (sums of under 1000 values)
 PARTITIONS = 4  # searches in a row: fewer groups allow longer stages
 
 

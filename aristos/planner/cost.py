@@ -31,10 +31,26 @@ BLOCK = 1 << 22  # entries of a matrix examined at once
 
 @dataclass(frozen=True)
 class Cost:
-    """Terms of one partition. objective_us: infinite if a group cannot hold all experts.
+    """Terms of one partition of the devices into groups.
 
-    pi_us, comm_us: [groups]. worst: [groups] the device with the group's largest C_i. link: the pair whose alpha and
-    beta the all-reduce uses, None for one group. missing: [groups] experts that do not fit.
+    Attributes
+    ----------
+    objective_us : float
+        F of Equation 1, in us. Infinite if a group cannot hold all experts.
+    kappa : float
+        MoE stages that each device runs in a step.
+    allreduce_us : float
+        T_rho, the all-reduce among the groups, in us.
+    pi_us : array [groups], float64
+        pi, the time that a stage computes, in us.
+    comm_us : array [groups], float64
+        The largest C_i of each group, the time that a stage communicates, in us.
+    worst : array [groups], int64
+        The device with the group's largest C_i.
+    link : (int, int) or None
+        The pair of devices whose alpha and beta the all-reduce uses; None for one group.
+    missing : array [groups], int64
+        Experts that do not fit into the group's memory.
     """
 
     objective_us: float
@@ -136,7 +152,34 @@ def labels(n: int, groups: Groups) -> NDArray[np.int64]:
 
 
 def evaluate(problem: Problem, groups: Groups, objective: str | None = None, allreduce: str = "any") -> Cost:
-    """All terms of a partition. Raises InputError unless the groups are a partition of the devices."""
+    """All terms of a partition.
+
+    Parameters
+    ----------
+    problem : Problem
+        Devices, links and the layer's costs.
+    groups : sequence of sequences of int
+        A partition of the devices: each index in one group.
+    objective : str or None, default None
+        "work_conserving": every device brings its tokens. "literal": Equation 1 as the poster has it. None: the
+        problem's.
+    allreduce : str, default "any"
+        The all-reduce uses the slowest link of "any" pair, or of the pairs that are "crossing" groups.
+
+    Returns
+    -------
+    Cost
+        Its terms, in us.
+
+    Raises
+    ------
+    InputError
+        The groups are no partition of the devices, or an unknown `objective` or `allreduce`.
+
+    Source
+    ------
+    Equation 1; see `aristos/planner/cost.py`.
+    """
     objective = check_choice("objective", objective or problem.objective, OBJECTIVES)
     check_choice("allreduce", allreduce, ALLREDUCES)
     return price(problem, labels(problem.n, groups), len(groups), objective, allreduce)

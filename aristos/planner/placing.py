@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .problem import Problem
 from .replicas import held_loads, replicate
 
-MOST_COPIES = 1 << 18  # of all experts of one group
+MOST_COPIES = 1 << 18  # copies of all experts of one group
 TRIES = 24  # numbers of copies tried
 SMALL = 1e-12  # relative: sums differ in their last bits
 

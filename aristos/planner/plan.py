@@ -17,9 +17,26 @@ from .problem import Problem
 
 @dataclass(frozen=True)
 class Plan(placement.Plan):
-    """The result of `solve`. groups: device indices, ascending, groups in order of first devices. cost: their terms.
+    """The result of `solve`: the groups, their cost term by term, and how far from the optimum they may be.
 
-    lower_bound_us: no partition costs less. method: how the groups and the bound were found.
+    `MoE(..., plan=plan)` makes a layer of it, rank i being device i.
+
+    Attributes
+    ----------
+    problem : Problem
+        What was solved.
+    objective : str
+        "work_conserving" or "literal".
+    allreduce : str
+        "any" or "crossing": whose slowest link the all-reduce uses.
+    groups : list of list of int
+        Device indices, ascending; groups in the order of their first devices.
+    cost : Cost
+        The terms of the groups.
+    lower_bound_us : float
+        No partition costs less, in us.
+    method : str
+        How the groups and the bound were found.
     """
 
     problem: Problem

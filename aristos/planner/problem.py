@@ -35,9 +35,16 @@ class Infeasible(InputError):
 
 @dataclass(frozen=True)
 class Device:
-    """A device of a problem. rate: cost units per us.
+    """A device of a problem.
 
-    memory: how many experts of one layer fit beside as many of every other layer.
+    Attributes
+    ----------
+    rate : float
+        Cost units per us.
+    memory : int
+        How many experts of one layer fit beside as many of every other layer.
+    name : str
+        For messages; may be empty.
     """
 
     rate: float
@@ -49,13 +56,38 @@ class Device:
 class Problem:
     """One cluster and one layer: the input of Equations 1 and 2.
 
-    rate: [n] cost units per us; next to nothing for a device without memory, since it computes nothing. memory: [n]
-    experts. alpha_us, beta_us_per_mib: [n, n] symmetric, zero diagonals. layer_cost: cost units of one stage for one
-    device's tokens. payload_mib: MiB a device sends in one crossing. crossings: per stage. stages: MoE stages of a step
-    over all devices, kappa = stages / n. gradient_mib: MiB that the groups all-reduce, None if they all-reduce nothing
-    (inference). loads: [experts] tokens per expert, or None if all are equal. expert_gb: of one expert in all layers,
-    for messages; None if unknown. tree: a cluster in compressed form; its matrices are never built, and alpha_us and
-    beta_us_per_mib are [0, 0].
+    Parameters
+    ----------
+    experts : int
+        E, the number of experts of the layer.
+    layer_cost : float
+        Cost units of one stage for one device's tokens.
+    payload_mib : float
+        MiB that a device sends in one crossing.
+    crossings : float
+        Crossings of a stage.
+    stages : float
+        MoE stages of a step over all devices: kappa = stages / n.
+    gradient_mib : float or None
+        MiB that the groups all-reduce. None: they all-reduce nothing (inference).
+    rate : array [n], float64
+        Cost units per us of each device; next to nothing for a device without memory, since it computes nothing.
+    memory : array [n], int64
+        Experts that fit into each device.
+    alpha_us : array [n, n], float64
+        Latency of each link in us: symmetric, with a zero diagonal. [0, 0] with `tree`.
+    beta_us_per_mib : array [n, n], float64
+        Time of each link in us per MiB: symmetric, with a zero diagonal. [0, 0] with `tree`.
+    objective : str, default "work_conserving"
+        "work_conserving": every device brings its tokens. "literal": Equation 1 as the poster has it.
+    names : tuple of n str, default ()
+        Names of the devices, for messages. Empty: no names.
+    loads : array [experts], float64, or None, default None
+        Tokens of each expert. None: all are equal.
+    expert_gb : float or None, default None
+        GB of one expert in all layers, for messages. None: unknown.
+    tree : Tree or None, default None
+        A cluster in compressed form, whose matrices are never built.
     """
 
     experts: int
@@ -91,11 +123,28 @@ class Problem:
         return self.stages / self.n
 
     def device(self, i: int) -> str:
-        """A device in a message: its index, and its name if it has one."""
+        """A device in a message: its index, and its name if it has one.
+
+        Parameters
+        ----------
+        i : int
+            The device's index.
+
+        Returns
+        -------
+        str
+            Such as "device 3 (node1 GPU0)".
+        """
         return f"device {i} ({self.names[i]})" if self.names and self.names[i] else f"device {i}"
 
     def check_feasible(self) -> None:
-        """Raise Infeasible if even one group of all devices cannot hold every expert."""
+        """Refuse a problem that no partition fits.
+
+        Raises
+        ------
+        Infeasible
+            Even one group of all devices cannot hold every expert.
+        """
         total = int(self.memory.sum())
         if total < self.experts:
             missing = self.experts - total
@@ -184,13 +233,29 @@ def scalars(data: dict[str, Any]) -> dict[str, Any]:
 
 def _machine(data: dict[str, Any]) -> str:
     """The option of `aristos plan` that takes the file, if it has a machine and no model; else ""."""
-    if "classes" in data and "hosts" in data:  # of `aristos topo --measure`
+    if "classes" in data and "hosts" in data:  # a file of `aristos topo --measure`
         return "--topology"
     return "--cluster" if "children" in data or list(data) == ["cluster"] else ""
 
 
 def parse(data: Any) -> Problem:
-    """A problem from parsed JSON. Raises ProblemError, which names the wrong field."""
+    """A problem from parsed JSON, in the form that docs/planner.md describes.
+
+    Parameters
+    ----------
+    data : object
+        What `json.loads` made of a problem's text.
+
+    Returns
+    -------
+    Problem
+        The problem, every field checked.
+
+    Raises
+    ------
+    ProblemError
+        A field is missing or wrong; the message names it.
+    """
     if not isinstance(data, dict):
         raise ProblemError("problem", f"must be a JSON object, got {type(data).__name__}")
     if "experts" not in data and (option := _machine(data)):
@@ -215,7 +280,25 @@ def parse(data: Any) -> Problem:
 
 
 def load(path: str | Path) -> Problem:
-    """A problem from a file. Raises ProblemError if it holds no problem, OSError if it cannot be read."""
+    """A problem from a file.
+
+    Parameters
+    ----------
+    path : path
+        A JSON file, in the form that docs/planner.md describes.
+
+    Returns
+    -------
+    Problem
+        The problem, every field checked.
+
+    Raises
+    ------
+    ProblemError
+        The file holds no problem; the message names file and field.
+    OSError
+        It cannot be read.
+    """
     try:
         return parse(read_json(path, "problem"))
     except ProblemError as why:

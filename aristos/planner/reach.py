@@ -23,7 +23,7 @@ from .problem import Problem
 from .terms import comm_us, share_mib
 
 Floats = NDArray[np.float64]
-PRICES = 2.0 ** np.arange(-4, 5)  # of missing memory, in a typical link over a typical memory
+PRICES = 2.0 ** np.arange(-4, 5)  # prices of missing memory, in a typical link over a typical memory
 
 
 def programme(problem: Problem, grows: bool) -> Programme:

@@ -20,9 +20,9 @@ from .problem import Problem
 
 Groups = list[list[int]]
 NEAREST = 8  # devices with the fastest links to a device: it moves to their groups
-STEPS = 1_500_000  # of one annealing; with over 32 devices times 32 / devices
-ROUNDS = 12  # of annealing, from the best cuts for different k and from the best groups so far
-PIECES = 10  # of one annealing; the clock is checked after each
+STEPS = 1_500_000  # steps of one annealing; with over 32 devices times 32 / devices
+ROUNDS = 12  # rounds of annealing, from the best cuts for different k and from the best groups so far
+PIECES = 10  # pieces of one annealing; the clock is checked after each
 HOT, COLD = 0.03, 0.0002  # temperatures as shares of F
 CUT_WORK = 20_000_000  # steps between checks of the clock
 CUT_MOST = 2048  # devices; no cuts above, because the work is cubic
@@ -141,7 +141,7 @@ def pieces(n: int, most: int) -> Iterator[tuple[int, int]]:
     """Ranges that cover 1..n, of at most CUT_WORK steps: device i takes i * (i + most) steps."""
     begin = 1
     while begin <= n:
-        limit = 2 * begin  # of the end, so that no device takes more steps than this one
+        limit = 2 * begin  # the largest `end`, so that no device takes more steps than this one
         end = begin + min(begin, max(1, CUT_WORK // (limit * (limit + most))))
         yield begin, min(end, n + 1)
         begin = end

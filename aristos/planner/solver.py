@@ -19,11 +19,11 @@ from .search import GroupSearch
 from .terms import pi_us
 from .values import number
 
-TIMELY = 0.93  # of the deadline; no solver is started after it
+TIMELY = 0.93  # the share of the deadline after which no solver is started
 CLOSE = 1e-4  # gap at which the search ends
 CELLS_MOST = 160  # most devices that the bound treats one by one; above, equal cells are one
-PACKED = 0.7  # of the time: when packing ends
-PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # of the time: when the first bound, annealing and columns end
+PACKED = 0.7  # the share of the time after which packing ends
+PLAIN, ANNEALED, PARTITIONED = 0.2, 0.4, 0.8  # shares of the time: ends of the first bound, annealing and columns
 NUMBERS_SECONDS = 15.0  # limit of the integer programmes before the search
 
 
@@ -36,10 +36,46 @@ def solve(
 ) -> Plan:
     """The groups with the least F found, and a bound that no partition beats.
 
-    objective: "work_conserving" or "literal"; default: the problem's. allreduce: T_rho uses the slowest link of "any"
-    pair, or of pairs "crossing" groups. deadline_s: seconds until the best plan so far is returned. seed: equal seeds
-    give equal plans, unless a time limit ends a search early. Raises Infeasible if no partition fits, InputError,
-    EnvironmentProblem if many devices need HiGHS and it is not installed.
+    Parameters
+    ----------
+    problem : Problem
+        Devices, links and the layer's costs.
+    objective : str or None, default None
+        "work_conserving": every device brings its tokens. "literal": Equation 1 as the poster has it. None: the
+        problem's.
+    allreduce : str, default "any"
+        The all-reduce uses the slowest link of "any" pair, or of the pairs that are "crossing" groups.
+    deadline_s : float, default 60.0
+        Seconds until the best plan so far is returned.
+    seed : int, default 0
+        Equal seeds give equal plans, unless a time limit ends a search early.
+
+    Returns
+    -------
+    Plan
+        The groups, their terms and the bound.
+
+    Raises
+    ------
+    Infeasible
+        No partition fits.
+    InputError
+        An unknown `objective` or `allreduce`, or a deadline that is no positive number.
+    EnvironmentProblem
+        Many devices need HiGHS (`highspy`), and it is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from aristos import planner
+    >>> alpha = np.where(np.eye(4), 0.0, 5.0)
+    >>> problem = planner.Problem(
+    ...     experts=8, layer_cost=100.0, payload_mib=1.0, crossings=2, stages=4, gradient_mib=None,
+    ...     rate=np.ones(4), memory=np.full(4, 4), alpha_us=alpha, beta_us_per_mib=10 * alpha,
+    ... )
+    >>> plan = planner.solve(problem)
+    >>> [len(group) for group in plan.groups], plan.gap
+    ([2, 2], 0.0)
     """
     objective = check_choice("objective", objective or problem.objective, OBJECTIVES)
     check_choice("allreduce", allreduce, ALLREDUCES)

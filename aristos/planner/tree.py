@@ -20,7 +20,7 @@ from .terms import slowness
 from .values import IDLE, ProblemError, count, number
 
 MAX_DEVICES = 1_000_000
-MAX_LEVELS = 16  # of switches
+MAX_LEVELS = 16  # levels of switches
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class _Chain:
         """C for this many cheapest partners, us, lower bound. share: MiB to each."""
         total = np.zeros(np.broadcast(partners, share).shape)
         before = 1
-        alpha = beta = np.inf  # of this level or any above, so that lower levels never cost more
+        alpha = beta = np.inf  # the least of this level and those above: lower levels never cost more
         floor = []
         for a, b in reversed(self.links):
             alpha, beta = min(alpha, a), min(beta, b)

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from kernel_cache.texts import ranges
+
 from .cost import communication, evaluate, links_to
 from .placing import places
 from .plan import Plan
@@ -21,17 +23,6 @@ def seconds_text(us: float) -> str:
         if abs(us) >= scale:
             return f"{us / scale:.4g} {unit}"
     return f"{us:.4g} us"
-
-
-def ranges(members: list[int]) -> str:
-    """Ascending numbers as ranges: 0-3,7,9-10."""
-    parts: list[list[int]] = []
-    for i in members:
-        if parts and i == parts[-1][1] + 1:
-            parts[-1][1] = i
-        else:
-            parts.append([i, i])
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
 
 
 def report(plan: Plan, seconds: float) -> str:

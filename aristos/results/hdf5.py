@@ -47,7 +47,19 @@ _VERSIONS = ("v108", "v110")  # new enough for attributes above 64 KB, old enoug
 
 @dataclass
 class Variable:
-    """An array over named dimensions. `values: [len(dim) for dim in dims]`, numbers, booleans or text."""
+    """An array over named dimensions.
+
+    Attributes
+    ----------
+    dims : tuple of str
+        The dimensions' names.
+    values : array [len(dim) for dim in dims]
+        Numbers, booleans or text.
+    units : str
+        Such as "s"; may be empty.
+    long_name : str
+        What is measured; may be empty.
+    """
 
     dims: tuple[str, ...]
     values: np.ndarray
@@ -59,8 +71,25 @@ class Variable:
 class Table:
     """One suite's measurements: coordinates of the dimensions, and variables over some of them.
 
-    suite: its name. name: the table's name in the run, by default the suite's.
-    dims: name -> its coordinates, one-dimensional. variables: name -> Variable. attributes: settings of this table.
+    Attributes
+    ----------
+    suite : str
+        The suite's name.
+    name : str
+        The table's name in the run, by default the suite's.
+    dims : dict of str to Variable
+        Name -> its coordinates, one-dimensional.
+    variables : dict of str to Variable
+        Name -> what was measured.
+    attributes : dict
+        Settings of this table.
+
+    Examples
+    --------
+    >>> from aristos.results import Table
+    >>> table = Table("demo").dim("tokens", [16, 32]).add("seconds", "tokens", [0.1, 0.2], units="s")
+    >>> table.variables["seconds"].values
+    array([0.1, 0.2])
     """
 
     suite: str
@@ -73,7 +102,29 @@ class Table:
         self.name = self.name or self.suite
 
     def dim(self, name: str, values: Any, units: str = "", long_name: str = "") -> Table:
-        """Add a dimension and its coordinates `values: [n]`; returns the table."""
+        """Add a dimension and its coordinates.
+
+        Parameters
+        ----------
+        name : str
+            Its name, without "/".
+        values : array [n]
+            Its coordinates: numbers, booleans or text.
+        units : str, default ""
+            Their unit; of "s" they become float64.
+        long_name : str, default ""
+            What they are.
+
+        Returns
+        -------
+        Table
+            This table.
+
+        Raises
+        ------
+        InputError
+            Coordinates that are not one-dimensional or of another type, or a name that is taken.
+        """
         array = _array(name, values, units)
         if array.ndim != 1:
             raise InputError(f"dimension {name!r} needs one-dimensional coordinates, got shape {array.shape}")
@@ -82,9 +133,30 @@ class Table:
         return self
 
     def add(self, name: str, dims: tuple[str, ...] | str, values: Any, units: str = "", long_name: str = "") -> Table:
-        """Add a variable over dimensions added before; seconds become float64. Returns the table.
+        """Add a variable over dimensions added before.
 
-        Raises InputError for an unknown dimension, another shape than theirs, or a name that is taken.
+        Parameters
+        ----------
+        name : str
+            Its name, without "/".
+        dims : tuple of str, or str
+            Names of dimensions, or of the only one.
+        values : array [len(dim) for dim in dims]
+            Numbers, booleans or text.
+        units : str, default ""
+            Their unit; of "s" they become float64.
+        long_name : str, default ""
+            What is measured.
+
+        Returns
+        -------
+        Table
+            This table.
+
+        Raises
+        ------
+        InputError
+            An unknown dimension, values of another shape or type, or a name that is taken.
         """
         dims = (dims,) if isinstance(dims, str) else tuple(dims)
         array = _array(name, values, units)
@@ -111,8 +183,20 @@ class Table:
         return {"suite": self.suite, "attributes": dict(self.attributes), **plain}
 
     def to_pandas(self) -> dict[tuple[str, ...], pandas.DataFrame]:
-        """Dimensions -> a frame of the variables over just these: a column for each dimension, then for each variable,
-        and a row for each point. No value is repeated."""
+        """Frames of the variables, one for all that have the same dimensions.
+
+        A frame has a column for each dimension, then for each variable, and a row for each point. No value is repeated.
+
+        Returns
+        -------
+        dict of tuple of str to DataFrame
+            Dimensions -> the frame of the variables over just these.
+
+        Raises
+        ------
+        EnvironmentProblem
+            pandas is not installed.
+        """
         pd = _pandas()
         frames = {}
         for dims in dict.fromkeys(variable.dims for variable in self.variables.values()):
@@ -128,9 +212,15 @@ class Table:
 class Run:
     """One run of a command: its attributes and its tables.
 
-    name: `<utc>-<id>` by default; the time is `started_utc` of the attributes (2026-01-31T12:00:00Z), else now.
-    attributes: everything needed to repeat the run; text, numbers, booleans and lists
-    of them; nested mappings are stored flat, `{"versions": {"numpy": ...}}` as `versions.numpy`; None is left out.
+    Attributes
+    ----------
+    name : str
+        `<utc>-<id>` by default; the time is `started_utc` of the attributes (2026-01-31T12:00:00Z), else now.
+    attributes : dict
+        Everything needed to repeat the run: text, numbers, booleans and lists of them. Nested mappings are stored flat,
+        `{"versions": {"numpy": ...}}` as `versions.numpy`; None is left out.
+    tables : list of Table
+        What was measured.
     """
 
     name: str = ""
@@ -147,7 +237,13 @@ class Run:
 
 
 class Results(dict[str, dict[str, Any]]):
-    """A file's content: run name -> plain dicts, oldest run first; `.runs` has the same as `Run` objects."""
+    """A file's content: run name -> plain dicts, oldest run first; `.runs` has the same as `Run` objects.
+
+    Parameters
+    ----------
+    runs : list of Run
+        The runs, oldest first.
+    """
 
     def __init__(self, runs: list[Run]) -> None:
         super().__init__({run.name: run.to_dict() for run in runs})
@@ -162,8 +258,20 @@ class Results(dict[str, dict[str, Any]]):
         return "\n".join(lines)
 
     def to_pandas(self) -> dict[str, dict[tuple[str, ...], pandas.DataFrame]]:
-        """Table name -> dimensions -> one frame with the rows of all runs and a first column `run`:
-        `frames["layer"]["tokens", "schedule", "rank", "iteration"]`."""
+        """Frames with the rows of all runs, with a first column `run`.
+
+        Such as `frames["layer"]["tokens", "schedule", "rank", "iteration"]`.
+
+        Returns
+        -------
+        dict of str to dict
+            Table name -> dimensions -> one frame.
+
+        Raises
+        ------
+        EnvironmentProblem
+            pandas is not installed.
+        """
         pd = _pandas()
         found: dict[str, dict[tuple[str, ...], list[pandas.DataFrame]]] = {}
         for run in self.runs:
@@ -199,11 +307,39 @@ def _array(name: str, values: Any, units: str) -> np.ndarray:
 
 
 def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SECONDS, *, more: bool = False) -> Path:
-    """Add a run to the file; returns the file's real path. Creates the file and its folder if they do not exist.
+    """Add a run to a file. It and its folder are made if they do not exist.
 
-    more: if the file has the run, add these tables to it, and set these attributes. Raises ResultsError and leaves the
-    file unchanged if it cannot be read or written, is not a results file, has a run of that name (with `more`: such a
-    table), or if another writer holds its lock for longer than `lock_seconds`.
+    Parameters
+    ----------
+    path : path
+        The results file.
+    run : Run
+        What to add.
+    lock_seconds : float, default 60.0
+        How long to wait for another writer.
+    more : bool, default False
+        If the file has the run, add these tables to it, and set these attributes.
+
+    Returns
+    -------
+    Path
+        The file's real path.
+
+    Raises
+    ------
+    ResultsError
+        The file cannot be read or written, is not a results file, has a run of that name (with `more`: such a table),
+        or another writer holds its lock for longer than `lock_seconds`. The file is unchanged.
+    InputError
+        An attribute that cannot be stored. The file is unchanged.
+
+    Examples
+    --------
+    >>> from aristos import results
+    >>> table = results.Table("demo").dim("tokens", [16, 32]).add("seconds", "tokens", [0.1, 0.2], units="s")
+    >>> file = results.append("runs.h5", results.Run("first", {"command": "demo"}, [table]))
+    >>> results.load(file)["first"]["tables"]["demo"]["variables"]["seconds"]["units"]
+    's'
     """
     target = Path(os.path.realpath(path))  # a link stays a link
     if target.exists():
@@ -217,7 +353,18 @@ def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SE
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Raise ResultsError if `append` would fail. For use before a long measurement."""
+    """Check that `append` can write a file. For use before a long measurement.
+
+    Parameters
+    ----------
+    path : path
+        The results file.
+
+    Raises
+    ------
+    ResultsError
+        `append` would fail.
+    """
     if not os.fspath(path):
         raise ResultsError("a results file needs a name, got an empty path")
     target = Path(os.path.realpath(path))
@@ -232,9 +379,24 @@ def check(path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> Results:
-    """Read all runs. Raises ResultsError if the file cannot be read or is not a results file.
+    """Read all runs of a file.
 
     It may come from anywhere: another process reads it first, so that a damaged file cannot end or block this one.
+
+    Parameters
+    ----------
+    path : path
+        The results file.
+
+    Returns
+    -------
+    Results
+        Its runs.
+
+    Raises
+    ------
+    ResultsError
+        The file cannot be read, or is not a results file.
     """
     target = Path(path)
     _check_signature(target)

@@ -182,15 +182,23 @@ class Runtime(ABC):
     @contextlib.contextmanager
     def failing(self, job: np.ndarray) -> Iterator[None]:
         """An exception in the block leaves no rank and no worker waiting; the engine is unusable after."""
-        if job.size and job[words.SLOT_START] != 0:  # it is of a layer, not of the engine alone
-            self.running = job
+        self.watch(job)
         try:
             yield
         except BaseException as error:
-            if isinstance(error, WaitTimeout):
-                error.add_note(self.standing())
-            self._fail(job, error, "its last call failed")
+            self.fail_call(job, error)
             raise
+
+    def watch(self, job: np.ndarray) -> None:
+        """The job of the call that is about to run, for `standing`."""
+        if job.size and job[words.SLOT_START] != 0:  # it is of a layer, not of the engine alone
+            self.running = job
+
+    def fail_call(self, job: np.ndarray, error: BaseException) -> None:
+        """An exception has ended a call: see `failing`."""
+        if isinstance(error, WaitTimeout):
+            error.add_note(self.standing())
+        self._fail(job, error, "its last call failed")
 
     def give_up(self, error: BaseException) -> None:
         """This rank leaves because of an exception in user code: peers are notified at once."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kernel_cache.texts import ranges
+
 from ..engine import codes, words
 from ..engine.lock import OUTSIDE
 from ..engine.poison import failure_of
@@ -91,7 +93,7 @@ def _workers(job: np.ndarray, state: np.ndarray) -> list[str]:
     doing: dict[str, list[int]] = {}
     for worker in range(job[words.WORKERS]):
         doing.setdefault(_command(job, state, worker), []).append(worker)
-    return [f"worker{'s' * (len(who) > 1)} {_numbers(who)}: {what}" for what, who in doing.items()]
+    return [f"worker{'s' * (len(who) > 1)} {ranges(who, ', ')}: {what}" for what, who in doing.items()]
 
 
 def _command(job: np.ndarray, state: np.ndarray, worker: int) -> str:
@@ -131,14 +133,3 @@ def _runs(job: np.ndarray, state: np.ndarray) -> list[str]:
                 f" {limit - base} shares are open, {int(state[words.run_next(run)]) - base} taken, {done - base} done"
             )
     return found
-
-
-def _numbers(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] -> 0-2, 5."""
-    ranges: list[list[int]] = []
-    for n in numbers:
-        if ranges and n == ranges[-1][1] + 1:
-            ranges[-1][1] = n
-        else:
-            ranges.append([n, n])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)

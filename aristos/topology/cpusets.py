@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from kernel_cache.texts import whole
+from kernel_cache.texts import ranges, whole
 
 MOST = 1 << 16  # CPUs of a list; Linux itself ends at 8192
 
@@ -24,15 +24,4 @@ def parse(text: str) -> frozenset[int]:
 
 def show(cpus: Iterable[int]) -> str:
     """{0, 1, 2, 3, 8} -> '0-3,8'."""
-    return ",".join(f"{low}-{high}" if low < high else str(low) for low, high in runs(sorted(cpus)))
-
-
-def runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """[0, 1, 2, 8] -> [(0, 2), (8, 8)]; numbers in ascending order."""
-    found: list[tuple[int, int]] = []
-    for number in numbers:
-        if found and found[-1][1] == number - 1:
-            found[-1] = (found[-1][0], number)
-        else:
-            found.append((number, number))
-    return found
+    return ranges(cpus)

@@ -1,8 +1,8 @@
 """Discovery: this machine and its job, from all sources.
 
-GPUs: NVML, else nvidia-smi, else the kernel's PCI list. CPUs close to a GPU: sysfs, else nvidia-smi's column. Nodes:
-the ranks' host names if given, else Slurm's variables. Network: scontrol, else topology.conf or topology.yaml, else
-SLURM_TOPOLOGY_ADDR.
+GPUs: NVML, else nvidia-smi's matrix, else the kernel's PCI list. CPUs close to a GPU: sysfs, else nvidia-smi's column.
+Nodes: the ranks' host names if given, else Slurm's variables. Network: scontrol, else topology.conf or topology.yaml,
+else SLURM_TOPOLOGY_ADDR.
 """
 
 from __future__ import annotations
@@ -16,17 +16,13 @@ from typing import Any
 
 from ..errors import TopologyError
 from ..host import slurm_variables
-from . import commands, listing, matrix, nvlink, nvml, pci, query, slurm_job, slurm_network, smi_node, sysfs
+from . import commands, nvml, pci, slurm_job, slurm_network, smi_node, sysfs
 from .commands import Ask
 from .faults import dark, fabric, fewer, hidden, mixed
 from .model import Fault, Gpu, Nic, Node, Topology
 from .network import Network
-from .nvlink import Wires
 from .slurm_job import SlurmJob
 from .visible import visible
-
-QUERY = ("nvidia-smi", f"--query-gpu={','.join(query.FIELDS)}", "--format=csv")
-FABRIC = ("nvidia-smi", "--query-gpu=index,fabric.state,fabric.status", "--format=csv")  # not in older drivers
 
 
 def discover(
@@ -38,10 +34,29 @@ def discover(
     ask: Ask = commands.ask,
     library: Callable[[], Any] = nvml.load,
 ) -> Topology:
-    """This machine and the nodes of its job. hosts: [ranks] host names, if the ranks are known.
+    """This machine and the nodes of its job.
 
-    network: ask Slurm's controller for the network; one rank is enough, `join` gives it to all.
-    env, root, ask, library: sources of variables, the kernel's files, commands' output and NVML.
+    What cannot be read is unknown, or one of `Topology.faults`.
+
+    Parameters
+    ----------
+    hosts : sequence of str, or None, default None
+        The host name of each rank, if the ranks are known. None: the nodes of Slurm's job, else this machine.
+    network : bool, default True
+        Ask Slurm's controller for the network; one rank is enough, `join` gives it to all.
+    env : mapping of str to str, or None, default None
+        The variables to read. None: this process's.
+    root : path, default Path("/")
+        Where the kernel's files and Slurm's lie, for tests.
+    ask : callable, default ask
+        Runs a command and returns its output, for tests.
+    library : callable, default load
+        Loads NVML, for tests.
+
+    Returns
+    -------
+    Topology
+        The machine, its links and its network.
     """
     env = os.environ if env is None else env
     faults: list[Fault] = []
@@ -111,33 +126,15 @@ def _by_nvml(library: Callable[[], Any]) -> Found | None:
 
 
 def _by_smi(ask: Ask) -> Found | None:
-    """From nvidia-smi's commands; an error message of it becomes a fault."""
-    listed = ask(("nvidia-smi", "-L"))
-    if listed is None:
+    """From nvidia-smi's matrix alone, since its other commands ask NVML too; an error message of it becomes a fault."""
+    shown = ask(("nvidia-smi", "topo", "-m"))
+    if shown is None:
         return None
     try:
-        gpus = listing.parse(listed)
-        shown, queried = ask(("nvidia-smi", "topo", "-m")), ask(QUERY)
-        found = matrix.parse(shown) if shown is not None else None
-        wires, faults = _wires(ask)
-        entries = query.parse(queried) if queried is not None else ()
-        node, seen = smi_node.assemble("", found, gpus, entries, wires)
+        return smi_node.read(shown)
     except TopologyError as why:
         fault = Fault(f"nvidia-smi gives no topology: {why}", "repair the driver (dmesg | grep NVRM), or reboot")
         return Node(""), [fault]
-    states = ask(FABRIC)
-    return node, seen + faults + (fabric(query.fabric_states(states)) if states is not None and states.ok else [])
-
-
-def _wires(ask: Ask) -> tuple[tuple[Wires, ...], list[Fault]]:
-    """The NVLinks; nvidia-smi prints none for GPUs without them."""
-    answer = ask(("nvidia-smi", "nvlink", "-s"))
-    if answer is None or not answer.ok or not answer.strip():
-        return (), []
-    try:
-        return nvlink.parse(answer), []
-    except TopologyError as why:
-        return (), [Fault(f"NVLinks are not known: {why}", "see nvidia-smi nvlink -s")]
 
 
 def _by_kernel(root: Path) -> Found:
@@ -191,7 +188,26 @@ def network_of(job: SlurmJob | None, ask: Ask, env: Mapping[str, str], root: Pat
 
 
 def from_text(smi: str | None, network: str | None) -> Topology:
-    """A topology from texts alone: nvidia-smi's, Slurm's, or both. Raises TopologyError."""
+    """A topology from texts alone.
+
+    Parameters
+    ----------
+    smi : str or None
+        What `nvidia-smi topo -m` printed. None: no node.
+    network : str or None
+        What `scontrol show topology` printed, or a topology.conf or topology.yaml. None: no network.
+
+    Returns
+    -------
+    Topology
+        The machine, its links and its network.
+
+    Raises
+    ------
+    TopologyError
+        A text is wrong or incomplete, and the message quotes the line; or a topology.yaml needs PyYAML, which is not
+        installed.
+    """
     node, faults = smi_node.read(smi) if smi is not None else (None, [])
     net = slurm_network.parse(network) if network is not None else Network()
     names = sorted(net.nodes, key=sysfs.natural)
@@ -200,7 +216,23 @@ def from_text(smi: str | None, network: str | None) -> Topology:
 
 
 def join(parts: Sequence[Topology]) -> Topology:
-    """Join the ranks' topologies, in the ranks' order: every node as its ranks see it, each fault once."""
+    """Join the ranks' topologies: every node as its ranks see it, each fault once.
+
+    Parameters
+    ----------
+    parts : sequence of Topology
+        What `discover` returned on each rank, in the ranks' order.
+
+    Returns
+    -------
+    Topology
+        All nodes, of the first rank; `ranks` has each rank's node.
+
+    Raises
+    ------
+    ValueError
+        A part that `discover` has not made: it does not know its own node.
+    """
     seen: dict[str, Node] = {}
     for part in parts:
         if part.here is None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .matrix import Matrix
-from .model import Fault, Gpu, Link, Node
-from .nvlink import Wires
+from .model import Fault, Gpu, Link, Node, Wires
 from .slurm_job import SlurmJob
 
 RESET = "stop all jobs, then nvidia-smi --gpu-reset or a reboot; if it stays, have the board or the bridge checked"
@@ -86,9 +85,9 @@ def dark(wires: Sequence[Wires]) -> list[Fault]:
     """Inactive links, and GPUs with fewer links than their siblings of the same name."""
     faults = []
     for each in wires:
-        name = "the GPU" if each.index is None else f"GPU{each.index}"
+        name = f"GPU{each.index}"
         bridged = any(word in (each.name or "").upper().replace("-", " ").split() for word in BRIDGES)
-        if each.dark or (each.speeds and not each.active):
+        if each.up and not each.active:
             if not bridged:  # a GPU without a bridge has no link to be active
                 text = f"{name} ({each.name}): all NVLinks are inactive"
                 remedy = "start the fabric manager (systemctl status nvidia-fabricmanager), with the driver's version"
@@ -97,11 +96,11 @@ def dark(wires: Sequence[Wires]) -> list[Fault]:
         if each.inactive:
             listed = ", ".join(map(str, each.inactive))
             links = "NVLink" if len(each.inactive) == 1 else "NVLinks"
-            text = f"{name}: {links} {listed} inactive, {each.active} of {len(each.speeds)} active"
+            text = f"{name}: {links} {listed} inactive, {each.active} of {len(each.up)} active"
             faults.append(Fault(text, "reseat the bridge" if bridged else RESET))
-        siblings = [len(other.speeds) for other in wires if other.name == each.name and not other.dark]
-        if len(each.speeds) < max(siblings, default=0):
-            text = f"{name} shows {len(each.speeds)} NVLinks, its siblings {max(siblings)}"
+        siblings = [len(other.up) for other in wires if other.name == each.name]
+        if len(each.up) < max(siblings, default=0):
+            text = f"{name} shows {len(each.up)} NVLinks, its siblings {max(siblings)}"
             faults.append(Fault(text, RESET))
     return faults
 

@@ -7,10 +7,9 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-from kernel_cache.texts import plain, shown
+from kernel_cache.texts import plain, runs, shown
 
 from ..errors import TopologyError
-from . import cpusets
 
 MOST = 1 << 17  # names of one expression; Slurm itself takes 65536 a range
 MOST_BRACKETS = 8
@@ -100,7 +99,7 @@ def fold(names: Iterable[str]) -> str:
             unnumbered.append(name)
     parts = []
     for (before, after, width), numbers in groups.items():
-        runs = [(str(low).zfill(width), str(high).zfill(width)) for low, high in cpusets.runs(sorted(numbers))]
-        inside = ",".join(low if low == high else f"{low}-{high}" for low, high in runs)
+        ends = [(str(low).zfill(width), str(high).zfill(width)) for low, high in runs(numbers)]
+        inside = ",".join(low if low == high else f"{low}-{high}" for low, high in ends)
         parts.append(f"{before}{inside}{after}" if len(numbers) == 1 else f"{before}[{inside}]{after}")
     return ",".join([*parts, *unnumbered])

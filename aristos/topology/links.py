@@ -44,8 +44,8 @@ from ..primitives import aside
 SCHEMA = "aristos-links/1"
 MIB = 1 << 20
 SLOW = 2.0  # times the median of its class: a slower link is measured twice, and is a fault if it stays slower
-SHARE = 0.9  # of a device's memory that parameters may take
-LARGEST = 1e30  # of FLOP and bytes, so that products stay finite
+SHARE = 0.9  # the share of a device's memory that parameters may take
+LARGEST = 1e30  # the most FLOP and bytes, so that products stay finite
 PAYLOAD = MIB  # bytes of the put by which links of a class are compared
 Rows = list[list[float | None]]
 

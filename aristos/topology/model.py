@@ -19,19 +19,49 @@ _CELL = re.compile(r"NV(\d+)|X|self|PIX|PXB|PHB|NODE|SYS|SOC|NET(\d*)")
 
 @dataclass(frozen=True)
 class Link:
-    """The class of a pair. kind: one of KINDS; count: NVLinks of NV, switches of NET (0: unknown).
+    """The class of a pair of devices, NICs or nodes: the highest level on the path between them.
 
-    self: the same device; NV: bonded NVLinks; PIX, PXB: one PCIe bridge, several; PHB: a PCIe host bridge (the CPU);
-    NODE: between host bridges of a NUMA domain; SYS: between NUMA domains; NET: between nodes.
+    Attributes
+    ----------
+    kind : str
+        One of `KINDS`, from fast to slow. "self": the same device; "NV": bonded NVLinks; "PIX", "PXB": one PCIe bridge,
+        several; "PHB": a PCIe host bridge (the CPU); "NODE": between host bridges of a NUMA domain; "SYS": between NUMA
+        domains; "NET": between nodes.
+    count : int
+        NVLinks of "NV", switches of "NET"; 0: unknown.
+    printed : str
+        "SOC", if the driver printed this old word for SYS; else empty. It is not compared.
     """
 
     kind: str
     count: int = 0
-    printed: str = field(default="", compare=False)  # SOC, if the driver printed this old word for SYS
+    printed: str = field(default="", compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Link:
-        """From nvidia-smi's cell, or str() of a link; SOC is SYS in drivers up to 2017. Raises ValueError."""
+        """The link of a cell that nvidia-smi prints, or of str() of a link.
+
+        Parameters
+        ----------
+        text : str
+            Such as "NV4", "PIX" or "NET3"; "SOC" is "SYS" in drivers up to 2017, "X" is "self".
+
+        Returns
+        -------
+        Link
+            The class of the pair.
+
+        Raises
+        ------
+        ValueError
+            Another text.
+
+        Examples
+        --------
+        >>> from aristos.topology import Link
+        >>> Link.parse("NV4").rank < Link.parse("SYS").rank
+        True
+        """
         found = _CELL.fullmatch(text)
         if not found or text == "NV0":
             raise ValueError(f"a link is X, NV#, PIX, PXB, PHB, NODE, SYS, SOC, NET or NET#, got {text!r}")
@@ -57,7 +87,17 @@ SELF, NODE, SYS = Link("self"), Link("NODE"), Link("SYS")
 
 @dataclass(frozen=True)
 class Mig:
-    """A slice of a GPU that works like a device. name: its profile, e.g. 3g.40gb."""
+    """A slice of a GPU that works like a device.
+
+    Attributes
+    ----------
+    index : int
+        Its number on the GPU.
+    uuid : str
+        As NVML and nvidia-smi print it.
+    name : str
+        Its profile, such as 3g.40gb.
+    """
 
     index: int
     uuid: str
@@ -75,11 +115,34 @@ class Printed:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU. index: nvidia-smi's and NVML's number, in PCI order, not CUDA_VISIBLE_DEVICES'.
+    """A GPU. What is None is unknown.
 
-    name: of the product; pci: domain:bus:device.function in lower case; memory: bytes; cpus: those close to it, from
-    sysfs or from nvidia-smi (`cpus_from`), which may cut the list; numa: their domain; gpu_numa: the domain of the
-    GPU's own memory (Grace); nvlinks: active ones. None: unknown.
+    Attributes
+    ----------
+    index : int
+        nvidia-smi's and NVML's number, in PCI order, not CUDA_VISIBLE_DEVICES'.
+    name : str or None
+        Of the product.
+    uuid : str or None
+        As NVML and nvidia-smi print it.
+    pci : str or None
+        domain:bus:device.function in lower case.
+    memory : int or None
+        Bytes.
+    numa : int or None
+        The NUMA domain of the CPUs that are close to it.
+    cpus : frozenset of int, or None
+        Those CPUs.
+    cpus_from : str or None
+        Where `cpus` comes from: sysfs, or nvidia-smi, which may cut the list.
+    gpu_numa : int or None
+        The domain of the GPU's own memory (Grace).
+    nvlinks : int or None
+        Active NVLinks.
+    mig : tuple of Mig
+        Its slices.
+    printed : Printed or None
+        Its cells of `nvidia-smi topo -m`, where they were read.
     """
 
     index: int
@@ -101,8 +164,37 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class Wires:
+    """The NVLinks of a GPU. up: whether each is active."""
+
+    index: int
+    name: str | None
+    up: tuple[bool, ...]
+
+    @property
+    def active(self) -> int:
+        return sum(self.up)
+
+    @property
+    def inactive(self) -> list[int]:
+        return [link for link, up in enumerate(self.up) if not up]
+
+
+@dataclass(frozen=True)
 class Nic:
-    """A network adapter. label: as nvidia-smi's column names it; name: the kernel's, e.g. mlx5_0."""
+    """A network adapter.
+
+    Attributes
+    ----------
+    label : str
+        As nvidia-smi's column names it.
+    name : str
+        The kernel's, such as mlx5_0.
+    pci : str or None
+        domain:bus:device.function in lower case; None: unknown.
+    numa : int or None
+        Its NUMA domain; None: unknown.
+    """
 
     label: str
     name: str
@@ -112,7 +204,19 @@ class Nic:
 
 @dataclass(frozen=True)
 class Numa:
-    """A NUMA domain. cpus: allowed or not; memory: bytes; distance: to each domain by its id, 10 to itself."""
+    """A NUMA domain.
+
+    Attributes
+    ----------
+    index : int
+        Its id.
+    cpus : frozenset of int
+        Its CPUs, allowed or not.
+    memory : int or None
+        Bytes; None: unknown.
+    distance : mapping of int to int
+        To each domain by its id, 10 to itself.
+    """
 
     index: int
     cpus: frozenset[int]
@@ -122,7 +226,17 @@ class Numa:
 
 @dataclass(frozen=True)
 class Cache:
-    """A data or unified cache and the CPUs that share it. size: bytes."""
+    """A data or unified cache and the CPUs that share it.
+
+    Attributes
+    ----------
+    level : int
+        1 for L1, and so on.
+    size : int
+        Bytes.
+    cpus : frozenset of int
+        The CPUs.
+    """
 
     level: int
     size: int
@@ -131,10 +245,34 @@ class Cache:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine. cpus: online; allowed: those this process, or the job, may use; cores: threads of each core.
+    """One machine.
 
-    links: the class of each pair of labels, in both orders; tasks: number that the scheduler starts here, or None.
-    complete: whether the node itself was examined; else only some facts are known.
+    Attributes
+    ----------
+    name : str
+        Its host name.
+    devices : tuple of Gpu
+        Its GPUs.
+    nics : tuple of Nic
+        Its network adapters.
+    numa : tuple of Numa
+        Its NUMA domains.
+    caches : tuple of Cache
+        Its data and unified caches.
+    cores : tuple of frozenset of int
+        The threads (CPUs) of each core.
+    cpus : frozenset of int
+        CPUs that are online.
+    allowed : frozenset of int
+        Those that this process, or the job, may use.
+    memory : int or None
+        Bytes; None: unknown.
+    links : mapping of (str, str) to Link
+        The class of each pair of labels, in both orders.
+    tasks : int or None
+        How many the scheduler starts here; None: unknown.
+    complete : bool
+        Whether the node itself was examined; else only some facts are known.
     """
 
     name: str
@@ -151,36 +289,106 @@ class Node:
     complete: bool = False
 
     def device(self, index: int) -> Gpu:
-        """The GPU with this number. Raises KeyError."""
+        """The GPU with a number.
+
+        Parameters
+        ----------
+        index : int
+            `Gpu.index`.
+
+        Returns
+        -------
+        Gpu
+            The GPU.
+
+        Raises
+        ------
+        KeyError
+            The node has none of this number.
+        """
         for device in self.devices:
             if device.index == index:
                 return device
         raise KeyError(f"{self.name} has no GPU{index}, only {', '.join(d.label for d in self.devices) or 'none'}")
 
     def link(self, a: str, b: str) -> Link | None:
-        """The class between two labels, e.g. GPU0 and NIC1; None if unknown."""
+        """The class between two devices or NICs.
+
+        Parameters
+        ----------
+        a, b : str
+            Labels, such as GPU0 and NIC1.
+
+        Returns
+        -------
+        Link or None
+            The class; None if it is unknown.
+        """
         return SELF if a == b else self.links.get((a, b))
 
     def nics_by_distance(self, device: str) -> tuple[Nic, ...]:
-        """The node's NICs, the closest to the device first; those of unknown distance last."""
+        """The node's NICs, the closest to a device first; those of unknown distance last.
+
+        Parameters
+        ----------
+        device : str
+            A label, such as GPU0.
+
+        Returns
+        -------
+        tuple of Nic
+            All NICs of the node.
+        """
         unknown = (len(KINDS), 0)
         link = {nic.label: self.link(device, nic.label) for nic in self.nics}
         return tuple(sorted(self.nics, key=lambda nic: found.rank if (found := link[nic.label]) else unknown))
 
     def domain(self, cpus: Iterable[int]) -> int | None:
-        """The NUMA domain that contains all these CPUs; None if they span several or it is unknown."""
+        """The NUMA domain that contains all of some CPUs.
+
+        Parameters
+        ----------
+        cpus : iterable of int
+            CPUs of this node.
+
+        Returns
+        -------
+        int or None
+            The domain's id; None if they span several or it is unknown.
+        """
         wanted = frozenset(cpus)
         return next((n.index for n in self.numa if wanted and wanted <= n.cpus), None)
 
     def cpu_link(self, a: Iterable[int], b: Iterable[int]) -> Link:
-        """The class between two sets of CPUs: SYS if they span NUMA domains, else NODE, also with unknown domains."""
+        """The class between two sets of CPUs.
+
+        Parameters
+        ----------
+        a, b : iterable of int
+            CPUs of this node.
+
+        Returns
+        -------
+        Link
+            "SYS" if they span NUMA domains, else "NODE", also with unknown domains.
+        """
         together = frozenset(a) | frozenset(b)
         return NODE if not self.numa or self.domain(together) is not None else SYS
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A problem of the machine. text: the observation; remedy: what to change."""
+    """A problem of the machine.
+
+    Attributes
+    ----------
+    text : str
+        The observation.
+    remedy : str
+        What to change.
+    node : str or None
+        The node's name, where there are several.
+    """
 
     text: str
     remedy: str
@@ -197,9 +405,20 @@ def _short(name: str) -> str:
 
 @dataclass(frozen=True)
 class Topology:
-    """All nodes of a job, or one machine. here: index in `nodes` of the machine this runs on, or None.
+    """All nodes of a job, or one machine.
 
-    ranks: the index in `nodes` of each rank's node; empty if unknown.
+    Attributes
+    ----------
+    nodes : tuple of Node
+        The machines.
+    network : Network
+        What joins them.
+    faults : tuple of Fault
+        What is wrong.
+    here : int or None
+        The index in `nodes` of the machine this runs on; None: none of them.
+    ranks : tuple of int
+        The index in `nodes` of each rank's node; empty if unknown.
     """
 
     nodes: tuple[Node, ...]
@@ -209,7 +428,23 @@ class Topology:
     ranks: tuple[int, ...] = ()
 
     def node(self, name: str) -> Node:
-        """The node of this name, with or without its domain. Raises KeyError."""
+        """The node of a name.
+
+        Parameters
+        ----------
+        name : str
+            With or without its domain.
+
+        Returns
+        -------
+        Node
+            The machine.
+
+        Raises
+        ------
+        KeyError
+            There is none.
+        """
         for known in (lambda text: text, _short):
             for node in self.nodes:
                 if known(node.name) == known(name):
@@ -217,11 +452,33 @@ class Topology:
         raise KeyError(f"no node {name!r} among {', '.join(n.name for n in self.nodes[:8]) or 'none'}")
 
     def link(self, a: tuple[int, str], b: tuple[int, str]) -> Link | None:
-        """The class between two (index in `nodes`, label); between nodes NET with the number of switches on the way."""
+        """The class between two devices or NICs of any nodes.
+
+        Parameters
+        ----------
+        a, b : (int, str)
+            The index in `nodes` and the label there.
+
+        Returns
+        -------
+        Link or None
+            The class, between nodes "NET" with the number of switches on the way; None if it is unknown.
+        """
         if a[0] != b[0]:
             return self.between(a[0], b[0])
         return self.nodes[a[0]].link(a[1], b[1])
 
     def between(self, a: int, b: int) -> Link:
-        """The class between two nodes, given by their indices."""
+        """The class between two nodes.
+
+        Parameters
+        ----------
+        a, b : int
+            Indices in `nodes`.
+
+        Returns
+        -------
+        Link
+            "NET" with the number of switches on the way, or "self".
+        """
         return SELF if a == b else Link("NET", self.network.distance(self.nodes[a].name, self.nodes[b].name) or 0)

@@ -10,10 +10,20 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Network:
-    """kind: tree, block, ring, torus3d, flat, or unknown. parents: the switches above a switch or a node.
+    """The network between nodes, as Slurm describes it.
 
-    A block or a torus is a switch; its parents are the bigger blocks that contain it. rings: each ring's nodes in
-    order.
+    A block or a torus is a switch; its parents are the bigger blocks that contain it.
+
+    Attributes
+    ----------
+    kind : str
+        "tree", "block", "ring", "torus3d", "flat" or "unknown".
+    parents : mapping of str to tuple of str
+        The switches above a switch or a node.
+    nodes : frozenset of str
+        The nodes' names.
+    rings : tuple of tuples of str
+        Each ring's nodes in order.
     """
 
     kind: str = "unknown"
@@ -33,10 +43,21 @@ class Network:
         return graph
 
     def distance(self, a: str, b: str) -> int | None:
-        """Number of switches that a message from node a to node b passes, 0 to itself; None if no path is known.
+        """The number of switches that a message between two nodes passes.
 
         1 on a leaf switch, 3 over a spine; 1 inside a block, 3 inside the next bigger one. On a ring: the links of the
-        shorter way. In a torus None: Slurm's files do not contain the nodes' places.
+        shorter way.
+
+        Parameters
+        ----------
+        a, b : str
+            The nodes' names.
+
+        Returns
+        -------
+        int or None
+            0 from a node to itself. None if no path is known, and in a torus: Slurm's files do not contain the nodes'
+            places.
         """
         if a == b:
             return 0
@@ -49,7 +70,18 @@ class Network:
         return self.reach(a).get(b)
 
     def reach(self, start: str) -> dict[str, int]:
-        """Node -> number of switches on the shortest way from node `start`, for every reachable node."""
+        """The number of switches on the shortest way from a node to every other that can be reached.
+
+        Parameters
+        ----------
+        start : str
+            The node's name.
+
+        Returns
+        -------
+        dict of str to int
+            Node -> number of switches.
+        """
         found, seen = {start: 0}, {(True, start)}
         queue = deque([((True, start), 0)])
         while queue:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from .model import Gpu, Link, Mig
-from .nvlink import Wires
-from .query import bus_id
+from .model import Gpu, Link, Mig, Wires
 
 LIBRARY = "libnvidia-ml.so.1"
 OK = 0
@@ -50,7 +49,9 @@ class Fabric(ctypes.Structure):
     )
 
 
+_BUS = re.compile(r"(?:([0-9A-Fa-f]{1,8}):)?([0-9A-Fa-f]{2}):([0-9A-Fa-f]{2})\.([0-7])")
 STATES = ("N/A", "Not Started", "In Progress", "Completed")  # nvmlGpuFabricState_t, as nvidia-smi words them
+Ends = list[tuple[int | None, str | None]]
 Found = tuple[tuple[Gpu, ...], dict[tuple[str, str], Link], tuple[Wires, ...], dict[str, tuple[str, str]]]
 
 
@@ -74,10 +75,10 @@ def read(library: Any) -> Found | None:
         devices = tuple(_device(library, at, handle) for at, handle in handles)
         wires, ends = [], []
         for (at, handle), device in zip(handles, devices):
-            speeds, remote = _wires(library, handle)
-            wires.append(Wires(at, device.name, device.uuid, speeds))
+            up, remote = _wires(library, handle)
+            wires.append(Wires(at, device.name, tuple(up)))
             ends.append(remote)
-        devices = tuple(replace(d, nvlinks=w.active) if w.speeds else d for d, w in zip(devices, wires))
+        devices = tuple(replace(d, nvlinks=w.active) if w.up else d for d, w in zip(devices, wires))
         links = {}
         for i, (at, one) in enumerate(handles):
             for j in range(i + 1, len(handles)):
@@ -86,7 +87,7 @@ def read(library: Any) -> Found | None:
                 if found is not None:
                     links[f"GPU{at}", f"GPU{handles[j][0]}"] = links[f"GPU{handles[j][0]}", f"GPU{at}"] = found
         fabric = {f"GPU{at}": state for at, handle in handles if (state := _fabric(library, handle)) is not None}
-        return devices, links, tuple(each for each in wires if each.speeds), fabric
+        return devices, links, tuple(each for each in wires if each.up), fabric
 
 
 def state(library: Any, uuid: str) -> dict[str, Any]:
@@ -174,6 +175,12 @@ def _handles(library: Any) -> Iterator[tuple[int, ctypes.c_void_p]]:
             yield at, handle
 
 
+def bus_id(text: str) -> str | None:
+    """'00000000:41:00.0' -> '0000:41:00.0', as sysfs names the device; else None."""
+    found = _BUS.fullmatch(text.strip())
+    return f"{int(found[1] or '0', 16):04x}:{found[2]}:{found[3]}.{found[4]}".lower() if found else None
+
+
 def _pci(library: Any, name: str, *arguments: Any) -> str | None:
     info = PciInfo()
     return bus_id(info.text.decode()) if _ask(library, name, *arguments, ctypes.byref(info)) else None
@@ -204,24 +211,19 @@ def _slices(library: Any, handle: ctypes.c_void_p) -> Iterator[Mig]:
             yield Mig(at, _text(library, "nvmlDeviceGetUUID", mig) or "", name.rpartition("MIG ")[2])
 
 
-def _wires(
-    library: Any, handle: ctypes.c_void_p
-) -> tuple[dict[int, float | None], list[tuple[int | None, str | None]]]:
-    """(link -> 1.0 if active, None if not; (kind, address) of the remote end of each active link)."""
-    states: dict[int, float | None] = {}
+def _wires(library: Any, handle: ctypes.c_void_p) -> tuple[list[bool], Ends]:
+    """(whether each link is active, (kind, address) of the remote end of each active link)."""
+    states: list[bool] = []
     ends = []
     for link in range(MOST_LINKS):
         active = _number(library, "nvmlDeviceGetNvLinkState", handle, ctypes.c_uint(link))
         if active is None:
             break  # no such link
-        states[link] = 1.0 if active else None
+        states.append(active != 0)
         if active:
             kind = _number(library, "nvmlDeviceGetNvLinkRemoteDeviceType", handle, ctypes.c_uint(link))
             ends.append((kind, _pci(library, "nvmlDeviceGetNvLinkRemotePciInfo_v2", handle, ctypes.c_uint(link))))
     return states, ends
-
-
-Ends = list[tuple[int | None, str | None]]
 
 
 def _nvlinks(one: Ends, other: Ends, a: str | None, b: str | None) -> Link | None:

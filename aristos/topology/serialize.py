@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
+
+from kernel_cache.texts import aligned
 
 from . import cpusets
 from .hostlist import fold
@@ -131,7 +132,7 @@ def _gpus(node: Node) -> list[str]:
             f"{nics[0].name} ({link})" if nics else "?",
         ])  # fmt: skip
         rows += [["", f"MIG {mig.name}", "", "", "", "", mig.uuid, ""] for mig in device.mig]
-    return _aligned(_without_empty(rows))
+    return aligned(_without_empty(rows))
 
 
 def _without_empty(rows: list[list[str]]) -> list[list[str]]:
@@ -147,10 +148,10 @@ def _matrix(node: Node) -> list[str]:
     rows = [["", *labels]]
     for a in labels:
         rows.append([a, *("X" if a == b else str(node.link(a, b) or "?") for b in labels)])
-    lines = _aligned(rows)
+    lines = aligned(rows)
     if len(lines[0]) > WIDE:  # links between NICs matter least
         rows = [row for at, row in enumerate(rows) if at <= len(node.devices)]
-        lines = _aligned(rows)
+        lines = aligned(rows)
     return ["", *lines]
 
 
@@ -176,8 +177,3 @@ def _bytes(size: int | None) -> str:
         if size >= 1 << power:
             return f"{size / (1 << power):.3g} {unit}"
     return f"{size} B"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

@@ -104,7 +104,7 @@ def _tasks(env: Mapping[str, str], nodes: int, step: bool) -> tuple[int, ...] | 
             found = counts(env[name])
             if len(found) == nodes:
                 return tuple(found)
-            if len(set(found)) == 1:  # of the whole job, in a step on a part of its nodes
+            if len(set(found)) == 1:  # the variable is of the whole job, the step on a part of its nodes
                 return tuple(found[:1] * nodes)
     each = whole(env.get("SLURM_NTASKS_PER_NODE", ""))
     total = whole(env.get("SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS", env.get("SLURM_NTASKS", "")))

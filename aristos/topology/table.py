@@ -10,7 +10,7 @@ from .links import MIB, Links, RankDevice, Rows, Span
 from .model import Gpu, Link, Node, Topology
 from .visible import VisibleDevice
 
-US_PER_MIB = MIB / 1e3  # of one GB/s
+US_PER_MIB = MIB / 1e3  # us per MiB at one GB/s
 
 
 def place(node: Node, device: Gpu | None, cpus: frozenset[int] = frozenset()) -> RankDevice:

@@ -31,7 +31,7 @@ ABORTED = 86  # exit code of a job that ends itself
 ABORT_SECONDS = 3  # for last words and MPI_Abort; then SIGALRM ends this process, and the launcher its job
 DRAIN_SECONDS = 0.2  # for the launcher's pipes
 MOST_TEXT = 2000  # characters of an error that other ranks get
-MEETING_POLLS = 99  # of a barrier
+MEETING_POLLS = 99  # polls of a barrier before it sleeps
 EXCHANGE_POLLS = 5000  # some milliseconds: ranks in step need less
 FAILED = 1  # tag of the message by which a rank that cannot enter a collective says why
 
@@ -111,7 +111,7 @@ class Group:
         self.node: Any = None
         self.rank, self.world = 0, 1
         self.nodes = Nodes.of(1)
-        self._processes: dict[int, Process] = {}  # of ranks of this machine
+        self._processes: dict[int, Process] = {}  # the processes of ranks of this machine
         if comm is None:
             return
         self.rank, self.world = comm.Get_rank(), comm.Get_size()

@@ -15,7 +15,7 @@ Calling = Callable[[], tuple[int, int, list[int]]]
 UNKNOWN = "a rank is missing or in another collective call, or the network fails: see the output of all ranks"
 NAMED = 8  # most ranks that a message names
 POLL = 0.25  # seconds
-ENDED_SECONDS = 1.0  # of a wait, before its rank is given up because its process has ended
+ENDED_SECONDS = 1.0  # how long a wait lasts before its rank is given up because its process has ended
 ENDED_POLLS = 4  # polls in a row that must find it ended: its last words may still be under way, or not read yet
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from aristos.cli.explore import main
+from aristos.explore import catalogue
 
 pytestmark = pytest.mark.uncompiled
 
@@ -35,6 +36,13 @@ def test_known_mutations_are_listed_and_an_unknown_one_gets_the_names_near_it(ca
     said = capsys.readouterr().err
     assert "near it: release-dropped" in said
     assert "`aristos explore --mutation ?` lists all names" in said
+
+
+def test_without_a_clone_there_are_no_bugs(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(catalogue, "BUGS", tmp_path / "none")
+    monkeypatch.setattr(catalogue, "load", catalogue.load.__wrapped__)
+    assert main(["--mutation", "?"]) == 2
+    assert "belong to a clone of the repository" in capsys.readouterr().err
 
 
 def test_all_schedules_of_experts_in_place(capsys):

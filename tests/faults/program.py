@@ -162,18 +162,14 @@ class Program:
 
     def result(self, number: int) -> None:
         """Append a run to a results file on rank 0."""
-        from aristos import errors, results
+        from aristos import results
 
-        problem: Exception | None = None
-        if self.rank == 0:
-            table = results.Table("faults").dim("x", np.arange(4)).add("y", "x", np.arange(4.0))
-            try:
+        with self.moe.together("to write a result"):
+            if self.rank == 0:
+                table = results.Table("faults").dim("x", np.arange(4)).add("y", "x", np.arange(4.0))
                 results.append("disk/results.h5", results.Run(f"run-{number}", tables=[table]), lock_seconds=2.0)
                 with open("results.log", "a") as log:
                     log.write(f"run-{number}\n")
-            except errors.AristosError as error:
-                problem = error
-        self.moe.agree(problem, "to write a result")
 
     def again(self, number: int) -> None:
         """Another layer object on a communicator of its own: new windows."""

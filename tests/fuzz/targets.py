@@ -43,10 +43,7 @@ from aristos.topology import (
     cpusets,
     hostlist,
     links,
-    listing,
     matrix,
-    nvlink,
-    query,
     slurm_job,
     slurm_network,
     texts,
@@ -375,9 +372,6 @@ st.global.f32 [%rd3], %f2; bar.sync 0; atom.global.add.u32 %r3, [%rd1], 1; shfl.
 DONE: ret;
 }
 """
-LISTING = b"GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-a1)\n  MIG 1g.10gb Device 0: (UUID: MIG-b2)\nGPU 1: A (UUID: GPU-c)"
-WIRES = b"GPU 0: NVIDIA A100 (UUID: GPU-a1)\n\t Link 0: 25 GB/s\n\t Link 1: <inactive>\n"
-QUERY = b"index, name, uuid, pci.bus_id, memory.total [MiB]\n0, NVIDIA H100, GPU-a1, 00000000:1B:00.0, 81559 MiB\n"
 
 
 SWITCHES = (
@@ -408,9 +402,6 @@ def targets(folder: Path) -> dict[str, Target]:
     })  # fmt: skip
     return {
         "matrix": Target(decoded(matrix.parse), drawn(), (b"NV11", b"GPU0", b"\t", b"PIX", b" X ", b"\x1b[4m", b"N/A")),
-        "nvlink": Target(decoded(nvlink.parse), (WIRES,), (b"Link 2: 1.5 GB/s", b"GPU 7: x")),
-        "listing": Target(decoded(listing.parse), (LISTING,), (b"MIG ", b"(UUID: ")),
-        "query": Target(decoded(query.parse), (QUERY,), (b"MiB", b"[N/A]", b"uuid")),
         "hostlist": Target(decoded(hosts), (b"n[1-3,05]-ib[0-1],login", b"a,b[7]"), (b"[0-131071]", b"[", b"]", b",")),
         "cpus": Target(decoded(cpu_list), (b"0-3,8,10-11",), (b"-", b",")),
         "slurm_network": Target(decoded(slurm_network.parse), (TREE, BLOCK, YAML, b"RingName=r Nodes=a,b,c"), SWITCHES),

@@ -72,7 +72,7 @@ def compare_layer(
 
 
 def compare(folder: Path, family: str, comm: Any) -> str:
-    """ "" if every layer of a family agrees with its block; else what does not."""
+    """What of a family's layers does not agree with its blocks; empty if all do."""
     arrays = np.load(folder / f"{family}.npz")
     if "failed" in arrays:
         return f"there is no model: {str(arrays['failed'])[:200]}"

@@ -50,6 +50,30 @@ def test_more_tokens_than_a_call_holds(dtype, most):
             assert count == 0 or error(x, ids, weights, y) < most
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 3e-2)])
+def test_tensors_that_torch_frees_and_makes_again(dtype, most):
+    with made(dtype=dtype) as experts:
+        kept = []
+        for seed in range(40):
+            x, ids, weights = job(1 + seed % 3, seed, dtype)
+            kept.append((x, ids, weights, experts(x, ids, weights)))
+            del kept[:: 1 + seed % 4]
+            assert all(error(*each) < most for each in kept)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tensors_with_steps_and_of_other_types(dtype):
+    x, ids, weights = job(5, 1, dtype)
+    with made(dtype=dtype) as experts:
+        wanted = experts(x, ids, weights)
+        wide = torch.stack([x, x], dim=2)[:, :, 1]
+        for rows in (wide, x.T.contiguous().T, torch.cat([x, x], dim=1)[:, :24]):
+            y = experts(rows, torch.stack([ids, ids], dim=2)[:, :, 0], weights.T.contiguous().T)
+            assert torch.equal(y, wanted)
+        assert torch.equal(experts(x, ids.int(), weights), wanted)
+        assert torch.equal(experts(x, ids, weights.double()), wanted)
+
+
 def test_tokens_in_several_dimensions():
     x, ids, weights = job(6)
     with made() as experts:

@@ -215,6 +215,8 @@ def test_the_text_of_a_layer_says_what_it_is():
         moe.load(1, **W)
         assert repr(moe) == f"<MoE {text}, 1 of 2 layers have weights>"
     assert repr(moe) == "<MoE, closed>"
+    with MoE(CFG, threads=1, train=True) as moe:
+        assert repr(moe) == f"<MoE {text}, train, 0 of 1 layers have weights>"
 
 
 def test_weights_of_choices_not_taken_may_be_anything():

@@ -407,6 +407,30 @@ def test_wrong_weights_are_refused_and_change_nothing():
             moe(tokens(CFG, 3, seed=0))
 
 
+@pytest.mark.ranks(2)
+def test_work_that_fails_on_one_rank_fails_on_all(comm):
+    work = "the reading of a file"
+
+    def read(moe: MoE, refusing: int | None) -> Call:
+        with moe.together(work):
+            if comm.rank == refusing:
+                raise OSError("no file")
+            return good(comm.rank)
+
+    with made(comm) as moe:
+        mine = read(moe, None)
+        error, words = (OSError, "^no file") if comm.rank == 1 else (PeerInputError, f"rank 1 refused {work}: no file")
+        with at_once(), pytest.raises(error, match=words):
+            read(moe, 1)
+        pending = moe.start(**mine)
+        with pytest.raises(OpenCallError, match="open"):
+            read(moe, None)
+        pending.wait()
+        assert moe(**mine).shape == (20, 40)
+    with pytest.raises(errors.ClosedError, match="this MoE is closed"):
+        read(moe, None)
+
+
 @ranks_each(1, 2)
 def test_a_second_open_call_is_refused(comm, world):
     mine = good(comm.rank)

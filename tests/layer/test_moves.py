@@ -19,7 +19,7 @@ from aristos import reference
 from aristos.engine import words
 from aristos.errors import EnvironmentProblem, InputError, OpenCallError, PeerInputError
 from aristos.kernels.by_isa import module
-from aristos.layer.options import check_moves
+from aristos.layer.options import backend_class, check_moves
 from aristos.primitives import isa
 from aristos.transport import memfd
 
@@ -412,7 +412,7 @@ def test_what_cannot_move_is_refused():
     with pytest.raises(InputError, match="with schedule='bulk' tokens always travel"):
         MoE(CFG, moves="experts", schedule="bulk")
     with pytest.raises(InputError, match="with backend='cuda' tokens always travel"):
-        check_moves("experts", "cuda", "fused")
+        check_moves("experts", backend_class("cuda"), "fused")
     with MoE(CFG, moves="experts") as moe:  # a process alone has all experts
         assert moe.moves == "tokens"
         moe.load(**reference.weights(CFG))

@@ -74,17 +74,17 @@ def test_a_save_removes_nothing_that_no_save_wrote(moe, tmp_path):
 
 def test_what_an_interrupted_save_left_is_removed_by_the_next(moe, tmp_path):
     moe.save(tmp_path)
-    left = saving.begin(tmp_path, moe._saves)
+    left = saving.begin(tmp_path, moe._saved.saves)
     (tmp_path / left.folder / "layer-0-common.npz").write_text("half")
     assert names(tmp_path) == ["saved-1", "saved-2", "saved.json"]
     saving.RUNNING.remove(left.id)  # Ctrl-C
     moe.save(tmp_path)
     assert names(tmp_path) == ["saved-2", "saved.json"]
-    left = saving.begin(tmp_path, moe._saves)
+    left = saving.begin(tmp_path, moe._saved.saves)
     mark = tmp_path / left.folder / saving.MARK
     written = json.loads(mark.read_text())
     mark.write_text(json.dumps(written | {"writer": written["writer"] | {"place": "another machine"}}))
-    begun = saving.begin(tmp_path, moe._saves)
+    begun = saving.begin(tmp_path, moe._saved.saves)
     assert (tmp_path / left.folder).exists()  # perhaps its writer still runs
     saving.undo(tmp_path, begun)
     moe.save(tmp_path)
@@ -146,14 +146,14 @@ def test_undo_removes_no_folder_without_a_mark(tmp_path):
 
 def test_a_writer_of_another_user_is_not_known_to_have_ended(moe, tmp_path, monkeypatch):
     moe.save(tmp_path)
-    left = saving.begin(tmp_path, moe._saves)
+    left = saving.begin(tmp_path, moe._saved.saves)
     mark = tmp_path / left.folder / saving.MARK
     written = json.loads(mark.read_text())
     mark.write_text(json.dumps(written | {"writer": written["writer"] | {"started": "1"}}))
     user = os.geteuid()
     for other, ended in ((user + 1, False), (user, True)):
         monkeypatch.setattr(os, "geteuid", lambda other=other: other)
-        saving.undo(tmp_path, saving.begin(tmp_path, moe._saves))
+        saving.undo(tmp_path, saving.begin(tmp_path, moe._saved.saves))
         assert (tmp_path / left.folder).exists() is not ended
 
 
@@ -264,7 +264,7 @@ def test_a_saver_gives_up_the_lock_before_other_ranks_give_the_saver_up(tmp_path
 
 def test_undo_removes_no_folder_that_saved_json_might_name(moe, tmp_path):
     moe.save(tmp_path)
-    begun = saving.begin(tmp_path, moe._saves)
+    begun = saving.begin(tmp_path, moe._saved.saves)
     (tmp_path / "saved.json").write_text("{")
     saving.undo(tmp_path, begun)
     assert names(tmp_path) == ["saved-1", "saved-2", "saved.json"]
@@ -437,7 +437,7 @@ def written_by_schema_1(folder: Path, moe: MoE, optimizer: Any) -> None:
     """A save as earlier versions made it: no digests, no ids, no mark."""
     (folder / "saved-4").mkdir()
     for expert in (0, 1, -1):
-        np.savez(folder / "saved-4" / saved_files.name_of(0, expert), **moe._parts(moe._of(0), 0, optimizer)[expert])
+        np.savez(folder / "saved-4" / saved_files.name_of(0, expert), **moe._saved.parts(0, optimizer)[expert])
     np.savez(folder / "saved-4" / "dense.npz", **optimizer.dense_arrays())
     layers = [repr(replace(CFG, max_tokens=1))]
     about = {"schema": "aristos-training/1", "folder": "saved-4", "layers": layers, "optimizer": ["Adam", 11]}

@@ -18,6 +18,7 @@ from aristos.errors import CheckpointError, InputError, MismatchError, OpenCallE
 from aristos.kernels.cpu import token_backward
 from aristos.layer import saved_files
 from aristos.layer.collective import shape_of
+from aristos.layer.options import backend_class, check_training
 from aristos.placement import Placement
 from aristos.train import SGD, Adam
 
@@ -305,6 +306,11 @@ def test_what_cannot_be_trained(options, message):
         MoE(cfg, threads=1, **given)
 
 
+def test_a_backend_says_whether_it_trains():
+    with pytest.raises(InputError, match="train=True requires backend='cpu', got 'cuda'"):
+        check_training(SMALL, backend_class("cuda"), "tokens")
+
+
 def test_a_layer_without_train_says_so():
     with MoE(SMALL, threads=1) as moe:
         moe.load(**reference.weights(SMALL))
@@ -314,8 +320,10 @@ def test_a_layer_without_train_says_so():
             moe.zero_grads,
             moe.reduce_grads,
             moe.update,
+            lambda: moe.save("nowhere"),
+            lambda: Adam(moe),
         ):
-            with pytest.raises(InputError, match="made with train=True"):
+            with pytest.raises(InputError, match="requires a layer made with train=True"):
                 use()
 
 
@@ -606,7 +614,7 @@ def test_weights_of_an_interrupted_step_are_refused_until_they_are_restored(monk
 
         step()
         moe.save(tmp_path, optimizer)
-        second, write, left = step(), moe.updates.adam, iter((True, True, False))
+        second, write, left = step(), moe.training.updates.adam, iter((True, True, False))
 
         def interrupted(*given):
             if not next(left):
@@ -614,7 +622,7 @@ def test_weights_of_an_interrupted_step_are_refused_until_they_are_restored(monk
             write(*given)
 
         with monkeypatch.context() as patched:
-            patched.setattr(moe.updates, "adam", interrupted)
+            patched.setattr(moe.training.updates, "adam", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 step()
         for call in (
@@ -638,7 +646,7 @@ def test_gradients_of_an_interrupted_backward_call_are_refused_until_they_are_ze
     with MoE(cfg, threads=1, schedule=schedule, train=True) as moe:
         moe.load(**reference.weights(cfg))
         y, tape = moe.forward(tokens(cfg, 16, seed=0))
-        kernels = moe._calls.kernels
+        kernels = moe.training._calls.kernels
         owner, name = (kernels.expert, "stored_gradients") if schedule == "fused" else (kernels, "run_expert")
         add, left = getattr(owner, name), iter((True, True, False))
 

@@ -37,6 +37,13 @@ def test_every_room_has_a_floor(draw):
     assert rooms == set(draw.HOLDS) == {name for floor in draw.FLOORS for name in floor}
 
 
+def test_every_room_is_worth_its_lines(draw):
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.split("## Why each room is worth its lines")[1].split("\n## ")[0]
+    reasons = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE))
+    assert reasons.keys() == draw.HOLDS.keys()
+
+
 def test_imports_go_downwards(draw):
     assert draw.upward() == []
 
@@ -59,10 +66,12 @@ def test_the_core_needs_few_packages(draw):
 
 
 def test_imports_by_a_computed_name_are_known(draw):
-    """No circle through them is found: the front door and copies of modules import what their callers name."""
+    """No circle through them is found: the front door and copies of modules import what their callers name;
+    the catalogue imports the files of a folder."""
     assert draw.computed() == {
         "aristos",
         "aristos.bench.delay.steps",
+        "aristos.explore.catalogue",
         "aristos.explore.compiled.copies",
     }
 

@@ -314,7 +314,7 @@ def as_threads(
             ("aristos.host.nodes.Nodes.shared", lambda comm, ranks=None: (Nodes.of(comm.size, ranks), comm)),
             ("aristos.transport.ipc.check_one_node", lambda comm, transport: None),
             ("aristos.layer.collective.check_comm", lambda comm: None),
-            ("aristos.layer.moe.check_comm", lambda comm: None),
+            ("aristos.layer.grouped.check_comm", lambda comm: None),
             ("aristos.substrate.attach._key", id),
             ("aristos.transport.group.Group.abort_at_exit", lambda group, why, comm=None: None),
             ("aristos.transport.group.end_job", lambda comm, code, last_words="": comm.Abort(code)),

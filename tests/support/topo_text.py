@@ -186,8 +186,6 @@ HARMLESS: dict[str, Callable[[str, random.Random], str]] = {
     "spaces for tabs": lambda text, _: text.expandtabs(),
     "ends of lines lost": lambda text, _: "\n".join(line.rstrip() for line in text.split("\n")),
     "Windows": lambda text, _: text.replace("\n", "\r\n"),
-    "quoted": lambda text, _: "\n".join(f"> {line}" for line in text.split("\n")),
-    "commented": lambda text, _: "\n".join(f"# {line}" for line in text.split("\n")),
     "indented": lambda text, _: "\n".join(f"    {line}" for line in text.expandtabs().split("\n")),
     "coloured": _colours,
     "inside a report": lambda text, _: f"$ nvidia-smi topo -m\n\n{text}\nVersions: torch 2.4\nGPU 0: NVIDIA A100\n",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aristos.errors import TopologyError
-from aristos.topology import faults, listing, matrix, nvlink, query, slurm_job, slurm_network, smi_node
+from aristos.topology import matrix, slurm_job, slurm_network, smi_node
 
 SAMPLES = Path(__file__).parents[1] / "support" / "samples"
 
@@ -28,15 +28,6 @@ def test_matrices_of_gpus():
     assert kinds("topo_gb200.txt", "GPU0-GPU3") == ["NV18"]
     read = matrix.parse(text("topo_a100_nics.txt"))
     assert (len(read.gpus), len(read.nics), read.cpus["GPU3"], read.numa["GPU3"]) == (4, 4, "64-127", "8")
-
-
-def test_links_lists_and_queries():
-    (links,) = nvlink.parse(text("nvlink_v100_two_inactive.txt"))
-    assert (links.active, links.inactive) == (4, [3, 5])
-    assert faults.dark([links])
-    assert [len(gpu.mig) for gpu in listing.parse(text("list_a100_mig.txt"))] == [2, 2]
-    assert [(gpu.index, gpu.memory) for gpu in query.parse(text("query_a100.csv"))] == [(n, 80 << 30) for n in range(4)]
-    assert query.parse(text("query_without_header.csv"))[3].pci == "0000:c6:00.0"
 
 
 def test_networks_of_slurm():

@@ -22,17 +22,14 @@ from aristos.topology import (
     faults,
     from_text,
     join,
-    listing,
-    nvlink,
     nvml,
     pci,
-    query,
     smi_node,
     sysfs,
 )
 from aristos.topology.commands import CommandOutput
-from aristos.topology.discover import FABRIC, QUERY, node_here
-from aristos.topology.model import Fault, Gpu, Link, Mig, Node
+from aristos.topology.discover import node_here
+from aristos.topology.model import Fault, Gpu, Link, Mig, Node, Wires
 from aristos.topology.slurm_job import SlurmJob
 from aristos.topology.visible import visible
 
@@ -57,102 +54,31 @@ def test_lists_of_cpus():
             cpusets.parse(text)
 
 
-LIST = """GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-aaaa1111-0000)
-  MIG 1g.10gb     Device  0: (UUID: MIG-a1)
-  MIG 2c.3g.40gb  Device  1: (UUID: MIG-GPU-aaaa1111-0000/1/0)
-GPU 1: Tesla V100 (32 GB) (UUID: GPU-bbbb2222-0000)
-"""
-
-
-def test_the_list_of_gpus():
-    first, second = listing.parse(LIST)
-    assert (first.index, first.name, first.uuid) == (0, "NVIDIA A100-SXM4-80GB", "GPU-aaaa1111-0000")
-    assert first.mig == (Mig(0, "MIG-a1", "1g.10gb"), Mig(1, "MIG-GPU-aaaa1111-0000/1/0", "2c.3g.40gb"))
-    assert (second.name, second.mig) == ("Tesla V100 (32 GB)", ())
-
-
-@pytest.mark.parametrize(
-    ("text", "quoted"),
-    [
-        ("", "nothing"),
-        ("No devices were found\n", "No devices were found"),
-        (LIST + "GPU 2: H100 (UUID: GPU-", "GPU 2: H100 (UUID: GPU-"),
-        (LIST + LIST.split("\n")[0], "twice"),
-        ("  MIG 1g.10gb Device 0: (UUID: MIG-a1)\n", "MIG 1g.10gb"),
-    ],
-)
-def test_wrong_gpu_lists_are_errors(text, quoted):
-    with pytest.raises(TopologyError, match=r"^") as refused:
-        listing.parse(text)
-    assert quoted in str(refused.value)
-
-
-def test_queries_with_and_without_headings():
-    text = "index, name, uuid, pci.bus_id, memory.total [MiB]\n"
-    text += "0, NVIDIA H100 80GB HBM3, GPU-a1, 00000000:1B:00.0, 81559 MiB\n"
-    (gpu,) = query.parse(text)
-    assert (gpu.index, gpu.name, gpu.uuid) == (0, "NVIDIA H100 80GB HBM3", "GPU-a1")
-    assert (gpu.pci, gpu.memory) == ("0000:1b:00.0", 81559 << 20)
-    assert query.parse(text.replace("81559 MiB", "81559").replace("GPU-a1", "[N/A]"))[0].uuid is None
-    assert [g.pci for g in query.parse("0, 00000000:01:00.0\n1, 00000000:C1:00.0\n")] == [
-        "0000:01:00.0",
-        "0000:c1:00.0",
-    ]
-    assert query.parse("GPU-a1, 1024\n", ["uuid", "memory.total"])[0].memory == 1 << 30
-    assert query.bus_id("00010000:01:00.0") == "10000:01:00.0"
-    for wrong in (text.replace("81559 MiB", "81559 GiB"), text.replace(", GPU-a1", ""), "x\n", "", "0,2,4\n"):
-        with pytest.raises(TopologyError):
-            query.parse(wrong)
-
-
-WIRES = "GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-a)\n\t Link 0: 25 GB/s\n\t Link 1: <inactive>\n\t Link 2: 25 GB/s\n"
+def wires(*ups: tuple[bool, ...], name: str = "NVIDIA H100 80GB HBM3") -> list[str]:
+    """What is said of GPUs with these NVLinks."""
+    return [fault.text for fault in faults.dark([Wires(at, name, up) for at, up in enumerate(ups)])]
 
 
 def test_nvlinks_and_which_are_inactive():
-    (wires,) = nvlink.parse(WIRES)
-    assert (wires.speeds, wires.active, wires.inactive) == ({0: 25.0, 1: None, 2: 25.0}, 2, [1])
-    (fault,) = faults.dark((wires,))
-    assert "NVLink 1 inactive, 2 of 3 active" in fault.text
-    dark = "GPU 0: {} (UUID: GPU-a)\nNVML: Unable to retrieve Nvlink information as all links are inActive\n"
-    assert "all NVLinks are inactive" in faults.dark(nvlink.parse(dark.format("NVIDIA H100 80GB HBM3")))[0].text
-    assert faults.dark(nvlink.parse(dark.format("NVIDIA A100-PCIE-40GB"))) == []  # a GPU without a bridge
-    assert nvlink.parse("GPU 0: NVIDIA L4 (UUID: GPU-a)\n")[0].speeds == {}
-    for wrong in ("", "Link 0: fast\n", WIRES + "\t Link 4: 25 GB/s\n", WIRES + "\t Link 2: 25 GB/s\n"):
-        with pytest.raises(TopologyError):
-            nvlink.parse(wrong)
+    assert wires((True, False, True)) == ["GPU0: NVLink 1 inactive, 2 of 3 active"]
+    assert wires((False, False)) == ["GPU0 (NVIDIA H100 80GB HBM3): all NVLinks are inactive"]
+    assert wires((False, False), name="NVIDIA A100-PCIE-40GB") == []  # a GPU without a bridge
+    assert wires((), (True, True)) == ["GPU0 shows 0 NVLinks, its siblings 2"]
+    assert wires((True,) * 3, (True,)) == ["GPU1 shows 1 NVLinks, its siblings 3"]
 
 
-def test_fewer_nvlinks_than_the_siblings():
-    one, two = (
-        WIRES.replace("<inactive>", "25 GB/s"),
-        "GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-b)\n\t Link 0: 25 GB/s\n",
-    )
-    (fault,) = faults.dark(nvlink.parse(one + two))
-    assert "GPU1 shows 1 NVLinks, its siblings 3" in fault.text
+def test_addresses_of_devices_as_sysfs_names_them():
+    assert nvml.bus_id("00000000:1B:00.0") == "0000:1b:00.0"
+    assert nvml.bus_id("00010000:01:00.0") == "10000:01:00.0"
+    assert nvml.bus_id("1B:00") is None
 
 
-def test_samples_of_nvlinks_lists_and_queries(shared_dir):
+def test_other_outputs_are_no_matrix(shared_dir):
     samples = shared_dir / "samples"
-    wanted = {
-        "a100_sxm4_4gpu_12links.txt": [(12, [], 25.0)] * 4,
-        "h100_all_links_inactive.txt": [(0, [], None)] * 2,
-        "h100_one_link_inactive.txt": [(1, [1], 26.562)],
-        "ampere_bridge_4links_14_062.txt": [(4, [], 14.062)],
-        "v100_sxm2_two_links_inactive_aligned.txt": [(4, [3, 5], 25.781)],
-        "gb200_18links_53_125_aligned.txt": [(18, [], 53.125)],
-    }
-    for name, facts in wanted.items():
-        read = nvlink.parse((samples / "nvlink" / name).read_text())
-        assert [(w.active, w.inactive, max(filter(None, w.speeds.values()), default=None)) for w in read] == facts
-        assert bool(faults.dark(read)) == ("inactive" in name)
-    first, second = listing.parse((samples / "list_L" / "a100_80gb_2gpu_mig.txt").read_text())
-    assert [len(first.mig), len(second.mig)] == [2, 2]
-    gpus = query.parse((samples / "query_gpu" / "a100x4_index_name_mem_cc_driver.csv").read_text())
-    assert [(g.index, g.memory) for g in gpus] == [(at, 80 << 30) for at in range(4)]
-    assert query.parse((samples / "query_gpu" / "rtx_index_busid_noheader.csv").read_text())[3].pci == "0000:c6:00.0"
-    for file in (*(samples / "errors").iterdir(), *(samples / "p2p").iterdir()):
-        with pytest.raises(TopologyError):
-            smi_node.read(file.read_text())
+    for folder in ("errors", "p2p", "nvlink", "list_L", "query_gpu"):
+        for file in (samples / folder).iterdir():
+            with pytest.raises(TopologyError):
+                smi_node.read(file.read_text())
 
 
 def square(rows: str) -> str:
@@ -338,9 +264,6 @@ def test_a_fabric_that_is_not_ready_is_a_fault(root):
         "GPU1: the NVLink fabric is not ready (Completed, NVML error 19)",
         "GPU2: the NVLink fabric is not ready (In Progress, Success)",
     ]
-    table = "index, fabric.state, fabric.status\n0, Completed, Insufficient Resources\n1, [N/A], [N/A]\n"
-    _, (fault,) = node_here("host", root, smi(**{FABRIC[1]: table}), lambda: None)
-    assert "GPU0: the NVLink fabric is not ready (Completed, Insufficient Resources)" in fault.text
 
 
 def test_nvml_sees_mig_and_grace_and_a_driver_that_does_not_answer():
@@ -456,29 +379,17 @@ MATRIX = "\tGPU0\tGPU1\tNIC0\tCPU Affinity\tNUMA Affinity\nGPU0\t X \tSYS\tPIX\t
 MATRIX += "NIC0\tPIX\tSYS\t X \t\t\n\nNIC Legend:\n\n  NIC0: mlx5_0\n"
 
 
-def smi(**changed: str | None):
-    """nvidia-smi of a machine with two GPUs, on the bus of `root`."""
-    table = "index, name, uuid, pci.bus_id, memory.total [MiB]\n"
-    table += "0, A100, GPU-0, 00000000:03:00.0, 81920 MiB\n1, A100, GPU-1, 00000000:43:00.0, 81920 MiB\n"
-    answers = {"-L": "GPU 0: A100 (UUID: GPU-0)\nGPU 1: A100 (UUID: GPU-1)\n", "topo": MATRIX, QUERY[1]: table}
-    answers |= {"nvlink": "", **changed}
-
-    def ask(words):
-        answer = answers.get(words[1]) if words[0] == "nvidia-smi" else None
-        return None if answer is None else CommandOutput(answer)
-
-    return ask
+def smi(matrix: str | None = MATRIX):
+    """nvidia-smi of a machine with two GPUs."""
+    return lambda words: CommandOutput(matrix) if words[:2] == ("nvidia-smi", "topo") and matrix is not None else None
 
 
-def test_cpus_come_from_sysfs_and_not_from_nvidia_smis_column(root):
-    """The column says 0 and 2 because this process may use no more; the kernel knows the GPUs' neighbours."""
+def test_without_nvml_the_matrix_has_the_gpus(root):
     node, seen = node_here("host", root, smi(), lambda: None)
     assert [(cpusets.show(d.cpus), d.cpus_from, d.numa) for d in node.devices] == [
-        ("0-1,4-5", "sysfs", 0),
-        ("2-3,6-7", "sysfs", 1),
+        ("0", "nvidia-smi", 0),
+        ("2", "nvidia-smi", 1),
     ]
-    assert [d.printed.cpus for d in node.devices] == ["0", "2"]
-    assert [d.memory >> 30 for d in node.devices] == [80, 80]
     assert (node.nics[0].name, node.nics[0].pci) == ("mlx5_0", "0000:05:00.0")
     assert node.link("GPU0", "NIC0") == Link("PIX")
     assert [nic.name for nic in node.nics_by_distance("GPU0")] == ["mlx5_0"]
@@ -487,7 +398,7 @@ def test_cpus_come_from_sysfs_and_not_from_nvidia_smis_column(root):
 
 def test_nvml_is_preferred_and_sysfs_adds_the_rest(root):
     gpus = [FakeGpu("A100", "GPU-0", "0000:03:00.0"), FakeGpu("A100", "GPU-1", "0000:43:00.0")]
-    node, seen = node_here("host", root, smi(topo=None), lambda: Library(gpus, {(0, 1): 50}))
+    node, seen = node_here("host", root, smi(None), lambda: Library(gpus, {(0, 1): 50}))
     assert node.link("GPU0", "GPU1") == Link("SYS")
     assert (node.link("GPU0", "NIC1"), node.link("GPU1", "NIC0")) == (Link("PIX"), Link("SYS"))
     assert cpusets.show(node.devices[1].cpus) == "2-3,6-7"
@@ -497,7 +408,7 @@ def test_nvml_is_preferred_and_sysfs_adds_the_rest(root):
 
 def test_a_driver_that_fails_is_a_fault_of_the_machine(root):
     broken = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
-    node, (fault,) = node_here("host", root, smi(**{"-L": broken}), lambda: None)
+    node, (fault,) = node_here("host", root, smi(broken), lambda: None)
     assert "has failed" in fault.text
     assert node.devices == ()
     assert len(node.cpus) == 8

@@ -216,7 +216,7 @@ def test_closing_in_any_order(comm):
 def test_the_watchdog_watches_the_windows_in_use(comm):
     """Those of an engine that has grown too: a flush to a dead rank must not block this one for ever."""
     with make(comm) as moe, make(comm, replace(CFG, max_tokens=300)):
-        runtime = moe._alive()
+        runtime = moe.runtime
         watched = runtime.group._watchdog._calls
         assert watched is not None
         assert watched[0] == runtime._memory.calling

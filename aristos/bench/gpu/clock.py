@@ -20,7 +20,7 @@ from ..world import World
 
 FLUSH = 256 << 20  # bytes; more than the L2 cache of any GPU
 FEWEST, MOST = 5, 200  # timed turns
-# of arrays, by kind; those that NumPy itself does not have are bits
+# types of arrays, by kind; those that NumPy itself does not have are bits
 TYPES = {
     kind: np.dtype(row.array if np.dtype(row.array).kind == "f" else f"u{row.nbytes}").str
     for kind, row in BY_KIND.items()

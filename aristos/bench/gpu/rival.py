@@ -27,9 +27,9 @@ from .clock import BenchGpu, GpuArray
 from .cublas import described, library
 
 CHAINS = CHAIN, CHAIN_NCCL, CHAIN_MPI = "chain graph", "chain, NCCL", "chain, MPI"
-TRIES = 3  # of each way to multiply, to find the faster one
+TRIES = 3  # measurements of each way to multiply, to find the faster one
 
-# of PyTorch: out of memory, or another version; of NCCL and of the GPU
+# errors of PyTorch (out of memory, or another version), of NCCL and of the GPU
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, EnvironmentProblem)
 
 Call = Callable[[], object]
@@ -119,7 +119,7 @@ class TorchGpu:
             if works:
                 try:
                     return compiled(*arguments)
-                except Exception as error:  # of the compiler, which has many kinds
+                except Exception as error:  # the compiler has errors of many kinds
                     works, self.uncompiled = False, said(error)
             return otherwise(*arguments)
 

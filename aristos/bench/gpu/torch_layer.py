@@ -29,7 +29,7 @@ WAYS = GROUPED, LOOP = "grouped", "loop"
 ALIGNED = 16  # bytes of which the rows of a grouped product are multiples
 BLACKWELL = (2, 13)  # the first PyTorch whose grouped product runs there
 
-# of a function of tensors, and of one that does the same: returns the first compiled into one kernel, or the second
+# takes a function of tensors, and one that does the same: returns the first compiled into one kernel, or the second
 Fuse = Callable[[Callable[..., Any], Callable[..., Any]], Callable[..., Any]]
 
 
@@ -107,7 +107,7 @@ class Gate:
             return self.torch.mm(x.float(), self.matrix)
 
 
-# of PyTorch and scores [S, E], by score: the weights of all experts before the choice
+# by score, a function of PyTorch and of scores [S, E]: the weights of all experts before the choice
 VALUES: dict[str, Callable[[Any, Any], Any]] = {
     "softmax": lambda torch, scores: scores.softmax(-1),
     "sigmoid": lambda torch, scores: scores.sigmoid(),
@@ -211,7 +211,7 @@ class Experts:
             if axis == 2:
                 return torch.cat([part.to(dtype).transpose(1, 2) for part in parts], 1).contiguous()
             one = torch.cat(parts, 1)
-            return torch.cat([one, torch.zeros_like(one[:1])])  # of rows whose choice is not taken
+            return torch.cat([one, torch.zeros_like(one[:1])])  # a row of zeros for choices that are not taken
 
         self.first, self.second = side_by_side(("gate", "up"), 2), side_by_side(("down",), 2)
         self.first_bias = side_by_side(("gate_bias", "up_bias"), 1)

@@ -142,7 +142,7 @@ def _figures(table: Table) -> dict[str, Any]:
     known: dict[str, Any] = {}
     try:
         known = {name: picture(table) for name, picture in pictures().get(table.name, [])}
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):  # of another version or program
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):  # another version wrote the file
         if not any_table.drawable(table):
             raise
     if known or not any_table.drawable(table):

@@ -11,7 +11,7 @@ from ..fit import Fit, Segment, alpha_beta
 from ..pairs import bytes_text, medians
 from .style import BLUE, GREEN, GREY, ORANGE, RED, SKY, byte_axis, heat_map
 
-COLOURS = ((BLUE, RED, GREEN), (ORANGE, GREY, SKY))  # of a transport: all pairs and their median, the fit, single puts
+COLOURS = ((BLUE, RED, GREEN), (ORANGE, GREY, SKY))  # by transport: all pairs and their median, the fit, single puts
 
 
 def _medians(table: Table, name: str) -> np.ndarray:

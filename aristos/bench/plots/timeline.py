@@ -25,7 +25,7 @@ COLOURS = {
 }
 BAR = 0.8
 MOST = 1 << 28  # bytes of a file
-MOST_WORKERS = 500  # of one picture
+MOST_WORKERS = 500  # workers of one picture
 SPAN: dict[str, Any] = {"pid": int, "tid": int, "cat": str, "ts": float, "dur": float}
 
 

@@ -39,7 +39,7 @@ from ..workload import Call, Workload, execute
 PATTERNS = ("uniform", "zipf", "one", "late rank")
 ONE_SOURCE = "one source"  # only rank 0 has tokens
 RECORDED = "recorded, layer "  # and the layer's number in the trace
-LATE = 0.5  # of a call: how late the last rank starts
+LATE = 0.5  # how late the last rank starts, as a share of a call
 FEWEST_TOKENS = 16
 COST = 150  # least time of the suite, in turns of one uniform call of every way
 MOVES = {"fused": ("tokens", "auto"), "bulk": ("tokens",)}

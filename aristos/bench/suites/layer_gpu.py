@@ -29,7 +29,7 @@ from ..registry import gpu_suite
 from ..workload import Call, Workload
 
 CALLED, GRAPH = "aristos", "aristos graph"
-LAUNCH_SHARE = 0.1  # of the time, for the cost of launches
+LAUNCH_SHARE = 0.1  # the share of the time for the cost of launches
 
 COLUMNS = (
     Column("tokens", "tokens\n/rank", "d"),

@@ -35,8 +35,8 @@ from ..workload import Workload
 from .plan import CROSSINGS, MIB, STAGES, Entry, entries_of
 
 SIZES = (4096, 16 << 20)  # bytes of the copies that give alpha and beta
-TURNS = 10  # of each measurement for the problem
-MOST_ROWS = 1024  # of the product that gives a rate
+TURNS = 10  # how often each measurement for the problem is made
+MOST_ROWS = 1024  # rows of the product that gives a rate
 
 COLUMNS = (
     Column("plan", "plan"),

@@ -20,7 +20,7 @@ from ..registry import gpu_suite
 ROW_BYTES = (16, 512, 4096)
 ROUNDS = 1000
 LIMIT_NS = 2_000_000_000
-WINDOW_BYTES = 2 * (max(ROW_BYTES) + 128)  # of a rank: where both sides receive, and their words
+WINDOW_BYTES = 2 * (max(ROW_BYTES) + 128)  # bytes of a rank's window: where both sides receive, and their words
 
 COLUMNS = (
     Column("row_bytes", "bytes\na row", "d"),

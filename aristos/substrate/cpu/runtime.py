@@ -167,19 +167,22 @@ class CpuRuntime(Runtime):
         """Run an entered call to its end as worker 0; it stays open until its result has been taken."""
         memory = self._memory
         assert memory is not None
-        with self.failing(job):
+        self.watch(job)
+        try:  # as `failing` and `progressing`, in half the time
             memory.in_call(True)
-            try:  # as `progressing`, in half the time
-                if job[words.WORKERS] == 1:
-                    self.open_job(job)
-                    code = self.loop.run_alone(job, self.state)
-                    if code != codes.RAN:
-                        self.go_on(job, limits, code=code)
-                else:
-                    self.begin(job)
-                    self.go_on(job, limits)
-            finally:
-                memory.in_call(False)
+            if job[words.WORKERS] == 1:
+                self.open_job(job)
+                code = self.loop.run_alone(job, self.state)
+                if code != codes.RAN:
+                    self.go_on(job, limits, code=code)
+            else:
+                self.begin(job)
+                self.go_on(job, limits)
+        except BaseException as error:
+            memory.in_call(False)
+            self.fail_call(job, error)
+            raise
+        memory.in_call(False)
 
     @contextlib.contextmanager
     def progressing(self) -> Iterator[None]:

@@ -133,7 +133,7 @@ def _answer(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
     function = getattr(bindings(), name)
     try:
         status, *values = function(*arguments)
-    except RuntimeError as error:  # of cuda.bindings: no library, or none with this function
+    except RuntimeError as error:  # cuda.bindings raises it: no library, or none with this function
         raise EnvironmentProblem(
             f"{name}: NVIDIA's driver (libcuda.so.1) is not here, or older than CUDA 12: install it, or start the"
             f" container with the GPUs (docker run --gpus all, apptainer exec --nv) ({error})"

@@ -40,7 +40,7 @@ class Interrupts:
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._ends: tuple[socket.socket, socket.socket] | None = None  # the reader's and the signal handler's
         self._other = NONE  # the wakeup fd of another library
-        self._mark: _Mark | None = None  # of the last Ctrl-C
+        self._mark: _Mark | None = None  # the mark of the last Ctrl-C
         os.register_at_fork(after_in_child=self._forget)
 
     def join(self, user: User) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..engine import arrivals, blocks, dispatch, experts, layout, outbox, proxy, scalars, words
-from ..primitives import memory
-from .mutation import NOWHERE, Instead, Put, mutation
+from aristos.engine import arrivals, blocks, dispatch, experts, layout, outbox, proxy, scalars, words
+from aristos.explore.mutation import NOWHERE, Instead, Put, mutation
+from aristos.primitives import memory
 
 SCALARS = (("scalars", True), ("workers", 1), ("runs", 1), ("all_split", False))
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engine import arrivals, codes, column_runs, dispatch, experts, layout, lock, packing, returns, steps, words
-from ..primitives import memory
-from . import places, rank
-from .cases import RankFault
-from .mutation import LOTS, NOWHERE, ONE_BY_ONE, Instead, Put, mutation, releases_first
+from aristos.engine import arrivals, codes, column_runs, dispatch, experts, layout, lock, packing, returns, steps, words
+from aristos.explore import places, rank
+from aristos.explore.cases import RankFault
+from aristos.explore.mutation import LOTS, NOWHERE, ONE_BY_ONE, Instead, Put, mutation, releases_first
+from aristos.primitives import memory
 
 # ---- order within a source
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..engine import arrivals, column_runs, layout, packing, steps, words
-from ..primitives import memory
-from . import rank
-from .mutation import Put, mutation
+from aristos.engine import arrivals, column_runs, layout, packing, steps, words
+from aristos.explore import rank
+from aristos.explore.mutation import Put, mutation
+from aristos.primitives import memory
 
 STAY = (("stay", 1), ("placement", (0, 1)), ("workers", 1))
 TWO = (("stay", 1), ("placement", (0, 0, 1, 1)), ("workers", 1), ("max_tokens", 6))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..engine import arrivals, codes, combine, experts, packing, scalars, store, words
-from ..engine.layout import LINE
-from ..primitives import memory
-from .mutation import Instead, Put, mutation
+from aristos.engine import arrivals, codes, combine, experts, packing, scalars, store, words
+from aristos.engine.layout import LINE
+from aristos.explore.mutation import Instead, Put, mutation
+from aristos.primitives import memory
+
 from .mutations_wire import not_compared
 
 BACKWARD = (("backward", True),)
@@ -34,7 +35,7 @@ def backward_taken_for_an_exchange(put: Put) -> None:
 @mutation("store-by-arrival", fixed=(*BACKWARD, ("max_tokens", 6)))
 def store_by_arrival(put: Put) -> None:
     """Rows lie in the store in the order in which they are computed."""
-    kept: dict[int, tuple[int, int]] = {}  # of each rank: the call, rows so far
+    kept: dict[int, tuple[int, int]] = {}  # by rank: the call, rows so far
 
     def list_places(job: Any, st: Any, c: int) -> None:
         epoch, have = kept.get(job[words.RANK], (0, 0))

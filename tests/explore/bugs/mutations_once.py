@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engine import arrivals, blocks, dispatch, experts, layout, packing, words
-from ..primitives import memory
-from .mutation import Instead, Put, mutation
+from aristos.engine import arrivals, blocks, dispatch, experts, layout, packing, words
+from aristos.explore.mutation import Instead, Put, mutation
+from aristos.primitives import memory
 
 ONCE = (("once", 1), ("once_share", 0), ("stay", 0), ("top_k", 2), ("placement", (0, 0, 1, 1)), ("max_tokens", 6))
 MIXED = (*ONCE[2:], ("once", 3), ("once_share", 0))  # calls of fewer rows send a row a pair

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..engine import blocks, layout, outbox, words
-from ..primitives import memory, wire
-from . import network, places
-from .mutation import LOTS, Instead, Put, mutation
+from aristos.engine import blocks, layout, outbox, words
+from aristos.explore import network, places
+from aristos.explore.mutation import LOTS, Instead, Put, mutation
+from aristos.primitives import memory, wire
 
 
 @mutation("flush-skipped", transport="rma")

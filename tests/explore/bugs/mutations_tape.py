@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..engine import arrivals, column_runs, dispatch, experts, returns, tape, words
-from ..primitives import memory, taped
-from .mutation import Instead, Put, mutation
+from aristos.engine import arrivals, column_runs, dispatch, experts, returns, tape, words
+from aristos.explore.mutation import Instead, Put, mutation
+from aristos.primitives import memory, taped
 
 TAPES = (("backward", True), ("save", taped.X | taped.HIDDEN), ("max_tokens", 6))
 LARGE = (*TAPES, ("reserve", 1000))

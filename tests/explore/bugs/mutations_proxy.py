@@ -6,11 +6,12 @@ from typing import Any
 
 from greenlet import getcurrent
 
-from ..engine import layout, outbox, proxy, words
-from ..primitives import memory, wire
-from . import places
-from .cases import RankFault
-from .mutation import Instead, Put, mutation
+from aristos.engine import layout, outbox, proxy, words
+from aristos.explore import places
+from aristos.explore.cases import RankFault
+from aristos.explore.mutation import Instead, Put, mutation
+from aristos.primitives import memory, wire
+
 from .mutations_between import accept_any_complement
 
 

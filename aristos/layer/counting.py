@@ -1,0 +1,61 @@
+"""What a call has counted in its state, read in compiled code: a layer of few tokens takes as long as a few lines of
+Python."""
+
+import numpy as np
+
+from kernel_cache.compile import jit, warm_up
+
+from ..engine import codes, words
+from ..kernels import cpu as _lowerings  # noqa: F401  registers what the primitives compile to
+
+
+@jit
+def rows_of(job, st, expert):
+    """Rows that this rank's tokens had for an expert in the call that has just ended."""
+    slot, offset, held = job[job[words.SLOT_OF] + expert], job[words.T_OFFSET], job[words.HELD]
+    rows = st[offset + slot + 1] - st[offset + slot]
+    for foreign in range(job[words.COMPUTED] - held):
+        if job[job[words.FOREIGN] + words.FOREIGN_WORDS * foreign] == slot:
+            rows += st[words.staying(job, held) + foreign]
+    return rows
+
+
+@jit
+def shared_rows(job, st):
+    """Rows of the shared expert in the call that has just ended; they never leave the rank."""
+    if job[words.SHARED] == 0:
+        return 0
+    slot = job[job[words.SLOT_OF] + job[words.EXPERTS]]
+    return st[job[words.T_OFFSET] + slot + 1] - st[job[words.T_OFFSET] + slot]
+
+
+@jit
+def add_call(job, st, first, counted, by_expert):
+    """Add the call that has just ended: the state's words from `first` on to `counted`, and its rows to by_expert [E].
+
+    Returns (rows of its experts, rows of the shared expert).
+    """
+    for word in range(len(counted)):
+        counted[word] += st[first + word]
+    total = 0
+    for expert in range(job[words.EXPERTS] - job[words.IDENTITY]):
+        rows = rows_of(job, st, expert)
+        by_expert[expert] += rows
+        total += rows
+    return total, shared_rows(job, st)
+
+
+def dropped_rows(job: np.ndarray, state: np.ndarray, rows: int) -> int:
+    """Choices beyond the capacity. rows: of all experts."""
+    capacity = job.item(words.CAPACITY)
+    if capacity == 0 or state.item(words.STATUS) != codes.OK:
+        return 0
+    return job.item(words.TOKENS) * job.item(words.CHOICES) - rows
+
+
+def compile_counting() -> None:
+    """Compile `add_call`."""
+    from numba import int64
+
+    table = int64[::1]
+    warm_up([(add_call, (table, table, int64, table, table))])

@@ -1,0 +1,30 @@
+"""Methods that an object has because a part that it holds has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from ..errors import InputError
+from .collective import Collective
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def delegated(part: str, method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """`method` of a part as a method of the object, with its signature and docstring.
+
+    part: the attribute that holds the part; None in it: the layer was made without train=True.
+    """
+
+    @wraps(method)
+    def call(holder: Collective, /, *args: P.args, **options: P.kwargs) -> R:
+        holder._member.alive()
+        held = getattr(holder, part)
+        if held is None:
+            raise InputError(f"{method.__name__} requires a layer made with train=True")
+        return method(held, *args, **options)
+
+    return call
