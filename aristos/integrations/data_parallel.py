@@ -42,4 +42,4 @@ def _refusing(init: Callable[..., None]) -> Callable[..., None]:
 
 def register() -> None:
     """Refuse it from now on."""
-    DistributedDataParallel.__init__ = _refusing(DistributedDataParallel.__init__)  # type: ignore[method-assign]
+    DistributedDataParallel.__init__ = _refusing(DistributedDataParallel.__init__)
