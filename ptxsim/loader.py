@@ -20,6 +20,11 @@ MOST_PROGRAMS = 256
 JUMPS = (isa.BRA, isa.CALL)
 
 
+def key_of(text: str) -> str:
+    """The name of a text's program among those known."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
 class Loader:
     """code: [instructions, 16] of all programs loaded; operands: their lists; counts: [instructions, N_FIELDS]."""
 
@@ -37,7 +42,7 @@ class Loader:
 
     def program(self, text: str) -> Program:
         """The program of PTX text; a text is lowered and loaded once."""
-        key = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+        key = key_of(text)
         program = _programs.get(key)
         if program is None:
             if len(_programs) >= MOST_PROGRAMS:

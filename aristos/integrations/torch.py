@@ -317,4 +317,4 @@ def _table(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
 
 
-data_parallel.register()
+data_parallel.register(Experts)

@@ -46,7 +46,7 @@ def average_dense_grads(model: torch.nn.Module) -> None:
     """Replace the gradients outside the experts by their means over all ranks, of equal bits on each. Collective.
 
     A parameter without a gradient on one rank counts as zero there; one without on any keeps None. The first call
-    compares the parameters' values, and later ones the first values of each.
+    compares all values of parameters, and later ones the first of each.
 
     Parameters
     ----------

@@ -170,7 +170,7 @@ class Membership:
             )
         common = {} if isinstance(request, AristosError) else request.alike
         alike = {**common, "ranks_per_node": str(self.nodes)}
-        agreed(runtime.group, problem, "its arguments", alike, "ranks are configured differently")
+        agreed_alike(runtime.group, problem, "its arguments", alike, "ranks are configured differently")
         assert isinstance(request, Request)
         placement, needs = request.placement, request.needs
         workers = int(threads or needs.workers or runtime.cores)
@@ -257,26 +257,37 @@ class Membership:
             self.runtime.release()
 
 
-def agreed(
-    group: Group, problem: Exception | None, what: str, alike: Fields | None = None, unlike: str = "ranks differ"
-) -> None:
-    """Raise `problem` here, and PeerInputError on the other ranks of a group. Collective.
+def agreed(group: Group, problem: Exception | None, what: str) -> None:
+    """Raise `problem` here, and PeerInputError on the other ranks of a group. Collective."""
+    _raise_first(problem, group.allgather(_text(problem), what), what)
 
-    alike: texts by name; where they are not those of rank 0, raises MismatchError on all ranks, which begins with
-    `unlike` and says which differ.
+
+def agreed_alike(group: Group, problem: Exception | None, what: str, alike: Fields, unlike: str) -> None:
+    """`agreed`, and that `alike`, texts by name, are those of rank 0. Collective.
+
+    Where they are not, raises MismatchError on all ranks, which begins with `unlike` and says which differ.
     """
-    reported = group.allgather((None if problem is None else str(problem), alike), what)
-    if isinstance(problem, AristosError):
-        problem.on_all_ranks = True
-    if problem is not None:
-        raise problem
-    for rank, (error, _) in enumerate(reported):
-        if error is not None:
-            raise PeerInputError(f"rank {rank} refused {what}: {error}")
+    reported = group.allgather((_text(problem), alike), what)
+    _raise_first(problem, [error for error, _ in reported], what)
     first = reported[0][1]
     for rank, (_, theirs) in enumerate(reported):
         if theirs != first:
             raise MismatchError(f"{unlike}: {differences(first, theirs, 'rank 0', f'rank {rank}')}")
+
+
+def _text(problem: Exception | None) -> str | None:
+    return None if problem is None else str(problem)
+
+
+def _raise_first(problem: Exception | None, reported: list[str | None], what: str) -> None:
+    """Raise this rank's problem, else that of the first rank that has reported one."""
+    if isinstance(problem, AristosError):
+        problem.on_all_ranks = True
+    if problem is not None:
+        raise problem
+    for rank, error in enumerate(reported):
+        if error is not None:
+            raise PeerInputError(f"rank {rank} refused {what}: {error}")
 
 
 class Collective:
@@ -326,8 +337,6 @@ class Collective:
             What the block raised on this rank.
         PeerInputError
             The block failed on another rank.
-        MismatchError
-            Another rank makes another collective call.
         OpenCallError
             A call on the communicator is open.
         ClosedError

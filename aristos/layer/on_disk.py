@@ -18,7 +18,7 @@ from ..errors import AristosError, CheckpointError, InputError
 from ..train import Optimizer
 from . import saved_files, saving
 from .backend import Backend
-from .collective import agreed
+from .collective import agreed_alike
 from .differences import Fields, differences
 from .given import Arrays
 from .pending import OpenCalls
@@ -224,7 +224,7 @@ class SavedWeights:
             found, alike = look()
         except Exception as error:
             problem = _refusal(what, error)
-        agreed(self._training.everyone, problem, f"to {what}", alike, f"ranks differ in what they {what}")
+        agreed_alike(self._training.everyone, problem, f"to {what}", alike, f"ranks differ in what they {what}")
         return found
 
     def _together(self, what: str, work: Callable[[], Any]) -> Any:

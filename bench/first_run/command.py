@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -138,9 +139,8 @@ def main(argv: list[str], doc: str, together: Callable[..., int]) -> int:
         try:
             return together(stem, report.seconds)
         except (EnvironmentProblem, ImportError) as why:
-            print(f"no GPU to report on: {why}", file=sys.stderr)
-            return NO_GPU
-    with bounded(report.seconds):
+            return launch_environment.complain(f"no GPU to report on: {why}", NO_GPU)
+    with bounded(report.seconds), ended_as_by_ctrl_c():
         return alone(report, given.rehearse is not None)
 
 
@@ -154,6 +154,26 @@ def bounded(seconds: float) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+@contextlib.contextmanager
+def ended_as_by_ctrl_c() -> Iterator[None]:
+    """While inside, a scheduler's signal and that of a lost terminal end the report as Ctrl-C does.
+
+    Its part would go on otherwise, and hold the GPU. A signal that the caller ignores, as nohup does, stays ignored.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    chosen = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    for each in chosen:
+        signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each in chosen:
+            signal.signal(each, signal.SIG_DFL)
+
+
 def alone(report: Report, rehearsing: bool) -> int:
     """The report on one GPU; returns the exit code."""
     try:
@@ -163,11 +183,12 @@ def alone(report: Report, rehearsing: bool) -> int:
         while report.left:
             report.run(report.left[0])
             report.write()  # so far, in case a later part ends the run
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as signalled:
+        ended = f"{str(signalled) or 'Ctrl-C'} ended the report"
         if not report.facts:
-            report.show("Ctrl-C ended the report before the driver had answered: no files are written")
+            report.show(f"{ended} before the driver had answered: no files are written")
             return FAILED
-        report.notes = (*report.notes, "Ctrl-C ended the report")
+        report.notes = (*report.notes, ended)
     finally:
         if report.samples is not None:
             report.samples.stop()

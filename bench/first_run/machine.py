@@ -69,7 +69,8 @@ def check_before() -> None:
     if pipes := gpu_facts.of_rank(os.environ, None).pipes:
         raise EnvironmentProblem(
             f"MPS listens in {pipes}, and kernels of other programs would share the GPU: end it by"
-            " `echo quit | nvidia-cuda-mps-control`"
+            " `echo quit | nvidia-cuda-mps-control`, or, if it is another user's or has ended, pass it by:"
+            f" {gpu_facts.PIPES}=/an/empty/folder"
         )
     for gpu in listed()[:1]:
         driver, cuda = _leading(gpu["driver_version"]), _cuda_of_packages()
@@ -132,7 +133,7 @@ def _check(gpu: dict[str, str], ours: bool) -> None:
     if gpu["mig.mode.current"] == "Enabled":
         raise EnvironmentProblem(
             f"{name} is in MIG mode, and figures of a slice say nothing of the GPU: nvidia-smi -mig 0 -i {gpu['index']}"
-            " (as root)"
+            " (as root), or choose another GPU by CUDA_VISIBLE_DEVICES"
         )
     if ours:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +113,16 @@ def replayed(trace: Path) -> Part:
 def limits(parts: tuple[Part, ...], seconds: float) -> list[float]:
     """When each part must have ended, in seconds from the start of a report of `seconds`.
 
-    Parts share the time in proportion to their own seconds; what one leaves, the next may use.
+    Parts share the time in proportion to their own seconds; what one leaves, the next may use. In a short report the
+    driver's part has its own seconds all the same, or half of the report: a driver does not answer sooner.
     """
     whole = sum(part.seconds for part in parts) + SAVING
-    ends, passed = [], 0.0
-    for part in parts:
-        passed += part.seconds
-        ends.append(seconds * passed / whole)
-    return ends
+    shares = [seconds * part.seconds / whole for part in parts]
+    if parts[0].name == DRIVER and len(parts) > 1:
+        others = sum(shares[1:])
+        more = max(0.0, min(parts[0].seconds, seconds / 2) - shares[0])
+        shares = [shares[0] + more, *(share * (1 - more / others) for share in shares[1:])]
+    return list(accumulate(shares))
 
 
 def forbidden(part: Part, ran: list[Ran]) -> str:

@@ -44,17 +44,21 @@ class Parts:
 
         self.comm, self.out, self.show = MPI.COMM_WORLD, out, show
 
-    def refusal(self, facts: dict[str, Any]) -> str:
-        """Why some rank's GPU is not reported on, or ''; the same on every rank. The ranks' own contexts are on the
-        GPUs by now: that another program is there is not found.
+    def facts(self) -> dict[str, Any]:
+        """The facts of this rank's GPU. Raises EnvironmentProblem on every rank where one has no GPU, or one that is
+        not reported on. Other ranks' contexts are on the GPUs by now: that another program is there is not found.
         """
+        found: dict[str, Any] = {}
+        why = ""
         try:
             machine.check_before()
-            machine.check(facts, ours=True)
-            why = ""
+            found = machine.facts()
+            machine.check(found, ours=True)
         except EnvironmentProblem as problem:
             why = f"rank {self.comm.rank}: {problem}"
-        return next(filter(None, self.comm.allgather(why)), "")
+        if refused := next(filter(None, self.comm.allgather(why)), ""):
+            raise EnvironmentProblem(refused)
+        return found
 
     def products(self, part: Part, end: float) -> Ran:
         """Every rank checks the products on its GPU; the worst outcome counts. end: on the monotonic clock."""
@@ -142,12 +146,13 @@ def report(stem: Path, seconds: float) -> int:
         if parts.comm.rank == 0:
             print(f"[{time.monotonic() - start:4.0f} s] {text}", file=sys.stderr, flush=True)
 
-    facts = machine.facts()
     out, markdown = stem.with_name(f"{stem.name}.h5"), stem.with_name(f"{stem.name}.md")
     parts, ran = Parts(out.absolute(), show), []
-    if why := parts.refusal(facts):
+    try:
+        facts = parts.facts()
+    except EnvironmentProblem:
         signal.alarm(0)
-        raise EnvironmentProblem(why)
+        raise
     samples = Samples(facts["gpu_uuid"], nvml.load() if parts.comm.rank == 0 else None).start()
     page_of = Page(markdown, facts, samples, show)
     words = RankWords(stem, parts.comm.rank, parts.comm.size, lambda part, texts: page_of.of_ended(part, ran, texts))

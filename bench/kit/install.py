@@ -1,4 +1,6 @@
-"""`python install.py ENV WHEELS`: an environment with this Python's own packages, and the kit's where they do not fit.
+"""`python install.py ENV WHEELS [FILE]`: an environment of Python's packages, and the kit's where they do not fit.
+
+FILE is the number of an open file, which stays locked until the last program that has it open ends.
 
 Needs no network. A wheel of the kit is installed only where the package is missing here or its version does not fit
 pyproject.toml; the MPI library only where none can be loaded. Uses Python's own modules and pip alone, without pip's
@@ -10,6 +12,7 @@ Exit codes: 0 fine, 3 something is missing that the kit does not have: one sente
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -182,8 +185,20 @@ def ranks() -> int:
     return 1 if started is None else started[1]
 
 
+def alone(file: int, shared: bool) -> None:
+    """Lock an open file; a run beside this one would have its environment replaced. shared: with others that share."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise MissingPart("another ./run.sh uses this kit: wait for its end, or unpack the kit elsewhere too") from None
+    except OSError:  # a file system without locks
+        return
+
+
 def main(argv: list[str]) -> int:
     folder, wheels = Path(argv[0]), sorted(Path(argv[1]).glob("*.whl"))
+    if argv[2:]:
+        alone(int(argv[2]), ranks() > 1)
     if ranks() > 1:
         if (folder / READY).exists():
             return 0

@@ -7,12 +7,14 @@ here=$(cd "$(dirname "$0")" && pwd)
 for word; do
 	case "$word" in -h | --help) exec cat "$here/README.txt" ;; esac
 done
+( : >>"$here/lock" ) 2>/dev/null || { echo "$here cannot be written: unpack the kit in a folder of yours" >&2; exit 3; }
+exec 9>>"$here/lock" # locked by install.py, until the report has ended
 case "${1:-}" in '' | -*) folder=$here/report ;; *) folder=$1 && shift ;; esac
 mkdir -p "$folder" || { echo "no folder for the report: ./run.sh /a/folder/of/yours" >&2; exit 3; }
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
 	{ echo "Python 3.11 or later is needed, and $python is not: name another by PYTHON=/path/to/python3.12" >&2; exit 3; }
-"$python" "$here/source/bench/kit/install.py" "$here/env" "$here/wheels"
+"$python" "$here/source/bench/kit/install.py" "$here/env" "$here/wheels" 9
 unset PYTHONPATH # the environment has its folders, behind its own packages
 if [ -z "${CUDA_HOME:-}${CUDA_PATH:-}" ] && [ -d /usr/local/cuda ]; then
 	export CUDA_HOME=/usr/local/cuda # for libraries that neither a wheel nor the loader's path has

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -120,7 +121,7 @@ def run(tmp_path):
 
 def test_the_command_makes_an_environment_and_starts_the_report_in_it(run, tmp_path):
     """Its folder may be named and has a default; options go on to the report; the page of the kit needs no Python."""
-    made = "KIT/source/bench/kit/install.py KIT/env KIT/wheels, /modules"
+    made = "KIT/source/bench/kit/install.py KIT/env KIT/wheels 9, /modules"
     report = "KIT/source/bench/gpu_report.py --out"
     assert run() == ([made, f"{report} KIT/report/gpu-report, unset"], "")
     assert run("--minutes", "4")[0] == [made, f"{report} KIT/report/gpu-report --minutes 4, unset"]
@@ -132,6 +133,15 @@ def test_the_command_makes_an_environment_and_starts_the_report_in_it(run, tmp_p
         run("python/below a file")
     assert refused.value.returncode == 3
     assert "no folder for the report: ./run.sh /a/folder/of/yours" in refused.value.stderr
+
+
+def test_a_kit_that_cannot_be_written_is_named_before_anything_else(run, tmp_path):
+    """As one that an administrator has unpacked for everybody; the lock is its first file."""
+    (tmp_path / "a kit" / "lock").mkdir()
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        run("python/below a file")
+    assert refused.value.returncode == 3
+    assert refused.value.stderr == f"{tmp_path}/a kit cannot be written: unpack the kit in a folder of yours\n"
 
 
 def test_libraries_keep_their_compiled_code_in_the_kit(run, tmp_path, monkeypatch):
@@ -165,6 +175,34 @@ def test_several_ranks_share_an_environment_that_was_made_before(tmp_path, monke
         install.main(words)
     (tmp_path / install.READY).touch()
     assert install.main(words) == 0
+
+
+def test_one_run_uses_a_kit_at_a_time(tmp_path, monkeypatch):
+    """A run beside another would replace its environment. Ranks share one. Without locks nothing is refused."""
+    first, other, third = (os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR) for _ in range(3))
+    install.alone(first, shared=False)
+    for shared in (False, True):
+        with pytest.raises(install.MissingPart, match=r"^another \./run\.sh uses this kit: wait for its end, or"):
+            install.alone(other, shared)
+    os.close(first)
+    install.alone(other, shared=True)
+    install.alone(third, shared=True)
+    os.close(other)
+    install.alone(third, shared=False)
+    os.close(third)
+    monkeypatch.setattr(install.fcntl, "flock", no_locks)
+    install.alone(0, shared=False)
+
+
+def no_locks(file, how):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+def test_the_report_holds_the_lock_of_the_kit(run, tmp_path):
+    """The file that install.py locks stays open; several ranks take a shared lock of it."""
+    python = tmp_path / "python"
+    python.write_text(python.read_text().replace("$*,", "$(readlink /proc/self/fd/9),", 1))
+    assert run()[0] == ["KIT/lock, /modules", "KIT/lock, unset"]
 
 
 def test_a_kit_in_a_folder_of_others_is_moved(tmp_path, monkeypatch):

@@ -68,7 +68,8 @@ def test_a_free_gpu_is_reported_on(refused):
     ({"driver_version": "550.54.15"}, "the driver 550.54.15 is too old for the packages of CUDA 13: update it to 580"),
     ({"facts": {"cuda_driver": "12.4"}, "smi": False},
      "the driver, which has CUDA 12.4, is too old for the packages of CUDA 13: update it to 580 or later"),
-    ({"mig.mode.current": "Enabled"}, "is in MIG mode, and figures of a slice say nothing of the GPU: nvidia-smi -mig"),
+    ({"mig.mode.current": "Enabled"}, "is in MIG mode, and figures of a slice say nothing of the GPU: nvidia-smi -mig"
+     " 0 -i 0 (as root), or choose another GPU by CUDA_VISIBLE_DEVICES"),
     ({"used": "GPU-1, 4242, python train.py"}, "is in use by process 4242 (python train.py), which would disturb"),
     ({"memory.used": "20480"}, "has 20480 MiB in use by a program that is not seen from here"),
     ({"script": "echo 'No devices were found'"}, "nvidia-smi: No devices were found"),
@@ -89,6 +90,7 @@ def test_mps_is_refused(refused, tmp_path):
     code, said = refused()
     assert code == 3
     assert f"MPS listens in {tmp_path}" in said
+    assert said.endswith("if it is another user's or has ended, pass it by: CUDA_MPS_PIPE_DIRECTORY=/an/empty/folder")
 
 
 @pytest.mark.parametrize("said", [[], ["ran out of time: nothing stands still"]], ids=["silent", "stacks"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import json
 import multiprocessing
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -260,6 +262,15 @@ def test_the_minutes_hold_whatever_hangs(monkeypatch):
     assert sum(each.seconds for each in parts.PARTS) + parts.SAVING == 60 * parts.MINUTES
 
 
+def test_a_short_report_leaves_the_driver_time_to_answer():
+    """Its part imports what the report needs and asks every library, which takes as long in a report of a minute."""
+    for seconds, driver in ((60.0, 30.0), (120.0, 35.0), (480.0, 35.0), (960.0, 70.0)):
+        ends = parts.limits(parts.PARTS, seconds)
+        assert ends[0] == pytest.approx(driver)
+        assert all(one < other for one, other in itertools.pairwise(ends))
+    assert parts.limits(parts.PARTS[:1], 60.0) == [pytest.approx(42.0)]
+
+
 def test_parts_that_hang_end_in_time_with_their_children(report, tmp_path):
     """All parts ignore signals and have a child that would write later: a report of a minute ends within it."""
     mark = tmp_path / "late"
@@ -306,6 +317,23 @@ def test_ctrl_c_leaves_parts_that_are_named(report, monkeypatch, tmp_path, at):
     else:
         assert text.startswith("# Aristos on An H100: not finished: gemm, router\n")
         assert "- Ctrl-C ended the report" in text
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_that_ends_programs_leaves_what_ctrl_c_leaves(report, tmp_path, name):
+    """As of a scheduler, of `timeout`, or of a terminal that is gone. The part does not go on."""
+    mark = tmp_path / "late"
+    hit = f"""import os, signal, time; os.kill(os.getppid(), signal.{name}); time.sleep(3)
+open({str(mark)!r}, "w")"""
+    before = signal.getsignal(signal.Signals[name])
+    start = time.monotonic()
+    code, text, _ = report({parts.PUTS: PRINT.format(document=PUT), parts.GEMMS: hit, parts.ROUTER: ""})
+    assert code == 1
+    assert text.startswith("# Aristos on An H100: not finished: gemm, router\n")
+    assert f"- {name} ended the report" in text
+    time.sleep(max(0.0, 4.0 - (time.monotonic() - start)))
+    assert not mark.exists()
+    assert signal.getsignal(signal.Signals[name]) is before
 
 
 def test_a_full_disk_prints_the_page(report, monkeypatch, capsys, tmp_path):
@@ -429,13 +457,20 @@ def test_minutes_and_refusals_hold_under_mpirun(monkeypatch, tmp_path, capsys):
     assert alarms == [60, 0]
     assert sum(float(words[words.index("--seconds") + 1]) for words in seen) < 60 * len(seen)
     assert max(float(words[words.index("--seconds") + 1]) for words in seen) < 60
-    monkeypatch.setattr(command.machine, "check_before", refuse)
+    for ask in ("check_before", "facts"):
+        monkeypatch.setattr(command.machine, ask, lambda ask=ask: refuse(f"refused by {ask}"))
+        assert command.main(words, "doc", together.report) == 3
+        assert f"no GPU to report on: rank 0: refused by {ask}" in capsys.readouterr().err
+        monkeypatch.setattr(command.machine, ask, lambda: dict(FACTS))
+    assert alarms[2:] == [60, 0] * 2
+    monkeypatch.setattr(command.machine, "check_before", lambda: refuse("no"))
+    monkeypatch.setattr(command.launch_environment, "started_as", lambda: ("mpirun", 2, 1))
     assert command.main(words, "doc", together.report) == 3
-    assert "no GPU to report on: rank 0: MPS listens" in capsys.readouterr().err
+    assert not capsys.readouterr().err, "rank 0 says it"
 
 
-def refuse():
-    raise EnvironmentProblem("MPS listens")
+def refuse(why):
+    raise EnvironmentProblem(why)
 
 
 @pytest.mark.parametrize(("arch", "goal"), [("sm_80", 0.6), ("sm_90", 0.85), ("sm_100", 0.6)])

@@ -115,13 +115,7 @@ def test_packed_experts_on_every_isa_of_this_machine():
 def test_kernels_as_plain_python_for_every_kind_of_product():
     """Tiles, dot products, matrix products of Arm, and widened weights: those that this machine does not have."""
     chosen = "float64 or chunked or column or passes or combine or split"
-    small = f"({chosen}) and not (1030 or 515 or 193 or 1300)"
+    large = "1030 or 515 or 193 or 1300 or [100-130 or test_every_type"
     kinds = [kind for kind in ("amx", "avx512bf16", "neonbf16", "avx2") if kind not in USABLE]
-    on_each(kinds, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, MATRIX, "-k", small, NUMBA_DISABLE_JIT="1")
-
-
-@pytest.mark.slow
-def test_packed_experts_as_plain_python_for_every_kind_of_product():
-    kinds = [kind for kind in ("amx", "avx512bf16", "neonbf16", "avx2") if kind not in USABLE]
-    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", PACKED, "-k", "every_code or small")
-    on_each(kinds, *words, NUMBA_DISABLE_JIT="1")
+    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED, MATRIX, PACKED)
+    on_each(kinds, *words, "-k", f"({chosen}) and not ({large}) or every_code or small_expert", NUMBA_DISABLE_JIT="1")

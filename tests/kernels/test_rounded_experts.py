@@ -56,8 +56,8 @@ def test_a_chunked_run_has_the_bits_of_a_whole_one(dtype, monkeypatch):
     assert rounded_expert.chunk_of(chunked.element.code, less, 600) == rounded_expert.FC
     assert rounded_expert.chunk_of(chunked.element.code, more, 600) == 600
     whole.copy_from(chunked)  # more columns of hidden are zeros
-    x = chunked.rows(50)
-    wide = np.zeros((50, more), x.dtype)
+    x = chunked.rows(20)
+    wide = np.zeros((20, more), x.dtype)
     wide[:, :less] = x
     assert same(chunked(x), np.ascontiguousarray(whole(wide)[:, :less]))
 
@@ -77,7 +77,7 @@ def test_a_row_has_the_same_bits_alone_and_among_others(dtype, rows, hidden, ffn
 
 @pytest.mark.parametrize("dtype", DTYPES + SPLIT)
 def test_shares_of_a_column_split_run_give_the_same_bits(dtype):
-    expert = Expert(dtype, 200, 300, True, True)
+    expert = Expert(dtype, 130, 200, True, True)
     x = expert.rows(9)
     assert same(expert.by_columns(x, 96), expert(x))
 

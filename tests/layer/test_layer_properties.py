@@ -19,14 +19,14 @@ from aristos import reference
 
 
 @ranks_each(1, 2, 3, 4, timeout=240)
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(plan=plans())
 def test_any_layer_equals_the_reference(comm, world, plan):
     run(comm, plan)
 
 
 @ranks_each(5, 8, timeout=240)
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(plan=plans())
 def test_any_layer_on_more_ranks_than_cores_equals_the_reference(comm, world, plan):
     run(comm, plan)

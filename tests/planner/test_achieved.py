@@ -125,7 +125,7 @@ def test_devices_that_hold_nothing_do_not_count(model, gradient, monkeypatch):
     """Optima and bounds against all partitions; with None (inference) nothing is reduced."""
     monkeypatch.setattr(search, "ROUNDS", 1)
     monkeypatch.setattr(search, "STEPS", 10_000)
-    for seed, n in ((0, 5), (1, 6), (2, 7), (3, 8), (4, 9), (5, 10)):
+    for seed, n in ((0, 5), (1, 6), (2, 7), (3, 8)):
         p = {**planning.idle(planning.draw(seed, n), seed), "gradient_mib": gradient}
         problem = planner.parse(p)
         optimum = planning.best(p, model, "any")
@@ -147,7 +147,7 @@ def _large(problem: planner.Problem, model: str) -> planner.Plan:
 
     now = time.monotonic()
     groups = baselines.one_group(problem)
-    return solver._Large(problem, model, "any", now, now + 1, 0).solve(groups, "one group")
+    return solver._Large(problem, model, "any", now, now + 0.3, 0).solve(groups, "one group")
 
 
 def test_copies_of_equal_experts_stay_within_memory():

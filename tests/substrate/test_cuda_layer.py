@@ -39,7 +39,7 @@ def test_kinds(kind):
 def test_warpgroups():
     """On Hopper: products of several tiles and chunks by wgmma, one after another in a block; the same bits in two
     tiles, for every grid and seed."""
-    cfg, tiles = replace(SMALL, hidden=328, ffn=136), GROUPS["bf16"]
+    cfg, tiles = replace(SMALL, hidden=200, ffn=72), GROUPS["bf16"]
     first = None
     for seed, (tile, grid) in enumerate(((tiles[0], 1), (tiles[0], 3), (tiles[1], 2))):
         layers = Layers(kind="bf16", tile=tile, cfg=cfg, grid=grid, ring=(None, 5, 3)[seed], seed=seed)
@@ -50,11 +50,11 @@ def test_warpgroups():
             np.testing.assert_array_equal(y, other)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world", [1, 2, 4])
 def test_bits_do_not_depend_on_seed_or_grid(world):
     """float32 without tensor cores: every schedule, grid and ring gives the same bits."""
     first = None
-    for seed, grid, ring in ((0, 1, None), (1, 2, 3), (2, 4, 1), (3, 3, 7)):
+    for seed, grid, ring in ((0, 1, None), (1, 2, 3), (2, 4, 1), (3, 3, 7))[:: 1 if world < 4 else 2]:
         layers = Layers(tokens=(13, 20, 0, 32)[:world], grid=grid, ring=ring, seed=seed)
         ys = layers.run(calls=2)
         if first is None:
@@ -64,9 +64,9 @@ def test_bits_do_not_depend_on_seed_or_grid(world):
             np.testing.assert_array_equal(y, other)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_small_rings_and_uneven_experts(seed):
-    """Rings of one to five rows, an expert with copies, ranks without experts or tokens, several calls."""
+    """Rings of one to four rows, an expert with copies, ranks without experts or tokens, several calls."""
     rng = np.random.default_rng(seed)
     placement = [[0, 1], 1, 1, [1, 2]] if seed % 2 else [2, 2, 0, 2]
     tokens = tuple(rng.permutation([0, 9, 21]).tolist())
@@ -173,7 +173,7 @@ def test_kernels_that_keep_counters():
 @pytest.mark.parametrize("gated", [False, True])
 def test_shares_of_several_tiles(gated):
     """A phase of a run is cut into shares of three tiles, the last one smaller; and more blocks than shares."""
-    cfg = replace(SMALL, hidden=160, ffn=600, gated=gated)
+    cfg = replace(SMALL, hidden=160, ffn=300 if gated else 600, gated=gated)
     first = None
     for grid in (2, 9):
         layers = Layers(cfg=cfg, tokens=(5, 3), grid=grid)

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("numba.cuda.extending", reason="numba-cuda is not installed: pip install 'aristos[simt]'")
 from cases import same, tokens
-from mpi import inner_folder, ranks_each
+from mpi import inner_folder
 from process_gpu import gpus
 
 import aristos
@@ -36,8 +36,12 @@ def shared_folder() -> Path:
     return found
 
 
-@pytest.mark.parametrize("taking", ["no node", "one node", "all nodes"])
-@ranks_each(2, 4, timeout=400)
+TAKING = [(2, "no node"), (2, "one node"), (2, "all nodes"), (4, "one node")]
+
+
+@pytest.mark.parametrize(
+    ("world", "taking"), [pytest.param(n, which, marks=pytest.mark.ranks(n, timeout=400)) for n, which in TAKING]
+)
 def test_nodes(comm, world, taking):
     """Nodes of one GPU and of two: the float64 reference, and equal bits for every division into nodes.
 

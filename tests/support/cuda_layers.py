@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from kept_ptx import ptx
 
 import ptxsim
 from aristos import reference
@@ -20,8 +21,8 @@ from aristos.engine.layout import StateLayout, lines, local_bytes
 from aristos.host.nodes import Nodes
 from aristos.kernels.common import activations
 from aristos.kernels.common.scores import rule
+from aristos.kernels.cuda import catalogue, router_job
 from aristos.kernels.cuda import router as r
-from aristos.kernels.cuda import router_job
 from aristos.kernels.cuda.gemm import TILES
 from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, widen
 from aristos.kernels.cuda.tile import BYTES
@@ -245,12 +246,18 @@ class Rank:
             x_stride=stride, tokens=count, y=self.y.ptr, ids=self.ids.ptr, weights=self.combine.ptr, status=codes.OK,
             router_x=self.x_at, router_x_stride=stride, given_ids=given[0], given_weights=given[1], most=0,
         )  # fmt: skip
-        self.device.launch(substrate.begin, 1, 64, *opening)
+        self._start(substrate.BEGIN, 1, 64, 0, *opening)
+        steps = catalogue.route_kernels()
         if count:
-            kernel, shared = r.route(self.routed_as), r.route_shared(slots, self.routed_as)
-            self.device.launch(kernel, r.blocks(count), r.THREADS, self.routing.ptr, shared=shared)
-        self.device.launch(
-            r.place, max(1, r.blocks(count)), r.THREADS, self.routing.ptr, shared=r.place_shared(slots, cfg.top_k)
-        )
-        kernel = substrate.layer(tile, layers.counted)
-        self.device.launch(kernel, layers.grid, tile.threads, self.job.ptr, self.state.ptr, shared=tile.shared_bytes)
+            shared = r.route_shared(slots, self.routed_as)
+            route = steps[r.route(self.routed_as).__name__]
+            self._start(route, r.blocks(count), r.THREADS, shared, self.routing.ptr)
+        place = max(1, r.blocks(count)), r.THREADS, r.place_shared(slots, cfg.top_k)
+        self._start(steps["place"], *place, self.routing.ptr)
+        kernel = substrate.layer_kernel(tile, layers.counted)
+        self._start(kernel, layers.grid, tile.threads, tile.shared_bytes, self.job.ptr, self.state.ptr)
+
+    def _start(self, kernel: catalogue.Kernel, grid: int, threads: int, shared: int, *args: int) -> None:
+        """Queue a shipped kernel. Its PTX comes from the disk: other tests compile the same."""
+        text, entry = ptx(kernel, self.layers.machine.arch)
+        self.device.launch(text, grid, threads, *args, shared=shared, entry=entry)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from kept_ptx import ptx
 
 import ptxsim
 from aristos.kernels.common.activations import word
+from aristos.kernels.cuda.catalogue import product_kernel
 from aristos.kernels.cuda.epilogue import NONE
-from aristos.kernels.cuda.gemm import gemm
 from aristos.kernels.cuda.pack import interleaved, narrow, outputs, pack, pack_bias, unpacked, widen
 from aristos.reference import ACTIVATIONS, gated
 
@@ -60,11 +61,12 @@ class Product:
         a_rows = device.array(d_x.ptr + order.astype(np.int64) * wide.strides[0])
         c_rows = device.array(d_y.ptr + order.astype(np.int64) * d_y.strides[0])
         code = NONE if self.activation is None else word(self.activation, self.limit, self.after)
+        text, entry = (alone, None) if alone else ptx(product_kernel(tile), machine.arch)
         device.launch(
-            alone or gemm(tile), (-(-m // tile.m), 1 if alone else outputs(packed) // tile.n), tile.threads,
+            text, (-(-m // tile.m), 1 if alone else outputs(packed) // tile.n), tile.threads,
             a_rows.ptr, c_rows.ptr, m, d_w.ptr,
             unpacked(packed).strides[0], d_b.ptr, n, x.shape[1] * x.itemsize, code, int(self.gate is not None),
-            shared=tile.shared_bytes,
+            shared=tile.shared_bytes, entry=entry,
         )  # fmt: skip
         reports = machine.run()
         assert not reports, [str(report) for report in reports]

@@ -14,7 +14,7 @@ import numpy as np
 from guarded import SIDES, Arrays
 from guarded_backward import backwards
 from guarded_calls import FLOAT32, SHAPES, Case, ElementType, Weights, call, drawn, width
-from packed_codes import KINDS, named
+from packed_codes import PAIRS, named
 
 from aristos import Router
 from aristos.engine.column_runs import COLUMNS
@@ -211,7 +211,7 @@ def cases(part: str) -> Iterator[Case]:
         yield from experts(plain + [split] * (split not in plain))
         yield from whole_tokens(plain)
     else:
-        kinds = [kind for kind in KINDS if kind.name == part]
+        kinds = [kind for kind in PAIRS if kind.name == part]
         yield from experts([cpu_elements.element_type(dtype, weight=kind) for dtype in PACKED_ROWS for kind in kinds])
 
 

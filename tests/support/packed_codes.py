@@ -17,6 +17,15 @@ KINDS = [
 ]
 
 
+def _in_turn(kind: WeightType) -> bool:
+    """Whether it has zero points exactly where the places of its group and its scale say so."""
+    form = kind.form
+    return kind.zeros == bool(form.zeros and (form.groups.index(kind.group) + form.scales.index(str(kind.scale))) % 2)
+
+
+PAIRS = list(filter(_in_turn, KINDS))  # fewer, with every pair of group, scale and zero points of a format
+
+
 def named(kind: WeightType) -> str:
     return f"{kind.name}-{kind.group}-{kind.scale}{'-zeros' * kind.zeros}"
 
