@@ -27,7 +27,7 @@ class Locator(caching.UserProvidedCacheLocator):
     function: the Python function. source: the path of its file.
     """
 
-    def __init__(self, function: Callable, source: str) -> None:
+    def __init__(self, function: Callable[..., Any], source: str) -> None:
         self._py_file, self._lineno = source, function.__code__.co_firstlineno
 
     def ensure_cache_path(self) -> None:
@@ -41,7 +41,7 @@ unkept: list[str] = []  # functions whose code this process could not keep
 class FunctionCache(caching.FunctionCache):
     """The cache of one function's compiled code, in the folder of its locator."""
 
-    def __init__(self, function: Callable, locator: type[Locator], parts: type[Parts] | None = None) -> None:
+    def __init__(self, function: Callable[..., Any], locator: type[Locator], parts: type[Parts] | None = None) -> None:
         self._name, self._py_func = repr(function), function
         self._impl = (parts or Parts)(function, locator(function, inspect.getfile(function)))
         self._cache_path = self._impl.locator.get_cache_path()
@@ -64,7 +64,7 @@ class Parts(caching.CompileResultCacheImpl):
 
     suffix = ""  # of its files' names
 
-    def __init__(self, function: Callable, locator: Locator) -> None:
+    def __init__(self, function: Callable[..., Any], locator: Locator) -> None:
         self._lineno, self._locator = function.__code__.co_firstlineno, locator
         name = f"{Path(locator._py_file).stem}.{function.__qualname__}{self.suffix}"
         self._filename_base = self.get_filename_base(name, getattr(sys, "abiflags", ""))
@@ -82,7 +82,7 @@ class _Files(caching.IndexDataCacheFile):
         if key not in overloads:
             self._save_index({**overloads, key: name})
 
-    def _load_index(self) -> dict:
+    def _load_index(self) -> dict[Any, Any]:
         try:
             data = private.read(Path(self._index_path))
         except FileNotFoundError:
@@ -90,7 +90,7 @@ class _Files(caching.IndexDataCacheFile):
         stamp, overloads = pickle.loads(data) if data else (None, {})
         return overloads if stamp == self._source_stamp else {}
 
-    def _save_index(self, overloads: dict) -> None:
+    def _save_index(self, overloads: dict[Any, Any]) -> None:
         private.write(Path(self._index_path), self._dump((self._source_stamp, overloads)))
 
     def _load_data(self, name: str) -> Any:

@@ -31,11 +31,12 @@ import llvmlite
 import numba
 import numpy as np
 from llvmlite import binding
-from numba.core import caching, sigutils, types, typing
+from numba.core import caching, sigutils, types
 from numba.core import config as _config
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import CPUDispatcher
+from numba.core.typing.templates import make_concrete_template
 
 from . import code_files, linked_code, packages, private, sources
 from .errors import EnvironmentProblem, environment_problem
@@ -140,7 +141,7 @@ def lowerings(package: packages.Package) -> frozenset[Path]:
     return sources.importers(package.root, "numba.extending", "overload")
 
 
-def module_folder(function: Callable) -> Path:
+def module_folder(function: Callable[..., Any]) -> Path:
     """The folder of the compiled code of a function's module.
 
     Modules made from the same file in several packages (`kernels/by_isa.py`) have their own.
@@ -154,7 +155,7 @@ def module_folder(function: Callable) -> Path:
 class Locator(code_files.Locator):
     """Names a module's cache folder by what its code depends on, not by its path and its file's time."""
 
-    def __init__(self, function: Callable, source: str) -> None:
+    def __init__(self, function: Callable[..., Any], source: str) -> None:
         super().__init__(function, source)
         self._folder = module_folder(function)
 
@@ -171,7 +172,7 @@ class LazyCache(caching.NullCache):
     kind: of its code, machine code or LLVM code.
     """
 
-    def __init__(self, function: Callable, kind: type[code_files.FunctionCache]) -> None:
+    def __init__(self, function: Callable[..., Any], kind: type[code_files.FunctionCache]) -> None:
         self.function, self.kind = function, kind
 
     @functools.cached_property
@@ -195,7 +196,7 @@ class LazyCache(caching.NullCache):
             self._kept.save_overload(signature, compiled)
 
 
-def jit(function: Callable) -> Any:
+def jit(function: Callable[..., Any]) -> Any:
     """Like `numba.njit(nogil=True, cache=True)`, in the kernel cache; the function itself under NUMBA_DISABLE_JIT=1."""
     if config.DISABLE_JIT:
         return function
@@ -206,7 +207,7 @@ def jit(function: Callable) -> Any:
     return compiled
 
 
-def inner(function: Callable) -> Any:
+def inner(function: Callable[..., Any]) -> Any:
     """Like `jit`, for a function that only compiled functions call: it is compiled into each of them, not cached."""
     return function if config.DISABLE_JIT else Compiled.of(function, caching.NullCache(), caching.NullCache())
 
@@ -217,14 +218,14 @@ class Compiled(CPUDispatcher):
     Calls with different constants share its code, which Numba would compile for each one.
     """
 
-    linked: dict[tuple, linked_code.Linked]  # by the types of the arguments
+    linked: dict[tuple[Any, ...], linked_code.Linked]  # by the types of the arguments
     linked_cache: caching.NullCache
     _compiler: Any
-    _cache_hits: Counter  # Numba's counts, of machine code and LLVM code
-    _cache_misses: Counter
+    _cache_hits: Counter[Any]  # Numba's counts, of machine code and LLVM code
+    _cache_misses: Counter[Any]
 
     @classmethod
-    def of(cls, function: Callable, cache: caching.NullCache, linked_cache: caching.NullCache) -> Any:
+    def of(cls, function: Callable[..., Any], cache: caching.NullCache, linked_cache: caching.NullCache) -> Any:
         """A compiled function, with the caches of its machine code and of its LLVM code."""
         made: Any = numba.njit(nogil=True, error_model="numpy")(function)
         made.__class__ = cls
@@ -246,13 +247,13 @@ class Compiled(CPUDispatcher):
         signature, args = self._compiler.fold_argument_types(tuple(types.unliteral(each) for each in args), named)
         self.link(tuple(args))
         known = [each.signature for each in self.linked.values()]
-        template = typing.make_concrete_template(f"calls of {self.py_func.__name__}", self.py_func.__name__, known)
+        template = make_concrete_template(f"calls of {self.py_func.__name__}", self.py_func.__name__, known)
         return template, signature, args, {}
 
     def get_overload(self, sig: Any) -> Any:
         return self.linked[tuple(sigutils.normalize_signature(sig)[0])]
 
-    def link(self, args: tuple) -> None:
+    def link(self, args: tuple[Any, ...]) -> None:
         """Load LLVM code for these argument types from the cache or compile it."""
         with global_compiler_lock, self._compiling_counter:
             if args not in self.linked:
@@ -271,7 +272,7 @@ class Inlined(CPUDispatcher):
         return self.py_func(*arguments)
 
 
-def inlined(function: Callable) -> Any:
+def inlined(function: Callable[..., Any]) -> Any:
     """Mark a small function that compiled code inlines, on CPUs and on CUDA. It is never compiled alone."""
     if config.DISABLE_JIT:
         return function
@@ -280,7 +281,7 @@ def inlined(function: Callable) -> Any:
     return compiled
 
 
-def entry(function: Callable, signature: Any, locator: type[code_files.Locator]) -> Any:
+def entry(function: Callable[..., Any], signature: Any, locator: type[code_files.Locator]) -> Any:
     """Compile a function alone, for a C signature; `.address` is its address in this process.
 
     Code that calls it by address neither inlines nor links it, and so stays small. locator: determines the folder and
@@ -344,7 +345,7 @@ def _locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def warm_up(entries: list[tuple[Any, tuple]], *, quiet: bool = False) -> int:
+def warm_up(entries: list[tuple[Any, tuple[Any, ...]]], *, quiet: bool = False) -> int:
     """Compile or load functions for the given argument types; report on stderr while it takes long.
 
     entries: (compiled function, its signature as a tuple of Numba types). Returns the number of functions that this
@@ -369,7 +370,7 @@ def _source(function: Any) -> Path:
     return Path(function.py_func.__code__.co_filename)
 
 
-def _compile(function: Any, signature: tuple) -> None:
+def _compile(function: Any, signature: tuple[Any, ...]) -> None:
     """Load a function from the cache or compile it."""
     try:
         function.compile(signature)

@@ -65,7 +65,7 @@ class Linked:
 
     lifted = ()  # Numba's cache asks for it
 
-    def __init__(self, context: Any, library: Library, fndesc: Any, signature: Any, environments: list) -> None:
+    def __init__(self, context: Any, library: Library, fndesc: Any, signature: Any, environments: list[Any]) -> None:
         self.library, self.fndesc, self.signature = library, fndesc, signature
         self.environments = environments  # of the function, and of those that it calls: they are linked with it
         context.insert_user_function(self, fndesc, [library])
@@ -75,7 +75,7 @@ class Linked:
         return self.library.codegen
 
 
-def link(dispatcher: Any, arguments: tuple) -> Linked:
+def link(dispatcher: Any, arguments: tuple[Any, ...]) -> Linked:
     """Compile a function to LLVM code for these argument types. The caller holds Numba's compiler lock."""
     description, context = dispatcher.targetdescr, dispatcher.targetctx
     flags: Any = compiler.Flags()
@@ -89,7 +89,7 @@ def link(dispatcher: Any, arguments: tuple) -> Linked:
     return Linked(context, library, result.fndesc, result.signature, [result.environment, *environments(library)])
 
 
-def environments(library: Any) -> list:
+def environments(library: Any) -> list[Any]:
     """What the functions in a library may need of Python when they raise an error."""
     names = [each.name for each in library._final_module.global_variables if each.name.startswith("_ZN08NumbaEnv")]
     return [found for name in names if (found := lookup_environment(name)) is not None]
@@ -104,7 +104,7 @@ def set_environments(library: Any) -> None:
 class Cache(code_files.FunctionCache):
     """The cache of one function's LLVM code, beside that of its machine code."""
 
-    def __init__(self, function: Callable, locator: type[code_files.Locator]) -> None:
+    def __init__(self, function: Callable[..., Any], locator: type[code_files.Locator]) -> None:
         super().__init__(function, locator, _Parts)
 
 
@@ -113,14 +113,14 @@ class _Parts(code_files.Parts):
 
     suffix = ".linked"
 
-    def reduce(self, linked: Linked) -> tuple:
+    def reduce(self, linked: Linked) -> tuple[Any, ...]:
         library, fndesc = linked.library, linked.fndesc
         fndesc.typemap = fndesc.calltypes = None  # of the compilation alone
         code = library._get_module_for_linking().as_bitcode()
         kept = [each for each in linked.environments if each.can_cache()]
         return library.name, code, list(library._reload_init), fndesc, linked.signature, kept
 
-    def rebuild(self, context: Any, kept: tuple) -> Linked:
+    def rebuild(self, context: Any, kept: tuple[Any, ...]) -> Linked:
         name, code, to_do, fndesc, signature, found = kept
         for each in to_do:
             each()

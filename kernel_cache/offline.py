@@ -15,7 +15,7 @@ from typing import Any
 from .errors import input_error
 
 
-def capability(arch: str) -> tuple:
+def capability(arch: str) -> tuple[Any, ...]:
     """sm_90 -> (9, 0); sm_90a -> (9, 0, 'a')."""
     match = re.fullmatch(r"sm_(\d+)(\d)([af]?)", arch)
     if match is None:
@@ -25,7 +25,7 @@ def capability(arch: str) -> tuple:
 
 
 @contextlib.contextmanager
-def driverless(cc: tuple) -> Iterator[None]:
+def driverless(cc: tuple[Any, ...]) -> Iterator[None]:
     """While inside, Numba-CUDA's compiler finds a current device of this compute capability."""
     compiler: Any = import_module("numba.cuda.compiler")
     dispatcher: Any = import_module("numba.cuda.dispatcher")
@@ -40,7 +40,7 @@ def driverless(cc: tuple) -> Iterator[None]:
         dispatcher.get_current_device, compiler.get_current_device = before
 
 
-def compiled(kernel: Any, types_: tuple, cc: tuple) -> tuple[Any, list[str]]:
+def compiled(kernel: Any, types_: tuple[Any, ...], cc: tuple[Any, ...]) -> tuple[Any, list[str]]:
     """Compile a `cuda.jit` kernel for argument types: (Numba's library, its PTX texts). cc: (9, 0), or (9, 0, 'a')."""
     compiler: Any = import_module("numba.cuda.compiler")
     lock: Any = import_module("numba.cuda.core.compiler_lock").global_compiler_lock

@@ -6,6 +6,7 @@ Numbers: the CUDA programming guide's table of technical specifications.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import input_error
 from .offline import capability
@@ -40,7 +41,7 @@ def of_name(arch: str) -> Limits:
     return of(capability(arch))
 
 
-def of(cc: tuple) -> Limits:
+def of(cc: tuple[Any, ...]) -> Limits:
     """The limits of a compute capability, or of the nearest one below that is known."""
     known = [key for key in ARCHITECTURES if key <= cc[:2]]
     if not known:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from kernel_cache import packages
 
 if TYPE_CHECKING:
+    from .arrays import DeviceArray
     from .errors import EnvironmentProblem, InputError, PtxsimError
     from .findings import KernelFault, Report
-    from .machine import DeviceArray, Machine, SimulatedGpu
+    from .machine import Machine, SimulatedGpu
     from .switch import enable, use
     from .syntax import PTXError
 

@@ -54,7 +54,7 @@ class DeviceArray:
         return self.shape[0]
 
     @property
-    def simt_type(self) -> tuple:
+    def simt_type(self) -> tuple[Any, ...]:
         """(dtype, ndim, layout) of the array as a kernel argument."""
         flags = self._view().flags
         return self.dtype, self.ndim, "C" if flags.c_contiguous else "F" if flags.f_contiguous else "A"
@@ -65,7 +65,7 @@ class DeviceArray:
         return kernels.type_of(self)
 
     @property
-    def __cuda_array_interface__(self) -> dict:
+    def __cuda_array_interface__(self) -> dict[Any, Any]:
         return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.ptr, False), "strides": self.strides,
                 "version": 3, "descr": self.dtype.descr}  # fmt: skip
 

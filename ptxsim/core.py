@@ -29,7 +29,7 @@ PATIENCE = 50_000_000  # warp instructions without any change before a run is gi
 class Core:
     """The state of a machine; cc: the compute capability of its devices."""
 
-    def __init__(self, device_count: int, sm_count: int, cc: tuple, seed: int, check: bool):
+    def __init__(self, device_count: int, sm_count: int, cc: tuple[Any, ...], seed: int, check: bool):
         self.device_count, self.sm_count, self.cc, self.check = device_count, sm_count, cc, check
         self.lock = threading.RLock()  # memory and code may not grow while another thread runs kernels
         self.limits = limits.of(cc)
@@ -66,7 +66,7 @@ class Core:
         self.table("agent", (s.T_FIELDS,), s.AGENT)
         self.table("pending", (s.P_MOST, s.P_FIELDS), s.PENDING)
 
-    def table(self, name: str, shape: tuple, field: int, dtype: Any = np.int64) -> np.ndarray:
+    def table(self, name: str, shape: tuple[Any, ...], field: int, dtype: Any = np.int64) -> np.ndarray:
         """A new table of zeros, kept by name; its address goes into a field of x."""
         made = np.zeros(shape, dtype)
         self.tables[name] = made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import PtxsimError
 
@@ -36,7 +37,7 @@ class Report:
 
 def lines(reports: Iterable[Report], form: Callable[[Report], str] = str) -> list[str]:
     """Reports as lines of text: one for all those of a kernel's line that are of a kind and about one array."""
-    groups: dict[tuple, list[Report]] = {}
+    groups: dict[tuple[Any, ...], list[Report]] = {}
     for report in reports:
         about = report.address.rpartition("[")[0] or report.message
         groups.setdefault((report.kind, report.kernel, report.file, report.line, about), []).append(report)

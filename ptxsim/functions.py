@@ -75,7 +75,7 @@ def load_library(driver: Driver, library: Any) -> MachineFunction:
 class MachineLinker:
     """The linker of Numba's runtime: CUDA C++ sources to the PTX of one module."""
 
-    def __init__(self, *, cc: tuple, **_: Any):
+    def __init__(self, *, cc: tuple[Any, ...], **_: Any):
         self.cc, self.texts = cc, list[str]()
 
     def add_cu_file(self, path: str) -> None:
@@ -125,7 +125,7 @@ class MachineFunction:
         if not -1 <= int(carveout) <= 100:
             raise ValueError("Carveout must be between -1 and 100")
 
-    def launch(self, config: Any, arguments: tuple, names: dict[int, str]) -> None:
+    def launch(self, config: Any, arguments: tuple[Any, ...], names: dict[int, str]) -> None:
         """Queue the kernel; names: of arrays by their addresses, for reports."""
         machine = self.driver.machine
         for address, name in names.items():

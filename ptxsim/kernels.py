@@ -70,11 +70,11 @@ class Compiled:
 
     ptx: str
     entry: str
-    types: tuple
+    types: tuple[Any, ...]
     library: Any
 
 
-def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
+def compiled(kernel: Any, types_: tuple[Any, ...], cc: tuple[Any, ...]) -> Compiled:
     """A kernel compiled for argument types and a compute capability; compiled once."""
     known = _compiled.setdefault(kernel, {})
     if (types_, cc) not in known:
@@ -89,7 +89,7 @@ def compiled(kernel: Any, types_: tuple, cc: tuple) -> Compiled:
     return known[types_, cc]
 
 
-def declared_types(kernel: Any, types_: tuple) -> tuple:
+def declared_types(kernel: Any, types_: tuple[Any, ...]) -> tuple[Any, ...]:
     """The signature that a kernel was declared with, else the arguments' own types.
 
     Raises InputError if no declared signature takes the arguments.

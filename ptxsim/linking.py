@@ -15,7 +15,7 @@ HEADER = re.compile(r"^\s*\.(version|target|address_size|file|loc)\b.*$", re.M) 
 REFUSED = "the kernel links {what}: the machine links only PTX and CUDA C++ sources, which it compiles to PTX"
 
 
-def linked_ptx(library: Any, cc: tuple) -> str:
+def linked_ptx(library: Any, cc: tuple[Any, ...]) -> str:
     """The PTX of a library that Numba compiled, with everything it links.
 
     Raises InputError for anything that is neither PTX nor CUDA C++.
@@ -29,7 +29,7 @@ def joined(texts: list[str]) -> str:
     return text + heap_for(text)
 
 
-def of_file(file: Any, cc: tuple) -> str:
+def of_file(file: Any, cc: tuple[Any, ...]) -> str:
     """The PTX of one linked file or object of code."""
     kind = getattr(file, "kind", None) or str(file).rpartition(".")[2]
     name = str(getattr(file, "name", file))

@@ -108,7 +108,7 @@ class Machine(Runner):
             return self.loader.program(ptx)
 
     def launch(
-        self, device: int, kernel: Any, grid: Any, block: Any, args: tuple, shared: int, entry: str | None
+        self, device: int, kernel: Any, grid: Any, block: Any, args: tuple[Any, ...], shared: int, entry: str | None
     ) -> None:
         """Queue a kernel on a device; see SimulatedGpu.launch."""
         names: list[str] = []
@@ -165,7 +165,7 @@ class Machine(Runner):
         with self.lock:
             self.queue.append(one)
 
-    def _converted(self, kernel: Any, args: tuple) -> tuple:
+    def _converted(self, kernel: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The arguments as the kernel's extensions convert them; wrappers such as numba-cuda's ArgHint stay."""
         extensions = getattr(kernel, "extensions", None)
         if not extensions:
@@ -178,7 +178,7 @@ class Machine(Runner):
             changed.append(value)
         return tuple(changed)
 
-    def _own(self, device: int, args: tuple, after: list[Callable[[], None]]) -> tuple:
+    def _own(self, device: int, args: tuple[Any, ...], after: list[Callable[[], None]]) -> tuple[Any, ...]:
         """The arguments with NumPy arrays as arrays of the device; `after` gets callbacks that copy them back."""
         own = []
         for value in args:

@@ -50,7 +50,7 @@ OFTEN = (
 
 
 @cache
-def compiled_source(text: str, name: str, cc: tuple) -> str:
+def compiled_source(text: str, name: str, cc: tuple[Any, ...]) -> str:
     """PTX of CUDA C++. Raises InputError with the compiler's messages, EnvironmentProblem if NVRTC is not installed."""
     nvrtc = loaded()
     options = ["--relocatable-device-code=true"]
@@ -58,7 +58,7 @@ def compiled_source(text: str, name: str, cc: tuple) -> str:
 
 
 @cache
-def compiled_kernels(text: str, name: str, cc: tuple, wanted: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+def compiled_kernels(text: str, name: str, cc: tuple[Any, ...], wanted: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """(PTX of a file of CUDA C++ with line information, the name in it of each wanted kernel).
 
     The host's functions are left out, and headers in angle brackets that are not found are empty. wanted: names in C++,
@@ -81,7 +81,7 @@ def loaded() -> Any:
     return nvrtc
 
 
-def compiled(nvrtc: Any, text: str, what: str, name: str, cc: tuple, options: list[str],
+def compiled(nvrtc: Any, text: str, what: str, name: str, cc: tuple[Any, ...], options: list[str],
              wanted: tuple[str, ...]) -> tuple[str, dict[str, str]]:  # fmt: skip
     """As `compiled_kernels`; what: the source, for messages. options: besides the target, the standard, includes."""
     major = answer(nvrtc, nvrtc.nvrtcVersion(), what)[0]
@@ -125,7 +125,7 @@ def header_text(header: str) -> str:
     return f"#include <cuda/std/{LIBCU[header]}>\nnamespace std {{ using namespace cuda::std; }}\n{names}"
 
 
-def answer(nvrtc: Any, values: tuple, what: str) -> tuple:
+def answer(nvrtc: Any, values: tuple[Any, ...], what: str) -> tuple[Any, ...]:
     """The results of an NVRTC call without its status; raises InputError if it failed."""
     if values[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise InputError(f"{what} cannot be compiled: {values[0].name}")

@@ -38,7 +38,7 @@ def formatted(memory: Memory, row: Any) -> str:
         at += size
         return value
 
-    def one(match: re.Match) -> str:
+    def one(match: re.Match[str]) -> str:
         flags, width, precision, length, kind = match.groups()
         if kind == "%":
             return "%"

@@ -29,9 +29,9 @@ class Runner(Core):
     def __init__(self, *args: Any, strict: bool, limit: int):
         super().__init__(*args)
         self.strict, self.limit = strict, limit
-        self.actors: dict[int, Iterator] = {}
+        self.actors: dict[int, Iterator[Any]] = {}
 
-    def actor(self, function: Callable[..., Iterator], *args: Any) -> None:
+    def actor(self, function: Callable[..., Iterator[Any]], *args: Any) -> None:
         """Let a Python generator take part in the next run as a thread of the host.
 
         It reads and writes elements of arrays by their `load` and `store`, and yields to let the devices go on.

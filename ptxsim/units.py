@@ -27,7 +27,7 @@ from kernel_cache import compile as compiler
 
 from . import state as s
 
-_units: dict[str, Callable] = {}  # by name, every function marked with `unit`
+_units: dict[str, Callable[..., Any]] = {}  # by name, every function marked with `unit`
 _compiled: dict[str, Any] = {}  # by name, in sorted order; complete or empty
 _lock = threading.Lock()
 _I64 = ir.IntType(64)
@@ -52,7 +52,7 @@ class Locator(code_files.Locator):
         return hashlib.sha256((sources.digest(files) + repr(names())).encode()).hexdigest()
 
 
-def unit(function: Callable) -> Any:
+def unit(function: Callable[..., Any]) -> Any:
     """Make a function a unit; the result can only be called from compiled code.
 
     Raises ValueError for a second unit of the same name, or after the first one was compiled.
@@ -100,7 +100,7 @@ def addresses() -> np.ndarray:
     return np.array([compiled.address for compiled in _compiled.values()], np.int64)
 
 
-def python_function(name: str) -> Callable:
+def python_function(name: str) -> Callable[..., Any]:
     """A unit as a function of Python, by its name."""
     addresses()
     return _compiled[name].ctypes

@@ -21,11 +21,12 @@ from kernel_cache.texts import aligned
 
 from ..errors import AristosError, EnvironmentProblem, InputError
 from ..host import workarounds
+from ..host.launch_environment import complain
 from ..topology import Topology, table
 from ..topology import links as file
 from ..topology.links import MIB, Links
 from . import environment, world
-from .main import ENVIRONMENT, OK, WRONG, complain, interrupted, leave
+from .main import ENVIRONMENT, OK, WRONG, interrupted, leave
 
 PROG = "aristos topo"
 SECONDS = 6.0  # seconds of puts; synchronisation and start-up are extra

@@ -11,7 +11,8 @@ from kernel_cache.compile import jit, warm_up
 from ..kernels.cpu import llvm as _lowerings  # noqa: F401  registers the primitives' compiled bodies
 from ..primitives import memory as mem
 from ..primitives import wire as mpi
-from .oneside import LINE, entry
+from ..primitives.buffers import LINE
+from .oneside import entry
 
 SPINS = 64  # idle polls before a waiter yields its core
 CODED_WORD = 16

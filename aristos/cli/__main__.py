@@ -9,6 +9,7 @@ import importlib
 import io
 import pkgutil
 import sys
+from typing import Any
 
 from ..host import launch_environment
 
@@ -52,7 +53,7 @@ def _help(known: list[str]) -> None:
     print("\naristos COMMAND --help has the options; aristos --version prints the version")
 
 
-def _module(name: str):
+def _module(name: str) -> Any:
     return importlib.import_module(f"aristos.cli.{name}")
 
 

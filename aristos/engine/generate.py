@@ -7,6 +7,7 @@ gives (from both), and the job of the router kernels. `words.py` makes the words
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from . import generate_calls, schema
 
@@ -19,7 +20,7 @@ SHARED = ("announced", "record", "returned", "coded")  # records that another ra
 BEGIN, END = "<!-- tables: generated -->", "<!-- end of tables -->"
 
 
-def _rows(title: str, columns: str, rows: list[tuple]) -> str:
+def _rows(title: str, columns: str, rows: list[tuple[Any, ...]]) -> str:
     names = columns.split(", ")
     lines = [f"### {title}", "", f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
     return "\n".join([*lines, *(f"| {' | '.join(str(cell) for cell in row)} |" for row in rows), ""])

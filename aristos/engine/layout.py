@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from kernel_cache.compile import jit
 
 from ..host.nodes import Nodes
-from ..primitives.buffers import LINE
+from ..primitives.buffers import LINE as LINE
 from . import schema, words
 
 WORD = 8

@@ -9,6 +9,7 @@ functions from this file, `python -m aristos.engine.generate` the tables of docs
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 ALL, CPU, CUDA = "all", "cpu", "cuda"
 # parts of a job, each filled at once, see job.py. LASTING: from call to call; OF_CALL: for each call
@@ -522,7 +523,7 @@ ENDED = Word("ENDED", "first of the next line, for a local peer: last epoch that
 # ---- records
 
 
-def _fields(*rows: tuple) -> tuple[Field, ...]:
+def _fields(*rows: tuple[Any, ...]) -> tuple[Field, ...]:
     """Fields at offsets 0, 1, ... of (name, meaning, unit)."""
     return tuple(Field(name, i, *rest) for i, (name, *rest) in enumerate(rows))
 

@@ -710,7 +710,7 @@ class Rank:
         return False
 
 
-class Counts(dict):
+class Counts(dict[Any, Any]):
     """A table [L, W] of counts."""
 
     def __init__(self, rows: int, columns: int) -> None:

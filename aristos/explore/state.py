@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 
-class State(list):
+class State(list[Any]):
     """A list with an address, like an array. times: words that count time; no decision depends on them."""
 
     shared = False

@@ -16,7 +16,7 @@ from .options import current
 from .training import SOURCE
 
 try:
-    from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS
+    from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS as ALL_FP8_EXPERTS_FUNCTIONS
 except ImportError:  # an older transformers
     ALL_FP8_EXPERTS_FUNCTIONS = {}
 

@@ -76,7 +76,7 @@ class Kernels:
         from numba import typeof, types
 
         word, tokens = types.int64, self.tokens
-        wanted: list[tuple[Any, tuple]] = [
+        wanted: list[tuple[Any, tuple[Any, ...]]] = [
             (tokens.combine_rows, (word,) * 7),
             (tokens.product_rows, (word,) * 7),
             (tokens.add_outer_sums, (word,) * 8),

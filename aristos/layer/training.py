@@ -394,7 +394,7 @@ class Training:
             self._holders.add_up(weights)
             weights.pending, weights.pieces = [], []
 
-    def update(self, layer: int = 0, **arrays: np.ndarray) -> None:
+    def update(self, /, layer: int = 0, **arrays: np.ndarray) -> None:
         """Take new values of masters, if any, and pack the layer's weights again. Not collective; keeps `summary`.
 
         After an error nothing has changed.

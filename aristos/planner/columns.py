@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,7 +199,7 @@ class Columns:
                 break
         return enough if proved >= enough else max(1, math.ceil(proved - ROUNDING))
 
-    def _table(self, of: _Class, b: float) -> tuple | None:
+    def _table(self, of: _Class, b: float) -> tuple[Any, ...] | None:
         """Input of a class's dynamic programme, in units; None if the class has no groups."""
         p = self.problem
         sizes = np.arange(len(of.comm))
@@ -217,7 +218,7 @@ class Columns:
         need, rates = _in_units(p.rate[of.members], np.where(np.isfinite(wanted), wanted, 0.0), least)
         return of, memories, rates, int(needed[0]), np.where(np.isfinite(wanted), need, -1)
 
-    def _price(self, tables: list, b: float, asked: Floats, prices: Floats) -> tuple[float, list[tuple[int, ...]]]:
+    def _price(self, tables: list[Any], b: float, asked: Floats, prices: Floats) -> tuple[float, list[tuple[int, ...]]]:
         """(the most a group is worth at the prices asked, infinite if time is up; new groups for the duals)."""
         most = 0.0
         fresh: list[tuple[int, ...]] = []

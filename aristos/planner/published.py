@@ -13,7 +13,8 @@ from ..models import Model
 from ..topology.links import MIB, Links
 from .machine import Need, fields, size
 from .moving import Moving, compare
-from .problem import Problem, count, parse
+from .problem import Problem, parse
+from .values import count
 
 ITEM = 2  # bytes of a value on the wire and of a weight: bfloat16
 STATE = 16  # bytes a parameter in training: weight and gradient in bfloat16; master weight and two moments in float32

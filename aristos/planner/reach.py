@@ -14,6 +14,8 @@ For groups of s devices that lie in a cell, but in none of its children, and hol
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,11 +33,11 @@ def programme(problem: Problem, grows: bool) -> Programme:
     cells = find(problem).walk()
     reaches = [reach(problem, cell) for cell in cells]
     memory = np.minimum(problem.memory, problem.experts)
-    keys: dict[int, list] = {i: [problem.rate[i], memory[i]] for i in range(problem.n)}
+    keys: dict[int, list[Any]] = {i: [problem.rate[i], memory[i]] for i in range(problem.n)}
     for v, (cell, (comm, _)) in enumerate(zip(cells, reaches)):
         for at, i in enumerate(cell.members):
             keys[int(i)] += [v, comm[at].tobytes()]
-    kinds: dict[tuple, list[int]] = {}
+    kinds: dict[tuple[Any, ...], list[int]] = {}
     for i, key in keys.items():
         kinds.setdefault(tuple(key), []).append(i)
     first = {members[0]: t for t, members in enumerate(kinds.values())}

@@ -8,6 +8,7 @@ so one of them has at most c divided by their number. A bin of sizes low..high p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ class _Chain:
         """The least alpha of a partner, 0 if there are none."""
         return min((a for size, (a, _) in zip(self.sizes, self.links) if size > 1), default=0.0)
 
-    def least(self, partners: NDArray, share: Floats) -> Floats:
+    def least(self, partners: NDArray[Any], share: Floats) -> Floats:
         """C for this many cheapest partners, us, lower bound. share: MiB to each."""
         total = np.zeros(np.broadcast(partners, share).shape)
         before = 1

@@ -12,7 +12,7 @@ class Background:
     """One thread that runs calls in order and keeps what each returned or raised."""
 
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="aristos-background", daemon=True)
         self._thread.start()
 
@@ -24,9 +24,9 @@ class Background:
             except BaseException as error:
                 done.put((None, error))
 
-    def submit(self, call: Callable[[], Any]) -> queue.SimpleQueue:
+    def submit(self, call: Callable[[], Any]) -> queue.SimpleQueue[Any]:
         """Run `call` on the thread; the queue gets (result, error)."""
-        done: queue.SimpleQueue = queue.SimpleQueue()
+        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._calls.put((call, done))
         return done
 

@@ -25,8 +25,9 @@ from ..engine.layout import (
 from ..host.nodes import Nodes
 from ..primitives import wire
 from ..primitives.buffers import aligned
-from ..transport.group import Calling, Group
+from ..transport.group import Group
 from ..transport.rma import RmaWindow
+from ..transport.watchdog import Calling
 from ..transport.window import Window
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from .. import isa
 from ..lowering import Lowering
 from .mods import DIRECTED, INTEGERS, WIDE_FLOATS, Mods, check_type, float_flags, flush, is_float
 
 
-def carrying(op: int, count: int) -> Callable:
+def carrying(op: int, count: int) -> Callable[..., Any]:
     """addc, subc, madc, and add, sub, mad with .cc; into: the carry is an input too."""
 
     def handler(low: Lowering, m: Mods, into: bool) -> None:
@@ -29,7 +30,7 @@ def carrying(op: int, count: int) -> Callable:
 add_carry, sub_carry, mad_carry = carrying(isa.ADDC, 2), carrying(isa.SUBC, 2), carrying(isa.MADC, 3)
 
 
-def arithmetic(integer: int, floating: int, packed: int = -1) -> Callable:
+def arithmetic(integer: int, floating: int, packed: int = -1) -> Callable[..., Any]:
     """add, sub, min, max: two operands of any type."""
 
     def handler(low: Lowering, m: Mods) -> None:
@@ -125,7 +126,7 @@ def multiply_add(low: Lowering, m: Mods) -> None:
     low.emit(op, type_, d=m.dest(wide), a=m.row(1, type_), b=m.row(2, type_), c=m.row(3, wide), flags=flags)
 
 
-def multiply24(op: int, high: int, count: int) -> Callable:
+def multiply24(op: int, high: int, count: int) -> Callable[..., Any]:
     """mul24 and mad24, of `count` operands."""
 
     def handler(low: Lowering, m: Mods) -> None:
@@ -155,7 +156,7 @@ def divide(low: Lowering, m: Mods) -> None:
         low.emit(isa.DIV, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_))
 
 
-def unary(integer: int, floating: int) -> Callable:
+def unary(integer: int, floating: int) -> Callable[..., Any]:
     """abs and neg."""
 
     def handler(low: Lowering, m: Mods) -> None:
@@ -171,7 +172,7 @@ def unary(integer: int, floating: int) -> Callable:
     return handler
 
 
-def function(op: int, types: tuple[int, ...] = (isa.F32,), exact: bool = False) -> Callable:
+def function(op: int, types: tuple[int, ...] = (isa.F32,), exact: bool = False) -> Callable[..., Any]:
     """rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh; types: those of .approx; exact: rounded forms exist too."""
 
     def handler(low: Lowering, m: Mods) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from .. import isa
 from ..lowering import Lowering
@@ -10,7 +11,7 @@ from ..syntax import Number, Pair
 from .mods import WORDS, Mods, check_type
 
 
-def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = ()) -> Callable:
+def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = ()) -> Callable[..., Any]:
     """An integer instruction of `count` operands; wide: those that always have 32 bits."""
 
     def handler(low: Lowering, m: Mods) -> None:
@@ -33,7 +34,7 @@ def bit_find(low: Lowering, m: Mods) -> None:
     low.emit(op, type_, d=m.dest(isa.U32), a=m.row(1, type_))
 
 
-def clamp_wrap(op: int, count: int) -> Callable:
+def clamp_wrap(op: int, count: int) -> Callable[..., Any]:
     """bmsk, szext and shf, with .clamp or .wrap."""
 
     def handler(low: Lowering, m: Mods) -> None:
@@ -80,7 +81,7 @@ def lop3(low: Lowering, m: Mods) -> None:
         low.emit(code, isa.PREDICATE, d=m.result(target.second, isa.PREDICATE), a=tmp, b=m.row(5))
 
 
-def dot_product(op: int) -> Callable:
+def dot_product(op: int) -> Callable[..., Any]:
     """dp4a and dp2a."""
 
     def handler(low: Lowering, m: Mods) -> None:
@@ -96,7 +97,7 @@ def dot_product(op: int) -> Callable:
     return handler
 
 
-def logic(op: int) -> Callable:
+def logic(op: int) -> Callable[..., Any]:
     """and, or, xor, not, cnot."""
 
     def handler(low: Lowering, m: Mods) -> None:

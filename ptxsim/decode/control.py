@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from .. import isa
 from ..builtin import lower_builtin
@@ -27,7 +28,7 @@ def branch_indexed(low: Lowering, m: Mods) -> None:
     low.branch_table(m.row(0), m.operands[1].text)
 
 
-def leave(op: int) -> Callable:
+def leave(op: int) -> Callable[..., Any]:
     """ret, exit, trap and brkpt."""
 
     def handler(low: Lowering, m: Mods) -> None:
@@ -43,11 +44,11 @@ def call(low: Lowering, m: Mods) -> None:
     m.take("uni")
     m.done(1, 4)
     operands = list(m.operands)
-    returns: tuple = ()
+    returns: tuple[Any, ...] = ()
     if isinstance(operands[0], Arguments):
         returns = operands.pop(0).items
     target = operands.pop(0)
-    arguments: tuple = ()
+    arguments: tuple[Any, ...] = ()
     if operands and isinstance(operands[0], Arguments):
         arguments = operands.pop(0).items
     if not isinstance(target, Name):
@@ -55,7 +56,7 @@ def call(low: Lowering, m: Mods) -> None:
     call_function(low, returns, target, arguments)
 
 
-def call_function(low: Lowering, returns: tuple, target: Name, arguments: tuple) -> None:
+def call_function(low: Lowering, returns: tuple[Any, ...], target: Name, arguments: tuple[Any, ...]) -> None:
     """Emit a call, with the places of arguments and results in the caller's and the callee's frame."""
     assert low.instruction is not None
     assert low.current is not None

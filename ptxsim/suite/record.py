@@ -51,7 +51,7 @@ class Recorder:
             self.launches += 1
             launch(*args)
 
-        def noted(file: Any, cc: tuple) -> str:
+        def noted(file: Any, cc: tuple[Any, ...]) -> str:
             self.libraries.add(os.path.basename(str(getattr(file, "name", file))))
             return of_file(file, cc)
 

@@ -17,6 +17,7 @@ import numpy as np
 from ... import reference
 from ...config import MoEConfig
 from ...engine import words
+from ...engine.layout import word_from
 from ...layer import collective, exchange
 from ...layer.exchange import Exchange
 from ...layer.moe import MoE
@@ -235,7 +236,7 @@ def _recording(made: Any, recorder: Recorder) -> Iterator[None]:
     wait = runtime.await_readers
 
     def read_word(job: Any, peer: int, word: int) -> int:
-        return note(ACQUIRE, int(cpu.word_from(job, runtime.state, peer, word)))
+        return note(ACQUIRE, int(word_from(job, runtime.state, peer, word)))
 
     def await_readers() -> None:
         if TABLE[PLANTED] != planted.NUMBERS["load-without-wait"]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[int, Callable]:
+def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[int, Callable[..., Any]]:
     """code -> function, from a table of name -> code and a module's globals. Raises ImportError if one is missing."""
     missing = [name for name in table if not callable(names.get(name))]
     if missing:
@@ -14,7 +14,9 @@ def implementations(table: Mapping[str, int], names: Mapping[str, Any]) -> dict[
     return {code: names[name] for name, code in table.items()}
 
 
-def unrolled(name: str, arguments: str, body: str, functions: Mapping[int, Callable], names: Mapping[str, Any]) -> Any:
+def unrolled(
+    name: str, arguments: str, body: str, functions: Mapping[int, Callable[..., Any]], names: Mapping[str, Any]
+) -> Any:
     """A function `name`(code, *arguments) that runs the statements `body`; `case` in them is the function of that code.
 
     names: the globals of the module that the function belongs to. Numba caches it as part of that module's file. The

@@ -25,7 +25,7 @@ class KernelCall:
         warm_up([(self._run, SIGNATURE)])
         self._block = aligned((BLOCK_BYTES // 8,), np.int64)
 
-    def __call__(self, record: tuple) -> int:
+    def __call__(self, record: tuple[Any, ...]) -> int:
         words = flat(record)
         self._block[HEAD_WORDS : HEAD_WORDS + len(words)] = words
         return int(self._run(self._kernel, self._block.ctypes.data))

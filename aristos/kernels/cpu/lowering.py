@@ -5,6 +5,7 @@ first part of the worker's scratch.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from numba.extending import overload
 
@@ -43,7 +44,7 @@ def _invoke_plain(kernels, kernel, block):
 invoke = _invoke_plain if config.DISABLE_JIT else invoke_compiled
 
 
-def _register(name: str, typed: Callable) -> None:
+def _register(name: str, typed: Callable[..., Any]) -> None:
     """Set what `arithmetic.<name>` compiles to; in plain Python, what it is."""
     if config.DISABLE_JIT:
         setattr(arithmetic, name, typed(None, None))
@@ -51,7 +52,7 @@ def _register(name: str, typed: Callable) -> None:
         overload(getattr(arithmetic, name))(typed)
 
 
-def _call_of(number: int, put: Callable, result: bool) -> Callable:
+def _call_of(number: int, put: Callable[..., Any], result: bool) -> Callable[..., Any]:
     """A call of kernel `number`; put: writes its arguments; result: whether it returns one, as a bool."""
 
     def typed(kernels, call):

@@ -16,7 +16,7 @@ NUMBA = {"r": types.int32, "l": types.int64, "f": types.float32}
 
 
 def primitive(text: str, gives: str = "", takes: str = "", memory: bool = True,
-              carried: bool = False) -> Callable[[Callable], Any]:  # fmt: skip
+              carried: bool = False) -> Callable[[Callable[..., Any]], Any]:  # fmt: skip
     """Make an intrinsic of one PTX text. gives, takes: a constraint letter for each result and argument, from $0 on.
 
     memory: it accesses memory, so the compiler must not move other accesses across it. carried: the result registers
@@ -36,7 +36,7 @@ def primitive(text: str, gives: str = "", takes: str = "", memory: bool = True,
         value = builder.call(asm, list(arguments))
         return [value] if len(results) == 1 else [builder.extract_value(value, i) for i in range(len(results))]
 
-    def wrap(plain: Callable) -> Any:
+    def wrap(plain: Callable[..., Any]) -> Any:
         def typed(typing: Any, *arguments: Any) -> Any:
             def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
                 given = list(values[: len(takes)])
@@ -55,7 +55,7 @@ def primitive(text: str, gives: str = "", takes: str = "", memory: bool = True,
     return wrap
 
 
-def named(typed: Callable, name: str, count: int) -> Any:
+def named(typed: Callable[..., Any], name: str, count: int) -> Any:
     """An intrinsic with a name and `count` positional arguments, in the form that Numba requires."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     names = ["typing", *(f"a{i}" for i in range(count))]

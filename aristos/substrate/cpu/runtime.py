@@ -43,7 +43,7 @@ PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
 POISON_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
 
 
-def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple:
+def signature(job: np.ndarray, state: np.ndarray, worker: bool = True) -> tuple[Any, ...]:
     """Numba types of a step's arguments."""
     from numba import typeof, types
 

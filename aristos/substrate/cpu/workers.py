@@ -16,13 +16,13 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._jobs: list[queue.SimpleQueue] = []
-        self._done: queue.SimpleQueue = queue.SimpleQueue()
+        self._jobs: list[queue.SimpleQueue[Any]] = []
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._out = 0
         self._gathering = threading.Lock()
         for number in range(1, count):
-            inbox: queue.SimpleQueue = queue.SimpleQueue()
+            inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
             thread = threading.Thread(
                 target=self._serve, args=(number, inbox), name=f"aristos-worker-{number}", daemon=True
             )
@@ -34,7 +34,7 @@ class Workers:
             self._jobs.append(inbox)
             self._threads.append(thread)
 
-    def _serve(self, number: int, inbox: queue.SimpleQueue) -> None:
+    def _serve(self, number: int, inbox: queue.SimpleQueue[Any]) -> None:
         while (item := inbox.get()) is not None:
             work, job, state = item
             try:

@@ -105,7 +105,7 @@ class ProxyThread:
                 time.sleep(0.001)
 
 
-def _types(job: np.ndarray, state: np.ndarray) -> tuple:
+def _types(job: np.ndarray, state: np.ndarray) -> tuple[Any, ...]:
     from numba import typeof
 
     return typeof(job), typeof(state)
