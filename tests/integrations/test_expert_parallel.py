@@ -97,7 +97,8 @@ def test_values_are_compared_after_changes_alone(comm, tmp_path, sizes):
     """torch does not count what an optimizer's foreach functions change, nor writes through `.data`."""
     with parted(comm, tmp_path, "qwen3_moe", **sizes, ep_size=2) as (ours, _, model):
         ids = batch(0)[0]
-        optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.1, foreach=True)
+        theirs = [each for module in experts_of(model.train()) for each in module.parameters()]
+        optimizer = torch.optim.AdamW(theirs, lr=0.1, foreach=True)  # it takes no tensors beside torch's DTensors
         model(ids, labels=ids).loss.backward()
         first = next(experts_of(model)[0].parameters())
 

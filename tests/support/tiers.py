@@ -22,7 +22,7 @@ import pytest
 from mpi import BATCH, job_folder, mark_of
 
 TESTS = Path(__file__).resolve().parents[1]
-SHOWN = 400
+SHOWN = 15
 TIERS = ("quick", "rest", "all")
 PARTS = ("parallel", "serial")
 
