@@ -77,9 +77,18 @@ def _published(name: str, scale: int, note: str = "") -> Preset:
     m = MODELS[name]
     kept = {key: value for key, value in m.options.items() if key in ("activation", "bias", "limit")}
     return Preset(
-        m.hidden, m.ffn, m.experts, m.top_k, (16, 1024), gated=m.gated, scale=scale, source=m.source, note=note,
-        router=Router(**m.router), **kept,
-    )  # fmt: skip
+        m.hidden,
+        m.ffn,
+        m.experts,
+        m.top_k,
+        (16, 1024),
+        gated=m.gated,
+        scale=scale,
+        source=m.source,
+        note=note,
+        router=Router(**m.router),
+        **kept,
+    )
 
 
 PRESETS: dict[str, Preset] = {
@@ -286,9 +295,14 @@ def reduced(name: str, scale: int = 16, **given: Any) -> MoEConfig:
     if not m.buildable:
         raise InputError(f"{name} cannot be made: {m.lacking}")
     options: dict[str, Any] = {
-        "hidden": max(1, m.hidden // divisor), "ffn": max(1, m.ffn // divisor), "experts": m.experts, "top_k": m.top_k,
-        "gated": m.gated, "router": Router(**m.router), **m.options,
-    }  # fmt: skip
+        "hidden": max(1, m.hidden // divisor),
+        "ffn": max(1, m.ffn // divisor),
+        "experts": m.experts,
+        "top_k": m.top_k,
+        "gated": m.gated,
+        "router": Router(**m.router),
+        **m.options,
+    }
     if m.shared:
         options["shared_ffn"] = max(1, m.shared // divisor)
     return MoEConfig(**{**options, **given})

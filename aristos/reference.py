@@ -173,9 +173,13 @@ def shared_expert(
     """
     alone = replace(_plain(cfg), ffn=cfg.shared_ffn)
     given = {
-        "up": shared_up, "gate": shared_gate, "down": shared_down, "up_bias": shared_up_bias,
-        "gate_bias": shared_gate_bias, "down_bias": shared_down_bias,
-    }  # fmt: skip
+        "up": shared_up,
+        "gate": shared_gate,
+        "down": shared_down,
+        "up_bias": shared_up_bias,
+        "gate_bias": shared_gate_bias,
+        "down_bias": shared_down_bias,
+    }
     arrays: dict[str, Any] = {name: np.asarray(array)[None] for name, array in given.items() if array is not None}
     y = expert(alone, x, 0, **arrays)
     if not cfg.shared_sigmoid:

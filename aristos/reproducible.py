@@ -142,9 +142,8 @@ def total(comm: Any, nodes: list[Node], dtype: np.dtype, size: int) -> np.ndarra
     heads = comm.allgather([node[:2] for node in nodes])
     here = int(widths[comm.Get_rank()])
     out = np.concatenate(
-        [node.value[end - width : end] for end, width in zip(ends, widths) for node in nodes]
-        or [np.empty(0, dtype)]
-    )  # fmt: skip
+        [node.value[end - width : end] for end, width in zip(ends, widths) for node in nodes] or [np.empty(0, dtype)]
+    )
     sent = widths * len(nodes)
     came = np.array([len(each) for each in heads]) * here
     received = np.empty(int(came.sum()), dtype)

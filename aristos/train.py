@@ -380,9 +380,16 @@ class Adam(Optimizer):
     def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays, factor: float) -> None:
         (first, second), t = self.betas, self.steps
         scales = [
-            factor, self.keeps(master), first, 1 - first, second, 1 - second,
-            1 - second**t, self.eps, self.lr / (1 - first**t),
-        ]  # fmt: skip
+            factor,
+            self.keeps(master),
+            first,
+            1 - first,
+            second,
+            1 - second,
+            1 - second**t,
+            self.eps,
+            self.lr / (1 - first**t),
+        ]
         self.training.updates.adam(master, gradient, state["mean"], state["square"], scales)
 
 

@@ -41,7 +41,7 @@ from peers import (
     UNPADDED,
     Entry,
     with_weights,
-)  # fmt: skip
+)
 from teams import Team
 
 from aristos import results

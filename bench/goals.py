@@ -268,11 +268,14 @@ def page(records: dict[str, Any]) -> str:
     """The record of all families as Markdown; a figure that a family lacks is owed."""
     names = sorted({key(name) for each in records.values() for name in each["figures"]})
     lines = [
-        "# Goals of few tokens", "",
+        "# Goals of few tokens",
+        "",
         "Written by `make goals ARGS=--record`, on one family of CPUs after another; read bandwidth is that of the same"
-        " run. Owed: not measured there.", "",
-        "| figure | goal | " + " | ".join(records) + " |", "| --- | ---: |" + " ---: |" * len(records),
-    ]  # fmt: skip
+        " run. Owed: not measured there.",
+        "",
+        "| figure | goal | " + " | ".join(records) + " |",
+        "| --- | ---: |" + " ---: |" * len(records),
+    ]
     for name in names:
         found = [{key(n): v for n, v in each["figures"].items()} for each in records.values()]
         goal = next(each["goals"][name] for each in records.values() if name in each["goals"])
@@ -290,10 +293,12 @@ def record(figures: list[Figure], records: dict[str, Any]) -> None:
     """Write this family's figures to the file and the page."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
     records[family()] = {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit.stdout.strip() or "unknown", "cpu": _cpu(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit.stdout.strip() or "unknown",
+        "cpu": _cpu(),
         "figures": {f.name: round(f.value, 4) for f in figures},
         "goals": {key(f.name): f"{'≥' if f.least else '≤'} {f.wanted:g}" for f in figures},
-    }  # fmt: skip
+    }
     write_text(RECORD, json.dumps(records, indent=1, sort_keys=True) + "\n")
     write_text(PAGE, page(records))
 

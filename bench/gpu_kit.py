@@ -47,8 +47,19 @@ def git(*words: str) -> str:
 
 def wheels(folder: Path) -> list[Path]:
     """Download the wheels of the list; pip checks their hashes."""
-    words = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-             "--only-binary=:all:", "--require-hashes", "--implementation", "cp"]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+        "--implementation",
+        "cp",
+    ]
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     words += ["--python-version", PYTHON, *platforms, "-d", str(folder), "-r", str(WHEELS)]
     subprocess.run(words, check=True)
@@ -119,8 +130,12 @@ def refusal(archive: Path, size: int, archs: list[str]) -> str:
     """Why an archive must not be used, or ''."""
     if size > MOST_BYTES:
         return f"it must have at most {MOST_BYTES >> 20} MiB"
-    missed = [f"{name} for {arch}" for arch in archs for name, place in places(archive, arch).items()
-              if place != build.COMPILED_AHEAD]  # fmt: skip
+    missed = [
+        f"{name} for {arch}"
+        for arch in archs
+        for name, place in places(archive, arch).items()
+        if place != build.COMPILED_AHEAD
+    ]
     return f"kernels that are not found where it is unpacked: {', '.join(missed)}" if missed else ""
 
 

@@ -33,8 +33,14 @@ def parse(text: str) -> dict[str, Any]:
 
 def measure(comm: MPI.Comm, case: dict[str, Any]) -> str:
     """The line of a case."""
-    cfg = MoEConfig(hidden=case["hidden"], ffn=case["ffn"], experts=case["experts"], top_k=case["k"],
-                    max_tokens=case["tokens"], dtype=case["dtype"])  # fmt: skip
+    cfg = MoEConfig(
+        hidden=case["hidden"],
+        ffn=case["ffn"],
+        experts=case["experts"],
+        top_k=case["k"],
+        max_tokens=case["tokens"],
+        dtype=case["dtype"],
+    )
     x = np.random.default_rng(comm.rank).standard_normal((case["tokens"], cfg.hidden), np.float32)
     x = x.astype(ml_dtypes.bfloat16) if cfg.dtype == "bfloat16" else x
     times: dict[bool, list[float]] = {True: [], False: []}

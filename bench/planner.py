@@ -78,8 +78,12 @@ def large() -> list[dict]:
     """Regular clusters, and one with two kinds of nodes, in compressed form."""
 
     def node(count: int, devices: int, memory: int, rate: float = 1.0, beta: float = 4.46) -> dict:
-        return {"count": count, "alpha_us": 3, "beta_us_per_mib": beta,
-                "children": [{"count": devices, "rate": rate, "memory": memory}]}  # fmt: skip
+        return {
+            "count": count,
+            "alpha_us": 3,
+            "beta_us_per_mib": beta,
+            "children": [{"count": devices, "rate": rate, "memory": memory}],
+        }
 
     def switch(children: list[dict], count: int = 1, alpha: float = 15, beta: float = 47.66) -> dict:
         return {"count": count, "alpha_us": alpha, "beta_us_per_mib": beta, "children": children}
@@ -98,8 +102,16 @@ def large() -> list[dict]:
     }
     found = []
     for name, cluster in clusters.items():
-        p = {"name": name, "experts": 64, "layer_cost": 1900.0, "payload_mib": 134, "crossings": 4, "stages": 1,
-             "gradient_mib": 19300, "cluster": cluster}  # fmt: skip
+        p = {
+            "name": name,
+            "experts": 64,
+            "layer_cost": 1900.0,
+            "payload_mib": 134,
+            "crossings": 4,
+            "stages": 1,
+            "gradient_mib": 19300,
+            "cluster": cluster,
+        }
         found.append({**p, "stages": 192 * planner.parse(p).n})
     return found
 

@@ -67,9 +67,15 @@ def _bars(axes: Any, shapes: list[ShapeResults], dtype: str) -> None:
         spreads = [s for _, s in found if s]
         ends = [[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]]
         bars = axes.bar(
-            places, [s.median for s in spreads], width, yerr=ends, color=BARS[bar], label=TITLES.get(bar, bar),
-            capsize=2, error_kw={"linewidth": 0.8},
-        )  # fmt: skip
+            places,
+            [s.median for s in spreads],
+            width,
+            yerr=ends,
+            color=BARS[bar],
+            label=TITLES.get(bar, bar),
+            capsize=2,
+            error_kw={"linewidth": 0.8},
+        )
         axes.bar_label(bars, [f"{s.median:.1f}" for s in spreads], fontsize=8, padding=1)
     axes.axhline(1.0, color=BARS["Aristos fused"], linewidth=1)
     axes.set_ylim(bottom=0)

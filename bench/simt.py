@@ -146,8 +146,10 @@ def main() -> None:
         return
     print(f"{'kernel':26s}{'check':>6s}{'warp instr.':>13s}{'CPU s':>9s}{'wall s':>9s}{'million/s':>11s}")
     for row in rows:
-        print(f"{row['kernel']:26s}{'yes' if row['check'] else 'no':>6s}{row['instructions']:13,d}"
-              f"{row['cpu_seconds']:9.3f}{row['wall_seconds']:9.3f}{row['rate'] / 1e6:11.2f}")  # fmt: skip
+        print(
+            f"{row['kernel']:26s}{'yes' if row['check'] else 'no':>6s}{row['instructions']:13,d}"
+            f"{row['cpu_seconds']:9.3f}{row['wall_seconds']:9.3f}{row['rate'] / 1e6:11.2f}"
+        )
 
 
 if __name__ == "__main__":

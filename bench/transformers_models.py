@@ -35,14 +35,25 @@ from aristos.integrations import transformers as ours
 from aristos.integrations.training import layers_of
 
 SIZES = {
-    "hidden_size": 2048, "moe_intermediate_size": 768, "intermediate_size": 768, "num_experts": 32,
-    "num_experts_per_tok": 8, "num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": 4,
-    "head_dim": 128, "vocab_size": 4096,
-}  # fmt: skip
+    "hidden_size": 2048,
+    "moe_intermediate_size": 768,
+    "intermediate_size": 768,
+    "num_experts": 32,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 4096,
+}
 TRAINED = SIZES | {"num_hidden_layers": 2, "num_experts": 8}
 TINY = TRAINED | {
-    "hidden_size": 64, "moe_intermediate_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "head_dim": 16,
-}  # fmt: skip
+    "hidden_size": 64,
+    "moe_intermediate_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+}
 PROMPT = 32
 TOKENS = 256  # of a step of training
 POLL_SECONDS = 0.002

@@ -296,8 +296,16 @@ FONT = 'font-family="DejaVu Sans, Helvetica, Arial, sans-serif"'
 INK, PALE, BLUE, WHITE = "#222222", "#e8edf3", "#2f6db5", "#ffffff"
 
 
-def _text(x: float, y: float, text: str, size: int = 13, anchor: str = "start", weight: str = "normal",
-          turn: int = 0, ink: str = INK) -> str:  # fmt: skip
+def _text(
+    x: float,
+    y: float,
+    text: str,
+    size: int = 13,
+    anchor: str = "start",
+    weight: str = "normal",
+    turn: int = 0,
+    ink: str = INK,
+) -> str:
     turned = f' transform="rotate({turn} {x:g} {y:g})"' if turn else ""
     return (
         f'<text x="{x:g}" y="{y:g}" {FONT} font-size="{size}" font-weight="{weight}" text-anchor="{anchor}"'

@@ -29,11 +29,23 @@ from aristos.checkpoint.safetensors import save
 
 SHAPES = ("olmoe", "qwen3_moe")
 SMALL = {
-    "model_type": "qwen3_moe", "hidden_size": 64, "moe_intermediate_size": 48, "intermediate_size": 96,
-    "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True, "num_hidden_layers": 3, "mlp_only_layers": [1],
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 128, "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0, "hidden_act": "silu",
-}  # fmt: skip
+    "model_type": "qwen3_moe",
+    "hidden_size": 64,
+    "moe_intermediate_size": 48,
+    "intermediate_size": 96,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "num_hidden_layers": 3,
+    "mlp_only_layers": [1],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 128,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+}
 
 
 @dataclass
@@ -201,9 +213,10 @@ def random_model(path: Path, options: dict[str, Any], seed: int = 0) -> None:
     q, k = size * options["num_attention_heads"], size * options["num_key_value_heads"]
     expert = options["intermediate_size"] if olmoe else options["moe_intermediate_size"]
     shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (options["vocab_size"], h), "lm_head.weight": (options["vocab_size"], h),
+        "model.embed_tokens.weight": (options["vocab_size"], h),
+        "lm_head.weight": (options["vocab_size"], h),
         "model.norm.weight": (h,),
-    }  # fmt: skip
+    }
     for n in range(options["num_hidden_layers"]):
         p = f"model.layers.{n}."
         shapes |= {p + "input_layernorm.weight": (h,), p + "post_attention_layernorm.weight": (h,)}

@@ -47,10 +47,13 @@ def upcycled(dense: Any, experts: int, top_k: int) -> Any:
             "hidden_act", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "bos_token_id",
             "eos_token_id", "pad_token_id", "rope_parameters", "head_dim")  # fmt: skip
     config = MixtralConfig(
-        **{name: getattr(old, name) for name in same if hasattr(old, name)}, sliding_window=None,
-        intermediate_size=old.intermediate_size // experts, num_local_experts=experts, num_experts_per_tok=top_k,
+        **{name: getattr(old, name) for name in same if hasattr(old, name)},
+        sliding_window=None,
+        intermediate_size=old.intermediate_size // experts,
+        num_local_experts=experts,
+        num_experts_per_tok=top_k,
         dtype="float32",
-    )  # fmt: skip
+    )
     state = {name: value for name, value in dense.state_dict().items() if ".mlp." not in name}
     for layer in range(config.num_hidden_layers):
         mlp, name = dense.model.layers[layer].mlp, f"model.layers.{layer}.mlp"

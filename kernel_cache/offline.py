@@ -49,10 +49,17 @@ def compiled(kernel: Any, types_: tuple[Any, ...], cc: tuple[Any, ...]) -> tuple
 
     def compile_(lineinfo: bool) -> tuple[Any, list[str]]:
         library, _ = compiler._compile_pyfunc_with_fixup(
-            kernel.py_func, types_, debug=debug, lineinfo=lineinfo, device=False, abi="numba", cc=cc,
-            fastmath=options.get("fastmath", False), opt=options.get("opt", True),
+            kernel.py_func,
+            types_,
+            debug=debug,
+            lineinfo=lineinfo,
+            device=False,
+            abi="numba",
+            cc=cc,
+            fastmath=options.get("fastmath", False),
+            opt=options.get("opt", True),
             launch_bounds=options.get("launch_bounds"),
-        )  # fmt: skip
+        )
         return library, library.get_asm_strs(cc=cc)
 
     with lock, driverless(cc):  # two threads must not restore each other's replacement

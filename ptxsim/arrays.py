@@ -20,8 +20,15 @@ class DeviceArray:
     machine. alloc_size, split: as of Numba-CUDA's arrays.
     """
 
-    def __init__(self, machine: Runner, allocation: Allocation, offset: int, shape: tuple[int, ...], dtype: Any,
-                 strides: tuple[int, ...]):  # fmt: skip
+    def __init__(
+        self,
+        machine: Runner,
+        allocation: Allocation,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: Any,
+        strides: tuple[int, ...],
+    ):
         self.machine, self.allocation, self.offset = machine, allocation, offset
         self.shape, self.dtype, self.strides = shape, np.dtype(dtype), strides
 
@@ -66,8 +73,14 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[Any, Any]:
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.ptr, False), "strides": self.strides,
-                "version": 3, "descr": self.dtype.descr}  # fmt: skip
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.ptr, False),
+            "strides": self.strides,
+            "version": 3,
+            "descr": self.dtype.descr,
+        }
 
     def _view(self) -> np.ndarray:
         if self.allocation.freed:

@@ -112,8 +112,10 @@ def run(path: Path, texts: list[str], machine: Machine) -> list[Report]:
         except InputError as error:
             raise InputError(f"{launch.text}: {error}") from error
     in_source = {entry: kernel for kernel, entry in entries.items()}
-    return [replace(report, file=shown(report.file, path), kernel=in_source.get(report.kernel, report.kernel))
-            for report in machine.run()]  # fmt: skip
+    return [
+        replace(report, file=shown(report.file, path), kernel=in_source.get(report.kernel, report.kernel))
+        for report in machine.run()
+    ]
 
 
 def shown(file: str, path: Path) -> str:

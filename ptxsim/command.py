@@ -49,8 +49,13 @@ def check_options(commands: Any) -> None:
         "C++ and PTX a launch is a comment in the file, '// simt: add<<<8, 128>>>(float32[1000]=seed:1, float32[1000], "
         "1000)', or an option. docs/ptxsim-check.md has all forms of arguments.",
     )
-    one.add_argument("--launch", action="append", default=[], metavar="'NAME<<<GRID, BLOCK>>>(ARGUMENTS)'",
-                     help="a launch of CUDA C++ or PTX, instead of those in comments; can be repeated")  # fmt: skip
+    one.add_argument(
+        "--launch",
+        action="append",
+        default=[],
+        metavar="'NAME<<<GRID, BLOCK>>>(ARGUMENTS)'",
+        help="a launch of CUDA C++ or PTX, instead of those in comments; can be repeated",
+    )
     one.add_argument("--seeds", type=at_least(1), default=1, help="how many schedules to run (%(default)s)")
     one.add_argument("--github", action="store_true", help="print reports as annotations of GitHub Actions")
     machine_options(one)
@@ -64,8 +69,7 @@ def machine_options(one: argparse.ArgumentParser) -> None:
     one.add_argument("--devices", type=at_least(1), default=1, help="simulated GPUs (%(default)s)")
     one.add_argument("--sm-count", type=at_least(1), default=4, help="streaming multiprocessors of each (%(default)s)")
     one.add_argument("--arch", default="sm_90", help="the architecture that kernels are compiled for (%(default)s)")
-    one.add_argument("--limit", type=at_least(1), default=10**11,
-                     help="most warp instructions of a run (%(default)s)")  # fmt: skip
+    one.add_argument("--limit", type=at_least(1), default=10**11, help="most warp instructions of a run (%(default)s)")
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -86,8 +90,13 @@ def main(argv: list[str] | None = None, prog: str = "ptxsim") -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names may have characters that the terminal lacks
     asked = options(sys.argv[1:] if argv is None else argv, prog)
-    machine = {"devices": asked.devices, "sm_count": asked.sm_count, "arch": asked.arch, "seed": asked.seed,
-               "limit": asked.limit}  # fmt: skip
+    machine = {
+        "devices": asked.devices,
+        "sm_count": asked.sm_count,
+        "arch": asked.arch,
+        "seed": asked.seed,
+        "limit": asked.limit,
+    }
     try:
         if asked.command == "check":
             from .check import check

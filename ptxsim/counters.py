@@ -10,15 +10,31 @@ from . import isa
 from . import state as s
 from .loader import Loader
 
-CLASSES = ((100, "integer"), (200, "float"), (300, "convert"), (400, "move"), (500, "control"), (600, "memory"),
-           (700, "barrier"), (800, "warp"), (900, "other"))  # fmt: skip
+CLASSES = (
+    (100, "integer"),
+    (200, "float"),
+    (300, "convert"),
+    (400, "move"),
+    (500, "control"),
+    (600, "memory"),
+    (700, "barrier"),
+    (800, "warp"),
+    (900, "other"),
+)
 
 OPCODES = {
-    isa.LD: "ld", isa.ST: "st", isa.ATOM: "atom", isa.CPASYNC: "cp.async", isa.LDMATRIX: "ldmatrix",
-    isa.STMATRIX: "stmatrix", isa.MMA: "mma", isa.BAR: "bar", isa.WGMMA: "wgmma",
+    isa.LD: "ld",
+    isa.ST: "st",
+    isa.ATOM: "atom",
+    isa.CPASYNC: "cp.async",
+    isa.LDMATRIX: "ldmatrix",
+    isa.STMATRIX: "stmatrix",
+    isa.MMA: "mma",
+    isa.BAR: "bar",
+    isa.WGMMA: "wgmma",
     **dict.fromkeys((isa.MBINIT, isa.MBINVAL, isa.MBARRIVE, isa.MBEXPECT, isa.MBWAIT, isa.MBCOPIES), "mbarrier"),
     **dict.fromkeys((isa.BULKLOAD, isa.BULKSTORE, isa.BULKCOMMIT, isa.BULKWAIT), "cp.async.bulk"),
-}  # fmt: skip
+}
 
 
 def class_of(op: int) -> str:
@@ -68,12 +84,20 @@ class Profile:
 
 
 COLUMNS = (
-    ("line", "line", "{}"), ("instr.", "instructions", "{}"), ("lanes", "lanes_per_instruction", "{:.1f}"),
-    ("split", "divergent_branches", "{}"), ("global", "global_requests", "{}"),
-    ("sect/req", "sectors_per_request", "{:.2f}"), ("used", "bytes_efficiency", "{:.0%}"),
-    ("bytes", "access_bytes", "{}"), ("shared", "shared_requests", "{}"), ("waves/req", "waves_per_request", "{:.2f}"),
-    ("atomics", "atomics", "{}"), ("barriers", "barriers", "{}"), ("file", "file", "{}"),
-)  # fmt: skip
+    ("line", "line", "{}"),
+    ("instr.", "instructions", "{}"),
+    ("lanes", "lanes_per_instruction", "{:.1f}"),
+    ("split", "divergent_branches", "{}"),
+    ("global", "global_requests", "{}"),
+    ("sect/req", "sectors_per_request", "{:.2f}"),
+    ("used", "bytes_efficiency", "{:.0%}"),
+    ("bytes", "access_bytes", "{}"),
+    ("shared", "shared_requests", "{}"),
+    ("waves/req", "waves_per_request", "{:.2f}"),
+    ("atomics", "atomics", "{}"),
+    ("barriers", "barriers", "{}"),
+    ("file", "file", "{}"),
+)
 COUNTED = (
     "instructions", "lanes", "global_requests", "sectors", "bytes_used", "ideal_sectors", "shared_requests", "waves",
     "ideal_waves", "divergent_branches", "barriers", "atomics", "access_bytes", "loads", "stores",
@@ -92,9 +116,16 @@ def add(row: dict[str, Any], code: Any, counts: Any) -> None:
     row["instructions"] += warps
     row["lanes"] += int(counts[s.N_LANES])
     row["classes"][class_of(op)] = row["classes"].get(class_of(op), 0) + warps
-    for name, field in (("global_requests", s.N_REQUESTS), ("sectors", s.N_SECTORS), ("bytes_used", s.N_BYTES),
-                        ("ideal_sectors", s.N_IDEAL), ("shared_requests", s.N_SHARED), ("waves", s.N_WAVES),
-                        ("ideal_waves", s.N_IDEAL_WAVES), ("divergent_branches", s.N_SPLITS)):  # fmt: skip
+    for name, field in (
+        ("global_requests", s.N_REQUESTS),
+        ("sectors", s.N_SECTORS),
+        ("bytes_used", s.N_BYTES),
+        ("ideal_sectors", s.N_IDEAL),
+        ("shared_requests", s.N_SHARED),
+        ("waves", s.N_WAVES),
+        ("ideal_waves", s.N_IDEAL_WAVES),
+        ("divergent_branches", s.N_SPLITS),
+    ):
         row[name] += int(counts[field])
     row["access_bytes"] = max(row["access_bytes"], int(counts[s.N_WIDTH]))
     if op in (isa.BAR, isa.BARARRIVE, isa.BARRED, isa.GRIDSYNC, isa.WARPSYNC):

@@ -161,8 +161,17 @@ def divergence(machine: Core, row: Any, opcode: str, detail: int) -> str:
     return f"{opcode}: the mask {int(row[s.R_ADDRESS]):#010x} does not name the lane that executes it"
 
 
-def races(machine: Core, row: Any, launch: Launch, file: str, line: int, opcode: str, block: tuple[Any, ...],
-          thread: tuple[Any, ...], where: str) -> list[Report]:  # fmt: skip
+def races(
+    machine: Core,
+    row: Any,
+    launch: Launch,
+    file: str,
+    line: int,
+    opcode: str,
+    block: tuple[Any, ...],
+    thread: tuple[Any, ...],
+    where: str,
+) -> list[Report]:
     """The reports of a race, one for each of its two source lines."""
     other_gid = int(row[s.R_OTHER_GID])
     work = other_gid >> 10 & AGENTS != 0  # of asynchronous work, not of a thread

@@ -41,8 +41,10 @@ def lines(reports: Iterable[Report], form: Callable[[Report], str] = str) -> lis
     for report in reports:
         about = report.address.rpartition("[")[0] or report.message
         groups.setdefault((report.kind, report.kernel, report.file, report.line, about), []).append(report)
-    return [form(found[0]) + (f" (and {len(found) - 1} more of this line and array)" if len(found) > 1 else "")
-            for found in groups.values()]  # fmt: skip
+    return [
+        form(found[0]) + (f" (and {len(found) - 1} more of this line and array)" if len(found) > 1 else "")
+        for found in groups.values()
+    ]
 
 
 def total(count: int) -> str:

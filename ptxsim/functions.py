@@ -135,9 +135,16 @@ class MachineFunction:
         self.driver.copy_registered(False)
         try:
             machine.enqueue(
-                self.driver.current_device(), self.program, self.name, self.title, config.grid, config.block,
-                [number(value) for value in arguments], config.shmem_size or 0, [],
-            )  # fmt: skip
+                self.driver.current_device(),
+                self.program,
+                self.name,
+                self.title,
+                config.grid,
+                config.block,
+                [number(value) for value in arguments],
+                config.shmem_size or 0,
+                [],
+            )
         except InputError as error:
             raise launch_error(error) from None
         if self.driver.registered:

@@ -59,33 +59,74 @@ NOT_COHERENT = 1 << 12  # there too: ld.nc and ldu
 ) = range(100, 122)  # fmt: skip
 # conversions
 (
-    CVT, CVTPACK,
-) = range(200, 202)  # fmt: skip
+    CVT,
+    CVTPACK,
+) = range(200, 202)
 # vectors, clocks, the stack
 (
-    PACK, UNPACK, CLOCK, GLOBALTIMER, LOCALADDR, ALLOCA, STACKSAVE, STACKRESTORE,
-) = range(300, 308)  # fmt: skip
+    PACK,
+    UNPACK,
+    CLOCK,
+    GLOBALTIMER,
+    LOCALADDR,
+    ALLOCA,
+    STACKSAVE,
+    STACKRESTORE,
+) = range(300, 308)
 # control
 (
-    BRA, RET, EXIT, CALL, CALLI, BRX, TRAP, NOP,
-) = range(400, 408)  # fmt: skip
+    BRA,
+    RET,
+    EXIT,
+    CALL,
+    CALLI,
+    BRX,
+    TRAP,
+    NOP,
+) = range(400, 408)
 # memory; BULKLOAD and those after it are bulk copies
 (
-    LD, ST, ATOM, RED, FENCE, CPASYNC, CPCOMMIT, CPWAIT, COPYPARAM, BULKLOAD, BULKSTORE, BULKCOMMIT, BULKWAIT,
-) = range(500, 513)  # fmt: skip
+    LD,
+    ST,
+    ATOM,
+    RED,
+    FENCE,
+    CPASYNC,
+    CPCOMMIT,
+    CPWAIT,
+    COPYPARAM,
+    BULKLOAD,
+    BULKSTORE,
+    BULKCOMMIT,
+    BULKWAIT,
+) = range(500, 513)
 # barriers and waits; MBINIT and those after it are of mbarriers, from PROXYFENCE on they are fences
 (
-    BAR, BARARRIVE, BARRED, WARPSYNC, NANOSLEEP, GRIDSYNC, MBINIT, MBINVAL, MBARRIVE, MBEXPECT, MBWAIT, MBCOPIES,
-    PROXYFENCE, INITFENCE,
-) = range(600, 614)  # fmt: skip
+    BAR,
+    BARARRIVE,
+    BARRED,
+    WARPSYNC,
+    NANOSLEEP,
+    GRIDSYNC,
+    MBINIT,
+    MBINVAL,
+    MBARRIVE,
+    MBEXPECT,
+    MBWAIT,
+    MBCOPIES,
+    PROXYFENCE,
+    INITFENCE,
+) = range(600, 614)
 # between the lanes of a warp; from MMA on they need all lanes, from WGMMA on they are of warpgroups
 (
     SHFL, VOTE, MATCH, REDUX, ACTIVEMASK, ELECT, MMA, LDMATRIX, STMATRIX, MOVMATRIX, WGMMA, WGFENCE, WGCOMMIT, WGWAIT,
 ) = range(700, 714)  # fmt: skip
 # built-in functions
 (
-    PRINTF, MALLOC, FREE,
-) = range(800, 803)  # fmt: skip
+    PRINTF,
+    MALLOC,
+    FREE,
+) = range(800, 803)
 COMPARE = {
     "eq": 0, "ne": 1, "lt": 2, "le": 3, "gt": 4, "ge": 5, "lo": 6, "ls": 7, "hi": 8, "hs": 9, "equ": 10, "neu": 11,
     "ltu": 12, "leu": 13, "gtu": 14, "geu": 15, "num": 16, "nan": 17,

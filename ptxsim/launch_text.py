@@ -33,8 +33,18 @@ from .errors import InputError
 COMMENT, MARK = "//", "simt:"
 MOST_BYTES = 1 << 32  # of an array
 # Raised by NumPy for files that are damaged or of another kind.
-BROKEN = (OSError, ValueError, EOFError, TypeError, LookupError, RuntimeError, ArithmeticError, MemoryError,
-          SyntaxError, tokenize.TokenError)  # fmt: skip
+BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    ArithmeticError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+)
 LAUNCH = re.compile(
     r"(?P<kernel>[A-Za-z_][\w:]*(?:<.*>)?)\s*<<<(?P<sizes>[^<>]*)>>>\s*\((?P<arguments>.*)\)\s*;?", re.S
 )

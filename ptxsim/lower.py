@@ -49,11 +49,21 @@ class ModuleLowering(Lowering):
         relocations = [(row, name, offset) for (name, offset), row in self.symbol_rows.items()]
         lines = sorted(self.lines, key=lambda key: self.lines[key])
         program = Program(
-            code, np.array([*self.operands, 0], np.int64), self.rows, constants, relocations, lines, self.functions,
-            list(self.functions), self.variables,
-            {name: (at, self.shared_sizes[name]) for name, at in self.shared.items()}, self.shared_bytes, self.granule,
-            self.texts, self.indirect,
-        )  # fmt: skip
+            code,
+            np.array([*self.operands, 0], np.int64),
+            self.rows,
+            constants,
+            relocations,
+            lines,
+            self.functions,
+            list(self.functions),
+            self.variables,
+            {name: (at, self.shared_sizes[name]) for name, at in self.shared.items()},
+            self.shared_bytes,
+            self.granule,
+            self.texts,
+            self.indirect,
+        )
         program.depth, program.local_bytes, program.save_rows = longest(self.functions)
         if program.local_bytes > MOST_LOCAL:
             raise PTXError(f"a thread can have {MOST_LOCAL} bytes of local memory, got {program.local_bytes}")

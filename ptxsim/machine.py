@@ -56,8 +56,16 @@ class Machine(Runner):
     given up. `profile()` has the counters of all kernels that ran. Example: docs/ptxsim.md.
     """
 
-    def __init__(self, devices: int = 1, sm_count: int = 4, arch: str = "sm_90", seed: int = 0, check: bool = True,
-                 strict: bool = False, limit: int = LIMIT):  # fmt: skip
+    def __init__(
+        self,
+        devices: int = 1,
+        sm_count: int = 4,
+        arch: str = "sm_90",
+        seed: int = 0,
+        check: bool = True,
+        strict: bool = False,
+        limit: int = LIMIT,
+    ):
         if not isinstance(seed, (int, np.integer)):
             raise InputError(f"seed must be an int, got {seed!r}")
         devices, sm_count = whole("devices", devices, 64), whole("sm_count", sm_count, s.MAX_SMS)
@@ -73,8 +81,9 @@ class Machine(Runner):
             raise InputError(f"the machine has devices 0 to {len(self.devices) - 1}, got {number!r}")
         return self.devices[number]
 
-    def new_array(self, device: int, values: np.ndarray | None, shape: Any, dtype: Any, name: str,
-                  strides: Any = None) -> DeviceArray:  # fmt: skip
+    def new_array(
+        self, device: int, values: np.ndarray | None, shape: Any, dtype: Any, name: str, strides: Any = None
+    ) -> DeviceArray:
         """An array on a device, in host memory for device -1; a copy of `values`, or uninitialised without them."""
         if values is not None:
             shape, dtype = values.shape, values.dtype
@@ -143,8 +152,18 @@ class Machine(Runner):
                 value.allocation.name = name
         self.enqueue(device, program, entry, title, grid, block, numbers, shared, after)
 
-    def enqueue(self, device: int, program: Program, entry: str, title: str, grid: Any, block: Any,
-                numbers: list[Any], shared: int, after: list[Callable[[], None]]) -> None:  # fmt: skip
+    def enqueue(
+        self,
+        device: int,
+        program: Program,
+        entry: str,
+        title: str,
+        grid: Any,
+        block: Any,
+        numbers: list[Any],
+        shared: int,
+        after: list[Callable[[], None]],
+    ) -> None:
         """Queue a kernel of a loaded program.
 
         title: its name in reports. numbers: its parameters, as of `kernels.pack`. shared: dynamic bytes of a block.
@@ -153,8 +172,17 @@ class Machine(Runner):
         info = program.functions[entry]
         if not isinstance(shared, (int, np.integer)) or shared < 0:
             raise InputError(f"shared must be a number of bytes, not negative, got {shared!r}")
-        one = Launch(device, program, info, title, three(grid, "grid"), three(block, "block"),
-                     kernels.pack(numbers, info.params), int(shared), after=after)  # fmt: skip
+        one = Launch(
+            device,
+            program,
+            info,
+            title,
+            three(grid, "grid"),
+            three(block, "block"),
+            kernels.pack(numbers, info.params),
+            int(shared),
+            after=after,
+        )
         with own():
             one.per_sm = limits.resident(self.limits, one.threads, one.shared, info.registers)
         limit = info.limits.get(".maxntid") or info.limits.get(".reqntid")

@@ -19,8 +19,17 @@ HOST_CODE = (
     "between '#ifndef __CUDACC_RTC__' and '#endif'"
 )
 # headers of the host in place of which libcu++'s of that name are read
-LIBCU = {"stdint.h": "cstdint", "cstdint": "cstdint", "stddef.h": "cstddef", "cstddef": "cstddef", "limits": "limits",
-         "type_traits": "type_traits", "utility": "utility", "tuple": "tuple", "array": "array"}  # fmt: skip
+LIBCU = {
+    "stdint.h": "cstdint",
+    "cstdint": "cstdint",
+    "stddef.h": "cstddef",
+    "cstddef": "cstddef",
+    "limits": "limits",
+    "type_traits": "type_traits",
+    "utility": "utility",
+    "tuple": "tuple",
+    "array": "array",
+}
 MACROS = ("float.h", "cfloat", "limits.h", "climits")
 LIMITS = """
 #define FLT_MAX 3.402823466e+38F
@@ -81,16 +90,25 @@ def loaded() -> Any:
     return nvrtc
 
 
-def compiled(nvrtc: Any, text: str, what: str, name: str, cc: tuple[Any, ...], options: list[str],
-             wanted: tuple[str, ...]) -> tuple[str, dict[str, str]]:  # fmt: skip
+def compiled(
+    nvrtc: Any, text: str, what: str, name: str, cc: tuple[Any, ...], options: list[str], wanted: tuple[str, ...]
+) -> tuple[str, dict[str, str]]:
     """As `compiled_kernels`; what: the source, for messages. options: besides the target, the standard, includes."""
     major = answer(nvrtc, nvrtc.nvrtcVersion(), what)[0]
     folders = include_folders(major)
     missing = missing_headers(text, folders) if wanted else []
     stubs = [*missing, *(header for header in OFTEN if header not in missing)] if wanted else []
-    program = answer(nvrtc, nvrtc.nvrtcCreateProgram(
-        text.encode(), name.encode(), len(stubs), [header_text(h).encode() for h in stubs], [h.encode() for h in stubs]
-    ), what)[0]  # fmt: skip
+    program = answer(
+        nvrtc,
+        nvrtc.nvrtcCreateProgram(
+            text.encode(),
+            name.encode(),
+            len(stubs),
+            [header_text(h).encode() for h in stubs],
+            [h.encode() for h in stubs],
+        ),
+        what,
+    )[0]
     try:
         for kernel in wanted:
             answer(nvrtc, nvrtc.nvrtcAddNameExpression(program, kernel.encode()), what)

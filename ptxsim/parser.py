@@ -42,8 +42,20 @@ MOST_ALIGN = 1 << 16
 MOST_DIGITS = 80  # of a number; 64 bits have 20, or 64 in binary
 LINKAGE = (".visible", ".extern", ".weak", ".common", ".noreturn")
 SPACES = (".global", ".const", ".shared", ".local", ".param")
-LIMITS = (".maxntid", ".reqntid", ".minnctapersm", ".maxnctapersm", ".maxnreg", ".noreturn", ".reqnctapercluster",
-          ".explicitcluster", ".maxclusterrank", ".pragma", ".abi_preserve", ".abi_preserve_control")  # fmt: skip
+LIMITS = (
+    ".maxntid",
+    ".reqntid",
+    ".minnctapersm",
+    ".maxnctapersm",
+    ".maxnreg",
+    ".noreturn",
+    ".reqnctapercluster",
+    ".explicitcluster",
+    ".maxclusterrank",
+    ".pragma",
+    ".abi_preserve",
+    ".abi_preserve_control",
+)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: Any) -> None:
     group = parser.getgroup("ptxsim", "CUDA kernels without a GPU")
-    group.addoption("--simt", action="store_true", help="run CUDA kernels on the PTX machine, checked: a report "
-                    "fails the test. Also with PTXSIM=1")  # fmt: skip
+    group.addoption(
+        "--simt",
+        action="store_true",
+        help="run CUDA kernels on the PTX machine, checked: a report fails the test. Also with PTXSIM=1",
+    )
     group.addoption("--simt-seed", type=int, default=0, help="of the machine's schedule (%(default)s)")
 
 

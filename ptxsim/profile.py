@@ -41,8 +41,18 @@ def profile(script: str, args: list[str], as_json: bool, **options: Any) -> int:
     counted = machine.profile()
     if as_json:
         reports = [dataclasses.asdict(report) for report in machine.reports]
-        print(json.dumps({"schema": "ptxsim-profile/1", "script": script, "exit_code": code, "error": error,
-                          "reports": reports, "profile": counted.json()}))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "schema": "ptxsim-profile/1",
+                    "script": script,
+                    "exit_code": code,
+                    "error": error,
+                    "reports": reports,
+                    "profile": counted.json(),
+                }
+            )
+        )
         return code
     if not counted.lines:
         print(f"ptxsim profile: {NOTHING}", file=sys.stderr)

@@ -109,10 +109,16 @@ def declared(file: str, line: int, count: int) -> tuple[str, tuple[int, ...]]:
         tree = ast.parse("".join(linecache.getlines(file)))
     except (SyntaxError, ValueError, RecursionError):
         return "", ()
-    found = [node for node in ast.walk(tree)
-             if isinstance(node, ast.Assign) and node.lineno <= line <= (node.end_lineno or 0)
-             and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Call)
-             and isinstance(node.value.func, ast.Attribute) and node.value.func.attr == "array"]  # fmt: skip
+    found = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and node.lineno <= line <= (node.end_lineno or 0)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Attribute)
+        and node.value.func.attr == "array"
+    ]
     if len(found) != 1:
         return "", ()
     call: Any = found[0].value

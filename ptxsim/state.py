@@ -88,8 +88,20 @@ GID_BITS = 42
     MISUSE,
     NOT_COHERENT,
 ) = range(12)
-KINDS = ("race", "out_of_bounds", "misaligned", "uninitialised", "use_after_free", "barrier_divergence", "missing_wait",
-         "deadlock", "trap", "missing_fence", "misuse", "not_coherent")  # fmt: skip
+KINDS = (
+    "race",
+    "out_of_bounds",
+    "misaligned",
+    "uninitialised",
+    "use_after_free",
+    "barrier_divergence",
+    "missing_wait",
+    "deadlock",
+    "trap",
+    "missing_fence",
+    "misuse",
+    "not_coherent",
+)
 (R_KIND, R_PC, R_BLOCK, R_TID, R_ADDRESS, R_SPACE, R_SIZE, R_OTHER_PC, R_OTHER_GID, R_DETAIL, R_WRITE) = range(11)
 R_FIELDS = 11
 MAX_REPORTS = 4096

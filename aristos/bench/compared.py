@@ -145,10 +145,14 @@ def _sheet(one: Table, other: Table) -> Sheet | None:
         return None
     scale, unit = (1e3, "ms") if min(mine.median for _, mine, _ in found) >= 1e-4 else (1e6, "us")
     columns = (
-        Column("what", "of"), Column("first", f"first\n{unit}", ".3f"), Column("second", f"second\n{unit}", ".3f"),
-        Column("ratio", "second\n/first", ".2f"), Column("low", "5 %", ".2f"), Column("high", "95 %", ".2f"),
+        Column("what", "of"),
+        Column("first", f"first\n{unit}", ".3f"),
+        Column("second", f"second\n{unit}", ".3f"),
+        Column("ratio", "second\n/first", ".2f"),
+        Column("low", "5 %", ".2f"),
+        Column("high", "95 %", ".2f"),
         Column("change", "second is"),
-    )  # fmt: skip
+    )
     sheet = Sheet(f"{one.name}: medians of two runs", columns)
     rng = np.random.default_rng(0)
     for what, mine, theirs in found:

@@ -172,8 +172,14 @@ def combine(call: GpuCall) -> KernelWork:
 
 
 KERNELS = {
-    "route": route, "place": place, "dispatch": dispatch, "up": up, "down": down, "return": returns, "combine": combine,
-}  # fmt: skip
+    "route": route,
+    "place": place,
+    "dispatch": dispatch,
+    "up": up,
+    "down": down,
+    "return": returns,
+    "combine": combine,
+}
 
 
 def layer(call: GpuCall) -> KernelWork:

@@ -102,8 +102,12 @@ def measure(world: World, topology: Topology, ranks: list[RankPlace], seconds: f
     devices = _devices(world, ranks, rates)
     hosts = [topology.nodes[r.node].name for r in ranks]
     table = from_table(classes, devices, hosts)
-    ours = np.array([[a != b and not (classes[a][b].kind != "NET" and ranks[a].label and ranks[b].label)
-                      for b in range(n)] for a in range(n)])  # fmt: skip
+    ours = np.array(
+        [
+            [a != b and not (classes[a][b].kind != "NET" and ranks[a].label and ranks[b].label) for b in range(n)]
+            for a in range(n)
+        ]
+    )
     if not ours.any():
         return replace(table, seconds=time.monotonic() - begun)
     texts = [[str(link) for link in row] for row in classes]
@@ -205,9 +209,7 @@ def _mixed(measured: Span, table: Span, ours: NDArray[np.bool_]) -> Span:
         n = len(one)
         return [[one[a][b] if ours[a][b] or a == b else other[a][b] for b in range(n)] for a in range(n)]
 
-    return Span(
-        rows(measured.alpha_us, table.alpha_us), rows(measured.beta_us_per_mib, table.beta_us_per_mib)
-    )  # fmt: skip
+    return Span(rows(measured.alpha_us, table.alpha_us), rows(measured.beta_us_per_mib, table.beta_us_per_mib))
 
 
 def _crowded(world: World, where: Sequence[object]) -> set[int]:

@@ -144,16 +144,18 @@ def _by_class(links: Links) -> list[str]:
     for name, members in sorted(pairs.items()):
         beta = links.large.beta_us_per_mib
         together = links.contended.beta_us_per_mib if links.contended else None
-        rows.append([
-            name,
-            str(len(members)),
-            _text(_median(links.small.alpha_us[a][b] for a, b in members), ".2f"),
-            _text(_median(links.large.alpha_us[a][b] for a, b in members), ".2f"),
-            _text(_rate(_median(beta[a][b] for a, b in members)), ".2f"),
-            _text(_rate(max((x for a, b in members if (x := beta[a][b]) is not None), default=None)), ".2f"),
-            _text(_rate(_median(together[a][b] for a, b in members)) if together else None, ".2f"),
-            _text(_median(links.residual[a][b] for a, b in members), ".0%"),
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                str(len(members)),
+                _text(_median(links.small.alpha_us[a][b] for a, b in members), ".2f"),
+                _text(_median(links.large.alpha_us[a][b] for a, b in members), ".2f"),
+                _text(_rate(_median(beta[a][b] for a, b in members)), ".2f"),
+                _text(_rate(max((x for a, b in members if (x := beta[a][b]) is not None), default=None)), ".2f"),
+                _text(_rate(_median(together[a][b] for a, b in members)) if together else None, ".2f"),
+                _text(_median(links.residual[a][b] for a, b in members), ".0%"),
+            ]
+        )
     return aligned(rows)
 
 

@@ -37,11 +37,23 @@ def shapes_of(cfg: MoEConfig, block: Block) -> dict[str, tuple[int, ...]]:
     h, f = cfg.hidden, cfg.ffn
     columns, beside = cfg.columns, cfg.shared_ffn
     shapes: dict[str, tuple[int, ...]] = {
-        "up": (f, h), "gate": (f, h), "down": (h, f), "up_bias": (f,), "gate_bias": (f,), "down_bias": (h,),
-        "router": (columns, h), "router_bias": (columns,), "select_bias": (columns - block.late,),
-        "shared_up": (beside, h), "shared_gate": (beside, h), "shared_down": (h, beside), "shared_sigmoid": (h,),
-        "router_scale": (h,), "router_norm": (h,), "expert_scale": (1 if block.late else columns,),
-    }  # fmt: skip
+        "up": (f, h),
+        "gate": (f, h),
+        "down": (h, f),
+        "up_bias": (f,),
+        "gate_bias": (f,),
+        "down_bias": (h,),
+        "router": (columns, h),
+        "router_bias": (columns,),
+        "select_bias": (columns - block.late,),
+        "shared_up": (beside, h),
+        "shared_gate": (beside, h),
+        "shared_down": (h, beside),
+        "shared_sigmoid": (h,),
+        "router_scale": (h,),
+        "router_norm": (h,),
+        "expert_scale": (1 if block.late else columns,),
+    }
     return shapes | {LATE + name: shapes[name] for name in WEIGHTS}
 
 

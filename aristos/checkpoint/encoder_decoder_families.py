@@ -12,8 +12,15 @@ from .pieces import Piece
 from .recipe import ACTIVATIONS, Block, family, named
 
 
-@family("switch_transformers", dense_act_fn="relu", num_sparse_encoder_layers=3, num_sparse_decoder_layers=3,
-        router_bias=False, is_gated_act=False, expert_capacity=64)  # fmt: skip
+@family(
+    "switch_transformers",
+    dense_act_fn="relu",
+    num_sparse_encoder_layers=3,
+    num_sparse_decoder_layers=3,
+    router_bias=False,
+    is_gated_act=False,
+    expert_capacity=64,
+)
 def switch(o: Options) -> dict[int, Block]:
     """models/switch_transformers: the best expert; ungated."""
     o.only(
@@ -26,10 +33,14 @@ def switch(o: Options) -> dict[int, Block]:
     o.ignore("router_jitter_noise", "router_ignore_padding_tokens", "encoder_sparse_step", "decoder_sparse_step")
     bias = o.flag("router_bias")
     options: dict[str, Any] = {
-        "hidden": o.size("d_model"), "ffn": o.size("d_ff"), "experts": o.size("num_experts"), "top_k": 1,
-        "gated": False, "activation": o.word("dense_act_fn", ACTIVATIONS),
+        "hidden": o.size("d_model"),
+        "ffn": o.size("d_ff"),
+        "experts": o.size("num_experts"),
+        "top_k": 1,
+        "gated": False,
+        "activation": o.word("dense_act_fn", ACTIVATIONS),
         "router": {"score": "softmax", "renormalize": False},
-    }  # fmt: skip
+    }
     options["router"]["capacity"] = o.size("expert_capacity")
     note = "the capacity counts the tokens of a rank's call; the model's own code counts those of a sequence"
     pieces = {"up": Piece("mlp.experts.expert_{e}.wi.weight"), "down": Piece("mlp.experts.expert_{e}.wo.weight")}
@@ -53,8 +64,16 @@ def switch(o: Options) -> dict[int, Block]:
     return blocks
 
 
-@family("nllb-moe", activation_function="relu", router_bias=False, second_expert_policy="all", encoder_sparse_step=4,
-        decoder_sparse_step=4, moe_eval_capacity_token_fraction=1.0, moe_token_dropout=0.2)  # fmt: skip
+@family(
+    "nllb-moe",
+    activation_function="relu",
+    router_bias=False,
+    second_expert_policy="all",
+    encoder_sparse_step=4,
+    decoder_sparse_step=4,
+    moe_eval_capacity_token_fraction=1.0,
+    moe_token_dropout=0.2,
+)
 def nllb(o: Options) -> dict[int, Block]:
     """models/nllb_moe: the two best experts, renormalised, times 1 - moe_token_dropout; ungated, with biases.
 
@@ -78,10 +97,15 @@ def nllb(o: Options) -> dict[int, Block]:
     blocks, first = {}, 0
     for stack in ("encoder", "decoder"):
         options = {
-            "hidden": o.size("d_model"), "ffn": o.size(f"{stack}_ffn_dim"), "experts": o.size("num_experts"),
-            "top_k": 2, "gated": False, "bias": True, "activation": o.word("activation_function", ACTIVATIONS),
+            "hidden": o.size("d_model"),
+            "ffn": o.size(f"{stack}_ffn_dim"),
+            "experts": o.size("num_experts"),
+            "top_k": 2,
+            "gated": False,
+            "bias": True,
+            "activation": o.word("activation_function", ACTIVATIONS),
             "router": {"score": "softmax", "renormalize": True, "scale": 1 - dropout},
-        }  # fmt: skip
+        }
         count, step = o.depth(f"{stack}_layers"), o.count(f"{stack}_sparse_step")
         for i in range(count):
             if step and (i + 1) % step == 0:

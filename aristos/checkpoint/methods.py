@@ -93,9 +93,13 @@ def _gptq(d: Declared) -> Options:
     if d.found.get("is_marlin_format"):
         d.refuse("says is_marlin_format, Aristos reads gptq and gptq_v2")
     return Options(
-        form="gptq", bits=bits, groups=(d.group(bits),), zeros=not d.one_of("sym", (True, False), True),
-        offset=GPTQ_OFFSETS[kind], act_order=bool(d.one_of("desc_act", (True, False), False)),
-    )  # fmt: skip
+        form="gptq",
+        bits=bits,
+        groups=(d.group(bits),),
+        zeros=not d.one_of("sym", (True, False), True),
+        offset=GPTQ_OFFSETS[kind],
+        act_order=bool(d.one_of("desc_act", (True, False), False)),
+    )
 
 
 def _awq(d: Declared) -> Options:
@@ -143,9 +147,13 @@ def _weights(d: Declared) -> int:
 
 
 METHODS: dict[str, Callable[[Declared], Options]] = {
-    "fp8": _fp8, "mxfp4": _mxfp4, "gptq": _gptq, "awq": _awq, "compressed-tensors": _compressed,
+    "fp8": _fp8,
+    "mxfp4": _mxfp4,
+    "gptq": _gptq,
+    "awq": _awq,
+    "compressed-tensors": _compressed,
     "bitsandbytes": _bitsandbytes,
-}  # fmt: skip
+}
 
 
 def options(config: dict[str, Any], where: str) -> Options:

@@ -260,16 +260,26 @@ class LayerReader:
         """Where a matrix lies that may be packed."""
         piece, (out, depth) = self.pieces[array], self.shapes[array]
         name = self.prefix + piece.name.format(e=expert)
-        outputs = {"first": slice(0, out), "second": slice(out, None), "even": slice(0, None, 2),
-                   "odd": slice(1, None, 2)}.get(piece.outputs, slice(None))  # fmt: skip
+        outputs = {
+            "first": slice(0, out),
+            "second": slice(out, None),
+            "even": slice(0, None, 2),
+            "odd": slice(1, None, 2),
+        }.get(piece.outputs, slice(None))
         if piece.flat and self.directory.entry(name).dtype not in quantised.ELEMENTS:
             raise CheckpointError(
                 f"{self.directory.file(name).path}: tensor {shown(name)}: flat experts cannot have scales"
             )
         return Matrix(
-            self.directory, name, (out if piece.outputs == "all" else 2 * out, depth), self.options, piece.form,
-            expert if piece.stacked else None, piece.in_out and not piece.form, outputs,
-        )  # fmt: skip
+            self.directory,
+            name,
+            (out if piece.outputs == "all" else 2 * out, depth),
+            self.options,
+            piece.form,
+            expert if piece.stacked else None,
+            piece.in_out and not piece.form,
+            outputs,
+        )
 
     def _tensor(self, array: str, expert: int) -> np.ndarray:
         """What an array's tensor holds of one expert, or of the layer: [out, in] or [out], all outputs."""

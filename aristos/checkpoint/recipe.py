@@ -11,9 +11,15 @@ from .pieces import Part, Piece
 from .safetensors import shown
 
 ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "relu2": "relu2",
-}  # fmt: skip
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
 LAYERS = "layers.{n}."
 
 
@@ -131,8 +137,13 @@ def w123(base: str) -> dict[str, Piece]:
     return each(base, "w1", "w3", "w2")
 
 
-def fused(base: str, wide: str = "experts.gate_up_proj", narrow: str = "experts.down_proj",
-          in_out: bool = False, interleaved: bool = False) -> dict[str, Piece]:  # fmt: skip
+def fused(
+    base: str,
+    wide: str = "experts.gate_up_proj",
+    narrow: str = "experts.down_proj",
+    in_out: bool = False,
+    interleaved: bool = False,
+) -> dict[str, Piece]:
     """Stacked experts with gate and up in one tensor: halves, gate first, or alternating outputs."""
     gate, up = ("even", "odd") if interleaved else ("first", "second")
     return {
@@ -157,16 +168,21 @@ def shared(*bases: str) -> Part:
     parts: list[dict[str, Piece]] = []
     for base in bases:
         for gate, up, down in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")):
-            parts.append({
-                "shared_gate": Piece(f"{base}{gate}.weight"), "shared_up": Piece(f"{base}{up}.weight"),
-                "shared_down": Piece(f"{base}{down}.weight"),
-            })  # fmt: skip
+            parts.append(
+                {
+                    "shared_gate": Piece(f"{base}{gate}.weight"),
+                    "shared_up": Piece(f"{base}{up}.weight"),
+                    "shared_down": Piece(f"{base}{down}.weight"),
+                }
+            )
         for wide, down in (("gate_up_proj", "down_proj"), ("input_linear", "output_linear")):
-            parts.append({
-                "shared_gate": Piece(f"{base}{wide}.weight", outputs="first"),
-                "shared_up": Piece(f"{base}{wide}.weight", outputs="second"),
-                "shared_down": Piece(f"{base}{down}.weight"),
-            })  # fmt: skip
+            parts.append(
+                {
+                    "shared_gate": Piece(f"{base}{wide}.weight", outputs="first"),
+                    "shared_up": Piece(f"{base}{wide}.weight", outputs="second"),
+                    "shared_down": Piece(f"{base}{down}.weight"),
+                }
+            )
     return tuple(parts)
 
 
@@ -176,9 +192,14 @@ def shared(*bases: str) -> Part:
 def gated(o: Options, ffn: int, experts: int, top_k: int, act: str = "hidden_act", **router: Any) -> dict[str, Any]:
     """Options of a layer of gated experts without biases. router: options of `Router`."""
     return {
-        "hidden": o.size("hidden_size"), "ffn": ffn, "experts": experts, "top_k": top_k, "gated": True,
-        "activation": o.word(act, ACTIVATIONS), "router": router,
-    }  # fmt: skip
+        "hidden": o.size("hidden_size"),
+        "ffn": ffn,
+        "experts": experts,
+        "top_k": top_k,
+        "gated": True,
+        "activation": o.word(act, ACTIVATIONS),
+        "router": router,
+    }
 
 
 def groups(o: Options, kind: str, count: str = "n_group", kept: str = "topk_group") -> dict[str, Any]:

@@ -58,8 +58,11 @@ def corrected(
     o.only(moe_router_activation_func="sigmoid", score_function="sigmoid", moe_router_enable_expert_bias=True)
     width = o.size(*ffn)
     how: dict[str, Any] = {
-        "score": "sigmoid", "renormalize": o.flag(norm), "scale": o.number(*scale), **groups(o, "sum_top2", *group),
-    }  # fmt: skip
+        "score": "sigmoid",
+        "renormalize": o.flag(norm),
+        "scale": o.number(*scale),
+        **groups(o, "sum_top2", *group),
+    }
     options = gated(o, width, o.size(*count), o.size(*top_k), **how)
     parts: list[Part] = [experts(*bases), named("router", *router), named("select_bias", *bias)]
     if number := o.optional_count(*shared_count):
@@ -105,55 +108,99 @@ def mimo(o: Options) -> dict[int, Block]:
     return dict.fromkeys(after_dense(o), block)
 
 
-@family("kimi_linear", hidden_act="silu", first_k_dense_replace=1, moe_renormalize=True, routed_scaling_factor=2.446,
-        num_shared_experts=1)  # fmt: skip
+@family(
+    "kimi_linear",
+    hidden_act="silu",
+    first_k_dense_replace=1,
+    moe_renormalize=True,
+    routed_scaling_factor=2.446,
+    num_shared_experts=1,
+)
 def kimi_linear(o: Options) -> dict[int, Block]:
     """models/kimi_linear: as DeepSeek-V3 with other names."""
     bases = ("block_sparse_moe.", "mlp.")
     block = corrected(
-        o, bases, count=("num_experts",), top_k=("num_experts_per_token", "num_experts_per_tok"),
-        norm="moe_renormalize", group=("num_expert_group", "topk_group"),
+        o,
+        bases,
+        count=("num_experts",),
+        top_k=("num_experts_per_token", "num_experts_per_tok"),
+        norm="moe_renormalize",
+        group=("num_expert_group", "topk_group"),
         shared_names=tuple(base + "shared_experts." for base in bases),
-        router=tuple(base + "gate.weight" for base in bases), bias=tuple(base + CORRECTION for base in bases),
-    )  # fmt: skip
+        router=tuple(base + "gate.weight" for base in bases),
+        bias=tuple(base + CORRECTION for base in bases),
+    )
     o.only(use_grouped_topk=True)
     return dict.fromkeys(after_dense(o), block)
 
 
-@family("bailing_hybrid", hidden_act="silu", first_k_dense_replace=2, moe_renormalize=True, routed_scaling_factor=2.5,
-        num_expert_group=8, topk_group=4, num_shared_experts=1)  # fmt: skip
+@family(
+    "bailing_hybrid",
+    hidden_act="silu",
+    first_k_dense_replace=2,
+    moe_renormalize=True,
+    routed_scaling_factor=2.5,
+    num_expert_group=8,
+    topk_group=4,
+    num_shared_experts=1,
+)
 def bailing(o: Options) -> dict[int, Block]:
     """models/bailing_hybrid (Ling 3.0): as DeepSeek-V3 with other names."""
     o.ignore("kda_safe_gate", "layer_group_size")
     block = corrected(
-        o, count=("num_experts",), top_k=("num_experts_per_token", "num_experts_per_tok"), norm="moe_renormalize",
-        group=("num_expert_group", "topk_group"), bias=("mlp.gate.expert_bias", "mlp." + CORRECTION),
-    )  # fmt: skip
+        o,
+        count=("num_experts",),
+        top_k=("num_experts_per_token", "num_experts_per_tok"),
+        norm="moe_renormalize",
+        group=("num_expert_group", "topk_group"),
+        bias=("mlp.gate.expert_bias", "mlp." + CORRECTION),
+    )
     return dict.fromkeys(after_dense(o), block)
 
 
-@family("hy_v3", hidden_act="silu", first_k_dense_replace=1, router_scaling_factor=2.826, route_norm=True,
-        num_shared_experts=1)  # fmt: skip
+@family(
+    "hy_v3",
+    hidden_act="silu",
+    first_k_dense_replace=1,
+    router_scaling_factor=2.826,
+    route_norm=True,
+    num_shared_experts=1,
+)
 def hy_v3(o: Options) -> dict[int, Block]:
     """models/hy_v3: sigmoid, chosen with a bias, renormalised, scaled; the first layer is dense."""
     o.ignore("enable_moe_fp32_combine")
     block = corrected(
-        o, count=("num_experts",), norm="route_norm", scale=("router_scaling_factor",),
-        shared_names=("mlp.shared_mlp.", "mlp.shared_experts."), router=("mlp.router.gate.weight", "mlp.gate.weight"),
+        o,
+        count=("num_experts",),
+        norm="route_norm",
+        scale=("router_scaling_factor",),
+        shared_names=("mlp.shared_mlp.", "mlp.shared_experts."),
+        router=("mlp.router.gate.weight", "mlp.gate.weight"),
         bias=("mlp.expert_bias", "mlp.e_score_correction_bias"),
-    )  # fmt: skip
+    )
     return dict.fromkeys(after_dense(o), block)
 
 
-@family("afmoe", hidden_act="silu", num_dense_layers=1, route_scale=1.0, route_norm=True, score_func="sigmoid",
-        num_shared_experts=2)  # fmt: skip
+@family(
+    "afmoe",
+    hidden_act="silu",
+    num_dense_layers=1,
+    route_scale=1.0,
+    route_norm=True,
+    score_func="sigmoid",
+    num_shared_experts=2,
+)
 def afmoe(o: Options) -> dict[int, Block]:
     """models/afmoe (Trinity): sigmoid, chosen with a bias, renormalised, scaled."""
     o.only(score_func="sigmoid", route_norm=True, num_expert_groups=1, num_limited_groups=1, n_group=1, topk_group=1)
     block = corrected(
-        o, count=("num_experts",), norm="route_norm", scale=("route_scale",), router=("mlp.router.gate.weight",),
+        o,
+        count=("num_experts",),
+        norm="route_norm",
+        scale=("route_scale",),
+        router=("mlp.router.gate.weight",),
         bias=("mlp.expert_bias",),
-    )  # fmt: skip
+    )
     return dict.fromkeys(after_dense(o, "num_dense_layers"), block)
 
 
@@ -185,9 +232,10 @@ def minimax_m2(o: Options) -> dict[int, Block]:
     bases = ("block_sparse_moe.", "mlp.")
     sizes = o.size("intermediate_size"), o.size("num_local_experts"), o.size("num_experts_per_tok")
     parts = (
-        experts(*bases), named("router", *(base + "gate.weight" for base in bases)),
+        experts(*bases),
+        named("router", *(base + "gate.weight" for base in bases)),
         named("select_bias", *(base + "e_score_correction_bias" for base in bases)),
-    )  # fmt: skip
+    )
     return dict.fromkeys(layers(o), Block(gated(o, *sizes, score="sigmoid", renormalize=True), parts, bases))
 
 
@@ -198,16 +246,23 @@ def minimax_m3(o: Options) -> dict[int, Block]:
     o.ignore("hidden_act", "router_jitter_noise", "dense_intermediate_size")
     bases = ("block_sparse_moe.", "mlp.")
     options = {
-        "hidden": o.size("hidden_size"), "ffn": o.size("intermediate_size"), "experts": o.size("num_local_experts"),
-        "top_k": o.size("num_experts_per_tok"), "gated": True, "activation": "swiglu_oai",
-        "limit": o.number("swiglu_limit"), "shared_ffn": o.size("shared_intermediate_size"),
+        "hidden": o.size("hidden_size"),
+        "ffn": o.size("intermediate_size"),
+        "experts": o.size("num_local_experts"),
+        "top_k": o.size("num_experts_per_tok"),
+        "gated": True,
+        "activation": "swiglu_oai",
+        "limit": o.number("swiglu_limit"),
+        "shared_ffn": o.size("shared_intermediate_size"),
         "router": {"score": "sigmoid", "renormalize": True, "scale": o.number("routed_scaling_factor")},
-    }  # fmt: skip
+    }
     biases = [base + name for base in bases for name in (CORRECTION, "e_score_correction_bias")]
     parts = (
-        experts(*bases), named("router", *(base + "gate.weight" for base in bases)), named("select_bias", *biases),
+        experts(*bases),
+        named("router", *(base + "gate.weight" for base in bases)),
+        named("select_bias", *biases),
         shared(*(base + "shared_experts." for base in bases)),
-    )  # fmt: skip
+    )
     return dict.fromkeys(after_dense(o), Block(options, parts, bases))
 
 
@@ -218,14 +273,21 @@ def step3p7(o: Options) -> dict[int, Block]:
     o.ignore("intermediate_size", "need_fp32_gate", "swiglu_limits", "swiglu_limits_shared")
     how: dict[str, Any] = {"score": "sigmoid", "renormalize": True, "scale": o.number("moe_router_scaling_factor")}
     ffn = o.size("moe_intermediate_size")
-    options = gated(o, ffn, o.size("n_routed_experts", "moe_num_experts", "num_local_experts"),
-                    o.size("num_experts_per_tok", "moe_top_k"), **how)  # fmt: skip
+    options = gated(
+        o,
+        ffn,
+        o.size("n_routed_experts", "moe_num_experts", "num_local_experts"),
+        o.size("num_experts_per_tok", "moe_top_k"),
+        **how,
+    )
     options["shared_ffn"] = o.size("share_expert_dim", "share_expert_dims")
     stacked = {array: Piece(f"moe.{array}_proj.weight", stacked=True) for array in ("gate", "up", "down")}
     parts = (
-        (*experts(*MLP), stacked), named("router", "moe.gate.weight", "mlp.gate.weight"),
-        named("select_bias", "moe.router_bias", "mlp." + CORRECTION), shared("share_expert.", "mlp.shared_experts."),
-    )  # fmt: skip
+        (*experts(*MLP), stacked),
+        named("router", "moe.gate.weight", "mlp.gate.weight"),
+        named("select_bias", "moe.router_bias", "mlp." + CORRECTION),
+        shared("share_expert.", "mlp.shared_experts."),
+    )
     listed = _listed(o, "moe_layers_enum")
     if o.get("mlp_layer_types") is not None:
         chosen_layers = after_dense(o)
@@ -287,8 +349,15 @@ def llama4(o: Options) -> dict[int, Block]:
     return {i: block for i in layers(o) if (i in chosen if chosen is not None else (i + 1) % step == 0)}
 
 
-@family("deepseek_v4", hidden_act="silu", routed_scaling_factor=1.5, scoring_func="sqrtsoftplus", num_hash_layers=3,
-        swiglu_limit=10.0, n_shared_experts=1)  # fmt: skip
+@family(
+    "deepseek_v4",
+    hidden_act="silu",
+    routed_scaling_factor=1.5,
+    scoring_func="sqrtsoftplus",
+    num_hash_layers=3,
+    swiglu_limit=10.0,
+    n_shared_experts=1,
+)
 def deepseek_v4(o: Options) -> dict[int, Block]:
     """models/deepseek_v4: sqrt(softplus), chosen with a bias, renormalised, scaled; first layers have a table."""
     o.only(norm_topk_prob=True, mlp_bias=False, topk_method="noaux_tc", expert_dtype=None)
@@ -327,21 +396,29 @@ def nemotron_h(o: Options) -> dict[int, Block]:
         o.refuse("it has neither layers_block_type nor hybrid_override_pattern: which layers are MoE is not said")
     count = o.depth("num_hidden_layers") if o.get("num_hidden_layers") else min(len(kinds), MOST_LAYERS)
     options = {
-        "hidden": o.size("hidden_size"), "ffn": o.size("moe_intermediate_size"), "experts": o.size("n_routed_experts"),
-        "top_k": o.size("num_experts_per_tok"), "gated": False, "activation": o.word("mlp_hidden_act", ACTIVATIONS),
+        "hidden": o.size("hidden_size"),
+        "ffn": o.size("moe_intermediate_size"),
+        "experts": o.size("n_routed_experts"),
+        "top_k": o.size("num_experts_per_tok"),
+        "gated": False,
+        "activation": o.word("mlp_hidden_act", ACTIVATIONS),
         "shared_ffn": o.size("moe_shared_expert_intermediate_size"),
         "router": {
-            "score": "sigmoid", "renormalize": o.flag("norm_topk_prob"), "scale": o.number("routed_scaling_factor"),
+            "score": "sigmoid",
+            "renormalize": o.flag("norm_topk_prob"),
+            "scale": o.number("routed_scaling_factor"),
             **groups(o, "sum_top2"),
         },
-    }  # fmt: skip
+    }
     base = "mixer."
     stacked = {array: Piece(f"{base}experts.{array}_proj", stacked=True) for array in ("up", "down")}
     both = {f"shared_{array}": Piece(f"{base}shared_experts.{array}_proj.weight") for array in ("up", "down")}
     parts = (
-        (each(base, gate=""), stacked), named("router", base + "gate.weight"),
-        named("select_bias", base + CORRECTION), (both,),
-    )  # fmt: skip
+        (each(base, gate=""), stacked),
+        named("router", base + "gate.weight"),
+        named("select_bias", base + CORRECTION),
+        (both,),
+    )
     block = Block(options, parts, (base,))
     return {i: block for i, kind in enumerate(kinds[:count]) if kind == "moe"}
 
@@ -365,9 +442,11 @@ def inkling(o: Options) -> dict[int, Block]:
     }
     apart = {f"late_{name}": Piece(f"mlp.shared_experts.{name}_proj", stacked=True) for name in ("gate", "up", "down")}
     parts = (
-        (fused("mlp."), fused("mlp.", "experts.w13_weight", "experts.w2_weight", interleaved=True)), (apart, both),
-        named("router", "mlp.gate.weight"), named("select_bias", "mlp." + CORRECTION, "mlp.gate.bias"),
+        (fused("mlp."), fused("mlp.", "experts.w13_weight", "experts.w2_weight", interleaved=True)),
+        (apart, both),
+        named("router", "mlp.gate.weight"),
+        named("select_bias", "mlp." + CORRECTION, "mlp.gate.bias"),
         named("expert_scale", "mlp.gate.global_scale"),
-    )  # fmt: skip
+    )
     block = Block(gated(o, *sizes, **how), parts, late=late, note=LATE_NOTE.format(late=late))
     return dict.fromkeys(after_dense(o), block)

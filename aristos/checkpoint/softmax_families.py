@@ -139,8 +139,14 @@ def deepseek_layer(o: Options, router: dict[str, Any], *experts_keys: str) -> Bl
     return Block(options, tuple(parts))
 
 
-@family("deepseek", hidden_act="silu", first_k_dense_replace=0, moe_layer_freq=1, norm_topk_prob=False,
-        scoring_func="softmax")  # fmt: skip
+@family(
+    "deepseek",
+    hidden_act="silu",
+    first_k_dense_replace=0,
+    moe_layer_freq=1,
+    norm_topk_prob=False,
+    scoring_func="softmax",
+)
 def deepseek(o: Options) -> dict[int, Block]:
     """DeepSeek-MoE-16B (vllm-project/vllm models/deepseek.py): softmax, k best; renormalised if the model says so."""
     o.only(scoring_func="softmax", mlp_bias=False)
@@ -149,8 +155,14 @@ def deepseek(o: Options) -> dict[int, Block]:
     return dict.fromkeys(after_dense(o), block)
 
 
-@family("deepseek_v2", hidden_act="silu", routed_scaling_factor=1.0, first_k_dense_replace=0, topk_method="greedy",
-        n_shared_experts=2)  # fmt: skip
+@family(
+    "deepseek_v2",
+    hidden_act="silu",
+    routed_scaling_factor=1.0,
+    first_k_dense_replace=0,
+    topk_method="greedy",
+    n_shared_experts=2,
+)
 def deepseek_v2(o: Options) -> dict[int, Block]:
     """models/deepseek_v2: softmax, k best, of the best groups by topk_method; norm_topk_prob is not read."""
     o.only(scoring_func="softmax", mlp_bias=False, moe_layer_freq=1)
@@ -168,14 +180,22 @@ def deepseek_v2(o: Options) -> dict[int, Block]:
     return dict.fromkeys(after_dense(o), replace(block, note=note))
 
 
-@family("mistral4", hidden_act="silu", routed_scaling_factor=1.0, first_k_dense_replace=0, norm_topk_prob=True,
-        n_shared_experts=1)  # fmt: skip
+@family(
+    "mistral4",
+    hidden_act="silu",
+    routed_scaling_factor=1.0,
+    first_k_dense_replace=0,
+    norm_topk_prob=True,
+    n_shared_experts=1,
+)
 def mistral4(o: Options) -> dict[int, Block]:
     """models/mistral4: softmax; groups valued by their two best; renormalised if the model says so."""
     router: dict[str, Any] = {
-        "score": "softmax", "renormalize": o.flag("norm_topk_prob"), "scale": o.number("routed_scaling_factor"),
+        "score": "softmax",
+        "renormalize": o.flag("norm_topk_prob"),
+        "scale": o.number("routed_scaling_factor"),
         **groups(o, "sum_top2"),
-    }  # fmt: skip
+    }
     block = deepseek_layer(o, router, "n_routed_experts", "num_local_experts")
     return dict.fromkeys(after_dense(o), block)
 
@@ -187,8 +207,9 @@ def jamba(o: Options) -> dict[int, Block]:
     sizes = o.size("intermediate_size"), o.size("num_experts"), o.size("num_experts_per_tok")
     block = Block(
         gated(o, *sizes, score="softmax", renormalize=False),
-        (experts(base), named("router", base + "router.weight")), (base,),
-    )  # fmt: skip
+        (experts(base), named("router", base + "router.weight")),
+        (base,),
+    )
     period, offset = o.size("expert_layer_period"), o.count("expert_layer_offset")
     return {i: block for i in layers(o) if i % period == offset}
 
@@ -211,16 +232,21 @@ def dbrx(o: Options) -> dict[int, Block]:
     f.ignore("moe_jitter_eps", "moe_loss_weight", "hidden_size", "uniform_expert_assignment")
     f.only(uniform_expert_assignment=False)
     options = {
-        "hidden": o.size("d_model"), "ffn": f.size("ffn_hidden_size"), "experts": f.size("moe_num_experts"),
-        "top_k": f.size("moe_top_k"), "gated": True, "activation": ACTIVATIONS[name],
+        "hidden": o.size("d_model"),
+        "ffn": f.size("ffn_hidden_size"),
+        "experts": f.size("moe_num_experts"),
+        "top_k": f.size("moe_top_k"),
+        "gated": True,
+        "activation": ACTIVATIONS[name],
         "router": {"score": "softmax", "renormalize": norm == 1},
-    }  # fmt: skip
+    }
     f.refuse_unknown("dbrx")
     base = "ffn.experts.mlp."
     flat = {
-        "gate": Piece(base + "w1", flat=True), "up": Piece(base + "v1", flat=True),
+        "gate": Piece(base + "w1", flat=True),
+        "up": Piece(base + "v1", flat=True),
         "down": Piece(base + "w2", flat=True, in_out=True),
-    }  # fmt: skip
+    }
     block = Block(options, ((flat,), named("router", "ffn.router.layer.weight")), ("ffn.",), "blocks.{n}.")
     return dict.fromkeys(layers(o, "n_layers"), block)
 
@@ -239,9 +265,14 @@ def phimoe(o: Options) -> dict[int, Block]:
 
 
 @family(
-    "ernie4_5_moe", hidden_act="silu", moe_layer_interval=1, moe_layer_start_index=1, moe_layer_end_index=-1,
-    moe_norm_min=1e-12, moe_num_shared_experts=2,
-)  # fmt: skip
+    "ernie4_5_moe",
+    hidden_act="silu",
+    moe_layer_interval=1,
+    moe_layer_start_index=1,
+    moe_layer_end_index=-1,
+    moe_norm_min=1e-12,
+    moe_num_shared_experts=2,
+)
 def ernie(o: Options) -> dict[int, Block]:
     """models/ernie4_5_moe: softmax, chosen with a bias, weights without it, renormalised."""
     o.only(use_bias=False, moe_gate="topk", moe_use_aux_free=True)
@@ -249,8 +280,14 @@ def ernie(o: Options) -> dict[int, Block]:
     if o.number("moe_norm_min") > 1e-6:
         o.refuse(f"moe_norm_min is {o.number('moe_norm_min')}; Aristos has no least sum of weights")
     ffn = o.size("moe_intermediate_size")
-    options = gated(o, ffn, o.size("moe_num_experts", "num_experts"), o.size("moe_k", "num_experts_per_tok"),
-                    score="softmax", renormalize=True)  # fmt: skip
+    options = gated(
+        o,
+        ffn,
+        o.size("moe_num_experts", "num_experts"),
+        o.size("moe_k", "num_experts_per_tok"),
+        score="softmax",
+        renormalize=True,
+    )
     statics = ("mlp.moe_statics.e_score_correction_bias", "mlp.gate.moe_statics.e_score_correction_bias")
     parts = [experts(*MLP), named("router", "mlp.gate.weight"), named("select_bias", *statics, row=True)]
     if count := o.optional_count("moe_num_shared_experts"):
@@ -306,13 +343,21 @@ def longcat(o: Options) -> dict[int, Block]:
     o.only(router_bias=False, zero_expert_type="identity", norm_topk_prob=False)
     o.ignore("ffn_hidden_size", "intermediate_size", "moe_intermediate_size")
     ffn = o.size(o.first("expert_ffn_hidden_size", "moe_intermediate_size"))
-    options = gated(o, ffn, o.size("n_routed_experts"), o.size("moe_topk", "num_experts_per_tok"),
-                    score="softmax", renormalize=False, scale=o.number("routed_scaling_factor"))  # fmt: skip
+    options = gated(
+        o,
+        ffn,
+        o.size("n_routed_experts"),
+        o.size("moe_topk", "num_experts_per_tok"),
+        score="softmax",
+        renormalize=False,
+        scale=o.number("routed_scaling_factor"),
+    )
     options["identity_experts"] = o.count("zero_expert_num")
     parts = (
-        (each("mlp."),), named("router", "mlp.router.classifier.weight"),
+        (each("mlp."),),
+        named("router", "mlp.router.classifier.weight"),
         named("select_bias", "mlp.router.e_score_correction_bias"),
-    )  # fmt: skip
+    )
     first, identity = options["experts"], options["identity_experts"]
     names = (f"mlp.experts.{e}.{name}_proj.weight" for e in range(first, first + identity) for name in ("gate", "up"))
     return dict.fromkeys(layers(o, "num_layers"), Block(options, parts, unused=tuple(names)))
@@ -332,11 +377,21 @@ def gemma4(o: Options) -> dict[int, Block]:
             o.refuse(f"per_layer_config is {shown(own)}; for this model Aristos has one configuration for all layers")
     if not o.flag("enable_moe_block"):
         return {}
-    options = gated(o, o.size("moe_intermediate_size"), o.size("num_experts"), o.size("top_k_experts"),
-                    "hidden_activation", score="softmax", renormalize=True)  # fmt: skip
+    options = gated(
+        o,
+        o.size("moe_intermediate_size"),
+        o.size("num_experts"),
+        o.size("top_k_experts"),
+        "hidden_activation",
+        score="softmax",
+        renormalize=True,
+    )
     parts = (
-        (fused(""),), named("router", "router.proj.weight"), named("router_scale", "router.scale"),
-        named("router_norm", "pre_feedforward_layernorm_2.weight"), named("expert_scale", "router.per_expert_scale"),
-    )  # fmt: skip
+        (fused(""),),
+        named("router", "router.proj.weight"),
+        named("router_scale", "router.scale"),
+        named("router_norm", "pre_feedforward_layernorm_2.weight"),
+        named("expert_scale", "router.per_expert_scale"),
+    )
     block = Block(options, parts, ("experts.", "router."), router_factor=options["hidden"] ** -0.5)
     return dict.fromkeys(layers(o), block)

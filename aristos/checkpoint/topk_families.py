@@ -31,14 +31,22 @@ def gpt_oss(o: Options) -> dict[int, Block]:
         "down_bias": Piece(base + "down_proj_bias", stacked=True),
     }
     options = {
-        "hidden": o.size("hidden_size"), "ffn": o.size("intermediate_size"), "bias": True, "gated": True,
-        "experts": o.size("num_local_experts", "num_experts"), "top_k": o.size("num_experts_per_tok"),
-        "activation": "swiglu_oai", "limit": o.number("swiglu_limit"), "router": {"score": "softmax_topk"},
-    }  # fmt: skip
+        "hidden": o.size("hidden_size"),
+        "ffn": o.size("intermediate_size"),
+        "bias": True,
+        "gated": True,
+        "experts": o.size("num_local_experts", "num_experts"),
+        "top_k": o.size("num_experts_per_tok"),
+        "activation": "swiglu_oai",
+        "limit": o.number("swiglu_limit"),
+        "router": {"score": "softmax_topk"},
+    }
     parts = (
-        (plain,) if halves else (plain, packed), (biases,),
-        named("router", "mlp.router.weight"), named("router_bias", "mlp.router.bias"),
-    )  # fmt: skip
+        (plain,) if halves else (plain, packed),
+        (biases,),
+        named("router", "mlp.router.weight"),
+        named("router_bias", "mlp.router.bias"),
+    )
     return dict.fromkeys(layers(o), Block(options, parts))
 
 
@@ -78,8 +86,9 @@ def jetmoe(o: Options) -> dict[int, Block]:
     o.only(bias=True, glu=True)
     parts = (
         (fused("mlp.", "input_linear.weight", "output_linear.weight"),),
-        named("router", "mlp.router.layer.weight"), named("down_bias", "mlp.bias"),
-    )  # fmt: skip
+        named("router", "mlp.router.layer.weight"),
+        named("down_bias", "mlp.bias"),
+    )
     return dict.fromkeys(layers(o), Block(options, parts))
 
 
@@ -98,8 +107,14 @@ def aria(o: Options) -> dict[int, Block]:
     return dict.fromkeys(layers(o), Block(options, tuple(parts)))
 
 
-@family("cohere2_moe", hidden_act="silu", expert_selection_fn="softmax", shared_expert_combination_strategy="average",
-        first_k_dense_replace=0, norm_topk_prob=True)  # fmt: skip
+@family(
+    "cohere2_moe",
+    hidden_act="silu",
+    expert_selection_fn="softmax",
+    shared_expert_combination_strategy="average",
+    first_k_dense_replace=0,
+    norm_topk_prob=True,
+)
 def cohere2_moe(o: Options) -> dict[int, Block]:
     """models/cohere2_moe: the k best logits, softmax or sigmoid over these; the mean or sum with a shared expert."""
     o.ignore("prefix_dense_intermediate_size", "prefix_dense_sliding_window_pattern")

@@ -34,19 +34,30 @@ def options(argv: list[str]) -> argparse.Namespace:
         choices=("shm", "rma", "mixed", "proxy"),
         help="proxy: between nodes, for ranks on GPUs (shm)",
     )
-    parser.add_argument("--stay", type=int, help="this many rows for a local peer's expert are computed in place; 0: "
-                        "all travel (drawn; exhaustive: 0)")  # fmt: skip
-    parser.add_argument("--scalars", action="store_true", help="every second call has a scalar beside each row "
-                        "(else drawn; exhaustive: none)")  # fmt: skip
-    parser.add_argument("--backward", action="store_true", help="every second call is a backward call "
-                        "(else drawn; exhaustive: none)")  # fmt: skip
-    parser.add_argument("--once", action="store_true", help="tokens cross once to ranks of the node too; exhaustive: "
-                        "in some calls (else drawn; exhaustive: none)")  # fmt: skip
+    parser.add_argument(
+        "--stay",
+        type=int,
+        help="this many rows for a local peer's expert are computed in place; 0: all travel (drawn; exhaustive: 0)",
+    )
+    parser.add_argument(
+        "--scalars",
+        action="store_true",
+        help="every second call has a scalar beside each row (else drawn; exhaustive: none)",
+    )
+    parser.add_argument(
+        "--backward", action="store_true", help="every second call is a backward call (else drawn; exhaustive: none)"
+    )
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        help="tokens cross once to ranks of the node too; exhaustive: in some calls (else drawn; exhaustive: none)",
+    )
     parser.add_argument("--strategy", choices=("pct", "random", "exhaustive"), default="pct", help="(%(default)s)")
     parser.add_argument("--schedules", type=int, default=300, help="how many (%(default)s)")
     parser.add_argument("--tokens", type=int, help="of each rank's call, exhaustive only (3)")
-    parser.add_argument("--seconds", type=arguments.seconds, help="time limit, of each bug with --mutation"
-                        " (exhaustive: 1800)")  # fmt: skip
+    parser.add_argument(
+        "--seconds", type=arguments.seconds, help="time limit, of each bug with --mutation (exhaustive: 1800)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="number of the first schedule (%(default)s)")
     parser.add_argument(
         "--mutation",

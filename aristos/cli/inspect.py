@@ -87,13 +87,17 @@ def examine(asked: argparse.Namespace) -> dict[str, Any]:
     for number, cfg in configs.items():
         kinds.setdefault(cfg, []).append(number)
     return {
-        "path": str(checkpoint.path), "model_type": checkpoint.model_type,
-        "quantisation": checkpoint.quantisation or None, "layers": list(checkpoint.layers),
+        "path": str(checkpoint.path),
+        "model_type": checkpoint.model_type,
+        "quantisation": checkpoint.quantisation or None,
+        "layers": list(checkpoint.layers),
         "missing": list(checkpoint.missing),
-        "problems": problems, "notes": notes,
+        "problems": problems,
+        "notes": notes,
         "kinds": [{"layers": numbers, "config": chosen(cfg)} for cfg, numbers in kinds.items()],
-        "bytes": memory(kinds, asked.ranks), "weights": weights(configs, packed, asked.ranks),
-    }  # fmt: skip
+        "bytes": memory(kinds, asked.ranks),
+        "weights": weights(configs, packed, asked.ranks),
+    }
 
 
 def stored(checkpoint: Any, number: int) -> tuple[WeightType | None, str]:

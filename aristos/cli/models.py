@@ -71,11 +71,22 @@ def verdict(m: Model) -> str:
 def record(m: Model) -> dict[str, Any]:
     """A model's line, for JSON."""
     return {
-        "hidden": m.hidden, "ffn": m.ffn, "experts": m.experts, "top_k": m.top_k, "moe_layers": m.moe_layers or None,
-        "layers": m.layers or None, "shared": m.shared, "dense_ffn": m.dense_ffn, "gated": m.gated,
-        "router": dict(m.router), "options": dict(m.options), "family": m.family or None, "runs": verdict(m),
-        "lacking": m.lacking or None, "source": m.source,
-    }  # fmt: skip
+        "hidden": m.hidden,
+        "ffn": m.ffn,
+        "experts": m.experts,
+        "top_k": m.top_k,
+        "moe_layers": m.moe_layers or None,
+        "layers": m.layers or None,
+        "shared": m.shared,
+        "dense_ffn": m.dense_ffn,
+        "gated": m.gated,
+        "router": dict(m.router),
+        "options": dict(m.options),
+        "family": m.family or None,
+        "runs": verdict(m),
+        "lacking": m.lacking or None,
+        "source": m.source,
+    }
 
 
 def router(m: Model) -> str:
@@ -97,11 +108,18 @@ def lines(chosen: dict[str, Model]) -> list[str]:
     head = ("model", "H", "F", "E", "k", "shared", "layers", "router", "here")
     rows = [
         (
-            name, str(m.hidden), str(m.ffn), str(m.experts), str(m.top_k), str(m.shared or "-"),
-            f"{m.moe_layers}/{m.layers}" if m.layers else "-", router(m), verdict(m),
+            name,
+            str(m.hidden),
+            str(m.ffn),
+            str(m.experts),
+            str(m.top_k),
+            str(m.shared or "-"),
+            f"{m.moe_layers}/{m.layers}" if m.layers else "-",
+            router(m),
+            verdict(m),
         )
         for name, m in chosen.items()
-    ]  # fmt: skip
+    ]
     lacking = [wrapped(f"{name}: {m.lacking}") for name, m in chosen.items() if m.lacking]
     more = "`aristos models NAME`: a model's recipe and source too"
     return [*aligned([head, *rows]), "", *lacking, f"{len(rows)} models; layers: MoE layers of all. {more}"]

@@ -41,16 +41,19 @@ def options(argv: list[str]) -> argparse.Namespace:
         description="Choose the groups that make a training step shortest (Equation 1 of the poster), with a proven "
         "bound on how much better any other choice could be.",
     )
-    parser.add_argument("problem", metavar="PROBLEM.json", nargs="?",
-                        help="devices, links and a layer: see docs/planner.md")  # fmt: skip
+    parser.add_argument(
+        "problem", metavar="PROBLEM.json", nargs="?", help="devices, links and a layer: see docs/planner.md"
+    )
     parser.add_argument("--model", metavar="NAME", help="a published model instead of a file; '?' lists them")
     parser.add_argument("--tokens", type=positive, help=f"tokens that each device brings to a layer ({TOKENS})")
     parser.add_argument("--inference", action="store_true", help="forward only, without gradients")
-    parser.add_argument("--bytes", type=amount, metavar="N",
-                        help="bytes of a parameter (16 with optimizer state, 2 with --inference)")  # fmt: skip
+    parser.add_argument(
+        "--bytes", type=amount, metavar="N", help="bytes of a parameter (16 with optimizer state, 2 with --inference)"
+    )
     parser.add_argument("--topology", metavar="FILE", help="links written by `aristos topo --measure`")
-    parser.add_argument("--cluster", metavar="FILE",
-                        help="instead of --topology: switches, devices' TFLOP/s and GB (docs/planner.md)")  # fmt: skip
+    parser.add_argument(
+        "--cluster", metavar="FILE", help="instead of --topology: switches, devices' TFLOP/s and GB (docs/planner.md)"
+    )
     parser.add_argument(
         "--discover",
         action="store_true",
@@ -58,11 +61,13 @@ def options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--plot", metavar="FILE", help="draw the groups: .png, .svg or .pdf (needs matplotlib)")
     parser.add_argument("--objective", choices=OBJECTIVES, help="(default: the file's)")
-    parser.add_argument("--allreduce", choices=ALLREDUCES, default="any",
-                        help="the all-reduce's link: the slowest of any pair, or of pairs in different groups"
-                        " (%(default)s)")  # fmt: skip
-    parser.add_argument("--deadline", type=seconds, default=60.0, metavar="SECONDS",
-                        help="time limit (%(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--allreduce",
+        choices=ALLREDUCES,
+        default="any",
+        help="the all-reduce's link: the slowest of any pair, or of pairs in different groups (%(default)s)",
+    )
+    parser.add_argument("--deadline", type=seconds, default=60.0, metavar="SECONDS", help="time limit (%(default)s)")
     parser.add_argument("--seed", type=not_negative, default=0, help="(%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else")
     asked = parser.parse_args(argv)
@@ -195,9 +200,13 @@ def _discovered() -> Links:
 def _run(words: list[str], seconds: float) -> tuple[int | None, str]:
     """(exit code, stderr) of a command. If it takes too long, its whole session is killed and the code is None."""
     ran = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     try:
         _, stderr = ran.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -91,9 +91,13 @@ def main(argv: list[str]) -> int:
 def as_json(result: Any, bug: str) -> dict[str, Any]:
     """A result as JSON has it."""
     return {
-        "case": result.case, "planted": bug or None, "accesses": result.entries, "lost": result.lost,
-        "seconds": round(result.seconds, 3), "races": [str(race) for race in result.races],
-    }  # fmt: skip
+        "case": result.case,
+        "planted": bug or None,
+        "accesses": result.entries,
+        "lost": result.lost,
+        "seconds": round(result.seconds, 3),
+        "races": [str(race) for race in result.races],
+    }
 
 
 def show(result: Any, bug: str) -> None:

@@ -36,8 +36,13 @@ def options(argv: list[str]) -> argparse.Namespace:
         help="under aristos run, mpirun or srun: measure the links between the ranks, and each rank's rate and memory; "
         "alone, or with --nvidia-smi: figures of these GPUs from a table",
     )
-    parser.add_argument("--out", type=Path, default=Path("aristos-links.json"), metavar="FILE",
-                        help="where --measure writes its figures (%(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("aristos-links.json"),
+        metavar="FILE",
+        help="where --measure writes its figures (%(default)s)",
+    )
     parser.add_argument("--again", action="store_true", help="measure even if the links of these ranks are known")
     asked = parser.parse_args(argv)
     if "" in (asked.nvidia_smi, asked.slurm_topology, asked.plot):

@@ -267,8 +267,17 @@ ROUTER_JOB = _arguments("""
     scratch | address | of `scratch_bytes` bytes
 """)
 ROUTER_CALL = (  # its words that the kernel `begin` fills for each call; the host fills the others
-    "x", "x_stride", "tokens", "ids", "weights", "given_ids", "given_weights", "capacity", "input", "input_stride",
-)  # fmt: skip
+    "x",
+    "x_stride",
+    "tokens",
+    "ids",
+    "weights",
+    "given_ids",
+    "given_weights",
+    "capacity",
+    "input",
+    "input_stride",
+)
 
 
 def words_of(call: Call) -> int:

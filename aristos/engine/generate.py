@@ -29,19 +29,28 @@ def _rows(title: str, columns: str, rows: list[tuple[Any, ...]]) -> str:
 def tables() -> str:
     """The tables of docs/protocol.md: what one rank writes for another."""
     parts = [
-        _rows("A line of words for a peer", "index, word, unit, meaning, writer",
-              [(i, f"`{w.name}`", w.unit, w.meaning, w.writer)
-               for i, w in enumerate([*schema.LINE_WORDS, schema.POSTED, schema.ENDED])]),
-        _rows("Parts of a region", "part, entries, entry, meaning",
-              [(f"`{p.address}`", p.entries, p.entry, p.meaning)
-               for p in schema.REGION]),
+        _rows(
+            "A line of words for a peer",
+            "index, word, unit, meaning, writer",
+            [
+                (i, f"`{w.name}`", w.unit, w.meaning, w.writer)
+                for i, w in enumerate([*schema.LINE_WORDS, schema.POSTED, schema.ENDED])
+            ],
+        ),
+        _rows(
+            "Parts of a region",
+            "part, entries, entry, meaning",
+            [(f"`{p.address}`", p.entries, p.entry, p.meaning) for p in schema.REGION],
+        ),
         *(
-            _rows(f"Record `{r.name}`: {r.meaning}", "word, field, unit, meaning",
-                  [(f.offset, f"`{f.name}`", f.unit, f.meaning + (f" ({f.kinds})" if f.kinds else ""))
-                   for f in r.fields])
+            _rows(
+                f"Record `{r.name}`: {r.meaning}",
+                "word, field, unit, meaning",
+                [(f.offset, f"`{f.name}`", f.unit, f.meaning + (f" ({f.kinds})" if f.kinds else "")) for f in r.fields],
+            )
             for r in map(schema.record, SHARED)
         ),
-    ]  # fmt: skip
+    ]
     return "\n".join(parts)
 
 

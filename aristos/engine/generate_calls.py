@@ -70,13 +70,13 @@ from kernel_cache.compile import inlined
 ) = range({words})
 LASTING = (
 {lasting}
-)  # fmt: skip
+)
 OF_CALL = (
 {of_call}
-)  # fmt: skip
+)
 ABSENT = (  # words whose 0 says that there is nothing
 {absent}
-)  # fmt: skip
+)
 
 
 def new_job(**values: int) -> np.ndarray:
@@ -245,7 +245,11 @@ def router_job() -> str:
     call = {name: f"{name}_" if name in dir(builtins) else name for name in of_call}
     stores = "\n".join(f"    job[{name.upper()}] = {argument}" for name, argument in call.items())
     return ROUTER.format(
-        numbers=numbers, words=len(every) + 1, lasting=lasting, of_call=names, absent=absent,
+        numbers=numbers,
+        words=len(every) + 1,
+        lasting=lasting,
+        of_call=names,
+        absent=absent,
         call=", ".join(call.values()),
         stores=stores,
-    )  # fmt: skip
+    )

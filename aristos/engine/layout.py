@@ -174,9 +174,17 @@ class StateLayout:
 
     def __init__(self, s: EngineShape, workers: int, batch: int, runs: int = 1) -> None:
         dimensions = schema.sizes(
-            world=s.world, max_computed=s.max_held + s.foreign, copies=s.experts, records=s.slots, rows=s.return_rows,
-            tokens=s.max_tokens, top_k=s.top_k, workers=workers, runs=runs, batch=batch,
-        )  # fmt: skip
+            world=s.world,
+            max_computed=s.max_held + s.foreign,
+            copies=s.experts,
+            records=s.slots,
+            rows=s.return_rows,
+            tokens=s.max_tokens,
+            top_k=s.top_k,
+            workers=workers,
+            runs=runs,
+            batch=batch,
+        )
         self.command_words = dimensions["command_words"]
         self.sizes: dict[int, int] = {}
         self.starts: dict[int, int] = {}

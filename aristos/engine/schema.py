@@ -14,8 +14,16 @@ from typing import Any
 ALL, CPU, CUDA = "all", "cpu", "cuda"
 # parts of a job, each filled at once, see job.py. LASTING: from call to call; OF_CALL: for each call
 ENGINE, TILE, OBJECT, WEIGHTS, KIND, EVENTS, TAPE, BACKWARD, LANDING = LASTING = (
-    "engine", "tile", "object", "weights", "kind", "events", "tape", "backward", "landing",
-)  # fmt: skip
+    "engine",
+    "tile",
+    "object",
+    "weights",
+    "kind",
+    "events",
+    "tape",
+    "backward",
+    "landing",
+)
 START, CALL = OF_CALL = "start", "call"
 PARTS = *LASTING, *OF_CALL
 LOCK = "a worker, under the rank's lock"
@@ -723,15 +731,36 @@ def job_words() -> list[Word]:
     return [*JOB_SCALARS, *starts, *JOB_TABLES, *JOB_CHECKS]
 
 
-def sizes(*, world: int, max_computed: int, copies: int, records: int, rows: int, tokens: int, top_k: int, workers: int,
-          runs: int, batch: int) -> dict[str, int]:  # fmt: skip
+def sizes(
+    *,
+    world: int,
+    max_computed: int,
+    copies: int,
+    records: int,
+    rows: int,
+    tokens: int,
+    top_k: int,
+    workers: int,
+    runs: int,
+    batch: int,
+) -> dict[str, int]:
     """The DIMENSIONS of a configuration."""
     # a combine command lists the rows of its tokens' choices
     lists = max(batch * (LISTS + record("part").words), min(TOKEN_BLOCK, tokens) * top_k)
     command = COMMAND_HEAD + record("piece").words * BACK_MOST + lists
     return {
-        "world": world, "max_computed": max_computed, "copies": copies, "copies_and_end": copies + 1,
-        "records": records, "rows": rows, "blocks": -(-tokens // TOKEN_BLOCK) + 1, "workers": workers, "runs": runs,
-        "commands": workers + runs, "landed_words": record("landed").words, "run_words": record("run").words,
-        "command_words": -(-command // 8) * 8, "counter_words": COUNTER_WORDS,
-    }  # fmt: skip
+        "world": world,
+        "max_computed": max_computed,
+        "copies": copies,
+        "copies_and_end": copies + 1,
+        "records": records,
+        "rows": rows,
+        "blocks": -(-tokens // TOKEN_BLOCK) + 1,
+        "workers": workers,
+        "runs": runs,
+        "commands": workers + runs,
+        "landed_words": record("landed").words,
+        "run_words": record("run").words,
+        "command_words": -(-command // 8) * 8,
+        "counter_words": COUNTER_WORDS,
+    }

@@ -17,8 +17,10 @@ def load() -> dict[str, Mutation]:
     """All mutations by name. Raises EnvironmentProblem if the package is not that of a clone."""
     spec = spec_from_file_location("aristos_bugs", BUGS / "__init__.py", submodule_search_locations=[str(BUGS)])
     if spec is None or not BUGS.is_dir():
-        raise EnvironmentProblem(f"the deliberate bugs belong to a clone of the repository, and {BUGS} is no folder: "
-                                 "run --mutation in one, installed by `pip install -e .`")  # fmt: skip
+        raise EnvironmentProblem(
+            f"the deliberate bugs belong to a clone of the repository, and {BUGS} is no folder: "
+            "run --mutation in one, installed by `pip install -e .`"
+        )
     sys.modules[spec.name] = module_from_spec(spec)
     for file in sorted(BUGS.glob("mutations*.py")):
         import_module(f"{spec.name}.{file.stem}")

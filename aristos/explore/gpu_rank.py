@@ -54,9 +54,20 @@ class GpuRank(Rank):
         super()._fill_counters()
         start, value = self.case.start, self.cluster.memory.value
         job, st, gpu, cs = self.sides
-        known = (words.T_SENT_ROWS, words.T_SENT_TILES, words.T_FREED_ROWS, words.T_PUT_ROWS, words.T_PUT_TILES,
-                 words.T_PUT_RETURNED, words.T_PUT_CREDIT, words.T_OPEN_ROWS, words.T_OPEN_TILES, words.T_OPEN_RETURNED,
-                 words.T_OPEN_CREDIT, words.T_RETURNED)  # fmt: skip
+        known = (
+            words.T_SENT_ROWS,
+            words.T_SENT_TILES,
+            words.T_FREED_ROWS,
+            words.T_PUT_ROWS,
+            words.T_PUT_TILES,
+            words.T_PUT_RETURNED,
+            words.T_PUT_CREDIT,
+            words.T_OPEN_ROWS,
+            words.T_OPEN_TILES,
+            words.T_OPEN_RETURNED,
+            words.T_OPEN_CREDIT,
+            words.T_RETURNED,
+        )
         for p in self.case.nodes.remote(self.me) if start else ():
             for table in known:
                 st[job[table] + p] = cs[gpu[table] + p] = start

@@ -381,8 +381,18 @@ class Memory(Clocks):
 
     def functions(self) -> dict[str, Any]:
         """The functions that replace those of `primitives.memory`."""
-        names = ("load", "store", "load_acquire", "store_release", "fetch_add", "compare_exchange", "copy_row", "clock",
-                 "words", "floats")  # fmt: skip
+        names = (
+            "load",
+            "store",
+            "load_acquire",
+            "store_release",
+            "fetch_add",
+            "compare_exchange",
+            "copy_row",
+            "clock",
+            "words",
+            "floats",
+        )
         return {name: getattr(self, name) for name in names}
 
     def note(self, what: str, at: int, old: int, new: int) -> None:

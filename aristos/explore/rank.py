@@ -131,11 +131,23 @@ class Rank:
             all_split=case.all_split, scratch_step=0, run_step=WORD * experts.SHARES * BATCH, run_pitch=0,
         )  # fmt: skip
         jobs.fill_some(
-            job, schema.OBJECT, schema.CPU, held=self.placement.held[me],
-            computed=self.placement.held[me] + len(self.foreign), experts=len(case.placement), top_k=case.top_k,
-            choices=case.top_k, hidden=hidden, ffn=ffn, object=1, row_bytes=WORD * case.words,
-            return_bytes=WORD * case.words, stay_rows=case.stay, reading_rows=case.stay, balanced=case.balanced,
-        )  # fmt: skip
+            job,
+            schema.OBJECT,
+            schema.CPU,
+            held=self.placement.held[me],
+            computed=self.placement.held[me] + len(self.foreign),
+            experts=len(case.placement),
+            top_k=case.top_k,
+            choices=case.top_k,
+            hidden=hidden,
+            ffn=ffn,
+            object=1,
+            row_bytes=WORD * case.words,
+            return_bytes=WORD * case.words,
+            stay_rows=case.stay,
+            reading_rows=case.stay,
+            balanced=case.balanced,
+        )
         jobs.leave_out(job, schema.CPU, schema.LANDING, schema.EVENTS)
         for i, (slot, owner) in enumerate(self.foreign):
             home = places.address(owner, places.HOME, WORD * slot)
@@ -375,28 +387,48 @@ class Rank:
         jobs.renew(job, schema.KIND, schema.WEIGHTS, schema.TAPE, schema.BACKWARD)
         mode = codes.MODE_DISPATCH if call.exchange else codes.MODE_LAYER
         jobs.fill(
-            job, schema.KIND, schema.CPU, layer=0 if call.exchange else call.layer,
+            job,
+            schema.KIND,
+            schema.CPU,
+            layer=0 if call.exchange else call.layer,
             mode=codes.MODE_BACKWARD if backward else mode,
-        )  # fmt: skip
+        )
         travels = 2 * width if backward else width
         jobs.fill_some(
-            job, schema.CALL, schema.CPU, status_in=codes.REFUSED if call.refuses else codes.OK, tokens=count,
-            x=private(me, places.X), x_stride=travels, y=private(me, places.Y), routed=1, ids=private(me, places.IDS),
+            job,
+            schema.CALL,
+            schema.CPU,
+            status_in=codes.REFUSED if call.refuses else codes.OK,
+            tokens=count,
+            x=private(me, places.X),
+            x_stride=travels,
+            y=private(me, places.Y),
+            routed=1,
+            ids=private(me, places.IDS),
             weights=private(me, places.WEIGHTS),
-        )  # fmt: skip
+        )
         jobs.fill_some(
-            job, schema.WEIGHTS, schema.CPU, loaded=1, version=experts.weights_version(me, self.epoch), up_step=1,
+            job,
+            schema.WEIGHTS,
+            schema.CPU,
+            loaded=1,
+            version=experts.weights_version(me, self.epoch),
+            up_step=1,
             up=experts.weights_address(int(self.placement.start[me]), call.layer),
-        )  # fmt: skip
+        )
         self._open_store(call, backward)
         self._open_tape(call, backward)
         scalars = int(backward or (self.case.scalars and not call.exchange and self.epoch % 2))
         jobs.update(
-            job, placement=self.placement.version + call.misplaced, scalars=scalars, row_bytes=travels,
-            return_bytes=width, return_stride=return_stride(width, scalars),
+            job,
+            placement=self.placement.version + call.misplaced,
+            scalars=scalars,
+            row_bytes=travels,
+            return_bytes=width,
+            return_stride=return_stride(width, scalars),
             computed=job[words.HELD] + (0 if call.exchange else len(self.foreign)),
             workers=1 if call.exchange else self.case.workers,
-        )  # fmt: skip
+        )
 
     def _loads_within(self) -> bool:
         """Whether it loads for its next call while the open one runs, which is an exchange: an object without weights.
@@ -415,21 +447,33 @@ class Rank:
             taken = [e for rank in self.cluster.ranks for ids in rank.calls[self.epoch - 1].ids for e in ids if e >= 0]
             rows = sum(int(self.placement.ranks[e]) == self.me for e in taken)
         jobs.fill(
-            job, schema.BACKWARD, schema.CPU, tape=backward * (self.epoch + call.other_tape), store_rows=rows,
-            store=private(self.me, places.STORE), store_step=WORD * (2 * self.case.words + 1),
-            scalars_out=private(self.me, places.SCALARS_OUT), scalars_back=private(self.me, places.SCALARS_BACK),
+            job,
+            schema.BACKWARD,
+            schema.CPU,
+            tape=backward * (self.epoch + call.other_tape),
+            store_rows=rows,
+            store=private(self.me, places.STORE),
+            store_step=WORD * (2 * self.case.words + 1),
+            scalars_out=private(self.me, places.SCALARS_OUT),
+            scalars_back=private(self.me, places.SCALARS_BACK),
             backward_weights=0,  # so that an address there is an expert's number times the step
-        )  # fmt: skip
+        )
 
     def _open_tape(self, call: Call, backward: bool) -> None:
         """As `MoE.forward` and `FusedBackward` do: an empty table before a forward call, the same one after it."""
         job, case, me = self.job, self.case, self.me
         has = self._has_tape(self.epoch) if backward else bool(case.save) and not call.exchange
         jobs.fill(
-            job, schema.TAPE, schema.CPU, taped=private(me, places.TAPED) if has and not call.refuses else 0,
-            save=case.save, tape_at=private(me, places.TAPE), tape_end=private(me, places.TAPE, WORD * case.reserve),
-            tape_x=WORD * case.words, tape_hidden=WORD * experts.SHARES,
-        )  # fmt: skip
+            job,
+            schema.TAPE,
+            schema.CPU,
+            taped=private(me, places.TAPED) if has and not call.refuses else 0,
+            save=case.save,
+            tape_at=private(me, places.TAPE),
+            tape_end=private(me, places.TAPE, WORD * case.reserve),
+            tape_x=WORD * case.words,
+            tape_hidden=WORD * experts.SHARES,
+        )
         for word in range(0 if backward else words.TAPED_WORDS * case.ranks):
             self.cluster.memory.value[private(me, places.TAPED, WORD * word)] = 0
 

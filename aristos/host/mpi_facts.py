@@ -32,16 +32,24 @@ class MpiFacts:
 # In the order in which marks are searched: Intel's and Cray's files have MPICH's mark too.
 MPIS = (
     MpiFacts(
-        "Intel MPI", b"I_MPI_Check_image_status", "pmi2", "impi-rt", ("Intel(R) MPI",),
+        "Intel MPI",
+        b"I_MPI_Check_image_status",
+        "pmi2",
+        "impi-rt",
+        ("Intel(R) MPI",),
         "export I_MPI_PIN_DOMAIN={cores}",
     ),
     MpiFacts("Cray MPICH", b"CRAY MPICH", "cray_shasta"),
     MpiFacts(
-        "Open MPI", b"ompi_mpi_comm_self", "pmix", "openmpi", ("Open MPI", "prte"),
+        "Open MPI",
+        b"ompi_mpi_comm_self",
+        "pmix",
+        "openmpi",
+        ("Open MPI", "prte"),
         "mpirun --map-by slot:PE={cores} --bind-to core ... (its default is one core a rank), or --bind-to none",
     ),
     MpiFacts("MPICH", b"MPICH Version", "pmi2", "mpich", ("HYDRA",)),
-)  # fmt: skip
+)
 UNKNOWN = "unknown MPI"
 DEFAULT = MPIS[-1]
 

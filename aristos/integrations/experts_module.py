@@ -98,18 +98,17 @@ def configuration(module: Any, gate: Gate, top_k: int, dtype: torch.dtype, sourc
         **options,
         **others,
     }
-    return MoEConfig(
-        activation=gate.activation, gated=gate.gated, limit=gate.limit, bias=module.has_bias, **fields
-    )  # fmt: skip
+    return MoEConfig(activation=gate.activation, gated=gate.gated, limit=gate.limit, bias=module.has_bias, **fields)
 
 
 def weights(module: Any, gate: Gate) -> dict[str, Any]:
     """The module's weights as `MoE.load` takes them; views, no copies."""
     first = "gate_up" if gate.gated else "up"
     found = {
-        first: getattr(module, f"{first}_proj").detach(), "down": module.down_proj.detach(),
+        first: getattr(module, f"{first}_proj").detach(),
+        "down": module.down_proj.detach(),
         "layout": "in_out" if module.is_transposed else "out_in",
-    }  # fmt: skip
+    }
     if module.has_bias:
         found[f"{first}_bias"] = getattr(module, f"{first}_proj_bias").detach()
         found["down_bias"] = module.down_proj_bias.detach()

@@ -72,9 +72,14 @@ class TapedCall(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, experts: Any, ids: torch.Tensor, calls: int, x: torch.Tensor, weights: torch.Tensor,
+        ctx: Any,
+        experts: Any,
+        ids: torch.Tensor,
+        calls: int,
+        x: torch.Tensor,
+        weights: torch.Tensor,
         *parameters: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         y: torch.Tensor
         y, number = experts.taped(x, ids, weights, calls)
         ctx.experts, ctx.weights_dtype = experts, weights.dtype
@@ -88,6 +93,10 @@ class TapedCall(torch.autograd.Function):
         dx, dw, gradients = ctx.experts.backward(dy, number, parameters)
         wanted = ctx.needs_input_grad
         return (
-            None, None, None, dx, dw.to(ctx.weights_dtype),
+            None,
+            None,
+            None,
+            dx,
+            dw.to(ctx.weights_dtype),
             *(each if asked else None for each, asked in zip(gradients, wanted[5:], strict=True)),
-        )  # fmt: skip
+        )

@@ -33,8 +33,16 @@ class Options:
 _options = Options()
 
 
-def options(*, max_tokens: int = 1024, comm: Any = None, train: bool | None = None, weight_dtype: Any = None,
-            precision: str = "highest", fallback: str | None = None, **layer: Any) -> None:  # fmt: skip
+def options(
+    *,
+    max_tokens: int = 1024,
+    comm: Any = None,
+    train: bool | None = None,
+    weight_dtype: Any = None,
+    precision: str = "highest",
+    fallback: str | None = None,
+    **layer: Any,
+) -> None:
     """Set what layers of models are made with from now on; what is left out gets its default again.
 
     Parameters

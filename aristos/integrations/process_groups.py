@@ -30,9 +30,12 @@ def set_variables(comm: Any, limits: Limits) -> None:
         mine = (socket.gethostname(), _free_port()) if group.rank == 0 else None
         host, port = group.allgather(mine, "the address of torch.distributed")[0]
         found = {
-            "RANK": group.rank, "WORLD_SIZE": group.world, "LOCAL_RANK": group.node.Get_rank(),
-            "MASTER_ADDR": LOOPBACK if group.nodes.single else host, "MASTER_PORT": port,
-        }  # fmt: skip
+            "RANK": group.rank,
+            "WORLD_SIZE": group.world,
+            "LOCAL_RANK": group.node.Get_rank(),
+            "MASTER_ADDR": LOOPBACK if group.nodes.single else host,
+            "MASTER_PORT": port,
+        }
     finally:
         runtime.release()
     for name, value in found.items():

@@ -112,7 +112,14 @@ def _line(name: str, kind: str, moe: Any) -> LayerReport:
     done = moe.local_summary()
     spent = done.call_seconds * moe.threads
     return LayerReport(
-        name=name, kind=kind, experts=len(moe.placement.mine(moe.rank)), nbytes=moe.packed_weights().nbytes,
-        ranks=moe.world, isa=str(moe.isa), threads=moe.threads, calls=done.calls, tokens=done.rows // moe.cfg.top_k,
+        name=name,
+        kind=kind,
+        experts=len(moe.placement.mine(moe.rank)),
+        nbytes=moe.packed_weights().nbytes,
+        ranks=moe.world,
+        isa=str(moe.isa),
+        threads=moe.threads,
+        calls=done.calls,
+        tokens=done.rows // moe.cfg.top_k,
         idle=done.idle_seconds / spent if spent else 0.0,
-    )  # fmt: skip
+    )

@@ -59,8 +59,16 @@ class Experts(torch.nn.Module):
         The backend or MPI cannot do what is needed.
     """
 
-    def __init__(self, cfg: MoEConfig, comm: Any = None, *, threads: int | None = None, train: bool = False,
-                 masters: Masters | None = None, **options: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        cfg: MoEConfig,
+        comm: Any = None,
+        *,
+        threads: int | None = None,
+        train: bool = False,
+        masters: Masters | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         self.cfg = cfg
         if threads is None and comm is None:

@@ -54,9 +54,16 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "average_dense_grads", "changed", "clip_grad_norm_", "close", "from_pretrained", "options", "report",
-    "together", "whole_state_dict",
-]  # fmt: skip
+    "average_dense_grads",
+    "changed",
+    "clip_grad_norm_",
+    "close",
+    "from_pretrained",
+    "options",
+    "report",
+    "together",
+    "whole_state_dict",
+]
 
 
 def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:

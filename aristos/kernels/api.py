@@ -60,11 +60,15 @@ class Matrix:
         for first in range(0, len(x), self._run):
             self._call(
                 Product(
-                    rows=min(self._run, len(x) - first), x=from_x.ctypes.data + 8 * first, depth=self.depth,
-                    panels=self._panels.ctypes.data, columns=self.columns, y=to_y.ctypes.data + 8 * first,
+                    rows=min(self._run, len(x) - first),
+                    x=from_x.ctypes.data + 8 * first,
+                    depth=self.depth,
+                    panels=self._panels.ctypes.data,
+                    columns=self.columns,
+                    y=to_y.ctypes.data + 8 * first,
                     scratch=self._scratch.ctypes.data,
                 )
-            )  # fmt: skip
+            )
         return _result(y, out, self.columns)
 
 
@@ -126,11 +130,18 @@ class Packed:
         for first in range(0, len(x), RUN):
             self._call(
                 ExpertRows(
-                    rows=min(RUN, len(x) - first), x=from_x.ctypes.data + 8 * first, y=to_y.ctypes.data + 8 * first,
-                    weights=self._weights, activation=self._code, hidden=self.hidden, ffn=self.ffn,
-                    scratch=self._scratch.ctypes.data, wire=0, kept=0,
+                    rows=min(RUN, len(x) - first),
+                    x=from_x.ctypes.data + 8 * first,
+                    y=to_y.ctypes.data + 8 * first,
+                    weights=self._weights,
+                    activation=self._code,
+                    hidden=self.hidden,
+                    ffn=self.ffn,
+                    scratch=self._scratch.ctypes.data,
+                    wire=0,
+                    kept=0,
                 )
-            )  # fmt: skip
+            )
         return _result(y, out, self.hidden)
 
 

@@ -85,10 +85,16 @@ def by_srun(
     asked = None if slurm_variables.in_step(env) else slurm_variables.mpi_type(env)
     pmi = asked or pmi_for(library, mpi_launchers.pmi_types(mpi_launchers.srun("--mpi=list")))
     words = [
-        "srun", f"--mpi={pmi}", f"--ntasks={ranks}", f"--nodes={nodes}", f"--ntasks-per-node={per_node}",
-        "--distribution=block:block", "--kill-on-bad-exit=1",
-        "--cpu-bind=none", "--gpu-bind=none",
-    ]  # fmt: skip
+        "srun",
+        f"--mpi={pmi}",
+        f"--ntasks={ranks}",
+        f"--nodes={nodes}",
+        f"--ntasks-per-node={per_node}",
+        "--distribution=block:block",
+        "--kill-on-bad-exit=1",
+        "--cpu-bind=none",
+        "--gpu-bind=none",
+    ]
     if per_node > cpus_per_node(env):
         words.append("--overcommit")  # else srun refuses; `main.short` warns of it
     return Command([*words, *program], usual(env), nodes)

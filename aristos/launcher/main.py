@@ -107,8 +107,10 @@ def short(per_node: int, env: dict[str, str], with_srun: bool) -> list[str]:
     cpus = commands.cpus_per_node(env)
     if not with_srun or per_node <= cpus:
         return []
-    return [f"oversubscribed: the allocation has {cpus} processors for {per_node} ranks of a node: salloc or sbatch"
-            f" --ntasks-per-node={per_node} gives one each"]  # fmt: skip
+    return [
+        f"oversubscribed: the allocation has {cpus} processors for {per_node} ranks of a node: salloc or sbatch"
+        f" --ntasks-per-node={per_node} gives one each"
+    ]
 
 
 def notes(here: list[Seat], nodes: int) -> list[str]:

@@ -40,8 +40,16 @@ def form_of(given: CallArguments) -> tuple[Any, ...] | None:
     if not (type(x) is type(ids) is type(weights) is np.ndarray):
         return None
     form = (
-        x.dtype, x.shape, x.strides, ids.dtype, ids.shape, ids.strides, weights.dtype, weights.shape, weights.strides
-    )  # fmt: skip
+        x.dtype,
+        x.shape,
+        x.strides,
+        ids.dtype,
+        ids.shape,
+        ids.strides,
+        weights.dtype,
+        weights.shape,
+        weights.strides,
+    )
     if out is None:
         return form
     return (*form, out.dtype, out.shape, out.strides) if type(out) is np.ndarray and out.flags.writeable else None

@@ -114,11 +114,22 @@ class Kernels:
         x, dy, w, dx, dw = (each.ctypes.data for each in rows)
         weights, turned, gradients = arrays
         call = ExpertBlocks(
-            rows=len(rows[0]), x=x, dy=dy, w=w, dx=dx, dw=dw, weights=weights, turned=turned, gradients=gradients,
-            activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after), hidden=cfg.hidden, ffn=ffn,
-            carry=int(adds), saved=self.scratch("saved", self.expert.saved_bytes(cfg.hidden, ffn, cfg.gated)),
+            rows=len(rows[0]),
+            x=x,
+            dy=dy,
+            w=w,
+            dx=dx,
+            dw=dw,
+            weights=weights,
+            turned=turned,
+            gradients=gradients,
+            activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
+            hidden=cfg.hidden,
+            ffn=ffn,
+            carry=int(adds),
+            saved=self.scratch("saved", self.expert.saved_bytes(cfg.hidden, ffn, cfg.gated)),
             scratch=self.scratch("scratch", self.expert.blocks_bytes(cfg.hidden, ffn)),
-        )  # fmt: skip
+        )
         self.expert.expert_blocks(call)
 
     def dots(self, a: np.ndarray, b: np.ndarray, n: int) -> np.ndarray:
@@ -143,9 +154,15 @@ class Kernels:
         scratch = self.scratch("scratch", self.tokens.outer_sums_bytes(max(x.shape[1], b.shape[1])))
         from_x, from_b = addresses(x), addresses(b)
         self.tokens.add_outer_sums(
-            len(x), from_x.ctypes.data, x.shape[1], from_b.ctypes.data, b.shape[1], out.ctypes.data,
-            0 if sums is None else sums.ctypes.data, scratch,
-        )  # fmt: skip
+            len(x),
+            from_x.ctypes.data,
+            x.shape[1],
+            from_b.ctypes.data,
+            b.shape[1],
+            out.ctypes.data,
+            0 if sums is None else sums.ctypes.data,
+            scratch,
+        )
 
 
 def addresses(array: np.ndarray) -> np.ndarray:
@@ -435,9 +452,17 @@ class _Tokens:
         assert self.weights.router_turned is not None
         back = np.zeros((len(self.x), cfg.columns), np.float32) if dlogits is None else dlogits.copy()
         self.kernels.tokens.logit_gradients(
-            len(back), saved.logits.ctypes.data, cfg.columns, saved.chosen.ctypes.data, self.dw.ctypes.data, cfg.top_k,
-            SCORES[router.score], router.renormalize, router.scale, back.ctypes.data,
-        )  # fmt: skip
+            len(back),
+            saved.logits.ctypes.data,
+            cfg.columns,
+            saved.chosen.ctypes.data,
+            self.dw.ctypes.data,
+            cfg.top_k,
+            SCORES[router.score],
+            router.renormalize,
+            router.scale,
+            back.ctypes.data,
+        )
         for part, common in zip(self.pieces, self.common):
             bias = self.weights.part(common, "router_bias")
             self.kernels.add_outer(self.x[part], back[part], self.weights.part(common, "router"), bias)

@@ -211,9 +211,16 @@ class Membership:
         jobs.fill_placement(job, np.concatenate([chosen, nowhere, of_shared]), places.start, moved)
         held = places.held[self.rank]
         (jobs.fill_some if some else jobs.fill)(
-            job, schema.OBJECT, substrate, held=held, computed=held + len(foreign), object=self.number,
-            placement=self.placement.version, experts=experts, **values,
-        )  # fmt: skip
+            job,
+            schema.OBJECT,
+            substrate,
+            held=held,
+            computed=held + len(foreign),
+            object=self.number,
+            placement=self.placement.version,
+            experts=experts,
+            **values,
+        )
         return job
 
     def agree(self, problem: Exception | None, what: str) -> None:

@@ -320,13 +320,25 @@ class CpuBackend(Backend):
         ids, weights = self._routing(call, count)
         at = self._routing_at if ids is self._ids else (arrays.address(ids), arrays.address(weights))
         jobs.fill(
-            job, schema.CALL, schema.CPU, status_in=codes.OK, tokens=count, x=travels[0], x_stride=travels[1],
-            input=given, input_stride=step, router_x=arrays.address(by) if call.router_x is not None else given,
-            router_x_stride=by.strides[0], y=arrays.address(out), routed=call.ids is not None,
+            job,
+            schema.CALL,
+            schema.CPU,
+            status_in=codes.OK,
+            tokens=count,
+            x=travels[0],
+            x_stride=travels[1],
+            input=given,
+            input_stride=step,
+            router_x=arrays.address(by) if call.router_x is not None else given,
+            router_x_stride=by.strides[0],
+            y=arrays.address(out),
+            routed=call.ids is not None,
             capacity=0 if call.ids is not None else capacity(cfg, count),
             logits=0 if call.logits is None else call.logits.ctypes.data,
-            kept_weights=0 if call.kept is None else call.kept.ctypes.data, ids=at[0], weights=at[1],
-        )  # fmt: skip
+            kept_weights=0 if call.kept is None else call.kept.ctypes.data,
+            ids=at[0],
+            weights=at[1],
+        )
         self._fill_tape(job, cfg, self.taping)
 
     def _fill_tape(self, job: np.ndarray, cfg: MoEConfig, taping: Taping | InputError | None) -> None:
@@ -337,9 +349,16 @@ class CpuBackend(Backend):
             return
         jobs.renew(job, schema.TAPE)
         jobs.fill(
-            job, schema.TAPE, schema.CPU, taped=taping.table.ctypes.data, save=taping.save, tape_at=taping.first,
-            tape_end=taping.end, tape_x=row_bytes(cfg), tape_hidden=hidden_bytes(cfg.ffn, cfg.gated),
-        )  # fmt: skip
+            job,
+            schema.TAPE,
+            schema.CPU,
+            taped=taping.table.ctypes.data,
+            save=taping.save,
+            tape_at=taping.first,
+            tape_end=taping.end,
+            tape_x=row_bytes(cfg),
+            tape_hidden=hidden_bytes(cfg.ffn, cfg.gated),
+        )
 
     def kept_up_to(self) -> int:
         return int(self._runtime.state[words.TAPE_NEXT])

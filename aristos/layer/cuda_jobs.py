@@ -90,17 +90,28 @@ class LayerJobs:
             return runtime.state_at + 8 * word
 
         return router_job.new_job(
-            hidden=cfg.hidden, experts=cfg.columns, top_k=choices(cfg), choices=cfg.top_k,
-            logits=self.logits() if self._keeps_logits else 0, score=rule(cfg.router),
-            renormalize=cfg.router.renormalize, scale=int(np.float32(cfg.router.scale).view(np.int32)),
-            slots=self.slots(layer), slot_of=slot_of, offset=state(starts[words.T_OFFSET]),
-            token=state(starts[words.T_TOKEN]), position=state(starts[words.T_POSITION]), status=state(words.STATUS),
-            unbegun=state(words.UNBEGUN), router=0 if loaded is None else loaded.router or 0,
+            hidden=cfg.hidden,
+            experts=cfg.columns,
+            top_k=choices(cfg),
+            choices=cfg.top_k,
+            logits=self.logits() if self._keeps_logits else 0,
+            score=rule(cfg.router),
+            renormalize=cfg.router.renormalize,
+            scale=int(np.float32(cfg.router.scale).view(np.int32)),
+            slots=self.slots(layer),
+            slot_of=slot_of,
+            offset=state(starts[words.T_OFFSET]),
+            token=state(starts[words.T_TOKEN]),
+            position=state(starts[words.T_POSITION]),
+            status=state(words.STATUS),
+            unbegun=state(words.UNBEGUN),
+            router=0 if loaded is None else loaded.router or 0,
             select_bias=0 if loaded is None else loaded.select_bias,
             shared_sigmoid=0 if loaded is None else loaded.shared_sigmoid,
             weighted=self.buffer("weighted", weighted) if on_input(cfg) else 0,
-            kept_weights=self.kept_weights() if on_input(cfg) else 0, scratch=self.buffer("scores", scratch),
-        )  # fmt: skip
+            kept_weights=self.kept_weights() if on_input(cfg) else 0,
+            scratch=self.buffer("scores", scratch),
+        )
 
     def _router_scratch(self, layer: int) -> int:
         cfg = self._cfgs[layer]

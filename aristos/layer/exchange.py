@@ -144,9 +144,16 @@ class Exchange(Collective):
         self.hidden, self.experts, self.top_k, self.max_tokens = hidden, experts, top_k, max_tokens
         kernels = handle(module("entries", isa.chosen()).KERNELS[FLOAT32])
         self._job = self._member.new_job(
-            schema.CPU, some=True, hidden=hidden, experts=experts, top_k=top_k, choices=top_k, stay_rows=1,
-            row_bytes=FLOAT * hidden, kernels=kernels,
-        )  # fmt: skip
+            schema.CPU,
+            some=True,
+            hidden=hidden,
+            experts=experts,
+            top_k=top_k,
+            choices=top_k,
+            stay_rows=1,
+            row_bytes=FLOAT * hidden,
+            kernels=kernels,
+        )
         jobs.leave_out(self._job, schema.CPU, schema.BACKWARD, schema.WEIGHTS, schema.EVENTS, schema.TAPE)
         self._ones = aligned((max_tokens, top_k))
         self._ones[:] = 1
@@ -256,10 +263,18 @@ class Exchange(Collective):
         jobs.renew(job, schema.KIND, schema.CALL)
         jobs.fill(job, schema.KIND, schema.CPU, layer=0, mode=mode)
         jobs.fill_some(
-            job, schema.CALL, schema.CPU, status_in=codes.OK, tokens=len(x), x=x.ctypes.data, x_stride=x.strides[0],
-            y=0 if y is None else y.ctypes.data, routed=1, ids=self._ids.ctypes.data,
+            job,
+            schema.CALL,
+            schema.CPU,
+            status_in=codes.OK,
+            tokens=len(x),
+            x=x.ctypes.data,
+            x_stride=x.strides[0],
+            y=0 if y is None else y.ctypes.data,
+            routed=1,
+            ids=self._ids.ctypes.data,
             weights=(self._ones if weights is None else weights).ctypes.data,
-        )  # fmt: skip
+        )
 
     def _fill_refused(self) -> None:
         """Write a call without tokens, which announces a refusal, into the job."""

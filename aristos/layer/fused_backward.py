@@ -106,20 +106,41 @@ class FusedBackward(BackwardCalls):
         if self._store.size < step * saved.received:
             self._store = aligned((step * saved.received,), np.uint8)
         jobs.fill_some(
-            job, schema.CALL, schema.CPU, status_in=codes.OK, tokens=count, x=rows.ctypes.data,
-            x_stride=rows.strides[0], input=given.ctypes.data, input_stride=given.strides[0], y=combined.ctypes.data,
-            routed=1, ids=saved.ids.ctypes.data, weights=factors.ctypes.data,
-        )  # fmt: skip
+            job,
+            schema.CALL,
+            schema.CPU,
+            status_in=codes.OK,
+            tokens=count,
+            x=rows.ctypes.data,
+            x_stride=rows.strides[0],
+            input=given.ctypes.data,
+            input_stride=given.strides[0],
+            y=combined.ctypes.data,
+            routed=1,
+            ids=saved.ids.ctypes.data,
+            weights=factors.ctypes.data,
+        )
         jobs.fill(
-            job, schema.BACKWARD, schema.CPU, tape=PIECES * number + pieces, scalars_out=sent.ctypes.data,
-            scalars_back=back.ctypes.data, store=self._store.ctypes.data, store_step=step,
-            store_rows=saved.received, backward_weights=table.ctypes.data,
-        )  # fmt: skip
+            job,
+            schema.BACKWARD,
+            schema.CPU,
+            tape=PIECES * number + pieces,
+            scalars_out=sent.ctypes.data,
+            scalars_back=back.ctypes.data,
+            store=self._store.ctypes.data,
+            store_step=step,
+            store_rows=saved.received,
+            backward_weights=table.ctypes.data,
+        )
         taped = 0 if saved.taped is None else saved.taped.ctypes.data
         jobs.fill_some(
-            job, schema.TAPE, schema.CPU, taped=taped, tape_x=row_bytes(cfg),
+            job,
+            schema.TAPE,
+            schema.CPU,
+            taped=taped,
+            tape_x=row_bytes(cfg),
             tape_hidden=hidden_bytes(cfg.ffn, cfg.gated),
-        )  # fmt: skip
+        )
         self._fill_weights(job, weights.version)
         self._call(job)
         with self.runtime.failing(job):
@@ -135,11 +156,21 @@ class FusedBackward(BackwardCalls):
         if job is None:
             element = element_type(cfg.dtype)
             job = self.member.new_job(
-                schema.CPU, some=True, hidden=cfg.hidden, ffn=cfg.ffn, experts=cfg.columns, top_k=cfg.top_k,
-                choices=cfg.top_k, identity=cfg.identity_experts, stay_rows=1, scalars=1,
-                row_bytes=2 * element.nbytes * cfg.hidden, return_bytes=FLOAT * cfg.hidden, kernels=self._handle,
+                schema.CPU,
+                some=True,
+                hidden=cfg.hidden,
+                ffn=cfg.ffn,
+                experts=cfg.columns,
+                top_k=cfg.top_k,
+                choices=cfg.top_k,
+                identity=cfg.identity_experts,
+                stay_rows=1,
+                scalars=1,
+                row_bytes=2 * element.nbytes * cfg.hidden,
+                return_bytes=FLOAT * cfg.hidden,
+                kernels=self._handle,
                 activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
-            )  # fmt: skip
+            )
             jobs.fill(job, schema.KIND, schema.CPU, layer=layer, mode=codes.MODE_BACKWARD)
             jobs.leave_out(job, schema.CPU, schema.LANDING, schema.EVENTS)
             self._jobs[layer] = job
@@ -197,9 +228,17 @@ class FusedBackward(BackwardCalls):
             places = base + step * places
             scratch = self.kernels.scratch("stored", self.kernels.expert.stored_bytes(cfg.hidden, cfg.ffn))
             self.kernels.expert.stored_gradients(
-                len(places), places.ctypes.data, sums[i], cfg.hidden, cfg.ffn, int(weights.adds(i)), scratch, which,
-                begin, end,
-            )  # fmt: skip
+                len(places),
+                places.ctypes.data,
+                sums[i],
+                cfg.hidden,
+                cfg.ffn,
+                int(weights.adds(i)),
+                scratch,
+                which,
+                begin,
+                end,
+            )
 
         rows = each.sum(axis=0)
         large = rows.sum() / (2 * self.member.threads)  # an expert with more rows is shared by the workers

@@ -32,12 +32,23 @@ def shapes(cfg: MoEConfig, layout: str) -> dict[str, tuple[int, ...]]:
     wide, narrow = ((width, h), (h, width)) if turned else ((h, width), (width, h))
     shared = (cfg.shared_ffn, h) if turned else (h, cfg.shared_ffn)
     return {
-        "shared_up": shared, "shared_gate": shared, "shared_down": shared[::-1], "shared_up_bias": (cfg.shared_ffn,),
-        "shared_gate_bias": (cfg.shared_ffn,), "shared_down_bias": (h,), "shared_sigmoid": (h,),
-        "up": wide, "down": narrow, "gate": wide, "up_bias": (width,), "gate_bias": (width,), "down_bias": (h,),
-        "router": (cfg.columns, h) if turned else (h, cfg.columns), "router_bias": (cfg.columns,),
+        "shared_up": shared,
+        "shared_gate": shared,
+        "shared_down": shared[::-1],
+        "shared_up_bias": (cfg.shared_ffn,),
+        "shared_gate_bias": (cfg.shared_ffn,),
+        "shared_down_bias": (h,),
+        "shared_sigmoid": (h,),
+        "up": wide,
+        "down": narrow,
+        "gate": wide,
+        "up_bias": (width,),
+        "gate_bias": (width,),
+        "down_bias": (h,),
+        "router": (cfg.columns, h) if turned else (h, cfg.columns),
+        "router_bias": (cfg.columns,),
         "select_bias": (cfg.columns,),
-    }  # fmt: skip
+    }
 
 
 def checked_array(name: str, value: Any, bits: str | None) -> np.ndarray:

@@ -130,9 +130,21 @@ class MoE(Collective):
         tape_bytes: int | None = None,
     ) -> None:
         options = Options(
-            cfg, layers, schedule, threads, placement, timeout, absent_timeout, ranks_per_node, plan, backend, sms,
-            moves, train, tape_bytes,
-        )  # fmt: skip
+            cfg,
+            layers,
+            schedule,
+            threads,
+            placement,
+            timeout,
+            absent_timeout,
+            ranks_per_node,
+            plan,
+            backend,
+            sms,
+            moves,
+            train,
+            tape_bytes,
+        )
         self._part = PlanGroup(comm, options)
         self.group, self.backend = self._part.number, options.backend_name
         self.timeout, self.absent_timeout = options.limits
@@ -236,9 +248,21 @@ class MoE(Collective):
             backend="cuda" without numba-cuda.
         """
         options = Options(
-            cfg, layers, "fused", threads, placement, DEFAULT_TIMEOUT, None, ranks_per_node, None, backend, None,
-            "tokens", train, tape_bytes,
-        )  # fmt: skip
+            cfg,
+            layers,
+            "fused",
+            threads,
+            placement,
+            DEFAULT_TIMEOUT,
+            None,
+            ranks_per_node,
+            None,
+            backend,
+            None,
+            "tokens",
+            train,
+            tape_bytes,
+        )
         return rank_memory(options, world)
 
     # ------------------------------------------------------------ calls

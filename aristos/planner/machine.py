@@ -90,10 +90,13 @@ def fields(machine: Links | dict[str, Any], need: Need) -> dict[str, Any]:
     """The fields of a problem that depend on the machine. Raises InputError, or Infeasible if nothing fits."""
     if isinstance(machine, Links):
         made = of_links(machine, need.expert, need.dense)
-        check(need, [
-            Devices(1, int((d.memory_bytes or 0) * SHARE), f"{h}:{d.label or i}")
-            for i, (h, d) in enumerate(zip(machine.hosts, machine.devices))
-        ])  # fmt: skip
+        check(
+            need,
+            [
+                Devices(1, int((d.memory_bytes or 0) * SHARE), f"{h}:{d.label or i}")
+                for i, (h, d) in enumerate(zip(machine.hosts, machine.devices))
+            ],
+        )
         for device in made["devices"]:
             device["memory"] = min(device["memory"], need.experts)
         return made

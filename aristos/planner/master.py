@@ -51,9 +51,15 @@ class Master:
             starts = np.cumsum([0, *map(len, groups)])[:-1].astype(np.int32)
             index = np.array([i for each in groups for i in each], np.int32)
             self._highs.addCols(
-                count, np.ones(count), np.zeros(count), np.full(count, np.inf), len(index), starts, index,
+                count,
+                np.ones(count),
+                np.zeros(count),
+                np.full(count, np.inf),
+                len(index),
+                starts,
+                index,
                 np.ones(len(index)),
-            )  # fmt: skip
+            )
 
     def dearer(self) -> bool:
         """Raise the cost of leaving devices out; False if it is at its limit."""

@@ -51,9 +51,15 @@ def draw(plan: Plan, path: str) -> None:
             group = where[i]
             worst = i == found["device"]
             ax.add_patch(
-                Rectangle((x0 + x, y), 0.9, 0.9, facecolor=colours(group % 20), edgecolor="black",
-                          linewidth=2.5 if worst else 0.3)
-            )  # fmt: skip
+                Rectangle(
+                    (x0 + x, y),
+                    0.9,
+                    0.9,
+                    facecolor=colours(group % 20),
+                    edgecolor="black",
+                    linewidth=2.5 if worst else 0.3,
+                )
+            )
             if numbered:
                 ax.text(x0 + x + 0.45, y + 0.45, str(group), ha="center", va="center", fontsize=7)
             if worst:

@@ -204,7 +204,12 @@ class _Large:
             if self.low < high * (1 - CLOSE) and time.monotonic() < until:
                 low = lower_bound(
                     lambda b, _, enough: programme.fewest(b, enough, whole),  # noqa: B023
-                    reduce_us, p.kappa, min(most, p.n), self.low, high, until,
-                )  # fmt: skip
+                    reduce_us,
+                    p.kappa,
+                    min(most, p.n),
+                    self.low,
+                    high,
+                    until,
+                )
                 if low > self.low:
                     self.low, self.by = low, "an integer programme"

@@ -11,17 +11,26 @@ from . import memory as mem
 
 (
     LOCK,  # 1 while a thread is in MPI
-    PUT, FLUSH, SYNC, PROBE, SLEEP,  # addresses of MPI_Put, MPI_Win_flush, MPI_Win_sync, MPI_Iprobe, usleep
-    WINDOW, COMM, BYTE, ANY_SOURCE, ANY_TAG,  # handles and constants
+    PUT,
+    FLUSH,
+    SYNC,
+    PROBE,
+    SLEEP,  # addresses of MPI_Put, MPI_Win_flush, MPI_Win_sync, MPI_Iprobe, usleep
+    WINDOW,
+    COMM,
+    BYTE,
+    ANY_SOURCE,
+    ANY_TAG,  # handles and constants
     FLAG,  # MPI_Iprobe writes its result here
     LAST,  # when progress was last made, ns on CLOCK_MONOTONIC
     TURNED,  # when a worker last checked for data to put
-    PEER, SINCE,  # 1 + the peer of the MPI call in progress, or 0, and when it began: read by the watchdog
+    PEER,
+    SINCE,  # 1 + the peer of the MPI call in progress, or 0, and when it began: read by the watchdog
     IN_CALL,  # nonzero while workers make progress themselves
     STOP,  # nonzero: the progress thread ends
     ERROR,  # MPI_Iprobe's error code: the watchdog then ends the job; an error of the window ends it at once
     STATUS,  # 16 words for an MPI_Status; then UNDER_WAY
-) = range(20)  # fmt: skip
+) = range(20)
 UNDER_WAY = STATUS + 16  # one word per rank: nonzero while puts to it are not flushed
 
 

@@ -114,10 +114,18 @@ class Runtime(ABC):
         assert self.shape is not None
         assert self._memory is not None
         jobs.fill_engine(
-            job, substrate, self.shape, self.tables, rank=self.group.rank, world=self.group.world,
-            all_workers=self.threads, remote=len(self._memory.remote), block_pairs=BLOCK_PAIRS, layout=self.version,
+            job,
+            substrate,
+            self.shape,
+            self.tables,
+            rank=self.group.rank,
+            world=self.group.world,
+            all_workers=self.threads,
+            remote=len(self._memory.remote),
+            block_pairs=BLOCK_PAIRS,
+            layout=self.version,
             **values,
-        )  # fmt: skip
+        )
 
     def _blank_job(self) -> np.ndarray:
         """A job without a layer, for what concerns the engine alone."""

@@ -121,16 +121,18 @@ def _gpus(node: Node) -> list[str]:
         cpus = cpusets.show(device.cpus) if device.cpus else "?"
         nics = node.nics_by_distance(device.label)
         link = node.link(device.label, nics[0].label) if nics else None
-        rows.append([
-            device.label,
-            device.name or "?",
-            _bytes(device.memory),
-            _text(device.nvlinks) or "?",
-            (printed.numa if printed and printed.numa else _text(device.numa)) or "?",
-            f"{cpus} (nvidia-smi)" if device.cpus_from == "nvidia-smi" else cpus,
-            device.pci or "?",
-            f"{nics[0].name} ({link})" if nics else "?",
-        ])  # fmt: skip
+        rows.append(
+            [
+                device.label,
+                device.name or "?",
+                _bytes(device.memory),
+                _text(device.nvlinks) or "?",
+                (printed.numa if printed and printed.numa else _text(device.numa)) or "?",
+                f"{cpus} (nvidia-smi)" if device.cpus_from == "nvidia-smi" else cpus,
+                device.pci or "?",
+                f"{nics[0].name} ({link})" if nics else "?",
+            ]
+        )
         rows += [["", f"MIG {mig.name}", "", "", "", "", mig.uuid, ""] for mig in device.mig]
     return aligned(_without_empty(rows))
 

@@ -86,9 +86,13 @@ class RmaWindow:
         library = mpi_library()
         words = aligned((wire.words(comm.Get_size()),), np.int64)
         words[:] = 0
-        for name, function in ((wire.PUT, library.MPI_Put), (wire.FLUSH, library.MPI_Win_flush),
-                               (wire.SYNC, library.MPI_Win_sync), (wire.PROBE, library.MPI_Iprobe),
-                               (wire.SLEEP, ctypes.CDLL(None).usleep)):  # fmt: skip
+        for name, function in (
+            (wire.PUT, library.MPI_Put),
+            (wire.FLUSH, library.MPI_Win_flush),
+            (wire.SYNC, library.MPI_Win_sync),
+            (wire.PROBE, library.MPI_Iprobe),
+            (wire.SLEEP, ctypes.CDLL(None).usleep),
+        ):
             words[name] = _address(function)
         words[wire.WINDOW], words[wire.COMM], words[wire.BYTE] = map(_handle, (self._window, comm, MPI.BYTE))
         words[wire.ANY_SOURCE], words[wire.ANY_TAG] = MPI.ANY_SOURCE, MPI.ANY_TAG

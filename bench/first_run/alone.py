@@ -42,8 +42,10 @@ def phases(context: Any, gpu: Any, counts: list[int]) -> dict[str, Any]:
         row["idle_polls"] = stats.polls
         rows.append(row | {"error": max(errors), "check": _verdict(work, max(errors))})
     moe.close()
-    notes = ["shares of blocks x the time of a call, by the clock of each block; the router's kernels are in that time;"
-             " lock: waits for the rank's lock, to publish"]  # fmt: skip
+    notes = [
+        "shares of blocks x the time of a call, by the clock of each block; the router's kernels are in that time;"
+        " lock: waits for the rank's lock, to publish"
+    ]
     return {"title": f"time per phase on {gpu.device.name}: {context.shape()}", "rows": rows, "notes": notes}
 
 

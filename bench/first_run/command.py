@@ -34,16 +34,24 @@ def parsed(argv: list[str], doc: str) -> argparse.Namespace:
     """The arguments; usage errors end the process."""
     parser = launch_environment.OneRankParser(prog="python bench/gpu_report.py", description=doc.split("\n")[0])
     parser.add_argument("--out", default="gpu-report", help="name of the files without .h5 and .md (%(default)s)")
-    parser.add_argument("--minutes", type=minutes, metavar="M",
-                        help=f"after which the report has ended, whatever hangs ({parts.MINUTES:g}, of a rehearsal"
-                             f" {parts.REHEARSAL_MINUTES:g})")  # fmt: skip
+    parser.add_argument(
+        "--minutes",
+        type=minutes,
+        metavar="M",
+        help=f"after which the report has ended, whatever hangs ({parts.MINUTES:g}, of a rehearsal"
+        f" {parts.REHEARSAL_MINUTES:g})",
+    )
     parser.add_argument("--routing", type=Path, metavar="FILE.npz", help="a recorded routing to replay")
     parser.add_argument(
         "--parts", metavar="NAME,..", help="some parts only, of " + ", ".join(each.name for each in PARTS)
     )
-    parser.add_argument("--rehearse", nargs="?", const="nothing", metavar="FAULT",
-                        help="without a GPU, on the PTX machine with small shapes; what goes wrong in it: "
-                             + ", ".join(FAULTS))  # fmt: skip
+    parser.add_argument(
+        "--rehearse",
+        nargs="?",
+        const="nothing",
+        metavar="FAULT",
+        help="without a GPU, on the PTX machine with small shapes; what goes wrong in it: " + ", ".join(FAULTS),
+    )
     given = parser.parse_args(argv)
     if given.routing is not None and not given.routing.is_file():
         parser.error(f"no such file: --routing {given.routing}")

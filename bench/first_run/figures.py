@@ -106,16 +106,25 @@ def floors(name: str, ran: list[Ran]) -> list[list[str]]:
         return []
     lines = []
     for part, suite, key, what, kernels in (
-        (LAYER, "layer", "what", GRAPH, None), (ROUTER, "router", "steps", "scores, top-k", "route"),
-    ):  # fmt: skip
+        (LAYER, "layer", "what", GRAPH, None),
+        (ROUTER, "router", "steps", "scores, top-k", "route"),
+    ):
         for row in right_rows(ran, part, suite):
             if row.get(key) == what:
                 call = _call(row["tokens"])
                 work = bounds.KERNELS[kernels](call) if kernels else bounds.layer(call)
                 us, binds = bounds.floor(sheet, "bf16", work)
                 reached = row["median_us"]
-                lines.append([f"{suite}, {what}", str(row["tokens"]), bounds.digits(us), binds, f"{reached:.4g}",
-                              f"{reached / us:.1f} x"])  # fmt: skip
+                lines.append(
+                    [
+                        f"{suite}, {what}",
+                        str(row["tokens"]),
+                        bounds.digits(us),
+                        binds,
+                        f"{reached:.4g}",
+                        f"{reached / us:.1f} x",
+                    ]
+                )
     return lines
 
 

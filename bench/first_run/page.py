@@ -35,8 +35,14 @@ def verdict(ran: list[Ran], left: tuple[Part, ...] = (), whole: int = 0) -> str:
     return f"{'every part' if len(ran) >= whole else f'{len(ran)} of {whole} parts'} ran, every output was right"
 
 
-def markdown(facts: dict[str, Any], ran: list[Ran], left: tuple[Part, ...] = (), samples: Samples | None = None,
-             notes: tuple[str, ...] = (), whole: int = 0) -> str:  # fmt: skip
+def markdown(
+    facts: dict[str, Any],
+    ran: list[Ran],
+    left: tuple[Part, ...] = (),
+    samples: Samples | None = None,
+    notes: tuple[str, ...] = (),
+    whole: int = 0,
+) -> str:
     """The report as Markdown."""
     parts = [f"# Aristos on {facts['gpu']}: {verdict(ran, left, whole)}", _list(facts)]
     parts += ["\n".join(f"- {note}" for note in notes)] if notes else []

@@ -26,16 +26,26 @@ KEPT = 400  # lines of a part's output
 CHILD = ("-m", "first_run.child")
 
 
-def run(part: Part, limit: float, show: Callable[[str], None], options: tuple[str, ...] = (),
-        command: tuple[str, ...] = CHILD) -> Ran:  # fmt: skip
+def run(
+    part: Part,
+    limit: float,
+    show: Callable[[str], None],
+    options: tuple[str, ...] = (),
+    command: tuple[str, ...] = CHILD,
+) -> Ran:
     """Run a part to its end or to the limit, in seconds. options: of child.py. command: what python runs."""
     start = time.monotonic()
     words = [sys.executable, *command, "--limit", f"{limit:.1f}", *options, part.task, *part.words]
     try:
         process = subprocess.Popen(
-            words, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+            words,
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
     except OSError as why:
         return Ran(part, -1, 0.0, [f"cannot be started: {why}"])
     printed: tuple[list[bytes], list[bytes]] = ([], [])

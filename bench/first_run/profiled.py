@@ -61,8 +61,11 @@ def report(given: Any) -> int:
         return _print([], f"{path} cannot be started ({why.strerror}): no counters were read")
     text = done.stdout + done.stderr
     if FORBIDDEN in text:
-        return _print([], f"{path} may not read the counters ({FORBIDDEN}): run as root, or load the driver's module "
-                          "with NVreg_RestrictProfilingToAdminUsers=0")  # fmt: skip
+        return _print(
+            [],
+            f"{path} may not read the counters ({FORBIDDEN}): run as root, or load the driver's module "
+            "with NVreg_RestrictProfilingToAdminUsers=0",
+        )
     rows = parse(done.stdout)
     if not rows:
         last = (text.strip().splitlines() or ["no output"])[-1]

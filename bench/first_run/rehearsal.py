@@ -103,10 +103,16 @@ def shrink() -> None:
     from aristos.kernels.cuda import gemm
 
     for module, name, value in (
-        (clock, "FLUSH", 1 << 12), (put_gpu, "ROW_BYTES", (512,)), (put_gpu, "BLOCK_BYTES", 2048),
-        (put_gpu, "BATCH_BYTES", 1024), (signal_gpu, "ROW_BYTES", (16,)), (signal_gpu, "ROUNDS", 3),
-        (gemm_gpu, "ROWS", (3, 20)), (progress_gpu, "CALLS", 2), (progress_gpu, "MATRIX", 8),
-    ):  # fmt: skip
+        (clock, "FLUSH", 1 << 12),
+        (put_gpu, "ROW_BYTES", (512,)),
+        (put_gpu, "BLOCK_BYTES", 2048),
+        (put_gpu, "BATCH_BYTES", 1024),
+        (signal_gpu, "ROW_BYTES", (16,)),
+        (signal_gpu, "ROUNDS", 3),
+        (gemm_gpu, "ROWS", (3, 20)),
+        (progress_gpu, "CALLS", 2),
+        (progress_gpu, "MATRIX", 8),
+    ):
         setattr(module, name, value)
     world.connect = lambda *words, **options: world.World()
     sys.modules["torch"] = None  # neither it nor cuBLAS may touch a real GPU with the machine's addresses

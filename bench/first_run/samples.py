@@ -12,9 +12,15 @@ from aristos.topology import nvml
 PERIOD = 0.5  # seconds
 IDLE = 1  # nvmlClocksEventReasonGpuIdle: no throttling
 REASONS = {
-    0x2: "application clocks", 0x4: "power cap", 0x8: "hardware slowdown", 0x10: "sync boost", 0x20: "heat",
-    0x40: "heat, in hardware", 0x80: "power brake", 0x100: "display clocks",
-}  # fmt: skip
+    0x2: "application clocks",
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "heat",
+    0x40: "heat, in hardware",
+    0x80: "power brake",
+    0x100: "display clocks",
+}
 
 
 @dataclass
@@ -65,8 +71,14 @@ class Samples:
             for bit, reason in REASONS.items()
             if any(mask & bit for mask in masks)
         ]
-        return [part, spread("sm_clock_mhz"), most("power_w", ".0f"), most("celsius", "d"),
-                ", ".join(said) if said else "none" if masks else "-", str(len(rows))]  # fmt: skip
+        return [
+            part,
+            spread("sm_clock_mhz"),
+            most("power_w", ".0f"),
+            most("celsius", "d"),
+            ", ".join(said) if said else "none" if masks else "-",
+            str(len(rows)),
+        ]
 
 
 HEAD = ["part", "SM clock, MHz", "most power, W", "most heat, C", "throttled by", "samples"]

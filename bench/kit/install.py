@@ -30,9 +30,18 @@ EXTRA = "cuda13"
 MPI_LIBRARY, MPI = "mpich", "import mpi4py.MPI"  # the package, and what loads and starts it
 MPI_SECONDS = 20.0  # that it may take to start
 SECONDS = 120.0  # that any other program may take
-NEEDED = {"numpy": "numpy", "numba": "numba", "numba.cuda": "numba-cuda", "cuda.bindings.driver": "cuda-bindings",
-          "cuda.core": "cuda-core", "cuda.pathfinder": "cuda-pathfinder", "h5py": "h5py",
-          "ml_dtypes": "ml_dtypes", "filelock": "filelock", "rich": "rich"}  # fmt: skip
+NEEDED = {
+    "numpy": "numpy",
+    "numba": "numba",
+    "numba.cuda": "numba-cuda",
+    "cuda.bindings.driver": "cuda-bindings",
+    "cuda.core": "cuda-core",
+    "cuda.pathfinder": "cuda-pathfinder",
+    "h5py": "h5py",
+    "ml_dtypes": "ml_dtypes",
+    "filelock": "filelock",
+    "rich": "rich",
+}
 ENVIRONMENT = 3
 ROOM = "300 MB"
 READY = "ready"  # a file of a whole environment
@@ -124,8 +133,15 @@ def failures(python: Path, modules: list[str]) -> dict[str, str]:
 def mpi_failure(python: Path) -> str:
     """Why MPI cannot be started; '' if it can. In a process of its own, which MPI may abort or let hang."""
     try:
-        done = subprocess.run([python, "-c", MPI], env=bare(), capture_output=True, text=True, errors="replace",
-                              stdin=subprocess.DEVNULL, timeout=MPI_SECONDS)  # fmt: skip
+        done = subprocess.run(
+            [python, "-c", MPI],
+            env=bare(),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            timeout=MPI_SECONDS,
+        )
     except subprocess.TimeoutExpired:
         return f"it did not start within {MPI_SECONDS:g} s"
     said = (done.stderr.strip() or done.stdout.strip()).splitlines()

@@ -36,8 +36,12 @@ class DeepSpeedLayer:
             deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
         rows = getattr(torch, dtype)
         self.gate = _given_routing(torch, job)
-        weights = zip(*(w if w is not None else [None] * (job.shape.experts // job.world)
-                        for w in local_weights(torch, job, rows)))  # fmt: skip
+        weights = zip(
+            *(
+                w if w is not None else [None] * (job.shape.experts // job.world)
+                for w in local_weights(torch, job, rows)
+            )
+        )
         self.tensors = [*weights]
         made = [_expert(torch, *tensors) for tensors in self.tensors]
         holder = experts.Experts(torch.nn.Identity(), len(made))

@@ -56,9 +56,12 @@ class TransformersLayer:
         exchanging = self.ours is None and job.world > 1
         own = job.local if exchanging else slice(0, shape.experts)
         config = AutoConfig.for_model(
-            "qwen3_moe", hidden_size=shape.hidden, moe_intermediate_size=shape.ffn, num_experts=own.stop - own.start,
+            "qwen3_moe",
+            hidden_size=shape.hidden,
+            moe_intermediate_size=shape.ffn,
+            num_experts=own.stop - own.start,
             num_experts_per_tok=shape.top_k,
-        )  # fmt: skip
+        )
         config._experts_implementation = "grouped_mm" if exchanging else self.way
         with torch.device("meta"):
             module = Qwen3MoeExperts(config).to(self.rows).eval()

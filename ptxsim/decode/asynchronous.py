@@ -130,8 +130,9 @@ def copy_bulk(low: Lowering, m: Mods) -> None:
         low.emit(isa.BULKSTORE, offset, a=to, b=source, c=m.row(2, isa.B32), imm=at)
         return
     if spaces[1:] != ["global"] or spaces[0] == "global" or not m.take("mbarrier::complete_tx::bytes"):
-        raise m.fail("only .shared::cluster.global.mbarrier::complete_tx::bytes and .global.shared::cta.bulk_group "
-                     "are supported")  # fmt: skip
+        raise m.fail(
+            "only .shared::cluster.global.mbarrier::complete_tx::bytes and .global.shared::cta.bulk_group are supported"
+        )
     m.done(4 + int(policy))
     (to, at), (source, offset), (barrier, place) = (low.memory(m.operands[k])[:2] for k in (0, 1, 3))
     low.emit(isa.BULKLOAD, offset, place, a=to, b=source, c=m.row(2, isa.B32), e=barrier, imm=at)
@@ -215,8 +216,17 @@ def multiply_group(low: Lowering, m: Mods) -> None:
             m.fits(item, isa.B32)
             rows.append(low.row(item, isa.B32))
     a_row = low.constant(0) if held else m.row(1, isa.B64)
-    low.emit(isa.WGMMA, kind, d=rows[0], a=a_row, b=m.row(2, isa.B64), c=m.row(3, isa.PREDICATE), imm=n, flags=flags,
-             items=rows)  # fmt: skip
+    low.emit(
+        isa.WGMMA,
+        kind,
+        d=rows[0],
+        a=a_row,
+        b=m.row(2, isa.B64),
+        c=m.row(3, isa.PREDICATE),
+        imm=n,
+        flags=flags,
+        items=rows,
+    )
 
 
 def choices(m: Mods, first: int, table: dict[int, int]) -> list[int]:

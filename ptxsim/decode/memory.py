@@ -9,8 +9,15 @@ from ..lowering import Lowering
 from ..syntax import Number, Vector
 from .mods import HALVES, SPACES, WORDS, Mods, check_type, groups
 
-ORDERS = {"weak": isa.WEAK, "volatile": isa.VOLATILE, "relaxed": isa.RELAXED, "acquire": isa.ACQUIRE,
-          "release": isa.RELEASE, "acq_rel": isa.ACQ_REL, "sc": isa.SC}  # fmt: skip
+ORDERS = {
+    "weak": isa.WEAK,
+    "volatile": isa.VOLATILE,
+    "relaxed": isa.RELAXED,
+    "acquire": isa.ACQUIRE,
+    "release": isa.RELEASE,
+    "acq_rel": isa.ACQ_REL,
+    "sc": isa.SC,
+}
 SCOPES = {"cta": isa.CTA, "cluster": isa.CTA, "gpu": isa.GPU, "gl": isa.GPU, "sys": isa.SYS}
 CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "unified")
 
@@ -91,10 +98,15 @@ def store(low: Lowering, m: Mods) -> None:
 
 
 ATOMIC_TYPES = {
-    "add": (*WORDS, *HALVES, isa.F32, isa.F64), "min": WORDS, "max": WORDS, "inc": (isa.U32,), "dec": (isa.U32,),
-    "exch": (*WORDS, isa.B32, isa.B64), "cas": (*WORDS, isa.B16, isa.B32, isa.B64),
+    "add": (*WORDS, *HALVES, isa.F32, isa.F64),
+    "min": WORDS,
+    "max": WORDS,
+    "inc": (isa.U32,),
+    "dec": (isa.U32,),
+    "exch": (*WORDS, isa.B32, isa.B64),
+    "cas": (*WORDS, isa.B16, isa.B32, isa.B64),
     **dict.fromkeys(("and", "or", "xor"), (*WORDS, isa.B32, isa.B64)),
-}  # fmt: skip
+}
 
 
 def atomic(low: Lowering, m: Mods) -> None:

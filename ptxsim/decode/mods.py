@@ -8,9 +8,18 @@ from .. import isa
 from ..lowering import Lowering
 from ..syntax import Instruction, Number
 
-SPACES = {"global": isa.GLOBAL, "shared": isa.SHARED, "shared::cta": isa.SHARED, "shared::cluster": isa.SHARED,
-          "local": isa.LOCAL, "const": isa.CONST, "param": isa.PARAM, "param::entry": isa.PARAM,
-          "param::func": isa.PARAM, "generic": isa.GENERIC}  # fmt: skip
+SPACES = {
+    "global": isa.GLOBAL,
+    "shared": isa.SHARED,
+    "shared::cta": isa.SHARED,
+    "shared::cluster": isa.SHARED,
+    "local": isa.LOCAL,
+    "const": isa.CONST,
+    "param": isa.PARAM,
+    "param::entry": isa.PARAM,
+    "param::func": isa.PARAM,
+    "generic": isa.GENERIC,
+}
 
 
 class Mods:

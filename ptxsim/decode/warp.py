@@ -60,8 +60,17 @@ def shuffle(low: Lowering, m: Mods) -> None:
     first, second = (target.first, target.second) if isinstance(target, Pair) else (target, None)
     d = m.result(first, isa.B32)
     d2 = m.result(second, isa.PREDICATE) if second is not None else 0
-    low.emit(isa.SHFL, isa.B32, d=d, d2=d2, a=m.row(1, isa.B32), b=m.row(2, isa.U32), c=m.row(3, isa.U32),
-             e=m.row(4, isa.U32), imm=mode)  # fmt: skip
+    low.emit(
+        isa.SHFL,
+        isa.B32,
+        d=d,
+        d2=d2,
+        a=m.row(1, isa.B32),
+        b=m.row(2, isa.U32),
+        c=m.row(3, isa.U32),
+        e=m.row(4, isa.U32),
+        imm=mode,
+    )
 
 
 def vote(low: Lowering, m: Mods) -> None:
@@ -130,12 +139,17 @@ def sleep(low: Lowering, m: Mods) -> None:
 
 SHAPES = {
     # (shape, type of A and B) -> (kind, numbers of registers of A, B and C); D has as many as C
-    ("m16n8k8", "tf32"): (0, 4, 2, 4), ("m16n8k4", "tf32"): (1, 2, 1, 4),
-    ("m16n8k16", "f16"): (2, 4, 2, 4), ("m16n8k8", "f16"): (3, 2, 1, 4),
-    ("m16n8k16", "bf16"): (4, 4, 2, 4), ("m16n8k8", "bf16"): (5, 2, 1, 4),
-    ("m16n8k32", "s8"): (6, 4, 2, 4), ("m16n8k16", "s8"): (7, 2, 1, 4), ("m8n8k16", "s8"): (8, 1, 1, 2),
+    ("m16n8k8", "tf32"): (0, 4, 2, 4),
+    ("m16n8k4", "tf32"): (1, 2, 1, 4),
+    ("m16n8k16", "f16"): (2, 4, 2, 4),
+    ("m16n8k8", "f16"): (3, 2, 1, 4),
+    ("m16n8k16", "bf16"): (4, 4, 2, 4),
+    ("m16n8k8", "bf16"): (5, 2, 1, 4),
+    ("m16n8k32", "s8"): (6, 4, 2, 4),
+    ("m16n8k16", "s8"): (7, 2, 1, 4),
+    ("m8n8k16", "s8"): (8, 1, 1, 2),
     ("m8n8k4", "f64"): (9, 1, 1, 2),
-}  # fmt: skip
+}
 
 
 def multiply_matrix(low: Lowering, m: Mods) -> None:

@@ -49,9 +49,11 @@ def modules() -> list[str]:
 def run_modules(names: list[str], output: Path, seconds: float, limit: float, select: str = "") -> str:
     """Run modules in one process; appends to `output`. Returns an error of the whole process, or ''."""
     environment = {
-        **os.environ, "PTXSIM_SUITE_OUTPUT": str(output), "PTXSIM_SUITE_SECONDS": str(limit),
+        **os.environ,
+        "PTXSIM_SUITE_OUTPUT": str(output),
+        "PTXSIM_SUITE_SECONDS": str(limit),
         "NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS": "0",
-    }  # fmt: skip
+    }
     ours = str(Path(__file__).resolve().parents[3])
     paths = [installed() / (name.replace(".", "/") + ".py") for name in names]
     for name, path in zip(names, paths):

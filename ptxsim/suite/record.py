@@ -27,9 +27,20 @@ from ..switch import enable, use
 OUTPUT, LIMIT = "PTXSIM_SUITE_OUTPUT", "PTXSIM_SUITE_SECONDS"
 WAITING = 3
 DRIVER_WORDS = (
-    "libcuda", "CUDA driver", "cuda driver", "nvdisasm", "nvJitLink", "nvjitlink", "Error at driver init", "cuInit",
-    "libnvJitLink", "cuobjdump", "cuobject", "NVML", "cuda.core",
-)  # fmt: skip
+    "libcuda",
+    "CUDA driver",
+    "cuda driver",
+    "nvdisasm",
+    "nvJitLink",
+    "nvjitlink",
+    "Error at driver init",
+    "cuInit",
+    "libnvJitLink",
+    "cuobjdump",
+    "cuobject",
+    "NVML",
+    "cuda.core",
+)
 DRIVER_FRAMES = re.compile(r"/cuda/(core|bindings|pathfinder)/|cuda[./](core|bindings)\b")
 
 
@@ -67,10 +78,14 @@ class Recorder:
         """Write the line of a test."""
         line = {
             "module": item.module.__name__.removeprefix("numba.cuda.tests."),
-            "test": item.nodeid.partition("::")[2], "outcome": outcome, "why": why[:300], "launches": self.launches,
-            "libraries": sorted(self.libraries), "reports": self.reports[:3],
+            "test": item.nodeid.partition("::")[2],
+            "outcome": outcome,
+            "why": why[:300],
+            "launches": self.launches,
+            "libraries": sorted(self.libraries),
+            "reports": self.reports[:3],
             "seconds": round(time.perf_counter() - self.began, 2),
-        }  # fmt: skip
+        }
         self.file.write(json.dumps(line) + "\n")
 
 

@@ -39,9 +39,11 @@ def table(rows: list[dict[str, Any]], broken: dict[str, str]) -> str:
     lines = [
         f"{agreeing} of {counted} tests whose kernels use no library beyond libdevice agree "
         f"({100 * agreeing / max(counted, 1):.1f} %);",
-        f"{agreeing} of {counted + asking} if those that ask for a driver count.", "",
-        "| tests | " + " | ".join(OUTCOMES) + " | with a library, agree |", "|---|" + "---:|" * (len(OUTCOMES) + 1),
-    ]  # fmt: skip
+        f"{agreeing} of {counted + asking} if those that ask for a driver count.",
+        "",
+        "| tests | " + " | ".join(OUTCOMES) + " | with a library, agree |",
+        "|---|" + "---:|" * (len(OUTCOMES) + 1),
+    ]
     folders = sorted({row["module"].partition(".")[0] for row in rows})
     for name in [*folders, "all"]:
         mine = [row for row in rows if name in ("all", row["module"].partition(".")[0])]

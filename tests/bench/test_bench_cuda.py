@@ -230,8 +230,12 @@ def test_gemm_against_a_cublas_that_is_wrong(monkeypatch):
     assert [note.split(":")[0] for note in sheet.notes] == [WRONG_RIVAL, WRONG_RIVAL, "cuBLAS of the tests"]
 
 
-LAYERS = [("float32", "gpt-oss-20b"), ("bfloat16", "mixtral-8x7b"), ("float16", "switch-base-128"),
-          ("tf32", "mixtral-8x7b")]  # fmt: skip
+LAYERS = [
+    ("float32", "gpt-oss-20b"),
+    ("bfloat16", "mixtral-8x7b"),
+    ("float16", "switch-base-128"),
+    ("tf32", "mixtral-8x7b"),
+]
 
 
 @pytest.mark.usefixtures("torch")
@@ -496,12 +500,18 @@ def test_a_whole_run_writes_the_file(tmp_path, monkeypatch, capsys):
     assert {table.name for table in run.tables} == {"put_cuda", "signal_cuda"}
 
 
-@pytest.mark.parametrize(("words", "why"), [
-    (["layer", "--schedule", "bulk"], "--schedule bulk is for --backend cpu: GPUs run the fused schedule"),
-    (["layer", "--threads", "2"], "--threads is for --backend cpu"),
-    (["put", "--timeline", "t.json"], "--timeline is for --backend cpu"),
-    (["layer", "--ranks-per-node", "1"], "--ranks-per-node is for --backend cpu: ranks of pretended nodes would take"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["layer", "--schedule", "bulk"], "--schedule bulk is for --backend cpu: GPUs run the fused schedule"),
+        (["layer", "--threads", "2"], "--threads is for --backend cpu"),
+        (["put", "--timeline", "t.json"], "--timeline is for --backend cpu"),
+        (
+            ["layer", "--ranks-per-node", "1"],
+            "--ranks-per-node is for --backend cpu: ranks of pretended nodes would take",
+        ),
+    ],
+)
 def test_options_of_cpus_are_usage_errors(words, why):
     with pytest.raises(UsageError, match=why):
         parse([*words, "--backend", "cuda"])

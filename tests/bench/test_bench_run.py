@@ -136,8 +136,13 @@ def drawn(figure) -> np.ndarray:
 SHOWN = {  # suite -> columns of its table, and the factor with which its pictures show them
     "put": {"latency_us": 1, "bandwidth_gbs": 1, "fitted_us": 1},
     "signal": {"round_trip_us": 1, "million_per_s": 1},
-    "exchange": {"one_sided_median_us": 1, "alltoall_median_us": 1, "alltoallv_median_us": 1, "one_sided_busbw_gbs": 1,
-                 "alltoallv_busbw_gbs": 1},
+    "exchange": {
+        "one_sided_median_us": 1,
+        "alltoall_median_us": 1,
+        "alltoallv_median_us": 1,
+        "one_sided_busbw_gbs": 1,
+        "alltoallv_busbw_gbs": 1,
+    },
     "progress": {"waits_us": 1, "computes_us": 1, "thread_us": 1, "worker_us": 1},
     "gemm": {"gflops": 1, "blas_gflops": 1},
     "layer": {"median_ms": 1, "share_of_peak": 100, "overlap_efficiency": 100},
@@ -146,7 +151,7 @@ SHOWN = {  # suite -> columns of its table, and the factor with which its pictur
     "overlap": {"speedup": 1, "bulk_efficiency": 100, "fused_efficiency": 100},
     "replay": {},  # pictures of single steps, a table of all
     "plan": {},  # parts of a step, see below
-}  # fmt: skip
+}
 
 
 def test_pictures_show_the_numbers_of_the_tables(whole):

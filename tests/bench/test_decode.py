@@ -141,9 +141,12 @@ def test_peers_that_round_rows_to_int8_are_listed_apart_and_count_for_few_tokens
     text = report.markdown("A title", [few, many, eight], [], [])
     four, rounded, last = (
         text.index(f"Weights of {start}")
-        for start in ("int4, rows of bfloat16:", "int4, rows that the peer rounds to int8 (bound of its error: 5e-02):",
-                      "int8, rows of bfloat16:")
-    )  # fmt: skip
+        for start in (
+            "int4, rows of bfloat16:",
+            "int4, rows that the peer rounds to int8 (bound of its error: 5e-02):",
+            "int8, rows of bfloat16:",
+        )
+    )
     assert four < text.index("torch int4, bfloat16 | 1500 ") < rounded < text.index("kt-kernel int4") < last
     assert text.count("kt-kernel int8") == 0
 

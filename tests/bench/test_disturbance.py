@@ -177,7 +177,14 @@ def test_more_ranks_than_cores_are_said():
 def test_samples_of_a_pair_are_taken_again_if_few_were_disturbed():
     pairs = types.SimpleNamespace(taken=0, disturbed=0)
     assert [Pairs.repeats(pairs, bad) for bad in (True, True, False, False, False, False, False, True)] == [
-        True, False, False, False, False, False, False, False
-    ]  # fmt: skip
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+        False,
+        False,
+    ]
     pairs.taken, pairs.disturbed = 40, 3
     assert Pairs.repeats(pairs, True)

@@ -74,7 +74,7 @@ def test_a_gated_float32_call_on_4_gpus_by_hand():
     assert works["combine"] == KernelWork(plain=8000, memory=40 * 400 + 4000 + 480)
     assert layer(call) == KernelWork(
         products=1_200_000, plain=24000, memory=2 * 4000 + 3200 + 3 * 2 * 20000, link=24000
-    )  # fmt: skip
+    )
     assert floor(A100, "f32", layer(call)) == (pytest.approx(max(1.224 / 19.5, 131.2 / 2039, 24 / 300)), "link")
 
 
@@ -108,9 +108,11 @@ def test_more_work_never_takes_less(preset, kind):
         for gpus in (1, 2, 8):
             here = replace(call, gpus=gpus)
             bigger = [
-                replace(here, tokens=2 * here.tokens), replace(here, hidden=2 * here.hidden),
-                replace(here, ffn=2 * here.ffn), replace(here, gated=True),
-            ]  # fmt: skip
+                replace(here, tokens=2 * here.tokens),
+                replace(here, hidden=2 * here.hidden),
+                replace(here, ffn=2 * here.ffn),
+                replace(here, gated=True),
+            ]
             for work in (*KERNELS.values(), layer):
                 assert us(H200, kind, work(here)) <= us(H100, kind, work(here)) <= us(A100, kind, work(here))
                 for more in bigger:

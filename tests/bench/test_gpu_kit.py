@@ -111,8 +111,15 @@ def run(tmp_path):
         (tmp_path / "log").unlink(missing_ok=True)
         settings = os.environ | {"PYTHON": str(python), "PYTHONPATH": "/modules"}
         (kit / "run.sh").write_bytes((ROOT / "bench" / "kit" / "run.sh").read_bytes())
-        done = subprocess.run(["sh", str(kit / "run.sh"), *words], env=settings, cwd=tmp_path, capture_output=True,
-                              text=True, check=True, timeout=60)  # fmt: skip
+        done = subprocess.run(
+            ["sh", str(kit / "run.sh"), *words],
+            env=settings,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
         log = tmp_path / "log"
         return log.read_text().replace(str(kit), "KIT").splitlines()[1:] if log.exists() else [], done.stdout
 
@@ -254,13 +261,19 @@ def test_what_the_machine_has_in_a_fitting_version_is_not_installed(monkeypatch)
     assert lacking() == ["rich", "mpich"]
 
 
-@pytest.mark.parametrize(("program", "why"), [
-    ("print('fine')", ""),
-    ("import os, sys; print('MPI_Init: no fabric', file=sys.stderr, flush=True); os.abort()",
-     "exit code -6: MPI_Init: no fabric"),
-    ("import os; os._exit(1)", "exit code 1: no message"),
-    ("import time; time.sleep(60)", "it did not start within 0.5 s"),
-], ids=["starts", "aborts", "exits", "hangs"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("print('fine')", ""),
+        (
+            "import os, sys; print('MPI_Init: no fabric', file=sys.stderr, flush=True); os.abort()",
+            "exit code -6: MPI_Init: no fabric",
+        ),
+        ("import os; os._exit(1)", "exit code 1: no message"),
+        ("import time; time.sleep(60)", "it did not start within 0.5 s"),
+    ],
+    ids=["starts", "aborts", "exits", "hangs"],
+)
 def test_an_mpi_that_aborts_or_hangs_is_a_missing_one(monkeypatch, program, why):
     monkeypatch.setattr(install, "MPI", program)
     monkeypatch.setattr(install, "MPI_SECONDS", 0.5 if "sleep" in program else 20.0)
@@ -295,8 +308,9 @@ def imported(env, *modules):
 
 def said(env, program):
     words, settings = [env / "bin" / "python", "-c", program], {"PATH": os.environ["PATH"]}
-    return subprocess.run(words, env=settings, cwd="/", capture_output=True, text=True, check=True,
-                          timeout=120).stdout.splitlines()  # fmt: skip
+    return subprocess.run(
+        words, env=settings, cwd="/", capture_output=True, text=True, check=True, timeout=120
+    ).stdout.splitlines()
 
 
 @pytest.mark.slow
@@ -312,8 +326,11 @@ def test_settings_of_the_machine_do_not_reach_the_environment(tmp_path, monkeypa
     for each in ("scarce", "beside"):
         (modules / f"{each}.py").write_text("")
     (tmp_path / "pip.conf").write_text("[global]\nuser = true\nindex-url = http://127.0.0.1:9\n")
-    for variable, value in (("PYTHONPATH", str(modules)), ("PIP_CONFIG_FILE", str(tmp_path / "pip.conf")),
-                            ("PIP_TARGET", str(tmp_path / "elsewhere"))):  # fmt: skip
+    for variable, value in (
+        ("PYTHONPATH", str(modules)),
+        ("PIP_CONFIG_FILE", str(tmp_path / "pip.conf")),
+        ("PIP_TARGET", str(tmp_path / "elsewhere")),
+    ):
         monkeypatch.setenv(variable, value)
     python = install.made(tmp_path / "env")
     install.install(python, list(tmp_path.glob("*.whl")))
@@ -337,9 +354,14 @@ def test_the_unpacked_kit_rehearses_without_an_index(tmp_path):
         packed.extractall(tmp_path, filter="data")
     kit = tmp_path / gpu_kit.NAME
     nowhere = dict.fromkeys(("PIP_INDEX_URL", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
-    done = subprocess.run([kit / "run.sh", "--rehearse", "--parts", "kernels"], cwd=tmp_path,
-                          env=os.environ | nowhere | {"PYTHON": sys.executable}, capture_output=True, text=True,
-                          timeout=1300)  # fmt: skip
+    done = subprocess.run(
+        [kit / "run.sh", "--rehearse", "--parts", "kernels"],
+        cwd=tmp_path,
+        env=os.environ | nowhere | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=1300,
+    )
     assert done.returncode == 0, done.stderr
     page = (kit / "report" / "gpu-report.md").read_text()
     assert page.startswith("# Aristos on PTX machine: 2 of 12 parts ran, every output was right\n"), page

@@ -124,11 +124,19 @@ def test_nccl_gets_the_parts_of_every_rank(monkeypatch):
     library.made.clear()
     exchange(1000, 2000, *(alltoall.np.array(each) for each in ([8, 0, 4], [0, 16, 2])))
     assert [name for name, _ in library.made] == [
-        "ncclGroupStart", "ncclSend", "ncclSend", "ncclRecv", "ncclRecv", "ncclGroupEnd",
-    ]  # fmt: skip
+        "ncclGroupStart",
+        "ncclSend",
+        "ncclSend",
+        "ncclRecv",
+        "ncclRecv",
+        "ncclGroupEnd",
+    ]
     assert [arguments[:4] for _, arguments in library.made[1:5]] == [
-        [2000, 8, 0, 0], [2008, 4, 0, 2], [1000, 16, 0, 1], [1016, 2, 0, 2],
-    ]  # fmt: skip
+        [2000, 8, 0, 0],
+        [2008, 4, 0, 2],
+        [1000, 16, 0, 1],
+        [1016, 2, 0, 2],
+    ]
     assert library.made[1][1][5] == Gpu.stream
 
 

@@ -17,8 +17,14 @@ finally:
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"gpu": "NVIDIA H100", "gpu_arch": "sm_90", "gpu_uuid": "GPU-1", "cuda_driver": "13.0"}
-GPU = {"index": "0", "uuid": "GPU-1", "name": "NVIDIA H100", "driver_version": "580.95.05",
-       "mig.mode.current": "Disabled", "memory.used": "3"}  # fmt: skip
+GPU = {
+    "index": "0",
+    "uuid": "GPU-1",
+    "name": "NVIDIA H100",
+    "driver_version": "580.95.05",
+    "mig.mode.current": "Disabled",
+    "memory.used": "3",
+}
 ANOTHER = "GPU-2, 77, python"  # a process on another GPU
 
 

@@ -43,8 +43,12 @@ PRINT = "import json; print(json.dumps({document!r}))"
 
 
 def suite(**rows):
-    return {"suites": {name: {"ok": True, "tables": [{"title": f"{name} here", "rows": given, "notes": ["a note"]}]}
-                       for name, given in rows.items()}}  # fmt: skip
+    return {
+        "suites": {
+            name: {"ok": True, "tables": [{"title": f"{name} here", "rows": given, "notes": ["a note"]}]}
+            for name, given in rows.items()
+        }
+    }
 
 
 GEMM = suite(gemm=[{"rows": 16, "share": 0.2, "check": "ok"}, {"rows": 1024, "share": 0.71, "check": "ok"}])
@@ -52,10 +56,12 @@ PUT = suite(
     put=[{"way": "both ways", "share": s, "check": "ok"} for s in (0.9, 0.8)] + [{"way": "one way", "share": 0.1}],
     signal=[{"row_bytes": 16, "median_us": 4.5, "check": "ok"}],
 )
-LAYER = suite(layer=[
-    {"tokens": 64, "what": "aristos graph", "speedup": 2.0, "median_us": 500.0, "check": "FAILED"},
-    {"tokens": 512, "what": "aristos graph", "speedup": 0.8, "median_us": 700.0, "check": "ok"},
-])  # fmt: skip
+LAYER = suite(
+    layer=[
+        {"tokens": 64, "what": "aristos graph", "speedup": 2.0, "median_us": 500.0, "check": "FAILED"},
+        {"tokens": 512, "what": "aristos graph", "speedup": 0.8, "median_us": 700.0, "check": "ok"},
+    ]
+)
 RIGHT = {parts.DRIVER: PRINT.format(document={"facts": FACTS})}
 
 
@@ -108,13 +114,17 @@ def test_a_rehearsal_has_more_time():
 def test_the_report_names_failed_parts_and_figures(report, tmp_path):
     """A part that hangs is ended and named; wrong rows give no figures; floors and predictions stand beside others."""
     names = (parts.DRIVER, parts.PUTS, parts.LAYER, parts.GEMMS, parts.ROUTER, "exchange")
-    code, text, err = report({
-        parts.PUTS: PRINT.format(document=PUT),
-        parts.LAYER: PRINT.format(document=LAYER),
-        parts.GEMMS: PRINT.format(document=GEMM),
-        parts.ROUTER: "import sys; print('x'); print('no kernel', file=sys.stderr); sys.exit(4)",
-        "exchange": "import sys, time; print('lock taken', file=sys.stderr, flush=True); time.sleep(90)",
-    }, 1.0, dict.fromkeys(names, 1.0))  # fmt: skip
+    code, text, err = report(
+        {
+            parts.PUTS: PRINT.format(document=PUT),
+            parts.LAYER: PRINT.format(document=LAYER),
+            parts.GEMMS: PRINT.format(document=GEMM),
+            parts.ROUTER: "import sys; print('x'); print('no kernel', file=sys.stderr); sys.exit(4)",
+            "exchange": "import sys, time; print('lock taken', file=sys.stderr, flush=True); time.sleep(90)",
+        },
+        1.0,
+        dict.fromkeys(names, 1.0),
+    )
     assert code == 1
     assert text.startswith("# Aristos on An H100: HUNG: exchange; failed: router\n")
     text = re.sub(r"after \d+ s \| \d+", "after N s | N", re.sub(r"\(4\) \| \d+", "(4) | N", text))
@@ -143,12 +153,14 @@ def test_the_report_names_failed_parts_and_figures(report, tmp_path):
 
 def test_wrong_results_stop_what_builds_on_them(report):
     """The first line says so; what does not build on products still runs."""
-    code, text, _ = report({
-        parts.PRODUCTS: "import sys; print('bf16_16x128: 1 WRONG'); sys.exit(1)",
-        parts.TESTS: "raise AssertionError('it must not run')",
-        parts.PUTS: PRINT.format(document=PUT),
-        parts.LAYER: "raise AssertionError('it must not run')",
-    })  # fmt: skip
+    code, text, _ = report(
+        {
+            parts.PRODUCTS: "import sys; print('bf16_16x128: 1 WRONG'); sys.exit(1)",
+            parts.TESTS: "raise AssertionError('it must not run')",
+            parts.PUTS: PRINT.format(document=PUT),
+            parts.LAYER: "raise AssertionError('it must not run')",
+        }
+    )
     assert code == 1
     head = "WRONG RESULTS: products against float64; not run: tests/gpu, layer"
     assert text.startswith(f"# Aristos on An H100: {head}\n")
@@ -156,9 +168,14 @@ def test_wrong_results_stop_what_builds_on_them(report):
     assert "| put + signal there and back, 16 bytes | 4 to 5 | 6 us | 4.5 us | yes |" in text
 
 
-@pytest.mark.parametrize(("program", "how"), [
-    ("import os; os.kill(os.getpid(), 11)", "failed"), ("import sys; sys.exit(4)", "failed"),
-], ids=["crash", "error"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("program", "how"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "failed"),
+        ("import sys; sys.exit(4)", "failed"),
+    ],
+    ids=["crash", "error"],
+)
 def test_a_check_that_crashes_stops_what_builds_on_it(report, program, how):
     code, text, _ = report({parts.PRODUCTS: program, parts.LAYER: "raise AssertionError('it must not run')"})
     assert code == 1
@@ -246,9 +263,14 @@ def test_tiles_that_were_not_reached_have_a_code(monkeypatch, reached, code):
 
 
 def test_a_hung_layer_stops_what_would_hang_too(report):
-    code, text, _ = report({
-        parts.LAYER: "import time; time.sleep(90)", parts.PHASES: "raise AssertionError('it must not run')",
-    }, 1.0, {parts.DRIVER: 0.5, parts.LAYER: 0.5})  # fmt: skip
+    code, text, _ = report(
+        {
+            parts.LAYER: "import time; time.sleep(90)",
+            parts.PHASES: "raise AssertionError('it must not run')",
+        },
+        1.0,
+        {parts.DRIVER: 0.5, parts.LAYER: 0.5},
+    )
     assert code == 1
     assert "| phases | not run: layer hung | 0 |  |" in text
 
@@ -275,8 +297,10 @@ def test_parts_that_hang_end_in_time_with_their_children(report, tmp_path):
     """All parts ignore signals and have a child that would write later: a report of a minute ends within it."""
     mark = tmp_path / "late"
     child = f"import time; time.sleep(2.5); open({str(mark)!r}, 'w')"
-    hang = ("import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-            f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(900)")  # fmt: skip
+    hang = (
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(900)"
+    )
     start = time.monotonic()
     names = (parts.KERNELS, parts.PUTS, parts.GEMMS)
     _, text, _ = report(dict.fromkeys(names, hang), 1.0, dict.fromkeys((parts.DRIVER, *names), 0.5))
@@ -365,8 +389,12 @@ def test_clocks_are_sampled_by_part():
     samples.stop()
     assert samples.rows[0]["throttled"] == 0x44
     assert samples.line("layer")[:-1] == [
-        "layer", "100001 to 100001", "350", "61", "power cap (1 of 1), heat, in hardware (1 of 1)",
-    ]  # fmt: skip
+        "layer",
+        "100001 to 100001",
+        "350",
+        "61",
+        "power cap (1 of 1), heat, in hardware (1 of 1)",
+    ]
     assert samples.line("gemm") == ["gemm", "-", "-", "-", "-", "0"]
     ran = [parts.Ran(parts.Part("layer", "bench"), 0, 1.0)]
     assert "| layer | 100001 to 100001 | 350 | 61 | power cap" in page.markdown(FACTS, ran, samples=samples)
@@ -425,10 +453,13 @@ def test_the_page_of_several_gpus_has_the_clocks_of_one(tmp_path):
     assert f"- {together.CLOCKS}\n" in text
 
 
-@pytest.mark.parametrize(("said", "head"), [
-    ("cuda: rank 0 of 2, epoch 3: running, 7 commands published; worker 2 holds the lock", "HUNG: layer"),
-    ("cuda: rank 0 of 2, epoch 3: done, 7 commands published; the lock is free", "failed: layer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "head"),
+    [
+        ("cuda: rank 0 of 2, epoch 3: running, 7 commands published; worker 2 holds the lock", "HUNG: layer"),
+        ("cuda: rank 0 of 2, epoch 3: done, 7 commands published; the lock is free", "failed: layer"),
+    ],
+)
 def test_the_page_of_a_job_that_ended(tmp_path, capsys, said, head):
     """It is printed where it cannot be written."""
     made = together.Page(tmp_path / "nowhere" / "r.md", FACTS, Samples("GPU-1", None), lambda text: None)
@@ -521,13 +552,16 @@ def test_the_profilers_table_is_read():
     assert profiled.parse("==ERROR== nothing\n") == []
 
 
-@pytest.mark.parametrize(("script", "note"), [
-    (None, "ncu was not found on PATH"),
-    ("echo ERR_NVGPUCTRPERM; exit 1", "may not read the counters (ERR_NVGPUCTRPERM): run as root"),
-    ("echo LibraryNotLoaded >&2; exit 9", "gave no counters (exit code 9): LibraryNotLoaded"),
-    ("sleep 30", "did not end in time: no counters were read"),
-    (f"cat <<'E'\n{NCU}E", "clocks are the GPU's own"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("script", "note"),
+    [
+        (None, "ncu was not found on PATH"),
+        ("echo ERR_NVGPUCTRPERM; exit 1", "may not read the counters (ERR_NVGPUCTRPERM): run as root"),
+        ("echo LibraryNotLoaded >&2; exit 9", "gave no counters (exit code 9): LibraryNotLoaded"),
+        ("sleep 30", "did not end in time: no counters were read"),
+        (f"cat <<'E'\n{NCU}E", "clocks are the GPU's own"),
+    ],
+)
 def test_the_profiler_may_be_missing_forbidden_or_slow(monkeypatch, tmp_path, capsys, script, note):
     monkeypatch.setattr(profiled, "PLACES", ())
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if script else str(tmp_path))
@@ -554,9 +588,15 @@ def test_the_product_check_covers_the_tiles_of_each_kind(monkeypatch, capsys):
     assert on_ranks(1, lambda comm, rank: tasks.check_products(KINDS)) == [0]
     *said, last = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said] == [
-        "f32_16x64", "f32_64x64", "tf32_16x128", "tf32_32x128", "bf16_wgmma_64x128", "bf16_wgmma_128x128",
-        "f16_wgmma_64x128", "f16_wgmma_128x128",
-    ]  # fmt: skip
+        "f32_16x64",
+        "f32_64x64",
+        "tf32_16x128",
+        "tf32_32x128",
+        "bf16_wgmma_64x128",
+        "bf16_wgmma_128x128",
+        "f16_wgmma_64x128",
+        "f16_wgmma_128x128",
+    ]
     assert all(line.endswith("ok") for line in said)
     assert last == "8 tiles ok"
 
@@ -589,8 +629,12 @@ def test_the_profiler_is_given_names_that_fit():
     from aristos.substrate.cuda import persistent
 
     tile = gemm.tiles("f32", Target.named("sm_90"))[0]
-    for kernel, fits in ((catalogue.product_kernel(tile), True), (persistent.layer_kernel(tile), True),
-                         (persistent.BEGIN, False), (catalogue.route_kernels()["place"], False)):  # fmt: skip
+    for kernel, fits in (
+        (catalogue.product_kernel(tile), True),
+        (persistent.layer_kernel(tile), True),
+        (persistent.BEGIN, False),
+        (catalogue.route_kernels()["place"], False),
+    ):
         assert bool(re.search(profiled.NAMED, ptx(kernel, "sm_90")[1])) == fits, kernel.name
 
 

@@ -126,7 +126,12 @@ def test_the_last_words_reach_the_page_while_a_task_has_taken_the_streams():
     attach.standing = lambda: "cuda: rank 0 of 1, epoch 3: running, 7 commands published; worker 2 holds the lock"
     child.main(["--limit", str(child.NOTICE + 2.0), "taken"])
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=processes.environment(),
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=processes.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     for line in ("no end so far", "worker 2 holds the lock", "HUNG: a call stands still at epoch 3", "in taken"):
         assert line in done.stderr, done.stderr

@@ -37,12 +37,16 @@ def test_a_whole_rehearsal(tmp_path):
     assert page.startswith("# Aristos on PTX machine: every part ran, every output was right\n"), (page[:3000], said)
     assert code == 0, said
     for line in (
-        "| products against float64 | ok |", "| layer | ok |", "## router on PTX machine",
-        "## time per phase on PTX machine", "## idle on PTX machine", "two kernels under ncu",
+        "| products against float64 | ok |",
+        "| layer | ok |",
+        "## router on PTX machine",
+        "## time per phase on PTX machine",
+        "## idle on PTX machine",
+        "two kernels under ncu",
         "tests/gpu needs a GPU: tests/primitives/test_finite.py passed in its place",
         "- no rival: PyTorch is not used in a rehearsal, which has no GPU\n",
         "- no cuBLAS: it is not used in a rehearsal, which has no GPU\n",
-    ):  # fmt: skip
+    ):
         assert line in page, page
     assert re.search(r"^- commit: [0-9a-f]{40}\+?$(?s:.*)^- numba-cuda: 0\.30", page, re.M), page
     files = sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock"))
@@ -97,9 +101,13 @@ def test_a_full_disk_prints_the_page(tmp_path):
     assert not list(tmp_path.iterdir()), "no half of a page"
 
 
-@pytest.mark.parametrize(("fault", "note"), [
-    ("ncu-missing", "ncu was not found on PATH"), ("ncu-forbidden", "may not read the counters (ERR_NVGPUCTRPERM)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "note"),
+    [
+        ("ncu-missing", "ncu was not found on PATH"),
+        ("ncu-forbidden", "may not read the counters (ERR_NVGPUCTRPERM)"),
+    ],
+)
 def test_the_profiler_may_be_missing_or_forbidden(tmp_path, fault, note):
     code, page, _ = rehearsed(tmp_path, fault, "ncu")
     assert code == 0

@@ -24,10 +24,13 @@ class Torch:
     def __init__(self, cuda="13.0", available=True, grouped=True, product=None, compiler=None, capability=(9, 0)):
         self.version, self._product, self._compiler = SimpleNamespace(cuda=cuda), product, compiler
         self.cuda = SimpleNamespace(
-            is_available=lambda: available, ExternalStream=lambda stream, device: stream, graph_pool_handle=lambda: 1,
-            synchronize=lambda device: None, stream=contextlib.nullcontext,
+            is_available=lambda: available,
+            ExternalStream=lambda stream, device: stream,
+            graph_pool_handle=lambda: 1,
+            synchronize=lambda device: None,
+            stream=contextlib.nullcontext,
             get_device_capability=lambda device: capability,
-        )  # fmt: skip
+        )
         self.nn = SimpleNamespace(functional=SimpleNamespace(**{"grouped_mm": None} if grouped else {}))
         self.device, self.ones = lambda kind, number: (kind, number), lambda shape, device: shape
 
@@ -66,15 +69,23 @@ def place(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize(("torch", "why"), [
-    (ModuleNotFoundError("No module named 'torch'"),
-     "no rival: PyTorch cannot be imported (No module named 'torch'): pip install torch"),
-    (OSError("libcudart.so.13: cannot open"), "PyTorch cannot be imported (libcudart.so.13: cannot open)"),
-    (Torch(cuda=None), "no rival: PyTorch 2.11.0 finds no GPU that it can use"),
-    (Torch(available=False), "no rival: PyTorch 2.11.0 finds no GPU that it can use"),
-    (Torch(product=RuntimeError("no kernel image\nmore")),
-     "no rival: PyTorch 2.11.0 cannot multiply: PyTorch failed with RuntimeError: no kernel image"),
-], ids=["missing", "broken", "for CPUs", "no GPU", "no kernel"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("torch", "why"),
+    [
+        (
+            ModuleNotFoundError("No module named 'torch'"),
+            "no rival: PyTorch cannot be imported (No module named 'torch'): pip install torch",
+        ),
+        (OSError("libcudart.so.13: cannot open"), "PyTorch cannot be imported (libcudart.so.13: cannot open)"),
+        (Torch(cuda=None), "no rival: PyTorch 2.11.0 finds no GPU that it can use"),
+        (Torch(available=False), "no rival: PyTorch 2.11.0 finds no GPU that it can use"),
+        (
+            Torch(product=RuntimeError("no kernel image\nmore")),
+            "no rival: PyTorch 2.11.0 cannot multiply: PyTorch failed with RuntimeError: no kernel image",
+        ),
+    ],
+    ids=["missing", "broken", "for CPUs", "no GPU", "no kernel"],
+)
 def test_a_pytorch_that_cannot_be_used_is_said(place, torch, why):
     with pytest.raises(EnvironmentProblem) as said:
         place(torch)
@@ -86,12 +97,20 @@ def test_the_libraries_in_use_are_named(place):
     assert place(Torch(), blas=False).used.endswith(", a cuBLAS that is not found as a file")
 
 
-@pytest.mark.parametrize(("torch", "cfg", "why"), [
-    (Torch(), CFG, ""),
-    (Torch(grouped=False), CFG, "PyTorch 2.11.0 has none"),
-    (Torch(capability=(8, 0)), CFG, "PyTorch 2.11.0 has no kernel for compute capability 8.0"),
-    (Torch(), MoEConfig(hidden=16, ffn=24, experts=8, top_k=2), "PyTorch's is for bfloat16 and rows of whole 16 bytes"),
-], ids=["there", "older", "other GPU", "other type"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("torch", "cfg", "why"),
+    [
+        (Torch(), CFG, ""),
+        (Torch(grouped=False), CFG, "PyTorch 2.11.0 has none"),
+        (Torch(capability=(8, 0)), CFG, "PyTorch 2.11.0 has no kernel for compute capability 8.0"),
+        (
+            Torch(),
+            MoEConfig(hidden=16, ffn=24, experts=8, top_k=2),
+            "PyTorch's is for bfloat16 and rows of whole 16 bytes",
+        ),
+    ],
+    ids=["there", "older", "other GPU", "other type"],
+)
 def test_without_a_grouped_product_the_chain_loops_and_the_page_says_why(place, torch, cfg, why):
     found = place(torch)
     assert found.ways(cfg) == ((torch_layer.LOOP,) if why else torch_layer.WAYS)

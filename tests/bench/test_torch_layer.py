@@ -99,8 +99,12 @@ def test_rows_of_16_bits(torch, dtype, way):
 
 
 def test_weights_on_the_input(torch):
-    cfg = MoEConfig(**SHAPE | {"top_k": 1}, activation="silu", gated=True, router=Router("sigmoid", renormalize=False,
-                    weight_on="input"))  # fmt: skip
+    cfg = MoEConfig(
+        **SHAPE | {"top_k": 1},
+        activation="silu",
+        gated=True,
+        router=Router("sigmoid", renormalize=False, weight_on="input"),
+    )
     y, want = computed(torch, cfg)
     assert reference.error(y, want) < ROW_TYPES["float32"].error
 

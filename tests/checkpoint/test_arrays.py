@@ -25,8 +25,10 @@ def test_stacked_and_fused_names(tmp_path):
     wide, narrow = arrays(E, 2 * F, H), arrays(E, H, F)
     p = "model.layers.0.mlp."
     tensors = {
-        p + "experts.gate_up_proj": wide, p + "experts.down_proj": narrow, p + "gate.weight": arrays(E, H),
-    }  # fmt: skip
+        p + "experts.gate_up_proj": wide,
+        p + "experts.down_proj": narrow,
+        p + "gate.weight": arrays(E, H),
+    }
     got = one(tmp_path, config, tensors)
     assert np.array_equal(got["gate"], wide[1, :F])
     assert np.array_equal(got["up"], wide[1, F:])
@@ -35,15 +37,24 @@ def test_stacked_and_fused_names(tmp_path):
 
 def test_interleaved_and_transposed(tmp_path):
     config = {
-        "model_type": "gpt_oss", "hidden_size": H, "intermediate_size": F, "num_local_experts": E,
-        "num_experts_per_tok": 2, "num_hidden_layers": 1, "hidden_act": "silu",
-    }  # fmt: skip
+        "model_type": "gpt_oss",
+        "hidden_size": H,
+        "intermediate_size": F,
+        "num_local_experts": E,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 1,
+        "hidden_act": "silu",
+    }
     wide, narrow, bias = arrays(E, H, 2 * F), arrays(E, F, H), arrays(E, 2 * F)
     p = "model.layers.0.mlp."
     tensors = {
-        p + "experts.gate_up_proj": wide, p + "experts.down_proj": narrow, p + "experts.gate_up_proj_bias": bias,
-        p + "experts.down_proj_bias": arrays(E, H), p + "router.weight": arrays(E, H), p + "router.bias": arrays(E),
-    }  # fmt: skip
+        p + "experts.gate_up_proj": wide,
+        p + "experts.down_proj": narrow,
+        p + "experts.gate_up_proj_bias": bias,
+        p + "experts.down_proj_bias": arrays(E, H),
+        p + "router.weight": arrays(E, H),
+        p + "router.bias": arrays(E),
+    }
     got = one(tmp_path, config, tensors)
     assert np.array_equal(got["gate"], wide[1, :, 0::2].T)
     assert np.array_equal(got["up"], wide[1, :, 1::2].T)
@@ -53,15 +64,19 @@ def test_interleaved_and_transposed(tmp_path):
 
 def test_flat_experts_with_mixed_orders(tmp_path):
     config = {
-        "model_type": "dbrx", "d_model": H, "n_layers": 1,
+        "model_type": "dbrx",
+        "d_model": H,
+        "n_layers": 1,
         "ffn_config": {"ffn_hidden_size": F, "moe_num_experts": E, "moe_top_k": 2, "moe_normalize_expert_weights": 1},
-    }  # fmt: skip
+    }
     w1, v1, w2 = (arrays(E * F, H) + i for i in range(3))
     p = "transformer.blocks.0.ffn."
     tensors = {
-        p + "experts.mlp.w1": w1, p + "experts.mlp.v1": v1, p + "experts.mlp.w2": w2,
+        p + "experts.mlp.w1": w1,
+        p + "experts.mlp.v1": v1,
+        p + "experts.mlp.w2": w2,
         p + "router.layer.weight": arrays(E, H),
-    }  # fmt: skip
+    }
     got = one(tmp_path, config, tensors)
     assert np.array_equal(got["gate"], w1[F : 2 * F])
     assert np.array_equal(got["up"], v1[F : 2 * F])
@@ -70,16 +85,22 @@ def test_flat_experts_with_mixed_orders(tmp_path):
 
 def test_a_text_model_inside_a_composite_one(tmp_path):
     inner = {
-        "model_type": "qwen3_vl_moe_text", "hidden_size": H, "moe_intermediate_size": F, "num_experts": E,
-        "num_experts_per_tok": 2, "num_hidden_layers": 1,
-    }  # fmt: skip
+        "model_type": "qwen3_vl_moe_text",
+        "hidden_size": H,
+        "moe_intermediate_size": F,
+        "num_experts": E,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 1,
+    }
     config = {"model_type": "qwen3_vl_moe", "text_config": inner, "vision_config": {"moe_like": 3}}
     p = "model.language_model.layers.0.mlp."
     wide, narrow = arrays(E, H, 2 * F), arrays(E, F, H)  # published files are [in, out]
     tensors = {
-        p + "experts.gate_up_proj": wide, p + "experts.down_proj": narrow, p + "gate.weight": arrays(E, H),
+        p + "experts.gate_up_proj": wide,
+        p + "experts.down_proj": narrow,
+        p + "gate.weight": arrays(E, H),
         "mtp.layers.0.mlp.gate.weight": arrays(E, H),
-    }  # fmt: skip
+    }
     got = one(tmp_path, config, tensors)
     assert np.array_equal(got["up"], wide[1, :, F:].T)
     assert np.array_equal(got["down"], narrow[1].T)
@@ -88,17 +109,28 @@ def test_a_text_model_inside_a_composite_one(tmp_path):
 def gemma(norm=1.0):
     """(config, tensors) of a layer of Gemma 4's shape; norm: of the experts' input, first value."""
     config = {
-        "model_type": "gemma4_text", "hidden_size": H, "intermediate_size": 7, "moe_intermediate_size": F,
-        "num_experts": E, "top_k_experts": 2, "num_hidden_layers": 1, "enable_moe_block": True, "rms_norm_eps": 1e-6,
-        "num_kv_shared_layers": 0, "use_double_wide_mlp": False, "hidden_activation": "gelu_pytorch_tanh",
-    }  # fmt: skip
+        "model_type": "gemma4_text",
+        "hidden_size": H,
+        "intermediate_size": 7,
+        "moe_intermediate_size": F,
+        "num_experts": E,
+        "top_k_experts": 2,
+        "num_hidden_layers": 1,
+        "enable_moe_block": True,
+        "rms_norm_eps": 1e-6,
+        "num_kv_shared_layers": 0,
+        "use_double_wide_mlp": False,
+        "hidden_activation": "gelu_pytorch_tanh",
+    }
     p = "model.layers.0."
     tensors = {
-        p + "experts.gate_up_proj": 0.3 * arrays(E, 2 * F, H), p + "experts.down_proj": 0.3 * arrays(E, H, F),
-        p + "router.proj.weight": 3 * arrays(E, H), p + "router.scale": 1 + 0.1 * arrays(H),
+        p + "experts.gate_up_proj": 0.3 * arrays(E, 2 * F, H),
+        p + "experts.down_proj": 0.3 * arrays(E, H, F),
+        p + "router.proj.weight": 3 * arrays(E, H),
+        p + "router.scale": 1 + 0.1 * arrays(H),
         p + "router.per_expert_scale": 2 + np.arange(E, dtype=np.float32),
         p + "pre_feedforward_layernorm_2.weight": np.linspace(norm, 2, H, dtype=np.float32),
-    }  # fmt: skip
+    }
     return config, tensors
 
 
@@ -139,10 +171,16 @@ def test_a_norm_that_cannot_be_folded_is_refused(tmp_path):
 def inkling(published):
     """(config, tensors) of a layer of Inkling's shape, with two shared experts; published: as the hub has it."""
     config = {
-        "model_type": "inkling_text", "hidden_size": H, "moe_intermediate_size": F, "n_routed_experts": E,
-        "n_shared_experts": 2, "num_experts_per_tok": 2, "num_hidden_layers": 1, "mlp_layer_types": ["sparse"],
+        "model_type": "inkling_text",
+        "hidden_size": H,
+        "moe_intermediate_size": F,
+        "n_routed_experts": E,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 1,
+        "mlp_layer_types": ["sparse"],
         "route_scale": 1.5,
-    }  # fmt: skip
+    }
     wide, narrow = 0.3 * arrays(E + 2, 2, F, H), 0.3 * arrays(E + 2, H, F)  # gate, then up
     alternating = wide.swapaxes(1, 2).reshape(E + 2, 2 * F, H)
     p = "model.llm.layers.0.mlp." if published else "model.layers.0.mlp."
@@ -150,15 +188,19 @@ def inkling(published):
     tensors[p + ("gate.bias" if published else "gate.e_score_correction_bias")] = np.linspace(5, -5, E, dtype="f4")
     if published:
         tensors |= {
-            p + "experts.w13_weight": alternating[:E], p + "experts.w2_weight": narrow[:E],
-            p + "shared_experts.shared_w13_weight": alternating[E:], p + "shared_experts.shared_w2_weight": narrow[E:],
-        }  # fmt: skip
+            p + "experts.w13_weight": alternating[:E],
+            p + "experts.w2_weight": narrow[:E],
+            p + "shared_experts.shared_w13_weight": alternating[E:],
+            p + "shared_experts.shared_w2_weight": narrow[E:],
+        }
     else:
         tensors |= {
-            p + "experts.gate_up_proj": wide[:E].reshape(E, 2 * F, H), p + "experts.down_proj": narrow[:E],
-            p + "shared_experts.gate_proj": wide[E:, 0], p + "shared_experts.up_proj": wide[E:, 1],
+            p + "experts.gate_up_proj": wide[:E].reshape(E, 2 * F, H),
+            p + "experts.down_proj": narrow[:E],
+            p + "shared_experts.gate_proj": wide[E:, 0],
+            p + "shared_experts.up_proj": wide[E:, 1],
             p + "shared_experts.down_proj": narrow[E:],
-        }  # fmt: skip
+        }
     return config, tensors, wide, narrow
 
 
@@ -244,9 +286,14 @@ def test_int8_with_scales(tmp_path, method, name, scale, divisor):
 def oss(h, f, experts, low=100, high=150):
     """(config, tensors) of a layer of gpt-oss's shape in mxfp4, scales of bytes from low up to high."""
     config = {
-        "model_type": "gpt_oss", "hidden_size": h, "intermediate_size": f, "num_local_experts": experts,
-        "num_experts_per_tok": 1, "num_hidden_layers": 1, "quantization_config": {"quant_method": "mxfp4"},
-    }  # fmt: skip
+        "model_type": "gpt_oss",
+        "hidden_size": h,
+        "intermediate_size": f,
+        "num_local_experts": experts,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 1,
+        "quantization_config": {"quant_method": "mxfp4"},
+    }
     rng = np.random.default_rng(3)
     p = "model.layers.0.mlp."
     return config, {
@@ -256,8 +303,9 @@ def oss(h, f, experts, low=100, high=150):
         p + "experts.down_proj_blocks": rng.integers(0, 256, (experts, h, f // 32, 16)).astype(np.uint8),
         p + "experts.down_proj_scales": rng.integers(low, high, (experts, h, f // 32)).astype(np.uint8),
         p + "experts.down_proj_bias": arrays(experts, h).astype(ml_dtypes.bfloat16),
-        p + "router.weight": arrays(experts, h), p + "router.bias": arrays(experts),
-    }  # fmt: skip
+        p + "router.weight": arrays(experts, h),
+        p + "router.bias": arrays(experts),
+    }
 
 
 BLOCKS, SCALES = (f"model.layers.0.mlp.experts.gate_up_proj_{part}" for part in ("blocks", "scales"))
@@ -285,10 +333,17 @@ def test_mxfp4(tmp_path):
 @pytest.mark.parametrize(
     ("scale", "code", "value"),
     [
-        (254, 3, 1.5 * 2.0**127), (254, 4, None), (254, 11, -1.5 * 2.0**127), (254, 15, None), (253, 5, 3 * 2.0**126),
-        (253, 6, None), (252, 7, 6 * 2.0**125), (0, 1, 2.0**-128), (1, 7, 6 * 2.0**-126),
+        (254, 3, 1.5 * 2.0**127),
+        (254, 4, None),
+        (254, 11, -1.5 * 2.0**127),
+        (254, 15, None),
+        (253, 5, 3 * 2.0**126),
+        (253, 6, None),
+        (252, 7, 6 * 2.0**125),
+        (0, 1, 2.0**-128),
+        (1, 7, 6 * 2.0**-126),
     ],
-)  # fmt: skip
+)
 def test_mxfp4_at_the_ends_of_float32(tmp_path, scale, code, value):
     """E8M0 goes to 2^127; with 2 or more from E2M1 the product is no float32."""
     config, tensors = oss(64, 32, 2)

@@ -40,9 +40,13 @@ def test_nothing_but_the_options_is_read_at_first(tmp_path):
 
 def test_a_shared_expert_that_config_json_does_not_name_is_refused(tmp_path):
     config = {
-        "model_type": "granitemoeshared", "hidden_size": H, "intermediate_size": F, "num_local_experts": E,
-        "num_experts_per_tok": 2, "num_hidden_layers": 1,
-    }  # fmt: skip
+        "model_type": "granitemoeshared",
+        "hidden_size": H,
+        "intermediate_size": F,
+        "num_local_experts": E,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 1,
+    }
     p = "model.layers.0."
     tensors = {
         p + "block_sparse_moe.input_linear.weight": arrays(E, 2 * F, H),
@@ -74,7 +78,7 @@ def test_a_shared_expert_that_config_json_does_not_name_is_refused(tmp_path):
         ),
         (lambda t: t.update({"model.layers.1.mlp.gate.weight": np.zeros((E, H), np.uint8)}), "U8; weights must"),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, change, words):
     tensors = olmoe()
     change(tensors)
@@ -121,14 +125,20 @@ def test_a_layer_of_another_configuration_is_refused(tmp_path):
 
 def test_a_bias_that_is_not_finite_is_refused_by_file_and_tensor(tmp_path):
     config = {
-        "model_type": "minimax_m2", "hidden_size": H, "intermediate_size": F, "num_local_experts": E,
-        "num_experts_per_tok": 2, "num_hidden_layers": 1,
-    }  # fmt: skip
+        "model_type": "minimax_m2",
+        "hidden_size": H,
+        "intermediate_size": F,
+        "num_local_experts": E,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 1,
+    }
     p = "model.layers.0.block_sparse_moe."
     tensors = {
-        p + "experts.gate_up_proj": arrays(E, 2 * F, H), p + "experts.down_proj": arrays(E, H, F),
-        p + "gate.weight": arrays(E, H), p + "e_score_correction_bias": arrays(E),
-    }  # fmt: skip
+        p + "experts.gate_up_proj": arrays(E, 2 * F, H),
+        p + "experts.down_proj": arrays(E, H, F),
+        p + "gate.weight": arrays(E, H),
+        p + "e_score_correction_bias": arrays(E),
+    }
     tensors[p + "e_score_correction_bias"][3] = np.nan
     checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
     with (
@@ -161,9 +171,10 @@ def test_ranks_open_a_directory_or_refuse_it_together(comm, tmp_path):
     good = write(tmp_path / "good", OLMOE, olmoe())
     assert aristos.Checkpoint(good, comm).config(max_tokens=4).experts == E
     for text, words in (
-        (None, "config.json cannot be read"), ("{", "config.json is not JSON"),
+        (None, "config.json cannot be read"),
+        ("{", "config.json is not JSON"),
         (json.dumps({**OLMOE, "model_type": "quokka"}), "model_type 'quokka' is not known"),
-    ):  # fmt: skip
+    ):
         bad = tmp_path / "bad"
         bad.mkdir(exist_ok=True)
         if text is not None:

@@ -142,9 +142,16 @@ def test_inspect_names_what_is_not_supported(tmp_path, capsys):
 
 
 SWITCH = {
-    "model_type": "switch_transformers", "d_model": 8, "d_ff": 4, "num_experts": 2, "expert_capacity": 4,
-    "num_layers": 4, "num_decoder_layers": 4, "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2,
-}  # fmt: skip
+    "model_type": "switch_transformers",
+    "d_model": 8,
+    "d_ff": 4,
+    "num_experts": 2,
+    "expert_capacity": 4,
+    "num_layers": 4,
+    "num_decoder_layers": 4,
+    "num_sparse_encoder_layers": 2,
+    "num_sparse_decoder_layers": 2,
+}
 
 
 def switch_layer(name: str) -> dict[str, np.ndarray]:

@@ -84,12 +84,17 @@ def test_what_is_not_known_is_refused_by_name(tmp_path, change, words):
         ({"model_type": "gpt_oss", "swiglu_limit": float("inf")}, "swiglu_limit must be a number of at least 0, got i"),
         ({"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"}, "it has no n_group"),
         (
-            {"model_type": "dbrx", "ffn_config": {**dict.fromkeys(
-                ("ffn_hidden_size", "moe_num_experts", "moe_top_k"), 2), "ffn_act_fn": {"name": ["silu"]}}},
+            {
+                "model_type": "dbrx",
+                "ffn_config": {
+                    **dict.fromkeys(("ffn_hidden_size", "moe_num_experts", "moe_top_k"), 2),
+                    "ffn_act_fn": {"name": ["silu"]},
+                },
+            },
             "ffn_act_fn is {'name': ['silu']}",
         ),
     ],
-)  # fmt: skip
+)
 def test_options_of_wrong_kinds_are_refused(tmp_path, change, words):
     sizes = dict.fromkeys(SIZES, 4)
     build = FAMILIES[change["model_type"]]
@@ -170,18 +175,28 @@ def test_a_model_that_is_known_not_to_run_is_refused_with_the_reason(tmp_path, k
 
 def test_options_of_other_parts_are_let_through(tmp_path):
     more = {
-        "rope_scaling": {"factor": 2}, "attention_bias": False, "torch_dtype": "bfloat16", "some_moe_option": None,
-        "output_router_logits": True, "moe_z_loss_coeff": 0.1, "num_local_experts": OLMOE["num_experts"],
-    }  # fmt: skip
+        "rope_scaling": {"factor": 2},
+        "attention_bias": False,
+        "torch_dtype": "bfloat16",
+        "some_moe_option": None,
+        "output_router_logits": True,
+        "moe_z_loss_coeff": 0.1,
+        "num_local_experts": OLMOE["num_experts"],
+    }
     (tmp_path / "config.json").write_text(json.dumps({**OLMOE, **more}))
     aristos.Checkpoint(tmp_path)
 
 
 def test_layers_that_differ_have_configurations_of_their_own(tmp_path):
     config = {
-        "model_type": "hunyuan_v1_moe", "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2,
-        "num_experts": 4, "moe_topk": [1, 2], "hidden_act": "silu",
-    }  # fmt: skip
+        "model_type": "hunyuan_v1_moe",
+        "hidden_size": 16,
+        "intermediate_size": 12,
+        "num_hidden_layers": 2,
+        "num_experts": 4,
+        "moe_topk": [1, 2],
+        "hidden_act": "silu",
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     checkpoint = aristos.Checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match=r"layers 0 and 1 differ \(top_k 1 and 2\): use configs"):
@@ -204,19 +219,35 @@ DEEP = {
 
 
 OSS = {
-    "model_type": "gpt_oss", "hidden_size": 2880, "intermediate_size": 2880, "num_local_experts": 32,
-    "num_experts_per_tok": 4, "experts_per_token": 4, "num_hidden_layers": 24, "hidden_act": "silu",
-    "swiglu_limit": 7.0, "router_aux_loss_coef": 0.9, "layer_types": ["sliding_attention"] * 24,
+    "model_type": "gpt_oss",
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_local_experts": 32,
+    "num_experts_per_tok": 4,
+    "experts_per_token": 4,
+    "num_hidden_layers": 24,
+    "hidden_act": "silu",
+    "swiglu_limit": 7.0,
+    "router_aux_loss_coef": 0.9,
+    "layer_types": ["sliding_attention"] * 24,
     "quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
-}  # fmt: skip
+}
 
 
 DBRX = {
-    "model_type": "dbrx", "d_model": 6144, "n_layers": 40, "attn_config": {"clip_qkv": 8}, "router_aux_loss_coef": 0.05,
+    "model_type": "dbrx",
+    "d_model": 6144,
+    "n_layers": 40,
+    "attn_config": {"clip_qkv": 8},
+    "router_aux_loss_coef": 0.05,
     "ffn_config": {
-        "ffn_hidden_size": 10752, "moe_jitter_eps": 0, "moe_loss_weight": 0.05, "moe_num_experts": 16, "moe_top_k": 4,
+        "ffn_hidden_size": 10752,
+        "moe_jitter_eps": 0,
+        "moe_loss_weight": 0.05,
+        "moe_num_experts": 16,
+        "moe_top_k": 4,
     },
-}  # fmt: skip
+}
 
 
 def test_published_options_of_deepseek_v3(tmp_path):
@@ -225,8 +256,13 @@ def test_published_options_of_deepseek_v3(tmp_path):
     assert checkpoint.quantisation == "fp8"
     r = dict(checkpoint._blocks[3].options["router"])
     assert r == {
-        "score": "sigmoid", "renormalize": True, "scale": 2.5, "groups": 8, "topk_groups": 4, "group_score": "sum_top2",
-    }  # fmt: skip
+        "score": "sigmoid",
+        "renormalize": True,
+        "scale": 2.5,
+        "groups": 8,
+        "topk_groups": 4,
+        "group_score": "sum_top2",
+    }
     of(tmp_path, {**DEEP, "model_type": "dots1", "scoring_func": "noaux_tc"})
     for change in ({"scoring_func": "softmax"}, {"topk_method": "greedy"}, {"n_group": 8, "topk_group": None}):
         with pytest.raises(CheckpointError, match=r"scoring_func|topk_method|topk_group"):
@@ -252,10 +288,20 @@ def test_published_options_of_dbrx(tmp_path):
 def test_published_options_of_hunyuan_large(tmp_path):
     """One expert has its probability as weight; model_type hunyuan_v1_moe divides it by itself."""
     config = {
-        "model_type": "hunyuan", "hidden_size": 6400, "intermediate_size": 18304, "num_experts": 16, "moe_topk": 1,
-        "num_hidden_layers": 64, "num_shared_expert": 1, "use_mixed_mlp_moe": True, "moe_drop_tokens": False,
-        "capacity_factor": 1.0, "hidden_act": "silu", "moe_random_routing_dropped_token": False, "use_cla": True,
-    }  # fmt: skip
+        "model_type": "hunyuan",
+        "hidden_size": 6400,
+        "intermediate_size": 18304,
+        "num_experts": 16,
+        "moe_topk": 1,
+        "num_hidden_layers": 64,
+        "num_shared_expert": 1,
+        "use_mixed_mlp_moe": True,
+        "moe_drop_tokens": False,
+        "capacity_factor": 1.0,
+        "hidden_act": "silu",
+        "moe_random_routing_dropped_token": False,
+        "use_cla": True,
+    }
     assert not of(tmp_path, config).config().router.renormalize
     assert of(tmp_path, {**config, "moe_topk": 2}).config().router.renormalize
     assert of(tmp_path, {**config, "model_type": "hunyuan_v1_moe"}).config().router.renormalize
@@ -265,11 +311,22 @@ def test_published_options_of_hunyuan_large(tmp_path):
 
 def test_published_options_of_deepseek_moe_16b(tmp_path):
     config = {
-        "model_type": "deepseek", "hidden_size": 2048, "intermediate_size": 10944, "moe_intermediate_size": 1408,
-        "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "first_k_dense_replace": 1,
-        "moe_layer_freq": 1, "num_hidden_layers": 28, "norm_topk_prob": False, "scoring_func": "softmax",
-        "aux_loss_alpha": 0.001, "seq_aux": True, "hidden_act": "silu",
-    }  # fmt: skip
+        "model_type": "deepseek",
+        "hidden_size": 2048,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 6,
+        "first_k_dense_replace": 1,
+        "moe_layer_freq": 1,
+        "num_hidden_layers": 28,
+        "norm_topk_prob": False,
+        "scoring_func": "softmax",
+        "aux_loss_alpha": 0.001,
+        "seq_aux": True,
+        "hidden_act": "silu",
+    }
     checkpoint = of(tmp_path, config)
     cfg = checkpoint.config()
     assert checkpoint.layers == tuple(range(1, 28))
@@ -280,10 +337,19 @@ def test_published_options_of_deepseek_moe_16b(tmp_path):
 
 def test_published_options_of_arctic(tmp_path):
     config = {
-        "model_type": "arctic", "hidden_size": 7168, "intermediate_size": 4864, "num_local_experts": 128,
-        "num_experts_per_tok": 2, "num_hidden_layers": 4, "moe_layer_frequency": 2, "moe_token_dropping": False,
-        "moe_train_capacity_factor": 1, "moe_eval_capacity_factor": 1, "moe_min_capacity": 0, "use_residual": True,
-    }  # fmt: skip
+        "model_type": "arctic",
+        "hidden_size": 7168,
+        "intermediate_size": 4864,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 4,
+        "moe_layer_frequency": 2,
+        "moe_token_dropping": False,
+        "moe_train_capacity_factor": 1,
+        "moe_eval_capacity_factor": 1,
+        "moe_min_capacity": 0,
+        "use_residual": True,
+    }
     checkpoint = of(tmp_path, config)
     assert checkpoint.layers == (1, 3)
     assert checkpoint.config().router == aristos.Router(renormalize=True)
@@ -294,9 +360,14 @@ def test_published_options_of_arctic(tmp_path):
 
 def test_what_transformers_ignores_and_the_model_s_code_does_not_is_noted(tmp_path):
     config = {
-        "model_type": "deepseek_v2", "hidden_size": 16, "moe_intermediate_size": 16, "n_routed_experts": 4,
-        "num_experts_per_tok": 2, "num_hidden_layers": 1, "norm_topk_prob": True,
-    }  # fmt: skip
+        "model_type": "deepseek_v2",
+        "hidden_size": 16,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 1,
+        "norm_topk_prob": True,
+    }
     assert "transformers ignores it" in of(tmp_path, config).note(0)
     assert of(tmp_path, {**config, "norm_topk_prob": False}).note(0) == ""
 
@@ -323,16 +394,33 @@ def test_what_transformers_ignores_and_the_model_s_code_does_not_is_noted(tmp_pa
 )  # fmt: skip
 def test_which_layers_are_moe(tmp_path, change, layers):
     sizes = dict.fromkeys(
-        ("hidden_size", "intermediate_size", "moe_intermediate_size", "num_experts", "n_routed_experts", "d_model",
-         "d_ff", "num_local_experts", "moe_num_experts", "moe_shared_expert_intermediate_size"), 8,
-    )  # fmt: skip
+        (
+            "hidden_size",
+            "intermediate_size",
+            "moe_intermediate_size",
+            "num_experts",
+            "n_routed_experts",
+            "d_model",
+            "d_ff",
+            "num_local_experts",
+            "moe_num_experts",
+            "moe_shared_expert_intermediate_size",
+        ),
+        8,
+    )
     keys = {
-        "jamba": {"moe_intermediate_size", "n_routed_experts"}, "llama4_text": {"moe_intermediate_size"},
+        "jamba": {"moe_intermediate_size", "n_routed_experts"},
+        "llama4_text": {"moe_intermediate_size"},
         "switch_transformers": {"intermediate_size", "moe_intermediate_size"},
-    }  # fmt: skip
+    }
     unread = keys.get(change["model_type"], set())
-    config = {**{k: v for k, v in sizes.items() if k not in unread}, "num_experts_per_tok": 1, "moe_k": 1,
-              "num_hidden_layers": 6, **change}  # fmt: skip
+    config = {
+        **{k: v for k, v in sizes.items() if k not in unread},
+        "num_experts_per_tok": 1,
+        "moe_k": 1,
+        "num_hidden_layers": 6,
+        **change,
+    }
     build = FAMILIES[change["model_type"]]
     assert tuple(build.build(Options(config, tmp_path, build.defaults))) == layers
 

@@ -48,9 +48,14 @@ def oss(h=64, f=96, experts=2):
     """(config, tensors, weights [out, in] by (expert, name)) of gpt-oss's shape; rows of gate and up alternate."""
     rng, p = np.random.default_rng(3), "model.layers.0.mlp."
     config = {
-        "model_type": "gpt_oss", "hidden_size": h, "intermediate_size": f, "num_local_experts": experts,
-        "num_experts_per_tok": 1, "num_hidden_layers": 1, "quantization_config": {"quant_method": "mxfp4"},
-    }  # fmt: skip
+        "model_type": "gpt_oss",
+        "hidden_size": h,
+        "intermediate_size": f,
+        "num_local_experts": experts,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 1,
+        "quantization_config": {"quant_method": "mxfp4"},
+    }
     tensors = {p + "router.weight": arrays(experts, h), p + "router.bias": arrays(experts)}
     weights = {}
     for name, out, depth in (("gate_up", 2 * f, h), ("down", h, f)):
@@ -125,8 +130,9 @@ def test_nothing_is_expanded(tmp_path):
 def reference(weights, tensors, x):
     """What the layer gives in float64, of the weights that the tensors mean."""
     w = {name: np.stack([weights[e, name].T for e in range(2)]) for name in ("gate", "up", "down")}
-    cfg = aristos.MoEConfig(hidden=128, ffn=64, experts=2, top_k=2, activation="silu", gated=True,
-                            router=aristos.Router(renormalize=True))  # fmt: skip
+    cfg = aristos.MoEConfig(
+        hidden=128, ffn=64, experts=2, top_k=2, activation="silu", gated=True, router=aristos.Router(renormalize=True)
+    )
     router = tensors["model.layers.0.mlp.gate.weight"].astype(np.float64).T
     return aristos.reference.moe(cfg, x.astype(np.float64), router=router, **w)
 
@@ -183,8 +189,12 @@ def test_a_plain_file_is_quantised_when_a_type_is_given(tmp_path):
 
 def test_shared_experts_stay_packed_too(tmp_path):
     config, tensors, _ = olmoe(CASES["gptq"])
-    config |= {"model_type": "qwen2_moe", "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64,
-               "decoder_sparse_step": 1}  # fmt: skip
+    config |= {
+        "model_type": "qwen2_moe",
+        "moe_intermediate_size": 64,
+        "shared_expert_intermediate_size": 64,
+        "decoder_sparse_step": 1,
+    }
     del config["intermediate_size"]
     rng, p = np.random.default_rng(1), "model.layers.0.mlp."
     for name, out, depth in (("gate", 64, 128), ("up", 64, 128), ("down", 128, 64)):
@@ -274,7 +284,7 @@ HALF = np.float16
         ("fp8 in blocks", put("weight_scale_inv", ((0, 0), 1e37)), "up_proj.weight' cannot be used: scales times"),
         ("fp8 in blocks", put("weight_scale_inv", None), "has dtype F8_E4M3 and no scales"),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, case, change, words):
     checkpoint = opened(tmp_path, CASES[case], change)
     with pytest.raises(CheckpointError) as error:
@@ -349,7 +359,7 @@ def test_experts_of_several_types_are_refused(tmp_path):
         ),
         ("int8", {"config_groups": {"a": {"format": "nvfp4-pack-quantized", "weights": {}}}}, "format 'nvfp4-pack-qu"),
     ],
-)  # fmt: skip
+)
 def test_what_a_method_declares_and_is_not_read_is_refused(tmp_path, case, quantization, words):
     with pytest.raises(CheckpointError) as error:
         opened(tmp_path, CASES[case], **quantization)

@@ -38,8 +38,9 @@ def test_a_line_now_and_then(monkeypatch, clock):
     assert sys.stderr.getvalue() == ""  # 1 s in all
     read(shown, clock, 6.0)
     assert sys.stderr.getvalue().splitlines() == [
-        "layer 3: 1 of 4 experts, 7.5 GB at 1.07 GB/s", "layer 3: 3 of 4 experts, 10.5 GB at 0.55 GB/s",
-    ]  # fmt: skip
+        "layer 3: 1 of 4 experts, 7.5 GB at 1.07 GB/s",
+        "layer 3: 3 of 4 experts, 10.5 GB at 0.55 GB/s",
+    ]
     monkeypatch.setattr(sys, "stderr", None)  # pythonw has none
     read(shown, clock, 20.0)
 

@@ -17,9 +17,15 @@ from aristos.errors import CheckpointError, InputError
 def hashed(table):
     """(config, tensors) of a layer of DeepSeek-V4's shape that chooses by a table of token ids."""
     config = {
-        "model_type": "deepseek_v4", "hidden_size": H, "moe_intermediate_size": F, "n_routed_experts": E,
-        "num_experts_per_tok": 2, "num_hidden_layers": 1, "n_shared_experts": 0, "mlp_layer_types": ["hash_moe"],
-    }  # fmt: skip
+        "model_type": "deepseek_v4",
+        "hidden_size": H,
+        "moe_intermediate_size": F,
+        "n_routed_experts": E,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 1,
+        "n_shared_experts": 0,
+        "mlp_layer_types": ["hash_moe"],
+    }
     p = "layers.0.ffn."
     tensors = {p + "gate.weight": arrays(E, H), p + "gate.tid2eid": table}
     for e, (array, shape) in itertools.product(range(E), (("w1", (F, H)), ("w3", (F, H)), ("w2", (H, F)))):
@@ -45,9 +51,11 @@ def test_a_layer_that_chooses_by_a_table_of_token_ids(tmp_path):
             moe(x)
     for wrong, words in (
         ((x, np.array([0, 0, 0, 3])), r"tokens must be in 0\.\.2, got 0 to 3"),
-        ((x, tokens[:3]), "tokens must be 4 token ids"), ((x, tokens / 2), "ints, one for each row of x, got float64"),
-        ((x[:, 1:], tokens), r"x must have shape \[S, 24\]"), ((x.astype("f8"), tokens), "x must have dtype"),
-    ):  # fmt: skip
+        ((x, tokens[:3]), "tokens must be 4 token ids"),
+        ((x, tokens / 2), "ints, one for each row of x, got float64"),
+        ((x[:, 1:], tokens), r"x must have shape \[S, 24\]"),
+        ((x.astype("f8"), tokens), "x must have dtype"),
+    ):
         with pytest.raises(InputError, match=words):
             checkpoint.route(0, *wrong)
     for number in (1, True, [0]):

@@ -405,8 +405,10 @@ def test_the_folder_that_each_way_of_starting_loads(tmp_path, monkeypatch):
     found = package.here()
     assert found.state == "warn"
     assert found.values == {
-        package.MODULE: str(clone / "aristos"), package.SCRIPT: installed, package.COMMAND: installed,
-    }  # fmt: skip
+        package.MODULE: str(clone / "aristos"),
+        package.SCRIPT: installed,
+        package.COMMAND: installed,
+    }
     assert f"python -m aristos: {clone / 'aristos'}" in found.text
     assert found.remedy.endswith(f"-m pip install -e {clone}")
 

@@ -61,9 +61,15 @@ def call():
     st[words.region_to(job, 1)] = st[words.out_ring(job, 1)] = outbox.ctypes.data
     assert PairLayout.of(shape).nbytes <= window.nbytes
     for table, value in (
-        (words.sent_rows, SENT + 3), (words.read_rows, SENT), (words.freed_rows, SENT), (words.sent_tiles, TILES + 1),
-        (words.seen_tiles, TILES), (words.read_tiles, TILES), (words.free_tiles, TILES), (words.returned, TILES),
-    ):  # fmt: skip
+        (words.sent_rows, SENT + 3),
+        (words.read_rows, SENT),
+        (words.freed_rows, SENT),
+        (words.sent_tiles, TILES + 1),
+        (words.seen_tiles, TILES),
+        (words.read_tiles, TILES),
+        (words.free_tiles, TILES),
+        (words.returned, TILES),
+    ):
         st[table(job, 1)] = value
     st[words.offset(job, 2) : words.offset(job, 5)] = FIRST, FIRST + 3, FIRST + 4  # packed rows of its two experts
     st[words.cursor(job, 1)], st[words.UNSENT] = FIRST + 3, 1  # one row is not sent
@@ -236,7 +242,10 @@ def test_poison_that_is_whole_keeps_its_cause():
 
 def test_every_checked_word_has_a_name_and_a_test():
     tested = {word for _, word, _ in WRONG} | {
-        bounds.ANNOUNCED_SUM, bounds.PLACE, bounds.POISON_CAUSE, bounds.POISON_ORIGIN,
+        bounds.ANNOUNCED_SUM,
+        bounds.PLACE,
+        bounds.POISON_CAUSE,
+        bounds.POISON_ORIGIN,
         bounds.ENDED,  # tests/substrate/test_waits.py
-    }  # fmt: skip
+    }
     assert set(bounds.NAMES) == tested

@@ -76,7 +76,7 @@ def test_every_shape_is_made_of_dimensions():
         assert set(table.shape) <= set(schema.DIMENSIONS), table.name
     sizes = schema.sizes(
         world=3, max_computed=2, copies=5, records=5, rows=12, tokens=6, top_k=2, workers=2, runs=1, batch=8
-    )  # fmt: skip
+    )
     assert set(sizes) == set(schema.DIMENSIONS)
 
 
@@ -103,8 +103,15 @@ def test_indices_enumerate_their_tables_and_no_other(workers):
     job.fill_layout(a_job, SHAPE, tables)
     a_job[words.ALL_WORKERS] = workers
     entries = {
-        "peer": 3, "source": 3, "expert": 2, "slot": 5, "i": 12, "block": 2, "tile": 5, "worker": workers,
-    }  # fmt: skip
+        "peer": 3,
+        "source": 3,
+        "expert": 2,
+        "slot": 5,
+        "i": 12,
+        "block": 2,
+        "tile": 5,
+        "worker": workers,
+    }
     taken: set[int] = set()
     for table, arguments in index_functions():
         if table.name == "counters":

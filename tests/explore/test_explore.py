@@ -39,10 +39,18 @@ def test_the_command_finds_nothing():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
-    [["--ranks", "0"], ["--rows", "-1"], ["--transport", "rma", "--ranks", "1"], ["--seconds", "nan"],
-     ["--strategy", "exhaustive", "--ranks", "3"], ["--seed", "-1"], ["--tokens", "2"],
-     ["--mutation", "no-lock", "--ranks", "1"], ["--mutation", "all", "--transport", "proxy", "--ranks", "1"]],
-)  # fmt: skip
+    [
+        ["--ranks", "0"],
+        ["--rows", "-1"],
+        ["--transport", "rma", "--ranks", "1"],
+        ["--seconds", "nan"],
+        ["--strategy", "exhaustive", "--ranks", "3"],
+        ["--seed", "-1"],
+        ["--tokens", "2"],
+        ["--mutation", "no-lock", "--ranks", "1"],
+        ["--mutation", "all", "--transport", "proxy", "--ranks", "1"],
+    ],
+)
 def test_options_that_make_no_sense(words, capsys):
     try:
         code = main(words)
@@ -183,10 +191,16 @@ def test_schedules_with_proxies_in_order(capsys):
 @pytest.mark.uncompiled
 @pytest.mark.parametrize(
     ("name", "transport"),
-    [("one-announcement-buffer", "shm"), ("credit-not-checked", "shm"), ("ends-without-owners-part", "shm"),
-     ("sync-skipped", "rma"), ("ends-before-its-words-are-put", "rma"), ("words-before-copies", "proxy"),
-     ("return-rows-not-copied", "proxy")],
-)  # fmt: skip
+    [
+        ("one-announcement-buffer", "shm"),
+        ("credit-not-checked", "shm"),
+        ("ends-without-owners-part", "shm"),
+        ("sync-skipped", "rma"),
+        ("ends-before-its-words-are-put", "rma"),
+        ("words-before-copies", "proxy"),
+        ("return-rows-not-copied", "proxy"),
+    ],
+)
 def test_the_search_to_the_end_finds_bugs_too(capsys, name, transport):
     result = explore(capsys, "--strategy", "exhaustive", "--tokens", "2", "--transport", transport, "--mutation", name)
     assert result["found"]["story"]

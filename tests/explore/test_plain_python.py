@@ -213,9 +213,20 @@ def test_a_second_writer_is_seen():
 
 
 @pytest.mark.parametrize("access", ["load", "store", "load_acquire", "store_release", "fetch_add", "compare_exchange"])
-@pytest.mark.parametrize("at", [0, -8, address(2, LOCAL), address(0, HOME + 1), address(0, HOME, 1 << 20),
-                                address(0, LOCAL, PART - 8),
-                                private(0, 16), private(2, STATE), private(-1, WIRE)])  # fmt: skip
+@pytest.mark.parametrize(
+    "at",
+    [
+        0,
+        -8,
+        address(2, LOCAL),
+        address(0, HOME + 1),
+        address(0, HOME, 1 << 20),
+        address(0, LOCAL, PART - 8),
+        private(0, 16),
+        private(2, STATE),
+        private(-1, WIRE),
+    ],
+)
 def test_an_access_where_nothing_lies_is_seen(at, access):
     """An address never written, or past its area: on a real machine a fault or, worse, no fault."""
     cluster = Cluster(Case(calls=((Call(()),),) * 2), strategies.Replay([]))

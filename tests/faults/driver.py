@@ -104,9 +104,13 @@ class Watch:
         with open(folder / "launcher.out", "wb") as out:
             self.process = subprocess.Popen(
                 [*words, str(python), str(Path(__file__).with_name("program.py")), "job.json"],
-                cwd=folder, env=environment(job, self.token, folder), stdin=subprocess.DEVNULL, stdout=out,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                cwd=folder,
+                env=environment(job, self.token, folder),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.ended: list[float | None] = [None] * job.ranks
         self.pending = [dict(fault) for fault in job.faults if fault.get("driver")]
         self.made: set[int] = set()  # operations with faults from outside
@@ -218,12 +222,18 @@ class Watch:
         files += [f"tmp/{path.relative_to(self.folder / 'tmp')}" for path in (self.folder / "tmp").rglob("*")]
         outs = [self.folder / f"rank-{rank}.out" for rank in range(self.job.ranks)]
         return Ended(
-            code, at, [None if end is None or at is None else end - at for end in self.ended],
+            code,
+            at,
+            [None if end is None or at is None else end - at for end in self.ended],
             [bool(row[program.DONE]) for row in self.page[: self.job.ranks]],
             [out.read_text(errors="replace") if out.exists() else "" for out in outs],
-            (self.folder / "launcher.out").read_text(errors="replace"), self.late, len(left),
-            len(self.made) + int(self.page[:, program.MADE].sum()), files, self.folder,
-        )  # fmt: skip
+            (self.folder / "launcher.out").read_text(errors="replace"),
+            self.late,
+            len(left),
+            len(self.made) + int(self.page[:, program.MADE].sum()),
+            files,
+            self.folder,
+        )
 
 
 def run(job: Job, folder: Path) -> Ended:

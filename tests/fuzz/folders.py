@@ -161,9 +161,15 @@ def header(shapes: dict[str, list[int]], kind: str = "F32", size: int = 4) -> di
 def models() -> tuple[bytes, ...]:
     """An OLMoE in one file, the same in two shards with an index, and configurations of other families."""
     config = {
-        "model_type": "olmoe", "hidden_size": 8, "intermediate_size": 6, "num_experts": 2, "num_experts_per_tok": 1,
-        "num_hidden_layers": 1, "hidden_act": "silu", "norm_topk_prob": False,
-    }  # fmt: skip
+        "model_type": "olmoe",
+        "hidden_size": 8,
+        "intermediate_size": 6,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 1,
+        "hidden_act": "silu",
+        "norm_topk_prob": False,
+    }
     p = "model.layers.0.mlp."
     shapes = {p + "gate.weight": [2, 8]}
     for e in range(2):
@@ -176,20 +182,43 @@ def models() -> tuple[bytes, ...]:
     shards = {"config.json": config, **dict(zip(files, halves))}
     fp8 = {**config, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
     deep = {
-        "model_type": "deepseek_v3", "hidden_size": 8, "moe_intermediate_size": 8, "n_routed_experts": 4,
-        "num_experts_per_tok": 2, "num_hidden_layers": 2, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
-        "n_shared_experts": 1, "hidden_act": "silu", "norm_topk_prob": True, "routed_scaling_factor": 2.5,
-        "scoring_func": "sigmoid", "topk_method": "noaux_tc",
-    }  # fmt: skip
+        "model_type": "deepseek_v3",
+        "hidden_size": 8,
+        "moe_intermediate_size": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 2,
+        "first_k_dense_replace": 1,
+        "n_group": 2,
+        "topk_group": 1,
+        "n_shared_experts": 1,
+        "hidden_act": "silu",
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+    }
     oss = {
-        "model_type": "gpt_oss", "hidden_size": 8, "intermediate_size": 8, "num_local_experts": 4,
-        "num_experts_per_tok": 2, "num_hidden_layers": 1, "hidden_act": "silu", "swiglu_limit": 7.0,
+        "model_type": "gpt_oss",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 1,
+        "hidden_act": "silu",
+        "swiglu_limit": 7.0,
         "quantization_config": {"quant_method": "mxfp4"},
-    }  # fmt: skip
+    }
     switch = {
-        "model_type": "switch_transformers", "d_model": 8, "d_ff": 8, "num_experts": 4, "num_layers": 2,
-        "num_sparse_encoder_layers": 1, "num_decoder_layers": 2, "num_sparse_decoder_layers": 1,
-    }  # fmt: skip
+        "model_type": "switch_transformers",
+        "d_model": 8,
+        "d_ff": 8,
+        "num_experts": 4,
+        "num_layers": 2,
+        "num_sparse_encoder_layers": 1,
+        "num_decoder_layers": 2,
+        "num_sparse_decoder_layers": 1,
+    }
     found = [
         {"config.json": config, "model.safetensors": header(shapes)},
         {**shards, "model.safetensors.index.json": index},
@@ -234,10 +263,13 @@ def put(place: Any, node: dict[str, Any]) -> None:
 def results() -> bytes:
     """A run with a table."""
     table = {
-        "rank": {"=": [0, 1], "scale": "rank"}, "word": {"=": ["a", "b"], "scale": "word"},
+        "rank": {"=": [0, 1], "scale": "rank"},
+        "word": {"=": ["a", "b"], "scale": "word"},
         "seconds": {"=": [[1.0, 2.0], [3.0, 4.0]], "dims": ["rank", "word"], "@units": "s", "@long_name": "time"},
-        "@suite": "put", "@dims": ["rank", "word"], "@n": 1,
-    }  # fmt: skip
+        "@suite": "put",
+        "@dims": ["rank", "word"],
+        "@n": 1,
+    }
     run = {"put": table, "@command": "bench", "@argv": ["-m"], "@versions.numpy": "2"}
     return json.dumps({"@schema": hdf5.SCHEMA, "runs": {"20260101T000000Z-abcdef": run}}).encode()
 

@@ -125,6 +125,15 @@ class Mutator:
 
 
 _WAYS = (
-    Mutator.flip, Mutator.byte, Mutator.delete, Mutator.repeat, Mutator.move, Mutator.splice, Mutator.word,
-    Mutator.word, Mutator.number, Mutator.number, Mutator.cut,
-)  # fmt: skip
+    Mutator.flip,
+    Mutator.byte,
+    Mutator.delete,
+    Mutator.repeat,
+    Mutator.move,
+    Mutator.splice,
+    Mutator.word,
+    Mutator.word,
+    Mutator.number,
+    Mutator.number,
+    Mutator.cut,
+)

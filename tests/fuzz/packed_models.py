@@ -32,9 +32,15 @@ def model(data: bytes) -> None:
 def seeds() -> dict[str, tuple[bytes, ...]]:
     """For each form of packed weights, OLMoEs whose data is one byte that all dtypes have as a usable number."""
     config = {
-        "model_type": "olmoe", "hidden_size": 64, "intermediate_size": 32, "num_experts": 2, "num_experts_per_tok": 1,
-        "num_hidden_layers": 1, "hidden_act": "silu", "norm_topk_prob": False,
-    }  # fmt: skip
+        "model_type": "olmoe",
+        "hidden_size": 64,
+        "intermediate_size": 32,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 1,
+        "hidden_act": "silu",
+        "norm_topk_prob": False,
+    }
     matrices = {"gate": (32, 64), "up": (32, 64), "down": (64, 32)}
     integers = {"bits": 4, "group_size": 32}
     words = {"weights": {"num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": False}}
@@ -76,17 +82,25 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
             files.append({"config.json": {**config, "quantization_config": quantization}, **one_file(shapes)})
         found[form] = tuple(json.dumps(each).encode() for each in files)
     oss = {
-        "model_type": "gpt_oss", "hidden_size": 64, "intermediate_size": 32, "num_local_experts": 2,
-        "num_experts_per_tok": 1, "num_hidden_layers": 1, "quantization_config": {"quant_method": "mxfp4"},
-    }  # fmt: skip
+        "model_type": "gpt_oss",
+        "hidden_size": 64,
+        "intermediate_size": 32,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 1,
+        "quantization_config": {"quant_method": "mxfp4"},
+    }
     p = "model.layers.0.mlp."
     shapes = {
-        p + "router.weight": ("F32", [2, 64]), p + "router.bias": ("F32", [2]),
+        p + "router.weight": ("F32", [2, 64]),
+        p + "router.bias": ("F32", [2]),
         p + "experts.gate_up_proj_blocks": ("U8", [2, 64, 2, 16]),
         p + "experts.gate_up_proj_scales": ("U8", [2, 64, 2]),
-        p + "experts.gate_up_proj_bias": ("F32", [2, 64]), p + "experts.down_proj_blocks": ("U8", [2, 64, 1, 16]),
-        p + "experts.down_proj_scales": ("U8", [2, 64, 1]), p + "experts.down_proj_bias": ("F32", [2, 64]),
-    }  # fmt: skip
+        p + "experts.gate_up_proj_bias": ("F32", [2, 64]),
+        p + "experts.down_proj_blocks": ("U8", [2, 64, 1, 16]),
+        p + "experts.down_proj_scales": ("U8", [2, 64, 1]),
+        p + "experts.down_proj_bias": ("F32", [2, 64]),
+    }
     return found | {"mxfp4": (json.dumps({"config.json": oss, **one_file(shapes)}).encode(),)}
 
 

@@ -299,18 +299,32 @@ def drawn() -> tuple[bytes, ...]:
 
 
 PROBLEM = {
-    "experts": 4, "layer_cost": 1.0, "payload_mib": 1.0, "crossings": 2, "stages": 2, "gradient_mib": 1.0,
-    "devices": [{"rate": 1, "memory": 4, "name": "a"}, {"rate": 1, "memory": 4}], "alpha_us": [[0, 1], [1, 0]],
-    "beta_us_per_mib": [[0, 1], [1, 0]], "loads": [1, 2, 3, 4],
-}  # fmt: skip
+    "experts": 4,
+    "layer_cost": 1.0,
+    "payload_mib": 1.0,
+    "crossings": 2,
+    "stages": 2,
+    "gradient_mib": 1.0,
+    "devices": [{"rate": 1, "memory": 4, "name": "a"}, {"rate": 1, "memory": 4}],
+    "alpha_us": [[0, 1], [1, 0]],
+    "beta_us_per_mib": [[0, 1], [1, 0]],
+    "loads": [1, 2, 3, 4],
+}
 OPTIONS = {
     "config": {"hidden": 8, "ffn": 16, "experts": 4, "top_k": 2, "gated": True, "limit": 7.0},
-    "router": {"score": "sigmoid", "groups": 2, "topk_groups": 1, "scale": 2.5}, "placement": [[0, [1, 0], 1, 0], 4, 2],
-}  # fmt: skip
+    "router": {"score": "sigmoid", "groups": 2, "topk_groups": 1, "scale": 2.5},
+    "placement": [[0, [1, 0], 1, 0], 4, 2],
+}
 CONFIG = {
-    "model_type": "olmoe", "hidden_size": 8, "intermediate_size": 8, "num_experts": 2, "num_experts_per_tok": 1,
-    "num_hidden_layers": 1, "hidden_act": "silu", "norm_topk_prob": False,
-}  # fmt: skip
+    "model_type": "olmoe",
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "num_hidden_layers": 1,
+    "hidden_act": "silu",
+    "norm_topk_prob": False,
+}
 TENSORS = json.dumps({"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}, "__metadata__": {"a": "b"}})
 TREE = b"SwitchName=s0 Nodes=n[1-2]\nSwitchName=s1 Nodes=n[3-4]\nSwitchName=top Switches=s[0-1]\n"
 BLOCK = b"BlockName=b1 Nodes=n[1-2]\nBlockName=b2 Nodes=n[3-4]\nBlockSizes=2,4\n"
@@ -333,9 +347,13 @@ GPUS = (
 LAYER = MoEConfig(hidden=8, ffn=16, experts=4)
 SAVED = {"schema": saving.FIRST, "folder": "saved-3", "layers": [repr(LAYER)], "optimizer": ["Adam", 7]}
 SAVED_LAST = SAVED | {
-    "schema": saving.SCHEMA, "id": "a1", "layers": saving.described([LAYER]), "extra": {"step": 7, "b": [1.5, None]},
-    "files": {"layer-0-common.npz": [7, "b2"], "dense.npz": [0, ""]}, "digest": "",
-}  # fmt: skip
+    "schema": saving.SCHEMA,
+    "id": "a1",
+    "layers": saving.described([LAYER]),
+    "extra": {"step": 7, "b": [1.5, None]},
+    "files": {"layer-0-common.npz": [7, "b2"], "dense.npz": [0, ""]},
+    "digest": "",
+}
 INDEX = {"metadata": {"total_size": 16}, "weight_map": {"w": "a.safetensors", "v": "a.safetensors"}}
 CLUSTER = {
     "alpha_us": 15,
@@ -396,10 +414,16 @@ def safetensors() -> bytes:
 
 def targets(folder: Path) -> dict[str, Target]:
     """All targets by name. folder: for the files that seeds are made of, and those that command lines name."""
-    folders.commands_files(folder, {
-        "p.json": json.dumps(PROBLEM).encode(), "c.json": json.dumps(CLUSTER).encode(), "l.json": measured(),
-        "smi.txt": drawn()[0], "s.conf": TREE,
-    })  # fmt: skip
+    folders.commands_files(
+        folder,
+        {
+            "p.json": json.dumps(PROBLEM).encode(),
+            "c.json": json.dumps(CLUSTER).encode(),
+            "l.json": measured(),
+            "smi.txt": drawn()[0],
+            "s.conf": TREE,
+        },
+    )
     return {
         "matrix": Target(decoded(matrix.parse), drawn(), (b"NV11", b"GPU0", b"\t", b"PIX", b" X ", b"\x1b[4m", b"N/A")),
         "hostlist": Target(decoded(hosts), (b"n[1-3,05]-ib[0-1],login", b"a,b[7]"), (b"[0-131071]", b"[", b"]", b",")),
@@ -429,4 +453,4 @@ def targets(folder: Path) -> dict[str, Target]:
         "ptx": Target(decoded(ptx), (PTX,), (b"{", b"}", b".reg .b32 %x<9>;", b"call f, ();", b"[%rd1+8]")),
         "launches": Target(decoded(launches), (LAUNCHES,), C),
         "array": Target(in_file("a.npy", array_file), npy(), (b"'<m8'", b"'|O'", b"shape", b"(", b"9")),
-    }  # fmt: skip
+    }

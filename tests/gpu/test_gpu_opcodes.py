@@ -17,8 +17,7 @@ import test_opcodes_convert
 import test_opcodes_float
 import test_opcodes_integer
 
-for _module in (test_opcodes_integer, test_opcodes_float, test_opcodes_convert,
-                test_opcodes_approximate):  # fmt: skip
+for _module in (test_opcodes_integer, test_opcodes_float, test_opcodes_convert, test_opcodes_approximate):
     for _name, _test in vars(_module).items():
         if _name.startswith("test_") and _name not in ("test_rejected_at_load", "test_the_oracle_agrees_with_numpy"):
             globals()[f"{_name}_{_module.__name__.rpartition('_')[2]}"] = _test

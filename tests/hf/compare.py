@@ -25,8 +25,9 @@ MOST = 1e-5  # relative error in float32
 TOKENS = 40  # of a block
 GIVEN = ("x", "y", "dense", "tokens")
 REFUSED = {  # family: words of the refusal that is right
-    "zaya": "its router is a network", "doge": "product keys",
-}  # fmt: skip
+    "zaya": "its router is a network",
+    "doge": "product keys",
+}
 
 
 def block_name(name: str) -> tuple[str, int]:
@@ -114,9 +115,15 @@ def compare_sparsemixer(arrays: Any, comm: Any) -> list[str]:
     x, ids, weights = (arrays[f"sparsemixer.{key}"] for key in ("x", "ids", "weights"))
     experts = x.shape[1]
     cfg = aristos.MoEConfig(
-        experts, 1, experts, 2, "silu", True, max_tokens=len(x),
+        experts,
+        1,
+        experts,
+        2,
+        "silu",
+        True,
+        max_tokens=len(x),
         router=aristos.Router(score="sparsemixer", renormalize=False),
-    )  # fmt: skip
+    )
     nothing = np.zeros((experts, experts, 1), np.float32)
     with aristos.MoE(cfg, comm, threads=1, timeout=60) as moe:
         moe.load(up=nothing, gate=nothing, down=nothing.swapaxes(1, 2), router=np.eye(experts, dtype=np.float32))

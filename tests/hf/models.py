@@ -32,8 +32,11 @@ SHARED = {"shared_expert_intermediate_size": 40}
 SPARSE = ["dense", "sparse", "sparse"]
 INDEXER = {"index_head_dim": 16, "index_n_heads": 2}
 LINEAR = {
-    "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-}  # fmt: skip
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 
 # by family: options beside COMMON; "text": of the config inside text_config; "name": of the model's directory
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -258,9 +261,10 @@ def blocks(model: Any) -> dict[str, np.ndarray]:
         experts += getattr(c, "zero_expert_num", 0) or 0
         # these scale outside the router: what it divided by k, what it left out, the mean with a shared expert
         scales = {
-            "openai_privacy_filter": "num_experts_per_tok", "step3p5": "moe_router_scaling_factor",
+            "openai_privacy_filter": "num_experts_per_tok",
+            "step3p5": "moe_router_scaling_factor",
             "minimax_m3_vl_text": "routed_scaling_factor",
-        }  # fmt: skip
+        }
         factor = 0.5 if c.model_type == "cohere2_moe" else getattr(c, scales.get(c.model_type, ""), 1.0)
         dense = dense_of(routed[0], experts, factor) if routed else None
         if dense is not None:

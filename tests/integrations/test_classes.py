@@ -16,9 +16,10 @@ from aristos.errors import InputError
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 REFUSED = {  # class -> why
-    "Inkling2Experts": "its gate is none of", "Inkling2LoopExperts": "its gate is none of",
+    "Inkling2Experts": "its gate is none of",
+    "Inkling2LoopExperts": "its gate is none of",
     "MuseSparkExperts": "normalises each expert's output",
-}  # fmt: skip
+}
 
 
 def classes() -> dict[str, str]:

@@ -62,9 +62,18 @@ def test_without_a_fallback_it_is_refused_with_advice(ours):
 def llama4():
     """A configuration whose experts take no other implementation."""
     return transformers.Llama4TextConfig(
-        hidden_size=32, intermediate_size=32, intermediate_size_mlp=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, vocab_size=64, num_local_experts=2, num_experts_per_tok=1, pad_token_id=0,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=32,
+        intermediate_size_mlp=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        vocab_size=64,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        pad_token_id=0,
+    )
 
 
 def test_experts_that_are_never_called_raise(ours, tmp_path):

@@ -137,9 +137,19 @@ def test_products_of_codes(isa, cpu, features, form, tmp_path):
             scales = rng.standard_normal((groups, packed.SCALE_BYTES // 4), np.float32)
             for x in (0, rng.standard_normal((rows, groups), np.float32)):
                 got, wanted = _both(
-                    program, partial(packed.rows_by_codes, rows), a, codes, sums, groups, pairs, scales, x, 4 * groups,
-                    parts, flags,
-                )  # fmt: skip
+                    program,
+                    partial(packed.rows_by_codes, rows),
+                    a,
+                    codes,
+                    sums,
+                    groups,
+                    pairs,
+                    scales,
+                    x,
+                    4 * groups,
+                    parts,
+                    flags,
+                )
                 kept = 8 if flags & ENDS else 10  # after a group's end, nobody reads its parts
                 assert all(map(_close, got[:kept], wanted))
                 assert np.array_equal(got[2][:, span:], sums[:, span:])

@@ -65,8 +65,12 @@ def test_a_table_entry_without_its_function_fails(copy, kind):
     for module in modules[kind]:
         done = subprocess.run(
             [sys.executable, "-c", f"import aristos.{module}"],
-            cwd=copy, env=clean_environment(), capture_output=True, text=True, timeout=100,
-        )  # fmt: skip
+            cwd=copy,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
         assert done.returncode != 0
         assert "unheard" in done.stderr or "numba-cuda" in done.stderr
 

@@ -468,9 +468,16 @@ def choose(
     ids, weights = np.full(k, -9, np.int64), np.full(k, np.nan, np.float32)
     bias = np.zeros(0, np.float32) if select_bias is None else select_bias.astype(np.float32)
     fine = router_scores.choose(
-        row, len(row), k, router_scores.rule(router), router.renormalize, np.float32(router.scale),
-        bias.ctypes.data if len(bias) else 0, ids, weights,
-    )  # fmt: skip
+        row,
+        len(row),
+        k,
+        router_scores.rule(router),
+        router.renormalize,
+        np.float32(router.scale),
+        bias.ctypes.data if len(bias) else 0,
+        ids,
+        weights,
+    )
     return ids, weights, bool(fine)
 
 

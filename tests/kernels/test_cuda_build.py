@@ -96,9 +96,7 @@ def test_the_kernels_compute_correctly_on_the_ptx_machine():
     words, turned = device.array(np.arange(WORDS)), device.empty(WORDS, np.int64)
     filled = device.array(np.zeros(1000, np.int64))
     device.launch(FILL.function, 8, FILL.threads, filled.ptr, 1000, -5)
-    device.launch(
-        REVERSE.function, 1, REVERSE.threads, words.ptr, turned.ptr, shared=REVERSE.shared_bytes
-    )  # fmt: skip
+    device.launch(REVERSE.function, 1, REVERSE.threads, words.ptr, turned.ptr, shared=REVERSE.shared_bytes)
     assert not device.machine.run()
     np.testing.assert_array_equal(filled.copy_to_host(), np.arange(1000) - 5)
     np.testing.assert_array_equal(turned.copy_to_host(), np.arange(WORDS)[::-1])

@@ -30,11 +30,17 @@ SETS = TILES | {f"{kind} in warpgroups": tiles for kind, tiles in GROUPS.items()
 # largest error relative to max |y|: rounding of the output and of float32 sums
 BOUNDS = {"bf16": 2.0**-8, "f16": 2.0**-11, "tf32": 1e-6, "f32": 1e-6}
 EPILOGUES = [
-    {"activation": None, "bias": False}, {"activation": "relu"}, {"activation": "gelu"}, {"activation": "gelu_tanh"},
-    {"activation": "silu", "gated": True}, {"activation": "gelu", "gated": True, "bias": False},
-    {"activation": "swiglu_oai", "gated": True, "limit": 0.7}, {"activation": "silu", "gated": True, "limit": 2.0},
-    {"activation": "relu2", "bias": False}, {"activation": "silu", "gated": True, "limit": 1.5, "after": True},
-]  # fmt: skip
+    {"activation": None, "bias": False},
+    {"activation": "relu"},
+    {"activation": "gelu"},
+    {"activation": "gelu_tanh"},
+    {"activation": "silu", "gated": True},
+    {"activation": "gelu", "gated": True, "bias": False},
+    {"activation": "swiglu_oai", "gated": True, "limit": 0.7},
+    {"activation": "silu", "gated": True, "limit": 2.0},
+    {"activation": "relu2", "bias": False},
+    {"activation": "silu", "gated": True, "limit": 1.5, "after": True},
+]
 
 
 def test_every_activation_has_an_epilogue_here():

@@ -237,9 +237,17 @@ def test_products_of_warps(kind, exact):
     def multiply(at, a, b, c, out):
         lane = cuda.threadIdx.x
         w, x, y, z = product(
-            a[lane, 0], a[lane, 1], a[lane, 2], a[lane, 3], b[lane, 0], b[lane, 1],
-            c[lane, 0], c[lane, 1], c[lane, 2], c[lane, 3],
-        )  # fmt: skip
+            a[lane, 0],
+            a[lane, 1],
+            a[lane, 2],
+            a[lane, 3],
+            b[lane, 0],
+            b[lane, 1],
+            c[lane, 0],
+            c[lane, 1],
+            c[lane, 2],
+            c[lane, 3],
+        )
         out[lane, 0], out[lane, 1], out[lane, 2], out[lane, 3] = w, x, y, z
 
     rng = np.random.default_rng(5)

@@ -128,8 +128,10 @@ class Two:
 
     def __init__(self, nbytes, seed=0):
         self.machine = ptxsim.Machine(devices=2, seed=seed)
-        self.made = [[self.machine.device(n).array(np.zeros(max(1, size // 8), np.int64))
-                      for size in (nbytes, 64 * LINE, 8)] for n in range(2)]  # fmt: skip
+        self.made = [
+            [self.machine.device(n).array(np.zeros(max(1, size // 8), np.int64)) for size in (nbytes, 64 * LINE, 8)]
+            for n in range(2)
+        ]
 
     def launch(self, n, kernel, grid, threads, *args):
         self.machine.device(n).launch(kernel, grid, threads, *(getattr(a, "ptr", a) for a in args))
@@ -149,8 +151,9 @@ def test_rows_are_put_to_another_gpu(both, seed):
     ways = (put_signal.ALL, put_signal.ALL) if both else (put_signal.PUTS, put_signal.WAITS)
     for n, way in enumerate(ways):
         (_, own, late), (target, theirs, _) = two.made[n], two.made[1 - n]
-        two.launch(n, put_signal.put_rows, grid, 64, given[n], target, theirs, own, rows, 8 * words, 2, way, 0, LIMIT,
-                   late)  # fmt: skip
+        two.launch(
+            n, put_signal.put_rows, grid, 64, given[n], target, theirs, own, rows, 8 * words, 2, way, 0, LIMIT, late
+        )
     two.run()
     for n in range(2):
         want = np.roll(sources[1 - n], 1, axis=0) if both or n == 1 else 0

@@ -35,17 +35,23 @@ def route(x, weight, k, slot_of=None, score="softmax", renormalize=False, scale=
     device = machine.device(0)
     slots = experts
     arrays = {
-        "x": device.array(x), "gate": device.array(r.pack_router(weight[:, :1] if gate is None else gate[:, None])),
-        "weighted": device.empty(x.shape, x.dtype), "kept": device.empty(tokens, np.float32),
-        "router": device.array(r.pack_router(weight)), "slot_of": device.array(slot_of),
+        "x": device.array(x),
+        "gate": device.array(r.pack_router(weight[:, :1] if gate is None else gate[:, None])),
+        "weighted": device.empty(x.shape, x.dtype),
+        "kept": device.empty(tokens, np.float32),
+        "router": device.array(r.pack_router(weight)),
+        "slot_of": device.array(slot_of),
         "bias": device.array(np.zeros(1, np.float32) if bias is None else bias),
         "given_ids": device.array(given[0] if given else np.zeros(1)),
         "given_weights": device.array(given[1] if given else np.zeros(1)),
-        "ids": device.empty((tokens, pitch), np.int64), "weights": device.empty((tokens, pitch), np.float32),
-        "offset": device.empty(slots + 1, np.int64), "token": device.array(np.full(tokens * pitch, -7)),
-        "position": device.empty((tokens, pitch), np.int64), "status": device.array(np.zeros(1, np.int64)),
+        "ids": device.empty((tokens, pitch), np.int64),
+        "weights": device.empty((tokens, pitch), np.float32),
+        "offset": device.empty(slots + 1, np.int64),
+        "token": device.array(np.full(tokens * pitch, -7)),
+        "position": device.empty((tokens, pitch), np.int64),
+        "status": device.array(np.zeros(1, np.int64)),
         "scratch": device.empty(r.scratch_bytes(tokens, experts, slots, pitch if capacity else 0), np.uint8),
-    }  # fmt: skip
+    }
     at = {name: array.ptr for name, array in arrays.items()}
     job = router_job.whole_job(
         x=at["x"], x_stride=x.strides[0], tokens=tokens, hidden=len(weight), router=at["router"],
@@ -91,9 +97,13 @@ def check_packing(got, slot_of, k):
 
 @pytest.mark.parametrize(
     ("tokens", "hidden", "experts", "k", "score", "renormalize"),
-    [(70, 40, 8, 2, "softmax", True), (130, 36, 140, 4, "softmax", False), (1, 4, 1, 1, "softmax", False),
-     *((5, 8, 3, 3, score, False) for score in SCORES if score != "softmax")],
-)  # fmt: skip
+    [
+        (70, 40, 8, 2, "softmax", True),
+        (130, 36, 140, 4, "softmax", False),
+        (1, 4, 1, 1, "softmax", False),
+        *((5, 8, 3, 3, score, False) for score in SCORES if score != "softmax"),
+    ],
+)
 def test_routing_equals_the_reference(tokens, hidden, experts, k, score, renormalize):
     rng = np.random.default_rng(tokens)
     x = rng.standard_normal((tokens, hidden), dtype=np.float32)

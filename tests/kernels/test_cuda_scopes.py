@@ -132,8 +132,12 @@ def test_scopes_of_the_memory_operations(arch, tmp_path):
     found = opcodes(put, arch, tmp_path, takes=3)
     strong = [opcode for opcode in found if "STRONG" in opcode or "MEMBAR" in opcode]
     assert set(strong) == {
-        "MEMBAR.ALL.SYS", "STG.E.64.STRONG.SYS", "LDG.E.64.STRONG.SYS",
-        "MEMBAR.ALL.GPU", "ATOMG.E.ADD.64.STRONG.GPU", "ATOMG.E.CAS.64.STRONG.GPU",
-    }  # fmt: skip
+        "MEMBAR.ALL.SYS",
+        "STG.E.64.STRONG.SYS",
+        "LDG.E.64.STRONG.SYS",
+        "MEMBAR.ALL.GPU",
+        "ATOMG.E.ADD.64.STRONG.GPU",
+        "ATOMG.E.CAS.64.STRONG.GPU",
+    }
     assert re.search("STG.E.64( .*)? MEMBAR.ALL.SYS( .*)? STG.E.64.STRONG.SYS", " ".join(found)), "data before its tail"
     assert re.search("LDG.E.64.STRONG.SYS CCTL.IVALL", " ".join(found))

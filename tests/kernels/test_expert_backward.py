@@ -93,9 +93,16 @@ def test_gradients_equal_the_float64_reference(activation):
     for rows, hidden, ffn in SHAPES:
         for gated, limit, after in GATES[ACTIVATIONS[activation].gate_only :]:
             cfg = MoEConfig(
-                hidden, ffn, experts=1, top_k=1, activation=activation, gated=gated, bias=rows != 7, limit=limit,
+                hidden,
+                ffn,
+                experts=1,
+                top_k=1,
+                activation=activation,
+                gated=gated,
+                bias=rows != 7,
+                limit=limit,
                 limit_after=after,
-            )  # fmt: skip
+            )
             one, (x, dy, w) = expert(cfg), rows_of(cfg, rows)
             wide = {n: np.float64(a) for n, a in one.items()}
             right = _reference_backward.expert(cfg, np.float64(x), np.float64(w)[:, None] * dy, wide)

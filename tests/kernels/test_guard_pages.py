@@ -27,9 +27,16 @@ ctypes.string_at(made.ctypes.data + int(sys.argv[2]), 1)
 """
 
 
-@pytest.mark.parametrize(("side", "byte", "dies"), [
-    ("end", 399, False), ("end", 400, True), ("start", 0, False), ("start", -1, True), ("far", 400, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("side", "byte", "dies"),
+    [
+        ("end", 399, False),
+        ("end", 400, True),
+        ("start", 0, False),
+        ("start", -1, True),
+        ("far", 400, False),
+    ],
+)
 def test_a_byte_beyond_an_array_ends_the_process(side, byte, dies):
     words = [sys.executable, "-c", TOUCH, side, str(byte)]
     done = subprocess.run(words, cwd=SUPPORT, capture_output=True, text=True, timeout=60)

@@ -54,12 +54,22 @@ class Gradients:
         saved[:], scratch[:] = 255, 255  # what the kernel does not write is NaN
         from_x, from_dy, to_dx = (a.ctypes.data + a.strides[0] * np.arange(rows) for a in (x, dy, dx))
         call = ExpertBlocks(
-            rows=rows, x=from_x.ctypes.data, dy=from_dy.ctypes.data, w=w.ctypes.data, dx=to_dx.ctypes.data,
-            dw=dw.ctypes.data, weights=ExpertWeights(*self.addresses(self.packed)),
-            turned=TurnedWeights(*self.addresses(self.turned)[:3]), gradients=self.addresses(self.sums),
-            activation=act.word(cfg.activation, cfg.limit, cfg.limit_after), hidden=cfg.hidden, ffn=cfg.ffn, carry=1,
-            saved=saved.ctypes.data, scratch=scratch.ctypes.data,
-        )  # fmt: skip
+            rows=rows,
+            x=from_x.ctypes.data,
+            dy=from_dy.ctypes.data,
+            w=w.ctypes.data,
+            dx=to_dx.ctypes.data,
+            dw=dw.ctypes.data,
+            weights=ExpertWeights(*self.addresses(self.packed)),
+            turned=TurnedWeights(*self.addresses(self.turned)[:3]),
+            gradients=self.addresses(self.sums),
+            activation=act.word(cfg.activation, cfg.limit, cfg.limit_after),
+            hidden=cfg.hidden,
+            ffn=cfg.ffn,
+            carry=1,
+            saved=saved.ctypes.data,
+            scratch=scratch.ctypes.data,
+        )
         kernel.expert_blocks(call)
         return dx, dw
 
@@ -86,9 +96,16 @@ def test_gradients_are_those_of_the_float64_reference(used: str) -> None:
     for rows, hidden, ffn in SHAPES:
         for gated, limit, after in ((False, None, False), (True, None, False), (True, 0.25, True)):
             cfg = MoEConfig(
-                hidden, ffn, experts=1, top_k=1, activation="silu", gated=gated, bias=rows != 7, limit=limit,
+                hidden,
+                ffn,
+                experts=1,
+                top_k=1,
+                activation="silu",
+                gated=gated,
+                bias=rows != 7,
+                limit=limit,
                 limit_after=after,
-            )  # fmt: skip
+            )
             layer, (x, dy, w) = Gradients(cfg, used), rows_of(cfg, rows)
             wide: dict[str, Any] = {n: np.float64(a) for n, a in layer.one.items()}
             right = _reference_backward.expert(cfg, np.float64(x), np.float64(w)[:, None] * dy, wide)
@@ -134,8 +151,10 @@ def test_stored_gradients_are_cut_at_blocks_of_rows_alone(used: str, rows: int, 
     blocks = [slice(at, min(rows, at + 32)) for at in range(0, rows, 32)]
     found = []
     for carry, runs, parts in (
-        (1, blocks, [(kernel.ALL, 0, 0)]), (0, [slice(0, rows)], [(kernel.ALL, 0, 0)]), (0, [slice(0, rows)], halves),
-    ):  # fmt: skip
+        (1, blocks, [(kernel.ALL, 0, 0)]),
+        (0, [slice(0, rows)], [(kernel.ALL, 0, 0)]),
+        (0, [slice(0, rows)], halves),
+    ):
         made = Gradients(cfg, used)
         for array in made.sums.values():
             array[:] = 0 if carry else np.nan

@@ -200,9 +200,13 @@ def test_combine_is_an_ordered_sum_rounded_once(dtype):
             y = np.full(hidden + 1, 0x1234, np.uint16)
             scratch = aligned((tokens.combine_bytes(6),), np.uint8)
             call = CombineToken(
-                y=y.ctypes.data, k=6, weights=weights.ctypes.data, rows=at.ctypes.data, hidden=hidden,
+                y=y.ctypes.data,
+                k=6,
+                weights=weights.ctypes.data,
+                rows=at.ctypes.data,
+                hidden=hidden,
                 scratch=scratch.ctypes.data,
-            )  # fmt: skip
+            )
             tokens.combine_token(code, call)
             assert np.array_equal(y[:hidden], rounded(want, dtype).view(np.uint16))
             assert y[hidden] == 0x1234

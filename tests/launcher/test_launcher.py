@@ -156,8 +156,10 @@ def test_sysfs_and_the_domain_are_preferred_to_nvidia_smis_cut_list():
 
 def test_overlapping_core_sets_are_divided():
     base = node(1, 8)
-    devices = [VisibleDevice(Gpu(g, cpus=cpus, cpus_from="sysfs")) for g, cpus in enumerate(
-        [frozenset(range(8)), frozenset(range(4)), frozenset(range(4))])]  # fmt: skip
+    devices = [
+        VisibleDevice(Gpu(g, cpus=cpus, cpus_from="sysfs"))
+        for g, cpus in enumerate([frozenset(range(8)), frozenset(range(4)), frozenset(range(4))])
+    ]
     found = seats(base, 3, devices)
     assert [len(s.cpus) for s in found] == [4, 2, 2]
     assert found[0].cpus == {4, 5, 6, 7}

@@ -51,9 +51,15 @@ def test_a_configuration_of_numpy_scalars_looks_plain():
     """Ranks compare configurations as text."""
     router = aristos.Router(np.str_("softmax_topk"), np.False_, np.float16(2))
     given = aristos.MoEConfig(
-        np.int8(40), np.uint64(72), np.int64(5), activation=np.str_("silu"), gated=np.True_, bias=np.False_,
-        dtype=np.str_("float32"), router=router,
-    )  # fmt: skip
+        np.int8(40),
+        np.uint64(72),
+        np.int64(5),
+        activation=np.str_("silu"),
+        gated=np.True_,
+        bias=np.False_,
+        dtype=np.str_("float32"),
+        router=router,
+    )
     plain = aristos.MoEConfig(
         40, 72, 5, activation="silu", gated=True, router=aristos.Router("softmax_topk", False, 2.0)
     )

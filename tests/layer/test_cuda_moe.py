@@ -20,9 +20,7 @@ from aristos.layer.cuda_weights import packed_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
-CFG = aristos.MoEConfig(
-    hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
-)  # fmt: skip
+CFG = aristos.MoEConfig(hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24)
 WEIGHTS = reference.weights(CFG)
 
 
@@ -65,9 +63,17 @@ def test_a_timeline_has_the_seconds_of_each_kind_of_work():
                 moe.timeline(on)
                 y, stats = moe(x, return_stats=True)
                 close(y, x)
-                seconds.append((stats.route_seconds, stats.dispatch_seconds, stats.compute_seconds,
-                                stats.combine_seconds, stats.publish_seconds, stats.lock_seconds,
-                                stats.polls))  # fmt: skip
+                seconds.append(
+                    (
+                        stats.route_seconds,
+                        stats.dispatch_seconds,
+                        stats.compute_seconds,
+                        stats.combine_seconds,
+                        stats.publish_seconds,
+                        stats.lock_seconds,
+                        stats.polls,
+                    )
+                )
             assert not any(seconds[0])
             assert all(seconds[1])
             assert not any(seconds[2])

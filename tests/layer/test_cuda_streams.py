@@ -34,9 +34,7 @@ from aristos.substrate.cuda.device import CudaDevice
 
 pytestmark = [pytest.mark.slow, pytest.mark.parallel]
 
-CFG = aristos.MoEConfig(
-    hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
-)  # fmt: skip
+CFG = aristos.MoEConfig(hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24)
 WEIGHTS = reference.weights(CFG)
 NON_BLOCKING = 1
 GLOBAL, THREAD_LOCAL, RELAXED = (REAL.CUstreamCaptureMode(n) for n in range(3))
@@ -63,8 +61,13 @@ class Array:
 
     @property
     def __cuda_array_interface__(self):
-        return {"data": (self.at, False), "shape": self.shape, "typestr": self.dtype.str, "version": 3,
-                "stream": self.stream}  # fmt: skip
+        return {
+            "data": (self.at, False),
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "version": 3,
+            "stream": self.stream,
+        }
 
     def read(self, stream=0):
         out = np.empty(self.shape, self.dtype)
@@ -481,8 +484,9 @@ def test_results_are_ordered_on_pytorchs_current_stream(monkeypatch):
     """Finding 4: PyTorch on a stream of its own. What it queues before the call is read, and what it queues after the
     call sees the result, although nobody waits in between."""
     streams = {}
-    torch = SimpleNamespace(cuda=SimpleNamespace(
-        current_stream=lambda device=None: SimpleNamespace(cuda_stream=streams["now"])))  # fmt: skip
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(current_stream=lambda device=None: SimpleNamespace(cuda_stream=streams["now"]))
+    )
     monkeypatch.setitem(sys.modules, "torch", torch)
 
     class Tensor(Array):

@@ -34,10 +34,18 @@ class Tensor(ctypes.Structure):
     """DLManagedTensor of dlpack.h, after its documentation."""
 
     _fields_ = (
-        ("data", ctypes.c_void_p), ("device", ctypes.c_int32 * 2), ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16), ("shape", ctypes.c_void_p), ("strides", ctypes.c_void_p),
-        ("byte_offset", ctypes.c_uint64), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p),
-    )  # fmt: skip
+        ("data", ctypes.c_void_p),
+        ("device", ctypes.c_int32 * 2),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("byte_offset", ctypes.c_uint64),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+    )
 
 
 class Dlpack:
@@ -48,9 +56,18 @@ class Dlpack:
         self._strides = None if strides is None else (ctypes.c_int64 * max(1, len(shape)))(*strides)
         self._device, self._name, self.streams = device, name, []
         self._tensor = Tensor(
-            at, (device, 0), len(shape), code, bits, lanes, ctypes.addressof(self._shape),
-            None if self._strides is None else ctypes.addressof(self._strides), offset, None, None,
-        )  # fmt: skip
+            at,
+            (device, 0),
+            len(shape),
+            code,
+            bits,
+            lanes,
+            ctypes.addressof(self._shape),
+            None if self._strides is None else ctypes.addressof(self._strides),
+            offset,
+            None,
+            None,
+        )
 
     def __dlpack_device__(self):
         return self._device, 0
@@ -72,10 +89,16 @@ def taken(value, width=32, dtype="float32"):
 # ---- what can be used -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "typestr", "code", "bits"), [
-    ("float32", "<f4", FLOAT, 32), ("tf32", "<f4", FLOAT, 32), ("float16", "<f2", FLOAT, 16),
-    ("bfloat16", "<u2", BFLOAT, 16), ("bfloat16", "<V2", UINT, 16),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "typestr", "code", "bits"),
+    [
+        ("float32", "<f4", FLOAT, 32),
+        ("tf32", "<f4", FLOAT, 32),
+        ("float16", "<f2", FLOAT, 16),
+        ("bfloat16", "<u2", BFLOAT, 16),
+        ("bfloat16", "<V2", UINT, 16),
+    ],
+)
 def test_every_type_is_read_from_both_protocols(dtype, typestr, code, bits):
     """NumPy has no bfloat16: its bits are accepted as uint16 from both protocols."""
     want = (AT, (5,), 32 * bits // 8)
@@ -221,39 +244,43 @@ def test_the_exporter_is_kept_alive():
 # ---- what cannot be used --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "words"), [
-    (Interface((5, 32), "<f8"), "must have dtype float32, got float64"),
-    (Interface((5, 32), "<f2"), "must have dtype float32, got float16"),
-    (Interface((5, 32), "<i4"), "must have dtype float32, got int32"),
-    (Interface((5, 32), "|b1"), "must have dtype float32, got bool"),
-    (Interface((5, 32), "<c8"), "must have dtype float32, got complex64"),
-    (Interface((5, 32), ">f4"), "byte order"),
-    (Interface((5, 32), "nonsense"), "typestr"),
-    (Interface((5, 32), "<f4", mask=object()), "mask"),
-    (Interface((5, 32), "<f4", strides=(128,)), "strides"),
-    (Interface((5, 32), "<f4", stream=0), "stream"),
-    (Interface((5, -32), "<f4"), "negative"),
-    (Dlpack((5, 32), BOOL, 8), "DLPack type with code 6 and 8 bits"),
-    (Dlpack((5, 32), FLOAT, 8), "DLPack type with code 2 and 8 bits"),
-    (Dlpack((5, 32), 5, 64), "DLPack type with code 5 and 64 bits"),
-    (Dlpack((5, 32), UINT, 4), "DLPack type with code 1 and 4 bits"),
-    (Dlpack((5, 8), lanes=4), "lanes"),
-    (Dlpack((5, 32), INT, 32), "must have dtype float32, got int32"),
-    (Dlpack((5, 32), UINT, 16), "must have dtype float32, got uint16"),
-    (Dlpack((5, 32), name=b"used_dltensor"), "capsule"),
-    (Dlpack((5, -1)), "negative"),
-    (Dlpack((5, 31)), r"shape \[..., 32\], got \[5, 31\]"),
-    (Dlpack(()), r"shape \[..., 32\], got \[\]"),
-    (Dlpack((32, 5), strides=(1, 32)), r"shape \[..., 32\]"),
-    (Dlpack((32, 32), strides=(1, 32)), "rows that follow each other"),
-    (Dlpack((5, 32), strides=(0, 1)), "rows that follow each other"),
-    (Dlpack((5, 32), strides=(16, 1)), "rows that follow each other"),
-    (Dlpack((5, 32), strides=(-32, 1), offset=512), "rows that follow each other"),
-    (Dlpack((5, 32), strides=(33, 1)), "start on 16 bytes"),
-    (Dlpack((5, 32), offset=4), "start on 16 bytes"),
-    (Interface((5, 32), "<f4", at=AT + 8), "start on 16 bytes"),
-    (Dlpack((2, 3, 32), strides=(192, 64, 1)), "rows that follow each other"),
-], ids=lambda value: value if isinstance(value, str) else type(value).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (Interface((5, 32), "<f8"), "must have dtype float32, got float64"),
+        (Interface((5, 32), "<f2"), "must have dtype float32, got float16"),
+        (Interface((5, 32), "<i4"), "must have dtype float32, got int32"),
+        (Interface((5, 32), "|b1"), "must have dtype float32, got bool"),
+        (Interface((5, 32), "<c8"), "must have dtype float32, got complex64"),
+        (Interface((5, 32), ">f4"), "byte order"),
+        (Interface((5, 32), "nonsense"), "typestr"),
+        (Interface((5, 32), "<f4", mask=object()), "mask"),
+        (Interface((5, 32), "<f4", strides=(128,)), "strides"),
+        (Interface((5, 32), "<f4", stream=0), "stream"),
+        (Interface((5, -32), "<f4"), "negative"),
+        (Dlpack((5, 32), BOOL, 8), "DLPack type with code 6 and 8 bits"),
+        (Dlpack((5, 32), FLOAT, 8), "DLPack type with code 2 and 8 bits"),
+        (Dlpack((5, 32), 5, 64), "DLPack type with code 5 and 64 bits"),
+        (Dlpack((5, 32), UINT, 4), "DLPack type with code 1 and 4 bits"),
+        (Dlpack((5, 8), lanes=4), "lanes"),
+        (Dlpack((5, 32), INT, 32), "must have dtype float32, got int32"),
+        (Dlpack((5, 32), UINT, 16), "must have dtype float32, got uint16"),
+        (Dlpack((5, 32), name=b"used_dltensor"), "capsule"),
+        (Dlpack((5, -1)), "negative"),
+        (Dlpack((5, 31)), r"shape \[..., 32\], got \[5, 31\]"),
+        (Dlpack(()), r"shape \[..., 32\], got \[\]"),
+        (Dlpack((32, 5), strides=(1, 32)), r"shape \[..., 32\]"),
+        (Dlpack((32, 32), strides=(1, 32)), "rows that follow each other"),
+        (Dlpack((5, 32), strides=(0, 1)), "rows that follow each other"),
+        (Dlpack((5, 32), strides=(16, 1)), "rows that follow each other"),
+        (Dlpack((5, 32), strides=(-32, 1), offset=512), "rows that follow each other"),
+        (Dlpack((5, 32), strides=(33, 1)), "start on 16 bytes"),
+        (Dlpack((5, 32), offset=4), "start on 16 bytes"),
+        (Interface((5, 32), "<f4", at=AT + 8), "start on 16 bytes"),
+        (Dlpack((2, 3, 32), strides=(192, 64, 1)), "rows that follow each other"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
 def test_arrays_that_cannot_be_read_in_place_are_refused(value, words):
     with pytest.raises(InputError, match=f"x.*{words}"):
         taken(value)
@@ -288,12 +315,16 @@ def test_an_incomplete_interface_is_refused():
             on_device("x", SimpleNamespace(__cuda_array_interface__=interface))
 
 
-@pytest.mark.parametrize(("value", "words"), [
-    (Dlpack((4, 2), INT, 32), "int64 array .* got int32"),
-    (Dlpack((4, 3), INT, 64), r"shape \[4, 2\], got int64 \[4, 3\]"),
-    (Dlpack((4, 2), INT, 64, strides=(1, 4)), "contiguous int64"),
-    (Dlpack((4, 2), INT, 64, offset=4), "start on 8 bytes"),
-], ids=lambda value: value if isinstance(value, str) else type(value).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (Dlpack((4, 2), INT, 32), "int64 array .* got int32"),
+        (Dlpack((4, 3), INT, 64), r"shape \[4, 2\], got int64 \[4, 3\]"),
+        (Dlpack((4, 2), INT, 64, strides=(1, 4)), "contiguous int64"),
+        (Dlpack((4, 2), INT, 64, offset=4), "start on 8 bytes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
 def test_whole_arrays_that_are_refused(value, words):
     with pytest.raises(InputError, match=words):
         whole("ids", on_device("ids", value), (4, 2), "int64")

@@ -83,9 +83,14 @@ def test_equal_bits_on_ranks_nodes_and_placements(comm, dtype):
         moe.load(0, **w)
         routed, given = moe(x), moe(x, **call)
     for options in (
-        {}, {"schedule": "bulk"}, {"threads": 2}, {"ranks_per_node": 1}, {"placement": [1, 0, 1, 1, 0]},
-        {"placement": [0, 0, 0, 0, 0]}, {"placement": [[0, 1], 0, 1, [1, 0], 0]},
-    ):  # fmt: skip
+        {},
+        {"schedule": "bulk"},
+        {"threads": 2},
+        {"ranks_per_node": 1},
+        {"placement": [1, 0, 1, 1, 0]},
+        {"placement": [0, 0, 0, 0, 0]},
+        {"placement": [[0, 1], 0, 1, [1, 0], 0]},
+    ):
         with MoE(cfg, comm, backend="cpu", **options) as moe:
             moe.load(0, **w)
             assert same(moe(x), routed), options

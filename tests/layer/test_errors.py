@@ -286,8 +286,10 @@ def test_ranks_with_different_placements(comm):
 
 
 def test_a_placement_has_a_version():
-    versions = {Placement(ranks, 3, world).version for ranks, world in (
-        ([0, 1, 1], 2), ([0, 1, 1], 3), ([1, 1, 0], 2), ([[0, 1], 1, 1], 2), ([[1, 0], 1, 1], 2))}  # fmt: skip
+    versions = {
+        Placement(ranks, 3, world).version
+        for ranks, world in (([0, 1, 1], 2), ([0, 1, 1], 3), ([1, 1, 0], 2), ([[0, 1], 1, 1], 2), ([[1, 0], 1, 1], 2))
+    }
     assert len(versions) == 5
     assert all(0 < version < 2**63 for version in versions)
     same_ranks = None, [0, 0, 1], [[0], [0], [1]]

@@ -99,9 +99,13 @@ def test_equal_bits_on_any_cluster_shape(comm, dtype):
         call = routing(cfg, len(x), "some", seed=1)
         results = []
         for group, options in (
-            (None, {"threads": 1}), (None, {"threads": 3}), (comm, {}), (comm, {"ranks_per_node": 1}),
-            (comm, {"schedule": "bulk"}), (comm, {"placement": [[0, 1], 0, 1, [1, 0], 0, 1, 1, 0]}),
-        ):  # fmt: skip
+            (None, {"threads": 1}),
+            (None, {"threads": 3}),
+            (comm, {}),
+            (comm, {"ranks_per_node": 1}),
+            (comm, {"schedule": "bulk"}),
+            (comm, {"placement": [[0, 1], 0, 1, [1, 0], 0, 1, 1, 0]}),
+        ):
             with MoE(cfg, group, backend="cpu", **options) as moe:
                 moe.load(**w, **biases)
                 y, found = moe(x, return_routing=True)

@@ -486,15 +486,19 @@ NAMES = st.sampled_from(
 )
 ARRAYS = st.builds(
     lambda shape, order, seed: np.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32), order=order),
-    st.lists(st.integers(0, 3), max_size=3).map(tuple), st.sampled_from("CF"), st.integers(0, 9),
-)  # fmt: skip
+    st.lists(st.integers(0, 3), max_size=3).map(tuple),
+    st.sampled_from("CF"),
+    st.integers(0, 9),
+)
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
-    dense=st.dictionaries(NAMES | st.text(max_size=4), ARRAYS, max_size=3), extra=st.none() | EXTRA,
-    kind=st.sampled_from([Adam, SGD]), steps=st.integers(-1, 3),
-)  # fmt: skip
+    dense=st.dictionaries(NAMES | st.text(max_size=4), ARRAYS, max_size=3),
+    extra=st.none() | EXTRA,
+    kind=st.sampled_from([Adam, SGD]),
+    steps=st.integers(-1, 3),
+)
 def test_what_save_accepts_restore_gives_back(moe, tmp_path, dense, extra, kind, steps):
     before = (tmp_path / "saved.json").read_bytes() if (tmp_path / "saved.json").exists() else None
     folder = names(tmp_path)

@@ -82,8 +82,12 @@ def test_equal_bits_on_any_cluster_shape(comm, world):
             moe.load(**w)
             want, given = moe(x), moe(x, **call)
         for options in (
-            {}, {"threads": 2}, {"ranks_per_node": 1}, {"schedule": "bulk"}, {"placement": [0, 0, 0, 0, [0, 1]]},
-        ):  # fmt: skip
+            {},
+            {"threads": 2},
+            {"ranks_per_node": 1},
+            {"schedule": "bulk"},
+            {"placement": [0, 0, 0, 0, [0, 1]]},
+        ):
             with MoE(cfg, comm, backend="cpu", **options) as moe:
                 moe.load(**w)
                 assert same(moe(x), want), options

@@ -15,13 +15,27 @@ from aristos.errors import InputError, PeerInputError
 from aristos.layer.tapes import Reserve, place_bytes
 
 GATED = MoEConfig(
-    hidden=36, ffn=600, experts=6, top_k=2, activation="swiglu_oai", gated=True, bias=True, limit=0.5, max_tokens=64,
+    hidden=36,
+    ffn=600,
+    experts=6,
+    top_k=2,
+    activation="swiglu_oai",
+    gated=True,
+    bias=True,
+    limit=0.5,
+    max_tokens=64,
     shared_ffn=9,
-)  # fmt: skip
+)
 PLAIN = MoEConfig(
-    hidden=20, ffn=33, experts=6, top_k=2, activation="gelu", max_tokens=64, identity_experts=2,
+    hidden=20,
+    ffn=33,
+    experts=6,
+    top_k=2,
+    activation="gelu",
+    max_tokens=64,
+    identity_experts=2,
     router=Router("sigmoid", renormalize=False),
-)  # fmt: skip
+)
 ON_INPUT = replace(PLAIN, top_k=1, identity_experts=0, router=Router("sigmoid", renormalize=False, weight_on="input"))
 CASES = {
     "gated": GATED,

@@ -86,9 +86,17 @@ def test_gradients_of_a_router_that_is_sure_of_its_choice(score, renormalize):
         ids = np.argsort(-logits, axis=1)[:, :k].copy()
         dw, out = rng.standard_normal((64, k)).astype(np.float32), np.zeros((64, 4), np.float32)
         token_backward.logit_gradients(
-            64, logits.ctypes.data, 4, ids.ctypes.data, dw.ctypes.data, k, SCORES[score], renormalize, 1.0,
+            64,
+            logits.ctypes.data,
+            4,
+            ids.ctypes.data,
+            dw.ctypes.data,
+            k,
+            SCORES[score],
+            renormalize,
+            1.0,
             out.ctypes.data,
-        )  # fmt: skip
+        )
         right = _reference_backward.by_logits(cfg, logits, ids, dw)
         largest = np.abs(right).max(axis=1, keepdims=True)
         assert np.all(np.abs(out - right) <= 1e-5 * largest + 1e-15)  # the reference itself is within 1e-15
@@ -626,9 +634,13 @@ def test_weights_of_an_interrupted_step_are_refused_until_they_are_restored(monk
             with pytest.raises(KeyboardInterrupt):
                 step()
         for call in (
-            lambda: moe(x), lambda: moe.start(x).wait(), lambda: moe.forward(x), moe.params, optimizer.step,
+            lambda: moe(x),
+            lambda: moe.start(x).wait(),
+            lambda: moe.forward(x),
+            moe.params,
+            optimizer.step,
             lambda: moe.save(tmp_path, optimizer),
-        ):  # fmt: skip
+        ):
             with pytest.raises(InputError, match=r"the weights are half changed.*: restore\(\) what was saved"):
                 call()
         moe.restore(tmp_path)  # of the weights alone

@@ -107,8 +107,10 @@ def test_saved_copies(comm, tmp_path_factory):
     with MoE(TRAINED, comm, placement=[1, 1, 0, 0], threads=1, train=True) as moe:
         moe.load(**W)
         moe.restore(folder)
-        assert all(np.array_equal(array, W[name] if e < 0 else W[name][e]) for (name, e), array in
-                   named(moe, moe.params()).items())  # fmt: skip
+        assert all(
+            np.array_equal(array, W[name] if e < 0 else W[name][e])
+            for (name, e), array in named(moe, moe.params()).items()
+        )
 
 
 @pytest.mark.ranks(4)

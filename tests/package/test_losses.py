@@ -136,9 +136,11 @@ def test_losses_over_ranks(comm, world):
     mine = everyone[comm.rank]
     alone = made(sum(counts), 0)  # the same tokens on one rank
     alone = replace(
-        alone, logits=np.concatenate([g.logits for g in everyone]), chosen=np.concatenate([g.chosen for g in everyone]),
+        alone,
+        logits=np.concatenate([g.logits for g in everyone]),
+        chosen=np.concatenate([g.chosen for g in everyone]),
         counts=sum(g.counts for g in everyone),
-    )  # fmt: skip
+    )
     first = sum(counts[: comm.rank])
     for name in NAMES:
         loss, back = getattr(losses, name)(mine, 0.3, comm)
@@ -189,9 +191,12 @@ def test_losses_have_equal_bits_on_any_number_of_ranks(comm, world):
     whole = made(20, 3, (5, 4))
     first, end = np.linspace(0, 5, world + 1).astype(int)[comm.rank :][:2]
     mine = replace(
-        whole, logits=whole.logits[first:end], chosen=whole.chosen[first:end], ids=whole.ids[first:end],
+        whole,
+        logits=whole.logits[first:end],
+        chosen=whole.chosen[first:end],
+        ids=whole.ids[first:end],
         counts=np.bincount(whole.chosen[first:end].ravel(), minlength=EXPERTS),
-    )  # fmt: skip
+    )
     for name in ("switch", "z", "sequence"):
         expected, gradient = getattr(losses, name)(whole, 0.3)
         loss, back = getattr(losses, name)(mine, 0.3, comm)

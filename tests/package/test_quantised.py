@@ -214,7 +214,7 @@ def with_scale(value):
             "scales must be finite and not zero, got nan",
         ),
     ],
-)  # fmt: skip
+)
 def test_parts_that_do_not_fit_are_refused(kind, changes, words):
     with pytest.raises(InputError) as error:
         Quantised(kind, **wrong(kind, **changes))

@@ -47,8 +47,11 @@ def test_the_tables_of_some_types():
     assert list(ON_CPUS) == ["float32", "bfloat16", "float16"]
     assert list(ROUNDED) == ["bfloat16", "float16"]
     assert {kind: row.name for kind, row in BY_KIND.items()} == {
-        "f32": "float32", "tf32": "tf32", "bf16": "bfloat16", "f16": "float16"
-    }  # fmt: skip
+        "f32": "float32",
+        "tf32": "tf32",
+        "bf16": "bfloat16",
+        "f16": "float16",
+    }
 
 
 def test_literals_for_type_checkers_name_the_types():

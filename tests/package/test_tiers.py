@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from tiers import FOLDERS, PARTS, TESTS, may_hold
 
-WHOLE = ("pytestmark = pytest.mark.slow", "pytestmark = [pytest.mark.parallel, pytest.mark.slow]",
-         "pytestmark = [\n    pytest.mark.slow,\n    pytest.mark.skipif(True),\n]")  # fmt: skip
+WHOLE = (
+    "pytestmark = pytest.mark.slow",
+    "pytestmark = [pytest.mark.parallel, pytest.mark.slow]",
+    "pytestmark = [\n    pytest.mark.slow,\n    pytest.mark.skipif(True),\n]",
+)
 
 
 @pytest.mark.parametrize("text", WHOLE)
@@ -18,9 +21,15 @@ def test_a_slow_file_holds_no_quick_test(text):
 
 @pytest.mark.parametrize(
     ("folder", "text", "held"),
-    [("engine", "", "parallel"), ("engine", "@pytest.mark.ranks(2)", "both"), ("engine", "@ranks_each(2)", "both"),
-     ("bench", "", "serial"), ("bench", "@pytest.mark.parallel", "both"), ("nowhere", "", "both")],
-)  # fmt: skip
+    [
+        ("engine", "", "parallel"),
+        ("engine", "@pytest.mark.ranks(2)", "both"),
+        ("engine", "@ranks_each(2)", "both"),
+        ("bench", "", "serial"),
+        ("bench", "@pytest.mark.parallel", "both"),
+        ("nowhere", "", "both"),
+    ],
+)
 def test_parts_that_a_file_may_have_tests_of(folder, text, held):
     assert [part for part in PARTS if may_hold(folder, text, "quick", part)] == [
         part for part in PARTS if held in (part, "both")

@@ -29,10 +29,17 @@ def equal_devices(n: int, experts: int, memory: int, rates: list[float] | None =
     """Devices behind one switch; one group, because the gradients are huge."""
     links = [[0.0 if i == j else 2.0 for j in range(n)] for i in range(n)]
     return {
-        "experts": experts, "layer_cost": 100.0, "payload_mib": 8.0, "crossings": 4, "stages": n, "gradient_mib": 1e6,
-        "devices": [{"rate": r, "memory": memory} for r in rates or [1.0] * n], "alpha_us": links,
-        "beta_us_per_mib": links, **changes,
-    }  # fmt: skip
+        "experts": experts,
+        "layer_cost": 100.0,
+        "payload_mib": 8.0,
+        "crossings": 4,
+        "stages": n,
+        "gradient_mib": 1e6,
+        "devices": [{"rate": r, "memory": memory} for r in rates or [1.0] * n],
+        "alpha_us": links,
+        "beta_us_per_mib": links,
+        **changes,
+    }
 
 
 def held(plan: planner.Plan, group: int) -> list[int]:
@@ -91,8 +98,9 @@ def test_the_step_of_the_placement_differs_by_rounding(model):
                 whole = planning.busiest(p, group, len(group), model)
                 assert pi <= whole * (1 + 1e-9), seed
                 copied += 1
-            slack = max(p["crossings"] * p["payload_mib"] * sum(p["beta_us_per_mib"][i][j] for j in group)
-                        for i in group)  # fmt: skip
+            slack = max(
+                p["crossings"] * p["payload_mib"] * sum(p["beta_us_per_mib"][i][j] for j in group) for i in group
+            )
             if len({p["devices"][i]["rate"] for i in group}) == 1:
                 assert abs(comm - plan.cost.comm_us[g]) <= slack / p["experts"] + 1e-9, seed
             step = max(step, pi + comm)
@@ -104,11 +112,14 @@ def test_the_step_of_a_compressed_cluster_is_that_of_its_matrices():
     tree = json.loads((EXAMPLES / "mixtral.json").read_text())
     problem = planner.parse(tree)
     alpha, beta = problem.tree.matrices()
-    whole = planner.parse({
-        **{k: v for k, v in tree.items() if k != "cluster"},
-        "alpha_us": alpha.tolist(), "beta_us_per_mib": beta.tolist(),
-        "devices": [{"rate": 900, "memory": 2}] * 16,
-    })  # fmt: skip
+    whole = planner.parse(
+        {
+            **{k: v for k, v in tree.items() if k != "cluster"},
+            "alpha_us": alpha.tolist(),
+            "beta_us_per_mib": beta.tolist(),
+            "devices": [{"rate": 900, "memory": 2}] * 16,
+        }
+    )
     for groups in (
         [list(range(16))],
         [list(range(8)), list(range(8, 16))],
@@ -228,11 +239,17 @@ def test_why_nothing_fits_and_what_would(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("[]", "cluster.json: cluster must be"), ("{", "cluster.json: cluster is not JSON"),
-     ('{"children": []}', "cluster.children"),
-     ('{"alpha_us": 1, "beta_us_per_mib": 1, "children": [{"tflops": 3}]}', "cluster.children[0].memory_gb is missing"),
-     ('{"children": [{"tflops": 3, "memory_gb": 400}]}', "cluster.alpha_us is missing")],
-)  # fmt: skip
+    [
+        ("[]", "cluster.json: cluster must be"),
+        ("{", "cluster.json: cluster is not JSON"),
+        ('{"children": []}', "cluster.children"),
+        (
+            '{"alpha_us": 1, "beta_us_per_mib": 1, "children": [{"tflops": 3}]}',
+            "cluster.children[0].memory_gb is missing",
+        ),
+        ('{"children": [{"tflops": 3, "memory_gb": 400}]}', "cluster.alpha_us is missing"),
+    ],
+)
 def test_a_wrong_cluster_file_is_an_error(text, word, tmp_path, capsys):
     path = tmp_path / "cluster.json"
     path.write_text(text)

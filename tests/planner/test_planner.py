@@ -407,8 +407,13 @@ def test_every_term_of_the_json(model):
         comm = []
         for g in groups:
             share = p["payload_mib"] / len(g)
-            comm.append({i: p["crossings"] * sum(p["alpha_us"][i][j] + p["beta_us_per_mib"][i][j] * share for j in g
-                                                 if j != i) for i in g})  # fmt: skip
+            comm.append(
+                {
+                    i: p["crossings"]
+                    * sum(p["alpha_us"][i][j] + p["beta_us_per_mib"][i][j] * share for j in g if j != i)
+                    for i in g
+                }
+            )
         assert terms["comm_us"] == near([max(each.values()) for each in comm])
         both = [planning.stage(p, tuple(g), model) for g in groups]
         assert [a + b for a, b in zip(terms["pi_us"], terms["comm_us"])] == near(both)

@@ -110,11 +110,13 @@ def mixed(n: int) -> dict:
         "stages": 192 * n,
         "gradient_mib": 0.0,
         "devices": [{"rate": rates[i % 5], "memory": memories[i * 3 % 7]} for i in range(n)],
-        "alpha_us": [[0.0 if i == j else 3.0 if near else 15.0 for j, near in enumerate(row)]
-                     for i, row in enumerate(links)],
-        "beta_us_per_mib": [[0.0 if i == j else 11.65 if near else 47.66 for j, near in enumerate(row)]
-                            for i, row in enumerate(links)],
-    }  # fmt: skip
+        "alpha_us": [
+            [0.0 if i == j else 3.0 if near else 15.0 for j, near in enumerate(row)] for i, row in enumerate(links)
+        ],
+        "beta_us_per_mib": [
+            [0.0 if i == j else 11.65 if near else 47.66 for j, near in enumerate(row)] for i, row in enumerate(links)
+        ],
+    }
 
 
 @pytest.mark.slow

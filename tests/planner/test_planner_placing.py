@@ -202,9 +202,12 @@ def test_a_model_on_this_machine(tmp_path):
         assert len(out["placement"][0]) == 64
     assert not list(tmp_path.iterdir())
     job = subprocess.run(
-        [*words, "--discover"], env={**alone, "PMI_SIZE": "2", "PMI_RANK": "0"}, capture_output=True, text=True,
+        [*words, "--discover"],
+        env={**alone, "PMI_SIZE": "2", "PMI_RANK": "0"},
+        capture_output=True,
+        text=True,
         timeout=60,
-    )  # fmt: skip
+    )
     assert job.returncode == 2
     assert "--topology" in job.stderr
 

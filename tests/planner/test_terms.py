@@ -42,8 +42,10 @@ def test_every_solver_follows_a_changed_term(change):
     ran = subprocess.run(
         [sys.executable, __file__, change],
         env={**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert ran.returncode == 0, ran.stderr
 
 

@@ -72,11 +72,14 @@ def checked(capsys, *words):
 
 
 @compiles
-@pytest.mark.parametrize(("count", "sync", "kinds"), [
-    ("1000", "__syncthreads()", {}),
-    ("1001", "__syncthreads()", {"out_of_bounds": "out[i] = Sum"}),
-    ("1000", "__syncwarp()", {"race": "s[threadIdx.x] = 1", "uninitialised": "x[i] *="}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("count", "sync", "kinds"),
+    [
+        ("1000", "__syncthreads()", {}),
+        ("1001", "__syncthreads()", {"out_of_bounds": "out[i] = Sum"}),
+        ("1000", "__syncwarp()", {"race": "s[threadIdx.x] = 1", "uninitialised": "x[i] *="}),
+    ],
+)
 def test_a_file_with_host_code_templates_and_a_namespace(tmp_path, capsys, monkeypatch, count, sync, kinds):
     monkeypatch.chdir(tmp_path)
     text = CU.replace("COUNT", count).replace("SYNC", sync)
@@ -174,12 +177,15 @@ sys.exit({})
 """
 
 
-@pytest.mark.parametrize(("share", "launch", "end", "code", "words"), [
-    (1, "k[1, 32](np.zeros(32))", 0, 0, "0 reports"),
-    (2, "k[1, 32](np.zeros(32))", 0, 1, "race: "),
-    (1, "k[1, 32](np.zeros(32))", 5, 1, "0 reports"),
-    (1, "", 0, 2, "no kernel ran"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("share", "launch", "end", "code", "words"),
+    [
+        (1, "k[1, 32](np.zeros(32))", 0, 0, "0 reports"),
+        (2, "k[1, 32](np.zeros(32))", 0, 1, "race: "),
+        (1, "k[1, 32](np.zeros(32))", 5, 1, "0 reports"),
+        (1, "", 0, 2, "no kernel ran"),
+    ],
+)
 def test_scripts(tmp_path, capsys, share, launch, end, code, words):
     path = tmp_path / "script.py"
     path.write_text(SCRIPT.format(share, launch, end))
@@ -188,22 +194,28 @@ def test_scripts(tmp_path, capsys, share, launch, end, code, words):
     assert words in out + err
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["nowhere.ptx"], "there is no file nowhere.ptx"),
-    (["k.txt"], "expected SCRIPT.py, or files of CUDA C++ (.cu) or PTX (.ptx), got k.txt"),
-    (["k.ptx", "k.py"], "got k.py"),
-    (["--launch", "k<<<1, 1>>>()", "k.py"], "a script launches its kernels itself"),
-    (["none.ptx"], "no launch is given: write one in a comment"),
-    (["--launch", "nothing<<<1, 1>>>()", "k.ptx"], "one of the kernels _Z5scalePKiPii, got nothing"),
-    (["--launch", "scale<<<1, 1>>>(int32[4])", "k.ptx"], "the kernel has 3 parameters, got 1"),
-    (["--launch", "scale<<<1, 2000>>>(int32[4], int32[4], 1)", "k.ptx"], "block can be (1024, 1024, 64) at most"),
-    (["--launch", "scale<<<1, 1>>>(x, int32[4], 1)", "k.ptx"], "or the name of an array of an earlier launch, got 'x'"),
-    (["--launch", "scale<<<1>>>(1)", "k.ptx"], "a launch is NAME<<<GRID, BLOCK>>>(ARGUMENTS)"),
-    (["--launch", "scale<<<n, 1>>>(1)", "k.ptx"], "a grid or a block is a number or (x, y, z), got 'n'"),
-    (["--launch", "scale<<<1, 1>>>(away.npy, int32[4], 1)", "k.ptx"], "cannot read the argument away.npy"),
-    (["--launch", "scale<<<1, 1>>>(text[4], int32[4], 1)", "k.ptx"], "TYPE one of NumPy's for numbers"),
-    (["--launch", "scale<<<1, 1>>>(a:int32[4], a:int32[4], 1)", "k.ptx"], "NAME:ARRAY gives a new array a name"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.ptx"], "there is no file nowhere.ptx"),
+        (["k.txt"], "expected SCRIPT.py, or files of CUDA C++ (.cu) or PTX (.ptx), got k.txt"),
+        (["k.ptx", "k.py"], "got k.py"),
+        (["--launch", "k<<<1, 1>>>()", "k.py"], "a script launches its kernels itself"),
+        (["none.ptx"], "no launch is given: write one in a comment"),
+        (["--launch", "nothing<<<1, 1>>>()", "k.ptx"], "one of the kernels _Z5scalePKiPii, got nothing"),
+        (["--launch", "scale<<<1, 1>>>(int32[4])", "k.ptx"], "the kernel has 3 parameters, got 1"),
+        (["--launch", "scale<<<1, 2000>>>(int32[4], int32[4], 1)", "k.ptx"], "block can be (1024, 1024, 64) at most"),
+        (
+            ["--launch", "scale<<<1, 1>>>(x, int32[4], 1)", "k.ptx"],
+            "or the name of an array of an earlier launch, got 'x'",
+        ),
+        (["--launch", "scale<<<1>>>(1)", "k.ptx"], "a launch is NAME<<<GRID, BLOCK>>>(ARGUMENTS)"),
+        (["--launch", "scale<<<n, 1>>>(1)", "k.ptx"], "a grid or a block is a number or (x, y, z), got 'n'"),
+        (["--launch", "scale<<<1, 1>>>(away.npy, int32[4], 1)", "k.ptx"], "cannot read the argument away.npy"),
+        (["--launch", "scale<<<1, 1>>>(text[4], int32[4], 1)", "k.ptx"], "TYPE one of NumPy's for numbers"),
+        (["--launch", "scale<<<1, 1>>>(a:int32[4], a:int32[4], 1)", "k.ptx"], "NAME:ARRAY gives a new array a name"),
+    ],
+)
 def test_usage(tmp_path, capsys, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "k.ptx").write_text(PTX.replace("FEW", "64"))

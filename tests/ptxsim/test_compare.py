@@ -24,12 +24,19 @@ def answers(*results):
     return lambda executor: [np.asarray(left.pop(0))]
 
 
-@pytest.mark.parametrize(("one", "other", "rtol", "words"), [
-    ([1, 2, 3], [1, 5, 3], 0.0, r"1 of 3 elements differ: \(1,\): 2 and 5"),
-    ([1.0, 2.0], [1.0, 2.0000001], 0.0, "1 of 2"), ([1.0, 100.0], [1.01, 100.0], 1e-5, "1 of 2"),
-    ([0.0], [-0.0], 0.0, "1 of 1"), ([np.nan], [1.0], 1.0, "1 of 1"), ([np.inf], [-np.inf], 1.0, "1 of 1"),
-    ([1, 2], [1, 2, 3], 0.0, "int64"), (np.float32([1]), np.float64([1]), 0.0, "float32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("one", "other", "rtol", "words"),
+    [
+        ([1, 2, 3], [1, 5, 3], 0.0, r"1 of 3 elements differ: \(1,\): 2 and 5"),
+        ([1.0, 2.0], [1.0, 2.0000001], 0.0, "1 of 2"),
+        ([1.0, 100.0], [1.01, 100.0], 1e-5, "1 of 2"),
+        ([0.0], [-0.0], 0.0, "1 of 1"),
+        ([np.nan], [1.0], 1.0, "1 of 1"),
+        ([np.inf], [-np.inf], 1.0, "1 of 1"),
+        ([1, 2], [1, 2, 3], 0.0, "int64"),
+        (np.float32([1]), np.float64([1]), 0.0, "float32"),
+    ],
+)
 def test_differences_are_found(one, other, rtol, words):
     with pytest.raises(AssertionError, match=words):
         agree(answers(one, other), None, None, rtol)

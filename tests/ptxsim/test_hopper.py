@@ -104,8 +104,15 @@ TILES, A, B = tiles()
 
 
 def run(body, **options):
-    return launched(body, TILES, np.zeros((128, N // 2), np.float32), threads=160, module=MODULE,
-                    head=f".reg .b32 c<{N // 2}>;", **options)  # fmt: skip
+    return launched(
+        body,
+        TILES,
+        np.zeros((128, N // 2), np.float32),
+        threads=160,
+        module=MODULE,
+        head=f".reg .b32 c<{N // 2}>;",
+        **options,
+    )
 
 
 @pytest.mark.parametrize("check", [True, False])
@@ -119,19 +126,28 @@ def test_a_pipeline(seed, check):
             assert out[1][thread, i] == want[thread // 32 * 16 + row, column]
 
 
-@pytest.mark.parametrize(("old", "new", "kind"), [
-    ("@!p3 bra EMPTY;", "", "race"), ("@!p3 bra FULL;", "", "late"),
-    ("wgmma.wait_group.sync.aligned 0;\n@p9 mbarrier.arrive.shared::cta.b64 _, [r4+16];",
-     "@p9 mbarrier.arrive.shared::cta.b64 _, [r4+16];\nwgmma.wait_group.sync.aligned 0;", "race"),
-    ("wgmma.wait_group.sync.aligned 0;", "wgmma.wait_group.sync.aligned 1;", "missing_wait"),
-    ("[r30+16], 4;", "[r30+16], 1;", "race"),
-    ("@p9 mbarrier", "mbarrier", "race"), ("xor.b32 r2, r2, 1;", "", "deadlock"),
-    (f"_, [r4], {STAGE};", f"_, [r4], {STAGE + 16};", "deadlock"),
-    (f"_, [r4], {STAGE};", "_, [r4], 8192;", "late"),
-    ("wgmma.fence.sync.aligned;", "", "missing_fence"), ("fence.mbarrier_init.release.cluster;", "", "missing_fence"),
-    ("START: bar.sync 0;", "START:", "race"),
-    ("shr.u32 r2, r1, 1;\nand.b32 r2, r2, 1;\nFULL", "FULL", "late"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "kind"),
+    [
+        ("@!p3 bra EMPTY;", "", "race"),
+        ("@!p3 bra FULL;", "", "late"),
+        (
+            "wgmma.wait_group.sync.aligned 0;\n@p9 mbarrier.arrive.shared::cta.b64 _, [r4+16];",
+            "@p9 mbarrier.arrive.shared::cta.b64 _, [r4+16];\nwgmma.wait_group.sync.aligned 0;",
+            "race",
+        ),
+        ("wgmma.wait_group.sync.aligned 0;", "wgmma.wait_group.sync.aligned 1;", "missing_wait"),
+        ("[r30+16], 4;", "[r30+16], 1;", "race"),
+        ("@p9 mbarrier", "mbarrier", "race"),
+        ("xor.b32 r2, r2, 1;", "", "deadlock"),
+        (f"_, [r4], {STAGE};", f"_, [r4], {STAGE + 16};", "deadlock"),
+        (f"_, [r4], {STAGE};", "_, [r4], 8192;", "late"),
+        ("wgmma.fence.sync.aligned;", "", "missing_fence"),
+        ("fence.mbarrier_init.release.cluster;", "", "missing_fence"),
+        ("START: bar.sync 0;", "START:", "race"),
+        ("shr.u32 r2, r1, 1;\nand.b32 r2, r2, 1;\nFULL", "FULL", "late"),
+    ],
+)
 def test_a_broken_pipeline(old, new, kind):
     assert old in BODY
     found = {r.kind for seed in range(8) for r in run(BODY.replace(old, new, 1), seed=seed)[1]}

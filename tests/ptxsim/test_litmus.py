@@ -15,15 +15,37 @@ from simt_primitives import load, statement, store
 import ptxsim
 
 SEEDS = 120
-FENCES = {name: statement(f"fence.{name};") for name in (
-    "acq_rel.cta", "acq_rel.gpu", "acq_rel.sys", "sc.cta", "sc.gpu", "sc.sys")}  # fmt: skip
+FENCES = {
+    name: statement(f"fence.{name};")
+    for name in ("acq_rel.cta", "acq_rel.gpu", "acq_rel.sys", "sc.cta", "sc.gpu", "sc.sys")
+}
 NONE = statement("")
-LOADS = {mods: load(mods) for mods in (
-    "relaxed.cta.global", "relaxed.gpu.global", "relaxed.sys.global", "acquire.cta.global", "acquire.gpu.global",
-    "acquire.sys.global", "volatile.global", "weak.global")}  # fmt: skip
-STORES = {mods: store(mods) for mods in (
-    "relaxed.cta.global", "relaxed.gpu.global", "relaxed.sys.global", "release.cta.global", "release.gpu.global",
-    "release.sys.global", "volatile.global", "weak.global")}  # fmt: skip
+LOADS = {
+    mods: load(mods)
+    for mods in (
+        "relaxed.cta.global",
+        "relaxed.gpu.global",
+        "relaxed.sys.global",
+        "acquire.cta.global",
+        "acquire.gpu.global",
+        "acquire.sys.global",
+        "volatile.global",
+        "weak.global",
+    )
+}
+STORES = {
+    mods: store(mods)
+    for mods in (
+        "relaxed.cta.global",
+        "relaxed.gpu.global",
+        "relaxed.sys.global",
+        "release.cta.global",
+        "release.gpu.global",
+        "release.sys.global",
+        "volatile.global",
+        "weak.global",
+    )
+}
 
 
 def kernel_mp(put, fence_put, get, fence_get, weak=STORES["weak.global"], weak_get=LOADS["weak.global"]):
@@ -270,10 +292,14 @@ def test_write_order_and_reads(fence, weak):
     assert len(seen) >= 3
 
 
-@pytest.mark.parametrize(("put", "get", "weak"), [
-    ("relaxed.gpu.global", "relaxed.gpu.global", True), ("release.gpu.global", "acquire.gpu.global", False),
-    ("release.gpu.global", "relaxed.gpu.global", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("put", "get", "weak"),
+    [
+        ("relaxed.gpu.global", "relaxed.gpu.global", True),
+        ("release.gpu.global", "acquire.gpu.global", False),
+        ("release.gpu.global", "relaxed.gpu.global", True),
+    ],
+)
 def test_earlier_writes_stay_before_a_write(put, get, weak):
     """S: the flag is read as 1; may x[0] still end as the 2 that was written before the flag?"""
     seen = finals(kernel_s(STORES[put], LOADS[get]), "blocks")

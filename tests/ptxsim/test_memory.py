@@ -79,10 +79,14 @@ def test_accesses_to_quarantined_memory_are_reported():
         a.free()
 
 
-@pytest.mark.parametrize(("check", "dtype", "shape", "words"), [
-    (True, np.float32, 1 << 38, "48 bytes for each item.*use check=False|Use check=False"),
-    (False, np.uint8, 1 << 40, "does not fit the machine's"), (False, np.float64, (1 << 20, 1 << 20), "does not fit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("check", "dtype", "shape", "words"),
+    [
+        (True, np.float32, 1 << 38, "48 bytes for each item.*use check=False|Use check=False"),
+        (False, np.uint8, 1 << 40, "does not fit the machine's"),
+        (False, np.float64, (1 << 20, 1 << 20), "does not fit"),
+    ],
+)
 def test_arrays_too_large_are_rejected(check, dtype, shape, words):
     machine = ptxsim.Machine(check=check)
     with pytest.raises(MemoryProblem, match=words):
@@ -218,12 +222,23 @@ def test_parameters_and_constants_are_read_through_generic_addresses(check):
     assert a.copy_to_host().tolist() == [41, 6, 0, 0]
 
 
-@pytest.mark.parametrize(("write", "address", "why"), [
-    ("mov.u64 %p, number; cvta.param.u64 %p, %p; st.u32 [%p], 1;", "the launch's parameters[byte 8]", "cannot write"),
-    ("mov.u64 %p, a; cvta.param.u64 %p, %p; ld.u32 %i, [%p+12];", "the launch's parameters[byte 12]", "outside what"),
-    ("mov.u64 %p, c; cvta.const.u64 %p, %p; st.u32 [%p+4], 1;", "c[1]", "cannot write"),
-    ("atom.global.add.u32 %i, [c+8], 1;", "c[2]", "cannot write"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("write", "address", "why"),
+    [
+        (
+            "mov.u64 %p, number; cvta.param.u64 %p, %p; st.u32 [%p], 1;",
+            "the launch's parameters[byte 8]",
+            "cannot write",
+        ),
+        (
+            "mov.u64 %p, a; cvta.param.u64 %p, %p; ld.u32 %i, [%p+12];",
+            "the launch's parameters[byte 12]",
+            "outside what",
+        ),
+        ("mov.u64 %p, c; cvta.const.u64 %p, %p; st.u32 [%p+4], 1;", "c[1]", "cannot write"),
+        ("atom.global.add.u32 %i, [c+8], 1;", "c[2]", "cannot write"),
+    ],
+)
 def test_parameters_and_constants_cannot_be_written(write, address, why):
     machine = ptxsim.Machine()
     a = machine.device(0).array(np.zeros(4, np.uint32))

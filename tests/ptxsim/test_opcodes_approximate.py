@@ -105,17 +105,19 @@ def test_single_precision(ftz):
     circle = inputs(F32, 3, 2.7, math.log2(100 * math.pi))
     powers = inputs(F32, 4, -10, 7.4)
     flag = bool(ftz)
-    check([
-        case(f"rcp.approx{ftz}.f32", F32, wide, reciprocal, close(F32, ulps=1), flag),
-        case(f"sqrt.approx{ftz}.f32", F32, wide, square_root, close(F32, relative=2.0**-23), flag),
-        case(f"rsqrt.approx{ftz}.f32", F32, wide, inverse_root, close(F32, relative=2.0**-22.9), flag),
-        case(f"sin.approx{ftz}.f32", F32, small, wave(math.sin), close(F32, absolute=2.0**-20.5), flag),
-        case(f"cos.approx{ftz}.f32", F32, small, wave(math.cos), close(F32, absolute=2.0**-20.5), flag),
-        case(f"sin.approx{ftz}.f32", F32, circle, wave(math.sin), close(F32, absolute=2.0**-14.7), flag),
-        case(f"cos.approx{ftz}.f32", F32, circle, wave(math.cos), close(F32, absolute=2.0**-14.7), flag),
-        case(f"lg2.approx{ftz}.f32", F32, wide, logarithm, close(F32, relative=2.0**-22, absolute=2.0**-22), flag),
-        case(f"ex2.approx{ftz}.f32", F32, powers, power, close(F32, relative=2.0**-22.5, ulps=2), flag),
-    ])  # fmt: skip
+    check(
+        [
+            case(f"rcp.approx{ftz}.f32", F32, wide, reciprocal, close(F32, ulps=1), flag),
+            case(f"sqrt.approx{ftz}.f32", F32, wide, square_root, close(F32, relative=2.0**-23), flag),
+            case(f"rsqrt.approx{ftz}.f32", F32, wide, inverse_root, close(F32, relative=2.0**-22.9), flag),
+            case(f"sin.approx{ftz}.f32", F32, small, wave(math.sin), close(F32, absolute=2.0**-20.5), flag),
+            case(f"cos.approx{ftz}.f32", F32, small, wave(math.cos), close(F32, absolute=2.0**-20.5), flag),
+            case(f"sin.approx{ftz}.f32", F32, circle, wave(math.sin), close(F32, absolute=2.0**-14.7), flag),
+            case(f"cos.approx{ftz}.f32", F32, circle, wave(math.cos), close(F32, absolute=2.0**-14.7), flag),
+            case(f"lg2.approx{ftz}.f32", F32, wide, logarithm, close(F32, relative=2.0**-22, absolute=2.0**-22), flag),
+            case(f"ex2.approx{ftz}.f32", F32, powers, power, close(F32, relative=2.0**-22.5, ulps=2), flag),
+        ]
+    )
 
 
 def test_division():
@@ -137,11 +139,13 @@ def test_division():
         y = approximate(*(as_float(value(x, F32)) for x in raw))
         return None if y is None else int(np.float64(y).view(np.uint64))
 
-    check([
-        Case("div.approx.f32 $d, $a, $b;", "b32", {"a": a, "b": b}, want, close(F32, ulps=2)),
-        case("div.full.f32", F32, a, divided, close(F32, ulps=2), b=b),
-        case("div.full.ftz.f32", F32, a, divided, close(F32, ulps=2), True, b=b),
-    ])  # fmt: skip
+    check(
+        [
+            Case("div.approx.f32 $d, $a, $b;", "b32", {"a": a, "b": b}, want, close(F32, ulps=2)),
+            case("div.full.f32", F32, a, divided, close(F32, ulps=2), b=b),
+            case("div.full.ftz.f32", F32, a, divided, close(F32, ulps=2), True, b=b),
+        ]
+    )
 
 
 def test_narrow_precision():
@@ -182,8 +186,10 @@ def test_double_precision():
     def high_word(got, want):
         return got & 0xFFFFFFFF == 0 and gross(got, want) if value(want, F64)[0] == "num" else gross(got, want)
 
-    check([
-        case("rcp.approx.ftz.f64", F64, a, reciprocal, high_word, True),
-        case("rsqrt.approx.ftz.f64", F64, a, inverse_root, high_word, True),
-        case("rsqrt.approx.f64", F64, a, inverse_root, close(F64, relative=2.0**-22.9)),
-    ])  # fmt: skip
+    check(
+        [
+            case("rcp.approx.ftz.f64", F64, a, reciprocal, high_word, True),
+            case("rsqrt.approx.ftz.f64", F64, a, inverse_root, high_word, True),
+            case("rsqrt.approx.f64", F64, a, inverse_root, close(F64, relative=2.0**-22.9)),
+        ]
+    )

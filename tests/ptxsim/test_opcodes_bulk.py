@@ -58,20 +58,32 @@ LATE = {"race", "missing_wait"}  # one or both of these are reported, by the sch
 MORE = {"uninitialised", "misuse", "deadlock"}  # and these may follow
 
 
-@pytest.mark.parametrize(("old", "new", "kinds"), [
-    (READ, "", LATE), ("fence.mbarrier_init.release.cluster;", "", {"missing_fence"}),
-    ("fence.mbarrier_init.release.cluster;", "fence.proxy.async;", set()),
-    ("expect_tx.shared::cta.b64 _, [r30], 4096", "expect_tx.shared::cta.b64 _, [r30], 3072", LATE),
-    ("ISSUED:", "st.shared.u32 [tile+4096], 1;\nISSUED:", set()),
-    ("ISSUED:", "st.shared.u32 [tile+1020], 1;\nISSUED:", LATE),
-    ("mbarrier.arrive.expect_tx", "st.shared.u32 [tile+64], 1;\nmbarrier.arrive.expect_tx", {"missing_fence"}),
-    ("mbarrier.arrive.expect_tx", "st.shared.u32 [tile+64], 1;\nfence.proxy.async;\nmbarrier.arrive.expect_tx", set()),
-    ("mbarrier.arrive.expect_tx", "st.shared.u32 [tile+4096], 1;\nmbarrier.arrive.expect_tx", set()),
-    ("mbarrier.arrive.expect_tx", "st.global.u32 [a0+64], 1;\nmbarrier.arrive.expect_tx", {"missing_fence"}),
-    ("READY: bar", "@!p30 st.global.u32 [a0+64], 1;\nfence.proxy.async.global;\nREADY: bar", set()),
-    ("READY: bar", "@!p30 st.global.u32 [a0+64], 1;\nfence.proxy.async.shared::cta;\nREADY: bar", {"missing_fence"}),
-    ("READY: bar.sync 0;", "READY: bar.sync 0;\nst.shared.u32 [tile+64], t;\n", LATE),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "kinds"),
+    [
+        (READ, "", LATE),
+        ("fence.mbarrier_init.release.cluster;", "", {"missing_fence"}),
+        ("fence.mbarrier_init.release.cluster;", "fence.proxy.async;", set()),
+        ("expect_tx.shared::cta.b64 _, [r30], 4096", "expect_tx.shared::cta.b64 _, [r30], 3072", LATE),
+        ("ISSUED:", "st.shared.u32 [tile+4096], 1;\nISSUED:", set()),
+        ("ISSUED:", "st.shared.u32 [tile+1020], 1;\nISSUED:", LATE),
+        ("mbarrier.arrive.expect_tx", "st.shared.u32 [tile+64], 1;\nmbarrier.arrive.expect_tx", {"missing_fence"}),
+        (
+            "mbarrier.arrive.expect_tx",
+            "st.shared.u32 [tile+64], 1;\nfence.proxy.async;\nmbarrier.arrive.expect_tx",
+            set(),
+        ),
+        ("mbarrier.arrive.expect_tx", "st.shared.u32 [tile+4096], 1;\nmbarrier.arrive.expect_tx", set()),
+        ("mbarrier.arrive.expect_tx", "st.global.u32 [a0+64], 1;\nmbarrier.arrive.expect_tx", {"missing_fence"}),
+        ("READY: bar", "@!p30 st.global.u32 [a0+64], 1;\nfence.proxy.async.global;\nREADY: bar", set()),
+        (
+            "READY: bar",
+            "@!p30 st.global.u32 [a0+64], 1;\nfence.proxy.async.shared::cta;\nREADY: bar",
+            {"missing_fence"},
+        ),
+        ("READY: bar.sync 0;", "READY: bar.sync 0;\nst.shared.u32 [tile+64], t;\n", LATE),
+    ],
+)
 def test_what_orders_loads(old, new, kinds):
     assert old in LOAD
     found = kinds_of(LOAD.replace(old, new))
@@ -81,7 +93,9 @@ def test_what_orders_loads(old, new, kinds):
 @pytest.mark.parametrize(("fence", "kinds"), [("", {"missing_fence"}), ("fence.proxy.async.shared::cta;", set())])
 def test_a_reused_buffer_needs_a_fence(fence, kinds):
     """The next load overwrites what other threads read through the generic proxy, which needs a fence."""
-    body = LOAD + f"""{fence}
+    body = (
+        LOAD
+        + f"""{fence}
 bar.sync 0;
 @p30 bra OVER;
 mbarrier.arrive.expect_tx.shared::cta.b64 _, [r30], 16;
@@ -90,7 +104,8 @@ OVER: mbarrier.try_wait.parity.shared::cta.b64 p31, [r30], 1;
 @!p31 bra OVER;
 ld.shared.v4.b32 {{r1, r2, r3, r4}}, [tile];
 setp.eq.u32 p1, t, 5;
-@p1 st.global.v4.b32 [d3], {{r1, r2, r3, r4}};"""  # fmt: skip
+@p1 st.global.v4.b32 [d3], {{r1, r2, r3, r4}};"""
+    )
     assert kinds_of(body) == kinds
     out = run(body)[0][1]
     want = DATA.copy()
@@ -101,10 +116,15 @@ setp.eq.u32 p1, t, 5;
 def test_a_wait_on_one_barrier_does_not_order_copies_of_another():
     """A thread that waits on one barrier is not ordered after the copies that another barrier counts."""
     second = "mbarrier.init.shared::cta.b64 [r30+8], 1;\nfence.mbarrier_init"
-    body = LOAD.replace("fence.mbarrier_init", second).replace(
-        "ISSUED:", """mbarrier.arrive.expect_tx.shared::cta.b64 _, [r30+8], 16;
+    body = (
+        LOAD.replace("fence.mbarrier_init", second).replace(
+            "ISSUED:",
+            """mbarrier.arrive.expect_tx.shared::cta.b64 _, [r30+8], 16;
 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [r29+4096], [a0], 16, [r30+8];
-ISSUED:""") + "ld.shared.b32 r5, [tile+4096];\n"  # fmt: skip
+ISSUED:""",
+        )
+        + "ld.shared.b32 r5, [tile+4096];\n"
+    )
     found = kinds_of(body)
     assert found & LATE
     assert found <= LATE | MORE
@@ -115,13 +135,16 @@ ISSUED:""") + "ld.shared.b32 r5, [tile+4096];\n"  # fmt: skip
 def test_a_wait_for_a_phase_does_not_order_copies_of_a_later_one():
     """A second copy on the same barrier has landed but was not waited for: the wait for phase one does not cover it."""
     seen = "mbarrier.test_wait.parity.relaxed.cta.shared::cta.b64 p31, [r30], 1;"  # a relaxed wait does not acquire
-    body = LOAD + f"""bar.sync 0;
+    body = (
+        LOAD
+        + f"""bar.sync 0;
 @p30 bra LATER;
 mbarrier.arrive.expect_tx.shared::cta.b64 _, [r30], 16;
 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [r29+4096], [a0], 16, [r30];
 LATER: {seen}
 @!p31 bra LATER;
-ld.shared.b32 r5, [tile+4096];"""  # fmt: skip
+ld.shared.b32 r5, [tile+4096];"""
+    )
     assert kinds_of(body) == {"race"}
     assert kinds_of(body.replace(".relaxed.cta", "")) == set()
 
@@ -137,11 +160,20 @@ WAIT: mbarrier.try_wait.parity.shared::cta.b64 p31, [r30], 0;
 
 
 @CHECKED
-@pytest.mark.parametrize(("changed", "kind"), [
-    ({}, None), ({"size": 60}, "misuse"), ({"size": 0}, "misuse"), ({"to": "r29+8"}, "misaligned"),
-    ({"source": "a0+8"}, "misaligned"), ({"to": "r29+8176"}, "out_of_bounds"), ({"bar": "r30+8"}, "misuse"),
-    ({"bar": "r30+4"}, "misaligned"), ({"source": "a0+4064"}, "out_of_bounds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changed", "kind"),
+    [
+        ({}, None),
+        ({"size": 60}, "misuse"),
+        ({"size": 0}, "misuse"),
+        ({"to": "r29+8"}, "misaligned"),
+        ({"source": "a0+8"}, "misaligned"),
+        ({"to": "r29+8176"}, "out_of_bounds"),
+        ({"bar": "r30+8"}, "misuse"),
+        ({"bar": "r30+4"}, "misaligned"),
+        ({"source": "a0+4064"}, "out_of_bounds"),
+    ],
+)
 def test_wrong_addresses_and_sizes_are_reported(changed, kind, check):
     """A copy that is rejected at run time does not start, so the wait for it is a deadlock."""
     body = ONE.format(**{"to": "r29", "source": "a0", "size": 64, "bar": "r30"} | changed)
@@ -195,20 +227,27 @@ def test_stores(seed, check):
 FREE = "cp.async.bulk.wait_group 0;"
 
 
-@pytest.mark.parametrize(("old", "new", "kinds"), [
-    ("fence.proxy.async.shared::cta;", "", {"missing_fence"}),
-    ("fence.proxy.async.shared::cta;\nbar.sync 0;", "bar.sync 0;\nfence.proxy.async;", set()),
-    ("bar.sync 0;", "", {"race", "uninitialised"}),
-    (FREE, f"{FREE}\nst.shared.u32 [tile], 1;\nst.shared.u32 [tile+1024], 1;", set()),
-    (FREE, f"st.shared.u32 [tile], 1;\n{FREE}", {"race"}),
-    (FREE, f"cp.async.bulk.wait_group 1;\nst.shared.u32 [tile], 1;\n{FREE}", set()),
-    (FREE, f"cp.async.bulk.wait_group 1;\nst.shared.u32 [tile+1024], 1;\n{FREE}", {"race"}),
-    (FREE, f"cp.async.bulk.wait_group.read 0;\nst.shared.u32 [tile], 1;\n{FREE}", set()),
-    (FREE, "cp.async.bulk.wait_group.read 0;", {"race"}),  # the sources may be reused, the targets are not complete yet
-    (FREE, f"ld.global.b32 r6, [a1+1088];\n{FREE}", {"missing_wait", "race"}),
-    (FREE, "", {"missing_wait", "race", "misuse"}),
-    ("st.shared.v4.b32 [d2], {r1, r2, r3, r4};", "", {"uninitialised"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "kinds"),
+    [
+        ("fence.proxy.async.shared::cta;", "", {"missing_fence"}),
+        ("fence.proxy.async.shared::cta;\nbar.sync 0;", "bar.sync 0;\nfence.proxy.async;", set()),
+        ("bar.sync 0;", "", {"race", "uninitialised"}),
+        (FREE, f"{FREE}\nst.shared.u32 [tile], 1;\nst.shared.u32 [tile+1024], 1;", set()),
+        (FREE, f"st.shared.u32 [tile], 1;\n{FREE}", {"race"}),
+        (FREE, f"cp.async.bulk.wait_group 1;\nst.shared.u32 [tile], 1;\n{FREE}", set()),
+        (FREE, f"cp.async.bulk.wait_group 1;\nst.shared.u32 [tile+1024], 1;\n{FREE}", {"race"}),
+        (FREE, f"cp.async.bulk.wait_group.read 0;\nst.shared.u32 [tile], 1;\n{FREE}", set()),
+        (
+            FREE,
+            "cp.async.bulk.wait_group.read 0;",
+            {"race"},
+        ),  # the sources may be reused, the targets are not complete yet
+        (FREE, f"ld.global.b32 r6, [a1+1088];\n{FREE}", {"missing_wait", "race"}),
+        (FREE, "", {"missing_wait", "race", "misuse"}),
+        ("st.shared.v4.b32 [d2], {r1, r2, r3, r4};", "", {"uninitialised"}),
+    ],
+)
 def test_what_orders_stores(old, new, kinds):
     assert old in STORE
     found = {r.kind for seed in range(8) for r in stored(STORE.replace(old, new), seed=seed)[1]}
@@ -220,7 +259,10 @@ def test_the_next_kernel_reads_a_store():
 
     import ptxsim
 
-    write = HEADER + MODULE + """.visible .entry k(.param .u64 x)
+    write = (
+        HEADER
+        + MODULE
+        + """.visible .entry k(.param .u64 x)
 {
 .reg .b32 r<9>; .reg .b64 a; .reg .pred p;
 ld.param.u64 a, [x];
@@ -231,14 +273,18 @@ cp.async.bulk.global.shared::cta.bulk_group [a], [r1], 16;
 cp.async.bulk.commit_group;
 cp.async.bulk.wait_group.read 0;
 ret;
-}"""  # fmt: skip
-    read = HEADER + """.visible .entry k(.param .u64 x)
+}"""
+    )
+    read = (
+        HEADER
+        + """.visible .entry k(.param .u64 x)
 {
 .reg .b32 r<9>; .reg .b64 a;
 ld.param.u64 a, [x];
 ld.global.u32 r1, [a]; st.global.u32 [a+4], r1;
 ret;
-}"""  # fmt: skip
+}"""
+    )
     machine = ptxsim.Machine()
     device = machine.device(0)
     out = device.array(np.zeros(4, np.uint32))
@@ -274,23 +320,32 @@ cp.async.bulk.wait_group 0;"""
     assert set(out[0].tolist()) <= set(range(32))
 
 
-@pytest.mark.parametrize("text", [
-    "cp.async.bulk.shared::cluster.global [r1], [d1], r2, [r3];",
-    "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [r1], [r2], r3, [r4];",
-    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [r1], [d1], r2, [r3], h1;",
-    "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes [r1], [d1, {r2}], [r4];",
-    "cp.async.bulk.global.shared::cta [d1], [r1], 16;",
-    "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [d1], [r1], 16;",
-    "cp.async.bulk.wait_group r1;", "fence.mbarrier_init.acquire.cluster;", "fence.proxy.async.local;",
-    "cp.async.bulk.wait_group -1;", "cp.async.bulk.wait_group 1.5;", "cp.async.bulk.wait_group 99999999999999999999;",
-    "cp.async.wait_group -1;", "fence.proxy;", "fence.proxy.nonsense;",
-    "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [d1], [r1], 16;",
-    "cp.async.bulk.prefetch.L2.global.L2::cache_hint [d1], 16;",
-    "cp.async.bulk.global.shared::cta.bulk_group [p1], [r1], 16;",
-    "cp.async.bulk.global.shared::cta.bulk_group [d1+99999999999999999999], [r1], 16;",
-    "cp.async.bulk.global.shared::cta.bulk_group [d1], [r1+99999999999999999999], 16;",
-    "cp.async.mbarrier.arrive.noinc.shared [r1];",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cp.async.bulk.shared::cluster.global [r1], [d1], r2, [r3];",
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [r1], [r2], r3, [r4];",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [r1], [d1], r2, [r3], h1;",  # noqa: E501
+        "cp.async.bulk.tensor.1d.shared::cluster.global.mbarrier::complete_tx::bytes [r1], [d1, {r2}], [r4];",
+        "cp.async.bulk.global.shared::cta [d1], [r1], 16;",
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [d1], [r1], 16;",
+        "cp.async.bulk.wait_group r1;",
+        "fence.mbarrier_init.acquire.cluster;",
+        "fence.proxy.async.local;",
+        "cp.async.bulk.wait_group -1;",
+        "cp.async.bulk.wait_group 1.5;",
+        "cp.async.bulk.wait_group 99999999999999999999;",
+        "cp.async.wait_group -1;",
+        "fence.proxy;",
+        "fence.proxy.nonsense;",
+        "cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [d1], [r1], 16;",
+        "cp.async.bulk.prefetch.L2.global.L2::cache_hint [d1], 16;",
+        "cp.async.bulk.global.shared::cta.bulk_group [p1], [r1], 16;",
+        "cp.async.bulk.global.shared::cta.bulk_group [d1+99999999999999999999], [r1], 16;",
+        "cp.async.bulk.global.shared::cta.bulk_group [d1], [r1+99999999999999999999], 16;",
+        "cp.async.mbarrier.arrive.noinc.shared [r1];",
+    ],
+)
 def test_rejected_at_load(text):
     message = rejection(text)
     assert text.split()[0].rstrip(";") in message

@@ -100,11 +100,17 @@ def test_integer_to_integer(to):
 
             cases.append(Case(f"cvt{sat}.{to}.{source} $d, $a;", f"b{register(to)}", a, want))
         if bits_of(to) < 64:  # a register wider than the type is sign-extended or zero-extended
-            cases.append(Case(f"cvt.{to}.{source} $d, $a;", "b64", a, lambda a, source=source: cut(
-                read(read(a, source), to), 64)))  # fmt: skip
+            cases.append(
+                Case(
+                    f"cvt.{to}.{source} $d, $a;", "b64", a, lambda a, source=source: cut(read(read(a, source), to), 64)
+                )
+            )
         if bits_of(to) <= 16:
-            cases.append(Case(f"cvt.{to}.{source} $d, $a;", "b16", a, lambda a, source=source: cut(
-                read(read(a, source), to), 16)))  # fmt: skip
+            cases.append(
+                Case(
+                    f"cvt.{to}.{source} $d, $a;", "b16", a, lambda a, source=source: cut(read(read(a, source), to), 16)
+                )
+            )
     check(cases)
 
 
@@ -144,11 +150,23 @@ def test_integer_to_float(to):
     for source in INTEGERS:
         a = {"a": INPUTS[register(source)]}
         for mode in MODES:
-            cases.append(Case(f"cvt.{mode}.{to}.{source} $d, $a;", f"b{form.bits}", a, lambda a, s=source, mode=mode: (
-                rounded(exact(read(a, s)), form, mode))))  # fmt: skip
+            cases.append(
+                Case(
+                    f"cvt.{mode}.{to}.{source} $d, $a;",
+                    f"b{form.bits}",
+                    a,
+                    lambda a, s=source, mode=mode: rounded(exact(read(a, s)), form, mode),
+                )
+            )
         if to != "bf16":
-            cases.append(Case(f"cvt.rn.sat.{to}.{source} $d, $a;", f"b{form.bits}", a, lambda a, s=source: rounded(
-                exact(min(max(read(a, s), 0), 1)), form)))  # fmt: skip
+            cases.append(
+                Case(
+                    f"cvt.rn.sat.{to}.{source} $d, $a;",
+                    f"b{form.bits}",
+                    a,
+                    lambda a, s=source: rounded(exact(min(max(read(a, s), 0), 1)), form),
+                )
+            )
     check(cases)
 
 
@@ -246,8 +264,14 @@ def test_narrow_conversions():
                     ]
     for mode, relu in (("rna", ""), ("rn", ""), ("rz", ""), ("rn", ".relu"), ("rz", ".relu")):
         for limit in ("", ".satfinite"):
-            cases.append(Case(f"cvt.{mode}{limit}{relu}.tf32.f32 $d, $a;", "b32", {"a": a},
-                              narrowed(TF32, mode, bool(relu), bool(limit))))  # fmt: skip
+            cases.append(
+                Case(
+                    f"cvt.{mode}{limit}{relu}.tf32.f32 $d, $a;",
+                    "b32",
+                    {"a": a},
+                    narrowed(TF32, mode, bool(relu), bool(limit)),
+                )
+            )
     check(cases)
 
 
@@ -327,35 +351,66 @@ def test_packing_conversions():
     cases = []
     for to in ("u16", "s16"):
         for x, y in ((a, b), (small, b)):
-            cases.append(Case(f"cvt.pack.sat.{to}.s32 $d, $a, $b;", "b32", {"a": x, "b": y}, lambda a, b, to=to: (
-                cut(saturated(read(a, "s32"), to), 16) << 16 | cut(saturated(read(b, "s32"), to), 16))))  # fmt: skip
+            cases.append(
+                Case(
+                    f"cvt.pack.sat.{to}.s32 $d, $a, $b;",
+                    "b32",
+                    {"a": x, "b": y},
+                    lambda a, b, to=to: (
+                        cut(saturated(read(a, "s32"), to), 16) << 16 | cut(saturated(read(b, "s32"), to), 16)
+                    ),
+                )
+            )
     for to in ("u8", "s8"):
         for x, y in ((a, b), (small, np.roll(small, 1))):
-            cases.append(Case(f"cvt.pack.sat.{to}.s32.b32 $d, $a, $b, $c;", "b32", {"a": x, "b": y, "c": c},
-                              lambda a, b, c, to=to: cut(c << 16, 32) | cut(saturated(read(a, "s32"), to), 8) << 8
-                              | cut(saturated(read(b, "s32"), to), 8)))  # fmt: skip
+            cases.append(
+                Case(
+                    f"cvt.pack.sat.{to}.s32.b32 $d, $a, $b, $c;",
+                    "b32",
+                    {"a": x, "b": y, "c": c},
+                    lambda a, b, c, to=to: (
+                        cut(c << 16, 32)
+                        | cut(saturated(read(a, "s32"), to), 8) << 8
+                        | cut(saturated(read(b, "s32"), to), 8)
+                    ),
+                )
+            )
     check(cases)
 
 
 def test_moves_of_vectors():
     word, wide, half = INPUTS[32], INPUTS[64], INPUTS[32].astype(np.uint16)
     other = np.roll(word, 3)
-    check([
-        Case("mov.b64 $d, {$a, $b};", "b64", {"a": word, "b": other}, lambda a, b: b << 32 | a),
-        Case("mov.b32 $d, {$a, $b};", "b32", {"a": half, "b": np.roll(half, 3)}, lambda a, b: b << 16 | a),
-        Case("mov.b64 {$d, $e}, $a;", "b32 b32", {"a": wide}, lambda a: (cut(a, 32), a >> 32)),
-        Case("mov.b32 {$d, $e}, $a;", "b16 b16", {"a": word}, lambda a: (cut(a, 16), a >> 16)),
-        Case("mov.b64 {_, $d}, $a;", "b32", {"a": wide}, lambda a: a >> 32),
-        Case(".reg .b16 w, x, y, z;\nmov.b64 {w, x, y, z}, $a;\nmov.b64 $d, {z, y, x, w};", "b64", {"a": wide},
-             lambda a: sum(cut(a >> 16 * i, 16) << 16 * (3 - i) for i in range(4))),
-        Case("mov.b64 {$d, $e}, $a;\nmov.b64 {$e, $d}, $a;", "b32 b32", {"a": wide}, lambda a: (a >> 32, cut(a, 32))),
-        Case("mov.b32 $d, $a;\nmov.b32 {$e, _}, $d;", "b32 b16", {"a": word}, lambda a: (a, cut(a, 16))),
-    ])  # fmt: skip
+    check(
+        [
+            Case("mov.b64 $d, {$a, $b};", "b64", {"a": word, "b": other}, lambda a, b: b << 32 | a),
+            Case("mov.b32 $d, {$a, $b};", "b32", {"a": half, "b": np.roll(half, 3)}, lambda a, b: b << 16 | a),
+            Case("mov.b64 {$d, $e}, $a;", "b32 b32", {"a": wide}, lambda a: (cut(a, 32), a >> 32)),
+            Case("mov.b32 {$d, $e}, $a;", "b16 b16", {"a": word}, lambda a: (cut(a, 16), a >> 16)),
+            Case("mov.b64 {_, $d}, $a;", "b32", {"a": wide}, lambda a: a >> 32),
+            Case(
+                ".reg .b16 w, x, y, z;\nmov.b64 {w, x, y, z}, $a;\nmov.b64 $d, {z, y, x, w};",
+                "b64",
+                {"a": wide},
+                lambda a: sum(cut(a >> 16 * i, 16) << 16 * (3 - i) for i in range(4)),
+            ),
+            Case(
+                "mov.b64 {$d, $e}, $a;\nmov.b64 {$e, $d}, $a;", "b32 b32", {"a": wide}, lambda a: (a >> 32, cut(a, 32))
+            ),
+            Case("mov.b32 $d, $a;\nmov.b32 {$e, _}, $d;", "b32 b16", {"a": word}, lambda a: (a, cut(a, 16))),
+        ]
+    )
 
 
 # ---- comparisons ----
-TESTS = {"eq": (False, True, False), "ne": (True, False, True), "lt": (True, False, False),
-         "le": (True, True, False), "gt": (False, False, True), "ge": (False, True, True)}  # fmt: skip
+TESTS = {
+    "eq": (False, True, False),
+    "ne": (True, False, True),
+    "lt": (True, False, False),
+    "le": (True, True, False),
+    "gt": (False, False, True),
+    "ge": (False, True, True),
+}
 UNSIGNED = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 
 
@@ -393,17 +448,40 @@ def test_integer_comparisons(kind):
             return TESTS[UNSIGNED.get(name, name)][order(read(a, kind), read(b, kind))]
 
         cases.append(Case(f"setp.{name}.{kind} $d, $a, $b;", "pred", two, lambda a, b, t=true: int(t(a, b))))
-        cases.append(Case(f"setp.{name}.{kind} $d|$e, $a, $b;", "pred pred", two,
-                          lambda a, b, t=true: (int(t(a, b)), int(not t(a, b)))))  # fmt: skip
+        cases.append(
+            Case(
+                f"setp.{name}.{kind} $d|$e, $a, $b;",
+                "pred pred",
+                two,
+                lambda a, b, t=true: (int(t(a, b)), int(not t(a, b))),
+            )
+        )
         for to, one in (("u32", 0xFFFFFFFF), ("s32", 0xFFFFFFFF), ("f32", 0x3F800000)):
-            cases.append(Case(f"set.{name}.{to}.{kind} $d, $a, $b;", "b32", two,
-                              lambda a, b, t=true, one=one: one if t(a, b) else 0))  # fmt: skip
+            cases.append(
+                Case(
+                    f"set.{name}.{to}.{kind} $d, $a, $b;",
+                    "b32",
+                    two,
+                    lambda a, b, t=true, one=one: one if t(a, b) else 0,
+                )
+            )
         for join, both in (("and", lambda x, y: x and y), ("or", lambda x, y: x or y), ("xor", lambda x, y: x != y)):
-            cases.append(Case(f"setp.{name}.{join}.{kind} $d|$e, $a, $b, !$p;", "pred pred", {**two, "p": p},
-                              lambda a, b, p, t=true, both=both: (
-                                  int(both(t(a, b), not p)), int(both(not t(a, b), not p)))))  # fmt: skip
-            cases.append(Case(f"set.{name}.{join}.s32.{kind} $d, $a, $b, $p;", "b32", {**two, "p": p},
-                              lambda a, b, p, t=true, both=both: 0xFFFFFFFF if both(t(a, b), p) else 0))  # fmt: skip
+            cases.append(
+                Case(
+                    f"setp.{name}.{join}.{kind} $d|$e, $a, $b, !$p;",
+                    "pred pred",
+                    {**two, "p": p},
+                    lambda a, b, p, t=true, both=both: (int(both(t(a, b), not p)), int(both(not t(a, b), not p))),
+                )
+            )
+            cases.append(
+                Case(
+                    f"set.{name}.{join}.s32.{kind} $d, $a, $b, $p;",
+                    "b32",
+                    {**two, "p": p},
+                    lambda a, b, p, t=true, both=both: 0xFFFFFFFF if both(t(a, b), p) else 0,
+                )
+            )
     check(cases)
 
 
@@ -442,13 +520,27 @@ def test_packed_comparisons(name):
     for test in FLOAT_TESTS:
 
         def halves(a, b, test=test):
-            return [float_test(test, float_order(value(a >> s & 0xFFFF, form), value(b >> s & 0xFFFF, form)))
-                    for s in (0, 16)]  # fmt: skip
+            return [
+                float_test(test, float_order(value(a >> s & 0xFFFF, form), value(b >> s & 0xFFFF, form)))
+                for s in (0, 16)
+            ]
 
-        cases.append(Case(f"setp.{test}.{name}x2 $d|$e, $a, $b;", "pred pred", two,
-                          lambda a, b, h=halves: tuple(int(x) for x in h(a, b))))  # fmt: skip
-        cases.append(Case(f"set.{test}.{name}x2.{name}x2 $d, $a, $b;", "b32", two,
-                          lambda a, b, h=halves: sum(one << s for x, s in zip(h(a, b), (0, 16)) if x)))  # fmt: skip
+        cases.append(
+            Case(
+                f"setp.{test}.{name}x2 $d|$e, $a, $b;",
+                "pred pred",
+                two,
+                lambda a, b, h=halves: tuple(int(x) for x in h(a, b)),
+            )
+        )
+        cases.append(
+            Case(
+                f"set.{test}.{name}x2.{name}x2 $d, $a, $b;",
+                "b32",
+                two,
+                lambda a, b, h=halves: sum(one << s for x, s in zip(h(a, b), (0, 16)) if x),
+            )
+        )
         for join, both in (("and", lambda x, y: x and y), ("xor", lambda x, y: x != y)):
             cases.append(
                 Case(
@@ -458,9 +550,14 @@ def test_packed_comparisons(name):
                     lambda a, b, p, h=halves, both=both: tuple(int(both(x, p)) for x in h(a, b)),
                 )
             )
-            cases.append(Case(f"set.{test}.{join}.{name}x2.{name}x2 $d, $a, $b, $p;", "b32", {**two, "p": p},
-                              lambda a, b, p, h=halves, both=both: sum(
-                                  one << s for x, s in zip(h(a, b), (0, 16)) if both(x, p))))  # fmt: skip
+            cases.append(
+                Case(
+                    f"set.{test}.{join}.{name}x2.{name}x2 $d, $a, $b, $p;",
+                    "b32",
+                    {**two, "p": p},
+                    lambda a, b, p, h=halves, both=both: sum(one << s for x, s in zip(h(a, b), (0, 16)) if both(x, p)),
+                )
+            )
     check(cases)
 
 

@@ -75,8 +75,9 @@ def stated(function, form, mode="rn", ftz=False, sat=False, relu=False):
 def case(text, form, inputs, function, mode="rn", ftz=False, sat=False, relu=False):
     letters = "abc"[: len(inputs)]
     operands = ", ".join(f"${k}" for k in letters)
-    return Case(f"{text} $d, {operands};", f"b{form.bits}", inputs, stated(function, form, mode, ftz, sat, relu),
-                nan_too(form))  # fmt: skip
+    return Case(
+        f"{text} $d, {operands};", f"b{form.bits}", inputs, stated(function, form, mode, ftz, sat, relu), nan_too(form)
+    )
 
 
 def fused(mode):
@@ -88,15 +89,17 @@ def fused(mode):
 def test_rounding_modes(name, mode):
     form = FORMATS[name]
     one, two, three = values(form, 1, 1), values(form, 2, 2), values(form, 3, 3)
-    check([
-        case(f"add.{mode}.{name}", form, two, lambda a, b: total(a, b, mode), mode),
-        case(f"sub.{mode}.{name}", form, two, lambda a, b: total(a, negated(b), mode), mode),
-        case(f"mul.{mode}.{name}", form, two, product, mode),
-        case(f"fma.{mode}.{name}", form, three, fused(mode), mode),
-        case(f"div.{mode}.{name}", form, two, quotient, mode),
-        case(f"rcp.{mode}.{name}", form, one, lambda a: quotient(("num", False, ZERO + 1), a), mode),
-        case(f"sqrt.{mode}.{name}", form, one, root, mode),
-    ])  # fmt: skip
+    check(
+        [
+            case(f"add.{mode}.{name}", form, two, lambda a, b: total(a, b, mode), mode),
+            case(f"sub.{mode}.{name}", form, two, lambda a, b: total(a, negated(b), mode), mode),
+            case(f"mul.{mode}.{name}", form, two, product, mode),
+            case(f"fma.{mode}.{name}", form, three, fused(mode), mode),
+            case(f"div.{mode}.{name}", form, two, quotient, mode),
+            case(f"rcp.{mode}.{name}", form, one, lambda a: quotient(("num", False, ZERO + 1), a), mode),
+            case(f"sqrt.{mode}.{name}", form, one, root, mode),
+        ]
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -120,12 +123,16 @@ def test_flush_and_saturate(mode):
 
 def test_default_rounding():
     two, three = values(F32, 2, 7), values(F32, 3, 8)
-    check([
-        case("add.f32", F32, two, total), case("sub.f32", F32, two, lambda a, b: total(a, negated(b))),
-        case("mul.f32", F32, two, product), case("mad.rn.f32", F32, three, fused("rn")),
-        case("mad.rz.f64", F64, values(F64, 3, 8), fused("rz"), "rz"),
-        case("add.ftz.f32", F32, two, total, "rn", True),
-    ])  # fmt: skip
+    check(
+        [
+            case("add.f32", F32, two, total),
+            case("sub.f32", F32, two, lambda a, b: total(a, negated(b))),
+            case("mul.f32", F32, two, product),
+            case("mad.rn.f32", F32, three, fused("rn")),
+            case("mad.rz.f64", F64, values(F64, 3, 8), fused("rz"), "rz"),
+            case("add.ftz.f32", F32, two, total, "rn", True),
+        ]
+    )
 
 
 def test_fma_rounds_once():
@@ -152,14 +159,21 @@ def test_half_precision(name):
     def sub(a, b):
         return total(a, negated(b))
 
-    cases = [case(f"{op}{mode}.{name}", form, two, function)
-             for op, function in (("add", total), ("sub", sub), ("mul", product)) for mode in (".rn", "")]  # fmt: skip
-    cases += [case(f"fma.rn.{name}", form, three, fused("rn")),
-              case(f"fma.rn.relu.{name}", form, three, fused("rn"), relu=True)]  # fmt: skip
+    cases = [
+        case(f"{op}{mode}.{name}", form, two, function)
+        for op, function in (("add", total), ("sub", sub), ("mul", product))
+        for mode in (".rn", "")
+    ]
+    cases += [
+        case(f"fma.rn.{name}", form, three, fused("rn")),
+        case(f"fma.rn.relu.{name}", form, three, fused("rn"), relu=True),
+    ]
     if name == "f16":
         for flags, ftz, sat in ((".ftz", True, False), (".sat", False, True), (".ftz.sat", True, True)):
-            cases += [case(f"{op}{flags}.f16", form, two, function, ftz=ftz, sat=sat)
-                      for op, function in (("add", total), ("sub", sub), ("mul", product))]  # fmt: skip
+            cases += [
+                case(f"{op}{flags}.f16", form, two, function, ftz=ftz, sat=sat)
+                for op, function in (("add", total), ("sub", sub), ("mul", product))
+            ]
             cases.append(case(f"fma.rn{flags}.f16", form, three, fused("rn"), ftz=ftz, sat=sat))
         cases.append(case("fma.rn.ftz.relu.f16", form, three, fused("rn"), ftz=True, relu=True))
     sign = 1 << 15
@@ -176,8 +190,10 @@ def test_half_precision(name):
 def test_packed_halves(name):
     """Each half of an x2 instruction has the result of the single instruction."""
     form = FORMATS[name]
-    columns = {k: (high.astype(np.uint32) << 16 | low) for (k, high), low in zip(
-        values(form, 3, 13).items(), values(form, 3, 14).values())}  # fmt: skip
+    columns = {
+        k: (high.astype(np.uint32) << 16 | low)
+        for (k, high), low in zip(values(form, 3, 13).items(), values(form, 3, 14).values())
+    }
 
     def both(function):
         def want(*raw):
@@ -236,12 +252,17 @@ def test_min_max(name):
     for op in ("min", "max"):
         kinds = [("", {})]
         if name != "f64":
-            kinds += [(".NaN", {"nan": True}), (".xorsign.abs", {"xorsign": True}),
-                      (".NaN.xorsign.abs", {"nan": True, "xorsign": True})]  # fmt: skip
+            kinds += [
+                (".NaN", {"nan": True}),
+                (".xorsign.abs", {"xorsign": True}),
+                (".NaN.xorsign.abs", {"nan": True, "xorsign": True}),
+            ]
         if name in ("f16", "f32"):
             kinds += [(f".ftz{flags}", {**more, "ftz": True}) for flags, more in kinds]
-        cases += [Case(f"{op}{flags}.{name} $d, $a, $b;", out, two, best(form, op, **more), nan_too(form))
-                  for flags, more in kinds]  # fmt: skip
+        cases += [
+            Case(f"{op}{flags}.{name} $d, $a, $b;", out, two, best(form, op, **more), nan_too(form))
+            for flags, more in kinds
+        ]
     if name == "f32":
         three = values(form, 3, 16)
         cases += [
@@ -268,24 +289,36 @@ def test_signs_and_properties(name):
         return lambda a: None if value(a, form)[0] == "nan" else function(a)
 
     tests = {
-        "finite": lambda x, sub: x[0] == "num", "infinite": lambda x, sub: x[0] == "inf",
-        "number": lambda x, sub: x[0] != "nan", "notanumber": lambda x, sub: x[0] == "nan",
-        "normal": lambda x, sub: x[0] == "num" and x[2] != 0 and not sub, "subnormal": lambda x, sub: sub,
-    }  # fmt: skip
+        "finite": lambda x, sub: x[0] == "num",
+        "infinite": lambda x, sub: x[0] == "inf",
+        "number": lambda x, sub: x[0] != "nan",
+        "notanumber": lambda x, sub: x[0] == "nan",
+        "normal": lambda x, sub: x[0] == "num" and x[2] != 0 and not sub,
+        "subnormal": lambda x, sub: sub,
+    }
     cases = [
         Case(f"abs.{name} $d, $a;", out, one, unless_nan(lambda a: a & ~top)),
         Case(f"neg.{name} $d, $a;", out, one, unless_nan(lambda a: a ^ top)),
         Case(f"copysign.{name} $d, $a, $b;", out, two, lambda a, b: a & top | b & ~top),
-        *[Case(f"testp.{kind}.{name} $d, $a;", "pred", one, lambda a, test=test: int(
-            test(value(a, form), subnormal(value(a, form), form)))) for kind, test in tests.items()],
-    ]  # fmt: skip
+        *[
+            Case(
+                f"testp.{kind}.{name} $d, $a;",
+                "pred",
+                one,
+                lambda a, test=test: int(test(value(a, form), subnormal(value(a, form), form))),
+            )
+            for kind, test in tests.items()
+        ],
+    ]
     if name == "f32":
 
         def flush(x):
             return rounded(flushed(value(x, F32), F32), F32)
 
-        cases += [Case("abs.ftz.f32 $d, $a;", out, one, unless_nan(lambda a: flush(a) & ~top)),
-                  Case("neg.ftz.f32 $d, $a;", out, one, unless_nan(lambda a: flush(a) ^ top))]  # fmt: skip
+        cases += [
+            Case("abs.ftz.f32 $d, $a;", out, one, unless_nan(lambda a: flush(a) & ~top)),
+            Case("neg.ftz.f32 $d, $a;", out, one, unless_nan(lambda a: flush(a) ^ top)),
+        ]
     check(cases)
 
 

@@ -24,8 +24,10 @@ def amounts(seed: int, n: int = N) -> np.ndarray:
     """Shift amounts: small ones, some past every width, and large ones."""
     rng = np.random.default_rng(seed)
     some = rng.integers(0, 80, n).astype(np.uint32)
-    some[::7] = rng.choice(np.array([0, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 257, 1 << 31, (1 << 32) - 1],
-                                    np.uint32), len(some[::7]))  # fmt: skip
+    some[::7] = rng.choice(
+        np.array([0, 15, 16, 17, 31, 32, 33, 63, 64, 65, 255, 256, 257, 1 << 31, (1 << 32) - 1], np.uint32),
+        len(some[::7]),
+    )
     return some
 
 
@@ -69,8 +71,10 @@ def test_arithmetic(kind):
 
     cases += [Case(f"div.{kind} $d, $a, $b;", out, two, div), Case(f"rem.{kind} $d, $a, $b;", out, two, rem)]
     if kind[0] == "s":
-        cases += [Case(f"abs.{kind} $d, $a;", out, {"a": two["a"]}, of(kind, abs)),
-                  Case(f"neg.{kind} $d, $a;", out, {"a": two["a"]}, of(kind, lambda a: -a))]  # fmt: skip
+        cases += [
+            Case(f"abs.{kind} $d, $a;", out, {"a": two["a"]}, of(kind, abs)),
+            Case(f"neg.{kind} $d, $a;", out, {"a": two["a"]}, of(kind, lambda a: -a)),
+        ]
     check(cases)
 
 
@@ -78,23 +82,31 @@ def test_arithmetic(kind):
 def test_wide(kind):
     bits, two = bits_of(kind), values(kind, 2)
     addend = mixed(integer_edges(2 * bits), 2 * bits, 1, N, 3)[0]
-    check([
-        Case(f"mul.wide.{kind} $d, $a, $b;", f"b{2 * bits}", two, of(kind, lambda a, b: a * b, wide=True)),
-        Case(f"mad.wide.{kind} $d, $a, $b, $c;", f"b{2 * bits}", {**two, "c": addend},
-             lambda a, b, c: cut(read(a, kind) * read(b, kind) + c, 2 * bits)),
-    ])  # fmt: skip
+    check(
+        [
+            Case(f"mul.wide.{kind} $d, $a, $b;", f"b{2 * bits}", two, of(kind, lambda a, b: a * b, wide=True)),
+            Case(
+                f"mad.wide.{kind} $d, $a, $b, $c;",
+                f"b{2 * bits}",
+                {**two, "c": addend},
+                lambda a, b, c: cut(read(a, kind) * read(b, kind) + c, 2 * bits),
+            ),
+        ]
+    )
 
 
 def test_saturating():
     two, three = values("s32", 2), values("s32", 3)
     sat = lambda function: lambda *raw: cut(saturated(function(*(read(x, "s32") for x in raw)), "s32"), 32)  # noqa: E731
-    check([
-        Case("add.sat.s32 $d, $a, $b;", "b32", two, sat(lambda a, b: a + b)),
-        Case("sub.sat.s32 $d, $a, $b;", "b32", two, sat(lambda a, b: a - b)),
-        Case("mad.hi.sat.s32 $d, $a, $b, $c;", "b32", three, sat(lambda a, b, c: (a * b >> 32) + c)),
-        Case("min.relu.s32 $d, $a, $b;", "b32", two, of("s32", lambda a, b: max(min(a, b), 0))),
-        Case("max.relu.s32 $d, $a, $b;", "b32", two, of("s32", lambda a, b: max(a, b, 0))),
-    ])  # fmt: skip
+    check(
+        [
+            Case("add.sat.s32 $d, $a, $b;", "b32", two, sat(lambda a, b: a + b)),
+            Case("sub.sat.s32 $d, $a, $b;", "b32", two, sat(lambda a, b: a - b)),
+            Case("mad.hi.sat.s32 $d, $a, $b, $c;", "b32", three, sat(lambda a, b, c: (a * b >> 32) + c)),
+            Case("min.relu.s32 $d, $a, $b;", "b32", two, of("s32", lambda a, b: max(min(a, b), 0))),
+            Case("max.relu.s32 $d, $a, $b;", "b32", two, of("s32", lambda a, b: max(a, b, 0))),
+        ]
+    )
 
 
 @pytest.mark.parametrize("kind", ["u32", "s32"])
@@ -114,8 +126,14 @@ def test_24_bits(kind):
         ),
     ]
     if kind == "s32":
-        cases.append(Case("mad24.hi.sat.s32 $d, $a, $b, $c;", "b32", three, lambda a, b, c: cut(
-            saturated(read(short(a) * short(b) >> 16, "s32") + read(c, "s32"), "s32"), 32)))  # fmt: skip
+        cases.append(
+            Case(
+                "mad24.hi.sat.s32 $d, $a, $b, $c;",
+                "b32",
+                three,
+                lambda a, b, c: cut(saturated(read(short(a) * short(b) >> 16, "s32") + read(c, "s32"), "s32"), 32),
+            )
+        )
     check(cases)
 
 
@@ -123,14 +141,17 @@ def test_24_bits(kind):
 def test_logic(kind):
     bits, two = bits_of(kind), values(kind, 2)
     one = {"a": two["a"]}
-    check([
-        binary("and", kind, lambda a, b: a & b, two), binary("or", kind, lambda a, b: a | b, two),
-        binary("xor", kind, lambda a, b: a ^ b, two),
-        Case(f"not.{kind} $d, $a;", kind, one, lambda a: cut(~a, bits)),
-        Case(f"cnot.{kind} $d, $a;", kind, one, lambda a: int(a == 0)),
-        Case(f"mov.{kind} $d, $a;", kind, one, lambda a: a),
-        Case(f"xor.{kind} $d, $a, -2;", kind, one, lambda a: cut(a ^ -2, bits)),
-    ])  # fmt: skip
+    check(
+        [
+            binary("and", kind, lambda a, b: a & b, two),
+            binary("or", kind, lambda a, b: a | b, two),
+            binary("xor", kind, lambda a, b: a ^ b, two),
+            Case(f"not.{kind} $d, $a;", kind, one, lambda a: cut(~a, bits)),
+            Case(f"cnot.{kind} $d, $a;", kind, one, lambda a: int(a == 0)),
+            Case(f"mov.{kind} $d, $a;", kind, one, lambda a: a),
+            Case(f"xor.{kind} $d, $a, -2;", kind, one, lambda a: cut(a ^ -2, bits)),
+        ]
+    )
 
 
 def test_logic_of_predicates():
@@ -158,13 +179,15 @@ def test_logic_of_predicates():
 def test_shifts_clamp(bits):
     inputs = {"a": values(f"b{bits}", 1)["a"], "b": amounts(bits)}
     out = f"b{bits}"
-    check([
-        Case(f"shl.b{bits} $d, $a, $b;", out, inputs, lambda a, n: cut(a << n, bits) if n < bits else 0),
-        Case(f"shr.u{bits} $d, $a, $b;", out, inputs, lambda a, n: a >> n),
-        Case(f"shr.b{bits} $d, $a, $b;", out, inputs, lambda a, n: a >> n),
-        Case(f"shr.s{bits} $d, $a, $b;", out, inputs, lambda a, n: cut(read(a, f"s{bits}") >> n, bits)),
-        Case(f"shl.b{bits} $d, $a, {bits};", out, {"a": inputs["a"]}, lambda a: 0),
-    ])  # fmt: skip
+    check(
+        [
+            Case(f"shl.b{bits} $d, $a, $b;", out, inputs, lambda a, n: cut(a << n, bits) if n < bits else 0),
+            Case(f"shr.u{bits} $d, $a, $b;", out, inputs, lambda a, n: a >> n),
+            Case(f"shr.b{bits} $d, $a, $b;", out, inputs, lambda a, n: a >> n),
+            Case(f"shr.s{bits} $d, $a, $b;", out, inputs, lambda a, n: cut(read(a, f"s{bits}") >> n, bits)),
+            Case(f"shl.b{bits} $d, $a, {bits};", out, {"a": inputs["a"]}, lambda a: 0),
+        ]
+    )
 
 
 def test_funnel_shifts():
@@ -178,8 +201,13 @@ def test_funnel_shifts():
 
         return want
 
-    check([Case(f"shf.{side}.{how}.b32 $d, $a, $b, $c;", "b32", inputs, funnel(side == "l", how == "wrap"))
-           for side in "lr" for how in ("wrap", "clamp")])  # fmt: skip
+    check(
+        [
+            Case(f"shf.{side}.{how}.b32 $d, $a, $b, $c;", "b32", inputs, funnel(side == "l", how == "wrap"))
+            for side in "lr"
+            for how in ("wrap", "clamp")
+        ]
+    )
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -202,8 +230,10 @@ def test_bit_counts(bits):
         return want
 
     for kind in (f"u{bits}", f"s{bits}"):
-        cases += [Case(f"bfind.{kind} $d, $a;", "b32", one, found(kind, False)),
-                  Case(f"bfind.shiftamt.{kind} $d, $a;", "b32", one, found(kind, True))]  # fmt: skip
+        cases += [
+            Case(f"bfind.{kind} $d, $a;", "b32", one, found(kind, False)),
+            Case(f"bfind.shiftamt.{kind} $d, $a;", "b32", one, found(kind, True)),
+        ]
     check(cases)
 
 
@@ -227,10 +257,12 @@ def test_bit_fields(kind):
         mask = cut(((1 << length) - 1) << position, bits)
         return f & ~mask | a << position & mask
 
-    check([
-        Case(f"bfe.{kind} $d, $a, $b, $c;", f"b{bits}", {"a": two["a"], **field}, extract),
-        Case(f"bfi.b{bits} $d, $a, $f, $b, $c;", f"b{bits}", {"a": two["a"], "f": two["b"], **field}, insert),
-    ])  # fmt: skip
+    check(
+        [
+            Case(f"bfe.{kind} $d, $a, $b, $c;", f"b{bits}", {"a": two["a"], **field}, extract),
+            Case(f"bfi.b{bits} $d, $a, $f, $b, $c;", f"b{bits}", {"a": two["a"], "f": two["b"], **field}, insert),
+        ]
+    )
 
 
 def test_masks_and_extensions():
@@ -252,15 +284,23 @@ def test_masks_and_extensions():
 
         return want
 
-    check([Case(f"bmsk.{how}.b32 $d, $a, $b;", "b32", two, mask(how == "wrap")) for how in ("wrap", "clamp")]
-          + [Case(f"szext.{how}.{kind} $d, $a, $b;", "b32", any_value, extend(how == "wrap", kind))
-             for how in ("wrap", "clamp") for kind in ("u32", "s32")])  # fmt: skip
+    check(
+        [Case(f"bmsk.{how}.b32 $d, $a, $b;", "b32", two, mask(how == "wrap")) for how in ("wrap", "clamp")]
+        + [
+            Case(f"szext.{how}.{kind} $d, $a, $b;", "b32", any_value, extend(how == "wrap", kind))
+            for how in ("wrap", "clamp")
+            for kind in ("u32", "s32")
+        ]
+    )
 
 
 def test_nth_bit():
     rng = np.random.default_rng(11)
-    inputs = {"a": values("b32", 1)["a"], "b": rng.integers(0, 32, N).astype(np.uint32),
-              "c": rng.integers(-12, 13, N).astype(np.int32).view(np.uint32)}  # fmt: skip
+    inputs = {
+        "a": values("b32", 1)["a"],
+        "b": rng.integers(0, 32, N).astype(np.uint32),
+        "c": rng.integers(-12, 13, N).astype(np.int32).view(np.uint32),
+    }
 
     def want(mask, base, offset):
         offset = read(offset, "s32")
@@ -317,9 +357,17 @@ def test_lop3():
     p = np.random.default_rng(5).random(64) < 0.5
     for name, join in (("or", lambda x, y: x or y), ("and", lambda x, y: x and y)):
         for lut in (0x80, 0x96, 0):
-            cases.append(Case(f"lop3.{name}.b32 $d|$e, $a, $b, $c, {lut}, $p;", "b32 pred", {**inputs, "p": p},
-                              lambda a, b, c, p, lut=lut, join=join: (
-                                  table(lut)(a, b, c), int(join(table(lut)(a, b, c) != 0, p)))))  # fmt: skip
+            cases.append(
+                Case(
+                    f"lop3.{name}.b32 $d|$e, $a, $b, $c, {lut}, $p;",
+                    "b32 pred",
+                    {**inputs, "p": p},
+                    lambda a, b, c, p, lut=lut, join=join: (
+                        table(lut)(a, b, c),
+                        int(join(table(lut)(a, b, c) != 0, p)),
+                    ),
+                )
+            )
     check(cases)
 
 
@@ -332,8 +380,16 @@ def test_dot_products():
     cases = []
     for ka in ("u32", "s32"):
         for kb in ("u32", "s32"):
-            cases.append(Case(f"dp4a.{ka}.{kb} $d, $a, $b, $c;", "b32", inputs, lambda a, b, c, ka=ka, kb=kb: cut(
-                c + sum(x * y for x, y in zip(parts(a, 4, 8, ka), parts(b, 4, 8, kb))), 32)))  # fmt: skip
+            cases.append(
+                Case(
+                    f"dp4a.{ka}.{kb} $d, $a, $b, $c;",
+                    "b32",
+                    inputs,
+                    lambda a, b, c, ka=ka, kb=kb: cut(
+                        c + sum(x * y for x, y in zip(parts(a, 4, 8, ka), parts(b, 4, 8, kb))), 32
+                    ),
+                )
+            )
             for half, at in (("lo", 0), ("hi", 2)):
                 cases.append(
                     Case(
@@ -359,12 +415,16 @@ def test_packed_16_bit_integers(kind):
 
         return want
 
-    cases = [Case(f"add.{kind}x2 $d, $a, $b;", "b32", inputs, both(lambda a, b: a + b)),
-             Case(f"min.{kind}x2 $d, $a, $b;", "b32", inputs, both(min)),
-             Case(f"max.{kind}x2 $d, $a, $b;", "b32", inputs, both(max))]  # fmt: skip
+    cases = [
+        Case(f"add.{kind}x2 $d, $a, $b;", "b32", inputs, both(lambda a, b: a + b)),
+        Case(f"min.{kind}x2 $d, $a, $b;", "b32", inputs, both(min)),
+        Case(f"max.{kind}x2 $d, $a, $b;", "b32", inputs, both(max)),
+    ]
     if kind == "s16":
-        cases += [Case("min.relu.s16x2 $d, $a, $b;", "b32", inputs, both(lambda a, b: max(min(a, b), 0))),
-                  Case("max.relu.s16x2 $d, $a, $b;", "b32", inputs, both(lambda a, b: max(a, b, 0)))]  # fmt: skip
+        cases += [
+            Case("min.relu.s16x2 $d, $a, $b;", "b32", inputs, both(lambda a, b: max(min(a, b), 0))),
+            Case("max.relu.s16x2 $d, $a, $b;", "b32", inputs, both(lambda a, b: max(a, b, 0))),
+        ]
     check(cases)
 
 
@@ -406,16 +466,32 @@ def test_division_by_zero_does_not_stop_the_kernel():
     for kind in TYPES:
         zero = np.zeros(64, values(kind, 1)["a"].dtype)
         inputs = {"a": values(kind, 1)["a"][:64], "b": zero}
-        check([Case(f"{name}.{kind} $d, $a, $b;", f"b{bits_of(kind)}", inputs, lambda a, b: None)
-               for name in ("div", "rem")])  # fmt: skip
+        check(
+            [
+                Case(f"{name}.{kind} $d, $a, $b;", f"b{bits_of(kind)}", inputs, lambda a, b: None)
+                for name in ("div", "rem")
+            ]
+        )
 
 
-@pytest.mark.parametrize("text", [
-    "add.sat.u32 r1, r2, r3;", "shl.b32.wrap r1, r2, r3;", "frobnicate.u32 r1, r2;", "add.b32 r1, r2, r3;",
-    "mul.u32 r1, r2, r3;", "bfe.b32 r1, r2, r3, r4;", "popc.u32 r1, r2;", "mul24.lo.u64 d1, d2, d3;",
-    "lop3.b32 r1, r2, r3, r4, r5;", "shf.l.b32 r1, r2, r3, r4;", "div.u8 h1, h2, h3;", "min.b32 r1, r2, r3;",
-    "vadd.s32.s32.s32 r1, r2, r3;",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "add.sat.u32 r1, r2, r3;",
+        "shl.b32.wrap r1, r2, r3;",
+        "frobnicate.u32 r1, r2;",
+        "add.b32 r1, r2, r3;",
+        "mul.u32 r1, r2, r3;",
+        "bfe.b32 r1, r2, r3, r4;",
+        "popc.u32 r1, r2;",
+        "mul24.lo.u64 d1, d2, d3;",
+        "lop3.b32 r1, r2, r3, r4, r5;",
+        "shf.l.b32 r1, r2, r3, r4;",
+        "div.u8 h1, h2, h3;",
+        "min.b32 r1, r2, r3;",
+        "vadd.s32.s32.s32 r1, r2, r3;",
+    ],
+)
 def test_rejected_at_load(text):
     message = rejection(text)
     assert text.split()[0] in message

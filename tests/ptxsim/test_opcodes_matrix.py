@@ -20,19 +20,30 @@ def high_second(i):  # rows of A whose elements come in pairs: i = 2, 3, 6, 7 ar
 
 # shape: (elements of A and B in a lane, (lane group, thread in group, i) -> (row, column) of A, of B)
 LAYOUTS = {
-    "m16n8k16": (8, 4, lambda g, t, i: (g + high_second(i), 2 * t + (i & 1) + (8 if i >= 4 else 0)),
-                 lambda g, t, i: (2 * t + (i & 1) + (8 if i >= 2 else 0), g)),
+    "m16n8k16": (
+        8,
+        4,
+        lambda g, t, i: (g + high_second(i), 2 * t + (i & 1) + (8 if i >= 4 else 0)),
+        lambda g, t, i: (2 * t + (i & 1) + (8 if i >= 2 else 0), g),
+    ),
     "m16n8k8": (4, 2, lambda g, t, i: (g + (8 if i >= 2 else 0), 2 * t + (i & 1)), lambda g, t, i: (2 * t + i, g)),
-    "m16n8k8 tf32": (4, 2, lambda g, t, i: (g + (8 if i in (1, 3) else 0), t + (4 if i >= 2 else 0)),
-                     lambda g, t, i: (t + 4 * i, g)),
+    "m16n8k8 tf32": (
+        4,
+        2,
+        lambda g, t, i: (g + (8 if i in (1, 3) else 0), t + (4 if i >= 2 else 0)),
+        lambda g, t, i: (t + 4 * i, g),
+    ),
     "m16n8k4 tf32": (2, 1, lambda g, t, i: (g + 8 * i, t), lambda g, t, i: (t, g)),
-    "m16n8k32 8": (16, 8, lambda g, t, i: (g + (8 if i in (4, 5, 6, 7, 12, 13, 14, 15) else 0),
-                                           4 * t + (i & 3) + (16 if i >= 8 else 0)),
-                   lambda g, t, i: (4 * t + (i & 3) + (16 if i >= 4 else 0), g)),
+    "m16n8k32 8": (
+        16,
+        8,
+        lambda g, t, i: (g + (8 if i in (4, 5, 6, 7, 12, 13, 14, 15) else 0), 4 * t + (i & 3) + (16 if i >= 8 else 0)),
+        lambda g, t, i: (4 * t + (i & 3) + (16 if i >= 4 else 0), g),
+    ),
     "m16n8k16 8": (8, 4, lambda g, t, i: (g + (8 if i >= 4 else 0), 4 * t + (i & 3)), lambda g, t, i: (4 * t + i, g)),
     "m8n8k16 8": (4, 4, lambda g, t, i: (g, 4 * t + i), lambda g, t, i: (4 * t + i, g)),
     "m8n8k4 f64": (1, 1, lambda g, t, i: (g, t), lambda g, t, i: (t, g)),
-}  # fmt: skip
+}
 
 
 def size_of(shape):
@@ -73,8 +84,11 @@ def multiply(text, shape, bits, a, b, c, bits_c, bits_d):
     """D, as bit patterns, of one mma of matrices of bit patterns."""
     count_a, count_b, layout_a, layout_b = LAYOUTS[shape]
     count_c = 4 if shape[1:3] == "16" else 2
-    parts = [packed(a, layout_a, count_a, bits), packed(b, layout_b, count_b, bits),
-             packed(c, accumulator, count_c, bits_c)]  # fmt: skip
+    parts = [
+        packed(a, layout_a, count_a, bits),
+        packed(b, layout_b, count_b, bits),
+        packed(c, accumulator, count_c, bits_c),
+    ]
     wide = bits == 64
     letter, load = ("d", "b64") if wide else ("r", "b32")
     lines, groups, first = ["mad.wide.u32 d30, t, 256, a0;"], [], 1
@@ -118,12 +132,16 @@ def chained(a, b, c, form, form_c, form_d, step=F32):
 
 
 FLOATS = [
-    ("m16n8k16", "f16", F16, "f32", "f32"), ("m16n8k16", "f16", F16, "f16", "f16"),
-    ("m16n8k8", "f16", F16, "f32", "f32"), ("m16n8k8", "f16", F16, "f16", "f16"),
-    ("m16n8k16", "bf16", BF16, "f32", "f32"), ("m16n8k8", "bf16", BF16, "f32", "f32"),
-    ("m16n8k8 tf32", "tf32", TF32, "f32", "f32"), ("m16n8k4 tf32", "tf32", TF32, "f32", "f32"),
+    ("m16n8k16", "f16", F16, "f32", "f32"),
+    ("m16n8k16", "f16", F16, "f16", "f16"),
+    ("m16n8k8", "f16", F16, "f32", "f32"),
+    ("m16n8k8", "f16", F16, "f16", "f16"),
+    ("m16n8k16", "bf16", BF16, "f32", "f32"),
+    ("m16n8k8", "bf16", BF16, "f32", "f32"),
+    ("m16n8k8 tf32", "tf32", TF32, "f32", "f32"),
+    ("m16n8k4 tf32", "tf32", TF32, "f32", "f32"),
     ("m8n8k4 f64", "f64", F64, "f64", "f64"),
-]  # fmt: skip
+]
 FORMATS = {"f16": F16, "f32": F32, "f64": F64}
 
 
@@ -167,7 +185,8 @@ def test_integer_products(shape, kinds, limit):
     for row in range(m):
         for column in range(n):
             count = read(int(c[row, column]), "s32") + sum(
-                read(int(a[row, j]), kinds[0]) * read(int(b[j, column]), kinds[1]) for j in range(k))  # fmt: skip
+                read(int(a[row, j]), kinds[0]) * read(int(b[j, column]), kinds[1]) for j in range(k)
+            )
             expected = cut(saturated(count, "s32") if limit else count, 32)
             assert got[row, column] == expected, (row, column)
 
@@ -198,8 +217,7 @@ add.u32 {address}, {address}, r6;
 ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {{{", ".join(names)}}}, [{address}];
 mad.wide.u32 d5, t, 16, a2;
 {"".join(f"st.global.b32 [d5+{4 * i}], {name};" for i, name in enumerate(names))}"""
-    out = execute(body, data, rows, np.zeros((32, 4), np.uint32),
-                  module=".shared .align 16 .b8 tile[1024];")[2]  # fmt: skip
+    out = execute(body, data, rows, np.zeros((32, 4), np.uint32), module=".shared .align 16 .b8 tile[1024];")[2]
     for k in range(count):
         matrix = np.array([data[rows[8 * k + r] // 2 :][:8] for r in range(8)])
         matrix = matrix.T if trans else matrix

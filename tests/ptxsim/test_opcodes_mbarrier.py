@@ -43,9 +43,12 @@ def test_phases_of_one_thread(check):
     for step in range(60):
         count = int(rng.integers(1, model.pending + 1))
         form = step % 4
-        text = ("arrive.shared::cta.b64 d1, [r30]", "arrive.shared.b64 d1, [r30], {}",
-                "arrive.release.cta.shared::cta.b64 d1, [r30], {}",
-                "arrive.relaxed.cta.b64 d1, [d30], {}")[form]  # fmt: skip
+        text = (
+            "arrive.shared::cta.b64 d1, [r30]",
+            "arrive.shared.b64 d1, [r30], {}",
+            "arrive.release.cta.shared::cta.b64 d1, [r30], {}",
+            "arrive.relaxed.cta.b64 d1, [d30], {}",
+        )[form]
         count = 1 if form == 0 else count
         phase, pending = model.arrive(count)
         lines += [f"mbarrier.{text.format(count)};", "mbarrier.pending_count.b64 r1, d1;"]
@@ -73,13 +76,20 @@ def test_phases_of_a_block(form, seed, check):
         "state": "mbarrier.try_wait.shared::cta.b64 p1, [r30], d9;",
         "hint": "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p1, [r30], {parity}, 0x989680;",
     }[form]
-    lines = [INIT.format(count=64), "mov.u64 d1, tile; mad.wide.u32 d2, t, 4, d1; xor.b32 r9, t, 63;",
-             "mad.wide.u32 d3, r9, 4, d1; mov.u32 r5, 0;"]  # fmt: skip
+    lines = [
+        INIT.format(count=64),
+        "mov.u64 d1, tile; mad.wide.u32 d2, t, 4, d1; xor.b32 r9, t, 63;",
+        "mad.wide.u32 d3, r9, 4, d1; mov.u32 r5, 0;",
+    ]
     for phase in range(6):
         at = 256 * (phase % 2)
-        lines += [f"add.u32 r1, t, {phase * 100}; st.shared.u32 [d2+{at}], r1;",
-                  "mbarrier.arrive.shared::cta.b64 d9, [r30];", f"L{phase}: {ask.format(parity=phase % 2)}",
-                  f"@!p1 bra L{phase};", f"ld.shared.u32 r2, [d3+{at}]; add.u32 r5, r5, r2;"]  # fmt: skip
+        lines += [
+            f"add.u32 r1, t, {phase * 100}; st.shared.u32 [d2+{at}], r1;",
+            "mbarrier.arrive.shared::cta.b64 d9, [r30];",
+            f"L{phase}: {ask.format(parity=phase % 2)}",
+            f"@!p1 bra L{phase};",
+            f"ld.shared.u32 r2, [d3+{at}]; add.u32 r5, r5, r2;",
+        ]
     lines.append("mad.wide.u32 d4, t, 4, a0; st.global.u32 [d4], r5;")
     out = execute("\n".join(lines), np.zeros(64, np.uint32), threads=64, module=BARS, check=check, seed=seed)[0]
     assert out.tolist() == [sum(100 * p + (t ^ 63) for p in range(6)) for t in range(64)]
@@ -103,8 +113,11 @@ DONE:"""
 
 def found_in(body, seeds=range(24), threads=64):
     """The kinds of reports over some seeds."""
-    return {r.kind for seed in seeds for r in launched(body, np.zeros(1, np.uint32), threads=threads, module=BARS,
-                                                       seed=seed)[1]}  # fmt: skip
+    return {
+        r.kind
+        for seed in seeds
+        for r in launched(body, np.zeros(1, np.uint32), threads=threads, module=BARS, seed=seed)[1]
+    }
 
 
 def test_an_arrival_releases_and_a_wait_acquires():
@@ -114,14 +127,20 @@ def test_an_arrival_releases_and_a_wait_acquires():
         assert (found, out[0][0]) == ([], 7)
 
 
-@pytest.mark.parametrize(("old", "new", "kinds"), [
-    ("arrive.shared", "arrive.relaxed.cta.shared", {"race"}),
-    ("parity.shared", "parity.relaxed.cta.shared", {"race"}),
-    ("mbarrier.arrive.shared", "fence.acq_rel.cta;\nmbarrier.arrive.relaxed.cta.shared", set()),
-    ("@!p31 bra W;", "", {"race"}),
-    ("st.shared.u32 [tile], 7;\nmbarrier.arrive.shared::cta.b64 _, [r30];",
-     "mbarrier.arrive.shared::cta.b64 _, [r30];\nst.shared.u32 [tile], 7;", {"race"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "kinds"),
+    [
+        ("arrive.shared", "arrive.relaxed.cta.shared", {"race"}),
+        ("parity.shared", "parity.relaxed.cta.shared", {"race"}),
+        ("mbarrier.arrive.shared", "fence.acq_rel.cta;\nmbarrier.arrive.relaxed.cta.shared", set()),
+        ("@!p31 bra W;", "", {"race"}),
+        (
+            "st.shared.u32 [tile], 7;\nmbarrier.arrive.shared::cta.b64 _, [r30];",
+            "mbarrier.arrive.shared::cta.b64 _, [r30];\nst.shared.u32 [tile], 7;",
+            {"race"},
+        ),
+    ],
+)
 def test_what_does_not_order(old, new, kinds):
     assert old in SEND
     assert found_in(INIT.format(count=1) + SEND.replace(old, new)) - {"uninitialised"} == kinds
@@ -135,8 +154,11 @@ def test_a_wait_that_never_ends_is_reported(check):
         ("try_wait", "wait here for a phase of an mbarrier that never ends"),
         ("test_wait", "spin here"),
     ):
-        body = INIT.format(count=65) + "mbarrier.arrive.shared::cta.b64 _, [r30];\n" + \
-            f"W: mbarrier.{form}.parity.shared::cta.b64 p1, [r30], 0;\n@!p1 bra W;"  # fmt: skip
+        body = (
+            INIT.format(count=65)
+            + "mbarrier.arrive.shared::cta.b64 _, [r30];\n"
+            + f"W: mbarrier.{form}.parity.shared::cta.b64 p1, [r30], 0;\n@!p1 bra W;"
+        )
         _, found = launched(body, threads=64, module=BARS, check=check)
         assert [(r.kind, words in r.message) for r in found][:1] == [("deadlock", True)]
         assert all(r.kind == "deadlock" for r in found)
@@ -147,7 +169,9 @@ def test_a_wait_that_never_ends_is_reported(check):
 
 def test_try_wait_returns_false_when_no_lane_can_run():
     """A thread polls two barriers in turn: another thread completes one, its own arrival then completes the other."""
-    body = INIT.format(count=1) + """setp.eq.u32 p1, t, 0;
+    body = (
+        INIT.format(count=1)
+        + """setp.eq.u32 p1, t, 0;
 @p1 mbarrier.init.shared::cta.b64 [r30+8], 1;
 bar.sync 0;
 setp.eq.u32 p2, t, 32;
@@ -158,14 +182,17 @@ W: mbarrier.try_wait.parity.shared::cta.b64 p3, [r30], 0;
 bra DONE;
 LOOK: mbarrier.try_wait.parity.shared::cta.b64 p4, [r30+8], 0, 100;
 @!p4 mbarrier.arrive.shared::cta.b64 _, [r30];
-DONE: """  # fmt: skip
+DONE: """
+    )
     for check in (True, False):
         assert launched(body, threads=64, module=BARS, check=check)[1] == []
 
 
 def test_lanes_of_a_warp_wait_separately():
     """Lane 0 waits for lane 1's arrival while the others go on."""
-    body = INIT.format(count=1) + """setp.eq.u32 p1, t, 0;
+    body = (
+        INIT.format(count=1)
+        + """setp.eq.u32 p1, t, 0;
 @!p1 bra OTHERS;
 W: mbarrier.try_wait.parity.shared::cta.b64 p2, [r30], 0;
 @!p2 bra W;
@@ -176,7 +203,8 @@ OTHERS: setp.ne.u32 p3, t, 1;
 @p3 bra DONE;
 st.shared.u32 [tile], 9;
 mbarrier.arrive.shared::cta.b64 _, [r30];
-DONE: bar.warp.sync -1;"""  # fmt: skip
+DONE: bar.warp.sync -1;"""
+    )
     for seed in range(8):
         out, found = launched(body, np.zeros(1, np.uint32), module=BARS, seed=seed)
         assert (found, out[0].tolist()) == ([], [9])
@@ -186,7 +214,9 @@ DONE: bar.warp.sync -1;"""  # fmt: skip
 @CHECKED
 def test_expected_bytes_keep_a_phase_open(check):
     """After expect_tx the phase does not end with the last arrival; tests of its parity stay false."""
-    body = INIT.format(count=2) + """mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [r30], 16;
+    body = (
+        INIT.format(count=2)
+        + """mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [r30], 16;
 mbarrier.arrive.shared::cta.b64 _, [r30];
 mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 _, [r30], 16;
 mbarrier.test_wait.parity.shared::cta.b64 p1, [r30], 0;
@@ -196,7 +226,8 @@ cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [r3], [a1], 32
 W: mbarrier.try_wait.parity.shared::cta.b64 p1, [r30], 0;
 @!p1 bra W;
 ld.shared.u32 r2, [tile+28];
-st.global.v2.u32 [a0], {r1, r2};"""  # fmt: skip
+st.global.v2.u32 [a0], {r1, r2};"""
+    )
     out, found = launched(
         body, np.ones(2, np.uint32), np.arange(8, dtype=np.uint32), threads=1, module=BARS, check=check
     )
@@ -221,22 +252,33 @@ def test_arrivals_of_copies(seed, check):
     data = np.random.default_rng(3).integers(0, 1 << 32, (64, 4), np.uint32)
     own = ARRIVE.replace(".noinc", "").replace("W: ", "mbarrier.arrive.shared::cta.b64 _, [r30];\nW: ")
     for body in (ARRIVE, own):
-        out, found = launched(INIT.format(count=64) + body, data, np.zeros((64, 4), np.uint32), threads=64, module=BARS,
-                              check=check, seed=seed)  # fmt: skip
+        out, found = launched(
+            INIT.format(count=64) + body,
+            data,
+            np.zeros((64, 4), np.uint32),
+            threads=64,
+            module=BARS,
+            check=check,
+            seed=seed,
+        )
         assert found == []
         assert np.array_equal(out[1], data[::-1])
 
 
-@pytest.mark.parametrize(("old", "new"), [
-    ("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [r30];", "mbarrier.arrive.shared::cta.b64 _, [r30];"),
-    ("@!p31 bra W;", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [r30];", "mbarrier.arrive.shared::cta.b64 _, [r30];"),
+        ("@!p31 bra W;", ""),
+    ],
+)
 def test_copies_that_are_not_waited_for_are_reported(old, new):
     data, body = np.ones((64, 4), np.uint32), INIT.format(count=64) + ARRIVE.replace(old, new)
     found = set()
     for seed in range(32):
-        found |= {r.kind for r in launched(body, data, np.zeros((64, 4), np.uint32), threads=64, module=BARS,
-                                           seed=seed)[1]}  # fmt: skip
+        found |= {
+            r.kind for r in launched(body, data, np.zeros((64, 4), np.uint32), threads=64, module=BARS, seed=seed)[1]
+        }
     assert "missing_wait" in found
     assert found <= {"missing_wait", "race", "uninitialised"}
 
@@ -245,19 +287,22 @@ def test_copies_that_are_not_waited_for_are_reported(old, new):
 INITIALISED = INIT.format(count=2)
 
 
-@pytest.mark.parametrize(("body", "words"), [
-    (INITIALISED + "mbarrier.arrive.shared.b64 _, [r30+8];", "no mbarrier was initialised here"),
-    (INITIALISED + "mbarrier.test_wait.parity.shared.b64 p1, [r30+8], 0;", "no mbarrier was initialised here"),
-    (INITIALISED + "mbarrier.inval.shared.b64 [r30];\nmbarrier.arrive.shared.b64 _, [r30];", "invalidated"),
-    (INITIALISED + "mbarrier.arrive.shared.b64 _, [r30], 3;", "more arrivals than the phase"),
-    (INITIALISED + "mbarrier.arrive.shared.b64 _, [r30], 0;", "a count must be 1 to"),
-    (INITIALISED + "mbarrier.expect_tx.relaxed.cta.shared.b64 [r30], 1048576;", "within 1048575 of zero"),
-    (INITIALISED + "mbarrier.init.shared.b64 [r30], 2;", "a second time"),
-    (INITIALISED + "st.shared.b64 [r30], 0;\nmbarrier.arrive.shared.b64 _, [r30];", "written over the mbarrier"),
-    (INITIALISED + "mbarrier.arrive.b64 _, [a0];", "lies in shared memory"),
-    ("mov.u32 r30, bars;\nmbarrier.init.shared.b64 [r30], 0;", "a count must be 1 to"),
-    ("mov.u32 r30, bars;\nmbarrier.init.shared.b64 [r30], 1048576;", "a count must be 1 to"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (INITIALISED + "mbarrier.arrive.shared.b64 _, [r30+8];", "no mbarrier was initialised here"),
+        (INITIALISED + "mbarrier.test_wait.parity.shared.b64 p1, [r30+8], 0;", "no mbarrier was initialised here"),
+        (INITIALISED + "mbarrier.inval.shared.b64 [r30];\nmbarrier.arrive.shared.b64 _, [r30];", "invalidated"),
+        (INITIALISED + "mbarrier.arrive.shared.b64 _, [r30], 3;", "more arrivals than the phase"),
+        (INITIALISED + "mbarrier.arrive.shared.b64 _, [r30], 0;", "a count must be 1 to"),
+        (INITIALISED + "mbarrier.expect_tx.relaxed.cta.shared.b64 [r30], 1048576;", "within 1048575 of zero"),
+        (INITIALISED + "mbarrier.init.shared.b64 [r30], 2;", "a second time"),
+        (INITIALISED + "st.shared.b64 [r30], 0;\nmbarrier.arrive.shared.b64 _, [r30];", "written over the mbarrier"),
+        (INITIALISED + "mbarrier.arrive.b64 _, [a0];", "lies in shared memory"),
+        ("mov.u32 r30, bars;\nmbarrier.init.shared.b64 [r30], 0;", "a count must be 1 to"),
+        ("mov.u32 r30, bars;\nmbarrier.init.shared.b64 [r30], 1048576;", "a count must be 1 to"),
+    ],
+)
 def test_misuse(body, words):
     """One report, which names the last line."""
     _, found = launched(body, np.zeros(1, np.uint64), threads=1, module=BARS)
@@ -269,8 +314,10 @@ def test_misuse(body, words):
 
 
 def test_more_barriers_than_a_block_can_have():
-    body = "mov.u32 r1, bars;\nmov.u32 r2, 0;\nL: mbarrier.init.shared.b64 [r1], 1;\nadd.u32 r1, r1, 8;\n" \
-           "add.u32 r2, r2, 1;\nsetp.lt.u32 p1, r2, {};\n@p1 bra L;"  # fmt: skip
+    body = (
+        "mov.u32 r1, bars;\nmov.u32 r2, 0;\nL: mbarrier.init.shared.b64 [r1], 1;\nadd.u32 r1, r1, 8;\n"
+        "add.u32 r2, r2, 1;\nsetp.lt.u32 p1, r2, {};\n@p1 bra L;"
+    )
     module = ".shared .align 8 .b64 bars[200];"
     assert launched(body.format(128), threads=1, module=module)[1] == []
     found = launched(body.format(129), threads=1, module=module)[1]
@@ -279,7 +326,9 @@ def test_more_barriers_than_a_block_can_have():
 
 def test_an_mbarrier_initialised_again():
     """After inval, at the same place with another count, while other threads remember the first one's phases."""
-    body = INIT.format(count=1) + """mov.u32 r5, 0;
+    body = (
+        INIT.format(count=1)
+        + """mov.u32 r5, 0;
 AGAIN: mbarrier.arrive.shared::cta.b64 d1, [r30];
 W: mbarrier.try_wait.parity.shared::cta.b64 p1, [r30], 0;
 @!p1 bra W;
@@ -290,7 +339,8 @@ setp.lt.u32 p2, r5, 3;
 @p2 bra AGAIN;
 mbarrier.test_wait.parity.shared::cta.b64 p1, [r30], 0;
 selp.u32 r1, 1, 0, p1;
-st.global.u32 [a0], r1;"""  # fmt: skip
+st.global.u32 [a0], r1;"""
+    )
     out, found = launched(body, np.ones(1, np.uint32), threads=1, module=BARS)
     assert (found, out[0].tolist()) == ([], [0])
 
@@ -306,7 +356,10 @@ def test_counters():
 
     import ptxsim
 
-    text = HEADER + BARS + """.visible .entry k()
+    text = (
+        HEADER
+        + BARS
+        + """.visible .entry k()
 {
 .reg .b32 r<9>; .reg .pred p;
 mov.u32 r1, bars;
@@ -314,19 +367,28 @@ mbarrier.init.shared.b64 [r1], 1;
 mbarrier.arrive.shared.b64 _, [r1];
 mbarrier.test_wait.parity.shared.b64 p, [r1], 0;
 ret;
-}"""  # fmt: skip
+}"""
+    )
     machine = ptxsim.Machine()
     machine.device(0).launch(text, 1, 1)
     assert machine.run() == []
     assert machine.profile().opcodes["mbarrier"]["instructions"] == 3
 
 
-@pytest.mark.parametrize("text", [
-    "mbarrier.init [r1], 1;", "mbarrier.init.b64 [p1], 1;", "mbarrier.init.b64 [f1], 1;",
-    "mbarrier.arrive.release.gpu.b64 _, [r1];", "mbarrier.try_wait.parity.acquire.sys.b64 p1, [r1], 0;",
-    "mbarrier.arrive.b64 r1, [r1];", "mbarrier.arrive.expect_tx.b64 _, [r1];", "mbarrier.test_wait.b64 p1, [r1], r1;",
-    "mbarrier.arrive_drop.b64 d1, [r1];",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mbarrier.init [r1], 1;",
+        "mbarrier.init.b64 [p1], 1;",
+        "mbarrier.init.b64 [f1], 1;",
+        "mbarrier.arrive.release.gpu.b64 _, [r1];",
+        "mbarrier.try_wait.parity.acquire.sys.b64 p1, [r1], 0;",
+        "mbarrier.arrive.b64 r1, [r1];",
+        "mbarrier.arrive.expect_tx.b64 _, [r1];",
+        "mbarrier.test_wait.b64 p1, [r1], r1;",
+        "mbarrier.arrive_drop.b64 d1, [r1];",
+    ],
+)
 def test_rejected_at_load(text):
     message = rejection(text)
     assert text.split()[0] in message

@@ -37,8 +37,10 @@ def fill(space):
     """Copy a thread's 64 bytes of a0 to its part of a space."""
     lines = ["mad.wide.u32 d31, t, 64, a0;"]
     for at in range(0, 64, 16):
-        lines += [f"ld.global.v4.b32 {{r30, r31, r32, r33}}, [d31+{at}];",
-                  f"st.{space}.v4.b32 [d30+{at}], {{r30, r31, r32, r33}};"]  # fmt: skip
+        lines += [
+            f"ld.global.v4.b32 {{r30, r31, r32, r33}}, [d31+{at}];",
+            f"st.{space}.v4.b32 [d30+{at}], {{r30, r31, r32, r33}};",
+        ]
     return lines
 
 
@@ -106,8 +108,10 @@ def test_stores(space, generic, checked):
         vector = f".v{count}" if count > 1 else ""
         lines.append(f"st{name}{vector}.{kind} [d29+{32 - 32 % (count * size_of(kind))}], {group};")
         for at in range(0, 64, 16):
-            lines += [f"ld.{space}.v4.b32 {{r30, r31, r32, r33}}, [d30+{at}];",
-                      f"st.global.v4.b32 [d32+{number * 2048 + at}], {{r30, r31, r32, r33}};"]  # fmt: skip
+            lines += [
+                f"ld.{space}.v4.b32 {{r30, r31, r32, r33}}, [d30+{at}];",
+                f"st.global.v4.b32 [d32+{number * 2048 + at}], {{r30, r31, r32, r33}};",
+            ]
     result = execute("\n".join(lines), data, data.copy(), out, words, check=checked, module=module, head=head)[2]
     for number, (kind, count) in enumerate(kinds):
         expected = data.copy()
@@ -293,16 +297,26 @@ def updates(space):
         found.append((f"add.{kind}", bits, lambda old, b, bits=bits: cut(old + b, bits)))
     for kind in ("u32", "s32", "u64", "s64"):
         for name, best in (("min", min), ("max", max)):
-            found.append((f"{name}.{kind}", int(kind[1:]), lambda old, b, k=kind, best=best: best(
-                old, b, key=lambda x: read(x, k))))  # fmt: skip
+            found.append(
+                (
+                    f"{name}.{kind}",
+                    int(kind[1:]),
+                    lambda old, b, k=kind, best=best: best(old, b, key=lambda x: read(x, k)),
+                )
+            )
     for kind in ("b32", "b64"):
-        found += [(f"and.{kind}", int(kind[1:]), lambda old, b: old & b),
-                  (f"or.{kind}", int(kind[1:]), lambda old, b: old | b),
-                  (f"xor.{kind}", int(kind[1:]), lambda old, b: old ^ b),
-                  (f"exch.{kind}", int(kind[1:]), lambda old, b: b)]  # fmt: skip
-    found += [("inc.u32", 32, lambda old, b: 0 if old >= b else old + 1),
-              ("dec.u32", 32, lambda old, b: b if old == 0 or old > b else old - 1),
-              ("add.f32", 32, added(F32, space != "shared")), ("add.f64", 64, added(F64, False))]  # fmt: skip
+        found += [
+            (f"and.{kind}", int(kind[1:]), lambda old, b: old & b),
+            (f"or.{kind}", int(kind[1:]), lambda old, b: old | b),
+            (f"xor.{kind}", int(kind[1:]), lambda old, b: old ^ b),
+            (f"exch.{kind}", int(kind[1:]), lambda old, b: b),
+        ]
+    found += [
+        ("inc.u32", 32, lambda old, b: 0 if old >= b else old + 1),
+        ("dec.u32", 32, lambda old, b: b if old == 0 or old > b else old - 1),
+        ("add.f32", 32, added(F32, space != "shared")),
+        ("add.f64", 64, added(F64, False)),
+    ]
     for name in ("f16", "bf16"):
         one = added(FLOATS[name], False)
         found += [(f"add.noftz.{name}", 16, one), (f"add.noftz.{name}x2", 32, halves(one))]
@@ -503,8 +517,17 @@ st.global.b32 [a1], r1;"""
 def test_values_survive_memory():
     """A value stored narrow and loaded wide, and back."""
     a = np.random.default_rng(56).integers(0, 1 << 32, 128, np.uint32)
-    check([Case(".local .b32 m;\nst.local.b8 [m], $a;\nld.local.s8 $d, [m];", "b32", {"a": a},
-                lambda a: cut(read(a, "s8"), 32))], checked=True)  # fmt: skip
+    check(
+        [
+            Case(
+                ".local .b32 m;\nst.local.b8 [m], $a;\nld.local.s8 $d, [m];",
+                "b32",
+                {"a": a},
+                lambda a: cut(read(a, "s8"), 32),
+            )
+        ],
+        checked=True,
+    )
 
 
 @pytest.mark.parametrize(

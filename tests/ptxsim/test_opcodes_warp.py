@@ -52,12 +52,19 @@ def test_shuffles(mode):
         clamp = (32 - width) << 8 | (0 if mode == "up" else 31)
         table[k, :, 1] = clamp if k < 12 else rng.integers(0, 1 << 13, 32)
         table[k, :, 0] = table[k, 0, 0] if k % 2 else table[k, :, 0]
-    lines = ["mad.wide.u32 d1, t, 4, a0;", "ld.global.b32 r1, [d1];", "mad.wide.u32 d2, t, 8, a1;",
-             "mad.wide.u32 d3, t, 8, a2;"]  # fmt: skip
+    lines = [
+        "mad.wide.u32 d1, t, 4, a0;",
+        "ld.global.b32 r1, [d1];",
+        "mad.wide.u32 d2, t, 8, a1;",
+        "mad.wide.u32 d3, t, 8, a2;",
+    ]
     for k in range(tries):
-        lines += [f"ld.global.v2.b32 {{r2, r3}}, [d2+{256 * k}];",
-                  f"shfl.sync.{mode}.b32 r4|p1, r1, r2, r3, 0xffffffff;", "selp.b32 r5, 1, 0, p1;",
-                  f"st.global.v2.b32 [d3+{256 * k}], {{r4, r5}};"]  # fmt: skip
+        lines += [
+            f"ld.global.v2.b32 {{r2, r3}}, [d2+{256 * k}];",
+            f"shfl.sync.{mode}.b32 r4|p1, r1, r2, r3, 0xffffffff;",
+            "selp.b32 r5, 1, 0, p1;",
+            f"st.global.v2.b32 [d3+{256 * k}], {{r4, r5}};",
+        ]
     out = execute("\n".join(lines), values, table, np.zeros((tries, 32, 2), np.uint32))[2]
     for k in range(tries):
         for lane in LANES:
@@ -87,15 +94,26 @@ st.global.b32 [d1+256], r1;""",
 def test_votes(mask):
     lanes = members(mask)
     rng = np.random.default_rng(62)
-    words = np.array([0, mask, 0xFFFFFFFF, mask & -mask, mask ^ (mask & -mask), ~mask & 0xFFFFFFFF,
-                      *rng.integers(0, 1 << 32, 4)], np.uint32)  # fmt: skip
+    words = np.array(
+        [0, mask, 0xFFFFFFFF, mask & -mask, mask ^ (mask & -mask), ~mask & 0xFFFFFFFF, *rng.integers(0, 1 << 32, 4)],
+        np.uint32,
+    )
     lines = ["mad.wide.u32 d1, t, 16, a1;"]
     for k in range(len(words)):
-        lines += [f"ld.global.b32 r1, [a0+{4 * k}];", "shr.u32 r1, r1, t;", "and.b32 r1, r1, 1;",
-                  "setp.ne.u32 p1, r1, 0;", f"vote.sync.all.pred p2, p1, {mask:#x};",
-                  f"vote.sync.any.pred p3, p1, {mask:#x};", f"vote.sync.uni.pred p4, p1, {mask:#x};",
-                  f"vote.sync.ballot.b32 r5, !p1, {mask:#x};", "selp.b32 r2, 1, 0, p2;", "selp.b32 r3, 1, 0, p3;",
-                  "selp.b32 r4, 1, 0, p4;", f"st.global.v4.b32 [d1+{512 * k}], {{r2, r3, r4, r5}};"]  # fmt: skip
+        lines += [
+            f"ld.global.b32 r1, [a0+{4 * k}];",
+            "shr.u32 r1, r1, t;",
+            "and.b32 r1, r1, 1;",
+            "setp.ne.u32 p1, r1, 0;",
+            f"vote.sync.all.pred p2, p1, {mask:#x};",
+            f"vote.sync.any.pred p3, p1, {mask:#x};",
+            f"vote.sync.uni.pred p4, p1, {mask:#x};",
+            f"vote.sync.ballot.b32 r5, !p1, {mask:#x};",
+            "selp.b32 r2, 1, 0, p2;",
+            "selp.b32 r3, 1, 0, p3;",
+            "selp.b32 r4, 1, 0, p4;",
+            f"st.global.v4.b32 [d1+{512 * k}], {{r2, r3, r4, r5}};",
+        ]
     out = execute(among(mask, "\n".join(lines)), words, np.zeros((len(words), 32, 4), np.uint32))[1]
     for k, word in enumerate(words.tolist()):
         bits = [word >> lane & 1 for lane in lanes]
@@ -156,8 +174,10 @@ def test_reductions(mask):
 
     names = {"add": lambda a, b: a + b, "min": min, "max": max}
     operations = [(f"{name}.{kind}", join(kind, f)) for name, f in names.items() for kind in ("u32", "s32")]
-    operations += [(f"{name}.b32", join("b32", f)) for name, f in (
-        ("and", lambda a, b: a & b), ("or", lambda a, b: a | b), ("xor", lambda a, b: a ^ b))]  # fmt: skip
+    operations += [
+        (f"{name}.b32", join("b32", f))
+        for name, f in (("and", lambda a, b: a & b), ("or", lambda a, b: a | b), ("xor", lambda a, b: a ^ b))
+    ]
     lines = ["mad.wide.u32 d1, t, 4, a0;", "ld.global.b32 r1, [d1];", "mad.wide.u32 d2, t, 4, a1;"]
     for k, (text, _) in enumerate(operations):
         lines += [f"redux.sync.{text} r2, r1, {mask:#x};", f"st.global.b32 [d2+{128 * k}], r2;"]
@@ -297,14 +317,31 @@ def test_special_registers():
         "%nsmid",
         "%dynamic_smem_size",
     ]
-    lines = [".version 8.0", ".target sm_90", ".address_size 64", ".visible .entry k(.param .u64 out)", "{",
-             ".reg .b32 r<30>; .reg .b64 d<9>;", "ld.param.u64 d1, [out];"]  # fmt: skip
+    lines = [
+        ".version 8.0",
+        ".target sm_90",
+        ".address_size 64",
+        ".visible .entry k(.param .u64 out)",
+        "{",
+        ".reg .b32 r<30>; .reg .b64 d<9>;",
+        "ld.param.u64 d1, [out];",
+    ]
     block, grid = (5, 4, 3), (3, 2, 2)
     threads = 60
-    lines += ["mov.u32 r1, %ctaid.z;", "mov.u32 r2, %ctaid.y;", "mov.u32 r3, %ctaid.x;", "mad.lo.u32 r1, r1, 2, r2;",
-              "mad.lo.u32 r1, r1, 3, r3;", "mov.u32 r2, %tid.z;", "mov.u32 r3, %tid.y;", "mov.u32 r4, %tid.x;",
-              "mad.lo.u32 r2, r2, 4, r3;", "mad.lo.u32 r2, r2, 5, r4;", "mad.lo.u32 r1, r1, 60, r2;",
-              f"mad.wide.u32 d1, r1, {4 * len(names)}, d1;"]  # fmt: skip
+    lines += [
+        "mov.u32 r1, %ctaid.z;",
+        "mov.u32 r2, %ctaid.y;",
+        "mov.u32 r3, %ctaid.x;",
+        "mad.lo.u32 r1, r1, 2, r2;",
+        "mad.lo.u32 r1, r1, 3, r3;",
+        "mov.u32 r2, %tid.z;",
+        "mov.u32 r3, %tid.y;",
+        "mov.u32 r4, %tid.x;",
+        "mad.lo.u32 r2, r2, 4, r3;",
+        "mad.lo.u32 r2, r2, 5, r4;",
+        "mad.lo.u32 r1, r1, 60, r2;",
+        f"mad.wide.u32 d1, r1, {4 * len(names)}, d1;",
+    ]
     for k, name in enumerate(names):
         lines += [f"mov.u32 r5, {name};", f"st.global.u32 [d1+{4 * k}], r5;"]
     machine = ptxsim.Machine(sm_count=3)

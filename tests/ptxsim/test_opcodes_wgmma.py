@@ -63,8 +63,9 @@ def multiply(text, n, shared, d, a_desc, b_desc, tail, a_registers=None, before=
         for i, (row, column) in enumerate(fragments(thread % 32, n)):
             held[thread, i] = d[thread // 32 * 16 + row, column]
     arrays = [shared, held, *([] if a_registers is None else [a_registers])]
-    out, found = launched("\n".join(lines), *arrays, threads=128, module=TILE, check=check, seed=seed,
-                          head=f".reg .b32 c<{n // 2}>;")  # fmt: skip
+    out, found = launched(
+        "\n".join(lines), *arrays, threads=128, module=TILE, check=check, seed=seed, head=f".reg .b32 c<{n // 2}>;"
+    )
     result = np.zeros((64, n), np.float32)
     for thread in range(128):
         for i, (row, column) in enumerate(fragments(thread % 32, n)):
@@ -133,8 +134,9 @@ def test_fragments_of_a_in_registers(kind, turned):
 @pytest.mark.parametrize(("scale", "signs"), [("p3", (1, 1)), ("p2", (-1, 1)), ("p3", (1, -1)), ("p2", (-1, -1))])
 def test_scales(scale, signs):
     shared, a_desc, b_desc, a, b, d = operands("bf16", 16)
-    got, found = multiply("m64n16k16.f32.bf16.bf16", 16, shared, d, a_desc, b_desc, f"{signs[0]}, {signs[1]}, 0, 0",
-                          scale=scale)  # fmt: skip
+    got, found = multiply(
+        "m64n16k16.f32.bf16.bf16", 16, shared, d, a_desc, b_desc, f"{signs[0]}, {signs[1]}, 0, 0", scale=scale
+    )
     assert found == []
     assert np.array_equal(got, chained(d * (scale == "p2"), a * signs[0], b * signs[1]))
 
@@ -149,8 +151,15 @@ def test_infinities_nans_and_subnormals():
     shared[:B_AT], shared[B_AT:] = image(a_bits, 1, False, 16, 1024), image(b_bits, 1, False, 16, 1024)
     with np.errstate(all="ignore"):
         want = chained(d, a, b)
-    got, found = multiply("m64n16k16.f32.bf16.bf16", 16, shared, d, descriptor(0, 1, 16, 1024),
-                          descriptor(B_AT, 1, 16, 1024), "1, 1, 0, 0")  # fmt: skip
+    got, found = multiply(
+        "m64n16k16.f32.bf16.bf16",
+        16,
+        shared,
+        d,
+        descriptor(0, 1, 16, 1024),
+        descriptor(B_AT, 1, 16, 1024),
+        "1, 1, 0, 0",
+    )
     assert found == []
     assert np.array_equal(got, want, equal_nan=True)
     assert np.isnan(got).any()
@@ -169,15 +178,28 @@ def test_steps_of_k_inside_a_swizzled_tile():
             at = start + row * 128 + (part ^ (row & 7)) * 16
             shared[at : at + 16] = np.frombuffer(bits[row, 8 * part : 8 * part + 8].tobytes(), np.uint8)
     names = [f"c{i}" for i in range(n // 2)]
-    lines = [STAGE, "fence.proxy.async.shared::cta;\nbar.sync 0;", f"mad.wide.u32 d10, t, {2 * n}, a1;", FENCE,
-             "setp.ne.u32 p2, t, t;"]  # fmt: skip
+    lines = [
+        STAGE,
+        "fence.proxy.async.shared::cta;\nbar.sync 0;",
+        f"mad.wide.u32 d10, t, {2 * n}, a1;",
+        FENCE,
+        "setp.ne.u32 p2, t, t;",
+    ]
     for step in range(4):
         a_desc, b_desc = (descriptor(at + 32 * step, 1, 16, 1024) for at in (0, B_AT))
-        lines.append(f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{{', '.join(names)}}}, {a_desc:#x}, "
-                     f"{b_desc:#x}, p2, 1, 1, 0, 0;\nsetp.eq.u32 p2, t, t;")  # fmt: skip
+        lines.append(
+            f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.bf16.bf16 {{{', '.join(names)}}}, {a_desc:#x}, "
+            f"{b_desc:#x}, p2, 1, 1, 0, 0;\nsetp.eq.u32 p2, t, t;"
+        )
     lines += [WAIT, *(f"st.global.b32 [d10+{4 * i}], {name};" for i, name in enumerate(names))]
-    out, found = launched("\n".join(lines), shared, np.zeros((128, n // 2), np.float32), threads=128, module=TILE,
-                          head=f".reg .b32 c<{n // 2}>;")  # fmt: skip
+    out, found = launched(
+        "\n".join(lines),
+        shared,
+        np.zeros((128, n // 2), np.float32),
+        threads=128,
+        module=TILE,
+        head=f".reg .b32 c<{n // 2}>;",
+    )
     assert found == []
     want = chained(np.zeros((64, n), np.float32), a, b)
     for thread in range(128):
@@ -190,19 +212,37 @@ def kinds_of(**options):
     """The kinds of reports of a bfloat16 product."""
     shared, a_desc, b_desc, _, _, d = operands("bf16", 16)
     a_registers = options.pop("a_registers", None)
-    found = multiply("m64n16k16.f32.bf16.bf16", 16, shared, d, options.pop("a", a_desc), options.pop("b", b_desc),
-                     "1, 1, 0" if a_registers is not None else "1, 1, 0, 0", a_registers, **options)[1]  # fmt: skip
+    found = multiply(
+        "m64n16k16.f32.bf16.bf16",
+        16,
+        shared,
+        d,
+        options.pop("a", a_desc),
+        options.pop("b", b_desc),
+        "1, 1, 0" if a_registers is not None else "1, 1, 0, 0",
+        a_registers,
+        **options,
+    )[1]
     return {r.kind for r in found}
 
 
-@pytest.mark.parametrize(("before", "kinds"), [
-    ("fence.proxy.async;\nbar.sync 0;", set()), ("fence.proxy.async.shared::cta;\nbar.sync 0;", set()),
-    ("bar.sync 0;\nfence.proxy.async;", set()), ("bar.sync 0;", {"missing_fence"}),
-    ("fence.proxy.async.global;\nbar.sync 0;", {"missing_fence"}), ("fence.proxy.async;", {"race"}),
-    ("fence.acq_rel.cta;\nbar.sync 0;", {"missing_fence"}),
-    ("setp.ne.u32 p4, t, 0;\n@p4 bra X;\nfence.proxy.async;\nX: bar.sync 0;", {"missing_fence"}),
-    ("setp.ge.u32 p4, t, 32;\nsetp.eq.or.u32 p4, t, 5, p4;\n@p4 fence.proxy.async;\nbar.sync 0;", {"missing_fence"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("before", "kinds"),
+    [
+        ("fence.proxy.async;\nbar.sync 0;", set()),
+        ("fence.proxy.async.shared::cta;\nbar.sync 0;", set()),
+        ("bar.sync 0;\nfence.proxy.async;", set()),
+        ("bar.sync 0;", {"missing_fence"}),
+        ("fence.proxy.async.global;\nbar.sync 0;", {"missing_fence"}),
+        ("fence.proxy.async;", {"race"}),
+        ("fence.acq_rel.cta;\nbar.sync 0;", {"missing_fence"}),
+        ("setp.ne.u32 p4, t, 0;\n@p4 bra X;\nfence.proxy.async;\nX: bar.sync 0;", {"missing_fence"}),
+        (
+            "setp.ge.u32 p4, t, 32;\nsetp.eq.or.u32 p4, t, 5, p4;\n@p4 fence.proxy.async;\nbar.sync 0;",
+            {"missing_fence"},
+        ),
+    ],
+)
 def test_generic_writes_need_a_proxy_fence(before, kinds):
     assert kinds_of(before=before) == kinds
 
@@ -211,15 +251,27 @@ STORE = "st.shared.u32 [tile+32768], 5;"  # for B, which all warps read
 HELD = "wgmma.wait_group.sync.aligned 0;"
 
 
-@pytest.mark.parametrize(("after", "kinds"), [
-    (f"{COMMIT}\n{HELD}\nbar.sync 0;\n{STORE}", {"race"}),  # of the 128 threads that store, not ordered with the reads
-    (f"{COMMIT}\n{HELD}\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}", set()),
-    (f"{COMMIT}\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}\n{HELD}", {"race"}),
-    (f"{COMMIT}\nwgmma.wait_group.sync.aligned 1;\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}\n{HELD}", {"race"}),
-    (f"{COMMIT}\n{HELD}\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}\nbar.sync 0;", {"race"}),  # other warps still read
-    (f"{COMMIT}\n{COMMIT}\nwgmma.wait_group.sync.aligned 1;\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}", set()),
-    (f"{HELD}\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}\n{WAIT}", {"race"}),  # its group is not committed
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("after", "kinds"),
+    [
+        (
+            f"{COMMIT}\n{HELD}\nbar.sync 0;\n{STORE}",
+            {"race"},
+        ),  # of the 128 threads that store, not ordered with the reads
+        (f"{COMMIT}\n{HELD}\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}", set()),
+        (f"{COMMIT}\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}\n{HELD}", {"race"}),
+        (
+            f"{COMMIT}\nwgmma.wait_group.sync.aligned 1;\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}\n{HELD}",
+            {"race"},
+        ),
+        (f"{COMMIT}\n{HELD}\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}\nbar.sync 0;", {"race"}),  # other warps still read
+        (
+            f"{COMMIT}\n{COMMIT}\nwgmma.wait_group.sync.aligned 1;\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}",
+            set(),
+        ),
+        (f"{HELD}\nbar.sync 0;\nsetp.ne.u32 p4, t, 0;\n@!p4 {STORE}\n{WAIT}", {"race"}),  # its group is not committed
+    ],
+)
 def test_when_operands_may_be_written(after, kinds):
     assert set().union(*(kinds_of(after=after, seed=seed) for seed in range(8))) == kinds
 
@@ -227,26 +279,36 @@ def test_when_operands_may_be_written(after, kinds):
 ADD = "add.f32 c3, c3, c4;"
 
 
-@pytest.mark.parametrize(("first", "after", "kinds"), [
-    (FENCE, f"{ADD}\n{WAIT}", {"missing_wait"}), (FENCE, f"{WAIT}\n{ADD}", set()),
-    (FENCE, f"{COMMIT}\nwgmma.wait_group.sync.aligned 1;\nst.global.b32 [d10], c7;\n{HELD}", {"missing_wait"}),
-    (FENCE, f"{COMMIT}\nld.global.b32 c2, [d10];\n{HELD}", {"missing_wait"}),
-    (FENCE, f"{COMMIT}\nmov.b32 c2, r9;\n{HELD}", {"missing_wait"}),
-    (FENCE, f"{COMMIT}\nmov.b32 r9, c2;\n{HELD}\nadd.f32 r9, r9, r9;", set()),
-    (FENCE, f"{COMMIT}\nmov.b32 r9, c2;\nadd.f32 r9, r9, r9;\n{HELD}", {"missing_wait"}),
-    ("", WAIT, {"missing_fence"}), (f"{FENCE}\n{ADD}", WAIT, {"missing_fence"}),
-    (f"{FENCE}\nmov.b32 r9, c2;\nmov.b32 c2, r9;", WAIT, set()), (f"{FENCE}\nmov.b32 c2, 0;", WAIT, set()),
-    ("".join(f"mov.b32 c{i}, 0;" for i in range(8)), WAIT, {"missing_fence"}),
-    (f"{FENCE}\nadd.u32 r20, r20, 1;", f"add.u32 r20, r20, 1;\n{WAIT}", set()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("first", "after", "kinds"),
+    [
+        (FENCE, f"{ADD}\n{WAIT}", {"missing_wait"}),
+        (FENCE, f"{WAIT}\n{ADD}", set()),
+        (FENCE, f"{COMMIT}\nwgmma.wait_group.sync.aligned 1;\nst.global.b32 [d10], c7;\n{HELD}", {"missing_wait"}),
+        (FENCE, f"{COMMIT}\nld.global.b32 c2, [d10];\n{HELD}", {"missing_wait"}),
+        (FENCE, f"{COMMIT}\nmov.b32 c2, r9;\n{HELD}", {"missing_wait"}),
+        (FENCE, f"{COMMIT}\nmov.b32 r9, c2;\n{HELD}\nadd.f32 r9, r9, r9;", set()),
+        (FENCE, f"{COMMIT}\nmov.b32 r9, c2;\nadd.f32 r9, r9, r9;\n{HELD}", {"missing_wait"}),
+        ("", WAIT, {"missing_fence"}),
+        (f"{FENCE}\n{ADD}", WAIT, {"missing_fence"}),
+        (f"{FENCE}\nmov.b32 r9, c2;\nmov.b32 c2, r9;", WAIT, set()),
+        (f"{FENCE}\nmov.b32 c2, 0;", WAIT, set()),
+        ("".join(f"mov.b32 c{i}, 0;" for i in range(8)), WAIT, {"missing_fence"}),
+        (f"{FENCE}\nadd.u32 r20, r20, 1;", f"add.u32 r20, r20, 1;\n{WAIT}", set()),
+    ],
+)
 def test_registers_used_between_fence_and_wait_are_reported(first, after, kinds):
     assert kinds_of(first=first, after=after) - {"uninitialised"} == kinds
 
 
-@pytest.mark.parametrize(("after", "kinds"), [
-    (f"add.u32 r10, r10, 1;\n{WAIT}", {"missing_wait"}), (f"{WAIT}\nadd.u32 r10, r10, 1;", set()),
-    (f"{COMMIT}\nadd.u32 r30, r10, 1;\n{HELD}", {"missing_wait"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("after", "kinds"),
+    [
+        (f"add.u32 r10, r10, 1;\n{WAIT}", {"missing_wait"}),
+        (f"{WAIT}\nadd.u32 r10, r10, 1;", set()),
+        (f"{COMMIT}\nadd.u32 r30, r10, 1;\n{HELD}", {"missing_wait"}),
+    ],
+)
 def test_registers_of_a(after, kinds):
     assert kinds_of(a_registers=np.zeros((128, 4), np.uint32), after=after) == kinds
 
@@ -263,12 +325,15 @@ def test_a_second_product_of_the_same_registers():
     assert kinds_of(after=f"{WAIT}\n{other}\n{WAIT}") == set()
 
 
-@pytest.mark.parametrize(("changed", "kinds"), [
-    ({"b": descriptor(B_AT + 128, 1, 16, 1024)}, {"misuse"}),
-    ({"b": descriptor(B_AT, 1, 16, 1024) | 1 << 49}, {"misuse"}),
-    ({"b": descriptor(0x3FFF0, 0, 128, 256)}, {"out_of_bounds"}),
-    ({"b": descriptor(B_AT, 1, 16, 32768)}, {"out_of_bounds"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changed", "kinds"),
+    [
+        ({"b": descriptor(B_AT + 128, 1, 16, 1024)}, {"misuse"}),
+        ({"b": descriptor(B_AT, 1, 16, 1024) | 1 << 49}, {"misuse"}),
+        ({"b": descriptor(0x3FFF0, 0, 128, 256)}, {"out_of_bounds"}),
+        ({"b": descriptor(B_AT, 1, 16, 32768)}, {"out_of_bounds"}),
+    ],
+)
 def test_descriptors(changed, kinds):
     assert kinds_of(**changed) == kinds
 
@@ -277,9 +342,11 @@ def test_nothing_written():
     shared, a_desc, b_desc, *_ = operands("bf16", 16)
     body = STAGE.replace("setp.lt.u64 p1, d2, 4096;", "setp.lt.u64 p1, d2, 2048;")
     names = ", ".join(f"c{i}" for i in range(8))
-    body += f"fence.proxy.async;\nbar.sync 0;\n{FENCE}\nsetp.ne.u32 p2, t, t;\n" \
-            f"wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {{{names}}}, {a_desc}, {b_desc}, p2, 1, 1, 0, 0;" \
-            f"\n{WAIT}"  # fmt: skip
+    body += (
+        f"fence.proxy.async;\nbar.sync 0;\n{FENCE}\nsetp.ne.u32 p2, t, t;\n"
+        f"wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {{{names}}}, {a_desc}, {b_desc}, p2, 1, 1, 0, 0;"
+        f"\n{WAIT}"
+    )
     for threads, kinds in ((128, {"uninitialised"}), (96, {"misuse"})):
         found = launched(body, shared, threads=threads, module=TILE, head=".reg .b32 c<8>;")[1]
         assert {r.kind for r in found} == kinds
@@ -288,23 +355,29 @@ def test_nothing_written():
 REGISTERS = "{r1, r2, r3, r4}"
 
 
-@pytest.mark.parametrize("text", [
-    "wgmma.fence.aligned;", "wgmma.wait_group.sync.aligned r1;", "wgmma.wait_group.sync.aligned -1;",
-    "wgmma.wait_group.sync.aligned 0f3F800000;", "wgmma.wait_group.sync.aligned 99999999999999999999;",
-    "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16;",
-    f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, {{h1, h2, h3, h4}}, d2, p1, 1, 1, 0;",
-    f"wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {REGISTERS}, d1, d2, p1, 1, 1;",
-    f"wgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
-    f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.bf16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
-    f"wgmma.mma_async.sync.aligned.m64n12k16.f32.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
-    f"wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
-    f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, d1, d2, p1, 2, 1, 0, 0;",
-    f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1, 2, 0;",
-    f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1;",
-    f"wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
-    f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, {{r1, r2}}, d2, p1, 1, 1, 0;",
-    f"wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.f16.f16 {REGISTERS}, d1, d2, r9, 0, p1, 1, 1, 0, 0;",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wgmma.fence.aligned;",
+        "wgmma.wait_group.sync.aligned r1;",
+        "wgmma.wait_group.sync.aligned -1;",
+        "wgmma.wait_group.sync.aligned 0f3F800000;",
+        "wgmma.wait_group.sync.aligned 99999999999999999999;",
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16;",
+        f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, {{h1, h2, h3, h4}}, d2, p1, 1, 1, 0;",
+        f"wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {REGISTERS}, d1, d2, p1, 1, 1;",
+        f"wgmma.mma_async.sync.aligned.m64n8k16.f16.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
+        f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.bf16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
+        f"wgmma.mma_async.sync.aligned.m64n12k16.f32.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
+        f"wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
+        f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, d1, d2, p1, 2, 1, 0, 0;",
+        f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1, 2, 0;",
+        f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, d1, d2, p1, 1, 1;",
+        f"wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {REGISTERS}, d1, d2, p1, 1, 1, 0, 0;",
+        f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, {{r1, r2}}, d2, p1, 1, 1, 0;",
+        f"wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.f16.f16 {REGISTERS}, d1, d2, r9, 0, p1, 1, 1, 0, 0;",
+    ],
+)
 def test_rejected_at_load(text):
     message = rejection(text)
     assert text.split()[0].rstrip(";") in message

@@ -28,8 +28,13 @@ print("sum", out.copy_to_host().sum(), *sys.argv[1:])
 
 
 def run(*words, **environment):
-    result = subprocess.run([sys.executable, "-m", "ptxsim", *map(str, words)], capture_output=True,
-                            text=True, timeout=300, env={**os.environ, **environment})  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-m", "ptxsim", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
+    )
     return result.returncode, result.stdout, result.stderr
 
 
@@ -57,10 +62,15 @@ def test_a_bug_in_json(tmp_path):
     assert found["error"] is None
 
 
-@pytest.mark.parametrize(("text", "code", "words"), [
-    ("import sys; sys.exit(5)", 5, "no kernel ran"), ("sys.exit(", 1, "SyntaxError"),
-    ("raise RuntimeError('mine')", 1, "RuntimeError: mine"), ("raise SystemExit('word')", 1, "word\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("import sys; sys.exit(5)", 5, "no kernel ran"),
+        ("sys.exit(", 1, "SyntaxError"),
+        ("raise RuntimeError('mine')", 1, "RuntimeError: mine"),
+        ("raise SystemExit('word')", 1, "word\n"),
+    ],
+)
 def test_the_exit_code_of_a_script(tmp_path, text, code, words):
     script = tmp_path / "end.py"
     script.write_text(text)
@@ -69,12 +79,16 @@ def test_the_exit_code_of_a_script(tmp_path, text, code, words):
     assert words in err
 
 
-@pytest.mark.parametrize(("words", "code", "message"), [
-    ((), 2, "required: COMMAND"), (("profile",), 2, "required: SCRIPT.py"),
-    (("profile", "nowhere.py"), 2, "there is no file nowhere.py"),
-    (("profile", "--arch", "sm_x", __file__), 2, "arch must look like 'sm_90', got 'sm_x'"),
-    (("profile", "--devices", "99", __file__), 2, "devices must be an int in 1..64, got 99"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ((), 2, "required: COMMAND"),
+        (("profile",), 2, "required: SCRIPT.py"),
+        (("profile", "nowhere.py"), 2, "there is no file nowhere.py"),
+        (("profile", "--arch", "sm_x", __file__), 2, "arch must look like 'sm_90', got 'sm_x'"),
+        (("profile", "--devices", "99", __file__), 2, "devices must be an int in 1..64, got 99"),
+    ],
+)
 def test_usage(words, code, message):
     got, out, err = run(*words)
     assert got == code

@@ -176,8 +176,9 @@ def programs(draw):
         st.lists(st.tuples(small, st.lists(small, min_size=5, max_size=5), st.integers(0, 7)), min_size=3, max_size=40)
     )
     lines = [text for step in steps for text in line(*step)]
-    for number, (at, length, predicate) in enumerate(draw(st.lists(
-            st.tuples(st.integers(0, 60), st.integers(1, 12), st.integers(0, 5)), max_size=3))):  # fmt: skip
+    for number, (at, length, predicate) in enumerate(
+        draw(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 12), st.integers(0, 5)), max_size=3))
+    ):
         place = at % (len(lines) + 1)
         end = min(place + length, len(lines))
         lines.insert(end, f"L{number}:")

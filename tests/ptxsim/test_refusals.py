@@ -33,98 +33,123 @@ def launch(text, *args, grid=1, block=32, **options):
 ZEROS = np.zeros(64, np.uint32)
 
 
-@pytest.mark.parametrize(("body", "words"), [
-    ("frobnicate.b32 %r1, %r2;", "line 7: frobnicate.b32: opcode 'frobnicate' is not known"),
-    ("add.wrong.u32 %r1, %r2, %r3;", r"line 7: add.wrong.u32: modifier .wrong is not supported"),
-    ("add.u32 %r1, %r2", "expected ',' or ';' after an operand, got 'ret'"),
-    ("add.u32 %r1, %zz, 1;", "%zz is not declared"), ("add.u32 %r1, %r9, 1;", "%r9 is not declared"),
-    ("add.u32 %r1;", "has 1 operands"), ("add %r1, %r1, 1;", "a type is missing"),
-    ("add.u32 %r1, %d2, 1;", "register %d2 of type .b64 does not fit"),
-    ("add.u32 %d1, %r2, 1;", "register %d1 of type .b64 does not fit the result"),
-    ("mul.wide.u32 %r1, %r2, 1;", "register %r1 of type .b32 does not fit the result"),
-    ("add.u32 %r1, %f2, 1;", "register %f2 of type .f32 does not fit"),
-    ("add.f32 %f1, %u2, %f1;", "register %u2 of type .u32 does not fit"),
-    ("add.u32 %r1, %p1, 1;", "register %p1 of type .pred does not fit"),
-    ("and.pred %p1, %r1, %p2;", "register %r1 of type .b32 does not fit"),
-    ("add.u32 5, %r1, 1;", "the result must go to a register"),
-    ("add.u32 %r1, %r1, 0f3F800000;", "a float cannot be an operand of an integer type"),
-    ("@%r1 bra X; X:", "the guard %r1 is not a predicate register"), ("bra NOWHERE;", "line 7: no label NOWHERE"),
-    ("X: add.u32 %r1, %r1, 1; X: bra X;", "line 7: label X stands here a second time"),
-    (".reg .b32 %r<5>;", "line 7: %r is declared a second time"),
-    ("call foo;", "function foo is neither in the module nor built in"),
-    ("ld.param.u32 %r1, [nope];", "nope is not declared"), ("ld.global.v4.u32 {%r1, %r2}, [%d1];", "vector"),
-    ("lop3.b32 %r1, %r2, %r3, %r4, 999;", "the table must be 0 to 255, got 999"),
-    ("bar.sync 16;", "barriers 0 to 15"), ("bar.sync 0, 33;", "multiple of 32"),
-    ("/* comment without end", "line 7"), ("{" * 150 + "}" * 150, "nested more than 100 deep"),
-    (".local .b8 s[999999999];", "524288 bytes of local memory, got"), (".shared .b8 s[-1];", "s has -1 elements"),
-    ("brx.idx %r1, T;", "no list of targets T"),
-    ("ld.acquire.global.u32 %r1, [%d1];", "one of .cta, .+ is needed"),
-    ("ld.relaxed.global.u32 %r1, [%d1];", "one of .cta, .+ is needed"),
-    ("st.release.global.u32 [%d1], %r1;", "one of .cta, .+ is needed"),
-    ("st.acquire.gpu.global.u32 [%d1], %r1;", "one of .weak, .volatile, .relaxed, .release, got .acquire"),
-    ("ld.release.gpu.global.u32 %r1, [%d1];", "one of .weak, .volatile, .relaxed, .acquire, got .release"),
-    ("ld.weak.gpu.global.u32 %r1, [%d1];", "a scope needs one of .relaxed, .acquire"),
-    ("st.gpu.global.u32 [%d1], %r1;", "a scope needs one of .relaxed, .release"),
-    ("atom.sc.gpu.global.add.u32 %r1, [%d1], 1;", "got .sc"), ("fence.relaxed.gpu;", "got .relaxed"),
-    ("red.acquire.gpu.global.add.u32 [%d1], 1;", "one of .relaxed, .release, got .acquire"),
-    ("popc.b64 %d1, %d2;", "register %d1 of type .b64 does not fit the result"),
-    ("setp.eq.u32 %r1, %r2, 1;", "register %r1 of type .b32 does not fit the result"),
-    ("vote.sync.ballot.b32 %d1, %p1, -1;", "register %d1 of type .b64 does not fit the result"),
-    ("vote.sync.any.pred %r1, %p1, -1;", "register %r1 of type .b32 does not fit the result"),
-    ("shfl.sync.idx.b32 %d1, %r1, 0, 31, -1;", "register %d1 of type .b64 does not fit the result"),
-    ("shfl.sync.idx.b32 %r1|%r2, %r1, 0, 31, -1;", "register %r2 of type .b32 does not fit the result"),
-    ("match.any.sync.b64 %d1, %d2, -1;", "register %d1 of type .b64 does not fit the result"),
-    ("redux.sync.add.u32 %d1, %r2, -1;", "register %d1 of type .b64 does not fit the result"),
-    ("activemask.b32 %d1;", "register %d1 of type .b64 does not fit the result"),
-    ("atom.global.add.u32 %d2, [%d1], 1;", "register %d2 of type .b64 does not fit the result"),
-    ("ld.global.u64 %r1, [%d1];", "register %r1 of type .b32 does not fit the result"),
-    ("ld.global.u32 %f1, [%d1];", "register %f1 of type .f32 does not fit the result"),
-    ("ld.global.f32 %u1, [%d1];", "register %u1 of type .u32 does not fit the result"),
-    ("ld.global.v2.u32 {%r1, %h1}, [%d1];", "register %h1 of type .b16 does not fit the result"),
-    ("mov.b64 {%r1, %h1}, %d1;", "register %h1 of type .b16 does not fit the result"),
-    ("mov.u32 %d1, %r1;", "register %d1 of type .b64 does not fit the result"),
-    ("cvt.u64.u32 %r1, %r2;", "register %r1 of type .b32 does not fit the result"),
-    ("cvt.rn.f32.u32 %d1, %r2;", "register %d1 of type .b64 does not fit the result"),
-    ("add.f32 %u1, %f1, %f1;", "register %u1 of type .u32 does not fit the result"),
-    ("add.u32 %f1, %r1, 1;", "register %f1 of type .f32 does not fit the result"),
-    ("selp.u32 %p1, 1, 0, %p2;", "register %p1 of type .pred does not fit the result"),
-    ("isspacep.shared %r1, %d1;", "register %r1 of type .b32 does not fit the result"),
-    ("bar.red.popc.u32 %p1, 0, %p2;", "register %p1 of type .pred does not fit the result"),
-    ("bar.red.and.pred %r1, 0, %p2;", "register %r1 of type .b32 does not fit the result"),
-    ("fence.acq_rel;", "one of .cta, .+ is needed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("frobnicate.b32 %r1, %r2;", "line 7: frobnicate.b32: opcode 'frobnicate' is not known"),
+        ("add.wrong.u32 %r1, %r2, %r3;", r"line 7: add.wrong.u32: modifier .wrong is not supported"),
+        ("add.u32 %r1, %r2", "expected ',' or ';' after an operand, got 'ret'"),
+        ("add.u32 %r1, %zz, 1;", "%zz is not declared"),
+        ("add.u32 %r1, %r9, 1;", "%r9 is not declared"),
+        ("add.u32 %r1;", "has 1 operands"),
+        ("add %r1, %r1, 1;", "a type is missing"),
+        ("add.u32 %r1, %d2, 1;", "register %d2 of type .b64 does not fit"),
+        ("add.u32 %d1, %r2, 1;", "register %d1 of type .b64 does not fit the result"),
+        ("mul.wide.u32 %r1, %r2, 1;", "register %r1 of type .b32 does not fit the result"),
+        ("add.u32 %r1, %f2, 1;", "register %f2 of type .f32 does not fit"),
+        ("add.f32 %f1, %u2, %f1;", "register %u2 of type .u32 does not fit"),
+        ("add.u32 %r1, %p1, 1;", "register %p1 of type .pred does not fit"),
+        ("and.pred %p1, %r1, %p2;", "register %r1 of type .b32 does not fit"),
+        ("add.u32 5, %r1, 1;", "the result must go to a register"),
+        ("add.u32 %r1, %r1, 0f3F800000;", "a float cannot be an operand of an integer type"),
+        ("@%r1 bra X; X:", "the guard %r1 is not a predicate register"),
+        ("bra NOWHERE;", "line 7: no label NOWHERE"),
+        ("X: add.u32 %r1, %r1, 1; X: bra X;", "line 7: label X stands here a second time"),
+        (".reg .b32 %r<5>;", "line 7: %r is declared a second time"),
+        ("call foo;", "function foo is neither in the module nor built in"),
+        ("ld.param.u32 %r1, [nope];", "nope is not declared"),
+        ("ld.global.v4.u32 {%r1, %r2}, [%d1];", "vector"),
+        ("lop3.b32 %r1, %r2, %r3, %r4, 999;", "the table must be 0 to 255, got 999"),
+        ("bar.sync 16;", "barriers 0 to 15"),
+        ("bar.sync 0, 33;", "multiple of 32"),
+        ("/* comment without end", "line 7"),
+        ("{" * 150 + "}" * 150, "nested more than 100 deep"),
+        (".local .b8 s[999999999];", "524288 bytes of local memory, got"),
+        (".shared .b8 s[-1];", "s has -1 elements"),
+        ("brx.idx %r1, T;", "no list of targets T"),
+        ("ld.acquire.global.u32 %r1, [%d1];", "one of .cta, .+ is needed"),
+        ("ld.relaxed.global.u32 %r1, [%d1];", "one of .cta, .+ is needed"),
+        ("st.release.global.u32 [%d1], %r1;", "one of .cta, .+ is needed"),
+        ("st.acquire.gpu.global.u32 [%d1], %r1;", "one of .weak, .volatile, .relaxed, .release, got .acquire"),
+        ("ld.release.gpu.global.u32 %r1, [%d1];", "one of .weak, .volatile, .relaxed, .acquire, got .release"),
+        ("ld.weak.gpu.global.u32 %r1, [%d1];", "a scope needs one of .relaxed, .acquire"),
+        ("st.gpu.global.u32 [%d1], %r1;", "a scope needs one of .relaxed, .release"),
+        ("atom.sc.gpu.global.add.u32 %r1, [%d1], 1;", "got .sc"),
+        ("fence.relaxed.gpu;", "got .relaxed"),
+        ("red.acquire.gpu.global.add.u32 [%d1], 1;", "one of .relaxed, .release, got .acquire"),
+        ("popc.b64 %d1, %d2;", "register %d1 of type .b64 does not fit the result"),
+        ("setp.eq.u32 %r1, %r2, 1;", "register %r1 of type .b32 does not fit the result"),
+        ("vote.sync.ballot.b32 %d1, %p1, -1;", "register %d1 of type .b64 does not fit the result"),
+        ("vote.sync.any.pred %r1, %p1, -1;", "register %r1 of type .b32 does not fit the result"),
+        ("shfl.sync.idx.b32 %d1, %r1, 0, 31, -1;", "register %d1 of type .b64 does not fit the result"),
+        ("shfl.sync.idx.b32 %r1|%r2, %r1, 0, 31, -1;", "register %r2 of type .b32 does not fit the result"),
+        ("match.any.sync.b64 %d1, %d2, -1;", "register %d1 of type .b64 does not fit the result"),
+        ("redux.sync.add.u32 %d1, %r2, -1;", "register %d1 of type .b64 does not fit the result"),
+        ("activemask.b32 %d1;", "register %d1 of type .b64 does not fit the result"),
+        ("atom.global.add.u32 %d2, [%d1], 1;", "register %d2 of type .b64 does not fit the result"),
+        ("ld.global.u64 %r1, [%d1];", "register %r1 of type .b32 does not fit the result"),
+        ("ld.global.u32 %f1, [%d1];", "register %f1 of type .f32 does not fit the result"),
+        ("ld.global.f32 %u1, [%d1];", "register %u1 of type .u32 does not fit the result"),
+        ("ld.global.v2.u32 {%r1, %h1}, [%d1];", "register %h1 of type .b16 does not fit the result"),
+        ("mov.b64 {%r1, %h1}, %d1;", "register %h1 of type .b16 does not fit the result"),
+        ("mov.u32 %d1, %r1;", "register %d1 of type .b64 does not fit the result"),
+        ("cvt.u64.u32 %r1, %r2;", "register %r1 of type .b32 does not fit the result"),
+        ("cvt.rn.f32.u32 %d1, %r2;", "register %d1 of type .b64 does not fit the result"),
+        ("add.f32 %u1, %f1, %f1;", "register %u1 of type .u32 does not fit the result"),
+        ("add.u32 %f1, %r1, 1;", "register %f1 of type .f32 does not fit the result"),
+        ("selp.u32 %p1, 1, 0, %p2;", "register %p1 of type .pred does not fit the result"),
+        ("isspacep.shared %r1, %d1;", "register %r1 of type .b32 does not fit the result"),
+        ("bar.red.popc.u32 %p1, 0, %p2;", "register %p1 of type .pred does not fit the result"),
+        ("bar.red.and.pred %r1, 0, %p2;", "register %r1 of type .b32 does not fit the result"),
+        ("fence.acq_rel;", "one of .cta, .+ is needed"),
+    ],
+)
 def test_wrong_instructions(body, words):
     with pytest.raises(ptxsim.PTXError, match=words):
         launch(kernel(body), ZEROS)
 
 
 def test_results_of_other_sizes_are_accepted():
-    body = "set.eq.f16.f16 %h1, %h2, %h3; set.eq.u32.f32 %r1, %f1, %f2; set.nan.bf16.bf16 %h1, %h2, %h3; " \
-           "mul.wide.u32 %d1, %r1, %r2; cvt.u32.u64 %r1, %d1; shl.b64 %d1, %d1, %r1; popc.b64 %r1, %d1; " \
-           "ld.param.u64 %d2, [x]; ld.global.u8 %r1, [%d2]; ld.global.u16 %d1, [%d2]; " \
-           "cvt.u8.u32 %d1, %r1; cvt.u16.u32 %r1, %r2;"  # fmt: skip
+    body = (
+        "set.eq.f16.f16 %h1, %h2, %h3; set.eq.u32.f32 %r1, %f1, %f2; set.nan.bf16.bf16 %h1, %h2, %h3; "
+        "mul.wide.u32 %d1, %r1, %r2; cvt.u32.u64 %r1, %d1; shl.b64 %d1, %d1, %r1; popc.b64 %r1, %d1; "
+        "ld.param.u64 %d2, [x]; ld.global.u8 %r1, [%d2]; ld.global.u16 %d1, [%d2]; "
+        "cvt.u8.u32 %d1, %r1; cvt.u16.u32 %r1, %r2;"
+    )
     assert launch(kernel(body), ZEROS) == []
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("", r"has no kernel \(.entry\)"), ("hello world", "line 1: unknown directive 'hello'"),
-    ("\x00\x01\x7fELF", "line 1: cannot read"), (kernel("").replace("8.0", "x"), "expected a number after .version"),
-    (kernel("")[:-3], "a body without its closing brace"), (kernel("") + kernel(""), "k is defined a second time"),
-    (kernel("", ".global .u32 g; .global .u32 g;\n"), "line 4: g is defined a second time"),
-    (kernel("", ".global .u32 g[2] = {1, 2, 3};\n"), "g has 2 elements and 3 values"),
-    (kernel(".shared .b8 s[999999];"), "232448 bytes of shared memory, got 999999"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", r"has no kernel \(.entry\)"),
+        ("hello world", "line 1: unknown directive 'hello'"),
+        ("\x00\x01\x7fELF", "line 1: cannot read"),
+        (kernel("").replace("8.0", "x"), "expected a number after .version"),
+        (kernel("")[:-3], "a body without its closing brace"),
+        (kernel("") + kernel(""), "k is defined a second time"),
+        (kernel("", ".global .u32 g; .global .u32 g;\n"), "line 4: g is defined a second time"),
+        (kernel("", ".global .u32 g[2] = {1, 2, 3};\n"), "g has 2 elements and 3 values"),
+        (kernel(".shared .b8 s[999999];"), "232448 bytes of shared memory, got 999999"),
+    ],
+)
 def test_wrong_modules(text, words):
     with pytest.raises(InputError, match=words):
         launch(text, ZEROS)
 
 
-@pytest.mark.parametrize(("args", "params", "words"), [
-    ((), ".param .u64 x", "has 1 parameters, got 0"), ((ZEROS, ZEROS), ".param .u64 x", "has 1 parameters, got 2"),
-    ((3.5,), ".param .u64 x", "is a .u64 of 8 bytes, got the float 3.5"), (("a",), ".param .u64 x", "got 'a'"),
-    ((None,), ".param .u64 x", "got None"), ((1 << 64,), ".param .u64 x", "got 18446744073709551616"),
-    ((-129,), ".param .u8 x", "is a .u8 of 1 bytes, got -129"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "params", "words"),
+    [
+        ((), ".param .u64 x", "has 1 parameters, got 0"),
+        ((ZEROS, ZEROS), ".param .u64 x", "has 1 parameters, got 2"),
+        ((3.5,), ".param .u64 x", "is a .u64 of 8 bytes, got the float 3.5"),
+        (("a",), ".param .u64 x", "got 'a'"),
+        ((None,), ".param .u64 x", "got None"),
+        ((1 << 64,), ".param .u64 x", "got 18446744073709551616"),
+        ((-129,), ".param .u8 x", "is a .u8 of 1 bytes, got -129"),
+    ],
+)
 def test_wrong_arguments_of_ptx(args, params, words):
     with pytest.raises(InputError, match=words):
         launch(kernel("", params=params), *args)
@@ -146,14 +171,26 @@ def add_one(a, b):
         b[i] = a[i] + 1
 
 
-@pytest.mark.parametrize(("grid", "block", "shared", "words"), [
-    (0, 32, 0, "grid must be 1 to 3 positive whole numbers, got 0"), (1, 0, 0, "block must be"), (-1, 32, 0, "got -1"),
-    ((1, 2, 3, 4), 32, 0, "grid must be"), (1.5, 32, 0, "got 1.5"), ("x", 32, 0, "got 'x'"), ((), 32, 0, r"got \(\)"),
-    (1, 2048, 0, "block can be .* at most, got 2048"), (1, (32, 33), 0, "1 to 1024 threads, got 1056"),
-    (1, (1, 1, 65), 0, "block can be"), ((1, 70000), 32, 0, "grid can be .* at most"), (1 << 31, 32, 0, "grid can be"),
-    (1, 32, 1 << 20, "232448 bytes of shared memory, got 1048576"), (1, 32, -4, "shared must be"),
-    (1, 32, 1.5, "shared must be"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("grid", "block", "shared", "words"),
+    [
+        (0, 32, 0, "grid must be 1 to 3 positive whole numbers, got 0"),
+        (1, 0, 0, "block must be"),
+        (-1, 32, 0, "got -1"),
+        ((1, 2, 3, 4), 32, 0, "grid must be"),
+        (1.5, 32, 0, "got 1.5"),
+        ("x", 32, 0, "got 'x'"),
+        ((), 32, 0, r"got \(\)"),
+        (1, 2048, 0, "block can be .* at most, got 2048"),
+        (1, (32, 33), 0, "1 to 1024 threads, got 1056"),
+        (1, (1, 1, 65), 0, "block can be"),
+        ((1, 70000), 32, 0, "grid can be .* at most"),
+        (1 << 31, 32, 0, "grid can be"),
+        (1, 32, 1 << 20, "232448 bytes of shared memory, got 1048576"),
+        (1, 32, -4, "shared must be"),
+        (1, 32, 1.5, "shared must be"),
+    ],
+)
 def test_wrong_launches(grid, block, shared, words):
     machine = ptxsim.Machine()
     a = machine.device(0).array(np.zeros(64, np.float32))
@@ -164,11 +201,18 @@ def test_wrong_launches(grid, block, shared, words):
     assert (a.copy_to_host() == 1).all()
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"devices": 0}, r"devices must be an int in 1\.\.64, got 0"), ({"devices": "2"}, "devices must be .* got '2'"),
-    ({"sm_count": 300}, r"sm_count must be an int in 1\.\.256, got 300"), ({"arch": "sm_20"}, "below"),
-    ({"arch": "ampere"}, "must look like"), ({"seed": "x"}, "seed must be"), ({"limit": 0}, "limit must be"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"devices": 0}, r"devices must be an int in 1\.\.64, got 0"),
+        ({"devices": "2"}, "devices must be .* got '2'"),
+        ({"sm_count": 300}, r"sm_count must be an int in 1\.\.256, got 300"),
+        ({"arch": "sm_20"}, "below"),
+        ({"arch": "ampere"}, "must look like"),
+        ({"seed": "x"}, "seed must be"),
+        ({"limit": 0}, "limit must be"),
+    ],
+)
 def test_wrong_machine_options(options, words):
     with pytest.raises(InputError, match=words):
         ptxsim.Machine(**options)
@@ -201,17 +245,26 @@ def test_arrays_of_another_machine_and_after_close():
     with pytest.raises(InputError, match="was freed"):
         one.device(0).launch(add_one, 2, 32, a, a)
     other.close()
-    for action in (other.run, b.copy_to_host, lambda: other.device(0).array(np.zeros(3)),
-                   lambda: other.device(0).launch(add_one, 1, 1, b, b)):  # fmt: skip
+    for action in (
+        other.run,
+        b.copy_to_host,
+        lambda: other.device(0).array(np.zeros(3)),
+        lambda: other.device(0).launch(add_one, 1, 1, b, b),
+    ):
         with pytest.raises(ClosedError):
             action()
 
 
-@pytest.mark.parametrize("values", [
-    np.arange(128, dtype=np.float32)[::2], np.arange(64, dtype=np.float32)[::-1],
-    np.broadcast_to(np.float32(3), (64,)), np.arange(128, dtype=np.float32).reshape(64, 2)[:, 1],
-    np.zeros(0, np.float32),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(128, dtype=np.float32)[::2],
+        np.arange(64, dtype=np.float32)[::-1],
+        np.broadcast_to(np.float32(3), (64,)),
+        np.arange(128, dtype=np.float32).reshape(64, 2)[:, 1],
+        np.zeros(0, np.float32),
+    ],
+)
 def test_arrays_of_any_strides(values):
     out = np.zeros(2 * len(values), np.float32)[::2]
     machine = ptxsim.Machine()
@@ -250,9 +303,19 @@ def test_a_machine_works_after_faults():
 
 @pytest.mark.parametrize(
     "address",
-    [0, -1, (1 << 63) - 4, -(1 << 63), 0x7EFF_FFFF_FFFC, 0x0100_0000_0000, 0x01FF_FFFF_FFFC, 0x02FF_FFFF_FFFC,
-     0x7F10_0000_0000, 0x7F0F_FFFF_FFFC],
-)  # fmt: skip
+    [
+        0,
+        -1,
+        (1 << 63) - 4,
+        -(1 << 63),
+        0x7EFF_FFFF_FFFC,
+        0x0100_0000_0000,
+        0x01FF_FFFF_FFFC,
+        0x02FF_FFFF_FFFC,
+        0x7F10_0000_0000,
+        0x7F0F_FFFF_FFFC,
+    ],
+)
 @pytest.mark.parametrize("check", [True, False])
 def test_wild_addresses(address, check):
     body = f"mov.u64 %d1, {address}; ld.u32 %r1, [%d1]; st.u32 [%d1], %r1; atom.add.u32 %r2, [%d1], 1;"
@@ -269,15 +332,22 @@ def test_wrong_barrier_operands(body):
 
 
 COUNT = "UP: add.u32 %r1, %r1, 1; setp.ne.u32 %p1, %r1, 0; @%p1 bra UP;"
-CHANGE = "ld.param.u64 %d1, [x]; UP: ld.volatile.global.u32 %r1, [%d1]; add.u32 %r1, %r1, 1; " \
-         "st.volatile.global.u32 [%d1], %r1; bra UP;"  # fmt: skip
+CHANGE = (
+    "ld.param.u64 %d1, [x]; UP: ld.volatile.global.u32 %r1, [%d1]; add.u32 %r1, %r1, 1; "
+    "st.volatile.global.u32 [%d1], %r1; bra UP;"
+)
 WAIT = "ld.param.u64 %d1, [x]; UP: ld.acquire.gpu.global.u32 %r1, [%d1]; setp.eq.u32 %p1, %r1, 0; @%p1 bra UP;"
 
 
-@pytest.mark.parametrize(("body", "words"), [
-    (COUNT, "spin here"), (CHANGE, "still run after 1000000 instructions of warps"), (WAIT, "spin here"),
-    ("UP: bra UP;", "spin here"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (COUNT, "spin here"),
+        (CHANGE, "still run after 1000000 instructions of warps"),
+        (WAIT, "spin here"),
+        ("UP: bra UP;", "spin here"),
+    ],
+)
 def test_endless_loops(body, words):
     machine = ptxsim.Machine(limit=1_000_000)
     machine.patience = 500_000

@@ -100,10 +100,16 @@ def test_an_array_without_source_keeps_its_symbol_and_index(tmp_path):
     assert {name.rpartition("[")[2] for name in found} == {"5]", "2]"}
 
 
-@pytest.mark.parametrize(("symbol", "name"), [
-    ("_ZZ7reversePfS_E4tile", "tile"), ("_ZZN2ns3addIfEEvPT_E5E4abc", "E4abc"), ("kernel/buffer/2", "buffer"),
-    ("tile", "tile"), ("_ZZ3addvE9tile", "_ZZ3addvE9tile"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("symbol", "name"),
+    [
+        ("_ZZ7reversePfS_E4tile", "tile"),
+        ("_ZZN2ns3addIfEEvPT_E5E4abc", "E4abc"),
+        ("kernel/buffer/2", "buffer"),
+        ("tile", "tile"),
+        ("_ZZ3addvE9tile", "_ZZ3addvE9tile"),
+    ],
+)
 def test_names_of_ptx_and_c(symbol, name):
     assert shared_arrays.plain(symbol) == name
 

@@ -69,7 +69,9 @@ def test_reports_name_lines_of_ptx_text():
     lines = PTX.splitlines()
     reports = machine.run()
     assert [(r.kind, r.file, lines[r.line - 1].split()[0]) for r in reports] == [
-        ("out_of_bounds", "", "st.global.u32"), ("trap", "", "trap;")]  # fmt: skip
+        ("out_of_bounds", "", "st.global.u32"),
+        ("trap", "", "trap;"),
+    ]
     assert "line 10" in str(reports[0])
     assert machine.profile().line(10)["instructions"] == 1
 
@@ -178,9 +180,15 @@ def first_leaves(a, b, n):
 
 
 @pytest.mark.parametrize("check", [True, False])
-@pytest.mark.parametrize(("kernel", "few", "many", "waiting", "blocks"), [
-    (some_blocks, 2, 4, 64, 2), (early_return, 96, 97, 96, 1), (second_time, 32, 128, 32, 3),
-    (first_leaves, 32, 33, 127, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kernel", "few", "many", "waiting", "blocks"),
+    [
+        (some_blocks, 2, 4, 64, 2),
+        (early_return, 96, 97, 96, 1),
+        (second_time, 32, 128, 32, 3),
+        (first_leaves, 32, 33, 127, 1),
+    ],
+)
 def test_a_grid_barrier_that_some_blocks_never_reach_is_reported(kernel, few, many, waiting, blocks, check):
     """CUDA's runtime counts blocks: if one never arrives, the others wait for ever, whatever the order of blocks.
 

@@ -96,9 +96,14 @@ def test_a_release_of_another_device_needs_an_acquire_of_system_scope(scope, ord
     assert found == ORDERED if ordered else racing(found)
 
 
-@pytest.mark.parametrize(("first", "second", "ordered"), [
-    ("gpu", "sys", True), ("gpu", "gpu", False), ("cta", "sys", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("first", "second", "ordered"),
+    [
+        ("gpu", "sys", True),
+        ("gpu", "gpu", False),
+        ("cta", "sys", False),
+    ],
+)
 def test_a_release_hands_on_what_its_thread_has_acquired(first, second, ordered):
     """Causality is transitive: block 0 writes to a peer's memory and releases to block 1, which releases to the peer.
 
@@ -128,10 +133,14 @@ def test_an_atomic_operation_of_too_small_a_scope_breaks_the_chain(scope, ordere
     assert found == ORDERED if ordered else racing(found, flag=True)
 
 
-@pytest.mark.parametrize(("fences", "ordered"), [
-    ("fence.acq_rel.gpu; fence.acq_rel.cta;", True), ("fence.acq_rel.cta; fence.acq_rel.gpu;", True),
-    ("fence.acq_rel.cta;", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fences", "ordered"),
+    [
+        ("fence.acq_rel.gpu; fence.acq_rel.cta;", True),
+        ("fence.acq_rel.cta; fence.acq_rel.gpu;", True),
+        ("fence.acq_rel.cta;", False),
+    ],
+)
 def test_a_fence_of_a_narrow_scope_leaves_an_earlier_wide_one_in_force(fences, ordered):
     threads = {
         (0, 0, 0): WRITE + fences + "st.relaxed.gpu.u32 [%flag], 1;",
@@ -141,9 +150,13 @@ def test_a_fence_of_a_narrow_scope_leaves_an_earlier_wide_one_in_force(fences, o
     assert found == ORDERED if ordered else racing(found)
 
 
-@pytest.mark.parametrize(("second", "ordered"), [
-    ("st.relaxed.gpu.u32 [%flag], 2;", True), ("st.relaxed.gpu.u32 [%flag+8], 2;", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("second", "ordered"),
+    [
+        ("st.relaxed.gpu.u32 [%flag], 2;", True),
+        ("st.relaxed.gpu.u32 [%flag+8], 2;", False),
+    ],
+)
 def test_a_release_operation_followed_by_a_strong_write_of_its_location(second, ordered):
     """A release pattern; a strong write of another location is none."""
     where = "[%flag+8]" if "+8" in second else "[%flag]"
@@ -160,10 +173,9 @@ def test_a_strong_read_followed_by_an_acquire_operation_on_its_location(where, o
     """An acquire pattern, although the acquire operation reads a later write, which releases nothing."""
     threads = {
         (0, 0, 0): WRITE + "st.release.gpu.u32 [%flag], 1;",
-        (0, 1, 0): wait(1) + "st.relaxed.gpu.u32 [%flag+16], 1;"
-        + wait(2) + f"ld.acquire.gpu.u32 %r1, {where};" + READ,
+        (0, 1, 0): wait(1) + "st.relaxed.gpu.u32 [%flag+16], 1;" + wait(2) + f"ld.acquire.gpu.u32 %r1, {where};" + READ,
         (0, 2, 0): wait(1) + wait(1, "ld.relaxed.gpu.u32 %r1, [%flag+16];") + "st.relaxed.gpu.u32 [%flag], 2;",
-    }  # fmt: skip
+    }
     found = reports(threads)
     assert found == ORDERED if ordered else racing(found)
 

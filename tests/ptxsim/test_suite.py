@@ -13,11 +13,23 @@ from ptxsim.suite.__main__ import main, run_modules
 from ptxsim.suite.table import load, rate, table
 
 QUICK = [
-    "doc_examples.test_vecadd", "doc_examples.test_matmul", "doc_examples.test_reduction",
-    "doc_examples.test_sessionize", "doc_examples.test_cg", "cudapy.test_warp_ops", "cudapy.test_sync",
-    "cudapy.test_sm", "cudapy.test_localmem", "cudapy.test_constmem", "cudapy.test_idiv", "cudapy.test_powi",
-    "cudapy.test_boolean", "cudapy.test_forall", "cudapy.test_userexc", "cudapy.test_slicing",
-]  # fmt: skip
+    "doc_examples.test_vecadd",
+    "doc_examples.test_matmul",
+    "doc_examples.test_reduction",
+    "doc_examples.test_sessionize",
+    "doc_examples.test_cg",
+    "cudapy.test_warp_ops",
+    "cudapy.test_sync",
+    "cudapy.test_sm",
+    "cudapy.test_localmem",
+    "cudapy.test_constmem",
+    "cudapy.test_idiv",
+    "cudapy.test_powi",
+    "cudapy.test_boolean",
+    "cudapy.test_forall",
+    "cudapy.test_userexc",
+    "cudapy.test_slicing",
+]
 
 
 def test_a_selection_agrees(tmp_path):

@@ -57,8 +57,11 @@ def test_arrays_of_another_machine():
         for theirs in (array, part):
             with pytest.raises(InputError, match="another machine's"):
                 copy[1, 32](theirs, out)
-            for action in (theirs.copy_to_host, lambda a=theirs: a.copy_to_device(np.ones(a.size)),
-                           lambda a=theirs: mine[: a.size].copy_to_device(a)):  # fmt: skip
+            for action in (
+                theirs.copy_to_host,
+                lambda a=theirs: a.copy_to_device(np.ones(a.size)),
+                lambda a=theirs: mine[: a.size].copy_to_device(a),
+            ):
                 with pytest.raises(InputError, match="another machine's"):
                     action()
         copy[1, 32](mine[8:40], out)

@@ -71,9 +71,14 @@ def test_small_rings_and_uneven_experts(seed):
     placement = [[0, 1], 1, 1, [1, 2]] if seed % 2 else [2, 2, 0, 2]
     tokens = tuple(rng.permutation([0, 9, 21]).tolist())
     layers = Layers(
-        cfg=replace(SMALL, gated=bool(seed & 1), bias=bool(seed & 2), activation="gelu"), tokens=tokens,
-        grid=1 + seed % 3, ring=1 + seed % 5, seed=seed, placement=placement, merge=8,
-    )  # fmt: skip
+        cfg=replace(SMALL, gated=bool(seed & 1), bias=bool(seed & 2), activation="gelu"),
+        tokens=tokens,
+        grid=1 + seed % 3,
+        ring=1 + seed % 5,
+        seed=seed,
+        placement=placement,
+        merge=8,
+    )
     close(layers, layers.run(calls=3))
 
 
@@ -188,8 +193,13 @@ def test_shares_of_several_tiles(gated):
 def test_every_block_has_work(kind):
     """Shares hold all tiles, none is empty, and the runs under way have shares for the whole grid."""
     for tile in [*TILES[kind], *GROUPS.get(kind, ())]:
-        for hidden, ffn, gated, grid in ((32, 48, True, 1), (2048, 1408, True, 264), (4096, 14336, True, 132),
-                                         (7168, 2048, True, 132), (1024, 4096, False, 7)):  # fmt: skip
+        for hidden, ffn, gated, grid in (
+            (32, 48, True, 1),
+            (2048, 1408, True, 264),
+            (4096, 14336, True, 132),
+            (7168, 2048, True, 132),
+            (1024, 4096, False, 7),
+        ):
             shared = grid % 2 * 3 * ffn // 2
             runs = substrate.column_split_runs(tile, hidden, ffn, shared, gated, grid)
             phases = [("up_shares", 2 * ffn if gated else ffn), ("down_shares", hidden)]

@@ -24,9 +24,7 @@ from aristos.errors import AristosError, ClosedError, InputError, PeerInputError
 
 pytestmark = pytest.mark.slow
 
-CFG = aristos.MoEConfig(
-    hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
-)  # fmt: skip
+CFG = aristos.MoEConfig(hidden=32, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24)
 W = reference.weights(CFG)
 
 

@@ -103,10 +103,14 @@ def test_the_legacy_stream_during_a_capture(here, kind):
     assert here.read(at) == 2
 
 
-@pytest.mark.parametrize("act", [
-    lambda here, stream: here("cuStreamSynchronize", stream),
-    lambda here, stream: here("cuStreamQuery", stream),
-], ids=["synchronize", "query"])  # fmt: skip
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda here, stream: here("cuStreamSynchronize", stream),
+        lambda here, stream: here("cuStreamQuery", stream),
+    ],
+    ids=["synchronize", "query"],
+)
 def test_a_capturing_stream_may_not_be_waited_for(here, act):
     stream = here("cuStreamCreate", NON_BLOCKING)
     here("cuStreamBeginCapture", stream, RELAXED)
@@ -117,9 +121,10 @@ def test_a_capturing_stream_may_not_be_waited_for(here, act):
 
 
 @pytest.mark.parametrize(
-    ("mode", "mine", "other"), [(GLOBAL, False, False), (THREAD_LOCAL, False, True), (RELAXED, True, True)],
+    ("mode", "mine", "other"),
+    [(GLOBAL, False, False), (THREAD_LOCAL, False, True), (RELAXED, True, True)],
     ids=["global", "thread local", "relaxed"],
-)  # fmt: skip
+)
 def test_unsafe_calls_during_a_capture(here, mode, mine, other):
     """An allocation is refused to the capturing thread, and in global mode to all; not to a thread in relaxed mode."""
     event = here("cuEventCreate", 2)

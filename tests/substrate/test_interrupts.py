@@ -45,9 +45,12 @@ signal.signal(signal.SIGINT, handler)  # a job in a shell's background starts wi
 def run(body):
     """Run a script whose main thread is a user's program; it must end by itself."""
     ran = subprocess.run(
-        [sys.executable, "-c", HEAD + textwrap.dedent(body)], capture_output=True, text=True, timeout=SECONDS,
+        [sys.executable, "-c", HEAD + textwrap.dedent(body)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
         env=os.environ | {"PYTHONPATH": str(SUPPORT)},
-    )  # fmt: skip
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stderr
 
@@ -348,7 +351,9 @@ def test_ctrl_c_ends_a_kernel_while_the_main_thread_is_in_the_driver(where):
     fake_ranks.on_driver(2, body, first_here=True, seconds=200.0)
     leftovers.drop_since([])
     """)
-    for text in ("aristos: Ctrl-C during a call\nrank 0 of 2, epoch 2: running, ",
-                 "\n  rank 1: last seen at epoch 1, outside of a call\n",
-                 "\n  rank 1: its announcement is missing: the last one is of epoch 1\n"):  # fmt: skip
+    for text in (
+        "aristos: Ctrl-C during a call\nrank 0 of 2, epoch 2: running, ",
+        "\n  rank 1: last seen at epoch 1, outside of a call\n",
+        "\n  rank 1: its announcement is missing: the last one is of epoch 1\n",
+    ):
         assert text in said, said

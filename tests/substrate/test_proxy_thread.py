@@ -105,8 +105,11 @@ def on_devices(device: HostDevice) -> Iterator[list[ProxyThread]]:
         yield proxies
 
 
-@pytest.mark.parametrize(("takes", "maps"), [(False, False), (False, True), (True, True)],
-                         ids=["staged", "mapped", "mapped and from the device"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("takes", "maps"),
+    [(False, False), (False, True), (True, True)],
+    ids=["staged", "mapped", "mapped and from the device"],
+)
 @ranks_each(2, 3, 4, timeout=240)  # the first one may have to compile
 def test_equal_bits_through_the_proxy(comm, world, takes, maps):
     """Nodes of one and of two ranks, tiny rings, several calls of every size."""

@@ -34,9 +34,7 @@ from aristos.substrate.windows import EngineMemory
 from ptxsim import isa
 
 MOST_ROWS = 256  # of a tile
-SMALL = MoEConfig(
-    hidden=32, ffn=48, experts=4, top_k=2, activation="silu", gated=True, bias=True, max_tokens=32
-)  # fmt: skip
+SMALL = MoEConfig(hidden=32, ffn=48, experts=4, top_k=2, activation="silu", gated=True, bias=True, max_tokens=32)
 
 
 @dataclass
@@ -178,15 +176,32 @@ class Rank:
             lock=lock.ptr, wire=0, state=self.state.ptr, abort=abort.ptr, **self._remote(),
         )  # fmt: skip
         builder.fill(
-            job, schema.TILE, schema.CUDA, workers=layers.grid, tile=tile.m, batch=tile.m, run_rows=tile.m,
-            merge_rows=layers.merge, **layers.runs,
-        )  # fmt: skip
+            job,
+            schema.TILE,
+            schema.CUDA,
+            workers=layers.grid,
+            tile=tile.m,
+            batch=tile.m,
+            run_rows=tile.m,
+            merge_rows=layers.merge,
+            **layers.runs,
+        )
         builder.fill_some(
-            job, schema.OBJECT, schema.CUDA, held=held.held[self.me], computed=held.held[self.me], experts=cfg.experts,
-            top_k=cfg.top_k, hidden=cfg.hidden, ffn=cfg.ffn, object=1, row_bytes=BYTES[layers.kind] * cfg.hidden,
-            timeout_ns=layers.timeout, absent_ns=10 * layers.timeout,
+            job,
+            schema.OBJECT,
+            schema.CUDA,
+            held=held.held[self.me],
+            computed=held.held[self.me],
+            experts=cfg.experts,
+            top_k=cfg.top_k,
+            hidden=cfg.hidden,
+            ffn=cfg.ffn,
+            object=1,
+            row_bytes=BYTES[layers.kind] * cfg.hidden,
+            timeout_ns=layers.timeout,
+            absent_ns=10 * layers.timeout,
             activation=activations.word(cfg.activation, cfg.limit),
-        )  # fmt: skip
+        )
         builder.fill(job, schema.KIND, schema.CUDA, layer=0, mode=codes.MODE_LAYER)
         return job
 
@@ -242,10 +257,22 @@ class Rank:
         given = (self.ids.ptr, self.combine.ptr) if self.given is not None else (0, 0)
         stride = BYTES[layers.kind] * cfg.hidden
         opening = substrate.opening(
-            job_address=self.job.ptr, state_address=self.state.ptr, routing_address=self.routing.ptr, x=self.x_at,
-            x_stride=stride, tokens=count, y=self.y.ptr, ids=self.ids.ptr, weights=self.combine.ptr, status=codes.OK,
-            router_x=self.x_at, router_x_stride=stride, given_ids=given[0], given_weights=given[1], most=0,
-        )  # fmt: skip
+            job_address=self.job.ptr,
+            state_address=self.state.ptr,
+            routing_address=self.routing.ptr,
+            x=self.x_at,
+            x_stride=stride,
+            tokens=count,
+            y=self.y.ptr,
+            ids=self.ids.ptr,
+            weights=self.combine.ptr,
+            status=codes.OK,
+            router_x=self.x_at,
+            router_x_stride=stride,
+            given_ids=given[0],
+            given_weights=given[1],
+            most=0,
+        )
         self._start(substrate.BEGIN, 1, 64, 0, *opening)
         steps = catalogue.route_kernels()
         if count:

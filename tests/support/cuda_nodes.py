@@ -191,8 +191,12 @@ class NodeRank(Rank):
 
     def _remote(self) -> dict[str, int]:
         layers, memory = self.layers, self.memory
-        return {"remote": len(layers.nodes.remote(self.me)), "block_pairs": layers.block, "mirror": memory.mirror,
-                "mirror_bytes": memory.mirror_bytes}  # fmt: skip
+        return {
+            "remote": len(layers.nodes.remote(self.me)),
+            "block_pairs": layers.block,
+            "mirror": memory.mirror,
+            "mirror_bytes": memory.mirror_bytes,
+        }
 
     def proxy(self, epoch: int) -> Iterator[None]:
         """The actor, until this rank's call `epoch` has ended and everything is put."""

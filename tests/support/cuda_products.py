@@ -63,11 +63,22 @@ class Product:
         code = NONE if self.activation is None else word(self.activation, self.limit, self.after)
         text, entry = (alone, None) if alone else ptx(product_kernel(tile), machine.arch)
         device.launch(
-            text, (-(-m // tile.m), 1 if alone else outputs(packed) // tile.n), tile.threads,
-            a_rows.ptr, c_rows.ptr, m, d_w.ptr,
-            unpacked(packed).strides[0], d_b.ptr, n, x.shape[1] * x.itemsize, code, int(self.gate is not None),
-            shared=tile.shared_bytes, entry=entry,
-        )  # fmt: skip
+            text,
+            (-(-m // tile.m), 1 if alone else outputs(packed) // tile.n),
+            tile.threads,
+            a_rows.ptr,
+            c_rows.ptr,
+            m,
+            d_w.ptr,
+            unpacked(packed).strides[0],
+            d_b.ptr,
+            n,
+            x.shape[1] * x.itemsize,
+            code,
+            int(self.gate is not None),
+            shared=tile.shared_bytes,
+            entry=entry,
+        )
         reports = machine.run()
         assert not reports, [str(report) for report in reports]
         return d_y.copy_to_host()[:, :n], machine.profile()
@@ -97,6 +108,13 @@ def drawn(kind, m, k, n, gated=False, bias=True, activation=None, limit=None, af
 
     up, gate = numbers(k, n) / np.float32(k**0.5), numbers(k, n) / np.float32(k**0.5)
     return Product(
-        kind, numbers(m, k), up, numbers(n) if bias else None, gate if gated else None,
-        numbers(n) if gated and bias else None, activation, limit, after,
-    )  # fmt: skip
+        kind,
+        numbers(m, k),
+        up,
+        numbers(n) if bias else None,
+        gate if gated else None,
+        numbers(n) if gated and bias else None,
+        activation,
+        limit,
+        after,
+    )

@@ -104,8 +104,9 @@ class Process:
     """One process's state; visible: numbers of the machine's GPUs, in the order of its ordinals (CUDA_VISIBLE_DEVICES).
     permitted: those that the system lets it use at all, as a cgroup does. namespace: of its process ids."""
 
-    def __init__(self, machine: Machine, visible: list[int] | None = None, permitted: list[int] | None = None,
-                 namespace: int = 0) -> None:  # fmt: skip
+    def __init__(
+        self, machine: Machine, visible: list[int] | None = None, permitted: list[int] | None = None, namespace: int = 0
+    ) -> None:
         self.machine, self.namespace = machine, namespace
         self.visible = list(range(len(machine.gpus))) if visible is None else visible
         self.permitted = list(range(len(machine.gpus))) if permitted is None else permitted
@@ -147,8 +148,17 @@ class Driver(Streams):
     real = REAL
     # These may hold the driver's lock while they wait for all work of the context: PG, "Implicit Synchronization" and
     # "Lazy Loading" ("might require context synchronization"); DA "API synchronization behavior".
-    HOLDS = frozenset({"cuMemAlloc", "cuMemFree", "cuMemHostAlloc", "cuMemFreeHost", "cuMemHostRegister",
-                       "cuMemHostUnregister", "cuModuleLoadData"})  # fmt: skip
+    HOLDS = frozenset(
+        {
+            "cuMemAlloc",
+            "cuMemFree",
+            "cuMemHostAlloc",
+            "cuMemFreeHost",
+            "cuMemHostRegister",
+            "cuMemHostUnregister",
+            "cuModuleLoadData",
+        }
+    )
     WAITS = frozenset({"cuStreamSynchronize", "cuEventSynchronize", "cuCtxSynchronize"})  # without the lock
 
     def __init__(self, process: Process) -> None:
@@ -231,12 +241,16 @@ class Driver(Streams):
         gpu = p.machine.gpus[p.visible[device]]
         limit = limits.of(gpu.capability)
         return {
-            "COMPUTE_CAPABILITY_MAJOR": gpu.capability[0], "COMPUTE_CAPABILITY_MINOR": gpu.capability[1],
-            "MULTIPROCESSOR_COUNT": gpu.sms, "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": gpu.shared,
-            "MAX_THREADS_PER_MULTIPROCESSOR": limit.threads, "MAX_BLOCKS_PER_MULTIPROCESSOR": limit.blocks,
+            "COMPUTE_CAPABILITY_MAJOR": gpu.capability[0],
+            "COMPUTE_CAPABILITY_MINOR": gpu.capability[1],
+            "MULTIPROCESSOR_COUNT": gpu.sms,
+            "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": gpu.shared,
+            "MAX_THREADS_PER_MULTIPROCESSOR": limit.threads,
+            "MAX_BLOCKS_PER_MULTIPROCESSOR": limit.blocks,
             "MAX_SHARED_MEMORY_PER_MULTIPROCESSOR": limit.shared,
-            "MAX_REGISTERS_PER_MULTIPROCESSOR": limit.registers, "MAX_THREADS_PER_BLOCK": limit.block_threads,
-        }[name.name.removeprefix("CU_DEVICE_ATTRIBUTE_")]  # fmt: skip
+            "MAX_REGISTERS_PER_MULTIPROCESSOR": limit.registers,
+            "MAX_THREADS_PER_BLOCK": limit.block_threads,
+        }[name.name.removeprefix("CU_DEVICE_ATTRIBUTE_")]
 
     def do_cuDeviceCanAccessPeer(self, p: Process, device: int, peer: int) -> int:
         return int(p.visible[peer] in p.machine.gpus[p.visible[device]].reaches)
@@ -378,9 +392,15 @@ class Driver(Streams):
         if shared > p.allowed[function]:
             raise Failure("CUDA_ERROR_INVALID_VALUE")
         made = SimpleNamespace(
-            function=function, grid=(x, y, z), block=(bx, by, bz), shared=shared, stream=stream, values=parameters[0],
-            types=parameters[1], kernel=kernel,
-        )  # fmt: skip
+            function=function,
+            grid=(x, y, z),
+            block=(bx, by, bz),
+            shared=shared,
+            stream=stream,
+            values=parameters[0],
+            types=parameters[1],
+            kernel=kernel,
+        )
         if kernel is None:
             self.enqueue(p, stream, at_once(lambda: p.launches.append(made)), "a kernel")
             return

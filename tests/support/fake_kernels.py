@@ -113,14 +113,22 @@ class Sms:
     """The SMs of a GPU: what resident blocks leave of each."""
 
     def __init__(self, count: int, of_each: limits.Limits) -> None:
-        self.free = [SimpleNamespace(threads=of_each.threads, blocks=of_each.blocks, shared=of_each.shared,
-                                     registers=of_each.registers) for _ in range(count)]  # fmt: skip
+        self.free = [
+            SimpleNamespace(
+                threads=of_each.threads, blocks=of_each.blocks, shared=of_each.shared, registers=of_each.registers
+            )
+            for _ in range(count)
+        ]
 
     def take(self, blocks: int, threads: int, shared: int, registers: int) -> list[tuple[Any, Any]]:
         """Room for at most `blocks` blocks, spread over the SMs; what `give` takes back."""
         warps = -(-threads // limits.WARP)
-        need = SimpleNamespace(threads=warps * limits.WARP, blocks=1, shared=shared + limits.RESERVED_SHARED,
-                               registers=-(-registers * limits.WARP // 256) * 256 * warps)  # fmt: skip
+        need = SimpleNamespace(
+            threads=warps * limits.WARP,
+            blocks=1,
+            shared=shared + limits.RESERVED_SHARED,
+            registers=-(-registers * limits.WARP // 256) * 256 * warps,
+        )
         held: list[tuple[Any, Any]] = []
         while len(held) < blocks:
             fit = [sm for sm in self.free if all(getattr(sm, name) >= n for name, n in vars(need).items())]
@@ -141,8 +149,17 @@ class Sms:
 class Resident:
     """A launch of a catalogue.Kernel: `turn` lets it go on, and returns True once it has ended."""
 
-    def __init__(self, owner: Any, sms: Sms, process: int, kernel: Any, grid: tuple[int, int, int], shared: int,
-                 values: Any, cc: tuple[int, ...]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        owner: Any,
+        sms: Sms,
+        process: int,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        shared: int,
+        values: Any,
+        cc: tuple[int, ...],
+    ) -> None:
         """owner: the fake driver's machine."""
         self.owner, self.sms, self.process, self.kernel, self.grid = owner, sms, process, kernel, grid
         self.arena, self.shared, self.values, self.cc = owner.arena, shared, values, cc
@@ -153,8 +170,16 @@ class Resident:
         text, entry = ptx(self.kernel, arch_of(self.cc))
         program = simt_program(text)
         info = program.functions[entry]
-        launch = Launch(0, program, info, self.kernel.name, self.grid, (self.kernel.threads, 1, 1),
-                        pack(list(self.values), info.params), self.shared)  # fmt: skip
+        launch = Launch(
+            0,
+            program,
+            info,
+            self.kernel.name,
+            self.grid,
+            (self.kernel.threads, 1, 1),
+            pack(list(self.values), info.params),
+            self.shared,
+        )
         self.held = self.sms.take(launch.blocks, launch.threads, launch.shared, info.registers)
         if not self.held:
             return False

@@ -56,8 +56,13 @@ def patches(driver: fake_cuda.Driver) -> tuple[Any, ...]:
     )
 
 
-def on_driver(world: int, body: Callable[[Any, int, fake_cuda.Driver], Any], visible: Any = None,
-              first_here: bool = False, **of_machine: Any) -> list[Any]:  # fmt: skip
+def on_driver(
+    world: int,
+    body: Callable[[Any, int, fake_cuda.Driver], Any],
+    visible: Any = None,
+    first_here: bool = False,
+    **of_machine: Any,
+) -> list[Any]:
     """Run body(comm, rank, driver) on `world` ranks; returns their results, raises the first error.
 
     visible: of each rank, numbers of the GPUs that it sees. first_here: see `as_threads`. of_machine: see

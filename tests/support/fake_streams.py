@@ -219,8 +219,15 @@ class Streams:
             found.append(p.legacy[stream.gpu].last)
         return [op for op in found if op is not None and not op.done]
 
-    def enqueue(self, p: Any, handle: int, make: Callable[[], Callable[[], bool]], what: str, needs: Iterable[Op] = (),
-                **of_node: Any) -> Op | None:  # fmt: skip
+    def enqueue(
+        self,
+        p: Any,
+        handle: int,
+        make: Callable[[], Callable[[], bool]],
+        what: str,
+        needs: Iterable[Op] = (),
+        **of_node: Any,
+    ) -> Op | None:
         """Queue work on a stream, or add it to the stream's capture."""
         stream = self.stream(p, handle)
         if stream is p.legacy.get(stream.gpu):
@@ -412,8 +419,9 @@ class Streams:
         stream.capture, stream.tail = Capture(stream, int(mode), threading.get_ident(), next(p.machine.numbers)), []
         stream.capture.streams.append(stream)
 
-    def do_cuStreamBeginCaptureToGraph(self, p: Any, handle: int, graph: int, nodes: Any, edges: Any, count: int,
-                                       mode: Any) -> None:  # fmt: skip
+    def do_cuStreamBeginCaptureToGraph(
+        self, p: Any, handle: int, graph: int, nodes: Any, edges: Any, count: int, mode: Any
+    ) -> None:
         """Of graphs, only bodies of conditional nodes are known here."""
         assert int(graph) in p.bodies
         self.do_cuStreamBeginCapture(p, handle, mode)

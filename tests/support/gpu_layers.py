@@ -24,9 +24,7 @@ from aristos.kernels.cuda.pack import widen
 from aristos.row_types import KINDS
 
 TIMEOUT = float(os.environ.get("ARISTOS_TEST_TIMEOUT", "60"))
-CFG = aristos.MoEConfig(
-    hidden=64, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24
-)  # fmt: skip
+CFG = aristos.MoEConfig(hidden=64, ffn=40, experts=5, top_k=2, activation="silu", gated=True, bias=True, max_tokens=24)
 WEIGHTS = reference.weights(CFG)
 TYPES = {"float32": np.float32, "tf32": np.float32, "float16": np.float16, "bfloat16": bfloat16}
 BOUNDS = {"float32": 1e-5, "tf32": 4e-3, "float16": 4e-3, "bfloat16": 3e-2}

@@ -40,12 +40,25 @@ def of_store(w: Weights, rows: int, taped_rows: bool) -> Callable[[Arrays], list
         x = drawn((rows, hidden), array, seed=5).view(np.uint8)
         on = arrays.rows("tape", np.concatenate([tape, x], axis=1), LINE)[1] if taped_rows else []
         kept = [taped.entry(row.ctypes.data, taped.X | taped.HIDDEN) if i % 2 else 0 for i, row in enumerate(on)]
-        call(w.element, call_blocks.BACKWARD_ROWS, BackwardRows(
-            rows=rows, x=from_rows, y=to_dx, places=places, scalars=scalars.ctypes.data, weights=words,
-            activation=w.code, hidden=hidden, ffn=ffn,
-            scratch=arrays.space("scratch", backward.store_bytes(rows, hidden, ffn)), wire=0,
-            kept=arrays.at("entries", np.array(kept, np.int64)) if taped_rows else 0,
-        ), backward_entries)  # fmt: skip
+        call(
+            w.element,
+            call_blocks.BACKWARD_ROWS,
+            BackwardRows(
+                rows=rows,
+                x=from_rows,
+                y=to_dx,
+                places=places,
+                scalars=scalars.ctypes.data,
+                weights=words,
+                activation=w.code,
+                hidden=hidden,
+                ffn=ffn,
+                scratch=arrays.space("scratch", backward.store_bytes(rows, hidden, ffn)),
+                wire=0,
+                kept=arrays.at("entries", np.array(kept, np.int64)) if taped_rows else 0,
+            ),
+            backward_entries,
+        )
         results = [*dx, *store, scalars]
         for carry in (0, 1):
             made = w.gradients(arrays)
@@ -67,12 +80,25 @@ def of_blocks(w: Weights, rows: int) -> Callable[[Arrays], list[np.ndarray]]:
         from_dy, _ = arrays.rows("dy", drawn((rows, hidden), seed=1))
         to_dx, dx = arrays.empty_rows("dx", rows, hidden if w.element.name == "bfloat16" else padded(hidden))
         dw, made = arrays.empty("dw", (rows,)), w.gradients(arrays)
-        backward.expert_blocks(ExpertBlocks(
-            rows=rows, x=from_x, dy=from_dy, w=arrays.at("w", drawn((rows,), seed=2)), dx=to_dx, dw=dw.ctypes.data,
-            weights=w.on(arrays), turned=w.turned(arrays), gradients=addresses(made), activation=w.code, hidden=hidden,
-            ffn=ffn, carry=1, saved=arrays.space("saved", backward.saved_bytes(hidden, ffn, w.gated)),
-            scratch=arrays.space("scratch", backward.blocks_bytes(hidden, ffn)),
-        ))  # fmt: skip
+        backward.expert_blocks(
+            ExpertBlocks(
+                rows=rows,
+                x=from_x,
+                dy=from_dy,
+                w=arrays.at("w", drawn((rows,), seed=2)),
+                dx=to_dx,
+                dw=dw.ctypes.data,
+                weights=w.on(arrays),
+                turned=w.turned(arrays),
+                gradients=addresses(made),
+                activation=w.code,
+                hidden=hidden,
+                ffn=ffn,
+                carry=1,
+                saved=arrays.space("saved", backward.saved_bytes(hidden, ffn, w.gated)),
+                scratch=arrays.space("scratch", backward.blocks_bytes(hidden, ffn)),
+            )
+        )
         return [*dx, dw, *made]
 
     return run

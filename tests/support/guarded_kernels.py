@@ -49,11 +49,22 @@ def of_rows(w: Weights, rows: int, keep: bool) -> Callable[[Arrays], list[np.nda
         if keep:
             _, kept = arrays.empty_rows("kept", rows, expert.hidden_bytes(ffn, w.gated), np.uint8)
         entries = [taped.entry(row.ctypes.data, taped.HIDDEN * (i % 2)) for i, row in enumerate(kept)]
-        call(element, call_blocks.EXPERT_ROWS, ExpertRows(
-            rows=rows, x=from_x, y=to_y, weights=w.on(arrays), activation=w.code, hidden=hidden, ffn=ffn,
-            scratch=arrays.space("scratch", nbytes), wire=0,
-            kept=arrays.at("entries", np.array(entries, np.int64)) if keep else 0,
-        ))  # fmt: skip
+        call(
+            element,
+            call_blocks.EXPERT_ROWS,
+            ExpertRows(
+                rows=rows,
+                x=from_x,
+                y=to_y,
+                weights=w.on(arrays),
+                activation=w.code,
+                hidden=hidden,
+                ffn=ffn,
+                scratch=arrays.space("scratch", nbytes),
+                wire=0,
+                kept=arrays.at("entries", np.array(entries, np.int64)) if keep else 0,
+            ),
+        )
         return [*y, *kept]
 
     return run
@@ -74,10 +85,20 @@ def of_columns(w: Weights, rows: int) -> Callable[[Arrays], list[np.ndarray]]:
                 first=first, columns=min(COLUMNS, ffn - first), scratch=scratch, wire=0, kept=0,
             ))  # fmt: skip
         for first in range(0, hidden, COLUMNS):
-            call(element, call_blocks.DOWN_COLUMNS, DownColumns(
-                rows=rows, activations=h, y=to_y, weights=weights, ffn=ffn, first=first,
-                last=min(hidden, first + COLUMNS), scratch=scratch,
-            ))  # fmt: skip
+            call(
+                element,
+                call_blocks.DOWN_COLUMNS,
+                DownColumns(
+                    rows=rows,
+                    activations=h,
+                    y=to_y,
+                    weights=weights,
+                    ffn=ffn,
+                    first=first,
+                    last=min(hidden, first + COLUMNS),
+                    scratch=scratch,
+                ),
+            )
         return y
 
     return run
@@ -91,10 +112,19 @@ def of_product(w: Weights, rows: int) -> Callable[[Arrays], list[np.ndarray]]:
         from_x, _ = arrays.rows("x", drawn((rows, w.hidden), element.row.array))
         to_y, y = arrays.empty_rows("y", rows, width(element, w.ffn), element.row.array)
         nbytes = entries_of(element).product_bytes(element.code, rows, w.hidden)
-        call(element, call_blocks.PRODUCT, Product(
-            rows=rows, x=from_x, depth=w.hidden, panels=arrays.at("panels", w.packed["up"]), columns=w.ffn, y=to_y,
-            scratch=arrays.space("scratch", nbytes),
-        ))  # fmt: skip
+        call(
+            element,
+            call_blocks.PRODUCT,
+            Product(
+                rows=rows,
+                x=from_x,
+                depth=w.hidden,
+                panels=arrays.at("panels", w.packed["up"]),
+                columns=w.ffn,
+                y=to_y,
+                scratch=arrays.space("scratch", nbytes),
+            ),
+        )
         return y
 
     return run
@@ -155,10 +185,18 @@ def of_token(element: ElementType, hidden: int) -> Callable[[Arrays], list[np.nd
         k = 3
         rows, _ = arrays.rows("rows", drawn((k, hidden), element.row.array))
         y = arrays.empty("y", (hidden,), element.row.array)
-        call(element, call_blocks.COMBINE_TOKEN, CombineToken(
-            y=y.ctypes.data, k=k, weights=arrays.at("weights", drawn((k,), seed=1)), rows=rows, hidden=hidden,
-            scratch=arrays.space("scratch", tokens.combine_bytes(k)),
-        ))  # fmt: skip
+        call(
+            element,
+            call_blocks.COMBINE_TOKEN,
+            CombineToken(
+                y=y.ctypes.data,
+                k=k,
+                weights=arrays.at("weights", drawn((k,), seed=1)),
+                rows=rows,
+                hidden=hidden,
+                scratch=arrays.space("scratch", tokens.combine_bytes(k)),
+            ),
+        )
         return [y]
 
     return run
@@ -183,11 +221,20 @@ def of_router(element: ElementType, count: int, hidden: int, router: Router) -> 
         ))  # fmt: skip
         shared = arrays.empty("shared", (count,))
         column = arrays.at("column", FLOAT32.pack(drawn((hidden, 1), seed=2)))
-        assert call(element, call_blocks.WEIGH_SHARED, WeighShared(
-            tokens=count, x=x.ctypes.data, x_stride=x.strides[0], hidden=hidden, column=column,
-            weights=shared.ctypes.data, pitch=1,
-            scratch=arrays.space("scratch", tokens.route_bytes(count, hidden, 1)),
-        ))  # fmt: skip
+        assert call(
+            element,
+            call_blocks.WEIGH_SHARED,
+            WeighShared(
+                tokens=count,
+                x=x.ctypes.data,
+                x_stride=x.strides[0],
+                hidden=hidden,
+                column=column,
+                weights=shared.ctypes.data,
+                pitch=1,
+                scratch=arrays.space("scratch", tokens.route_bytes(count, hidden, 1)),
+            ),
+        )
         return [ids, weights, logits, shared]
 
     return run

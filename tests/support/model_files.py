@@ -14,9 +14,16 @@ import numpy as np
 import aristos
 
 WORDS = {
-    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "uint8": "U8", "int8": "I8",
-    "int32": "I32", "int64": "I64", "float8_e8m0fnu": "F8_E8M0",
-}  # fmt: skip
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "uint8": "U8",
+    "int8": "I8",
+    "int32": "I32",
+    "int64": "I64",
+    "float8_e8m0fnu": "F8_E8M0",
+}
 
 
 def pack(header: Any, data: bytes) -> bytes:
@@ -32,9 +39,10 @@ def header_of(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], bytes]
     for name, array in tensors.items():
         raw = np.ascontiguousarray(array).tobytes()
         header[name] = {
-            "dtype": WORDS[array.dtype.name], "shape": list(array.shape),
+            "dtype": WORDS[array.dtype.name],
+            "shape": list(array.shape),
             "data_offsets": [len(data), len(data) + len(raw)],
-        }  # fmt: skip
+        }
         data += raw
     return header, data
 
@@ -56,10 +64,18 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndar
 
 
 OLMOE = {
-    "model_type": "olmoe", "hidden_size": 24, "intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 2,
-    "num_hidden_layers": 2, "norm_topk_prob": True, "hidden_act": "silu", "num_attention_heads": 4,
-    "router_aux_loss_coef": 0.01, "rope_theta": 10000.0,
-}  # fmt: skip
+    "model_type": "olmoe",
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 2,
+    "norm_topk_prob": True,
+    "hidden_act": "silu",
+    "num_attention_heads": 4,
+    "router_aux_loss_coef": 0.01,
+    "rope_theta": 10000.0,
+}
 
 E, H, F = OLMOE["num_experts"], OLMOE["hidden_size"], OLMOE["intermediate_size"]
 
@@ -94,8 +110,14 @@ def olmoe(dtype: str = "float32", config: Mapping[str, Any] = OLMOE) -> dict[str
 
 def fused_fp8(h: int, f: int, experts: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(config, tensors) of OLMoE's shape with stacked fp8 experts, gate and up in one tensor."""
-    config = {**OLMOE, "hidden_size": h, "intermediate_size": f, "num_experts": experts, "num_hidden_layers": 1,
-              "quantization_config": {"quant_method": "fp8"}}  # fmt: skip
+    config = {
+        **OLMOE,
+        "hidden_size": h,
+        "intermediate_size": f,
+        "num_experts": experts,
+        "num_hidden_layers": 1,
+        "quantization_config": {"quant_method": "fp8"},
+    }
     p = "model.layers.0.mlp."
     tensors = {p + "gate.weight": arrays(experts, h)}
     for name, shape in (("gate_up_proj", (experts, 2 * f, h)), ("down_proj", (experts, h, f))):
@@ -109,9 +131,9 @@ def stacked(tensors: Mapping[str, np.ndarray], layer: int, experts: int) -> dict
     """One layer's weights for `aristos.reference`, [in, out] in float32."""
     p = f"model.layers.{layer}.mlp."
     found = {
-        name: np.stack([
-            np.asarray(tensors[f"{p}experts.{e}.{name}_proj.weight"], np.float32).T for e in range(experts)
-        ])
+        name: np.stack(
+            [np.asarray(tensors[f"{p}experts.{e}.{name}_proj.weight"], np.float32).T for e in range(experts)]
+        )
         for name in ("gate", "up", "down")
-    }  # fmt: skip
+    }
     return {**found, "router": np.asarray(tensors[p + "gate.weight"], np.float32).T}

@@ -103,9 +103,10 @@ def rank_environment(folder: Path) -> dict[str, str]:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and the way Hypothesis draws: before any test module reads the default settings."""
     config.addinivalue_line(
-        "markers", "ranks(n, timeout=120, isolated=False): run the test under mpiexec on n ranks; a time limit in"
-        " seconds; isolated: in a job of its own"
-    )  # fmt: skip
+        "markers",
+        "ranks(n, timeout=120, isolated=False): run the test under mpiexec on n ranks; a time limit in"
+        " seconds; isolated: in a job of its own",
+    )
     config.addinivalue_line(
         "markers", "uncompiled(timeout=600): run the file's tests in a process that compiles nothing"
     )

@@ -56,9 +56,11 @@ def gptq(bits: int = 4, group: int = 32, sym: bool = False, offset: int = 1, dty
             zeros = np.full_like(zeros, 1 << (bits - 1))
             weights = (grouped(scales, depth) * (codes - (1 << (bits - 1)))).T
         tensors = {
-            "qweight": words(codes.T, bits).T, "qzeros": words(zeros - offset, bits), "scales": scales,
+            "qweight": words(codes.T, bits).T,
+            "qzeros": words(zeros - offset, bits),
+            "scales": scales,
             "g_idx": np.array([k // (group or depth) for k in range(depth)], np.int32),
-        }  # fmt: skip
+        }
         return tensors, weights
 
     return write
@@ -79,9 +81,10 @@ def pack_quantized(bits: int = 4, group: int = 32, zeros: str = "", dtype: Any =
     def write(rng: Any, out: int, depth: int) -> Written:
         codes, points, scales, weights = integers(rng, out, depth, bits, group, dtype)
         tensors = {
-            "weight_packed": words(codes.T, bits), "weight_scale": scales.T,
+            "weight_packed": words(codes.T, bits),
+            "weight_scale": scales.T,
             "weight_shape": np.array([out, depth], np.int64),
-        }  # fmt: skip
+        }
         middle = 1 << (bits - 1)
         if zeros == "words":
             tensors["weight_zero_point"] = words(points, bits).T

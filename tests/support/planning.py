@@ -90,9 +90,7 @@ def best(p: Data, model: str, allreduce: str) -> float:
     """The least F over all partitions, one by one; infinite if none can hold all experts."""
     n = len(p["devices"])
     kappa = p["stages"] / n
-    price_of = [0.0] + [
-        stage(p, tuple(i for i in range(n) if mask >> i & 1), model) for mask in range(1, 1 << n)
-    ]  # fmt: skip
+    price_of = [0.0] + [stage(p, tuple(i for i in range(n) if mask >> i & 1), model) for mask in range(1, 1 << n)]
     pairs = by_slowness(p)
     found = math.inf
 
@@ -170,8 +168,11 @@ def placed(p: Data, group: list[int], placement: dict[int, list[int]], model: st
     pi = max(work / s * sum(sent[i, j] for i in group) / p["devices"][j]["rate"] for j in group)
     worst = 0.0
     for i in group:
-        c = sum(p["alpha_us"][i][j] + p["beta_us_per_mib"][i][j] * p["payload_mib"] * (sent[i, j] + sent[j, i]) / 2
-                for j in group if j != i)  # fmt: skip
+        c = sum(
+            p["alpha_us"][i][j] + p["beta_us_per_mib"][i][j] * p["payload_mib"] * (sent[i, j] + sent[j, i]) / 2
+            for j in group
+            if j != i
+        )
         worst = max(worst, p["crossings"] * c)
     return pi, worst
 

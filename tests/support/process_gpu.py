@@ -28,8 +28,21 @@ from ptxsim import isa
 from ptxsim.address_space import GAP, FreeRuns
 
 PART = 1 << 28  # bytes of a rank; untouched pages take no memory
-CALLS = {"allocate", "free", "copy_in", "copy_out", "copy", "clear", "load", "launch", "synchronize", "done",
-         "passed", "record", "wait"}  # fmt: skip
+CALLS = {
+    "allocate",
+    "free",
+    "copy_in",
+    "copy_out",
+    "copy",
+    "clear",
+    "load",
+    "launch",
+    "synchronize",
+    "done",
+    "passed",
+    "record",
+    "wait",
+}
 PUT = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int64] * 8)
 
 

@@ -39,8 +39,9 @@ class HostDevice:
     def load(self, kernel: object) -> object:
         return kernel
 
-    def launch(self, kernel: object, grid: int, shared: int, row: int, words: int, flags_at: int, limit: int,
-               stream: int) -> None:  # fmt: skip
+    def launch(
+        self, kernel: object, grid: int, shared: int, row: int, words: int, flags_at: int, limit: int, stream: int
+    ) -> None:
         def run() -> None:
             self.row[:] = np.arange(1, words + 1, dtype=np.uint64) * np.uint64(STEP)
             if self.how == "elsewhere":

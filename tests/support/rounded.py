@@ -64,8 +64,9 @@ class Expert:
         self._pack()
 
     def _pack(self) -> None:
-        self._packed: list[np.ndarray | None] = [None if (w := self.weights.get(n)) is None else self.element.pack(w)
-                                                 for n in ("up", "gate", "down")]  # fmt: skip
+        self._packed: list[np.ndarray | None] = [
+            None if (w := self.weights.get(n)) is None else self.element.pack(w) for n in ("up", "gate", "down")
+        ]
         for name in ("up_bias", "gate_bias", "down_bias"):
             b = self.biases.get(name)
             self._packed.append(None if b is None else self.element.pack_bias(b))
@@ -96,9 +97,17 @@ class Expert:
         y, scratch = self._out(len(x)), self._scratch(len(x))
         from_x, to_y = addresses(x), addresses(y)
         call = ExpertRows(
-            rows=len(x), x=from_x.ctypes.data, y=to_y.ctypes.data, weights=self._at, activation=self._code,
-            hidden=self.hidden, ffn=self.ffn, scratch=scratch.ctypes.data, wire=0, kept=0,
-        )  # fmt: skip
+            rows=len(x),
+            x=from_x.ctypes.data,
+            y=to_y.ctypes.data,
+            weights=self._at,
+            activation=self._code,
+            hidden=self.hidden,
+            ffn=self.ffn,
+            scratch=scratch.ctypes.data,
+            wire=0,
+            kept=0,
+        )
         rounded_expert.expert_rows(self.element.code, call)
         return self._result(y)
 
@@ -110,16 +119,32 @@ class Expert:
         from_x, to_y = addresses(x), addresses(y)
         for first in reversed(range(0, self.ffn, share)):
             up = UpColumns(
-                rows=m, x=from_x.ctypes.data, activations=kept.ctypes.data, weights=self._at, activation=self._code,
-                hidden=self.hidden, ffn=self.ffn, first=first, columns=min(share, self.ffn - first),
-                scratch=scratch.ctypes.data, wire=0, kept=0,
-            )  # fmt: skip
+                rows=m,
+                x=from_x.ctypes.data,
+                activations=kept.ctypes.data,
+                weights=self._at,
+                activation=self._code,
+                hidden=self.hidden,
+                ffn=self.ffn,
+                first=first,
+                columns=min(share, self.ffn - first),
+                scratch=scratch.ctypes.data,
+                wire=0,
+                kept=0,
+            )
             rounded_expert.up_columns(code, up)
         for first in reversed(range(0, self.hidden, share)):
             down = DownColumns(
-                rows=m, activations=kept.ctypes.data, y=to_y.ctypes.data, weights=self._at, ffn=self.ffn, first=first,
-                last=min(self.hidden, first + share), scratch=scratch.ctypes.data, wire=0,
-            )  # fmt: skip
+                rows=m,
+                activations=kept.ctypes.data,
+                y=to_y.ctypes.data,
+                weights=self._at,
+                ffn=self.ffn,
+                first=first,
+                last=min(self.hidden, first + share),
+                scratch=scratch.ctypes.data,
+                wire=0,
+            )
             rounded_expert.down_columns(code, down)
         return self._result(y)
 

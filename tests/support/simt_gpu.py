@@ -337,8 +337,14 @@ def as_threads(
     return results
 
 
-def on_ranks(world: int, body: Callable[[Any, int], Any], gpus: int | None = None, blocks: int = 2,
-             seed: int = 0, check: bool = True) -> list[Any]:  # fmt: skip
+def on_ranks(
+    world: int,
+    body: Callable[[Any, int], Any],
+    gpus: int | None = None,
+    blocks: int = 2,
+    seed: int = 0,
+    check: bool = True,
+) -> list[Any]:
     """Run body(comm, rank) on `world` threads, each a rank with a GPU of one machine; returns their results.
 
     gpus: if fewer than ranks, ranks share them. Raises the first rank's error; fails if the machine reports anything.

@@ -83,8 +83,13 @@ def rounded(x: Number, form: Format, mode: str = "rn") -> int:
     whole = scaled.numerator // scaled.denominator
     rest = scaled - whole
     half = Fraction(1, 2)
-    up = {"rn": rest > half or (rest == half and whole & 1), "rna": rest >= half, "rz": False,
-          "rm": negative and rest > 0, "rp": not negative and rest > 0}[mode]  # fmt: skip
+    up = {
+        "rn": rest > half or (rest == half and whole & 1),
+        "rna": rest >= half,
+        "rz": False,
+        "rm": negative and rest > 0,
+        "rp": not negative and rest > 0,
+    }[mode]
     bits = whole + int(up) + ((exponent - form.least) << form.fraction)
     if bits >= form.infinity:
         away = mode in ("rn", "rna") or (mode == "rm" and negative) or (mode == "rp" and not negative)
@@ -218,8 +223,11 @@ def mixed(edges: list[int], bits: int, count: int, n: int, seed: int, near: Form
     dtype = DTYPES[bits]
 
     def draws(size: int) -> np.ndarray:
-        found = rng.integers(0, 1 << bits, size, np.uint64, endpoint=False) if bits < 64 else rng.integers(
-            0, (1 << 64) - 1, size, np.uint64, endpoint=True)  # fmt: skip
+        found = (
+            rng.integers(0, 1 << bits, size, np.uint64, endpoint=False)
+            if bits < 64
+            else rng.integers(0, (1 << 64) - 1, size, np.uint64, endpoint=True)
+        )
         if near is not None:
             one = -near.least + 1
             exponents = rng.integers(one - 6, one + 6, size).astype(np.uint64) << np.uint64(near.fraction + near.below)

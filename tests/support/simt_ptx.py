@@ -38,22 +38,38 @@ class Case:
 
 def kernel(cases: Sequence[Case], arrays: list[np.ndarray], offsets: list[int], results: list[int]) -> str:
     """PTX of one kernel: every thread reads its element of every array and writes one of every result."""
-    lines = [".visible .entry k(.param .u64 inputs, .param .u64 outputs)", "{", ".reg .b64 from, to, at, n;",
-             ".reg .b32 i, j;", "ld.param.u64 from, [inputs];", "ld.param.u64 to, [outputs];",
-             "mov.u32 i, %ctaid.x;", "mov.u32 j, %ntid.x;", "mul.lo.u32 i, i, j;", "mov.u32 j, %tid.x;",
-             "add.u32 i, i, j;"]  # fmt: skip
+    lines = [
+        ".visible .entry k(.param .u64 inputs, .param .u64 outputs)",
+        "{",
+        ".reg .b64 from, to, at, n;",
+        ".reg .b32 i, j;",
+        "ld.param.u64 from, [inputs];",
+        "ld.param.u64 to, [outputs];",
+        "mov.u32 i, %ctaid.x;",
+        "mov.u32 j, %ntid.x;",
+        "mul.lo.u32 i, i, j;",
+        "mov.u32 j, %tid.x;",
+        "add.u32 i, i, j;",
+    ]
 
     def place(base: str, offset: int, size: int) -> list[str]:
         return [f"mul.wide.u32 n, i, {size};", f"add.u64 at, {base}, n;", f"add.u64 at, at, {offset};"]
 
     for number, (array, offset) in enumerate(zip(arrays, offsets)):
         if array.dtype == bool:
-            lines += [f".reg .pred v{number};", *place("from", offset, 1), "ld.global.u8 j, [at];",
-                      f"setp.ne.u32 v{number}, j, 0;"]  # fmt: skip
+            lines += [
+                f".reg .pred v{number};",
+                *place("from", offset, 1),
+                "ld.global.u8 j, [at];",
+                f"setp.ne.u32 v{number}, j, 0;",
+            ]
         else:
             kind = f"b{8 * array.itemsize}"
-            lines += [f".reg .{kind} v{number};", *place("from", offset, array.itemsize),
-                      f"ld.global.{kind} v{number}, [at];"]  # fmt: skip
+            lines += [
+                f".reg .{kind} v{number};",
+                *place("from", offset, array.itemsize),
+                f"ld.global.{kind} v{number}, [at];",
+            ]
     known = {id(array): f"v{number}" for number, array in enumerate(arrays)}
     at = iter(results)
     for number, case in enumerate(cases):
@@ -67,8 +83,11 @@ def kernel(cases: Sequence[Case], arrays: list[np.ndarray], offsets: list[int], 
             if kind == "pred":
                 lines.append(f"selp.u32 j, 1, 0, {letter}{number};")
             lines += place("to", next(at), KINDS[kind]().itemsize)
-            lines.append(f"st.global.b32 [at], {'j' if kind == 'pred' else letter + str(number)};"
-                         if KINDS[kind] == np.uint32 else f"st.global.{kind} [at], {letter}{number};")  # fmt: skip
+            lines.append(
+                f"st.global.b32 [at], {'j' if kind == 'pred' else letter + str(number)};"
+                if KINDS[kind] == np.uint32
+                else f"st.global.{kind} [at], {letter}{number};"
+            )
     return HEADER + "\n".join([*lines, "ret;", "}"])
 
 
@@ -121,8 +140,9 @@ def check(cases: Sequence[Case], checked: bool = False) -> None:
                 count += 1
                 if len(examples) < 4:
                     shown = ", ".join(f"{x:#x}" for x in values)
-                    examples.append(f"  ({shown}) gave {[hex(m) for m in mine]}, not "
-                                    f"{[w if w is None else hex(w) for w in want]}")  # fmt: skip
+                    examples.append(
+                        f"  ({shown}) gave {[hex(m) for m in mine]}, not {[w if w is None else hex(w) for w in want]}"
+                    )
         if count:
             wrong.append("\n".join([f"{case.text}: {count} of {len(columns[0])} wrong", *examples]))
     assert not wrong, f"{len(wrong)} of {len(cases)} instructions\n" + "\n".join(wrong[:12])
@@ -130,8 +150,10 @@ def check(cases: Sequence[Case], checked: bool = False) -> None:
 
 def rejection(text: str) -> str:
     """The message of the PTXError for a piece of PTX; '' if it loads."""
-    registers = "".join(f".reg .{kind} {name}<9>;\n" for kind, name in (
-        ("b16", "h"), ("b32", "r"), ("b64", "d"), ("pred", "p"), ("f32", "f")))  # fmt: skip
+    registers = "".join(
+        f".reg .{kind} {name}<9>;\n"
+        for kind, name in (("b16", "h"), ("b32", "r"), ("b64", "d"), ("pred", "p"), ("f32", "f"))
+    )
     try:
         ptxsim.Machine().device(0).launch(f"{HEADER}.visible .entry k()\n{{\n{registers}{text}\nret;\n}}", 1, 32)
     except ptxsim.PTXError as error:
@@ -139,17 +161,31 @@ def rejection(text: str) -> str:
     return ""
 
 
-def launched(body: str, *arrays: np.ndarray, threads: int = 32, check: bool = True, module: str = "", head: str = "",
-             arch: str = "sm_90a", seed: int = 0,
-             machine: Any = None) -> tuple[list[np.ndarray], list[Any]]:  # fmt: skip
+def launched(
+    body: str,
+    *arrays: np.ndarray,
+    threads: int = 32,
+    check: bool = True,
+    module: str = "",
+    head: str = "",
+    arch: str = "sm_90a",
+    seed: int = 0,
+    machine: Any = None,
+) -> tuple[list[np.ndarray], list[Any]]:
     """Run a kernel of one block with the arrays' addresses in a0, a1, ...: (the arrays afterwards, the reports).
 
     Registers: h, r, d, p of 16, 32 and 64 bits and predicates, 0 to 39; t: the thread's number, as 32 bits, t64.
     module: declarations before the kernel; head: declarations in it.
     """
     params = ", ".join(f".param .u64 x{i}" for i in range(len(arrays)))
-    lines = [*(f".reg .{kind} {name}<40>;" for kind, name in (("b16", "h"), ("b32", "r"), ("b64", "d"), ("pred", "p"))),
-             ".reg .b32 t;", ".reg .b64 t64;", "mov.u32 t, %tid.x;", "cvt.u64.u32 t64, t;", head]  # fmt: skip
+    lines = [
+        *(f".reg .{kind} {name}<40>;" for kind, name in (("b16", "h"), ("b32", "r"), ("b64", "d"), ("pred", "p"))),
+        ".reg .b32 t;",
+        ".reg .b64 t64;",
+        "mov.u32 t, %tid.x;",
+        "cvt.u64.u32 t64, t;",
+        head,
+    ]
     for i in range(len(arrays)):
         lines += [f".reg .b64 a{i};", f"ld.param.u64 a{i}, [x{i}];"]
     text = HEADER + module + f"\n.visible .entry k({params})\n{{\n" + "\n".join([*lines, body, "ret;", "}"])

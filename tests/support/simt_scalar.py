@@ -226,8 +226,11 @@ def converted(mods: list[str], a: int) -> int:
         return saturated(number, to)
     number = read(a, source)
     if to[0] == "f":
-        return rounded(("num", number < 0, abs(number) * product(("num", False, 1), ("num", False, 1))[2]),
-                       F32 if to == "f32" else F64, mods[0])  # fmt: skip
+        return rounded(
+            ("num", number < 0, abs(number) * product(("num", False, 1), ("num", False, 1))[2]),
+            F32 if to == "f32" else F64,
+            mods[0],
+        )
     return saturated(number, to) if "sat" in mods else read(number, to)
 
 
@@ -250,6 +253,7 @@ ONE_RESULT: dict[str, Callable[..., int]] = {
     "testp": lambda mods, a: int(TESTS[mods[0]](value(a, F32 if mods[1] == "f32" else F64), mods[1])),
 }  # fmt: skip
 TESTS = {
-    "notanumber": lambda x, kind: x[0] == "nan", "finite": lambda x, kind: x[0] == "num",
+    "notanumber": lambda x, kind: x[0] == "nan",
+    "finite": lambda x, kind: x[0] == "num",
     "subnormal": lambda x, kind: subnormal(x, F32 if kind == "f32" else F64),
-}  # fmt: skip
+}

@@ -53,11 +53,13 @@ def samples(shared_dir: Path) -> Samples:
     folder = shared_dir / "samples" / "nvidia_smi_topo"
     with open(folder / "index.tsv", newline="") as file:
         index = list(csv.DictReader(file, delimiter="\t"))
-    found = Samples({
-        line["file"]: (line, (folder / line["file"]).read_bytes().decode(errors="replace"))
-        for line in index
-        if (folder / line["file"]).exists()
-    })  # fmt: skip
+    found = Samples(
+        {
+            line["file"]: (line, (folder / line["file"]).read_bytes().decode(errors="replace"))
+            for line in index
+            if (folder / line["file"]).exists()
+        }
+    )
     assert len(found) > 50
     return found
 

@@ -291,11 +291,13 @@ def root(tmp_path: Path) -> Path:
     for cpu in range(8):
         core = cpu % 4
         write(at / f"devices/system/cpu/cpu{cpu}/topology/core_cpus_list", f"{core},{core + 4}")
-        for index, (level, kind, size, shared) in enumerate([
-            (1, "Data", "48K", f"{core},{core + 4}"),
-            (1, "Instruction", "32K", f"{core},{core + 4}"),
-            (3, "Unified", "36M", "0-1,4-5" if core < 2 else "2-3,6-7"),
-        ]):  # fmt: skip
+        for index, (level, kind, size, shared) in enumerate(
+            [
+                (1, "Data", "48K", f"{core},{core + 4}"),
+                (1, "Instruction", "32K", f"{core},{core + 4}"),
+                (3, "Unified", "36M", "0-1,4-5" if core < 2 else "2-3,6-7"),
+            ]
+        ):
             cache = at / f"devices/system/cpu/cpu{cpu}/cache/index{index}"
             for name, value in (("level", level), ("type", kind), ("size", size), ("shared_cpu_list", shared)):
                 write(cache / name, str(value))

@@ -63,8 +63,12 @@ def leave(entries, links, free, me, turn, limit):
             mem.pause()
             if mem.clock() - begun > limit:
                 return False
-        sent = words.due_after(free[p], mem.load(entry + WORD * TIME), mem.load(entry + WORD * BYTES),
-                               mem.load(links[p] + WORD * words.PER_MIB))  # fmt: skip
+        sent = words.due_after(
+            free[p],
+            mem.load(entry + WORD * TIME),
+            mem.load(entry + WORD * BYTES),
+            mem.load(links[p] + WORD * words.PER_MIB),
+        )
         free[p] = sent
         last = max(last, sent + mem.load(links[p] + WORD * words.ALPHA))
     left = last - mem.clock()

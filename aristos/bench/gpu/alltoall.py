@@ -77,8 +77,13 @@ class Nccl:
 
         def start() -> None:
             try:
-                self._call("ncclCommInitRank", ctypes.byref(self._comm), ctypes.c_int(world.size), key,
-                           ctypes.c_int(world.rank))  # fmt: skip
+                self._call(
+                    "ncclCommInitRank",
+                    ctypes.byref(self._comm),
+                    ctypes.c_int(world.size),
+                    key,
+                    ctypes.c_int(world.rank),
+                )
                 outcome.append("")
             except Exception as error:
                 outcome.append(str(error))

@@ -74,8 +74,9 @@ class Played:
     most: number of tokens to check. truth: [tokens, H] the oracle's outputs of these, if already known.
     """
 
-    def __init__(self, gpu: BenchGpu, work: Workload, moe: Any, call: Call, most: int = CHECKED,
-                 truth: np.ndarray | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, gpu: BenchGpu, work: Workload, moe: Any, call: Call, most: int = CHECKED, truth: np.ndarray | None = None
+    ) -> None:
         from ...kernels.cuda.pack import narrow
 
         self.gpu, self.work, self.moe, self.kind = gpu, work, moe, KINDS[work.cfg.dtype]

@@ -48,8 +48,13 @@ class GpuArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.at, False), "version": 3,
-                "stream": self.gpu.stream}  # fmt: skip
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.at, False),
+            "version": 3,
+            "stream": self.gpu.stream,
+        }
 
 
 class BenchGpu:
@@ -139,8 +144,14 @@ class BenchGpu:
         from ...topology import nvml
 
         device, library = self.device, nvml.load()
-        found = {"gpu": device.name, "gpu_uuid": device.uuid, "gpu_arch": device.arch, "gpu_sms": device.sms,
-                 "cuda_driver": device.driver, "clock": "CUDA events"}  # fmt: skip
+        found = {
+            "gpu": device.name,
+            "gpu_uuid": device.uuid,
+            "gpu_arch": device.arch,
+            "gpu_sms": device.sms,
+            "cuda_driver": device.driver,
+            "clock": "CUDA events",
+        }
         return found | (nvml.state(library, device.uuid) if library is not None else {})
 
     def close(self) -> None:

@@ -263,8 +263,15 @@ def unfused(function: Callable[..., Any], otherwise: Callable[..., Any]) -> Call
 class Part:
     """What the chains of a layer share on one rank: PyTorch, the gate, the experts, the weighted sums."""
 
-    def __init__(self, torch: Any, cfg: MoEConfig, router: NDArray[np.float32], weights: dict[str, Any], device: Any,
-                 fuse: Fuse = unfused) -> None:  # fmt: skip
+    def __init__(
+        self,
+        torch: Any,
+        cfg: MoEConfig,
+        router: NDArray[np.float32],
+        weights: dict[str, Any],
+        device: Any,
+        fuse: Fuse = unfused,
+    ) -> None:
         self.torch, self.cfg, self.device = torch, cfg, device
         self.gate = Gate(torch, cfg, router, device)
         self.experts = Experts(torch, cfg, weights, device, fuse)
@@ -333,8 +340,18 @@ class RankChain(Chain):
     placement: [E] the rank of each expert, ascending. Other arguments as those of `Chain`.
     """
 
-    def __init__(self, part: Part, way: str, x: Any, y: Any, counts: NDArray[np.int64], me: int,
-                 placement: NDArray[np.int64], exchange: Exchange, given: Any = ()) -> None:  # fmt: skip
+    def __init__(
+        self,
+        part: Part,
+        way: str,
+        x: Any,
+        y: Any,
+        counts: NDArray[np.int64],
+        me: int,
+        placement: NDArray[np.int64],
+        exchange: Exchange,
+        given: Any = (),
+    ) -> None:
         super().__init__(part, way, x, y, counts[me], given)
         torch, mine = part.torch, placement == me
         taken = counts[:, mine]  # rows land by rank, and a rank's by expert

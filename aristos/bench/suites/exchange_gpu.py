@@ -106,12 +106,20 @@ class Moves:
         peers = [(me + 1 + i) % size for i in range(size)]
         for p in peers:
             if self.sends[p]:
-                gpu.device.copy(self.base[p] + int(self.land_at[me, p]), self.source.at + int(self.send_at[p]),
-                              int(self.sends[p]), gpu.stream)  # fmt: skip
+                gpu.device.copy(
+                    self.base[p] + int(self.land_at[me, p]),
+                    self.source.at + int(self.send_at[p]),
+                    int(self.sends[p]),
+                    gpu.stream,
+                )
         for p in peers:
             if self.gets[p]:
-                gpu.device.copy(self.base[p] + self._half + int(self.home_at[p, me]), self.landed + int(self.get_at[p]),
-                              int(self.gets[p]), gpu.stream)  # fmt: skip
+                gpu.device.copy(
+                    self.base[p] + self._half + int(self.home_at[p, me]),
+                    self.landed + int(self.get_at[p]),
+                    int(self.gets[p]),
+                    gpu.stream,
+                )
 
     def there_and_back(self, exchange: Nccl | Staged) -> None:
         """Move the rows by an all-to-all, and back by another."""
@@ -213,9 +221,12 @@ def _record(moves: Moves, times: dict[str, np.ndarray]) -> dict[str, Any]:
     most = float((moves.nbytes.sum(axis=1)).max())
     ours = Statistics.of(slowest[GRAPH])
     record: dict[str, Any] = {
-        "mb": most / 1e6, "median_us": ours.median * 1e6, "p95_us": ours.p95 * 1e6,
-        "gbs": 2 * most / ours.median / 1e9, "turns": len(slowest[GRAPH]),
-    }  # fmt: skip
+        "mb": most / 1e6,
+        "median_us": ours.median * 1e6,
+        "p95_us": ours.p95 * 1e6,
+        "gbs": 2 * most / ours.median / 1e9,
+        "turns": len(slowest[GRAPH]),
+    }
     if COPY in slowest:
         copy = Statistics.of(slowest[COPY]).median
         record |= {"copy_us": copy * 1e6, "copy_gbs": 2 * most / copy / 1e9}

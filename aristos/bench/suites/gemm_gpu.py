@@ -49,8 +49,9 @@ COLUMNS = (
 class Products:
     """Weights of some experts and rows on the GPU, and the calls that multiply them."""
 
-    def __init__(self, gpu: BenchGpu, kind: str, experts: int, hidden: int, columns: int, blas: Cublas | None,
-                 most_rows: int) -> None:  # fmt: skip
+    def __init__(
+        self, gpu: BenchGpu, kind: str, experts: int, hidden: int, columns: int, blas: Cublas | None, most_rows: int
+    ) -> None:
         from ...kernels.cuda.pack import narrow, outputs, pack, pack_bias, unpacked, widen
         from ...kernels.cuda.tile import BYTES
 
@@ -92,19 +93,36 @@ class Products:
         def ours() -> None:
             for e in range(self.experts):
                 gpu.launch(
-                    kernel, grid, tile.shared_bytes, a_rows.at + 8 * rows * e, c_rows.at + 8 * rows * e, rows,
-                    self.weights + self.step * e, self.pitch, self.bias.at, self.columns, self.size * self.hidden,
-                    NONE, 0,
-                )  # fmt: skip
+                    kernel,
+                    grid,
+                    tile.shared_bytes,
+                    a_rows.at + 8 * rows * e,
+                    c_rows.at + 8 * rows * e,
+                    rows,
+                    self.weights + self.step * e,
+                    self.pitch,
+                    self.bias.at,
+                    self.columns,
+                    self.size * self.hidden,
+                    NONE,
+                    0,
+                )
 
         def blas() -> None:
             assert self.blas is not None
             for e in range(self.experts):
                 self.blas.product(
-                    self.kind, rows, self.columns, self.hidden, self.x.at + self.size * self.hidden * rows * e,
-                    self.hidden, self.plain + self.step * e, self.pitch // self.size,
-                    self.y.at + self.size * self.columns * rows * e, self.columns,
-                )  # fmt: skip
+                    self.kind,
+                    rows,
+                    self.columns,
+                    self.hidden,
+                    self.x.at + self.size * self.hidden * rows * e,
+                    self.hidden,
+                    self.plain + self.step * e,
+                    self.pitch // self.size,
+                    self.y.at + self.size * self.columns * rows * e,
+                    self.columns,
+                )
 
         return {OURS: ours} | ({BLAS: blas} if self.blas is not None else {})
 
@@ -147,17 +165,26 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         times.append(found)
         median = {name: Statistics.of(t).median for name, t in found.items()}
         record = {
-            "rows": rows, "tile": tile.name, "median_us": median[OURS] * 1e6, "turns": len(found[OURS]),
-            "tflops": flops * rows / median[OURS] / 1e12, "error": errors[OURS],
+            "rows": rows,
+            "tile": tile.name,
+            "median_us": median[OURS] * 1e6,
+            "turns": len(found[OURS]),
+            "tflops": flops * rows / median[OURS] / 1e12,
+            "error": errors[OURS],
             "check": VERDICTS[errors[OURS] <= most_error],
-        }  # fmt: skip
+        }
         if BLAS in found and errors[BLAS] > most_error:
             sheet.notes.append(f"{WRONG_RIVAL}: cuBLAS's outputs for {rows} rows have an error of {errors[BLAS]:.1e}")
             found[BLAS] = np.full_like(found[BLAS], np.nan)
         elif BLAS in found:
             share, low, high = ratios(found[OURS], found[BLAS])
-            record |= {"blas_tflops": flops * rows / median[BLAS] / 1e12, "share": share, "share_low": low,
-                       "share_high": high, "blas_error": errors[BLAS]}  # fmt: skip
+            record |= {
+                "blas_tflops": flops * rows / median[BLAS] / 1e12,
+                "share": share,
+                "share_low": low,
+                "share_high": high,
+                "blas_error": errors[BLAS],
+            }
         sheet.records.append(record)
     rival = why if blas is None else blas.used
     sheet.notes.append(rival)
@@ -169,7 +196,10 @@ def _table(ctx: Context, times: list[dict[str, np.ndarray]], flops: float, rival
     """Raw times."""
     names = list(times[0])
     seconds = padded([[found[name] for found in times] for name in names])
-    table = Table("gemm", "gemm_cuda", attributes={"shape": str(ctx.shape()), "flops_a_row_of_every_expert": flops,
-                                                 "rival": rival})  # fmt: skip
+    table = Table(
+        "gemm",
+        "gemm_cuda",
+        attributes={"shape": str(ctx.shape()), "flops_a_row_of_every_expert": flops, "rival": rival},
+    )
     table.dim("kernel", names).dim("rows", ROWS, "1", "rows of each expert").dim("turn", np.arange(seconds.shape[-1]))
     return table.add("time", ("kernel", "rows", "turn"), seconds, "s", "the product of every expert")

@@ -89,9 +89,7 @@ class GpuPlayer:
         with gpu.here():
             _, stats = played.moe(played.x, out=played.y, return_stats=True, **played.routing)
         self.blocks = stats.workers
-        found = gpu.in_turns(
-            {GRAPH: self.call(graph)}, 0.9 * seconds, ctx.options.warmup, ctx.options.iters, self.note
-        )  # fmt: skip
+        found = gpu.in_turns({GRAPH: self.call(graph)}, 0.9 * seconds, ctx.options.warmup, ctx.options.iters, self.note)
         self.errors += [played.now(), played.error(graph)]
         self.times = gathered(ctx.world, found[GRAPH])
         self.lost = gathered(ctx.world, np.array(self.idle))
@@ -139,11 +137,19 @@ def _record(work: Workload, player: GpuPlayer) -> dict[str, Any]:
     p50, p95 = np.quantile(slowest / slowest.min(), [0.5, 0.95])
     rows = np.bincount(work.placement, player.played.rows, work.world.size)
     return {
-        "pattern": player.pattern, "tokens": player.played.count, "busiest_over_mean": busiest_over_mean(rows),
-        "blocks": player.blocks, "median_us": Statistics.of(player.times).median * 1e6, "idle": float(np.median(share)),
-        "idle_p95": float(np.quantile(share, 0.95)), "straggler_p50": float(p50), "straggler_p95": float(p95),
-        "turns": len(slowest), "error": error, "check": VERDICTS[work.passes(error)],
-    }  # fmt: skip
+        "pattern": player.pattern,
+        "tokens": player.played.count,
+        "busiest_over_mean": busiest_over_mean(rows),
+        "blocks": player.blocks,
+        "median_us": Statistics.of(player.times).median * 1e6,
+        "idle": float(np.median(share)),
+        "idle_p95": float(np.quantile(share, 0.95)),
+        "straggler_p50": float(p50),
+        "straggler_p95": float(p95),
+        "turns": len(slowest),
+        "error": error,
+        "check": VERDICTS[work.passes(error)],
+    }
 
 
 def _table(ctx: Context, work: Workload, done: list[GpuPlayer]) -> Table:

@@ -140,17 +140,20 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
     )
 
 
-def _record(work: Workload, rivals: Rivals, tokens: int, name: str, times: np.ndarray,
-            chain: np.ndarray | None) -> dict[str, Any]:  # fmt: skip
+def _record(
+    work: Workload, rivals: Rivals, tokens: int, name: str, times: np.ndarray, chain: np.ndarray | None
+) -> dict[str, Any]:
     record = {"tokens": tokens, "what": name, **rivals.verdict(name)}
     if name in rivals.wrong:
         return record
     summary, world = Statistics.of(times), work.world.size
     record |= {
-        "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6,
-        "tokens_per_s": tokens * world / summary.median, "turns": len(times),
+        "median_us": summary.median * 1e6,
+        "p95_us": summary.p95 * 1e6,
+        "tokens_per_s": tokens * world / summary.median,
+        "turns": len(times),
         "tflops_per_rank": float(rivals.rows.sum()) * work.flops_per_row / world / summary.median / 1e12,
-    }  # fmt: skip
+    }
     if name == GRAPH and chain is not None:
         record["speedup"], record["speedup_low"], record["speedup_high"] = ratios(times, chain)
     return record

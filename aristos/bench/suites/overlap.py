@@ -471,9 +471,12 @@ def _table(ctx: Context, done: list[CaseTimes], links: list[dict[str, Any]]) -> 
     table.add("core_share", dims, of("core"), "1", CORE_SHARE)
     table.add("experts_time", "case", [m.alone for m in done], "s", "the busiest rank's experts alone")
     table.add(
-        "bound", ("case", "alpha", "rate"), _bounds(done, alphas, rates, links[0]["copy_gb_per_s"]), "s",
+        "bound",
+        ("case", "alpha", "rate"),
+        _bounds(done, alphas, rates, links[0]["copy_gb_per_s"]),
+        "s",
         "what a fused call should take at most",
-    )  # fmt: skip
+    )
     plain, undelayed = (
         np.array([[np.median([b.median(s) for b in getattr(m, name)]) for s in SCHEDULES] for m in done])
         for name in ("plain", "undelayed")

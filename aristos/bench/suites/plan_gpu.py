@@ -176,11 +176,20 @@ def _record(work: Workload, entry: Entry, planned: Entry) -> dict[str, Any]:
     measured, predicted = Statistics.of(slowest).median * 1e6, float(cost.pi_us[worst] + cost.comm_us[worst])
     speedup, low, high = ratios(planned.times["stage"].max(axis=0), slowest)
     return {
-        "plan": entry.name, "groups": entry.groups, "predicted_pi_us": float(cost.pi_us[worst]),
-        "predicted_comm_us": float(cost.comm_us[worst]), "predicted_us": predicted, "measured_us": measured,
-        "ratio": measured / predicted, "speedup": speedup, "speedup_low": low, "speedup_high": high,
-        "turns": len(slowest), "error": entry.error, "check": VERDICTS[work.passes(entry.error)],
-    }  # fmt: skip
+        "plan": entry.name,
+        "groups": entry.groups,
+        "predicted_pi_us": float(cost.pi_us[worst]),
+        "predicted_comm_us": float(cost.comm_us[worst]),
+        "predicted_us": predicted,
+        "measured_us": measured,
+        "ratio": measured / predicted,
+        "speedup": speedup,
+        "speedup_low": low,
+        "speedup_high": high,
+        "turns": len(slowest),
+        "error": entry.error,
+        "check": VERDICTS[work.passes(entry.error)],
+    }
 
 
 def _notes(problem: Problem) -> list[str]:

@@ -139,10 +139,14 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 def _record(work: Workload, tokens: int, found: dict[str, np.ndarray], error: float) -> dict[str, Any]:
     calls, host = (found[name].max(axis=1) for name in ("calls", "host"))
     record: dict[str, Any] = {
-        "tokens": tokens, "waits_us": float(np.median(calls[0])) * 1e6, "computes_us": float(np.median(calls[1])) * 1e6,
-        "host_alone_us": float(np.median(host[0])) * 1e6, "turns": calls.shape[1], "error": error,
+        "tokens": tokens,
+        "waits_us": float(np.median(calls[0])) * 1e6,
+        "computes_us": float(np.median(calls[1])) * 1e6,
+        "host_alone_us": float(np.median(host[0])) * 1e6,
+        "turns": calls.shape[1],
+        "error": error,
         "check": VERDICTS[work.passes(error)],
-    }  # fmt: skip
+    }
     for name, each in (("slowdown", calls), ("host_slowdown", host)):
         middle, low, high = (ratio - 1 for ratio in ratios(each[0], each[1]))
         record |= {name: middle, f"{name}_low": low, f"{name}_high": high}

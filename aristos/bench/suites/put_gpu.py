@@ -63,9 +63,21 @@ class Puts:
         """Queue a launch in which one half of the grid puts, or both."""
         batch = max(1, BATCH_BYTES // self.row_bytes)
         self.gpu.launch(
-            self.kernel, self.grid, 0, self.source.at, self.target.at, self.words.at, self.words.at, self.rows,
-            self.row_bytes, batch, halves, self._base, LIMIT_NS, self.late.at,
-        )  # fmt: skip
+            self.kernel,
+            self.grid,
+            0,
+            self.source.at,
+            self.target.at,
+            self.words.at,
+            self.words.at,
+            self.rows,
+            self.row_bytes,
+            batch,
+            halves,
+            self._base,
+            LIMIT_NS,
+            self.late.at,
+        )
         self._base += self.rows
 
     def copy(self, halves: int) -> None:
@@ -113,9 +125,21 @@ class PairPuts:
         way = put_signal.ALL if halves == 2 else (put_signal.PUTS, put_signal.WAITS)[pair.side]
         batch, words = max(1, BATCH_BYTES // self.row_bytes), self.size_of(self.grid) - self.grid * put_signal.LINE
         self.gpu.launch(
-            self.kernel, self.grid, 0, self.source.at, pair.theirs, pair.theirs + words, pair.own + words, self.rows,
-            self.row_bytes, batch, way, self._base, LIMIT_NS, self.late.at,
-        )  # fmt: skip
+            self.kernel,
+            self.grid,
+            0,
+            self.source.at,
+            pair.theirs,
+            pair.theirs + words,
+            pair.own + words,
+            self.rows,
+            self.row_bytes,
+            batch,
+            way,
+            self._base,
+            LIMIT_NS,
+            self.late.at,
+        )
         self._base += self.rows
 
     def copy(self, halves: int) -> None:
@@ -202,10 +226,16 @@ def _record(nbytes: int, row_bytes: int, way: str, found: dict[str, np.ndarray],
     """nbytes: of a launch, over both sides."""
     share, low, high = ratios(found["put"], found["copy"])
     return {
-        "row_bytes": row_bytes, "way": way, "gbs": nbytes / Statistics.of(found["put"]).median / 1e9,
-        "copy_gbs": nbytes / Statistics.of(found["copy"]).median / 1e9, "share": share, "share_low": low,
-        "share_high": high, "turns": len(found["put"]), "check": VERDICTS[right],
-    }  # fmt: skip
+        "row_bytes": row_bytes,
+        "way": way,
+        "gbs": nbytes / Statistics.of(found["put"]).median / 1e9,
+        "copy_gbs": nbytes / Statistics.of(found["copy"]).median / 1e9,
+        "share": share,
+        "share_low": low,
+        "share_high": high,
+        "turns": len(found["put"]),
+        "check": VERDICTS[right],
+    }
 
 
 def _table(times: dict[tuple[str, int], dict[str, np.ndarray]], grid: int, name: str) -> Table:

@@ -192,18 +192,25 @@ def _records(work: Workload, phase: GpuPhase) -> list[dict[str, Any]]:
     records = []
     for name, times in slowest.items():
         record = {
-            "phase": phase.name, "steps": len(phase.steps), "tokens_per_step": float(phase.tokens.mean()),
-            "busiest_median": float(np.median(skew)), "busiest_most": float(np.max(skew)), "what": name,
+            "phase": phase.name,
+            "steps": len(phase.steps),
+            "tokens_per_step": float(phase.tokens.mean()),
+            "busiest_median": float(np.median(skew)),
+            "busiest_most": float(np.max(skew)),
+            "what": name,
             **verdict(work, phase.errors[name], phase.used.get(name, "")),
-        }  # fmt: skip
+        }
         records.append(record)
         if name in wrong:
             continue
         summary = Statistics.of(times.reshape(-1))
         record |= {
-            "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6, "p99_us": summary.p99 * 1e6,
-            "tokens_per_s": float(phase.tokens.sum() / np.median(whole[name])), "passes": times.shape[1],
-        }  # fmt: skip
+            "median_us": summary.median * 1e6,
+            "p95_us": summary.p95 * 1e6,
+            "p99_us": summary.p99 * 1e6,
+            "tokens_per_s": float(phase.tokens.sum() / np.median(whole[name])),
+            "passes": times.shape[1],
+        }
         if name == GRAPH and (chain := fastest(whole)) is not None:
             record["speedup"], record["speedup_low"], record["speedup_high"] = ratios(whole[name], chain)
     return records

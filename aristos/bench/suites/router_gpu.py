@@ -221,8 +221,12 @@ def rows_on(gpu: BenchGpu, values: np.ndarray, kind: str) -> GpuArray:
 def _record(found: Found, steps: str) -> dict[str, Any]:
     ours, theirs = found[OURS, steps], found.get((TORCH, steps))
     summary = Statistics.of(ours)
-    record: dict[str, Any] = {"what": steps, "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6,
-                              "turns": len(ours)}  # fmt: skip
+    record: dict[str, Any] = {
+        "what": steps,
+        "median_us": summary.median * 1e6,
+        "p95_us": summary.p95 * 1e6,
+        "turns": len(ours),
+    }
     if theirs is not None:
         record["torch_us"] = Statistics.of(theirs).median * 1e6
         record["speedup"], record["speedup_low"], record["speedup_high"] = ratios(ours, theirs)

@@ -57,9 +57,21 @@ class PingPong:
             return
         words = 2 * self.row_bytes
         self.gpu.launch(
-            PING_PONG, self.grid, 0, self.source.at, self.slots, self.slots + words, self.theirs, self.theirs + words,
-            self.first, self.row_bytes, ROUNDS, self._base, LIMIT_NS, self.late.at,
-        )  # fmt: skip
+            PING_PONG,
+            self.grid,
+            0,
+            self.source.at,
+            self.slots,
+            self.slots + words,
+            self.theirs,
+            self.theirs + words,
+            self.first,
+            self.row_bytes,
+            ROUNDS,
+            self._base,
+            LIMIT_NS,
+            self.late.at,
+        )
         self._base += ROUNDS
 
     def right(self) -> bool:
@@ -95,9 +107,16 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
             summary, link = Statistics.of(found), "self" if pair is None else f"0-{pair.peer} {pair.link}"
             seen.setdefault("signal_cuda" if pair is None else f"signal_cuda_{pair.peer}", []).append(found)
             sheet.records.append(
-                {"row_bytes": row_bytes, "link": link, "median_us": summary.median * 1e6, "p95_us": summary.p95 * 1e6,
-                 "fastest_us": summary.fastest * 1e6, "turns": len(found), "check": VERDICTS[right]}
-            )  # fmt: skip
+                {
+                    "row_bytes": row_bytes,
+                    "link": link,
+                    "median_us": summary.median * 1e6,
+                    "p95_us": summary.p95 * 1e6,
+                    "fastest_us": summary.fastest * 1e6,
+                    "turns": len(found),
+                    "check": VERDICTS[right],
+                }
+            )
             world.barrier()
     return Result(sheet.ok, [sheet], [_table(name, times) for name, times in seen.items()])
 

@@ -101,11 +101,16 @@ def run(ctx: Context) -> Result:
     work = Workload(ctx.world, replace(shape.cfg, dtype="float32", precision="highest"), ctx.options.seed)
     stacked: dict[str, Any] = work.weights()
     moe = MoE(
-        work.cfg, work.world.comm, threads=ctx.options.threads, placement=work.placement.tolist(),
-        ranks_per_node=work.world.ranks_per_node, backend="cpu", train=True,
+        work.cfg,
+        work.world.comm,
+        threads=ctx.options.threads,
+        placement=work.placement.tolist(),
+        ranks_per_node=work.world.ranks_per_node,
+        backend="cpu",
+        train=True,
         tape_bytes=ctx.world.size * max(shape.tokens) * work.cfg.top_k * place_bytes(work.cfg, "hidden"),
         **work.world.waits,
-    )  # fmt: skip
+    )
     sheet = Sheet(f"training: {shape}, {counted(ctx.world.size, 'rank')}", COLUMNS)
     raw: list[list[dict[str, np.ndarray]]] = []
     peaks, core = [], []

@@ -297,8 +297,15 @@ def weigh_row(kernels, call, site):
 
 
 ARITHMETIC = (
-    expert_rows, backward_rows, up_columns, down_columns, combine_token, route_block, weigh_shared, weigh_row,
-)  # fmt: skip
+    expert_rows,
+    backward_rows,
+    up_columns,
+    down_columns,
+    combine_token,
+    route_block,
+    weigh_shared,
+    weigh_row,
+)
 
 
 def instead(module: ModuleType, functions: dict[str, object]) -> ModuleType:

@@ -43,10 +43,18 @@ def rows(element: ElementType, entries: Any) -> int:
         expert_weights = ExpertWeights(up=at, gate=0, down=at + up, up_bias=0, gate_bias=0, down_bias=0)
         call(
             ExpertRows(
-                rows=count, x=xs.ctypes.data, y=ys.ctypes.data, weights=expert_weights, activation=word("relu", None),
-                hidden=HIDDEN, ffn=FFN, scratch=scratch.ctypes.data, wire=0, kept=0,
+                rows=count,
+                x=xs.ctypes.data,
+                y=ys.ctypes.data,
+                weights=expert_weights,
+                activation=word("relu", None),
+                hidden=HIDDEN,
+                ffn=FFN,
+                scratch=scratch.ctypes.data,
+                wire=0,
+                kept=0,
             )
-        )  # fmt: skip
+        )
 
     def run_all() -> None:
         for expert in range(EXPERTS):

@@ -76,10 +76,8 @@ def _weigh_row(kernels, call):
         table = call.scratch + SPARE
         mem.store(table, call.x)
         put_combine_token(
-            CombineToken(
-                y=call.y, k=1, weights=call.weight, rows=table, hidden=call.hidden, scratch=call.scratch
-            )
-        )  # fmt: skip
+            CombineToken(y=call.y, k=1, weights=call.weight, rows=table, hidden=call.hidden, scratch=call.scratch)
+        )
         invoke(kernels, COMBINE_TOKEN, call.scratch)
 
     return run

@@ -148,9 +148,12 @@ _kernels = {  # rows of float32, then rows of bfloat16 where the instruction set
 _branches = unrolled("_branches", _rows_arguments, f"case({_rows_arguments})", _kernels, globals())
 _unpack, _close_group = packed_kernels.unpack(FORM, LANES, TABLE), packed_kernels.close_group(LANES)
 _widen_scales = unrolled(
-    "_widen_scales", "source, target, groups, shared", "case(source, target, groups, shared)",
-    {code: packed_kernels.widen_scales(name, FORM, LANES) for name, code in SCALE_CODES.items()}, globals(),
-)  # fmt: skip
+    "_widen_scales",
+    "source, target, groups, shared",
+    "case(source, target, groups, shared)",
+    {code: packed_kernels.widen_scales(name, FORM, LANES) for name, code in SCALE_CODES.items()},
+    globals(),
+)
 _widen_zeros = packed_kernels.widen_zeros(FORM)
 overload(widen_scales)(lambda code, source, target, groups, shared: _widen_scales)
 overload(widen_zeros)(
@@ -313,10 +316,18 @@ def by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
             for part in range(row_groups):
                 rows = size + 1 if part < larger else size
                 rows_by_codes(
-                    rows + FEW * kept, here + PITCH * i + nbytes * (k % KC), at + PAIR * (k // 2),
-                    sums + SUMS * i + 64 * half, groups, (count + 1) // 2, scales + SCALE_BYTES * g + 64 * half,
-                    x + x_pitch * i + FLOAT * g if x != 0 else 0, x_pitch, parts + SUMS * i + 64 * half, flags,
-                )  # fmt: skip
+                    rows + FEW * kept,
+                    here + PITCH * i + nbytes * (k % KC),
+                    at + PAIR * (k // 2),
+                    sums + SUMS * i + 64 * half,
+                    groups,
+                    (count + 1) // 2,
+                    scales + SCALE_BYTES * g + 64 * half,
+                    x + x_pitch * i + FLOAT * g if x != 0 else 0,
+                    x_pitch,
+                    parts + SUMS * i + 64 * half,
+                    flags,
+                )
                 i += rows
             k += groups * count
             if k % KC == 0:

@@ -36,10 +36,13 @@ def head(kind: WeightType, depth: int) -> dict[str, int]:
     zeros = LINE + up(groups * nbytes * (1 if kind.columns > 1 else WIDTH), LINE)
     codes = zeros + (up(groups * WIDTH * kind.bits // 8, LINE) if kind.zeros else 0)
     return {
-        "step": codes + up(depth) * WIDTH * kind.bits // 8, "group": kind.group or up(depth),
-        "scale": SCALE_CODES[str(kind.scale)], "shared": int(kind.columns > 1), "zeros": zeros if kind.zeros else 0,
+        "step": codes + up(depth) * WIDTH * kind.bits // 8,
+        "group": kind.group or up(depth),
+        "scale": SCALE_CODES[str(kind.scale)],
+        "shared": int(kind.columns > 1),
+        "zeros": zeros if kind.zeros else 0,
         "codes": codes,
-    }  # fmt: skip
+    }
 
 
 def nbytes(kind: WeightType, depth: int, columns: int) -> int:

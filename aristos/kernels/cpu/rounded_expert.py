@@ -100,7 +100,7 @@ def keep_hidden(m, kept, j, ffn, u, g):
 @jit
 def hidden_panels(
     element, m, a, weights, code, hidden, ffn, first, last, j0, h, columns, after, sums, spare, wire, kept
-):  # fmt: skip
+):
     """Hidden activations first..last of m rows, rounded, become columns first - j0.. of the operand h.
 
     a: operand of x; columns: of h; after: address of the weights that are read next, or 0; sums: of m rows of 32 sums,

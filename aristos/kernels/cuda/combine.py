@@ -24,8 +24,12 @@ def parts(kind: str) -> tuple[Any, Any]:
         @cuda.jit(device=True)
         def four(address):
             a, b, c, d = ptx.load16_once(address)
-            return (ptx.float_of_register(a), ptx.float_of_register(b), ptx.float_of_register(c),
-                    ptx.float_of_register(d))  # fmt: skip
+            return (
+                ptx.float_of_register(a),
+                ptx.float_of_register(b),
+                ptx.float_of_register(c),
+                ptx.float_of_register(d),
+            )
 
         @cuda.jit(device=True)
         def put(address, a, b, c, d):

@@ -108,10 +108,14 @@ def finish(kernel: Any, arch: str, text: str, out: Path) -> Row:
     files["sass"].write_text(disassemble(files["cubin"]), encoding="utf-8")
     shared = made.shared_bytes + kernel.shared_bytes
     return {
-        "kernel": kernel.name, "arch": arch, "registers": made.registers, "spill_bytes": made.spill_bytes,
-        "shared_bytes": shared, "blocks_per_sm": limits.resident(limits.of(cc), kernel.threads, shared, made.registers),
+        "kernel": kernel.name,
+        "arch": arch,
+        "registers": made.registers,
+        "spill_bytes": made.spill_bytes,
+        "shared_bytes": shared,
+        "blocks_per_sm": limits.resident(limits.of(cc), kernel.threads, shared, made.registers),
         "advice": list(made.advice),
-    }  # fmt: skip
+    }
 
 
 def compilers() -> str:

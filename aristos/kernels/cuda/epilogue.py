@@ -76,9 +76,12 @@ def _out(tile: Tile) -> Any:
         def put(address, place, gated):
             v = outputs(place, gated)
             ptx.store16_once(
-                address, ptx.bits_of_float(v[0]), ptx.bits_of_float(v[1]), ptx.bits_of_float(v[2]),
+                address,
+                ptx.bits_of_float(v[0]),
+                ptx.bits_of_float(v[1]),
+                ptx.bits_of_float(v[2]),
                 ptx.bits_of_float(v[3]),
-            )  # fmt: skip
+            )
     else:
         pair = ptx.pair_bf16 if tile.kind == "bf16" else ptx.pair_f16
 

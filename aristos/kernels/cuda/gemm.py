@@ -23,11 +23,14 @@ from .wgmma_product import group_product
 # by kind, in rising order of rows: a bigger tile reads weights less often, a smaller one computes fewer empty rows
 TILES = {
     "bf16": (
-        Tile("bf16", 16, 128, 1, 4, 4, 3), Tile("bf16", 32, 128, 1, 4, 4, 2), Tile("bf16", 64, 128, 2, 2, 3, 2),
-        Tile("bf16", 128, 128, 2, 4, 3, 2), Tile("bf16", 256, 128, 4, 2, 3, 1),
+        Tile("bf16", 16, 128, 1, 4, 4, 3),
+        Tile("bf16", 32, 128, 1, 4, 4, 2),
+        Tile("bf16", 64, 128, 2, 2, 3, 2),
+        Tile("bf16", 128, 128, 2, 4, 3, 2),
+        Tile("bf16", 256, 128, 4, 2, 3, 1),
     ),
     "f32": (Tile("f32", 16, 64, 1, 4, 4, 4), Tile("f32", 64, 64, 2, 2, 3, 3), Tile("f32", 128, 64, 4, 1, 3, 2)),
-}  # fmt: skip
+}
 for _kind in ("f16", "tf32"):
     TILES[_kind] = tuple(replace(tile, kind=_kind) for tile in TILES["bf16"])
 # Registers: ptxas needs a few more for sm_100 and later than two such blocks can have.
@@ -35,11 +38,12 @@ ONE_BLOCK_FROM, ONE_BLOCK_ROWS = 10, 128
 # sm_90 uses these for every number of rows: wgmma and mma.sync may sum a k step with different last bits
 GROUPS = {
     kind: (
-        Tile(kind, 64, 128, 4, 1, 3, 3, groups=True), Tile(kind, 128, 128, 8, 1, 3, 2, groups=True),
+        Tile(kind, 64, 128, 4, 1, 3, 3, groups=True),
+        Tile(kind, 128, 128, 8, 1, 3, 2, groups=True),
         Tile(kind, 256, 128, 8, 1, 4, 1, groups=True),
     )
     for kind in GROUP_PRODUCTS
-}  # fmt: skip
+}
 
 
 def tiles(kind: str, gpu: Target, static: int = 0) -> tuple[Tile, ...]:
@@ -114,8 +118,13 @@ def tile_product(tile: Tile) -> Any:
         return group_product(tile)
     code_of = Code(tile)
     row_pointers, fetch_rows, fetch_weights, start, stage, multiply = (
-        code_of.row_pointers, code_of.fetch_rows, code_of.fetch_weights, code_of.start, code_of.stage, code_of.multiply,
-    )  # fmt: skip
+        code_of.row_pointers,
+        code_of.fetch_rows,
+        code_of.fetch_weights,
+        code_of.start,
+        code_of.stage,
+        code_of.multiply,
+    )
     own_offsets, store = _own_offsets(tile), finish(tile)
     commit, wait, wait_all = ptx.copy_async_commit, ptx.copy_async_wait(tile.stages - 2), ptx.copy_async_wait(0)
     stages, stage_bytes, narrow = tile.stages, tile.stage_bytes, tile.narrow
@@ -175,8 +184,20 @@ def gemm(tile: Tile) -> Any:
     def kernel(a_rows, c_rows, m, weight, pitch, bias, width, depth, code, gated):
         shared = memory()
         first = cuda.blockIdx.x * tile_m
-        product(shared, a_rows + 8 * first, c_rows + 8 * first, min(m - first, tile_m), weight, pitch, bias, width,
-                depth, cuda.blockIdx.y * tile_n, code, gated)  # fmt: skip
+        product(
+            shared,
+            a_rows + 8 * first,
+            c_rows + 8 * first,
+            min(m - first, tile_m),
+            weight,
+            pitch,
+            bias,
+            width,
+            depth,
+            cuda.blockIdx.y * tile_n,
+            code,
+            gated,
+        )
 
     kernel.__name__ = f"gemm_{tile.name}"
     return cuda.jit(kernel, launch_bounds=(tile.threads, tile.blocks))

@@ -15,8 +15,9 @@ LLVM = {"r": I32, "l": I64, "f": F32}  # by constraint letter of inline assembly
 NUMBA = {"r": types.int32, "l": types.int64, "f": types.float32}
 
 
-def primitive(text: str, gives: str = "", takes: str = "", memory: bool = True,
-              carried: bool = False) -> Callable[[Callable[..., Any]], Any]:  # fmt: skip
+def primitive(
+    text: str, gives: str = "", takes: str = "", memory: bool = True, carried: bool = False
+) -> Callable[[Callable[..., Any]], Any]:
     """Make an intrinsic of one PTX text. gives, takes: a constraint letter for each result and argument, from $0 on.
 
     memory: it accesses memory, so the compiler must not move other accesses across it. carried: the result registers

@@ -235,8 +235,12 @@ def copy_async_wait(groups: int) -> Any:
 class _Barrier(ctypes.Structure):
     """The state of an mbarrier in its 8 bytes, as the plain functions keep it; the hardware's format is opaque."""
 
-    _fields_ = [("phase", ctypes.c_uint8), ("count", ctypes.c_uint8), ("pending", ctypes.c_int16),
-                ("bytes", ctypes.c_int32)]  # fmt: skip
+    _fields_ = [
+        ("phase", ctypes.c_uint8),
+        ("count", ctypes.c_uint8),
+        ("pending", ctypes.c_int16),
+        ("bytes", ctypes.c_int32),
+    ]
     phase: int
     pending: int
     bytes: int
@@ -309,8 +313,10 @@ def load_matrices(addresses):
 @primitive(
     "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9},"
     " {$10, $11, $12, $13};",
-    "ffff", "rrrrrrffff", memory=False,
-)  # fmt: skip
+    "ffff",
+    "rrrrrrffff",
+    memory=False,
+)
 def multiply_bf16(a, b, c):
     """D = A B + C, A [16, 16], B [16, 8] bfloat16, C and D float32 (PTX ISA: mma.m16n8k16).
 
@@ -322,8 +328,10 @@ def multiply_bf16(a, b, c):
 @primitive(
     "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9},"
     " {$10, $11, $12, $13};",
-    "ffff", "rrrrrrffff", memory=False,
-)  # fmt: skip
+    "ffff",
+    "rrrrrrffff",
+    memory=False,
+)
 def multiply_f16(a, b, c):
     """The same for float16 (PTX ISA: as above)."""
     return fragments.product(a, b, c, "f16")
@@ -332,8 +340,10 @@ def multiply_f16(a, b, c):
 @primitive(
     "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9},"
     " {$10, $11, $12, $13};",
-    "ffff", "rrrrrrffff", memory=False,
-)  # fmt: skip
+    "ffff",
+    "rrrrrrffff",
+    memory=False,
+)
 def multiply_tf32(a, b, c):
     """D = A B + C, A [16, 8], B [8, 8] float32 truncated to 10 fraction bits (PTX ISA: mma.m16n8k8)."""
     return fragments.product(a, b, c, "tf32")
@@ -405,8 +415,10 @@ def pair_f16(low, high):
 
 @primitive(
     "{ .reg .b32 part; shl.b32 part, $2, 16; mov.b32 $0, part; and.b32 part, $2, 0xffff0000; mov.b32 $1, part; }",
-    "ff", "r", memory=False,
-)  # fmt: skip
+    "ff",
+    "r",
+    memory=False,
+)
 def widen_bf16(pair):
     """Two bfloat16 of a register as float32, the low half first (PTX ISA: shl, and)."""
     return fragments.both(pair, "bf16")
@@ -414,8 +426,10 @@ def widen_bf16(pair):
 
 @primitive(
     "{ .reg .b16 low, high; mov.b32 {low, high}, $2; cvt.f32.f16 $0, low; cvt.f32.f16 $1, high; }",
-    "ff", "r", memory=False,
-)  # fmt: skip
+    "ff",
+    "r",
+    memory=False,
+)
 def widen_f16(pair):
     """Two float16 of a register as float32, the low half first (PTX ISA: cvt)."""
     return fragments.both(pair, "f16")

@@ -60,7 +60,7 @@ LASTING = (
     "status",
     "unbegun",
     "scratch",
-)  # fmt: skip
+)
 OF_CALL = (
     "x",
     "x_stride",
@@ -72,7 +72,7 @@ OF_CALL = (
     "capacity",
     "input",
     "input_stride",
-)  # fmt: skip
+)
 ABSENT = (  # words whose 0 says that there is nothing
     "given_ids",
     "given_weights",
@@ -83,7 +83,7 @@ ABSENT = (  # words whose 0 says that there is nothing
     "weighted",
     "kept_weights",
     "unbegun",
-)  # fmt: skip
+)
 
 
 def new_job(**values: int) -> np.ndarray:

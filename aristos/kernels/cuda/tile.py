@@ -70,9 +70,13 @@ class Tile:
                 f"{self} needs 2 stages or more, m in multiples of {self.pass_a}, n in multiples of {self.pass_rows}"
             )
         if self.groups and (
-            self.kind not in GROUP_PRODUCTS or self.n != GROUP_COLUMNS or self.warps_n != 1 or self.warps_m % 4
-            or rows % 16 or self.stages < 3
-        ):  # fmt: skip
+            self.kind not in GROUP_PRODUCTS
+            or self.n != GROUP_COLUMNS
+            or self.warps_n != 1
+            or self.warps_m % 4
+            or rows % 16
+            or self.stages < 3
+        ):
             raise InputError(
                 f"{self} is of warpgroups: it must be {' or '.join(GROUP_PRODUCTS)}, {GROUP_COLUMNS} columns, 4 x 1 or"
                 " 8 x 1 warps, with 3 stages or more"

@@ -54,12 +54,18 @@ def group_product(tile: Tile) -> Any:
     """`gemm.tile_product` for a tile of warpgroups. Its barriers lie after the chunks and last for one product."""
     code_of = GroupCode(tile)
     row_pointers, fetch_rows, start, stage, multiply = (
-        code_of.row_pointers, code_of.fetch_rows, code_of.start, code_of.stage, code_of.multiply,
-    )  # fmt: skip
+        code_of.row_pointers,
+        code_of.fetch_rows,
+        code_of.start,
+        code_of.stage,
+        code_of.multiply,
+    )
     store = finish(tile)
     commit, rows_of_first, rows_of_next = (
-        ptx.copy_async_commit, ptx.copy_async_wait(tile.stages - 2), ptx.copy_async_wait(tile.stages - 3),
-    )  # fmt: skip
+        ptx.copy_async_commit,
+        ptx.copy_async_wait(tile.stages - 2),
+        ptx.copy_async_wait(tile.stages - 3),
+    )
     all_but_last, all_products = ptx.multiply_group_wait(1), ptx.multiply_group_wait(0)
     stages, stage_bytes, a_bytes, b_bytes = tile.stages, tile.stage_bytes, tile.a_bytes, tile.n * CHUNK
     group_rows, pitch_c = tile.warp_rows * WARPS, 4 * (tile.n + PAD)

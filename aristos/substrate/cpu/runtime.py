@@ -147,19 +147,39 @@ class CpuRuntime(Runtime):
         back = return_stride(int(job[words.RETURN_BYTES]), int(job[words.SCALARS]))
         assert back <= self.shape.stride, "rows that wait to be put back take as much as rows of a ring"
         self.fill_engine(
-            job, schema.CPU, spins=spins, yields=yields, merge_polls=MERGE_POLLS, return_stride=back, pause_ns=PAUSE_NS,
-            once_rows=ONCE_ROWS if self.shape.ring_rows >= ONCE_ROWS else 0, once_share=ONCE_SHARE,
-            scratch=self._scratch.ctypes.data, lock=self._lock.ctypes.data, wire=self.wire,
+            job,
+            schema.CPU,
+            spins=spins,
+            yields=yields,
+            merge_polls=MERGE_POLLS,
+            return_stride=back,
+            pause_ns=PAUSE_NS,
+            once_rows=ONCE_ROWS if self.shape.ring_rows >= ONCE_ROWS else 0,
+            once_share=ONCE_SHARE,
+            scratch=self._scratch.ctypes.data,
+            lock=self._lock.ctypes.data,
+            wire=self.wire,
             state=self.state.ctypes.data,
-        )  # fmt: skip
+        )
         jobs.fill(
-            job, schema.TILE, schema.CPU, tile=TILE, batch=BATCH, merge_rows=merge_rows, runs=1,
-            workers=workers or self.threads, run_rows=min(run_rows, max(RUN_LEAST, limit // GROUP * GROUP)),
+            job,
+            schema.TILE,
+            schema.CPU,
+            tile=TILE,
+            batch=BATCH,
+            merge_rows=merge_rows,
+            runs=1,
+            workers=workers or self.threads,
+            run_rows=min(run_rows, max(RUN_LEAST, limit // GROUP * GROUP)),
             split_rows=column_runs.MOST_ROWS,
-            up_shares=column_runs.shares(ffn), shared_shares=column_runs.shares(shared),
-            down_shares=column_runs.shares(hidden), all_split=0, scratch_step=self._scratch_step, run_step=0,
+            up_shares=column_runs.shares(ffn),
+            shared_shares=column_runs.shares(shared),
+            down_shares=column_runs.shares(hidden),
+            all_split=0,
+            scratch_step=self._scratch_step,
+            run_step=0,
             run_pitch=0,
-        )  # fmt: skip
+        )
 
     # ------------------------------------------------------------ calls
 

@@ -251,9 +251,7 @@ class CudaDevice:
         stream = self.stream if stream is None else stream
         with self.current(queues=True):
             self._allow(loaded, shared_bytes)
-            call(
-                "cuLaunchKernel", loaded.function, x, y, z, kernel.threads, 1, 1, shared_bytes, stream, parameters, 0
-            )  # fmt: skip
+            call("cuLaunchKernel", loaded.function, x, y, z, kernel.threads, 1, 1, shared_bytes, stream, parameters, 0)
 
     def _allow(self, loaded: Loaded, shared_bytes: int) -> None:
         """More than 48 KB must be allowed in the driver before the first launch."""
@@ -311,9 +309,11 @@ class CudaDevice:
         flags = bindings().CUevent_wait_flags
         with self.current(queues=True):
             call(
-                "cuStreamWaitEvent", stream, event,
+                "cuStreamWaitEvent",
+                stream,
+                event,
                 int(flags.CU_EVENT_WAIT_EXTERNAL if capturing else flags.CU_EVENT_WAIT_DEFAULT),
-            )  # fmt: skip
+            )
 
     def passed(self, event: int) -> bool:
         """Is the work before the event's last record done? Returns at once; True if it was never recorded."""

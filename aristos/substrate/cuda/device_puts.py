@@ -150,8 +150,10 @@ def put_during_kernel(device: Any, window: OwnWindow) -> Answer:
                     for at in pieces(nbytes):
                         window.put(row + at, min(nbytes, 8 * WORDS - at), at)
                 window.flush()
-                if any((window.words[at // 8 : (at + nbytes) // 8] != want[at // 8 : (at + nbytes) // 8]).any()
-                       for at in pieces(nbytes)):  # fmt: skip
+                if any(
+                    (window.words[at // 8 : (at + nbytes) // 8] != want[at // 8 : (at + nbytes) // 8]).any()
+                    for at in pieces(nbytes)
+                ):
                     wrong.append(f"MPI puts {nbytes} bytes from the GPU, and other bytes arrive")
         except Exception as error:
             wrong.append(f"{type(error).__name__}: {error}")

@@ -116,13 +116,15 @@ class DeviceMemory(EngineMemory):
             here = {name: st[tables.starts[name] + p] for name in (words.T_LINE_FROM, words.T_REGION_FROM)}
             st[tables.starts[words.T_LINE_FROM] + p] = line
             for table, value in (
-                (words.T_REMOTE, 1), (words.T_LINE_FROM, line), (words.T_CODED, here[words.T_LINE_FROM]),
+                (words.T_REMOTE, 1),
+                (words.T_LINE_FROM, line),
+                (words.T_CODED, here[words.T_LINE_FROM]),
                 (words.T_REGION_TO, here[words.T_REGION_FROM]),
                 (words.T_OUT_RING, here[words.T_REGION_FROM] + self.layout.ring),
                 (words.T_PUT_REGION, here[words.T_REGION_FROM] + self._at_host - self._remote.base),
                 (words.T_STAGED, self._remote.base),
                 (words.T_PUT_RETURN_ROWS, self._at_host),
-            ):  # fmt: skip
+            ):
                 device_st[tables.starts[table] + p] = value
         locks = self._locks.ctypes.data
         to_peers = self._job(tables, self.wire, locks, idle)

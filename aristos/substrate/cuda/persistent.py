@@ -161,14 +161,30 @@ def begin(
         routing = mem.words(routing_address, router_job.JOB_WORDS)
         weighted = routing[router_job.WEIGHTED]
         words.fill_call(
-            job, tokens=tokens, status_in=status, x=weighted if weighted != 0 else x,
-            x_stride=job[words.ROW_BYTES] if weighted != 0 else x_stride, input_=x, input_stride=x_stride, y=y,
-            ids=ids, weights=weights,
-        )  # fmt: skip
+            job,
+            tokens=tokens,
+            status_in=status,
+            x=weighted if weighted != 0 else x,
+            x_stride=job[words.ROW_BYTES] if weighted != 0 else x_stride,
+            input_=x,
+            input_stride=x_stride,
+            y=y,
+            ids=ids,
+            weights=weights,
+        )
         router_job.fill_routing(
-            routing, x=router_x, x_stride=router_x_stride, tokens=tokens, input_=x, input_stride=x_stride, ids=ids,
-            weights=weights, given_ids=given_ids, given_weights=given_weights, capacity=most,
-        )  # fmt: skip
+            routing,
+            x=router_x,
+            x_stride=router_x_stride,
+            tokens=tokens,
+            input_=x,
+            input_stride=x_stride,
+            ids=ids,
+            weights=weights,
+            given_ids=given_ids,
+            given_weights=given_weights,
+            capacity=most,
+        )
     mem.block_barrier()
     packing.begin(job, st)
     mem.block_barrier()
@@ -387,10 +403,13 @@ def layer(tile: Tile, counted: bool = False) -> Any:
                 c = words.command(job, worker)
                 k, first = job[words.TOP_K], st[words.command_first(c)]
                 combine_rows(
-                    job[words.Y] + job[words.ROW_BYTES] * first, st[words.command_rows(c)], k,
+                    job[words.Y] + job[words.ROW_BYTES] * first,
+                    st[words.command_rows(c)],
+                    k,
                     job[words.WEIGHTS] + 4 * k * first,
-                    job[words.STATE] + WORD * words.row_list(c), job[words.ROW_BYTES],
-                )  # fmt: skip
+                    job[words.STATE] + WORD * words.row_list(c),
+                    job[words.ROW_BYTES],
+                )
             elif kind == codes.PACK:
                 packing.open_streams(job, st, job[words.TOKENS] if st[words.STATUS] == codes.OK else 0)
             elif kind != codes.SETTLE:

@@ -187,19 +187,34 @@ class CudaRuntime(Runtime):
     def fill(self, job: np.ndarray, lock: int = 0) -> None:
         """See `Runtime.fill`. lock: address of a lock for a copy of the state, 0: of the state's own."""
         self.fill_engine(
-            job, schema.CUDA, return_stride=lines(int(job[words.ROW_BYTES])), merge_polls=MERGE_POLLS, wire=0,
-            scratch=self._scratch_at, lock=lock or self.state_at + WORD * self.tables.words, state=self.state_at,
-            abort=self._abort_at, mirror=self._mirror[0], mirror_bytes=self._mirror[1],
-        )  # fmt: skip
+            job,
+            schema.CUDA,
+            return_stride=lines(int(job[words.ROW_BYTES])),
+            merge_polls=MERGE_POLLS,
+            wire=0,
+            scratch=self._scratch_at,
+            lock=lock or self.state_at + WORD * self.tables.words,
+            state=self.state_at,
+            abort=self._abort_at,
+            mirror=self._mirror[0],
+            mirror_bytes=self._mirror[1],
+        )
 
     def fill_tile(self, job: np.ndarray, tile: Tile, blocks: int, gated: bool) -> None:
         """Write into a job what depends on the kernel that runs it. gated: whether experts have a gate projection."""
         hidden, ffn, shared = (int(job[word]) for word in (words.HIDDEN, words.FFN, words.SHARED_FFN))
         runs = persistent.column_split_runs(tile, hidden, ffn, shared, gated, blocks)
         jobs.fill(
-            job, schema.TILE, schema.CUDA, tile=tile.m, batch=tile.m, run_rows=tile.m, merge_rows=tile.m // 2,
-            workers=blocks, **runs,
-        )  # fmt: skip
+            job,
+            schema.TILE,
+            schema.CUDA,
+            tile=tile.m,
+            batch=tile.m,
+            run_rows=tile.m,
+            merge_rows=tile.m // 2,
+            workers=blocks,
+            **runs,
+        )
 
     # ------------------------------------------------------------ calls
 
@@ -222,11 +237,22 @@ class CudaRuntime(Runtime):
         if not call.captured:
             self.follow(stream, capturing)
         opening = persistent.opening(
-            job_address=job, state_address=self.state_at, routing_address=routing, x=call.x, x_stride=call.x_stride,
-            tokens=call.tokens, y=call.y, ids=call.ids, weights=call.weights, status=call.status,
-            router_x=call.router_x or call.x, router_x_stride=call.router_x_stride or call.x_stride,
-            given_ids=call.given_ids, given_weights=call.given_weights, most=call.capacity,
-        )  # fmt: skip
+            job_address=job,
+            state_address=self.state_at,
+            routing_address=routing,
+            x=call.x,
+            x_stride=call.x_stride,
+            tokens=call.tokens,
+            y=call.y,
+            ids=call.ids,
+            weights=call.weights,
+            status=call.status,
+            router_x=call.router_x or call.x,
+            router_x_stride=call.router_x_stride or call.x_stride,
+            given_ids=call.given_ids,
+            given_weights=call.given_weights,
+            most=call.capacity,
+        )
         device.launch(device.load(persistent.BEGIN), 1, 0, *opening, stream=stream)
         routes, count = route_kernels(), router.blocks(call.tokens)
         if count:

@@ -164,10 +164,20 @@ def copied_by_half_a_word(put: Put) -> None:
 @mutation("return-rows-not-copied", transport="proxy")
 def return_rows_not_copied(put: Put) -> None:
     """Return records are copied to the GPU, and the returned rows are not."""
-    put(proxy, "put_return_rows", lambda gpu, cs, peer, tiles: outbox.put_ring(
-        gpu, cs, peer, gpu[words.P_RETURN_RECORDS], cs[words.put_returned(gpu, peer)], tiles, gpu[words.SLOTS],
-        layout.RETURN_RECORD_BYTES,
-    ))  # fmt: skip
+    put(
+        proxy,
+        "put_return_rows",
+        lambda gpu, cs, peer, tiles: outbox.put_ring(
+            gpu,
+            cs,
+            peer,
+            gpu[words.P_RETURN_RECORDS],
+            cs[words.put_returned(gpu, peer)],
+            tiles,
+            gpu[words.SLOTS],
+            layout.RETURN_RECORD_BYTES,
+        ),
+    )
 
 
 @mutation("copied-again", transport="proxy")
