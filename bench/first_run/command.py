@@ -76,7 +76,7 @@ class Report:
         self.start, self.seconds = time.monotonic(), seconds
         self.page, self.out = stem.with_name(f"{stem.name}.md"), stem.with_name(f"{stem.name}.h5").absolute()
         self.stem, self.chosen, self.options = stem, chosen, options
-        self.ends = dict(zip([each.name for each in chosen], parts.limits(chosen, seconds)))
+        self.ends = dict(zip([each.name for each in chosen], parts.limits(chosen, seconds, bool(options))))
         self.facts: dict[str, Any] = {}
         self.ran: list[Ran] = []
         self.left = chosen  # parts that have not ended
@@ -214,6 +214,8 @@ def first(report: Report, rehearsing: bool) -> str:
         report.facts = ran.document.get("facts", {})
         if not report.facts:
             late = f"the driver did not answer within {ran.seconds:.0f} s"
+            if rehearsing:
+                late = f"the PTX machine was not ready within {ran.seconds:.0f} s: --minutes 120 gives it more"
             return late if ran.code is None or not ran.said else ran.said[-1]
         if not rehearsing:
             machine.check(report.facts)

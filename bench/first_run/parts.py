@@ -110,17 +110,19 @@ def replayed(trace: Path) -> Part:
     return Part("replay", "bench", words, 60, (PRODUCTS, LAYER))
 
 
-def limits(parts: tuple[Part, ...], seconds: float) -> list[float]:
+def limits(parts: tuple[Part, ...], seconds: float, rehearsing: bool = False) -> list[float]:
     """When each part must have ended, in seconds from the start of a report of `seconds`.
 
     Parts share the time in proportion to their own seconds; what one leaves, the next may use. In a short report the
-    driver's part has its own seconds all the same, or half of the report: a driver does not answer sooner.
+    driver's part has its own seconds all the same, or half of the report: a driver does not answer sooner. In a
+    rehearsal it has half: there it compiles the PTX machine.
     """
     whole = sum(part.seconds for part in parts) + SAVING
     shares = [seconds * part.seconds / whole for part in parts]
     if parts[0].name == DRIVER and len(parts) > 1:
         others = sum(shares[1:])
-        more = max(0.0, min(parts[0].seconds, seconds / 2) - shares[0])
+        least = seconds / 2 if rehearsing else min(parts[0].seconds, seconds / 2)
+        more = max(0.0, least - shares[0])
         shares = [shares[0] + more, *(share * (1 - more / others) for share in shares[1:])]
     return list(accumulate(shares))
 

@@ -106,6 +106,13 @@ def test_a_driver_that_hangs_is_named(refused, monkeypatch, said):
     assert (code, said) == (3, "no GPU to report on: the driver did not answer within 15 s")
 
 
+def test_a_ptx_machine_that_takes_too_long_is_no_driver_that_hangs(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(processes, "run", lambda part, *rest: parts.Ran(part, None, 15.0, []))
+    assert command.main(["--out", str(tmp_path / "r"), "--rehearse"], "doc", together.report) == 3
+    said = "the PTX machine was not ready within 15 s: --minutes 120 gives it more"
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_without_a_gpu_the_command_says_so(tmp_path):
     """The command itself, on this computer."""

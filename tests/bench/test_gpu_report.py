@@ -291,6 +291,7 @@ def test_a_short_report_leaves_the_driver_time_to_answer():
         assert ends[0] == pytest.approx(driver)
         assert all(one < other for one, other in itertools.pairwise(ends))
     assert parts.limits(parts.PARTS[:1], 60.0) == [pytest.approx(42.0)]
+    assert parts.limits(parts.PARTS, 3600.0, rehearsing=True)[0] == pytest.approx(1800.0)
 
 
 def test_parts_that_hang_end_in_time_with_their_children(report, tmp_path):
