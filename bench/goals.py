@@ -44,8 +44,8 @@ BOTH = 0.85  # of two cores' bandwidth, 16 tokens
 SLOWER = 1.05  # a call with fewer rows over one with more
 _PORTS = (
     "{codes} codes for four rows are {operations} operations of the two vector ports, {cycles} cycles, and memory"
-    " delivers them in 32: share {most} at most; {busy} were measured while the core issued at half its rate, as beside"
-    " a busy second thread"
+    " delivers them in 32: a share of {most} for four rows; {busy} were measured while the core issued at half"
+    " its rate, as beside a busy second thread"
 )
 _FOUR = _PORTS.format(codes=256, operations=94, cycles=47, most="0.67", busy=64)
 _ONE = (
