@@ -88,16 +88,6 @@ class CpuCall:
     error: Exception | None = None
 
 
-def _overlap(y: int, out: np.ndarray, given: CallArguments, at: tuple[int, int, int]) -> bool:
-    """Whether an output that lies at `y` may share bytes with x, ids or weights, which lie `at` those addresses."""
-    for begin, array in zip(at, (given.x, given.ids, given.weights), strict=True):
-        step = array.strides[0]
-        end = begin + step * (len(array) - 1) + array.strides[-1] * array.shape[-1]
-        if step < 0 or (begin < y + out.nbytes and y < end):
-            return True
-    return False
-
-
 def depends_on_isa(cfg: MoEConfig, train: bool) -> bool:
     """Whether a layer's ranks must have one instruction set in common.
 
@@ -264,7 +254,9 @@ class CpuBackend(Backend):
         """Take arrays that need no check, as those of the layer's last call did not; False: one lies elsewhere."""
         out = np.empty(given.x.shape, given.x.dtype) if given.out is None else given.out
         x, ids, weights, y = (arrays.address(each) for each in (given.x, given.ids, given.weights, out))
-        if (x | ids | weights | y) % 8 or (given.out is not None and _overlap(y, out, given, (x, ids, weights))):
+        if (x | ids | weights | y) % 8:
+            return False
+        if given.out is not None and any(np.may_share_memory(out, each) for each in given[:3]):
             return False
         call.x, call.ids, call.weights = given.x, given.ids, given.weights
         call.lead = given.x.shape[:-1]
