@@ -167,7 +167,7 @@ def test_what_becomes_of_codes_scales_and_zero_points(isa, cpu, features, form, 
         return all(a.tobytes() == b.tobytes() for a, b in zip(got, wanted) if isinstance(a, np.ndarray))
 
     codes, panel = _drawn(rng, form, packed.PAIR * 32), np.zeros(2 * 2 * STEP, np.uint8)
-    assert same(*both(packed._unpack, packed.unpack, codes, panel, 32))
+    assert same(*both(packed._unpack, packed.unpack, codes, panel, 2))
     wide = np.zeros(GROUPS * packed.SCALE_BYTES // 4 - floats, np.float32)
     for scale in FORMATS[form].scales:
         kernel, kind = widen_scales(scale, form, packed.LANES), np.dtype(SCALES[scale])
@@ -181,10 +181,12 @@ def test_what_becomes_of_codes_scales_and_zero_points(isa, cpu, features, form, 
     if packed.ZEROED:
         stored = rng.integers(0, 256, GROUPS * 32 * packed.BITS // 8, np.uint8)
         assert same(*both(widen_zeros(form), packed.widen_zeros, stored, wide, GROUPS))
-    rows, scales = 3, rng.standard_normal((1, packed.SCALE_BYTES // 4), np.float32)
-    parts, sums = (rng.standard_normal((rows, floats), np.float32) for _ in range(2))
-    for x in (0, rng.standard_normal((rows, 1), np.float32)):
-        got, wanted = both(packed._close_group, packed.close_group, rows, parts, sums, scales, x, 4)
+    rows, scales = 3, rng.standard_normal((GROUPS, packed.SCALE_BYTES // 4), np.float32)
+    parts, sums = (rng.standard_normal((n * rows, floats), np.float32) for n in (GROUPS, 1))
+    pitch = SUMS * rows
+    for x in (0, rng.standard_normal((rows, GROUPS), np.float32)):
+        close = rows, GROUPS, parts, pitch, sums, scales, x, 4 * GROUPS
+        got, wanted = both(packed._close_groups, packed.close_groups, *close)
         assert all(map(_close, got, wanted))
 
 

@@ -126,15 +126,16 @@ def test_every_code_of_a_format_is_multiplied_by_its_value(name):
 
 
 def test_where_codes_of_4_bits_lie():
-    """Code (k, n) of a panel: in byte 128 (k // 8) + 4 n + k % 8 // 2, the even k in the low half, two's complement."""
+    """Code (k, n) of a panel: of word 32 (k // 8) + n from bit 16 (k % 2) + 4 (k % 8 // 2) on, two's complement."""
     kind = packed("int4", group=0)
     codes = np.random.default_rng(0).integers(0, 16, (40, 70), np.uint8)
     head = packed_panels.head(kind, 40)
     stored = packed_panels.pack(Quantised(kind, codes, np.ones((1, 70), np.float32))).reshape(-1, head["step"])
     for k in range(40):
         for n in range(70):
-            byte = int(stored[n // 32, head["codes"] + 128 * (k // 8) + 4 * (n % 32) + k % 8 // 2])
-            assert (byte >> 4 * (k % 2)) & 15 == int(codes[k, n]) ^ 8
+            words = stored[n // 32, head["codes"] :].view(np.uint32)
+            word = int(words[32 * (k // 8) + n % 32])
+            assert (word >> 16 * (k % 2) + 4 * (k % 8 // 2)) & 15 == int(codes[k, n]) ^ 8
 
 
 @pytest.mark.parametrize("dtype", PACKED_ROWS)

@@ -42,7 +42,7 @@ def _intrinsic(name, count, emit):
         emit(builder, args)
         return context.get_dummy_value()
 
-    names = ", ".join("abcdefghij"[:count])
+    names = ", ".join(f"argument{i}" for i in range(count))
     scope = {"types": types, "count": count, "codegen": codegen}
     exec(f"def {name}(typingctx, {names}):\n    return types.void(*[types.int64] * count), codegen", scope)
     return intrinsic(scope[name])
@@ -593,9 +593,10 @@ def tile_kernel(down, parts=1):
     """Emit the kernel for `down` x 2 tiles of up to 16 x 16 sums of bfloat16 products.
 
     The compiled call is kernel(a, below, b, sums, steps, carry, ahead, pace, upper, lower). `a`: address of the packed
-    tiles of A, STEP bytes a block of 32 k; `below`: bytes from there to those of the lower tile; `b`: of a packed
-    panel; `sums`: of the first of rows of 32 sums; `upper`, `lower`: rows of the tiles, for which `configure` was
-    called. For each block it prefetches `pace` bytes, a multiple of 64. Tiles 0 to 3 hold sums, 4 and 5 A, 6 and 7 B.
+    tiles of A, `upper` rows of 64 bytes a block of 32 k; `below`: bytes from there to those of the lower tile; `b`:
+    address of a packed panel; `sums`: of the first of rows of 32 sums; `upper`, `lower`: rows of the tiles, for which
+    `configure` was called. For each block it prefetches `pace` bytes, a multiple of 64. Tiles 0 to 3 hold sums, 4 and 5
+    A, 6 and 7 B.
     parts: 2 for operands that are sums of two bfloat16. A tile of high values is then followed by that of the low ones,
     and the products are low high, high high, high low: so each tile is loaded once.
     """
@@ -606,7 +607,7 @@ def tile_kernel(down, parts=1):
         store = _declare(builder, "llvm.x86.tilestored64", VOID, [I8, BYTE, I64])
         zero = _declare(builder, "llvm.x86.tilezero", VOID, [I8])
         dot = _declare(builder, "llvm.x86.tdpbf16ps", VOID, [I8] * 3)
-        left = [a, builder.add(a, below)][:down]
+        left, tile = [a, builder.add(a, below)][:down], builder.shl(upper, I64(6))
         first = [sums, builder.add(sums, builder.mul(upper, I64(SUMS)))][:down]
         places = [(I8(2 * i + j), _at(builder, first[i], 64 * j, I8)) for i in range(down) for j in range(2)]
 
@@ -622,9 +623,9 @@ def tile_kernel(down, parts=1):
 
         def rows(k, part):
             """Load tiles of A: part 0 of the two is the high one."""
+            offset = builder.mul(builder.add(builder.mul(k, I64(parts)), I64(part)), tile)
             for i in range(down):
-                offset = builder.add(builder.mul(k, I64(parts * STEP)), I64(STEP * part))
-                builder.call(load, [I8(4 + i), _at(builder, left[i], offset, I8), I64(64)])
+                builder.call(load, [I8(4 + i), _at(builder, builder.add(left[i], offset), 0, I8), I64(64)])
 
         def columns(k, part):
             for j in range(2):

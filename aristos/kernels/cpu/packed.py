@@ -5,8 +5,9 @@ sum of x * code is what the instruction set makes of codes as bfloat16 weights (
 fused multiply-add takes the zero point, another one the scale. The sum of x is that of blocks of 32 k in order, and a
 block's is that of eight sums of every eighth value.
 
-Rows decode codes in registers, FEW at a time: those of float32, and with dot products few of bfloat16. Else PIECE k of
-codes, or what a group has left, become a panel of bfloat16 in the L1 cache, which all rows then read, with equal bits.
+Rows decode codes in registers, FEW at a time: those of float32, and with dot products few of bfloat16. Else
+SHARED_PIECE k of codes, or what a group has left, become a panel of bfloat16 in the L1 cache, which all rows then read,
+with equal bits. Up to TILE_ROWS rows of tiles have a kernel of their own, which does both at once.
 """
 
 import numpy as np
@@ -19,21 +20,25 @@ from ...primitives.buffers import FLOAT, LINE
 from ...quantised import FP4
 from ...weight_types import FORMATS
 from ..common.branches import unrolled
-from . import packed_kernels, tiles, widened
+from . import packed_kernels, tiles, unpack_kernels, widened
 from .convert import BFLOAT16
 from .gemm import KC, PITCH
 from .micro_kernels import STEP, SUMS
 from .packed_kernels import BEGINS, ENDS, FP8_SCALE, PAIR_BYTES, SCALE_BYTES, WHOLE
 from .packed_panels import CODES, GROUP, SCALE, SCALE_CODES, SHARED, UNIT, WIDTH, ZEROS
+from .packed_panels import STEP as PANEL_BYTES
 from .panels import LANES
 from .target import FORMAT, ISA
+from .unpack_kernels import NEAR
 from .widened import DOT, PAIRS, SPAN, WIDE
 
 TILED = ISA == "amx"
 FORM = FORMAT or "int8"  # where weights are plain, nothing here is compiled
 TABLE = ISA.startswith(("avx512", "amx"))  # 16 values are looked up by one permutation
 DOTS = ISA == "avx512bf16"  # rows of bfloat16 are multiplied by dot products of codes too
-PIECE = 128  # k of codes that become bfloat16 at once: 8 KiB
+SHARED_PIECE = 128  # k of codes that become bfloat16 at once for all rows: 8 KiB
+PIECE, TILE_ROWS = 256, 32  # k, and rows, of products by tiles of codes that no other rows read
+GROUPS = PIECE // WIDTH if TILED else 1  # of k, whose sums are kept for a piece
 FEW = {16: 12, 8: 4 if TABLE else 2, 4: 2}[LANES]  # rows whose sums, beside decoded codes, fit the registers
 # rows up to which kernels take the fewest micro-operations: measured on Cascade Lake, faster up to there, equal beyond
 LEAN = (FEW if FORM == "fp8" else 4) if (ISA, LANES) == ("avx512", 16) else 0
@@ -62,17 +67,31 @@ def _codes(codes, pairs, columns=WIDTH):
         return np.stack([mem.bits8(codes + WIDTH * k, columns) for k in range(2 * pairs)])
     units = (pairs + TOGETHER - 1) // TOGETHER
     raw = np.stack([mem.bits8(codes + TOGETHER * WIDTH * u, TOGETHER * columns) for u in range(units)])
-    raw = raw.reshape(units, columns, TOGETHER).transpose(0, 2, 1)
+    raw = raw.reshape(units, columns, 2, 2).transpose(0, 3, 2, 1)  # unit, two pairs, parity of k, column
     return np.stack([raw & 15, raw >> 4], axis=2).reshape(2 * TOGETHER * units, columns)[: 2 * pairs]
 
 
-def unpack(codes, panel, pairs):
-    """Codes of `pairs` >= 1 pairs of k at the address `codes` become blocks of 32 k of a panel of bfloat16."""
-    found = _codes(codes, pairs)
-    for k in range(2 * pairs):
+def unpack(codes, panel, blocks):
+    """Codes of `blocks` >= 1 blocks of 32 k at the address `codes` become a panel of bfloat16."""
+    found = _codes(codes, 16 * blocks)
+    for k in range(32 * blocks):
         for n in range(WIDTH):
             place = panel + 2 * STEP * (k // 32) + STEP * (n // 16) + 64 * (k % 32 // 2) + 4 * (n % 16) + 2 * (k % 2)
             mem.bits16(place, 1)[0] = np.float32(value_of(int(found[k, n]))).view(np.uint32) >> 16
+
+
+def code_sums(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower):
+    """Sums of up to 32 rows for each of several groups of codes: see `unpack_kernels.code_tiles`.
+
+    ring: address of unpack_kernels.RING blocks of a panel.
+    """
+    for g in range(groups):
+        for n in range(blocks):
+            k = blocks * g + n
+            unpack(codes + 16 * PAIR * k, ring, 1)
+            tiles.tile_sums(
+                a + tiles.ROW * upper * k, below, ring, sums + pitch * g, 1, carry or n > 0, ring, 0, upper, lower
+            )
 
 
 def rows_by_codes(code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags):
@@ -99,10 +118,12 @@ def rows_by_codes(code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts
                 _close(SPAN, waiting, sums + SUMS * i, scales + SCALE_BYTES * g, x + x_pitch * i + 4 * g if x else 0)
 
 
-def close_group(m, parts, sums, scales, x, x_pitch):
-    """Scale m rows of 32 sums of a group and add them to `sums`: see `packed_kernels.close_group`."""
+def close_groups(m, groups, parts, pitch, sums, scales, x, x_pitch):
+    """Scale m rows of 32 sums of each group and add them to `sums`: see `unpack_kernels.close_groups`."""
     for i in range(m):
-        _close(WIDTH, mem.floats(parts + SUMS * i, WIDTH), sums + SUMS * i, scales, x + x_pitch * i if x else 0)
+        for g in range(groups):
+            found = mem.floats(parts + SUMS * i + pitch * g, WIDTH)
+            _close(WIDTH, found, sums + SUMS * i, scales + SCALE_BYTES * g, x + x_pitch * i + FLOAT * g if x else 0)
 
 
 def widen_scales(code, source, target, groups, shared):
@@ -146,7 +167,7 @@ _kernels = {  # rows of float32, then rows of bfloat16 where the instruction set
     for rows in range(FEW, 0, -1)
 }
 _branches = unrolled("_branches", _rows_arguments, f"case({_rows_arguments})", _kernels, globals())
-_unpack, _close_group = packed_kernels.unpack(FORM, LANES, TABLE), packed_kernels.close_group(LANES)
+_unpack, _close_groups = unpack_kernels.unpack(FORM, LANES, TABLE, TILED), unpack_kernels.close_groups(LANES)
 _widen_scales = unrolled(
     "_widen_scales",
     "source, target, groups, shared",
@@ -160,12 +181,28 @@ overload(widen_zeros)(
     lambda source, target, groups: lambda source, target, groups: _widen_zeros(source, target, groups)
 )
 overload(rows_by_codes)(lambda code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags: _branches)
-overload(unpack)(lambda codes, panel, pairs: lambda codes, panel, pairs: _unpack(codes, panel, pairs))
-overload(close_group)(
-    lambda m, parts, sums, scales, x, x_pitch: (
-        lambda m, parts, sums, scales, x, x_pitch: _close_group(m, parts, sums, scales, x, x_pitch)
+overload(unpack)(lambda codes, panel, blocks: lambda codes, panel, blocks: _unpack(codes, panel, blocks))
+overload(close_groups)(
+    lambda m, groups, parts, pitch, sums, scales, x, x_pitch: (
+        lambda m, groups, parts, pitch, sums, scales, x, x_pitch: _close_groups(
+            m, groups, parts, pitch, sums, scales, x, x_pitch
+        )
     )
 )
+
+
+if TILED:
+    _both, _upper_alone = unpack_kernels.code_tiles(FORM, 2), unpack_kernels.code_tiles(FORM, 1)
+
+    @overload(code_sums)
+    def _lower_code_sums(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower):
+        def run(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower):
+            if lower > 0:
+                _both(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower)
+            else:
+                _upper_alone(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower)
+
+        return run
 
 
 @inlined
@@ -186,10 +223,11 @@ def operand_size(element, rows, columns):
 def spare_bytes(rows, depth):
     """Bytes that `panel_sums` needs for `rows` rows and up to `depth` k.
 
-    A spare row and shapes of tiles, scales, sums of rows by group, sums of a group, a panel of PIECE k.
+    A spare row and shapes of tiles, scales, sums of rows by group, sums of a piece's groups, a panel of SHARED_PIECE k.
     """
     groups = (depth + WIDTH - 1) // WIDTH
-    return ROW_BYTES + groups * SCALE_BYTES + (rows * FLOAT * groups + 63) // 64 * 64 + rows * SUMS + 64 * PIECE
+    parts = max(rows, min(rows, TILE_ROWS) * GROUPS)
+    return ROW_BYTES + groups * SCALE_BYTES + (rows * FLOAT * groups + 63) // 64 * 64 + parts * SUMS + 64 * SHARED_PIECE
 
 
 @jit
@@ -335,28 +373,55 @@ def by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
 
 
 @jit
-def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, spare):
-    """Products of rows and a panel's codes, which become bfloat16 piece by piece."""
-    codes, unpacked = panel + mem.load(panel + CODES), parts + m * SUMS
+def by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ring, ahead, spare):
+    """Products of up to TILE_ROWS rows and a panel's codes by tiles, PIECE k at a time.
+
+    ring: address of unpack_kernels.RING blocks of a panel; ahead: of the panel that is read next.
+    """
+    codes, end = panel + mem.load(panel + CODES), panel + mem.load(panel + PANEL_BYTES)
+    rows, upper = tiles.group_rows(m, 0, 1)
+    step, steps = tiles.ROW * upper, (depth + WIDTH - 1) // WIDTH
+    tiles.shape_tiles(upper, rows - upper, spare)
     k = 0
     while k < depth:
         g = whole_groups(k, group)
         last = min(depth, (g + 1) * group)
-        count = min(PIECE, last - k)
-        pairs = (count + WIDTH - 1) // WIDTH * (WIDTH // 2)  # tiles and products of several pairs read whole blocks
-        unpack(codes + PAIR * (k // 2), unpacked, pairs)
+        groups, count = 1, min(PIECE, last - k)
+        if last - k == group and 2 * group <= PIECE:
+            groups, count = whole_groups(min(PIECE, depth - k), group), group
+        here, blocks = codes + PAIR * (k // 2), (count + WIDTH - 1) // WIDTH
+        near = here + NEAR if here + NEAR < end else ahead + (here + NEAR - end)
+        carry, place = 0 if k == g * group else 1, a + step * (k // WIDTH)
+        code_sums(place, step * steps, here, ring, parts, groups, blocks, carry, SUMS * m, near, upper, rows - upper)
+        k += groups * count
+        if k >= last:
+            of_x = x + FLOAT * g if x != 0 else 0
+            close_groups(m, groups, parts, SUMS * m, sums, scales + SCALE_BYTES * g, of_x, x_pitch)
+
+
+@jit
+def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, unpacked, spare):
+    """Products of rows and a panel's codes, which become bfloat16, SHARED_PIECE k at a time, at an address."""
+    codes, k = panel + mem.load(panel + CODES), 0
+    while k < depth:
+        g = whole_groups(k, group)
+        last = min(depth, (g + 1) * group)
+        count = min(SHARED_PIECE, last - k)
+        blocks = (count + WIDTH - 1) // WIDTH
+        unpack(codes + PAIR * (k // 2), unpacked, blocks)
         carry = 0 if k == g * group else 1
-        place = block_place(element, m, depth, a, 0, k // WIDTH)
         if TILED and element == BFLOAT16:
-            blocks = (count + WIDTH - 1) // WIDTH
             steps = (depth + WIDTH - 1) // WIDTH
-            tiles.part_sums(element, m, place, steps, unpacked, parts, blocks, carry, unpacked, 0, spare)
+            tiles.part_sums(element, m, a, k // WIDTH, steps, unpacked, parts, blocks, carry, unpacked, 0, spare)
         else:
             kind = BFLOAT16 if element == BFLOAT16 else WIDE
-            widened.part_sums(kind, m, place, pairs, unpacked, parts, carry, unpacked, 0)
+            place = block_place(element, m, depth, a, 0, k // WIDTH)
+            # Products of several pairs read whole blocks.
+            widened.part_sums(kind, m, place, blocks * (WIDTH // 2), unpacked, parts, carry, unpacked, 0)
         k += count
         if k == last:
-            close_group(m, parts, sums, scales + SCALE_BYTES * g, x + FLOAT * g if x != 0 else 0, x_pitch)
+            of_x = x + FLOAT * g if x != 0 else 0
+            close_groups(m, 1, parts, 0, sums, scales + SCALE_BYTES * g, of_x, x_pitch)
 
 
 @jit
@@ -379,12 +444,15 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     if carry == 0:
         for i in range(m):
             mem.floats(sums + SUMS * i, WIDTH)[:] = 0
+    unpacked = parts + m * SUMS if m > TILE_ROWS else parts + m * SUMS * GROUPS
     kept = 1 if DOTS and element == BFLOAT16 else 0
     panels = element == BFLOAT16 and not DOTS and (DOT or TILED)
     if not panels and m <= (FEW if kept else MOST):
         by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts)
+    elif TILED and element == BFLOAT16 and m <= TILE_ROWS:
+        by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, unpacked, ahead, spare)
     else:
-        by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, spare)
+        by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, unpacked, spare)
 
 
 @inlined

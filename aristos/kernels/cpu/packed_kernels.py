@@ -1,9 +1,9 @@
 """The micro-kernels of packed weights as LLVM code: codes become float32 in registers. `packed.py` has their meaning.
 
-A panel has a byte of codes for each of 32 columns and each k (8 bits). Of 4 bits, a byte has a pair of k, the even one
-in the low half, and a column's four bytes of eight k are one word, which shifts move to each code: the execution port
-that looks values up need not widen bytes too. fp8 codes are read as float16 of the same bits, moved, which has 1/256 of
-their value (FP8_SCALE).
+A panel has a byte of codes for each of 32 columns and each k (8 bits). Of 4 bits, a column's eight k are one word, the
+even ones in its low half, the first in the lowest bits. Shifts move each code, or those of a pair at once, to where a
+permutation looks it up: the execution port that looks values up need not widen bytes too. fp8 codes are read as float16
+of the same bits, moved, which has 1/256 of their value (FP8_SCALE).
 """
 
 from llvmlite import ir
@@ -18,7 +18,6 @@ from .micro_kernels import (
     I32,
     I64,
     L1_CACHE,
-    STEP,
     SUMS,
     BFloat,
     _at,
@@ -91,9 +90,14 @@ def _decoded(builder, form, place, j, lanes, table, b, at_end):
         if form == "int8":
             return tuple(builder.sitofp(builder.sext(x, words), kind) for x in both)
         return tuple(builder.fpext(_halves(builder, x), kind) for x in both)
-    moved = 0 if at_end else b  # bytes that the load moves in place of a shift; it reads beyond the columns
-    raw = builder.load(_at(builder, place, 4 * lanes * j + moved, words), align=1)
-    low, high = (builder.lshr(raw, words([n] * lanes)) if n else raw for n in (8 * (b - moved), 8 * (b - moved) + 4))
+
+    def moved(bits):
+        """Words whose lowest bits are those from a bit on. A load moves whole bytes, and reads beyond the columns."""
+        by_load = 0 if at_end or bits % 8 else bits
+        raw = builder.load(_at(builder, place, 4 * lanes * j + by_load // 8, words), align=1)
+        return builder.lshr(raw, words([bits] * lanes)) if bits > by_load else raw
+
+    low, high = moved(4 * b), moved(16 + 4 * b)
     if table:
         return tuple(_looked_up(builder, _TABLES[form], x, lanes) for x in (low, high))
     if form == "mxfp4":
@@ -125,33 +129,6 @@ def _pairs_of(form):
 def _units(builder, pairs, together):
     """Units that hold `pairs` pairs of k."""
     return builder.udiv(builder.add(pairs, I64(together - 1)), I64(together)) if together > 1 else pairs
-
-
-def unpack(form, lanes, table):
-    """Emit unpack(codes, panel, pairs): pairs >= 1 of k of 32 columns -> bfloat16, as `elements.pack_pairs` lays them.
-
-    panel: address of a block of 32 k; the pairs begin there. Pairs up to a whole unit are written.
-    """
-    words, together = ir.VectorType(I32, lanes), _pairs_of(form)
-
-    def emit(builder, args):
-        codes, panel, pairs = args
-
-        def body(u, _):
-            place = builder.add(codes, builder.mul(u, I64(PAIR_BYTES[form] * together)))
-            for b in range(together):
-                p = builder.add(builder.mul(u, I64(together)), I64(b))
-                block, pair = builder.lshr(p, I64(4)), builder.and_(p, I64(15))
-                out = builder.add(panel, builder.add(builder.mul(block, I64(2 * STEP)), builder.mul(pair, I64(64))))
-                for j in range(32 // lanes):
-                    both = _decoded(builder, form, place, j, lanes, table, b, j == 32 // lanes - 1)
-                    at = STEP * (j * lanes // 16) + 4 * (j * lanes % 16)
-                    builder.store(_joined(builder, *both), _at(builder, out, at, words), align=4)
-            return []
-
-        _loop(builder, [], _units(builder, pairs, together), body)
-
-    return _intrinsic(f"unpack_{form}_{lanes}", 3, emit)
 
 
 def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=False):
@@ -297,37 +274,6 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
             _store(builder, _loop(builder, start, rest, group), waiting)
 
     return _intrinsic(f"packed_{form}_{rows}x{vectors * lanes}{'_dot' * bool(dot)}", 10, emit)
-
-
-def close_group(lanes):
-    """Emit close(m, parts, sums, scales, x, x_pitch): m >= 1 rows of 32 sums of a group are scaled and added to `sums`.
-
-    scales: of SCALE_BYTES; x: as of `packed_rows`.
-    """
-    kind = ir.VectorType(F32, lanes)
-
-    def emit(builder, args):
-        m, parts, sums, scales, x, x_pitch = args
-        fma, vectors = _fma(builder, kind), range(SUMS // (4 * lanes))
-        scale = [builder.load(_at(builder, scales, 4 * lanes * j, kind), align=4) for j in vectors]
-        turned = [builder.load(_at(builder, scales, SUMS + 4 * lanes * j, kind), align=4) for j in vectors]
-
-        def row(i, _):
-            own, out = (builder.add(first, builder.mul(i, I64(SUMS))) for first in (parts, sums))
-            found = [builder.load(_at(builder, own, 4 * lanes * j, kind), align=4) for j in vectors]
-
-            def less_zeros():
-                one = _broadcast(builder, _at(builder, builder.add(x, builder.mul(x_pitch, i)), 0, F32), lanes)
-                return [builder.call(fma, [one, turned[j], found[j]]) for j in vectors]
-
-            for j, value in enumerate(_either(builder, x, less_zeros, lambda: found)):
-                total = _at(builder, out, 4 * lanes * j, kind)
-                builder.store(builder.call(fma, [value, scale[j], builder.load(total, align=4)]), total, align=4)
-            return []
-
-        _loop(builder, [], m, row)
-
-    return _intrinsic(f"close_group_{lanes}", 6, emit)
 
 
 _STORED = {"float32": F32, "bfloat16": I16, "float16": ir.HalfType(), "e8m0": I8}  # how scales lie in a panel

@@ -62,15 +62,12 @@ def pack(matrix: Quantised) -> np.ndarray:
     if matrix.zeros is not None:
         zeros = np.full((groups, up(columns)), 1 << (kind.bits - 1), np.uint8)
         zeros[:, :columns] = matrix.zeros
-        _put(panels, words["zeros"], _nibbles(zeros, kind.bits, axis=1).reshape(groups, count, -1))
+        _put(panels, words["zeros"], _nibbles(zeros, kind.bits).reshape(groups, count, -1))
     middle = 1 << (kind.bits - 1) if kind.form.floats is None else 0
     codes = np.full((up(depth), up(columns)), middle, np.uint8)
     codes[:depth, :columns] = matrix.codes
     codes ^= np.uint8(middle)  # of integers: two's complement
-    stored = _nibbles(codes, kind.bits, axis=0)
-    together = UNIT[kind.bits]
-    each = stored.reshape(len(stored) // together, together, count, WIDTH).transpose(0, 2, 3, 1)
-    _put(panels, words["codes"], each.reshape(len(each), count, WIDTH * together))
+    _put(panels, words["codes"], _units(codes, kind.bits, count))
     return panels.reshape(-1)
 
 
@@ -91,9 +88,17 @@ def _put(panels: np.ndarray, offset: int, parts: np.ndarray) -> None:
     panels[:, offset : offset + flat.shape[1]] = flat
 
 
-def _nibbles(numbers: np.ndarray, bits: int, axis: int) -> np.ndarray:
-    """Pairs of 4-bit numbers along an axis as bytes, the first in the low half; numbers of 8 bits stay."""
+def _units(codes: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """Codes [k, columns] as the bytes of units of k [units, panels, bytes]; of 4 bits as `packed_kernels` says."""
     if bits == 8:
-        return numbers
-    even, odd = (numbers[::2], numbers[1::2]) if axis == 0 else (numbers[:, ::2], numbers[:, 1::2])
-    return even | odd << np.uint8(4)
+        return codes.reshape(len(codes), count, WIDTH)
+    of_pairs = codes.reshape(
+        len(codes) // 8, 2, 2, 2, count, WIDTH
+    )  # unit, two pairs, pair, parity of k, panel, column
+    stored = of_pairs[:, :, 0] | of_pairs[:, :, 1] << np.uint8(4)
+    return stored.transpose(0, 3, 4, 2, 1).reshape(len(stored), count, 4 * WIDTH)
+
+
+def _nibbles(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """Neighbouring 4-bit numbers of a row as bytes, the first in the low half; numbers of 8 bits stay."""
+    return numbers if bits == 8 else numbers[:, ::2] | numbers[:, 1::2] << np.uint8(4)

@@ -4,8 +4,9 @@ Products of float32 too (SPLIT): each value is the sum of two bfloat16, high + l
 x w is low high + high high + high low. A tile of high values is followed by that of the low ones. Denormals count as
 zeros; an infinite value, or one of 3.39e38 and more, gives NaN.
 
-Rows are cut into groups of nearly equal size, at most 32 each. A tile holds, for each block of 32 k, 16 rows of 64
-bytes: STEP bytes, whole cache lines. Sums of many rows stay in tiles over KC, and wait in the L1 cache between passes.
+Rows are cut into groups of nearly equal size, at most 32 each. A tile of an operand holds, for each block of 32 k, as
+many rows of 64 bytes as the group's upper tile has: few rows lie side by side, and stay in the L1 cache. Sums of many
+rows stay in tiles over KC, and wait in the L1 cache between passes.
 The tile unit adds the products of a sum in its own fixed order of k, which does not depend on the rows.
 """
 
@@ -51,13 +52,14 @@ def split_sums(a, below, b, sums, steps, carry, ahead, pace, upper, lower):
 def _sums(a, below, b, sums, steps, carry, upper, lower, parts, products):
     """products: (part of A, part of the panel) in order; part 0 is the high one."""
     right = _widened(b, parts * STEP * steps).reshape(steps, parts, 2, 16, 16, 2)  # block, part, half, pair, column, k
+    tile = ROW * upper
     for i in range(upper + lower):
         first = a + ROW * i if i < upper else a + below + ROW * (i - upper)
         out = mem.floats(sums + SUMS * i, WIDTH)
         total = out.copy() if carry else np.zeros(WIDTH, np.float32)
         for step in range(steps):
             for part, other in products:
-                left = _widened(first + STEP * (parts * step + part), WIDTH)
+                left = _widened(first + tile * (parts * step + part), WIDTH)
                 for k in range(WIDTH):
                     total += left[k] * right[step, other, :, k // 2, :, k % 2].reshape(WIDTH)
         out[:] = total
@@ -122,15 +124,15 @@ def group_rows(m, g, groups):
 
 
 @inlined
-def step_bytes(element):
-    """Bytes of a tile's block of 32 k."""
-    return 2 * STEP if element == SPLIT else STEP
+def step_bytes(element, rows):
+    """Bytes of a block of 32 k of a tile of `rows` rows."""
+    return 2 * ROW * rows if element == SPLIT else ROW * rows
 
 
 @inlined
 def operand_size(element, rows, columns):
     """Bytes of an operand of `rows` rows."""
-    return (rows + 31) // 32 * 2 * step_bytes(element) * ((columns + WIDTH - 1) // WIDTH)
+    return (rows + 31) // 32 * 2 * step_bytes(element, 16) * ((columns + WIDTH - 1) // WIDTH)
 
 
 @inlined
@@ -140,39 +142,40 @@ def depth_of(element, rows):
 
 
 @jit
-def pack_split_row(place, source, columns):
-    """Prepare a row of `columns` float32. place: of its row in the first tile of high values."""
+def pack_split_row(place, step, source, columns):
+    """Prepare a row of `columns` float32. place: address of its first high values; step: bytes of a block."""
     for k in range(0, columns, WIDTH):
-        split_block(place, place + STEP, source + FLOAT * k, min(WIDTH, columns - k))
-        place += 2 * STEP
+        split_block(place, place + step // 2, source + FLOAT * k, min(WIDTH, columns - k))
+        place += step
 
 
 @jit
-def pack_row(place, source, columns):
-    """Prepare a row of `columns` bfloat16. place: of its row in the first tile."""
+def pack_row(place, step, source, columns):
+    """Prepare a row of `columns` bfloat16. place: of its row in the first tile; step: bytes of a block."""
     whole = columns // WIDTH
-    for step in range(whole):
-        mem.copy_row(place + STEP * step, source + ROW * step, ROW)
+    for n in range(whole):
+        mem.copy_row(place + step * n, source + ROW * n, ROW)
     if columns > WIDTH * whole:
         rest = columns - WIDTH * whole
-        mem.copy_row(place + STEP * whole, source + ROW * whole, 2 * rest)
-        mem.bits16(place + STEP * whole + 2 * rest, WIDTH - rest)[:] = 0
+        mem.copy_row(place + step * whole, source + ROW * whole, 2 * rest)
+        mem.bits16(place + step * whole + 2 * rest, WIDTH - rest)[:] = 0
 
 
 @jit
 def pack_operand(element, m, x, columns, a):
     """Prepare m rows of `columns` elements. x: address of an array of row addresses; a: of the operand."""
     groups = (m + 31) // 32
-    tile = step_bytes(element) * ((columns + WIDTH - 1) // WIDTH)
     i = 0
     for g in range(groups):
         rows, upper = group_rows(m, g, groups)
+        step = step_bytes(element, upper)
+        tile = step * ((columns + WIDTH - 1) // WIDTH)
         for r in range(rows):
             place = a + ROW * r if r < upper else a + tile + ROW * (r - upper)
             if element == SPLIT:
-                pack_split_row(place, mem.load(x + 8 * (i + r)), columns)
+                pack_split_row(place, step, mem.load(x + 8 * (i + r)), columns)
             else:
-                pack_row(place, mem.load(x + 8 * (i + r)), columns)
+                pack_row(place, step, mem.load(x + 8 * (i + r)), columns)
         i += rows
         a += 2 * tile
 
@@ -181,16 +184,16 @@ def pack_operand(element, m, x, columns, a):
 def round_operand(element, m, sums, j, columns, a, spare):
     """Round 32 sums of m rows to elements, or split them, as columns j.. of an operand of `columns` columns."""
     groups = (m + 31) // 32
-    step = step_bytes(element)
-    tile = step * ((columns + WIDTH - 1) // WIDTH)
     for g in range(groups):
         rows, upper = group_rows(m, g, groups)
+        step = step_bytes(element, upper)
+        tile = step * ((columns + WIDTH - 1) // WIDTH)
         place = a + step * (j // WIDTH)
         for r in range(rows):
             if r == upper:
                 place += tile - ROW * upper
             if element == SPLIT:
-                split_block(place + ROW * r, place + ROW * r + STEP, sums, WIDTH)
+                split_block(place + ROW * r, place + ROW * (r + upper), sums, WIDTH)
             else:
                 round_bfloat16(place + ROW * r, sums, WIDTH)
             sums += SUMS
@@ -199,33 +202,36 @@ def round_operand(element, m, sums, j, columns, a, spare):
 
 @jit
 def block_place(m, columns, a, i, block):
-    """Address of row i's block of 32 k in an operand of m rows of bfloat16; of its first tile for i = 0."""
-    groups, tile = (m + 31) // 32, STEP * ((columns + WIDTH - 1) // WIDTH)
+    """Address of row i's block of 32 k in an operand of m rows of bfloat16."""
+    groups = (m + 31) // 32
     for g in range(groups):
         rows, upper = group_rows(m, g, groups)
+        tile = ROW * upper * ((columns + WIDTH - 1) // WIDTH)
         if i < rows:
             break
         i -= rows
         a += 2 * tile
-    return a + STEP * block + (ROW * i if i < upper else tile + ROW * (i - upper))
+    return a + ROW * upper * block + (ROW * i if i < upper else tile + ROW * (i - upper))
 
 
 @jit
-def part_sums(element, m, left, steps, right, sums, count, carry, ahead, pace, spare):
-    """`panel_sums` for `count` blocks of k; returns the address that is prefetched next.
+def part_sums(element, m, a, first, steps, right, sums, count, carry, ahead, pace, spare):
+    """`panel_sums` for `count` blocks of k from block `first` on; returns the address that is prefetched next.
 
-    left: address of the first tile of the first block; steps: blocks of the operand; right: of the panel there.
+    steps: blocks of the operand; right: address of the panel at the first block.
     """
-    groups, step = (m + 31) // 32, step_bytes(element)
+    groups = (m + 31) // 32
     for g in range(groups):
         rows, upper = group_rows(m, g, groups)
+        step = step_bytes(element, upper)
+        left = a + step * first
         shape_tiles(upper, rows - upper, spare)
         if element == SPLIT:
             split_sums(left, step * steps, right, sums, count, carry, ahead, pace, upper, rows - upper)
         else:
             tile_sums(left, step * steps, right, sums, count, carry, ahead, pace, upper, rows - upper)
         ahead += pace * count
-        left += 2 * step * steps
+        a += 2 * step * steps
         sums += SUMS * rows
     return ahead
 
@@ -238,11 +244,11 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     the next panel, of which each group of rows prefetches its share; spare: of the shapes of tiles.
     """
     groups, steps = (m + 31) // 32, (depth + WIDTH - 1) // WIDTH
-    step = step_bytes(element)
+    step = step_bytes(element, 16)  # of columns
     pace = ((2 * step + groups - 1) // groups + 63) // 64 * 64
     most = steps if groups <= WHOLE_GROUPS else KC * STEP // (WIDTH * step)  # blocks of k a pass
     for here in range(0, steps, most):
         count = min(most, steps - here)
         right = panel + 2 * step * here
-        ahead = part_sums(element, m, a + step * here, steps, right, sums, count, carry, ahead, pace, spare)
+        ahead = part_sums(element, m, a, here, steps, right, sums, count, carry, ahead, pace, spare)
         carry = 1

@@ -1,0 +1,250 @@
+"""The micro-kernels of codes that become bfloat16 in memory before their products, as LLVM code.
+
+Where words and bytes can be permuted (every CPU with AMX does it), 32 codes become bfloat16 at once, but those of int8:
+they, and all codes elsewhere, become float32 first.
+"""
+
+import numpy as np
+from llvmlite import ir
+
+from ...primitives.buffers import LINE
+from ...quantised import FP4
+from .micro_kernels import (
+    BYTE,
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    STEP,
+    SUMS,
+    VOID,
+    _at,
+    _broadcast,
+    _declare,
+    _either,
+    _fma,
+    _intrinsic,
+    _loop,
+    _prefetch,
+)
+from .packed_kernels import (
+    FP8_SCALE,
+    PAIR_BYTES,
+    SCALE_BYTES,
+    _decoded,
+    _joined,
+    _pairs_of,
+)
+
+RING, LAG = 4, 2  # blocks of 32 k
+NEAR = 12288  # bytes between the codes that `code_tiles` reads and those that it prefetches
+WORDS, HALVES = ir.VectorType(I32, 16), ir.VectorType(I16, 32)  # of one vector: 16 columns, a pair of k each
+
+
+def _bits(value):
+    """The bfloat16 of a value that bfloat16 holds, as a signed integer of 16 bits."""
+    return int(np.float32(value).view(np.int32)) >> 16
+
+
+_INT4_BITS = [_bits(n) for n in (*range(8), *range(-8, 0))]
+_FP4_BITS = [_bits(value) for value in FP4]
+_FP8_BIAS = 112 << 7
+
+
+def _permuted(builder, table, index):
+    """The entries of a table of 32 words at the low five bits of each word."""
+    permute = _declare(builder, "llvm.x86.avx512.permvar.hi.512", HALVES, [HALVES, HALVES])
+    return builder.call(permute, [HALVES(table), index])
+
+
+def _words_of_4_bits(builder, form, raw, b):
+    """bfloat16 of pair b of the unit of 16 columns whose codes are `raw`. The fifth bit of an index does not count."""
+    table = {"int4": _INT4_BITS, "mxfp4": _FP4_BITS}[form]
+    codes = builder.bitcast(raw, HALVES)
+    index = builder.lshr(codes, HALVES([4 * b] * 32)) if b else codes
+    return builder.bitcast(_permuted(builder, table * 2, index), WORDS)
+
+
+def _words_of_fp8(builder, codes, j):
+    """bfloat16 of 1/FP8_SCALE of a pair of k of 16 columns, from the 64 codes of 32 columns."""
+    picked = [k for column in range(16 * j, 16 * j + 16) for k in (column, column, 32 + column, 32 + column)]
+    both = builder.shuffle_vector(codes, codes, ir.Constant(ir.VectorType(I32, 64), picked))
+    words = builder.bitcast(both, HALVES)  # a code twice in each word: its sign is the word's too
+
+    def every(bits):
+        return HALVES([bits] * 32)
+
+    small = [_bits(m / 512 / FP8_SCALE) for m in range(8)]
+    normal = builder.or_(builder.and_(builder.shl(words, every(4)), every(0x07F0)), every(_FP8_BIAS))
+    denormal = builder.icmp_unsigned("==", builder.and_(words, every(0x78)), every(0))
+    value = builder.select(denormal, _permuted(builder, small * 4, words), normal)
+    return builder.bitcast(builder.or_(value, builder.and_(words, every(-0x8000))), WORDS)
+
+
+def _unit_words(builder, form, place):
+    """For each pair of the unit of k at `place`, and each 16 columns, words of their bfloat16."""
+    if form == "fp8":
+        codes = builder.load(_at(builder, place, 0, ir.VectorType(I8, 64)), align=1)
+        return [[_words_of_fp8(builder, codes, j) for j in range(2)]]
+    raw = [builder.load(_at(builder, place, 64 * j, WORDS), align=1) for j in range(2)]
+    return [[_words_of_4_bits(builder, form, each, b) for each in raw] for b in range(_pairs_of(form))]
+
+
+def _unpack_block(builder, form, lanes, table, in_words, codes, out, near=None):
+    """Codes of a block of 32 k at an address -> bfloat16 at the address `out`, as `elements.pack_pairs` lays them.
+
+    near: address of as many bytes, which are prefetched.
+    """
+    together, last = _pairs_of(form), 32 // lanes - 1
+    vector = ir.VectorType(I32, lanes)
+    for u in range(16 // together):
+        offset = PAIR_BYTES[form] * together * u
+        place = builder.add(codes, I64(offset))
+        for line in range(offset, offset + PAIR_BYTES[form] * together, LINE) if near else ():
+            _prefetch(builder, builder.add(near, I64(line)))
+        if in_words and form != "int8":
+            unit = _unit_words(builder, form, place)
+        else:
+            unit = [
+                [
+                    _joined(builder, *_decoded(builder, form, place, j, lanes, table, b, j == last))
+                    for j in range(last + 1)
+                ]
+                for b in range(together)
+            ]
+        for b, words in enumerate(unit):
+            for j, each in enumerate(words):
+                at = 64 * (together * u + b) + STEP * (j * lanes // 16) + 4 * (j * lanes % 16)
+                builder.store(each, _at(builder, out, at, vector), align=4)
+
+
+def unpack(form, lanes, table, in_words):
+    """Emit unpack(codes, panel, blocks): blocks >= 1 of 32 k of 32 columns -> a panel of bfloat16.
+
+    in_words: whether the CPU permutes words and bytes.
+    """
+
+    def emit(builder, args):
+        codes, panel, blocks = args
+
+        def body(k, _):
+            place = builder.add(codes, builder.mul(k, I64(16 * PAIR_BYTES[form])))
+            _unpack_block(
+                builder, form, lanes, table, in_words, place, builder.add(panel, builder.mul(k, I64(2 * STEP)))
+            )
+            return []
+
+        _loop(builder, [], blocks, body)
+
+    return _intrinsic(f"unpack_{form}_{lanes}", 3, emit)
+
+
+def code_tiles(form, down):
+    """Emit the kernel for `down` x 2 tiles of up to 16 x 16 sums of bfloat16 products with codes, by groups of k.
+
+    The compiled call is kernel(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower), as that
+    of `micro_kernels.tile_kernel` for each of groups >= 1 of `blocks` >= 1 blocks of 32 k. codes: address of the first
+    block's; ring: of RING blocks of a panel, where codes become bfloat16 LAG blocks before their products, so that
+    tiles and vectors work at once. pitch: bytes from a group's sums to those of the next. near: address of as many
+    bytes as the codes have, which are prefetched.
+    """
+    size = 16 * PAIR_BYTES[form]
+
+    def emit(builder, args):
+        a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, _ = args
+        load = _declare(builder, "llvm.x86.tileloadd64", VOID, [I8, BYTE, I64])
+        store = _declare(builder, "llvm.x86.tilestored64", VOID, [I8, BYTE, I64])
+        zero = _declare(builder, "llvm.x86.tilezero", VOID, [I8])
+        dot = _declare(builder, "llvm.x86.tdpbf16ps", VOID, [I8] * 3)
+        left, total = [a, builder.add(a, below)][:down], builder.mul(groups, blocks)
+
+        def panel_of(k):
+            return builder.add(ring, builder.mul(builder.and_(k, I64(RING - 1)), I64(2 * STEP)))
+
+        def unpack_if_there(k):
+            with builder.if_then(builder.icmp_signed("<", k, total)):
+                read = builder.mul(k, I64(size))
+                _unpack_block(
+                    builder, form, 16, True, True, builder.add(codes, read), panel_of(k), builder.add(near, read)
+                )
+
+        def group(g, _):
+            own = builder.add(sums, builder.mul(g, pitch))
+            first = [own, builder.add(own, builder.mul(upper, I64(SUMS)))][:down]
+            places = [(I8(2 * i + j), _at(builder, first[i], 64 * j, I8)) for i in range(down) for j in range(2)]
+
+            def resume():
+                for tile, place in places:
+                    builder.call(load, [tile, place, I64(SUMS)])
+                return []
+
+            def fresh():
+                for tile, _ in places:
+                    builder.call(zero, [tile])
+                return []
+
+            def block(n, _):
+                k = builder.add(builder.mul(g, blocks), n)
+                unpack_if_there(builder.add(k, I64(LAG)))
+                for i in range(down):
+                    at = _at(builder, builder.add(left[i], builder.mul(k, builder.shl(upper, I64(6)))), 0, I8)
+                    builder.call(load, [I8(4 + i), at, I64(64)])
+                for j in range(2):
+                    builder.call(load, [I8(6 + j), _at(builder, panel_of(k), STEP * j, I8), I64(64)])
+                for i in range(down):
+                    for j in range(2):
+                        builder.call(dot, [I8(2 * i + j), I8(4 + i), I8(6 + j)])
+                return []
+
+            _either(builder, carry, resume, fresh)
+            _loop(builder, [], blocks, block)
+            for tile, place in places:
+                builder.call(store, [tile, place, I64(SUMS)])
+            return []
+
+        for k in range(LAG):
+            unpack_if_there(I64(k))
+        _loop(builder, [], groups, group)
+
+    return _intrinsic(f"code_tiles_{form}_{down}x2", 12, emit)
+
+
+def close_groups(lanes):
+    """Emit close(m, groups, parts, pitch, sums, scales, x, x_pitch): sums of groups are scaled, and added in order.
+
+    parts: m >= 1 rows of 32 sums of each of groups >= 1, `pitch` bytes apart; sums: as many rows; scales: of
+    SCALE_BYTES for each group; x: as of `packed_kernels.packed_rows`.
+    """
+    kind = ir.VectorType(F32, lanes)
+
+    def emit(builder, args):
+        m, groups, parts, pitch, sums, scales, x, x_pitch = args
+        fma, vectors = _fma(builder, kind), range(SUMS // (4 * lanes))
+
+        def loaded(place, offset):
+            return [builder.load(_at(builder, place, offset + 4 * lanes * j, kind), align=4) for j in vectors]
+
+        def row(i, _):
+            out, first = (builder.add(each, builder.mul(i, I64(SUMS))) for each in (sums, parts))
+            of_row = builder.add(x, builder.mul(x_pitch, i))
+
+            def group(g, total):
+                own = builder.add(first, builder.mul(g, pitch))
+                scale = builder.add(scales, builder.mul(g, I64(SCALE_BYTES)))
+                found = loaded(own, 0)
+
+                def less_zeros():
+                    one = _broadcast(builder, _at(builder, builder.add(of_row, builder.mul(g, I64(4))), 0, F32), lanes)
+                    return [builder.call(fma, [one, *both]) for both in zip(loaded(scale, SUMS), found)]
+
+                whole = _either(builder, x, less_zeros, lambda: found)
+                return [builder.call(fma, each) for each in zip(whole, loaded(scale, 0), total)]
+
+            for j, value in enumerate(_loop(builder, loaded(out, 0), groups, group)):
+                builder.store(value, _at(builder, out, 4 * lanes * j, kind), align=4)
+            return []
+
+        _loop(builder, [], m, row)
+
+    return _intrinsic(f"close_groups_{lanes}", 8, emit)
