@@ -168,7 +168,7 @@ def test_what_becomes_of_codes_scales_and_zero_points(isa, cpu, features, form, 
 
     codes, panel = _drawn(rng, form, packed.PAIR * 32), np.zeros(2 * 2 * STEP, np.uint8)
     assert same(*both(packed._unpack, packed.unpack, codes, panel, 2))
-    wide = np.zeros(GROUPS * packed.SCALE_BYTES // 4 - floats, np.float32)
+    wide = np.zeros((GROUPS - 1) * packed.SCALE_BYTES // 4 + floats, np.float32)
     for scale in FORMATS[form].scales:
         kernel, kind = widen_scales(scale, form, packed.LANES), np.dtype(SCALES[scale])
         plain = partial(packed.widen_scales, SCALE_CODES[scale])
@@ -184,7 +184,7 @@ def test_what_becomes_of_codes_scales_and_zero_points(isa, cpu, features, form, 
     rows, scales = 3, rng.standard_normal((GROUPS, packed.SCALE_BYTES // 4), np.float32)
     parts, sums = (rng.standard_normal((n * rows, floats), np.float32) for n in (GROUPS, 1))
     pitch = SUMS * rows
-    for x in (0, rng.standard_normal((rows, GROUPS), np.float32)):
+    for x in (0, rng.standard_normal((rows, GROUPS), np.float32))[: 1 + FORMATS[form].zeros]:
         close = rows, GROUPS, parts, pitch, sums, scales, x, 4 * GROUPS
         got, wanted = both(packed._close_groups, packed.close_groups, *close)
         assert all(map(_close, got, wanted))

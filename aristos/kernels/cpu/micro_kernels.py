@@ -326,9 +326,9 @@ def micro_kernel(rows, vectors, pitch, lanes):
 
     The compiled call is kernel(a, b, c, jc, count, carry, ahead, pace): `a` is the address of the first of the packed
     rows, `pitch` bytes apart; `b` of a packed panel of `vectors` vectors; `c` of an array of row addresses, `jc` the
-    first column of C; `count` >= 1 the number of k; with `carry` nonzero it adds to C. For each k it prefetches the
-    cache line at `ahead` and advances `ahead` by `pace` bytes: a burst of prefetches would delay the loads that are
-    needed now.
+    first column of C; `count` >= 1 the number of k; with `carry` nonzero it adds to C. For each k it prefetches as
+    many bytes from `ahead` on as the panel has there, and advances `ahead` by `pace` bytes: a burst of prefetches would
+    delay the loads that are needed now.
     """
     vector = ir.VectorType(F32, lanes)
 
@@ -342,7 +342,8 @@ def micro_kernel(rows, vectors, pitch, lanes):
             places += [_at(builder, first, 4 * lanes * j, vector) for j in range(vectors)]
 
         def body(k, sums):
-            _prefetch(builder, builder.add(ahead, builder.mul(k, pace)))
+            for line in range(0, 4 * lanes * vectors, 64):
+                _prefetch(builder, builder.add(builder.add(ahead, I64(line)), builder.mul(k, pace)))
             right = builder.add(b, builder.mul(k, I64(4 * lanes * vectors)))
             left = builder.add(a, builder.mul(k, I64(4)))
             columns = [builder.load(_at(builder, right, 4 * lanes * j, vector), align=4) for j in range(vectors)]
@@ -478,7 +479,7 @@ def widened_float16(rows, vectors, pitch, lanes):
         places = [_at(builder, sums, SUMS * i + 4 * lanes * j, vector) for i in range(rows) for j in range(vectors)]
 
         def body(k, values):
-            _prefetch(builder, builder.add(ahead, builder.mul(builder.lshr(k, I64(1)), pace)))
+            _prefetch(builder, builder.add(ahead, builder.mul(k, builder.lshr(pace, I64(1)))))
             right, left = builder.add(b, builder.mul(k, I64(64))), builder.add(a, builder.mul(k, I64(4)))
             columns = [
                 builder.fpext(builder.load(_at(builder, right, 2 * lanes * j, halves), align=2), vector)

@@ -24,7 +24,7 @@ from . import packed_kernels, tiles, unpack_kernels, widened
 from .convert import BFLOAT16
 from .gemm import KC, PITCH
 from .micro_kernels import STEP, SUMS
-from .packed_kernels import BEGINS, ENDS, FP8_SCALE, PAIR_BYTES, SCALE_BYTES, WHOLE
+from .packed_kernels import BEGINS, ENDS, FP8_SCALE, PAIR_BYTES, WHOLE
 from .packed_panels import CODES, GROUP, SCALE, SCALE_CODES, SHARED, UNIT, WIDTH, ZEROS
 from .packed_panels import STEP as PANEL_BYTES
 from .panels import LANES
@@ -47,6 +47,7 @@ FLOAT32_SCALE, BFLOAT16_SCALE = SCALE_CODES["float32"], SCALE_CODES["bfloat16"]
 FLOAT16_SCALE = SCALE_CODES["float16"]  # else e8m0
 ROW_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
 PAIR = PAIR_BYTES[FORM]
+SCALE_BYTES = packed_kernels.SCALE_BYTES[FORM]
 BITS = PAIR // 8
 TOGETHER = UNIT[BITS]
 ZEROED = FORMATS[FORM].zeros  # weights may have zero points
@@ -167,7 +168,7 @@ _kernels = {  # rows of float32, then rows of bfloat16 where the instruction set
     for rows in range(FEW, 0, -1)
 }
 _branches = unrolled("_branches", _rows_arguments, f"case({_rows_arguments})", _kernels, globals())
-_unpack, _close_groups = unpack_kernels.unpack(FORM, LANES, TABLE, TILED), unpack_kernels.close_groups(LANES)
+_unpack, _close_groups = unpack_kernels.unpack(FORM, LANES, TABLE, TILED), unpack_kernels.close_groups(FORM, LANES)
 _widen_scales = unrolled(
     "_widen_scales",
     "source, target, groups, shared",

@@ -37,7 +37,8 @@ PAIR_BYTES = {name: 2 * 32 * form.bits // 8 for name, form in FORMATS.items()}  
 if set(PAIR_BYTES) != {"fp8", "int8", "int4", "mxfp4"}:
     raise ImportError(f"weight_types names the formats {', '.join(FORMATS)}: extend `_decoded`")
 FP8_SCALE = 256.0
-SCALE_BYTES = 2 * SUMS  # of a group: 32 scales, then 32 zero points with their signs turned
+# of a group: 32 scales, then, where a format has them, 32 zero points with their signs turned
+SCALE_BYTES = {name: (1 + form.zeros) * SUMS for name, form in FORMATS.items()}
 BEGINS, ENDS = 1, 2  # flags of a call of `packed_rows`: its groups begin, and end, in this call
 WHOLE = BEGINS | ENDS
 _INT4 = [float(n) for n in (*range(8), *range(-8, 0))]
@@ -226,16 +227,16 @@ def packed_rows(form, rows, vectors, pitch, lanes, table, at_once, dot="", lean=
 
         def close(g, found):
             """Scale the sums of group g and add them."""
-            own = builder.add(scales, builder.mul(g, I64(SCALE_BYTES)))
+            own = builder.add(scales, builder.mul(g, I64(SCALE_BYTES[form])))
             scale = [builder.load(_at(builder, own, 4 * lanes * j, kind), align=4) for j in range(vectors)]
-            turned = [builder.load(_at(builder, own, SUMS + 4 * lanes * j, kind), align=4) for j in range(vectors)]
 
             def less_zeros():
+                zeros = [builder.load(_at(builder, own, SUMS + 4 * lanes * j, kind), align=4) for j in range(vectors)]
                 less = []
                 for i in range(rows):
                     at = builder.add(x, builder.add(builder.mul(x_pitch, I64(i)), builder.mul(g, I64(4))))
                     one = _broadcast(builder, _at(builder, at, 0, F32), lanes)
-                    less += [builder.call(fma, [one, turned[j], found[i * vectors + j]]) for j in range(vectors)]
+                    less += [builder.call(fma, [one, zeros[j], found[i * vectors + j]]) for j in range(vectors)]
                 return less
 
             whole = _either(builder, x, less_zeros, lambda: found) if FORMATS[form].zeros else found
@@ -305,7 +306,7 @@ def widen_scales(scale, form, lanes):
 
         def of_group(first, take):
             def body(g, _):
-                out = builder.add(target, builder.mul(g, I64(SCALE_BYTES)))
+                out = builder.add(target, builder.mul(g, I64(SCALE_BYTES[form])))
                 place = builder.add(source, builder.mul(g, I64(first)))
                 for j in range(SUMS // (4 * lanes)):
                     builder.store(widened(builder, take(place, j)), _at(builder, out, 4 * lanes * j, kind), align=4)
@@ -349,7 +350,7 @@ def widen_zeros(form):
                 turns = [columns // 2 * (n % 2) + n // 2 for n in range(columns)]
                 raw = builder.shuffle_vector(low, high, ir.Constant(words, turns))
             turned = builder.sub(words([1 << (bits - 1)] * columns), builder.zext(raw, words))
-            out = _at(builder, builder.add(target, builder.mul(g, I64(SCALE_BYTES))), 0, kind)
+            out = _at(builder, builder.add(target, builder.mul(g, I64(SCALE_BYTES[form]))), 0, kind)
             builder.store(builder.sitofp(turned, kind), out, align=4)
             return []
 

@@ -9,6 +9,7 @@ from llvmlite import ir
 
 from ...primitives.buffers import LINE
 from ...quantised import FP4
+from ...weight_types import FORMATS
 from .micro_kernels import (
     BYTE,
     F32,
@@ -210,7 +211,7 @@ def code_tiles(form, down):
     return _intrinsic(f"code_tiles_{form}_{down}x2", 12, emit)
 
 
-def close_groups(lanes):
+def close_groups(form, lanes):
     """Emit close(m, groups, parts, pitch, sums, scales, x, x_pitch): sums of groups are scaled, and added in order.
 
     parts: m >= 1 rows of 32 sums of each of groups >= 1, `pitch` bytes apart; sums: as many rows; scales: of
@@ -231,14 +232,14 @@ def close_groups(lanes):
 
             def group(g, total):
                 own = builder.add(first, builder.mul(g, pitch))
-                scale = builder.add(scales, builder.mul(g, I64(SCALE_BYTES)))
+                scale = builder.add(scales, builder.mul(g, I64(SCALE_BYTES[form])))
                 found = loaded(own, 0)
 
                 def less_zeros():
                     one = _broadcast(builder, _at(builder, builder.add(of_row, builder.mul(g, I64(4))), 0, F32), lanes)
                     return [builder.call(fma, [one, *both]) for both in zip(loaded(scale, SUMS), found)]
 
-                whole = _either(builder, x, less_zeros, lambda: found)
+                whole = _either(builder, x, less_zeros, lambda: found) if FORMATS[form].zeros else found
                 return [builder.call(fma, each) for each in zip(whole, loaded(scale, 0), total)]
 
             for j, value in enumerate(_loop(builder, loaded(out, 0), groups, group)):
@@ -247,4 +248,4 @@ def close_groups(lanes):
 
         _loop(builder, [], m, row)
 
-    return _intrinsic(f"close_groups_{lanes}", 8, emit)
+    return _intrinsic(f"close_groups_{form}_{lanes}", 8, emit)
