@@ -8,6 +8,7 @@ packed (compressed-tensors): weight_packed [out, in / c] int32, along `in`, of v
 fp4, two a byte; weight_scale [out, groups]; weight_zero_point [out / c, groups] int32, along `out`, in the same way, or
 int8 as they are.
 mxfp4 (gpt-oss): NAME_blocks [E, out, in / 32, 16] and NAME_scales [E, out, in / 32].
+fp4 (DeepSeek-V4): weight [out, in / 2] int8, two codes a byte, the low one first, and scale [out, in / 32].
 A tensor of fp8 or int8 stays NAME.weight, with scales beside it: see `quantised`.
 """
 
@@ -196,6 +197,21 @@ def _exponents(stored: np.ndarray) -> np.ndarray:
     return stored.view(ml_dtypes.float8_e8m0fnu)
 
 
+# ---------------------------------------------------------------- DeepSeek-V4
+
+
+def _fp4_kind(m: Matrix) -> WeightType:
+    out, depth = m.shape
+    m.expect("weight", (out, depth // 2), "I8", "U8")
+    m.expect("scale", (out, m.groups("scale", MX_GROUP)), *EXPONENTS)
+    return packed_type("mxfp4")
+
+
+def _fp4_parts(m: Matrix, kind: WeightType) -> Parts:
+    codes = nibbles(m.array("weight")[m.outputs].view(np.uint8))
+    return codes.T, _exponents(m.array("scale")[m.outputs]).T, None
+
+
 # ---------------------------------------------------------------- fp8 and int8 with scales beside them
 
 
@@ -255,6 +271,7 @@ FORMS: dict[str, Form] = {
         _packed_parts,
     ),
     "mxfp4": Form(("_blocks", "_scales"), (), _mxfp4_kind, _mxfp4_parts),
+    "fp4": Form(("weight", "scale"), (), _fp4_kind, _fp4_parts),
 }
 
 

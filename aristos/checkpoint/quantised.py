@@ -1,6 +1,7 @@
 """Quantised weights as float32: fp8 and int8 with scales, mxfp4. Scales must be finite.
 
-fp8 by blocks (DeepSeek-V3): value = q * NAME_scale_inv of its block of 128x128; blocks at the edge are partial.
+fp8 by blocks (DeepSeek-V3): value = q * NAME_scale_inv of its block of 128x128; blocks at the edge are partial. The
+scales of NAME.weight may be NAME.scale (DeepSeek-V4).
 fp8 or int8 by rows or whole (compressed-tensors): value = q * NAME_scale. int8 by rows (bitsandbytes): q * SCB / 127.
 mxfp4 (gpt-oss): NAME_blocks has two codes a byte, low nibble first; NAME_scales has an exponent for 32 values.
 """
@@ -35,7 +36,7 @@ def scale_name(directory: Directory, name: str, method: str) -> str:
     if method == "bitsandbytes":
         candidates = [name.removesuffix("weight") + "SCB"]
     else:
-        candidates = [name + "_scale_inv", name + "_scale"]
+        candidates = [name + "_scale_inv", name + "_scale", name.removesuffix("weight") + "scale"]
     for candidate in candidates:
         if candidate in directory:
             return candidate

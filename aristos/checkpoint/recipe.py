@@ -126,15 +126,17 @@ def kinds_of_layers(o: Options, *known: str) -> list[str]:
 # ---------------------------------------------------------------- where the arrays are
 
 
-def each(base: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj") -> dict[str, Piece]:
-    """A tensor for every expert and projection, in nn.Linear's order."""
+def each(
+    base: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj", form: str = ""
+) -> dict[str, Piece]:
+    """A tensor for every expert and projection, in nn.Linear's order, or those of a form of `packed.FORMS`."""
     names = {"gate": gate, "up": up, "down": down}
-    return {array: Piece(f"{base}experts.{{e}}.{name}.weight") for array, name in names.items() if name}
+    return {array: Piece(f"{base}experts.{{e}}.{name}.weight", form=form) for array, name in names.items() if name}
 
 
-def w123(base: str) -> dict[str, Piece]:
+def w123(base: str, form: str = "") -> dict[str, Piece]:
     """Mixtral's names."""
-    return each(base, "w1", "w3", "w2")
+    return each(base, "w1", "w3", "w2", form)
 
 
 def fused(

@@ -21,6 +21,7 @@ from .recipe import (
     layers,
     named,
     shared,
+    w123,
 )
 from .safetensors import shown
 
@@ -360,7 +361,8 @@ def llama4(o: Options) -> dict[int, Block]:
 )
 def deepseek_v4(o: Options) -> dict[int, Block]:
     """models/deepseek_v4: sqrt(softplus), chosen with a bias, renormalised, scaled; first layers have a table."""
-    o.only(norm_topk_prob=True, mlp_bias=False, topk_method="noaux_tc", expert_dtype=None)
+    o.only(norm_topk_prob=True, mlp_bias=False, topk_method="noaux_tc")
+    stored = o.word("expert_dtype", {"fp4": "fp4", "fp8": ""}) if o.get("expert_dtype") is not None else ""
     o.ignore("router_jitter_noise", "o_groups", "hc_mult", "topk_method")
     score = o.word("scoring_func", {"sqrtsoftplus": "sqrtsoftplus", "sigmoid": "sigmoid", "softmax": "softmax"})
     how: dict[str, Any] = {"score": score, "renormalize": True, "scale": o.number("routed_scaling_factor")}
@@ -369,7 +371,8 @@ def deepseek_v4(o: Options) -> dict[int, Block]:
     count = o.optional_count("n_shared_experts")
     options |= {"limit": o.number("swiglu_limit"), "shared_ffn": ffn * count}
     bases = ("ffn.", "mlp.")
-    parts = [experts(*bases), named("router", *(base + "gate.weight" for base in bases))]
+    routed = tuple(w123(base, stored) for base in bases) if stored else experts(*bases)
+    parts = [routed, named("router", *(base + "gate.weight" for base in bases))]
     if count:
         parts.append(shared(*(base + "shared_experts." for base in bases)))
     biased = named("select_bias", "ffn.gate.bias", *(base + CORRECTION for base in bases))

@@ -84,6 +84,68 @@ def test_gpt_oss(tmp_path):
         checkpoint.arrays(0, 1, packed=True)
 
 
+def deepseek_v4(h=128, f=64, experts=2):
+    """(config, tensors, weights [out, in] by (expert, name)) as DeepSeek-V4 has them: fp4 experts, fp8 elsewhere."""
+    rng, p = np.random.default_rng(4), "layers.0.ffn."
+    config = {
+        "model_type": "deepseek_v4",
+        "hidden_size": h,
+        "moe_intermediate_size": f,
+        "n_routed_experts": experts,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 1,
+        "num_hash_layers": 0,
+        "n_shared_experts": 1,
+        "expert_dtype": "fp4",
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    }
+    tensors, weights = {p + "gate.weight": arrays(experts, h), p + "gate.bias": arrays(experts)}, {}
+    for array, name, out, depth in (("gate", "w1", f, h), ("up", "w3", f, h), ("down", "w2", h, f)):
+        for e in range(experts):
+            codes, exponents, weights[e, array] = packed_files.fp4(rng, out, depth)
+            tensors[f"{p}experts.{e}.{name}.weight"] = codes.view(np.int8)
+            tensors[f"{p}experts.{e}.{name}.scale"] = exponents.view(ml_dtypes.float8_e8m0fnu)
+        codes, scale = packed_files.fp8(rng, out, depth), np.array([[0.25]]).astype(ml_dtypes.float8_e8m0fnu)
+        tensors |= {f"{p}shared_experts.{name}.weight": codes, f"{p}shared_experts.{name}.scale": scale}
+        weights["shared", array] = codes.astype(np.float64) * 0.25
+    return config, tensors, weights
+
+
+def test_deepseek_v4(tmp_path):
+    """Experts of fp4 stay packed, or are expanded; the shared expert of fp8 has scales of another name."""
+    config, tensors, weights = deepseek_v4()
+    checkpoint = aristos.Checkpoint(write(tmp_path, config, tensors))
+    assert checkpoint.problem(0) == ""
+    assert checkpoint.weight_type(0) == packed("mxfp4")
+    for e in range(2):
+        stored, expanded = checkpoint.arrays(0, e, packed=True), checkpoint.arrays(0, e)
+        for array in ("up", "gate", "down"):
+            assert np.array_equal(stored[array].dequantised(), weights[e, array].T)
+            assert np.array_equal(expanded[array], weights[e, array].astype(np.float32))
+    cfg = checkpoint.config(max_tokens=4, dtype="bfloat16", weight_dtype="mxfp4")
+    assert (cfg.router.score, cfg.router.scale, cfg.shared_ffn, cfg.packed) == (
+        "sqrtsoftplus",
+        1.5,
+        64,
+        packed("mxfp4"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("experts.1.w3.weight", np.zeros((64, 128), np.int8), r"experts\.1\.w3\.weight' must have shape \[64, 64\]"),
+        ("experts.1.w3.scale", np.ones((64, 4), np.float32), r"experts\.1\.w3\.scale' must have dtype U8 or F8_E8M0"),
+        ("experts.0.w2.scale", np.ones((128, 3), np.uint8), r"experts\.0\.w2\.scale' must have shape \[128, 2\]"),
+    ],
+)
+def test_tensors_of_deepseek_v4_that_do_not_fit(tmp_path, name, value, words):
+    config, tensors, _ = deepseek_v4()
+    tensors["layers.0.ffn." + name] = value
+    with pytest.raises(CheckpointError, match=words):
+        aristos.Checkpoint(write(tmp_path, config, tensors)).check(0)
+
+
 def test_fp8_in_one_tensor_of_gate_and_up(tmp_path):
     """Blocks at the edge are partial, but none may belong to both."""
     config, tensors = fused_fp8(160, 128, 3)
