@@ -167,7 +167,7 @@ def test_what_becomes_of_codes_scales_and_zero_points(isa, cpu, features, form, 
         return all(a.tobytes() == b.tobytes() for a, b in zip(got, wanted) if isinstance(a, np.ndarray))
 
     codes, panel = _drawn(rng, form, packed.PAIR * 32), np.zeros(2 * 2 * STEP, np.uint8)
-    assert same(*both(packed._unpack, packed.unpack, codes, panel, 2))
+    assert same(*both(packed._unpack, packed.unpack, codes, panel, 2, 0))
     wide = np.zeros((GROUPS - 1) * packed.SCALE_BYTES // 4 + floats, np.float32)
     for scale in FORMATS[form].scales:
         kernel, kind = widen_scales(scale, form, packed.LANES), np.dtype(SCALES[scale])

@@ -6,8 +6,8 @@ fused multiply-add takes the zero point, another one the scale. The sum of x is 
 block's is that of eight sums of every eighth value.
 
 Rows decode codes in registers, FEW at a time: those of float32, and with dot products few of bfloat16. Else
-SHARED_PIECE k of codes, or what a group has left, become a panel of bfloat16 in the L1 cache, which all rows then read,
-with equal bits. Up to TILE_ROWS rows of tiles have a kernel of their own, which does both at once.
+SHARED_PIECE k of codes, or what a group has left, become a panel of bfloat16 in the L1 cache, which all rows then read
+(two groups of them by tiles), with equal bits. Up to TILE_ROWS rows of tiles have a kernel that does both at once.
 """
 
 import numpy as np
@@ -72,8 +72,11 @@ def _codes(codes, pairs, columns=WIDTH):
     return np.stack([raw & 15, raw >> 4], axis=2).reshape(2 * TOGETHER * units, columns)[: 2 * pairs]
 
 
-def unpack(codes, panel, blocks):
-    """Codes of `blocks` >= 1 blocks of 32 k at the address `codes` become a panel of bfloat16."""
+def unpack(codes, panel, blocks, near):
+    """Codes of `blocks` >= 1 blocks of 32 k at the address `codes` become a panel of bfloat16.
+
+    near: address of as many bytes as the codes have, which are prefetched.
+    """
     found = _codes(codes, 16 * blocks)
     for k in range(32 * blocks):
         for n in range(WIDTH):
@@ -89,7 +92,7 @@ def code_sums(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, u
     for g in range(groups):
         for n in range(blocks):
             k = blocks * g + n
-            unpack(codes + 16 * PAIR * k, ring, 1)
+            unpack(codes + 16 * PAIR * k, ring, 1, near)
             tiles.tile_sums(
                 a + tiles.ROW * upper * k, below, ring, sums + pitch * g, 1, carry or n > 0, ring, 0, upper, lower
             )
@@ -182,7 +185,9 @@ overload(widen_zeros)(
     lambda source, target, groups: lambda source, target, groups: _widen_zeros(source, target, groups)
 )
 overload(rows_by_codes)(lambda code, a, codes, sums, groups, pairs, scales, x, x_pitch, parts, flags: _branches)
-overload(unpack)(lambda codes, panel, blocks: lambda codes, panel, blocks: _unpack(codes, panel, blocks))
+overload(unpack)(
+    lambda codes, panel, blocks, near: lambda codes, panel, blocks, near: _unpack(codes, panel, blocks, near)
+)
 overload(close_groups)(
     lambda m, groups, parts, pitch, sums, scales, x, x_pitch: (
         lambda m, groups, parts, pitch, sums, scales, x, x_pitch: _close_groups(
@@ -374,11 +379,19 @@ def by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
 
 
 @jit
-def by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ring, ahead, spare):
+def near_of(codes, end, ahead):
+    """The address that is prefetched beside codes. end, ahead: of this panel, and of the one that is read next."""
+    near = codes + NEAR
+    return near if near < end else ahead + (near - end)
+
+
+@jit
+def by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare):
     """Products of up to TILE_ROWS rows and a panel's codes by tiles, PIECE k at a time.
 
-    ring: address of unpack_kernels.RING blocks of a panel; ahead: of the panel that is read next.
+    parts: address of sums of a piece's groups, and then of unpack_kernels.RING blocks of a panel.
     """
+    ring = parts + m * SUMS * GROUPS
     codes, end = panel + mem.load(panel + CODES), panel + mem.load(panel + PANEL_BYTES)
     rows, upper = tiles.group_rows(m, 0, 1)
     step, steps = tiles.ROW * upper, (depth + WIDTH - 1) // WIDTH
@@ -391,7 +404,7 @@ def by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ring, a
         if last - k == group and 2 * group <= PIECE:
             groups, count = whole_groups(min(PIECE, depth - k), group), group
         here, blocks = codes + PAIR * (k // 2), (count + WIDTH - 1) // WIDTH
-        near = here + NEAR if here + NEAR < end else ahead + (here + NEAR - end)
+        near = near_of(here, end, ahead)
         carry, place = 0 if k == g * group else 1, a + step * (k // WIDTH)
         code_sums(place, step * steps, here, ring, parts, groups, blocks, carry, SUMS * m, near, upper, rows - upper)
         k += groups * count
@@ -401,15 +414,24 @@ def by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ring, a
 
 
 @jit
-def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, unpacked, spare):
-    """Products of rows and a panel's codes, which become bfloat16, SHARED_PIECE k at a time, at an address."""
-    codes, k = panel + mem.load(panel + CODES), 0
+def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare):
+    """Products of rows and a panel's codes, which become bfloat16, SHARED_PIECE k at a time, for all rows.
+
+    parts: address of sums of a group, and then of SHARED_PIECE k of a panel.
+    """
+    codes, end, unpacked, k = (
+        panel + mem.load(panel + CODES),
+        panel + mem.load(panel + PANEL_BYTES),
+        parts + m * SUMS,
+        0,
+    )
     while k < depth:
         g = whole_groups(k, group)
         last = min(depth, (g + 1) * group)
         count = min(SHARED_PIECE, last - k)
         blocks = (count + WIDTH - 1) // WIDTH
-        unpack(codes + PAIR * (k // 2), unpacked, blocks)
+        here = codes + PAIR * (k // 2)
+        unpack(here, unpacked, blocks, near_of(here, end, ahead))
         carry = 0 if k == g * group else 1
         if TILED and element == BFLOAT16:
             steps = (depth + WIDTH - 1) // WIDTH
@@ -423,6 +445,28 @@ def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, part
         if k == last:
             of_x = x + FLOAT * g if x != 0 else 0
             close_groups(m, 1, parts, 0, sums, scales + SCALE_BYTES * g, of_x, x_pitch)
+
+
+@jit
+def by_groups_of_rows(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare):
+    """Products of any number of rows by tiles.
+
+    Two groups of as many rows unpack codes once: their sums fit the L1 cache. Groups of other numbers of rows would
+    change the shapes of tiles at every step.
+    """
+    groups, g = (m + TILE_ROWS - 1) // TILE_ROWS, 0
+    while g < groups:
+        rows, upper = tiles.group_rows(m, g, groups)
+        nbytes = 2 * tiles.ROW * upper * ((depth + WIDTH - 1) // WIDTH)
+        if g + 1 < groups and tiles.group_rows(m, g + 1, groups)[0] == rows:
+            rows, nbytes, g = 2 * rows, 2 * nbytes, g + 2
+            by_panels(BFLOAT16, rows, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare)
+        else:
+            by_tiles(rows, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare)
+            g += 1
+        a += nbytes
+        sums += SUMS * rows
+        x += x_pitch * rows if x != 0 else 0
 
 
 @jit
@@ -445,15 +489,14 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     if carry == 0:
         for i in range(m):
             mem.floats(sums + SUMS * i, WIDTH)[:] = 0
-    unpacked = parts + m * SUMS if m > TILE_ROWS else parts + m * SUMS * GROUPS
     kept = 1 if DOTS and element == BFLOAT16 else 0
     panels = element == BFLOAT16 and not DOTS and (DOT or TILED)
     if not panels and m <= (FEW if kept else MOST):
         by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts)
-    elif TILED and element == BFLOAT16 and m <= TILE_ROWS:
-        by_tiles(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, unpacked, ahead, spare)
+    elif TILED and element == BFLOAT16:
+        by_groups_of_rows(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare)
     else:
-        by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, unpacked, spare)
+        by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare)
 
 
 @inlined

@@ -121,24 +121,25 @@ def _unpack_block(builder, form, lanes, table, in_words, codes, out, near=None):
 
 
 def unpack(form, lanes, table, in_words):
-    """Emit unpack(codes, panel, blocks): blocks >= 1 of 32 k of 32 columns -> a panel of bfloat16.
+    """Emit unpack(codes, panel, blocks, near): blocks >= 1 of 32 k of 32 columns -> a panel of bfloat16.
 
-    in_words: whether the CPU permutes words and bytes.
+    near: address of as many bytes as the codes have, which are prefetched. in_words: whether the CPU permutes words and
+    bytes.
     """
 
     def emit(builder, args):
-        codes, panel, blocks = args
+        codes, panel, blocks, near = args
 
         def body(k, _):
-            place = builder.add(codes, builder.mul(k, I64(16 * PAIR_BYTES[form])))
-            _unpack_block(
-                builder, form, lanes, table, in_words, place, builder.add(panel, builder.mul(k, I64(2 * STEP)))
-            )
+            read = builder.mul(k, I64(16 * PAIR_BYTES[form]))
+            place, ahead = builder.add(codes, read), builder.add(near, read)
+            out = builder.add(panel, builder.mul(k, I64(2 * STEP)))
+            _unpack_block(builder, form, lanes, table, in_words, place, out, ahead)
             return []
 
         _loop(builder, [], blocks, body)
 
-    return _intrinsic(f"unpack_{form}_{lanes}", 3, emit)
+    return _intrinsic(f"unpack_{form}_{lanes}", 4, emit)
 
 
 def code_tiles(form, down):
