@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ FOLDERS = {
 
 LONG = (  # workers start with these files, so that none runs alone at the end
     "kernels/test_cuda_compile.py",
+    "kernels/test_isas.py",
     "bench/test_bench_cuda.py",
     "bench/test_rehearsal.py",
     "substrate/test_cuda_layer.py",
@@ -76,8 +78,6 @@ LONG = (  # workers start with these files, so that none runs alone at the end
     "layer/test_training.py",
     "kernels/test_expert_backward.py",
     "launch/test_slurm.py",
-    "kernels/test_isas.py",
-    "kernels/test_guard_pages.py",
     "kernel_cache/test_cache.py",
     "explore/test_compiled.py",
     "explore/test_explore.py",
@@ -97,6 +97,7 @@ RANKS = re.compile(r"mark\.ranks\b|ranks_each\b")
 PARALLEL = re.compile(r"mark\.parallel\b")
 
 
+@cache
 def folder_at(path: Path) -> str | None:
     """The folder below tests/ that a file lies in; None for files elsewhere."""
     return path.relative_to(TESTS).parts[0] if path.is_relative_to(TESTS) else None
