@@ -335,6 +335,7 @@ def test_a_peer_of_another_dtype_than_its_entry_is_caught(tmp_path: Path, plante
     assert (said in report.markdown("A title", [m], [], [])) == bool(planted)
 
 
+@pytest.mark.parallel
 @pytest.mark.usefixtures("bench")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_peers_of_aristos_name_their_kernels(tmp_path: Path, dtype: str) -> None:

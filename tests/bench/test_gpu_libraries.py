@@ -17,6 +17,8 @@ from aristos.bench.gpu import alltoall, cublas, libraries
 from aristos.bench.world import World
 from aristos.errors import EnvironmentProblem
 
+pytestmark = pytest.mark.parallel
+
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):

@@ -15,6 +15,8 @@ try:
 finally:
     sys.path.pop(0)
 
+pytestmark = pytest.mark.parallel
+
 ROOT = Path(__file__).parents[2]
 FACTS = {"gpu": "NVIDIA H100", "gpu_arch": "sm_90", "gpu_uuid": "GPU-1", "cuda_driver": "13.0"}
 GPU = {

@@ -38,6 +38,8 @@ from aristos.kernels.cuda import build
 from aristos.kernels.cuda.gemm import tiles
 from aristos.kernels.cuda.target import Target
 
+pytestmark = pytest.mark.parallel
+
 FACTS = {"gpu": "An H100", "gpu_arch": "sm_90", "gpu_uuid": "GPU-1", "driver_version": "580.1"}
 PRINT = "import json; print(json.dumps({document!r}))"
 
@@ -580,7 +582,6 @@ def test_the_profiler_may_be_missing_forbidden_or_slow(monkeypatch, tmp_path, ca
 
 
 @pytest.mark.slow
-@pytest.mark.parallel
 def test_the_product_check_covers_the_tiles_of_each_kind(monkeypatch, capsys):
     """The check itself, on the PTX machine, for the two smallest tiles of each kind."""
     from aristos.kernels.cuda import gemm

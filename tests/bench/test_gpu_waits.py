@@ -29,6 +29,8 @@ from aristos.bench.suites import gemm_gpu, put_gpu, signal_gpu
 from aristos.errors import EnvironmentProblem
 from aristos.kernels.cuda.target import Target
 
+pytestmark = pytest.mark.parallel
+
 ALONE = ("put", "signal", "gemm", "router")  # suites without a layer
 
 

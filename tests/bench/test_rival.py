@@ -13,6 +13,8 @@ from aristos.bench.context import WRONG_RIVAL
 from aristos.bench.gpu import rival
 from aristos.errors import EnvironmentProblem
 
+pytestmark = pytest.mark.parallel
+
 
 class Threads:
     """A world of two ranks, which are threads; its collectives must be called in one order."""

@@ -39,6 +39,7 @@ def test_calls_of_drawn_objects_are_right(comm):
     assert (counts.objects, counts.calls > 6, counts.worst < 1) == (6, True, True)
 
 
+@pytest.mark.parallel
 def test_a_wrong_output_is_found_and_the_object_named(monkeypatch):
     real = MoE.__call__
 

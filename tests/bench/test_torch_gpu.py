@@ -11,6 +11,8 @@ from aristos.bench.gpu import rival, torch_layer
 from aristos.config import MoEConfig
 from aristos.errors import EnvironmentProblem
 
+pytestmark = pytest.mark.parallel
+
 CFG = MoEConfig(hidden=16, ffn=24, experts=8, top_k=2, dtype="bfloat16")
 GPU = SimpleNamespace(device=SimpleNamespace(ordinal=0, driver="13.0"), stream=7)
 BLAS = "cuBLAS 13.1.0 (/lib/libcublas.so.13)"

@@ -15,6 +15,8 @@ from aristos.config import MoEConfig, Router
 from aristos.errors import EnvironmentProblem
 from aristos.row_types import ROW_TYPES
 
+pytestmark = pytest.mark.parallel
+
 SHAPE = {"hidden": 16, "ffn": 24, "experts": 8, "top_k": 2}
 TOKENS = 37
 

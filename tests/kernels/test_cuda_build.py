@@ -108,18 +108,25 @@ def test_a_malformed_architecture_is_refused(kept, tmp_path):
         build.build(FILL, "hopper")
 
 
-@pytest.mark.parametrize(("first", "other"), [("sm_80", "sm_89"), ("sm_100", "sm_120")])
-def test_the_ptx_of_one_architecture_is_that_of_another(first, other):
+@pytest.mark.parametrize(
+    ("name", "first", "other"),
+    [
+        ("gemm_bf16_128x128", "sm_80", "sm_89"),
+        ("gemm_f32_64x64", "sm_90", "sm_80"),
+        ("place", "sm_90", "sm_80"),
+        ("gemm_bf16_128x128", "sm_100", "sm_120"),
+    ],
+)
+def test_the_ptx_of_one_architecture_is_that_of_another(name, first, other):
     """With the same launch bounds: the report compiles one, and assembles it for each."""
 
     def code(text):
         return re.sub(r"_ZN\w+|_cudapy_smem_\d+", "NAME", text[text.index(".entry") :])
 
-    one, two = (
-        next(each for each in catalogue.kernels(arch) if each.name == "gemm_bf16_128x128") for arch in (first, other)
-    )
+    one, two = (next(each for each in catalogue.kernels(arch) if each.name == name) for arch in (first, other))
+    targets = [assemble.TARGETS.get(arch, arch) for arch in (first, other)]
     assert one.blocks == two.blocks
-    assert code(build.ptx(one, first)[0]) == code(build.ptx(two, other)[0])
+    assert code(build.ptx(one, targets[0])[0]) == code(build.ptx(two, targets[1])[0])
 
 
 def test_an_architecture_that_ptxas_does_not_know_is_one_sentence(kept):

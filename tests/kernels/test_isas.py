@@ -1,4 +1,7 @@
-"""The choice of an instruction set, and kernels of every one that this machine has."""
+"""The choice of an instruction set, and kernels of every one that this machine has.
+
+Tests of a set use the same compiled kernels. They are in one file, so that one worker compiles them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ import pytest
 
 from aristos.errors import EnvironmentProblem
 from aristos.primitives import isa
+from aristos.weight_types import FORMATS
 
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
 SCRIPT = """
 import hashlib
 import numpy as np
@@ -89,6 +94,19 @@ def on_each(names: Iterable[str], *words: str, **variables: str) -> dict[str, st
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", isa.usable())
+@pytest.mark.parametrize("part", ["plain", "backward", *FORMATS])
+def test_kernels_touch_nothing_beyond_their_arrays(part, name):
+    """`guarded_kernels` has the calls. A process that touches such a page dies, and its last line names the call."""
+    env = os.environ | {"ARISTOS_ISA": name}
+    words = [sys.executable, str(SUPPORT / "guarded_kernels.py"), part]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=900)
+    said = done.stdout.splitlines()
+    assert done.returncode == 0, f"{said[-1:]}, after {len(said)} calls\n{done.stderr[-4000:]}"
+    assert len(said) > 30
+
+
+@pytest.mark.slow
 def test_every_isa_of_this_machine_gives_the_same_float32_bits():
     """A float32 sum is one chain of fused multiply-adds in k order, whatever the width of the vectors.
 
@@ -101,7 +119,8 @@ def test_every_isa_of_this_machine_gives_the_same_float32_bits():
 
 @pytest.mark.slow
 def test_16_bit_experts_on_every_isa_of_this_machine():
-    on_each(USABLE, "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED)
+    """But the best one, on which the quick tier runs the file."""
+    on_each(USABLE[1:], "-m", "pytest", "-q", "-p", "no:cacheprovider", ROUNDED)
 
 
 @pytest.mark.slow

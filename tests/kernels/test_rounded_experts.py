@@ -1,7 +1,7 @@
 """Experts of bfloat16, float16 and split float32 rows: on compiled kernels of this machine's ISA, against float64.
 
-`test_isas.py` runs this file's script for every other ISA of the machine; `test_plain_kernels.py` runs the kernels as
-plain Python.
+`test_isas.py` runs this file's script for every other ISA of the machine; it also runs the kernels
+as plain Python.
 """
 
 from __future__ import annotations

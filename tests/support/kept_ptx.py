@@ -6,12 +6,14 @@ reads its text in three seconds.
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from aristos.kernels.cuda import build
+from aristos.kernels.cuda.assemble import TARGETS
 from kernel_cache import sources
 from kernel_cache.compile import cache_folder
 from ptxsim import loader
@@ -20,17 +22,34 @@ from ptxsim.lower import lower
 from ptxsim.parser import parse
 
 _read: dict[Path, tuple[str, str]] = {}
+_compile = build.ptx
 
 
 def ptx(kernel: Any, arch: str) -> tuple[str, str]:
     """(PTX of a catalogue.Kernel for an architecture such as sm_90, the name of its entry)."""
-    compiler = "-".join(map(str, (build.version("numba-cuda"), *part("cudadrv.nvvm").NVVM().get_version())))
-    path = cache_folder() / "ptx" / f"{kernel.name}.{arch}.{build.kernel_key(kernel)}.{compiler}"
+    target = TARGETS.get(arch, arch)
+    path = _path(kernel, target)
     if path not in _read:
-        found = build.kept(path, lambda: _compiled(kernel, arch))
+        found = build.kept(path, lambda: _compiled(kernel, target))
         _read[path] = found.cubin.decode(), found.entry
         _load(found.cubin.decode())
     return _read[path]
+
+
+def text(kernel: Any, target: str) -> tuple[str, str]:
+    """The same for a target such as sm_90a, where several processes may compile at a time and no machine runs it."""
+    path = _path(kernel, target)
+    found = build._read(path)
+    if found is None:
+        found = _compiled(kernel, target)
+        build._write(path, found)
+    return found.cubin.decode(), found.entry
+
+
+def _path(kernel: Any, target: str) -> Path:
+    compiler = build.version("numba-cuda"), part("cudadrv.libs").get_cudalib("nvvm")
+    digest = hashlib.sha256(repr((build.kernel_key(kernel), compiler)).encode()).hexdigest()[:16]
+    return cache_folder() / "ptx" / f"{kernel.name}.{target}.{digest}"
 
 
 def _load(text: str) -> None:
@@ -47,6 +66,6 @@ def _machine() -> str:
     return sources.digest(sources.files(Path(loader.__file__)))[:16]
 
 
-def _compiled(kernel: Any, arch: str) -> build.Built:
-    text, entry = build.ptx(kernel, arch)
+def _compiled(kernel: Any, target: str) -> build.Built:
+    text, entry = _compile(kernel, target)
     return build.Built(entry, text.encode())

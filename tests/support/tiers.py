@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,43 +42,40 @@ class Budget:
 
 
 FOLDERS = {
-    "bench": Budget(60, 1300),
-    "checkpoint": Budget(90, 150, parallel=True),
-    "doctor": Budget(30, 150),
-    "engine": Budget(60, 120, parallel=True),
-    "explore": Budget(90, 900, parallel=True),
+    "bench": Budget(60, 700),
+    "checkpoint": Budget(60, 90, parallel=True),
+    "doctor": Budget(10, 30),
+    "engine": Budget(40, 60, parallel=True),
+    "explore": Budget(60, 400, parallel=True),
     "faults": Budget(0, 180, parallel=True),
-    "fuzz": Budget(0, 90, parallel=True),
+    "fuzz": Budget(0, 45, parallel=True),
     "gpu": Budget(0, 900),
-    "host": Budget(30, 60, parallel=True),
+    "host": Budget(10, 20, parallel=True),
     "integrations": Budget(30, 420),
-    "kernel_cache": Budget(75, 600, parallel=True),
-    "kernels": Budget(90, 3000, parallel=True),
-    "launch": Budget(0, 150, parallel=True),
-    "launcher": Budget(30, 90, parallel=True),
-    "layer": Budget(150, 600, parallel=True),
-    "package": Budget(210, 600, parallel=True),
-    "planner": Budget(100, 300, parallel=True),
-    "primitives": Budget(30, 60, parallel=True),
-    "ptxsim": Budget(0, 300, parallel=True),
-    "results": Budget(45, 120, parallel=True),
-    "substrate": Budget(120, 1500, parallel=True),
-    "topology": Budget(60, 150, parallel=True),
-    "transport": Budget(30, 300, parallel=True),
+    "kernel_cache": Budget(50, 160, parallel=True),
+    "kernels": Budget(60, 1900, parallel=True),
+    "launch": Budget(0, 60, parallel=True),
+    "launcher": Budget(10, 30, parallel=True),
+    "layer": Budget(110, 350, parallel=True),
+    "package": Budget(160, 350, parallel=True),
+    "planner": Budget(70, 180, parallel=True),
+    "primitives": Budget(10, 20, parallel=True),
+    "ptxsim": Budget(0, 250, parallel=True),
+    "results": Budget(25, 40, parallel=True),
+    "substrate": Budget(40, 500, parallel=True),
+    "topology": Budget(25, 60, parallel=True),
+    "transport": Budget(10, 130, parallel=True),
 }
 
 LONG = (  # workers start with these files, so that none runs alone at the end
     "kernels/test_cuda_compile.py",
+    "kernels/test_isas.py",
     "bench/test_bench_cuda.py",
     "bench/test_rehearsal.py",
     "substrate/test_cuda_layer.py",
     "bench/test_bench_parts.py",
-    "kernels/test_cpu_kernels.py",
     "layer/test_training.py",
-    "kernels/test_expert_backward.py",
     "launch/test_slurm.py",
-    "kernels/test_isas.py",
-    "kernels/test_guard_pages.py",
     "kernel_cache/test_cache.py",
     "explore/test_compiled.py",
     "explore/test_explore.py",
@@ -97,6 +95,7 @@ RANKS = re.compile(r"mark\.ranks\b|ranks_each\b")
 PARALLEL = re.compile(r"mark\.parallel\b")
 
 
+@cache
 def folder_at(path: Path) -> str | None:
     """The folder below tests/ that a file lies in; None for files elsewhere."""
     return path.relative_to(TESTS).parts[0] if path.is_relative_to(TESTS) else None

@@ -78,8 +78,8 @@ def listed(arch: str, listings: Sequence[Listing]) -> list[Any]:
 def build(name: str, archs: Sequence[str], out: Path, listings: Sequence[Listing]) -> list[Row]:
     """Compile one kernel for these architectures; returns its rows of the report.
 
-    An architecture beyond TARGETS takes the PTX of an earlier one if the compiler would write the same: on the same
-    side of NEW_NVVM, with the same launch bounds. ptxas is what differs.
+    An architecture takes the PTX of an earlier one if the compiler would write the same: on the same side of NEW_NVVM,
+    with the same launch bounds. ptxas is what differs.
     """
     from .build import for_target, ptx
 
@@ -88,13 +88,9 @@ def build(name: str, archs: Sequence[str], out: Path, listings: Sequence[Listing
         for kernel in listed(arch, listings):
             if kernel.name == name:
                 target, same = TARGETS.get(arch, arch), (capability(arch) >= NEW_NVVM, kernel.blocks)
-                if arch in TARGETS or same not in made:
-                    text = ptx(kernel, target)[0]
-                    if target == arch:
-                        made.setdefault(same, text)
-                else:
-                    text = for_target(made[same], target)
-                rows.append(finish(kernel, arch, text, out))
+                if same not in made:
+                    made[same] = ptx(kernel, target)[0]
+                rows.append(finish(kernel, arch, for_target(made[same], target), out))
     return rows
 
 
