@@ -42,7 +42,7 @@ class Core:
         self.running: list[Launch] = []
         self.done: list[Launch] = []
         self.reports: list[Report] = []
-        self.first_report = 0  # of the run under way
+        self.first_report = 0  # where the reports of the run under way begin
         self.output: list[str] = []  # what kernels printed
         self.acting = -1  # the number of the actor whose turn it is
         self.changed = False  # memory, by the actors in their last turn

@@ -120,7 +120,7 @@ def record(job, st, source, expert, rows, packed, block):
         and within(st, source, RECORD_BLOCK, block, 0, ring)
     ):
         return False
-    if st[words.verdict(job, source)] == codes.SKIP:  # of another call, with other experts
+    if st[words.verdict(job, source)] == codes.SKIP:  # the record is another call's, with other experts
         return True
     if not within(st, source, RECORD_EXPERT, expert, 0, job[words.HELD] - 1):
         return False

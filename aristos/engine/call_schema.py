@@ -285,6 +285,6 @@ def words_of(call: Call) -> int:
     return sum(len(WEIGHTS) if each.dtype == EXPERT else 1 for each in call.arguments)
 
 
-HEAD_WORDS = 2  # of a block: result, error
+HEAD_WORDS = 2  # words before a block's arguments: result, error
 CROSSING = [call for call in CALLS if call.step or call.kernel]
 BLOCK_WORDS = -(-(HEAD_WORDS + 1 + max(map(words_of, CROSSING))) // 8) * 8  # whole lines, with a word to spare

@@ -16,8 +16,8 @@ from ..primitives import memory as mem
 from . import call_records, codes, tape, words
 from .layout import state_word
 
-COLUMNS = 96  # of a share, on CPUs: a multiple of every panel width, and a divisor of a chunk of F
-MOST_ROWS = 24  # of a column-split run, on CPUs
+COLUMNS = 96  # a share's columns on CPUs: a multiple of every panel width, and a divisor of a chunk of F
+MOST_ROWS = 24  # a column-split run on CPUs has no more rows
 SHARES_PER_TRY = 8  # about as many shares are taken by a rank's workers for each try of a worker at the lock
 
 

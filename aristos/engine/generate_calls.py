@@ -15,7 +15,7 @@ hashes. A GPU's blocks compute in the persistent kernel and call none of these.
 
 from typing import NamedTuple
 
-BACKWARD_WEIGHTS_BYTES = {backward}  # of one expert's addresses for `backward_rows`
+BACKWARD_WEIGHTS_BYTES = {backward}  # size of one expert's addresses in a call of `backward_rows`
 
 
 def _missing(name):
@@ -49,8 +49,8 @@ from ...primitives.arithmetic import (
 
 # numbers of the kernels
 {numbers}
-HEAD_WORDS = {head}  # of a block: result, error
-BLOCK_BYTES = {block}  # of a block, whole lines
+HEAD_WORDS = {head}  # words before a block's arguments: result, error
+BLOCK_BYTES = {block}  # size of a block, in whole lines
 SPARE = BLOCK_BYTES - 8  # place of a word that no call uses
 
 

@@ -57,7 +57,7 @@ class EngineShape:
     experts: int = 1
     max_tokens: int = 1
     foreign: int = 0  # most experts of local peers that a rank may compute
-    return_bytes: int = 0  # of return rows; 0: return_rows * stride
+    return_bytes: int = 0  # size of the return rows; 0: return_rows * stride
 
     def union(self, other: EngineShape) -> EngineShape:
         """The smallest shape that serves both."""

@@ -349,7 +349,7 @@ JOB_TABLES = [
     Word("SLOT_START", "for each rank its first slot; then the number of slots", "slot", HOST, OBJECT),
     Word("FOREIGN", "for each expert of a local peer that this rank may compute a record `foreign`", "", HOST, OBJECT),
 ]
-# of the host alone, see job.py
+# words that the host alone uses, see job.py
 JOB_CHECKS = [
     Word("FILLED", "parts that are filled, a bit each"),
     Word("LAYOUT", "version of the runtime's windows and tables that the part `engine` describes", "", HOST, ENGINE),
@@ -413,7 +413,7 @@ BACK_MOST = 16  # most pieces of own rows in a command: a decision adds as many 
 # lists of BATCH words in a command: rows; outputs; hidden activations of a column-split run, or places in the store;
 # scalars; places on the tape
 LISTS = 5
-SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
+SIZE_CLASSES = 10  # classes of puts by size: 256 bytes, 1 KiB, 4 KiB ...
 
 # names of sizes: meaning
 DIMENSIONS = {

@@ -7,7 +7,7 @@ hashes. A GPU's blocks compute in the persistent kernel and call none of these.
 
 from typing import NamedTuple
 
-BACKWARD_WEIGHTS_BYTES = 72  # of one expert's addresses for `backward_rows`
+BACKWARD_WEIGHTS_BYTES = 72  # size of one expert's addresses in a call of `backward_rows`
 
 
 def _missing(name):

@@ -37,7 +37,7 @@ class RankWords:
         self._said: list[str] = []
         self._has_asked = False
         self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._files[rank].unlink(missing_ok=True)  # of a report that was killed
+        self._files[rank].unlink(missing_ok=True)  # left by a report that was killed
         self._asked.unlink(missing_ok=True)
 
     def start(self, end: float) -> None:

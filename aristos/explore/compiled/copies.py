@@ -33,7 +33,7 @@ MODULES = {
     CPU: ("loop",),
 }  # fmt: skip
 ORDER = [f"{package}.{name}" for package, names in MODULES.items() for name in names]
-LINE_BITS = 16  # of a site: the line; above them the module
+LINE_BITS = 16  # bits of a site that hold the line; above them the module
 STATES = ("st", "gs")
 SHARED = {  # the names that steps have for the modules whose functions record, and those functions
     "mem": {each.__name__ for each in recorded.MEMORY},

@@ -35,7 +35,7 @@ from .log import (
     table,
 )
 
-PEER_BITS = 16  # of the entry of a put: the peer; above them the place in its window
+PEER_BITS = 16  # bits of a put's entry that hold the peer; above them the place in its window
 
 
 @jit

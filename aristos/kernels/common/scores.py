@@ -24,7 +24,7 @@ SOFTMAX, SIGMOID, SQRTSOFTPLUS = (SCORES[name] for name in ("softmax", "sigmoid"
 if set(BIASED) != {"softmax", "sigmoid", "sqrtsoftplus"}:
     raise ImportError(f"config.BIASED names {', '.join(BIASED)}: extend `values`")
 SUM_TOP2 = GROUP_SCORES["sum_top2"]
-GROUPS_SHIFT, KEPT_SHIFT, GROUP_SCORE_SHIFT = 8, 16, 24  # of a rule: the score's code lies below them
+GROUPS_SHIFT, KEPT_SHIFT, GROUP_SCORE_SHIFT = 8, 16, 24  # bits of a rule's word; the score's code lies below them
 
 
 def rule(router: Router) -> int:

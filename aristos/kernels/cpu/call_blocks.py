@@ -29,8 +29,8 @@ COMBINE_TOKEN = 4
 PRODUCT = 5
 WEIGH_SHARED = 6
 BACKWARD_ROWS = 7
-HEAD_WORDS = 2  # of a block: result, error
-BLOCK_BYTES = 192  # of a block, whole lines
+HEAD_WORDS = 2  # words before a block's arguments: result, error
+BLOCK_BYTES = 192  # size of a block, in whole lines
 SPARE = BLOCK_BYTES - 8  # place of a word that no call uses
 
 

@@ -27,7 +27,7 @@ from .outer import MOST_OUTER, add_outer, add_rows, outer_bytes, pass_rows, past
 from .panels import LANES, NR
 from .stored_rows import ENTRY, LISTED, give_back, list_rows, list_stored, tables
 
-MOST_ROWS = 256  # of a run; at most KC
+MOST_ROWS = 256  # a run has no more rows; at most KC
 UP, GATE, DOWN, ALL = range(4)  # matrices of an expert
 
 

@@ -13,7 +13,7 @@ from ...primitives.buffers import FLOAT, LINE
 from .expert import line_bytes
 from .outer import SOON, fetch_row
 
-TABLES = 6  # of addresses, a word a row: x, dy, dx, kept, saved, order
+TABLES = 6  # tables of addresses, a word a row: x, dy, dx, kept, saved, order
 ENTRY = TABLES * 8 + 2 * FLOAT  # bytes of a row in the tables
 LISTED = 2 * 8 + FLOAT  # bytes of a row in the lists for its expert's gradients
 

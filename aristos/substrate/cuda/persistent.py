@@ -45,7 +45,7 @@ JOB_MOST, STATE_MOST = 1 << 20, 1 << 40  # words: bounds for array types, never 
 WORD = 8
 POLLS = 64  # idle polls between two clock reads
 GAVE_UP = -1  # in WAIT_SINCE: this rank's wait was too long
-SHARES_A_WORKER = 2  # of a phase of a run, if it has tiles enough
+SHARES_A_WORKER = 2  # a phase of a run is cut into so many shares for each worker, if it has tiles enough
 MOST_RUNS = 16
 
 
