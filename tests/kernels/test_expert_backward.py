@@ -17,7 +17,7 @@ from aristos.kernels.common import activations as act
 from aristos.kernels.cpu import expert_backward as kernel
 from aristos.kernels.cpu.elements import ELEMENTS
 from aristos.kernels.cpu.panels import padded
-from aristos.primitives.arithmetic import ExpertWeights, TurnedWeights
+from aristos.primitives.arithmetic import ExpertWeights, TransposedWeights
 from aristos.primitives.buffers import aligned
 
 NAMES = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
@@ -38,7 +38,7 @@ class Gradients:
         self.cfg, self.code = cfg, act.word(cfg.activation, cfg.limit, cfg.limit_after)
         pack, bias = FLOAT32.pack, FLOAT32.pack_bias
         self.packed = {n: bias(a) if "bias" in n else pack(a) for n, a in one.items()}
-        self.turned = {n: pack(one[n], True) for n in NAMES[:3] if n in one}
+        self.transposed = {n: pack(one[n], True) for n in NAMES[:3] if n in one}
         self.sums = {n: aligned((*a.shape[:-1], padded(a.shape[-1]))) for n, a in one.items()}
         for array in self.sums.values():
             array[:] = 0
@@ -55,7 +55,8 @@ class Gradients:
         from_x, from_dy, to_dx, kept = (table.ctypes.data for table in tables)
         kernel.expert_rows(
             m, from_x, from_dy, w.ctypes.data, to_dx, dw.ctypes.data, ExpertWeights(*self.addresses(self.packed)),
-            TurnedWeights(*self.addresses(self.turned)[:3]), self.code, hidden, ffn, kept, 0, scratch.ctypes.data, 0,
+            TransposedWeights(*self.addresses(self.transposed)[:3]), self.code, hidden, ffn, kept, 0,
+            scratch.ctypes.data, 0,
         )  # fmt: skip
         kernel.weight_gradients(
             m, from_x, from_dy, w.ctypes.data, self.addresses(self.sums), hidden, ffn, kept, 1, 0, scratch.ctypes.data

@@ -15,7 +15,7 @@ from ...primitives.arithmetic import (
     ExpertWeights,
     Product,
     RouteBlock,
-    TurnedWeights,
+    TransposedWeights,
     UpColumns,
     WeighShared,
 )
@@ -53,9 +53,9 @@ def expert_weights_at(weights):
 
 
 @inlined
-def turned_weights_at(weights):
-    """Read the TurnedWeights of an expert of a backward call."""
-    return TurnedWeights(
+def transposed_weights_at(weights):
+    """Read the TransposedWeights of an expert of a backward call."""
+    return TransposedWeights(
         up=mem.load(weights + 48),
         gate=mem.load(weights + 56),
         down=mem.load(weights + 64),

@@ -20,7 +20,7 @@ from ...primitives.buffers import FLOAT, LINE
 from ..common.activations import ZERO, at_most, code_of, factor, limit_of, limits, shift_of
 from ..common.branches import unrolled
 from ..common.slopes import FUNCTIONS
-from .call_blocks import expert_weights_at, turned_weights_at
+from .call_blocks import expert_weights_at, transposed_weights_at
 from .expert import FC, fill_rows, line_bytes, row_addresses
 from .gemm import KC, PITCH, pack_rows, packed_bytes, panel_rows, vectors_of
 from .outer import MOST_OUTER, add_outer, add_rows, outer_bytes, pass_rows, past_caches
@@ -137,17 +137,17 @@ def dot(a, b, n):
 
 
 @jit
-def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, saved, scratch, wire):
+def expert_rows(m, x, dy, w, dx, dw, weights, transposed, code, hidden, ffn, kept, saved, scratch, wire):
     """Compute m rows of an expert backwards: dx and dw, and what `weight_gradients` needs, to kept. At most MOST_ROWS.
 
     x, dy, dx, kept: addresses of arrays of m row addresses; rows of x and dy hold `hidden` float32, rows of dx have
     space for `hidden` rounded up to vectors, of kept for `kept_bytes(ffn, gated)`. w, dw: addresses of m float32, the
-    combine weights and where their gradients go. weights: as `expert.expert_rows` takes them; turned: addresses of up,
-    gate and down packed transposed. saved: address of an array of addresses of what `expert.keep_hidden` wrote of each
-    row, then x is not read; or 0. scratch: `scratch_bytes(m, hidden, ffn)` bytes, 64-byte aligned.
+    combine weights and where their gradients go. weights: as `expert.expert_rows` takes them; transposed: addresses of
+    up, gate and down packed transposed. saved: address of an array of addresses of what `expert.keep_hidden` wrote of
+    each row, then x is not read; or 0. scratch: `scratch_bytes(m, hidden, ffn)` bytes, 64-byte aligned.
     """
     up, gate, _, up_bias, gate_bias, down_bias = weights
-    up_turned, gate_turned, down_turned = turned
+    up_transposed, gate_transposed, down_transposed = transposed
     gated = gate != 0
     part = line_bytes(ffn)
     table = scratch
@@ -176,7 +176,7 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, s
             chunk_columns(m, a, hidden, up, up_bias, ffn, f0, columns, to_u, wire)
             if gated:
                 chunk_columns(m, a, hidden, gate, gate_bias, ffn, f0, columns, to_g, wire)
-        chunk_columns(m, b, hidden, down_turned, 0, ffn, f0, columns, to_d, wire)
+        chunk_columns(m, b, hidden, down_transposed, 0, ffn, f0, columns, to_d, wire)
         for i in range(m):
             at, to = PITCH * i, mem.load(kept + 8 * i) + FLOAT * f0
             slopes(code, gated, du + at, dg + at, ds + at, h + at, weight[i], columns, spare)
@@ -185,9 +185,9 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, s
             mem.copy_row(to + part, h + at, FLOAT * count)
             if gated:
                 mem.copy_row(to + 2 * part, dg + at, FLOAT * count)
-        add_columns(m, du, up_turned, ffn, f0, count, hidden, dx, f0, wire)
+        add_columns(m, du, up_transposed, ffn, f0, count, hidden, dx, f0, wire)
         if gated:
-            add_columns(m, dg, gate_turned, ffn, f0, count, hidden, dx, 1, wire)
+            add_columns(m, dg, gate_transposed, ffn, f0, count, hidden, dx, 1, wire)
 
 
 @jit
@@ -273,7 +273,7 @@ def store_rows(call):
     aligned.
     """
     rows, hidden, ffn = call.rows, call.hidden, call.ffn
-    packed, turned = expert_weights_at(call.weights), turned_weights_at(call.weights)
+    packed, transposed = expert_weights_at(call.weights), transposed_weights_at(call.weights)
     gated, found = packed.gate != 0, tables(call.scratch, rows)
     plain = list_rows(call, parts_of(hidden, ffn, gated), gated, found)
     to_x, to_dy, to_dx, kept, saved, _, w, dw, free = found
@@ -281,7 +281,7 @@ def store_rows(call):
         at, value = 8 * begins, FLOAT * begins
         if count > 0:
             expert_rows(
-                count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, call.activation,
+                count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, transposed, call.activation,
                 hidden, ffn, kept + at, from_tape, free, call.wire,
             )  # fmt: skip
     give_back(rows, call.scalars, found)
@@ -332,7 +332,7 @@ def expert_blocks(call):
         m, word, value = min(MOST_ROWS, call.rows - i), 8 * i, FLOAT * i
         x, dy, w = call.x + word, call.dy + word, call.w + value
         expert_rows(
-            m, x, dy, w, call.dx + word, call.dw + value, call.weights, call.turned, call.activation, hidden, ffn,
+            m, x, dy, w, call.dx + word, call.dw + value, call.weights, call.transposed, call.activation, hidden, ffn,
             kept, 0, scratch, 0,
         )  # fmt: skip
         weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, carry, 0, scratch)
