@@ -32,7 +32,7 @@ class Core:
     def __init__(self, device_count: int, sm_count: int, cc: tuple[Any, ...], seed: int, check: bool):
         self.device_count, self.sm_count, self.cc, self.check = device_count, sm_count, cc, check
         self.lock = threading.RLock()  # memory and code may not grow while another thread runs kernels
-        self.limits = limits.of(cc)
+        self.limits = limits.limits_of(cc)
         units = addresses()
         self.x = np.zeros(s.X_FIELDS + s.UNITS, np.int64)
         self.x[s.X_FIELDS : s.X_FIELDS + len(units)] = units

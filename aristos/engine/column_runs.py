@@ -129,7 +129,7 @@ def share_first(job, st, worker):
 
 
 @jit
-def take(job, st, worker):
+def take_share(job, st, worker):
     """Take a share of any run, preferably of this worker's last one; False if there is none. Without the lock."""
     c = words.command(job, worker)
     opened = mem.load_acquire(state_word(job, words.RUNS_OPENED))

@@ -188,7 +188,7 @@ def claim(job, st, worker):
             gather(job, st, words.run_command(job, number), expert, column_runs.run_rows(job, rows))
             column_runs.claim(job, st, worker, number)
             return codes.LIST
-    if column_runs.take(job, st, worker):
+    if column_runs.take_share(job, st, worker):
         return codes.SHARE
     if rows == 0 or (split and job[words.ALL_SPLIT] != 0):
         return codes.IDLE

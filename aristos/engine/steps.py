@@ -82,10 +82,10 @@ def decide(job, st, worker):
     SETTLE asks only for `returns.settle`, which follows every decision; then the worker decides again.
     """
     c = words.command(job, worker)
-    if column_runs.share_first(job, st, worker) and column_runs.take(job, st, worker):
+    if column_runs.share_first(job, st, worker) and column_runs.take_share(job, st, worker):
         return codes.SHARE
     if not lock(job, 1 + worker):
-        return codes.SHARE if column_runs.take(job, st, worker) else codes.IDLE
+        return codes.SHARE if column_runs.take_share(job, st, worker) else codes.IDLE
     kind = next_command(job, st, worker)
     if kind == codes.IDLE and st[words.command_backs(c)] != 0:
         kind = codes.SETTLE

@@ -240,7 +240,7 @@ class CpuBackend(Backend):
     def new_call(self) -> CpuCall:
         return CpuCall()
 
-    def take(self, call: CpuCall, given: CallArguments, copy: bool) -> None:
+    def take_arguments(self, call: CpuCall, given: CallArguments, copy: bool) -> None:
         form = None if copy or self.taping is not None else form_of(given)
         if form is not None and form == self._forms[call.layer] and self._take_again(call, given):
             return
@@ -426,14 +426,14 @@ class CpuBackend(Backend):
         assert job is not None
         return job
 
-    def run(self, call: CpuCall) -> float:
+    def run_call(self, call: CpuCall) -> float:
         runtime, job = self._runtime, self._job_of(call)
         self._recorded = call.layer
         started = time.perf_counter()
         if self.bulk is not None:
             self.bulk.run(job)
         else:
-            runtime.run(job, self.settings.limits)
+            runtime.run_call(job, self.settings.limits)
         seconds = time.perf_counter() - started
         self.totals.add(job, runtime.state, runtime.counted, seconds)
         return seconds

@@ -194,7 +194,7 @@ class FusedBackward(BackwardCalls):
         runtime, me = self.runtime, self.member.rank
         runtime.enter(self.member.number)
         try:
-            runtime.run(job, self.limits)
+            runtime.run_call(job, self.limits)
             if job[words.STATUS_IN] != codes.OK:
                 return
             state = runtime.state

@@ -48,7 +48,7 @@ class RankWords:
         self._stopped.set()
 
     @contextlib.contextmanager
-    def of(self, part: Any) -> Iterator[None]:
+    def following(self, part: Any) -> Iterator[None]:
         """A block that runs a part; what it writes to stderr is kept too. After an error the part still counts as
         running: the job ends."""
         self._part, self._said = part, []

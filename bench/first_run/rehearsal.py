@@ -29,7 +29,7 @@ LACKING = ("mpi4py", "cupy", "matplotlib")
 FORBIDDEN = Path(__file__).with_name("forbidden")  # with an ncu that lacks permission
 
 
-def run(given: Any) -> int:
+def rehearse(given: Any) -> int:
     """Run a part of a rehearsal; returns its exit code."""
     sys.path[:0] = [str(ROOT / "tests" / "support")]
     plant(given.fault)

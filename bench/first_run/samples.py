@@ -49,13 +49,13 @@ class Samples:
             if self._ended.wait(PERIOD):
                 return
 
-    def of(self, part: str) -> list[dict[str, Any]]:
+    def of_part(self, part: str) -> list[dict[str, Any]]:
         """The samples of a part."""
         return [row for row in list(self.rows) if row["part"] == part]
 
     def line(self, part: str) -> list[str]:
         """A part's row of the page: SM clock from least to most, highest power and temperature, throttling."""
-        rows = self.of(part)
+        rows = self.of_part(part)
 
         def spread(name: str) -> str:
             values = [row[name] for row in rows if name in row]

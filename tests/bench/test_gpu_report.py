@@ -317,7 +317,7 @@ def test_words_of_a_part_whose_pipe_stays_open_are_kept(monkeypatch):
     program = f"""import subprocess, sys, time; print('driver', end='', flush=True)
 subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(60)"""
     monkeypatch.setattr(processes, "JOIN", 0.2)
-    ran = processes.run(parts.PARTS[0], 3.0, print, (), ("-c", program))
+    ran = processes.run_part(parts.PARTS[0], 3.0, print, (), ("-c", program))
     assert ran.code is None
     assert ran.said == ["driver", "lock of worker 3"]
 

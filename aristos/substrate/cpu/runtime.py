@@ -183,7 +183,7 @@ class CpuRuntime(Runtime):
 
     # ------------------------------------------------------------ calls
 
-    def run(self, job: np.ndarray, limits: Limits) -> None:
+    def run_call(self, job: np.ndarray, limits: Limits) -> None:
         """Run an entered call to its end as worker 0; it stays open until its result has been taken."""
         memory = self._memory
         assert memory is not None

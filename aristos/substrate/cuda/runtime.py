@@ -520,8 +520,8 @@ class Blocks:
     def __init__(self, device: Any, sharing: int) -> None:
         self.device, self.sharing = device, sharing
 
-    def of(self, tile: Tile, sms: int | None = None, counted: bool = False) -> int:
-        """For the persistent kernel of a tile. Raises EnvironmentProblem where not even one a rank fits.
+    def resident(self, tile: Tile, sms: int | None = None, counted: bool = False) -> int:
+        """Blocks of a tile's persistent kernel. Raises EnvironmentProblem where not even one a rank fits.
 
         sms: a budget. The GPU may place every block on an SM of its own, so it is also the most blocks. counted: see
         `persistent.layer`.
