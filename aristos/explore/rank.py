@@ -1,7 +1,7 @@
 """One rank: its job and state as the substrate fills them, the stages of its calls, and hashes instead of kernels.
 
-A stage is the part of `CpuRuntime.run`, of `Exchange` or of a worker's thread between two points where no step is under
-way.
+A stage is the part of `CpuRuntime.run_call`, of `Exchange` or of a worker's thread between two points where no step is
+under way.
 """
 
 from __future__ import annotations

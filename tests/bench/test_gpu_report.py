@@ -81,12 +81,12 @@ def report(monkeypatch, tmp_path, capsys):
             if each.name in programs
         )
         monkeypatch.setattr(command, "PARTS", chosen)
-        run = processes.run
+        run = processes.run_part
 
         def started(part, limit, show, options=()):
             return run(part, limit, show, (), ("-c", programs[part.name]))
 
-        monkeypatch.setattr(command.processes, "run", started)
+        monkeypatch.setattr(command.processes, "run_part", started)
         stem = tmp_path / "report"
         code = command.main(["--out", str(stem), "--minutes", str(minutes), *words], "doc", together.report)
         return code, stem.with_suffix(".md").read_text(), capsys.readouterr().err
@@ -325,14 +325,14 @@ subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); tim
 @pytest.mark.parametrize("at", [parts.GEMMS, parts.DRIVER])
 def test_ctrl_c_leaves_parts_that_are_named(report, monkeypatch, tmp_path, at):
     """The interrupted part and those after it are not finished. Before the driver has answered there is no page."""
-    started = processes.run
+    started = processes.run_part
 
     def interrupted(part, *rest):
         if part.name == at:
             raise KeyboardInterrupt
         return started(part, *rest)
 
-    monkeypatch.setattr(processes, "run", interrupted)
+    monkeypatch.setattr(processes, "run_part", interrupted)
     (tmp_path / "report.md").write_text("nothing")
     code, text, err = report({parts.PUTS: PRINT.format(document=PUT), parts.GEMMS: "", parts.ROUTER: ""})
     assert code == 1

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from aristos import MoEConfig, _reference_backward, reference
 from aristos.config import ACTIVATIONS
 from aristos.kernels.common import activations as act
+from aristos.kernels.common.backward_records import Expert, Rows, Sums
 from aristos.kernels.cpu import expert_backward as kernel
 from aristos.kernels.cpu.elements import ELEMENTS
 from aristos.kernels.cpu.panels import padded
@@ -53,14 +54,11 @@ class Gradients:
         saved[:], scratch[:], dx[:] = 255, 255, np.nan  # what the kernel does not write is NaN
         tables = [a.ctypes.data + a.strides[0] * np.arange(m) for a in (x, dy, dx, saved)]
         from_x, from_dy, to_dx, kept = (table.ctypes.data for table in tables)
-        kernel.expert_rows(
-            m, from_x, from_dy, w.ctypes.data, to_dx, dw.ctypes.data, ExpertWeights(*self.addresses(self.packed)),
-            TransposedWeights(*self.addresses(self.transposed)[:3]), self.code, hidden, ffn, kept, 0,
-            scratch.ctypes.data, 0,
-        )  # fmt: skip
-        kernel.weight_gradients(
-            m, from_x, from_dy, w.ctypes.data, self.addresses(self.sums), hidden, ffn, kept, 1, 0, scratch.ctypes.data
-        )
+        weights, transposed = self.addresses(self.packed), self.addresses(self.transposed)[:3]
+        expert = Expert(ExpertWeights(*weights), TransposedWeights(*transposed), self.code, hidden, ffn)
+        rows = Rows(m, from_x, from_dy, w.ctypes.data, to_dx, dw.ctypes.data, kept, 0)
+        kernel.expert_rows(rows, expert, scratch.ctypes.data, 0)
+        kernel.weight_gradients(rows, Sums(self.addresses(self.sums), hidden, ffn, 1, 0), scratch.ctypes.data)
         return dx[:, :hidden], dw
 
     @staticmethod

@@ -18,7 +18,7 @@ from ...primitives import memory as mem
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
 from ..common.activations import ONE, ZERO
-from .call_blocks import expert_weights_at, transposed_weights_at
+from ..common.backward_records import Expert, Rows, Sums
 from .convert import BFLOAT16, round_row, widen_row
 from .elements import WIDTH
 from .expert import line_bytes
@@ -40,7 +40,7 @@ from .operands import (
 from .outer import MOST_OUTER, SOON, fetch_row, pass_rows, past_caches
 from .panels import LANES
 from .rounded_expert import ahead_of, start_sums, up
-from .stored_rows import ENTRY, LISTED, give_back, list_rows, list_stored, tables
+from .stored_rows import ENTRY, LISTED, expert_of, give_back, halves, list_rows, list_stored, tables
 from .widened import DOT
 
 ELEMENT, BYTES = BFLOAT16, 2
@@ -140,8 +140,10 @@ def scale(at, by):
 
 
 @jit
-def expert_rows(m, x, dy, w, dx, dw, weights, transposed, code, hidden, ffn, kept, saved, scratch, wire):
+def expert_rows(rows, expert, scratch, wire):
     """As `expert_backward.expert_rows`, of rows of bfloat16; dx is float32 of `hidden` columns. At most MOST_ROWS."""
+    m, x, dy, w, dx, dw, kept, saved = rows
+    weights, transposed, code, hidden, ffn = expert
     up_panels, gate, _, up_bias, gate_bias, down_bias = weights
     up_transposed, gate_transposed, down_transposed = transposed
     gated, part = gate != 0, part_size(ffn)
@@ -342,16 +344,17 @@ def add_rows(m, rows, w, n, out, carry, wide):
 
 
 @jit
-def weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch):
+def weight_gradients(rows, sums, scratch):
     """As `expert_backward.weight_gradients`, of rows of bfloat16."""
     for which in range(3):
-        last = ffn if which == DOWN else hidden
-        add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch, which, 0, last)
+        add_gradient(rows, sums, scratch, which, 0, sums.ffn if which == DOWN else sums.hidden)
 
 
 @jit
-def add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch, which, first, last):
+def add_gradient(rows, into, scratch, which, first, last):
     """A part of `weight_gradients`: rows first.. before last of one matrix; its bias comes with row 0."""
+    m, x, dy, w, _, _, kept, _ = rows
+    gradients, hidden, ffn, carry, once = into
     target, bias = gradients[which], gradients[3 + which]
     if target == 0:
         return
@@ -411,19 +414,13 @@ def parts_of(hidden, ffn, gated):
 @jit
 def store_rows(call):
     """As `expert_backward.store_rows`, of rows of bfloat16; dx is float32."""
-    rows, hidden, ffn = call.rows, call.hidden, call.ffn
-    packed, transposed = expert_weights_at(call.weights), transposed_weights_at(call.weights)
-    gated, found = packed.gate != 0, tables(call.scratch, rows)
-    plain = list_rows(call, parts_of(hidden, ffn, gated), gated, found)
-    to_x, to_dy, to_dx, kept, saved, _, w, dw, free = found
-    for begins, count, from_tape in ((0, plain, 0), (plain, rows - plain, saved + 8 * plain)):
-        at, value = 8 * begins, FLOAT * begins
-        if count > 0:
-            expert_rows(
-                count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, transposed, call.activation,
-                hidden, ffn, kept + at, from_tape, free, call.wire,
-            )  # fmt: skip
-    give_back(rows, call.scalars, found)
+    expert, found = expert_of(call), tables(call.scratch, call.rows)
+    gated = expert.weights.gate != 0
+    plain = list_rows(call, parts_of(call.hidden, call.ffn, gated), gated, found)
+    for rows in halves(call.rows, plain, found):
+        if rows.length > 0:
+            expert_rows(rows, expert, found[8], call.wire)
+    give_back(call.rows, call.scalars, found)
 
 
 @jit
@@ -431,13 +428,12 @@ def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which
     """As `expert_backward.stored_gradients`, of rows of bfloat16."""
     gated, each = gradients[1] != 0, pass_rows(rows)
     for row in range(0, rows, each):
-        m, dy = min(each, rows - row), places + 8 * row
-        to_x, kept, w, free = list_stored(m, dy, parts_of(hidden, ffn, gated), scratch)
-        once = 1 if m == rows else 0
+        listed, free = list_stored(min(each, rows - row), places + 8 * row, parts_of(hidden, ffn, gated), scratch)
+        sums = Sums(gradients, hidden, ffn, carry, 1 if listed.length == rows else 0)
         if which == ALL:
-            weight_gradients(m, to_x, dy, w, gradients, hidden, ffn, kept, carry, once, free)
+            weight_gradients(listed, sums, free)
         else:
-            add_gradient(m, to_x, dy, w, gradients, hidden, ffn, kept, carry, once, free, which, first, last)
+            add_gradient(listed, sums, free, which, first, last)
         carry = 1
 
 
@@ -468,6 +464,7 @@ def round_exactly(to, source, n, block):
 def expert_blocks(call):
     """As `expert_backward.expert_blocks`; x and dy are float32."""
     hidden, ffn, scratch, carry, saved = call.hidden, call.ffn, call.scratch, call.carry, call.saved
+    expert = Expert(call.weights, call.transposed, call.activation, hidden, ffn)
     to_x, to_dy, kept = saved, saved + 8 * MOST_ROWS, saved + 16 * MOST_ROWS
     block = (saved + 24 * MOST_ROWS + LINE - 1) // LINE * LINE
     first, part = block + SUMS, part_size(hidden)
@@ -481,9 +478,7 @@ def expert_blocks(call):
         for i in range(m):
             round_exactly(mem.load(to_dy + 8 * i), mem.load(call.dy + word + 8 * i), hidden, block)
             round_exactly(mem.load(to_x + 8 * i), mem.load(call.x + word + 8 * i), hidden, block)
-        expert_rows(
-            m, to_x, to_dy, w, call.dx + word, call.dw + FLOAT * row, call.weights, call.transposed, call.activation,
-            hidden, ffn, kept, 0, scratch, 0,
-        )  # fmt: skip
-        weight_gradients(m, to_x, to_dy, w, call.gradients, hidden, ffn, kept, carry, 0, scratch)
+        rows = Rows(m, to_x, to_dy, w, call.dx + word, call.dw + FLOAT * row, kept, 0)
+        expert_rows(rows, expert, scratch, 0)
+        weight_gradients(rows, Sums(call.gradients, hidden, ffn, carry, 0), scratch)
         carry = 1
