@@ -133,6 +133,6 @@ def test_module_names_say_which_module_is_meant(draw):
 def test_lines_of_code():
     """docs/architecture.md says what is counted. A room that grows must be worth it: the sum has a limit."""
     counted = runpy.run_path(str(ROOT / "docs" / "code_lines.py"))
-    text = '"""Two\nlines."""\n\nx = 1  # one\n\n\ndef f():\n    """No code."""\n    return """not\na docstring"""\n# none\n'
+    text = '"""Two\nlines."""\n\nx = 1  # one\n\n\ndef f():\n    """No."""\n    return """not\na docstring"""\n# no\n'
     assert counted["code_lines"](text) == 4
     assert counted["by_room"]().total() < 55_000
