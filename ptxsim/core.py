@@ -45,7 +45,7 @@ class Core:
         self.first_report = 0  # where the reports of the run under way begin
         self.output: list[str] = []  # what kernels printed
         self.acting = -1  # the number of the actor whose turn it is
-        self.changed = False  # memory, by the actors in their last turn
+        self.changed = False  # whether the actors changed memory in their last turn
         self.next_gid = 1  # the number of the next block
         self.kept: list[np.ndarray] = []  # tables that the running launches point to
         self.tables: dict[str, np.ndarray] = {}
@@ -89,7 +89,7 @@ class Core:
             self.grow_sync()
 
     def compact(self) -> None:
-        """Copy the vector clocks in use into a new pool, twice as large if it is still rather full."""
+        """Copy the vector clocks in use into a new pool, twice as large if they fill more than half of the old one."""
         old = self.tables["clocks"]
         used = len(old)
         new = np.zeros_like(old)

@@ -25,7 +25,7 @@ REASONS = {
 
 @dataclass
 class Samples:
-    """What was seen from `start` to `stop`. rows: of nvml.samples, with the seconds since the start and the part."""
+    """What was seen from `start` to `stop`. rows: those of nvml.samples, each with its second and its part."""
 
     uuid: str
     library: Any
@@ -34,7 +34,7 @@ class Samples:
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> Samples:
-        """Begin, in a thread that no hanging driver can make the report wait for."""
+        """Start a thread that asks the driver. The report does not wait for it: the driver may hang."""
         if self.library is not None:
             threading.Thread(target=self._run, daemon=True, name="samples").start()
         return self

@@ -36,7 +36,7 @@ def tail_before_record(put: Put) -> None:
 
 @mutation("one-announcement-buffer")
 def one_announcement_buffer(put: Put) -> None:
-    """Announcements of all epochs share one slot."""
+    """Announcements of all epochs share one buffer."""
     for module, name in ((packing, "announcement_to"), (arrivals, "announcement_from")):
         real = getattr(layout, name)
         put(module, name, lambda job, st, peer, epoch, real=real: real(job, st, peer, 0))
