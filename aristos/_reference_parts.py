@@ -67,7 +67,7 @@ def softmax(scores: Floats) -> Floats:
 
 
 def softmax_weights(scores: Floats, ids: Ints, renormalize: bool) -> Floats:
-    """Of the experts `ids`, the softmax over all; scores [S, E], ids [S, k] -> [S, k].
+    """The softmax over all experts, at the experts `ids`; scores [S, E], ids [S, k] -> [S, k].
 
     Divided by their sum they are the softmax over the k, which keeps the digits of small ones.
     """

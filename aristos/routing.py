@@ -18,7 +18,7 @@ class Routing:
     ids : array [..., k], int64
         The chosen experts, best first. -1: a choice not taken, or one beyond the capacity.
     weights : array [..., k], float32
-        The factors of the experts' outputs; of tokens, with weight_on="input".
+        The factors of the experts' outputs, or of the tokens with weight_on="input".
     logits : array [..., columns], float32, or None
         Router scores, with the router's bias. None if the call brought its ids.
     counts : array [columns], int64

@@ -193,7 +193,7 @@ def _compare(
         its = list(with_weights(entries, getattr(shape, "weights", "")).values())
         outside = shape.name == "D" and not isinstance(shape, Step)
         after = (lambda team: team("run", "micro:outside", "fused")[0]) if outside else None
-        rounds.run(teams, folder / "job", truth, its, m, asked.rounds, asked.iters, draw, show, after)
+        rounds.run_rounds(teams, folder / "job", truth, its, m, asked.rounds, asked.iters, draw, show, after)
         measured.append(m)
     show("signals")
     with_signals = name == "uniform" and not asked.shapes and not asked.peers

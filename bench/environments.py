@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 FOLDER = Path(sys.prefix) / "peers"
 NAMES = tuple(sorted(path.stem for path in (HERE / "environments").glob("*.txt")))
 OWN = ("aristos", "numpy")  # need what this Python has
-APART = ("transformers",)  # of `make test-hf`: no peer of the comparison, made when it is named
+APART = ("transformers",)  # what `make test-hf` uses: no peer of the comparison, made when it is named
 ALONE = "# without their dependencies:"  # the lines after it are installed by --no-deps
 
 

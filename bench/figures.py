@@ -19,7 +19,7 @@ from rounds import ShapeResults
 
 FUSED_OVER_BULK = {"A": 1.0, "B": 1.2, "C": 1.2, "D": 1.0, "E": 1.0}  # float32
 OVER_PEERS = {"A": 1.1, "B": 1.6, "C": 2.0, "D": 1.8, "E": 1.25}  # over the best float32 peer; others: 1
-FIGURES_BY_ISA: dict[str, dict[str, dict[str, float]]] = {  # of layers in bfloat16
+FIGURES_BY_ISA: dict[str, dict[str, dict[str, float]]] = {  # figures that layers in bfloat16 have to reach
     "amx": {
         "over peers": {"A": 1.5, "B": 2.5, "C": 2.2, "D": 1.7, "E": 2.0},
         "over float32": {"A": 5.5, "B": 2.0, "C": 2.0, "D": 1.9, "E": 5.0},
@@ -41,7 +41,7 @@ OF_MODULES = {  # ranks -> tokens -> over the best of transformers' own ways
 ADDED_US = 40.0  # what an experts module adds to a call of one token, on one rank
 OVER_CODES, FEW_TOKENS, OVER_ANY = 1.2, 16, 1.0  # weights of codes: over peers with 16-bit rows; few: over any
 FEW_ROWS, OVER_FEW, OVER_MANY = 64, 1.2, 1.0  # bfloat16 products over oneDNN's
-PRODUCT_SHARE = {"avx512": 0.86, "avx512 on znver4": 0.92}  # of the FMA peak, by ISA and CPU
+PRODUCT_SHARE = {"avx512": 0.86, "avx512 on znver4": 0.92}  # least share of the FMA peak, by ISA and CPU
 SHARE_OF = (1024, 4096), (64, 512)  # the weight whose product has a share to reach, and for how many rows
 SIGNAL_US = {8: 0.4, 4096: 1.5}
 OUTSIDE_US = 60.0

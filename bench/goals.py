@@ -39,8 +39,8 @@ TURNS = 5
 CFG = aristos.MoEConfig(HIDDEN, FFN, EXPERTS, TOP_K, activation="silu", gated=True, max_tokens=64)
 FORMS = (*ON_CPUS, *FORMATS)
 BITS = {name: WEIGHT_TYPES[name].bits for name in ON_CPUS} | {name: form.bits for name, form in FORMATS.items()}
-SHARES = {32: 0.85, 16: 0.85, 8: 0.78, 4: 0.70}  # of read bandwidth, one token
-BOTH = 0.85  # of two cores' bandwidth, 16 tokens
+SHARES = {32: 0.85, 16: 0.85, 8: 0.78, 4: 0.70}  # by bits: the share of the read bandwidth that one token has to reach
+BOTH = 0.85  # the share of two cores' bandwidth that 16 tokens have to reach
 SLOWER = 1.05  # a call with fewer rows over one with more
 _PORTS = (
     "{codes} codes for four rows are {operations} operations of the two vector ports, {cycles} cycles, and memory"

@@ -37,7 +37,7 @@ PYTHON = "3.12"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 COMMIT = ("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")  # as setup.py asks
 WHEELS = ROOT / "bench" / "kit" / "wheels.txt"
-TOP = ("README.txt", "run.sh")  # of bench/kit, at the top of the archive
+TOP = ("README.txt", "run.sh")  # files of bench/kit that lie at the top of the archive
 ASK = "import json, sys; from first_run import compiling; print(json.dumps(compiling.places(sys.argv[1])))"
 
 

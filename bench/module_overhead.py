@@ -39,7 +39,7 @@ def experts_module(dtype: torch.dtype) -> Any:
 
 
 def seconds(dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Of each call of the module, and of each of its layer."""
+    """How long each call of the module takes, and each call of its layer."""
     module = experts_module(dtype)
     x, ids, weights = torch.randn(1, HIDDEN).to(dtype), torch.arange(EXPERTS)[None], torch.rand(1, EXPERTS).to(dtype)
     module(x, ids, weights)  # makes the layer

@@ -48,7 +48,7 @@ def measure(comm: MPI.Comm, case: dict[str, Any]) -> str:
     with MoE(cfg, comm, moves="tokens", threads=1) as moe:
         moe.load(**reference.weights(cfg))
         moe(x)
-        job = moe._backend._job(0)
+        job = moe._backend._jobs.open(0)
         job[words.ONCE_SHARE] = 0
         for n in range(2 * case["pairs"] + 2):
             once = (n + n // 2) % 2 == 0  # each way is first in every second pair

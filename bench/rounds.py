@@ -138,7 +138,7 @@ def _worst(error: float) -> float:
     return np.inf if np.isnan(error) else error
 
 
-def run(
+def run_rounds(
     teams: Teams,
     folder: Path,
     truth: Truth | StepTruth,

@@ -15,7 +15,7 @@ from rounds import ShapeResults
 
 from aristos import results
 
-PLAIN = str.maketrans({"/": "-", "@": "-", " ": ""})  # of a table's name
+PLAIN = str.maketrans({"/": "-", "@": "-", " ": ""})  # what a table's name becomes in HDF5
 
 
 def save(

@@ -55,7 +55,7 @@ TINY = TRAINED | {
     "head_dim": 16,
 }
 PROMPT = 32
-TOKENS = 256  # of a step of training
+TOKENS = 256  # tokens of a step of training
 POLL_SECONDS = 0.002
 MIB = 1 << 20
 comm = MPI.COMM_WORLD
@@ -93,7 +93,7 @@ def prompts(way: str) -> torch.Tensor:
 
 
 def seconds(model: Any, way: str, new: int) -> float:
-    """Of one `generate` of some new tokens, the slowest rank's."""
+    """How long one `generate` of `new` tokens takes the slowest rank."""
     ids = prompts(way)
     comm.Barrier()
     begun = time.perf_counter()

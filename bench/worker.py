@@ -27,7 +27,7 @@ PACKAGES = ("torch", "kt-kernel", "xllamacpp", "deepspeed", "jax", "numpy")  # w
 
 
 AGAIN = 4  # at most so many times the calls of a turn
-WAITED_SHARE = 0.02  # of a call
+WAITED_SHARE = 0.02  # more waiting than this share of a call spoils its time
 
 
 def _waited() -> float:

@@ -28,7 +28,7 @@ from lm.progress import Progress
 
 import aristos
 
-SEQUENCES = 4  # of a piece
+SEQUENCES = 4  # sequences of a piece
 BALANCE = 1e-2  # coefficient of the balance loss
 WARM_UP = 50  # steps
 VALIDATED = 16  # sequences

@@ -62,7 +62,7 @@ class FunctionCache(caching.FunctionCache):
 class Parts(caching.CompileResultCacheImpl):
     """How a compiled function becomes bytes and again a function: as in Numba, but the locator is given."""
 
-    suffix = ""  # of its files' names
+    suffix = ""  # no suffix in its files' names
 
     def __init__(self, function: Callable[..., Any], locator: Locator) -> None:
         self._lineno, self._locator = function.__code__.co_firstlineno, locator

@@ -314,7 +314,7 @@ def compiled_here() -> int:
 
 
 def _compile_lock() -> contextlib.AbstractContextManager[None]:
-    """Of the processes that run equal sources of all packages, one compiles at a time; the others then load its code.
+    """A lock by which one process compiles at a time among those that run equal sources; the others then load its code.
 
     A process with other sources does not wait: it needs other code.
     """

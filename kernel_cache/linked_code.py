@@ -67,7 +67,7 @@ class Linked:
 
     def __init__(self, context: Any, library: Library, fndesc: Any, signature: Any, environments: list[Any]) -> None:
         self.library, self.fndesc, self.signature = library, fndesc, signature
-        self.environments = environments  # of the function, and of those that it calls: they are linked with it
+        self.environments = environments  # its own, and those of the functions that it calls: they are linked with it
         context.insert_user_function(self, fndesc, [library])
 
     @property
@@ -115,7 +115,7 @@ class _Parts(code_files.Parts):
 
     def reduce(self, linked: Linked) -> tuple[Any, ...]:
         library, fndesc = linked.library, linked.fndesc
-        fndesc.typemap = fndesc.calltypes = None  # of the compilation alone
+        fndesc.typemap = fndesc.calltypes = None  # only the compilation needs them
         code = library._get_module_for_linking().as_bitcode()
         kept = [each for each in linked.environments if each.can_cache()]
         return library.name, code, list(library._reload_init), fndesc, linked.signature, kept

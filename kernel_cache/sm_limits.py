@@ -41,12 +41,12 @@ RESERVED_SHARED = 1024  # bytes of shared memory that the system takes for each 
 WARP = 32
 
 
-def of_name(arch: str) -> Limits:
+def limits_of_name(arch: str) -> Limits:
     """The limits of an architecture by its name, such as sm_90."""
-    return of(capability(arch))
+    return limits_of(capability(arch))
 
 
-def of(cc: tuple[Any, ...]) -> Limits:
+def limits_of(cc: tuple[Any, ...]) -> Limits:
     """The limits of a compute capability, or of the nearest one below that is known."""
     known = [key for key in ARCHITECTURES if key <= cc[:2]]
     if not known:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from kernel_cache.compile import inner as jit
@@ -188,31 +190,56 @@ def thread_of(x, warp, lane):
     return get(x, s.THREADS) + (warp_slot(x, warp) * 32 + lane) * s.T_FIELDS * 8
 
 
+class Access(NamedTuple):
+    """An instruction ld or st. how: as `check` takes it. items: address of the rows of its values' registers."""
+
+    type_: int
+    size: int
+    values: int
+    base: int
+    offset: int
+    order: int
+    scope: int
+    space: int
+    items: int
+    how: int
+
+
+@jit
+def access_at(x, line):
+    """Read an instruction ld or st from its row."""
+    type_, flags = get(line, isa.TYPE), get(line, isa.FLAGS)
+    order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
+    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    how = (STRONG if order != isa.WEAK else 0) | scope << 1 | (NOT_COHERENT if flags & isa.NOT_COHERENT else 0)
+    base, offset = get(line, isa.A), get(line, isa.IMM)
+    return Access(type_, type_ & 15, get(line, isa.COUNT), base, offset, order, scope, space, items, how)
+
+
+@jit
+def locate_lane(x, warp, thread, block, lane, access, write, pc):
+    """What `locate` returns for the address of a lane, which is noted for `count_access`; -1 there for a fault."""
+    address = np.int64(register(x, warp, access.base, lane)) + access.offset
+    found = locate(x, warp, thread, block, lane, access.space, address, access.size * access.values, write, pc)
+    put(get(x, s.SCRATCH), lane, -1 if found[0] == FAULT else address)
+    return found
+
+
 @unit
 def loads(x, warp, block, line, pc, mask):
     """ld of the lanes in mask; line: the address of the instruction's row."""
-    type_, flags, base = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.A)
-    size, count = type_ & 15, get(line, isa.COUNT)
-    order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
-    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    access = access_at(x, line)
+    type_, size, count, _, _, order, scope, space, items, how = access
     signed = type_ & 0xF0 == isa.S
     checked = get(x, s.CHECK) != 0
-    how = (STRONG if order != isa.WEAK else 0) | scope << 1
-    if flags & isa.NOT_COHERENT:
-        how |= NOT_COHERENT
     slot = warp_slot(x, warp)
-    offset = get(line, isa.IMM)
-    where = get(x, s.SCRATCH)
     seen = np.int64(isa.PARAM)
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue
         thread = thread_of(x, warp, lane)
-        address = np.int64(register(x, warp, base, lane)) + offset
-        put(where, lane, address)
-        host, place, kind = locate(x, warp, thread, block, lane, space, address, size * count, False, pc)
+        host, place, kind = locate_lane(x, warp, thread, block, lane, access, False, pc)
         if host == FAULT:
-            put(where, lane, -1)
             for k in range(count):
                 set_register(x, warp, get(items, k), lane, np.uint64(0))
             continue
@@ -237,25 +264,17 @@ def loads(x, warp, block, line, pc, mask):
 @unit
 def stores(x, warp, block, line, pc, mask):
     """st of the lanes in mask."""
-    type_, flags, base = get(line, isa.TYPE), get(line, isa.FLAGS), get(line, isa.A)
-    size, count = type_ & 15, get(line, isa.COUNT)
-    order, scope, space = flags & 15, (flags >> isa.SCOPE_SHIFT) & 3, (flags >> isa.SPACE_SHIFT) & 7
-    items = get(x, s.OPERANDS) + get(line, isa.LIST) * 8
+    access = access_at(x, line)
+    type_, size, count, _, _, order, scope, _, items, how = access
     checked = get(x, s.CHECK) != 0
-    how = (STRONG if order != isa.WEAK else 0) | scope << 1
     slot = warp_slot(x, warp)
-    offset = get(line, isa.IMM)
-    where = get(x, s.SCRATCH)
     seen = np.int64(isa.PARAM)
     for lane in range(32):
         if not (mask >> lane) & 1:
             continue
         thread = thread_of(x, warp, lane)
-        address = np.int64(register(x, warp, base, lane)) + offset
-        put(where, lane, address)
-        host, place, kind = locate(x, warp, thread, block, lane, space, address, size * count, True, pc)
+        host, place, kind = locate_lane(x, warp, thread, block, lane, access, True, pc)
         if host == FAULT:
-            put(where, lane, -1)
             continue
         seen = kind
         watched = checked and (kind == isa.GLOBAL or kind == isa.SHARED)

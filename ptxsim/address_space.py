@@ -23,8 +23,8 @@ LEAST_BYTES = 1 << 30
 CELL_BYTES = s.CELL_WORDS * 8
 SHADOW_BYTES = MOST_BYTES // 4 * CELL_BYTES  # space for the cells of 4-byte items
 BELOW = 1 << 20  # bytes below the memory whose addresses are still named by the first array
-QUARANTINE_BYTES = 1 << 28  # of freed memory that is not reused yet, so that accesses to it are reported
-LARGE_BYTES = 1 << 28  # of cells; above it an allocation checks that the computer has enough memory
+QUARANTINE_BYTES = 1 << 28  # freed memory that is not reused yet, so that accesses to it are reported
+LARGE_BYTES = 1 << 28  # an allocation with more bytes of cells checks that the computer has enough memory
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
@@ -124,7 +124,7 @@ class Memory:
     def __init__(self, x: np.ndarray, checked: bool):
         self.x, self.checked = x, checked
         self.allocations: dict[int, Allocation] = {}
-        self.numbers: list[int] = []  # of released allocations, to be reused
+        self.numbers: list[int] = []  # numbers of released allocations, to be reused
         self.table = np.zeros((64, s.A_FIELDS), np.int64)
         self.whole = Reserved(MOST_BYTES)
         self.data = self.whole.bytes

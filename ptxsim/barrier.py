@@ -261,7 +261,7 @@ def settle_grid(x, launch):
 
 @jit
 def grid_clock(x, number):
-    """A vector clock of all threads of a launch: their own moments and their clocks."""
+    """One vector clock that covers all threads of a launch: the present of each, and what each has seen."""
     vc = np.int64(0)
     launch = get(x, s.LAUNCHES) + number * s.L_FIELDS * 8
     blocks, first = get(launch, s.L_BLOCKS), get(launch, s.L_FIRST_GID)

@@ -172,7 +172,6 @@ def admit(x, number):
         put(device, s.D_NEXT_SM, chosen + 1)
         put(device, s.D_FIELDS + chosen, get(device, s.D_FIELDS + chosen) + 1)
         start_block(x, device, launch, slot, chosen)
-    return 0
 
 
 @unit

@@ -80,7 +80,7 @@ def longest(functions: dict[str, FunctionInfo]) -> tuple[int, int, int]:
         widest = max(f.end_row - f.first_row for f in functions.values() if f.recursive)
         return RECURSIVE_DEPTH, RECURSIVE_FRAMES, RECURSIVE_SAVED * max(widest, 1)
 
-    deepest: dict[str, tuple[int, int]] = {}  # of each function, the calls and frames below it and its own
+    deepest: dict[str, tuple[int, int]] = {}  # by function: depth of calls and bytes of frames, its own included
     todo = [name for name, f in functions.items() if f.entry]
     while todo:
         called = callees(functions, todo[-1])

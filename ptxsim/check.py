@@ -74,7 +74,7 @@ def annotation(report: Report) -> str:
 def script(path: Path, args: list[str], machine: Machine) -> tuple[int, list[Report]]:
     """(exit code, reports) of a Python script."""
     kernels.numba_cuda()
-    code, _ = profile.run(machine, path, args)
+    code, _ = profile.run_script(machine, path, args)
     if not code and not machine.done:
         raise InputError(profile.NOTHING)
     return code, machine.reports

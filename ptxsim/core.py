@@ -32,7 +32,7 @@ class Core:
     def __init__(self, device_count: int, sm_count: int, cc: tuple[Any, ...], seed: int, check: bool):
         self.device_count, self.sm_count, self.cc, self.check = device_count, sm_count, cc, check
         self.lock = threading.RLock()  # memory and code may not grow while another thread runs kernels
-        self.limits = limits.of(cc)
+        self.limits = limits.limits_of(cc)
         units = addresses()
         self.x = np.zeros(s.X_FIELDS + s.UNITS, np.int64)
         self.x[s.X_FIELDS : s.X_FIELDS + len(units)] = units
@@ -42,10 +42,10 @@ class Core:
         self.running: list[Launch] = []
         self.done: list[Launch] = []
         self.reports: list[Report] = []
-        self.first_report = 0  # of the run under way
+        self.first_report = 0  # where the reports of the run under way begin
         self.output: list[str] = []  # what kernels printed
         self.acting = -1  # the number of the actor whose turn it is
-        self.changed = False  # memory, by the actors in their last turn
+        self.changed = False  # whether the actors changed memory in their last turn
         self.next_gid = 1  # the number of the next block
         self.kept: list[np.ndarray] = []  # tables that the running launches point to
         self.tables: dict[str, np.ndarray] = {}
@@ -89,7 +89,7 @@ class Core:
             self.grow_sync()
 
     def compact(self) -> None:
-        """Copy the vector clocks in use into a new pool, twice as large if it is still rather full."""
+        """Copy the vector clocks in use into a new pool, twice as large if they fill more than half of the old one."""
         old = self.tables["clocks"]
         used = len(old)
         new = np.zeros_like(old)

@@ -26,7 +26,7 @@ from .errors import own
 from .machine import Machine
 
 FREE_BYTES, TOTAL_BYTES = 1 << 34, 1 << 35  # what cuMemGetInfo returns
-VERSION = 12090  # of the driver: CUDA 12.9
+VERSION = 12090  # the driver's version: CUDA 12.9
 
 
 def failure(name: str, call: str, why: str = "") -> Exception:

@@ -174,7 +174,7 @@ def races(
 ) -> list[Report]:
     """The reports of a race, one for each of its two source lines."""
     other_gid = int(row[s.R_OTHER_GID])
-    work = other_gid >> 10 & AGENTS != 0  # of asynchronous work, not of a thread
+    work = other_gid >> 10 & AGENTS != 0  # the other access is one of asynchronous work, not of a thread
     other_gid &= ~clocks.AGENTS
     verb = "writes" if row[s.R_WRITE] else "reads"
     if other_gid >> 10 & clocks.HOST:

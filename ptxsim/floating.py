@@ -66,7 +66,7 @@ def float_compare(op, a, b):
 
 @jit
 def test_property(kind, bits, exponent, fraction):
-    """testp: finite, infinite, number, notanumber, normal, subnormal; exponent 0, 1 (any other) or 2 (all ones)."""
+    """testp: finite, infinite, number, notanumber, normal, subnormal. exponent: 0 for 0, 2 for all ones, else 1."""
     if kind == 0:
         return exponent != 2
     if kind == 1:

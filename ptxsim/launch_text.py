@@ -31,7 +31,7 @@ from kernel_cache import regular
 from .errors import InputError
 
 COMMENT, MARK = "//", "simt:"
-MOST_BYTES = 1 << 32  # of an array
+MOST_BYTES = 1 << 32  # an array has no more bytes
 # Raised by NumPy for files that are damaged or of another kind.
 BROKEN = (
     OSError,

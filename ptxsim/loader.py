@@ -31,7 +31,7 @@ class Loader:
     def __init__(self, x: np.ndarray, memory: Memory):
         self.x, self.memory = x, memory
         self.programs: list[Program] = []
-        self.bases: list[tuple[int, int]] = []  # of code and of operands
+        self.bases: list[tuple[int, int]] = []  # where each program's code and its operands begin
         self.code = np.zeros((0, isa.COLUMNS), np.int64)
         self.operands = np.zeros(0, np.int64)
         self.counts = np.zeros((0, s.N_FIELDS), np.int64)

@@ -204,7 +204,7 @@ class Lowering:
             count = len(items)
             self.operands += items
         file = self.module.files.get(ins.source[0], "")
-        number = ins.source[1] or ins.line  # of the PTX text if it names no source line
+        number = ins.source[1] or ins.line  # the line of the PTX text if the instruction names no source line
         line = self.lines.setdefault((file, number), len(self.lines))
         if self.started:
             negate |= CONTINUES

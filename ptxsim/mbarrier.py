@@ -23,7 +23,7 @@ from .clocks import join, publish
 from .units import unit
 from .watch import ATOMIC, STRONG, draw, report
 
-MOST_COUNT = (1 << 20) - 1  # of arrivals and of bytes
+MOST_COUNT = (1 << 20) - 1  # the highest count of arrivals, and of bytes
 EXPECTS, PARITY, TRIES, NOT_COUNTED = 1, 2, 4, 8  # in TYPE2 of the instructions
 PATIENT_ANSWERS = 3  # times that waits return false without any change
 # details of MISUSE reports; explain.py has the messages

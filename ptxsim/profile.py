@@ -35,7 +35,7 @@ def profile(script: str, args: list[str], as_json: bool, **options: Any) -> int:
     kernels.numba_cuda()
     machine = Machine(**options)
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        code, error = run(machine, path, args)
+        code, error = run_script(machine, path, args)
     if machine.reports:
         code = 1
     counted = machine.profile()
@@ -62,7 +62,7 @@ def profile(script: str, args: list[str], as_json: bool, **options: Any) -> int:
     return code
 
 
-def run(machine: Machine, path: Path, args: list[str]) -> tuple[int, str | None]:
+def run_script(machine: Machine, path: Path, args: list[str]) -> tuple[int, str | None]:
     """Run a script as `python SCRIPT ARGS` does: (its exit code, the error that ended it or None)."""
     try:
         with as_main(path, args), quiet(), use(machine):

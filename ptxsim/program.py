@@ -23,7 +23,7 @@ class FunctionInfo:
     formals: list[tuple[int, int]] = field(default_factory=list)  # (offset, bytes) of returns, then parameters
     calls: set[str] = field(default_factory=set)
     recursive: bool = False
-    registers: int = 0  # of a thread on hardware, estimated
+    registers: int = 0  # what a thread needs on hardware, estimated
     limits: dict[str, list[int]] = field(default_factory=dict)
     params: list[Variable] = field(default_factory=list)
 
@@ -54,7 +54,7 @@ class Program:
     local_bytes: int = 0
     depth: int = 1
     save_rows: int = 0
-    ir: list[str] = field(default_factory=list)  # of the kernel and what it is linked with, if Numba compiled it
+    ir: list[str] = field(default_factory=list)  # LLVM's text of what Numba compiled: kernel and callees
     described: dict[str, Any] | None = None  # its shared arrays, by shared_arrays.py
 
 

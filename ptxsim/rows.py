@@ -12,7 +12,7 @@ SPECIAL = [
     "CARRY", "ZERO", "ONE",
 ]  # fmt: skip
 ROW = {name: row for row, name in enumerate(SPECIAL)}
-TRASH, PARAMS, FRAME, STACK = ROW["_"], ROW["PARAMS"], ROW["FRAME"], ROW["STACK"]
+TRASH, PARAMS, FRAME = ROW["_"], ROW["PARAMS"], ROW["FRAME"]
 CARRY, ZERO, ONE = ROW["CARRY"], ROW["ZERO"], ROW["ONE"]
 CONSTANT_REGISTERS = {
     **{f"%{name}": ROW[name] for name in SPECIAL if name.islower() and name != "_"},

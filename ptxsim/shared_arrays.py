@@ -22,7 +22,7 @@ from .program import Program
 ARRAY = re.compile(r'^@"?(_cudapy_smem_\d+)"? = .*?global \[(\d+) x ([^\]]*)\]', re.M)
 PLACE = re.compile(r'addrspacecast .*?@"?(_cudapy_smem_\d+)"? to .*!dbg !(\d+)')
 NODE = re.compile(r"^!(\d+) = (?:distinct )?!DI\w+\((.*)\)", re.M)
-SIZES = {"half": 2, "float": 4, "double": 8, "i8": 1, "i16": 2, "i32": 4, "i64": 8}  # of LLVM's types
+SIZES = {"half": 2, "float": 4, "double": 8, "i8": 1, "i16": 2, "i32": 4, "i64": 8}  # bytes of LLVM's types
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,8 @@ from .machine import Machine
 _drivers: list[Driver] = []
 _replaced: dict[tuple[Any, str], Any] = {}
 _missing = object()
-_names = (
-    threading.local()
-)  # of the current launch's arguments: `of`: by address, `hosts`: by id of NumPy arrays, in their order
+# Names of the current launch's arguments: `of` by address, `hosts` by id of NumPy arrays, in their order.
+_names = threading.local()
 
 
 def current() -> Machine:

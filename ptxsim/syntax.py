@@ -66,7 +66,7 @@ class Instruction:
     mods: list[str]
     operands: list[Any]
     guard: Name | None
-    line: int  # of the PTX text
+    line: int  # its line of the PTX text
     source: tuple[int, int] = (0, 0)  # (number of the file, line) of `.loc`; for inlined code those of its own source
 
     @property

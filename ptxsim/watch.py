@@ -33,7 +33,7 @@ from .clocks import (
 from .published import acquire, linked, published, released
 from .units import unit
 
-STRONG, ATOMIC = 1, 8  # of an access, with its scope in the bits between and, from SIZE_SHIFT, its log2 of bytes
+STRONG, ATOMIC = 1, 8  # flags of an access; its scope lies between them, its log2 of bytes from SIZE_SHIFT on
 SIZE_SHIFT = 4
 NOT_COHERENT = 1 << 6  # above its size: a load by ld.global.nc or ldu
 SEQUENCE_STEP = 1 << 16  # between the numbers of two writes, for writes that are placed before the last one

@@ -78,7 +78,7 @@ class ExpertPhase:
         from ..engine import words
         from ..layer.bulk import Bulk
 
-        self._bulk, self._job = Bulk(moe.runtime, moe.timeout), moe._backend._job(0)
+        self._bulk, self._job = Bulk(moe.runtime, moe.timeout), moe._backend._jobs.open(0)
         mine = rows[work.local]
         self._order, self._ends = np.arange(mine.sum()), np.cumsum(mine)
         stride = int(self._job[words.RETURN_STRIDE])

@@ -32,7 +32,7 @@ PROG = "aristos topo"
 SECONDS = 6.0  # seconds of puts; synchronisation and start-up are extra
 
 
-def run(asked: Namespace, smi: str | None) -> int:
+def run_links(asked: Namespace, smi: str | None) -> int:
     """Run the command; returns its exit code. smi: text of another machine's `nvidia-smi topo -m`: then its links are
     looked up in the table."""
     if smi is not None:
@@ -61,7 +61,7 @@ def run(asked: Namespace, smi: str | None) -> int:
 def _of_machine(topology: Topology) -> Links:
     from ..launcher import this_node
 
-    here = this_node.of(topology, os.environ)
+    here = this_node.this_node_of(topology, os.environ)
     if not here.devices:
         raise InputError(
             "one process has no links to measure, and there is no GPU to look up:"

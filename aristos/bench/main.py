@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m aristos.bench") -
     try:
         # Schedulers and launchers send SIGTERM, which ends the run as Ctrl-C does.
         with _handling((signal.SIGTERM, signal.default_int_handler)):
-            return run(asked, ranks, words)
+            return run_bench(asked, ranks, words)
     except (UsageError, InputError) as why:
         return leave(ranks, f"{prog}: {why}", USAGE)
     except (EnvironmentProblem, ResultsError) as why:
@@ -120,7 +120,7 @@ def chosen(asked: Options, ranks: int) -> list[Suite]:
     return [known[name] for name in asked.suites]
 
 
-def run(asked: Options, ranks: world.World, argv: list[str]) -> int:
+def run_bench(asked: Options, ranks: world.World, argv: list[str]) -> int:
     """Run the suites, show and write their results; returns the exit code."""
     todo = chosen(asked, ranks.size)
     if ranks.lead and sys.stdout is None:

@@ -69,7 +69,7 @@ def schedule(ranks: int, lanes: int) -> list[list[tuple[int, int]]]:
 def take_wire(address: int, seconds: float) -> None:
     """Take the lock of a wire. Raises WaitTimeout if another thread keeps it for `seconds`."""
     end = time.monotonic() + seconds
-    while not wire.take(address):
+    while not wire.try_lock(address):
         if time.monotonic() > end:
             raise WaitTimeout(f"the wire was in use for {seconds:g} s: a put or a flush does not return")
         time.sleep(1e-4)

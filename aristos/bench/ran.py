@@ -43,7 +43,7 @@ class Ran:
 
 
 def of_kernels(element: Any, arrays: Iterable[Any], isa: str, cfg: MoEConfig) -> Ran:
-    """Of CPU kernels. element: the `ElementType` of the packed weights. arrays: rows that were read and written."""
+    """What CPU kernels ran. element: the `ElementType` of the packed weights. arrays: rows read and written."""
     from ..kernels.cpu.convert import SPLIT
 
     dtypes = dict.fromkeys([element.name, *(each.dtype.name for each in arrays)])
@@ -51,17 +51,17 @@ def of_kernels(element: Any, arrays: Iterable[Any], isa: str, cfg: MoEConfig) ->
 
 
 def of_layer(moe: Any, arrays: Iterable[Any], cfg: MoEConfig) -> Ran:
-    """Of a layer on CPUs. arrays: rows of a call, read and written."""
+    """What a layer on CPUs ran. arrays: rows of a call, read and written."""
     return of_kernels(moe._backend._element, arrays, moe.isa, cfg)
 
 
 def of_gpu(gpu: BenchGpu, kind: str, arrays: Iterable[Any], cfg: MoEConfig) -> Ran:
-    """Of kernels on a GPU. kind: of their arithmetic. arrays: rows that were read and written; bfloat16 as bits."""
+    """What kernels on a GPU ran. kind: their arithmetic. arrays: rows read and written; bfloat16 as bits."""
     row = BY_KIND[kind]
     others = {each.dtype.name for each in arrays if each.dtype.itemsize != row.nbytes}
     return Ran(" and ".join([row.name, *sorted(others)]), "highest", gpu.device.arch, (cfg.dtype, cfg.precision))
 
 
 def of_gpu_layer(gpu: BenchGpu, moe: Any, arrays: Iterable[Any], cfg: MoEConfig) -> Ran:
-    """Of a layer on a GPU. arrays: rows of a call, read and written."""
+    """What a layer on a GPU ran. arrays: rows of a call, read and written."""
     return of_gpu(gpu, moe._backend._kind, arrays, cfg)

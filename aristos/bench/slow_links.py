@@ -128,7 +128,7 @@ class SlowLinks:
         take_wire(self._wire, LOCK_SECONDS)
         words = mem.words(self._wire, mpi.words(len(self._rows)))
         words[[mpi.PUT, mpi.FLUSH, mpi.SYNC, mpi.WINDOW]] = functions
-        mpi.leave(self._wire)
+        mpi.unlock(self._wire)
 
     def taken(self) -> tuple[float, int, int, int]:
         """(seconds waited, bytes put, puts, flushes) since the last call of this. Use it between calls of the layer."""

@@ -16,7 +16,7 @@ from .safetensors import shown
 
 @dataclass(frozen=True)
 class Matrix:
-    """Where one expert's matrix lies. name: of the tensor that a form replaces, or that is there.
+    """Where one expert's matrix lies. name: its tensor's, or the one that a form's tensors stand for.
 
     shape: (out, in) of the tensor, without the expert's axis. in_out: it is stored [in, out]. expert: its number
     in a stacked tensor. outputs: those that are the matrix.
@@ -71,7 +71,7 @@ class Matrix:
         return depth // size if size else 1
 
     def words(self, suffix: str, codes: int, bits: int) -> int:
-        """Words of 32 bits that hold so many codes; codes must fill them."""
+        """How many words of 32 bits hold so many codes. The codes must fill the last one."""
         if codes * bits % 32:
             self.refuse(suffix, f"cannot hold {codes} codes of {bits} bits in whole words of 32 bits")
         return codes * bits // 32
@@ -91,11 +91,11 @@ def nibbles(stored: np.ndarray) -> np.ndarray:
 
 
 def unpacked(words: np.ndarray, bits: int) -> np.ndarray:
-    """[..., n] int32 -> [..., 32 n / bits] uint8: codes, that of the lowest bits first."""
+    """[..., n] int32 -> [..., 32 n / bits] uint8: codes, the one in the lowest bits first."""
     stored = np.ascontiguousarray(words).view(np.uint8)
     return stored if bits == 8 else nibbles(stored)
 
 
 def unpacked_down(words: np.ndarray, bits: int) -> np.ndarray:
-    """[n, columns] int32 -> [32 n / bits, columns] uint8: codes of each column, that of the lowest bits first."""
+    """[n, columns] int32 -> [32 n / bits, columns] uint8: codes of each column, the lowest bits' first."""
     return unpacked(words.T, bits).T

@@ -1,7 +1,7 @@
 """`aristos compare FIRST.h5 SECOND.h5`: medians of two runs, their ratio, and the facts that differ; pictures of both
 side by side. One file: its last two runs.
 
-Exit codes: 0 fine, 2 usage, or runs that cannot be compared, 3 the environment: a file is missing or damaged.
+Exit codes. 0: fine. 2: wrong usage, or runs that cannot be compared. 3: a file is missing or damaged.
 """
 
 from __future__ import annotations

@@ -36,6 +36,6 @@ def main(argv: list[str]) -> int:
 
     asked = options(argv)
     try:
-        return doctor.run(asked.json, asked.timeout)
+        return doctor.run_doctor(asked.json, asked.timeout)
     except KeyboardInterrupt:
         return doctor.INTERRUPTED

@@ -109,7 +109,7 @@ def main(argv: list[str]) -> int:
             again = [sys.executable, "-m", "aristos", "explore", *argv]
             os.execve(sys.executable, again, {**os.environ, "NUMBA_DISABLE_JIT": "1"})
         from ..explore.catalogue import load
-        from ..explore.main import run
+        from ..explore.main import run_explorer
 
         if asked.mutation is not None and asked.mutation not in ("all", *load()):
             if asked.mutation == "?":
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> int:
             return USAGE
         if asked.strategy == "exhaustive" and asked.mutation and "transport" not in asked.given:
             asked.transport = load()[asked.mutation].asked.transport  # the one on which it can show
-        code = run(asked)
+        code = run_explorer(asked)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

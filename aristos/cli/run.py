@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
 
     asked, program = options(argv)
     try:
-        return launcher.run(asked, program)
+        return launcher.launch(asked, program)
     except BrokenPipeError:  # --dry-run | head
         return launch_environment.unread()
     except KeyboardInterrupt:  # before the job; later the job gets the signal

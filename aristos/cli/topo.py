@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         if asked.measure:
             from ..bench import links_main
 
-            return links_main.run(asked, _read(asked.nvidia_smi))
+            return links_main.run_links(asked, _read(asked.nvidia_smi))
         return run(asked)
     except BrokenPipeError:  # | head
         return launch_environment.unread()

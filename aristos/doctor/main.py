@@ -24,7 +24,7 @@ OK, FAILED, INTERRUPTED = 0, 3, 130
 Check = tuple[str, Callable[[], Finding]]
 
 
-def run(as_json: bool, limit: float) -> int:
+def run_doctor(as_json: bool, limit: float) -> int:
     """Run all checks; the exit code. limit: seconds for one MPI call."""
     prints = launch_environment.prints()
     report = ReportWriter(as_json, silent=not prints)

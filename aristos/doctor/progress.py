@@ -79,7 +79,7 @@ def compiled() -> None:
     from ..kernels.cpu import lowering  # noqa: F401  compiled code of the wire needs it
     from ..primitives import wire
 
-    one = [(function, (int64,)) for function in (wire.run_progress_thread, wire.take, wire.leave)]
+    one = [(function, (int64,)) for function in (wire.run_progress_thread, wire.try_lock, wire.unlock)]
     warm_up([*one, (wire.put, (int64,) * 5), (wire.flush, (int64,) * 2)], quiet=True)
 
 
@@ -108,7 +108,7 @@ def _once(comm: Any, window: Any, helped: bool) -> float:
             _take(window.wire)  # in_call(True) is not enough: the progress thread replaces workers that do not call MPI
         _compute(COMPUTE)
         if not helped:
-            wire.leave(window.wire)
+            wire.unlock(window.wire)
         return 0.0
     time.sleep(HEAD_START)
     data = np.zeros(BYTES, np.uint8)
@@ -116,7 +116,7 @@ def _once(comm: Any, window: Any, helped: bool) -> float:
     _take(window.wire)
     wire.put(window.wire, 1, int(window.shift[1]), data.ctypes.data, data.nbytes)
     wire.flush(window.wire, 1)
-    wire.leave(window.wire)
+    wire.unlock(window.wire)
     return time.perf_counter() - start
 
 
@@ -124,7 +124,7 @@ def _take(words: int) -> None:
     """Become the one thread of this process that calls MPI, by a window's wire."""
     from ..primitives import wire
 
-    while not wire.take(words):
+    while not wire.try_lock(words):
         pass
 
 

@@ -60,7 +60,7 @@ def read_announcement(job, st, source):
         tape.admit(job, st, source, rows)
         end = st[words.read_rows(job, source)]
         if once != 0:
-            end += rows  # blocks mix experts: the last block may hold rows of each
+            end += rows  # bundles mix experts: the last bundle may hold rows of each
         left = rows
         for expert in range(job[words.HELD]):
             count = mem.load(words.announced_count(a, expert))
@@ -101,15 +101,15 @@ def read_record(job, st, source):
     tile = st[words.read_tiles(job, source)]
     a = record_from(job, st, source, tile)
     expert, rows = mem.load(words.record_expert(a)), mem.load(words.record_rows(a))
-    packed, block = mem.load(words.record_packed(a)), mem.load(words.record_block(a))
-    if not bounds.record(job, st, source, expert, rows, packed, block):
+    packed, bundle = mem.load(words.record_packed(a)), mem.load(words.record_bundle(a))
+    if not bounds.record(job, st, source, expert, rows, packed, bundle):
         return False
     r = words.landed(job, source, tile)
     st[words.landed_row(r)] = st[words.read_rows(job, source)]
     st[words.landed_rows(r)] = rows
     st[words.landed_packed(r)] = packed
     st[words.landed_left(r)] = rows
-    st[words.landed_last(r)] = block
+    st[words.landed_last(r)] = bundle
     st[words.read_tiles(job, source)] = tile + 1
     st[words.read_rows(job, source)] += rows
     st[words.rows_left(job, source)] -= rows
@@ -119,7 +119,7 @@ def read_record(job, st, source):
     i = words.source_expert(job, source, expert)
     if st[words.pending_at(job, i)] == 0:
         st[words.front_at(job, i)] = tile
-    else:  # tiles of one expert are not consecutive where they come in blocks: chain them
+    else:  # tiles of one expert are not consecutive where they come in bundles: chain them
         before = words.landed(job, source, st[words.latest_at(job, i)])
         st[words.landed_next(before)] = tile
     st[words.latest_at(job, i)] = tile
@@ -140,7 +140,7 @@ def read_returns(job, st, worker, owner):
     # an owner may be in the second phase of an exchange already: that record is read in this rank's second phase
     if not bounds.within(st, owner, bounds.RETURN_TAIL, tail, seen, seen + due + 1):
         return False
-    tail = min(tail, seen + min(due, words.BACK_MOST - st[words.command_back(c)]))
+    tail = min(tail, seen + min(due, words.BACK_MOST - st[words.command_backs(c)]))
     for tile in range(seen, tail):
         a = return_record_from(job, st, owner, tile)
         rows, packed = mem.load(words.returned_rows(a)), mem.load(words.returned_packed(a))

@@ -28,7 +28,7 @@ from . import codes, words
     RECORD_EXPERT,
     RECORD_ROWS,
     RECORD_PACKED,
-    RECORD_BLOCK,
+    RECORD_BUNDLE,
     PLACE,
     CREDIT,
     RETURN_TAIL,
@@ -53,7 +53,7 @@ NAMES = {
     RECORD_EXPERT: "the expert in a tile record",
     RECORD_ROWS: "the rows in a tile record",
     RECORD_PACKED: "the first packed row in a tile record",
-    RECORD_BLOCK: "the rows of a block in a tile record",
+    RECORD_BUNDLE: "the rows of a bundle in a tile record",
     PLACE: "the place of a row in its index",
     CREDIT: "its credit",
     RETURN_TAIL: "its count of returned tiles",
@@ -109,7 +109,7 @@ def tail(job, st, source, tiles):
 
 
 @jit
-def record(job, st, source, expert, rows, packed, block):
+def record(job, st, source, expert, rows, packed, bundle):
     """Whether the next tile record of `source` may say this: rows that have been announced, and space in the ring."""
     ring, announced = job[words.RING_ROWS], st[words.rows_from(job, source)]
     space = ring - st[words.read_rows(job, source)] + st[words.freed_rows(job, source)]
@@ -117,10 +117,10 @@ def record(job, st, source, expert, rows, packed, block):
     if not (
         within(st, source, RECORD_ROWS, rows, 1, min(space, st[words.rows_left(job, source)]))
         and within(st, source, RECORD_PACKED, packed, first, first + announced - rows)
-        and within(st, source, RECORD_BLOCK, block, 0, ring)
+        and within(st, source, RECORD_BUNDLE, bundle, 0, ring)
     ):
         return False
-    if st[words.verdict(job, source)] == codes.SKIP:  # of another call, with other experts
+    if st[words.verdict(job, source)] == codes.SKIP:  # the record is another call's, with other experts
         return True
     if not within(st, source, RECORD_EXPERT, expert, 0, job[words.HELD] - 1):
         return False

@@ -16,7 +16,7 @@ WORD = "word"  # int64
 BITS = "float32"  # the bits of a float32 in a word; the kernel reads the float32
 SCRATCH = "scratch"  # address of BLOCK_BYTES for the words of the call, then of the kernel's own memory
 EXPERT = "expert"  # an address for each of WEIGHTS
-TRANSPOSED = "transposed"  # an address for each of TURNED; in calls that cross in no block
+TRANSPOSED = "transposed"  # an address for each of TRANSPOSED_WEIGHTS; in calls that cross in no block
 GRADIENTS = "gradients"  # a tuple of addresses in the order of WEIGHTS; likewise
 
 
@@ -100,7 +100,7 @@ WEIGHTS = _arguments("""
     gate_bias | address | 0: none
     down_bias | address | 0: none
 """)
-TURNED = _arguments("""
+TRANSPOSED_WEIGHTS = _arguments("""
     up | address | up projection
     gate | address | gate projection, 0: none
     down | address | down projection
@@ -197,7 +197,7 @@ CALLS = [_with_words(call) for call in (
         y | address | addresses of the rows of dx
         places | address | addresses of places for what gradients of weights need
         scalars | address | words: combine weights as float32 bits, which become their gradients
-        weights | address | of the expert: ExpertWeights, then TurnedWeights
+        weights | address | of the expert: ExpertWeights, then TransposedWeights
         activation
         hidden
         ffn
@@ -220,7 +220,7 @@ CALLS = [_with_words(call) for call in (
         dx | address | addresses of rows that are written
         dw | address | [rows] float32 that are written
         weights | addresses | of the expert | expert
-        turned | addresses | of the expert | transposed
+        transposed | addresses | of the expert | transposed
         gradients | addresses | of the expert's gradients, 0: none | gradients
         activation | | which activation, and its limit
         hidden | columns | width of a row
@@ -285,6 +285,6 @@ def words_of(call: Call) -> int:
     return sum(len(WEIGHTS) if each.dtype == EXPERT else 1 for each in call.arguments)
 
 
-HEAD_WORDS = 2  # of a block: result, error
+HEAD_WORDS = 2  # words before a block's arguments: result, error
 CROSSING = [call for call in CALLS if call.step or call.kernel]
 BLOCK_WORDS = -(-(HEAD_WORDS + 1 + max(map(words_of, CROSSING))) // 8) * 8  # whole lines, with a word to spare

@@ -3,9 +3,9 @@
 # phases of a call
 PHASE_ROUTE, PHASE_PACKING, PHASE_RUN, PHASE_DONE = range(4)
 
-# kinds of commands. IDLE: nothing to do now. SETTLE: only pieces to count. SIZED: an exchange's rows are known.
+# kinds of commands. IDLE: nothing to do now. SETTLE: only own rows to count. SIZED: an exchange's rows are known.
 # LIST and SHARE belong to column-split runs. POST is no command: the timeline has it for time at the wire
-IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, SHARE, BLOCK, POST, SETTLE, LIST = range(14)
+IDLE, ROUTE, PACK, DISPATCH, EXPERT, COMBINE, FINISH, FAIL, SIZED, SHARE, BUNDLE, POST, SETTLE, LIST = range(14)
 
 # phases of a column-split run: hidden activations, outputs
 RUN_UP, RUN_DOWN = range(2)

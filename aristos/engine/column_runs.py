@@ -1,9 +1,9 @@
 """Column-split runs: workers share a run of an expert by columns, so that few rows use every core or every block.
 
-A run has a *slot*: a command behind those of the workers, and hidden activations of its own. It is claimed under the
+A run has a *number*: of a command behind those of the workers, and of hidden activations. It is claimed under the
 rank's lock; the claimer lists its rows and opens it. Then it has `UP_SHARES` shares of the hidden activations and, when
 all of these are done, `DOWN_SHARES` of the outputs. Shares are taken and counted without the lock: `next`, `limit` and
-`done` of a slot count them as long as the engine lives. A worker takes a share by moving `next` on with
+`done` of a number count them as long as the engine lives. A worker takes a share by moving `next` on with
 compare_exchange while it is below `limit`. A number is never used twice, so no share of one run passes for a share of
 another. `base` is the run's first share: it is written before `limit` and stays until all shares are done. No sum is
 split between workers, so the bits do not depend on which worker takes which share.
@@ -16,8 +16,8 @@ from ..primitives import memory as mem
 from . import call_records, codes, tape, words
 from .layout import state_word
 
-COLUMNS = 96  # of a share, on CPUs: a multiple of every panel width, and a divisor of a chunk of F
-MOST_ROWS = 24  # of a column-split run, on CPUs
+COLUMNS = 96  # a share's columns on CPUs: a multiple of every panel width, and a divisor of a chunk of F
+MOST_ROWS = 24  # a column-split run on CPUs has no more rows
 SHARES_PER_TRY = 8  # about as many shares are taken by a rank's workers for each try of a worker at the lock
 
 
@@ -27,19 +27,19 @@ def shares(columns: int) -> int:
 
 
 @jit
-def hidden(job, slot):
+def hidden(job, number):
     """Address of a run's hidden activations."""
-    return job[words.SCRATCH] + job[words.SCRATCH_STEP] * job[words.ALL_WORKERS] + job[words.RUN_STEP] * slot
+    return job[words.SCRATCH] + job[words.SCRATCH_STEP] * job[words.ALL_WORKERS] + job[words.RUN_STEP] * number
 
 
 @jit
-def free_slot(job, st):
-    """A slot without a run, -1 if there is none. (Under the lock.)"""
+def free_number(job, st):
+    """A number that no run has, -1 if there is none. (Under the lock.)"""
     if st[words.RUNS_TAKEN] == job[words.RUNS]:
         return -1
-    for slot in range(job[words.RUNS]):
-        if st[words.run_taken(words.run(job, slot))] == 0:
-            return slot
+    for number in range(job[words.RUNS]):
+        if st[words.run_taken(words.run(job, number))] == 0:
+            return number
     return -1
 
 
@@ -63,23 +63,23 @@ def run_rows(job, rows):
 
 
 @jit
-def claim(job, st, worker, slot):
-    """Take the slot for a run whose command is filled; this worker will list its rows. (Decide, under the lock.)"""
-    st[words.run_taken(words.run(job, slot))] = 1
+def claim(job, st, worker, number):
+    """Take the number for a run whose command is filled; this worker will list its rows. (Decide, under the lock.)"""
+    st[words.run_taken(words.run(job, number))] = 1
     st[words.RUNS_TAKEN] += 1
-    c, run = words.command(job, worker), words.run_command(job, slot)
+    c, run = words.command(job, worker), words.run_command(job, number)
     st[words.command_kind(c)] = codes.LIST
     st[words.command_expert(c)] = st[words.command_expert(run)]
     st[words.command_rows(c)] = st[words.command_rows(run)]
-    st[words.command_run(c)] = slot
+    st[words.command_run(c)] = number
 
 
 @jit
-def list_hidden(job, st, slot):
+def list_hidden(job, st, number):
     """List the addresses of a run's rows of hidden activations. By all threads of the claimer together."""
-    c = words.run_command(job, slot)
+    c = words.run_command(job, number)
     for i in range(mem.thread(), st[words.command_rows(c)], mem.threads()):
-        st[words.hidden_list(job, c) + i] = hidden(job, slot) + job[words.RUN_PITCH] * i
+        st[words.hidden_list(job, c) + i] = hidden(job, number) + job[words.RUN_PITCH] * i
 
 
 @jit
@@ -90,24 +90,24 @@ def open_phase(job, run, limit):
 
 
 @jit
-def open_run(job, st, slot):
+def open_run(job, st, number):
     """The rows are listed: shares of the first phase may be taken."""
-    run = words.run(job, slot)
+    run = words.run(job, number)
     base = mem.load_acquire(state_word(job, words.run_limit(run)))  # every share of earlier runs is done
     st[words.run_base(run)] = base
-    open_phase(job, run, base + up_shares(job, st[words.command_expert(words.run_command(job, slot))]))
+    open_phase(job, run, base + up_shares(job, st[words.command_expert(words.run_command(job, number))]))
 
 
 @jit
-def take_from(job, st, worker, slot):
-    """Take a share of a slot's run; False if there is none now."""
-    run = words.run(job, slot)
+def take_from(job, st, worker, number):
+    """Take a share of the run with this number; False if there is none now."""
+    run = words.run(job, number)
     limit = mem.load_acquire(state_word(job, words.run_limit(run)))
     share = mem.load_acquire(state_word(job, words.run_next(run)))
     while share < limit:
         if mem.compare_exchange(state_word(job, words.run_next(run)), share, share + 1):
             share -= st[words.run_base(run)]  # the base of this share's run, which cannot end before the share
-            c, whole = words.command(job, worker), words.run_command(job, slot)
+            c, whole = words.command(job, worker), words.run_command(job, number)
             up = up_shares(job, st[words.command_expert(whole)])
             phase = codes.RUN_UP if share < up else codes.RUN_DOWN
             st[words.command_kind(c)] = codes.SHARE
@@ -115,7 +115,7 @@ def take_from(job, st, worker, slot):
             st[words.command_share(c)] = share - up * phase
             st[words.command_phase(c)] = phase
             st[words.command_rows(c)] = st[words.command_rows(whole)]
-            st[words.command_run(c)] = slot
+            st[words.command_run(c)] = number
             return True
         share = mem.load_acquire(state_word(job, words.run_next(run)))
     return False
@@ -129,18 +129,18 @@ def share_first(job, st, worker):
 
 
 @jit
-def take(job, st, worker):
+def take_share(job, st, worker):
     """Take a share of any run, preferably of this worker's last one; False if there is none. Without the lock."""
     c = words.command(job, worker)
     opened = mem.load_acquire(state_word(job, words.RUNS_OPENED))
     if st[words.command_opened(c)] == opened:
         return False
-    slot = st[words.command_run(c)]
+    number = st[words.command_run(c)]
     for _ in range(job[words.RUNS]):
-        if take_from(job, st, worker, slot):
+        if take_from(job, st, worker, number):
             st[words.command_shares(c)] += 1
             return True
-        slot = slot + 1 if slot + 1 < job[words.RUNS] else 0
+        number = number + 1 if number + 1 < job[words.RUNS] else 0
     st[words.command_opened(c)] = opened
     return False
 
@@ -195,11 +195,11 @@ def weights_of(job, expert):
 def execute(job, st, worker):
     """Compute the taken columns for all rows of the run, on a CPU."""
     c = words.command(job, worker)
-    first, rows, slot = st[words.command_share(c)] * COLUMNS, st[words.command_rows(c)], st[words.command_run(c)]
-    x = state_word(job, words.row_list(words.run_command(job, slot)))
+    first, rows, number = st[words.command_share(c)] * COLUMNS, st[words.command_rows(c)], st[words.command_run(c)]
+    x = state_word(job, words.row_list(words.run_command(job, number)))
     weights = weights_of(job, st[words.command_expert(c)])
     scratch = job[words.SCRATCH] + job[words.SCRATCH_STEP] * worker
-    activations, ffn = hidden(job, slot), ffn_of(job, st[words.command_expert(c)])
+    activations, ffn = hidden(job, number), ffn_of(job, st[words.command_expert(c)])
     if st[words.command_phase(c)] == codes.RUN_UP:
         call = call_records.up_columns(
             job,
@@ -211,7 +211,7 @@ def execute(job, st, worker):
             first=first,
             columns=min(COLUMNS, ffn - first),
             scratch=scratch,
-            kept=tape.list_of(job, st, words.run_command(job, slot)),
+            kept=tape.list_of(job, st, words.run_command(job, number)),
         )
         arithmetic.up_columns(job[words.KERNELS], call)
     else:
@@ -230,10 +230,10 @@ def execute(job, st, worker):
 
 
 @jit
-def share_done(job, st, slot):
-    """Count a share; True if it was the run's last: the caller then finishes the run and frees its slot."""
-    run = words.run(job, slot)
-    up = up_shares(job, st[words.command_expert(words.run_command(job, slot))])
+def share_done(job, st, number):
+    """Count a share; True if it was the run's last: the caller then finishes the run and frees its number."""
+    run = words.run(job, number)
+    up = up_shares(job, st[words.command_expert(words.run_command(job, number))])
     base, down = st[words.run_base(run)], job[words.DOWN_SHARES]
     done = mem.fetch_add(state_word(job, words.run_done(run)), 1) + 1 - base
     if done == up:  # the release orders the whole first phase before shares of the second
@@ -242,7 +242,7 @@ def share_done(job, st, slot):
 
 
 @jit
-def free(job, st, slot):
-    """Free the slot for another run. (Under the lock.)"""
-    st[words.run_taken(words.run(job, slot))] = 0
+def free(job, st, number):
+    """Free the number for another run. (Under the lock.)"""
+    st[words.run_taken(words.run(job, number))] = 0
     st[words.RUNS_TAKEN] -= 1

@@ -3,7 +3,7 @@
 from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
-from . import blocks, bounds, codes, scalars, tape, words
+from . import bounds, bundles, codes, scalars, tape, words
 from .layout import RECORD_BYTES, index_to, record_to, ring_row_to, word_from, word_to
 from .packing import tile_rows
 from .returns import returns_due
@@ -24,7 +24,7 @@ def slot_at(job, st, owner, packed):
 
 @jit
 def claim(job, st, worker):
-    """Claim the next tile that has credit, or a block where tokens cross once; owners take turns.
+    """Claim the next tile that has credit, or a bundle where tokens cross once; owners take turns.
 
     Returns the kind of command. (Decide, under the lock.)
     """
@@ -38,9 +38,9 @@ def claim(job, st, worker):
         under_way = returns_due(job, st, owner)
         waiting = owner != me and packed < last and st[words.busy(job, owner)] == 0 and under_way < ring
         if waiting and st[words.once_to(job, owner)] != 0:
-            if blocks.claim(job, st, worker, owner, under_way):
+            if bundles.claim(job, st, worker, owner, under_way):
                 st[words.NEXT_DEST] = (owner + 1) % world
-                return codes.BLOCK
+                return codes.BUNDLE
         elif waiting:
             slot = slot_at(job, st, owner, packed)
             left = st[words.offset(job, slot + 1)] - packed
@@ -52,7 +52,7 @@ def claim(job, st, worker):
                 st[words.command_kind(c)] = codes.DISPATCH
                 st[words.command_owner(c)] = owner
                 st[words.command_packed(c)] = packed
-                st[words.command_slot(c)] = slot - job[words.slot_start(job, owner)]
+                st[words.command_owner_expert(c)] = slot - job[words.slot_start(job, owner)]
                 st[words.command_rows(c)] = rows
                 st[words.busy(job, owner)] = 1
                 st[words.NEXT_DEST] = (owner + 1) % world
@@ -87,10 +87,10 @@ def publish(job, st, worker):
     owner, rows = st[words.command_owner(c)], st[words.command_rows(c)]
     tile = st[words.sent_tiles(job, owner)]
     a = record_to(job, st, owner, tile)
-    mem.store(words.record_expert(a), st[words.command_slot(c)])
+    mem.store(words.record_expert(a), st[words.command_owner_expert(c)])
     mem.store(words.record_rows(a), rows)
     mem.store(words.record_packed(a), st[words.command_packed(c)])
-    mem.store(words.record_block(a), rows)
+    mem.store(words.record_bundle(a), rows)
     st[words.sent_tiles(job, owner)] = tile + 1
     st[words.sent_rows(job, owner)] += rows
     st[words.cursor(job, owner)] += rows

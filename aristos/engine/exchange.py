@@ -63,7 +63,7 @@ def give_back(job, st, counts, source, out, status):
     first = packed
     remote = st[words.remote(job, source)] != 0
     if remote:
-        while not mpi.take(job[words.WIRE]):
+        while not mpi.try_lock(job[words.WIRE]):
             mem.yield_core()
     for expert in range(job[words.HELD]):
         n = counts[expert, source]
@@ -77,7 +77,7 @@ def give_back(job, st, counts, source, out, status):
         packed += n
     if remote:
         mpi.flush(job[words.WIRE], source)
-        mpi.leave(job[words.WIRE])
+        mpi.unlock(job[words.WIRE])
     if source == job[words.RANK]:
         count_back(job, st, first, packed - first)
     else:

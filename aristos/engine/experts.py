@@ -183,12 +183,12 @@ def claim(job, st, worker):
     rows = st[words.expert_pending(job, expert)] if expert >= 0 else 0
     split = rows > 0 and column_runs.wanted(job, rows, active)
     if split:
-        slot = column_runs.free_slot(job, st)
-        if slot >= 0:
-            gather(job, st, words.run_command(job, slot), expert, column_runs.run_rows(job, rows))
-            column_runs.claim(job, st, worker, slot)
+        number = column_runs.free_number(job, st)
+        if number >= 0:
+            gather(job, st, words.run_command(job, number), expert, column_runs.run_rows(job, rows))
+            column_runs.claim(job, st, worker, number)
             return codes.LIST
-    if column_runs.take(job, st, worker):
+    if column_runs.take_share(job, st, worker):
         return codes.SHARE
     if rows == 0 or (split and job[words.ALL_SPLIT] != 0):
         return codes.IDLE
@@ -260,7 +260,7 @@ def compute(job, st, worker):
 
 @jit
 def finish(job, st, worker, c):
-    """The rows of a command are computed: return and free complete tiles; `worker` notes own rows as one piece.
+    """The rows of a command are computed: return and free complete tiles; `worker` notes own rows as a record `back`.
 
     (Under the lock.)
     """
@@ -286,15 +286,15 @@ def publish(job, st, worker):
 @jit
 def list_run(job, st, worker):
     """List the rows of the column-split run that this worker has claimed. By all its threads together."""
-    slot = st[words.command_run(words.command(job, worker))]
-    list_rows(job, st, words.run_command(job, slot))
-    keep(job, st, words.run_command(job, slot))
-    column_runs.list_hidden(job, st, slot)
+    number = st[words.command_run(words.command(job, worker))]
+    list_rows(job, st, words.run_command(job, number))
+    keep(job, st, words.run_command(job, number))
+    column_runs.list_hidden(job, st, number)
 
 
 @jit
 def publish_run(job, st, worker):
-    """All shares of a run are done: finish it and free its slot. (Under the lock.)"""
-    slot = st[words.command_run(words.command(job, worker))]
-    finish(job, st, worker, words.run_command(job, slot))
-    column_runs.free(job, st, slot)
+    """All shares of a run are done: finish it and free its number. (Under the lock.)"""
+    number = st[words.command_run(words.command(job, worker))]
+    finish(job, st, worker, words.run_command(job, number))
+    column_runs.free(job, st, number)

@@ -15,7 +15,7 @@ hashes. A GPU's blocks compute in the persistent kernel and call none of these.
 
 from typing import NamedTuple
 
-BACKWARD_WEIGHTS_BYTES = {backward}  # of one expert's addresses for `backward_rows`
+BACKWARD_WEIGHTS_BYTES = {backward}  # size of one expert's addresses in a call of `backward_rows`
 
 
 def _missing(name):
@@ -28,10 +28,10 @@ class ExpertWeights(NamedTuple):
 {weights}
 
 
-class TurnedWeights(NamedTuple):
+class TransposedWeights(NamedTuple):
     """Addresses of one expert's packed weights, transposed."""
 
-{turned}
+{transposed}
 '''
 
 BLOCKS = '''"""How arguments cross to compiled kernels. Written by `python -m aristos.engine.generate`: do not edit.
@@ -49,8 +49,8 @@ from ...primitives.arithmetic import (
 
 # numbers of the kernels
 {numbers}
-HEAD_WORDS = {head}  # of a block: result, error
-BLOCK_BYTES = {block}  # of a block, whole lines
+HEAD_WORDS = {head}  # words before a block's arguments: result, error
+BLOCK_BYTES = {block}  # size of a block, in whole lines
 SPARE = BLOCK_BYTES - 8  # place of a word that no call uses
 
 
@@ -118,7 +118,7 @@ from ..primitives import arithmetic
 from . import words
 '''
 WORD = 8
-KINDS = {schema.EXPERT: "ExpertWeights", schema.TRANSPOSED: "TurnedWeights", schema.GRADIENTS: "tuple[int, ...]"}
+KINDS = {schema.EXPERT: "ExpertWeights", schema.TRANSPOSED: "TransposedWeights", schema.GRADIENTS: "tuple[int, ...]"}
 
 
 def _field(argument: schema.Argument) -> str:
@@ -141,9 +141,9 @@ def _step(call: schema.Call) -> str:
 
 def arithmetic() -> str:
     """The text of primitives/arithmetic.py."""
-    weights, turned = ("\n".join(map(_field, table)) for table in (schema.WEIGHTS, schema.TURNED))
-    backward = WORD * len(schema.WEIGHTS + schema.TURNED)
-    text = ARITHMETIC.format(backward=backward, weights=weights, turned=turned)
+    weights, transposed = ("\n".join(map(_field, table)) for table in (schema.WEIGHTS, schema.TRANSPOSED_WEIGHTS))
+    backward = WORD * len(schema.WEIGHTS + schema.TRANSPOSED_WEIGHTS)
+    text = ARITHMETIC.format(backward=backward, weights=weights, transposed=transposed)
     text += "".join(map(_record, schema.CALLS))
     return text + "".join(_step(call) for call in schema.CALLS if call.step)
 
@@ -213,14 +213,16 @@ def _table(name: str, arrays: tuple[schema.Argument, ...], first: int) -> str:
 def blocks() -> str:
     """The text of kernels/cpu/call_blocks.py."""
     with_kernel = [call for call in schema.CALLS if call.kernel]
-    names = sorted(["ExpertWeights", "TurnedWeights", *(call.record for call in with_kernel)])
+    names = sorted(["ExpertWeights", "TransposedWeights", *(call.record for call in with_kernel)])
     text = BLOCKS.format(
         records="\n".join(f"    {name}," for name in names),
         numbers="\n".join(f"{call.name.upper()} = {i}" for i, call in enumerate(with_kernel)),
         head=schema.HEAD_WORDS,
         block=WORD * schema.BLOCK_WORDS,
     )
-    text += _table("expert_weights", schema.WEIGHTS, 0) + _table("turned_weights", schema.TURNED, len(schema.WEIGHTS))
+    text += _table("expert_weights", schema.WEIGHTS, 0) + _table(
+        "transposed_weights", schema.TRANSPOSED_WEIGHTS, len(schema.WEIGHTS)
+    )
     for call in with_kernel:
         text += _put(call) if call.step else ""
         text += _at(call)

@@ -57,7 +57,7 @@ class EngineShape:
     experts: int = 1
     max_tokens: int = 1
     foreign: int = 0  # most experts of local peers that a rank may compute
-    return_bytes: int = 0  # of return rows; 0: return_rows * stride
+    return_bytes: int = 0  # size of the return rows; 0: return_rows * stride
 
     def union(self, other: EngineShape) -> EngineShape:
         """The smallest shape that serves both."""
@@ -69,7 +69,7 @@ class EngineShape:
             ),
         )
         nbytes = max(self.returns, other.returns)  # one user may need the most rows, another the widest
-        # RING_BUDGET has space for fewer rows if they are wide; a ring must hold all rows of a token, for a block
+        # RING_BUDGET has space for fewer rows if they are wide; a ring must hold all rows of a token, for a bundle
         rows = min(both.ring_rows, max(both.top_k, ring_rows(both.world, both.stride, both.ring_rows)))
         plain = nbytes == both.return_rows * both.stride  # written as 0, so that equal shapes compare equal
         return replace(both, ring_rows=rows, return_bytes=0 if plain else nbytes)
@@ -80,8 +80,8 @@ class EngineShape:
         return self.return_bytes or self.return_rows * self.stride
 
     @property
-    def slots(self) -> int:
-        """Record slots a pair: tiles sent and not seen returned, and one more for an exchange's last record."""
+    def ring_records(self) -> int:
+        """Records of a pair's ring: tiles sent and not seen returned, and one more for an exchange's last record."""
         return self.ring_rows + 1
 
 
@@ -108,8 +108,8 @@ class PairLayout:
         announce = 2 * LINE
         step = lines(WORD * (words.ANNOUNCED_WORDS + s.max_held))
         records = announce + 2 * step
-        return_records = records + lines(s.slots * RECORD_BYTES)
-        ring = return_records + lines(s.slots * RETURN_RECORD_BYTES)
+        return_records = records + lines(s.ring_records * RECORD_BYTES)
+        ring = return_records + lines(s.ring_records * RETURN_RECORD_BYTES)
         index = ring + s.ring_rows * s.stride
         coded = index + lines(WORD * s.ring_rows)
         return cls(announce, step, records, return_records, ring, index, coded, coded + CODED_BYTES)
@@ -177,7 +177,7 @@ class StateLayout:
             world=s.world,
             max_computed=s.max_held + s.foreign,
             copies=s.experts,
-            records=s.slots,
+            records=s.ring_records,
             rows=s.return_rows,
             tokens=s.max_tokens,
             top_k=s.top_k,
@@ -239,20 +239,22 @@ def announcement_from(job, st, peer, epoch):
 @jit
 def record_to(job, st, owner, tile):
     """Address of the record of this rank's tile number `tile` at `owner`."""
-    return st[words.region_to(job, owner)] + job[words.P_RECORDS] + RECORD_BYTES * (tile % job[words.SLOTS])
+    return st[words.region_to(job, owner)] + job[words.P_RECORDS] + RECORD_BYTES * (tile % job[words.RING_RECORDS])
 
 
 @jit
 def record_from(job, st, source, tile):
     """Address of the record of `source`'s tile number `tile` here."""
-    return st[words.region_from(job, source)] + job[words.P_RECORDS] + RECORD_BYTES * (tile % job[words.SLOTS])
+    return st[words.region_from(job, source)] + job[words.P_RECORDS] + RECORD_BYTES * (tile % job[words.RING_RECORDS])
 
 
 @jit
 def return_record_to(job, st, source, tile):
     """Address of the record of the tile number `tile` that this rank returns to `source`."""
     return (
-        st[words.region_to(job, source)] + job[words.P_RETURN_RECORDS] + RETURN_RECORD_BYTES * (tile % job[words.SLOTS])
+        st[words.region_to(job, source)]
+        + job[words.P_RETURN_RECORDS]
+        + RETURN_RECORD_BYTES * (tile % job[words.RING_RECORDS])
     )
 
 
@@ -262,7 +264,7 @@ def return_record_from(job, st, owner, tile):
     return (
         st[words.region_from(job, owner)]
         + job[words.P_RETURN_RECORDS]
-        + RETURN_RECORD_BYTES * (tile % job[words.SLOTS])
+        + RETURN_RECORD_BYTES * (tile % job[words.RING_RECORDS])
     )
 
 
@@ -273,8 +275,8 @@ def ring_row_to(job, st, owner, row):
 
 
 @jit
-def block_row_to(job, st, owner, row):
-    """Address of row number `row` of a block: in a local owner's ring, else in the outbox, from which it is put."""
+def bundle_row_to(job, st, owner, row):
+    """Address of row number `row` of a bundle: in a local owner's ring, else in the outbox, from which it is put."""
     return st[words.out_ring(job, owner)] + job[words.STRIDE] * (row % job[words.RING_ROWS])
 
 

@@ -15,7 +15,7 @@ from . import codes, words
 from .layout import RECORD_BYTES, RETURN_RECORD_BYTES, WORD, record_to, return_record_to, word_from, word_to
 from .lock import OUTSIDE, acquire, unlock
 
-TURN_NS = 100_000  # least time between two turns at the wire while workers have work
+SERVE_NS = 100_000  # least time between two services of the wire while workers have work
 BATCH_NS = 1_000_000  # while there is work, returned rows wait until the last batch is this old
 BATCH_ROWS = 256  # while there is work, credit alone opens a batch when it is more rows than this
 CLOSE_NS = 150_000  # a worker that has work flushes a batch after this time, and the time that its bytes take
@@ -86,7 +86,7 @@ def opens(job, st, peer, idle, now):
         if st[words.PHASE] < codes.PHASE_RUN:
             return False
         unsent = st[words.cursor(job, peer)] < st[words.offset(job, job[words.slot_start(job, peer + 1)])]
-        return idle or staged > 0 or not unsent  # the announcement waits for the first block
+        return idle or staged > 0 or not unsent  # the announcement waits for the first bundle
     if st[words.verdict(job, peer)] == codes.UNANNOUNCED:
         return False  # it may be in user code, where a flush waits for its progress thread
     tiles = st[words.returned(job, peer)] - st[words.put_returned(job, peer)]
@@ -128,22 +128,22 @@ def put_from(job, st, peer, here, part, first, end, places, width):
 
 
 @jit
-def put_blocks(job, st, peer, tiles, rows):
-    """Put rows, index and records of the blocks up to tile `tiles`, pair `rows`; returns bytes."""
+def put_bundles(job, st, peer, tiles, rows):
+    """Put rows, index and records of the bundles up to tile `tiles`, pair `rows`; returns bytes."""
     ring = job[words.RING_ROWS]
     tile, pair = st[words.put_tiles(job, peer)], st[words.put_rows(job, peer)]
     nbytes = put_ring(job, st, peer, job[words.P_INDEX], pair, rows, ring, WORD)
-    nbytes += put_ring(job, st, peer, job[words.P_RECORDS], tile, tiles, job[words.SLOTS], RECORD_BYTES)
-    block = pair
+    nbytes += put_ring(job, st, peer, job[words.P_RECORDS], tile, tiles, job[words.RING_RECORDS], RECORD_BYTES)
+    bundle = pair
     while tile < tiles:
         a = record_to(job, st, peer, tile)
         pair += mem.load(words.record_rows(a))
         tile += 1
-        crossed = mem.load(words.record_block(a))
-        if crossed != 0:  # the block's last tile
-            here = st[words.out_ring(job, peer)]
-            nbytes += put_from(job, st, peer, here, job[words.P_RING], block, block + crossed, ring, job[words.STRIDE])
-            block = pair
+        crossed = mem.load(words.record_bundle(a))
+        if crossed != 0:  # the bundle's last tile
+            here, end = st[words.out_ring(job, peer)], bundle + crossed
+            nbytes += put_from(job, st, peer, here, job[words.P_RING], bundle, end, ring, job[words.STRIDE])
+            bundle = pair
     return nbytes
 
 
@@ -152,7 +152,9 @@ def put_returns(job, st, peer, tiles):
     """Put output rows and records of the tiles returned to a remote source, up to `tiles`; returns bytes."""
     ring, width = job[words.RING_ROWS], job[words.RETURN_STRIDE]
     first = st[words.put_returned(job, peer)]
-    nbytes = put_ring(job, st, peer, job[words.P_RETURN_RECORDS], first, tiles, job[words.SLOTS], RETURN_RECORD_BYTES)
+    nbytes = put_ring(
+        job, st, peer, job[words.P_RETURN_RECORDS], first, tiles, job[words.RING_RECORDS], RETURN_RECORD_BYTES
+    )
     tile = first
     while tile < tiles:
         a = return_record_to(job, st, peer, tile)
@@ -208,7 +210,7 @@ def open_batch(job, st, peer):
         at = job[words.P_ANNOUNCE] + step * (job[words.EPOCH] % 2)
         mpi.put(job[words.WIRE], peer, st[words.put_region(job, peer)] + at, st[words.region_to(job, peer)] + at, step)
         nbytes += step
-    nbytes += put_blocks(job, st, peer, tiles, rows)
+    nbytes += put_bundles(job, st, peer, tiles, rows)
     nbytes += put_returns(job, st, peer, returned)
     st[words.open_tiles(job, peer)] = tiles
     st[words.open_rows(job, peer)] = rows
@@ -289,20 +291,20 @@ def serve(job, st, worker, peer, idle):
 
 
 @jit
-def turn(job, st, worker, idle):
+def serve_wire(job, st, worker, idle):
     """Serve the wire unless another worker does: receive words, serve every remote peer. True if data came or went."""
     wire = job[words.WIRE]
-    if not idle and mem.clock() - mem.load(wire + 8 * mpi.TURNED) < TURN_NS and not announcing(job, st):
+    if not idle and mem.clock() - mem.load(wire + 8 * mpi.SERVED) < SERVE_NS and not announcing(job, st):
         return False
-    if not mpi.take(wire):
+    if not mpi.try_lock(wire):
         return False
     anything = receive(job, st)
     for i in range(1, job[words.WORLD]):
         p = (job[words.RANK] + i) % job[words.WORLD]
         if st[words.remote(job, p)] != 0 and serve(job, st, worker, p, idle):
             anything = True
-    mem.store(wire + 8 * mpi.TURNED, mem.clock())
-    mpi.leave(wire)
+    mem.store(wire + 8 * mpi.SERVED, mem.clock())
+    mpi.unlock(wire)
     return anything
 
 

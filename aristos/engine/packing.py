@@ -36,7 +36,7 @@ def begin(job, st):
         st[words.command_kind(c)] = codes.ROUTE
         st[words.command_peer(c)] = job[words.RANK]
         st[words.command_run(c)] = 0
-        st[words.command_back(c)] = 0
+        st[words.command_backs(c)] = 0
     for p in range(thread, job[words.WORLD], threads):
         st[words.peer_wait(job, p)] = 0
         st[words.rows_to(job, p)] = 0
@@ -134,10 +134,10 @@ def set_blocks(job, st, tokens):
 
 @jit
 def crosses_once(job, st, p):
-    """1 if each token of this call crosses to rank `p` once, in blocks with an index; 0 if it sends a row a pair.
+    """1 if each token of this call crosses to rank `p` once, in bundles with an index; 0 if it sends a row a pair.
 
     Tokens always cross once to a remote rank. To a local rank they do only where it pays: the rows for it make several
-    blocks (ONCE_ROWS), and are at least ONCE_SHARE percent of the call's tokens, so that rows must repeat.
+    bundles (ONCE_ROWS), and are at least ONCE_SHARE percent of the call's tokens, so that rows must repeat.
     """
     if st[words.remote(job, p)] != 0:
         return 1

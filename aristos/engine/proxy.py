@@ -1,8 +1,8 @@
 """The proxy: the thread that calls MPI for a rank whose workers are on a GPU. It sees their call in mapped memory.
 
 Steps on the GPU write for a remote peer into its outbox, in mapped host memory, and release its words there. The proxy
-reads those words as a peer would and counts what they cover; then `outbox.turn` serves the wire as for workers on a
-CPU. What arrives is copied to the GPU, and then its words are published to the GPU through mapped memory. Both ways are
+reads those words as a peer would and counts what they cover; then `outbox.serve_wire` puts it as for a CPU's workers.
+What arrives is copied to the GPU, and then its words are published to the GPU through mapped memory. Both ways are
 the same: read words, count records, put what they cover, flush, publish words.
 
 So the proxy has two pairs of a job and a state. (job, st) serves remote peers as `outbox.py` does, with host addresses.
@@ -18,8 +18,7 @@ from ..primitives import memory as mem
 from ..primitives import wire as mpi
 from . import codes, words
 from .layout import LINE, RETURN_RECORD_BYTES, WORD, announcement_to, record_to, return_record_to, word_from, word_to
-from .outbox import all_posted, put_blocks, put_poison_words, put_ring, receive
-from .outbox import turn as serve_wire
+from .outbox import all_posted, put_bundles, put_poison_words, put_ring, receive, serve_wire
 
 
 @jit
@@ -105,7 +104,7 @@ def new_poison(gpu, gs, peer):
 def put_return_rows(gpu, gs, peer, tiles):
     """Copy records and rows that a remote owner has returned, up to `tiles`, to where they are combined."""
     first, width = gs[words.put_returned(gpu, peer)], gpu[words.RETURN_STRIDE]
-    put_ring(gpu, gs, peer, gpu[words.P_RETURN_RECORDS], first, tiles, gpu[words.SLOTS], RETURN_RECORD_BYTES)
+    put_ring(gpu, gs, peer, gpu[words.P_RETURN_RECORDS], first, tiles, gpu[words.RING_RECORDS], RETURN_RECORD_BYTES)
     for tile in range(first, tiles):
         a = return_record_to(gpu, gs, peer, tile)
         rows, at = mem.load(words.returned_rows(a)), width * mem.load(words.returned_packed(a))
@@ -131,7 +130,7 @@ def fetch(gpu, gs, peer):
         mpi.put(gpu[words.WIRE], peer, there, here, step)
     count(gpu, gs, peer, word_from(gpu, gs, peer, 0))
     tiles, rows = gs[words.sent_tiles(gpu, peer)], gs[words.sent_rows(gpu, peer)]
-    put_blocks(gpu, gs, peer, tiles, rows)
+    put_bundles(gpu, gs, peer, tiles, rows)
     put_return_rows(gpu, gs, peer, gs[words.returned(gpu, peer)])
     gs[words.put_tiles(gpu, peer)], gs[words.put_rows(gpu, peer)] = tiles, rows
     gs[words.put_returned(gpu, peer)] = gs[words.returned(gpu, peer)]
@@ -172,14 +171,14 @@ def deliver(gpu, gs):
 
 
 @jit
-def turn(job, st, gpu, gs):
+def serve_both(job, st, gpu, gs):
     """Serve both directions once. Returns how much moved; -1 if a copy or this rank's engine failed: the proxy ends."""
     refresh(job, st, gpu)
     moved = 0
     if between_calls(job, st):
-        if mpi.take(job[words.WIRE]):
+        if mpi.try_lock(job[words.WIRE]):
             moved += receive(job, st)
-            mpi.leave(job[words.WIRE])
+            mpi.unlock(job[words.WIRE])
     else:
         moved += serve_wire(job, st, 0, True)
     came = deliver(gpu, gs)
@@ -191,11 +190,11 @@ def turn(job, st, gpu, gs):
 @jit
 def put_poison(job, st):
     """Put the poison that is written for remote peers. False if the wire is taken: try again."""
-    if not mpi.take(job[words.WIRE]):
+    if not mpi.try_lock(job[words.WIRE]):
         return False
     put_poison_words(job, st)
     receive(job, st)
-    mpi.leave(job[words.WIRE])
+    mpi.unlock(job[words.WIRE])
     return True
 
 

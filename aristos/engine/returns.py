@@ -76,10 +76,10 @@ def note_back(st, c, packed, rows):
     """Note in a worker's command, which has space, that own packed rows packed..packed+rows came back."""
     if rows == 0:
         return
-    piece = words.piece(c, st[words.command_back(c)])
-    st[words.piece_packed(piece)] = packed
-    st[words.piece_rows(piece)] = rows
-    st[words.command_back(c)] += 1
+    back = words.back(c, st[words.command_backs(c)])
+    st[words.back_packed(back)] = packed
+    st[words.back_rows(back)] = rows
+    st[words.command_backs(c)] += 1
 
 
 @jit
@@ -100,13 +100,13 @@ def count_back(job, st, packed, rows):
 def settle(job, st, worker):
     """Count what this worker has noted, after it has decided and published. By all its threads, outside the lock."""
     c = words.command(job, worker)
-    pieces = st[words.command_back(c)]
-    mem.block_barrier()  # no piece is added before all threads have read their number
-    if pieces == 0:
+    backs = st[words.command_backs(c)]
+    mem.block_barrier()  # none is added before all threads have read their number
+    if backs == 0:
         return
-    for i in range(pieces):
-        piece = words.piece(c, i)
-        count_back(job, st, st[words.piece_packed(piece)], st[words.piece_rows(piece)])
+    for i in range(backs):
+        back = words.back(c, i)
+        count_back(job, st, st[words.back_packed(back)], st[words.back_rows(back)])
     mem.block_barrier()
     if mem.thread() == 0:
-        st[words.command_back(c)] = 0
+        st[words.command_backs(c)] = 0

@@ -118,7 +118,7 @@ JOB_SCALARS: list[Word] = [
         COMPUTED | experts | that this rank may compute: those held, then those of local peers that it can read
         STAY_ROWS | rows | from so many rows on, those for a foreign expert stay, see staying.py | cpu
         READING_ROWS | rows | whose arithmetic takes as long as reading the weights of their expert | cpu
-        BALANCED | flag | rows stay only if the busiest rank then has no more work | cpu
+        BUSIEST_DECIDES | flag | the busiest rank's work decides, too, whether rows stay | cpu
         """,
     ),
     *_words(
@@ -177,7 +177,7 @@ JOB_SCALARS: list[Word] = [
         STRIDE | bytes | between rows of a ring
         RETURN_STRIDE | bytes | between return rows
         RING_ROWS | rows | of a pair's ring
-        SLOTS | records | of a pair's ring of records
+        RING_RECORDS | records | of a pair's ring of records
         """,
     ),
     *_words(
@@ -195,7 +195,7 @@ JOB_SCALARS: list[Word] = [
         MERGE_POLLS | polls | idle polls that it waits
         PAUSE_NS | ns | after which compiled code returns to Python | cpu
         REMOTE | ranks | peers on other nodes
-        BLOCK_PAIRS | pairs | most (token, choice) pairs of a block
+        BUNDLE_PAIRS | pairs | most (token, choice) pairs of a bundle
         ONCE_ROWS | rows | least rows for a local owner to which tokens cross once, see packing.py; 0: never | cpu
         ONCE_SHARE | percent | the least rows for that, over the tokens of the call | cpu
         """,
@@ -349,7 +349,7 @@ JOB_TABLES = [
     Word("SLOT_START", "for each rank its first slot; then the number of slots", "slot", HOST, OBJECT),
     Word("FOREIGN", "for each expert of a local peer that this rank may compute a record `foreign`", "", HOST, OBJECT),
 ]
-# of the host alone, see job.py
+# words that the host alone uses, see job.py
 JOB_CHECKS = [
     Word("FILLED", "parts that are filled, a bit each"),
     Word("LAYOUT", "version of the runtime's windows and tables that the part `engine` describes", "", HOST, ENGINE),
@@ -382,7 +382,7 @@ STATE_WORDS = [
     Word("TARGETS_SET", "an exchange's rows have places", "flag", "worker 0"),
     Word("STORE_NEXT", "places of the store that are given to sources", "rows", LOCK),
     Word("TAPE_NEXT", "first byte of the tape that is given to no source", "address", LOCK),
-    Word("RUNS_TAKEN", "slots of column-split runs in use", "runs", LOCK),
+    Word("RUNS_TAKEN", "column-split runs in use", "runs", LOCK),
     Word("READY_COUNT", "entries of `ready`", "entries", ATOMIC),
     Word("RUNS_OPENED", "phases of column-split runs that were opened, as long as the engine lives", "phases", ATOMIC),
     Word("CALLS", "calls begun", "calls", "the kernel `begin`", substrate=CUDA),
@@ -409,11 +409,11 @@ STATE_WORDS = [
 ]
 
 TOKEN_BLOCK = 32  # tokens that one route or combine command takes
-BACK_MOST = 16  # most pieces of own rows in a command: a decision adds as many as fit, the command's end adds one
+BACK_MOST = 16  # most records `back` of a command: a decision adds as many as fit, the command's end adds one
 # lists of BATCH words in a command: rows; outputs; hidden activations of a column-split run, or places in the store;
 # scalars; places on the tape
 LISTS = 5
-SIZE_CLASSES = 10  # of puts: 256 bytes, 1 KiB, 4 KiB ...
+SIZE_CLASSES = 10  # classes of puts by size: 256 bytes, 1 KiB, 4 KiB ...
 
 # names of sizes: meaning
 DIMENSIONS = {
@@ -444,7 +444,7 @@ TABLES = [
     StateTable("put_region", PEER, "of a remote peer's window: what this rank writes", "bytes", HOST),
     StateTable("put_return_rows", PEER, "of a remote peer's window: its return rows", "bytes", HOST),
     StateTable("staged", PEER, "output rows that wait to be put to a remote source", "address", HOST),
-    StateTable("out_ring", PEER, "ring rows of a block: at a local owner, or waiting to be put", "address", HOST),
+    StateTable("out_ring", PEER, "ring rows of a bundle: at a local owner, or waiting to be put", "address", HOST),
     StateTable(
         "coded", PEER, "words that are put to a remote peer, coded; on CUDA's proxy words for the GPU", "address", HOST
     ),
@@ -471,15 +471,15 @@ TABLES = [
     StateTable("returned", PEER, "tiles returned to a source", "tiles"),
     StateTable("landed", ("world", "records", "landed_words"), "tiles that have landed and were read"),
     StateTable("count", SLOT, "pairs of each slot; while they are sorted, where its next pair goes", "rows", PACK),
-    StateTable("slot_from", SLOT, "first packed row of a slot that is in no block yet", "packed row"),
-    StateTable("slot_to", SLOT, "end of its packed rows in the claimed block", "packed row"),
-    StateTable("slot_pair", SLOT, "number of its first pair in the block", "pair"),
+    StateTable("slot_from", SLOT, "first packed row of a slot that is in no bundle yet", "packed row"),
+    StateTable("slot_to", SLOT, "end of its packed rows in the claimed bundle", "packed row"),
+    StateTable("slot_pair", SLOT, "number of its first pair in the bundle", "pair"),
     StateTable("offset", ("copies_and_end",), "first packed row of each slot; then their number", "packed row", PACK),
     StateTable("token", ("rows",), "token of a packed row", "token", PACK),
     StateTable("position", ("rows",), "packed row of a (token, choice) pair, -1: none", "packed row", PACK),
     StateTable("cursor", PEER, "first packed row for an owner that is not sent", "packed row"),
     StateTable("busy", PEER, "a worker writes for this owner", "flag"),
-    StateTable("once_to", PEER, "tokens of this call cross once to an owner, in blocks", "flag", PACK),
+    StateTable("once_to", PEER, "tokens of this call cross once to an owner, in bundles", "flag", PACK),
     StateTable("once_from", PEER, "tokens of this call cross once from a source", "flag"),
     StateTable("verdict", PEER, "what a source's announcement led to, see codes.py", "verdict"),
     StateTable("rows_left", PEER, "announced rows of a source whose records are not read", "rows"),
@@ -541,26 +541,26 @@ _ARGUMENTS = (
     Field("kind", 0, "what the worker does, see codes.py", "kind"),
     Field("subject", 1, "first argument, whichever it is", "", "all"),
     Field("first", 1, "first token", "token", "ROUTE, COMBINE"),
-    Field("owner", 1, "rank the rows go to", "rank", "DISPATCH, BLOCK"),
+    Field("owner", 1, "rank the rows go to", "rank", "DISPATCH, BUNDLE"),
     Field("expert", 1, "held expert", "expert", "EXPERT, LIST, SHARE"),
     Field("packed", 2, "first packed row", "packed row", "DISPATCH"),
-    Field("token", 2, "first token, until it is written", "token", "BLOCK"),
-    Field("crossing", 2, "rows that cross, once it is written", "rows", "BLOCK"),
+    Field("token", 2, "first token, until it is written", "token", "BUNDLE"),
+    Field("crossing", 2, "rows that cross, once it is written", "rows", "BUNDLE"),
     Field("share", 2, "number of the share in its phase", "share", "SHARE"),
     Field("status", 3, "worst status of the tokens", "status", "ROUTE"),
-    Field("slot", 3, "expert among those of the owner", "expert", "DISPATCH"),
-    Field("end", 3, "first token after the block", "token", "BLOCK"),
+    Field("owner_expert", 3, "expert among those of the owner", "expert", "DISPATCH"),
+    Field("end", 3, "first token after the bundle", "token", "BUNDLE"),
     Field("phase", 3, "of the run, see codes.py", "phase", "SHARE"),
     Field("rows", 4, "rows, tokens or pairs", "rows"),
     Field("parts", 5, "number of parts", "parts", "EXPERT"),
-    Field("tiles", 5, "number of tiles, once it is written", "tiles", "BLOCK"),
+    Field("tiles", 5, "number of tiles, once it is written", "tiles", "BUNDLE"),
     Field("peer", 6, "rank that the idle time is charged to", "rank"),
     Field("run", 7, "column-split run the worker is at", "run"),
     Field("shares", 8, "shares that the worker has taken", "shares"),
     Field("opened", 9, "RUNS_OPENED when it last found no share", "phases"),
-    Field("back", 10, "pieces of own rows that came back and are not counted; the pieces follow", "pieces"),
+    Field("backs", 10, "records `back` that are not counted; they follow", "records"),
 )
-COMMAND_HEAD = 11  # words of a command before its pieces
+COMMAND_HEAD = 11  # words of a command before its records `back`
 
 RECORDS = [
     Record("announced", ANNOUNCE_WORDS, 8, "an announcement; rows of each expert follow", "the source", _fields(
@@ -572,11 +572,11 @@ RECORDS = [
         ("first", "first packed row of them", "packed row"), ("tokens", "tokens of the source", "tokens"),
         ("version", "version of the source's weights of the layer", "changes"),
         ("tape", "of a backward call: number of the tape, and of its pieces"),
-        ("once", "tokens cross once: rows are in blocks, with an index", "flag"))),
+        ("once", "tokens cross once: rows are in bundles, with an index", "flag"))),
     Record("record", 4, 8, "a tile record", "the source", _fields(
         ("expert", "expert among those of the owner", "expert"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"),
-        ("block", "rows in the ring of the block that ends here, 0: it goes on", "rows"))),
+        ("bundle", "rows in the ring of the bundle that ends here, 0: it goes on", "rows"))),
     Record("returned", 5, 8, "a return record", "the owner", _fields(
         ("packed", "first packed row", "packed row"), ("rows", "rows that came back", "rows"),
         ("status", "OK, or why there are none", "status"),
@@ -588,15 +588,15 @@ RECORDS = [
     Record("landed", 6, 1, "a tile that has landed and was read, as its owner records it", LOCK, _fields(
         ("row", "number of its first ring row", "row"), ("rows", "rows of the tile", "rows"),
         ("packed", "first packed row", "packed row"), ("left", "rows that are not computed", "rows"),
-        ("last", "ring rows of the block that ends here, 0: it goes on", "rows"),
+        ("last", "ring rows of the bundle that ends here, 0: it goes on", "rows"),
         ("next", "next tile of the same expert", "tile"))),
     Record("foreign", 8, 1, "an expert of a local peer, of those that this rank may compute", HOST, _fields(
         ("slot", "its slot", "slot"), ("owner", "rank that holds it", "rank"),
         ("up", "up projection", "address"), ("gate", "gate projection, 0: none", "address"),
         ("down", "down projection", "address"), ("up_bias", "0: none", "address"),
         ("gate_bias", "0: none", "address"), ("down_bias", "0: none", "address"))),
-    Record("command", COMMAND_HEAD, 1, "a command; its pieces, lists and parts follow", OWN, _ARGUMENTS),
-    Record("piece", 2, 1, "own rows that came back", OWN, _fields(
+    Record("command", COMMAND_HEAD, 1, "a command; its records `back`, lists and parts follow", OWN, _ARGUMENTS),
+    Record("back", 2, 1, "own rows that came back, one after another", OWN, _fields(
         ("packed", "first packed row", "packed row"), ("rows", "rows", "rows"))),
     Record("part", 5, 1, "a part of a run: rows of one source", OWN, _fields(
         ("source", "rank the rows come from", "rank"),
@@ -608,7 +608,7 @@ RECORDS = [
         Field("limit", 8, "shares that may be taken", "shares"),
         Field("base", 9, "first share of this run", "shares"),
         Field("done", 16, "shares that are done", "shares"),
-        Field("taken", 24, "the slot has a run", "flag"))),
+        Field("taken", 24, "the number has a run", "flag"))),
     Record("event", 5, 8, "an event of the timeline", OWN, _fields(
         ("kind", "of the command", "kind"), ("start", "when it began", "ns"), ("end", "when it ended", "ns"),
         ("subject", "token, owner, expert or awaited rank"), ("rows", "rows", "rows"))),
@@ -690,13 +690,14 @@ INDICES = [
         "source * job[MAX_COMPUTED] + expert",
         "Number of a source and an expert.",
     ),
-    Index("landed", "job, source, tile", "job[T_LANDED] + LANDED_WORDS * (source * job[SLOTS] + tile % job[SLOTS])",
+    Index("landed", "job, source, tile",
+          "job[T_LANDED] + LANDED_WORDS * (source * job[RING_RECORDS] + tile % job[RING_RECORDS])",
           "Record of a source's tile that has landed."),
-    Index("run", "job, slot", "job[T_RUN] + RUN_WORDS * slot", "Column-split run of a slot."),
+    Index("run", "job, number", "job[T_RUN] + RUN_WORDS * number", "Column-split run with a number."),
     Index("command", "job, worker", "job[T_COMMAND] + job[T_COMMAND_STEP] * worker", "Command of a worker."),
-    Index("run_command", "job, slot", "job[T_COMMAND] + job[T_COMMAND_STEP] * (job[ALL_WORKERS] + slot)",
+    Index("run_command", "job, number", "job[T_COMMAND] + job[T_COMMAND_STEP] * (job[ALL_WORKERS] + number)",
           "Command of a column-split run."),
-    Index("piece", "command, i", "command + COMMAND_HEAD + PIECE_WORDS * i", "Piece i of a command."),
+    Index("back", "command, i", "command + COMMAND_HEAD + BACK_WORDS * i", "Record `back` i of a command."),
     Index("row_list", "command", "command + COMMAND_LISTS", "List of a command: addresses of its rows."),
     Index("output_list", "job, command", "command + COMMAND_LISTS + job[BATCH]",
           "List of a command: addresses of its output rows."),
@@ -747,7 +748,7 @@ def sizes(
     """The DIMENSIONS of a configuration."""
     # a combine command lists the rows of its tokens' choices
     lists = max(batch * (LISTS + record("part").words), min(TOKEN_BLOCK, tokens) * top_k)
-    command = COMMAND_HEAD + record("piece").words * BACK_MOST + lists
+    command = COMMAND_HEAD + record("back").words * BACK_MOST + lists
     return {
         "world": world,
         "max_computed": max_computed,

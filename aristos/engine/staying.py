@@ -27,11 +27,11 @@ from . import words
 def choose(job, st, tokens):
     """Decide which rows stay: set `staying` of each foreign expert, and subtract these rows from `count` of its slot.
 
-    tokens: of this rank. Where BALANCED is not set, the first reason alone counts, whatever work the ranks then have.
+    tokens: this rank's number. Without BUSIEST_DECIDES the first reason counts alone, whatever work ranks then have.
     Else no row of a call with fewer than READING_ROWS rows stays.
     """
     clear(job, st)
-    if job[words.BALANCED] == 0:
+    if job[words.BUSIEST_DECIDES] == 0:
         mark_many(job, st)
     elif rows_of_all(job, st) >= job[words.READING_ROWS]:
         set_work(job, st, tokens)

@@ -6,7 +6,7 @@
 from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
-from . import arrivals, blocks, bounds, codes, column_runs, combine, dispatch, experts, outbox, packing, routing, words
+from . import arrivals, bounds, bundles, codes, column_runs, combine, dispatch, experts, outbox, packing, routing, words
 from .layout import word_to
 from .lock import acquire, lock, unlock
 from .poison import poison_word
@@ -82,12 +82,12 @@ def decide(job, st, worker):
     SETTLE asks only for `returns.settle`, which follows every decision; then the worker decides again.
     """
     c = words.command(job, worker)
-    if column_runs.share_first(job, st, worker) and column_runs.take(job, st, worker):
+    if column_runs.share_first(job, st, worker) and column_runs.take_share(job, st, worker):
         return codes.SHARE
     if not lock(job, 1 + worker):
-        return codes.SHARE if column_runs.take(job, st, worker) else codes.IDLE
+        return codes.SHARE if column_runs.take_share(job, st, worker) else codes.IDLE
     kind = next_command(job, st, worker)
-    if kind == codes.IDLE and st[words.command_back(c)] != 0:
+    if kind == codes.IDLE and st[words.command_backs(c)] != 0:
         kind = codes.SETTLE
     st[words.command_kind(c)] = kind
     unlock(job)
@@ -101,8 +101,8 @@ def execute(job, st, worker, kind):
         experts.execute(job, st, worker)
     elif kind == codes.DISPATCH:
         dispatch.execute(job, st, worker)
-    elif kind == codes.BLOCK:
-        blocks.execute(job, st, worker)
+    elif kind == codes.BUNDLE:
+        bundles.execute(job, st, worker)
     elif kind == codes.COMBINE:
         combine.execute(job, st, worker)
     elif kind == codes.ROUTE:
@@ -119,11 +119,11 @@ def execute(job, st, worker, kind):
 def publish(job, st, worker, kind, counted=False):
     """Publish that the command is done. counted: add the wait for the lock to the worker's counter N_LOCK."""
     if kind in (codes.LIST, codes.SHARE):
-        slot = st[words.command_run(words.command(job, worker))]
+        number = st[words.command_run(words.command(job, worker))]
         if kind == codes.LIST:
-            column_runs.open_run(job, st, slot)
+            column_runs.open_run(job, st, number)
             return
-        if not column_runs.share_done(job, st, slot):
+        if not column_runs.share_done(job, st, number):
             return
     asked = mem.clock() if counted else 0
     acquire(job, 1 + worker)
@@ -133,8 +133,8 @@ def publish(job, st, worker, kind, counted=False):
         experts.publish(job, st, worker)
     elif kind == codes.DISPATCH:
         dispatch.publish(job, st, worker)
-    elif kind == codes.BLOCK:
-        blocks.publish(job, st, worker)
+    elif kind == codes.BUNDLE:
+        bundles.publish(job, st, worker)
     elif kind == codes.COMBINE:
         combine.publish(job, st, worker)
     elif kind == codes.ROUTE:

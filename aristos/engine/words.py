@@ -85,11 +85,11 @@ def text() -> str:
     """The constants and functions as Python."""
     job = schema.job_words()
     records = [(f"{record.name.upper()}_WORDS", record.words) for record in schema.RECORDS if record.name != "command"]
-    pieces = schema.record("piece").words * schema.BACK_MOST
+    backs = schema.record("back").words * schema.BACK_MOST
     sizes = [
         *records,
         ("COMMAND_HEAD", schema.COMMAND_HEAD),
-        ("COMMAND_LISTS", schema.COMMAND_HEAD + pieces),
+        ("COMMAND_LISTS", schema.COMMAND_HEAD + backs),
         ("COUNTER_WORDS", schema.COUNTER_WORDS),
         ("TOKEN_BLOCK", schema.TOKEN_BLOCK),
         ("BACK_MOST", schema.BACK_MOST),

@@ -78,14 +78,14 @@ class Case:
     group: int = 6  # a run's rows are a multiple of this: 1 cuts tiles in two
     merge: int = 0
     stay: int = 0  # STAY_ROWS: from so many rows on, those for a foreign expert stay, 0: all travel
-    balanced: bool = False  # BALANCED: as long as the busiest rank has no more work
+    busiest_decides: bool = False  # BUSIEST_DECIDES: as long as the busiest rank has no more work
     scalars: bool = False  # every second call has a scalar beside each row
     backward: bool = False  # every second call of a layer is a backward call
     save: int = 0  # what forward calls ask to be kept for the backward calls after them, see primitives/taped.py
     reserve: int = 0  # words of a rank's reserve for that
     words: int = 1  # words of a row
     node_of: tuple[int, ...] = (0, 0)
-    block: int = 9  # most pairs of a block
+    bundle: int = 9  # most pairs of a bundle
     once: int = 0  # ONCE_ROWS: least rows for a local owner to which tokens cross once, 0: never
     once_share: int = 0  # ONCE_SHARE: percent, the least rows for that over a call's tokens
     start: int = 0  # where counters begin
@@ -129,7 +129,7 @@ class Case:
 
     def computes(self, source: int, owner: int, rows: int) -> int:
         """The rank that computes `rows` rows of one expert of `owner`; if either may, the source."""
-        stays = self.stay and (self.balanced or rows >= self.stay) and owner in self.nodes.local(source)
+        stays = self.stay and (self.busiest_decides or rows >= self.stay) and owner in self.nodes.local(source)
         return source if stays else owner
 
     def describe(self) -> str:
@@ -143,9 +143,9 @@ class Case:
             f"top-{self.top_k}",
         ]
         if self.stay:
-            words.append(f"{self.stay} rows of an expert stay" + ", if ranks stay even" * self.balanced)
+            words.append(f"{self.stay} rows of an expert stay" + ", if ranks stay even" * self.busiest_decides)
         if self.once:
-            words.append(f"{self.once} rows, {self.once_share} % of the tokens, cross once, in blocks of {self.block}")
+            words.append(f"{self.once} rows, {self.once_share} % of the tokens, cross once, bundles of {self.bundle}")
         if self.save:
             words.append(f"tapes keep {self.save} in {self.reserve} words")
         if self.start:
@@ -210,7 +210,7 @@ def draw(seed: int, asked: Asked) -> Case:
         merge=rng.choice((0, 0, 3, 8)),
         words=rng.choice((1, 2)),
         node_of=nodes_of(asked, rng),
-        block=rng.choice((1, 3, 40)),
+        bundle=rng.choice((1, 3, 40)),
         start=rng.choice(STARTS),
         attention=rng.random() < 0.5,
         delays=rng.random() < 0.5,
@@ -222,7 +222,7 @@ def draw(seed: int, asked: Asked) -> Case:
     if asked.transport == "proxy":
         case = replace(case, proxy=True, workers=more.choice((1, 2, 3, 4)), all_split=more.random() < 0.8)
     case = replace(case, stay=random.Random(f"{seed} experts in place").choice((0, 0, 0, 1, 2)))
-    case = replace(case, balanced=case.stay > 0 and random.Random(f"{seed} balanced").random() < 0.67)
+    case = replace(case, busiest_decides=case.stay > 0 and random.Random(f"{seed} balanced").random() < 0.67)
     more_scalars = random.Random(f"{seed} scalars")
     if more_scalars.random() < 0.3:  # sometimes a row fills its lines, and a scalar needs another
         case = replace(case, scalars=True, words=more_scalars.choice((case.words, case.words, LINE // WORD)))

@@ -92,7 +92,7 @@ class Cluster:
         """The rank whose actor runs now."""
         return self.ranks[self.memory.rank]
 
-    def run(self) -> None:
+    def run_schedule(self) -> None:
         """Run all calls of all ranks. Raises Violation."""
         with self.patched(), suppress(Aborted):
             self.sched.run()

@@ -92,7 +92,7 @@ class GpuRank(Rank):
         """The proxy: a turn of `proxy_thread.serve`; where that returns, the rest of `ProxyThread.run`."""
         job, st, gpu, cs = self.sides
         cluster = self.cluster
-        moved = proxy.turn(job, st, gpu, cs)
+        moved = proxy.serve_both(job, st, gpu, cs)
         if moved >= 0:
             if moved == 0:
                 cluster.rest()

@@ -93,7 +93,7 @@ def explore(
             cluster = Cluster(case, plan)
             try:
                 with every_step_ends(cluster.sched):
-                    cluster.run()
+                    cluster.run_schedule()
             except passed_over:
                 pass
             except Violation as violation:
@@ -246,7 +246,7 @@ def tell(what: str, message: str, case: str, story: str) -> None:
     print(f"{case}\n{story}\n{what}: {message}")
 
 
-def run(options: Any) -> int:
+def run_explorer(options: Any) -> int:
     """The options of the command line."""
     if options.strategy == "exhaustive":
         return search(options)

@@ -1,7 +1,7 @@
 """One rank: its job and state as the substrate fills them, the stages of its calls, and hashes instead of kernels.
 
-A stage is the part of `CpuRuntime.run`, of `Exchange` or of a worker's thread between two points where no step is under
-way.
+A stage is the part of `CpuRuntime.run_call`, of `Exchange` or of a worker's thread between two points where no step is
+under way.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Rank:
         jobs.fill_engine(
             job, schema.CPU, case.shape, self.tables, rank=me, world=case.ranks, all_workers=case.workers, spins=0,
             yields=0, layout=0, return_stride=case.shape.stride, merge_polls=MERGE_POLLS, pause_ns=cluster.pause_ns,
-            remote=remote, block_pairs=case.block, once_rows=case.once, once_share=case.once_share,
+            remote=remote, bundle_pairs=case.bundle, once_rows=case.once, once_share=case.once_share,
             scratch=private(me, places.SCRATCH), lock=private(me, places.LOCK),
             wire=private(me, places.WIRE) if remote else 0, state=private(me, places.STATE),
         )  # fmt: skip
@@ -146,7 +146,7 @@ class Rank:
             return_bytes=WORD * case.words,
             stay_rows=case.stay,
             reading_rows=case.stay,
-            balanced=case.balanced,
+            busiest_decides=case.busiest_decides,
         )
         jobs.leave_out(job, schema.CPU, schema.LANDING, schema.EVENTS)
         for i, (slot, owner) in enumerate(self.foreign):
@@ -726,11 +726,11 @@ class Rank:
 
     def _put_poison_words(self) -> None:
         job, st = self.job, self.st
-        while not wire.take(job[words.WIRE]):
+        while not wire.try_lock(job[words.WIRE]):
             memory.yield_core()
         outbox.put_poison_words(job, st)
         outbox.receive(job, st)
-        wire.leave(job[words.WIRE])
+        wire.unlock(job[words.WIRE])
         self._tend(False)
 
     # ---- the other threads of the rank

@@ -90,7 +90,7 @@ class Regions:
         return part <= ACCEPTED or (part == PRIVATE and offset < AREA * len(AREAS))
 
     def _part(self, rank: int, part: int) -> tuple[int, list[int], int, int]:
-        """Of a part: where its regions begin, their ranks, bytes of a region, bytes of all."""
+        """Where a part's regions begin, their ranks, bytes of one region, bytes of all."""
         if (rank, part) not in self._parts:
             local, remote = self.nodes.local(rank), self.nodes.remote(rank)
             self._parts |= {

@@ -39,7 +39,7 @@ def attempt(case: Case, decisions: list[int], most: int, with_story: bool = Fals
         cluster.memory.story = []
     try:
         with every_step_ends(cluster.sched):
-            cluster.run()
+            cluster.run_schedule()
     except Violation as violation:
         return violation, story.text(cluster.memory) if with_story else ""
     return None, ""

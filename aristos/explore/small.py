@@ -57,7 +57,7 @@ def small(
         tile=1,
         run=2,
         node_of=node_of,
-        block=1,
+        bundle=1,
         calls=made,
         stay=stay,
         scalars=scalars,

@@ -177,7 +177,7 @@ class PartedMasters(Masters):
         return False
 
     def _versions(self) -> list[Any] | None:
-        """Of a call; None where its module was not called by its name."""
+        """The parameters' versions in this call; None where its module was not called by its name."""
         found, self._now = self._now, None
         return found
 

@@ -156,7 +156,7 @@ class Experts(torch.nn.Module):
             self._masters.apart = False
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Of arrays of all experts this rank takes its own."""
+        """Load a state dict: from arrays that hold all experts this rank takes those of its own."""
         mine = self.moe.placement.mine(self.moe.rank)
         for name in self.named_masters():
             value = state.get(prefix + name)

@@ -23,7 +23,7 @@ CLOSED = "_aristos_closed"  # that says that the layer was closed, and torch doe
 SOURCE = "_aristos_source"  # that holds what reads its experts, where torch never had them
 ALIKE = "_aristos_alike"  # a model's attribute: ranks have compared their parameters outside the experts
 BUCKET = 1 << 22  # numbers that are added at a time
-COMPARED = 1 << 10  # of each parameter, before each step
+COMPARED = 1 << 10  # values of each parameter that are compared before each step
 
 
 def held(module: torch.nn.Module) -> Experts | None:
@@ -208,7 +208,7 @@ def _why(first: bool) -> str:
 
 
 def _digest(parameter: torch.Tensor, whole: bool) -> str:
-    """Of its bytes, or of the first values'."""
+    """A hash of all values' bytes, or of those of the first values."""
     flat = parameter.detach().reshape(-1)
     values = as_numpy(flat if whole else flat[:COMPARED])
     return hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()

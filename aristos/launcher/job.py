@@ -88,7 +88,7 @@ class Job:
         return next((how for how in self.signals if how in ENDING), 0)
 
 
-def run(words: list[str], env: Mapping[str, str], clean: bool) -> tuple[int, bool]:
+def run_job(words: list[str], env: Mapping[str, str], clean: bool) -> tuple[int, bool]:
     """Start the launcher, wait for it, end what stays. clean: remove the files that it leaves.
 
     Returns (its exit code, or 128 + the signal that ended it or this process; whether this process got the signal).

@@ -18,7 +18,7 @@ from .this_node import ThisNode, find, read
 MOST = 4096  # ranks of a node: several times the hardware threads of the largest node
 
 
-def run(asked: Namespace, program: list[str]) -> int:
+def launch(asked: Namespace, program: list[str]) -> int:
     """Start the job, or show its command; the exit code. Raises AristosError before anything is started."""
     env = dict(os.environ)
     if asked.nvidia_smi and not asked.dry_run:
@@ -42,7 +42,7 @@ def run(asked: Namespace, program: list[str]) -> int:
         sys.stdout.flush()
         return 0
     left.handle(asked.clean)
-    return restarts.run([(each.ranks, each.command.words, each.env) for each in starts], asked.clean)
+    return restarts.run_starts([(each.ranks, each.command.words, each.env) for each in starts], asked.clean)
 
 
 @dataclass

@@ -22,15 +22,15 @@ def ranks_of(asked: Namespace, ranks: int) -> list[int]:
     return [ranks, *(later[min(i, len(later) - 1)] for i in range(asked.restarts))]
 
 
-def run(starts: Sequence[tuple[int, list[str], dict[str, str]]], clean: bool) -> int:
+def run_starts(starts: Sequence[tuple[int, list[str], dict[str, str]]], clean: bool) -> int:
     """Make the starts in turn until a job ends with 0, or by a signal to this process; returns the last exit code.
 
-    starts: (ranks, launcher's command, environment) of the first start and of each restart. clean: see `job.run`.
+    starts: (ranks, launcher's command, environment) of the first start and of each restart. clean: see `job.run_job`.
     """
     code = 0
     for number, (_, words, env) in enumerate(starts):
         begun = time.monotonic()
-        code, stopped = job.run(words, {**env, RESTART: str(number)}, clean)
+        code, stopped = job.run_job(words, {**env, RESTART: str(number)}, clean)
         if code == 0 or stopped:
             return code
         if number + 1 < len(starts):

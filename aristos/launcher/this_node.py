@@ -23,7 +23,7 @@ class ThisNode:
 
 def find(env: Mapping[str, str]) -> ThisNode:
     """This node, from the machine itself."""
-    return of(discover(network=False, env=env), env)
+    return this_node_of(discover(network=False, env=env), env)
 
 
 def read(smi: str | Path) -> ThisNode:
@@ -31,10 +31,10 @@ def read(smi: str | Path) -> ThisNode:
 
     Raises TopologyError, InputError, OSError.
     """
-    return of(from_text(texts.read(smi), None), {})
+    return this_node_of(from_text(texts.read(smi), None), {})
 
 
-def of(topology: Topology, env: Mapping[str, str]) -> ThisNode:
+def this_node_of(topology: Topology, env: Mapping[str, str]) -> ThisNode:
     """This node in a topology. env: of the job; CUDA_VISIBLE_DEVICES limits its GPUs."""
     node = topology.nodes[topology.here or 0]
     outside = node.tasks == 0 and len(topology.nodes) > 1

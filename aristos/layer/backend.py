@@ -183,8 +183,8 @@ class Backend(ABC):
         """An empty call; `layer: int` and `error: Exception | None` are for `MoE` to set."""
 
     @abstractmethod
-    def take(self, call: Any, given: CallArguments, copy: bool) -> None:
-        """Check the arguments of a call of a loaded layer and keep what `run` reads; raises InputError.
+    def take_arguments(self, call: Any, given: CallArguments, copy: bool) -> None:
+        """Check the arguments of a call of a loaded layer and keep what `run_call` reads; raises InputError.
 
         copy: copy ids and weights, because the caller may change them before the call ends.
         """
@@ -194,7 +194,7 @@ class Backend(ABC):
         """Make the call announce a refusal instead of rows: the other ranks have already entered it."""
 
     @abstractmethod
-    def run(self, call: Any) -> float:
+    def run_call(self, call: Any) -> float:
         """Run a call that the runtime has entered; returns its seconds."""
 
     @abstractmethod

@@ -22,7 +22,7 @@ from ..config import SCORES, MoEConfig
 from ..errors import AristosError, MismatchError, PeerInputError
 from ..kernels.by_isa import module
 from ..kernels.common import activations
-from ..primitives.arithmetic import ExpertBlocks, ExpertWeights, TurnedWeights
+from ..primitives.arithmetic import ExpertBlocks, ExpertWeights, TransposedWeights
 from ..primitives.buffers import FLOAT, LINE, aligned
 from ..reproducible import partial_sums
 from .arguments import on_input
@@ -85,7 +85,11 @@ class Kernels:
         if any(on_input(cfg) or cfg.identity_experts for cfg in cfgs):
             wanted.append((tokens.row_dots, (word,) * 5))
         if blocks or any(cfg.shared_ffn for cfg in cfgs):
-            arrays: Any = {"weights": ExpertWeights(*[0] * 6), "turned": TurnedWeights(*[0] * 3), "gradients": (0,) * 6}
+            arrays: Any = {
+                "weights": ExpertWeights(*[0] * 6),
+                "transposed": TransposedWeights(*[0] * 3),
+                "gradients": (0,) * 6,
+            }
             blank = ExpertBlocks(**dict.fromkeys(ExpertBlocks._fields, 0) | arrays)
             wanted.append((self.expert.expert_blocks, (typeof(blank),)))
         warm_up(wanted)
@@ -112,7 +116,7 @@ class Kernels:
         `TrainedWeights.expert`. adds: False to write the gradients.
         """
         x, dy, w, dx, dw = (each.ctypes.data for each in rows)
-        weights, turned, gradients = arrays
+        weights, transposed, gradients = arrays
         call = ExpertBlocks(
             rows=len(rows[0]),
             x=x,
@@ -121,7 +125,7 @@ class Kernels:
             dx=dx,
             dw=dw,
             weights=weights,
-            turned=turned,
+            transposed=transposed,
             gradients=gradients,
             activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
             hidden=cfg.hidden,
@@ -449,7 +453,7 @@ class _Tokens:
         """Add the router's part. dlogits: [S, columns], the caller's own gradients of the router scores, or None."""
         cfg, saved, router = self.cfg, self.saved, self.cfg.router
         assert saved.logits is not None
-        assert self.weights.router_turned is not None
+        assert self.weights.router_transposed is not None
         back = np.zeros((len(self.x), cfg.columns), np.float32) if dlogits is None else dlogits.copy()
         self.kernels.tokens.logit_gradients(
             len(back),
@@ -466,7 +470,7 @@ class _Tokens:
         for part, common in zip(self.pieces, self.common):
             bias = self.weights.part(common, "router_bias")
             self.kernels.add_outer(self.x[part], back[part], self.weights.part(common, "router"), bias)
-        dx = self.kernels.product(back, self.weights.router_turned, cfg.hidden)
+        dx = self.kernels.product(back, self.weights.router_transposed, cfg.hidden)
         self._add(dx, np.ones(len(back), np.float32))
 
     def _add(self, rows: np.ndarray, factors: np.ndarray) -> None:

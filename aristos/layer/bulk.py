@@ -49,7 +49,7 @@ class Bulk:
         )
 
     def run(self, job: np.ndarray) -> None:
-        """Run an entered call to its end; collective. The watchdog bounds a wait for a rank in a fused call."""
+        """Run an entered call to its end; collective. The watchdog bounds waits for a rank in a fused call."""
         runtime = self.runtime
         with runtime.failing(job):
             runtime.open_job(job)

@@ -111,7 +111,7 @@ class CudaBackend(Backend):
     def new_call(self) -> DeviceCall:
         return DeviceCall(self._kind, stream=self._runtime.device.stream)
 
-    def take(self, call: DeviceCall, given: CallArguments, copy: bool) -> None:
+    def take_arguments(self, call: DeviceCall, given: CallArguments, copy: bool) -> None:
         gpu, stream = self._runtime.device, given.stream
         x, ids, weights, out = given.x, given.ids, given.weights, given.out
         call.stream, call.before = streams.choose(stream, (x, out, ids, weights, given.router_x), gpu.stream)
@@ -123,7 +123,7 @@ class CudaBackend(Backend):
             self._refuse_host_arrays(given)
             self._runtime.refuse_branch(call.stream)
         call.unordered = not capturing and streams.unordered(stream, (x, out, ids, weights, given.router_x))
-        self._arguments.take(call, given)
+        self._arguments.take_arguments(call, given)
         call.wants_routing = given.return_routing
         if call.wants_routing:
             self._jobs.keep_logits()
@@ -161,7 +161,7 @@ class CudaBackend(Backend):
     def device(self) -> int:
         return int(self._runtime.device.ordinal)
 
-    def run(self, call: DeviceCall) -> float:
+    def run_call(self, call: DeviceCall) -> float:
         runtime = self._runtime
         if call.nowhere:
             runtime.leave()
@@ -170,7 +170,7 @@ class CudaBackend(Backend):
         tile = self._tile(call.tokens)
         call.slots, call.pitch = self._jobs.slots(call.layer), choices(self.cfgs[call.layer])
         with runtime.failing(NO_JOB):
-            job, routing = self._jobs.of(call.layer, tile)
+            job, routing = self._jobs.addresses_of(call.layer, tile)
             self._last = (call.layer, tile.m)
             runtime.running = self._jobs.host[self._last]
             for stream in call.before:

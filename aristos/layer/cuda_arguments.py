@@ -73,7 +73,7 @@ class DeviceArguments:
         self._runtime, self._cfgs, self._cfg, self._jobs, self._weights = runtime, cfgs, cfgs[0], jobs, weights
         self._kind = KINDS[cfgs[0].dtype]
 
-    def take(self, call: DeviceCall, given: CallArguments) -> None:
+    def take_arguments(self, call: DeviceCall, given: CallArguments) -> None:
         """Check the arguments and write addresses and host arrays into `call`. Raises InputError."""
         lead = call.lead = self._take_x(call, given.x)
         if call.tokens > self._cfg.max_tokens:

@@ -25,7 +25,7 @@ from .collective import Membership
 def blocks_of(cfg: MoEConfig, runtime: CudaRuntime, sms: int | None) -> dict[int, int]:
     """Blocks of the persistent kernel that a rank launches, by the rows of its tile."""
     tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.target)
-    return {tile.m: runtime.blocks.of(tile, sms) for tile in tiles}
+    return {tile.m: runtime.blocks.resident(tile, sms) for tile in tiles}
 
 
 class LayerJobs:
@@ -52,7 +52,7 @@ class LayerJobs:
         """Raise EnvironmentProblem if the kernels that count, which may need more registers, do not all fit at once."""
         device = self._runtime.device
         for tile in self.tiles:
-            blocks, fit = self.blocks[tile.m], self._runtime.blocks.of(tile, counted=True)
+            blocks, fit = self.blocks[tile.m], self._runtime.blocks.resident(tile, counted=True)
             if fit < blocks:
                 raise EnvironmentProblem(
                     f"{device.name} holds {fit} blocks of {persistent.layer_kernel(tile, True).name} for each rank and"
@@ -63,7 +63,7 @@ class LayerJobs:
         """Fill a layer's jobs again, because its weights have changed."""
         self._filled[layer] = -1
         for tile in self.tiles:
-            self.of(layer, tile)
+            self.addresses_of(layer, tile)
         self.routing_buffers()
 
     def current(self, layer: int) -> bool:
@@ -129,7 +129,7 @@ class LayerJobs:
             self._buffers[name] = self._runtime.device.allocate(max(1, nbytes))
         return self._buffers[name]
 
-    def of(self, layer: int, tile: Tile) -> tuple[int, int]:
+    def addresses_of(self, layer: int, tile: Tile) -> tuple[int, int]:
         """GPU addresses of the job and of the router's job, rebuilt when weights or windows have changed."""
         runtime = self._runtime
         if self._filled[layer] != runtime.version:

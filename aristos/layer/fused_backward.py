@@ -101,7 +101,7 @@ class FusedBackward(BackwardCalls):
         combined = np.empty((count, hidden), np.float32)
         held = len(self.member.mine)
         addresses = [weights.expert(i) for i in range(held)]
-        table = np.array([(*packed, *turned) for packed, turned, _ in addresses], np.int64)
+        table = np.array([(*packed, *transposed) for packed, transposed, _ in addresses], np.int64)
         step = self.kernels.expert.place_bytes(hidden, cfg.ffn, cfg.gated)
         if self._store.size < step * saved.received:
             self._store = aligned((step * saved.received,), np.uint8)
@@ -194,7 +194,7 @@ class FusedBackward(BackwardCalls):
         runtime, me = self.runtime, self.member.rank
         runtime.enter(self.member.number)
         try:
-            runtime.run(job, self.limits)
+            runtime.run_call(job, self.limits)
             if job[words.STATUS_IN] != codes.OK:
                 return
             state = runtime.state

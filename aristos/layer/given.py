@@ -28,9 +28,9 @@ def expert_names(cfg: MoEConfig) -> tuple[set[str], set[str]]:
 
 def shapes(cfg: MoEConfig, layout: str) -> dict[str, tuple[int, ...]]:
     """Shapes of one expert's arrays, of the router's and of the shared expert's, by name."""
-    h, width, turned = cfg.hidden, cfg.ffn, layout == "out_in"
-    wide, narrow = ((width, h), (h, width)) if turned else ((h, width), (width, h))
-    shared = (cfg.shared_ffn, h) if turned else (h, cfg.shared_ffn)
+    h, width, out_in = cfg.hidden, cfg.ffn, layout == "out_in"
+    wide, narrow = ((width, h), (h, width)) if out_in else ((h, width), (width, h))
+    shared = (cfg.shared_ffn, h) if out_in else (h, cfg.shared_ffn)
     return {
         "shared_up": shared,
         "shared_gate": shared,
@@ -45,7 +45,7 @@ def shapes(cfg: MoEConfig, layout: str) -> dict[str, tuple[int, ...]]:
         "up_bias": (width,),
         "gate_bias": (width,),
         "down_bias": (h,),
-        "router": (cfg.columns, h) if turned else (h, cfg.columns),
+        "router": (cfg.columns, h) if out_in else (h, cfg.columns),
         "router_bias": (cfg.columns,),
         "select_bias": (cfg.columns,),
     }
@@ -73,7 +73,7 @@ class Given:
         if bits is not None and not (isinstance(bits, str) and bits in ROUNDED):
             raise InputError(f"bits must be one of None, {', '.join(map(repr, ROUNDED))}, got {bits!r}")
         self.call, self.cfg, self.layout, self.bits = call, cfg, layout, bits
-        self.turned = layout == "out_in"
+        self.out_in = layout == "out_in"
 
     def present(self, given: dict[str, Any], prefix: str = "") -> list[str]:
         """Names of the arrays of an expert that were given. Raises InputError for a missing or a superfluous one.
@@ -129,7 +129,7 @@ class Given:
         """The array with inputs before outputs, whatever the layout."""
         if isinstance(array, Quantised):
             return array
-        return array.swapaxes(-1, -2) if self.turned and array.ndim > 1 else array
+        return array.swapaxes(-1, -2) if self.out_in and array.ndim > 1 else array
 
     @property
     def other(self) -> str:

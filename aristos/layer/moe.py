@@ -331,7 +331,7 @@ class MoE(Collective):
         """
         given = CallArguments(x, ids, weights, out, stream, router_x, return_routing)
         call = self._enter(given, layer)
-        return self._backend.result(call, self._backend.run(call), return_stats)
+        return self._backend.result(call, self._backend.run_call(call), return_stats)
 
     def start(
         self,
@@ -389,7 +389,7 @@ class MoE(Collective):
         runtime = self._member.alive()
         background = runtime.background()
         call = self._enter(given, layer, copy=True)
-        done = background.submit(lambda: backend.run(call))
+        done = background.submit(lambda: backend.run_call(call))
         pending = PendingCall(runtime, done, lambda seconds: backend.result(call, seconds, return_stats))
         self._calls.begin(pending)
         return pending
@@ -405,7 +405,7 @@ class MoE(Collective):
             self._weights.packed_weights(layer)
             self._weights.refuse_half_changed()
             boolean("return_routing", given.return_routing)
-            backend.take(call, given, copy)
+            backend.take_arguments(call, given, copy)
         except Exception as error:
             call.error = refusal(error)
             backend.refuse(call)

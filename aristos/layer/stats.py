@@ -140,7 +140,7 @@ class MessageClass:
     Attributes
     ----------
     transport : str
-        "shm": a message is a tile or block of rows, its time that of its copy. "rma": a message is a batch
+        "shm": a message is a tile or bundle of rows, its time that of its copy. "rma": a message is a batch
         (announcement, rows, outputs and their records), its time from its puts to the end of its flush.
     up_to_bytes : float
         The largest message of the class; infinite for the last.

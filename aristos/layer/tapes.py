@@ -73,7 +73,7 @@ class Reserve:
         base = int(self._memory.ctypes.data)
         return Taping(np.zeros((world, words.TAPED_WORDS), np.int64), save, base - first, base + end)
 
-    def take(self, taping: Taping, used: int) -> tuple[int, int]:
+    def take_part(self, taping: Taping, used: int) -> tuple[int, int]:
         """Keep what was offered from its start to address `used`; returns that part, for `free`."""
         base = int(self._memory.ctypes.data)
         part = taping.first - base, used - base

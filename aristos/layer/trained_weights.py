@@ -12,7 +12,7 @@ from ..config import MoEConfig
 from ..errors import InputError
 from ..kernels.cpu.convert import BFLOAT16, narrow
 from ..kernels.cpu.elements import ElementType, element_type
-from ..primitives.arithmetic import ExpertWeights, TurnedWeights
+from ..primitives.arithmetic import ExpertWeights, TransposedWeights
 from ..primitives.buffers import FLOAT, LINE, aligned
 from ..reproducible import Node
 from .given import ROUTERS, SHARED, Arrays, expert_names, shapes
@@ -20,13 +20,13 @@ from .weights import LayerWeights
 
 PROJECTIONS = ("up", "gate", "down")
 FLOATS = LINE // FLOAT
-Addresses = tuple[ExpertWeights, TurnedWeights, tuple[int, ...]]  # the last: of gradients, as ExpertWeights
+Addresses = tuple[ExpertWeights, TransposedWeights, tuple[int, ...]]  # the last: of gradients, as ExpertWeights
 
 
 class TrainedWeights(LayerWeights):
     """Weights of a layer that is trained, packed as the forward and the backward call read them.
 
-    masters: float32 arrays by `load`'s names; those of experts are [this rank's experts, ...]. turned: projections
+    masters: float32 arrays by `load`'s names; those of experts are [this rank's experts, ...]. transposed: projections
     packed transposed, in the element type of rows. sums: gradients of this rank's experts, rows rounded up to vectors.
     common: gradients of router and shared expert, one after the other. pending: for each backward call since the last
     `reduce_grads`, sums of common gradients over this rank's pieces. pieces: their number in each of these calls.
@@ -44,17 +44,17 @@ class TrainedWeights(LayerWeights):
         wanted, biases = expert_names(cfg)
         self._own = [name for name in every if name in wanted | biases]
         self.masters: Arrays = {name: np.zeros((len(mine), *every[name]), np.float32) for name in self._own}
-        self.turned: dict[str, np.ndarray] = {}
+        self.transposed: dict[str, np.ndarray] = {}
         for name in (each for each in PROJECTIONS if each in wanted):
             rows, columns = every[name]
-            self.turned[name] = aligned((len(mine), element.packed_bytes(columns, rows)), np.uint8)
+            self.transposed[name] = aligned((len(mine), element.packed_bytes(columns, rows)), np.uint8)
         self.sums: Arrays = {name: self._zeros((len(mine), *every[name])) for name in self._own}
         self.cleared = np.zeros(len(mine), bool)
         several = [expert for expert in mine if expert in copied]
         self._copied_at = {expert: i for i, expert in enumerate(several)}
         self.partial: Arrays = {name: self._zeros((len(several), *every[name])) for name in self._own if several}
-        self.router_turned: np.ndarray | None = None
-        self.shared_turned: dict[str, np.ndarray] = {}
+        self.router_transposed: np.ndarray | None = None
+        self.shared_transposed: dict[str, np.ndarray] = {}
         self.places: dict[str, tuple[int, tuple[int, ...]]] = {}  # where each common gradient lies: first entry, shape
         self.common = aligned((0,))
         self.pending: list[list[Node]] = []
@@ -77,8 +77,8 @@ class TrainedWeights(LayerWeights):
 
     def _pack_own(self, i: int) -> None:
         super()._pack_expert(i, {name: master[i] for name, master in self.masters.items() if name in self._own})
-        for name, turned in self.turned.items():
-            turned[i] = self._element.pack(self.masters[name][i], True)
+        for name, transposed in self.transposed.items():
+            transposed[i] = self._element.pack(self.masters[name][i], True)
 
     def _pack_shared(self, arrays: Arrays) -> None:
         every = shapes(self.cfg, "in_out")
@@ -100,12 +100,12 @@ class TrainedWeights(LayerWeights):
         """Pack router and shared expert, whichever are loaded, and make space for their gradients."""
         super().take_router({name: self.masters[name] for name in ROUTERS if name in self.masters})
         if "router" in self.masters:
-            self.router_turned = self._float32.pack(self.masters["router"], True)
+            self.router_transposed = self._float32.pack(self.masters["router"], True)
         shared = {name: self.masters[name] for name in SHARED if name in self.masters}
         if shared:
             super()._pack_shared(shared)
             names = [name for name in shared if name.removeprefix("shared_") in PROJECTIONS]
-            self.shared_turned = {name: self._element.pack(shared[name], True) for name in names}
+            self.shared_transposed = {name: self._element.pack(shared[name], True) for name in names}
         names = [name for name in (*ROUTERS[:2], *SHARED) if name in self.masters]
         if list(self.places) != names:
             self._place(names)
@@ -214,28 +214,28 @@ class TrainedWeights(LayerWeights):
         names = ExpertWeights._fields
         part = self._copied_at.get(self.mine[i])
         sums, to = (self.sums, i) if part is None else (self.partial, part)
-        packed, turned, added = (
+        packed, transposed, added = (
             tuple(arrays[name][at].ctypes.data if name in arrays else 0 for name in chosen)
             for arrays, at, chosen in (
                 (self.packed, i, names),
-                (self.turned, i, TurnedWeights._fields),
+                (self.transposed, i, TransposedWeights._fields),
                 (sums, to, names),
             )
         )
-        return ExpertWeights(*packed), TurnedWeights(*turned), added
+        return ExpertWeights(*packed), TransposedWeights(*transposed), added
 
     def shared(self, common: np.ndarray) -> Addresses:
         """`expert` of the shared expert, whose gradients lie in `common`."""
         names, projections = (
-            [f"shared_{name}" for name in record._fields] for record in (ExpertWeights, TurnedWeights)
+            [f"shared_{name}" for name in record._fields] for record in (ExpertWeights, TransposedWeights)
         )
-        packed, turned = (
+        packed, transposed = (
             tuple(arrays[name].ctypes.data if name in arrays else 0 for name in chosen)
-            for arrays, chosen in ((self._shared, names), (self.shared_turned, projections))
+            for arrays, chosen in ((self._shared, names), (self.shared_transposed, projections))
         )
         parts = [self.part(common, name) for name in names]
         added = tuple(0 if part is None else part.ctypes.data for part in parts)
-        return ExpertWeights(*packed), TurnedWeights(*turned), added
+        return ExpertWeights(*packed), TransposedWeights(*transposed), added
 
 
 def narrowed(array: np.ndarray, cfg: MoEConfig) -> np.ndarray:

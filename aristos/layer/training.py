@@ -185,7 +185,7 @@ class Training:
     def new_tape(self, x: Any, layer: int, routing: Routing, taping: Taping | None) -> Tape:
         """The tape of the last call, made in a block of `taping`. x: its rows. routing: what it returned."""
         trainer = self._trainer
-        part = (0, 0) if taping is None else self._reserve.take(taping, trainer.kept_up_to())
+        part = (0, 0) if taping is None else self._reserve.take_part(taping, trainer.kept_up_to())
         cfg = self._backend.cfgs[layer]
         rows, lead = rows_of("x", x, cfg.hidden, cfg.dtype)
         wide = (len(rows), cfg.top_k)

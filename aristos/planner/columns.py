@@ -134,7 +134,7 @@ class Columns:
             (whole, np.array([stage_us(self.problem, np.flatnonzero(each), self.grows) for each in whole]))
         )
 
-    def take(self, groups: list[list[int]]) -> None:
+    def add_groups(self, groups: list[list[int]]) -> None:
         """Add columns for groups that were found elsewhere."""
         for group in groups:
             self._add(np.array(sorted(group)), math.inf)

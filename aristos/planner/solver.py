@@ -146,7 +146,7 @@ class _Large:
             return
         made = columns.Columns(p, self.objective == "work_conserving", search.offer, until)
         for _, groups in search.starts.values():
-            made.take(groups)
+            made.add_groups(groups)
         reduce_us = least_reduce(p, self.allreduce, self.objective, high)
         low = made.close(reduce_us, search.most, self.low, high)
         if low > self.low:

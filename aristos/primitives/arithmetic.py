@@ -7,7 +7,7 @@ hashes. A GPU's blocks compute in the persistent kernel and call none of these.
 
 from typing import NamedTuple
 
-BACKWARD_WEIGHTS_BYTES = 72  # of one expert's addresses for `backward_rows`
+BACKWARD_WEIGHTS_BYTES = 72  # size of one expert's addresses in a call of `backward_rows`
 
 
 def _missing(name):
@@ -25,7 +25,7 @@ class ExpertWeights(NamedTuple):
     down_bias: int  # address: 0: none
 
 
-class TurnedWeights(NamedTuple):
+class TransposedWeights(NamedTuple):
     """Addresses of one expert's packed weights, transposed."""
 
     up: int  # address: up projection
@@ -145,7 +145,7 @@ class BackwardRows(NamedTuple):
     y: int  # address: addresses of the rows of dx
     places: int  # address: addresses of places for what gradients of weights need
     scalars: int  # address: words: combine weights as float32 bits, which become their gradients
-    weights: int  # address: of the expert: ExpertWeights, then TurnedWeights
+    weights: int  # address: of the expert: ExpertWeights, then TransposedWeights
     activation: int  # which activation, and its limit
     hidden: int  # columns: width of a row
     ffn: int  # columns: width of the hidden activations
@@ -174,7 +174,7 @@ class ExpertBlocks(NamedTuple):
     dx: int  # address: addresses of rows that are written
     dw: int  # address: [rows] float32 that are written
     weights: ExpertWeights  # addresses: of the expert
-    turned: TurnedWeights  # addresses: of the expert
+    transposed: TransposedWeights  # addresses: of the expert
     gradients: tuple[int, ...]  # addresses: of the expert's gradients, 0: none
     activation: int  # which activation, and its limit
     hidden: int  # columns: width of a row

@@ -1,4 +1,4 @@
-"""Reads the arrays of an .npz file, as numpy.savez writes it, that may come from anywhere.
+"""Reads the arrays of an .npz file as numpy.savez writes it. The file may come from anywhere.
 
 NumPy allocates what a header declares before it reads the data, and evaluates the header as a Python literal. Here each
 member's header is compared with the member's size first, and the sizes of all with the file's. No pickles.
@@ -20,7 +20,7 @@ from kernel_cache import regular
 
 from ..errors import InputError
 
-SHARE, SPARE = 16, 64 << 20  # most data: SHARE times the size of the file, which may be compressed, and SPARE bytes
+SHARE, SPARE = 16, 64 << 20  # most data: SHARE times the file's size, since it may be compressed, plus SPARE
 MOST = 4 << 30  # bytes of a file that `load` reads, and of its arrays
 KINDS = "biufSU"  # other arrays, such as times, are left out
 _HEADERS: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

@@ -6,7 +6,7 @@ A place starts on a cache line, so the lower bits of its address are free: they 
 from kernel_cache.compile import jit
 
 X, HIDDEN = 1, 2  # bits: the row itself; its products with the up and the gate projection
-BITS = 7  # of an entry, below the address: the low ones say what is kept
+BITS = 7  # bits of an entry below its address: the low ones say what is kept
 
 
 @jit

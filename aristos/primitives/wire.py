@@ -23,7 +23,7 @@ from . import memory as mem
     ANY_TAG,  # handles and constants
     FLAG,  # MPI_Iprobe writes its result here
     LAST,  # when progress was last made, ns on CLOCK_MONOTONIC
-    TURNED,  # when a worker last checked for data to put
+    SERVED,  # when a worker last served the wire, ns
     PEER,
     SINCE,  # 1 + the peer of the MPI call in progress, or 0, and when it began: read by the watchdog
     IN_CALL,  # nonzero while workers make progress themselves
@@ -46,13 +46,13 @@ MOST_BYTES = 1 << 30  # the most bytes of one MPI_Put: MPI counts in ints
 
 
 @jit
-def take(wire):
+def try_lock(wire):
     """Try to take the lock that allows calls of MPI; True if taken."""
     return mem.compare_exchange(wire + 8 * LOCK, 0, 1)
 
 
 @jit
-def leave(wire):
+def unlock(wire):
     """Release the lock."""
     mem.store_release(wire + 8 * LOCK, 0)
 
@@ -123,9 +123,9 @@ def tend(wire):
     """Make progress if no thread has for TEND_NS; kernels call it between panels. wire: its address, 0 for none."""
     if wire == 0 or mem.clock() - mem.load(wire + 8 * LAST) < TEND_NS:
         return
-    if take(wire):
+    if try_lock(wire):
         progress(wire)
-        leave(wire)
+        unlock(wire)
 
 
 @jit
@@ -134,6 +134,6 @@ def run_progress_thread(wire):
     while mem.load_acquire(wire + 8 * STOP) == 0:
         mem.call(mem.load(wire + 8 * SLEEP), PROGRESS_US, 0, 0, 0, 0, 0, 0, 0)
         alone = mem.load_acquire(wire + 8 * IN_CALL) == 0 or mem.clock() - mem.load(wire + 8 * LAST) > ALONE_NS
-        if alone and take(wire):
+        if alone and try_lock(wire):
             progress(wire)
-            leave(wire)
+            unlock(wire)

@@ -30,7 +30,7 @@ OPEN_CALL = (
     "a call is open on this communicator: wait() for what start() gave, or combine() what was dispatched, before the"
     " next one"
 )
-BLOCK_PAIRS = 512  # most (token, choice) pairs of a block
+BUNDLE_PAIRS = 512  # most (token, choice) pairs of a bundle
 
 
 class Runtime(ABC):
@@ -122,7 +122,7 @@ class Runtime(ABC):
             world=self.group.world,
             all_workers=self.threads,
             remote=len(self._memory.remote),
-            block_pairs=BLOCK_PAIRS,
+            bundle_pairs=BUNDLE_PAIRS,
             layout=self.version,
             **values,
         )

@@ -110,7 +110,7 @@ def _command(job: np.ndarray, state: np.ndarray, worker: int) -> str:
     return {
         codes.ROUTE: f"routes tokens from {subject} on",
         codes.PACK: "packs",
-        codes.BLOCK: f"sends a block of tokens to rank {subject}",
+        codes.BUNDLE: f"sends a bundle of tiles to rank {subject}",
         codes.EXPERT: f"computes {rows} rows of held expert {subject}",
         codes.LIST: f"lists {rows} rows of held expert {subject} for run {slot}",
         codes.COMBINE: f"combines {rows} tokens from {subject} on",

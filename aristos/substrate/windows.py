@@ -66,7 +66,7 @@ class EngineMemory:
         self._remote: RmaWindow | None = None
         self.wire = 0
         self._outbox: Any = (outboxes or _zeros)(for_outboxes)
-        warm_up([(wire.run_progress_thread, (int64,)), (wire.take, (int64,)), (wire.leave, (int64,))])
+        warm_up([(wire.run_progress_thread, (int64,)), (wire.try_lock, (int64,)), (wire.unlock, (int64,))])
         if not group.nodes.single:
             self._remote = group.remote_window(for_remote)
             self.wire = self._remote.wire

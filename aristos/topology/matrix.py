@@ -201,7 +201,7 @@ def _rest(row: str, links: int, columns: int) -> list[str]:
     fields = [cell.strip() for cell in row.strip(" ").split("\t")][1 + links :]
     cells = [fields[at] for at in FIELDS[columns] if at < len(fields)] if words else [""] * columns
     if "\t" not in row.strip() and words == [NONE]:
-        cells = ["", "", NONE][-columns:]  # of WSL
+        cells = ["", "", NONE][-columns:]  # WSL shows the last cell alone, without tabs
     if len(cells) != columns or [cell for cell in cells if cell] != words:
         raise TopologyError(f"{len(words)} cells after the links under {columns} headings: {_shown(row)}")
     return cells

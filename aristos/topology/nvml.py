@@ -112,7 +112,7 @@ def state(library: Any, uuid: str) -> dict[str, Any]:
 
 
 def samples(library: Any, uuid: str) -> Iterator[dict[str, Any]]:
-    """What a GPU does at the moment of each step, as far as known: clocks in MHz, W, degrees, reasons of throttling.
+    """What a GPU does when each item is asked for, as far as known: MHz, W, degrees, reasons of throttling.
 
     throttled: the bits nvmlClocksEventReason*. uuid: 'GPU-...', as in CUDA. Ends at once if the driver knows no such
     GPU.

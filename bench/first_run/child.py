@@ -43,8 +43,8 @@ def main(argv: list[str]) -> int:
         if given.rehearse:
             from . import rehearsal
 
-            return rehearsal.run(given)
-        return tasks.run(given)
+            return rehearsal.rehearse(given)
+        return tasks.run_task(given)
     except Exception as error:
         from aristos.errors import EnvironmentProblem
 

@@ -95,7 +95,9 @@ class Report:
             self.show(f"{part.name}, until {self.ends[part.name]:.0f} s at the latest")
             if self.samples is not None:
                 self.samples.part = part.name
-            self.ran.append(processes.run(part, max(1.0, limit), self.show, ("--out", str(self.out), *self.options)))
+            self.ran.append(
+                processes.run_part(part, max(1.0, limit), self.show, ("--out", str(self.out), *self.options))
+            )
         self.left = self.left[1:]
         self.show(f"{part.name}: {self.ran[-1].outcome}")
         return self.ran[-1]

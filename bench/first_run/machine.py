@@ -16,7 +16,7 @@ SECONDS = 10.0  # that nvidia-smi may take
 FIELDS = ("index", "uuid", "name", "driver_version", "mig.mode.current", "memory.used")
 PROBE_SECONDS = 5.0
 IN_USE = 1024  # MiB in use that no idle GPU has
-LEAST_DRIVER = {12: 525, 13: 580}  # of the CUDA version that the packages are for
+LEAST_DRIVER = {12: 525, 13: 580}  # by the CUDA version that the packages are for
 PACKAGES = ("numba-cuda", "cuda-bindings", "nvidia-cuda-nvcc", "cupy-cuda12x", "cupy-cuda13x", "torch", "triton")
 GENERATIONS = (8, 9, 10, 12)  # major numbers of compute capabilities that the kernels are compiled for
 

@@ -75,7 +75,7 @@ def _clocks(ran: list[Ran], samples: Samples | None, rehearsal: bool) -> str:
     if samples is None or not samples.rows:
         why = "the PTX machine has none" if rehearsal else "NVML did not answer"
         return f"Clocks, power and throttling were not sampled: {why}."
-    return table(HEAD, [samples.line(each.part.name) for each in ran if samples.of(each.part.name)])
+    return table(HEAD, [samples.line(each.part.name) for each in ran if samples.of_part(each.part.name)])
 
 
 def _sheet(sheet: dict[str, Any]) -> list[str]:

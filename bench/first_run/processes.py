@@ -26,7 +26,7 @@ KEPT = 400  # lines of a part's output
 CHILD = ("-m", "first_run.child")
 
 
-def run(
+def run_part(
     part: Part,
     limit: float,
     show: Callable[[str], None],

@@ -37,7 +37,7 @@ class RankWords:
         self._said: list[str] = []
         self._has_asked = False
         self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._files[rank].unlink(missing_ok=True)  # of a report that was killed
+        self._files[rank].unlink(missing_ok=True)  # left by a report that was killed
         self._asked.unlink(missing_ok=True)
 
     def start(self, end: float) -> None:
@@ -48,7 +48,7 @@ class RankWords:
         self._stopped.set()
 
     @contextlib.contextmanager
-    def of(self, part: Any) -> Iterator[None]:
+    def following(self, part: Any) -> Iterator[None]:
         """A block that runs a part; what it writes to stderr is kept too. After an error the part still counts as
         running: the job ends."""
         self._part, self._said = part, []

@@ -23,13 +23,13 @@ from .parts import ROOT
 SHAPE = ("--hidden", "32", "--ffn", "24", "--experts", "3", "--top-k", "2", "--iters", "2", "--warmup", "1")
 CALLS = ("--tokens", "6")
 FULL = 512  # bytes to which files can grow on a full disk
-TILES = 1  # of a kind
+TILES = 1  # tiles of a kind that are tried
 STAND_IN = "tests/primitives/test_finite.py"  # for tests/gpu
 LACKING = ("mpi4py", "cupy", "matplotlib")
 FORBIDDEN = Path(__file__).with_name("forbidden")  # with an ncu that lacks permission
 
 
-def run(given: Any) -> int:
+def rehearse(given: Any) -> int:
     """Run a part of a rehearsal; returns its exit code."""
     sys.path[:0] = [str(ROOT / "tests" / "support")]
     plant(given.fault)

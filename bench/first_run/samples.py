@@ -25,7 +25,7 @@ REASONS = {
 
 @dataclass
 class Samples:
-    """What was seen from `start` to `stop`. rows: of nvml.samples, with the seconds since the start and the part."""
+    """What was seen from `start` to `stop`. rows: those of nvml.samples, each with its second and its part."""
 
     uuid: str
     library: Any
@@ -34,7 +34,7 @@ class Samples:
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> Samples:
-        """Begin, in a thread that no hanging driver can make the report wait for."""
+        """Start a thread that asks the driver. The report does not wait for it: the driver may hang."""
         if self.library is not None:
             threading.Thread(target=self._run, daemon=True, name="samples").start()
         return self
@@ -49,13 +49,13 @@ class Samples:
             if self._ended.wait(PERIOD):
                 return
 
-    def of(self, part: str) -> list[dict[str, Any]]:
+    def of_part(self, part: str) -> list[dict[str, Any]]:
         """The samples of a part."""
         return [row for row in list(self.rows) if row["part"] == part]
 
     def line(self, part: str) -> list[str]:
         """A part's row of the page: SM clock from least to most, highest power and temperature, throttling."""
-        rows = self.of(part)
+        rows = self.of_part(part)
 
         def spread(name: str) -> str:
             values = [row[name] for row in rows if name in row]

@@ -26,7 +26,7 @@ ROWS_PAST = 3  # rows of a product beyond a full tile
 MARGIN = 6.0  # seconds before its limit in which a part starts nothing new
 
 
-def run(given: Any) -> int:
+def run_task(given: Any) -> int:
     """Run the task that child.py was given."""
     return TASKS[given.task](given)
 
@@ -194,4 +194,4 @@ def parsed(words: list[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(run(parsed(sys.argv[1:])))
+    sys.exit(run_task(parsed(sys.argv[1:])))

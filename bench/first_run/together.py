@@ -167,7 +167,7 @@ def report(stem: Path, seconds: float) -> int:
             if why := forbidden(part, ran):
                 ran.append(Ran(part, None, 0.0, skipped=why))  # every rank has the same outcomes
             else:
-                with words.of(part):
+                with words.following(part):
                     ran.append(parts.run(part, start + end))
             show(f"{part.name}: {ran[-1].outcome}")
             if parts.comm.rank == 0:

@@ -44,8 +44,8 @@ def ran(peer: Any) -> dict[str, str]:
 
 
 BOUNDS = {"float32": 1e-5, "bfloat16": 3e-2}
-HIGH = 2e-5  # of float32 with precision="high"
-INT8_ROWS = 5e-2  # of peers that round rows to codes of 8 bits
+HIGH = 2e-5  # bound for float32 with precision="high"
+INT8_ROWS = 5e-2  # bound for peers that round rows to codes of 8 bits
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class KtKernelLayer:
         cfg.gate_scale = 0
 
     def _give_codes(self, cfg: Any, job: Job) -> None:
-        """Of each expert: unsigned codes by output, two in a byte with the even k first; scales [N, groups]."""
+        """Set the experts' unsigned codes by output, two in a byte with the even k first, and scales [N, groups]."""
         torch, self.given = self.torch, []
         for name in ("gate", "up", "down"):
             held = []

@@ -108,7 +108,7 @@ class LlamaLayer:
         return self.llama.Server(params)
 
     def _seconds(self, layers: int) -> float:
-        """Of the tokens of a prompt."""
+        """How long the tokens of a prompt take."""
         tokens = self.rng.integers(BYTES + 256, VOCABULARY, self.shape.tokens).tolist()
         asked = {"prompt": tokens, "n_predict": 1, "cache_prompt": False, "temperature": 0}
         said = self.servers[layers].handle_completions(asked)

@@ -30,7 +30,7 @@ class CodesLoop(Loop):
             raise Absent(f"this torch has no such products ({error})") from None
 
     def packed(self, weight: Floats) -> tuple[Any, ...]:
-        """Of a matrix [K, N]."""
+        """The codes and scales of a matrix [K, N]."""
         raise NotImplementedError
 
     def mm(self, rows: Any, weight: tuple[Any, ...]) -> Any:

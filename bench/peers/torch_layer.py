@@ -21,7 +21,7 @@ from jobs import Floats, Job
 from peers import Absent
 
 _gloo_users = 0  # peers of this process that share the gloo group
-_gloo_folder = ""  # of its store, which further groups need
+_gloo_folder = ""  # the folder of its store, which further groups need
 
 
 def one_thread() -> Any:

@@ -35,7 +35,7 @@ class Shape:
 
     @property
     def size(self) -> int:
-        """Of a head."""
+        """Columns of a head."""
         return self.hidden // self.heads
 
 

@@ -14,8 +14,8 @@ def carrying(op: int, count: int) -> Callable[..., Any]:
     """addc, subc, madc, and add, sub, mad with .cc; into: the carry is an input too."""
 
     def handler(low: Lowering, m: Mods, into: bool) -> None:
-        high = m.take("hi")
-        m.take("lo")
+        high = m.take_one("hi")
+        m.take_one("lo")
         out = m.flag("cc", isa.CARRY_OUT)
         (type_,) = m.types()
         m.done(count + 1)
@@ -64,9 +64,9 @@ def least_most(low: Lowering, m: Mods, op: int, type_: int) -> None:
     flags = flush(m, type_)
     if type_ != isa.F64:
         flags |= m.flag("NaN", isa.NAN)
-    sizes = m.take("abs") is not None
+    sizes = m.take_one("abs") is not None
     three = len(m.operands) == 4 and type_ == isa.F32
-    if not three and sizes and m.take("xorsign"):
+    if not three and sizes and m.take_one("xorsign"):
         flags |= isa.XORSIGN
     elif sizes and not three:
         raise m.fail("modifier .abs of two numbers needs .xorsign")
@@ -146,7 +146,7 @@ def divide(low: Lowering, m: Mods) -> None:
     (type_,) = m.types()
     if is_float(type_):
         check_type(m, type_, WIDE_FLOATS)
-        fast = type_ == isa.F32 and m.take("approx", "full") is not None
+        fast = type_ == isa.F32 and m.take_one("approx", "full") is not None
         flags = (isa.APPROX if fast else m.choose(DIRECTED)) | flush(m, type_)
         m.done(3)
         low.emit(isa.FDIV, type_, d=m.dest(type_), a=m.row(1, type_), b=m.row(2, type_), flags=flags)
@@ -176,7 +176,7 @@ def function(op: int, types: tuple[int, ...] = (isa.F32,), exact: bool = False) 
     """rcp, sqrt, rsqrt, sin, cos, lg2, ex2, tanh; types: those of .approx; exact: rounded forms exist too."""
 
     def handler(low: Lowering, m: Mods) -> None:
-        approx = m.take("approx") is not None
+        approx = m.take_one("approx") is not None
         (type_,) = m.types()
         if not approx and not exact:
             raise m.fail("needs .approx")

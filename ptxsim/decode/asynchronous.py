@@ -15,11 +15,11 @@ from .mods import Mods, groups
 
 def copy(low: Lowering, m: Mods) -> None:
     """Every instruction that begins with cp."""
-    if not m.take("async"):
+    if not m.take_one("async"):
         raise m.fail("is not supported")
-    if m.take("bulk"):
+    if m.take_one("bulk"):
         copy_bulk(low, m)
-    elif m.take("mbarrier"):
+    elif m.take_one("mbarrier"):
         arrive_after_copies(low, m)
     else:
         copy_async(low, m)
@@ -27,9 +27,9 @@ def copy(low: Lowering, m: Mods) -> None:
 
 def any_fence(low: Lowering, m: Mods) -> None:
     """Every instruction that begins with fence."""
-    if m.take("proxy"):
+    if m.take_one("proxy"):
         fence_proxy(low, m)
-    elif m.take("mbarrier_init"):
+    elif m.take_one("mbarrier_init"):
         fence_init(low, m)
     else:
         fence(low, m)
@@ -43,16 +43,16 @@ def flags_of(m: Mods, orders: tuple[str, str], default: int) -> int:
     if {"gpu", "sys"} & set(m.left):
         raise m.fail("the scope is one of .cta, .cluster: no others can reach an mbarrier")
     order, scope = order_scope(m, orders, default, isa.CTA)
-    space = isa.SHARED if m.take(*SHARED_NAMES) else isa.GENERIC
+    space = isa.SHARED if m.take_one(*SHARED_NAMES) else isa.GENERIC
     return order << isa.ORDER_SHIFT | scope << isa.SCOPE_SHIFT | space << isa.SPACE_SHIFT
 
 
 def mbarrier(low: Lowering, m: Mods) -> None:
     """mbarrier, except complete_tx, arrive_drop and .noComplete."""
-    kind = m.take("init", "inval", "arrive", "test_wait", "try_wait", "pending_count", "expect_tx")
+    kind = m.take_one("init", "inval", "arrive", "test_wait", "try_wait", "pending_count", "expect_tx")
     if kind is None or {"noComplete", "arrive_drop", "complete_tx"} & set(m.left):
         raise m.fail("is not supported")
-    if not m.take("b64"):
+    if not m.take_one("b64"):
         raise m.fail("needs .b64")
     if kind == "pending_count":
         m.done(2)
@@ -93,11 +93,11 @@ def mbarrier(low: Lowering, m: Mods) -> None:
 
 def arrive_after_copies(low: Lowering, m: Mods) -> None:
     """cp.async.mbarrier.arrive."""
-    if not m.take("arrive"):
+    if not m.take_one("arrive"):
         raise m.fail("is not supported")
     how = m.flag("noinc", NOT_COUNTED)
     flags = flags_of(m, ("release", "release"), isa.RELEASE)
-    if not m.take("b64"):
+    if not m.take_one("b64"):
         raise m.fail("needs .b64")
     m.done(1)
     row, offset, _ = low.memory(m.operands[0])
@@ -106,30 +106,30 @@ def arrive_after_copies(low: Lowering, m: Mods) -> None:
 
 def copy_bulk(low: Lowering, m: Mods) -> None:
     """cp.async.bulk and its groups."""
-    if m.take("commit_group"):
+    if m.take_one("commit_group"):
         m.done(0)
         low.emit(isa.BULKCOMMIT)
         return
-    if m.take("wait_group"):
+    if m.take_one("wait_group"):
         reads = m.flag("read", 1)
         m.done(1)
         low.emit(isa.BULKWAIT, imm=groups(m), flags=reads)
         return
     policy = cache_hints(m)
-    if m.take("prefetch"):
-        m.take("L2")
-        m.take("global")
+    if m.take_one("prefetch"):
+        m.take_one("L2")
+        m.take_one("global")
         m.done(2 + int(policy))
         low.emit(isa.NOP)
         return
     spaces = [name for name in m.left if name in (*SHARED_NAMES, "global")]
     m.left = [name for name in m.left if name not in spaces]
-    if spaces == ["global", "shared::cta"] and m.take("bulk_group"):
+    if spaces == ["global", "shared::cta"] and m.take_one("bulk_group"):
         m.done(3 + int(policy))
         (to, at), (source, offset) = (low.memory(operand)[:2] for operand in m.operands[:2])
         low.emit(isa.BULKSTORE, offset, a=to, b=source, c=m.row(2, isa.B32), imm=at)
         return
-    if spaces[1:] != ["global"] or spaces[0] == "global" or not m.take("mbarrier::complete_tx::bytes"):
+    if spaces[1:] != ["global"] or spaces[0] == "global" or not m.take_one("mbarrier::complete_tx::bytes"):
         raise m.fail(
             "only .shared::cluster.global.mbarrier::complete_tx::bytes and .global.shared::cta.bulk_group are supported"
         )
@@ -143,16 +143,16 @@ OTHER_PROXIES = ("alias", "async::generic", "tensormap::generic")
 
 def fence_proxy(low: Lowering, m: Mods) -> None:
     """fence.proxy: between the generic and the asynchronous proxy; the machine has no other proxies."""
-    if not m.take("async"):
+    if not m.take_one("async"):
         if not m.left or m.left[0] not in OTHER_PROXIES:
             raise m.fail(f"the proxy is one of .async, .{', .'.join(OTHER_PROXIES)}")
         m.left = []
         low.emit(isa.NOP)
         return
     which = 0
-    if m.take(*SHARED_NAMES):
+    if m.take_one(*SHARED_NAMES):
         which = 1
-    elif m.take("global"):
+    elif m.take_one("global"):
         which = 2
     m.done(0)
     low.emit(isa.PROXYFENCE, imm=which)
@@ -160,7 +160,7 @@ def fence_proxy(low: Lowering, m: Mods) -> None:
 
 def fence_init(low: Lowering, m: Mods) -> None:
     """fence.mbarrier_init.release.cluster."""
-    if not (m.take("release") and m.take("cluster")):
+    if not (m.take_one("release") and m.take_one("cluster")):
         raise m.fail("needs .release.cluster")
     m.done(0)
     low.emit(isa.INITFENCE)
@@ -171,10 +171,10 @@ WGMMA_KINDS = {("tf32", 8): 0, ("f16", 16): 2, ("bf16", 16): 4}  # as matrix.ele
 
 def warpgroup(low: Lowering, m: Mods) -> None:
     """wgmma."""
-    kind = m.take("fence", "commit_group", "wait_group", "mma_async")
+    kind = m.take_one("fence", "commit_group", "wait_group", "mma_async")
     if kind is None:
         raise m.fail("is not supported")
-    if not (m.take("sync") and m.take("aligned")):
+    if not (m.take_one("sync") and m.take_one("aligned")):
         raise m.fail("needs .sync.aligned")
     if kind == "wait_group":
         m.done(1)

@@ -27,7 +27,7 @@ def plain(op: int, count: int, types: tuple[int, ...], wide: tuple[int, ...] = (
 
 def bit_find(low: Lowering, m: Mods) -> None:
     """bfind."""
-    op = isa.BFINDSHIFT if m.take("shiftamt") else isa.BFIND
+    op = isa.BFINDSHIFT if m.take_one("shiftamt") else isa.BFIND
     (type_,) = m.types()
     check_type(m, type_, WORDS)
     m.done(2)
@@ -60,7 +60,7 @@ def permute(low: Lowering, m: Mods) -> None:
 
 def lop3(low: Lowering, m: Mods) -> None:
     """lop3, with its second predicate."""
-    joined = m.take("or", "and")
+    joined = m.take_one("or", "and")
     (type_,) = m.types()
     check_type(m, type_, (isa.B32,))
     m.done(6 if joined else 5)

@@ -28,7 +28,7 @@ def compare(low: Lowering, m: Mods) -> None:
     """setp, with its second predicate and the boolean combination."""
     (type_,) = m.types()
     test = comparison(m, type_)
-    joined = m.take("and", "or", "xor")
+    joined = m.take_one("and", "or", "xor")
     flags = flush(m, type_)
     m.done(4 if joined else 3)
     op = isa.FSETP if is_float(type_) else isa.SETP
@@ -58,7 +58,7 @@ def compare_set(low: Lowering, m: Mods) -> None:
     """set: like setp, with -1 or 1.0 for true."""
     to, type_ = m.types(2)
     test = comparison(m, type_)
-    joined = m.take("and", "or", "xor")
+    joined = m.take_one("and", "or", "xor")
     flags = flush(m, type_)
     m.done(4 if joined else 3)
     packed = type_ in (isa.F16X2, isa.BF16X2)

@@ -15,15 +15,15 @@ from .mods import Mods
 
 def branch(low: Lowering, m: Mods) -> None:
     """bra."""
-    m.take("uni")
+    m.take_one("uni")
     m.done(1)
     low.branch(isa.BRA, m.operands[0])
 
 
 def branch_indexed(low: Lowering, m: Mods) -> None:
     """brx.idx."""
-    m.take("idx")
-    m.take("uni")
+    m.take_one("idx")
+    m.take_one("uni")
     m.done(2)
     low.branch_table(m.row(0), m.operands[1].text)
 
@@ -32,7 +32,7 @@ def leave(op: int) -> Callable[..., Any]:
     """ret, exit, trap and brkpt."""
 
     def handler(low: Lowering, m: Mods) -> None:
-        m.take("uni")
+        m.take_one("uni")
         m.done(0)
         low.emit(op)
 
@@ -41,7 +41,7 @@ def leave(op: int) -> Callable[..., Any]:
 
 def call(low: Lowering, m: Mods) -> None:
     """call, of a name or through a register."""
-    m.take("uni")
+    m.take_one("uni")
     m.done(1, 4)
     operands = list(m.operands)
     returns: tuple[Any, ...] = ()

@@ -13,7 +13,7 @@ WHOLE = {"rni": isa.RN, "rzi": isa.RZ, "rmi": isa.RM, "rpi": isa.RP}
 def is_space(low: Lowering, m: Mods) -> None:
     """isspacep."""
     space = m.choose(SPACES)
-    m.take("u32", "u64")
+    m.take_one("u32", "u64")
     m.done(2)
     low.emit(isa.ISSPACEP, isa.U64, d=m.dest(isa.PREDICATE), a=m.row(1), imm=space)
 
@@ -36,7 +36,7 @@ def move(low: Lowering, m: Mods) -> None:
 
 def to_address(low: Lowering, m: Mods) -> None:
     """cvta: generic addresses of shared and local memory lie in a window; others are the same in every space."""
-    back = m.take("to")
+    back = m.take_one("to")
     space = m.choose(SPACES)
     (type_,) = m.types()
     m.done(2)
@@ -51,7 +51,7 @@ def to_address(low: Lowering, m: Mods) -> None:
 
 def convert(low: Lowering, m: Mods) -> None:
     """cvt."""
-    if m.take("pack"):
+    if m.take_one("pack"):
         convert_pack(low, m)
         return
     to, source = m.types(2)
@@ -100,7 +100,7 @@ def convert_quarters(low: Lowering, m: Mods, to: int, source: int) -> None:
 
 def convert_pack(low: Lowering, m: Mods) -> None:
     """cvt.pack.sat: two saturated integers, packed below the third operand's bits."""
-    if not m.take("sat"):
+    if not m.take_one("sat"):
         raise m.fail("needs .sat")
     names = m.left
     m.left = []

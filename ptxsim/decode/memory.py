@@ -24,14 +24,14 @@ CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "unified")
 
 def order_scope(m: Mods, orders: tuple[str, ...], default: int, scope: int | None = None) -> tuple[int, int]:
     """(order, scope). orders: the allowed ones. scope: the default, None if a strong order must name one."""
-    if m.take("mmio") and "relaxed" not in m.left:
+    if m.take_one("mmio") and "relaxed" not in m.left:
         raise m.fail("modifier .mmio needs .relaxed")
-    name = m.take(*ORDERS)
+    name = m.take_one(*ORDERS)
     if name is not None and name not in orders:
         raise m.fail(f"the order is one of .{', .'.join(orders)}, got .{name}")
     order = default if name is None else ORDERS[name]
     if order in (isa.WEAK, isa.VOLATILE):
-        if m.take(*SCOPES):
+        if m.take_one(*SCOPES):
             raise m.fail(f"a scope needs one of .{', .'.join(orders[2:])}")
         return order, isa.SYS
     return order, m.choose(SCOPES, scope)
@@ -67,7 +67,7 @@ def access(low: Lowering, m: Mods, load: bool) -> None:
     space = m.choose(SPACES, isa.GENERIC)
     if apart and (order != isa.WEAK or space != isa.GLOBAL):
         raise m.fail("modifier .nc needs a weak load of .global")
-    vector = m.take("v2", "v4", "v8")
+    vector = m.take_one("v2", "v4", "v8")
     (type_,) = m.types()
     m.done(2, 3 if policy else 2)
     register, address = (0, 1) if load else (1, 0)
@@ -93,7 +93,7 @@ def load(low: Lowering, m: Mods) -> None:
 
 def store(low: Lowering, m: Mods) -> None:
     """st."""
-    m.take("async")
+    m.take_one("async")
     access(low, m, False)
 
 
@@ -121,7 +121,7 @@ def atomic(low: Lowering, m: Mods) -> None:
     (type_,) = m.types()
     check_type(m, type_, ATOMIC_TYPES[name])
     if type_ in HALVES:
-        m.take("noftz")
+        m.take_one("noftz")
     swap = kind == isa.ATOMS["cas"]
     count = (2 if reduce else 3) + int(swap)
     m.done(count, count + int(policy))
@@ -147,20 +147,20 @@ def fence(low: Lowering, m: Mods) -> None:
 
 def copy_async(low: Lowering, m: Mods) -> None:
     """cp.async, whose `.async` has been taken."""
-    if m.take("commit_group"):
+    if m.take_one("commit_group"):
         m.done(0)
         low.emit(isa.CPCOMMIT)
         return
-    if m.take("wait_all"):
+    if m.take_one("wait_all"):
         m.done(0)
         low.emit(isa.CPWAIT, imm=-1)
         return
-    if m.take("wait_group"):
+    if m.take_one("wait_group"):
         m.done(1)
         low.emit(isa.CPWAIT, imm=groups(m))
         return
     policy = cache_hints(m)
-    if not (m.take("shared", "shared::cta", "shared::cluster") and m.take("global")):
+    if not (m.take_one("shared", "shared::cta", "shared::cluster") and m.take_one("global")):
         raise m.fail("is not supported: only .shared.global")
     m.done(3, 4 + int(policy))
     size = m.operands[2]

@@ -29,7 +29,7 @@ class Mods:
         self.low, self.ins, self.left = low, ins, list(ins.mods)
         self.operands = ins.operands
 
-    def take(self, *names: str) -> str | None:
+    def take_one(self, *names: str) -> str | None:
         """Take the first of these modifiers that is left; None if there is none."""
         for name in names:
             if name in self.left:
@@ -39,11 +39,11 @@ class Mods:
 
     def flag(self, name: str, value: int) -> int:
         """Take a modifier: `value` if it is there, else 0."""
-        return value if self.take(name) else 0
+        return value if self.take_one(name) else 0
 
     def choose(self, table: dict[str, int], default: int | None = None) -> int:
         """Take one of a table's modifiers; raises if there is none and no default."""
-        name = self.take(*table)
+        name = self.take_one(*table)
         if name is None:
             if default is None:
                 raise self.fail(f"one of .{', .'.join(table)} is needed")

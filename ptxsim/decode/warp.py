@@ -10,16 +10,16 @@ from .mods import Mods, check_type
 
 def barrier(low: Lowering, m: Mods) -> None:
     """bar and barrier."""
-    if m.take("warp"):
-        m.take("sync")
+    if m.take_one("warp"):
+        m.take_one("sync")
         m.done(1)
         low.emit(isa.WARPSYNC, a=m.row(0, isa.U32))
         return
-    m.take("cta")
+    m.take_one("cta")
     if "cluster" in m.left:
         raise m.fail("barriers of clusters are not supported")
-    aligned = m.take("aligned") is not None or m.ins.opcode == "bar"
-    kind = m.take("sync", "arrive", "red")
+    aligned = m.take_one("aligned") is not None or m.ins.opcode == "bar"
+    kind = m.take_one("sync", "arrive", "red")
     if kind is None:
         raise m.fail("needs .sync, .arrive or .red")
     flags = 1 if aligned else 0
@@ -31,7 +31,7 @@ def barrier(low: Lowering, m: Mods) -> None:
         raise m.fail("the number of threads must be a multiple of 32")
     if kind == "red":
         how = m.choose({"popc": 0, "and": 1, "or": 2})
-        m.take("pred", "u32")
+        m.take_one("pred", "u32")
         m.done(3, 4)
         count = m.row(2, isa.U32) if len(m.operands) == 4 else low.constant(0)
         value = m.row(len(m.operands) - 1)
@@ -45,9 +45,9 @@ def barrier(low: Lowering, m: Mods) -> None:
 
 def synced(m: Mods) -> None:
     """Take .sync, which must be there, and .aligned."""
-    if not m.take("sync"):
+    if not m.take_one("sync"):
         raise m.fail("without .sync is not supported on sm_70 and later")
-    m.take("aligned")
+    m.take_one("aligned")
 
 
 def shuffle(low: Lowering, m: Mods) -> None:
@@ -77,7 +77,7 @@ def vote(low: Lowering, m: Mods) -> None:
     """vote.sync."""
     synced(m)
     kind = m.choose({"all": 0, "any": 1, "uni": 2, "ballot": 3})
-    m.take("pred", "b32")
+    m.take_one("pred", "b32")
     m.done(3)
     d = m.dest(isa.B32 if kind == 3 else isa.PREDICATE)
     low.emit(isa.VOTE, isa.B32, d=d, a=m.row(1), e=m.row(2, isa.U32), imm=kind)
@@ -132,7 +132,7 @@ def elect(low: Lowering, m: Mods) -> None:
 
 def sleep(low: Lowering, m: Mods) -> None:
     """nanosleep."""
-    m.take("u32")
+    m.take_one("u32")
     m.done(1)
     low.emit(isa.NANOSLEEP, a=m.row(0, isa.U32))
 
@@ -155,7 +155,7 @@ SHAPES = {
 def multiply_matrix(low: Lowering, m: Mods) -> None:
     """mma.sync."""
     synced(m)
-    if m.take("row") is None or m.take("col") is None:
+    if m.take_one("row") is None or m.take_one("col") is None:
         raise m.fail("only .row.col is supported")
     saturate = m.flag("satfinite", isa.SAT) if {"s8", "u8"} & set(m.left) else 0
     shape = m.left.pop(0) if m.left else ""
@@ -198,8 +198,8 @@ def matrix_access(low: Lowering, m: Mods) -> None:
     is_load = m.ins.opcode == "ldmatrix"
     m.choose({"m8n8": 0})
     count = m.choose({"x1": 1, "x2": 2, "x4": 4})
-    trans = isa.HIGH if m.take("trans") else 0
-    m.take("shared", "shared::cta")
+    trans = isa.HIGH if m.take_one("trans") else 0
+    m.take_one("shared", "shared::cta")
     (type_,) = m.types()
     check_type(m, type_, (isa.B16,))
     m.done(2)

@@ -330,7 +330,7 @@ def test_choices_not_taken_may_repeat(tmp_path):
 )
 def test_every_error_has_its_exit_code(monkeypatch, capsys, error, code, words):
     monkeypatch.setattr(world, "connect", World)
-    monkeypatch.setattr(main, "run", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(main, "run_bench", lambda *_: (_ for _ in ()).throw(error))
     assert main.main(["gemm"]) == code
     printed = capsys.readouterr().err
     assert words in printed
@@ -341,7 +341,7 @@ def test_a_wait_that_ran_out_says_where_the_call_stands(monkeypatch, capsys):
     error = WaitTimeout("rank 0 waited")
     error.add_note("rank 0 of 2, epoch 3: running, 7 commands published; worker 2 holds the lock")
     monkeypatch.setattr(world, "connect", World)
-    monkeypatch.setattr(main, "run", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(main, "run_bench", lambda *_: (_ for _ in ()).throw(error))
     assert main.main(["gemm"]) == 3
     printed = capsys.readouterr().err.splitlines()
     assert printed == ["python -m aristos.bench: rank 0 waited", error.__notes__[0]]
@@ -809,7 +809,7 @@ def test_an_interrupted_run_leaves_signals_as_they_were(monkeypatch, capsys):
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(world, "connect", World)
-    monkeypatch.setattr(main, "run", interrupted)
+    monkeypatch.setattr(main, "run_bench", interrupted)
     before = [signal.getsignal(how) for how in (signal.SIGINT, signal.SIGTERM)]
     assert main.main(["gemm"]) == 130
     assert "interrupted" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def refused(monkeypatch, tmp_path, capsys):
     def answered(part, limit, show, options=()):
         return parts.Ran(part, 0, 0.1, [], {"facts": answers} if part.name == parts.DRIVER else {})
 
-    monkeypatch.setattr(processes, "run", answered)
+    monkeypatch.setattr(processes, "run_part", answered)
     monkeypatch.setattr(command.Report, "finish", lambda report: 0)
 
     def report(used=ANOTHER, script="", facts=(), smi=True, **changes):
@@ -103,13 +103,13 @@ def test_mps_is_refused(refused, tmp_path):
 
 @pytest.mark.parametrize("said", [[], ["ran out of time: nothing stands still"]], ids=["silent", "stacks"])
 def test_a_driver_that_hangs_is_named(refused, monkeypatch, said):
-    monkeypatch.setattr(processes, "run", lambda part, *rest: parts.Ran(part, None, 15.0, said))
+    monkeypatch.setattr(processes, "run_part", lambda part, *rest: parts.Ran(part, None, 15.0, said))
     code, said = refused()
     assert (code, said) == (3, "no GPU to report on: the driver did not answer within 15 s")
 
 
 def test_a_ptx_machine_that_takes_too_long_is_no_driver_that_hangs(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(processes, "run", lambda part, *rest: parts.Ran(part, None, 15.0, []))
+    monkeypatch.setattr(processes, "run_part", lambda part, *rest: parts.Ran(part, None, 15.0, []))
     assert command.main(["--out", str(tmp_path / "r"), "--rehearse"], "doc", together.report) == 3
     said = "the PTX machine was not ready within 15 s: --minutes 120 gives it more"
     assert said in capsys.readouterr().err

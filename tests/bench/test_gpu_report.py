@@ -83,12 +83,12 @@ def report(monkeypatch, tmp_path, capsys):
             if each.name in programs
         )
         monkeypatch.setattr(command, "PARTS", chosen)
-        run = processes.run
+        run = processes.run_part
 
         def started(part, limit, show, options=()):
             return run(part, limit, show, (), ("-c", programs[part.name]))
 
-        monkeypatch.setattr(command.processes, "run", started)
+        monkeypatch.setattr(command.processes, "run_part", started)
         stem = tmp_path / "report"
         code = command.main(["--out", str(stem), "--minutes", str(minutes), *words], "doc", together.report)
         return code, stem.with_suffix(".md").read_text(), capsys.readouterr().err
@@ -319,7 +319,7 @@ def test_words_of_a_part_whose_pipe_stays_open_are_kept(monkeypatch):
     program = f"""import subprocess, sys, time; print('driver', end='', flush=True)
 subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); time.sleep(60)"""
     monkeypatch.setattr(processes, "JOIN", 0.2)
-    ran = processes.run(parts.PARTS[0], 3.0, print, (), ("-c", program))
+    ran = processes.run_part(parts.PARTS[0], 3.0, print, (), ("-c", program))
     assert ran.code is None
     assert ran.said == ["driver", "lock of worker 3"]
 
@@ -327,14 +327,14 @@ subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True); tim
 @pytest.mark.parametrize("at", [parts.GEMMS, parts.DRIVER])
 def test_ctrl_c_leaves_parts_that_are_named(report, monkeypatch, tmp_path, at):
     """The interrupted part and those after it are not finished. Before the driver has answered there is no page."""
-    started = processes.run
+    started = processes.run_part
 
     def interrupted(part, *rest):
         if part.name == at:
             raise KeyboardInterrupt
         return started(part, *rest)
 
-    monkeypatch.setattr(processes, "run", interrupted)
+    monkeypatch.setattr(processes, "run_part", interrupted)
     (tmp_path / "report.md").write_text("nothing")
     code, text, err = report({parts.PUTS: PRINT.format(document=PUT), parts.GEMMS: "", parts.ROUTER: ""})
     assert code == 1

@@ -102,7 +102,7 @@ def test_the_layers_of_the_tests_wait_five_seconds(monkeypatch):
 
 
 def test_every_part_is_known_here():
-    """Others wait for no kernel of another rank: products, compilation, and the driver, whose probe is bounded too."""
+    """Other parts wait for no other rank's kernel: products, compilation, and the driver, whose probe is bounded."""
     assert {each.task for each in parts.PARTS} == {"bench", "phases", "ncu", "tests", "driver", "kernels", "products"}
     assert machine.PROBE_SECONDS <= tasks.WAIT
     assert max(put_gpu.LIMIT_NS, signal_gpu.LIMIT_NS) <= 1e9 * tasks.WAIT
@@ -110,7 +110,7 @@ def test_every_part_is_known_here():
 
 @pytest.mark.slow
 def test_the_last_words_reach_the_page_while_a_task_has_taken_the_streams():
-    """As pytest does, in whose tests a layer may hang."""
+    """pytest takes them too, and a layer may hang in its tests."""
     script = """
     import os, threading
     from aristos.substrate import attach

@@ -30,13 +30,13 @@ def test_a_put_takes_the_time_set_for_its_link(comm):
     payload = np.full(NBYTES, 1 + comm.rank, np.uint8)
 
     def put_seconds(peer: int) -> float:
-        while not wire.take(window.wire):
+        while not wire.try_lock(window.wire):
             time.sleep(1e-4)
         begun = time.monotonic()
         wire.put(window.wire, peer, window.shift[peer] + comm.rank * NBYTES, payload.ctypes.data, NBYTES)
         wire.flush(window.wire, peer)
         took = time.monotonic() - begun
-        wire.leave(window.wire)
+        wire.unlock(window.wire)
         return took
 
     fast, slow_peer = (comm.rank + 1) % 3, (comm.rank + 2) % 3

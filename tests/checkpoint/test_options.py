@@ -152,7 +152,7 @@ def test_options_that_contradict_each_other_are_refused_by_file(tmp_path):
 
 
 def test_no_shared_expert_is_null_or_zero(tmp_path):
-    """Left out, their number is the family's; then files without them are not whole."""
+    """A file that leaves the option out has as many shared experts as its family."""
     for value in (None, 0):
         assert of(tmp_path, {**DEEP, "n_shared_experts": value}).config().shared_ffn == 0
     left_out = {key: value for key, value in DEEP.items() if key != "n_shared_experts"}
@@ -277,7 +277,7 @@ def test_published_options_of_gpt_oss(tmp_path):
 
 
 def test_published_options_of_dbrx(tmp_path):
-    """The norm's default is 1; null is none."""
+    """The norm's default is 1; null means that there is no norm."""
     assert of(tmp_path, DBRX).config().router.renormalize
     none = {**DBRX["ffn_config"], "moe_normalize_expert_weights": None}
     assert not of(tmp_path, {**DBRX, "ffn_config": none}).config().router.renormalize
@@ -286,7 +286,7 @@ def test_published_options_of_dbrx(tmp_path):
 
 
 def test_published_options_of_hunyuan_large(tmp_path):
-    """One expert has its probability as weight; model_type hunyuan_v1_moe divides it by itself."""
+    """A single expert's weight is its probability; with model_type hunyuan_v1_moe it is 1, since it is renormalized."""
     config = {
         "model_type": "hunyuan",
         "hidden_size": 6400,
@@ -447,7 +447,7 @@ VALUES = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(FAMILIES)), st.dictionaries(st.sampled_from(WORDS + SIZES), VALUES, max_size=4))
 def test_options_of_any_kind_are_read_or_refused(tmp_path_factory, family, change):
-    """No other error than a refusal, and no work by the word of a file."""
+    """Nothing is raised but a refusal, and no number in a file makes the reader work for long."""
     path = tmp_path_factory.getbasetemp() / "options"
     path.mkdir(exist_ok=True)
     config = {**dict.fromkeys(SIZES, 4), "model_type": family, "ffn_config": dict.fromkeys(SIZES, 4), **change}

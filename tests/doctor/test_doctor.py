@@ -577,7 +577,7 @@ def test_an_mpi_call_that_hangs_ends_the_process():
     code = (
         "import time; from aristos.doctor import main, ranks\n"
         "ranks.Ranks._start = lambda *_: time.sleep(30)\n"
-        "raise SystemExit(main.run(True, 0.5))"
+        "raise SystemExit(main.run_doctor(True, 0.5))"
     )
     pytest.importorskip("mpi4py")
     env = rank_environment(ROOT)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from aristos.engine import blocks, bounds, codes, dispatch, experts, steps, words
+from aristos.engine import bounds, bundles, codes, dispatch, experts, steps, words
 from aristos.engine import job as jobs
 from aristos.engine.layout import (
     EngineShape,
@@ -53,7 +53,7 @@ def call():
     lock = np.zeros(1, np.int64)
     jobs.update(
         job, rank=0, world=2, held=2, computed=2, epoch=EPOCH, loaded=1, lock=lock.ctypes.data, tile=RING, batch=RING,
-        workers=1, row_bytes=64, top_k=1, state=st.ctypes.data, return_stride=64, block_pairs=RING,
+        workers=1, row_bytes=64, top_k=1, state=st.ctypes.data, return_stride=64, bundle_pairs=RING,
     )  # fmt: skip
     st[words.PHASE] = codes.PHASE_RUN
     st[words.UNREAD] = 1
@@ -93,7 +93,7 @@ def call():
     for name, tile in (("record", TILES), ("second", TILES + 1)):
         r = record_from(job, st, 1, tile)
         at[f"{name}_expert"], at[f"{name}_rows"] = words.record_expert(r), words.record_rows(r)
-        at[f"{name}_packed"], at[f"{name}_block"] = words.record_packed(r), words.record_block(r)
+        at[f"{name}_packed"], at[f"{name}_bundle"] = words.record_packed(r), words.record_bundle(r)
     r = return_record_from(job, st, 1, TILES)
     at["returned_rows"], at["returned_packed"] = words.returned_rows(r), words.returned_packed(r)
     at["returned_status"], at["returned_kept"] = words.returned_status(r), words.returned_kept(r)
@@ -106,8 +106,8 @@ def call():
 
     write(
         announced=EPOCH, row_bytes=64, top_k=1, rows=4, first=5, tokens=4, count_0=1, count_1=3,
-        tail=TILES + 2, credit=SENT, record_expert=0, record_rows=1, record_packed=5, record_block=1,
-        second_expert=1, second_rows=3, second_packed=6, second_block=3,
+        tail=TILES + 2, credit=SENT, record_expert=0, record_rows=1, record_packed=5, record_bundle=1,
+        second_expert=1, second_rows=3, second_packed=6, second_bundle=3,
         return_tail=TILES + 1, returned_rows=3, returned_packed=FIRST,
     )  # fmt: skip
     return SimpleNamespace(job=job, st=st, write=write, keep=(window, outbox, lock))
@@ -135,7 +135,7 @@ def test_right_words_are_read():
     assert not found.st[words.FAILED]
     assert not found.st[words.BAD_WORD]
     assert [found.st[words.expert_pending(found.job, e)] for e in range(2)] == [1, 3]
-    assert found.st[words.command_back(words.command(found.job, 0))] == 1
+    assert found.st[words.command_backs(words.command(found.job, 0))] == 1
 
 
 WRONG = [
@@ -151,7 +151,7 @@ WRONG = [
     ("record_expert", bounds.RECORD_EXPERT, (-1, 2, HUGE)),
     ("record_rows", bounds.RECORD_ROWS, (-1, 0, 2, 5, HUGE)),
     ("record_packed", bounds.RECORD_PACKED, (-1, 4, 9, HUGE)),
-    ("record_block", bounds.RECORD_BLOCK, (-1, RING + 1, HUGE)),
+    ("record_bundle", bounds.RECORD_BUNDLE, (-1, RING + 1, HUGE)),
     ("second_rows", bounds.RECORD_ROWS, (-1, 0, 4, HUGE)),
     ("second_packed", bounds.RECORD_PACKED, (7, HUGE)),
     ("credit", bounds.CREDIT, (SENT - RING + 2, SENT + 4, HUGE, -HUGE)),
@@ -184,7 +184,7 @@ def test_counts_that_do_not_add_up_fail_the_call():
 
 def test_a_place_outside_of_the_ring_fails_the_call():
     found = call()
-    found.write(once=1, place_1=RING, record_block=0)
+    found.write(once=1, place_1=RING, record_bundle=0)
     step(found)
     job, st = found.job, found.st
     assert st[words.once_from(job, 1)] == 1
@@ -196,12 +196,12 @@ def test_a_place_outside_of_the_ring_fails_the_call():
     assert ((rows >= ring) & (rows < ring + 64 * RING)).all()
 
 
-def test_credit_of_a_block_out_of_its_bounds_fails_the_call():
+def test_credit_of_a_bundle_out_of_its_bounds_fails_the_call():
     for value in (SENT - RING + 2, SENT + 4, HUGE):
         found = call()
         found.st[words.once_to(found.job, 1)] = 1
         found.write(credit=value)
-        assert not blocks.claim(found.job, found.st, 0, 1, 0)
+        assert not bundles.claim(found.job, found.st, 0, 1, 0)
         failed(found, bounds.CREDIT, value)
 
 

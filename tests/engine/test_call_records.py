@@ -31,7 +31,7 @@ def a_record(name: str, scratch: int = 0) -> tuple:
         if each.dtype in (call_schema.EXPERT, call_schema.GRADIENTS):
             values[each.name] = arithmetic.ExpertWeights(*(next(numbers) for _ in call_schema.WEIGHTS))
         elif each.dtype == call_schema.TRANSPOSED:
-            values[each.name] = arithmetic.TurnedWeights(*(next(numbers) for _ in call_schema.TURNED))
+            values[each.name] = arithmetic.TransposedWeights(*(next(numbers) for _ in call_schema.TRANSPOSED_WEIGHTS))
         else:
             values[each.name] = scratch if each.dtype == call_schema.SCRATCH else next(numbers)
     return getattr(arithmetic, CALLS[name].record)(**values)
@@ -136,7 +136,7 @@ def test_every_array_of_an_expert_has_its_words_in_the_job():
         assert hasattr(words, f"SHARED_{each.name.upper()}"), each.name
         assert hasattr(words, f"foreign_{each.name}"), each.name
     assert arithmetic.ExpertWeights._fields == given.PROJECTIONS
-    assert arithmetic.TurnedWeights._fields == PROJECTIONS
+    assert arithmetic.TransposedWeights._fields == PROJECTIONS
 
 
 def test_a_router_job_has_each_word_once():

@@ -136,10 +136,10 @@ class Addresses:
         PairLayout.of(shape).fill(self.job)
         self.tables.fill(self.job)
         self.job[words.RANK], self.job[words.WORLD], self.job[words.REMOTE] = me, shape.world, len(nodes.remote(me))
-        self.job[words.STRIDE], self.job[words.RING_ROWS], self.job[words.SLOTS] = (
+        self.job[words.STRIDE], self.job[words.RING_ROWS], self.job[words.RING_RECORDS] = (
             shape.stride,
             shape.ring_rows,
-            shape.slots,
+            shape.ring_records,
         )
         self.job[words.RETURN_STRIDE], self.job[words.SLOT_START] = shape.stride, words.JOB_WORDS
         self.asked = fill(shape, nodes, me, self.st, self.tables.starts)
@@ -299,8 +299,8 @@ def test_rings_and_records_use_all_their_places_in_turn(cluster, first):
     rows = ("ring_row_to", "index_to", *(("staged_row",) if remote else ()))
     for name, places in (
         *((name, shape.ring_rows) for name in rows),
-        ("record_to", shape.slots),
-        ("return_record_to", shape.slots),
+        ("record_to", shape.ring_records),
+        ("return_record_to", shape.ring_records),
     ):
         found = [a.of(name, 1, first + i) for i in range(2 * places)]
         assert len(set(found)) == places
@@ -326,7 +326,7 @@ def test_a_union_serves_both(cluster, b):
 
 
 def test_a_union_has_rings_for_all_choices_of_a_token():
-    """A block to a remote rank holds all rows of a token, though wide rows leave the budget fewer."""
+    """A bundle to a remote rank holds all rows of a token, though wide rows leave the budget fewer."""
     placement = Placement(None, 200, 2)
     many = shape_of(2, placement, hidden=64, experts=200, top_k=100, max_tokens=4)
     wide = shape_of(2, placement, hidden=1 << 18, experts=200, top_k=1, max_tokens=64)

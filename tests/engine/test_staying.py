@@ -18,7 +18,17 @@ MANY = 10**9
 
 
 def chosen(
-    counts, *, ranks=2, rank=1, stay=MANY, reading=10, balanced=1, tokens=100, announced=None, remote=(), shared=0
+    counts,
+    *,
+    ranks=2,
+    rank=1,
+    stay=MANY,
+    reading=10,
+    busiest_decides=1,
+    tokens=100,
+    announced=None,
+    remote=(),
+    shared=0,
 ):
     """What rank `rank` decides with so many rows for each expert; experts are dealt in contiguous parts.
 
@@ -41,7 +51,7 @@ def chosen(
     jobs.fill_layout(job, shape, tables)
     held = placement.held[rank]
     jobs.update(job, rank=rank, world=ranks, held=held, computed=held + len(foreign))
-    jobs.update(job, stay_rows=stay, reading_rows=reading, balanced=balanced, shared=shared)
+    jobs.update(job, stay_rows=stay, reading_rows=reading, busiest_decides=busiest_decides, shared=shared)
     for p in range(ranks):
         state[words.remote(job, p)] = p in remote
         state[words.tokens_of(job, p)] = 0 if announced is None else 1 + announced[p]
@@ -79,7 +89,7 @@ def test_copies_saved_are_not_worth_more_work_of_the_busiest_rank():
     """Both ranks have 1200 rows. If those of the first three experts stayed, rank 1 would have 1350 and rank 0 1050."""
     assert chosen([300, 300, 300, 300], stay=200).kept == {0: 300, 1: 300}
     assert chosen([300, 300, 450, 150], stay=200).kept == {}
-    assert chosen([300, 300, 450, 150], stay=200, balanced=0).kept == {0: 300, 1: 300}
+    assert chosen([300, 300, 450, 150], stay=200, busiest_decides=0).kept == {0: 300, 1: 300}
 
 
 def test_copies_are_work_of_both_ranks():
@@ -117,7 +127,7 @@ def test_of_a_rank_with_all_tokens_only_what_relieves_the_busiest_stays():
 
 
 def test_without_a_limit_all_rows_stay():
-    assert chosen([1, 0, 5, 5], stay=1, balanced=0, reading=0, announced=[0, 100]).kept == {0: 1}
+    assert chosen([1, 0, 5, 5], stay=1, busiest_decides=0, reading=0, announced=[0, 100]).kept == {0: 1}
 
 
 def test_rows_for_other_nodes_always_travel():

@@ -107,6 +107,7 @@ def test_indices_enumerate_their_tables_and_no_other(workers):
         "source": 3,
         "expert": 2,
         "slot": 5,
+        "number": 2,
         "i": 12,
         "block": 2,
         "tile": 5,
@@ -118,14 +119,12 @@ def test_indices_enumerate_their_tables_and_no_other(workers):
             found = {words.counter(a_job, w, n) for w in range(workers) for n in range(schema.COUNTER_WORDS)}
         else:
             ranges = [range(entries[name]) for name in arguments]
-            if table.name == "run":
-                ranges = [range(2)]
             if table.shape == ("copies_and_end",):
                 ranges = [range(6)]
             places = np.array(np.meshgrid(*ranges)).reshape(len(ranges), -1).T.tolist()
             found = {int(getattr(words, table.name)(a_job, *place)) for place in places}
             if table.name == "command":
-                found |= {int(words.run_command(a_job, slot)) for slot in range(2)}
+                found |= {int(words.run_command(a_job, number)) for number in range(2)}
             step = {"landed": 6, "run": 32, "command": tables.command_words}.get(table.name, 1)
             found = {first + n for first in found for n in range(step)}
         start = getattr(words, table.start)
@@ -136,13 +135,13 @@ def test_indices_enumerate_their_tables_and_no_other(workers):
 
 
 def test_parts_of_a_command_follow_each_other():
-    """Head, pieces, lists, parts; as many as a command may have fit into its words."""
+    """Head, records `back`, lists, parts; as many as a command may have fit into its words."""
     tables = StateLayout(SHAPE, 1, 8)
     a_job = np.zeros(job.size(5, 3), np.int64)
     job.fill_layout(a_job, SHAPE, tables)
     a_job[words.BATCH] = 8
     c = words.command(a_job, 0)
-    starts = [c + words.COMMAND_HEAD, *(words.piece(c, i) for i in range(1, words.BACK_MOST + 1))]
+    starts = [c + words.COMMAND_HEAD, *(words.back(c, i) for i in range(1, words.BACK_MOST + 1))]
     assert starts == [c + words.COMMAND_HEAD + 2 * i for i in range(words.BACK_MOST + 1)]
     lists = [words.row_list(c), *(of(a_job, c) for of in (words.output_list, words.hidden_list, words.scalar_list))]
     lists += [words.tape_list(a_job, c)]

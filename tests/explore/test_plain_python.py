@@ -148,14 +148,14 @@ def test_an_exchange_that_ends_early_leaves_nothing_in_the_outbox():
     """A rank in an exchange beside one in a layer gets no rows back, and must still put its own."""
     first = Call(((1, 0),) * 4, broken=True, ends_early=True)
     calls = ((first,), (replace(first, exchange=True),))
-    play(Case(placement=(0, 0), top_k=2, max_tokens=9, rows=3, tile=3, words=2, node_of=(0, 1), block=4, calls=calls))
+    play(Case(placement=(0, 0), top_k=2, max_tokens=9, rows=3, tile=3, words=2, node_of=(0, 1), bundle=4, calls=calls))
 
 
-def test_tokens_without_choices_among_those_of_a_block():
-    """They are combined before the block is built; their table entries are no packed rows by then."""
+def test_tokens_without_choices_among_those_of_a_bundle():
+    """They are combined before the bundle is built; their table entries are no packed rows by then."""
     ids = tuple((1, -1) if t in (0, 4, 8) else (-1, -1) for t in range(9))
     calls = ((Call(()),) * 2, (Call(ids),) * 2)
-    sizes = Case(placement=(0, 0), top_k=2, max_tokens=9, rows=9, tile=3, words=2, node_of=(0, 1), block=4)
+    sizes = Case(placement=(0, 0), top_k=2, max_tokens=9, rows=9, tile=3, words=2, node_of=(0, 1), bundle=4)
     play(replace(sizes, workers=2, calls=calls))
 
 
@@ -170,7 +170,7 @@ def test_busy_calls(node_of):
             tuple(Call(tuple(tuple(rng.permutation(4)[:2].tolist()) for _ in range(n))) for n in mine)
             for mine in counts
         )
-        sizes = Case(ranks=3, placement=(0, 1, 1, 2), top_k=2, max_tokens=9, rows=rows, workers=2, words=2, block=40)
+        sizes = Case(ranks=3, placement=(0, 1, 1, 2), top_k=2, max_tokens=9, rows=rows, workers=2, words=2, bundle=40)
         play(replace(sizes, node_of=node_of, calls=calls), seeds=4)
 
 
@@ -272,7 +272,7 @@ def test_a_waiting_worker_sends_heartbeats(monkeypatch):
 
 
 def on_gpus(**sizes: Any) -> Case:
-    """Two ranks on two nodes that send each other rows in two calls; one block each by default."""
+    """Two ranks on two nodes that send each other rows in two calls; one bundle each by default."""
     calls = (tuple(Call(tuple((token % 2,) for token in range(count))) for count in (3, 2)),) * 2
     return Case(node_of=(0, 1), proxy=True, attention=True, calls=calls, **sizes)
 

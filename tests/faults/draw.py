@@ -74,7 +74,7 @@ def _left(most: int) -> Callable[[random.Random, Job], dict[str, Any]]:
 DAMAGED = (  # words of a peer, as `injected.addresses` finds them
     *("ANNOUNCED", "TAIL", "CREDIT", "RETURN_TAIL", "ENDED", "POISON"),
     *("announced_status", "announced_rows", "announced_first", "announced_tokens", "announced_once", "announced_count"),
-    *("record_expert", "record_rows", "record_packed", "record_block"),
+    *("record_expert", "record_rows", "record_packed", "record_bundle"),
     *("returned_rows", "returned_packed", "returned_status", "returned_kept"),
     "index",
 )

@@ -61,7 +61,7 @@ def addresses(runtime: Any, peer: int, word: str) -> list[int]:
     if word.startswith("announced"):
         return [int(find(layout.announcement_from(job, st, peer, epoch))) for epoch in range(2)]
     record = layout.record_from if word.startswith("record") else layout.return_record_from
-    return [int(find(record(job, st, peer, tile))) for tile in range(job[words.SLOTS])]
+    return [int(find(record(job, st, peer, tile))) for tile in range(job[words.RING_RECORDS])]
 
 
 class FaultInUserCode(Exception):

@@ -95,7 +95,7 @@ def own_messages(out: str) -> list[str]:
 
 
 def patient(job: Job, out: str) -> bool:
-    """Whether a rank waited for one in user code that has not ended, for which ten limits are allowed.
+    """Whether a rank waited for a living one in user code: such a wait may last ten limits.
 
     A rank without memory may hang in Python: `Thread.start` waits for ever for a thread that got none to begin with.
     """
@@ -109,7 +109,7 @@ def patient(job: Job, out: str) -> bool:
 
 
 def lacks(text: str, rank: int, victim: int) -> list[str]:
-    """What a message does not say. victim: -1 where no rank is lost."""
+    """What a message leaves out. victim: -1 where no rank is lost."""
     found = []
     if f"rank {rank}" not in text:
         found.append("its rank")

@@ -239,7 +239,7 @@ from numba import int64
 from kernel_cache import compile as compiling
 from aristos.kernels.cpu import llvm  # what the names of memory compile to
 from aristos.primitives import wire
-compiling.warm_up([(wire.take, (int64,)), (wire.tend, (int64,))])
+compiling.warm_up([(wire.try_lock, (int64,)), (wire.tend, (int64,))])
 print(">", compiling.compiled_here(), compiling.cache_folder())
 """
 

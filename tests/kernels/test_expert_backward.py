@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from aristos import MoEConfig, _reference_backward, reference
 from aristos.config import ACTIVATIONS
 from aristos.kernels.common import activations as act
+from aristos.kernels.common.backward_records import Expert, Rows, Sums
 from aristos.kernels.cpu import expert_backward as kernel
 from aristos.kernels.cpu.elements import ELEMENTS
 from aristos.kernels.cpu.panels import padded
-from aristos.primitives.arithmetic import ExpertWeights, TurnedWeights
+from aristos.primitives.arithmetic import ExpertWeights, TransposedWeights
 from aristos.primitives.buffers import aligned
 
 NAMES = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
@@ -38,7 +39,7 @@ class Gradients:
         self.cfg, self.code = cfg, act.word(cfg.activation, cfg.limit, cfg.limit_after)
         pack, bias = FLOAT32.pack, FLOAT32.pack_bias
         self.packed = {n: bias(a) if "bias" in n else pack(a) for n, a in one.items()}
-        self.turned = {n: pack(one[n], True) for n in NAMES[:3] if n in one}
+        self.transposed = {n: pack(one[n], True) for n in NAMES[:3] if n in one}
         self.sums = {n: aligned((*a.shape[:-1], padded(a.shape[-1]))) for n, a in one.items()}
         for array in self.sums.values():
             array[:] = 0
@@ -53,13 +54,11 @@ class Gradients:
         saved[:], scratch[:], dx[:] = 255, 255, np.nan  # what the kernel does not write is NaN
         tables = [a.ctypes.data + a.strides[0] * np.arange(m) for a in (x, dy, dx, saved)]
         from_x, from_dy, to_dx, kept = (table.ctypes.data for table in tables)
-        kernel.expert_rows(
-            m, from_x, from_dy, w.ctypes.data, to_dx, dw.ctypes.data, ExpertWeights(*self.addresses(self.packed)),
-            TurnedWeights(*self.addresses(self.turned)[:3]), self.code, hidden, ffn, kept, 0, scratch.ctypes.data, 0,
-        )  # fmt: skip
-        kernel.weight_gradients(
-            m, from_x, from_dy, w.ctypes.data, self.addresses(self.sums), hidden, ffn, kept, 1, 0, scratch.ctypes.data
-        )
+        weights, transposed = self.addresses(self.packed), self.addresses(self.transposed)[:3]
+        expert = Expert(ExpertWeights(*weights), TransposedWeights(*transposed), self.code, hidden, ffn)
+        rows = Rows(m, from_x, from_dy, w.ctypes.data, to_dx, dw.ctypes.data, kept, 0)
+        kernel.expert_rows(rows, expert, scratch.ctypes.data, 0)
+        kernel.weight_gradients(rows, Sums(self.addresses(self.sums), hidden, ffn, 1, 0), scratch.ctypes.data)
         return dx[:, :hidden], dw
 
     @staticmethod

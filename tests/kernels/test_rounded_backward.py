@@ -14,7 +14,7 @@ from aristos import MoEConfig, _reference_backward, reference
 from aristos.kernels.by_isa import module
 from aristos.kernels.common import activations as act
 from aristos.primitives import isa
-from aristos.primitives.arithmetic import ExpertBlocks, ExpertWeights, TurnedWeights
+from aristos.primitives.arithmetic import ExpertBlocks, ExpertWeights, TransposedWeights
 from aristos.primitives.buffers import aligned
 
 NAMES = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
@@ -40,7 +40,7 @@ class Gradients:
         one = {name: array[0] for name, array in made.items() if name != "router"}
         self.one = {n: a if "bias" in n else rounded(a) for n, a in one.items()}
         self.packed = {n: element.pack_bias(a) if "bias" in n else element.pack(a) for n, a in self.one.items()}
-        self.turned = {n: element.pack(self.one[n], True) for n in NAMES[:3] if n in self.one}
+        self.transposed = {n: element.pack(self.one[n], True) for n in NAMES[:3] if n in self.one}
         self.sums = {n: aligned((*a.shape[:-1], padded(a.shape[-1]))) for n, a in self.one.items()}
         for array in self.sums.values():
             array[:] = 0
@@ -61,7 +61,7 @@ class Gradients:
             dx=to_dx.ctypes.data,
             dw=dw.ctypes.data,
             weights=ExpertWeights(*self.addresses(self.packed)),
-            turned=TurnedWeights(*self.addresses(self.turned)[:3]),
+            transposed=TransposedWeights(*self.addresses(self.transposed)[:3]),
             gradients=self.addresses(self.sums),
             activation=act.word(cfg.activation, cfg.limit, cfg.limit_after),
             hidden=cfg.hidden,

@@ -378,7 +378,7 @@ def test_ctrl_c_before_the_job_starts(monkeypatch):
     def interrupted(asked, program):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main, "run", interrupted)
+    monkeypatch.setattr(main, "launch", interrupted)
     assert run.main(["--", "true"]) == 130
 
 

@@ -194,7 +194,7 @@ from aristos.cli import run
 from aristos.launcher import main, this_node
 from aristos.topology import discover
 root = Path(sys.argv.pop(1))
-main.find = lambda env: this_node.of(discover(network=False, env=env, root=root, library=lambda: None), env)
+main.find = lambda env: this_node.this_node_of(discover(network=False, env=env, root=root, library=lambda: None), env)
 sys.exit(run.main(sys.argv[1:]))
 """
 REPORT = """

@@ -272,7 +272,7 @@ def test_ranks_with_different_placements(comm):
             for _ in range(1 + comm.rank):
                 moe.load(**W)
             wanted = moe(**good(comm.rank))
-            job = moe._backend._job(0)
+            job = moe._backend._jobs.open(0)
             assert moe.runtime.state[job[engine_words.T_VERSION_OF] :][:2].tolist() == [1, 2]
             job[engine_words.PLACEMENT] += comm.rank
             with at_once(), pytest.raises(MismatchError) as caught:

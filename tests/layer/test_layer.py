@@ -22,7 +22,7 @@ from aristos import reference
 from aristos.config import ACTIVATIONS, SCORES
 from aristos.engine import words
 from aristos.errors import InputError, PeerInputError, ResultsError
-from aristos.primitives.wire import leave, take
+from aristos.primitives.wire import try_lock, unlock
 
 CFG = aristos.MoEConfig(hidden=40, ffn=72, experts=5, top_k=2, max_tokens=70)
 W = reference.weights(CFG)
@@ -631,13 +631,13 @@ def test_while_another_thread_is_in_mpi_workers_go_on_and_send_later(comm):
         moe.timeline(True)
         state, at, since = moe.runtime.state, moe.runtime.wire, time.monotonic()
         state[words.IDLE_SWEEPS] = 0
-        while not take(at):
+        while not try_lock(at):
             assert time.monotonic() - since < 60
 
         def leave_once_idle():
             while state[words.IDLE_SWEEPS] < 100 and time.monotonic() - since < 60:
                 time.sleep(1e-4)
-            leave(at)
+            unlock(at)
 
         other = threading.Thread(target=leave_once_idle)
         other.start()

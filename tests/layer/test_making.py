@@ -66,7 +66,7 @@ FAILURES = [
         "EnvironmentProblem: lock",
     ),
     ("workers", 'without_threads("worker")', "", "RuntimeError: can't start new thread"),
-    ("the layer's own arrays", 'fails("layer.cpu.aligned", MemoryError("full"))', "", "MemoryError: full"),
+    ("the layer's own arrays", 'fails("layer.cpu_arguments.aligned", MemoryError("full"))', "", "MemoryError: full"),
     ("training", 'fails("layer.fused_backward.aligned", MemoryError("full"))', ", train=True", "MemoryError: full"),
 ]
 

@@ -116,7 +116,7 @@ def test_events_name_experts_by_id(comm):
 @pytest.mark.ranks(2)
 def test_few_rows_travel(comm, monkeypatch):
     with MoE(CFG, comm, moves="auto") as moe:
-        moe._backend._stay_rows, moe._backend._reading_rows = [10], 10
+        moe._backend._jobs.stay_rows, moe._backend._jobs.reading_rows = [10], 10
         moe.load(**reference.weights(CFG))
         ids = np.full((30, 2), -1)
         ids[:, 0] = [3 * (1 - comm.rank)] * 21 + [3 * (1 - comm.rank) + 1] * 9
@@ -131,7 +131,7 @@ def test_a_rank_with_all_tokens_is_helped(comm):
     """It knows the others' tokens from the call before; with equal tokens it computes all of its own."""
     w, x = reference.weights(CFG), tokens(CFG, 80, seed=comm.rank)
     with MoE(CFG, comm, moves="auto") as moe:
-        moe._backend._stay_rows, moe._backend._reading_rows = [1], 1
+        moe._backend._jobs.stay_rows, moe._backend._jobs.reading_rows = [1], 1
         moe.load(**w)
         for mine, least, most in ((x[: 80 * (1 - comm.rank)], 0, 0.2), (x, 1, 1), (x[: 80 - 10 * comm.rank], 1, 1)):
             for _ in range(2):

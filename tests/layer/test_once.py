@@ -31,8 +31,8 @@ def crossing(placement, ids, peer: int) -> int:
     return int((owner[np.asarray(ids)] == peer).any(axis=1).sum())
 
 
-def set_once(job, rows: int, share: int = 0, block: int = 512) -> None:
-    job[words.ONCE_ROWS], job[words.ONCE_SHARE], job[words.BLOCK_PAIRS] = rows, share, block
+def set_once(job, rows: int, share: int = 0, bundle: int = 512) -> None:
+    job[words.ONCE_ROWS], job[words.ONCE_SHARE], job[words.BUNDLE_PAIRS] = rows, share, bundle
 
 
 @pytest.mark.ranks(2)
@@ -48,7 +48,7 @@ def test_outputs_do_not_depend_on_how_often_a_token_crosses(comm, monkeypatch):
             wanted = moe(x)
             assert runtime.ONCE_ROWS > moe.runtime.shape.ring_rows == 64
             for n, once in enumerate((True, comm.rank == 0, False, True)):
-                set_once(moe._backend._job(0), int(once), block=(512, 20, 20, 1)[n])
+                set_once(moe._backend._jobs.open(0), int(once), bundle=(512, 20, 20, 1)[n])
                 assert same(moe(x), wanted), (name, n)
 
 
@@ -63,7 +63,7 @@ def test_what_crosses(comm):
         pairs = [sum(placement[e] == p for e in call["ids"].ravel()) for p in range(3)]
         total = 0
         for rows, share in ((0, 0), (1, 0), (1, 120), (100, 0)):
-            set_once(moe._backend._job(0), rows, share)
+            set_once(moe._backend._jobs.open(0), rows, share)
             _, stats = moe(x, **call, return_stats=True)
             for p in range(3):
                 once = rows > 0 and pairs[p] >= max(rows, share * 80 // 100)

@@ -74,7 +74,7 @@ def test_arrays_elsewhere_in_memory_that_are_not_aligned(moe):
     shifted = np.frombuffer(bytearray(x.nbytes + 1), np.uint8)[1:].view(np.float32).reshape(x.shape)
     shifted[:] = x
     right(moe, (shifted, ids, weights))
-    assert moe._backend._jobs[0][words.X] != shifted.ctypes.data, "kernels may read aligned rows only"
+    assert moe._backend._jobs.made[0][words.X] != shifted.ctypes.data, "kernels may read aligned rows only"
     right(moe, (x, ids, weights))
 
 

@@ -40,7 +40,7 @@ def moe():
 
 
 def names(folder: Path) -> list[str]:
-    """Of all files but the lock, which stays."""
+    """The names of all files but the lock's, which stays."""
     return sorted(path.name for path in folder.iterdir() if path.name != "saved.json.lock")
 
 

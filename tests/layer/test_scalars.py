@@ -33,14 +33,14 @@ def echoed(comm, cfg: aristos.MoEConfig, **options) -> None:
             wanted = moe(x, **call)
             out = np.random.default_rng(n).integers(0, 2**32, (count, choices))
             back = np.full((count, choices), -1)
-            job = moe._backend._job(0)
-            job[words.SCALARS], moe._backend._filled[0] = 1, -1
+            job = moe._backend._jobs.open(0)
+            job[words.SCALARS], moe._backend._jobs.filled[0] = 1, -1
             job[words.SCALARS_OUT], job[words.SCALARS_BACK] = out.ctypes.data, back.ctypes.data
             assert same(moe(x, **call), wanted)
             taken = np.ones((count, choices), bool)
             taken[:, : cfg.top_k] = call["ids"] >= 0
             np.testing.assert_array_equal(back, np.where(taken, out, 0))
-            job[words.SCALARS], moe._backend._filled[0] = 0, -1
+            job[words.SCALARS], moe._backend._jobs.filled[0] = 0, -1
             assert same(moe(x, **call), wanted)
 
 
@@ -61,10 +61,10 @@ def test_ranks_that_differ_in_scalars(comm):
         moe.load(**reference.weights(CFG))
         x = tokens(CFG, 9, seed=0)
         wanted = moe(x)
-        moe._backend._job(0)[words.SCALARS] = comm.rank
+        moe._backend._jobs.open(0)[words.SCALARS] = comm.rank
         out = np.zeros((9, 3), np.int64)
-        moe._backend._job(0)[words.SCALARS_OUT] = moe._backend._job(0)[words.SCALARS_BACK] = out.ctypes.data
+        moe._backend._jobs.open(0)[words.SCALARS_OUT] = moe._backend._jobs.open(0)[words.SCALARS_BACK] = out.ctypes.data
         with pytest.raises(aristos.errors.MismatchError):
             moe(x)
-        moe._backend._job(0)[words.SCALARS] = 0
+        moe._backend._jobs.open(0)[words.SCALARS] = 0
         assert same(moe(x), wanted)

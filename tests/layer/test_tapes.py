@@ -184,11 +184,11 @@ def test_what_a_tape_hands_out_is_not_what_backward_reads():
 def test_parts_of_a_reserve():
     reserve = Reserve(1000)  # 960 bytes: whole cache lines
     offers = [reserve.offer(2, 1)]
-    parts = [reserve.take(offers[0], offers[0].first + 256)]
+    parts = [reserve.take_part(offers[0], offers[0].first + 256)]
     for nbytes in (128, 256):
         offers.append(reserve.offer(2, 1))
         assert offers[-1].first == offers[-2].first + (parts[-1][1] - parts[-1][0])
-        parts.append(reserve.take(offers[-1], offers[-1].first + nbytes))
+        parts.append(reserve.take_part(offers[-1], offers[-1].first + nbytes))
     reserve.free(parts[1])
     assert reserve.offer(2, 1).end - reserve.offer(2, 1).first == 320  # behind the last part
     reserve.free(parts[0])

@@ -600,10 +600,10 @@ def test_memory_of_masters_and_gradients(name):
         weights = moe.packed_weights()
         made = sum(
             array.nbytes
-            for arrays in (weights.masters, weights.turned, weights.sums, weights.shared_turned)
+            for arrays in (weights.masters, weights.transposed, weights.sums, weights.shared_transposed)
             for array in arrays.values()
         )
-        made += weights.router_turned.nbytes + weights.common.nbytes
+        made += weights.router_transposed.nbytes + weights.common.nbytes
     assert 0 <= 2 * made - more < 2 * 64 * len(weights.places)  # each gradient starts on a cache line
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 from pathlib import Path
 from types import ModuleType
 
@@ -127,3 +128,11 @@ def test_module_names_say_which_module_is_meant(draw):
         file for file in files if re.search(r"^class Machine\b", file.read_text(encoding="utf-8"), re.MULTILINE)
     ]
     assert len(machines) <= 1, machines
+
+
+def test_lines_of_code():
+    """docs/architecture.md says what is counted. A room that grows must be worth it: the sum has a limit."""
+    counted = runpy.run_path(str(ROOT / "docs" / "code_lines.py"))
+    text = '"""Two\nlines."""\n\nx = 1  # one\n\n\ndef f():\n    """No."""\n    return """not\na docstring"""\n# no\n'
+    assert counted["code_lines"](text) == 4
+    assert counted["by_room"]().total() < 55_000

@@ -155,7 +155,7 @@ def test_a_search_for_a_partition_gets_a_limited_number_of_columns(monkeypatch):
     problem = planner.parse(planning.draw(0, 8))
     made = columns.Columns(problem, True, lambda groups: 0.0, time.monotonic() + 30)
     made.fewest(1e9, 1, 9)
-    made.take([list(range(8)), *([i, j] for i in range(8) for j in range(i))])
+    made.add_groups([list(range(8)), *([i, j] for i in range(8) for j in range(i))])
     monkeypatch.setattr(columns, "Master", Counted)
     made._whole(math.inf)
     assert given == [3]

@@ -248,7 +248,7 @@ mad.wide.u32 d5, t, 16, a1; st.global.v4.u32 [d5], {r2, r3, r4, r5};"""
 @CHECKED
 @pytest.mark.parametrize("seed", range(4))
 def test_arrivals_of_copies(seed, check):
-    """cp.async.mbarrier.arrive: with .noinc init has counted the arrival; without it one more arrival is needed."""
+    """cp.async.mbarrier.arrive with .noinc is one of the arrivals that `init` counted; without it, one more."""
     data = np.random.default_rng(3).integers(0, 1 << 32, (64, 4), np.uint32)
     own = ARRIVE.replace(".noinc", "").replace("W: ", "mbarrier.arrive.shared::cta.b64 _, [r30];\nW: ")
     for body in (ARRIVE, own):
@@ -325,7 +325,7 @@ def test_more_barriers_than_a_block_can_have():
 
 
 def test_an_mbarrier_initialised_again():
-    """After inval, at the same place with another count, while other threads remember the first one's phases."""
+    """After inval a barrier with another count takes the place; other threads remember the first one's phases."""
     body = (
         INIT.format(count=1)
         + """mov.u32 r5, 0;

@@ -75,7 +75,7 @@ def addresses(tmp_path: Path, text: str) -> set[str]:
     path = tmp_path / "script.py"
     path.write_text(HEAD + text)
     machine = ptxsim.Machine()
-    assert profile.run(machine, path, []) == (0, None)
+    assert profile.run_script(machine, path, []) == (0, None)
     return {report.address for report in machine.reports}
 
 

@@ -36,7 +36,7 @@ def test_two_nodes_of_two_gpus(seed, rows_on_device):
         "merge": 8,
     }
     layers = NodeLayers(
-        **sizes, grid=1 + seed % 2, ring=2 + seed, seed=seed, block=1 + 5 * seed, rows_on_device=rows_on_device
+        **sizes, grid=1 + seed % 2, ring=2 + seed, seed=seed, bundle=1 + 5 * seed, rows_on_device=rows_on_device
     )
     ys = layers.run(calls=2)
     close(layers, ys)

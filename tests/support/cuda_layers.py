@@ -207,7 +207,7 @@ class Rank:
 
     def _remote(self) -> dict[str, int]:
         """The words of the job about other nodes."""
-        return {"remote": 0, "block_pairs": 0, "mirror": 0, "mirror_bytes": 0}
+        return {"remote": 0, "bundle_pairs": 0, "mirror": 0, "mirror_bytes": 0}
 
     def _weights(self, job: np.ndarray) -> None:
         cfg, kind, w = self.layers.cfg, self.layers.kind, self.layers.weights

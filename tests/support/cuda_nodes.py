@@ -193,7 +193,7 @@ class NodeRank(Rank):
         layers, memory = self.layers, self.memory
         return {
             "remote": len(layers.nodes.remote(self.me)),
-            "block_pairs": layers.block,
+            "bundle_pairs": layers.bundle,
             "mirror": memory.mirror,
             "mirror_bytes": memory.mirror_bytes,
         }
@@ -233,11 +233,11 @@ class NodeRank(Rank):
 class NodeLayers(Layers):
     """As Layers, on nodes of `per_node` ranks each.
 
-    block: most pairs of a block for a remote owner. rows_on_device: MPI puts from device memory.
+    bundle: most pairs of a bundle for a remote owner. rows_on_device: MPI puts from device memory.
     """
 
     per_node: int = 2
-    block: int = 512
+    bundle: int = 512
     rows_on_device: bool = False
     fails: bool = False
     host: Any = None

@@ -58,7 +58,7 @@ def of_page() -> list[Public]:
 
 
 def of(name: str, found: Any) -> Iterator[Public]:
-    """An object by its name: of a module its public names, of a class its public members too."""
+    """An object by its name, with a module's public names, or with a class's public members."""
     if inspect.ismodule(found):
         for each in api._public(found):
             yield from of(f"{name}.{each}", getattr(found, each))
@@ -71,7 +71,7 @@ def of(name: str, found: Any) -> Iterator[Public]:
 
 
 def every_parameter_is_named(public: Public) -> list[str]:
-    """Each has a kind and a text under Parameters, of a dataclass also under Attributes; no other one is there."""
+    """Each parameter, and nothing else, has a kind and a text under Parameters; a dataclass may use Attributes."""
     own = public.doc.named("Parameters")
     entries = own | (public.doc.named("Attributes") if dataclasses.is_dataclass(public.found) else {})
     missing = [name for name in public.parameters if name not in entries]
@@ -98,7 +98,7 @@ def defaults_are_those_of_the_signature(public: Public) -> list[str]:
 
 
 def errors_are_named(public: Public) -> list[str]:
-    """Those that the source shows stand under Raises; a base of an error stands for it. Of a property: in its text."""
+    """The errors that the source shows stand under Raises, or a base of each; those of a property in its text."""
     if inspect.isclass(public.found):
         makers = [vars(public.found)[name] for name in ("__init__", "__post_init__") if name in vars(public.found)]
         shown = {error for maker in makers for error in raised(maker, public.found)}
@@ -118,7 +118,7 @@ def _errors() -> list[type[AristosError]]:
 
 
 def what_comes_back_is_described(public: Public) -> list[str]:
-    """Of a function with parameters, under Returns or Yields."""
+    """A function with parameters says under Returns or Yields what comes back."""
     if not inspect.isfunction(public.function) or not public.parameters:
         return []
     if inspect.signature(public.function).return_annotation in ("None", inspect.Signature.empty):

@@ -80,7 +80,7 @@ class Machine:
         self.gpus = [Gpu(bytes([0xA0 + n] * 16), reaches=set(range(gpus)) - {n}, **of_each) for n in range(gpus)]
         self.lock = SharedLock()
         self.arena = Arena()
-        self.sms = [Sms(gpu.sms, limits.of(gpu.capability)) for gpu in self.gpus]
+        self.sms = [Sms(gpu.sms, limits.limits_of(gpu.capability)) for gpu in self.gpus]
         self.allocations: dict[bytes, Allocation] = {}
         self.log: list[tuple[int, str]] = []
         self.violations: list[str] = []
@@ -239,7 +239,7 @@ class Driver(Streams):
 
     def do_cuDeviceGetAttribute(self, p: Process, name: Any, device: int) -> int:
         gpu = p.machine.gpus[p.visible[device]]
-        limit = limits.of(gpu.capability)
+        limit = limits.limits_of(gpu.capability)
         return {
             "COMPUTE_CAPABILITY_MAJOR": gpu.capability[0],
             "COMPUTE_CAPABILITY_MINOR": gpu.capability[1],
@@ -384,7 +384,9 @@ class Driver(Streams):
         registers, static = self.facts(p, function)
         if shared > p.allowed[function]:
             return 0
-        return limits.resident(limits.of(p.machine.gpus[self.gpu(p)].capability), threads, shared + static, registers)
+        return limits.resident(
+            limits.limits_of(p.machine.gpus[self.gpu(p)].capability), threads, shared + static, registers
+        )
 
     def do_cuLaunchKernel(self, p: Process, function: int, *rest: Any) -> None:
         x, y, z, bx, by, bz, shared, stream, parameters, _ = rest

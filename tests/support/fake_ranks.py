@@ -65,7 +65,7 @@ def on_driver(
 ) -> list[Any]:
     """Run body(comm, rank, driver) on `world` ranks; returns their results, raises the first error.
 
-    visible: of each rank, numbers of the GPUs that it sees. first_here: see `as_threads`. of_machine: see
+    visible: for each rank the numbers of the GPUs that it sees. first_here: see `as_threads`. of_machine: see
     `fake_cuda.Machine`. Fails where a rank has done what CUDA leaves undefined.
     """
     machine = fake_cuda.Machine(**{"gpus": world, "eager": 0.5, "sms": 1} | of_machine)

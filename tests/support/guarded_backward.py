@@ -34,7 +34,7 @@ def of_store(w: Weights, rows: int, taped_rows: bool) -> Callable[[Arrays], list
         scalars = np.zeros(rows, np.int64)
         scalars.view(np.float32)[::2] = drawn((rows,), seed=3)
         scalars = arrays.copy("scalars", scalars)
-        words = arrays.at("weights", np.array([*w.on(arrays), *w.turned(arrays)], np.int64))
+        words = arrays.at("weights", np.array([*w.on(arrays), *w.transposed(arrays)], np.int64))
         before = expert.hidden_bytes(ffn, w.gated)
         tape = drawn((rows, before // 4), seed=4).view(np.uint8)
         x = drawn((rows, hidden), array, seed=5).view(np.uint8)
@@ -89,7 +89,7 @@ def of_blocks(w: Weights, rows: int) -> Callable[[Arrays], list[np.ndarray]]:
                 dx=to_dx,
                 dw=dw.ctypes.data,
                 weights=w.on(arrays),
-                turned=w.turned(arrays),
+                transposed=w.transposed(arrays),
                 gradients=addresses(made),
                 activation=w.code,
                 hidden=hidden,
@@ -118,10 +118,10 @@ def of_router_gradients(rows: int, hidden: int) -> Callable[[Arrays], list[np.nd
             rows, logits, experts, arrays.at("ids", ids), dw, k, rule(Router()), True, 1.0, slopes.ctypes.data
         )
         from_slopes, _ = arrays.rows("slopes", slopes)
-        turned = arrays.at("router", FLOAT32.pack(drawn((hidden, experts), seed=3), True))
+        transposed = arrays.at("router", FLOAT32.pack(drawn((hidden, experts), seed=3), True))
         to_dx, dx = arrays.empty_rows("dx", rows, padded(hidden))
         product = arrays.space("scratch", token_backward.product_bytes(experts))
-        token_backward.product_rows(rows, from_slopes, experts, turned, hidden, to_dx, product)
+        token_backward.product_rows(rows, from_slopes, experts, transposed, hidden, to_dx, product)
         out = arrays.copy("gradients", np.zeros((hidden, wide), np.float32))
         sums = arrays.copy("gradients of the bias", np.zeros(experts, np.float32))
         outer = arrays.space("scratch", token_backward.outer_sums_bytes(max(hidden, experts)))

@@ -15,7 +15,7 @@ from aristos.kernels.common import activations
 from aristos.kernels.cpu import elements as cpu_elements
 from aristos.kernels.cpu.kernel_call import KernelCall
 from aristos.kernels.cpu.panels import padded
-from aristos.primitives.arithmetic import ExpertWeights, TurnedWeights
+from aristos.primitives.arithmetic import ExpertWeights, TransposedWeights
 
 ElementType = cpu_elements.ElementType
 Case = tuple[str, Callable[[Arrays], list[np.ndarray]]]
@@ -65,9 +65,9 @@ class Weights:
     def on(self, arrays: Arrays) -> ExpertWeights:
         return ExpertWeights(*(arrays.at(n, self.packed[n]) if n in self.packed else 0 for n in NAMES))
 
-    def turned(self, arrays: Arrays) -> TurnedWeights:
-        every = (self.element.pack(self.plain[n], True) if n in self.plain else None for n in TurnedWeights._fields)
-        return TurnedWeights(*(0 if a is None else arrays.at("turned weights", a) for a in every))
+    def transposed(self, arrays: Arrays) -> TransposedWeights:
+        every = (self.element.pack(self.plain[n], True) if n in self.plain else None for n in TransposedWeights._fields)
+        return TransposedWeights(*(0 if a is None else arrays.at("transposed weights", a) for a in every))
 
     def gradients(self, arrays: Arrays) -> list[np.ndarray]:
         """Arrays for gradients in the order of ExpertWeights, size 0 for absent ones; zeros."""

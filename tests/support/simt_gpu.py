@@ -18,7 +18,7 @@ from kept_ptx import ptx
 import ptxsim
 from aristos.host.nodes import Nodes
 from aristos.kernels.cuda.target import Target
-from kernel_cache.sm_limits import of, resident
+from kernel_cache.sm_limits import limits_of, resident
 from ptxsim import isa
 
 
@@ -104,7 +104,7 @@ class MachineGpu:
         return _Loaded(kernel)
 
     def resident(self, loaded: Any, shared_bytes: int) -> int:
-        assert resident(of((9, 0)), loaded.kernel.threads, shared_bytes, 64) > 0
+        assert resident(limits_of((9, 0)), loaded.kernel.threads, shared_bytes, 64) > 0
         return self._blocks
 
     def launch(self, loaded: Any, grid: int, shared_bytes: int, *args: int, stream: int = 0) -> None:

@@ -27,9 +27,9 @@ from .words import LINE, WORD
 
 TURNS = 8  # collectives whose entries are kept: a rank is never this many ahead of another
 TURN, TIME, BYTES = 0, 1, 2  # words of an entry
-COPIED, COPIES, ROW = 1 << 20, 20, 4096  # of the measured copy rate: bytes of a copy, copies, bytes of a row
+COPIED, COPIES, ROW = 1 << 20, 20, 4096  # how the copy rate is measured: bytes of a copy, copies, bytes of a row
 NAP_NS = 200_000  # a wait longer than this sleeps
-LIMIT_NS = 60 * 10**9  # of a wait for another rank
+LIMIT_NS = 60 * 10**9  # the longest wait for another rank
 
 
 @jit

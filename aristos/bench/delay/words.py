@@ -31,7 +31,7 @@ MIB = 1 << 20
 MOST_LINES = 256
 
 HEAD = 8  # words of the table before the entries of its lines; the first is their number
-# of a line's entry: address where it is written, where it is read, the links out and in, the last value of each word
+# words of a line's entry: address where it is written, where it is read, the links out and in, each word's last value
 TO, FROM, OUT, IN, SEEN = 0, 1, 2, 3, 4
 ENTRY_WORDS = SEEN + LINE_WORDS
 TABLE = aligned((HEAD + ENTRY_WORDS * MOST_LINES,), np.int64)

@@ -95,7 +95,7 @@ class Puts:
 
 
 class PairPuts:
-    """One size of rows between two GPUs; `pair` as of `pairs.pairs`, with `size_of` bytes."""
+    """Rows of one size between two GPUs. pair: one of `pairs.pairs`, whose windows have `size_of` bytes."""
 
     def __init__(self, gpu: BenchGpu, pair: Pair, row_bytes: int, grid: int) -> None:
         from ...kernels.cuda.catalogue import PUT_ROWS
@@ -223,7 +223,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 
 
 def _record(nbytes: int, row_bytes: int, way: str, found: dict[str, np.ndarray], right: bool) -> dict[str, Any]:
-    """nbytes: of a launch, over both sides."""
+    """A row of the sheet. nbytes: what a launch moves, over both sides."""
     share, low, high = ratios(found["put"], found["copy"])
     return {
         "row_bytes": row_bytes,

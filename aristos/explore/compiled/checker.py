@@ -26,7 +26,7 @@ from .recorded import PEER_BITS
 from .space import Space
 
 MOST = 20  # races that are kept, each between other places
-UNORDERED = (words.FAILED,)  # of the state: a flag set once, without the lock; a late reader fails late
+UNORDERED = (words.FAILED,)  # a word of the state that is set once, without the lock; a late reader fails late
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ from . import planted, recorded
 PACKAGE = Path(__file__).parents[2]
 ENGINE, SUBSTRATE, CPU = "aristos.engine", "aristos.substrate", "aristos.substrate.cpu"
 MODULES = {
-    ENGINE: ("arrivals", "blocks", "bounds", "column_runs", "combine", "dispatch", "exchange", "experts", "lock",
+    ENGINE: ("arrivals", "bundles", "bounds", "column_runs", "combine", "dispatch", "exchange", "experts", "lock",
              "outbox", "packing", "returns", "routing", "scalars", "staying", "steps", "store", "tape"),
     SUBSTRATE: ("heartbeat",),
     CPU: ("loop",),
 }  # fmt: skip
 ORDER = [f"{package}.{name}" for package, names in MODULES.items() for name in names]
-LINE_BITS = 16  # of a site: the line; above them the module
+LINE_BITS = 16  # bits of a site that hold the line; above them the module
 STATES = ("st", "gs")
 SHARED = {  # the names that steps have for the modules whose functions record, and those functions
     "mem": {each.__name__ for each in recorded.MEMORY},

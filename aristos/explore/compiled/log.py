@@ -30,12 +30,12 @@ WORD = 8
 
 # kinds of entries: plain reads and writes of a range of bytes; atomics of a word; calls of MPI; marks of the host
 READ, WRITE, ACQUIRE, RELEASE, ADD, EXCHANGE, PUT, FLUSH, SYNC, WORKER = range(10)
-KIND_BITS = 8  # of a code; above them the site
+KIND_BITS = 8  # bits of a code that hold the kind; above them the site
 
 CURSOR, LOCK, CAPACITY, HEAD = 0, 8, 16, 24  # words of the log: entries taken, its lock, most entries; where they begin
-THREAD, RANK, CODE, AT, A, B, RESULT, ENTRY_WORDS = range(8)  # of an entry
+THREAD, RANK, CODE, AT, A, B, RESULT, ENTRY_WORDS = range(8)  # words of an entry
 
-LOG, MINE, ELEMENT, PLANTED, TABLE_WORDS = range(5)  # of the table: address, rank, bytes of an element, a bug's number
+LOG, MINE, ELEMENT, PLANTED, TABLE_WORDS = range(5)  # words of TABLE; ELEMENT: bytes of a row's element
 TABLE = aligned((TABLE_WORDS,), np.int64)
 TABLE[:] = 0
 TABLE_SYMBOL, RECORD_SYMBOL = "aristos_races_table", "aristos_races_record"

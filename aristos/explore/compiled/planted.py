@@ -62,7 +62,7 @@ BUGS = (
         "outbox.read_words", "mpi.sync(job[words.WIRE])", "pass", "rma",
     ),
 )  # fmt: skip
-LOAD = Planted(  # of the host: `run.py` skips the wait
+LOAD = Planted(  # a bug of the host: `run.py` skips the wait
     "load-without-wait", "A rank loads weights while its local peers may read them.", "", "", "", "shm-in-place"
 )
 ALL = (*BUGS, LOAD)

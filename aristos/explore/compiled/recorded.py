@@ -35,7 +35,7 @@ from .log import (
     table,
 )
 
-PEER_BITS = 16  # of the entry of a put: the peer; above them the place in its window
+PEER_BITS = 16  # bits of a put's entry that hold the peer; above them the place in its window
 
 
 @jit
@@ -134,12 +134,12 @@ MEMORY = (load, store, load_acquire, store_release, notify, arrived, fetch_add, 
 
 
 @jit
-def take(address, site):
+def try_lock(address, site):
     return record(code(EXCHANGE, site), address + WORD * wire.LOCK, 0, 1) != 0
 
 
 @jit
-def leave(address, site):
+def unlock(address, site):
     record(code(RELEASE, site), address + WORD * wire.LOCK, 0, 0)
 
 
@@ -167,7 +167,7 @@ def progress(address, site):
     record(code(SYNC, site), address, 0, 0)
 
 
-WIRE = {"take": take, "leave": leave, "put": wire_put, "flush": flush, "sync": sync, "progress": progress}
+WIRE = {"try_lock": try_lock, "unlock": unlock, "put": wire_put, "flush": flush, "sync": sync, "progress": progress}
 
 # ---- arithmetic
 

@@ -30,7 +30,7 @@ from .copies import copied, loop
 from .log import ACQUIRE, ADD, ELEMENT, PLANTED, RELEASE, TABLE, WORKER, WRITE, note
 from .space import Mapped, Range, Space, ranges_of
 
-ENTRIES = 6_000_000  # of a log: 336 MB, of which a case uses what it needs
+ENTRIES = 6_000_000  # a log's entries: 336 MB, of which a case uses what it needs
 RING = 6  # rows
 PATIENT = 2, 4  # idle polls until a worker yields its core, until it sleeps: each poll takes a hundred entries
 TRIES = 5  # most runs of a planted bug

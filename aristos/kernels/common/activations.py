@@ -15,7 +15,7 @@ from ...config import ACTIVATIONS
 from ...primitives import memory as mem
 from .branches import implementations
 
-LIMIT_SHIFT = 32  # of an activation word: code and flag in the low half, the float32 bits of the limit in the high half
+LIMIT_SHIFT = 32  # an activation word: code and flag in the low half, the float32 bits of the limit in the high half
 AFTER = 0x100  # the flag: the limit bounds the activation, not its argument
 
 _f = np.float32
@@ -25,7 +25,7 @@ LN2_HIGH, LN2_LOW = _f(0.693359375), _f(-2.12194440e-4)  # Cody and Waite's spli
 LEAST = _f(-87.0)  # logistic(x) is zero below it, so that x * logistic(x) goes to zero
 MAGIC = _f(12582912.0)  # 1.5 * 2^23: adding it rounds a small float32 to an integer
 E2, E3, E4, E5, E6, E7 = (_f(1 / math.factorial(i)) for i in range(2, 8))
-A3, A5, A7, A9, A11, A13, A15 = (_f(1 / i) for i in range(3, 16, 2))  # of the series of atanh
+A3, A5, A7, A9, A11, A13, A15 = (_f(1 / i) for i in range(3, 16, 2))  # coefficients of the series of atanh
 SQRT_HALF = _f(math.sqrt(0.5))
 OAI_SCALE = _f(1.702)
 TANH_SCALE, TANH_CUBE = _f(math.sqrt(2 / math.pi)), _f(0.044715)

@@ -20,11 +20,11 @@ ZERO, HALF, FAR = np.float32(0), np.float32(0.5), np.float32(-20)
 SMALL, WIDTH = np.float32(LEAST_SUM), np.float32(SPARSEMIXER_WIDTH)
 UNLIKE = np.float32(-np.inf)
 RARE = np.float32(2.0**-40)  # a sum of shares of the softmax: below it LEAST_SUM and the range of `exp` can be felt
-SOFTMAX, SIGMOID, SQRTSOFTPLUS = (SCORES[name] for name in ("softmax", "sigmoid", "sqrtsoftplus"))
+SOFTMAX, SIGMOID = SCORES["softmax"], SCORES["sigmoid"]
 if set(BIASED) != {"softmax", "sigmoid", "sqrtsoftplus"}:
     raise ImportError(f"config.BIASED names {', '.join(BIASED)}: extend `values`")
 SUM_TOP2 = GROUP_SCORES["sum_top2"]
-GROUPS_SHIFT, KEPT_SHIFT, GROUP_SCORE_SHIFT = 8, 16, 24  # of a rule: the score's code lies below them
+GROUPS_SHIFT, KEPT_SHIFT, GROUP_SCORE_SHIFT = 8, 16, 24  # bits of a rule's word; the score's code lies below them
 
 
 def rule(router: Router) -> int:

@@ -15,7 +15,7 @@ from ...primitives.arithmetic import (
     ExpertWeights,
     Product,
     RouteBlock,
-    TurnedWeights,
+    TransposedWeights,
     UpColumns,
     WeighShared,
 )
@@ -29,8 +29,8 @@ COMBINE_TOKEN = 4
 PRODUCT = 5
 WEIGH_SHARED = 6
 BACKWARD_ROWS = 7
-HEAD_WORDS = 2  # of a block: result, error
-BLOCK_BYTES = 192  # of a block, whole lines
+HEAD_WORDS = 2  # words before a block's arguments: result, error
+BLOCK_BYTES = 192  # size of a block, in whole lines
 SPARE = BLOCK_BYTES - 8  # place of a word that no call uses
 
 
@@ -53,9 +53,9 @@ def expert_weights_at(weights):
 
 
 @inlined
-def turned_weights_at(weights):
-    """Read the TurnedWeights of an expert of a backward call."""
-    return TurnedWeights(
+def transposed_weights_at(weights):
+    """Read the TransposedWeights of an expert of a backward call."""
+    return TransposedWeights(
         up=mem.load(weights + 48),
         gate=mem.load(weights + 56),
         down=mem.load(weights + 64),

@@ -39,7 +39,7 @@ class ElementType:
 
     @property
     def format(self) -> str:
-        """Of packed weights, a name of `weight_types.FORMATS`; "" for plain ones."""
+        """The format of packed weights, a name of `weight_types.FORMATS`; "" for plain ones."""
         return ""
 
     @property

@@ -18,16 +18,16 @@ from ...primitives import memory as mem
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
 from ..common.activations import ZERO, at_most, code_of, factor, limit_of, limits, shift_of
+from ..common.backward_records import Expert, Rows, Sums
 from ..common.branches import unrolled
 from ..common.slopes import FUNCTIONS
-from .call_blocks import expert_weights_at, turned_weights_at
 from .expert import FC, fill_rows, line_bytes, row_addresses
 from .gemm import KC, PITCH, pack_rows, packed_bytes, panel_rows, vectors_of
 from .outer import MOST_OUTER, add_outer, add_rows, outer_bytes, pass_rows, past_caches
 from .panels import LANES, NR
-from .stored_rows import ENTRY, LISTED, give_back, list_rows, list_stored, tables
+from .stored_rows import ENTRY, LISTED, expert_of, give_back, halves, list_rows, list_stored, tables
 
-MOST_ROWS = 256  # of a run; at most KC
+MOST_ROWS = 256  # a run has no more rows; at most KC
 UP, GATE, DOWN, ALL = range(4)  # matrices of an expert
 
 
@@ -137,17 +137,17 @@ def dot(a, b, n):
 
 
 @jit
-def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, saved, scratch, wire):
-    """Compute m rows of an expert backwards: dx and dw, and what `weight_gradients` needs, to kept. At most MOST_ROWS.
+def expert_rows(rows, expert, scratch, wire):
+    """Compute rows of an expert backwards: dx and dw, and what `weight_gradients` needs, to kept. At most MOST_ROWS.
 
-    x, dy, dx, kept: addresses of arrays of m row addresses; rows of x and dy hold `hidden` float32, rows of dx have
-    space for `hidden` rounded up to vectors, of kept for `kept_bytes(ffn, gated)`. w, dw: addresses of m float32, the
-    combine weights and where their gradients go. weights: as `expert.expert_rows` takes them; turned: addresses of up,
-    gate and down packed transposed. saved: address of an array of addresses of what `expert.keep_hidden` wrote of each
-    row, then x is not read; or 0. scratch: `scratch_bytes(m, hidden, ffn)` bytes, 64-byte aligned.
+    rows: Rows. Rows of x and dy hold `hidden` float32. Rows of dx have space for `hidden` rounded up to vectors, rows
+    of kept for `kept_bytes(ffn, gated)`; saved are as `expert.keep_hidden` wrote them. expert: an Expert. scratch:
+    `scratch_bytes(rows.length, hidden, ffn)` bytes, 64-byte aligned.
     """
+    m, x, dy, w, dx, dw, kept, saved = rows
+    weights, transposed, code, hidden, ffn = expert
     up, gate, _, up_bias, gate_bias, down_bias = weights
-    up_turned, gate_turned, down_turned = turned
+    up_transposed, gate_transposed, down_transposed = transposed
     gated = gate != 0
     part = line_bytes(ffn)
     table = scratch
@@ -176,7 +176,7 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, s
             chunk_columns(m, a, hidden, up, up_bias, ffn, f0, columns, to_u, wire)
             if gated:
                 chunk_columns(m, a, hidden, gate, gate_bias, ffn, f0, columns, to_g, wire)
-        chunk_columns(m, b, hidden, down_turned, 0, ffn, f0, columns, to_d, wire)
+        chunk_columns(m, b, hidden, down_transposed, 0, ffn, f0, columns, to_d, wire)
         for i in range(m):
             at, to = PITCH * i, mem.load(kept + 8 * i) + FLOAT * f0
             slopes(code, gated, du + at, dg + at, ds + at, h + at, weight[i], columns, spare)
@@ -185,9 +185,9 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, s
             mem.copy_row(to + part, h + at, FLOAT * count)
             if gated:
                 mem.copy_row(to + 2 * part, dg + at, FLOAT * count)
-        add_columns(m, du, up_turned, ffn, f0, count, hidden, dx, f0, wire)
+        add_columns(m, du, up_transposed, ffn, f0, count, hidden, dx, f0, wire)
         if gated:
-            add_columns(m, dg, gate_turned, ffn, f0, count, hidden, dx, 1, wire)
+            add_columns(m, dg, gate_transposed, ffn, f0, count, hidden, dx, 1, wire)
 
 
 @jit
@@ -212,40 +212,39 @@ def add_columns(m, a, panels, depth, first, count, columns, c, carry, wire):
 
 
 @jit
-def weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch):
-    """Add the parts of m rows to the weights' gradients, after `expert_rows` of the same rows with the same `kept`.
+def weight_gradients(rows, sums, scratch):
+    """Add the parts of some rows to the weights' gradients, after `expert_rows` of the same rows.
 
-    m: at most MOST_OUTER. gradients: addresses of those of (up, gate, down, up_bias, gate_bias, down_bias), 0 for
-    absent ones: matrices [H, F] and [F, H] with columns rounded up to vectors; arrays of F, F and H. If `carry` is 0,
-    the parts are written over them. once: whether no other rows of the call are added to them.
-    scratch: `gradient_bytes(m, hidden, ffn)` bytes.
+    rows: Rows, at most MOST_OUTER. sums: Sums; matrices are [H, F] and [F, H] with columns rounded up to vectors.
+    scratch: `gradient_bytes(rows.length, hidden, ffn)` bytes.
     """
     for which in range(3):
-        end = ffn if which == DOWN else hidden
-        add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch, which, 0, end)
+        add_gradient(rows, sums, scratch, which, 0, sums.ffn if which == DOWN else sums.hidden)
 
 
 @jit
-def add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch, which, begin, end):
+def add_gradient(rows, sums, scratch, which, begin, end):
     """A part of `weight_gradients`: rows begin.. before end of one matrix; its bias comes with row 0.
 
     which: UP, GATE or DOWN.
     """
+    m, x, dy, w, _, _, kept, _ = rows
+    gradients, hidden, ffn, carry, once = sums
     target, bias = gradients[which], gradients[3 + which]
     if target == 0:
         return
     past = past_caches(carry, once, FLOAT * hidden * ffn)
-    rows, free = scratch, scratch + 8 * m
+    table, free = scratch, scratch + 8 * m
     if which == DOWN:
-        kept_addresses(m, rows, kept, 1, ffn)
-        add_outer(m, rows, begin, end, dy, w, hidden, target, carry, past, free)
+        kept_addresses(m, table, kept, 1, ffn)
+        add_outer(m, table, begin, end, dy, w, hidden, target, carry, past, free)
         if bias != 0 and begin == 0:
             add_rows(m, dy, w, hidden, bias, carry)
     else:
-        kept_addresses(m, rows, kept, 2 * which, ffn)
-        add_outer(m, x, begin, end, rows, 0, ffn, target, carry, past, free)
+        kept_addresses(m, table, kept, 2 * which, ffn)
+        add_outer(m, x, begin, end, table, 0, ffn, target, carry, past, free)
         if bias != 0 and begin == 0:
-            add_rows(m, rows, 0, ffn, bias, carry)
+            add_rows(m, table, 0, ffn, bias, carry)
 
 
 @jit
@@ -272,19 +271,13 @@ def store_rows(call):
     call: a BackwardRows. Places have `place_bytes` bytes. scratch: `store_bytes(rows, hidden, ffn)` bytes, 64-byte
     aligned.
     """
-    rows, hidden, ffn = call.rows, call.hidden, call.ffn
-    packed, turned = expert_weights_at(call.weights), turned_weights_at(call.weights)
-    gated, found = packed.gate != 0, tables(call.scratch, rows)
-    plain = list_rows(call, parts_of(hidden, ffn, gated), gated, found)
-    to_x, to_dy, to_dx, kept, saved, _, w, dw, free = found
-    for begins, count, from_tape in ((0, plain, 0), (plain, rows - plain, saved + 8 * plain)):
-        at, value = 8 * begins, FLOAT * begins
-        if count > 0:
-            expert_rows(
-                count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, call.activation,
-                hidden, ffn, kept + at, from_tape, free, call.wire,
-            )  # fmt: skip
-    give_back(rows, call.scalars, found)
+    expert, found = expert_of(call), tables(call.scratch, call.rows)
+    gated = expert.weights.gate != 0
+    plain = list_rows(call, parts_of(call.hidden, call.ffn, gated), gated, found)
+    for rows in halves(call.rows, plain, found):
+        if rows.length > 0:
+            expert_rows(rows, expert, found[8], call.wire)
+    give_back(call.rows, call.scalars, found)
 
 
 @jit
@@ -297,13 +290,12 @@ def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which
     """
     gated, each = gradients[1] != 0, pass_rows(rows)
     for first in range(0, rows, each):
-        m, dy = min(each, rows - first), places + 8 * first
-        to_x, kept, w, free = list_stored(m, dy, parts_of(hidden, ffn, gated), scratch)
-        once = 1 if m == rows else 0
+        listed, free = list_stored(min(each, rows - first), places + 8 * first, parts_of(hidden, ffn, gated), scratch)
+        sums = Sums(gradients, hidden, ffn, carry, 1 if listed.length == rows else 0)
         if which == ALL:
-            weight_gradients(m, to_x, dy, w, gradients, hidden, ffn, kept, carry, once, free)
+            weight_gradients(listed, sums, free)
         else:
-            add_gradient(m, to_x, dy, w, gradients, hidden, ffn, kept, carry, once, free, which, begin, end)
+            add_gradient(listed, sums, free, which, begin, end)
         carry = 1
 
 
@@ -323,17 +315,15 @@ def blocks_bytes(hidden, ffn):
 @jit
 def expert_blocks(call):
     """`expert_rows` and `weight_gradients` on any number of rows of one expert, in order. call: an ExpertBlocks."""
-    hidden, ffn, scratch, carry, gradients = call.hidden, call.ffn, call.scratch, call.carry, call.gradients
+    hidden, ffn, scratch, carry = call.hidden, call.ffn, call.scratch, call.carry
+    expert = Expert(call.weights, call.transposed, call.activation, hidden, ffn)
     kept, step = call.saved, line_bytes(ffn) * (3 if call.weights.gate != 0 else 2)
     first = (kept + 8 * MOST_ROWS + LINE - 1) // LINE * LINE
     for i in range(MOST_ROWS):
         mem.store(kept + 8 * i, first + step * i)
     for i in range(0, call.rows, MOST_ROWS):
         m, word, value = min(MOST_ROWS, call.rows - i), 8 * i, FLOAT * i
-        x, dy, w = call.x + word, call.dy + word, call.w + value
-        expert_rows(
-            m, x, dy, w, call.dx + word, call.dw + value, call.weights, call.turned, call.activation, hidden, ffn,
-            kept, 0, scratch, 0,
-        )  # fmt: skip
-        weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, carry, 0, scratch)
+        rows = Rows(m, call.x + word, call.dy + word, call.w + value, call.dx + word, call.dw + value, kept, 0)
+        expert_rows(rows, expert, scratch, 0)
+        weight_gradients(rows, Sums(call.gradients, hidden, ffn, carry, 0), scratch)
         carry = 1

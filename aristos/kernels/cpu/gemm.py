@@ -73,7 +73,7 @@ overload(stream)(lambda target, source, vectors: lambda target, source, vectors:
 overload(settle)(lambda: lambda: _settle())
 
 
-def turn(rows, offset, to, pitch):
+def transpose(rows, offset, to, pitch):
     """Transpose 8 x 8 words of 4 bytes: column c of 8 rows, from byte `offset` on, becomes 32 bytes at to + c pitch.
 
     rows: address of an array of eight row addresses.
@@ -83,7 +83,7 @@ def turn(rows, offset, to, pitch):
         mem.bits32(to + pitch * c, 8)[:] = block[:, c]
 
 
-overload(turn)(
+overload(transpose)(
     lambda rows, offset, to, pitch: lambda rows, offset, to, pitch: micro_kernels.turn(rows, offset, to, pitch)
 )
 

@@ -9,11 +9,11 @@ from kernel_cache.compile import jit
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT, LINE
 from ..common.activations import ONE, ZERO
-from .gemm import KC, PITCH, block, fetch, settle, stream, turn, vectors_of
+from .gemm import KC, PITCH, block, fetch, settle, stream, transpose, vectors_of
 from .panels import LANES, NR, ROWS
 
 MOST_OUTER = 1024  # rows of a pass
-TURNED = 128  # columns that are transposed at once: few enough to stay in the L2 cache
+TRANSPOSED = 128  # columns that are transposed at once: few enough to stay in the L2 cache
 LARGE = 1 << 20  # bytes: a matrix of at least this size is written past the caches, if it is written once
 SIDE = 8  # rows and columns of a block that is transposed in registers
 SOON = 4  # rows ahead whose lines are fetched: the processor does not foresee places in the store, which lie far apart
@@ -21,8 +21,8 @@ SOON = 4  # rows ahead whose lines are fetched: the processor does not foresee p
 
 def outer_bytes(rows, widest):
     """Bytes of scratch of `add_outer` for up to `rows` rows; widest: the most columns of either side."""
-    turned = PITCH * TURNED * -(-rows // KC)
-    return FLOAT * NR * ROWS + 8 * (ROWS + TURNED) + 2 * LINE + turned + FLOAT * rows * (widest + LANES)
+    transposed = PITCH * TRANSPOSED * -(-rows // KC)
+    return FLOAT * NR * ROWS + 8 * (ROWS + TRANSPOSED) + 2 * LINE + transposed + FLOAT * rows * (widest + LANES)
 
 
 @jit
@@ -48,22 +48,22 @@ def fetch_row(m, rows, i, first, nbytes):
 
 
 @jit
-def turn_rows(m, x, first, columns, a):
+def transpose_rows(m, x, first, columns, a):
     """Transpose columns first.. of m rows of float32: row c of the packed rows at `a` holds one column of all m."""
     for k0 in range(0, m, KC):
-        turn_block(min(KC, m - k0), x + 8 * k0, first, columns, a)
+        transpose_block(min(KC, m - k0), x + 8 * k0, first, columns, a)
         a += PITCH * columns
 
 
 @jit
-def turn_block(m, x, first, columns, a):
-    """`turn_rows` of at most KC rows."""
+def transpose_block(m, x, first, columns, a):
+    """`transpose_rows` of at most KC rows."""
     whole = columns // SIDE * SIDE
     for i in range(0, m // SIDE * SIDE, SIDE):
         for r in range(i + SIDE, i + 2 * SIDE):
             fetch_row(m, x, r, FLOAT * first, FLOAT * columns)
         for c in range(0, whole, SIDE):
-            turn(x + 8 * i, FLOAT * (first + c), a + PITCH * c + FLOAT * i, PITCH)
+            transpose(x + 8 * i, FLOAT * (first + c), a + PITCH * c + FLOAT * i, PITCH)
     for i in range(m):
         row = mem.floats(mem.load(x + 8 * i) + FLOAT * first, columns)
         for c in range(whole if i < m // SIDE * SIDE else 0, columns):
@@ -103,7 +103,7 @@ def pack_panel(to, source, weight):
 
 
 @jit
-def add_turned(m, rows, a, panels, columns, out, pitch, carry, past, sums, tables):
+def add_transposed(m, rows, a, panels, columns, out, pitch, carry, past, sums, tables):
     """out[rows, columns] (+)= A^T B for m rows in order. a: A transposed; pitch: bytes between rows of out.
 
     Rows of out are computed in groups as by `gemm.panel_rows`; the next group is fetched meanwhile. past: whether
@@ -147,18 +147,18 @@ def add_outer(m, x, begin, end, b, w, columns, out, carry, past, scratch):
     """out[begin.. before end, columns] = the sum over m rows of w[i] x[i]^T b[i], plus out if `carry` is nonzero.
 
     m: at most MOST_OUTER. x, b: addresses of arrays of row addresses; w: address of m float32, or 0. Rows of out are
-    rounded up to vectors. past: see `add_turned`. scratch: `outer_bytes(m, the larger of end and columns)` bytes.
+    rounded up to vectors. past: see `add_transposed`. scratch: `outer_bytes(m, the larger of end and columns)` bytes.
     """
     pitch = FLOAT * ((columns + LANES - 1) // LANES * LANES)
     sums = (scratch + LINE - 1) // LINE * LINE
     tables = sums + FLOAT * NR * ROWS
-    a = (tables + 8 * (ROWS + TURNED) + LINE - 1) // LINE * LINE
-    panels = a + PITCH * TURNED * ((m + KC - 1) // KC)
+    a = (tables + 8 * (ROWS + TRANSPOSED) + LINE - 1) // LINE * LINE
+    panels = a + PITCH * TRANSPOSED * ((m + KC - 1) // KC)
     pack_panels(m, b, w, columns, panels)
-    for first in range(begin, end, TURNED):
-        n = min(TURNED, end - first)
-        turn_rows(m, x, first, n, a)
-        add_turned(m, n, a, panels, columns, out + pitch * first, pitch, carry, past, sums, tables)
+    for first in range(begin, end, TRANSPOSED):
+        n = min(TRANSPOSED, end - first)
+        transpose_rows(m, x, first, n, a)
+        add_transposed(m, n, a, panels, columns, out + pitch * first, pitch, carry, past, sums, tables)
     if past:
         settle()
 

@@ -18,12 +18,12 @@ from ...primitives import memory as mem
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
 from ..common.activations import ONE, ZERO
-from .call_blocks import expert_weights_at, turned_weights_at
+from ..common.backward_records import Expert, Rows, Sums
 from .convert import BFLOAT16, round_row, widen_row
 from .elements import WIDTH
 from .expert import line_bytes
 from .expert_backward import ALL, DOWN, GATE, MOST_ROWS, UP, dot, slopes  # noqa: F401  GATE, UP: for callers
-from .gemm import KC, PITCH, fetch, settle, stream, turn
+from .gemm import KC, PITCH, fetch, settle, stream, transpose
 from .micro_kernels import STEP, SUMS
 from .operands import (
     SPARE_BYTES,
@@ -40,12 +40,12 @@ from .operands import (
 from .outer import MOST_OUTER, SOON, fetch_row, pass_rows, past_caches
 from .panels import LANES
 from .rounded_expert import ahead_of, start_sums, up
-from .stored_rows import ENTRY, LISTED, give_back, list_rows, list_stored, tables
+from .stored_rows import ENTRY, LISTED, expert_of, give_back, halves, list_rows, list_stored, tables
 from .widened import DOT
 
 ELEMENT, BYTES = BFLOAT16, 2
 CHUNK = 512  # columns of F whose du and dg are kept as operands
-TURNED = 128  # columns of x, or of h, that are transposed at once: their operand stays in the L2 cache
+TRANSPOSED = 128  # columns of x, or of h, that are transposed at once: their operand stays in the L2 cache
 SIDE = 16  # columns that are paired at once
 PAIRS = 8  # pairs of rows that are transposed at once
 WORDS = PAIRS * (8 + FLOAT * SIDE)  # bytes of such a block: addresses of its rows, and the rows
@@ -79,8 +79,17 @@ def gradient_bytes(rows, hidden, ffn):
     """Bytes of scratch of `weight_gradients` for up to `rows` rows, at most MOST_OUTER."""
     depth, columns = -(-rows // WIDTH) * WIDTH, -(-max(hidden, ffn) // WIDTH) * WIDTH
     blocks = -(-rows // KC)
-    turned = operand_bytes(ELEMENT, TURNED, depth) + TURNED * (PITCH * blocks + 8)
-    return 8 * rows + LINE + FLOAT * columns + WORDS + SPARE_BYTES + turned + SUMS * TURNED + BYTES * depth * columns
+    transposed = operand_bytes(ELEMENT, TRANSPOSED, depth) + TRANSPOSED * (PITCH * blocks + 8)
+    return (
+        8 * rows
+        + LINE
+        + FLOAT * columns
+        + WORDS
+        + SPARE_BYTES
+        + transposed
+        + SUMS * TRANSPOSED
+        + BYTES * depth * columns
+    )
 
 
 def store_bytes(rows, hidden, ffn):
@@ -131,10 +140,12 @@ def scale(at, by):
 
 
 @jit
-def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, saved, scratch, wire):
+def expert_rows(rows, expert, scratch, wire):
     """As `expert_backward.expert_rows`, of rows of bfloat16; dx is float32 of `hidden` columns. At most MOST_ROWS."""
+    m, x, dy, w, dx, dw, kept, saved = rows
+    weights, transposed, code, hidden, ffn = expert
     up_panels, gate, _, up_bias, gate_bias, down_bias = weights
-    up_turned, gate_turned, down_turned = turned
+    up_transposed, gate_transposed, down_transposed = transposed
     gated, part = gate != 0, part_size(ffn)
     chunk = min(ffn, CHUNK)
     spare, a = scratch, scratch + SPARE_BYTES
@@ -156,7 +167,7 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, s
             widen_row(ELEMENT, wide, mem.load(dy + 8 * i), hidden)
             share[i] = dot(wide, down_bias, hidden)
     width = panel_bytes(ELEMENT)
-    step, step_turned = width * up(hidden), width * up(ffn)
+    step, step_transposed = width * up(hidden), width * up(ffn)
     for f0 in range(0, ffn, chunk):
         count = min(chunk, ffn - f0)
         for j in range(f0, f0 + count, WIDTH):
@@ -172,7 +183,7 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, s
                     carry = start_sums(m, gate_bias + FLOAT * j if gate_bias != 0 else 0, g)
                     panel = gate + at
                     panel_sums(ELEMENT, m, a, hidden, panel, g, carry, ahead_of(panel, step, more), spare)
-            panel = down_turned + at
+            panel = down_transposed + at
             panel_sums(ELEMENT, m, b, hidden, panel, d, 0, ahead_of(panel, step, more), spare)
             slopes(code, gated, u, g, d, h, ONE, WIDTH * m, by)
             for i in range(m):
@@ -195,12 +206,12 @@ def expert_rows(m, x, dy, w, dx, dw, weights, turned, code, hidden, ffn, kept, s
             if f0 > 0:
                 for i in range(m):
                     mem.copy_row(u + SUMS * i, mem.load(dx + 8 * i) + FLOAT * j, nbytes)
-            at, more = step_turned * (j // WIDTH) + width * f0, j + WIDTH < hidden
-            panel = up_turned + at
-            panel_sums(ELEMENT, m, du, count, panel, u, f0, ahead_of(panel, step_turned, more), spare)
+            at, more = step_transposed * (j // WIDTH) + width * f0, j + WIDTH < hidden
+            panel = up_transposed + at
+            panel_sums(ELEMENT, m, du, count, panel, u, f0, ahead_of(panel, step_transposed, more), spare)
             if gated:
-                panel = gate_turned + at
-                panel_sums(ELEMENT, m, dg, count, panel, u, 1, ahead_of(panel, step_turned, more), spare)
+                panel = gate_transposed + at
+                panel_sums(ELEMENT, m, dg, count, panel, u, 1, ahead_of(panel, step_transposed, more), spare)
             for i in range(m):
                 mem.copy_row(mem.load(dx + 8 * i) + FLOAT * j, u + SUMS * i, nbytes)
     end()
@@ -262,7 +273,7 @@ def pair_some(lower, upper, j, columns, to):
 
 
 @jit
-def turn_rows(m, rows, first, columns, t, space):
+def transpose_rows(m, rows, first, columns, t, space):
     """Write columns first.. of m rows transposed: a row at t of PITCH bytes holds one column of all m, zeros behind.
 
     With dot products it holds KC columns, as an operand's: the next ones are in blocks behind. space: WORDS bytes.
@@ -281,11 +292,11 @@ def turn_rows(m, rows, first, columns, t, space):
                 i = 2 * (p + q)
                 pair(row_at(m, rows, i), row_at(m, rows, i + 1), first + c, first + c + n, mem.load(space + 8 * q))
             for at in range(0, n, 8):
-                turn(space, FLOAT * at, place + PITCH * (c + at), PITCH)
+                transpose(space, FLOAT * at, place + PITCH * (c + at), PITCH)
 
 
 @jit
-def add_turned(m, n, a, panels, columns, out, pitch, carry, past, sums, spare):
+def add_transposed(m, n, a, panels, columns, out, pitch, carry, past, sums, spare):
     """out[n, columns] = the operand at a, of n rows and m columns, times panels; plus out if `carry` is nonzero.
 
     pitch: bytes between rows of out. past: whether they are written past the caches.
@@ -333,16 +344,17 @@ def add_rows(m, rows, w, n, out, carry, wide):
 
 
 @jit
-def weight_gradients(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch):
+def weight_gradients(rows, sums, scratch):
     """As `expert_backward.weight_gradients`, of rows of bfloat16."""
     for which in range(3):
-        last = ffn if which == DOWN else hidden
-        add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch, which, 0, last)
+        add_gradient(rows, sums, scratch, which, 0, sums.ffn if which == DOWN else sums.hidden)
 
 
 @jit
-def add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch, which, first, last):
+def add_gradient(rows, into, scratch, which, first, last):
     """A part of `weight_gradients`: rows first.. before last of one matrix; its bias comes with row 0."""
+    m, x, dy, w, _, _, kept, _ = rows
+    gradients, hidden, ffn, carry, once = into
     target, bias = gradients[which], gradients[3 + which]
     if target == 0:
         return
@@ -352,10 +364,10 @@ def add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch
     space = wide + FLOAT * up(max(hidden, ffn))
     spare = space + WORDS
     t = spare + SPARE_BYTES
-    table = t + PITCH * TURNED * ((m + KC - 1) // KC)
-    a = table + 8 * TURNED
-    sums = a + operand_size(ELEMENT, TURNED, up(m))
-    panels = sums + SUMS * TURNED
+    table = t + PITCH * TRANSPOSED * ((m + KC - 1) // KC)
+    a = table + 8 * TRANSPOSED
+    sums = a + operand_size(ELEMENT, TRANSPOSED, up(m))
+    panels = sums + SUMS * TRANSPOSED
     left, right, columns = x, others, ffn
     if which == DOWN:
         kept_addresses(m, others, kept, 1, ffn)
@@ -367,16 +379,16 @@ def add_gradient(m, x, dy, w, gradients, hidden, ffn, kept, carry, once, scratch
         add_rows(m, right, w if which == DOWN else 0, columns, bias, carry, wide)
     pitch = FLOAT * ((columns + LANES - 1) // LANES * LANES)
     begin(spare)
-    for row in range(first, last, TURNED):
-        n = min(TURNED, last - row)
-        turn_rows(m, left, row, n, t, space)
+    for row in range(first, last, TRANSPOSED):
+        n = min(TRANSPOSED, last - row)
+        transpose_rows(m, left, row, n, t, space)
         operand = t
         if not DOT:
             for i in range(n):
                 mem.store(table + 8 * i, t + PITCH * i)
             pack_operand(ELEMENT, n, table, m, a)
             operand = a
-        add_turned(m, n, operand, panels, columns, target + pitch * row, pitch, carry, past, sums, spare)
+        add_transposed(m, n, operand, panels, columns, target + pitch * row, pitch, carry, past, sums, spare)
     end()
     if past:
         settle()
@@ -402,19 +414,13 @@ def parts_of(hidden, ffn, gated):
 @jit
 def store_rows(call):
     """As `expert_backward.store_rows`, of rows of bfloat16; dx is float32."""
-    rows, hidden, ffn = call.rows, call.hidden, call.ffn
-    packed, turned = expert_weights_at(call.weights), turned_weights_at(call.weights)
-    gated, found = packed.gate != 0, tables(call.scratch, rows)
-    plain = list_rows(call, parts_of(hidden, ffn, gated), gated, found)
-    to_x, to_dy, to_dx, kept, saved, _, w, dw, free = found
-    for begins, count, from_tape in ((0, plain, 0), (plain, rows - plain, saved + 8 * plain)):
-        at, value = 8 * begins, FLOAT * begins
-        if count > 0:
-            expert_rows(
-                count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, packed, turned, call.activation,
-                hidden, ffn, kept + at, from_tape, free, call.wire,
-            )  # fmt: skip
-    give_back(rows, call.scalars, found)
+    expert, found = expert_of(call), tables(call.scratch, call.rows)
+    gated = expert.weights.gate != 0
+    plain = list_rows(call, parts_of(call.hidden, call.ffn, gated), gated, found)
+    for rows in halves(call.rows, plain, found):
+        if rows.length > 0:
+            expert_rows(rows, expert, found[8], call.wire)
+    give_back(call.rows, call.scalars, found)
 
 
 @jit
@@ -422,13 +428,12 @@ def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which
     """As `expert_backward.stored_gradients`, of rows of bfloat16."""
     gated, each = gradients[1] != 0, pass_rows(rows)
     for row in range(0, rows, each):
-        m, dy = min(each, rows - row), places + 8 * row
-        to_x, kept, w, free = list_stored(m, dy, parts_of(hidden, ffn, gated), scratch)
-        once = 1 if m == rows else 0
+        listed, free = list_stored(min(each, rows - row), places + 8 * row, parts_of(hidden, ffn, gated), scratch)
+        sums = Sums(gradients, hidden, ffn, carry, 1 if listed.length == rows else 0)
         if which == ALL:
-            weight_gradients(m, to_x, dy, w, gradients, hidden, ffn, kept, carry, once, free)
+            weight_gradients(listed, sums, free)
         else:
-            add_gradient(m, to_x, dy, w, gradients, hidden, ffn, kept, carry, once, free, which, first, last)
+            add_gradient(listed, sums, free, which, first, last)
         carry = 1
 
 
@@ -459,6 +464,7 @@ def round_exactly(to, source, n, block):
 def expert_blocks(call):
     """As `expert_backward.expert_blocks`; x and dy are float32."""
     hidden, ffn, scratch, carry, saved = call.hidden, call.ffn, call.scratch, call.carry, call.saved
+    expert = Expert(call.weights, call.transposed, call.activation, hidden, ffn)
     to_x, to_dy, kept = saved, saved + 8 * MOST_ROWS, saved + 16 * MOST_ROWS
     block = (saved + 24 * MOST_ROWS + LINE - 1) // LINE * LINE
     first, part = block + SUMS, part_size(hidden)
@@ -472,9 +478,7 @@ def expert_blocks(call):
         for i in range(m):
             round_exactly(mem.load(to_dy + 8 * i), mem.load(call.dy + word + 8 * i), hidden, block)
             round_exactly(mem.load(to_x + 8 * i), mem.load(call.x + word + 8 * i), hidden, block)
-        expert_rows(
-            m, to_x, to_dy, w, call.dx + word, call.dw + FLOAT * row, call.weights, call.turned, call.activation,
-            hidden, ffn, kept, 0, scratch, 0,
-        )  # fmt: skip
-        weight_gradients(m, to_x, to_dy, w, call.gradients, hidden, ffn, kept, carry, 0, scratch)
+        rows = Rows(m, to_x, to_dy, w, call.dx + word, call.dw + FLOAT * row, kept, 0)
+        expert_rows(rows, expert, scratch, 0)
+        weight_gradients(rows, Sums(call.gradients, hidden, ffn, carry, 0), scratch)
         carry = 1

@@ -10,10 +10,12 @@ from kernel_cache.compile import jit
 from ...primitives import memory as mem
 from ...primitives import taped
 from ...primitives.buffers import FLOAT, LINE
+from ..common.backward_records import Expert, Rows
+from .call_blocks import expert_weights_at, transposed_weights_at
 from .expert import line_bytes
 from .outer import SOON, fetch_row
 
-TABLES = 6  # of addresses, a word a row: x, dy, dx, kept, saved, order
+TABLES = 6  # tables of addresses, a word a row: x, dy, dx, kept, saved, order
 ENTRY = TABLES * 8 + 2 * FLOAT  # bytes of a row in the tables
 LISTED = 2 * 8 + FLOAT  # bytes of a row in the lists for its expert's gradients
 
@@ -90,6 +92,27 @@ def list_rows(call, parts, gated, found):
 
 
 @jit
+def expert_of(call):
+    """What a BackwardRows says of its expert."""
+    weights, transposed = expert_weights_at(call.weights), transposed_weights_at(call.weights)
+    return Expert(weights, transposed, call.activation, call.hidden, call.ffn)
+
+
+@jit
+def some_rows(begin, count, found, saved):
+    """Rows begin.. of the tables `found`. saved: address of their places on the tape, or 0."""
+    to_x, to_dy, to_dx, kept, _, _, w, dw, _ = found
+    at, value = 8 * begin, FLOAT * begin
+    return Rows(count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, kept + at, saved)
+
+
+@jit
+def halves(rows, plain, found):
+    """The listed rows without hidden activations on the tape, and those with them."""
+    return some_rows(0, plain, found, 0), some_rows(plain, rows - plain, found, found[4] + 8 * plain)
+
+
+@jit
 def give_back(rows, scalars, found):
     """Write the gradients of the combine weights over the weights, in the lower halves of the words at `scalars`."""
     order, back = found[5], mem.floats(found[7], rows)
@@ -101,8 +124,8 @@ def give_back(rows, scalars, found):
 
 @jit
 def list_stored(m, places, parts, scratch):
-    """List m rows in the store. Returns addresses of three lists (x, what is kept, combine weights) and of the cache
-    line after them.
+    """List m rows in the store, for their expert's gradients. Returns Rows and the address of the cache line after the
+    lists.
     """
     to_x, kept = scratch, scratch + 8 * m
     w = kept + 8 * m
@@ -112,4 +135,4 @@ def list_stored(m, places, parts, scratch):
         mem.store(to_x + 8 * i, place + parts[1])
         mem.store(kept + 8 * i, place + parts[2])
         weight[i] = mem.floats(place + parts[3], 1)[0]
-    return to_x, kept, w, (w + FLOAT * m + LINE - 1) // LINE * LINE
+    return Rows(m, to_x, places, w, 0, 0, kept, 0), (w + FLOAT * m + LINE - 1) // LINE * LINE

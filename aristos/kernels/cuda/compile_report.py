@@ -109,7 +109,7 @@ def finish(kernel: Any, arch: str, text: str, out: Path) -> Row:
         "registers": made.registers,
         "spill_bytes": made.spill_bytes,
         "shared_bytes": shared,
-        "blocks_per_sm": limits.resident(limits.of(cc), kernel.threads, shared, made.registers),
+        "blocks_per_sm": limits.resident(limits.limits_of(cc), kernel.threads, shared, made.registers),
         "advice": list(made.advice),
     }
 

@@ -62,7 +62,7 @@ from .router_job import (
 from .tile import BYTES, CHUNK, Tile, tile_memory
 
 OK, NOT_FINITE, BAD_IDS = 0, 2, 3  # in STATUS: the engine's codes, which this room may not import; a test compares them
-KINDS = tuple(row.kind for row in BY_KIND.values() if row.name == row.stored)  # of tokens
+KINDS = tuple(row.kind for row in BY_KIND.values() if row.name == row.stored)  # types of tokens
 TILE = TILES["f32"][1]
 BLOCK, THREADS = TILE.m, TILE.threads
 FLOAT, WORD = 4, 8  # bytes

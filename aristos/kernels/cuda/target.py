@@ -24,7 +24,7 @@ class Target:
     @classmethod
     def named(cls, arch: str) -> Target:
         """The target of an architecture whose GPU is not here. Raises InputError for a name that means nothing."""
-        return cls(arch, sm_limits.of_name(arch))
+        return cls(arch, sm_limits.limits_of_name(arch))
 
     def check(self) -> None:
         """Raise EnvironmentProblem for a GPU that is too old."""

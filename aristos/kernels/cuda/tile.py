@@ -26,8 +26,8 @@ from .primitive import F32, I32, I64, named
 CHUNK = 128  # bytes of k in shared memory at a time
 LANES = 32
 PAD = 8  # float32 added to each row of staged sums: four rows of a warp then lie in different banks
-BYTES = {kind: row.nbytes for kind, row in BY_KIND.items()}  # of an element, by arithmetic
-GROUP_COLUMNS = 128  # of a warpgroup's product: every tile uses the same instruction
+BYTES = {kind: row.nbytes for kind, row in BY_KIND.items()}  # bytes of an element, by arithmetic
+GROUP_COLUMNS = 128  # columns of a warpgroup's product: every tile uses the same instruction
 GROUP_PRODUCTS = {"bf16": ptx.multiply_group_bf16, "f16": ptx.multiply_group_f16}
 PRODUCTS = {"bf16": ptx.multiply_bf16, "f16": ptx.multiply_f16, "tf32": ptx.multiply_tf32}  # f32 uses no tensor cores
 

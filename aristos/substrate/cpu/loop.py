@@ -35,7 +35,7 @@ def charge(job, st, worker, kind, start, end):
         nbytes = tape.bytes_to(job, st[words.command_owner(c)])
         outbox.count_put(st, n + words.N_LOCAL_PUTS, st[words.command_rows(c)] * nbytes, end - start)
         n += words.N_DISPATCH
-    elif kind == codes.BLOCK:
+    elif kind == codes.BUNDLE:
         c = words.command(job, worker)
         if st[words.remote(job, st[words.command_owner(c)])] == 0:
             nbytes = st[words.command_crossing(c)] * tape.bytes_to(job, st[words.command_owner(c)])
@@ -66,7 +66,7 @@ def charge_idle(job, st, worker, peer, start, end):
 def tend_wire(job, st, worker, idle):
     """Send to remote peers and receive from them; True if anything moved."""
     start = mem.clock()
-    if not outbox.turn(job, st, worker, idle):
+    if not outbox.serve_wire(job, st, worker, idle):
         return False
     end = mem.clock()
     if not idle:

@@ -37,7 +37,7 @@ RUN_FLOPS = 5e9  # most work of a run: a worker comes back to poll within about 
 RUN_LEAST = 24  # least rows that a run is cut to: with fewer, it would read weights for longer than it computes
 MERGE_ROWS = 32  # a run with fewer rows waits a little for more rows of its expert
 MERGE_POLLS = 200  # idle polls that it waits
-ONCE_ROWS = 2048  # least rows for a local owner to which tokens cross once: four blocks
+ONCE_ROWS = 2048  # least rows for a local owner to which tokens cross once: four bundles
 ONCE_SHARE = 300  # percent: least rows for that over the tokens of the call; at least two thirds of the rows repeat
 PAUSE_NS = 100_000_000  # compiled code comes back to Python at least this often
 POISON_SECONDS = 0.1  # how long a failing rank lets MPI deliver its poison to other nodes
@@ -183,7 +183,7 @@ class CpuRuntime(Runtime):
 
     # ------------------------------------------------------------ calls
 
-    def run(self, job: np.ndarray, limits: Limits) -> None:
+    def run_call(self, job: np.ndarray, limits: Limits) -> None:
         """Run an entered call to its end as worker 0; it stays open until its result has been taken."""
         memory = self._memory
         assert memory is not None
@@ -303,20 +303,20 @@ class CpuRuntime(Runtime):
         until = time.monotonic() + POISON_SECONDS
         sent = False
         while time.monotonic() < until:
-            if wire.take(job[words.WIRE]):
+            if wire.try_lock(job[words.WIRE]):
                 if not sent:
                     outbox.put_poison_words(job, self.state)
                     sent = True
                 outbox.receive(job, self.state)
-                wire.leave(job[words.WIRE])
+                wire.unlock(job[words.WIRE])
             time.sleep(0.001)
 
     # ------------------------------------------------------------ the end
 
     def _receive(self, job: np.ndarray) -> None:
-        if job[words.REMOTE] and wire.take(job[words.WIRE]):
+        if job[words.REMOTE] and wire.try_lock(job[words.WIRE]):
             outbox.receive(job, self.state)
-            wire.leave(job[words.WIRE])
+            wire.unlock(job[words.WIRE])
 
     def _standing(self, job: np.ndarray) -> str:
         def line(peer: int, word: int) -> int:

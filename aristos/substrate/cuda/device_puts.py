@@ -32,7 +32,7 @@ VARIABLE = "ARISTOS_DEVICE_PUTS"
 COMMAND = [sys.executable, "-P", "-m", "aristos.substrate.cuda.device_puts"]  # -P: no modules of the current folder
 SECONDS = 60.0  # for the child: MPI and CUDA start, a kernel is compiled
 STUCK_SECONDS = 5.0  # for puts while a kernel runs
-WORDS = 1 << 19  # of the row: 4 MiB
+WORDS = 1 << 19  # the row that is put has 4 MiB
 PIECES = (64, 4 << 10, 64 << 10, 8 * WORDS)  # bytes of a put: inline, eager, rendezvous, pipelined
 NS = 10**9
 

@@ -146,7 +146,7 @@ class _Mark:
                 self._kept.remove(self)
 
     def passed(self) -> bool:
-        """By any thread: it takes nothing from the semaphore."""
+        """Whether the semaphore was posted. Any thread may ask: nothing is taken from it."""
         value = ctypes.c_int()
         LIBC.sem_getvalue(self._semaphore, ctypes.byref(value))
         return value.value > 0

@@ -137,7 +137,7 @@ class DeviceMemory(EngineMemory):
         jobs.fill_engine(
             job, schema.CPU, self.shape, tables, rank=self.group.rank, world=self.group.world, remote=len(self.remote),
             wire=wire, lock=lock, spins=idle[0], yields=idle[1], return_stride=lines(self.shape.stride), all_workers=1,
-            layout=0, state=0, scratch=0, merge_polls=0, pause_ns=0, block_pairs=0, once_rows=0, once_share=0,
+            layout=0, state=0, scratch=0, merge_polls=0, pause_ns=0, bundle_pairs=0, once_rows=0, once_share=0,
         )  # fmt: skip
         return job
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...engine import (
     arrivals,
-    blocks,
+    bundles,
     codes,
     column_runs,
     combine,
@@ -45,7 +45,7 @@ JOB_MOST, STATE_MOST = 1 << 20, 1 << 40  # words: bounds for array types, never 
 WORD = 8
 POLLS = 64  # idle polls between two clock reads
 GAVE_UP = -1  # in WAIT_SINCE: this rank's wait was too long
-SHARES_A_WORKER = 2  # of a phase of a run, if it has tiles enough
+SHARES_A_WORKER = 2  # a phase of a run is cut into so many shares for each worker, if it has tiles enough
 MOST_RUNS = 16
 
 
@@ -208,11 +208,11 @@ def fetch_run(job, st, worker):
 
     Every share of the run reads its rows; so each crosses the bus once.
     """
-    slot = st[words.command_run(words.command(job, worker))]
-    c = words.run_command(job, slot)
+    number = st[words.command_run(words.command(job, worker))]
+    c = words.run_command(job, number)
     rows, size = st[words.command_rows(c)], job[words.ROW_BYTES]
     start, end = job[words.MIRROR], job[words.MIRROR] + job[words.MIRROR_BYTES]
-    copies = job[words.SCRATCH] + job[words.RUNS] * job[words.RUN_STEP] + slot * job[words.BATCH] * size
+    copies = job[words.SCRATCH] + job[words.RUNS] * job[words.RUN_STEP] + number * job[words.BATCH] * size
     mem.block_barrier()  # the run is listed
     for i in range(mem.warp(), rows, mem.warps()):
         row = st[words.row_list(c) + i]
@@ -273,7 +273,7 @@ def charge(job, st, worker, kind, since):
     n, now = words.counter(job, worker, 0), mem.clock()
     if kind in (codes.SHARE, codes.LIST):
         n += words.N_EXPERT
-    elif kind in (codes.DISPATCH, codes.BLOCK):
+    elif kind in (codes.DISPATCH, codes.BUNDLE):
         n += words.N_DISPATCH
     elif kind == codes.COMBINE:
         n += words.N_COMBINE
@@ -395,8 +395,8 @@ def layer(tile: Tile, counted: bool = False) -> Any:
                     fetch_run(job, st, worker)
             elif kind == codes.DISPATCH:
                 dispatch.execute(job, st, worker)
-            elif kind == codes.BLOCK:
-                blocks.execute(job, st, worker)
+            elif kind == codes.BUNDLE:
+                bundles.execute(job, st, worker)
             elif kind == codes.COMBINE:
                 combine.list_rows(job, st, worker)
                 mem.block_barrier()

@@ -58,7 +58,7 @@ def serve(job, st, device_job, device_st):
     """Poll both sides until the window's threads must end (RAN) or something has failed (POISONED)."""
     polls = 0
     while mem.load_acquire(job[words.WIRE] + 8 * wire.STOP) == 0:
-        moved = proxy.turn(job, st, device_job, device_st)
+        moved = proxy.serve_both(job, st, device_job, device_st)
         if moved < 0:
             return codes.POISONED
         polls = 0 if moved else polls + 1

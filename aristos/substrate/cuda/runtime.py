@@ -46,8 +46,8 @@ from .interrupts import PROCESS as INTERRUPTS
 from .outboxes import DeviceMemory
 from .proxy_thread import DeviceWire, ProxyThread
 
-MOST_ROWS = 256  # of a tile
-MOST_NS = 1 << 61  # of a timeout; kernels add two
+MOST_ROWS = 256  # a tile has no more rows
+MOST_NS = 1 << 61  # the longest timeout; kernels add two of them
 MERGE_POLLS = 8  # idle polls that few rows wait for more of their expert
 ANSWER_SECONDS = 0.3  # that the driver has to answer before an abort, or what bounds a wait, goes on without it
 LOOK_SECONDS = 2.0  # that it has to copy the state
@@ -520,8 +520,8 @@ class Blocks:
     def __init__(self, device: Any, sharing: int) -> None:
         self.device, self.sharing = device, sharing
 
-    def of(self, tile: Tile, sms: int | None = None, counted: bool = False) -> int:
-        """For the persistent kernel of a tile. Raises EnvironmentProblem where not even one a rank fits.
+    def resident(self, tile: Tile, sms: int | None = None, counted: bool = False) -> int:
+        """Blocks of a tile's persistent kernel. Raises EnvironmentProblem where not even one a rank fits.
 
         sms: a budget. The GPU may place every block on an SM of its own, so it is also the most blocks. counted: see
         `persistent.layer`.

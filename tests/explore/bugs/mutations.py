@@ -36,7 +36,7 @@ def tail_before_record(put: Put) -> None:
 
 @mutation("one-announcement-buffer")
 def one_announcement_buffer(put: Put) -> None:
-    """Announcements of all epochs share one slot."""
+    """Announcements of all epochs share one buffer."""
     for module, name in ((packing, "announcement_to"), (arrivals, "announcement_from")):
         real = getattr(layout, name)
         put(module, name, lambda job, st, peer, epoch, real=real: real(job, st, peer, 0))
@@ -263,8 +263,8 @@ SPLIT = (("workers", 3), ("placement", (0, 1)))
 def early(phase: int) -> Any:
     """A `column_runs.share_done` that ends a phase of a run one share too early."""
 
-    def share_done(job: Any, st: Any, slot: int) -> bool:
-        run = words.run(job, slot)
+    def share_done(job: Any, st: Any, number: int) -> bool:
+        run = words.run(job, number)
         base, up, down = st[words.run_base(run)], job[words.UP_SHARES], job[words.DOWN_SHARES]
         done = memory.fetch_add(layout.state_word(job, words.run_done(run)), 1) + 1 - base
         if done == up - (phase == codes.RUN_UP):
@@ -280,9 +280,9 @@ def second_phase_early(put: Put) -> None:
     put(column_runs, "share_done", early(codes.RUN_UP))
 
 
-@mutation("slot-freed-early", fixed=(*SPLIT, ("words", 2)))
-def slot_freed_early(put: Put) -> None:
-    """A column-split run ends, and its slot is freed, before its last share is done."""
+@mutation("number-freed-early", fixed=(*SPLIT, ("words", 2)))
+def number_freed_early(put: Put) -> None:
+    """A column-split run ends, and its number is freed, before its last share is done."""
     put(column_runs, "share_done", early(codes.RUN_DOWN))
 
 
@@ -304,12 +304,12 @@ def opened_before_it_is_listed(put: Put) -> None:
     """Shares of a run can be taken before its rows are listed."""
     claim, open_run = column_runs.claim, column_runs.open_run
 
-    def claim_open(job: Any, st: Any, worker: int, slot: int) -> None:
-        claim(job, st, worker, slot)
-        open_run(job, st, slot)
+    def claim_open(job: Any, st: Any, worker: int, number: int) -> None:
+        claim(job, st, worker, number)
+        open_run(job, st, number)
 
     put(column_runs, "claim", claim_open)
-    put(column_runs, "open_run", lambda job, st, slot: None)
+    put(column_runs, "open_run", lambda job, st, number: None)
 
 
 # ---- a rank's workers

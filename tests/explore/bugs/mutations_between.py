@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aristos.engine import blocks, layout, outbox, words
+from aristos.engine import bundles, layout, outbox, words
 from aristos.explore import network, places
 from aristos.explore.mutation import LOTS, Instead, Put, mutation
 from aristos.primitives import memory, wire
@@ -63,17 +63,17 @@ def no_complement_check(put: Put) -> None:
 def two_mpi_callers(put: Put) -> None:
     """Workers call MPI with or without the wire's lock."""
 
-    def take(address: int) -> bool:
+    def try_lock(address: int) -> bool:
         memory.compare_exchange(address + 8 * wire.LOCK, 0, 1)
         return True
 
-    put(wire, "take", take)
+    put(wire, "try_lock", try_lock)
 
 
 @mutation("staging-before-credit", transport="rma", fixed=(("rows", 2),))
 def staging_before_credit(put: Put) -> None:
-    """A block is written into the outbox before there is credit for it."""
-    put(blocks, "mem", Instead(arrived=lambda at: memory.arrived(at) + LOTS))
+    """A bundle is written into the outbox before there is credit for it."""
+    put(bundles, "mem", Instead(arrived=lambda at: memory.arrived(at) + LOTS))
 
 
 @mutation("credit-not-put", transport="rma", fixed=(("rows", 2),))
@@ -109,7 +109,7 @@ def ends_before_put(put: Put) -> None:
 
 @mutation("first-phase-unput", transport="rma", plain=False, kind="object", fixed=(("max_tokens", 6),))
 def first_phase_unput(put: Put) -> None:
-    """An exchange's first phase ends with blocks for remote owners not put; nothing returns that would show it."""
+    """An exchange's first phase ends with bundles for remote owners not put; nothing returns that would show it."""
 
     def all_posted(job: Any, st: Any) -> bool:
         remote = [p for p in range(job[words.WORLD]) if st[words.remote(job, p)]]

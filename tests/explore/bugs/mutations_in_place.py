@@ -68,7 +68,7 @@ def load_after_the_call_before(put: Put) -> None:
 
 @mutation("load-in-a-call-too-early", **WITHIN)
 def load_in_a_call_too_early(put: Put) -> None:
-    """A rank that loads while another object's call is open waits for the call before the last one that has ended."""
+    """A rank that loads while another object's call is open waits for all calls but the last that has ended."""
     put(rank.Rank, "await_readers", waiting_for(-1))
 
 
@@ -79,7 +79,7 @@ def load_in_a_call_waits_for_it(put: Put) -> None:
 
 
 def waiting_for(more: int) -> Callable[[Any], None]:
-    """`await_readers` that waits for so many calls more while a call is open."""
+    """An `await_readers` that waits for `more` further calls (fewer if negative) while a call is open."""
     real = rank.Rank.await_readers
 
     def await_readers(self: Any) -> None:
@@ -184,7 +184,7 @@ def stay_of_the_last_call(put: Put) -> None:
 
 @mutation("end-with-unread-announcements", calls=4)
 def end_with_unread_announcements(put: Put) -> None:
-    """A call ends although an announcement is unread, so that its slot may be written again too early."""
+    """A call ends although an announcement is unread, so that its buffer may be written again too early."""
 
     def finished(job: Any, st: Any) -> bool:
         unread, st[words.UNREAD] = st[words.UNREAD], 0

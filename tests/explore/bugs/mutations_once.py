@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aristos.engine import arrivals, blocks, dispatch, experts, layout, packing, words
+from aristos.engine import arrivals, bundles, dispatch, experts, layout, packing, words
 from aristos.explore.mutation import Instead, Put, mutation
 from aristos.primitives import memory
 
@@ -53,9 +53,9 @@ def once_of_the_call_before(put: Put) -> None:
     put(arrivals, "read_announcement", read_announcement)
 
 
-@mutation("once-decided-visit-by-visit", fixed=(*ONCE, ("rows", 3), ("once", 3), ("tile", 1), ("block", 3)))
+@mutation("once-decided-visit-by-visit", fixed=(*ONCE, ("rows", 3), ("once", 3), ("tile", 1), ("bundle", 3)))
 def once_decided_visit_by_visit(put: Put) -> None:
-    """A source decides again with every block, by the rows that are left."""
+    """A source decides again with every bundle, by the rows that are left."""
     real = dispatch.claim
 
     def claim(job: Any, st: Any, worker: int) -> int:
@@ -71,10 +71,10 @@ def once_decided_visit_by_visit(put: Put) -> None:
     put(dispatch, "claim", claim)
 
 
-@mutation("block-in-crossing-rows", fixed=(*ONCE, ("rows", 3)))
-def block_in_crossing_rows(put: Put) -> None:
-    """The next block's ring rows and index begin behind the rows that crossed, not behind the pairs."""
-    real = blocks.publish
+@mutation("bundle-in-crossing-rows", fixed=(*ONCE, ("rows", 3)))
+def bundle_in_crossing_rows(put: Put) -> None:
+    """The next bundle's ring rows and index begin behind the rows that crossed, not behind the pairs."""
+    real = bundles.publish
 
     def publish(job: Any, st: Any, worker: int) -> None:
         c = words.command(job, worker)
@@ -82,29 +82,29 @@ def block_in_crossing_rows(put: Put) -> None:
         real(job, st, worker)
         st[words.sent_rows(job, owner)] -= pairs - st[words.command_crossing(c)]
 
-    put(blocks, "publish", publish)
+    put(bundles, "publish", publish)
 
 
-@mutation("block-freed-tile-by-tile", fixed=(*ONCE, ("tile", 1)))
-def block_freed_tile_by_tile(put: Put) -> None:
-    """Every tile of a block is marked as its end, so that ring rows are freed that other tiles still read."""
-    real = blocks.write_records
+@mutation("bundle-freed-tile-by-tile", fixed=(*ONCE, ("tile", 1)))
+def bundle_freed_tile_by_tile(put: Put) -> None:
+    """Every tile of a bundle is marked as its end, so that ring rows are freed that other tiles still read."""
+    real = bundles.write_records
 
     def write_records(job: Any, st: Any, owner: int, rows: int) -> int:
         tiles, first = real(job, st, owner, rows), st[words.sent_tiles(job, owner)]
         for tile in range(first, first + tiles):
             a = layout.record_to(job, st, owner, tile)
-            memory.store(words.record_block(a), memory.load(words.record_rows(a)))
+            memory.store(words.record_bundle(a), memory.load(words.record_rows(a)))
         return tiles
 
-    put(blocks, "write_records", write_records)
+    put(bundles, "write_records", write_records)
 
 
 @mutation("index-after-the-tail", fixed=ONCE)
 def index_after_the_tail(put: Put) -> None:
-    """Within a node a block's index is written once its tail has been released."""
+    """Within a node a bundle's index is written once its tail has been released."""
     late: dict[int, list[tuple[int, int]]] = {}
-    real = blocks.publish
+    real = bundles.publish
 
     def store(at: int, value: int) -> None:
         regions = memory.store.__self__.regions  # type: ignore[attr-defined]  # a Memory's method
@@ -119,8 +119,8 @@ def index_after_the_tail(put: Put) -> None:
         while mine:
             memory.store(*mine.pop())
 
-    put(blocks, "mem", Instead(store=store))
-    put(blocks, "publish", publish)
+    put(bundles, "mem", Instead(store=store))
+    put(bundles, "publish", publish)
 
 
 @mutation("output-staged-within-a-node", fixed=ONCE)

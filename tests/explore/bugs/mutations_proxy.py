@@ -81,9 +81,9 @@ def credit_when_copies_begin(put: Put) -> None:
 @mutation("posted-before-flush", transport="proxy")
 def posted_before_flush(put: Put) -> None:
     """The GPU's POSTED word is set when the proxy has read what to put, not when it is put."""
-    real = proxy.turn
+    real = proxy.serve_both
 
-    def turn(job: Any, st: Any, gpu: Any, cs: Any) -> int:
+    def serve_both(job: Any, st: Any, gpu: Any, cs: Any) -> int:
         proxy.refresh(job, st, gpu)
         for p in range(job[words.WORLD]):
             if st[words.remote(job, p)]:
@@ -91,7 +91,7 @@ def posted_before_flush(put: Put) -> None:
                 memory.store_release(proxy.gpu_word(gpu, cs, p, words.POSTED), seen)
         return int(real(job, st, gpu, cs))
 
-    put(proxy, "turn", turn)
+    put(proxy, "serve_both", serve_both)
 
 
 @mutation("proxy-words-before-flush", transport="proxy")
@@ -174,7 +174,7 @@ def return_rows_not_copied(put: Put) -> None:
             gpu[words.P_RETURN_RECORDS],
             cs[words.put_returned(gpu, peer)],
             tiles,
-            gpu[words.SLOTS],
+            gpu[words.RING_RECORDS],
             layout.RETURN_RECORD_BYTES,
         ),
     )

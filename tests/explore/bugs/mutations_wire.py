@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from aristos.engine import arrivals, blocks, dispatch, experts, layout, outbox, proxy, scalars, words
+from aristos.engine import arrivals, bundles, dispatch, experts, layout, outbox, proxy, scalars, words
 from aristos.explore.mutation import NOWHERE, Instead, Put, mutation
 from aristos.primitives import memory
 
@@ -91,7 +91,7 @@ def scalars_after_the_tail(put: Put) -> None:
 def scalar_of_the_first_choice(put: Put) -> None:
     """All pairs of a token that crosses once get the scalar of its first choice."""
     first = Instead(scalars, of_pair=lambda job, pair: scalars.of_pair(job, pair - pair % job[words.TOP_K]))
-    put(blocks, "scalars", first)
+    put(bundles, "scalars", first)
 
 
 @mutation("scalar-read-as-a-place", transport="rma", fixed=(*SCALARS, ("rows", 3)))
@@ -102,7 +102,7 @@ def scalar_read_as_a_place(put: Put) -> None:
 
 @mutation("index-not-put", transport="rma")
 def index_not_put(put: Put) -> None:
-    """A block's rows and records are put, and its index is not."""
+    """A bundle's rows and records are put, and its index is not."""
 
     def put_ring(job: Any, st: Any, peer: int, part: int, *rest: int) -> int:
         return 0 if part == job[words.P_INDEX] else real(job, st, peer, part, *rest)

@@ -1,20 +1,20 @@
-"""Step `dispatch` in blocks of tokens. Each token crosses once, however many of its experts the owner holds.
+"""Step `dispatch` in bundles of tiles. Each token crosses once, however many of its experts the owner holds.
 
 Tokens always cross once to a remote owner. To a local owner they do if the source has announced it for this call
 (`packing.crosses_once`).
 
-A block covers those of the tokens t0..t1 that have a (token, choice) pair for the owner. It holds three things: the row
+A bundle covers those of the tokens t0..t1 that have a (token, choice) pair for the owner. It holds three things: a row
 of each such token, once; an index entry for each pair, in the order of experts, then tokens, with the place of the
-pair's row; a record for each tile. A block takes as many ring rows as it has pairs, and its rows fill the first of
+pair's row; a record for each tile. A bundle takes as many ring rows as it has pairs, and its rows fill the first of
 them. So one credit, counted in pairs, bounds the ring, the index and a remote owner's staged outputs. Steps write the
-block into a local owner's ring, or into the outbox, from which `outbox.py` puts it.
+bundle into a local owner's ring, or into the outbox, from which `outbox.py` puts it.
 """
 
 from kernel_cache.compile import jit
 
 from ..primitives import memory as mem
 from . import bounds, codes, scalars, tape, words
-from .layout import RECORD_BYTES, WORD, block_row_to, index_to, record_to, word_from, word_to
+from .layout import RECORD_BYTES, WORD, bundle_row_to, index_to, record_to, word_from, word_to
 from .packing import tile_rows
 
 
@@ -53,8 +53,8 @@ def next_token(job, st, owner):
 
 @jit
 def end_token(job, st, owner, first, most):
-    """The end of a block that begins at token `first`: as many tokens as have at most `most` pairs, at least one."""
-    low, high = first + 1, job[words.TOKENS]  # the pairs before token `low` fit, or the block has one token
+    """The end of a bundle that begins at token `first`: as many tokens as have at most `most` pairs, at least one."""
+    low, high = first + 1, job[words.TOKENS]  # the pairs before token `low` fit, or the bundle has one token
     while low < high:
         middle = (low + high + 1) // 2
         if pairs_before(job, st, owner, middle) <= most:
@@ -66,7 +66,7 @@ def end_token(job, st, owner, first, most):
 
 @jit
 def claim(job, st, worker, owner, under_way):
-    """Claim the next block for `owner` if there is credit for it. (Decide, under the lock.)"""
+    """Claim the next bundle for `owner` if there is credit for it. (Decide, under the lock.)"""
     ring = job[words.RING_ROWS]
     sent = st[words.sent_rows(job, owner)]
     freed = mem.arrived(word_from(job, st, owner, words.CREDIT))
@@ -74,7 +74,7 @@ def claim(job, st, worker, owner, under_way):
         return False
     space = ring - sent + freed
     first = next_token(job, st, owner)
-    end = end_token(job, st, owner, first, min(space, job[words.BLOCK_PAIRS]))
+    end = end_token(job, st, owner, first, min(space, job[words.BUNDLE_PAIRS]))
     pair, tiles, most = sent, 0, min(job[words.TILE], ring)
     for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):
         stop = first_from(job, st, slot, end)
@@ -86,7 +86,7 @@ def claim(job, st, worker, owner, under_way):
     if pair - sent > space or under_way + tiles > ring:
         return False
     c = words.command(job, worker)
-    st[words.command_kind(c)] = codes.BLOCK
+    st[words.command_kind(c)] = codes.BUNDLE
     st[words.command_owner(c)] = owner
     st[words.command_token(c)] = first
     st[words.command_end(c)] = end
@@ -97,7 +97,7 @@ def claim(job, st, worker, owner, under_way):
 
 @jit
 def write_records(job, st, owner, rows):
-    """Write a record for every tile of the block; returns how many. The last one has `rows`, the rows that crossed."""
+    """Write a record for every tile of the bundle; returns how many. The last one has `rows`, the rows that crossed."""
     tile = st[words.sent_tiles(job, owner)]
     most = min(job[words.TILE], job[words.RING_ROWS])
     start = job[words.slot_start(job, owner)]
@@ -111,16 +111,16 @@ def write_records(job, st, owner, rows):
             mem.store(words.record_expert(last), slot - start)
             mem.store(words.record_rows(last), n)
             mem.store(words.record_packed(last), packed)
-            mem.store(words.record_block(last), 0)
+            mem.store(words.record_bundle(last), 0)
             packed += n
             tiles += 1
-    mem.store(words.record_block(last), rows)
+    mem.store(words.record_bundle(last), rows)
     return tiles
 
 
 @jit
 def execute(job, st, worker):
-    """Write the claimed block: rows, index entries, then records. On a GPU the warps take rows in turn."""
+    """Write the claimed bundle: rows, index entries, then records. On a GPU the warps take rows in turn."""
     c = words.command(job, worker)
     owner, k = st[words.command_owner(c)], job[words.TOP_K]
     low = st[words.offset(job, job[words.slot_start(job, owner)])]
@@ -135,7 +135,7 @@ def execute(job, st, worker):
             if packed < low or packed >= high:
                 continue
             if mine and not crossed:
-                mem.copy_row(block_row_to(job, st, owner, row), job[words.X] + job[words.X_STRIDE] * t, nbytes)
+                mem.copy_row(bundle_row_to(job, st, owner, row), job[words.X] + job[words.X_STRIDE] * t, nbytes)
             crossed = True
             if mine and mem.lane() == 0:
                 slot = job[words.slot_of(job, ids[i])]
@@ -151,7 +151,7 @@ def execute(job, st, worker):
 
 @jit
 def publish(job, st, worker):
-    """The block is written. (Under the lock.)"""
+    """The bundle is written. (Under the lock.)"""
     c = words.command(job, worker)
     owner, tiles, pairs = st[words.command_owner(c)], st[words.command_tiles(c)], st[words.command_rows(c)]
     for slot in range(job[words.slot_start(job, owner)], job[words.slot_start(job, owner + 1)]):

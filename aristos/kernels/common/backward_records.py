@@ -1,0 +1,43 @@
+"""Records of arguments that the kernels of a backward call pass to each other: Numba passes them as single values.
+
+They stand here because the modules of `kernels/cpu` exist once for each instruction set, and these classes once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ...primitives.arithmetic import ExpertWeights, TransposedWeights
+
+
+class Rows(NamedTuple):
+    """Rows of one expert. `x`, `dy`, `dx`, `kept` and `saved` are addresses of arrays of `length` addresses."""
+
+    length: int  # number of rows
+    x: int  # inputs
+    dy: int  # gradients of the outputs
+    w: int  # address of the combine weights, float32
+    dx: int  # where gradients of the inputs go
+    dw: int  # address where gradients of the combine weights go, float32
+    kept: int  # where what the weights' gradients need is kept
+    saved: int  # hidden activations on the tape: then x is not read; or 0
+
+
+class Expert(NamedTuple):
+    """What a backward call reads of an expert."""
+
+    weights: ExpertWeights
+    transposed: TransposedWeights
+    activation: int
+    hidden: int
+    ffn: int
+
+
+class Sums(NamedTuple):
+    """Where gradients of an expert's weights go."""
+
+    gradients: tuple[int, ...]  # addresses of up, gate, down and their biases, 0 for absent ones
+    hidden: int
+    ffn: int
+    carry: int  # 0: the gradients are written, else added
+    once: int  # 1: no other rows of the call are added

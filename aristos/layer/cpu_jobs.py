@@ -1,0 +1,103 @@
+"""The jobs of a layer's calls on CPU cores: one for each layer, and what of it does not change from call to call."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..config import MoEConfig
+from ..engine import codes, schema
+from ..engine import job as jobs
+from ..kernels.common import activations, scores
+from ..substrate.cpu.runtime import CpuRuntime
+from .arguments import choices, on_input
+from .collective import Membership
+
+
+class CpuKernels(NamedTuple):
+    """The kernels of a layer. handle: of the element type's kernels. run_rows: see `entries.run_rows`."""
+
+    element: Any
+    handle: int
+    run_rows: tuple[int, int]
+
+
+class CpuJobs:
+    """Jobs of an object's layers, filled again when weights or the runtime's windows have changed.
+
+    weights: the backend's, an entry a layer. foreign: (slot, owner) of experts of local peers. stay_rows, reading_rows:
+    words of the job, the first for each layer. events: where the timeline is written, or None.
+    """
+
+    def __init__(
+        self,
+        runtime: CpuRuntime,
+        member: Membership,
+        cfgs: tuple[MoEConfig, ...],
+        kernels: CpuKernels,
+        weights: list[Any],
+        moves: str,
+    ) -> None:
+        self._runtime, self._member, self._cfgs, self._kernels = runtime, member, cfgs, kernels
+        self._weights = weights
+        self._busiest_decides = int(moves != "experts")
+        self.made: list[np.ndarray | None] = [None] * len(cfgs)
+        self.filled = [-1] * len(cfgs)  # the runtime's version that each job was filled for
+        self.foreign: list[tuple[int, int]] = []
+        self.stay_rows, self.reading_rows = [1] * len(cfgs), 0
+        self.events: np.ndarray | None = None
+
+    def open(self, layer: int) -> np.ndarray:
+        """The job of a layer for a new call, filled again when its weights or the runtime's windows have changed."""
+        runtime, cfg = self._runtime, self._cfgs[layer]
+        job = self.made[layer]
+        if job is None:
+            job = self._member.new_job(
+                schema.CPU,
+                hidden=cfg.hidden,
+                ffn=cfg.ffn,
+                experts=cfg.columns,
+                top_k=choices(cfg),
+                choices=cfg.top_k,
+                shared=len(self._member.mine) + 1 if cfg.shared_ffn else 0,
+                shared_ffn=cfg.shared_ffn,
+                identity=cfg.identity_experts,
+                on_input=on_input(cfg),
+                foreign=self.foreign,
+                stay_rows=self.stay_rows[layer],
+                reading_rows=self.reading_rows,
+                busiest_decides=self._busiest_decides,
+                scalars=0,
+                row_bytes=self._kernels.element.nbytes * cfg.hidden,
+                kernels=self._kernels.handle,
+                score=scores.rule(cfg.router),
+                renormalize=cfg.router.renormalize,
+                scale=int(np.float32(cfg.router.scale).view(np.int32)),
+                activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
+            )
+            self.made[layer] = job
+            jobs.fill(job, schema.KIND, schema.CPU, layer=layer, mode=codes.MODE_LAYER)
+            jobs.leave_out(job, schema.CPU, schema.TAPE, schema.BACKWARD, schema.LANDING)
+        if self.filled[layer] != runtime.version:
+            jobs.renew(job, schema.ENGINE, schema.TILE, schema.WEIGHTS, schema.EVENTS)
+            runtime.fill(job, self._member.threads, *self._kernels.run_rows)
+            if self._weights[layer] is not None:
+                self._weights[layer].fill(job)
+                self.filled[layer] = runtime.version
+            else:
+                jobs.leave_out(job, schema.CPU, schema.WEIGHTS)
+            at, most = (0, 0) if self.events is None else (self.events.ctypes.data, self.events.shape[1])
+            jobs.fill(job, schema.EVENTS, schema.CPU, events=at, events_max=most)
+        jobs.renew_call(job)
+        return job
+
+    def made_for(self, layer: int) -> np.ndarray:
+        """The job of a layer that has had a call."""
+        job = self.made[layer]
+        assert job is not None
+        return job
+
+    def forget(self) -> None:
+        """Fill each job again before its next call."""
+        self.filled = [-1] * len(self.filled)

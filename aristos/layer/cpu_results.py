@@ -1,0 +1,40 @@
+"""What a call on CPU cores has found: its routing, or why the engine has refused this rank's input."""
+
+from __future__ import annotations
+
+from ..config import MoEConfig
+from ..engine import codes
+from ..primitives import finite
+from ..routing import Routing, routing_of
+from .arguments import explain_ids, not_finite
+from .cpu_arguments import CpuArguments, CpuCall
+
+
+def routing_of_call(call: CpuCall, cfg: MoEConfig, arguments: CpuArguments) -> Routing:
+    """The routing of a call that has ended, for a caller who wants it."""
+    assert call.x is not None
+    own_ids, own_weights = arguments.own_routing(cfg, len(call.x))
+    ids = own_ids if call.ids is None else call.ids
+    weights = own_weights if call.weights is None else call.weights
+    if call.kept is not None:
+        weights = call.kept[:, : cfg.top_k]
+    shape = (*call.lead, cfg.top_k)
+    logits = None if call.logits is None else call.logits.reshape(*call.lead, cfg.columns)
+    return routing_of(ids.reshape(shape), weights.reshape(shape), logits, cfg.columns)
+
+
+def own_problem(call: CpuCall, status: int, cfg: MoEConfig) -> str:
+    """Why the engine has refused this rank's routing."""
+    if status == codes.BAD_IDS:
+        assert call.ids is not None
+        return explain_ids(call.ids.reshape(-1, cfg.top_k), cfg.columns)
+    if call.weights is not None and call.ids is not None:
+        given = call.weights.reshape(-1, cfg.top_k)
+        problem = not_finite(given, call.ids.reshape(given.shape) >= 0)
+        return problem or "x times shared_sigmoid must be finite, got NaN or infinity: look for it in both"
+    assert call.x is not None
+    name, rows = ("x", call.x) if call.router_x is None else ("router_x", call.router_x)
+    at = finite.first(rows)
+    if at is not None:
+        return f"{name} must be finite, got {float(rows[at])} in token {at[0]}, column {at[1]}"
+    return f"router scores must be finite, got NaN or infinity: {name} is finite, its products are not"
