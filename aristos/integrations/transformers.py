@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from ..errors import EnvironmentProblem, InputError
+from ..host import mpi_world
 from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module
 from .fp8 import PackedExperts, packed_experts
@@ -320,6 +321,7 @@ def _whole_when_saved(save: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _guard: Guard | None = None
+mpi_world.prepare()
 if importlib.util.find_spec("transformers.distributed.expert_parallel") is not None:  # from transformers 5.23 on
     from . import expert_parallel
 
