@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..errors import EnvironmentProblem, WaitTimeout
-from ..host import launch_environment
+from ..errors import WaitTimeout
+from ..host import mpi_world
 from ..host.nodes import Nodes
 
 LIMIT = 300.0  # seconds that a rank may wait for others; the first run compiles
@@ -181,20 +181,4 @@ def connect(ranks_per_node: int | None = None, limit: float = LIMIT, timeout: fl
 
     Raises EnvironmentProblem if a launcher started several tasks that MPI does not see as one job.
     """
-    started = launch_environment.started_as()
-    strange = launch_environment.stranger()
-    if strange is not None:
-        raise EnvironmentProblem(strange)
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as why:
-        if started is not None and started[1] > 1:
-            raise EnvironmentProblem(
-                f"{started[0]} started {started[1]} tasks, but no MPI library could be loaded ({why}); "
-                "`module load` the cluster's MPI, or install one, e.g. pip install 'aristos[mpich]'"
-            ) from why
-        return World(ranks_per_node=ranks_per_node, limit=limit, timeout=timeout)
-    wrong = launch_environment.mismatch(MPI.COMM_WORLD.Get_size())
-    if wrong is not None:
-        raise EnvironmentProblem(wrong)
-    return World(MPI.COMM_WORLD, ranks_per_node, limit, timeout)
+    return World(mpi_world.connect(), ranks_per_node, limit, timeout)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
-from ..host import launch_environment
+from ..host import launch_environment, mpi_world
 from ..layer.moe import MoE
 
 NAME = "aristos"  # the implementation of experts
@@ -91,10 +91,6 @@ def communicator() -> Any:
 
 
 def world() -> Any:
-    """MPI's world if a launcher has started several tasks, else None."""
+    """MPI's world if a launcher has started several tasks, else None. Raises EnvironmentProblem if MPI sees others."""
     started = launch_environment.started_as()
-    if started is None or started[1] == 1:
-        return None
-    from mpi4py import MPI
-
-    return MPI.COMM_WORLD
+    return None if started is None or started[1] == 1 else mpi_world.connect()

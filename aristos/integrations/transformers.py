@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from ..errors import EnvironmentProblem, InputError
+from ..host import mpi_world
 from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
-from . import experts_module
+from . import experts_module, uncaught
 from .fp8 import PackedExperts, packed_experts
 from .guard import Guard, Offer, guarded
 from .masters import refuse_sharded
@@ -320,6 +321,8 @@ def _whole_when_saved(save: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _guard: Guard | None = None
+mpi_world.prepare()
+uncaught.end_together()
 if importlib.util.find_spec("transformers.distributed.expert_parallel") is not None:  # from transformers 5.23 on
     from . import expert_parallel
 

@@ -20,7 +20,7 @@ from ..engine import words
 from ..engine.layout import EngineShape, PairLayout, StateLayout
 from ..engine.poison import failure_of
 from ..errors import AristosError, ClosedError, MismatchError, OpenCallError, WaitTimeout
-from ..transport.group import Group
+from ..transport.group import CLOSES, Group
 from .background import Background
 from .counters import Tables
 from .failure import Failure, damaged_poison
@@ -286,18 +286,28 @@ class Runtime(ABC):
             return True
         job = self._blank_job()
         peers = [p for p in range(self.group.world) if p != self.group.rank]
-        for _ in self.group.until_all_come("the other ranks to close"):
-            self._receive(job)
-            for p in peers:
-                if poison := self._read_word(job, p, words.POISON):
-                    _, origin, cause = failure_of(poison)
-                    damaged = damaged_poison(self.group.rank, self.group.world, self.epoch, p, origin, cause)
-                    if damaged is not None:
-                        self.give_up(damaged)
+        try:
+            for _ in self.group.until_all_come("the other ranks to close", kind=CLOSES):
+                self._receive(job)
+                if not self._all_stay(job, peers):
                     return False
-                if self._read_word(job, p, words.ANNOUNCED) > self.epoch:
-                    self.give_up(MismatchError(f"rank {self.group.rank} closes, and rank {p} makes a call"))
-                    return False
+        except MismatchError as apart:
+            self.give_up(apart)
+            return False
+        return True
+
+    def _all_stay(self, job: np.ndarray, peers: list[int]) -> bool:
+        """Whether no peer has failed or makes a call while this rank closes; gives up if one makes a call."""
+        for p in peers:
+            if poison := self._read_word(job, p, words.POISON):
+                _, origin, cause = failure_of(poison)
+                damaged = damaged_poison(self.group.rank, self.group.world, self.epoch, p, origin, cause)
+                if damaged is not None:
+                    self.give_up(damaged)
+                return False
+            if self._read_word(job, p, words.ANNOUNCED) > self.epoch:
+                self.give_up(MismatchError(f"rank {self.group.rank} closes, and rank {p} makes a call"))
+                return False
         return True
 
     @abstractmethod

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MemoryProblem, PoisonedError
+from ..errors import MemoryProblem, MismatchError, PoisonedError
 from ..host import launch_environment, mpi_files
 from ..host.nodes import Nodes
 from ..host.processes import ENDED, Process
@@ -33,6 +33,9 @@ DRAIN_SECONDS = 0.2  # for the launcher's pipes
 MOST_TEXT = 2000  # characters of an error that other ranks get
 MEETING_POLLS = 99  # polls of a barrier before it sleeps
 EXCHANGE_POLLS = 5000  # some milliseconds: ranks in step need less
+CLOSES, EXCHANGES, MEETS = "closes", "exchanges words", "meets"  # kinds of meetings
+KINDS = (CLOSES, EXCHANGES, MEETS)
+MOST_WORDS, TEXT_WORDS = 5, 12  # of an exchange, and of what a rank meets for
 FAILED = 1  # tag of the message by which a rank that cannot enter a collective says why
 
 
@@ -74,6 +77,7 @@ def world_size() -> int:
     return int(MPI.COMM_WORLD.Get_size())
 
 
+NOTHING = np.empty(0, np.int64)  # words of a meeting without an exchange
 _aborts: dict[Group, Callable[[], None]] = {}  # what ends the job when this process exits, by the group that failed
 _job: dict[int, Process] = {}  # processes of this machine, by rank of the whole job, as groups have exchanged them
 
@@ -192,13 +196,12 @@ class Group:
     def exchange(self, words: np.ndarray, what: str) -> np.ndarray:
         """[W, n]: every rank's words, [n] int64, in rank order. Cheaper than `allgather`: one collective, no pickle.
 
-        It waits for late ranks as `meet` does.
+        n is at most 5. It waits for late ranks as `meet` does.
         """
         if self.comm is None:
             return words[None]
-        found = np.empty((self.world, words.size), np.int64)
-        self._pending = words, found  # MPI may still write there after an exception
-        self._wait(self._polled(lambda: self.comm.Iallgather(words, found), what, self.comm, EXCHANGE_POLLS), what)
+        self._wait(self._met(EXCHANGES, words, what, self.comm, EXCHANGE_POLLS), what)
+        found: np.ndarray = self._pending[1][:, 1 : 1 + words.size]
         return found
 
     def _wait(self, waiting: Iterator[None], what: str) -> None:
@@ -213,11 +216,33 @@ class Group:
                     f" it gives up after {self.limits.absent:g} s ({ABSENT})"
                 )
 
-    def until_all_come(self, what: str, comm: Any = None) -> Iterator[None]:
-        """A barrier as an iterator: yields now and then until every rank has entered it, absent_timeout at most."""
+    def until_all_come(self, what: str, comm: Any = None, kind: str = MEETS) -> Iterator[None]:
+        """Yields now and then until every rank has come here, absent_timeout at most. kind: one of KINDS.
+
+        Raises MismatchError where another rank meets for another reason.
+        """
         comm = comm or self.comm
         if comm is not None:
-            yield from self._polled(comm.Ibarrier, what, comm, MEETING_POLLS)
+            yield from self._met(kind, NOTHING, what, comm, MEETING_POLLS)
+
+    def _met(self, kind: str, words: np.ndarray, what: str, comm: Any, polls: int) -> Iterator[None]:
+        """Exchange kind, words and reason with all ranks; all meetings are the same collective, so that any two meet.
+
+        MPI would take one rank's barrier for the half of another rank's exchange.
+        """
+        mine = np.zeros(1 + MOST_WORDS + TEXT_WORDS, np.int64)
+        mine[0], mine[1 : 1 + words.size] = KINDS.index(kind), words
+        text = what.encode()[: 8 * TEXT_WORDS]
+        mine[1 + MOST_WORDS :].view(np.uint8)[: len(text)] = np.frombuffer(text, np.uint8)
+        found = np.zeros((comm.Get_size(), mine.size), np.int64)
+        self._pending = mine, found  # MPI may still write there after an exception
+        yield from self._polled(lambda: comm.Iallgather(mine, found), what, comm, polls)
+        for rank in np.flatnonzero(found[:, 0] != mine[0]).tolist():
+            theirs = found[rank, 1 + MOST_WORDS :].tobytes().rstrip(b"\0").decode(errors="replace")
+            raise MismatchError(
+                f"rank {self.rank} waits for {what}, and rank {rank} for {theirs}: one of them has made other calls, or"
+                " fewer: all ranks call the same layers equally often, and then close them or end"
+            )
 
     def _polled(self, start: Callable[[], Any], what: str, comm: Any, polls: int) -> Iterator[None]:
         """A non-blocking collective as an iterator, absent_timeout at most. polls: before it sleeps between them."""

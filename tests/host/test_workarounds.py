@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mpi import LAUNCHER_VARIABLES
 
 from aristos.bench import main
 from aristos.errors import EnvironmentProblem
@@ -179,3 +181,28 @@ def test_mpi4py_loads_the_library_that_was_found():
         code = "import sys; from aristos.host import workarounds as w; w.apply(); print('mpi4py' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
         assert done.stdout.strip() == "False"
+
+
+def mpi_started(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """A process that a launcher seems to have started as one of two; MPI makes it a world of its own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
+    step = STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"} | env
+    code = f"import os, sys\nfrom aristos.host import mpi_world\n{code}"
+    return subprocess.run([sys.executable, "-c", code], env=clean | step, capture_output=True, text=True, timeout=60)
+
+
+def test_variables_are_set_before_mpi_starts():
+    done = mpi_started("mpi_world.prepare(); print('mpi4py.MPI' in sys.modules, os.environ.get('FI_PROVIDER'))")
+    library = mpi_library.find()
+    wanted = "tcp" if library is not None and library.kind == "MPICH" and library.wheel else None
+    assert done.stdout == f"False {wanted}\n" or workarounds.this_machine(os.environ).rdma, done.stderr
+
+
+def test_tasks_that_mpi_does_not_see_as_one_job():
+    done = mpi_started("mpi_world.connect()")
+    assert re.search(r"EnvironmentProblem: srun started 2 tasks but MPI sees 1: ", done.stderr), done.stderr
+
+
+def test_tasks_without_an_mpi_library():
+    done = mpi_started("sys.modules['mpi4py'] = None; mpi_world.connect()")
+    assert "srun started 2 tasks, but no MPI library could be loaded" in done.stderr, done.stderr

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from cases import PATIENCE
-from hf_models import GENERATE, MODELS, MORE, held_by_torch, on_ranks, opened, relative, small
+from hf_models import GENERATE, MODELS, MORE, experts_of, held_by_torch, on_ranks, opened, relative, small
 
 from aristos import packed, quantise
 from aristos.errors import InputError, PoisonedError
@@ -110,6 +110,25 @@ def test_two_ranks_with_prompts_of_their_own(comm, tmp_path):
         assert (model.generate(ids, **GENERATE) == theirs.generate(ids, **GENERATE)).all()
     layer = next(vars(module)["_aristos"] for module in model.modules() if "_aristos" in vars(module))
     assert len(layer.moe.placement.mine(comm.rank)) == 4
+    ours.close(model)
+
+
+@pytest.mark.ranks(2, timeout=120)
+@pytest.mark.parametrize("kind", ["many", "qwen3_moe"])
+def test_logits_on_two_ranks_and_on_two_nodes(comm, tmp_path, kind):
+    """128 experts, 8 a token; and nodes that share no memory."""
+    ours, folder = on_ranks(comm, tmp_path, kind)
+    ours.options(max_tokens=8, threads=1, comm=comm, timeout=PATIENCE, ranks_per_node=None if kind == "many" else 1)
+    theirs, model = opened(folder, "eager"), ours.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.randint(0, 128, (2, 15), generator=torch.Generator().manual_seed(comm.rank))
+    with torch.no_grad():
+        assert relative(model(ids).logits, theirs(ids).logits) < 1e-5
+        if kind != "many":
+            assert (model.generate(ids, **GENERATE) == theirs.generate(ids, **GENERATE)).all()
+    moe = vars(experts_of(model)[0])["_aristos"].moe
+    assert (len(moe.placement.mine(comm.rank)), moe.runtime.group.nodes.single) == (
+        (64, True) if kind == "many" else (4, False)
+    )
     ours.close(model)
 
 

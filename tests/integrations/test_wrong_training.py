@@ -13,6 +13,7 @@ import aristos
 from aristos.errors import InputError, MismatchError
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("torch.distributed.fsdp")
 pytest.importorskip("transformers")
 
 
@@ -75,12 +76,17 @@ def test_steps_in_one_process_need_no_average(ours, tmp_path):
     ours.close(model)
 
 
+def fsdp1(model):
+    """Before `fully_shard`; it warns that it goes out of use."""
+    with warnings.catch_warnings(action="ignore"):
+        return torch.distributed.fsdp.FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+
+
 @pytest.mark.ranks(2, timeout=120)
 @pytest.mark.parametrize("first", [False, True])
-def test_experts_that_fsdp_has_cut(comm, tmp_path, first):
+@pytest.mark.parametrize("cut", [torch.distributed.fsdp.fully_shard, fsdp1])
+def test_experts_that_fsdp_has_cut(comm, tmp_path, first, cut):
     """Before and after a first call."""
-    from torch.distributed.fsdp import fully_shard
-
     ours, folder = on_ranks(comm, tmp_path, "mixtral")
     model = opened(folder, "aristos").train()
     if first:
@@ -89,7 +95,7 @@ def test_experts_that_fsdp_has_cut(comm, tmp_path, first):
     torch.distributed.init_process_group("gloo", store=store, rank=comm.rank, world_size=comm.size)
     try:
         with pytest.raises(InputError, match=r"MixtralExperts: FSDP has cut its experts, .* leave FSDP out, or"):
-            step(fully_shard(model), comm.rank)
+            step(cut(model), comm.rank)
     finally:
         torch.distributed.destroy_process_group()
         ours.close(model)

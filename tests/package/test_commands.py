@@ -55,6 +55,7 @@ CANNOT = {
 ELSEWHERE = {
     "examples/upcycle.py": "tests/integrations/test_model_examples.py",
     "examples/chat.py": "tests/integrations/test_model_examples.py",
+    "generate.py": "tests/integrations/test_page.py",
     "examples/layer.py": "tests/package/test_examples.py",
     "examples/minilm.py": "tests/package/test_examples.py",
     "aristos.engine.generate": "tests/engine/test_words.py",

@@ -46,7 +46,8 @@ MORE = {
     },
     "granitemoe": {"intermediate_size": 48, "num_local_experts": 4, "num_experts_per_tok": 2},
 }  # fmt: skip
-
+MANY = {**MODELS["qwen3_moe"], "moe_intermediate_size": 16, "num_experts": 128, "num_experts_per_tok": 8}
+CONFIGS = {**MODELS, **MORE, "many": MANY}  # many: of qwen3_moe too
 
 STEPS = 2  # of training
 GENERATE = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -75,8 +76,8 @@ def small(kind: str, folder: Path) -> Path:
     """A directory of a small model with random weights."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    fields = {**sizes, "vocab_size": 128, "initializer_range": 0.1, **(MODELS | MORE)[kind]}
-    config = transformers.AutoConfig.for_model(kind, **fields)
+    fields = {**sizes, "vocab_size": 128, "initializer_range": 0.1, **CONFIGS[kind]}
+    config = transformers.AutoConfig.for_model("qwen3_moe" if kind == "many" else kind, **fields)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 

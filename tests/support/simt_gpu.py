@@ -30,6 +30,7 @@ class Together:
         self._barrier = threading.Barrier(world)
         self._gathered: list[Any] = [None] * world
         self.lock, self.arrived = threading.Lock(), 0
+        self.posted: dict[int, dict[int, np.ndarray]] = {}  # what each rank has sent, by meeting
 
     def allgather(self, rank: int, value: Any) -> list[Any]:
         self._gathered[rank] = value
@@ -263,8 +264,8 @@ class FakeComm:
     def Barrier(self) -> None:
         self.together.allgather(self.rank, None)
 
-    def Ibarrier(self) -> _Request:
-        return _Request(self.together)
+    def Iallgather(self, mine: np.ndarray, found: np.ndarray) -> _Request:
+        return _Request(self.together, self.rank, mine, found)
 
     def iprobe(self, tag: int) -> bool:
         """Whether a rank that has failed says so; here its thread aborts all."""
@@ -278,15 +279,21 @@ class FakeComm:
 
 
 class _Request:
-    """A barrier that is polled: complete when every rank has started it."""
+    """An allgather that is polled: complete when every rank has started it."""
 
-    def __init__(self, together: Together) -> None:
+    def __init__(self, together: Together, rank: int, mine: np.ndarray, found: np.ndarray) -> None:
         with together.lock:
-            self.together, self.number = together, together.arrived // together.world
+            self.posted = together.posted.setdefault(together.arrived // together.world, {})
+            self.posted[rank] = mine.copy()
             together.arrived += 1
+        self.found = found
 
     def Test(self) -> bool:
-        return self.together.arrived >= (self.number + 1) * self.together.world
+        if len(self.posted) < len(self.found):
+            return False
+        for rank, words in self.posted.items():
+            self.found[rank] = words
+        return True
 
 
 def as_threads(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import PATIENCE
 
-from aristos.errors import PoisonedError
+from aristos.errors import MismatchError, PoisonedError
 from aristos.transport.group import Group
 from aristos.transport.limits import Limits
 
@@ -24,6 +24,20 @@ def test_every_rank_gets_the_words_of_all_however_late_one_is(comm):
         if turn == group.rank:
             time.sleep(0.05)
         assert group.exchange(np.array([group.rank, turn]), "words").tolist() == [[rank, turn] for rank in range(3)]
+    group.free()
+
+
+@pytest.mark.ranks(2)
+def test_ranks_that_wait_for_different_things(comm):
+    """MPI would let them pass: its barrier and its allgather are made of the same messages."""
+    group = Group(comm, Limits.of(PATIENCE))
+    ways = [lambda: group.exchange(np.array([7]), "the number of calls"), lambda: group.meet("the end")]
+    for mine in (group.rank, 1 - group.rank):
+        with pytest.raises(MismatchError) as caught:
+            ways[mine]()
+        both = ["the number of calls", "the end"]
+        wanted = f"rank {group.rank} waits for {both[mine]}, and rank {1 - group.rank} for {both[1 - mine]}: "
+        assert str(caught.value).startswith(wanted)
     group.free()
 
 
