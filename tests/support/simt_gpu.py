@@ -264,6 +264,10 @@ class FakeComm:
     def Barrier(self) -> None:
         self.together.allgather(self.rank, None)
 
+    def Ibarrier(self) -> _Request:
+        nothing = np.empty(0, np.int64)
+        return self.Iallgather(nothing, np.empty((self.size, 0), np.int64))
+
     def Iallgather(self, mine: np.ndarray, found: np.ndarray) -> _Request:
         return _Request(self.together, self.rank, mine, found)
 
