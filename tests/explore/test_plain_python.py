@@ -83,7 +83,7 @@ def test_ctrl_c_prints_how_many_schedules_ran(monkeypatch, capsys):
 
     monkeypatch.setattr(explorer.cases, "draw", draw)
     asked = explore_options(["--schedules", "9", "--json"])
-    assert explorer.run(asked) == 130
+    assert explorer.run_explorer(asked) == 130
     assert json.loads(capsys.readouterr().out)["schedules"] == 2
 
 
@@ -98,7 +98,7 @@ def test_a_step_that_never_ends_is_a_livelock(monkeypatch, capsys):
 
     monkeypatch.setattr(dispatch, "claim", claim)
     for options in ([], ["--strategy", "exhaustive"]):
-        assert explorer.run(explore_options(["--json", *options])) == 1
+        assert explorer.run_explorer(explore_options(["--json", *options])) == 1
         found = json.loads(capsys.readouterr().out)["found"]
         assert found["what"] == "Livelock"
         assert "does not come back from a step" in found["message"]
@@ -106,7 +106,7 @@ def test_a_step_that_never_ends_is_a_livelock(monkeypatch, capsys):
 
 def test_a_story_ends_with_what_was_violated(capsys):
     """A reader reads a long story from its end."""
-    assert explorer.run(explore_options(["--mutation", "zero-not-announced"])) == 0
+    assert explorer.run_explorer(explore_options(["--mutation", "zero-not-announced"])) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "shortened in" in lines[1]
     end = next(i for i, line in enumerate(lines) if line.startswith("Deadlock: "))
@@ -141,7 +141,7 @@ def play(case: Case, seeds: int = 20) -> None:
     """Some schedules of a case; raises the first Violation."""
     for seed in range(seeds):
         for strategy in ("pct", "random"):
-            Cluster(case, strategies.make(strategy, seed, strategies.length(case))).run()
+            Cluster(case, strategies.make(strategy, seed, strategies.length(case))).run_schedule()
 
 
 def test_an_exchange_that_ends_early_leaves_nothing_in_the_outbox():
