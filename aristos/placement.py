@@ -1,4 +1,4 @@
-"""Which ranks hold which expert, the order of slots that follows, and what a layer reads of a plan of EP groups."""
+"""Which ranks hold which expert, the slots of the experts' copies, and what a layer reads from a plan of EP groups."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Placement:
     Parameters
     ----------
     ranks : sequence of E entries, array [E], or None
-        For each expert the rank that holds it, or a sequence of different ranks that hold copies. None spreads the
-        experts contiguously, one more on each of the first ranks if they do not divide.
+        For each expert the rank that holds it, or a sequence of different ranks that hold copies. None: the ranks get
+        consecutive experts, equally many; if that is impossible, the first ranks get one more each.
     experts : int
         E, the number of experts.
     world : int

@@ -314,7 +314,7 @@ def moe(
 def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Random weights of a layer, equal for equal arguments: keyword arguments of `moe` and `MoE.load`.
 
-    Projections have standard deviation 1/sqrt(rows summed over), so that outputs stay near the size of the inputs.
+    Projections have standard deviation 1/sqrt(rows of the matrix), so that outputs stay near the size of the inputs.
 
     Parameters
     ----------
@@ -327,7 +327,7 @@ def weights(cfg: MoEConfig, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     -------
     dict of str to array, float32
         router, up, down; gate with cfg.gated; up_bias, down_bias (and gate_bias) with cfg.bias; with cfg.shared_ffn the
-        same with `shared_` before them, without E in front, and shared_sigmoid.
+        shared expert's, named shared_up and so on, without the axis E; shared_sigmoid with cfg.shared_sigmoid.
     """
     rng = np.random.default_rng(seed)
     H, F, E = cfg.hidden, cfg.ffn, cfg.experts

@@ -1,10 +1,11 @@
-"""Calls whose tokens cross once to the ranks of the node over calls that send a row a pair, in turns, equal bits.
+"""Compares calls whose tokens cross once to ranks of the node with calls that send a row for each pair.
 
     mpirun -n 2 python bench/once.py k=8 k=8,dtype=bfloat16 hidden=2048,ffn=512,experts=32,k=8
 
-A line a case: milliseconds of a call with a row a pair (of the slowest rank), the ratio (quartiles over pairs of
-calls), the ratio of the shortest times, rows that cross over pairs, and pairs for the other ranks over tokens. The
-engine's own rule is not used.
+Both take turns, and their outputs must have equal bits. The engine's own rule for crossing once is not used.
+A line for each case has the median time of a call with a row for each pair, on the slowest rank; the time of a call
+that crosses once over that time (median and quartiles, then that of the shortest times); rows that cross over pairs for
+other ranks; and these pairs over tokens.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ CASE = {"hidden": 2048, "ffn": 128, "experts": 16, "k": 8, "tokens": 1024, "pair
 
 
 def parse(text: str) -> dict[str, Any]:
-    """CASE with `name=value,name=value` on top."""
+    """CASE with the values that `name=value,name=value` changes."""
     given = dict(item.split("=") for item in text.split(","))
     if unknown := set(given) - set(CASE):
         raise SystemExit(f"a case has {', '.join(CASE)}, got {', '.join(sorted(unknown))}")

@@ -1,7 +1,7 @@
 """Reads files that may come from anywhere: regular files alone, of bounded size.
 
-A reader of a pipe waits for its writer, perhaps for ever; a device such as /dev/zero has no end. A link to one counts
-as what it leads to.
+A reader of a pipe waits for its writer, perhaps for ever; a device such as /dev/zero has no end. A link counts as what
+it leads to.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def opened(path: str | Path, most: int | None = None) -> BinaryIO:
 
 
 def refuse_others(path: str | Path) -> None:
-    """Raise OSError if there is something at `path` that is no regular file: one who writes may wait, or must seek."""
+    """Raise OSError if `path` is there and is not a regular file: a writer may have to wait there, or cannot seek."""
     with contextlib.suppress(FileNotFoundError):
         _refuse(path, os.stat(path))
 

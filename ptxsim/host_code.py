@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-# what is no code: comments, strings, characters, preprocessor lines; one that is not closed goes on to the end
+# what is not code: comments, strings, characters, preprocessor lines; an unclosed comment reaches the file's end
 NO_CODE = re.compile(
     r"""//[^\n]*|/\*.*?(?:\*/|\Z)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])'|^[ \t]*\#(?:\\\n|[^\n])*""", re.S | re.M
 )
-TRANSPARENT = re.compile(r"\bnamespace\b|\bextern$")  # before a brace that holds no function's body
+TRANSPARENT = re.compile(r"\bnamespace\b|\bextern$")  # before the brace of a namespace or an extern block
 DEVICE = re.compile(r"\b__(global|device)__\b")
 HOST = re.compile(r"<<<|\bcuda[A-Z]\w*|\bcu[A-Z]\w*|\bstd::|\b(cout|cerr|fprintf|malloc|calloc|exit)\b")
 HOST_HEAD = re.compile(r"\bmain\s*\(|\b__host__\b|\bstd::")
@@ -21,7 +21,7 @@ INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<([^>\n]+)>", re.M)
 
 
 def without_host_code(source: str) -> str:
-    """The source with blanks, line by line, in place of the host's functions."""
+    """The source with blanks in place of the host's functions; its line numbers stay."""
     code = NO_CODE.sub(lambda found: blank(found[0]), source)
     at = start = kept = 0
     parts = []

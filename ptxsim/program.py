@@ -1,4 +1,4 @@
-"""A lowered module: one row of numbers for each instruction, and the facts that launches and reports need."""
+"""A lowered module: one line of numbers for each instruction, and the facts that launches and reports need."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class FunctionInfo:
 class Program:
     """A module ready to run.
 
-    code: [instructions, 16] int64; operands: int64, the lists of instructions; constants: row -> value;
-    relocations: (row, symbol, offset); lines: (file, line) by number.
+    code: [instructions, 16] int64; operands: int64, the operand lists of instructions; rows: rows of registers;
+    constants: row -> value; relocations: (row, symbol, offset) of rows that hold an address; lines: (file, line) by
+    number.
     """
 
     code: np.ndarray
@@ -49,11 +50,11 @@ class Program:
     shared_bytes: int
     granule: int  # bytes of the smallest access, for the checker's shared memory
     texts: list[str]  # one for each instruction, for reports
-    indirect: bool
+    indirect: bool  # some call goes through a register
     formats: dict[int, str] = field(default_factory=dict)
     local_bytes: int = 0
-    depth: int = 1
-    save_rows: int = 0
+    depth: int = 1  # of the longest chain of calls
+    save_rows: int = 0  # rows of registers that recursive calls save, at most
     ir: list[str] = field(default_factory=list)  # LLVM's text of what Numba compiled: kernel and callees
     described: dict[str, Any] | None = None  # its shared arrays, by shared_arrays.py
 

@@ -34,6 +34,8 @@ RECIPES = (
     sigmoid_families,
     encoder_decoder_families,
 )  # they register themselves when imported
+# INNER: options that hold the options of a model inside another. OUTSIDE: beginnings of names of tensors that are in no
+# layer of the text model
 INNER = ("text_config", "thinker_config", "llm_config", "language_config")
 OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "model.vision", "audio", "model.audio")
 MOST_EXPERTS = 1 << 16  # experts of a layer: four times the most that was published
@@ -248,7 +250,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            As of `check`; or the layer's types differ, or Aristos keeps none of them packed.
+            What `check` raises; or the layer's types differ, or Aristos cannot keep them packed.
         InputError
             The model has no MoE layer of this number.
         """
@@ -287,7 +289,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            Aristos cannot run the layer; with "file", as of `weight_type`.
+            Aristos cannot run the layer; with "file", also what `weight_type` raises.
         InputError
             A value that MoEConfig refuses, or a layer that the model has not.
         """
@@ -339,7 +341,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            Aristos cannot run a layer; with "file", as of `weight_type`.
+            Aristos cannot run a layer; with "file", also what `weight_type` raises.
         InputError
             A value that MoEConfig refuses.
         """
@@ -375,7 +377,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            The layers differ (`configs` has them all), Aristos cannot run one; with "file", as of `weight_type`.
+            The layers differ (see `configs`), or Aristos cannot run one; with "file", also what `weight_type` raises.
         InputError
             A value that MoEConfig refuses.
         """
@@ -410,7 +412,7 @@ class Checkpoint:
             what = f"several models ({', '.join(map(shown, sorted(found)))})" if found else "no such tensor"
             raise CheckpointError(
                 f"{self.path}: layer {number} of a {self.model_type} has tensors {shown('...' + below + min(probes))},"
-                f" here there is {what}: is the download complete?"
+                f" but this directory has {what}: is the download complete?"
             )
         return found.pop()
 
@@ -536,7 +538,7 @@ class Checkpoint:
         if TABLE not in reader.pieces:  # with a router, a call without ids would choose by scores
             biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.pieces}
             block = self._block(number)
-            if block.late:  # above all that sigmoid and bias give the others
+            if block.late:  # above all values that sigmoid and bias give the others
                 bias = np.asarray(biases["select_bias"], np.float32)
                 biases["select_bias"] = np.append(bias, [2 + 2 * np.abs(bias).max()] * block.late).astype(np.float32)
             router = reader.router(block.router_factor)
@@ -545,7 +547,7 @@ class Checkpoint:
             moe.load_shared(layer, layout="out_in", **{name.removeprefix("shared_"): a for name, a in beside.items()})
 
     def load_experts(self, moe: Any, *, layer: int, number: int) -> None:
-        """Load this rank's experts alone of a layer of the model. Not collective.
+        """Load only this rank's experts of a layer of the model. Not collective.
 
         For callers that route themselves.
 
@@ -561,7 +563,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            As of `check`, or damaged tensors.
+            What `check` raises; or tensors are damaged.
         InputError
             A layer that the model or `moe` has not, or arrays that do not fit.
         """
@@ -625,7 +627,7 @@ class Checkpoint:
 
     @property
     def files(self) -> Mapping[str, str]:
-        """The file of every tensor, below the directory, by the tensor's name."""
+        """The file of each tensor, as a path in the directory, by the tensor's name."""
         return self._directory.where
 
     def has(self, name: str) -> bool:
@@ -679,7 +681,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            As of `check`; or an expert's arrays are not its tensors alone.
+            What `check` raises; or an expert has more than its weights and biases.
         InputError
             The model has no MoE layer of this number.
         """
@@ -700,8 +702,7 @@ class Checkpoint:
         expert : int
             The expert's id in 0..E-1.
         packed : bool, default False
-            Weights come as `Quantised`, [in, out], which they must be in the file. Otherwise quantised ones are
-            expanded.
+            Weights come as `Quantised`, [in, out]; they must be packed in the file. False: packed weights are expanded.
 
         Returns
         -------
@@ -711,7 +712,7 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            As of `check`; or, with `packed`, the file's weights are not packed.
+            What `check` raises; or, with `packed`, the file's weights are not packed.
         InputError
             A layer or an expert that the model has not.
         """

@@ -101,7 +101,7 @@ def examine(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def stored(checkpoint: Any, number: int) -> tuple[WeightType | None, str]:
-    """(the type of a layer's experts in the files, why they cannot stay so)."""
+    """(the packed type of a layer's experts in the files, or None; why they cannot stay packed, or '')."""
     from ..errors import CheckpointError
 
     try:
@@ -111,7 +111,7 @@ def stored(checkpoint: Any, number: int) -> tuple[WeightType | None, str]:
 
 
 def weights(configs: dict[int, Any], packed: dict[int, Any], ranks: list[int] | None) -> dict[str, Any] | None:
-    """Bytes of all experts' matrices as in the files and expanded, and as `memory`, packed; None where none are."""
+    """Bytes of all experts' matrices, in the files and expanded, and `memory` with packed ones; None without any."""
     if not any(packed.values()):
         return None
     found: dict[str, Any] = {"types": {}, "packed": 0, "expanded": 0, "bytes": {}}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ALL, CPU, CUDA = "all", "cpu", "cuda"
-# parts of a job, each filled at once, see job.py. LASTING: from call to call; OF_CALL: for each call
+# parts of a job, see job.py. Each is filled as a whole. LASTING: parts that later calls use too; OF_CALL: for each call
 ENGINE, TILE, OBJECT, WEIGHTS, KIND, EVENTS, TAPE, BACKWARD, LANDING = LASTING = (
     "engine",
     "tile",
@@ -39,8 +39,8 @@ PACK = "the worker that packs"
 class Word:
     """One word. part: of a job, see above; substrate: where the word is used.
 
-    calls: of kernels, with spaces between them, that get the word as an argument of its name in lower case, or of the
-    name behind a dot.
+    calls: the kernels, with spaces between them, that get the word as an argument. The argument's name is the word's in
+    lower case, or the one behind a dot.
     """
 
     name: str
@@ -106,7 +106,7 @@ def _words(part: str, rows: str) -> list[Word]:
     return found
 
 
-# ---- the job, in order. Its last words are two tables: of experts, and of ranks
+# ---- the job, in order: scalars, where the state's tables start, the job's own tables, words of the host
 
 JOB_SCALARS: list[Word] = [
     *_words(ENGINE, "RANK | rank | this rank\nWORLD | ranks | ranks of the group"),
@@ -236,7 +236,7 @@ JOB_SCALARS: list[Word] = [
         BACKWARD,
         """
         SCALARS_OUT | address | [tokens, top_k] words whose lower halves travel with the rows | cpu
-        SCALARS_BACK | address | [tokens, top_k] words: where those go that come back | cpu
+        SCALARS_BACK | address | [tokens, top_k] words: where the scalars go that come back | cpu
         """,
     ),
     *_words(
@@ -285,7 +285,7 @@ JOB_SCALARS: list[Word] = [
         SHARED_UP_BIAS | address | 0: none
         SHARED_GATE_BIAS | address | 0: none | cpu
         SHARED_DOWN_BIAS | address | 0: none
-        SHARED_SIGMOID | address | a packed column: its output's weight is the logistic function of it, 0: 1 | cpu | \
+        SHARED_SIGMOID | address | packed column w: the shared output is weighted by sigmoid(x w), 0: by 1 | cpu | \
             weigh_shared.column
         LOADED | flag | weights are loaded
         VERSION | changes | of this rank's weights of the layer so far
@@ -399,7 +399,7 @@ STATE_WORDS = [
     Word("IN_FLIGHT", "a call has begun and not all of its workers have left", "flag", "by atomics", substrate=CUDA),
     Word(
         "UNBEGUN",
-        "it gave up its wait for the call in flight: no kernel of its call may touch anything",
+        "`begin` gave up its wait for the call in flight: no kernel of its own call may touch anything",
         "flag",
         "the kernel `begin`",
         substrate=CUDA,
@@ -446,7 +446,7 @@ TABLES = [
     StateTable("staged", PEER, "output rows that wait to be put to a remote source", "address", HOST),
     StateTable("out_ring", PEER, "ring rows of a bundle: at a local owner, or waiting to be put", "address", HOST),
     StateTable(
-        "coded", PEER, "words that are put to a remote peer, coded; on CUDA's proxy words for the GPU", "address", HOST
+        "coded", PEER, "coded words put to a remote peer; for CUDA's proxy those that the GPU reads", "address", HOST
     ),
     StateTable("sent_rows", PEER, "ring rows used at an owner", "rows"),
     StateTable("sent_tiles", PEER, "tiles sent to an owner", "tiles"),

@@ -4,7 +4,7 @@ Rank r has the numbers from FIRST + r * SPAN on: its window for local peers, its
 its private memory, and experts that local peers read. On a GPU it also has the mirror of the remote window and the
 words that its proxy has accepted.
 The package's own code fills the tables of addresses (`substrate.windows.EngineMemory` and
-`substrate.cuda.outboxes.DeviceMemory`), over a group that has no MPI.
+`substrate.cuda.outboxes.DeviceMemory`). It gets a group without MPI.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FIRST = 1 << 60
 SPAN = 1 << 40  # between two ranks
 PART_BITS = 37
 PART = 1 << PART_BITS
-LOCAL, REMOTE, OUTBOX, MIRROR, ACCEPTED, HOME = range(6)
+LOCAL, REMOTE, OUTBOX, MIRROR, ACCEPTED, HOME = range(6)  # parts of a rank; HOME: experts that local peers read
 PRIVATE = SPAN // PART - 1
 
 # areas of the private part
@@ -33,7 +33,7 @@ AREA_MASK = PART // AREA - 1
 (
     STATE, LOCK, WIRE, X, Y, IDS, WEIGHTS, SCRATCH, LANDED, OUT, GATE, SCALARS_OUT, SCALARS_BACK, STORE, TAPE, TAPED,
 ) = range(16)  # fmt: skip
-COPIES = 1 << 20  # behind a rank's wire: its wire to its GPU
+COPIES = 1 << 20  # how far behind a rank's wire its wire to its GPU lies
 
 
 def address(rank: int, part: int, offset: int = 0) -> int:
@@ -53,7 +53,7 @@ def where(at: int) -> tuple[int, int, int]:
 
 
 def shift(rank: int) -> int:
-    """Bytes between the start of a rank's MPI window and of its remote window: it differs between ranks."""
+    """Bytes from the start of a rank's MPI window to its remote window. They differ between ranks."""
     return 8 * (rank % 7)
 
 
@@ -99,7 +99,7 @@ def _at(number: int) -> Any:
 
 
 class _Device:
-    """The part of a GPU that `DeviceMemory` needs; one that does not map the MPI window."""
+    """The part of a GPU that `DeviceMemory` needs. This GPU does not map the MPI window."""
 
     def __init__(self, rank: int) -> None:
         self.parts = [address(rank, part) for part in (OUTBOX, MIRROR)]  # in the order in which they are made

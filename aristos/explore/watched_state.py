@@ -1,6 +1,6 @@
 """A rank's state that its workers share under the rank's lock: the accesses are checked.
 
-Two conflicting accesses of steps to a word of the state that nothing orders are a race, as in a window
+Two steps race if both access a word of the state, one of them writes it, and nothing orders the two: as in a window
 (memory_model.py). Words that steps touch by address are atomics: they order other accesses and do not race with each
 other. Accesses of the explorer itself are not checked.
 """
@@ -111,7 +111,7 @@ class Watched(State):
         )
 
     def name(self, i: int) -> str:
-        """A word of the state, for people."""
+        """The name of a word of the state, for messages."""
         names = {value: name for name, value in vars(words).items() if name.startswith("T_")}
         table = max(((start, name) for start, name in self.starts if start <= i), default=None)
         return f"word {i} of the state" if table is None else f"{names[table[1]]}[{i - table[0]}]"

@@ -92,5 +92,8 @@ def of_banner(text: str) -> str:
 
 
 def under_srun(env: Mapping[str, str]) -> bool:
-    """Whether srun started this task itself. An mpirun in a job starts its daemons by srun; its ranks inherit."""
+    """Whether srun started this task itself.
+
+    An mpirun in a job starts its daemons by srun, so its ranks inherit srun's variables.
+    """
     return slurm_variables.in_step(env) and not MPIRUN_STARTED & env.keys()

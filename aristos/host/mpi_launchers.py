@@ -1,4 +1,4 @@
-"""The programs that start ranks, mpirun and srun: the library of an mpirun, and the --mpi= types of this srun."""
+"""What the programs that start ranks say: the version of an mpirun, and the types that this srun has for --mpi=."""
 
 from __future__ import annotations
 

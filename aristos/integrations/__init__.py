@@ -1,4 +1,4 @@
-"""Aristos inside other libraries: `torch` has its layer as a module, `transformers` gives it models of Hugging Face.
+"""Aristos inside other libraries: `torch` has the layer as a module, `transformers` uses it in Hugging Face's models.
 
 Nothing else imports these modules, and each needs the library that it is named after.
 """

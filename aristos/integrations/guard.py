@@ -1,6 +1,6 @@
-"""Ranks that use models at their own pace: who has finished takes part without tokens until all have.
+"""Ranks that use models at their own pace: one that has finished takes part without tokens until all have.
 
-Before each layer's calls the ranks agree on the layer, the first one that a rank is at, and on the number of calls. A
+Before each layer's calls the ranks agree on the layer, the first that any rank is at, and on the number of calls. A
 rank at a later layer or at the end of its block takes part, and makes that layer too if it has not done so.
 """
 
@@ -51,7 +51,7 @@ class Guard:
         return id(module) in self._numbers
 
     def agree(self, module: Any, calls: int, top_k: int, dtype: str, grad: bool) -> int:
-        """The calls that all ranks make of a layer now; before, this rank takes part in those of layers before it."""
+        """How many calls of a layer all ranks make now. First, this rank takes part in the calls of earlier layers."""
         mine = Offer(self._numbers[id(module)], calls, top_k, dtype, grad)
         while (found := self._next(mine)) is not None and found.layer != mine.layer:
             self._take_part(self._modules[found.layer], found)
@@ -59,7 +59,7 @@ class Guard:
         return found.calls
 
     def _next(self, mine: Offer | None) -> Offer | None:
-        """What the ranks do now; None if all are at the end of their blocks. mine: None at the end of this one's.
+        """What the ranks do now; None if all are at the end of their blocks. mine: None if this rank is at its end.
 
         Raises MismatchError for calls with gradients where a rank is elsewhere.
         """
@@ -79,13 +79,14 @@ class Guard:
         if trains and len(trains) < len(every):
             rest = [rank for rank in range(len(every)) if rank not in trains]
             raise MismatchError(
-                f"rank {trains[0]} calls a layer with gradients and rank {rest[0]} does not: ranks take training steps"
-                " alike, and others under torch.no_grad()"
+                f"rank {trains[0]} calls a layer with gradients and rank {rest[0]} does not: all ranks must take the"
+                " same training steps, and make other calls under torch.no_grad()"
             )
         if trains and (ahead := [rank for rank, offer in found.items() if offer.layer != first.layer]):
             raise MismatchError(
                 f"rank {ahead[0]} calls layer {found[ahead[0]].layer} of the models with gradients, and other ranks"
-                f" layer {first.layer}: ranks take training steps alike, and others under torch.no_grad()"
+                f" layer {first.layer}: all ranks must take the same training steps, and make other calls under"
+                " torch.no_grad()"
             )
         return first._replace(calls=max(offer.calls for offer in found.values() if offer.layer == first.layer))
 

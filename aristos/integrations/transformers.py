@@ -73,7 +73,7 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
     if experts is None:
         if module._is_expert_parallel:
             raise InputError(
-                f"{type(module).__name__}: transformers has parted its experts: give its DistributedConfig"
+                f"{type(module).__name__}: transformers has split its experts among ranks: give its DistributedConfig"
                 ' ep_implementation="aristos", or leave distributed_config out'
             )
         refuse_sharded(module)
@@ -94,11 +94,11 @@ def _layer_of(module: Any, top_k: int, dtype: torch.dtype) -> Experts:
 
 
 def _refuse_adapter(module: Any) -> None:
-    """Raise InputError for parameters that an adapter computes in each call, which only a layer that trains takes."""
+    """Raise InputError for parameters that an adapter computes in each call, unless one process trains alone."""
     made, comm = vars(module).get(HELD), communicator()
     if comm is not None or not (experts_module.asked_to_train(module) if made is None else made.named_masters()):
         raise InputError(
-            f"{type(module).__name__}: an adapter changes its experts in each call, which Aristos takes in one process"
+            f"{type(module).__name__}: an adapter changes its experts in each call, which works only in one process"
             " that trains: call merge_and_unload() before the first call, or leave experts out of target_parameters"
         )
 
@@ -144,7 +144,7 @@ def _forward(
         return _layer_of(self, top_k, dtype).computed(hidden_states, top_k_index, top_k_weights, calls)
 
 
-_untraced_forward = torch.compiler.disable(experts_forward)  # slower where nothing is compiled
+_untraced_forward = torch.compiler.disable(experts_forward)  # used only while torch compiles: it is slower
 
 
 def _take_part(module: Any, offer: Offer) -> None:
@@ -156,8 +156,9 @@ def _take_part(module: Any, offer: Offer) -> None:
 def together(*models: Any) -> Iterator[int]:
     """A block in which each rank uses the models at its own pace, with prompts of its own or none. Collective.
 
-    Ranks at different layers go on with the first of them in the order of the models, and the others take part in its
-    calls without tokens; so does a rank at the end of its block, until all have come. `model.generate` is such a block.
+    If ranks are at different layers, the first of these in the order of the models runs first. Ranks that are at later
+    layers or at the end of their block take part in its calls without tokens. A block ends when all ranks are at its
+    end. `model.generate` is such a block.
     An exception on one rank ends the others' blocks with PoisonedError, which names it. Calls with gradients are made
     by all ranks alike.
 
@@ -203,7 +204,7 @@ def together(*models: Any) -> Iterator[int]:
 
 
 def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | str | None = None, **more: Any) -> Any:
-    """A causal language model of a directory whose experts this rank's layers read, and torch never. Collective.
+    """A causal language model from a directory. The layers read its experts from there, torch does not. Collective.
 
     Each rank reads its own experts when it makes a layer; packed ones stay packed, unless `options` name another
     weight_dtype.
@@ -213,7 +214,7 @@ def from_pretrained(path: str | os.PathLike[str], *, dtype: torch.dtype | str | 
     path : path
         The model's directory.
     dtype : torch.dtype, str or None, default None
-        The type of the rest and of rows. None or "auto": that of config.json.
+        The type of rows, and of all weights but the experts'. None or "auto": that of config.json.
     **more : object
         Further arguments of transformers' own from_pretrained, such as config.
 
@@ -251,7 +252,7 @@ def changed(model: Any) -> None:
 
 
 def close(model: Any) -> None:
-    """Release the layers of a model. Collective. It has no experts after it, and its calls are refused.
+    """Release the layers of a model. Collective. Then the model has no experts, and its calls are refused.
 
     Parameters
     ----------
@@ -266,7 +267,7 @@ def close(model: Any) -> None:
 
 
 def _guarded_generate(generate: Callable[..., Any]) -> Callable[..., Any]:
-    """`generate` of all models; of those with Aristos's experts a block of `together`."""
+    """Wrap `generate` of all models: with Aristos's experts it becomes a block of `together`."""
 
     @wraps(generate)
     def whole(self: Any, *args: Any, **given: Any) -> Any:
@@ -283,7 +284,7 @@ def experts_modules(model: Any) -> list[Any]:
 
 
 def _checked_at_the_end(post_init: Callable[..., Any]) -> Callable[..., Any]:
-    """The end of a model's making; with "aristos" it refuses experts that transformers would compute unasked."""
+    """Wrap the end of a model's making: with "aristos", experts are refused that transformers would compute itself."""
 
     @wraps(post_init)
     def whole(self: Any) -> None:
@@ -295,7 +296,7 @@ def _checked_at_the_end(post_init: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _checked_choice(choose: Callable[..., Any]) -> Callable[..., Any]:
-    """`set_experts_implementation`, with the same refusal."""
+    """Wrap `set_experts_implementation`: it refuses the same experts."""
 
     @wraps(choose)
     def whole(self: Any, experts_implementation: str | dict[str, str]) -> None:
@@ -308,7 +309,7 @@ def _checked_choice(choose: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _whole_when_saved(save: Callable[..., Any]) -> Callable[..., Any]:
-    """`save_pretrained`, which refuses a part of the experts."""
+    """Wrap `save_pretrained`: it refuses to save only a part of the experts."""
     called = inspect.signature(save)
 
     @wraps(save)

@@ -26,7 +26,7 @@ def end_together() -> None:
     def whole(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         show(kind, error, trace)
         if not issubclass(kind, PoisonedError):  # another rank is to blame, and shows its own traceback
-            atexit.register(_end, error)  # torch.distributed's own hook prints the traceback after this one
+            atexit.register(_end, error)  # at exit: torch.distributed's hook prints the traceback after this hook
 
     vars(whole)["ends_job"] = True
     sys.excepthook = whole

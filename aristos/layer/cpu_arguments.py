@@ -86,7 +86,7 @@ class CpuArguments:
             self._forms[call.layer] = form
 
     def _take_again(self, call: CpuCall, given: CallArguments) -> bool:
-        """Take arrays that need no check, as those of the layer's last call did not; False: one lies elsewhere."""
+        """Take arrays of the last call's form unchecked; False if one is not aligned, or `out` overlaps another."""
         out = np.empty(given.x.shape, given.x.dtype) if given.out is None else given.out
         x, ids, weights, y = (arrays.address(each) for each in (given.x, given.ids, given.weights, out))
         if (x | ids | weights | y) % 8:

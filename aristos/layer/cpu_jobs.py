@@ -1,4 +1,4 @@
-"""The jobs of a layer's calls on CPU cores: one for each layer, and what of it does not change from call to call."""
+"""The jobs of calls on CPU cores: one for each layer, filled with what does not change from call to call."""
 
 from __future__ import annotations
 

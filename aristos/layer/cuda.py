@@ -50,9 +50,9 @@ class CudaBackend(Backend):
         self._arguments = DeviceArguments(self._runtime, self.cfgs, self._jobs, self.weights)
         self._runtime.prepare(self._jobs.tiles)
         self._last: tuple[int, int] | None = None  # key of the last call's job
-        self._started = 0.0  # when the last call was
+        self._started = 0.0  # when the last call started
         self._queued = self._runtime.device.event(timed=False)  # what other streams have queued before a call
-        self._counted = False  # kernels keep the counters of a call
+        self._counted = False  # whether kernels count in calls
         self._in_flight = InFlight(self._runtime.device)
 
     @staticmethod
@@ -60,7 +60,7 @@ class CudaBackend(Backend):
         if sms is not None:
             whole("sms", sms, MOST_SMS, "None or a positive int")
         if cfg.packed is not None:
-            raise InputError(f"backend='cuda' has plain weights, got weight_dtype={cfg.packed.name!r}: leave it out")
+            raise InputError(f"backend='cuda' needs plain weights, got weight_dtype={cfg.packed.name!r}: leave it out")
         nbytes = BYTES[KINDS[cfg.dtype]] * cfg.hidden
         if nbytes % device_arrays.LINE:
             raise InputError(
@@ -77,7 +77,7 @@ class CudaBackend(Backend):
     @staticmethod
     def needs(cfg: MoEConfig, runtime: Runtime | None, sms: int | None = None, train: bool = False) -> Needs:
         assert isinstance(runtime, CudaRuntime)
-        runtime.idle()  # kernels are loaded
+        runtime.idle()  # before kernels are loaded
         blocks = blocks_of(cfg, runtime, sms)
         tiles = persistent.layer_tiles(KINDS[cfg.dtype], runtime.device.target)
         runs = [
@@ -96,7 +96,7 @@ class CudaBackend(Backend):
         return DeviceWeights(self._runtime.device, self._kind, self.cfgs[layer], self.member.mine)
 
     def idle(self) -> None:
-        self._runtime.idle()  # memory is allocated, and what a call may read is freed or overwritten
+        self._runtime.idle()  # before memory is allocated, and what a call may read is freed or overwritten
 
     def loaded(self, layer: int) -> None:
         self._jobs.fill(layer)
@@ -236,7 +236,7 @@ class CudaBackend(Backend):
         return routing_of(ids[:, :k].reshape(shape), weights[:, :k].reshape(shape), logits, cfg.columns)
 
     def _raise_status(self, call: DeviceCall) -> None:
-        """Raise what this rank or a peer refused in a call that has ended."""
+        """Raise the error of a call that has ended, if this rank or a peer refused its input."""
         runtime = self._runtime
         if not call.waits:
             with runtime.failing(NO_JOB):
@@ -280,7 +280,7 @@ class CudaBackend(Backend):
     def timeline(self, on: bool, events: int) -> None:
         """Let kernels count; they keep no events."""
         if on and not self._counted:
-            self._runtime.idle()  # kernels are loaded
+            self._runtime.idle()  # before kernels are loaded
             self._runtime.prepare(self._jobs.tiles, counted=True)
             self._jobs.refuse_counted()
         self._counted = on

@@ -74,7 +74,7 @@ def allreduce_us(problem: Problem, k: float, alpha: float, beta: float) -> float
 
 
 def stage_us(problem: Problem, members: Sequence[int] | NDArray[np.int64], grows: bool) -> float:
-    """pi + max C of one group; infinite if it cannot hold all experts. grows: `work_conserving`. Needs matrices."""
+    """pi + max C of one group; infinite if it cannot hold all experts. grows: `work_conserving`. Not with a tree."""
     group = np.asarray(members, np.int64)
     if problem.memory[group].sum() < problem.experts:
         return float("inf")
@@ -123,7 +123,7 @@ def links_to(problem: Problem, i: int, others: NDArray[np.int64]) -> NDArray[np.
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """The value. Raises InputError, which lists the choices."""
+    """The value, if it is one of the choices. Else raises InputError, which lists them."""
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     return value
@@ -164,7 +164,7 @@ def evaluate(problem: Problem, groups: Groups, objective: str | None = None, all
         "work_conserving": every device brings its tokens. "literal": Equation 1 as the poster has it. None: the
         problem's.
     allreduce : str, default "any"
-        The all-reduce uses the slowest link of "any" pair, or of the pairs that are "crossing" groups.
+        "any": the all-reduce uses the slowest of all links. "crossing": the slowest link between groups.
 
     Returns
     -------

@@ -2,12 +2,12 @@
 
 For groups of s devices that lie in a cell, but in none of its children, and hold all experts:
 
-- comm[i, s] is at most the largest C of any such group with device i. The device has s - 1 partners in the cell, so it
-  pays at least for the cheapest ones; they have enough memory together (a Lagrangian multiplier prices what is
-  missing), and some are in another child.
+- comm[i, s] is at most the largest C of any such group with device i. The device pays for s - 1 partners in the cell,
+  so at least for the cheapest ones. The bound also uses that the group has enough memory (a Lagrangian multiplier
+  prices what is missing), and that some partner is in another child.
 - part[u][s, c] is at most the largest C of any such group with c devices in child u: the c-th smallest of what each
-  device of u pays for c - 1 partners in u and s - c outside. If u has children, the c devices lie in at least some
-  number of them, and one of these has at most c over that number.
+  device of u pays for c - 1 partners in u and s - c outside. If u has children and c devices need at least n of them,
+  some child has between 1 and c / n of the devices.
 
 `bounds.py` adds rates, and joins groups to partitions.
 """
@@ -25,7 +25,7 @@ from .problem import Problem
 from .terms import comm_us, share_mib
 
 Floats = NDArray[np.float64]
-PRICES = 2.0 ** np.arange(-4, 5)  # prices of missing memory, in a typical link over a typical memory
+PRICES = 2.0 ** np.arange(-4, 5)  # prices of missing memory; 1: a typical link's C over a typical memory
 
 
 def programme(problem: Problem, grows: bool) -> Programme:

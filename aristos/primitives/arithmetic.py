@@ -131,7 +131,7 @@ class WeighShared(NamedTuple):
     x: int  # address: rows of the tokens
     x_stride: int  # bytes: between them
     hidden: int  # columns: width of a row
-    column: int  # address: a packed column: its output's weight is the logistic function of it, 0: 1
+    column: int  # address: packed column w: the shared output is weighted by sigmoid(x w), 0: by 1
     weights: int  # address: float32 that are written
     pitch: int  # columns: from one of them to the next
     scratch: int  # address: as of `route_block`

@@ -126,7 +126,7 @@ def _by_nvml(library: Callable[[], Any]) -> Found | None:
 
 
 def _by_smi(ask: Ask) -> Found | None:
-    """From nvidia-smi's matrix alone, since its other commands ask NVML too; an error message of it becomes a fault."""
+    """From nvidia-smi's matrix alone, since its other commands ask NVML too. If it prints an error, that is a fault."""
     shown = ask(("nvidia-smi", "topo", "-m"))
     if shown is None:
         return None
@@ -226,7 +226,7 @@ def join(parts: Sequence[Topology]) -> Topology:
     Returns
     -------
     Topology
-        All nodes, of the first rank; `ranks` has each rank's node.
+        All nodes. `here` is the first rank's node, and `ranks` has each rank's.
 
     Raises
     ------

@@ -309,7 +309,7 @@ class Node:
         for device in self.devices:
             if device.index == index:
                 return device
-        raise KeyError(f"{self.name} has no GPU{index}, only {', '.join(d.label for d in self.devices) or 'none'}")
+        raise KeyError(f"{self.name} has no GPU{index}; its GPUs: {', '.join(d.label for d in self.devices) or 'none'}")
 
     def link(self, a: str, b: str) -> Link | None:
         """The class between two devices or NICs.
@@ -449,7 +449,7 @@ class Topology:
             for node in self.nodes:
                 if known(node.name) == known(name):
                     return node
-        raise KeyError(f"no node {name!r} among {', '.join(n.name for n in self.nodes[:8]) or 'none'}")
+        raise KeyError(f"no node {name!r}; the nodes: {', '.join(n.name for n in self.nodes[:8]) or 'none'}")
 
     def link(self, a: tuple[int, str], b: tuple[int, str]) -> Link | None:
         """The class between two devices or NICs of any nodes.

@@ -8,7 +8,7 @@ import warnings
 
 
 def warn(text: str) -> None:
-    """Warn, in the name of the caller's caller; print what a filter or a hook turns into an exception (`-W error`)."""
+    """Warn as the caller's caller. If a filter or a hook raises instead (`-W error`), print the text."""
     try:
         warnings.warn(text, stacklevel=3)
     except Exception:

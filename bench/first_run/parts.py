@@ -1,4 +1,4 @@
-"""What the report does on one GPU, in order of what is most worth knowing, and how long each part may take."""
+"""What the report does on one GPU, the most useful parts first, and how long each part may take."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .unfinished import OUT_OF_TIME
 MINUTES = 8.0
 REHEARSAL_MINUTES = 60.0  # the PTX machine is compiled first, and slow
 ROOT = Path(__file__).resolve().parents[2]
-WRONG = 1  # exit code of a part whose outputs were wrong, as of `python -m aristos.bench`
+WRONG = 1  # exit code of a part whose outputs were wrong, as in `python -m aristos.bench`
 NOTHING = 5  # pytest's exit code where no test ran
-INCOMPLETE = 7  # a part's exit code if its time was over before its end, and all that it did was right
+INCOMPLETE = 7  # exit code of a part that ran out of time and was right so far
 SHAPE = ("--preset", "mixtral-8x7b", "--scale", "2", "--dtype", "bfloat16")
 CALLS = ("--tokens", "64,512,4096")
 GEMM = ("gemm", "--preset", "switch-base-128", "--hidden", "4096", "--ffn", "14336", "--experts", "8")
@@ -24,8 +24,8 @@ GEMM = ("gemm", "--preset", "switch-base-128", "--hidden", "4096", "--ffn", "143
 class Part:
     """One part of the report, a process of its own.
 
-    task: a function of tasks.py, with its words. seconds: of a report of MINUTES. needs: the parts that must not have
-    failed: a figure built on wrong results would mislead.
+    task: a function of tasks.py. words: its arguments. seconds: its time in a report of MINUTES. needs: parts that must
+    not have failed, since a figure built on wrong results would mislead.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Ran:
 
     @property
     def late(self) -> bool:
-        """Whether its time was over, and it found that nothing hung."""
+        """Whether it ran out of time, and nothing hung."""
         return self.code == INCOMPLETE or (self.code is None and OUT_OF_TIME in self.said)
 
     @property
     def failed(self) -> bool:
-        """Whether it ended by an error, and says nothing of its outputs."""
+        """Whether it ended with an error that says nothing about its outputs."""
         return not (self.skipped or self.ok or self.wrong or self.late or self.hung)
 
     @property
@@ -114,8 +114,8 @@ def limits(parts: tuple[Part, ...], seconds: float, rehearsing: bool = False) ->
     """When each part must have ended, in seconds from the start of a report of `seconds`.
 
     Parts share the time in proportion to their own seconds; what one leaves, the next may use. In a short report the
-    driver's part has its own seconds all the same, or half of the report: a driver does not answer sooner. In a
-    rehearsal it has half: there it compiles the PTX machine.
+    driver's part keeps its own seconds, but at most half of the report: a driver does not answer sooner. In a
+    rehearsal it gets at least half, since it compiles the PTX machine there.
     """
     whole = sum(part.seconds for part in parts) + SAVING
     shares = [seconds * part.seconds / whole for part in parts]
@@ -128,7 +128,7 @@ def limits(parts: tuple[Part, ...], seconds: float, rehearsing: bool = False) ->
 
 
 def forbidden(part: Part, ran: list[Ran]) -> str:
-    """Why a part would mislead or hang: one that it needs was started and is not right so far; '' if it may run."""
+    """Why a part must not run: a part that it needs gave wrong results, hung or failed. '' if it may run."""
     for each in ran:
         if each.part.name in part.needs and not (each.ok or each.skipped or each.late):
             how = "gave wrong results" if each.wrong else "hung" if each.hung else "failed"

@@ -1,8 +1,8 @@
 """Suite `plan` on GPUs: runs the planner's groups and its baselines, and compares a stage with its prediction.
 
 The ranks are on one node, one GPU each, and no link is slowed. Two things are measured first: alpha and beta of copies
-between GPUs, one copy at a time, and each GPU's rate for one product, all GPUs at once. A GPU may hold all experts;
-with four GPUs or more, half of them. The plan is for inference: no all-reduce. Every distinct partition becomes one
+between GPUs, one copy at a time, and each GPU's rate for one product, all GPUs at once. A GPU may hold all experts, but
+with four GPUs or more only half of them. The plan is for inference: no all-reduce. Every distinct partition becomes one
 layer per group, MoE(backend="cuda") with that plan, captured in a CUDA graph. They take turns on the same tokens:
 
     stage       time of the slowest rank's call, by events; predicted: pi + C of the slowest group
@@ -211,7 +211,7 @@ def _table(ctx: Context, entries: list[Entry], problem: Problem) -> Table:
     table.add("groups", "plan", [each.groups for each in entries], "", "ranks of each group")
     table.add("rate", "rank", problem.rate, "MFLOP/us", "of one product, all ranks at once")
     table.add("alpha", ("rank", "peer"), problem.alpha_us * 1e-6, "s", "of a small copy from GPU to GPU")
-    table.add("beta", ("rank", "peer"), problem.beta_us_per_mib * 1e-6, "s/MiB", "of a large one's bytes")
+    table.add("beta", ("rank", "peer"), problem.beta_us_per_mib * 1e-6, "s/MiB", "of each further MiB of a copy")
     table.add("stage_time", ("plan", "rank", "turn"), times, "s", "one call on one rank, by events")
     predicted = [float((e.plan.cost.pi_us + e.plan.cost.comm_us).max()) * 1e-6 for e in entries]
     table.add("predicted_stage", "plan", predicted, "s", "pi + C of the slowest group")

@@ -2,7 +2,7 @@
 
 A 16-bit type's weights [K, N] are packed as panels of 32 columns, each for all of K; both are padded with zeros to
 multiples of 32. All instruction sets read the same panels. Router and biases are float32 in every type. Weights for
-precision="high" are packed as bfloat16 is, each value as two: panels have as many bytes as those of float32.
+precision="high" are packed like bfloat16, but each value is two of them: panels have as many bytes as those of float32.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from . import packed_panels, panels
 from .convert import BFLOAT16, FLOAT16, FLOAT32, SPLIT, narrow
 from .target import ISA
 
-WIDTH = 32  # columns of a panel of 16-bit weights, and k that they are padded to
+WIDTH = 32  # columns of a panel of 16-bit weights; K is padded to a multiple of it too
 
 
 @dataclass(frozen=True)
 class ElementType:
-    """row, weight: types of rows and of packed weights. code: of the kernels for both, `entries.KERNELS`."""
+    """row, weight: types of rows and of packed weights. code: the key of their kernels in `entries.KERNELS`."""
 
     row: RowType
     weight: WeightType
@@ -48,7 +48,7 @@ class ElementType:
         return self.row.nbytes
 
     def padded(self, columns: int) -> int:
-        """`columns` of a weight matrix, rounded up to those that its packing has."""
+        """How many columns a weight matrix of `columns` columns has when it is packed."""
         return panels.padded(columns) if self.code == FLOAT32 else up(columns)
 
     def packed_bytes(self, depth: int, columns: int) -> int:

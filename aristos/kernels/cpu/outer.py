@@ -16,7 +16,7 @@ MOST_OUTER = 1024  # rows of a pass
 TRANSPOSED = 128  # columns that are transposed at once: few enough to stay in the L2 cache
 LARGE = 1 << 20  # bytes: a matrix of at least this size is written past the caches, if it is written once
 SIDE = 8  # rows and columns of a block that is transposed in registers
-SOON = 4  # rows ahead whose lines are fetched: the processor does not foresee places in the store, which lie far apart
+SOON = 4  # rows that are fetched ahead: they lie far apart in the store, and the processor cannot foresee them
 
 
 def outer_bytes(rows, widest):
@@ -144,7 +144,7 @@ def add_transposed(m, rows, a, panels, columns, out, pitch, carry, past, sums, t
 
 @jit
 def add_outer(m, x, begin, end, b, w, columns, out, carry, past, scratch):
-    """out[begin.. before end, columns] = the sum over m rows of w[i] x[i]^T b[i], plus out if `carry` is nonzero.
+    """out[begin:end, :columns] = the sum over m rows of w[i] x[i]^T b[i], plus out if `carry` is nonzero.
 
     m: at most MOST_OUTER. x, b: addresses of arrays of row addresses; w: address of m float32, or 0. Rows of out are
     rounded up to vectors. past: see `add_transposed`. scratch: `outer_bytes(m, the larger of end and columns)` bytes.

@@ -1,13 +1,14 @@
 """Products of packed weights by panels of 32 columns: for one format, that of this package (`target.FORMAT`).
 
-A column's sum is that of its groups of k in order, and a group's is scale * (sum of x * code - zero * sum of x). The
-sum of x * code is what the instruction set makes of codes as bfloat16 weights (`widened`, `tiles`), from zero on. One
-fused multiply-add takes the zero point, another one the scale. The sum of x is that of blocks of 32 k in order, and a
-block's is that of eight sums of every eighth value.
+A column's sum adds its groups of k in order. A group's sum is scale * (sum of x * code - zero * sum of x). The sum of
+x * code starts from zero; it is computed as with codes as bfloat16 weights (`widened`, `tiles`). One fused multiply-add
+takes the zero point, another one the scale. The sum of x adds blocks of 32 k in order. A block's sum adds eight sums,
+each of every eighth value.
 
-Rows decode codes in registers, FEW at a time: those of float32, and with dot products few of bfloat16. Else
-SHARED_PIECE k of codes, or what a group has left, become a panel of bfloat16 in the L1 cache, which all rows then read
-(two groups of them by tiles), with equal bits. Up to TILE_ROWS rows of tiles have a kernel that does both at once.
+Up to MOST rows of float32, and FEW of bfloat16 where dot products multiply codes (DOTS), decode codes in registers, FEW
+rows at a time. For other rows SHARED_PIECE k of codes, or what a group has left, become a panel of bfloat16 in the L1
+cache. All rows then read it; by tiles, two groups of rows do. Both ways give equal bits. Up to TILE_ROWS rows of tiles
+have a kernel that unpacks and multiplies at the same time.
 """
 
 import numpy as np
@@ -37,12 +38,12 @@ FORM = FORMAT or "int8"  # where weights are plain, nothing here is compiled
 TABLE = ISA.startswith(("avx512", "amx"))  # 16 values are looked up by one permutation
 DOTS = ISA == "avx512bf16"  # rows of bfloat16 are multiplied by dot products of codes too
 SHARED_PIECE = 128  # k of codes that become bfloat16 at once for all rows: 8 KiB
-PIECE, TILE_ROWS = 256, 32  # k, and rows, of products by tiles of codes that no other rows read
-GROUPS = PIECE // WIDTH if TILED else 1  # of k, whose sums are kept for a piece
+PIECE, TILE_ROWS = 256, 32  # most k, and most rows, of products by tiles where no other rows read the codes
+GROUPS = PIECE // WIDTH if TILED else 1  # most groups of k in a piece: their sums are kept
 FEW = {16: 12, 8: 4 if TABLE else 2, 4: 2}[LANES]  # rows whose sums, beside decoded codes, fit the registers
-# rows up to which kernels take the fewest micro-operations: measured on Cascade Lake, faster up to there, equal beyond
+# most rows for the kernels with the fewest micro-operations: faster up to there on Cascade Lake, equally fast beyond
 LEAN = (FEW if FORM == "fp8" else 4) if (ISA, LANES) == ("avx512", 16) else 0
-MOST = 1 << 30 if TABLE and FORM != "fp8" else FEW  # rows that decode codes for themselves
+MOST = 1 << 30 if TABLE and FORM != "fp8" else FEW  # most rows that decode codes for themselves
 FLOAT32_SCALE, BFLOAT16_SCALE = SCALE_CODES["float32"], SCALE_CODES["bfloat16"]
 FLOAT16_SCALE = SCALE_CODES["float16"]  # else e8m0
 ROW_BYTES = 128  # for the shapes of tiles, or for one row of 32 elements
@@ -380,7 +381,7 @@ def by_codes(kept, m, a, depth, panel, sums, group, scales, x, x_pitch, parts):
 
 @jit
 def near_of(codes, end, ahead):
-    """The address that is prefetched beside codes. end, ahead: of this panel, and of the one that is read next."""
+    """The address that is prefetched while codes are read. end: of their panel; ahead: address of the next panel."""
     near = codes + NEAR
     return near if near < end else ahead + (near - end)
 
@@ -451,7 +452,7 @@ def by_panels(element, m, a, depth, panel, sums, group, scales, x, x_pitch, part
 def by_groups_of_rows(m, a, depth, panel, sums, group, scales, x, x_pitch, parts, ahead, spare):
     """Products of any number of rows by tiles.
 
-    Two groups of as many rows unpack codes once: their sums fit the L1 cache. Groups of other numbers of rows would
+    Two groups with equally many rows unpack codes once: their sums fit the L1 cache. Groups of different sizes would
     change the shapes of tiles at every step.
     """
     groups, g = (m + TILE_ROWS - 1) // TILE_ROWS, 0

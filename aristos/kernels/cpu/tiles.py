@@ -5,8 +5,8 @@ x w is low high + high high + high low. A tile of high values is followed by tha
 zeros; an infinite value, or one of 3.39e38 and more, gives NaN.
 
 Rows are cut into groups of nearly equal size, at most 32 each. A tile of an operand holds, for each block of 32 k, as
-many rows of 64 bytes as the group's upper tile has: few rows lie side by side, and stay in the L1 cache. Sums of many
-rows stay in tiles over KC, and wait in the L1 cache between passes.
+many rows of 64 bytes as the group's upper tile has. So few rows take little space, and stay in the L1 cache. Sums of
+many rows stay in tiles during a pass of KC, and wait in the L1 cache between passes.
 The tile unit adds the products of a sum in its own fixed order of k, which does not depend on the rows.
 """
 
@@ -70,7 +70,7 @@ def _widened(addr, n):
 
 
 def _lowering(name, parts):
-    """The lowering of `tile_sums` (one part) and of `split_sums` (two): by the kernel for the rows that there are.
+    """The lowering of `tile_sums` (one part) and of `split_sums` (two). It calls the kernel for one or for both tiles.
 
     name: makes their symbols differ, since compiled code of several processes may be linked together.
     """
@@ -137,7 +137,7 @@ def operand_size(element, rows, columns):
 
 @inlined
 def depth_of(element, rows):
-    """How many of `rows` packed rows of a matrix, and of zeros behind them, `panel_sums` reads."""
+    """How many packed rows `panel_sums` reads of a matrix of `rows` rows, with the zeros behind them."""
     return (rows + WIDTH - 1) // WIDTH * WIDTH
 
 
@@ -244,7 +244,7 @@ def panel_sums(element, m, a, depth, panel, sums, carry, ahead, spare):
     the next panel, of which each group of rows prefetches its share; spare: of the shapes of tiles.
     """
     groups, steps = (m + 31) // 32, (depth + WIDTH - 1) // WIDTH
-    step = step_bytes(element, 16)  # of columns
+    step = step_bytes(element, 16)  # of a panel's 16 columns
     pace = ((2 * step + groups - 1) // groups + 63) // 64 * 64
     most = steps if groups <= WHOLE_GROUPS else KC * STEP // (WIDTH * step)  # blocks of k a pass
     for here in range(0, steps, most):

@@ -1,7 +1,7 @@
 """The micro-kernels of codes that become bfloat16 in memory before their products, as LLVM code.
 
-Where words and bytes can be permuted (every CPU with AMX does it), 32 codes become bfloat16 at once, but those of int8:
-they, and all codes elsewhere, become float32 first.
+Where the CPU permutes words and bytes (every CPU with AMX does), 32 codes become bfloat16 at once. Codes of int8, and
+all codes on other CPUs, become float32 first.
 """
 
 import numpy as np
@@ -68,10 +68,10 @@ def _words_of_4_bits(builder, form, raw, b):
 
 
 def _words_of_fp8(builder, codes, j):
-    """bfloat16 of 1/FP8_SCALE of a pair of k of 16 columns, from the 64 codes of 32 columns."""
+    """The values of a pair of k of 16 columns, divided by FP8_SCALE, as bfloat16. codes: all 64 of 32 columns."""
     picked = [k for column in range(16 * j, 16 * j + 16) for k in (column, column, 32 + column, 32 + column)]
     both = builder.shuffle_vector(codes, codes, ir.Constant(ir.VectorType(I32, 64), picked))
-    words = builder.bitcast(both, HALVES)  # a code twice in each word: its sign is the word's too
+    words = builder.bitcast(both, HALVES)  # each word holds its code twice: its sign bit is the code's
 
     def every(bits):
         return HALVES([bits] * 32)
@@ -145,11 +145,11 @@ def unpack(form, lanes, table, in_words):
 def code_tiles(form, down):
     """Emit the kernel for `down` x 2 tiles of up to 16 x 16 sums of bfloat16 products with codes, by groups of k.
 
-    The compiled call is kernel(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower), as that
-    of `micro_kernels.tile_kernel` for each of groups >= 1 of `blocks` >= 1 blocks of 32 k. codes: address of the first
-    block's; ring: of RING blocks of a panel, where codes become bfloat16 LAG blocks before their products, so that
-    tiles and vectors work at once. pitch: bytes from a group's sums to those of the next. near: address of as many
-    bytes as the codes have, which are prefetched.
+    The compiled call is kernel(a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, lower). For each
+    of groups >= 1, which have `blocks` >= 1 blocks of 32 k, it computes what `micro_kernels.tile_kernel` does. codes:
+    address of the first block's; ring: of RING blocks of a panel. Codes become bfloat16 there, LAG blocks ahead of
+    their products, so that tiles and vectors work at the same time. pitch: bytes from a group's sums to those of the
+    next. near: address of as many bytes as the codes have, which are prefetched.
     """
     size = 16 * PAIR_BYTES[form]
 
@@ -215,8 +215,8 @@ def code_tiles(form, down):
 def close_groups(form, lanes):
     """Emit close(m, groups, parts, pitch, sums, scales, x, x_pitch): sums of groups are scaled, and added in order.
 
-    parts: m >= 1 rows of 32 sums of each of groups >= 1, `pitch` bytes apart; sums: as many rows; scales: of
-    SCALE_BYTES for each group; x: as of `packed_kernels.packed_rows`.
+    parts: for each of groups >= 1, which lie `pitch` bytes apart, m >= 1 rows of 32 sums; sums: m rows; scales:
+    SCALE_BYTES for each group; x: as in `packed_kernels.packed_rows`.
     """
     kind = ir.VectorType(F32, lanes)
 

@@ -99,7 +99,7 @@ def operand_size(element, rows, columns):
 
 @inlined
 def depth_of(element, rows):
-    """How many of `rows` packed rows of a matrix, and of zeros behind them, `panel_sums` reads."""
+    """How many packed rows `panel_sums` reads of a matrix of `rows` rows, with the zeros behind them."""
     return (rows + 3) // 4 * 4
 
 

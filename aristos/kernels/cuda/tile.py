@@ -26,7 +26,7 @@ from .primitive import F32, I32, I64, named
 CHUNK = 128  # bytes of k in shared memory at a time
 LANES = 32
 PAD = 8  # float32 added to each row of staged sums: four rows of a warp then lie in different banks
-BYTES = {kind: row.nbytes for kind, row in BY_KIND.items()}  # bytes of an element, by arithmetic
+BYTES = {kind: row.nbytes for kind, row in BY_KIND.items()}  # bytes of an element of each kind of arithmetic
 GROUP_COLUMNS = 128  # columns of a warpgroup's product: every tile uses the same instruction
 GROUP_PRODUCTS = {"bf16": ptx.multiply_group_bf16, "f16": ptx.multiply_group_f16}
 PRODUCTS = {"bf16": ptx.multiply_bf16, "f16": ptx.multiply_f16, "tf32": ptx.multiply_tf32}  # f32 uses no tensor cores
@@ -206,7 +206,7 @@ class Code:
         self.multiply = generated(lambda: self.acc, [self.acc, word, word, word], body)
 
     def _row_pointers(self, builder: Any, table: Any, row: Any, last: Any, byte: Any) -> list[Any]:
-        """Addresses of this thread's rows, plus `byte`. For rows after `last`, row `last` is read; none is stored."""
+        """Addresses of this thread's rows, plus `byte`. Rows after `last` read row `last`, and are not stored."""
         found = []
         for i in range(self.pointers.count):
             mine = builder.add(row, I32(i * self.tile.pass_a))
@@ -292,7 +292,7 @@ class Code:
         return sums
 
     def _widened_products(self, builder: Any, acc: Any, chunk: Any, own_a: Any, own_b: Any) -> list[Any]:
-        """The same for 16-bit rows of A: two rows share a line of 128 bytes; its parts are swizzled by its number."""
+        """The same for 16-bit rows of A: two rows share a line of 128 bytes. The line's number swizzles its parts."""
         tile = self.tile
         rows, columns = tile.warp_rows // 4, tile.warp_columns // 8
         sums = [builder.extract_value(acc, i) for i in range(tile.sums)]

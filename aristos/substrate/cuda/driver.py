@@ -12,7 +12,10 @@ from ...errors import EnvironmentProblem, MemoryProblem
 
 MODULE = "cuda.bindings.driver"
 INSTALL = "pip install 'aristos[cuda12]' (CUDA 12) or 'aristos[cuda13]' (CUDA 13)"
-GPUS = "srun --gpus-per-node=N --gpu-bind=none, docker run --gpus all, apptainer exec --nv, or no CUDA_VISIBLE_DEVICES"
+GPUS = (
+    "start it with srun --gpus-per-node=N --gpu-bind=none, docker run --gpus all or apptainer exec --nv, or unset"
+    " CUDA_VISIBLE_DEVICES"
+)
 
 _FORKED = (
     "CUDA does not survive a fork: start the processes with mpiexec or srun, or with multiprocessing's 'spawn'; make no"
@@ -28,18 +31,18 @@ _MPS = (
     "see the MPS control daemon (nvidia-cuda-mps-control -d, its logs), or unset CUDA_MPS_PIPE_DIRECTORY on all ranks"
 )
 _SYSTEM = "see nvidia-smi and systemctl status nvidia-fabricmanager: its version must be the driver's; else reboot"
-_PEERS = "nvidia-smi topo -p2p r shows the pairs that can; use GPUs joined by NVLink or under one PCIe root, not MIG"
+_PEERS = "nvidia-smi topo -p2p r shows which GPUs reach each other; NVLink or one PCIe root must join them; no MIG"
 _IPC = (
     "ranks of one node must be one user's, in one PID namespace (docker run --pid=host, or --pid=container:NAME), and"
     " see each other's GPUs"
 )
 _NO_EVENT_NODES = (
-    "perhaps the capture is of a body of a conditional node or a loop, which cannot hold the event nodes that order a"
-    " layer's calls: make the call outside of it"
+    "perhaps the captured graph is the body of a conditional node or a loop, which cannot hold the event nodes that"
+    " order a layer's calls: make the call outside of it"
 )
 ADVICE = {
-    "CUDA_ERROR_NO_DEVICE": f"no GPU is visible to this process: nvidia-smi -L; {GPUS}",
-    "CUDA_ERROR_INVALID_DEVICE": f"there are fewer visible GPUs than that: nvidia-smi -L; {GPUS}",
+    "CUDA_ERROR_NO_DEVICE": f"no GPU is visible to this process: see nvidia-smi -L; {GPUS}",
+    "CUDA_ERROR_INVALID_DEVICE": f"this process sees no GPU of that number: see nvidia-smi -L; {GPUS}",
     "CUDA_ERROR_STUB_LIBRARY": "libcuda.so.1 is the toolkit's stub: take its folder (stubs) out of LD_LIBRARY_PATH",
     "CUDA_ERROR_DEVICE_UNAVAILABLE": _BUSY,
     "CUDA_ERROR_NOT_INITIALIZED": _FORKED,

@@ -1,6 +1,6 @@
 """Ctrl-C while the main thread is inside a driver call: Python runs its handler only when that call has returned.
 
-Until then a call of a layer that waits for a peer would hold it. Python's C code writes the number of each signal to
+A layer's call that waits for a peer would delay Ctrl-C as long. Python's C code writes the number of each signal to
 the process's wakeup fd at once; a thread here reads it. If the main thread then runs no Python, the users of this
 module end what they have in flight, the driver call returns, and Python raises KeyboardInterrupt there. No signal
 handler is replaced. A wakeup fd that the program had set, as asyncio does, gets every byte too, and is set again when
@@ -19,7 +19,7 @@ import time
 import weakref
 from typing import Any, ClassVar, Protocol
 
-GRACE_SECONDS = 0.3  # that the main thread has to run its handler
+GRACE_SECONDS = 0.3  # in which the main thread can run its handler
 POLL_SECONDS = 0.02
 NONE = -1  # no wakeup fd
 SEMAPHORE_BYTES = 64  # sizeof(sem_t) is 16 or 32
@@ -62,7 +62,7 @@ class Interrupts:
             self._other = before
 
     def leave(self, user: User) -> None:
-        """The user has ended. The last one restores the wakeup fd, if this is the main thread, else a later one."""
+        """The user has ended. The last one restores the wakeup fd in the main thread; elsewhere a later user does."""
         self._users.discard(user)
         if not self._users and self._ends is not None and _is_main():
             self._restore(self._ends[1].fileno())
@@ -101,8 +101,8 @@ class Interrupts:
     def _follow(self, raises: bool) -> None:
         """After a SIGINT: unless the main thread runs Python again, end what users have in flight.
 
-        raises: the handler is Python's own, for this or another signal. Another one may mean to go on: there it takes a
-        second SIGINT, while the main thread still is where it was.
+        raises: the handler is Python's own, for this or another signal. A handler of the program may mean to go on: it
+        takes a second SIGINT, while the main thread has still run no Python.
         """
         before, mark = self._mark, _Mark()
         self._mark, until = mark, time.monotonic() + GRACE_SECONDS
@@ -112,18 +112,18 @@ class Interrupts:
             if mark.passed():
                 return
         if raises or (before is not None and not before.passed()):
-            for user in list(self._users):  # side by side: the driver may hold one of them
+            for user in list(self._users):  # each in its own thread: the driver may block one
                 threading.Thread(target=user.interrupt, daemon=True).start()
 
 
 class _Mark:
     """Whether the main thread has run Python since this was made.
 
-    Python calls libc's `sem_post` there when it runs the next bytecode: a C function, so that a signal cannot raise in
-    it. A frame's instruction would not do, because a loop that polls comes back to the same one.
+    The main thread calls libc's `sem_post` when it runs its next bytecode: in C, where no signal can raise. The
+    position in the bytecode would not tell: a loop that polls comes back to the same one.
     """
 
-    _kept: ClassVar[list[_Mark]] = []  # Python calls with an address, also after the thread that asked has ended
+    _kept: ClassVar[list[_Mark]] = []  # Python has their addresses, even when the thread that asked has ended
 
     def __init__(self) -> None:
         self._semaphore = ctypes.create_string_buffer(SEMAPHORE_BYTES)
@@ -136,7 +136,7 @@ class _Mark:
         self.queue()
 
     def queue(self) -> None:
-        """Ask Python for the `sem_post`, once: its queue may be full until the main thread runs. By one thread."""
+        """Ask Python for the `sem_post`, unless that is done: its queue may have been full. One thread calls this."""
         if not self._queued:
             post = ctypes.cast(LIBC.sem_post, ctypes.c_void_p)
             self._kept.append(self)
