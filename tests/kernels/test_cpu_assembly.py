@@ -103,7 +103,7 @@ def test_loops_over_codes_keep_their_sums_in_registers(isa, cpu, features, form,
         assert "prefetch" in loop
         spills = [line for line in loop.splitlines() if "%rsp" in line and "mm" in line.split("#")[0]]
         if cpu == "cascadelake" and len(re.findall("vfmadd", loop)) > 4 * pairs * 10:
-            spills = spills[2:]  # of 11 and 12 rows, a vector of codes
+            spills = spills[6:]  # of 11 and 12 rows, three vectors of codes beside 176 multiply-adds or more
         assert not spills, f"spilled:\n{loop}"
     assert lean == (0 if isa != "avx512" or cpu == "znver4" else 12 if form == "fp8" else 4)
     few = [loop for loop in loops if "prefetcht0" in loop]

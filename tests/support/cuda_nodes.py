@@ -204,7 +204,7 @@ class NodeRank(Rank):
         sides = self.sides
         idle = 0
         while True:
-            moved = engine.turn(sides.job, sides.st, sides.device_job, sides.device_st)
+            moved = engine.serve_both(sides.job, sides.st, sides.device_job, sides.device_st)
             over = moved < 0
             idle = 0 if moved else idle + 1
             assert idle < LONG, f"the proxy of rank {self.me} waits for ever"
