@@ -53,8 +53,8 @@ _ONE = (
     " cycles, read in 32, and both at once in 38; scales, activations and the call take a tenth more"
 )
 _GUESTS = (
-    "five runs within an hour and a half, beside other guests of the host, gave {low} to {high}; unpacking and tiles take"
-    " {hot} of the time that memory takes, while nobody else is on the core"
+    "five runs within an hour and a half, beside other guests of the host, gave {low} to {high}; unpacking and tiles"
+    " take {hot} of the time that memory takes, while nobody else is on the core"
 )
 CAUSES = {  # family -> the beginning of a figure's name -> why it is missed
     "amx, emeraldrapids": {
