@@ -46,7 +46,7 @@ def test_one_rank_that_ends_the_job_lets_all_write(ranks, tmp_path):
     for each in (first, second):
         each.start(time.monotonic() + 600)
     first._part = "layer"
-    with second.of_part("layer"):
+    with second.following("layer"):
         print("rank 1 waited 5 s", HELD, sep="\n", file=sys.stderr)
         second.ask()
     assert pages == [("layer", [HELD, f"rank 1 waited 5 s\n{HELD}", MISSING])]
@@ -67,7 +67,7 @@ def test_the_end_of_the_minutes_lets_all_write(ranks, tmp_path):
 def test_between_parts_nothing_is_written(ranks, tmp_path):
     """As while files are saved: the page is there already."""
     (first, _), pages = ranks
-    with first.of_part("layer"):
+    with first.following("layer"):
         pass
     first.ask()
     first._watch(0.0)
