@@ -134,7 +134,7 @@ class Network:
         self.runtime, self.bulk, group = runtime, bulk, runtime.group
         self.rank, self.world = group.rank, group.world
         check_ranks(group.nodes)
-        self._capacity = 1 << (runtime.shape.slots + 8).bit_length()
+        self._capacity = 1 << (runtime.shape.ring_records + 8).bit_length()
         self._link = words.link_bytes(self._capacity)
         self._step = 2 * self._link + LINE * (TURNS + 1) + COPIED
         self._window = ShmWindow(group.comm, self._step * self.world)
