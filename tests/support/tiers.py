@@ -44,7 +44,7 @@ class Budget:
 FOLDERS = {
     "bench": Budget(60, 700),
     "checkpoint": Budget(60, 90, parallel=True),
-    "doctor": Budget(10, 30),
+    "doctor": Budget(10, 80),
     "engine": Budget(40, 60, parallel=True),
     "explore": Budget(60, 400, parallel=True),
     "faults": Budget(0, 180, parallel=True),
