@@ -590,67 +590,95 @@ def matrix_bfloat16(rows, vectors, pitch, lanes):
 # ---------------------------------------------------------------- AMX tiles of bfloat16
 
 
+class Tiles:
+    """Emits operations on tiles of `down` x 2 sums: tiles 0 to 3 hold sums, 4 and 5 A, 6 and 7 B."""
+
+    def __init__(self, builder, down):
+        self.builder, self.down = builder, down
+        self.load = _declare(builder, "llvm.x86.tileloadd64", VOID, [I8, BYTE, I64])
+        self.store = _declare(builder, "llvm.x86.tilestored64", VOID, [I8, BYTE, I64])
+        self.zero = _declare(builder, "llvm.x86.tilezero", VOID, [I8])
+        self.dot = _declare(builder, "llvm.x86.tdpbf16ps", VOID, [I8] * 3)
+
+    def places(self, sums, upper):
+        """(tile, its address) of all sums, whose rows begin at the address `sums`, `upper` rows in the first tiles."""
+        first = [sums, self.builder.add(sums, self.builder.mul(upper, I64(SUMS)))][: self.down]
+        return [(I8(2 * i + j), _at(self.builder, first[i], 64 * j, I8)) for i in range(self.down) for j in range(2)]
+
+    def begin(self, carry, places):
+        """Load the sums where `carry` is not 0, else set them to zero."""
+
+        def resume():
+            for tile, place in places:
+                self.builder.call(self.load, [tile, place, I64(SUMS)])
+            return []
+
+        def fresh():
+            for tile, _ in places:
+                self.builder.call(self.zero, [tile])
+            return []
+
+        _either(self.builder, carry, resume, fresh)
+
+    def load_rows(self, addresses):
+        """Load the tiles of A."""
+        for i, address in enumerate(addresses):
+            self.builder.call(self.load, [I8(4 + i), _at(self.builder, address, 0, I8), I64(64)])
+
+    def load_columns(self, panel):
+        """Load the tiles of B from a block of 32 k of a panel."""
+        for j in range(2):
+            self.builder.call(self.load, [I8(6 + j), _at(self.builder, panel, STEP * j, I8), I64(64)])
+
+    def multiply(self):
+        """Add the products to the sums."""
+        for i in range(self.down):
+            for j in range(2):
+                self.builder.call(self.dot, [I8(2 * i + j), I8(4 + i), I8(6 + j)])
+
+    def end(self, places):
+        """Store the sums."""
+        for tile, place in places:
+            self.builder.call(self.store, [tile, place, I64(SUMS)])
+
+
 def tile_kernel(down, parts=1):
     """Emit the kernel for `down` x 2 tiles of up to 16 x 16 sums of bfloat16 products.
 
     The compiled call is kernel(a, below, b, sums, steps, carry, ahead, pace, upper, lower). `a`: address of the packed
     tiles of A, `upper` rows of 64 bytes a block of 32 k; `below`: bytes from there to those of the lower tile; `b`:
     address of a packed panel; `sums`: of the first of rows of 32 sums; `upper`, `lower`: rows of the tiles, for which
-    `configure` was called. For each block it prefetches `pace` bytes, a multiple of 64. Tiles 0 to 3 hold sums, 4 and 5
-    A, 6 and 7 B.
+    `configure` was called. For each block it prefetches `pace` bytes, a multiple of 64.
     parts: 2 for operands that are sums of two bfloat16. A tile of high values is then followed by that of the low ones,
     and the products are low high, high high, high low: so each tile is loaded once.
     """
 
     def emit(builder, args):
         a, below, b, sums, steps, carry, ahead, pace, upper, _ = args
-        load = _declare(builder, "llvm.x86.tileloadd64", VOID, [I8, BYTE, I64])
-        store = _declare(builder, "llvm.x86.tilestored64", VOID, [I8, BYTE, I64])
-        zero = _declare(builder, "llvm.x86.tilezero", VOID, [I8])
-        dot = _declare(builder, "llvm.x86.tdpbf16ps", VOID, [I8] * 3)
         left, tile = [a, builder.add(a, below)][:down], builder.shl(upper, I64(6))
-        first = [sums, builder.add(sums, builder.mul(upper, I64(SUMS)))][:down]
-        places = [(I8(2 * i + j), _at(builder, first[i], 64 * j, I8)) for i in range(down) for j in range(2)]
-
-        def resume():
-            for tile, place in places:
-                builder.call(load, [tile, place, I64(SUMS)])
-            return []
-
-        def fresh():
-            for tile, _ in places:
-                builder.call(zero, [tile])
-            return []
+        tiles = Tiles(builder, down)
 
         def rows(k, part):
             """Load tiles of A: part 0 of the two is the high one."""
             offset = builder.mul(builder.add(builder.mul(k, I64(parts)), I64(part)), tile)
-            for i in range(down):
-                builder.call(load, [I8(4 + i), _at(builder, builder.add(left[i], offset), 0, I8), I64(64)])
+            tiles.load_rows([builder.add(place, offset) for place in left])
 
         def columns(k, part):
-            for j in range(2):
-                offset = builder.add(builder.mul(k, I64(2 * parts * STEP)), I64(STEP * (2 * part + j)))
-                builder.call(load, [I8(6 + j), _at(builder, b, offset, I8), I64(64)])
-
-        def products():
-            for i in range(down):
-                for j in range(2):
-                    builder.call(dot, [I8(2 * i + j), I8(4 + i), I8(6 + j)])
+            tiles.load_columns(builder.add(b, builder.add(builder.mul(k, I64(2 * parts * STEP)), I64(2 * STEP * part))))
 
         def body(k, _):
             if parts == 2:
                 rows(k, 1)
                 columns(k, 0)
-                products()
+                tiles.multiply()
                 rows(k, 0)
-                products()
+                tiles.multiply()
                 columns(k, 1)
-                products()
+                tiles.multiply()
             else:
                 rows(k, 0)
                 columns(k, 0)
-                products()
+                tiles.multiply()
             here = builder.add(ahead, builder.mul(k, pace))
 
             def line(n, _):
@@ -660,10 +688,10 @@ def tile_kernel(down, parts=1):
             _loop(builder, [], builder.lshr(pace, I64(6)), line)
             return []
 
-        _either(builder, carry, resume, fresh)
+        places = tiles.places(sums, upper)
+        tiles.begin(carry, places)
         _loop(builder, [], steps, body)
-        for tile, place in places:
-            builder.call(store, [tile, place, I64(SUMS)])
+        tiles.end(places)
 
     return _intrinsic(f"tiles_{down}x2x{parts}", 10, emit)
 

@@ -11,7 +11,6 @@ from ...primitives.buffers import LINE
 from ...quantised import FP4
 from ...weight_types import FORMATS
 from .micro_kernels import (
-    BYTE,
     F32,
     I8,
     I16,
@@ -19,7 +18,7 @@ from .micro_kernels import (
     I64,
     STEP,
     SUMS,
-    VOID,
+    Tiles,
     _at,
     _broadcast,
     _declare,
@@ -155,11 +154,7 @@ def code_tiles(form, down):
 
     def emit(builder, args):
         a, below, codes, ring, sums, groups, blocks, carry, pitch, near, upper, _ = args
-        load = _declare(builder, "llvm.x86.tileloadd64", VOID, [I8, BYTE, I64])
-        store = _declare(builder, "llvm.x86.tilestored64", VOID, [I8, BYTE, I64])
-        zero = _declare(builder, "llvm.x86.tilezero", VOID, [I8])
-        dot = _declare(builder, "llvm.x86.tdpbf16ps", VOID, [I8] * 3)
-        left, total = [a, builder.add(a, below)][:down], builder.mul(groups, blocks)
+        left, total, tiles = [a, builder.add(a, below)][:down], builder.mul(groups, blocks), Tiles(builder, down)
 
         def panel_of(k):
             return builder.add(ring, builder.mul(builder.and_(k, I64(RING - 1)), I64(2 * STEP)))
@@ -172,37 +167,20 @@ def code_tiles(form, down):
                 )
 
         def group(g, _):
-            own = builder.add(sums, builder.mul(g, pitch))
-            first = [own, builder.add(own, builder.mul(upper, I64(SUMS)))][:down]
-            places = [(I8(2 * i + j), _at(builder, first[i], 64 * j, I8)) for i in range(down) for j in range(2)]
-
-            def resume():
-                for tile, place in places:
-                    builder.call(load, [tile, place, I64(SUMS)])
-                return []
-
-            def fresh():
-                for tile, _ in places:
-                    builder.call(zero, [tile])
-                return []
+            places = tiles.places(builder.add(sums, builder.mul(g, pitch)), upper)
 
             def block(n, _):
                 k = builder.add(builder.mul(g, blocks), n)
                 unpack_if_there(builder.add(k, I64(LAG)))
-                for i in range(down):
-                    at = _at(builder, builder.add(left[i], builder.mul(k, builder.shl(upper, I64(6)))), 0, I8)
-                    builder.call(load, [I8(4 + i), at, I64(64)])
-                for j in range(2):
-                    builder.call(load, [I8(6 + j), _at(builder, panel_of(k), STEP * j, I8), I64(64)])
-                for i in range(down):
-                    for j in range(2):
-                        builder.call(dot, [I8(2 * i + j), I8(4 + i), I8(6 + j)])
+                offset = builder.mul(k, builder.shl(upper, I64(6)))
+                tiles.load_rows([builder.add(place, offset) for place in left])
+                tiles.load_columns(panel_of(k))
+                tiles.multiply()
                 return []
 
-            _either(builder, carry, resume, fresh)
+            tiles.begin(carry, places)
             _loop(builder, [], blocks, block)
-            for tile, place in places:
-                builder.call(store, [tile, place, I64(SUMS)])
+            tiles.end(places)
             return []
 
         for k in range(LAG):
