@@ -22,19 +22,24 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Compile the CPU kernels beside the first tests, if tests on ranks follow, or many that need kernels."""
+    """Compile the CPU kernels beside the first tests, if tests on ranks follow, or many that need kernels.
+
+    Workers give way to that process, which the first of them starts: what it has not compiled, each would compile.
+    """
     from mpi import job_folder
-    from tiers import COMPILED, folder_of
+    from tiers import FOLDERS, folder_of
 
     if session.config.option.collectonly or job_folder() is not None:
         return
-    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":  # the first worker does so
-        return
-    folders = {folder_of(item) for item in session.items}
-    if folders.issuperset(COMPILED) or any(map(needs_cpu_kernels, session.items)):
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    everything = {folder for folder, budget in FOLDERS.items() if budget.quick and budget.parallel}
+    if everything <= {folder_of(item) for item in session.items} or any(map(needs_cpu_kernels, session.items)):
         from cases import start_compiling
 
-        start_compiling()
+        if worker in (None, "gw0"):
+            start_compiling()
+        if worker is not None:
+            os.nice(5)
 
 
 def needs_cpu_kernels(item: pytest.Item) -> bool:

@@ -33,7 +33,7 @@ def test_any_layer_on_more_ranks_than_cores_equals_the_reference(comm, world, pl
 
 
 @pytest.mark.ranks(2, timeout=240)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(plan=plans())
 def test_any_layer_in_bulk_equals_the_reference(comm, plan):
     run(comm, plan, schedule="bulk")

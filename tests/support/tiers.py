@@ -84,8 +84,16 @@ LONG = (  # workers start with these files, so that none runs alone at the end
     "substrate/test_waits.py",
 )
 
-# The quick tier ends with these folders: the kernels that they need compile beside the others.
-COMPILED = ("checkpoint", "kernels", "layer", "bench")
+# The quick tier ends with these folders and files: the functions that they need compile beside the others.
+COMPILED = (
+    "package/test_docstrings.py",
+    "package/test_examples.py",
+    "package/test_layer_page.py",
+    "checkpoint",
+    "kernels",
+    "layer",
+    "bench",
+)
 
 
 SLOW = re.compile(
@@ -104,6 +112,12 @@ def folder_at(path: Path) -> str | None:
 def folder_of(item: pytest.Item) -> str | None:
     """The folder below tests/ that a test lies in; None for files elsewhere."""
     return folder_at(item.path)
+
+
+def compiled(item: pytest.Item) -> bool:
+    """Whether a test lies in COMPILED."""
+    folder = folder_of(item)
+    return folder is not None and bool({folder, f"{folder}/{item.path.name}"} & set(COMPILED))
 
 
 def may_hold(folder: str, text: str, tier: str | None, part: str | None) -> bool:
@@ -172,8 +186,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         wanted &= part is None or is_parallel(item) == (part == "parallel")
         (kept if wanted else dropped).append(item)
     first = {str(TESTS / file): place for place, file in enumerate(LONG)} if part == "parallel" else {}
-    last = COMPILED if tier == "quick" else ()
-    items[:] = sorted(kept, key=lambda item: (folder_of(item) in last, first.get(str(item.path), len(first))))
+    items[:] = sorted(
+        kept, key=lambda item: (tier == "quick" and compiled(item), first.get(str(item.path), len(first)))
+    )
     if dropped:
         config.hook.pytest_deselected(items=dropped)
 
