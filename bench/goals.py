@@ -265,14 +265,14 @@ def shown(figures: list[Figure], recorded: dict[str, Any]) -> str:
 
 
 def _causes(records: dict[str, Any]) -> list[str]:
-    """A table of why figures are missed, of those whose cause is known."""
+    """A table of the figures that are missed, and why."""
     found = []
     for family, each in records.items():
         for name, value in sorted(each["figures"].items()):
             sign, goal = each["goals"][key(name)].split()
             met = value >= float(goal) if sign == "≥" else value <= float(goal)
-            cause = next((why for start, why in CAUSES.get(family, {}).items() if name.startswith(start)), None)
-            if cause and not met:
+            cause = next((why for start, why in CAUSES.get(family, {}).items() if name.startswith(start)), "not known")
+            if not met:
                 found.append(f"| {family}, {key(name)} | {cause} |")
     return ["", "| missed | cause |", "| --- | --- |", *found] if found else []
 

@@ -17,6 +17,7 @@ import numpy as np
 from ..config import MoEConfig, Router
 from ..errors import AristosError, CheckpointError, InputError
 from ..layer.arguments import DEFAULT_TIMEOUT, check_comm
+from ..transport.warning import warn
 from ..weight_types import WeightType
 from . import encoder_decoder_families, methods, sigmoid_families, softmax_families, topk_families
 from .agreement import agree, difference, shapes_of, without_capacity
@@ -41,6 +42,7 @@ OUTSIDE = ("mtp.", "model.mtp", "mtp_", "model.visual.", "visual.", "vision", "m
 MOST_EXPERTS = 1 << 16  # experts of a layer: four times the most that was published
 EXPERT = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")
 BIASES = ("router_bias", "select_bias")  # the biases of a router
+AS_DTYPE = "declares quantised inputs of linear layers; here they have the layer's dtype"
 
 
 class Checkpoint:
@@ -125,7 +127,7 @@ class Checkpoint:
         if form := self._quantised.form:
             for n, block in self._blocks.items():
                 self._blocks[n] = replace(block, parts=tuple(packed_ways(part, form) for part in block.parts))
-        self._progress = Progress()
+        self._progress, self._warned = Progress(), False
 
     def _text_model(self, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """(model_type, options) of the model that has experts: the directory's, or one inside it."""
@@ -230,8 +232,7 @@ class Checkpoint:
         """
         note = self._block(number).note
         if self._quantised.activations:
-            rows = "config.json declares quantised inputs of linear layers; here they have the layer's dtype"
-            note = f"{note}; {rows}" if note else rows
+            note = "; ".join(filter(None, [note, f"config.json {AS_DTYPE}"]))
         return note
 
     def weight_type(self, number: int) -> WeightType | None:
@@ -499,7 +500,8 @@ class Checkpoint:
 
         Collective over the ranks of `moe`. Values are read expert by expert, so memory beside the packed weights is one
         expert's. A rank that has to read for long shows its progress on stderr. If a rank raises, calls of the layer
-        are refused on all ranks until it is loaded again.
+        are refused on all ranks until it is loaded again. If config.json declares quantised inputs, rank 0 warns at the
+        first load that they have the layer's dtype here.
 
         Parameters
         ----------
@@ -570,6 +572,9 @@ class Checkpoint:
         self._load_experts(moe, layer, number, self._checked(number))
 
     def _load_experts(self, moe: Any, layer: int, number: int, reader: LayerReader) -> None:
+        if self._quantised.activations and moe.rank == 0 and not self._warned:
+            self._warned = True
+            warn(f"{self._where} {AS_DTYPE}")
         mine, packed = moe.placement.mine(moe.rank), moe.layer_config(layer).packed
         arrays = [name for name in EXPERT if name in reader.pieces]
         stored = packed is not None and packed == reader.weight_type

@@ -441,6 +441,17 @@ def test_declared_quantisation_of_inputs_is_noted(tmp_path, case: Case, declared
     assert "declares quantised inputs" in opened(tmp_path / "declared", case, **declared).note(0)
 
 
+def test_a_load_warns_once_of_inputs_that_are_not_quantised(tmp_path, recwarn):
+    for folder, declared, count in (("plain", {}, 0), ("declared", {"activation_scheme": "dynamic"}, 1)):
+        checkpoint = opened(tmp_path / folder, CASES["fp8 in blocks"], **declared)
+        with cases.MoE(checkpoint.config(max_tokens=9), threads=1) as moe:
+            checkpoint.load(moe, layer=0, number=0)
+            checkpoint.load_experts(moe, layer=0, number=0)
+        said = [str(each.message) for each in recwarn if "declares quantised inputs" in str(each.message)]
+        assert len(said) == count
+    assert str(tmp_path / "declared" / "config.json") in said[0]
+
+
 def test_scales_of_float8_are_read_as_float32(tmp_path):
     """DeepSeek's ue8m0."""
     case = CASES["fp8 in blocks"]

@@ -69,6 +69,9 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
         "fp8": [({"quant_method": "fp8", "activation_scheme": "dynamic"}, lambda o, i: {
             "weight": ("F8_E4M3", [o, i]), "weight_scale_inv": ("F32", [1, 1]),
         })],
+        "bitsandbytes": [({"quant_method": "bitsandbytes", "load_in_8bit": True}, lambda o, i: {
+            "weight": ("I8", [o, i]), "SCB": ("F32", [o]),
+        })],
     }  # fmt: skip
     found = {}
     for form, each_form in forms.items():
@@ -101,7 +104,28 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
         p + "experts.down_proj_scales": ("U8", [2, 64, 1]),
         p + "experts.down_proj_bias": ("F32", [2, 64]),
     }
-    return found | {"mxfp4": (json.dumps({"config.json": oss, **one_file(shapes)}).encode(),)}
+    found["mxfp4"] = (json.dumps({"config.json": oss, **one_file(shapes)}).encode(),)
+    deepseek = {
+        "model_type": "deepseek_v4",
+        "hidden_size": 64,
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 2,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 1,
+        "num_hash_layers": 0,
+        "n_shared_experts": 1,
+        "expert_dtype": "fp4",
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    }
+    p = "layers.0.ffn."
+    shapes = {p + "gate.weight": ("F32", [2, 64]), p + "gate.bias": ("F32", [2])}
+    for name, (out, depth) in {"w1": (32, 64), "w3": (32, 64), "w2": (64, 32)}.items():
+        for e in range(2):
+            shapes[f"{p}experts.{e}.{name}.weight"] = ("I8", [out, depth // 2])
+            shapes[f"{p}experts.{e}.{name}.scale"] = ("F8_E8M0", [out, depth // 32])
+        shapes[f"{p}shared_experts.{name}.weight"] = ("F8_E4M3", [out, depth])
+        shapes[f"{p}shared_experts.{name}.scale"] = ("F8_E8M0", [1, 1])
+    return found | {"fp4": (json.dumps({"config.json": deepseek, **one_file(shapes)}).encode(),)}
 
 
 def one_file(shapes: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,29 @@ def test_random_inputs_end_in_values_or_documented_errors(known):
     assert done.stdout.count(" 0 finds") == len(names), done.stdout
 
 
+def test_each_form_of_packed_weights_has_a_target(known, monkeypatch):
+    """Its valid inputs reach the form's reader for each of the three matrices of an expert."""
+    import packed_models
+
+    from aristos.checkpoint import packed
+
+    read = {}
+    for name, form in packed.FORMS.items():
+
+        def parts(m, kind, name=name, form=form):
+            found = form.parts(m, kind)
+            read[name] = read.get(name, 0) + 1
+            return found
+
+        monkeypatch.setitem(packed.FORMS, name, form._replace(parts=parts))
+    for target, seeds in packed_models.seeds().items():
+        for each in seeds:
+            before = sum(read.values())
+            known[f"packed_{target}"].read(each)
+            assert sum(read.values()) - before >= 3, target
+    assert set(read) == set(packed.FORMS)
+
+
 @pytest.mark.parametrize("find", FINDS, ids=[f"{path.parent.name}-{path.name}" for path in FINDS])
 def test_what_was_a_find_is_none(find, known):
     from run import attempt

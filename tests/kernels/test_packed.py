@@ -22,6 +22,7 @@ from aristos.weight_types import FORMATS, PACKED_ROWS, SCALES, WeightType
 
 ROWS = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 ERROR = {"float32": 1e-5, "bfloat16": 2 * 2.0**-7}  # of the largest output
+ONES = {"int4": (8, 9), "int8": (128, 129), "fp8": (0, 0x38), "mxfp4": (0, 2)}  # codes of 0 and 1
 
 # int4 alone before each commit: each format compiles modules of its own
 FORMS = [pytest.param(name, marks=[] if name == "int4" else pytest.mark.slow) for name in FORMATS]
@@ -86,6 +87,26 @@ def test_whatever_shape(name, dtype):
 
 @pytest.mark.parametrize("dtype", PACKED_ROWS)
 @pytest.mark.parametrize("name", FORMS)
+def test_sums_are_right_before_they_are_rounded(name, dtype):
+    """Seen through an identity as second matrix. Sums are within 1e-5 of the largest one, then rounded once to rows."""
+    kind = packed(name, zeros=FORMATS[name].zeros)
+    up, zero = random_codes(np.random.default_rng(0), kind, 1152, 128), ONES[name][0]
+    scales = np.ones((kind.groups(128), 1152 // kind.columns), SCALES[str(kind.scale)])
+    identity = np.where(np.eye(128, 1152, dtype=bool), *reversed(ONES[name])).astype(np.uint8)
+    zeros = np.full((kind.groups(128), 1152), zero, np.uint8) if kind.zeros else None
+    made = Packed(up, Quantised(kind, identity, scales, zeros), activation="relu", dtype=dtype)
+    x = np.random.default_rng(1).standard_normal((30, 1152), np.float32).astype(ROWS[dtype])
+    want = x.astype("f8") @ up.dequantised()
+    off = 1e-5 * np.abs(want).max()
+    low, high = (np.maximum(want + each, 0).astype(ROWS[dtype]) for each in (-off, off))
+    for rows in (1, 30):
+        got = made(x[:rows])[:, :128]
+        assert (low[:rows] <= got).all()
+        assert (got <= high[:rows]).all()
+
+
+@pytest.mark.parametrize("dtype", PACKED_ROWS)
+@pytest.mark.parametrize("name", FORMS)
 def test_any_number_of_rows_has_the_bits_of_many(name, dtype):
     """Several groups, of an odd number, and more k than a block of packed rows has."""
     kind = packed(name, group=min(FORMATS[name].groups, key=lambda group: group or 1 << 20), zeros=FORMATS[name].zeros)
@@ -101,7 +122,7 @@ def test_any_number_of_rows_has_the_bits_of_many(name, dtype):
 def test_every_code_of_a_format_is_multiplied_by_its_value(name):
     """At each place of a word and in each column: a row that is 1 at one k reads 32 codes back through an identity."""
     kind = packed(name, group=0 if 0 in FORMATS[name].groups else None)
-    zero, one = {"int4": (8, 9), "int8": (128, 129), "fp8": (0, 0x38), "mxfp4": (0, 2)}[name]
+    zero, one = ONES[name]
     every = np.arange(1 << kind.bits).astype(np.uint8)
     if name == "fp8":
         every[every & 0x7F == 0x7F] = 0

@@ -64,12 +64,21 @@ def test_a_layer_alone(name, dtype):
 
 
 @pytest.mark.ranks(2)
-@pytest.mark.parametrize("moves", ["tokens", "experts"])
-def test_ranks_have_the_bits_of_one(comm, moves):
+@pytest.mark.parametrize("moves", ["tokens", "experts", "auto"])
+@pytest.mark.parametrize("placement", [None, [0, [0, 1], 1, [0, 1], 0]], ids=["", "copies"])
+def test_ranks_have_the_bits_of_one(comm, moves, placement):
+    """Also after loads of other weights, and beside an open object whose weights are plain."""
     cfg, w, wide = layer("int4", "bfloat16")
-    x = rows(cfg, 50, comm.rank)
-    with MoE(cfg, comm, backend="cpu", threads=1, moves=moves) as moe:
-        moe.load(0, **w)
+    plain = replace(cfg, dtype="float32", weight_dtype=None)
+    x, reversed_experts = rows(cfg, 50, comm.rank), w | {n: w[n][::-1] for n in MATRICES}
+    with (
+        MoE(cfg, comm, backend="cpu", threads=1, moves=moves, placement=placement) as moe,
+        MoE(plain, comm, backend="cpu", threads=1, moves=moves, placement=placement) as other,
+    ):
+        for each in (reversed_experts, w):
+            moe.load(0, **each)
+            other.load(0, **reference.weights(plain))
+        assert moe.packed_weights(0).nbytes == packed_bytes(cfg, len(moe.placement.mine(comm.rank)))
         y = moe(x)
     check(cfg, wide, x, y)
     with MoE(cfg, backend="cpu", threads=2) as moe:
@@ -118,7 +127,7 @@ def test_a_layer_that_cannot_be_is_refused(changes, message):
         replace(CFG, **changes)
 
 
-def test_training_and_gpus_refuse_packed_weights():
+def test_training_refuses_packed_weights():
     cfg = replace(CFG, weight_dtype="fp8")
     with pytest.raises(InputError, match="train=True requires plain weights, got weight_dtype='fp8'"):
         MoE(cfg, backend="cpu", train=True)

@@ -1,12 +1,16 @@
-"""The tables of docs/layer.md list the scores, activations and formats of codes that the code declares."""
+"""Tables of docs/layer.md, and docstrings, list the scores, activations and formats of codes that the code declares."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
-from aristos.config import ACTIVATIONS, BIASED, SCORES
-from aristos.weight_types import FORMATS
+import pytest
+
+from aristos import losses, quantised
+from aristos.config import ACTIVATIONS, BIASED, SCORES, MoEConfig, Router
+from aristos.weight_types import FORMATS, packed
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "layer.md").read_text()
 
@@ -40,3 +44,24 @@ def test_formats_of_codes():
         assert groups == list(form.groups)
         assert tuple(row[3].split(", ")) == form.scales
         assert (row[4] != "no") == form.zeros
+
+
+@pytest.mark.parametrize(
+    ("documented", "start", "end", "table"),
+    [
+        (Router, "score : ", "renormalize : ", SCORES),
+        (losses.sequence, "score : ", "lengths : ", BIASED),
+        (MoEConfig, "activation : ", "gated : ", ACTIVATIONS),
+        (MoEConfig, "weight_dtype : ", "Raises", FORMATS),
+        (packed, "name : ", "group : ", FORMATS),
+    ],
+)
+def test_a_docstring_names_each(documented: Any, start: str, end: str, table: Any):
+    """In the text of one parameter. What else is quoted there is a default."""
+    text = re.split(rf"\n *{end}", re.split(rf"\n *{start}", documented.__doc__)[1])[0]
+    assert set(re.findall(r'"(\w+)"', text)) == set(table)
+
+
+def test_the_docstring_of_codes_names_each_format():
+    text = re.split(r"\n *scales : ", re.split(r"\n *codes : ", quantised.Quantised.__doc__ or "")[1])[0]
+    assert set(FORMATS) <= set(re.findall(r"\w+", text))
