@@ -17,7 +17,7 @@ from kernel_cache.errors import quoted
 
 from .config import real
 from .errors import InputError, OpenCallError
-from .trainable import Trainable, TrainedLayer
+from .trainable import AdamScales, MomentumScales, Trainable, TrainedLayer
 
 EXPERTS = ("up", "gate", "down", "up_bias", "gate_bias", "down_bias")  # arrays with this rank's experts in front
 Arrays = dict[str, np.ndarray]
@@ -379,17 +379,17 @@ class Adam(Optimizer):
 
     def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays, factor: float) -> None:
         (first, second), t = self.betas, self.steps
-        scales = [
-            factor,
-            self.keeps(master),
-            first,
-            1 - first,
-            second,
-            1 - second,
-            1 - second**t,
-            self.eps,
-            self.lr / (1 - first**t),
-        ]
+        scales = AdamScales(
+            by=factor,
+            keep=self.keeps(master),
+            first=first,
+            new=1 - first,
+            second=second,
+            fresh=1 - second,
+            past=1 - second**t,
+            eps=self.eps,
+            rate=self.lr / (1 - first**t),
+        )
         self.training.updates.adam(master, gradient, state["mean"], state["square"], scales)
 
 
@@ -443,7 +443,8 @@ class SGD(Optimizer):
 
     def change(self, master: np.ndarray, gradient: np.ndarray, state: Arrays, factor: float) -> None:
         velocity = state["velocity"] if self.momentum else np.zeros_like(master)
-        self.training.updates.momentum(master, gradient, velocity, [factor, self.keeps(master), self.momentum, self.lr])
+        scales = MomentumScales(by=factor, keep=self.keeps(master), momentum=self.momentum, rate=self.lr)
+        self.training.updates.momentum(master, gradient, velocity, scales)
 
 
 def _trained(training: Trainable, layer: int) -> Arrays:

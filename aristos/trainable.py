@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,14 +17,39 @@ class Everyone(Protocol):
         ...
 
 
+class AdamScales(NamedTuple):
+    """The numbers of a step of AdamW, number t, in the order in which `kernels/cpu/optimizer.py` reads them."""
+
+    by: float  # gradients are multiplied by it
+    keep: float  # weights are multiplied by it
+    first: float  # b1
+    new: float  # 1 - b1
+    second: float  # b2
+    fresh: float  # 1 - b2
+    past: float  # 1 - b2^t
+    eps: float
+    rate: float  # lr / (1 - b1^t)
+
+
+class MomentumScales(NamedTuple):
+    """The numbers of a step with momentum, in the order in which `kernels/cpu/optimizer.py` reads them."""
+
+    by: float  # gradients are multiplied by it
+    keep: float  # weights are multiplied by it
+    momentum: float
+    rate: float  # lr
+
+
 class Steps(Protocol):
     """Compiled steps on float32 arrays."""
 
     def adam(
-        self, master: np.ndarray, gradient: np.ndarray, mean: np.ndarray, square: np.ndarray, scales: list[float]
+        self, master: np.ndarray, gradient: np.ndarray, mean: np.ndarray, square: np.ndarray, scales: AdamScales
     ) -> None: ...
 
-    def momentum(self, master: np.ndarray, gradient: np.ndarray, velocity: np.ndarray, scales: list[float]) -> None: ...
+    def momentum(
+        self, master: np.ndarray, gradient: np.ndarray, velocity: np.ndarray, scales: MomentumScales
+    ) -> None: ...
 
     def square_sum(self, array: np.ndarray) -> float: ...
 

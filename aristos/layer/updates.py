@@ -10,6 +10,7 @@ from kernel_cache.compile import warm_up
 
 from ..kernels.by_isa import module
 from ..primitives.buffers import FLOAT
+from ..trainable import AdamScales, MomentumScales
 
 
 class Updates:
@@ -28,13 +29,13 @@ class Updates:
         )
 
     def adam(
-        self, master: np.ndarray, gradient: np.ndarray, mean: np.ndarray, square: np.ndarray, scales: list[float]
+        self, master: np.ndarray, gradient: np.ndarray, mean: np.ndarray, square: np.ndarray, scales: AdamScales
     ) -> None:
-        """A step of Adam: change master, mean and square, of one shape. scales: see `kernels/cpu/optimizer.py`."""
+        """A step of Adam: change master, mean and square, of one shape."""
         self._run(self._kernel.adam_rows, gradient, [master, mean, square], scales)
 
-    def momentum(self, master: np.ndarray, gradient: np.ndarray, velocity: np.ndarray, scales: list[float]) -> None:
-        """A step with momentum: change master and velocity, of one shape. scales: see `kernels/cpu/optimizer.py`."""
+    def momentum(self, master: np.ndarray, gradient: np.ndarray, velocity: np.ndarray, scales: MomentumScales) -> None:
+        """A step with momentum: change master and velocity, of one shape."""
         self._run(self._kernel.momentum_rows, gradient, [master, velocity], scales)
 
     def square_sum(self, array: np.ndarray) -> float:
@@ -44,7 +45,7 @@ class Updates:
         return float(self._kernel.square_sum(rows, n, array.ctypes.data, pitch))
 
     @staticmethod
-    def _run(kernel: Any, gradient: np.ndarray, changed: list[np.ndarray], scales: list[float]) -> None:
+    def _run(kernel: Any, gradient: np.ndarray, changed: list[np.ndarray], scales: tuple[float, ...]) -> None:
         gradient, factors = _even(gradient), np.array(scales, np.float32)
         rows, n, pitch = _extent(gradient)
         arrays = [np.ascontiguousarray(array) for array in changed]

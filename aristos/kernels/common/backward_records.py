@@ -41,3 +41,28 @@ class Sums(NamedTuple):
     ffn: int
     carry: int  # 0: the gradients are written, else added
     once: int  # 1: no other rows of the call are added
+
+
+class Place(NamedTuple):
+    """How rows of an element type lie in the store, see `stored_rows`: each in a place, [dy | x | kept | w]."""
+
+    nbytes: int  # bytes of dy, as many as of x
+    x: int  # offset of x in a place
+    kept: int  # offset of what the weights' gradients need
+    w: int  # offset of the combine weight, float32
+
+
+class Tables(NamedTuple):
+    """Rows of one expert: addresses of arrays with a word for each row. Rows with hidden activations on the tape come
+    last.
+    """
+
+    x: int  # addresses of inputs
+    dy: int  # addresses of gradients of the outputs
+    dx: int  # addresses where gradients of the inputs go
+    kept: int  # addresses where what the weights' gradients need is kept
+    saved: int  # addresses on the tape
+    order: int  # numbers of the rows
+    w: int  # address of the combine weights, float32
+    dw: int  # address where gradients of the combine weights go, float32
+    free: int  # address of the first cache line after these arrays

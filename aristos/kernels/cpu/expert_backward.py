@@ -18,7 +18,7 @@ from ...primitives import memory as mem
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
 from ..common.activations import ZERO, at_most, code_of, factor, limit_of, limits, shift_of
-from ..common.backward_records import Expert, Rows, Sums
+from ..common.backward_records import Expert, Place, Rows, Sums
 from ..common.branches import unrolled
 from ..common.slopes import FUNCTIONS
 from .expert import FC, fill_rows, line_bytes, row_addresses
@@ -258,10 +258,10 @@ def kept_addresses(m, table, kept, which, ffn):
 
 
 @jit
-def parts_of(hidden, ffn, gated):
-    """What `stored_rows` calls *parts*, for rows of float32."""
+def place_of(hidden, ffn, gated):
+    """How rows of float32 lie in the store."""
     kept = line_bytes(2 * hidden)
-    return FLOAT * hidden, FLOAT * hidden, kept, kept + line_bytes(ffn) * (3 if gated else 2)
+    return Place(FLOAT * hidden, FLOAT * hidden, kept, kept + line_bytes(ffn) * (3 if gated else 2))
 
 
 @jit
@@ -273,10 +273,10 @@ def store_rows(call):
     """
     expert, found = expert_of(call), tables(call.scratch, call.rows)
     gated = expert.weights.gate != 0
-    plain = list_rows(call, parts_of(call.hidden, call.ffn, gated), gated, found)
+    plain = list_rows(call, place_of(call.hidden, call.ffn, gated), gated, found)
     for rows in halves(call.rows, plain, found):
         if rows.length > 0:
-            expert_rows(rows, expert, found[8], call.wire)
+            expert_rows(rows, expert, found.free, call.wire)
     give_back(call.rows, call.scalars, found)
 
 
@@ -290,7 +290,7 @@ def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which
     """
     gated, each = gradients[1] != 0, pass_rows(rows)
     for first in range(0, rows, each):
-        listed, free = list_stored(min(each, rows - first), places + 8 * first, parts_of(hidden, ffn, gated), scratch)
+        listed, free = list_stored(min(each, rows - first), places + 8 * first, place_of(hidden, ffn, gated), scratch)
         sums = Sums(gradients, hidden, ffn, carry, 1 if listed.length == rows else 0)
         if which == ALL:
             weight_gradients(listed, sums, free)

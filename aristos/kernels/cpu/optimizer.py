@@ -11,17 +11,18 @@ from kernel_cache.compile import jit
 
 from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
+from ...trainable import AdamScales, MomentumScales
 
-ADAM, MOMENTUM = 9, 4  # float32 that the steps read at `scales`
+ADAM, MOMENTUM = len(AdamScales._fields), len(MomentumScales._fields)
 
 
 @jit
 def adam_rows(rows, n, w, g, pitch, mean, square, scales):
     """AdamW on [rows, n] float32 at the addresses w, mean and square, without gaps; rows of g are `pitch` bytes apart.
 
-    scales: address of what g and w are multiplied by; b1, 1 - b1, b2, 1 - b2; 1 - b2^t; eps; lr / (1 - b1^t).
+    scales: address of AdamScales, float32.
     """
-    s = mem.floats(scales, ADAM)
+    s = mem.floats(scales, ADAM)  # in the order of the fields
     by, keep, first, new, second, fresh, past, eps, rate = s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8]
     for i in range(rows):
         at = FLOAT * n * i
@@ -36,8 +37,8 @@ def adam_rows(rows, n, w, g, pitch, mean, square, scales):
 
 @jit
 def momentum_rows(rows, n, w, g, pitch, velocity, scales):
-    """As `adam_rows`: v = momentum v + g, w -= lr v. scales: what g and w are multiplied by; momentum; lr."""
-    s = mem.floats(scales, MOMENTUM)
+    """As `adam_rows`: v = momentum v + g, w -= lr v. scales: address of MomentumScales, float32."""
+    s = mem.floats(scales, MOMENTUM)  # in the order of the fields
     by, keep, momentum, rate = s[0], s[1], s[2], s[3]
     for i in range(rows):
         at = FLOAT * n * i

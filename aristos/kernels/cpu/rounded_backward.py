@@ -18,7 +18,7 @@ from ...primitives import memory as mem
 from ...primitives import wire as mpi
 from ...primitives.buffers import FLOAT, LINE
 from ..common.activations import ONE, ZERO
-from ..common.backward_records import Expert, Rows, Sums
+from ..common.backward_records import Expert, Place, Rows, Sums
 from .convert import BFLOAT16, round_row, widen_row
 from .elements import WIDTH
 from .expert import line_bytes
@@ -405,10 +405,10 @@ def kept_addresses(m, table, kept, which, ffn):
 
 
 @jit
-def parts_of(hidden, ffn, gated):
-    """The parts of a row's place, see `stored_rows`."""
+def place_of(hidden, ffn, gated):
+    """How rows of bfloat16 lie in the store."""
     part, kept = part_size(hidden), 2 * part_size(hidden)
-    return BYTES * hidden, part, kept, kept + part_size(ffn) * (3 if gated else 2)
+    return Place(BYTES * hidden, part, kept, kept + part_size(ffn) * (3 if gated else 2))
 
 
 @jit
@@ -416,10 +416,10 @@ def store_rows(call):
     """As `expert_backward.store_rows`, of rows of bfloat16; dx is float32."""
     expert, found = expert_of(call), tables(call.scratch, call.rows)
     gated = expert.weights.gate != 0
-    plain = list_rows(call, parts_of(call.hidden, call.ffn, gated), gated, found)
+    plain = list_rows(call, place_of(call.hidden, call.ffn, gated), gated, found)
     for rows in halves(call.rows, plain, found):
         if rows.length > 0:
-            expert_rows(rows, expert, found[8], call.wire)
+            expert_rows(rows, expert, found.free, call.wire)
     give_back(call.rows, call.scalars, found)
 
 
@@ -428,7 +428,7 @@ def stored_gradients(rows, places, gradients, hidden, ffn, carry, scratch, which
     """As `expert_backward.stored_gradients`, of rows of bfloat16."""
     gated, each = gradients[1] != 0, pass_rows(rows)
     for row in range(0, rows, each):
-        listed, free = list_stored(min(each, rows - row), places + 8 * row, parts_of(hidden, ffn, gated), scratch)
+        listed, free = list_stored(min(each, rows - row), places + 8 * row, place_of(hidden, ffn, gated), scratch)
         sums = Sums(gradients, hidden, ffn, carry, 1 if listed.length == rows else 0)
         if which == ALL:
             weight_gradients(listed, sums, free)

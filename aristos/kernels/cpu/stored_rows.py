@@ -1,8 +1,7 @@
 """Rows in the store (`engine/store.py`): what the backward kernels of every element type do with their addresses.
 
 A row's place holds dy and x as they came, then what the kernel keeps for the weights' gradients, then the combine
-weight. *parts* describes the places of an element type: (bytes of dy, as many as of x; offset of x in a place; offset
-of what is kept; offset of the combine weight).
+weight: a `Place` says where.
 """
 
 from kernel_cache.compile import jit
@@ -10,7 +9,7 @@ from kernel_cache.compile import jit
 from ...primitives import memory as mem
 from ...primitives import taped
 from ...primitives.buffers import FLOAT, LINE
-from ..common.backward_records import Expert, Rows
+from ..common.backward_records import Expert, Rows, Tables
 from .call_blocks import expert_weights_at, transposed_weights_at
 from .expert import line_bytes
 from .outer import SOON, fetch_row
@@ -22,15 +21,12 @@ LISTED = 2 * 8 + FLOAT  # bytes of a row in the lists for its expert's gradients
 
 @jit
 def tables(scratch, rows):
-    """Addresses of tables at `scratch`: x, dy, dx, kept, saved, order, w and dw; last, of the cache line after them.
-
-    saved: places on the tape. order: numbers of the rows; those with hidden activations on the tape come last.
-    """
+    """Tables of `rows` rows at `scratch`, still to be filled."""
     w = scratch + 8 * TABLES * rows
     dw = w + FLOAT * rows
     free = (dw + FLOAT * rows + LINE - 1) // LINE * LINE
     to_x, to_dy, to_dx = scratch, scratch + 8 * rows, scratch + 16 * rows
-    return to_x, to_dy, to_dx, scratch + 24 * rows, scratch + 32 * rows, scratch + 40 * rows, w, dw, free
+    return Tables(to_x, to_dy, to_dx, scratch + 24 * rows, scratch + 32 * rows, scratch + 40 * rows, w, dw, free)
 
 
 @jit
@@ -50,44 +46,42 @@ def plain_first(rows, tape, order):
 
 
 @jit
-def store_row(row, place, entry, parts, before):
+def store_row(row, place, entry, of, before):
     """Copy a row [dy | x] to its place. x comes from the tape if it is kept there, at `before` bytes if hidden
-    activations are kept before it.
+    activations are kept before it. of: a Place.
     """
-    nbytes, to_x, _, _ = parts
-    kept, from_x = taped.kept_of(entry), row + nbytes
+    kept, from_x = taped.kept_of(entry), row + of.nbytes
     if kept & taped.X:
         from_x = taped.place_of(entry) + (before if kept & taped.HIDDEN else 0)
-    mem.copy_row(place, row, nbytes)
-    mem.copy_row(place + to_x, from_x, nbytes)
+    mem.copy_row(place, row, of.nbytes)
+    mem.copy_row(place + of.x, from_x, of.nbytes)
 
 
 @jit
-def list_rows(call, parts, gated, found):
+def list_rows(call, of, gated, found):
     """Copy rows to their places and fill their tables; returns how many rows have no hidden activations on the tape.
 
-    call: a BackwardRows; found: what `tables` returns.
+    call: a BackwardRows; of: a Place; found: Tables.
     """
     rows, x, places, tape = call.rows, call.x, call.places, call.kept
-    to_x, to_dy, to_dx, kept, saved, order, w, _, _ = found
-    plain = plain_first(rows, tape, order)
+    plain = plain_first(rows, tape, found.order)
     before = line_bytes(call.ffn) * (2 if gated else 1)
-    weight = mem.floats(w, rows)
+    weight = mem.floats(found.w, rows)
     for to in range(rows):
         if to + SOON < rows:
-            soon = mem.load(order + 8 * (to + SOON))
-            fetch_row(rows, places, soon, 0, parts[3] + LINE)
-            fetch_row(rows, x, soon, 0, 2 * parts[0])
-        i = mem.load(order + 8 * to)
+            soon = mem.load(found.order + 8 * (to + SOON))
+            fetch_row(rows, places, soon, 0, of.w + LINE)
+            fetch_row(rows, x, soon, 0, 2 * of.nbytes)
+        i = mem.load(found.order + 8 * to)
         place, entry = mem.load(places + 8 * i), mem.load(tape + 8 * i) if tape != 0 else 0
-        store_row(mem.load(x + 8 * i), place, entry, parts, before)
-        mem.store(to_x + 8 * to, place + parts[1])
-        mem.store(to_dy + 8 * to, place)
-        mem.store(to_dx + 8 * to, mem.load(call.y + 8 * i))
-        mem.store(kept + 8 * to, place + parts[2])
-        mem.store(saved + 8 * to, taped.place_of(entry))
+        store_row(mem.load(x + 8 * i), place, entry, of, before)
+        mem.store(found.x + 8 * to, place + of.x)
+        mem.store(found.dy + 8 * to, place)
+        mem.store(found.dx + 8 * to, mem.load(call.y + 8 * i))
+        mem.store(found.kept + 8 * to, place + of.kept)
+        mem.store(found.saved + 8 * to, taped.place_of(entry))
         weight[to] = mem.floats(call.scalars + 8 * i, 1)[0]
-        mem.floats(place + parts[3], 1)[0] = weight[to]
+        mem.floats(place + of.w, 1)[0] = weight[to]
     return plain
 
 
@@ -100,39 +94,39 @@ def expert_of(call):
 
 @jit
 def some_rows(begin, count, found, saved):
-    """Rows begin.. of the tables `found`. saved: address of their places on the tape, or 0."""
-    to_x, to_dy, to_dx, kept, _, _, w, dw, _ = found
+    """Rows begin.. of the Tables `found`. saved: address of their places on the tape, or 0."""
     at, value = 8 * begin, FLOAT * begin
-    return Rows(count, to_x + at, to_dy + at, w + value, to_dx + at, dw + value, kept + at, saved)
+    x, dy, dx = found.x + at, found.dy + at, found.dx + at
+    return Rows(count, x, dy, found.w + value, dx, found.dw + value, found.kept + at, saved)
 
 
 @jit
 def halves(rows, plain, found):
     """The listed rows without hidden activations on the tape, and those with them."""
-    return some_rows(0, plain, found, 0), some_rows(plain, rows - plain, found, found[4] + 8 * plain)
+    return some_rows(0, plain, found, 0), some_rows(plain, rows - plain, found, found.saved + 8 * plain)
 
 
 @jit
 def give_back(rows, scalars, found):
     """Write the gradients of the combine weights over the weights, in the lower halves of the words at `scalars`."""
-    order, back = found[5], mem.floats(found[7], rows)
+    back = mem.floats(found.dw, rows)
     for to in range(rows):
-        i = mem.load(order + 8 * to)
+        i = mem.load(found.order + 8 * to)
         mem.store(scalars + 8 * i, 0)
         mem.floats(scalars + 8 * i, 1)[0] = back[to]
 
 
 @jit
-def list_stored(m, places, parts, scratch):
+def list_stored(m, places, of, scratch):
     """List m rows in the store, for their expert's gradients. Returns Rows and the address of the cache line after the
-    lists.
+    lists. of: a Place.
     """
     to_x, kept = scratch, scratch + 8 * m
     w = kept + 8 * m
     weight = mem.floats(w, m)
     for i in range(m):
         place = mem.load(places + 8 * i)
-        mem.store(to_x + 8 * i, place + parts[1])
-        mem.store(kept + 8 * i, place + parts[2])
-        weight[i] = mem.floats(place + parts[3], 1)[0]
+        mem.store(to_x + 8 * i, place + of.x)
+        mem.store(kept + 8 * i, place + of.kept)
+        weight[i] = mem.floats(place + of.w, 1)[0]
     return Rows(m, to_x, places, w, 0, 0, kept, 0), (w + FLOAT * m + LINE - 1) // LINE * LINE
