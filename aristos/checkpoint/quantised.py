@@ -1,4 +1,4 @@
-"""Quantised weights as float32: fp8 and int8 with scales, mxfp4. Scales must be finite.
+"""Quantised weights as float32: fp8 and int8 with scales, mxfp4. Scales must be finite and not zero.
 
 fp8 by blocks (DeepSeek-V3): value = q * NAME_scale_inv of its block of 128x128; blocks at the edge are partial. The
 scales of NAME.weight may be NAME.scale (DeepSeek-V4).
@@ -97,8 +97,9 @@ def values(directory: Directory, name: str, whole: np.ndarray, rows: Any, asked:
         scale = scale[rows]
     elif isinstance(rows, slice) and rows != slice(None) and scale.size > 1:
         raise CheckpointError(f"{directory.file(name).path}: tensor {shown(name)}: flat experts cannot have scales")
-    scale = finite(directory, scales, np.asarray(scale, np.float32))
-    if scales.endswith("SCB"):
+    largest = scales.endswith("SCB")  # of bitsandbytes: an output's largest weight, 0 for one of zeros
+    scale = usable(directory, scales, np.asarray(scale, np.float32), zero=largest)
+    if largest:
         scale = scale / np.float32(127)
     one = whole[rows].astype(np.float32)
     with np.errstate(over="ignore"):  # refused below
@@ -115,13 +116,14 @@ def values(directory: Directory, name: str, whole: np.ndarray, rows: Any, asked:
     return one
 
 
-def finite(directory: Directory, name: str, scale: np.ndarray) -> np.ndarray:
-    """`scale`; raises CheckpointError where a value is NaN or infinite."""
-    if not np.isfinite(scale).all():
-        at = np.unravel_index(int(np.argmin(np.isfinite(scale))), scale.shape)
+def usable(directory: Directory, name: str, scale: np.ndarray, zero: bool = False) -> np.ndarray:
+    """`scale`; raises CheckpointError where a value is NaN or infinite, or 0 unless `zero` allows it."""
+    wrong = ~np.isfinite(scale) | ((scale == 0) & (not zero))
+    if wrong.any():
+        at = np.unravel_index(int(np.argmax(wrong)), scale.shape)
         raise CheckpointError(
-            f"{directory.file(name).path}: tensor {shown(name)} has a scale of {scale[at]} at {[int(i) for i in at]}:"
-            f" {OTHER_FILES}"
+            f"{directory.file(name).path}: tensor {shown(name)} has a scale of {scale[at]} at {[int(i) for i in at]},"
+            f" scales must be finite and not zero: {OTHER_FILES}"
         )
     return scale
 
@@ -146,7 +148,7 @@ def mxfp4(directory: Directory, blocks: str, scales: str, expert: int) -> np.nda
     codes = directory.array(blocks)[expert].view(np.uint8)  # [out, in / 32, 16]
     exponent = directory.array(scales)[expert].view(np.uint8).astype(np.int32)  # [out, in / 32]
     if (exponent == 255).any():
-        finite(directory, scales, np.where(exponent == 255, np.float32(np.nan), np.float32(1)))
+        usable(directory, scales, np.where(exponent == 255, np.float32(np.nan), np.float32(1)))
     found = np.empty((*codes.shape, 2), np.float32)
     for i in range(0, len(codes), MX_ROWS):  # take makes wide integers of the codes
         np.take(MX_PAIRS, codes[i : i + MX_ROWS], axis=0, out=found[i : i + MX_ROWS], mode="clip")

@@ -247,6 +247,10 @@ def test_fp8_with_block_scales(tmp_path):
     [
         (np.array([[2.0, 3.0], [5.0, np.nan]], np.float32), "has a scale of nan at [1, 1]"),
         (np.array([[2.0, np.inf], [5.0, 1.0]], np.float32), "has a scale of inf at [0, 1]"),
+        (
+            np.array([[2.0, 3.0], [0.0, 1.0]], np.float32),
+            "a scale of 0.0 at [1, 0], scales must be finite and not zero",
+        ),
         (np.ones((2, 3), np.float32), "must have shape [2, 2]"),
         (np.ones((2, 2), np.int8), "has dtype I8; scales must be F32, BF16, F16, F8_E8M0"),
     ],
