@@ -32,6 +32,7 @@ from aristos.weight_types import FORMATS, WEIGHT_TYPES
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD, PAGE = ROOT / "docs" / "goals.json", ROOT / "docs" / "goals.md"
+COMPARED = ROOT / "docs" / "performance.md"  # where `make compare` writes
 HIDDEN, FFN, EXPERTS, TOP_K = 2048, 768, 32, 8
 ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 COLD = 256 << 20  # bytes that exceed a cache, as those that `bounds.read_bandwidth` reads
@@ -40,6 +41,13 @@ CFG = aristos.MoEConfig(HIDDEN, FFN, EXPERTS, TOP_K, activation="silu", gated=Tr
 FORMS = (*ON_CPUS, *FORMATS)
 BITS = {name: WEIGHT_TYPES[name].bits for name in ON_CPUS} | {name: form.bits for name, form in FORMATS.items()}
 SHARES = {32: 0.85, 16: 0.85, 8: 0.78, 4: 0.70}  # by bits: the share of the read bandwidth that one token has to reach
+OTHERS = ("avx512bf16, znver4",)  # families that the goals were set for, and that lack a record
+AGAINST = {  # parts of `make compare` with goals of few tokens -> the title of their tables
+    "decode": "Weights of 8 and of 4 bits, one rank",
+    "decode2": "Weights of 8 and of 4 bits, half of the experts on each of two ranks",
+    "transformers": "Experts of transformers, one process",
+    "transformers2": "Experts of transformers, two ranks",
+}
 BOTH = 0.85  # the share of two cores' bandwidth that 16 tokens have to reach
 SLOWER = 1.05  # a call with fewer rows over one with more
 _PORTS = (
@@ -277,8 +285,24 @@ def _causes(records: dict[str, Any]) -> list[str]:
     return ["", "| missed | cause |", "| --- | --- |", *found] if found else []
 
 
-def page(records: dict[str, Any]) -> str:
-    """The record of all families as Markdown; a figure that a family lacks is owed."""
+def _against(families: list[str], compared: str) -> list[str]:
+    """A table of the comparisons with peers that each family has. compared: the text of COMPARED."""
+    sections = {part.partition("\n")[0]: part for part in compared.split("\n## On ")[1:]}
+    lines = [
+        "",
+        "| against peers, `make compare` | " + " | ".join(families) + " |",
+        "| --- |" + " --- |" * len(families),
+    ]
+    for part, title in AGAINST.items():
+        found = [f"\n### {title}\n" in sections.get(name, "") for name in families]
+        cells = ["[measured](performance.md)" if there else "owed" for there in found]
+        lines.append(f"| `{part}` | {' | '.join(cells)} |")
+    return lines
+
+
+def page(records: dict[str, Any], compared: str) -> str:
+    """The record of all families as Markdown; a figure that a family lacks is owed. compared: the text of COMPARED."""
+    families = [*records, *(name for name in OTHERS if name not in records)]
     names = sorted({key(name) for each in records.values() for name in each["figures"]})
     lines = [
         "# Goals of few tokens",
@@ -286,15 +310,17 @@ def page(records: dict[str, Any]) -> str:
         "Written by `make goals ARGS=--record`, on one family of CPUs after another; read bandwidth is that of the same"
         " run. Owed: not measured there.",
         "",
-        "| figure | goal | " + " | ".join(records) + " |",
-        "| --- | ---: |" + " ---: |" * len(records),
+        "| figure | goal | " + " | ".join(families) + " |",
+        "| --- | ---: |" + " ---: |" * len(families),
     ]
     for name in names:
-        found = [{key(n): v for n, v in each["figures"].items()} for each in records.values()]
+        every = [records.get(family, {"figures": {}})["figures"] for family in families]
+        found = [{key(n): v for n, v in each.items()} for each in every]
         goal = next(each["goals"][name] for each in records.values() if name in each["goals"])
         cells = [f"{values[name]:.2f}" if name in values else "owed" for values in found]
         lines.append(f"| {name} | {goal} | {' | '.join(cells)} |")
     lines += _causes(records)
+    lines += _against(families, compared)
     lines += [
         "",
         *(f"- {name}: {each['date']}, commit {each['commit']}, {each['cpu']}" for name, each in records.items()),
@@ -313,7 +339,7 @@ def record(figures: list[Figure], records: dict[str, Any]) -> None:
         "goals": {key(f.name): f"{'≥' if f.least else '≤'} {f.wanted:g}" for f in figures},
     }
     write_text(RECORD, json.dumps(records, indent=1, sort_keys=True) + "\n")
-    write_text(PAGE, page(records))
+    write_text(PAGE, page(records, COMPARED.read_text(encoding="utf-8")))
 
 
 def _cpu() -> str:

@@ -20,7 +20,7 @@ def goals(monkeypatch):
 
 
 def test_the_page_is_made_from_the_record(goals):
-    assert goals.PAGE.read_text() == goals.page(json.loads(goals.RECORD.read_text()))
+    assert goals.PAGE.read_text() == goals.page(json.loads(goals.RECORD.read_text()), goals.COMPARED.read_text())
 
 
 def test_a_missed_figure_has_its_cause_and_one_that_is_met_has_none(goals, monkeypatch):
@@ -29,11 +29,31 @@ def test_a_missed_figure_has_its_cause_and_one_that_is_met_has_none(goals, monke
     found = {"int4: a token, share of 9 GB/s": 0.5, "int8: fewer rows": 1.2, "fp8: a token, share of 9 GB/s": 0.9}
     wanted = {"int4: a token, share": "≥ 0.7", "int8: fewer rows": "≤ 1.05", "fp8: a token, share": "≥ 0.78"}
     record = {"figures": found, "goals": wanted, "date": "2026-01-01", "commit": "1", "cpu": "c"}
-    page = goals.page({"a CPU": record, "another": record})
-    causes = [line for line in page.splitlines() if line.startswith("| a")]
+    page = goals.page({"a CPU": record, "another": record}, "")
+    causes = [line for line in page.splitlines() if line.startswith(("| a CPU,", "| another,"))]
     assert causes == [
         "| a CPU, int4: a token, share | too slow |",
         "| a CPU, int8: fewer rows | a dip |",
         "| another, int4: a token, share | not known |",
         "| another, int8: fewer rows | not known |",
     ]
+
+
+def test_the_page_says_which_comparisons_are_owed(goals, monkeypatch):
+    """A family without a record owes all figures."""
+    import compare
+
+    assert {part: compare.PARTS[part].title for part in goals.AGAINST} == goals.AGAINST
+    monkeypatch.setattr(goals, "OTHERS", ("a third",))
+    record = {
+        "figures": {"fp8: a": 1.0},
+        "goals": {"fp8: a": "≥ 0.78"},
+        "date": "2026-01-01",
+        "commit": "1",
+        "cpu": "c",
+    }
+    compared = f"# P\n\n## On a CPU\n\n### {goals.AGAINST['decode']}\n\n## On another\n\nnothing\n"
+    page = goals.page({"a CPU": record, "another": record}, compared)
+    assert "| fp8: a | ≥ 0.78 | 1.00 | 1.00 | owed |" in page
+    assert "| `decode` | [measured](performance.md) | owed | owed |" in page
+    assert "| `decode2` | owed | owed | owed |" in page
