@@ -15,7 +15,7 @@ OTHERS ?= openmpi impi
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bench test test-all test-hf coverage lint fuzz dist gpu-kit sbom lock compare goals clean
+.PHONY: help bench test test-all test-hf coverage lint fuzz docs dist gpu-kit sbom lock compare goals clean
 .DELETE_ON_ERROR:
 
 PY = $(VENV)/bin/python
@@ -43,6 +43,7 @@ help:
 	@echo "make test-hf  published models' own code against their checkpoints here, and with these experts; ARGS names some families"
 	@echo "make coverage lines run by uncompiled tests, room by room, and public functions that no test reaches"
 	@echo "make lint     ruff and mypy"
+	@echo "make docs     the site of the documentation, in build/site/; any warning is an error"
 	@echo "make fuzz     readers of text and files against random inputs; ARGS='matrix --seconds 600' for some"
 	@echo "make dist     wheel and sdist in dist/; installed in a fresh environment, the main job runs there"
 	@echo "make gpu-kit  dist/aristos-gpu-kit.tar.gz: source, wheels and kernels for a machine with a GPU and no network"
@@ -96,6 +97,10 @@ lint: $(READY)-lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: $(READY)-docs
+	$(PY) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/site
+	@echo "the site: build/site/index.html"
 
 fuzz: $(READY)-test
 	$(PY) tests/fuzz/run.py $(ARGS)
@@ -157,6 +162,10 @@ $(READY)-lint: pyproject.toml | $(PY)
 	$(PIP) install -e '.[$(MPI),plot,plan,explore,topo]' --group lint
 	@touch $@
 endif
+
+$(READY)-docs: pyproject.toml | $(PY)
+	$(PIP) install -e '.[$(MPI),plan,topo]' --group docs
+	@touch $@
 
 # An environment that adds another MPI library to the packages of $(VENV): mpi4py loads the library beside its python.
 LOCKED = --require-hashes --no-deps -r $(LOCK:.txt=.$(1).txt)

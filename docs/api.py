@@ -84,24 +84,37 @@ KINDS = {
 
 def page() -> str:
     """The whole page."""
-    from aristos.layer.cpu import EVENT_KINDS
-
-    missing = set(EVENT_KINDS.values()) ^ set(KINDS)
-    if missing:
-        raise SystemExit(f"KINDS of docs/api.py and the events of the code differ: {', '.join(sorted(missing))}")
     parts = [HEAD]
     for title, names in PARTS.items():
         parts.append(f"## {title}\n")
         for name in names:
             parts += _described(name)
-    parts.append(EVENTS + "".join(f"| `{kind}` | {text} |\n" for kind, text in KINDS.items()))
-    return "\n".join(parts)
+    return "\n".join([*parts, events()])
+
+
+def events() -> str:
+    """The part about events of a timeline."""
+    from aristos.layer.cpu import EVENT_KINDS
+
+    missing = set(EVENT_KINDS.values()) ^ set(KINDS)
+    if missing:
+        raise SystemExit(f"KINDS of docs/api.py and the events of the code differ: {', '.join(sorted(missing))}")
+    return EVENTS + "".join(f"| `{kind}` | {text} |\n" for kind, text in KINDS.items())
+
+
+def kind_of(found: Any) -> str:
+    """module, exception, class, function or data."""
+    if inspect.ismodule(found):
+        return "module"
+    if inspect.isclass(found):
+        return "exception" if issubclass(found, BaseException) else "class"
+    return "function" if callable(found) else "data"
 
 
 def _described(name: str) -> list[str]:
-    found = _find(name)
+    found = find(name)
     if inspect.ismodule(found):
-        return [_text(found), *(line for each in _public(found) for line in _described(f"{name}.{each}"))]
+        return [_text(found), *(line for each in public(found) for line in _described(f"{name}.{each}"))]
     if inspect.isclass(found):
         return _of_class(name, found)
     if callable(found):
@@ -154,7 +167,7 @@ def _described_here(member: Any) -> bool:
     return bool(getattr(member, "__func__", member).__doc__)
 
 
-def _public(module: Any) -> list[str]:
+def public(module: Any) -> list[str]:
     listed = getattr(module, "__all__", None)
     if listed is not None:
         return [name for name in listed if not name.startswith("_")]
@@ -165,7 +178,7 @@ def _public(module: Any) -> list[str]:
     ]
 
 
-def _find(name: str) -> Any:
+def find(name: str) -> Any:
     parts = name.split(".")
     found: Any = importlib.import_module(parts[0])
     for part in parts[1:]:

@@ -54,13 +54,13 @@ class Public(NamedTuple):
 
 def of_page() -> list[Public]:
     """All that docs/api.md describes, but for errors."""
-    return [each for names in api.PARTS.values() for name in names for each in of(name, api._find(name))]
+    return [each for names in api.PARTS.values() for name in names for each in of(name, api.find(name))]
 
 
 def of(name: str, found: Any) -> Iterator[Public]:
     """An object by its name, with a module's public names, or with a class's public members."""
     if inspect.ismodule(found):
-        for each in api._public(found):
+        for each in api.public(found):
             yield from of(f"{name}.{each}", getattr(found, each))
     elif inspect.isclass(found) and not issubclass(found, BaseException):
         yield Public(name, found)
