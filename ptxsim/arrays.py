@@ -16,8 +16,8 @@ from .runner import Runner
 class DeviceArray:
     """An array in a device's memory, or in mapped host memory (device -1); kernels of every device may use it.
 
-    shape, dtype, strides, size, ndim, nbytes, reshape, ravel, view, T: as of NumPy arrays. ptr: its address on the
-    machine. alloc_size, split: as of Numba-CUDA's arrays.
+    shape, dtype, strides, size, ndim, nbytes, reshape, ravel, view, T: as in NumPy's arrays. ptr: its address on the
+    machine. alloc_size, split: as in Numba-CUDA's arrays.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class DeviceArray:
         return np.array([bits], np.uint64).view(np.uint8)[: self.dtype.itemsize].view(self.dtype)[0]
 
     def store(self, index: Any, value: Any, order: str = "release", scope: str = "sys") -> None:
-        """Set one element, as the thread of the acting actor; order, scope: as of `load`."""
+        """Set one element, as the thread of the acting actor. order, scope: see `load`."""
         raw = np.array([value], self.dtype).tobytes()
         self._access(index, order, scope, True, int.from_bytes(raw, "little"))
 

@@ -17,7 +17,7 @@ from .lowering import Lowering
 from .program import FunctionInfo, Program, layout
 from .syntax import Function, Instruction, Label, Module, PTXError, Scope, Variable
 
-MOST_LOCAL = 512 * 1024  # bytes of a thread, as of the CUDA programming guide
+MOST_LOCAL = 512 * 1024  # bytes of a thread: the CUDA programming guide's limit
 
 
 def lower(module: Module) -> Program:

@@ -166,8 +166,8 @@ class Machine(Runner):
     ) -> None:
         """Queue a kernel of a loaded program.
 
-        title: its name in reports. numbers: its parameters, as of `kernels.pack`. shared: dynamic bytes of a block.
-        after: callbacks for its end. Raises InputError for a launch that no device could hold.
+        title: its name in reports. numbers: its parameters, as `kernels.pack` takes them. shared: dynamic bytes of a
+        block. after: called when it has ended. Raises InputError for a launch that no device could hold.
         """
         info = program.functions[entry]
         if not isinstance(shared, (int, np.integer)) or shared < 0:

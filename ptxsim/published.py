@@ -72,7 +72,7 @@ def released(x, thread, block, warp, location, order, scope):
 
 @jit
 def published(x, gid, r0, r1, r2, observed):
-    """The map of a write: what its thread releases, and what it observed; r0, r1, r2: as of `released`."""
+    """The map of a write: what its thread releases, and what it observed. r0, r1, r2: what `released` returned."""
     if r0 == 0:  # then r1 and r2 are 0 too
         return observed
     own, device = gid >> 10, device_group(x, gid)

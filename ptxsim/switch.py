@@ -365,7 +365,7 @@ def use(machine: Machine) -> Iterator[Machine]:
 
 
 def enable(**options: Any) -> Machine:
-    """Use a new machine for all launches from now on, and return it; options: as of `Machine`."""
+    """Use a new machine for all launches from now on, and return it. options: those of `Machine`."""
     machine = Machine(**options)
     _enter(machine)
     return machine

@@ -8,8 +8,8 @@ from typing import Any
 from ..config import MoEConfig
 from ..errors import MismatchError, PeerInputError
 from ..layer.arguments import usable_limits
-from .pieces import LATE, WEIGHTS
 from .recipe import Block
+from .stored_arrays import LATE, WEIGHTS
 
 
 def agree(comm: Any, timeout: float, path: Any, problem: Exception | None, options: str) -> None:

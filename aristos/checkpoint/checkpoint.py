@@ -23,10 +23,10 @@ from . import encoder_decoder_families, methods, sigmoid_families, softmax_famil
 from .agreement import agree, difference, shapes_of, without_capacity
 from .directory import Directory
 from .options import Options
-from .pieces import LATE, TABLE, LayerReader, Piece, packed_ways
 from .progress import Progress
 from .recipe import FAMILIES, REFUSED, Block, Family
 from .safetensors import shown
+from .stored_arrays import LATE, TABLE, LayerReader, StoredArray, packed_ways
 from .tables import TokenTable
 
 RECIPES = (
@@ -167,7 +167,7 @@ class Checkpoint:
         stacks: dict[str, set[str]] = {}  # the beginning of a layer's names -> tensors below it
         for block in self._blocks.values():
             probes = stacks.setdefault(block.layer, set())
-            probes |= {piece.probe for part in block.parts for way in part for piece in way.values()}
+            probes |= {stored.probe for part in block.parts for way in part for stored in way.values()}
         try:
             there = {layer: self._directory.numbers(layer, probes, OUTSIDE) for layer, probes in stacks.items()}
         except CheckpointError:
@@ -405,7 +405,7 @@ class Checkpoint:
 
     def _find_prefix(self, number: int, block: Block) -> str:
         below = block.layer.format(n=number if block.own is None else block.own)
-        probes = {piece.probe for part in block.parts[:2] for way in part for piece in way.values()}
+        probes = {stored.probe for part in block.parts[:2] for way in part for stored in way.values()}
         ends = re.compile(r"(?:^|.*?\.)(?=" + re.escape(below) + "(?:" + "|".join(map(re.escape, probes)) + r")$)")
         found = {match[0] for name in self._directory.where if (match := ends.match(name))}
         found = {prefix for prefix in found if not prefix.startswith(OUTSIDE)}
@@ -423,16 +423,18 @@ class Checkpoint:
         cfg = self.layer_config(number)
         prefix = self._prefix(number, block)
         shapes = shapes_of(cfg, block)
-        pieces: dict[str, Piece] = {}
+        stored_arrays: dict[str, StoredArray] = {}
         for part in block.parts:
-            pieces |= self._choose(prefix, part, shapes, cfg.experts - block.late)
-        return LayerReader(self._directory, prefix, pieces, shapes, cfg.experts, block.late, self._quantised)
+            stored_arrays |= self._choose(prefix, part, shapes, cfg.experts - block.late)
+        return LayerReader(self._directory, prefix, stored_arrays, shapes, cfg.experts, block.late, self._quantised)
 
-    def _choose(self, prefix: str, part: Any, shapes: Mapping[str, tuple[int, ...]], experts: int) -> dict[str, Piece]:
+    def _choose(
+        self, prefix: str, part: Any, shapes: Mapping[str, tuple[int, ...]], experts: int
+    ) -> dict[str, StoredArray]:
         """The alternative of a part whose tensors the directory has."""
-        there = [way for way in part if all(prefix + piece.probe in self._directory for piece in way.values())]
+        there = [way for way in part if all(prefix + stored.probe in self._directory for stored in way.values())]
         if not there:
-            tried = sorted({shown(prefix + piece.probe) for way in part for piece in way.values()})
+            tried = sorted({shown(prefix + stored.probe) for way in part for stored in way.values()})
             raise CheckpointError(
                 f"{self.path} has none of the tensors {', '.join(tried[:6])}{', ...' if len(tried) > 6 else ''},"
                 f" which a {self.model_type} must have: is the download complete?"
@@ -440,7 +442,7 @@ class Checkpoint:
         if len(there) == 1:
             return there[0]
         fitting = [way for way in there if self._fits(prefix, way, shapes, experts)]
-        names = [{piece.probe for piece in way.values()} for way in fitting]
+        names = [{stored.probe for stored in way.values()} for way in fitting]
         if len(fitting) > 1 and names[0] == names[1]:
             raise CheckpointError(
                 f"{self.path}: tensor {shown(prefix + min(names[0]))} may be stored [in, out] or [out, in], its"
@@ -448,12 +450,14 @@ class Checkpoint:
             )
         return (fitting or there)[0]
 
-    def _fits(self, prefix: str, way: Mapping[str, Piece], shapes: Mapping[str, tuple[int, ...]], experts: int) -> bool:
+    def _fits(
+        self, prefix: str, way: Mapping[str, StoredArray], shapes: Mapping[str, tuple[int, ...]], experts: int
+    ) -> bool:
         return all(
-            piece.form
+            stored.form
             or array == TABLE
-            or self._directory.entry(prefix + piece.probe).shape == piece.shape(shapes[array], experts)
-            for array, piece in way.items()
+            or self._directory.entry(prefix + stored.probe).shape == stored.shape(shapes[array], experts)
+            for array, stored in way.items()
         )
 
     def check(self, number: int) -> None:
@@ -537,8 +541,8 @@ class Checkpoint:
             )
         reader = self._checked(number)
         self._load_experts(moe, layer, number, reader)
-        if TABLE not in reader.pieces:  # with a router, a call without ids would choose by scores
-            biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.pieces}
+        if TABLE not in reader.stored_arrays:  # with a router, a call without ids would choose by scores
+            biases: dict[str, Any] = {name: reader.read_finite(name) for name in BIASES if name in reader.stored_arrays}
             block = self._block(number)
             if block.late:  # above all values that sigmoid and bias give the others
                 bias = np.asarray(biases["select_bias"], np.float32)
@@ -576,7 +580,7 @@ class Checkpoint:
             self._warned = True
             warn(f"{self._where} {AS_DTYPE}")
         mine, packed = moe.placement.mine(moe.rank), moe.layer_config(layer).packed
-        arrays = [name for name in EXPERT if name in reader.pieces]
+        arrays = [name for name in EXPERT if name in reader.stored_arrays]
         stored = packed is not None and packed == reader.weight_type
         with self._progress.load(f"rank {moe.rank}: layer {number} of {self.path.name}", len(mine)):
             for e in mine:
@@ -616,7 +620,7 @@ class Checkpoint:
         self._block(number)
         if number not in self._tables:
             reader = self._checked(number)
-            if TABLE not in reader.pieces:
+            if TABLE not in reader.stored_arrays:
                 raise InputError(f"layer {number} has a router that chooses by scores: call MoE without ids")
             self._tables[number] = TokenTable(reader, self.layer_config(number))
         return self._tables[number].route(x, tokens)
@@ -691,11 +695,11 @@ class Checkpoint:
             The model has no MoE layer of this number.
         """
         reader, cfg = self._checked(number), self.layer_config(number)
-        for name in reader.pieces:
+        for name in reader.stored_arrays:
             if name.startswith(LATE) or name == "expert_scale":
                 raise CheckpointError(f"{self.path}: experts of a {self.model_type} have {name} beside their weights")
-        pieces = [reader.pieces[name] for name in EXPERT if name in reader.pieces]
-        return {reader.prefix + tensor for piece in pieces for tensor in piece.tensors(cfg.experts)}
+        stored_arrays = [reader.stored_arrays[name] for name in EXPERT if name in reader.stored_arrays]
+        return {reader.prefix + tensor for stored in stored_arrays for tensor in stored.tensors(cfg.experts)}
 
     def arrays(self, number: int, expert: int, *, packed: bool = False) -> dict[str, Any]:
         """One expert's arrays by name, in nn.Linear's order, read when used.
@@ -724,5 +728,5 @@ class Checkpoint:
         reader, cfg = self._checked(number), self.layer_config(number)
         if isinstance(expert, bool) or not isinstance(expert, int | np.integer) or not 0 <= expert < cfg.experts:
             raise InputError(f"expert must be an int in 0..{cfg.experts - 1}, got {expert!r}")
-        names = [name for name in EXPERT if name in reader.pieces]
+        names = [name for name in EXPERT if name in reader.stored_arrays]
         return reader.as_stored(names, int(expert)) if packed else reader.expert(names, int(expert))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from .options import Options
-from .pieces import Piece
 from .recipe import ACTIVATIONS, Block, family, named
+from .stored_arrays import StoredArray
 
 
 @family(
@@ -43,8 +43,11 @@ def switch(o: Options) -> dict[int, Block]:
     }
     options["router"]["capacity"] = o.size("expert_capacity")
     note = "the capacity counts the tokens of a rank's call; the model's own code counts those of a sequence"
-    pieces = {"up": Piece("mlp.experts.expert_{e}.wi.weight"), "down": Piece("mlp.experts.expert_{e}.wo.weight")}
-    parts = [(pieces,), named("router", "mlp.router.classifier.weight")]
+    stored_arrays = {
+        "up": StoredArray("mlp.experts.expert_{e}.wi.weight"),
+        "down": StoredArray("mlp.experts.expert_{e}.wo.weight"),
+    }
+    parts = [(stored_arrays,), named("router", "mlp.router.classifier.weight")]
     if bias:
         parts.append(named("router_bias", "mlp.router.classifier.bias"))
     encoder = o.depth("num_layers")
@@ -87,11 +90,14 @@ def nllb(o: Options) -> dict[int, Block]:
     dropout = o.number("moe_token_dropout")
     if dropout >= 1:
         o.refuse(f"moe_token_dropout must be below 1, got {dropout:g}")
-    pieces = {
-        array: Piece(f"ffn.experts.expert_{{e}}.{name}.weight") for array, name in (("up", "fc1"), ("down", "fc2"))
+    stored_arrays = {
+        array: StoredArray(f"ffn.experts.expert_{{e}}.{name}.weight")
+        for array, name in (("up", "fc1"), ("down", "fc2"))
     }
-    pieces |= {f"{array}_bias": Piece(piece.name.replace("weight", "bias")) for array, piece in pieces.items()}
-    parts = [(pieces,), named("router", "ffn.router.classifier.weight")]
+    stored_arrays |= {
+        f"{array}_bias": StoredArray(stored.name.replace("weight", "bias")) for array, stored in stored_arrays.items()
+    }
+    parts = [(stored_arrays,), named("router", "ffn.router.classifier.weight")]
     if o.flag("router_bias"):
         parts.append(named("router_bias", "ffn.router.classifier.bias"))
     blocks, first = {}, 0

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .options import Options
-from .pieces import Part, Piece
 from .safetensors import shown
+from .stored_arrays import Part, StoredArray
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -128,13 +128,15 @@ def kinds_of_layers(o: Options, *known: str) -> list[str]:
 
 def each(
     base: str, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj", form: str = ""
-) -> dict[str, Piece]:
+) -> dict[str, StoredArray]:
     """A tensor for every expert and projection, in nn.Linear's order, or those of a form of `packed.FORMS`."""
     names = {"gate": gate, "up": up, "down": down}
-    return {array: Piece(f"{base}experts.{{e}}.{name}.weight", form=form) for array, name in names.items() if name}
+    return {
+        array: StoredArray(f"{base}experts.{{e}}.{name}.weight", form=form) for array, name in names.items() if name
+    }
 
 
-def w123(base: str, form: str = "") -> dict[str, Piece]:
+def w123(base: str, form: str = "") -> dict[str, StoredArray]:
     """Mixtral's names."""
     return each(base, "w1", "w3", "w2", form)
 
@@ -145,13 +147,13 @@ def fused(
     narrow: str = "experts.down_proj",
     in_out: bool = False,
     interleaved: bool = False,
-) -> dict[str, Piece]:
+) -> dict[str, StoredArray]:
     """Stacked experts with gate and up in one tensor: halves, gate first, or alternating outputs."""
     gate, up = ("even", "odd") if interleaved else ("first", "second")
     return {
-        "gate": Piece(base + wide, stacked=True, outputs=gate, in_out=in_out),
-        "up": Piece(base + wide, stacked=True, outputs=up, in_out=in_out),
-        "down": Piece(base + narrow, stacked=True, in_out=in_out),
+        "gate": StoredArray(base + wide, stacked=True, outputs=gate, in_out=in_out),
+        "up": StoredArray(base + wide, stacked=True, outputs=up, in_out=in_out),
+        "down": StoredArray(base + narrow, stacked=True, in_out=in_out),
     }
 
 
@@ -162,27 +164,27 @@ def experts(*bases: str) -> Part:
 
 def named(array: str, *names: str, **how: Any) -> Part:
     """One array under the first of these names that is there."""
-    return tuple({array: Piece(name, **how)} for name in names)
+    return tuple({array: StoredArray(name, **how)} for name in names)
 
 
 def shared(*bases: str) -> Part:
     """A shared expert: three linear layers, or gate and up fused."""
-    parts: list[dict[str, Piece]] = []
+    parts: list[dict[str, StoredArray]] = []
     for base in bases:
         for gate, up, down in (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")):
             parts.append(
                 {
-                    "shared_gate": Piece(f"{base}{gate}.weight"),
-                    "shared_up": Piece(f"{base}{up}.weight"),
-                    "shared_down": Piece(f"{base}{down}.weight"),
+                    "shared_gate": StoredArray(f"{base}{gate}.weight"),
+                    "shared_up": StoredArray(f"{base}{up}.weight"),
+                    "shared_down": StoredArray(f"{base}{down}.weight"),
                 }
             )
         for wide, down in (("gate_up_proj", "down_proj"), ("input_linear", "output_linear")):
             parts.append(
                 {
-                    "shared_gate": Piece(f"{base}{wide}.weight", outputs="first"),
-                    "shared_up": Piece(f"{base}{wide}.weight", outputs="second"),
-                    "shared_down": Piece(f"{base}{down}.weight"),
+                    "shared_gate": StoredArray(f"{base}{wide}.weight", outputs="first"),
+                    "shared_up": StoredArray(f"{base}{wide}.weight", outputs="second"),
+                    "shared_down": StoredArray(f"{base}{down}.weight"),
                 }
             )
     return tuple(parts)

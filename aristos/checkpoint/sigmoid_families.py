@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from .options import MOST_LAYERS, Options
-from .pieces import Part, Piece
 from .recipe import (
     ACTIVATIONS,
     Block,
@@ -24,6 +23,7 @@ from .recipe import (
     w123,
 )
 from .safetensors import shown
+from .stored_arrays import Part, StoredArray
 
 MLP = ("mlp.",)
 CORRECTION = "gate.e_score_correction_bias"
@@ -282,7 +282,7 @@ def step3p7(o: Options) -> dict[int, Block]:
         **how,
     )
     options["shared_ffn"] = o.size("share_expert_dim", "share_expert_dims")
-    stacked = {array: Piece(f"moe.{array}_proj.weight", stacked=True) for array in ("gate", "up", "down")}
+    stacked = {array: StoredArray(f"moe.{array}_proj.weight", stacked=True) for array in ("gate", "up", "down")}
     parts = (
         (*experts(*MLP), stacked),
         named("router", "moe.gate.weight", "mlp.gate.weight"),
@@ -414,8 +414,8 @@ def nemotron_h(o: Options) -> dict[int, Block]:
         },
     }
     base = "mixer."
-    stacked = {array: Piece(f"{base}experts.{array}_proj", stacked=True) for array in ("up", "down")}
-    both = {f"shared_{array}": Piece(f"{base}shared_experts.{array}_proj.weight") for array in ("up", "down")}
+    stacked = {array: StoredArray(f"{base}experts.{array}_proj", stacked=True) for array in ("up", "down")}
+    both = {f"shared_{array}": StoredArray(f"{base}shared_experts.{array}_proj.weight") for array in ("up", "down")}
     parts = (
         (each(base, gate=""), stacked),
         named("router", base + "gate.weight"),
@@ -439,11 +439,13 @@ def inkling(o: Options) -> dict[int, Block]:
     how: dict[str, Any] = {"score": "sigmoid", "renormalize": True, "scale": o.number("route_scale")}
     sizes = o.size("moe_intermediate_size"), o.size("n_routed_experts") + late, o.size("num_experts_per_tok") + late
     both = {
-        "late_gate": Piece("mlp.shared_experts.shared_w13_weight", stacked=True, outputs="even"),
-        "late_up": Piece("mlp.shared_experts.shared_w13_weight", stacked=True, outputs="odd"),
-        "late_down": Piece("mlp.shared_experts.shared_w2_weight", stacked=True),
+        "late_gate": StoredArray("mlp.shared_experts.shared_w13_weight", stacked=True, outputs="even"),
+        "late_up": StoredArray("mlp.shared_experts.shared_w13_weight", stacked=True, outputs="odd"),
+        "late_down": StoredArray("mlp.shared_experts.shared_w2_weight", stacked=True),
     }
-    apart = {f"late_{name}": Piece(f"mlp.shared_experts.{name}_proj", stacked=True) for name in ("gate", "up", "down")}
+    apart = {
+        f"late_{name}": StoredArray(f"mlp.shared_experts.{name}_proj", stacked=True) for name in ("gate", "up", "down")
+    }
     parts = (
         (fused("mlp."), fused("mlp.", "experts.w13_weight", "experts.w2_weight", interleaved=True)),
         (apart, both),

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from .options import MOST, Options, concerns
-from .pieces import Piece
 from .recipe import (
     ACTIVATIONS,
     Block,
@@ -23,6 +22,7 @@ from .recipe import (
     shared,
 )
 from .safetensors import shown
+from .stored_arrays import StoredArray
 
 MLP = ("mlp.",)
 SPARSE = ("block_sparse_moe.", "mlp.")
@@ -243,9 +243,9 @@ def dbrx(o: Options) -> dict[int, Block]:
     f.refuse_unknown("dbrx")
     base = "ffn.experts.mlp."
     flat = {
-        "gate": Piece(base + "w1", flat=True),
-        "up": Piece(base + "v1", flat=True),
-        "down": Piece(base + "w2", flat=True, in_out=True),
+        "gate": StoredArray(base + "w1", flat=True),
+        "up": StoredArray(base + "v1", flat=True),
+        "down": StoredArray(base + "w2", flat=True, in_out=True),
     }
     block = Block(options, ((flat,), named("router", "ffn.router.layer.weight")), ("ffn.",), "blocks.{n}.")
     return dict.fromkeys(layers(o, "n_layers"), block)

@@ -15,8 +15,8 @@ from ..config import MoEConfig
 from ..errors import CheckpointError, InputError
 from ..primitives import arrays
 from ..row_types import ON_CPUS
-from .pieces import TABLE, LayerReader
 from .safetensors import shown
+from .stored_arrays import TABLE, LayerReader
 
 ROWS = tuple(ON_CPUS)  # dtypes of x
 
@@ -25,7 +25,7 @@ class TokenTable:
     """The table and the router of one layer. Raises CheckpointError for a table that does not fit the layer."""
 
     def __init__(self, reader: LayerReader, cfg: MoEConfig) -> None:
-        name = reader.prefix + reader.pieces[TABLE].name
+        name = reader.prefix + reader.stored_arrays[TABLE].name
         self._where = f"{reader.directory.file(name).path}: tensor {shown(name)}"
         self._table = reader.directory.array(name)
         if self._table.ndim != 2 or self._table.shape[1] != cfg.top_k or self._table.dtype.kind not in "iu":

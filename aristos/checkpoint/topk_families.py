@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .options import Options
-from .pieces import Piece
 from .recipe import Block, after_dense, experts, family, fused, gated, layers, named, shared
+from .stored_arrays import StoredArray
 
 MLP = ("mlp.",)
 
@@ -20,15 +20,15 @@ def gpt_oss(o: Options) -> dict[int, Block]:
     base = "mlp.experts."
     plain = fused("mlp.", in_out=True, interleaved=not halves)
     packed = {
-        "gate": Piece(base + "gate_up_proj", stacked=True, outputs="even", form="mxfp4"),
-        "up": Piece(base + "gate_up_proj", stacked=True, outputs="odd", form="mxfp4"),
-        "down": Piece(base + "down_proj", stacked=True, form="mxfp4"),
+        "gate": StoredArray(base + "gate_up_proj", stacked=True, outputs="even", form="mxfp4"),
+        "up": StoredArray(base + "gate_up_proj", stacked=True, outputs="odd", form="mxfp4"),
+        "down": StoredArray(base + "down_proj", stacked=True, form="mxfp4"),
     }
     first, second = ("first", "second") if halves else ("even", "odd")
     biases = {
-        "gate_bias": Piece(base + "gate_up_proj_bias", stacked=True, outputs=first),
-        "up_bias": Piece(base + "gate_up_proj_bias", stacked=True, outputs=second),
-        "down_bias": Piece(base + "down_proj_bias", stacked=True),
+        "gate_bias": StoredArray(base + "gate_up_proj_bias", stacked=True, outputs=first),
+        "up_bias": StoredArray(base + "gate_up_proj_bias", stacked=True, outputs=second),
+        "down_bias": StoredArray(base + "down_proj_bias", stacked=True),
     }
     options = {
         "hidden": o.size("hidden_size"),

@@ -152,7 +152,7 @@ CALLS = [_with_words(call) for call in (
         columns | columns | to compute
         scratch | address | `run_bytes` of kernels/cpu/entries.py | scratch
         wire
-        kept | address | as of `expert_rows`
+        kept | address | entries of primitives/taped.py: see `expert_rows`
     """)),
     Call("down_columns", "Compute some output columns of a column-split run.", _arguments("""
         rows | rows | of the run
@@ -189,7 +189,7 @@ CALLS = [_with_words(call) for call in (
         column
         weights | address | float32 that are written
         pitch | columns | from one of them to the next
-        scratch | address | as of `route_block` | scratch
+        scratch | address | `route_bytes` of kernels/cpu/tokens.py | scratch
     """), result="False if a product is not finite"),
     Call("backward_rows", "Compute rows [dy | x] of one expert backwards; a row is [dy] if x is kept.", _arguments("""
         rows | rows | that are computed
@@ -210,7 +210,7 @@ CALLS = [_with_words(call) for call in (
         weight | address | of a float32
         x | address | of the row
         hidden
-        scratch | address | as of `combine_token` | scratch
+        scratch | address | `combine_bytes` of kernels/cpu/tokens.py | scratch
     """), kernel=False),
     Call("expert_blocks", "Compute rows of one expert backwards, and the gradients of its weights.", _arguments("""
         rows | rows | any number

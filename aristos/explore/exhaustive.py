@@ -249,7 +249,7 @@ class StateSearch:
             [covers(clock) for clock in memory.clocks],
             sorted((at, covers(put.clock)) for at, put in self.network.halves.items() if covers(put.clock) != nothing),
             sorted((a, covers(clock)) for a, clock in self.network.learned.items()),
-            sorted((at, covers(piece.put.clock)) for at, piece in self.network.moving.items()),
+            sorted((at, covers(word.put.clock)) for at, word in self.network.moving.items()),
             sorted(memory.returned.items()),
             sorted(memory.full),
             sorted((w, list(row), s, n) for (w, row, s), n in cluster.checks.runs.items()),

@@ -36,8 +36,8 @@ class Put:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A word under way, or landed and not flushed."""
+class PutWord:
+    """One word of a put, until the put is flushed: where it goes, and where its value lies."""
 
     put: Put
     target: int
@@ -55,10 +55,10 @@ class SimulatedNetwork:
         self.attention = attention
         memory.network = self
         self.count = 0
-        self.flying: dict[int, Piece] = {}  # not flushed, by target
-        self.moving: dict[int, Piece] = {}  # those of them that may land
-        self.waiting: dict[int, Piece] = {}  # those that land once the target calls into MPI
-        self.sources: dict[int, int] = {}  # how many pieces are read from a word
+        self.flying: dict[int, PutWord] = {}  # not flushed, by target
+        self.moving: dict[int, PutWord] = {}  # those of them that may land
+        self.waiting: dict[int, PutWord] = {}  # those that land once the target calls into MPI
+        self.sources: dict[int, int] = {}  # how many words under way have their value in a word
         self.halves: dict[int, Put] = {}  # what landed last in each half of a coded word
         self.learned: dict[int, Clock] = {}  # by actor: what coded words let it know since its last sync
         self.actor: Actor | None = None
@@ -81,7 +81,7 @@ class SimulatedNetwork:
         if memory.story is not None:
             memory.note(f"put {nbytes // WORD} words", self.target(peer, at), 0, 0)
         for offset in range(0, nbytes, WORD):
-            self._send(Piece(put, self.target(peer, at) + offset, source + offset))
+            self._send(PutWord(put, self.target(peer, at) + offset, source + offset))
         if sum(p.put.wire == address and p.put.peer == peer for p in self.flying.values()) > MOST_WORDS:
             raise Unbounded(f"rank {memory.rank} has too many words under way to rank {peer}")
         memory.tick()
@@ -90,25 +90,25 @@ class SimulatedNetwork:
         """The address of the first word that a put to `peer` writes."""
         return put_target(peer, at)
 
-    def _send(self, piece: Piece) -> None:
-        memory, coded = self.memory, self.memory.regions.place(piece.target).kind == CODED
+    def _send(self, put_word: PutWord) -> None:
+        memory, coded = self.memory, self.memory.regions.place(put_word.target).kind == CODED
         if coded:
-            memory.own(piece.target)
+            memory.own(put_word.target)
         else:
-            memory.check_write(piece.target)
-        self.check_write(piece.target)  # two unflushed puts of one word could land reversed
-        if piece.source >= FIRST:
-            memory.load(piece.source)
-            self.sources[piece.source] = self.sources.get(piece.source, 0) + 1
-        self.flying[piece.target] = piece
-        self._go(piece)
+            memory.check_write(put_word.target)
+        self.check_write(put_word.target)  # two unflushed puts of one word could land reversed
+        if put_word.source >= FIRST:
+            memory.load(put_word.source)
+            self.sources[put_word.source] = self.sources.get(put_word.source, 0) + 1
+        self.flying[put_word.target] = put_word
+        self._go(put_word)
 
-    def _go(self, piece: Piece) -> None:
-        """Send a piece; with attention it waits for its target to call into MPI."""
-        busy = self.attention and not any(a.rank == piece.put.peer and a.flushing >= 0 for a in self.sched.actors)
-        (self.waiting if busy else self.moving)[piece.target] = piece
+    def _go(self, put_word: PutWord) -> None:
+        """Send a word. With attention it waits until its target calls into MPI."""
+        busy = self.attention and not any(a.rank == put_word.put.peer and a.flushing >= 0 for a in self.sched.actors)
+        (self.waiting if busy else self.moving)[put_word.target] = put_word
         if busy:
-            self._attract(piece.put.peer)
+            self._attract(put_word.put.peer)
         else:
             self._wake()
 
@@ -120,7 +120,7 @@ class SimulatedNetwork:
 
     def wants(self, rank: int) -> bool:
         """Whether words wait for a rank to call into MPI."""
-        return any(piece.put.peer == rank for piece in self.waiting.values())
+        return any(put_word.put.peer == rank for put_word in self.waiting.values())
 
     def _wake(self) -> None:
         if self.actor is not None:
@@ -150,26 +150,26 @@ class SimulatedNetwork:
         memory = self.memory
         memory.tick()
         me, mine = memory.me, memory.clocks[memory.me]
-        for piece in [p for p in self.flying.values() if p.put.wire == address and p.put.peer == peer]:
-            del self.flying[piece.target]
-            self._release_source(piece)
-            if self.memory.regions.place(piece.target).kind != CODED:
-                memory.writes[piece.target] = me, mine[me]
-                memory.reads.pop(piece.target, None)
+        for put_word in [p for p in self.flying.values() if p.put.wire == address and p.put.peer == peer]:
+            del self.flying[put_word.target]
+            self._release_source(put_word)
+            if self.memory.regions.place(put_word.target).kind != CODED:
+                memory.writes[put_word.target] = me, mine[me]
+                memory.reads.pop(put_word.target, None)
 
-    def _release_source(self, piece: Piece) -> None:
-        """A piece's source may be written again: it was read before this actor's later actions."""
+    def _release_source(self, put_word: PutWord) -> None:
+        """Let the source of a word be written again: it was read before this actor's later actions."""
         memory = self.memory
-        if piece.source < FIRST:
+        if put_word.source < FIRST:
             return
-        left = self.sources[piece.source] - 1
+        left = self.sources[put_word.source] - 1
         if left:
-            self.sources[piece.source] = left
+            self.sources[put_word.source] = left
         else:
-            del self.sources[piece.source]
+            del self.sources[put_word.source]
         me = memory.me
-        readers = memory.reads.get(piece.source, ())
-        memory.reads[piece.source] = (*(r for r in readers if r[0] != me), (me, memory.clocks[me][me]))
+        readers = memory.reads.get(put_word.source, ())
+        memory.reads[put_word.source] = (*(r for r in readers if r[0] != me), (me, memory.clocks[me][me]))
 
     def sync(self, address: int) -> None:
         """Make visible to this actor what the coded words stand for."""
@@ -185,8 +185,8 @@ class SimulatedNetwork:
 
     def _attend(self, rank: int) -> None:
         """A rank is inside MPI: earlier puts to it may land."""
-        for target, piece in list(self.waiting.items()):
-            if piece.put.peer == rank:
+        for target, put_word in list(self.waiting.items()):
+            if put_word.put.peer == rank:
                 self.moving[target] = self.waiting.pop(target)
         self._wake()
 
@@ -195,38 +195,38 @@ class SimulatedNetwork:
     def segment(self) -> bool:
         """The network's work: some words land."""
         choose = self.sched.strategy.choose
-        pieces = list(self.moving.values())
-        if not pieces:
+        put_words = list(self.moving.values())
+        if not put_words:
             assert self.actor is not None
             self.actor.enabled = False
             self.sched.switch(LAND)
             return True
-        first = pieces[choose(len(pieces), "piece")]
-        some = choose(3, "pieces")
+        first = put_words[choose(len(put_words), "word")]
+        some = choose(3, "words")
         if some == 1:
             self.land(first)
         else:
-            for piece in pieces:
-                if some == 0 or piece.put is first.put:
-                    self.land(piece)
+            for put_word in put_words:
+                if some == 0 or put_word.put is first.put:
+                    self.land(put_word)
         self._wake()
         self.sched.switch(LAND)
         return True
 
-    def land(self, piece: Piece) -> None:
+    def land(self, put_word: PutWord) -> None:
         memory = self.memory
-        del self.moving[piece.target]
-        old = memory.value.get(piece.target, 0)
-        new = memory.value.get(piece.source, 0)
-        memory.value[piece.target] = new
-        coded = memory.regions.place(piece.target).kind == CODED
+        del self.moving[put_word.target]
+        old = memory.value.get(put_word.target, 0)
+        new = memory.value.get(put_word.source, 0)
+        memory.value[put_word.target] = new
+        coded = memory.regions.place(put_word.target).kind == CODED
         if coded and new != old:  # a word put again unchanged gives no reader anything new
-            self.halves[piece.target] = piece.put
+            self.halves[put_word.target] = put_word.put
             if memory.story is not None:
-                memory.note("lands", piece.target, old, new)
-        memory.changed(piece.target)
-        if not any(p.put.origin == piece.put.origin for p in self.moving.values()):
-            memory.changed(self.key(piece.put.origin))  # actors that flush
+                memory.note("lands", put_word.target, old, new)
+        memory.changed(put_word.target)
+        if not any(p.put.origin == put_word.put.origin for p in self.moving.values()):
+            memory.changed(self.key(put_word.put.origin))  # actors that flush
 
     # ---- accesses meanwhile
 
@@ -244,10 +244,10 @@ class SimulatedNetwork:
             )
 
     def check_read(self, at: int) -> None:
-        piece = self.flying.get(at)
-        if piece is not None:
+        put_word = self.flying.get(at)
+        if put_word is not None:
             name = self.memory.name(at)
-            raise Race(f"{self.sched.me.name} reads {name}, which rank {piece.put.origin} put and has not flushed")
+            raise Race(f"{self.sched.me.name} reads {name}, which rank {put_word.put.origin} put and has not flushed")
 
     def check_write(self, at: int) -> None:
         if self.sources.get(at):

@@ -65,7 +65,7 @@ class _Chance:
         self.rare = self.random.choice((0.05, 0.2, 0.5))
 
     def choose(self, count: int, what: str) -> int:
-        chance = 0.5 if what in ("piece", "pieces", "torn") else self.rare
+        chance = 0.5 if what in ("word", "words", "torn") else self.rare
         return self.random.randrange(count) if self.random.random() < chance else 0
 
 

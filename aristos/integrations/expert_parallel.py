@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..layer.arguments import DEFAULT_TIMEOUT, usable_limits
 from . import experts_module, fallback
 from .fp8 import packed_experts
-from .masters import PartedMasters
+from .masters import ShardedMasters
 from .options import communicator, current
 from .process_groups import communicator_of, set_variables
 from .same_tokens import Part, SharedRows, Whole
@@ -75,7 +75,7 @@ class AristosEP(EPImplementation):
             whole = self.num_local_experts * self.ep_mesh.size()
             cfg = experts_module.configuration(self._module, gate, top_k, dtype, packed, experts=whole)
             train = experts_module.trains(self._module, packed)
-            masters = experts_module.masters(self._module, gate, PartedMasters) if train else None
+            masters = experts_module.masters(self._module, gate, ShardedMasters) if train else None
             experts = made = Experts(cfg, self._comm, train=train, masters=masters, **current().layer)
             if not train:
                 weights = {} if packed is not None else experts_module.weights(self._module, gate)

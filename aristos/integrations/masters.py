@@ -139,11 +139,11 @@ class Masters:
         return [(id(each), each._version, each.data_ptr(), each.dtype) for each in self.parameters.values()]
 
 
-class PartedMasters(Masters):
-    """Parameters that transformers has parted: other tensors in each call, made of those that an optimizer has.
+class ShardedMasters(Masters):
+    """Parameters of which transformers gives this rank a shard: each call has new tensors, made of the optimizer's.
 
-    What torch counts of the latter, before each call, shows whether values must be compared: that takes 2 to 50 times
-    as long as a call. transformers divides their gradients itself.
+    Before each call, torch's counts of changes to the optimizer's tensors show whether values must be compared. To
+    compare them takes 2 to 50 times as long as a call. transformers divides their gradients itself.
     """
 
     def __init__(self, module: torch.nn.Module, names: Sequence[str], transposed: bool, interleaved: bool) -> None:
@@ -154,12 +154,12 @@ class PartedMasters(Masters):
     def _begin(self, module: Any, _: Any) -> None:
         if hasattr(module, "_get_fsdp_state"):
             groups = module._get_fsdp_state()._fsdp_param_groups
-            parted = [each.sharded_param for group in groups for each in group.fsdp_params]
+            shards = [each.sharded_param for group in groups for each in group.fsdp_params]
         else:
-            parted = list(self.parameters.values())
-        local = [getattr(each, "_local_tensor", each) for each in parted]
+            shards = list(self.parameters.values())
+        local = [getattr(each, "_local_tensor", each) for each in shards]
         self._now = [  # torch counts changes by a DTensor's operations in itself, and other ones in its local tensor
-            (id(each), each._version, mine._version, mine.data_ptr()) for each, mine in zip(parted, local, strict=True)
+            (id(each), each._version, mine._version, mine.data_ptr()) for each, mine in zip(shards, local, strict=True)
         ]
 
     def stale(self, moe: MoE) -> bool:

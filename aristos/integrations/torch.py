@@ -119,7 +119,7 @@ class Experts(torch.nn.Module):
         Raises
         ------
         InputError, OpenCallError, ClosedError
-            As of `aristos.MoE.load`.
+            What `aristos.MoE.load` raises.
         """
         self._graphs.discard_all()
         self.moe.load(0, **weights)

@@ -56,7 +56,7 @@ def average_dense_grads(model: torch.nn.Module) -> None:
     Raises
     ------
     InputError
-        The model has no layer yet, or transformers has parted it.
+        The model has no layer yet, or transformers has split it among ranks.
     MismatchError
         Ranks have other parameters, or other values of one.
     """
@@ -114,7 +114,7 @@ def clip_grad_norm_(model: torch.nn.Module, max_norm: float) -> torch.Tensor:
     Raises
     ------
     InputError
-        The model has no layer yet, or transformers has parted it.
+        The model has no layer yet, or transformers has split it among ranks.
     """
     group = _group_of(model)
     experts = [each for layer in layers_of(model).values() for each in layer.named_masters().values()]
@@ -152,12 +152,15 @@ def whole_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     Raises
     ------
     InputError
-        The model has no layer yet, a layer does not train, or transformers has parted the model.
+        The model has no layer yet, a layer does not train, or transformers has split the model among ranks.
     """
     group = _group_of(model)
     for name, layer in layers_of(model).items():
         if not layer.named_masters():
-            raise InputError(f"the layer of {name} does not train, so torch does not have its experts")
+            raise InputError(
+                f"the layer of {name} does not train, so torch does not have its experts: call model.train() before"
+                " the model's first call"
+            )
     state = dict(model.state_dict()) if group.rank == 0 else {}
     if group.comm is None:
         return state
@@ -220,8 +223,8 @@ def _group_of(model: torch.nn.Module) -> Group:
         raise InputError("the model has no layers yet: they are made at its first call")
     if any(hasattr(each, "full_tensor") for layer in layers.values() for each in layer.named_masters().values()):
         raise InputError(
-            "transformers has parted this model: it averages gradients itself, torch.nn.utils.clip_grad_norm_ clips"
-            " them, and model.save_pretrained saves it"
+            "transformers has split this model among ranks: it averages gradients itself. Clip them with"
+            " torch.nn.utils.clip_grad_norm_, and save the model with model.save_pretrained"
         )
     return next(iter(layers.values())).moe.everyone
 

@@ -16,6 +16,7 @@ from ..engine import codes, schema, words
 from ..engine import job as jobs
 from ..engine.layout import LINE, EngineShape, lines, return_stride, ring_rows
 from ..errors import AristosError, ClosedError, InputError, MismatchError, NotLoaded, OpenCallError, PeerInputError
+from ..kernels.common import activations
 from ..placement import Placement
 from ..primitives.buffers import FLOAT, aligned
 from ..row_types import ROW_TYPES
@@ -23,7 +24,7 @@ from ..substrate.attach import attach
 from ..substrate.runtime import OPEN_CALL, Runtime
 from ..transport.group import Group
 from ..transport.limits import Limits
-from .arguments import check_comm, usable_nodes
+from .arguments import check_comm, choices, usable_nodes
 from .differences import Fields, differences
 from .weights import part_name
 
@@ -222,6 +223,25 @@ class Membership:
             **values,
         )
         return job
+
+    def new_layer_job(
+        self, substrate: str, cfg: MoEConfig, foreign: Sequence[tuple[int, int]] = (), **values: int
+    ) -> np.ndarray:
+        """`new_job` for forward calls of a layer. values: the words of the part that `cfg` does not give."""
+        return self.new_job(
+            substrate,
+            foreign=foreign,
+            hidden=cfg.hidden,
+            ffn=cfg.ffn,
+            experts=cfg.columns,
+            top_k=choices(cfg),
+            choices=cfg.top_k,
+            shared=len(self.mine) + 1 if cfg.shared_ffn else 0,
+            shared_ffn=cfg.shared_ffn,
+            identity=cfg.identity_experts,
+            activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
+            **values,
+        )
 
     def agree(self, problem: Exception | None, what: str) -> None:
         """Raise `problem` here, and PeerInputError on the other ranks. Collective. what: its subject, for messages."""

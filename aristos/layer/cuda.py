@@ -64,8 +64,8 @@ class CudaBackend(Backend):
         nbytes = BYTES[KINDS[cfg.dtype]] * cfg.hidden
         if nbytes % device_arrays.LINE:
             raise InputError(
-                f"hidden must make rows of whole {device_arrays.LINE} bytes on a GPU, got hidden={cfg.hidden}"
-                f" with dtype={cfg.dtype!r}: {nbytes} bytes"
+                f"on a GPU the bytes of a row must be a multiple of {device_arrays.LINE}, got {nbytes} from"
+                f" hidden={cfg.hidden} and dtype={cfg.dtype!r}: choose another hidden"
             )
         if schedule != "fused":
             raise InputError(f"backend='cuda' has only schedule='fused', got {schedule!r}")

@@ -10,8 +10,7 @@ from ..config import MoEConfig
 from ..engine import codes, schema, words
 from ..engine import job as jobs
 from ..errors import EnvironmentProblem
-from ..kernels.common import activations
-from ..kernels.common.scores import rule
+from ..kernels.common import scores
 from ..kernels.cuda import router, router_job
 from ..kernels.cuda.tile import BYTES, Tile
 from ..row_types import KINDS
@@ -95,9 +94,7 @@ class LayerJobs:
             top_k=choices(cfg),
             choices=cfg.top_k,
             logits=self.logits() if self._keeps_logits else 0,
-            score=rule(cfg.router),
-            renormalize=cfg.router.renormalize,
-            scale=int(np.float32(cfg.router.scale).view(np.int32)),
+            **scores.job_words(cfg.router),
             slots=self.slots(layer),
             slot_of=slot_of,
             offset=state(starts[words.T_OFFSET]),
@@ -139,18 +136,10 @@ class LayerJobs:
         key = (layer, tile.m)
         if key not in self._jobs:
             cfg = self._cfgs[layer]
-            job = self._member.new_job(
+            job = self._member.new_layer_job(
                 schema.CUDA,
-                hidden=cfg.hidden,
-                ffn=cfg.ffn,
-                experts=cfg.columns,
-                top_k=choices(cfg),
-                choices=cfg.top_k,
-                shared=len(self._member.mine) + 1 if cfg.shared_ffn else 0,
-                shared_ffn=cfg.shared_ffn,
-                identity=cfg.identity_experts,
+                cfg,
                 row_bytes=BYTES[self._kind] * cfg.hidden,
-                activation=activations.word(cfg.activation, cfg.limit, cfg.limit_after),
                 timeout_ns=timeout_ns(self._limits.timeout),
                 absent_ns=timeout_ns(self._limits.absent),
             )

@@ -16,7 +16,7 @@ def separated(given: dict[str, Any], fused: dict[str, Any], interleaved: Any, la
     """`given` with gate, up and their biases in place of `fused`, which has a value or None for each of NAMES.
 
     w13, w2: gate_up and down by the names of vLLM, whose layout is "out_in". interleaved: gate and up alternate, the
-    gate first; else the first half is the gate. Raises InputError for arrays that are given twice or cannot be parted.
+    gate first; else the first half is the gate. Raises InputError for arrays that are given twice or cannot be split.
     """
     alternate = boolean("interleaved", interleaved)
     found = {name: value for name, value in fused.items() if value is not None}
@@ -47,7 +47,7 @@ def separated(given: dict[str, Any], fused: dict[str, Any], interleaved: Any, la
 def _parts(name: str, value: Any, dims: int, outputs: int, alternate: bool) -> tuple[Any, Any]:
     """(gate, up) of an array with `dims` dimensions behind the experts', or of a list of an array for each expert.
 
-    outputs: the dimension to part, counted with that of the experts.
+    outputs: the dimension to split, counted with that of the experts.
     """
     if isinstance(value, list | tuple):
         each = [(None, None) if one is None else _part(name, one, dims, outputs - 1, alternate) for one in value]

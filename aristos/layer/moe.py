@@ -565,7 +565,7 @@ class MoE(Collective):
         Raises
         ------
         InputError
-            As of a call; or an unknown `save`, or a layer made without train=True.
+            What a call raises; or an unknown `save`, or a layer made without train=True.
         NotLoaded
             This rank has not loaded a part of the layer's weights.
         PeerInputError

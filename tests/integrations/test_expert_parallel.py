@@ -22,7 +22,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 @contextlib.contextmanager
 def parted(comm, folder, kind: str, **sizes):
-    """(module, eager model, model whose experts transformers has parted); the process group ends with the block."""
+    """(module, eager model, model whose experts transformers has split); the process group ends with the block."""
     from transformers.distributed import DistributedConfig
 
     ours, folder = on_ranks(comm, folder, kind)
@@ -87,7 +87,7 @@ def test_a_mesh_of_two_ranks_trains_as_one_process(comm, tmp_path, sizes):
         for (name, one), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
             whole = one.full_tensor() if hasattr(one, "full_tensor") else one
             assert relative(whole, other) < 1e-5, name
-        with pytest.raises(InputError, match=r"transformers has parted this model: .*save_pretrained saves it"):
+        with pytest.raises(InputError, match=r"transformers has split this model among ranks: .*save_pretrained"):
             ours.whole_state_dict(model)
 
 

@@ -20,7 +20,7 @@ from aristos.engine import job as builder
 from aristos.engine.layout import StateLayout, lines, local_bytes
 from aristos.host.nodes import Nodes
 from aristos.kernels.common import activations
-from aristos.kernels.common.scores import rule
+from aristos.kernels.common.scores import job_words
 from aristos.kernels.cuda import catalogue, router_job
 from aristos.kernels.cuda import router as r
 from aristos.kernels.cuda.gemm import TILES
@@ -234,7 +234,7 @@ class Rank:
         """The router's job."""
         layers, cfg = self.layers, self.layers.cfg
         slots = layers.held.slots
-        router, starts = cfg.router, layers.tables.starts
+        starts = layers.tables.starts
         scratch = self.device.empty(r.scratch_bytes(max(1, count), cfg.experts, slots) // 4, np.int32)
         self.kept.append(scratch)
 
@@ -243,8 +243,8 @@ class Rank:
 
         return router_job.new_job(
             hidden=cfg.hidden, router=self.put(r.pack_router(layers.weights["router"])), experts=cfg.experts,
-            top_k=cfg.top_k, choices=cfg.top_k, score=rule(router), renormalize=router.renormalize,
-            scale=int(np.float32(router.scale).view(np.int32)), slot_of=self.put(layers.held.slots_for(self.me)),
+            top_k=cfg.top_k, choices=cfg.top_k, **job_words(cfg.router),
+            slot_of=self.put(layers.held.slots_for(self.me)),
             slots=slots, offset=state(starts[words.T_OFFSET]), token=state(starts[words.T_TOKEN]),
             position=state(starts[words.T_POSITION]), logits=0, select_bias=0, shared_sigmoid=0, weighted=0,
             kept_weights=0, status=state(words.STATUS), unbegun=state(words.UNBEGUN), scratch=scratch.ptr,

@@ -100,7 +100,7 @@ class Arena:
 
 
 class Memory:
-    """In place of a machine's address space: the arena's bytes. clear: as of `Reserved`."""
+    """Stands for a machine's address space: the arena's bytes. clear: as in `Reserved`."""
 
     def __init__(self, arena: Arena) -> None:
         self.bytes = arena.bytes

@@ -53,7 +53,7 @@ class Ours:
     """The layer's own kernels on `x`, an array of the GPU. matrix: the router's, [H, E]."""
 
     def __init__(self, gpu: BenchGpu, cfg: Any, x: GpuArray, matrix: np.ndarray) -> None:
-        from ...kernels.common.scores import rule
+        from ...kernels.common.scores import job_words
         from ...kernels.cuda import router, router_job
         from ...kernels.cuda.catalogue import route_kernels
 
@@ -64,8 +64,7 @@ class Ours:
         job = router_job.whole_job(
             x=x.at, x_stride=x.dtype.itemsize * cfg.hidden, tokens=tokens, hidden=cfg.hidden,
             router=gpu.array(router.pack_router(matrix)).at, experts=cfg.experts, top_k=cfg.top_k, choices=cfg.top_k,
-            score=rule(cfg.router), renormalize=cfg.router.renormalize,
-            scale=int(np.float32(cfg.router.scale).view(np.int32)), ids=ids, weights=weights,
+            **job_words(cfg.router), ids=ids, weights=weights,
             slot_of=gpu.array(np.arange(cfg.experts)).at, slots=cfg.experts,
             offset=gpu.allocate(8 * (cfg.experts + 1)), token=gpu.allocate(8 * tokens * cfg.top_k), position=position,
             input=0, input_stride=0, status=gpu.allocate(8), scratch=gpu.allocate(scratch),

@@ -33,6 +33,15 @@ def rule(router: Router) -> int:
     return SCORES[router.score] | groups | GROUP_SCORES[router.group_score] << GROUP_SCORE_SHIFT
 
 
+def job_words(router: Router) -> dict[str, int]:
+    """The words of a job that say how a router scores."""
+    return {
+        "score": rule(router),
+        "renormalize": router.renormalize,
+        "scale": int(np.float32(router.scale).view(np.int32)),
+    }
+
+
 @jit
 def top_k(row, experts, k, ids, weights):
     """Write the k largest of row[experts] in falling order: ids[k], and values to weights[k]. Ties: lowest id first.

@@ -84,7 +84,7 @@ def transpose(rows, offset, to, pitch):
 
 
 overload(transpose)(
-    lambda rows, offset, to, pitch: lambda rows, offset, to, pitch: micro_kernels.turn(rows, offset, to, pitch)
+    lambda rows, offset, to, pitch: lambda rows, offset, to, pitch: micro_kernels.transpose(rows, offset, to, pitch)
 )
 
 

@@ -145,7 +145,7 @@ def settle(x86):
     return _intrinsic("settle", 0, emit)
 
 
-def _emit_turn(builder, args):
+def _emit_transpose(builder, args):
     rows, offset, to, pitch = args
     vector, picks = ir.VectorType(I32, 8), ir.VectorType(I32, 8)
 
@@ -173,7 +173,7 @@ def _emit_turn(builder, args):
         builder.store(column, _at(builder, to, builder.mul(pitch, I64(c)), vector), align=4)
 
 
-turn = _intrinsic("turn", 4, _emit_turn)  # turn(rows, offset, to, pitch): see `gemm.turn`
+transpose = _intrinsic("transpose", 4, _emit_transpose)  # transpose(rows, offset, to, pitch): see `gemm.transpose`
 
 
 def _fma(builder, vector):

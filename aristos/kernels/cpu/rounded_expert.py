@@ -104,7 +104,7 @@ def hidden_panels(
     """Hidden activations first..last of m rows, rounded, become columns first - j0.. of the operand h.
 
     a: operand of x; columns: of h; after: address of the weights that are read next, or 0; sums: of m rows of 32 sums,
-    twice when gated; kept: as of ExpertRows.
+    twice when gated; kept: see ExpertRows in `primitives.arithmetic`.
     """
     up_weights, gate, _, up_bias, gate_bias, _ = weights
     step = panel_step(element, up_weights, hidden)

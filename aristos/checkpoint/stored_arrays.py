@@ -27,7 +27,7 @@ ALTERNATING = {"even": 0, "odd": 1}
 
 
 @dataclass(frozen=True)
-class Piece:
+class StoredArray:
     """One array of a layer, as the model stores it.
 
     name: below the layer's prefix; with {e} where every expert has a tensor of its own. stacked: the first axis counts
@@ -52,7 +52,7 @@ class Piece:
 
     @property
     def probe(self) -> str:
-        """A name that shows whether the model stores this piece so."""
+        """The name of a tensor: if the directory has it, the model stores the array in this way."""
         return next(self.tensors(1))
 
     def shape(self, wanted: tuple[int, ...], experts: int) -> tuple[int, ...]:
@@ -69,17 +69,19 @@ class Piece:
         return (experts, *one) if self.stacked else one
 
 
-def _outputs(piece: Piece, found: np.ndarray) -> np.ndarray:
-    """The outputs that `piece` names, of a tensor that has all."""
-    if piece.outputs in HALVES:
+def _outputs(stored: StoredArray, found: np.ndarray) -> np.ndarray:
+    """The outputs that `stored` names, of a tensor that has all."""
+    if stored.outputs in HALVES:
         half = len(found) // 2
-        return found[HALVES[piece.outputs] * half :][:half]
-    if piece.outputs in ALTERNATING:
-        return found[ALTERNATING[piece.outputs] :: 2]
+        return found[HALVES[stored.outputs] * half :][:half]
+    if stored.outputs in ALTERNATING:
+        return found[ALTERNATING[stored.outputs] :: 2]
     return found
 
 
-Part = tuple[dict[str, Piece], ...]  # alternatives, each {array of the layer: piece}; the first that is there is used
+Part = tuple[
+    dict[str, StoredArray], ...
+]  # alternatives, each {array of the layer: how it is stored}; the first that the model has is used
 
 
 def packed_ways(part: Part, form: str) -> Part:
@@ -87,11 +89,11 @@ def packed_ways(part: Part, form: str) -> Part:
     found = list(part)
     for way in part:
         linear = {
-            array: replace(piece, form=form)
-            for array, piece in way.items()
-            if array.removeprefix("shared_") in WEIGHTS and piece.name.endswith(".weight")
+            array: replace(stored, form=form)
+            for array, stored in way.items()
+            if array.removeprefix("shared_") in WEIGHTS and stored.name.endswith(".weight")
         }
-        if linear and not any(piece.stacked or piece.in_out or piece.flat for piece in linear.values()):
+        if linear and not any(stored.stacked or stored.in_out or stored.flat for stored in linear.values()):
             found.append(way | linear)
     return tuple(found)
 
@@ -99,39 +101,39 @@ def packed_ways(part: Part, form: str) -> Part:
 class LayerReader:
     """Reads the arrays of one layer. prefix: of the layer's tensors. shapes: of one expert's or the layer's arrays.
 
-    experts: how many there are. late: how many of them, the last ones, are stored apart. pieces: by array. All names
-    and shapes are checked against the headers by `check`, before anything is read.
+    experts: how many there are. late: how many of them, the last ones, are stored apart. stored_arrays: by the array's
+    name. `check` compares all names and shapes with the headers, before anything is read.
     """
 
     def __init__(
         self,
         directory: Directory,
         prefix: str,
-        pieces: dict[str, Piece],
+        stored_arrays: dict[str, StoredArray],
         shapes: dict[str, tuple[int, ...]],
         experts: int,
         late: int,
         options: Options,
     ) -> None:
-        self.directory, self.prefix, self.pieces, self.shapes = directory, prefix, pieces, shapes
+        self.directory, self.prefix, self.stored_arrays, self.shapes = directory, prefix, stored_arrays, shapes
         self.experts, self.late, self.options = experts - late, late, options
 
     def check(self) -> set[str]:
         """The names of all tensors that the layer's arrays come from; raises CheckpointError for a wrong shape."""
         used: set[str] = set()
-        for array, piece in self.pieces.items():
+        for array, stored in self.stored_arrays.items():
             if array == TABLE:  # its rows are the token ids: see `tables`
-                used.add(self.prefix + piece.name)
+                used.add(self.prefix + stored.name)
                 continue
-            wanted = piece.shape(self.shapes[array], self.late if array.startswith(LATE) else self.experts)
-            if piece.form == "mxfp4":
-                used |= self._check_mxfp4(piece, wanted)
+            wanted = stored.shape(self.shapes[array], self.late if array.startswith(LATE) else self.experts)
+            if stored.form == "mxfp4":
+                used |= self._check_mxfp4(stored, wanted)
                 continue
-            if piece.form:
-                for e in range(self.experts if "{e}" in piece.name else 1):
+            if stored.form:
+                for e in range(self.experts if "{e}" in stored.name else 1):
                     used |= packed.check(self._matrix(array, e))
                 continue
-            for below in piece.tensors(self.experts):
+            for below in stored.tensors(self.experts):
                 used |= self._check(self.prefix + below, wanted)
         return used
 
@@ -143,8 +145,8 @@ class LayerReader:
             return {name}
         return {name, *quantised.check_scales(self.directory, name, self.options)}
 
-    def _check_mxfp4(self, piece: Piece, wanted: tuple[int, ...]) -> set[str]:
-        blocks, scales = (self.prefix + below for below in piece.tensors(self.experts))
+    def _check_mxfp4(self, stored: StoredArray, wanted: tuple[int, ...]) -> set[str]:
+        blocks, scales = (self.prefix + below for below in stored.tensors(self.experts))
         *lead, width = wanted
         if width % quantised.MX_BLOCK:
             raise CheckpointError(
@@ -170,20 +172,20 @@ class LayerReader:
 
     def read(self, array: str, expert: int = 0) -> np.ndarray:
         """One expert's array, or the layer's: [out, in] or [out], float32 or as stored. A view where possible."""
-        piece = self.pieces[array]
-        return _outputs(piece, self._tensor(array, expert))
+        stored = self.stored_arrays[array]
+        return _outputs(stored, self._tensor(array, expert))
 
     def expert(self, names: Iterable[str], expert: int) -> dict[str, np.ndarray]:
         """Arrays of one expert by name. A tensor that holds several of them is read and dequantised once."""
-        tensors: dict[Piece, np.ndarray] = {}
+        tensors: dict[StoredArray, np.ndarray] = {}
         found = {}
         for name in names:
             array, number = self._stored(name, expert)
-            whole = replace(self.pieces[array], outputs="all")
+            whole = replace(self.stored_arrays[array], outputs="all")
             if whole not in tensors:
                 tensors[whole] = self._tensor(array, number)
-            found[name] = _outputs(self.pieces[array], tensors[whole])
-        if "expert_scale" in self.pieces:
+            found[name] = _outputs(self.stored_arrays[array], tensors[whole])
+        if "expert_scale" in self.stored_arrays:
             scales = self.read_finite("expert_scale")
             scale = np.float32(scales[expert if len(scales) > 1 else 0])
             found |= {name: found[name].astype(np.float32) * scale for name in ("down", "down_bias") if name in found}
@@ -192,11 +194,11 @@ class LayerReader:
     def router(self, factor: float) -> np.ndarray:
         """The router [E, H]; its input is scaled by "router_scale" and `factor`, over "router_norm", if there."""
         found = self.read("router")
-        if "router_scale" not in self.pieces:
+        if "router_scale" not in self.stored_arrays:
             return found
         norm = self.read_finite("router_norm").astype(np.float64)
         if not norm.all():
-            name, at = self.prefix + self.pieces["router_norm"].name, int(np.argmin(norm != 0))
+            name, at = self.prefix + self.stored_arrays["router_norm"].name, int(np.argmin(norm != 0))
             raise CheckpointError(
                 f"{self.directory.file(name).path}: tensor {shown(name)} has 0 at {at}: the router cannot be computed"
                 " from the experts' input; load the layer by hand and pass router_x= to its calls"
@@ -207,8 +209,8 @@ class LayerReader:
     @cached_property
     def weight_type(self) -> WeightType | None:
         """The weight type of the experts, None where their weights are elements. From headers, of one expert each."""
-        late = [LATE + name for name in WEIGHTS if LATE + name in self.pieces]
-        arrays = [*(name for name in WEIGHTS if name in self.pieces), *late]
+        late = [LATE + name for name in WEIGHTS if LATE + name in self.stored_arrays]
+        arrays = [*(name for name in WEIGHTS if name in self.stored_arrays), *late]
         kinds = {array: packed.kind_of(self._matrix(array, 0)) for array in arrays}
         found = set(kinds.values())
         if len(found) > 1:
@@ -217,7 +219,7 @@ class LayerReader:
                 f"{self.directory.path}: experts of one layer have weights of several types ({each}): {packed.EXPAND}"
             )
         kind = found.pop()
-        if kind is not None and "expert_scale" in self.pieces:
+        if kind is not None and "expert_scale" in self.stored_arrays:
             raise CheckpointError(
                 f"{self.directory.path}: an expert has a scale of its own, which packed weights do not: {packed.EXPAND}"
             )
@@ -240,7 +242,7 @@ class LayerReader:
         factor: a power of two that its output is multiplied by.
         """
         found: dict[str, Any] = {}
-        for name in (name for name in SHARED if name in self.pieces):
+        for name in (name for name in SHARED if name in self.stored_arrays):
             one = self._matrix(name, 0) if kind is not None and name.removeprefix("shared_") in WEIGHTS else None
             if one is not None and kind is not None and packed.kind_of(one) == kind:
                 found[name] = packed.read(one, kind)
@@ -253,62 +255,62 @@ class LayerReader:
         return found
 
     def _stored(self, name: str, expert: int) -> tuple[str, int]:
-        """The name of one expert's array among the pieces, and the expert's number in its tensors."""
+        """The name of one expert's array in `stored_arrays`, and the expert's number in its tensors."""
         return (name, expert) if expert < self.experts else (LATE + name, expert - self.experts)
 
     def _matrix(self, array: str, expert: int) -> Matrix:
         """Where a matrix lies that may be packed."""
-        piece, (out, depth) = self.pieces[array], self.shapes[array]
-        name = self.prefix + piece.name.format(e=expert)
+        stored, (out, depth) = self.stored_arrays[array], self.shapes[array]
+        name = self.prefix + stored.name.format(e=expert)
         outputs = {
             "first": slice(0, out),
             "second": slice(out, None),
             "even": slice(0, None, 2),
             "odd": slice(1, None, 2),
-        }.get(piece.outputs, slice(None))
-        if piece.flat and self.directory.entry(name).dtype not in quantised.ELEMENTS:
+        }.get(stored.outputs, slice(None))
+        if stored.flat and self.directory.entry(name).dtype not in quantised.ELEMENTS:
             raise CheckpointError(
                 f"{self.directory.file(name).path}: tensor {shown(name)}: flat experts cannot have scales"
             )
         return Matrix(
             self.directory,
             name,
-            (out if piece.outputs == "all" else 2 * out, depth),
+            (out if stored.outputs == "all" else 2 * out, depth),
             self.options,
-            piece.form,
-            expert if piece.stacked else None,
-            piece.in_out and not piece.form,
+            stored.form,
+            expert if stored.stacked else None,
+            stored.in_out and not stored.form,
             outputs,
         )
 
     def _tensor(self, array: str, expert: int) -> np.ndarray:
         """What an array's tensor holds of one expert, or of the layer: [out, in] or [out], all outputs."""
-        directory, piece = self.directory, self.pieces[array]
-        if piece.form == "mxfp4":
-            blocks, scales = (self.prefix + below for below in piece.tensors(self.experts))
+        directory, stored = self.directory, self.stored_arrays[array]
+        if stored.form == "mxfp4":
+            blocks, scales = (self.prefix + below for below in stored.tensors(self.experts))
             return quantised.mxfp4(directory, blocks, scales, expert)
-        name = self.prefix + piece.name.format(e=expert)
-        if piece.form or packed.in_groups(directory, name):
+        name = self.prefix + stored.name.format(e=expert)
+        if stored.form or packed.in_groups(directory, name):
             one = replace(self._matrix(array, expert), outputs=slice(None))
             return packed.expanded(one).T
         whole = directory.array(name)
         rows: slice | int = slice(None)
-        if piece.stacked:
+        if stored.stacked:
             rows = expert
-        elif piece.flat:
+        elif stored.flat:
             each = len(whole) // self.experts
             rows = slice(expert * each, (expert + 1) * each)
-        elif piece.row:
+        elif stored.row:
             rows = 0
         found = quantised.values(directory, name, whole, rows, self.options)
-        return found.T if piece.in_out else found
+        return found.T if stored.in_out else found
 
     def read_finite(self, array: str) -> np.ndarray:
         """A vector of the layer; raises CheckpointError where a value is NaN or infinite."""
         found = self.read(array)
         good = np.isfinite(found.astype(np.float32))
         if not good.all():
-            name, at = self.prefix + self.pieces[array].name, int(np.argmin(good))
+            name, at = self.prefix + self.stored_arrays[array].name, int(np.argmin(good))
             raise CheckpointError(
                 f"{self.directory.file(name).path}: tensor {shown(name)} has {found[at]} at {at}: download this file"
                 " again"
@@ -318,9 +320,9 @@ class LayerReader:
     def release(self, array: str, expert: int = 0) -> None:
         """Drop from this process the pages that `expert` used; the file stays in the system's cache."""
         array, expert = self._stored(array, expert)
-        piece = self.pieces[array]
-        of_all = piece.stacked or piece.flat
-        own = piece if of_all else replace(piece, name=piece.name.format(e=expert))
+        stored = self.stored_arrays[array]
+        of_all = stored.stacked or stored.flat
+        own = stored if of_all else replace(stored, name=stored.name.format(e=expert))
         for name in (self.prefix + below for below in own.tensors(self.experts)):
             whole = self.directory.array(name)
-            self.directory.release(name, whole[expert] if piece.stacked else whole)
+            self.directory.release(name, whole[expert] if stored.stacked else whole)
