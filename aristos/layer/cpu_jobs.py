@@ -24,10 +24,10 @@ class CpuKernels(NamedTuple):
 
 
 class CpuJobs:
-    """Jobs of an object's layers, filled again when weights or the runtime's windows have changed.
+    """Jobs of an object's layers. They are filled again when weights or the runtime's windows have changed.
 
-    weights: the backend's, an entry a layer. foreign: (slot, owner) of experts of local peers. stay_rows, reading_rows:
-    words of the job, the first for each layer. events: where the timeline is written, or None.
+    weights: the backend's, one for each layer. foreign: (slot, owner) of experts of local peers. stay_rows: the job's
+    word, for each layer; reading_rows: the job's word. events: where the timeline is written, or None.
     """
 
     def __init__(

@@ -146,7 +146,7 @@ def test_published_routers_and_identity_experts():
                 assert given[0].tobytes() == y.tobytes()
                 assert given[1].logits is None
                 assert np.array_equal(given[1].ids, ids)
-                with pytest.raises(InputError, match="router_x needs the layer's router"):
+                with pytest.raises(InputError, match="router_x applies only to calls that use the layer's router"):
                     moe(x, found.ids, found.weights, router_x=by)
 
     on_ranks(2, body, gpus=2, blocks=2)

@@ -327,7 +327,7 @@ def test_calls_that_make_no_sense_are_refused_on_every_rank(comm):
         moe.load(**W)
         y = moe(x)
         for wrong, words in (
-            ({"router_x": x, **call}, "router_x needs the layer's router"),
+            ({"router_x": x, **call}, "router_x applies only to calls that use the layer's router"),
             ({"router_x": x[:5]}, r"router_x must have the shape of x \[9, 40\], got \[5, 40\]"),
             ({"router_x": x.astype("f8")}, "router_x must have dtype float32, got float64"),
             ({"return_routing": "yes"}, "return_routing must be True or False, got 'yes'"),

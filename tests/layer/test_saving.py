@@ -556,7 +556,7 @@ def test_names_and_values_that_would_be_lost_are_refused(moe, tmp_path):
         ({"a": signal.SIGINT}, r"extra\['a'\] must be"),
         ({"a": "x" * (1 << 20)}, "extra must have at most 1048576 bytes as JSON, got 1048585"),
         ({"a": 10**5000}, "extra cannot be saved"),
-        (deep, "lies too deep"),
+        (deep, "is nested too deep"),
     ):
         with pytest.raises(InputError, match=said):
             moe.save(tmp_path, None, extra)
