@@ -162,7 +162,7 @@ def test_an_object_replaces_no_save_that_it_has_neither_made_nor_restored(moe, t
     with MoE(CFG, threads=1, train=True) as other:
         other.load(**W)
         up(other, 2.0)
-        with pytest.raises(CheckpointError, match=r"neither made nor restored.*: restore\(\) it first .* or save else"):
+        with pytest.raises(CheckpointError, match=r"neither made nor restored.*: restore\(\) it first .* save else"):
             other.save(tmp_path)
         assert names(tmp_path) == ["saved-1", "saved.json"]
         other.restore(tmp_path)  # as a program does that goes on
@@ -222,9 +222,10 @@ def test_two_that_replace_one_save_at_the_same_moment_leave_a_whole_one(tmp_path
     kept = saving.read_manifest(tmp_path)
     assert kept.id == begun[0].id
     assert names(tmp_path / kept.folder) == [saving.MARK]
-    assert said == {0: "saved", 1: f"another object has saved into {tmp_path} meanwhile: its save stays"} | (
-        {} if locks else {1: "saved"}
-    )
+    assert said == {
+        0: "saved",
+        1: f"another object has saved into {tmp_path} meanwhile: its save stays; save elsewhere",
+    } | ({} if locks else {1: "saved"})
 
 
 def test_a_save_whose_mark_was_removed_is_refused(tmp_path):
