@@ -38,7 +38,7 @@ class RouteBlock(NamedTuple):
 
     tokens: int  # tokens: of the block
     x: int  # address: rows that the router reads
-    x_stride: int  # bytes: between them
+    x_stride: int  # bytes: between rows of ROUTER_X
     hidden: int  # columns: width of a row
     router: int  # address: packed router weights, float32, 0: none
     experts: int  # experts: that have a score
@@ -129,7 +129,7 @@ class WeighShared(NamedTuple):
 
     tokens: int  # tokens: of the block
     x: int  # address: rows of the tokens
-    x_stride: int  # bytes: between them
+    x_stride: int  # bytes: between rows of INPUT
     hidden: int  # columns: width of a row
     column: int  # address: packed column w: the shared output is weighted by sigmoid(x w), 0: by 1
     weights: int  # address: float32 that are written
