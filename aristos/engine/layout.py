@@ -83,7 +83,7 @@ class EngineShape:
 
     @property
     def ring_records(self) -> int:
-        """How many records a pair's ring has: one for each tile sent and not seen returned, one more for an exchange."""
+        """How many records a pair's ring has: one for each tile sent and not seen returned, and one for an exchange."""
         return self.ring_rows + 1
 
 

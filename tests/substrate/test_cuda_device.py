@@ -58,7 +58,7 @@ def test_the_properties_of_a_gpu(driver):
 
 
 def test_an_ordinal_that_is_not_visible(driver):
-    with pytest.raises(EnvironmentProblem, match=r"GPU 2 was asked for and 2 are visible: .*--gpu-bind=none"):
+    with pytest.raises(EnvironmentProblem, match=r"must be below 2, .* got 2: .*--gpu-bind=none"):
         CudaDevice(2)
     with pytest.raises(EnvironmentProblem, match="GPU -1 was asked for"):
         CudaDevice(-1)
@@ -133,7 +133,7 @@ def test_pinned_memory(driver):
     assert address == fake_cuda.address(array.ctypes.data - driver.process.machine.arena.base)
     gpu.free_host(array)
     assert not driver.process.pinned
-    with pytest.raises(InputError, match=r"free_host takes an array of CudaDevice\.host"):
+    with pytest.raises(InputError, match=r"free_host needs an array that CudaDevice\.host returned"):
         gpu.free_host(array)
 
 
@@ -328,7 +328,7 @@ def test_advice_is_for_errors_that_exist():
 @pytest.mark.skipif(not fake_cuda.no_driver(), reason="this computer has NVIDIA's driver")
 def test_without_a_driver():
     assert device.count() == 0
-    with pytest.raises(EnvironmentProblem, match=r"cuInit: NVIDIA's driver \(libcuda.so.1\) is not here.*--gpus all"):
+    with pytest.raises(EnvironmentProblem, match=r"cuInit: NVIDIA's driver \(libcuda.so.1\) is missing.*--gpus all"):
         CudaDevice.find(0)
 
 
