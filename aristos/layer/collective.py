@@ -234,6 +234,7 @@ class Membership:
         return self.new_job(
             substrate,
             foreign=foreign,
+            some=False,
             hidden=cfg.hidden,
             ffn=cfg.ffn,
             experts=cfg.columns,

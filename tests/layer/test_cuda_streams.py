@@ -447,7 +447,7 @@ def test_a_hang_of_two_ranks_names_the_lock_the_run_and_the_tiles(monkeypatch):
     for line in (
         r"^rank 1 of 2, epoch 2: running, ",
         r"^  rank 0: \d+ of \d+ announced rows are missing; \d+ tiles are read of \d+ that have landed$",
-        r"^  rank 0: 0 rows must still be sent, [1-9]\d* of \d+ ring rows are in use; [1-9]\d* sent tiles must come back",
+        r"^  rank 0: 0 rows must still be sent, [1-9]\d* of \d+ ring rows are in use; [1-9]\d* sent tiles must come",
     ):
         assert re.search(line, waits, re.M), waits
 
@@ -465,7 +465,7 @@ def test_a_damaged_word_ends_the_call_on_both_gpus():
                 runtime.read_all()
                 at = int(word_from(runtime._blank_job(), runtime.state, 0, words.CREDIT))
                 runtime.device.copy_in(at, np.array([1 << 40]))
-                with pytest.raises(CorruptionError, match=rf"^rank 1 in epoch 2: of rank 0, its credit is {1 << 40}, "):
+                with pytest.raises(CorruptionError, match=rf"^rank 1 in epoch 2 .* its credit, got {1 << 40}"):
                     moe(x)
             else:
                 damaged = "rank 0: rank 1 gave up in epoch 2 because a word that it read was damaged"

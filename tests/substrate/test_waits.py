@@ -634,7 +634,7 @@ leave("end")
         timeout=60,
     )
     ended(job)
-    assert re.match(f"CorruptionError rank 1 in epoch [12]: {text}", job.lines(1)[0]), job.out[1]
+    assert re.match(f"CorruptionError rank 1 in epoch [12] {text}", job.lines(1)[0]), job.out[1]
     assert "rank 1 gave up in epoch" in line_of(job, 0, "PoisonedError"), job.out[0]
     assert "because a word that it read was damaged" in job.out[0]
 
@@ -656,10 +656,8 @@ sys.exit(0)
         timeout=60,
     )
     ended(job)
-    assert (
-        "rank 1 ends the job, because it cannot go on (CorruptionError: rank 1 in epoch 1: of rank 0, the cause"
-        in (job.out[1])
-    )
+    ends = r"rank 1 ends the job, because it cannot go on \(CorruptionError: rank 1 in epoch 1 expected .* as the cause"
+    assert re.search(ends, job.out[1])
 
 
 def test_run_job_kills_at_its_limit(tmp_path):
