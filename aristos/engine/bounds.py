@@ -2,7 +2,7 @@
 
 A value that no rank writes means that shared memory was damaged: by a stray write of the program, by another program,
 or by hardware. The rank that reads it fails and names the word, instead of reading or writing outside of its tables. A
-wrong value within the bounds cannot be told from a right one.
+wrong value within the bounds cannot be distinguished from a right one.
 
 The bounds follow from the protocol. A rank is at most one call ahead of another. A sender never has more rows or tiles
 under way than the ring has rows. So its counts exceed what this rank has given back by at most a ring.
