@@ -1,6 +1,7 @@
-"""Records of arguments that the kernels of a backward call pass to each other: Numba passes them as single values.
+"""Records of arguments that the kernels of a backward call pass to each other. Numba passes them as single values.
 
-They stand here because the modules of `kernels/cpu` exist once for each instruction set, and these classes once.
+They are defined here because the modules of `kernels/cpu` exist once for each instruction set; these classes must exist
+only once.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ class Rows(NamedTuple):
     w: int  # address of the combine weights, float32
     dx: int  # where gradients of the inputs go
     dw: int  # address where gradients of the combine weights go, float32
-    kept: int  # where what the weights' gradients need is kept
-    saved: int  # hidden activations on the tape: then x is not read; or 0
+    kept: int  # places for what the gradients of weights need
+    saved: int  # places of hidden activations on the tape, and then x is not read; or 0
 
 
 class Expert(NamedTuple):

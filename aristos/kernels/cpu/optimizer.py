@@ -1,6 +1,6 @@
 """Steps of optimizers on rows of float32, in place and in one pass over memory; sums of squares.
 
-Every operation is rounded to float32, in the order in which it is written: an entry's bits depend on that entry alone.
+Every operation is rounded to float32, in the order of the source, so an entry's bits depend on that entry alone.
 """
 
 import math
@@ -18,7 +18,7 @@ ADAM, MOMENTUM = len(AdamScales._fields), len(MomentumScales._fields)
 
 @jit
 def adam_rows(rows, n, w, g, pitch, mean, square, scales):
-    """AdamW on [rows, n] float32 at the addresses w, mean and square, without gaps; rows of g are `pitch` bytes apart.
+    """Do AdamW on [rows, n] float32 at the addresses w, mean and square. Rows of g lie `pitch` bytes apart.
 
     scales: address of AdamScales, float32.
     """
@@ -50,7 +50,7 @@ def momentum_rows(rows, n, w, g, pitch, velocity, scales):
 
 @jit
 def square_sum(rows, n, x, pitch):
-    """The sum of squares of [rows, n] float32, in float64: eight chains through each row, added up in pairs."""
+    """The sum of squares of [rows, n] float32, in float64: eight chains through each row, added in pairs."""
     total = np.float64(0)
     whole = n // 8 * 8
     for i in range(rows):

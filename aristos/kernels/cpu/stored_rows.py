@@ -1,4 +1,4 @@
-"""Rows in the store (`engine/store.py`): what the backward kernels of every element type do with their addresses.
+"""Rows in the store (`engine/store.py`): addresses and copies that backward kernels of every element type need.
 
 A row's place holds dy and x as they came, then what the kernel keeps for the weights' gradients, then the combine
 weight: a `Place` says where.
@@ -14,9 +14,9 @@ from .call_blocks import expert_weights_at, transposed_weights_at
 from .expert import line_bytes
 from .outer import SOON, fetch_row
 
-TABLES = 6  # tables of addresses, a word a row: x, dy, dx, kept, saved, order
-ENTRY = TABLES * 8 + 2 * FLOAT  # bytes of a row in the tables
-LISTED = 2 * 8 + FLOAT  # bytes of a row in the lists for its expert's gradients
+TABLES = 6  # tables with a word for each row: x, dy, dx, kept, saved, order
+ENTRY = TABLES * 8 + 2 * FLOAT  # bytes that a row takes in all tables
+LISTED = 2 * 8 + FLOAT  # bytes that a row takes in the lists for its expert's gradients
 
 
 @jit
@@ -31,8 +31,9 @@ def tables(scratch, rows):
 
 @jit
 def plain_first(rows, tape, order):
-    """Write the numbers of `rows` rows at `order`, those with hidden activations on the tape last. Returns how many are
-    without. tape: address of entries, see `primitives.taped`, or 0.
+    """Write the numbers of `rows` rows at `order`, rows with hidden activations on the tape last.
+
+    Returns how many rows have none. tape: address of entries, see `primitives.taped`, or 0.
     """
     plain, last = 0, rows - 1
     for i in range(rows):
@@ -87,7 +88,7 @@ def list_rows(call, of, gated, found):
 
 @jit
 def expert_of(call):
-    """What a BackwardRows says of its expert."""
+    """The Expert of a BackwardRows."""
     weights, transposed = expert_weights_at(call.weights), transposed_weights_at(call.weights)
     return Expert(weights, transposed, call.activation, call.hidden, call.ffn)
 
