@@ -277,10 +277,10 @@ def pair_some(lower, upper, j, columns, to):
 
 @jit
 def transpose_rows(m, rows, first, columns, t, space):
-    """Write columns first..
+    """Write columns of m rows transposed, from column `first` on.
 
-    of m rows transposed: a row at t, of PITCH bytes, gets one column of all m rows, then zeros. With dot products it
-    holds KC columns, as an operand's: the next ones are in blocks behind. space: WORDS bytes.
+    Each row at t, of PITCH bytes, gets one column of all m rows, then zeros. With dot products a row holds KC entries,
+    as an operand's; further ones are in later blocks. space: WORDS bytes.
     """
     jump = PITCH * columns - BYTES * KC if DOT else 0
     words = space + 8 * PAIRS
