@@ -532,14 +532,14 @@ def test_names_and_values_that_would_be_lost_are_refused(moe, tmp_path):
             {"norm": one, "norm.mean": one},
             "dense arrays norm and norm.mean would both be saved as norm.mean: rename one",
         ),
-        ({0: one}, "names of dense arrays have 1 to 200 printable characters, got 0"),
+        ({0: one}, "names of dense arrays must have 1 to 200 printable characters, got 0"),
         ({"a\0": one}, "printable"),
     ):
         with pytest.raises(InputError, match=said):
             Adam(moe, dense=dense)  # type: ignore[arg-type]
     optimizer = Adam(moe, dense={"norm": one})
     optimizer.dense["new"] = one
-    with pytest.raises(InputError, match=r"dense must have the names that .* was made; these differ: \['new'\]"):
+    with pytest.raises(InputError, match=r"dense must have the same names .* was made; these differ: \['new'\]"):
         moe.save(tmp_path, optimizer)
     deep: Any = {}
     for _ in range(30):
