@@ -1,6 +1,6 @@
-"""Recipes of encoder-decoder models. Each names its code in transformers 5.24.
+"""Recipes of encoder-decoder models. Each recipe names the model's code in transformers 5.24.
 
-Decoder layers are numbered after the encoder's.
+The decoder's layers are numbered after the encoder's.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def switch(o: Options) -> dict[int, Block]:
 def nllb(o: Options) -> dict[int, Block]:
     """models/nllb_moe: the two best experts, renormalised, times 1 - moe_token_dropout; ungated, with biases.
 
-    Its own block in transformers 5.24 sends all rows to experts 0 and 1; its router and its experts are right.
+    In transformers 5.24 the model's block sends all rows to experts 0 and 1; its router and its experts are right.
     """
     o.only(second_expert_policy="all", router_dtype="float32")
-    o.ignore("router_ignore_padding_tokens", "expert_capacity")  # the capacity of training
+    o.ignore("router_ignore_padding_tokens", "expert_capacity")  # they concern the capacity in training
     o.ignore("batch_prioritized_routing", "normalize_router_prob_before_dropping")  # without drops they do nothing
     if o.number("moe_eval_capacity_token_fraction") < 1:
         o.refuse("moe_eval_capacity_token_fraction must be at least 1: Aristos renormalises before it drops a choice")

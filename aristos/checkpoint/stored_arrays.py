@@ -1,4 +1,4 @@
-"""Where a layer's weights lie in a model's tensors, and how one expert's are read: slices, halves, transposes."""
+"""Where a layer's weights lie in a model's tensors, and how an expert's are read: slices, halves, transposes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .safetensors import shown
 WEIGHTS = ("up", "gate", "down")  # the matrices of an expert
 SHARED = ("shared_up", "shared_gate", "shared_down", "shared_sigmoid")
 TABLE = "table"
-LATE = "late_"  # before the name of an array: that of the last experts, which have tensors of their own
+LATE = "late_"  # the beginning of names of arrays of the last experts, which have separate tensors
 HALVES = {"first": 0, "second": 1}
 ALTERNATING = {"even": 0, "odd": 1}
 
@@ -30,10 +30,11 @@ ALTERNATING = {"even": 0, "odd": 1}
 class StoredArray:
     """One array of a layer, as the model stores it.
 
-    name: below the layer's prefix; with {e} where every expert has a tensor of its own. stacked: the first axis counts
-    experts. outputs: which of the tensor's outputs, "all", "first" or "second" half, or the "even" or "odd" ones.
-    in_out: stored [in, out]. flat: all experts' rows follow each other, [E F, H]. form: of the tensors that replace it,
-    [out, in] whatever `in_out` says: see `packed.FORMS`. row: stored [1, n] where a vector is meant.
+    name: without the layer's prefix; with {e} if every expert has its own tensor. stacked: whether the first axis
+    counts experts. outputs: which of the tensor's outputs are meant: "all", the "first" or "second" half, or the "even"
+    or "odd" ones. in_out: whether it is stored [in, out]. flat: whether all experts' rows follow each other, [E F, H].
+    form: the form of the tensors that replace it, which are [out, in] whatever `in_out` says: see `packed.FORMS`.
+    row: whether a vector is stored as [1, n].
     """
 
     name: str
@@ -45,7 +46,7 @@ class StoredArray:
     row: bool = False
 
     def tensors(self, experts: int) -> Iterator[str]:
-        """Names below the layer's prefix."""
+        """Names of the tensors, without the layer's prefix."""
         ends = packed.FORMS[self.form].tensors
         for name in (self.name.format(e=e) for e in range(experts)) if "{e}" in self.name else (self.name,):
             yield from (named(name, end) for end in ends)
@@ -56,7 +57,7 @@ class StoredArray:
         return next(self.tensors(1))
 
     def shape(self, wanted: tuple[int, ...], experts: int) -> tuple[int, ...]:
-        """The stored tensor's shape. wanted: of one expert's array, [out, in] or [out]."""
+        """The stored tensor's shape. wanted: the shape of one expert's array, [out, in] or [out]."""
         out, *rest = wanted
         out *= 2 if self.outputs != "all" else 1
         one = (out, *rest)
@@ -70,7 +71,7 @@ class StoredArray:
 
 
 def _outputs(stored: StoredArray, found: np.ndarray) -> np.ndarray:
-    """The outputs that `stored` names, of a tensor that has all."""
+    """The outputs that `stored` means, from a tensor that has all."""
     if stored.outputs in HALVES:
         half = len(found) // 2
         return found[HALVES[stored.outputs] * half :][:half]
@@ -85,7 +86,7 @@ Part = tuple[
 
 
 def packed_ways(part: Part, form: str) -> Part:
-    """A part whose linear layers may be stored in a form of packed weights, too."""
+    """A part with further alternatives, in which linear layers are stored in a form of packed weights."""
     found = list(part)
     for way in part:
         linear = {
@@ -99,9 +100,9 @@ def packed_ways(part: Part, form: str) -> Part:
 
 
 class LayerReader:
-    """Reads the arrays of one layer. prefix: of the layer's tensors. shapes: of one expert's or the layer's arrays.
+    """Reads the arrays of one layer. prefix: of the names of its tensors. shapes: of an expert's or the layer's arrays.
 
-    experts: how many there are. late: how many of them, the last ones, are stored apart. stored_arrays: by the array's
+    experts: how many there are. late: how many of the last experts are stored separately. stored_arrays: by the array's
     name. `check` compares all names and shapes with the headers, before anything is read.
     """
 
@@ -119,10 +120,10 @@ class LayerReader:
         self.experts, self.late, self.options = experts - late, late, options
 
     def check(self) -> set[str]:
-        """The names of all tensors that the layer's arrays come from; raises CheckpointError for a wrong shape."""
+        """The names of all tensors that hold the layer's arrays. Raises CheckpointError for a wrong shape."""
         used: set[str] = set()
         for array, stored in self.stored_arrays.items():
-            if array == TABLE:  # its rows are the token ids: see `tables`
+            if array == TABLE:  # it has a row for each token id: see `tables`
                 used.add(self.prefix + stored.name)
                 continue
             wanted = stored.shape(self.shapes[array], self.late if array.startswith(LATE) else self.experts)
@@ -150,7 +151,7 @@ class LayerReader:
         *lead, width = wanted
         if width % quantised.MX_BLOCK:
             raise CheckpointError(
-                f"{self.directory.file(blocks).path}: mxfp4 needs widths that 32 divides, got {width}"
+                f"{self.directory.file(blocks).path}: widths must be multiples of 32 for mxfp4, got {width}"
             )
         of_scales = (*lead, width // quantised.MX_BLOCK)
         for name, shape in ((blocks, (*of_scales, quantised.MX_BLOCK // 2)), (scales, of_scales)):
@@ -171,12 +172,12 @@ class LayerReader:
         )
 
     def read(self, array: str, expert: int = 0) -> np.ndarray:
-        """One expert's array, or the layer's: [out, in] or [out], float32 or as stored. A view where possible."""
+        """One expert's array, or the layer's: [out, in] or [out], float32 or as stored. A view if possible."""
         stored = self.stored_arrays[array]
         return _outputs(stored, self._tensor(array, expert))
 
     def expert(self, names: Iterable[str], expert: int) -> dict[str, np.ndarray]:
-        """Arrays of one expert by name. A tensor that holds several of them is read and dequantised once."""
+        """Arrays of one expert by name. A tensor that holds several of the arrays is read and dequantised once."""
         tensors: dict[StoredArray, np.ndarray] = {}
         found = {}
         for name in names:
@@ -192,7 +193,7 @@ class LayerReader:
         return found
 
     def router(self, factor: float) -> np.ndarray:
-        """The router [E, H]; its input is scaled by "router_scale" and `factor`, over "router_norm", if there."""
+        """The router [E, H], multiplied by "router_scale" and `factor` and divided by "router_norm", if these exist."""
         found = self.read("router")
         if "router_scale" not in self.stored_arrays:
             return found
@@ -208,7 +209,7 @@ class LayerReader:
 
     @cached_property
     def weight_type(self) -> WeightType | None:
-        """The weight type of the experts, None where their weights are elements. From headers, of one expert each."""
+        """The weight type of the experts, None if their weights are elements. It is read from headers."""
         late = [LATE + name for name in WEIGHTS if LATE + name in self.stored_arrays]
         arrays = [*(name for name in WEIGHTS if name in self.stored_arrays), *late]
         kinds = {array: packed.kind_of(self._matrix(array, 0)) for array in arrays}
@@ -221,15 +222,21 @@ class LayerReader:
         kind = found.pop()
         if kind is not None and "expert_scale" in self.stored_arrays:
             raise CheckpointError(
-                f"{self.directory.path}: an expert has a scale of its own, which packed weights do not: {packed.EXPAND}"
+                f"{self.directory.path}: experts have scales of their own, which packed weights cannot have:"
+                f" {packed.EXPAND}"
             )
         return kind
 
     def as_stored(self, names: Iterable[str], expert: int) -> dict[str, Quantised | np.ndarray]:
-        """As `expert`, with weights as they are stored, [in, out]. Raises CheckpointError where they are elements."""
+        """Arrays as `expert` returns them, but weights as stored, [in, out].
+
+        Raises CheckpointError if they are elements.
+        """
         names, kind = list(names), self.weight_type
         if kind is None:
-            raise CheckpointError(f"{self.directory.path}: the experts' weights are not packed")
+            raise CheckpointError(
+                f"{self.directory.path}: the experts' weights must be packed, got elements: pass packed=False"
+            )
         found: dict[str, Quantised | np.ndarray] = {}
         for name in WEIGHTS:
             if name in names:
@@ -237,9 +244,9 @@ class LayerReader:
         return found | self.expert([name for name in names if name not in WEIGHTS], expert)
 
     def shared(self, kind: WeightType | None, factor: float) -> dict[str, Any]:
-        """Arrays of the shared expert: [out, in], or [in, out] where they are stored as `kind`.
+        """Arrays of the shared expert: [out, in], or [in, out] if they are stored as `kind`.
 
-        factor: a power of two that its output is multiplied by.
+        factor: a power of two by which its output is multiplied.
         """
         found: dict[str, Any] = {}
         for name in (name for name in SHARED if name in self.stored_arrays):
@@ -259,7 +266,7 @@ class LayerReader:
         return (name, expert) if expert < self.experts else (LATE + name, expert - self.experts)
 
     def _matrix(self, array: str, expert: int) -> Matrix:
-        """Where a matrix lies that may be packed."""
+        """Where a matrix, which may be packed, lies."""
         stored, (out, depth) = self.stored_arrays[array], self.shapes[array]
         name = self.prefix + stored.name.format(e=expert)
         outputs = {
@@ -284,7 +291,7 @@ class LayerReader:
         )
 
     def _tensor(self, array: str, expert: int) -> np.ndarray:
-        """What an array's tensor holds of one expert, or of the layer: [out, in] or [out], all outputs."""
+        """The part of an array's tensor for one expert, or the layer's: [out, in] or [out], with all outputs."""
         directory, stored = self.directory, self.stored_arrays[array]
         if stored.form == "mxfp4":
             blocks, scales = (self.prefix + below for below in stored.tensors(self.experts))
@@ -306,7 +313,7 @@ class LayerReader:
         return found.T if stored.in_out else found
 
     def read_finite(self, array: str) -> np.ndarray:
-        """A vector of the layer; raises CheckpointError where a value is NaN or infinite."""
+        """A vector of the layer. Raises CheckpointError if a value is NaN or infinite."""
         found = self.read(array)
         good = np.isfinite(found.astype(np.float32))
         if not good.all():
@@ -318,7 +325,7 @@ class LayerReader:
         return found
 
     def release(self, array: str, expert: int = 0) -> None:
-        """Drop from this process the pages that `expert` used; the file stays in the system's cache."""
+        """Drop from this process the pages that `expert` has read. The file stays in the system's cache."""
         array, expert = self._stored(array, expert)
         stored = self.stored_arrays[array]
         of_all = stored.stacked or stored.flat

@@ -1,6 +1,6 @@
-"""Layers that choose experts by a table of token ids: ids and weights for a call, in NumPy.
+"""Computes ids and weights for calls of layers that choose experts by a table of token ids, in NumPy.
 
-DeepSeek-V4's first layers have a table [V, k]: token id -> its experts. Their weights are those of the router's scores
+DeepSeek-V4's first layers have a table [V, k] of experts by token id. The weights come from the router's scores
 (models/deepseek_v4 of transformers 5.24, DeepseekV4HashRouter).
 """
 
@@ -22,7 +22,7 @@ ROWS = tuple(ON_CPUS)  # dtypes of x
 
 
 class TokenTable:
-    """The table and the router of one layer. Raises CheckpointError for a table that does not fit the layer."""
+    """The table and the router of one layer. Raises CheckpointError if the table does not fit the layer."""
 
     def __init__(self, reader: LayerReader, cfg: MoEConfig) -> None:
         name = reader.prefix + reader.stored_arrays[TABLE].name

@@ -67,7 +67,7 @@ class CudaDevice:
         visible = int(call("cuDeviceGetCount"))
         if not 0 <= ordinal < visible:
             raise EnvironmentProblem(
-                f"a GPU's number must be below {visible}, the number of visible GPUs, got {ordinal}:"
+                f"a GPU's number must be at least 0 and below {visible}, the number of visible GPUs, got {ordinal}:"
                 f" {ADVICE['CUDA_ERROR_INVALID_DEVICE']}"
             )
         self.ordinal = ordinal
