@@ -1,16 +1,15 @@
-"""The results file: every run of a benchmark, one HDF5 group each, appended and never rewritten.
+"""The results file. Each run of a benchmark is an HDF5 group; runs are appended, and never rewritten.
 
-A run is `runs/<utc>-<id>`, and grows by a suite's tables when the suite ends; below it one group a table, laid out as
-netCDF-4 lays out data (dimension scales, `units`, `long_name`), so that xarray, h5dump and HDFView read it as it is.
-Times are raw: seconds, float64, per rank and iteration, not averaged. What is needed to repeat the run is in the run's
-attributes.
+A run is `runs/<utc>-<id>`. It grows by a suite's tables when the suite ends. Each table is a group in it, laid out as
+in netCDF-4 (dimension scales, `units`, `long_name`), so that xarray, h5dump and HDFView can read it. Times are raw:
+seconds, float64, for each rank and iteration, not averaged. The run's attributes have what is needed to repeat it.
 
 Appending adds to the content in memory, writes it to a new file, syncs that and renames it over the original, under a
-lock file: a crash in mid-write costs no earlier run, readers never see half a file, and two writers lose nothing. HDF5
-itself never writes to a disk, which may be full. It never opens the file by its path either: it would lock it, which
-parallel file systems refuse, or would not fit the locks of another reader in this process, such as xarray.
+lock file. So a crash in mid-write loses no earlier run, readers never see half a file, and two writers lose nothing.
+HDF5 itself never writes to a disk, which may be full. It also never opens the file by its path, because it would lock
+it: parallel file systems refuse that, and it may conflict with another reader in this process, such as xarray.
 
-Not a database: no updates, no deletions, no queries. No MPI: one rank gathers and writes.
+It is not a database: there are no updates, deletions or queries. It knows no MPI: one rank gathers and writes.
 """
 
 from __future__ import annotations
@@ -201,7 +200,7 @@ class Table:
         frames = {}
         for dims in dict.fromkeys(variable.dims for variable in self.variables.values()):
             shape = tuple(len(self.dims[d].values) for d in dims)
-            grid = np.indices(shape).reshape(len(shape), int(np.prod(shape)))  # [dims, points]; one point where no dims
+            grid = np.indices(shape).reshape(len(shape), int(np.prod(shape)))  # [dims, points]; one point without dims
             columns = {name: self.dims[name].values[at] for name, at in zip(dims, grid)}
             over = {name: v.values.ravel() for name, v in self.variables.items() if v.dims == dims}
             frames[dims] = pd.DataFrame(columns | over)
@@ -341,7 +340,7 @@ def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SE
     >>> results.load(file)["first"]["tables"]["demo"]["variables"]["seconds"]["units"]
     's'
     """
-    target = Path(os.path.realpath(path))  # a link stays a link
+    target = Path(os.path.realpath(path))  # a link is followed, so that it stays a link
     if target.exists():
         with _opened(target):
             pass
@@ -353,7 +352,7 @@ def append(path: str | os.PathLike[str], run: Run, lock_seconds: float = LOCK_SE
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Check that `append` can write a file. For use before a long measurement.
+    """Check that `append` can write a file. Call this before a long measurement.
 
     Parameters
     ----------
@@ -381,7 +380,8 @@ def check(path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str]) -> Results:
     """Read all runs of a file.
 
-    It may come from anywhere: another process reads it first, so that a damaged file cannot end or block this one.
+    The file may come from anywhere: another process reads it first, so that a damaged file cannot end or block this
+    one.
 
     Parameters
     ----------
@@ -406,7 +406,7 @@ def load(path: str | os.PathLike[str]) -> Results:
 
 
 def read(path: str | os.PathLike[str]) -> Results:
-    """`load`, in this process alone: for files that this package wrote."""
+    """Read all runs in this process. Only for files that this package wrote; otherwise use `load`."""
     target = Path(path)
     with _opened(target) as file, _described(target, "cannot be read"):
         budget = guarded.Budget.of(target)
@@ -416,7 +416,7 @@ def read(path: str | os.PathLike[str]) -> Results:
 
 @contextlib.contextmanager
 def _described(path: Path, what: str) -> Iterator[None]:
-    """Turn errors of the system, HDF5 and h5py into a ResultsError that names the file."""
+    """A block that turns errors of the system, HDF5 and h5py into a ResultsError with the file's name."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, MemoryError) as error:
@@ -457,7 +457,7 @@ def _check_schema(path: Path, file: h5py.File) -> None:
 
 
 def _add(target: Path, content: bytes | None, run: Run, more: bool) -> bytes:
-    """The content of the file with the run; None: there is no file yet."""
+    """The content of the file with the run added. content: None if there is no file yet."""
     memory = io.BytesIO(content or b"")
     with h5py.File(memory, "r+" if content is not None else "w", libver=_VERSIONS) as file:
         if content is not None:
@@ -518,7 +518,7 @@ def _write_attributes(place: h5py.Group, attributes: Mapping[str, Any], prefix: 
 
 
 def _attribute(name: str, value: Any) -> Any:
-    """What HDF5 can hold as an attribute: lists of one kind as they are, mixed or ragged ones as JSON."""
+    """A value as HDF5 can hold it in an attribute: lists of one kind unchanged, mixed or ragged lists as JSON."""
     kinds = {type(v) for v in value} if isinstance(value, list | tuple) else {type(value)}
     if len(kinds) == 1 and issubclass(next(iter(kinds)), str | int | float | np.generic | np.ndarray):
         return value

@@ -354,7 +354,7 @@ def aristos_run(*words: object, timeout: float = 60, **more: str) -> subprocess.
         (["-n", "2", "python", "x.py"], 2, "put -- before the program: aristos run -n 2 -- python x.py"),
         (["-n", "2", "python", "x.py", "--lr", "1"], 2, "aristos run -n 2 -- python x.py --lr 1"),
         (["-n", "2", "--no-such", "--", "true"], 2, "unrecognized arguments: --no-such\n"),
-        (["-n", "2", "--restart-ranks", "1", "--", "true"], 2, "goes with --restarts"),
+        (["-n", "2", "--restart-ranks", "1", "--", "true"], 2, "needs --restarts"),
         (["-n", "2", "--restarts", "1", "--restart-ranks", "2,0", "--", "true"], 2, "at least 1"),
         (["--launcher", "srun", "-n", "2", "--", "true"], 3, "needs an allocation"),
         (["--nvidia-smi", "x", "--", "true"], 2, "--dry-run"),
