@@ -1,10 +1,10 @@
-"""The network of the search over states: data lands only when that makes a difference.
+"""The network of the search over states, in which data lands only when that makes a difference.
 
 Data that is put and not flushed may not be read, and its source may not be written (network.py checks both). So the
-moment when it lands makes no difference: it lands with the flush. A word under way has landed or not when its target
-polls it; the search tries both. It lands with its flush at the latest. A torn word is refused like one that has not
-arrived (network.py tests that), so both halves land together here. Words that only a timeout reads are not put at
-all. Which rank is inside MPI is not modelled.
+moment when the data lands makes no difference, and here it lands with the flush. A coded word, too, lands with its
+flush at the latest; until then it may or may not have landed when its target polls it, and the search tries both.
+Readers refuse a torn word like a word that has not arrived (network.py tests that), so both halves land together here.
+Words that only a timeout reads are not put at all. Which rank is inside MPI is not modelled.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .regions import CODED, WORD
 from .scheduler import FLUSH, LAND, POLL
 
 ORDERED = (words.ANNOUNCED, words.TAIL, words.CREDIT, words.RETURN_TAIL)
-DICTS = ("flying", "moving", "sources", "halves", "learned")  # all of its state; values are never changed in place
+DICTS = ("flying", "moving", "sources", "halves", "learned")  # the whole state; values are never changed in place
 
 
 class Landing(SimulatedNetwork):
-    """`moving` holds only the words under way, by the address of their first half."""
+    """The network of a search. `moving` holds only coded words under way, by the address of their first half."""
 
-    again: Callable[[], bool]  # whether the actor is being rebuilt: it repeats its operations and does not wait
+    again: Callable[[], bool]  # whether the actor is being rebuilt, and so repeats its operations without waits
 
     def put(self, address: int, peer: int, at: int, source: int, nbytes: int) -> None:
         memory = self.memory
@@ -54,7 +54,7 @@ class Landing(SimulatedNetwork):
 
     def flush(self, address: int, peer: int) -> None:
         """Land everything under way."""
-        if self.under_way(peer) and not self.again():  # else no actor sees it
+        if self.under_way(peer) and not self.again():  # else no other actor sees a difference
             self.sched.switch(FLUSH, address)
         self.settle(address, peer)
 
@@ -69,7 +69,7 @@ class Landing(SimulatedNetwork):
         self._settle(address, peer)
 
     def under_way(self, peer: int) -> bool:
-        """Whether a word of this rank is under way to there."""
+        """Whether a word of this rank is under way to `peer`."""
         rank = self.memory.rank
         return any(p.put.origin == rank and p.put.peer == peer for p in self.moving.values())
 
@@ -102,7 +102,7 @@ class Landing(SimulatedNetwork):
 
 
 class LandingCopies(Copies):
-    """Copies that land with their flush: no actor reads them sooner or writes what they read."""
+    """Copies that land with their flush: before it, no actor reads the copied data or writes its source."""
 
     def _go(self, put_word: PutWord) -> None:
         pass
