@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 class Package(NamedTuple):
     """A package. root: its folder.
 
-    parts: returns what its compiled code depends on besides sources, versions and the CPU. `parts` tells what the
-    modules were made with when they were imported, so it returns the same at every call.
+    parts: a function whose result the package's compiled code depends on, besides sources, versions and the CPU. The
+    result describes how the modules were made when they were imported, so it is the same at every call.
     """
 
     name: str

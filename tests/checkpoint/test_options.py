@@ -36,7 +36,7 @@ SIZES = (
         ({"experts_per_token": 3}, "option 'experts_per_token'"),
         ({"moe_token_drop": True}, "option 'moe_token_drop'"),
         ({"num_local_experts": 4}, "num_experts is 5 and num_local_experts is 4, but they name one option"),
-        ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
+        ({"hidden_act": "mish"}, "hidden_act must be one of silu"),
         ({"num_experts": None}, "it has no num_experts"),
         ({"num_experts": -1}, "num_experts must be an int of at least 1"),
         ({"num_experts_per_tok": "two"}, "num_experts_per_tok must be an int"),
@@ -275,7 +275,7 @@ def test_published_options_of_deepseek_v3(tmp_path):
 def test_published_options_of_gpt_oss(tmp_path):
     cfg = of(tmp_path, OSS).config()
     assert (cfg.activation, cfg.limit, cfg.bias, cfg.router.score) == ("swiglu_oai", 7.0, True, "softmax_topk")
-    with pytest.raises(CheckpointError, match="experts_per_token is 2"):
+    with pytest.raises(CheckpointError, match="experts_per_token must be 4 for this model, got 2"):
         of(tmp_path, {**OSS, "experts_per_token": 2})
 
 
@@ -308,7 +308,7 @@ def test_published_options_of_hunyuan_large(tmp_path):
     assert not of(tmp_path, config).config().router.renormalize
     assert of(tmp_path, {**config, "moe_topk": 2}).config().router.renormalize
     assert of(tmp_path, {**config, "model_type": "hunyuan_v1_moe"}).config().router.renormalize
-    with pytest.raises(CheckpointError, match="moe_drop_tokens is True"):
+    with pytest.raises(CheckpointError, match="moe_drop_tokens must be False for this model, got True"):
         of(tmp_path, {**config, "moe_drop_tokens": True})
 
 

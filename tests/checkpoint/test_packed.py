@@ -156,7 +156,7 @@ def test_fp8_in_one_tensor_of_gate_and_up(tmp_path):
         assert np.array_equal(stored[name].dequantised().T, expanded[name])
     checkpoint = aristos.Checkpoint(write(tmp_path / "shared", *fused_fp8(160, 96, 3)))
     checkpoint.arrays(0, 2)
-    with pytest.raises(CheckpointError, match=r"for whole blocks of \[128, 128\]: load it without weight_dtype"):
+    with pytest.raises(CheckpointError, match=r"for whole blocks of \[128, 128\]: load the layer without weight_dtype"):
         checkpoint.weight_type(0)
 
 

@@ -230,7 +230,7 @@ def test_parts_that_do_not_fit_are_refused(kind, changes, words):
     [
         (np.zeros(32), "weight must be a matrix [K, N], got shape [32]"),
         (np.zeros((0, 3)), "weight must be a matrix"),
-        (np.zeros((33, 3)), "groups of 32 k, which do not divide the 33 rows"),
+        (np.zeros((33, 3)), "must have a multiple of 32 rows, the group of k, got 33"),
         (np.full((32, 3), np.nan), "weights must be finite, got nan"),
         (np.full((32, 3), -np.inf), "weights must be finite, got -inf"),
     ],

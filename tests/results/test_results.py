@@ -362,7 +362,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     path = tmp_path / "r.h5"
     results.append(path, example_run("a"))
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-    words = r"r\.h5 cannot be written: No space left on device: [1-9]\d+ bytes are needed in .*, \d+ are free; what"
+    words = r"r\.h5 cannot be written: No space left on device: [1-9]\d+ bytes are needed in .*, \d+ are free; the"
     with pytest.raises(ResultsError, match=words):
         results.append(path, example_run("b"))
     assert list(hdf5.read(path)) == ["a"]

@@ -2,7 +2,7 @@
 
 A checkout has no such folder; `make gpu-kit` fills one. A file's name has the kernel, the target and a hash of sources,
 types and options. CPU, Python and assembler do not matter, because a cubin is for a GPU. A kernel with other sources is
-not found here, and is compiled as usual. Whoever can write to the folder can also change the package.
+not found here, and is compiled as usual. A user who can write to the folder can also change the package.
 """
 
 from __future__ import annotations
