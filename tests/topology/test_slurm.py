@@ -221,7 +221,7 @@ def test_a_file_for_two_plugins():
         ("SwitchName=leaf1 Nodes=n[1-", "n[1-"),
         ("SwitchName=leaf1 Nodes=n[1-2]\nNodeName=n1\n", "NodeName=n1"),
         ("SwitchName=a Switches=b\nSwitchName=b Switches=a\n", "below itself"),
-        ("SwitchName=a Nodes=x\nSwitchName=b Switches=x\n", "a switch and a node"),
+        ("SwitchName=a Nodes=x\nSwitchName=b Switches=x\n", "switches and nodes must have different names"),
         ("BlockName=b1 Nodes=n1\nBlockSizes=0,4\n", "0,4"),
         ("Include leaves.conf\nSwitchName=leaf1 Nodes=n1\n", "'Include leaves.conf' is not followed"),
         ("- topology: x\n  block: {block_sizes: few, blocks: [{block: b1, nodes: n1}]}\n", "'few'"),
