@@ -4,7 +4,7 @@
     both    `route` and `place`, which makes the packed order; PyTorch also sorts the choices by expert
 
 Each side is captured in a CUDA graph, and both take turns on the same tokens. Ids and order must equal those of the
-float64 reference, whose weights the errors are of. The suite runs on every rank by itself.
+float64 reference. Errors are those of the weights against the reference. Every rank runs the suite alone.
 """
 
 from __future__ import annotations
@@ -128,14 +128,14 @@ class Theirs:
                 each.zero_()
 
     def found(self) -> list[np.ndarray]:
-        """As `Ours.found`."""
+        """ids [S, k], weights [S, k] and packed positions [S, k], as `Ours.found`."""
         return [each.cpu().numpy() for each in self.outputs]
 
 
 def error(found: list[np.ndarray], want: tuple[np.ndarray, np.ndarray]) -> float:
     """The error of the weights; infinite if a token's experts or the order are wrong. want: ids and weights [S, k]."""
     ids, weights, position = found
-    by_id, wanted_by_id = np.argsort(ids, axis=1), np.argsort(want[0], axis=1)  # near ties swap choices
+    by_id, wanted_by_id = np.argsort(ids, axis=1), np.argsort(want[0], axis=1)  # because near ties may swap choices
     right = np.array_equal(np.take_along_axis(ids, by_id, 1), np.take_along_axis(want[0], wanted_by_id, 1))
     order = np.argsort(ids.reshape(-1), kind="stable")
     if not right or not np.array_equal(position.reshape(-1)[order], np.arange(order.size)):
@@ -161,7 +161,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
         before = errors(gpu, sides, graphs, want)
         share = ctx.left() / (len(shape.tokens) - i)
         found = gpu.in_turns(graphs, share, ctx.options.warmup, ctx.options.iters)
-        after = errors(gpu, sides, graphs, want)  # the timed graphs must still give right outputs
+        after = errors(gpu, sides, graphs, want)  # because the timed graphs must still give right outputs
         worst = {name: ctx.world.largest(max(before[name], after[name])) for name in sides}
         if worst.get(TORCH, 0.0) > most:
             sheet.notes.append(f"{WRONG_RIVAL}: PyTorch's routing of {tokens} tokens, error {worst[TORCH]:.1e}")
@@ -173,7 +173,7 @@ def run(ctx: Context, gpu: BenchGpu) -> Result:
 
 
 def torch_or_why(gpu: BenchGpu) -> tuple[TorchGpu | None, str]:
-    """(PyTorch, what is used) or (None, why it is not). Collective."""
+    """(PyTorch, a text about the version in use) or (None, why there is none). Collective."""
     place = None
     try:
         place = TorchGpu(gpu)
@@ -186,7 +186,7 @@ def torch_or_why(gpu: BenchGpu) -> tuple[TorchGpu | None, str]:
 def made(
     gpu: BenchGpu, place: TorchGpu | None, cfg: Any, x: GpuArray, matrix: np.ndarray
 ) -> tuple[dict[str, Any], str]:
-    """(the sides by name, why PyTorch's is missing). Its kernels have run once. Collective."""
+    """(the sides by name, why PyTorch's side is missing). Its kernels have run once. Collective."""
     sides, why = {OURS: Ours(gpu, cfg, x, matrix)}, ""
     if place is None:
         return sides, why
