@@ -118,8 +118,8 @@ class Trace:
 
 def load(path: str) -> Trace:
     """Read a trace: `expert_ids` [tokens, layers, k], and if present `gate_weight` or `gate_weight_1e4` of that shape
-    and `seq_lens`. Instead a file may hold the `counts` [sequences, layers, experts] of the sequences' choices and their
-    `tokens` [sequences]. Raises InputError for any other file."""
+    and `seq_lens`. Instead a file may hold the `counts` [sequences, layers, experts] of the sequences' choices and
+    their `tokens` [sequences]. Raises InputError for any other file."""
     arrays = npz.load(path, "the routing trace")
     if "expert_ids" not in arrays and {"counts", "tokens"} <= set(arrays):
         arrays = _of_counts(path, arrays["counts"], arrays["tokens"])
