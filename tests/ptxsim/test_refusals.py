@@ -63,7 +63,7 @@ ZEROS = np.zeros(64, np.uint32)
         ("bar.sync 16;", "barriers 0 to 15"),
         ("bar.sync 0, 33;", "multiple of 32"),
         ("/* comment without end", "line 7"),
-        ("{" * 150 + "}" * 150, "nested more than 100 deep"),
+        ("{" * 150 + "}" * 150, "nested at most 100 deep"),
         (".local .b8 s[999999999];", "524288 bytes of local memory, got"),
         (".shared .b8 s[-1];", "s has -1 elements"),
         ("brx.idx %r1, T;", "no list of targets T"),
