@@ -107,7 +107,7 @@ leave("end")
     assert "|  rank 1: its announcement is missing: the last one is of epoch 1 |" in stands
     assert re.search("rank 1: [0-9]+ rows must still be sent, [0-9]+ of [0-9]+ ring rows are in use; [1-9]", stands)
     assert re.search("workers? 0.*: idle, waits for rank 1", stands)
-    assert re.search("WaitTimeout: rank 0 waited .* unusable", line_of(job, 0, "closed"))
+    assert re.search("unusable, because an earlier call failed .WaitTimeout: rank 0 waited ", line_of(job, 0, "closed"))
     assert "rank 0 gave up in epoch 2 because a wait ran out" in line_of(job, 1, "poisoned")
     assert job.lines(0)[-1] == "end"
 
