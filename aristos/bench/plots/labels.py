@@ -15,7 +15,7 @@ from kernel_cache.texts import shown
 
 from ...errors import ResultsError
 from ...results import Run, Table
-from ...results.hdf5 import Variable
+from ...results.tables import Variable
 from ..compared import SAMPLES
 
 MOST = 200  # the most characters of a text
