@@ -262,7 +262,7 @@ def kept_addresses(m, table, kept, which, ffn):
 
 @jit
 def place_of(hidden, ffn, gated):
-    """How rows of float32 lie in the store."""
+    """The Place of rows of float32 in the store."""
     kept = line_bytes(2 * hidden)
     return Place(FLOAT * hidden, FLOAT * hidden, kept, kept + line_bytes(ffn) * (3 if gated else 2))
 

@@ -13,7 +13,7 @@ from ...primitives import memory as mem
 from ...primitives.buffers import FLOAT
 from ...trainable import AdamScales, MomentumScales
 
-ADAM, MOMENTUM = len(AdamScales._fields), len(MomentumScales._fields)
+ADAM, MOMENTUM = len(AdamScales._fields), len(MomentumScales._fields)  # how many float32 each step reads at `scales`
 
 
 @jit
@@ -37,7 +37,7 @@ def adam_rows(rows, n, w, g, pitch, mean, square, scales):
 
 @jit
 def momentum_rows(rows, n, w, g, pitch, velocity, scales):
-    """As `adam_rows`: v = momentum v + g, w -= lr v. scales: address of MomentumScales, float32."""
+    """Do v = momentum v + g, w -= lr v, as `adam_rows`. scales: address of MomentumScales, float32."""
     s = mem.floats(scales, MOMENTUM)  # in the order of the fields
     by, keep, momentum, rate = s[0], s[1], s[2], s[3]
     for i in range(rows):
