@@ -365,7 +365,8 @@ def test_a_changed_manifest_and_files_of_others_are_refused_before_anything_chan
     contents = [path.read_bytes() for path in (one, other)]
     one.write_bytes(contents[1]), other.write_bytes(contents[0])
     with pytest.raises(
-        CheckpointError, match=r"expert-0.npz is damaged, or is another save's file: it has other bytes"
+        CheckpointError,
+        match=r"expert-0.npz is damaged, or is another save's file: it has other content than was saved",
     ):
         moe.restore(tmp_path, optimizer)
     one.write_bytes(contents[0]), other.write_bytes(contents[1] + b"\0")

@@ -207,7 +207,7 @@ def test_wrong_launches(grid, block, shared, words):
         ({"devices": 0}, r"devices must be an int in 1\.\.64, got 0"),
         ({"devices": "2"}, "devices must be .* got '2'"),
         ({"sm_count": 300}, r"sm_count must be an int in 1\.\.256, got 300"),
-        ({"arch": "sm_20"}, "below"),
+        ({"arch": "sm_20"}, "must be at least .7, 0."),
         ({"arch": "ampere"}, "must look like"),
         ({"seed": "x"}, "seed must be"),
         ({"limit": 0}, "limit must be"),
